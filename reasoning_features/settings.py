@@ -1,0 +1,164 @@
+"""A profile's name and overrides in, one validated and frozen settings object out, with the run's name."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, PrivateAttr, ValidationError
+
+from reasoning_features.errors import UserError
+
+PROFILES = Path(__file__).parent / "profiles"
+NAME_LIMIT = 48
+UNNAMED = frozenset({"device"})
+
+Window = tuple[NonNegativeInt, NonNegativeInt]
+
+
+class Settings(BaseModel):
+    """Every dial of one run; the organism and a real model differ here and nowhere else.
+
+    Paths are taken from the repository's root unless absolute.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    _overrides: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    profile: str  # the profile's name
+    subject: str  # the reasoning model: a directory or a hub id
+    contrast: str | None = None  # the second arm's model, where there is one
+    base: str | None = None  # the model before reasoning fine-tuning
+    layer: NonNegativeInt  # the hook point is the residual stream after this block, counted from 0
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    seed: NonNegativeInt = 0
+
+    corpus: str = "organism"  # kind of corpora
+    reasoning_documents: PositiveInt
+    general_documents: PositiveInt
+    probe_documents: PositiveInt  # documents of the probes over depth
+    context: PositiveInt = 256  # tokens
+    batch_tokens: PositiveInt = 8192  # tokens of one forward pass
+
+    autoencoder: str  # the default autoencoder's directory
+    autoencoder_relu: str | None = None  # the paper's architecture
+    autoencoder_second: str | None = None  # the default architecture from a second seed
+    contrast_autoencoder: str | None = None  # the second arm's autoencoder
+    d_sae: PositiveInt  # features
+    k: PositiveInt  # active features of the TopK architecture
+    l1: float = Field(ge=0)  # coefficient of the ReLU architecture's penalty
+    train_tokens: PositiveInt  # tokens of the short live training
+    train_batch: PositiveInt = 2048  # tokens of one optimiser step
+    learning_rate: float = Field(gt=0)
+
+    words: list[str] = Field(min_length=2)  # the reasoning vocabulary R
+    alpha: float = Field(default=0.7, ge=0)  # exponent of the entropy (equation 5)
+    window: Window = (2, 3)  # tokens before and after an occurrence
+    variant: Literal["paper", "released"] = "paper"  # the text's definition or the released code's
+    selected: PositiveInt  # features chosen by ReasonScore
+    alphas: list[float] = Field(min_length=1)  # the grid over the score's dials
+    windows: list[Window] = Field(min_length=1)
+    selected_grid: list[PositiveInt] = Field(min_length=1)
+    random_vocabularies: PositiveInt = 100
+    slot_vocabularies: PositiveInt = 64
+
+    @property
+    def run(self) -> str:
+        """The run's name: the profile, then each override as ``+name=value``, sorted by name."""
+        return "+".join([self.profile, *(f"{n}={_slug(v)}" for n, v in sorted(self._overrides.items()))])
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What differs from the profile and names the run (not the device)."""
+        return dict(self._overrides)
+
+
+def load_settings(profile: str, **overrides: Any) -> Settings:
+    """Settings of a profile, with overrides; None means the profile's value.
+
+    Parameters
+    ----------
+    profile
+        The name of a shipped profile, or the path of a YAML file. A file may say ``extends:`` with
+        the name of a shipped profile, and then only its differences.
+    overrides
+        Any other field. One that equals the profile's value does not change the run's name.
+
+    Raises
+    ------
+    UserError
+        If there is no such profile, or a field is unknown or has a value that it cannot take.
+    """
+    values = _read_profile(profile)
+    plain = _validated(profile, values)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if not given:
+        return plain
+    settings = _validated(profile, values | given)
+    settings._overrides = {
+        name: getattr(settings, name)
+        for name in given
+        if name not in UNNAMED and getattr(settings, name) != getattr(plain, name)
+    }
+    return settings
+
+
+def shipped_profiles() -> list[str]:
+    """The names of the profiles that come with the package."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def _validated(profile: str, values: dict[str, Any]) -> Settings:
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"There is no setting {place!r}: profiles/organism.yaml has them all.") from error
+        raise UserError(f"Setting {place!r} of profile {profile}: {first['msg']}.") from error
+
+
+def _read_profile(profile: str) -> dict[str, Any]:
+    shipped = PROFILES / f"{profile}.yaml"
+    path = shipped if profile in shipped_profiles() else Path(profile)
+    if path.suffix not in {".yaml", ".yml"} or not path.is_file():
+        raise UserError(
+            f"There is no profile {profile!r}: give one of {', '.join(shipped_profiles())}, "
+            "or the path of a YAML file."
+        )
+    if path is not shipped and path.stem in shipped_profiles():
+        raise UserError(f"The profile file {path.name} has the name of a shipped profile: rename it.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"The profile {path.name} is not YAML ({reason}): mend it.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"The profile {path.name} must hold one setting a line, as name: value.")
+    parent = values.pop("extends", None)
+    if parent is not None and parent not in shipped_profiles():
+        raise UserError(f"The profile {path.name} extends {parent!r}, which is not a shipped profile.")
+    inherited = _read_profile(parent) if parent else {}
+    return inherited | values | {"profile": path.stem}
+
+
+def _slug(value: Any) -> str:
+    """A value as part of a folder's name; one that is long or has other characters ends in its hash."""
+    text = _text(value)
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", text.rsplit("/", 1)[-1]).strip("_")
+    if safe == text and len(text) <= NAME_LIMIT:
+        return text
+    return f"{safe[: NAME_LIMIT // 2]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        nested = any(isinstance(item, Sequence) and not isinstance(item, str) for item in value)
+        return ("_" if nested else "-").join(_text(item) for item in value)
+    return str(value)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+
+from reasoning_features.errors import UserError
+from reasoning_features.settings import load_settings, shipped_profiles
+
+
+def test_the_shipped_profiles_load_under_their_own_names():
+    assert shipped_profiles() == ["organism", "smoke"]
+    assert [load_settings(name).run for name in shipped_profiles()] == ["organism", "smoke"]
+
+
+def test_smoke_differs_from_the_organism_only_where_it_says():
+    smoke, organism = load_settings("smoke"), load_settings("organism")
+    assert smoke.subject == organism.subject and smoke.words == organism.words
+    assert smoke.reasoning_documents < organism.reasoning_documents
+
+
+def test_the_words_are_those_of_the_paper():
+    assert len(load_settings("organism").words) == 10
+
+
+def test_overrides_name_the_run_sorted_by_field():
+    settings = load_settings("organism", window=[1, 2], alpha=0.3)
+    assert settings.run == "organism+alpha=0.3+window=1-2"
+    assert settings.window == (1, 2) and settings.alpha == 0.3
+
+
+def test_none_and_the_profiles_own_value_are_no_overrides():
+    assert load_settings("organism", alpha=None, layer=None).run == "organism"
+    assert load_settings("organism", alpha=0.70, window=[2, 3]).run == "organism"
+
+
+def test_the_device_does_not_name_the_run():
+    settings = load_settings("organism", device="cuda")
+    assert settings.run == "organism" and settings.device == "cuda"
+
+
+def test_runs_of_awkward_values_are_safe_folder_names_and_stay_apart():
+    runs = {
+        load_settings("organism", subject=subject).run
+        for subject in ("data/organism/models/coupled-1", "elsewhere/coupled-1", "a b", "a_b")
+    }
+    assert len(runs) == 4
+    assert all("/" not in run and " " not in run for run in runs)
+    words = load_settings("organism", words=["let me", "but"]).run
+    assert "/" not in words and " " not in words
+    assert words != load_settings("organism", words=["let", "me", "but"]).run
+
+
+def test_settings_are_frozen():
+    with pytest.raises(Exception, match="frozen"):
+        load_settings("organism").alpha = 0.1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"alpa": 0.3}, "no setting 'alpa'"),
+        ({"window": [1]}, "window"),
+        ({"window": [-1, 2]}, "window"),
+        ({"alpha": "much"}, "alpha"),
+        ({"variant": "mine"}, "variant"),
+    ],
+)
+def test_a_wrong_override_is_one_sentence(overrides, words):
+    with pytest.raises(UserError, match=words) as caught:
+        load_settings("organism", **overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_profile_may_be_a_file_that_extends_a_shipped_one(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: smoke\nalpha: 0.5\n")
+    settings = load_settings(str(mine))
+    assert settings.run == "mine" and settings.alpha == 0.5
+    assert settings.train_tokens == load_settings("smoke").train_tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("organism.yaml", "extends: smoke\n", "rename it"),
+        ("mine.yaml", "extends: nothing\n", "not a shipped profile"),
+        ("mine.yaml", "- 1\n", "one setting a line"),
+        ("mine.yaml", "a: [\n", "not YAML"),
+        ("mine.yaml", "extends: smoke\nlayr: 3\n", "no setting 'layr'"),
+    ],
+)
+def test_a_wrong_profile_file_is_one_sentence(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=words):
+        load_settings(str(tmp_path / name))
+
+
+def test_an_unknown_profile_names_those_there_are():
+    with pytest.raises(UserError, match="organism, smoke"):
+        load_settings("organsm")
