@@ -1,0 +1,226 @@
+"""The subject: a language model, its tokenizer and the place where its residual stream is read.
+
+The only room that knows how models are run. Bulk reading uses the plain Hugging Face model, stopped
+right after the last block that is needed; :meth:`Subject.bridge` gives the same model as a
+TransformerLens ``TransformerBridge`` for exploring.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from reasoning_features import checksums, paths
+from reasoning_features.errors import MissingArtefact, UserError
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class _Enough(Exception):
+    """Raised by a hook to leave the forward pass once the last block that is needed has run."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A causal language model read at the output of one block.
+
+    Attributes:
+        model: the Hugging Face model, in evaluation mode, without gradients.
+        tokenizer: its tokenizer.
+        layer: the block whose output is the hook point (0 is the first block).
+        name: the model as it was asked for (a directory relative to the repository's root, or a hub id).
+        revision: digest of a local directory's files, or the hub revision: what pins the weights.
+        directory: where the model was loaded from (a local directory, or the hub id itself).
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layer: int
+    name: str
+    revision: str
+    directory: str
+
+    @property
+    def device(self) -> torch.device:
+        """The device the model is on."""
+        return self.model.device
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return int(self.model.config.num_hidden_layers)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def hook_name(self) -> str:
+        """The hook point in TransformerLens' names, as an SAE's metadata records it."""
+        return f"blocks.{self.layer}.hook_resid_post"
+
+    @torch.no_grad()
+    def embeddings(self, tokens: Tensor) -> Tensor:
+        """Token embeddings ``[b, t, d]``, before the first block: what the token alone says."""
+        return self.model.get_input_embeddings()(tokens.to(self.device))
+
+    def residual(self, tokens: Tensor) -> Tensor:
+        """Residual stream ``[b, t, d]`` at the hook point for token ids ``[b, t]``.
+
+        Rows may be padded on the right with any token: attention is causal, so no position sees the
+        padding after it and no attention mask is needed.
+        """
+        return self.residuals(tokens, [self.layer])[self.layer]
+
+    @torch.no_grad()
+    def residuals(self, tokens: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Residual stream ``[b, t, d]`` after each of ``layers``; blocks after the last one do not run.
+
+        Equal to Hugging Face's ``hidden_states[layer + 1]``, except after the last block, where
+        ``hidden_states`` holds the output of the final norm instead.
+
+        Raises:
+            UserError: a layer the model does not have.
+        """
+        for layer in layers:
+            _check_layer(layer, self.n_layers, self.name)
+        read: dict[int, Tensor] = {}
+        last = max(layers)
+
+        def reader(layer: int) -> Callable[..., None]:
+            def hook(module: Any, inputs: Any, output: Any) -> None:
+                read[layer] = _stream(output)
+                if layer == last:
+                    raise _Enough
+
+            return hook
+
+        with contextlib.ExitStack() as stack:
+            for layer in set(layers):
+                stack.callback(self._block(layer).register_forward_hook(reader(layer)).remove)
+            with contextlib.suppress(_Enough):
+                self.model.base_model(input_ids=tokens.to(self.device), use_cache=False)
+        return read
+
+    @torch.no_grad()
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Next-token logits ``[b, t, vocabulary]``."""
+        return self.model(input_ids=tokens.to(self.device), use_cache=False).logits
+
+    def logits_with(self, tokens: Tensor, edit: Callable[[Tensor], Tensor]) -> Tensor:
+        """Next-token logits ``[b, t, vocabulary]`` with ``edit`` applied to the stream at the hook point.
+
+        Args:
+            tokens: token ids ``[b, t]``.
+            edit: takes the residual stream ``[b, t, d]`` and gives the one to go on with.
+        """
+        with self.edited(edit):
+            return self.logits(tokens)
+
+    @contextlib.contextmanager
+    def edited(self, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Within this context every forward pass goes on from ``edit(stream)`` at the hook point."""
+
+        def hook(module: Any, inputs: Any, output: Any) -> Any:
+            changed = edit(_stream(output))
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        handle = self._block(self.layer).register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def loss(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        """Next-token loss ``[b, t - 1]`` in nats; column ``i`` is the loss of predicting token ``i + 1``.
+
+        Args:
+            tokens: token ids ``[b, t]``, padded on the right.
+            valid: True at tokens that are not padding ``[b, t]``. The loss of predicting padding is NaN,
+                so that a mean which forgot the padding shows.
+        """
+        return next_token_loss(self.logits(tokens), tokens, valid)
+
+    def bridge(self) -> Any:
+        """The same model as a TransformerLens ``TransformerBridge``: for exploring, slower in bulk."""
+        from transformer_lens.model_bridge import TransformerBridge
+
+        return TransformerBridge.boot_transformers(
+            self.directory, dtype=self.model.dtype, device=str(self.device)
+        )
+
+    def _block(self, layer: int) -> torch.nn.Module:
+        blocks: Any = self.model.base_model.layers
+        return blocks[layer]
+
+
+def next_token_loss(logits: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy ``[b, t - 1]`` (nats) of each next token; NaN where that token is padding."""
+    targets = tokens[:, 1:].to(logits.device)
+    loss = torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), targets, reduction="none"
+    )
+    return loss.masked_fill(~valid[:, 1:].to(loss.device), float("nan"))
+
+
+def load_subject(
+    model: str, layer: int, *, device: str = "cpu", dtype: str = "float32", revision: str | None = None
+) -> Subject:
+    """Load a model and its tokenizer from a local directory or the hub.
+
+    Args:
+        model: a directory (absolute, or relative to the repository's root), or a hub id ``owner/name``.
+        layer: the block whose output is read, from 0.
+        device: where to run.
+        dtype: "float32", "bfloat16" or "float16": the precision to run in.
+        revision: the hub revision to pin; local directories are pinned by their checksums.
+
+    Raises:
+        MissingArtefact: the directory is not there.
+        CorruptArtefact: a shipped file's checksum does not match.
+        UserError: a layer the model does not have, or an unknown dtype.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}.")
+    directory = paths.root() / model
+    local = directory.is_dir()
+    if not local and (Path(model).is_absolute() or model.startswith(("data/", "./", "../"))):
+        raise MissingArtefact(f"There is no model in {model}: `make organism` makes the shipped ones.")
+    if local:
+        checksums.verify_shipped(directory)
+    source = str(directory) if local else model
+    network = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], revision=revision or "main")
+    _check_layer(layer, network.config.num_hidden_layers, model)
+    network.eval().requires_grad_(False).to(device)
+    return Subject(
+        model=network,
+        tokenizer=AutoTokenizer.from_pretrained(source, revision=revision or "main"),
+        layer=layer,
+        name=model,
+        revision=checksums.directory_digest(directory) if local else (revision or "main"),
+        directory=source,
+    )
+
+
+def _check_layer(layer: int, n_layers: int, name: str) -> None:
+    if not 0 <= layer < n_layers:
+        raise UserError(
+            f"Layer {layer} is out of range: {name} has {n_layers} layers; choose 0 to {n_layers - 1}."
+        )
+
+
+def _stream(output: Any) -> Tensor:
+    """A block's output: a tensor since transformers 5, the first item of a tuple in some models."""
+    return output[0] if isinstance(output, tuple) else output

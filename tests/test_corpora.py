@@ -1,0 +1,125 @@
+"""Documents laid end to end come back as they were."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_corpus
+from transformers import AutoTokenizer
+
+from reasoning_features.corpora import Corpus, join
+from reasoning_features.errors import UserError
+
+
+def written_out() -> Corpus:
+    """Three documents: [10 11 12], [20], [30 31]; the first token of each is special."""
+    return Corpus(
+        name="example",
+        tokens=np.array([10, 11, 12, 20, 30, 31], dtype=np.int32),
+        starts=np.array([0, 3, 4, 6]),
+        special=np.array([1, 0, 0, 1, 1, 0], dtype=bool),
+        thinking=np.array([0, 1, 1, 0, 0, 1], dtype=bool),
+        domains=["a", "b", "c"],
+        moves=np.array([0, 1, 2, 0, 0, 2], dtype=np.int8),
+        move_names=("prompt", "explore", "verify"),
+        styles=["careful", "hasty", ""],
+    )
+
+
+def test_documents_and_places() -> None:
+    corpus = written_out()
+    assert [corpus.document(i).tolist() for i in range(3)] == [[10, 11, 12], [20], [30, 31]]
+    assert corpus.document_of.tolist() == [0, 0, 0, 1, 2, 2]
+    assert corpus.position_of.tolist() == [0, 1, 2, 0, 0, 1]
+
+
+def test_batches_are_sorted_padded_and_point_back() -> None:
+    # lengths 3, 1, 2 in order of length: documents 1, 2, 0. With at most 4 ids a batch, documents 1 and 2
+    # fit together (2 rows of 2), document 0 comes alone (3 rows of 3 would be 9).
+    batches = list(written_out().batches(max_tokens=4))
+    assert [batch.documents.tolist() for batch in batches] == [[1, 2], [0]]
+    assert batches[0].tokens.tolist() == [[20, 0], [30, 31]]
+    assert batches[0].valid.tolist() == [[True, False], [True, True]]
+    assert batches[0].positions.tolist() == [[3, -1], [4, 5]]
+    assert batches[1].positions.tolist() == [[0, 1, 2]]
+
+
+def test_every_token_comes_once_and_batches_keep_to_their_size() -> None:
+    corpus = make_corpus(50)
+    seen = np.zeros(corpus.n_tokens, dtype=int)
+    for batch in corpus.batches(max_tokens=100):
+        assert batch.tokens.numel() <= 100
+        positions = batch.positions[batch.valid].numpy()
+        seen[positions] += 1
+        assert (corpus.tokens[positions] == batch.tokens[batch.valid].numpy()).all()
+    assert (seen == 1).all()
+
+
+def test_a_document_longer_than_a_batch_comes_alone() -> None:
+    assert [batch.documents.tolist() for batch in written_out().batches(max_tokens=1)] == [[1], [2], [0]]
+
+
+def test_select_keeps_order_and_labels() -> None:
+    chosen = written_out().select([2, 0])
+    assert chosen.tokens.tolist() == [30, 31, 10, 11, 12]
+    assert chosen.starts.tolist() == [0, 2, 5]
+    assert chosen.special.tolist() == [True, False, True, False, False]
+    assert chosen.thinking.tolist() == [False, True, False, True, True]
+    assert chosen.moves is not None and chosen.moves.tolist() == [0, 2, 0, 1, 2]
+    assert (chosen.domains, chosen.styles) == (["c", "a"], ["", "careful"])
+
+
+def test_join_is_one_after_the_other() -> None:
+    corpus = written_out()
+    both = join("both", [corpus.select([0, 1]), corpus.select([2])])
+    assert both.digest == corpus.digest
+    assert (both.domains, both.styles) == (corpus.domains, corpus.styles)
+    assert both.moves is not None and (both.moves == corpus.moves).all()
+    unlabelled = Corpus(
+        "plain", corpus.tokens, corpus.starts, corpus.special, corpus.thinking, corpus.domains
+    )
+    mixed = join("mixed", [corpus, unlabelled])
+    assert mixed.moves is None and mixed.styles is None and mixed.n_documents == 6
+
+
+def test_digest_sees_tokens_and_boundaries() -> None:
+    corpus = written_out()
+    assert corpus.digest == written_out().digest
+    assert corpus.digest != corpus.select([0, 2, 1]).digest
+
+
+def test_texts(tiny_llama: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    ids = [tokenizer.encode(text) for text in ("Wait, try 3.", "Hmm")]
+    n_tokens = sum(map(len, ids))
+    nothing = np.zeros(n_tokens, dtype=bool)
+    corpus = Corpus(
+        name="text",
+        tokens=np.array(ids[0] + ids[1], dtype=np.int32),
+        starts=np.array([0, len(ids[0]), n_tokens]),
+        special=nothing,
+        thinking=nothing,
+        domains=["a", "a"],
+    )
+    assert corpus.texts(tokenizer) == ["Wait, try 3.", "Hmm"]
+    assert corpus.texts(tokenizer, np.arange(n_tokens) >= len(ids[0])) == ["", "Hmm"]
+
+
+def test_empty_corpora_are_refused() -> None:
+    with pytest.raises(UserError, match="'example' is empty"):
+        written_out().select([])
+    with pytest.raises(UserError, match="'nothing' is empty"):
+        join("nothing", [])
+
+
+def test_mismatched_arrays_are_refused() -> None:
+    corpus = written_out()
+    with pytest.raises(ValueError, match="one entry a token"):
+        Corpus("x", corpus.tokens, corpus.starts, corpus.special[:2], corpus.thinking, corpus.domains)
+    with pytest.raises(ValueError, match="no empty documents"):
+        Corpus("x", corpus.tokens, np.array([0, 3, 3, 6]), corpus.special, corpus.thinking, corpus.domains)
+    with pytest.raises(ValueError, match="one entry a document"):
+        Corpus("x", corpus.tokens, corpus.starts, corpus.special, corpus.thinking, ["a"])

@@ -1,0 +1,134 @@
+"""The subject gives what Hugging Face gives, and only as much of the model runs as is needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import LAYERS, make_tiny_llama
+
+from reasoning_features import paths
+from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
+from reasoning_features.subject import Subject, load_subject
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(2, 300, (4, 17), generator=torch.Generator().manual_seed(0))
+
+
+def test_residuals_equal_hidden_states(tiny_subject: Subject, tokens: torch.Tensor) -> None:
+    reference = tiny_subject.model(input_ids=tokens, output_hidden_states=True).hidden_states
+    ours = tiny_subject.residuals(tokens, range(LAYERS))
+    for layer in range(LAYERS - 1):
+        torch.testing.assert_close(ours[layer], reference[layer + 1], rtol=0, atol=0)
+    # after the last block hidden_states holds the normed stream: norm ours and compare
+    last = tiny_subject.model.model.norm(ours[LAYERS - 1])
+    torch.testing.assert_close(last, reference[LAYERS], rtol=0, atol=0)
+    torch.testing.assert_close(tiny_subject.embeddings(tokens), reference[0], rtol=0, atol=0)
+
+
+def test_one_layer_is_the_hook_point_and_later_blocks_do_not_run(
+    tiny_subject: Subject, tokens: torch.Tensor
+) -> None:
+    ran: list[int] = []
+    before = [len(block._forward_hooks) for block in tiny_subject.model.model.layers]
+    handles = [
+        block.register_forward_pre_hook(lambda *_, i=i: ran.append(i))
+        for i, block in enumerate(tiny_subject.model.model.layers)
+    ]
+    residual = tiny_subject.residual(tokens)
+    for handle in handles:
+        handle.remove()
+    assert ran == [0, 1]
+    torch.testing.assert_close(residual, tiny_subject.residuals(tokens, [1])[1], rtol=0, atol=0)
+    assert tiny_subject.hook_name == "blocks.1.hook_resid_post"
+    assert [len(block._forward_hooks) for block in tiny_subject.model.model.layers] == before
+
+
+def test_bridge_agrees_with_the_plain_model(tiny_subject: Subject, tokens: torch.Tensor) -> None:
+    bridge = tiny_subject.bridge()
+    logits, cache = bridge.run_with_cache(tokens)
+    torch.testing.assert_close(
+        cache[tiny_subject.hook_name], tiny_subject.residual(tokens), rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(logits, tiny_subject.logits(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_right_padding_changes_nothing_before_it(tiny_subject: Subject, tokens: torch.Tensor) -> None:
+    padded = torch.cat([tokens, torch.zeros(4, 9, dtype=torch.long)], dim=1)
+    torch.testing.assert_close(
+        tiny_subject.residual(padded)[:, :17], tiny_subject.residual(tokens), rtol=1e-5, atol=1e-5
+    )
+    other = torch.cat([tokens, torch.full((4, 9), 7)], dim=1)
+    assert torch.equal(tiny_subject.residual(padded)[:, :17], tiny_subject.residual(other)[:, :17])
+
+
+def test_logits_with_an_edit(tiny_subject: Subject, tokens: torch.Tensor) -> None:
+    plain = tiny_subject.logits(tokens)
+    assert torch.equal(tiny_subject.logits_with(tokens, lambda stream: stream), plain)
+    changed = tiny_subject.logits_with(tokens, lambda stream: stream + 1)
+    assert not torch.allclose(changed, plain)
+    assert torch.equal(tiny_subject.logits(tokens), plain)  # nothing stays behind
+    # with the stream after block 1 replaced by zeros the logits no longer depend on the tokens
+    blank = tiny_subject.logits_with(tokens, torch.zeros_like)
+    torch.testing.assert_close(blank[0, 0], blank[3, 0])
+
+
+def test_loss_is_next_token_cross_entropy_and_nan_at_padding(
+    tiny_subject: Subject, tokens: torch.Tensor
+) -> None:
+    valid = torch.ones_like(tokens, dtype=torch.bool)
+    valid[2, 10:] = False
+    loss = tiny_subject.loss(tokens, valid)
+    assert loss.shape == (4, 16)
+    log_probabilities = tiny_subject.logits(tokens).log_softmax(-1)
+    torch.testing.assert_close(loss[1, 5], -log_probabilities[1, 5, tokens[1, 6]])
+    # token 10 is the first padding token: the loss of predicting it is column 9
+    assert torch.isnan(loss[2]).tolist() == [False] * 9 + [True] * 7
+    assert not torch.isnan(loss[[0, 1, 3]]).any()
+
+
+def test_the_revision_pins_the_weights(tiny_llama: Path, tiny_subject: Subject, tmp_path: Path) -> None:
+    assert load_subject(str(tiny_llama), 0).revision == tiny_subject.revision
+    other = make_tiny_llama(tmp_path / "other", seed=1)
+    assert load_subject(str(other), 0).revision != tiny_subject.revision
+
+
+@pytest.mark.parametrize("layer", [-1, LAYERS, 99])
+def test_layer_out_of_range(tiny_llama: Path, tiny_subject: Subject, layer: int) -> None:
+    with pytest.raises(UserError, match=f"Layer {layer} is out of range: .* has 3 layers; choose 0 to 2"):
+        load_subject(str(tiny_llama), layer)
+    with pytest.raises(UserError, match="out of range"):
+        tiny_subject.residuals(torch.zeros(1, 3, dtype=torch.long), [layer])
+
+
+def test_missing_model_names_the_target() -> None:
+    with pytest.raises(MissingArtefact, match="data/organism/models/nowhere: `make organism`"):
+        load_subject("data/organism/models/nowhere", 0)
+
+
+def test_unknown_dtype(tiny_llama: Path) -> None:
+    with pytest.raises(UserError, match="float64"):
+        load_subject(str(tiny_llama), 0, dtype="float64")
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from reasoning_features.checksums import file_digest
+
+    model = make_tiny_llama(tmp_path / "data" / "organism" / "models" / "m")
+    listing = {p.relative_to(tmp_path).as_posix(): file_digest(p) for p in sorted(model.iterdir())}
+    (tmp_path / "data" / "organism" / "checksums.json").write_text(json.dumps(listing))
+    monkeypatch.setattr(paths, "root", lambda: tmp_path)
+    assert load_subject("data/organism/models/m", 0).name == "data/organism/models/m"
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(CorruptArtefact, match=r"models/m/model\.safetensors is damaged"):
+        load_subject("data/organism/models/m", 0)
+    weights.unlink()
+    with pytest.raises(MissingArtefact, match=r"models/m/model\.safetensors is missing"):
+        load_subject("data/organism/models/m", 0)
