@@ -1,0 +1,176 @@
+"""A harvest is what the model gives; interrupted, damaged and foreign samples are noticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_corpus
+
+from reasoning_features import activations
+from reasoning_features.activations import Moments, batches_of, harvest, load_sample, sample_key, stream
+from reasoning_features.corpora import Corpus
+from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
+from reasoning_features.subject import Subject
+
+BATCH_TOKENS = 60
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "BATCHES_A_SHARD", 2)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def test_stream_equals_hidden_states_of_each_document(tiny_subject: Subject, tiny_corpus: Corpus) -> None:
+    seen: dict[int, torch.Tensor] = {}
+    for batch in stream(tiny_subject, tiny_corpus, BATCH_TOKENS):
+        assert batch.residual.dtype == torch.float32
+        seen |= dict(zip(batch.positions.tolist(), batch.residual, strict=True))
+    assert sorted(seen) == np.flatnonzero(~tiny_corpus.special).tolist()
+    for i in range(tiny_corpus.n_documents):
+        ids = torch.from_numpy(tiny_corpus.document(i)).long()[None]
+        hidden = tiny_subject.model(input_ids=ids, output_hidden_states=True).hidden_states[2][0]
+        ours = torch.stack([seen[p] for p in range(tiny_corpus.starts[i] + 1, tiny_corpus.starts[i + 1])])
+        torch.testing.assert_close(ours, hidden[1:], rtol=1e-5, atol=1e-5)
+
+
+def test_a_sample_is_the_stream(tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path) -> None:
+    include = tiny_corpus.moves == 1
+    directory = harvest(tiny_subject, tiny_corpus, tmp_path / "sample", BATCH_TOKENS, include, progress=False)
+    sample = load_sample(directory, sample_key(tiny_subject, tiny_corpus, BATCH_TOKENS, include))
+    streamed = list(stream(tiny_subject, tiny_corpus, BATCH_TOKENS, include))
+    assert torch.equal(sample.residual, torch.cat([batch.residual for batch in streamed]))
+    assert sorted(sample.positions.tolist()) == np.flatnonzero(include).tolist()
+    again = list(batches_of(sample, 7))
+    assert torch.equal(torch.cat([batch.residual for batch in again]), sample.residual)
+    assert max(len(batch.positions) for batch in again) == 7
+
+
+def test_an_interrupted_harvest_goes_on_and_gives_the_same_bytes(
+    tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = contents(harvest(tiny_subject, tiny_corpus, tmp_path / "whole", BATCH_TOKENS, progress=False))
+    assert len(whole) > 3  # at least three shards and the manifest
+    read, calls = activations._read, []
+
+    def failing(*args: object) -> activations.ActivationBatch:
+        calls.append(1)
+        if len(calls) == 4:  # in the second shard of two batches
+            raise KeyboardInterrupt
+        return read(*args)
+
+    monkeypatch.setattr(activations, "_read", failing)
+    with pytest.raises(KeyboardInterrupt):
+        harvest(tiny_subject, tiny_corpus, tmp_path / "cut", BATCH_TOKENS, progress=False)
+    assert not (tmp_path / "cut").exists()
+    partial = tmp_path / "cut.partial"
+    assert sorted(contents(partial)) == ["manifest.json", "shard-00000.safetensors"]
+    n_batches = len(list(tiny_corpus.batches(BATCH_TOKENS)))
+    calls.clear()
+    calls.extend([1] * 4)
+    harvest(tiny_subject, tiny_corpus, tmp_path / "cut", BATCH_TOKENS, progress=False)
+    assert len(calls) - 4 == n_batches - 2  # the first shard was not computed again
+    assert contents(tmp_path / "cut") == whole
+    assert not partial.exists()
+
+
+def test_a_damaged_partial_shard_is_computed_again(
+    tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path
+) -> None:
+    whole = harvest(tiny_subject, tiny_corpus, tmp_path / "whole", BATCH_TOKENS, progress=False)
+    expected = contents(whole)
+    whole.rename(tmp_path / "cut.partial")
+    (tmp_path / "cut.partial" / "shard-00001.safetensors").write_bytes(b"half")
+    harvest(tiny_subject, tiny_corpus, tmp_path / "cut", BATCH_TOKENS, progress=False)
+    assert contents(tmp_path / "cut") == expected
+
+
+def test_a_partial_harvest_of_something_else_is_not_mixed_in(
+    tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path
+) -> None:
+    expected = contents(harvest(tiny_subject, tiny_corpus, tmp_path / "a", BATCH_TOKENS, progress=False))
+    harvest(tiny_subject, make_corpus(9, seed=1), tmp_path / "b", BATCH_TOKENS, progress=False)
+    (tmp_path / "b").rename(tmp_path / "c.partial")
+    harvest(tiny_subject, tiny_corpus, tmp_path / "c", BATCH_TOKENS, progress=False)
+    assert contents(tmp_path / "c") == expected
+
+
+def test_damage_is_named(tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path) -> None:
+    directory = harvest(tiny_subject, tiny_corpus, tmp_path / "s", BATCH_TOKENS, progress=False)
+    shard = directory / "shard-00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(bytes(content))
+    with pytest.raises(CorruptArtefact, match=r"shard-00001\.safetensors is missing or damaged"):
+        load_sample(directory)
+    load_sample(directory, shards=[0])
+    shard.unlink()
+    with pytest.raises(CorruptArtefact, match=r"shard-00001\.safetensors"):
+        load_sample(directory)
+    (directory / "manifest.json").write_text("{")
+    with pytest.raises(CorruptArtefact, match=r"manifest\.json is damaged"):
+        load_sample(directory)
+
+
+def test_a_sample_of_something_else_is_refused_and_kept(
+    tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path
+) -> None:
+    directory = harvest(tiny_subject, tiny_corpus, tmp_path / "s", BATCH_TOKENS, progress=False)
+    before = contents(directory)
+    other = make_corpus(9, seed=1)
+    with pytest.raises(UserError, match="sample with another corpus_digest, included_digest"):
+        harvest(tiny_subject, other, directory, BATCH_TOKENS, progress=False)
+    with pytest.raises(UserError, match="sample with another included_digest"):
+        load_sample(
+            directory,
+            sample_key(tiny_subject, tiny_corpus, BATCH_TOKENS, np.ones(tiny_corpus.n_tokens, dtype=bool)),
+        )
+    harvest(tiny_subject, tiny_corpus, directory, BATCH_TOKENS, progress=False)
+    assert contents(directory) == before
+
+
+def test_a_missing_sample_names_the_target(tmp_path: Path) -> None:
+    with pytest.raises(MissingArtefact, match="`make nb-01` makes it"):
+        load_sample(tmp_path / "nothing")
+
+
+def test_statistics_of_shards_merge_to_one_pass(
+    tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path
+) -> None:
+    directory = harvest(tiny_subject, tiny_corpus, tmp_path / "s", BATCH_TOKENS, progress=False)
+    n_shards = len(contents(directory)) - 1
+    parts = [Moments.of(load_sample(directory, shards=[i]).residual) for i in range(n_shards)]
+    merged = parts[-1]
+    for part in parts[:-1]:
+        merged = merged.merge(part)
+    once = Moments.of(load_sample(directory).residual)
+    assert merged.count == once.count
+    np.testing.assert_allclose(merged.mean, once.mean, rtol=1e-12)
+    assert merged.variance == pytest.approx(once.variance, rel=1e-12)
+    assert merged.mean_norm == pytest.approx(once.mean_norm, rel=1e-12)
+
+
+def test_moments_by_hand() -> None:
+    # (0, 0) and (6, 8): mean (3, 4), each point 5 away from it, norms 0 and 10
+    moments = Moments.of(torch.tensor([[0.0, 0.0], [6.0, 8.0]]))
+    assert moments.mean.tolist() == [3.0, 4.0]
+    assert (moments.variance, moments.mean_norm) == (25.0, 5.0)
+
+
+def test_shuffled_batches_are_epochs_in_seeded_orders() -> None:
+    residual = torch.arange(10.0)[:, None]
+    batches = activations.shuffled_batches(residual, 5, seed=0)
+    first, second = ([next(batches).flatten() for _ in range(2)] for _ in range(2))
+    assert torch.equal(torch.cat(first).sort().values, residual.flatten())  # each activation once an epoch
+    assert torch.equal(torch.cat(second).sort().values, residual.flatten())
+    assert not torch.equal(torch.cat(first), torch.cat(second))
+    again = activations.shuffled_batches(residual, 5, seed=0)
+    assert all(torch.equal(next(again).flatten(), batch) for batch in first)
+    with pytest.raises(UserError, match="holds 10 activations, fewer than one batch of 11"):
+        next(activations.shuffled_batches(residual, 11, seed=0))
