@@ -1,0 +1,289 @@
+"""ReasonScore (equations 3–6) for all features and any number of word sets, in one pass over the data.
+
+Each score needs only the sum of every feature's activations over some sets of tokens. Those sums add over
+batches, documents and machines, so one pass over the activations serves every vocabulary, window, α and k;
+the released code runs the language model again for every 48 features (1,366 passes at 65,536).
+Multiplying an activation by its decoder norm, as the released code does first, multiplies the feature's sum:
+it needs no pass of its own either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from reasoning_features.errors import UserError
+from reasoning_features.word_masks import ALL, Mask, Window, vocabulary_set, word_set
+
+Array = NDArray[np.float64]
+
+
+class ActivationBatch(Protocol):
+    """Residual activations ``[n, d]`` of the tokens at ``positions`` ``[n]`` of a corpus."""
+
+    @property
+    def residual(self) -> Tensor: ...
+
+    @property
+    def positions(self) -> Tensor: ...
+
+
+class Accumulator(Protocol):
+    """Something that takes feature activations ``[n, f]`` of the tokens at ``positions`` ``[n]``."""
+
+    def update(self, features: Tensor, positions: Tensor) -> None: ...
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """Sums of every feature's activations over named sets of tokens, whole or by group.
+
+    Attributes:
+        names: the sets' names ``[s]``.
+        counts: tokens in each set ``[..., s]``.
+        sums: summed activations ``[..., s, f]`` float64. A leading axis, where there is one, counts groups
+            of documents or resamples.
+    """
+
+    names: tuple[str, ...]
+    counts: Array
+    sums: Array
+
+    def merge(self, other: FeatureStatistics) -> FeatureStatistics:
+        """Statistics of two disjoint shards together; the order of merging does not matter.
+
+        Raises:
+            ValueError: the two were not made with the same sets.
+        """
+        if self.names != other.names or self.sums.shape != other.sums.shape:
+            raise ValueError("statistics merge only when made with the same sets, groups and features")
+        return FeatureStatistics(self.names, self.counts + other.counts, self.sums + other.sums)
+
+    def only(self, names: Sequence[str]) -> FeatureStatistics:
+        """These sets alone, in this order."""
+        where = [self.names.index(name) for name in names]
+        return FeatureStatistics(tuple(names), self.counts[..., where], self.sums[..., where, :])
+
+    def total(self) -> FeatureStatistics:
+        """All groups together."""
+        return self.weighted(np.ones(len(self.counts)))
+
+    def weighted(self, weights: Array) -> FeatureStatistics:
+        """Groups added with these weights ``[g]`` or, a resample a row, ``[b, g]``."""
+        return FeatureStatistics(
+            self.names, weights @ self.counts, np.tensordot(weights, self.sums, axes=(-1, 0))
+        )
+
+    def scaled(self, norms: Array) -> FeatureStatistics:
+        """Every activation multiplied by its feature's norm ``[f]`` (decoder norms folded in)."""
+        return FeatureStatistics(self.names, self.counts, self.sums * norms)
+
+    def save(self, path: Path) -> None:
+        """Store as safetensors; the sets' names go into the file's metadata, one a line."""
+        tensors = {"counts": np.ascontiguousarray(self.counts), "sums": np.ascontiguousarray(self.sums)}
+        save_file(tensors, path, metadata={"names": "\n".join(self.names)})
+
+    @staticmethod
+    def load(path: Path) -> FeatureStatistics:
+        """Read what :meth:`save` wrote."""
+        with safe_open(path, framework="numpy") as file:
+            names = tuple(file.metadata()["names"].split("\n"))
+            return FeatureStatistics(names, file.get_tensor("counts"), file.get_tensor("sums"))
+
+
+class SetSums:
+    """Accumulates :class:`FeatureStatistics`: for each set and group, the sum of every feature.
+
+    Args:
+        names: the sets' names ``[s]``.
+        masks: ``[s, n_tokens]``, True where a token belongs to the set.
+        groups: each token's group ``[n_tokens]``, 0 ≤ group < ``n_groups``; None for no groups.
+    """
+
+    def __init__(
+        self, names: Sequence[str], masks: Mask, groups: NDArray[np.int64] | None = None, n_groups: int = 1
+    ) -> None:
+        self._names = tuple(names)
+        self._masks = torch.from_numpy(np.ascontiguousarray(masks))
+        self._grouped = groups is not None
+        tokens = masks.shape[1]
+        self._groups = torch.from_numpy(groups) if groups is not None else torch.zeros(tokens).long()
+        self._counts = torch.zeros(n_groups, len(self._names), dtype=torch.float64)
+        self._sums: Tensor | None = None
+
+    def update(self, features: Tensor, positions: Tensor) -> None:
+        """Add the activations ``features`` ``[n, f]`` of the tokens at ``positions`` ``[n]``."""
+        order = torch.argsort(self._groups[positions.cpu()], stable=True)
+        at = positions.cpu()[order]
+        groups, sizes = torch.unique_consecutive(self._groups[at], return_counts=True)
+        members = self._masks[:, at].to(features.device, torch.float64)
+        values = features[order.to(features.device)].to(torch.float64)
+        if self._sums is None:
+            shape = (len(self._counts), len(self._names), features.shape[1])
+            self._sums = torch.zeros(shape, dtype=torch.float64, device=features.device)
+        start = 0
+        for group, size in zip(groups.tolist(), sizes.tolist(), strict=True):
+            part = members[:, start : start + size]
+            self._sums[group] += part @ values[start : start + size]
+            self._counts[group] += part.sum(dim=1).cpu()
+            start += size
+
+    def result(self) -> FeatureStatistics:
+        """What was accumulated.
+
+        Raises:
+            UserError: nothing was.
+        """
+        if self._sums is None:
+            raise UserError("No activations came through: the corpus is empty, ask for more documents.")
+        counts, sums = self._counts.numpy(), self._sums.cpu().numpy()
+        return FeatureStatistics(self._names, *((counts, sums) if self._grouped else (counts[0], sums[0])))
+
+
+@torch.no_grad()
+def one_pass(batches: Iterable[ActivationBatch], sae: Any, accumulators: Sequence[Accumulator]) -> None:
+    """Encode each batch of residual activations once and hand the features to every accumulator.
+
+    Raises:
+        UserError: the autoencoder has another width than the residual stream.
+    """
+    for batch in batches:
+        if batch.residual.shape[-1] != sae.cfg.d_in:
+            raise UserError(
+                f"The autoencoder takes {sae.cfg.d_in} dimensions but the residual stream has "
+                f"{batch.residual.shape[-1]}: give the autoencoder that was trained on this model."
+            )
+        features = sae.encode(batch.residual)
+        for accumulator in accumulators:
+            accumulator.update(features, batch.positions)
+
+
+def accumulate(
+    batches: Iterable[ActivationBatch], sae: Any, names: Sequence[str], masks: Mask
+) -> FeatureStatistics:
+    """Statistics of all features over these sets ``[s, n_tokens]``, in one pass.
+
+    Raises:
+        UserError: the autoencoder has another width, or there were no activations.
+    """
+    sums = SetSums(names, masks)
+    one_pass(batches, sae, [sums])
+    return sums.result()
+
+
+def difference_score(inside: Array, outside: Array) -> Array:
+    """Equation 3: share of mean activation inside D_R less the share outside.
+
+    Args:
+        inside: μ(i, D_R) ``[..., f]``.
+        outside: μ(i, D_¬R) ``[..., f]``.
+    """
+    return _shares(inside) - _shares(outside)
+
+
+def entropy(word_means: Array) -> Array:
+    """Equation 4: entropy over words of each feature's mean activation, in [0, 1].
+
+    A feature that fires on no word has H = 0 (0 · log 0 := 0). With one word H = 1: there is nothing to
+    spread over, as in the released code.
+
+    Args:
+        word_means: μ(i, D_r) ``[..., words, f]``.
+    """
+    words = word_means.shape[-2]
+    if words == 1:
+        return np.ones_like(word_means[..., 0, :])
+    total = word_means.sum(axis=-2, keepdims=True)
+    p = np.divide(word_means, total, out=np.zeros_like(word_means), where=total > 0)
+    logs = np.log(p, out=np.zeros_like(p), where=p > 0)
+    return np.clip(-(p * logs).sum(axis=-2) / np.log(words), 0.0, 1.0)
+
+
+def reason_score(inside: Array, outside: Array, word_means: Array, alpha: float) -> Array:
+    """Equation 5: the share inside, weighted by entropy to the power α, less the share outside.
+
+    At α = 0 it is equation 3. A feature that never fires scores 0.
+    """
+    return _shares(inside) * entropy(word_means) ** alpha - _shares(outside)
+
+
+def _shares(means: Array) -> Array:
+    """Means as shares of their sum over features; zero where no feature is active."""
+    total = means.sum(axis=-1, keepdims=True)
+    return np.divide(means, total, out=np.zeros_like(means), where=total > 0)
+
+
+def set_means(
+    statistics: FeatureStatistics, vocabulary: str, words: Sequence[str], window: Window
+) -> tuple[Array, Array, Array]:
+    """Mean activations of a vocabulary: μ(i, D_R), μ(i, D_¬R) ``[..., f]`` and μ(i, D_r) ``[..., r, f]``.
+
+    A resample in which a word does not occur takes μ(i, D_r) = 0.
+
+    Raises:
+        UserError: a set is empty throughout: a word does not occur, or the windows cover all the text.
+    """
+    union, every = statistics.only([vocabulary_set(vocabulary, window)]), statistics.only([ALL])
+    by_word = statistics.only([word_set(word, window) for word in words])
+    rest = every.counts - union.counts
+    seen = by_word.counts.reshape(-1, len(words)).any(axis=0)
+    if not seen.all():
+        absent = words[int(np.argmin(seen))]
+        raise UserError(f"The word {absent!r} never occurs in these documents: use more of them.")
+    if not rest.all():
+        raise UserError(f"A window of {window} around the words covers every token: make it smaller.")
+    inside = union.sums[..., 0, :] / union.counts
+    outside = (every.sums - union.sums)[..., 0, :] / rest
+    return inside, outside, by_word.sums / np.maximum(by_word.counts, 1)[..., None]
+
+
+def vocabulary_scores(
+    statistics: FeatureStatistics, vocabulary: str, words: Sequence[str], window: Window, alpha: float
+) -> Array:
+    """ReasonScore of every feature for one vocabulary ``[..., f]``.
+
+    Raises:
+        UserError: a set is empty.
+    """
+    return reason_score(*set_means(statistics, vocabulary, words, window), alpha)
+
+
+def variant_window(variant: Literal["paper", "released"], window: Window) -> Window:
+    """The window of a variant: the paper's text takes the setting, the released script 1 before, 2 after."""
+    return (1, 2) if variant == "released" else window
+
+
+def variant_statistics(
+    statistics: FeatureStatistics, sae: Any, variant: Literal["paper", "released"]
+) -> FeatureStatistics:
+    """The statistics a variant scores: as they are, or with decoder norms folded in (released code)."""
+    if variant == "paper":
+        return statistics
+    return statistics.scaled(sae.W_dec.detach().norm(dim=-1).double().cpu().numpy())
+
+
+def select(scores: Array, k: int | None = None, quantile: float | None = None) -> NDArray[np.int64]:
+    """Features chosen by score, best first: the top ``k``, or those above the ``quantile`` (equation 6).
+
+    Ties go to the lower index.
+
+    Raises:
+        UserError: neither or both are given, or more features are asked for than there are.
+    """
+    order = np.argsort(-scores, kind="stable")
+    if k is not None and quantile is None:
+        if k > len(scores):
+            raise UserError(f"{k} features are asked for, but there are {len(scores)}: lower `selected`.")
+        return order[:k]
+    if quantile is not None and k is None:
+        return order[: int((scores > np.quantile(scores, quantile)).sum())]
+    raise UserError("Choose features either by their number k or by a quantile.")

@@ -1,0 +1,231 @@
+"""ReasonScore worked by hand, against loops, and in shards."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from reasoning_features.errors import UserError
+from reasoning_features.reason_score import (
+    FeatureStatistics,
+    SetSums,
+    accumulate,
+    difference_score,
+    entropy,
+    one_pass,
+    reason_score,
+    select,
+    set_means,
+    variant_statistics,
+    variant_window,
+    vocabulary_scores,
+)
+from reasoning_features.word_masks import ALL, vocabulary_set, word_set
+
+WINDOW = (0, 1)
+NAMES = (ALL, word_set("a", WINDOW), word_set("b", WINDOW), vocabulary_set("R", WINDOW))
+
+
+class Identity:
+    """An autoencoder whose features are the residual stream's positive part."""
+
+    def __init__(self, d_in: int, decoder: torch.Tensor | None = None) -> None:
+        self.cfg = SimpleNamespace(d_in=d_in)
+        self.W_dec = torch.eye(d_in) if decoder is None else decoder
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x)
+
+
+def batches(activations: np.ndarray, *splits: int):
+    """The tokens in batches that end at ``splits``, each batch in reverse order."""
+    for part in np.split(np.arange(len(activations)), splits):
+        at = torch.from_numpy(part[::-1].copy())
+        yield SimpleNamespace(residual=torch.from_numpy(activations[part[::-1]]), positions=at)
+
+
+def test_three_features_by_hand():
+    # Six tokens. D_a = {0, 1}, D_b = {1, 2}, so D_R = {0, 1, 2} and D_¬R = {3, 4, 5}.
+    # feature 0: 2 2 2 | 0 0 0   μ_R = 2, μ_¬R = 0, μ_a = 2,   μ_b = 2    p = (1/2, 1/2), H = 1
+    # feature 1: 3 0 0 | 1 1 1   μ_R = 1, μ_¬R = 1, μ_a = 3/2, μ_b = 0    p = (1, 0),     H = 0
+    # feature 2: 0 1 2 | 3 0 0   μ_R = 1, μ_¬R = 1, μ_a = 1/2, μ_b = 3/2  p = (1/4, 3/4),
+    #            H = [1/4 log 4 + 3/4 log(4/3)] / log 2 = 2 − 3/4 log₂ 3 = 0.811278
+    # Σ μ_R = 4: shares 1/2, 1/4, 1/4.  Σ μ_¬R = 2: shares 0, 1/2, 1/2.
+    # Equation 3: 1/2, −1/4, −1/4.
+    # Equation 5 with α = 0.7: 1/2 · 1 − 0, 1/4 · 0 − 1/2, 1/4 · H^0.7 − 1/2.
+    activations = np.array([[2, 3, 0], [2, 0, 1], [2, 0, 2], [0, 1, 3], [0, 1, 0], [0, 1, 0]], dtype=float)
+    masks = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]], bool)
+    statistics = accumulate(batches(activations, 2, 5), Identity(3), NAMES, masks)
+    assert statistics.counts.tolist() == [6, 2, 2, 3]
+    inside, outside, by_word = set_means(statistics, "R", ["a", "b"], WINDOW)
+    assert inside.tolist() == [2, 1, 1] and outside.tolist() == [0, 1, 1]
+    assert by_word.tolist() == [[2, 1.5, 0.5], [2, 0, 1.5]]
+    h = 2 - 0.75 * math.log2(3)
+    assert entropy(by_word) == pytest.approx([1, 0, h])
+    assert difference_score(inside, outside) == pytest.approx([0.5, -0.25, -0.25])
+    expected = [0.5, -0.5, 0.25 * h**0.7 - 0.5]
+    assert vocabulary_scores(statistics, "R", ["a", "b"], WINDOW, 0.7) == pytest.approx(expected)
+    assert reason_score(inside, outside, by_word, 0) == pytest.approx(difference_score(inside, outside))
+
+
+def test_released_variant_by_hand():
+    # The same with decoder norms 1, 2, 4: μ_R = 2, 2, 4 (shares 1/4, 1/4, 1/2), μ_¬R = 0, 2, 4 (0, 1/3, 2/3).
+    # H does not change: a feature's norm cancels in p.
+    activations = np.array([[2, 3, 0], [2, 0, 1], [2, 0, 2], [0, 1, 3], [0, 1, 0], [0, 1, 0]], dtype=float)
+    masks = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]], bool)
+    sae = Identity(3, torch.diag(torch.tensor([1.0, 2.0, 4.0])))
+    statistics = accumulate(batches(activations), sae, NAMES, masks)
+    folded = variant_statistics(statistics, sae, "released")
+    h = 2 - 0.75 * math.log2(3)
+    expected = [0.25, -1 / 3, 0.5 * h**0.7 - 2 / 3]
+    assert vocabulary_scores(folded, "R", ["a", "b"], WINDOW, 0.7) == pytest.approx(expected)
+    assert variant_statistics(statistics, sae, "paper") is statistics
+    assert variant_window("released", (2, 3)) == (1, 2) and variant_window("paper", (2, 3)) == (2, 3)
+
+
+def naive_scores(features: np.ndarray, masks: dict[str, np.ndarray], alpha: float) -> list[float]:
+    """Equations 3–5 as loops over tokens, words and features, in float64."""
+    n_tokens, n_features = features.shape
+    union = [any(mask[t] for mask in masks.values()) for t in range(n_tokens)]
+
+    def mean(i: int, tokens: list[bool]) -> float:
+        values = [float(features[t, i]) for t in range(n_tokens) if tokens[t]]
+        return sum(values) / len(values)
+
+    inside = [mean(i, union) for i in range(n_features)]
+    outside = [mean(i, [not u for u in union]) for i in range(n_features)]
+    scores = []
+    for i in range(n_features):
+        by_word = [mean(i, list(mask)) for mask in masks.values()]
+        h = 0.0
+        for value in by_word:
+            if value > 0:
+                p = value / sum(by_word)
+                h -= p * math.log(p)
+        h /= math.log(len(masks))
+        scores.append(inside[i] / sum(inside) * h**alpha - outside[i] / sum(outside))
+    return scores
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_against_loops(seed):
+    rng = np.random.default_rng(seed)
+    activations = rng.normal(-0.5, 1, size=(200, 12))
+    by_word = {word: rng.random(200) < 0.1 for word in "abcd"}
+    masks = np.stack([np.ones(200, bool), *by_word.values(), np.any(list(by_word.values()), axis=0)])
+    names = [ALL, *(word_set(word, WINDOW) for word in by_word), vocabulary_set("R", WINDOW)]
+    statistics = accumulate(batches(activations, 30, 31, 120), Identity(12), names, masks)
+    ours = vocabulary_scores(statistics, "R", list(by_word), WINDOW, 0.7)
+    np.testing.assert_allclose(ours, naive_scores(np.maximum(activations, 0), by_word, 0.7), rtol=1e-12)
+
+
+def grouped(
+    activations: np.ndarray, masks: np.ndarray, groups: np.ndarray, *splits: int
+) -> FeatureStatistics:
+    sums = SetSums(NAMES, masks, groups, int(groups.max()) + 1)
+    one_pass(batches(activations, *splits), Identity(activations.shape[1]), [sums])
+    return sums.result()
+
+
+def test_shards_merge_to_one_pass(tmp_path):
+    rng = np.random.default_rng(0)
+    activations, masks = rng.normal(size=(300, 7)), rng.random((4, 300)) < 0.3
+    groups = np.repeat(np.arange(10), 30)
+    whole = grouped(activations, masks, groups, 100, 170)
+    halves = []
+    for tokens in (slice(0, 130), slice(130, 300)):
+        sums = SetSums(NAMES, masks, groups, 10)
+        part = SimpleNamespace(
+            residual=torch.from_numpy(activations[tokens]), positions=torch.arange(300)[tokens]
+        )
+        one_pass([part], Identity(7), [sums])
+        halves.append(sums.result())
+    for merged in (halves[0].merge(halves[1]), halves[1].merge(halves[0])):
+        np.testing.assert_array_equal(merged.counts, whole.counts)
+        np.testing.assert_allclose(merged.sums, whole.sums, rtol=1e-12)
+    # groups add to the pass without groups
+    plain = accumulate(batches(activations), Identity(7), NAMES, masks)
+    np.testing.assert_allclose(whole.total().sums, plain.sums, rtol=1e-12)
+    # stored and read back: the same
+    whole.save(tmp_path / "statistics.safetensors")
+    again = FeatureStatistics.load(tmp_path / "statistics.safetensors")
+    assert again.names == whole.names
+    np.testing.assert_array_equal(again.sums, whole.sums)
+
+
+def test_resample_equals_repeating_documents():
+    rng = np.random.default_rng(1)
+    activations, masks = rng.normal(size=(60, 3)), rng.random((4, 60)) < 0.4
+    groups = np.repeat(np.arange(3), 20)
+    statistics = grouped(activations, masks, groups)
+    resampled = statistics.weighted(np.array([[2.0, 0.0, 1.0], [1.0, 1.0, 1.0]]))
+    drawn = np.concatenate([np.arange(20), np.arange(20), np.arange(40, 60)])
+    repeated = accumulate(batches(activations[drawn]), Identity(3), NAMES, masks[:, drawn])
+    np.testing.assert_allclose(resampled.sums[0], repeated.sums, rtol=1e-12)
+    np.testing.assert_array_equal(resampled.counts[0], repeated.counts)
+    assert resampled.sums.shape == (2, 4, 3)
+
+
+def test_statistics_of_other_sets_do_not_merge():
+    a = FeatureStatistics(("x",), np.ones(1), np.ones((1, 2)))
+    b = FeatureStatistics(("y",), np.ones(1), np.ones((1, 2)))
+    with pytest.raises(ValueError, match="same sets"):
+        a.merge(b)
+
+
+def test_feature_that_never_fires_scores_zero():
+    # H := 0 where a feature fires on no word; feature 1 never fires, feature 2 only outside
+    inside, outside = np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0])
+    by_word = np.array([[1.0, 0, 0], [1.0, 0, 0]])
+    assert entropy(by_word).tolist() == [1, 0, 0]
+    assert reason_score(inside, outside, by_word, 0.7).tolist() == [1, 0, -1]
+    # nothing active at all
+    zero = np.zeros(3)
+    assert reason_score(zero, zero, np.zeros((2, 3)), 0.7).tolist() == [0, 0, 0]
+
+
+def test_entropy_bounds_and_single_word():
+    assert entropy(np.full((4, 2), 0.3)) == pytest.approx([1, 1])
+    assert entropy(np.array([[2.0, 0.0]])).tolist() == [1, 1]
+
+
+def test_select():
+    scores = np.array([0.1, 0.9, 0.5, 0.9, -1.0])
+    assert select(scores, k=3).tolist() == [1, 3, 2]
+    # the 0.5 quantile of five values is their median 0.5; two lie above
+    assert select(scores, quantile=0.5).tolist() == [1, 3]
+    with pytest.raises(UserError, match="there are 5"):
+        select(scores, k=6)
+    with pytest.raises(UserError, match="either"):
+        select(scores)
+
+
+def test_the_papers_quantile_keeps_197_of_65536():
+    # 65,536 · 0.003 = 196.6: the paper's text rounds to 200
+    assert len(select(np.random.default_rng(0).random(65536), quantile=0.997)) == 197
+
+
+def test_autoencoder_of_another_width():
+    with pytest.raises(UserError, match="takes 4 dimensions but the residual stream has 3"):
+        accumulate(batches(np.ones((6, 3))), Identity(4), NAMES, np.ones((4, 6), bool))
+
+
+def test_no_activations():
+    with pytest.raises(UserError, match="corpus is empty"):
+        accumulate([], Identity(3), NAMES, np.ones((4, 6), bool))
+
+
+def test_empty_sets():
+    activations = np.ones((6, 3))
+    masks = np.array([[1] * 6, [0] * 6, [1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]], bool)
+    statistics = accumulate(batches(activations), Identity(3), NAMES, masks)
+    with pytest.raises(UserError, match="'a' never occurs"):
+        vocabulary_scores(statistics, "R", ["a", "b"], WINDOW, 0.7)
+    masks[1] = masks[3] = True
+    statistics = accumulate(batches(activations), Identity(3), NAMES, masks)
+    with pytest.raises(UserError, match="covers every token"):
+        vocabulary_scores(statistics, "R", ["a", "b"], WINDOW, 0.7)
