@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from reasoning_features import paths
 from reasoning_features.corpora import Corpus
 from reasoning_features.subject import Subject, load_subject
 
@@ -87,3 +88,11 @@ def tiny_subject(tiny_llama: Path) -> Subject:
 def tiny_corpus() -> Corpus:
     """Twelve random documents."""
     return make_corpus()
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty repository, taken for this one's root."""
+    (tmp_path / "requirements.lock").write_text("numpy==1\n")
+    monkeypatch.setattr(paths, "root", lambda: tmp_path)
+    return tmp_path

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_corpus
+from tiny import make_corpus
 
 from reasoning_features import activations
 from reasoning_features.activations import Moments, batches_of, harvest, load_sample, sample_key, stream

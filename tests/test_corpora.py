@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_corpus
+from tiny import make_corpus
 from transformers import AutoTokenizer
 
 from reasoning_features.corpora import Corpus, join

@@ -1,0 +1,226 @@
+"""Sparse autoencoders as SAELens keeps them, and how good one is.
+
+Features are f = encode(x), reconstructions x̂ = decode(f). Explained variance is measured about the mean of
+the activations, 1 − Σ‖x − x̂‖² / Σ‖x − mean‖², so that an autoencoder that only ever gives the mean scores 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sae_lens import SAE
+from torch import Tensor
+
+from reasoning_features import checksums, paths
+from reasoning_features.activations import Moments
+from reasoning_features.corpora import Corpus, TokenBatch
+from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
+from reasoning_features.subject import Subject, next_token_loss
+
+
+def load_autoencoder(
+    directory: str, d_model: int, hook_name: str | None = None, device: str = "cpu"
+) -> SAE[Any]:
+    """Load an SAE that works on raw activations, after its checksums.
+
+    Args:
+        directory: where SAELens' ``cfg.json`` and ``sae_weights.safetensors`` are (absolute, or relative to
+            the repository's root).
+        d_model: width of the activations it is meant for.
+        hook_name: hook point it is meant for; None accepts any.
+        device: where to put it.
+
+    Raises:
+        MissingArtefact: there is no SAE in the directory.
+        CorruptArtefact: a shipped file's checksum does not match, or the files cannot be read.
+        UserError: the SAE has another width or hook point, or expects scaled activations.
+    """
+    path = paths.root() / directory
+    name = paths.relative(path)
+    checksums.verify_shipped(path)
+    if not (path / "cfg.json").is_file() or not (path / "sae_weights.safetensors").is_file():
+        raise MissingArtefact(f"There is no autoencoder in {name}: `make organism` makes the shipped ones.")
+    try:
+        sae = SAE.load_from_disk(path, device=device)
+    except Exception as error:
+        raise CorruptArtefact(f"The autoencoder in {name} cannot be read: restore its files.") from error
+    if sae.cfg.d_in != d_model:
+        raise UserError(
+            f"The autoencoder in {name} is for activations of width {sae.cfg.d_in}, but the model's are "
+            f"{d_model} wide: give one that was trained on this model."
+        )
+    if hook_name is not None and sae.cfg.metadata.hook_name != hook_name:
+        raise UserError(
+            f"The autoencoder in {name} reads {sae.cfg.metadata.hook_name}, not {hook_name}: "
+            "give one that was trained at this layer."
+        )
+    if sae.cfg.normalize_activations != "none":
+        raise UserError(
+            f"The autoencoder in {name} expects scaled activations "
+            f"({sae.cfg.normalize_activations}): fold the scaling into its weights first."
+        )
+    return sae.requires_grad_(False).eval()
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How well each token's activation is reconstructed, and how often each feature is active.
+
+    Attributes:
+        error: ``[n]`` squared distance of x from its reconstruction.
+        deviation: ``[n]`` squared distance of x from the mean activation.
+        active: ``[n]`` number of active features.
+        density: ``[s]`` share of tokens on which each feature is active.
+    """
+
+    error: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+    active: NDArray[np.int64]
+    density: NDArray[np.float64]
+
+    @property
+    def l0(self) -> float:
+        """Mean number of active features."""
+        return float(self.active.mean())
+
+    @property
+    def explained(self) -> float:
+        """Fraction of variance explained, about the mean."""
+        return float(1 - self.error.sum() / self.deviation.sum())
+
+    @property
+    def live(self) -> NDArray[np.bool_]:
+        """``[s]`` True for features active on at least one token."""
+        return self.density > 0
+
+    @property
+    def dead_share(self) -> float:
+        """Share of features active on no token."""
+        return float(1 - self.live.mean())
+
+    def summary(self) -> dict[str, float]:
+        """The numbers of this reconstruction that have a name."""
+        return {
+            "L0": self.l0,
+            "fraction of variance explained": self.explained,
+            "dead share": self.dead_share,
+            "median density": float(np.median(self.density[self.live])) if self.live.any() else 0.0,
+        }
+
+
+@torch.no_grad()
+def reconstruct(
+    sae: SAE[Any], residual: Tensor, mean: NDArray[np.float64] | None = None, size: int = 4096
+) -> Reconstruction:
+    """Reconstruct activations ``[n, d]`` and keep what the quality of an SAE is computed from.
+
+    Args:
+        sae: encodes and decodes raw activations.
+        residual: the activations.
+        mean: ``[d]`` the mean that variance is measured about; by default that of ``residual``. Shards of
+            one sample need the mean of all (:class:`reasoning_features.activations.Moments`).
+        size: activations in one pass.
+    """
+    centre = torch.from_numpy(Moments.of(residual).mean if mean is None else mean)
+    errors, deviations, actives = [], [], []
+    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
+    for batch in residual.split(size):
+        features = sae.encode(batch.to(sae.device))
+        output = sae.decode(features).cpu()
+        errors.append((batch.double() - output.double()).square().sum(1))
+        deviations.append((batch.double() - centre).square().sum(1))
+        actives.append((features > 0).sum(1).cpu())
+        fired += (features > 0).sum(0).cpu()
+    return Reconstruction(
+        error=torch.cat(errors).numpy(),
+        deviation=torch.cat(deviations).numpy(),
+        active=torch.cat(actives).numpy(),
+        density=(fired.double() / len(residual)).numpy(),
+    )
+
+
+def quality(sae: SAE[Any], residual: Tensor) -> dict[str, float]:
+    """L0, fraction of variance explained, dead share and median density of live features on activations."""
+    return reconstruct(sae, residual).summary()
+
+
+def loss_by_document(
+    subject: Subject, sae: SAE[Any], corpus: Corpus, batch_tokens: int, mean: NDArray[np.float64]
+) -> pd.DataFrame:
+    """Next-token loss with the stream as it is, reconstructed, set to its mean, and set to zero.
+
+    The stream is changed at every token that is not special (the SAE never saw the others), and the loss is
+    that of predicting tokens that are not special.
+
+    Returns:
+        One row a document, in the corpus' order: ``tokens`` predicted, and the summed loss in nats
+        ``clean``, ``reconstructed``, ``averaged``, ``zeroed``.
+    """
+    average = torch.from_numpy(mean).float().to(subject.device)
+    edits: dict[str, Callable[[Tensor], Tensor]] = {
+        "clean": lambda stream: stream,
+        "reconstructed": lambda stream: sae.decode(sae.encode(stream.float())).to(stream.dtype),
+        "averaged": lambda stream: average.to(stream.dtype).expand_as(stream),
+        "zeroed": torch.zeros_like,
+    }
+    parts = [_losses(subject, batch, corpus.special, edits) for batch in corpus.batches(batch_tokens)]
+    return pd.concat(parts).sort_values("document").set_index("document")
+
+
+@torch.no_grad()
+def _losses(
+    subject: Subject,
+    batch: TokenBatch,
+    special: NDArray[np.bool_],
+    edits: dict[str, Callable[[Tensor], Tensor]],
+) -> pd.DataFrame:
+    ordinary = batch.valid & ~torch.from_numpy(special)[batch.positions]  # position -1 is not valid anyway
+    where = ordinary[..., None].to(subject.device)
+    counted = ordinary[:, 1:]
+    columns: dict[str, Any] = {"document": batch.documents, "tokens": counted.sum(1).numpy()}
+    for name, edit in edits.items():
+
+        def at_ordinary(stream: Tensor, edit: Callable[[Tensor], Tensor] = edit) -> Tensor:
+            return torch.where(where, edit(stream), stream)
+
+        losses = next_token_loss(subject.logits_with(batch.tokens, at_ordinary), batch.tokens, batch.valid)
+        columns[name] = losses.cpu().double().where(counted, 0.0).sum(1).numpy()
+    return pd.DataFrame(columns)
+
+
+def loss_recovered(losses: pd.DataFrame, reference: str = "zeroed") -> float:
+    """Share of the loss that ablating the stream costs and the reconstruction gives back.
+
+    (L_ablated − L_reconstructed) / (L_ablated − L_clean), losses summed over the rows of
+    :func:`loss_by_document`; ``reference`` is "zeroed" or "averaged".
+    """
+    total = losses.sum()
+    return float((total[reference] - total["reconstructed"]) / (total[reference] - total["clean"]))
+
+
+def best_cosines(decoder: Tensor, other: Tensor) -> NDArray[np.float64]:
+    """For each decoder direction ``[s, d]`` its largest cosine with a direction of ``other`` ``[r, d]``.
+
+    A direction of length 0 has cosine 0 with everything.
+    """
+    unit, others = (
+        torch.nn.functional.normalize(directions.detach().double(), dim=1) for directions in (decoder, other)
+    )
+    return (unit @ others.T).max(1).values.cpu().numpy()
+
+
+def matched_share(decoder: Tensor, other: Tensor, threshold: float = 0.7) -> float:
+    """Share of an SAE's features that another SAE has too: a decoder direction at cosine ≥ ``threshold``.
+
+    Args:
+        decoder: ``[s, d]`` decoder directions; leave dead features out.
+        other: ``[r, d]`` those of the other SAE; leave dead features out.
+        threshold: smallest cosine of a match (0.7 in the paper's model diffing).
+    """
+    return float((best_cosines(decoder, other) >= threshold).mean())

@@ -1,0 +1,197 @@
+"""Metrics of an SAE against closed forms, and what is refused on loading."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import SAE, StandardSAE, StandardSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+from safetensors.torch import load_file, save_file
+from tiny import WIDTH
+
+from reasoning_features.autoencoder import (
+    best_cosines,
+    load_autoencoder,
+    loss_by_document,
+    loss_recovered,
+    matched_share,
+    quality,
+    reconstruct,
+)
+from reasoning_features.autoencoder_training import save_autoencoder
+from reasoning_features.corpora import Corpus
+from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
+from reasoning_features.subject import Subject
+
+HOOK = "blocks.1.hook_resid_post"
+
+
+def signed_identity(d: int, gain: float = 1.0, centre: torch.Tensor | None = None) -> StandardSAE:
+    """An SAE of 2d features, ReLU(±(x − centre)), which gives centre + gain · (x − centre)."""
+    sae = StandardSAE(
+        StandardSAEConfig(
+            d_in=d,
+            d_sae=2 * d,
+            apply_b_dec_to_input=True,
+            metadata=SAEMetadata(hook_name=HOOK, model_name="m"),
+        )
+    )
+    eye = torch.eye(d)
+    sae.W_enc.data = torch.cat([eye, -eye], dim=1)
+    sae.W_dec.data = gain * torch.cat([eye, -eye], dim=0)
+    sae.b_enc.data = torch.zeros(2 * d)
+    sae.b_dec.data = torch.zeros(d) if centre is None else centre
+    return sae.requires_grad_(False)
+
+
+@pytest.fixture
+def residual() -> torch.Tensor:
+    return torch.randn(200, 4, generator=torch.Generator().manual_seed(0)) + torch.tensor([5.0, 0, -3, 1])
+
+
+def test_perfect_reconstruction(residual: torch.Tensor) -> None:
+    found = reconstruct(signed_identity(4), residual)
+    assert found.explained == pytest.approx(1.0, abs=1e-12)
+    assert found.l0 == 4.0  # each coordinate is either positive or negative
+
+
+def test_mean_only_explains_nothing_although_the_mean_is_large(residual: torch.Tensor) -> None:
+    mean_only = signed_identity(4, gain=0.0, centre=residual.mean(0))
+    assert reconstruct(mean_only, residual).explained == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("gain", [0.5, 0.9, 1.5, 3.0])
+def test_scaled_reconstruction(residual: torch.Tensor, gain: float) -> None:
+    # x̂ = mean + gain (x − mean): the error is (1 − gain)² of the deviation
+    scaled = signed_identity(4, gain, centre=residual.mean(0))
+    assert reconstruct(scaled, residual).explained == pytest.approx(1 - (1 - gain) ** 2, abs=1e-6)
+
+
+def test_scaled_about_zero_by_hand() -> None:
+    # x ∈ {1, 3}, mean 2, deviations 1 and 1; x̂ = x/2 gives errors 1/4 and 9/4: 1 − 2.5/2 = −0.25
+    found = reconstruct(signed_identity(1, gain=0.5), torch.tensor([[1.0], [3.0]]))
+    assert found.error.tolist() == [0.25, 2.25]
+    assert found.deviation.tolist() == [1.0, 1.0]
+    assert found.explained == -0.25
+
+
+def test_active_features_by_hand() -> None:
+    # features: +x0, +x1, −x0, −x1. (2, 0): one active; (1, −1): two; (3, 0): one. −x0 never fires.
+    found = reconstruct(signed_identity(2), torch.tensor([[2.0, 0.0], [1.0, -1.0], [3.0, 0.0]]))
+    assert found.active.tolist() == [1, 2, 1]
+    np.testing.assert_allclose(found.density, [1.0, 0.0, 0.0, 1 / 3])
+    assert found.live.tolist() == [True, False, False, True]
+    assert found.dead_share == 0.5
+    summary = found.summary()
+    assert summary["L0"] == pytest.approx(4 / 3)
+    assert summary["median density"] == pytest.approx(2 / 3)
+
+
+def test_shards_give_what_one_pass_gives(residual: torch.Tensor) -> None:
+    sae = signed_identity(4, 0.5)
+    whole = reconstruct(sae, residual, size=17)
+    mean = residual.double().mean(0).numpy()
+    parts = [reconstruct(sae, part, mean) for part in residual.split(60)]
+    np.testing.assert_allclose(np.concatenate([part.deviation for part in parts]), whole.deviation)
+    np.testing.assert_allclose(np.concatenate([part.error for part in parts]), whole.error, rtol=1e-5)
+
+
+def test_loss_is_recovered_wholly_by_a_perfect_sae_and_not_at_all_by_a_zero_one(
+    tiny_subject: Subject, tiny_corpus: Corpus
+) -> None:
+    mean = np.zeros(WIDTH)
+    losses = loss_by_document(tiny_subject, signed_identity(WIDTH), tiny_corpus, 100, mean)
+    assert losses.index.tolist() == list(range(tiny_corpus.n_documents))
+    # every token but the first (BOS) of each document is predicted
+    assert losses["tokens"].tolist() == (np.diff(tiny_corpus.starts) - 1).tolist()
+    assert loss_recovered(losses) == pytest.approx(1.0, abs=1e-5)
+    np.testing.assert_allclose(losses["averaged"], losses["zeroed"])  # the mean given is zero
+    nothing = loss_by_document(tiny_subject, signed_identity(WIDTH, 0.0), tiny_corpus, 100, mean)
+    assert loss_recovered(nothing) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_loss_of_a_document_is_the_models_own(tiny_subject: Subject, tiny_corpus: Corpus) -> None:
+    losses = loss_by_document(tiny_subject, signed_identity(WIDTH), tiny_corpus, 100, np.zeros(WIDTH))
+    ids = torch.from_numpy(tiny_corpus.document(3)).long()[None]
+    expected = tiny_subject.loss(ids, torch.ones_like(ids, dtype=torch.bool)).sum()
+    assert losses["clean"][3] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_loss_leaves_special_tokens_as_they_are(tiny_subject: Subject, tiny_corpus: Corpus) -> None:
+    # with everything zeroed but BOS, the prediction of the first ordinary token is untouched
+    two_tokens = tiny_corpus.select([0])
+    two_tokens = Corpus(
+        "two",
+        two_tokens.tokens[:2],
+        np.array([0, 2]),
+        two_tokens.special[:2],
+        two_tokens.thinking[:2],
+        ["a"],
+    )
+    losses = loss_by_document(tiny_subject, signed_identity(WIDTH), two_tokens, 100, np.zeros(WIDTH))
+    assert losses["zeroed"][0] == pytest.approx(losses["clean"][0], rel=1e-6)
+
+
+def test_loss_recovered_by_hand() -> None:
+    import pandas as pd
+
+    # clean 2, reconstructed 3, averaged 4, zeroed 7: (7 − 3)/(7 − 2) = 0.8 and (4 − 3)/(4 − 2) = 0.5
+    losses = pd.DataFrame(
+        {"clean": [1.0, 1], "reconstructed": [1.0, 2], "averaged": [2.0, 2], "zeroed": [3.0, 4]}
+    )
+    assert loss_recovered(losses) == pytest.approx(0.8)
+    assert loss_recovered(losses, "averaged") == pytest.approx(0.5)
+
+
+def test_matched_share_by_hand() -> None:
+    decoder = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [1.0, 1.0]])
+    other = torch.tensor([[0.5, 0.0], [1.0, 0.1], [0.0, 0.0]])
+    # cosines with (1, 0) and (1, .1)/1.005: row 0 has 1; row 1 has .0995; row 2 points away: its best is the
+    # zero direction's 0; row 3 has .774 with the second
+    np.testing.assert_allclose(best_cosines(decoder, other), [1, 0.0995, 0, 0.774], atol=1e-3)
+    assert matched_share(decoder, other) == 0.5
+    assert matched_share(decoder, other, threshold=0.8) == 0.25
+    assert matched_share(decoder, decoder) == 1.0
+
+
+def test_reloading_gives_the_same_numbers(tmp_path: Path, residual: torch.Tensor) -> None:
+    sae = signed_identity(4, 0.7, centre=torch.ones(4))
+    save_autoencoder(sae, tmp_path / "sae")
+    reloaded = load_autoencoder(str(tmp_path / "sae"), 4, HOOK)
+    assert quality(reloaded, residual) == quality(sae, residual)
+    assert torch.equal(SAE.load_from_disk(tmp_path / "sae")(residual), sae(residual))
+    with pytest.raises(UserError, match="is there already"):
+        save_autoencoder(sae, tmp_path / "sae")
+
+
+def test_an_sae_of_another_width_or_place_is_refused(tmp_path: Path) -> None:
+    save_autoencoder(signed_identity(4), tmp_path / "sae")
+    with pytest.raises(UserError, match="activations of width 4, but the model's are 128 wide"):
+        load_autoencoder(str(tmp_path / "sae"), 128)
+    with pytest.raises(UserError, match=r"reads blocks\.1\.hook_resid_post, not blocks\.2"):
+        load_autoencoder(str(tmp_path / "sae"), 4, "blocks.2.hook_resid_post")
+
+
+def test_an_sae_that_was_not_folded_is_refused(tmp_path: Path) -> None:
+    save_autoencoder(signed_identity(4), tmp_path / "sae")
+    cfg = tmp_path / "sae" / "cfg.json"
+    cfg.write_text(
+        json.dumps(json.loads(cfg.read_text()) | {"normalize_activations": "expected_average_only_in"})
+    )
+    with pytest.raises(UserError, match=r"expects scaled activations \(expected_average_only_in\)"):
+        load_autoencoder(str(tmp_path / "sae"), 4)
+
+
+def test_missing_and_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(MissingArtefact, match="no autoencoder in nothing: `make organism`"):
+        load_autoencoder(str(tmp_path / "nothing"), 4)
+    save_autoencoder(signed_identity(4), tmp_path / "sae")
+    weights = load_file(tmp_path / "sae" / "sae_weights.safetensors")
+    del weights["W_enc"]
+    save_file(weights, tmp_path / "sae" / "sae_weights.safetensors")
+    with pytest.raises(CorruptArtefact, match="in sae cannot be read"):
+        load_autoencoder(str(tmp_path / "sae"), 4)

@@ -1,0 +1,129 @@
+"""Training: deterministic, folded, recorded along the way, and it learns what is there to learn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from sae_lens import SAE
+
+from reasoning_features.autoencoder import matched_share, quality
+from reasoning_features.autoencoder_training import (
+    Recipe,
+    Training,
+    convergence,
+    save_autoencoder,
+    train_autoencoder,
+)
+from reasoning_features.errors import UserError
+
+HOOK = "blocks.1.hook_resid_post"
+RECIPE = Recipe("topk", d_sae=16, tokens=40 * 128, learning_rate=1e-2, batch=128, k=2)
+
+
+@pytest.fixture(scope="module")
+def truth() -> torch.Tensor:
+    """Twelve orthogonal directions in 12 dimensions."""
+    return torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(1)))[0]
+
+
+@pytest.fixture(scope="module")
+def residual(truth: torch.Tensor) -> torch.Tensor:
+    """4,000 sums of two of the directions, far from the origin and with norms of about 100."""
+    generator = torch.Generator().manual_seed(2)
+    chosen = torch.rand(4000, 12, generator=generator).topk(2).indices
+    amounts = torch.zeros(4000, 12).scatter(1, chosen, 10 + 10 * torch.rand(4000, 2, generator=generator))
+    return amounts @ truth + 30 * truth[0] - 90 * truth[5]
+
+
+def train(residual: torch.Tensor, recipe: Recipe, **options: list[int]) -> Training:
+    return train_autoencoder(residual, recipe, "model", HOOK, **options)
+
+
+def contents(training: Training, directory: Path) -> dict[str, bytes]:
+    save_autoencoder(training.sae, directory)
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("architecture", ["relu", "topk"])
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
+    residual: torch.Tensor, tmp_path: Path, architecture: str
+) -> None:
+    recipe = replace(RECIPE, architecture=architecture)
+    first = contents(train(residual, recipe), tmp_path / "first")
+    torch.manual_seed(77)  # the global stream has no say
+    assert contents(train(residual, recipe, record_at=[3, 9]), tmp_path / "again") == first
+    other = contents(train(residual, replace(recipe, seed=1)), tmp_path / "other")
+    assert other["sae_weights.safetensors"] != first["sae_weights.safetensors"]
+
+
+def test_two_models_start_from_different_places_with_one_seed(residual: torch.Tensor) -> None:
+    one = train_autoencoder(residual, RECIPE, "one", HOOK)
+    two = train_autoencoder(residual, RECIPE, "two", HOOK)
+    assert matched_share(one.decoders[0], two.decoders[0], 0.99) == 0.0
+
+
+@pytest.mark.parametrize("architecture", ["relu", "topk"])
+def test_the_scaling_is_folded_and_reloading_is_exact(
+    residual: torch.Tensor, tmp_path: Path, architecture: str
+) -> None:
+    recipe = replace(RECIPE, architecture=architecture, tokens=400 * 128, l1=0.05)
+    training = train(residual, recipe)
+    save_autoencoder(training.sae, tmp_path / "sae")
+    reloaded = SAE.load_from_disk(tmp_path / "sae")
+    assert reloaded.cfg.normalize_activations == "none"
+    assert reloaded.cfg.metadata.hook_name == HOOK
+    # on raw activations, thirty times as long as what the trainer saw, it explains as much as it did there
+    raw = quality(reloaded, residual)
+    last = training.history.iloc[-1]
+    assert raw["fraction of variance explained"] == pytest.approx(
+        last["fraction of variance explained"], abs=0.02
+    )
+    assert raw["fraction of variance explained"] > 0.9
+    assert quality(training.sae, residual) == raw
+    assert torch.equal(training.sae(residual), reloaded(residual))
+
+
+def test_topk_finds_the_directions_that_are_there(residual: torch.Tensor, truth: torch.Tensor) -> None:
+    training = train(residual, replace(RECIPE, tokens=1500 * 128))
+    assert matched_share(truth, training.sae.W_dec, 0.95) == 1.0
+
+
+def test_history_and_convergence(residual: torch.Tensor) -> None:
+    long = replace(RECIPE, tokens=1500 * 128)
+    first = train(residual, long, record_at=[1, 10, 5000])
+    second = train(residual, replace(long, seed=1), record_at=[10])
+    assert first.history["step"].tolist() == [0, 1, 10, 1500]
+    assert first.history["tokens"].tolist() == [0, 128, 1280, 192000]
+    assert first.history["L0"].max() <= 2
+    assert first.history["loss"].iloc[-1] < 0.1 * first.history["loss"].iloc[0]
+    curve = convergence(first, second)
+    assert curve["step"].tolist() == [0, 10, 1500]
+    assert curve["matched share"].iloc[0] < 0.5
+    assert curve["matched share"].iloc[-1] > 0.7
+
+
+def test_the_relu_loss_is_the_papers(residual: torch.Tensor) -> None:
+    """‖x − x̂‖² + λ Σ_i f_i ‖W_dec,i‖₂ on the scaled held-out input, computed from the saved weights."""
+    recipe = replace(RECIPE, architecture="relu", l1=2.0)
+    training = train(residual, recipe)
+    start = recipe.start("model")
+    order = torch.randperm(4000, generator=torch.Generator().manual_seed(start))
+    held_out, sample = residual[order[:400]], residual[order[400:]]
+    scale = 12**0.5 / float(sample.double().norm(dim=1).mean())
+    sae = training.sae
+    # folded weights: x̂ and f ‖W_dec‖ come out in raw units
+    features = torch.relu(held_out @ sae.W_enc + sae.b_enc)
+    error = (held_out - features @ sae.W_dec - sae.b_dec).mul(scale).square().sum(1)
+    penalty = (features * sae.W_dec.norm(dim=1)).sum(1) * scale
+    expected = (error + 2.0 * penalty).mean()
+    assert training.history["loss"].iloc[-1] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_too_little_to_train_on(residual: torch.Tensor) -> None:
+    with pytest.raises(UserError, match="100 training tokens are fewer than one batch of 128"):
+        train(residual, replace(RECIPE, tokens=100))
+    with pytest.raises(UserError, match="holds 90 activations, fewer than one batch of 128"):
+        train(residual[:100], RECIPE)
