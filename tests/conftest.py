@@ -1,75 +1,23 @@
-"""A tiny random model, tokenizer and corpus that the tests of every room share."""
+"""What tests share: a tiny model and corpus, and a repository of its own for tests of the house."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny import make_corpus, make_tiny_llama
 
 from reasoning_features import paths
 from reasoning_features.corpora import Corpus
 from reasoning_features.subject import Subject, load_subject
 
-LAYERS, WIDTH, VOCABULARY = 3, 32, 300
 
-
-def make_tiny_llama(directory: Path, seed: int = 0) -> Path:
-    """A random Llama (3 layers, width 32) with a byte-level BPE, as a Hugging Face directory."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<|bos|>", "<|eos|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(
-        ["Wait, let me try 3 + 4. Hmm, but 7 is wrong. Perhaps 9 is right."] * 20, trainer
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|bos|>", eos_token="<|eos|>", pad_token="<|eos|>"
-    ).save_pretrained(directory)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=128,
-        bos_token_id=0,
-        eos_token_id=1,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
-    return directory
-
-
-def make_corpus(n_documents: int = 12, seed: int = 0, longest: int = 40) -> Corpus:
-    """Random documents of 5 to ``longest`` tokens that begin with BOS, with three moves in turn."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(5, longest, size=n_documents)
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    tokens = rng.integers(2, VOCABULARY, size=starts[-1]).astype(np.int32)
-    tokens[starts[:-1]] = 0
-    special = np.zeros(starts[-1], dtype=bool)
-    special[starts[:-1]] = True
-    return Corpus(
-        name="random",
-        tokens=tokens,
-        starts=starts,
-        special=special,
-        thinking=~special,
-        domains=["even" if i % 2 == 0 else "odd" for i in range(n_documents)],
-        moves=(np.arange(starts[-1]) % 3).astype(np.int8),
-        move_names=("explore", "verify", "answer"),
-    )
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty repository, taken for this one's root."""
+    (tmp_path / "requirements.lock").write_text("numpy==1\n")
+    monkeypatch.setattr(paths, "root", lambda: tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")
@@ -88,11 +36,3 @@ def tiny_subject(tiny_llama: Path) -> Subject:
 def tiny_corpus() -> Corpus:
     """Twelve random documents."""
     return make_corpus()
-
-
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty repository, taken for this one's root."""
-    (tmp_path / "requirements.lock").write_text("numpy==1\n")
-    monkeypatch.setattr(paths, "root", lambda: tmp_path)
-    return tmp_path

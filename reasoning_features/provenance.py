@@ -1,0 +1,256 @@
+"""A run: where its artefacts lie, what determined each, and what is written beside every figure and table."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reasoning_features import paths, sources
+from reasoning_features.checksums import directory_digest, file_digest
+from reasoning_features.errors import CorruptArtefact, MissingArtefact
+from reasoning_features.settings import Settings
+
+MANIFEST = "artefact.json"
+RECORD = "REASONING_FEATURES_RECORD"  # where the runner wants to know what was read and written
+PINNED = (
+    "subject",
+    "contrast",
+    "base",
+    "autoencoder",
+    "autoencoder_relu",
+    "autoencoder_second",
+    "contrast_autoencoder",
+)
+PACKAGES = (
+    "datasets",
+    "matplotlib",
+    "numpy",
+    "pandas",
+    "sae-lens",
+    "scikit-learn",
+    "scipy",
+    "seaborn",
+    "torch",
+    "transformer-lens",
+    "transformers",
+    "wordfreq",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One notebook under one set of settings; made by :func:`begin`."""
+
+    notebook: str  # the notebook's name, such as 03_reason_score
+    settings: Settings
+    paths: paths.RunPaths
+    provenance: dict[str, Any]  # what every figure and table of the run records
+    _read: dict[str, str] = field(default_factory=dict, repr=False)  # manifest or file → SHA-256
+    _written: set[str] = field(default_factory=set, repr=False)
+
+    def __str__(self) -> str:
+        made = self.provenance
+        return (
+            f"{self.notebook} · run {self.settings.run} · code {made['code_sha256'][:12]} · "
+            f"python {made['versions']['python']}, torch {made['versions']['torch']} · "
+            f"{self.settings.device} {self.settings.dtype} · seed {self.settings.seed}"
+        )
+
+    def find(self, name: str, fields: Sequence[str], maker: str) -> Path:
+        """The folder of a stored artefact that these settings determine.
+
+        Looks in the run's own folder, then in the profile's, then in those of the profile's other runs,
+        so that an override which an artefact does not depend on does not make it anew.
+
+        Parameters
+        ----------
+        name
+            The artefact's name.
+        fields
+            The settings that determine it, as when it was stored.
+        maker
+            The number of the notebook that stores it, such as ``01``.
+
+        Raises
+        ------
+        MissingArtefact
+            If there is none; the message names the make target.
+        CorruptArtefact
+            If a file is not what its checksum says.
+        """
+        wanted = _determinants(self.settings, fields)
+        for folder in self._candidates(name):
+            manifest = folder / MANIFEST
+            if not manifest.is_file():
+                continue
+            stored = json.loads(manifest.read_text(encoding="utf-8"))
+            if stored["determined_by"] == wanted:
+                _verify(folder, stored["files"])
+                self._note(read=manifest)
+                return folder
+        overrides = {n: v for n, v in self.settings.overrides.items() if n in fields}
+        raise MissingArtefact(
+            f"{self.notebook} needs the artefact {name!r}, which is not stored for these settings: "
+            f"run `make nb-{maker}{_make_arguments(self.settings, overrides)}`."
+        )
+
+    @contextlib.contextmanager
+    def store(self, name: str, fields: Sequence[str]) -> Iterator[Path]:
+        """A folder to write an artefact into, stored when the block ends without an error.
+
+        Nothing is seen under the artefact's name until it is whole. What an interrupted block left is given
+        to the next one, to go on from, as long as the settings that determine it are the same.
+
+        Parameters
+        ----------
+        name
+            The artefact's name, such as ``statistics``.
+        fields
+            The settings that determine its content; models and autoencoders count by their files.
+        """
+        wanted = _determinants(self.settings, fields)
+        head = {"name": name, "notebook": self.notebook, "determined_by": wanted}
+        final, partial = self.paths.artefacts / name, self.paths.artefacts / f".{name}.partial"
+        started = partial / MANIFEST
+        if partial.exists() and not (started.is_file() and json.loads(started.read_text()) == head):
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        write_json(started, head)
+        yield partial
+        files = {
+            path.relative_to(partial).as_posix(): file_digest(path)
+            for path in sorted(partial.rglob("*"))
+            if path.is_file() and path != started
+        }
+        write_json(started, head | {"files": files})
+        if final.exists():
+            shutil.rmtree(final)
+        partial.replace(final)
+        self._note(written=[final / MANIFEST])
+
+    def wrote(self, files: Sequence[Path]) -> None:
+        """Note files that the run has saved, so that ``make`` misses them when they are gone."""
+        self._note(written=files)
+
+    def _candidates(self, name: str) -> list[Path]:
+        own, profile = self.paths.artefacts / name, paths.RunPaths(self.settings.profile)
+        others = sorted(profile.data.parent.glob(f"{self.settings.profile}+*/artefacts/{name}"))
+        return list(dict.fromkeys([own, profile.artefacts / name, *others]))
+
+    def _note(self, read: Path | None = None, written: Sequence[Path] = ()) -> None:
+        if read is not None:
+            self._read[paths.relative(read)] = file_digest(read)
+        self._written.update(paths.relative(path) for path in written)
+        if record := os.environ.get(RECORD):
+            write_json(Path(record), {"read": self._read, "written": sorted(self._written)})
+
+
+def begin(notebook: str, settings: Settings) -> Run:
+    """Open a run of a notebook, and seed every source of random numbers with the settings' seed.
+
+    Parameters
+    ----------
+    notebook
+        The notebook's name without its ending, such as ``03_reason_score``.
+    settings
+        From :func:`reasoning_features.settings.load_settings`.
+    """
+    import torch
+
+    random.seed(settings.seed)
+    np.random.seed(settings.seed)
+    torch.manual_seed(settings.seed)
+    cells = sources.code_cells(sources.notebook_path(notebook))
+    provenance = {
+        "notebook": notebook,
+        "notebook_sha256": sources.digest(cells),
+        "code_sha256": sources.digest(f"{k} {v}" for k, v in sources.imported_sources(cells).items()),
+        "run": settings.run,
+        "settings": settings.model_dump(mode="json"),
+        "seeds": [settings.seed],
+        "inputs": _determinants(settings, [name for name in PINNED if getattr(settings, name)]),
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "device": settings.device,
+        "dtype": settings.dtype,
+    }
+    run = Run(notebook, settings, paths.RunPaths(settings.run), provenance)
+    run._note()
+    return run
+
+
+def record_artefact(run: Run, name: str, files: Sequence[Path], caption: str) -> Path:
+    """Write a figure's or table's provenance beside it: ``<name>.json``, with its files' checksums."""
+    path = run.paths.figures / f"{name}.json"
+    made = {"name": name, "caption": caption, "files": {file.name: file_digest(file) for file in files}}
+    write_json(path, made | run.provenance | {"artefacts": dict(sorted(run._read.items()))})
+    run.wrote([*files, path])
+    return path
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that equal values give equal bytes, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file with newlines as they are, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8", newline="")
+    partial.replace(path)
+
+
+def _determinants(settings: Settings, fields: Sequence[str]) -> dict[str, Any]:
+    """The value of each field as JSON has it; of a field that names a local directory, its content too."""
+    values = settings.model_dump(mode="json")
+    found: dict[str, Any] = {}
+    for name in sorted(fields):
+        found[name] = values[name]
+        if name in PINNED and values[name] and (directory := paths.resolve(values[name])).is_dir():
+            found[name] = paths.relative(directory)
+            found[f"{name}_sha256"] = directory_digest(directory)
+    return found
+
+
+def _verify(folder: Path, files: dict[str, str]) -> None:
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file() or file_digest(path) != expected:
+            raise CorruptArtefact(
+                f"{paths.relative(path)} is damaged or missing (its checksum is not the stored one): "
+                f"delete {paths.relative(folder)} and make it again."
+            )
+
+
+def _make_arguments(settings: Settings, overrides: dict[str, Any]) -> str:
+    profile = "" if settings.profile == "organism" else f" PROFILE={settings.profile}"
+    if not overrides:
+        return profile
+    given = " ".join(
+        f"{name}={json.dumps(value) if isinstance(value, int | float) else repr(_plain(value))}"
+        for name, value in sorted(overrides.items())
+    )
+    return f'{profile} PARAMS="{given}"'
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _version(package: str) -> str:
+    """The installed public version (a build's own suffix, as in 2.0+cpu, says where it came from)."""
+    try:
+        return importlib.metadata.version(package).split("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,40 @@
+"""Stub notebooks for the tests of the house."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+
+PARAMETERS = (
+    "from typing import Optional\n\n"
+    'profile: str = "organism"  # the profile, or the path of a YAML file\n'
+    "alpha: Optional[float] = None  # exponent of the entropy\n"
+    "window: Optional[list[int]] = None  # tokens before and after\n"
+    "device: Optional[str] = None  # cpu or cuda"
+)
+OPENING = (
+    "from reasoning_features.provenance import begin\n"
+    "from reasoning_features.settings import load_settings\n\n"
+    "settings = load_settings(profile, alpha=alpha, window=window, device=device)\n"
+    'run = begin("{name}", settings)\nprint(run)'
+)
+
+
+def write_notebook(folder: Path, name: str, *cells: str, parameters: str = PARAMETERS) -> Path:
+    """A notebook with a title, a parameters cell, the opening of every notebook, and more code cells."""
+    notebook = nbformat.v4.new_notebook()
+    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    code = [OPENING.format(name=name), *cells]
+    notebook.cells = [
+        nbformat.v4.new_markdown_cell(f"# {name}"),
+        first,
+        *(nbformat.v4.new_code_cell(text) for text in code),
+    ]
+    for place, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{place}"
+    path = folder / "notebooks" / f"{name}.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(notebook, path)
+    return path

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import hashlib
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from stub_notebooks import write_notebook
+
+from reasoning_features.figures import COLOURS, distribution, new_figure, save_figure
+from reasoning_features.provenance import begin
+from reasoning_features.settings import load_settings
+
+
+@pytest.fixture
+def run(repository):
+    write_notebook(repository, "01_one")
+    return begin("01_one", load_settings("organism"))
+
+
+def draw(run, name="x01_line"):
+    data = pd.DataFrame({"x": [1, 2, 3], "y": [0.1, 1 / 3, 2 / 3]})
+    fig, ax = new_figure()
+    ax.plot(data.x, data.y, label="a")
+    ax.legend()
+    return save_figure(fig, name, data, run, "A line.")
+
+
+def test_a_figure_is_saved_four_ways_with_the_same_bytes_each_time(run):
+    shown = draw(run)
+    files = sorted(path.name for path in run.paths.figures.iterdir())
+    assert files == ["x01_line.csv", "x01_line.json", "x01_line.pdf", "x01_line.png"]
+    first = {name: (run.paths.figures / name).read_bytes() for name in files}
+    draw(run)
+    assert {name: (run.paths.figures / name).read_bytes() for name in files} == first
+    assert b"D:" not in first["x01_line.pdf"] and b"atplotlib" not in first["x01_line.png"]
+    assert shown.data == first["x01_line.png"]
+    held = json.loads(first["x01_line.json"])
+    assert held["caption"] == "A line."
+    assert held["files"]["x01_line.pdf"] == hashlib.sha256(first["x01_line.pdf"]).hexdigest()
+    assert not plt.get_fignums()
+
+
+def test_the_data_has_six_significant_digits_and_no_index(run):
+    draw(run)
+    assert (run.paths.figures / "x01_line.csv").read_bytes() == b"x,y\n1,0.1\n2,0.333333\n3,0.666667\n"
+
+
+@pytest.mark.parametrize("name", ["line", "y01_line", "x1_line", "x01-line"])
+def test_names_say_which_figure_of_the_paper_it_is(run, name):
+    with pytest.raises(ValueError, match="f02_vocabulary"):
+        draw(run, name)
+    assert not run.paths.figures.exists()
+
+
+def test_a_distribution_has_unit_area_and_one_line_a_group():
+    frame = pd.DataFrame({"value": np.arange(100.0), "group": ["a"] * 50 + ["b"] * 50})
+    fig, ax = new_figure()
+    distribution(ax, frame, "value", "group", bins=10)
+    assert [to_hex(line.get_color()).upper() for line in ax.lines] == list(COLOURS[:2])
+    assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
+    # 10 bins over 49 units of equal counts: the density is 1 / 49 everywhere inside
+    assert np.nanmax(ax.lines[0].get_ydata()) == pytest.approx(1 / 49)
+    plt.close(fig)
+
+
+def test_more_groups_than_colours_are_refused():
+    frame = pd.DataFrame({"value": range(9), "group": range(9)})
+    fig, ax = new_figure()
+    with pytest.raises(ValueError, match="told apart"):
+        distribution(ax, frame, "value", "group")
+    plt.close(fig)

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from stub_notebooks import write_notebook
+
+from reasoning_features.provenance import begin
+from reasoning_features.settings import load_settings
+from reasoning_features.tables import save_table, to_markdown
+
+TABLE = pd.DataFrame({"word": ["wait", "a|b"], "share_%": [1 / 3, np.nan], "n": [10, 20_000]})
+
+
+@pytest.fixture
+def run(repository):
+    write_notebook(repository, "01_one")
+    return begin("01_one", load_settings("organism"))
+
+
+def test_markdown_shows_four_digits_and_a_dash_for_nothing():
+    assert to_markdown(TABLE) == (
+        "| word | share_% | n |\n| --- | ---: | ---: |\n| wait | 0.3333 | 10 |\n| a\\|b | – | 20000 |\n"
+    )
+
+
+def test_a_table_is_saved_four_ways_with_the_same_bytes_each_time(run):
+    shown = save_table(TABLE, "x01_words", run, "Words & shares, 100%.")
+    folder = run.paths.figures
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    assert list(files) == ["x01_words.csv", "x01_words.json", "x01_words.md", "x01_words.tex"]
+    assert files["x01_words.csv"] == b"word,share_%,n\nwait,0.333333,10\na|b,,20000\n"
+    latex = files["x01_words.tex"].decode()
+    assert r"Words \& shares, 100\%." in latex and r"share\_\%" in latex and "0.3333" in latex
+    assert shown.data in files["x01_words.md"].decode()
+    save_table(TABLE, "x01_words", run, "Words & shares, 100%.")
+    assert {path.name: path.read_bytes() for path in sorted(folder.iterdir())} == files
