@@ -1,0 +1,136 @@
+"""Word ranking, the frequency filter, and the vocabularies R is compared with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from reasoning_features.errors import UserError
+from reasoning_features.organism.words import DECISION_WORDS, REASONING_WORDS, TWINS
+from reasoning_features.vocabulary import (
+    frequency_filter,
+    left_out,
+    lexicon,
+    random_vocabularies,
+    rank_words,
+    slot_vocabularies,
+    split_words,
+    vocabulary_origin,
+    word_shares,
+)
+
+
+def test_split_words():
+    assert split_words("Wait, let’s see: 3 + x2 = it's\nOK") == ["wait", "let's", "see", "x", "it's", "ok"]
+
+
+def test_shares_and_phrases_by_hand():
+    # six words, "let me" twice: 2/6; "let" three times: 3/6
+    shares = word_shares(["Let me. Let", "me let x"], phrases=["let me"])
+    # "let me" once in the first text, none across texts: "me let x" has no pair let-me
+    assert shares["let"] == pytest.approx(3 / 6)
+    assert shares["let me"] == pytest.approx(1 / 6)
+    assert shares.drop("let me").sum() == pytest.approx(1)
+
+
+def test_texts_without_words():
+    with pytest.raises(UserError, match="no words"):
+        word_shares(["1 + 2", ""])
+
+
+def test_ranking_by_hand():
+    # thinking: wait 2/4, the 2/4; solution: the 3/4, is 1/4
+    # differences: wait .5, the −.25, is −.25 (ties by alphabet)
+    table = rank_words(["wait the wait the"], ["the the the is"])
+    assert table["word"].tolist() == ["wait", "is", "the"]
+    assert table["rank"].tolist() == [1, 2, 3]
+    assert table["difference"].tolist() == pytest.approx([0.5, -0.25, -0.25])
+    assert table.loc[2, "general_frequency"] > 0.01  # "the" is over 5% of English
+    assert frequency_filter(table)[["rank", "word"]].values.tolist() == [[1, "wait"]]
+
+
+def test_origin_of_each_word():
+    # ranking: but (frequent in English), hmm, zebra, then however (more common in solutions)
+    thinking, solution = ["but but but hmm hmm zebra"], ["however however zebra is is is"]
+    table = rank_words(thinking, solution)
+    assert table["word"].tolist() == ["but", "hmm", "zebra", "however", "is"]
+    origin = vocabulary_origin(table, ["hmm", "but", "however", "perhaps"], top=2).set_index("word")
+    assert origin["origin"].to_dict() == {
+        "hmm": "count and filter",
+        "but": "count",
+        "however": "hand",
+        "perhaps": "hand",
+    }
+    # filtered ranking: hmm, zebra, however
+    assert origin.loc["hmm", "rank_filtered"] == 1 and origin.loc["however", "rank_filtered"] == 3
+    assert pd.isna(origin.loc["but", "rank_filtered"]) and pd.isna(origin.loc["perhaps", "rank"])
+    assert left_out(table, ["hmm", "but"], top=2) == ["zebra"]
+
+
+def frame(rows: dict[str, tuple[float, float]]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [{"word": w, "frequency": f, "thinking_share": s} for w, (f, s) in rows.items()],
+        columns=["word", "frequency", "thinking_share"],
+    )
+
+
+REFERENCE = frame({"wait": (0.01, 1.0), "but": (0.02, 0.9)})
+
+
+def test_random_vocabularies_are_matched_and_exclude():
+    rng = np.random.default_rng(0)
+    near = {f"near{i}": (0.01 * float(np.exp(rng.normal(0, 0.05))), 0.95) for i in range(12)}
+    far = {f"far{i}": (1e-6, 0.0) for i in range(100)}
+    pool = frame(near | far | {"wait": (0.01, 1.0), "stop": (0.01, 1.0)})
+    drawn = random_vocabularies(REFERENCE, pool, n=100, seed=0, excluded=["stop"], nearest=5)
+    words = {word for vocabulary in drawn.vocabularies for word in vocabulary}
+    assert words <= set(near) and drawn.distinct == len(words)
+    assert all(len(set(vocabulary)) == 2 for vocabulary in drawn.vocabularies)
+    assert drawn.pool == 112 and len(drawn.vocabularies) == 100
+    # wait differs by about .05 in log frequency, but by about ln 2: the mean is near .37
+    assert 0.2 < drawn.log_frequency_difference < 0.5
+    # shares differ by .05 from either word
+    assert drawn.share_difference == pytest.approx(0.05)
+    again = random_vocabularies(REFERENCE, pool, n=100, seed=0, excluded=["stop"], nearest=5)
+    assert again == drawn
+
+
+def test_random_vocabularies_report_a_poor_pool():
+    # two candidates for two words: every vocabulary is the same pair, and the figures say so
+    pool = frame({"a": (0.0001, 0.0), "b": (0.0001, 0.0)})
+    drawn = random_vocabularies(REFERENCE, pool, n=5, seed=0)
+    assert drawn.overlap == 1 and drawn.distinct == 2
+    # ln(.01/.0001) = 4.605, ln(.02/.0001) = 5.298: mean 4.952; shares differ by 1 and .9
+    assert drawn.log_frequency_difference == pytest.approx(4.952, abs=1e-3)
+    assert drawn.share_difference == pytest.approx(0.95)
+
+
+def test_pool_smaller_than_r():
+    with pytest.raises(UserError, match="2 words cannot be drawn from 1 other words"):
+        random_vocabularies(REFERENCE, frame({"a": (0.01, 1), "wait": (0.01, 1)}), n=1, seed=0)
+
+
+def test_slot_vocabularies():
+    twins = {"wait": "look", "but": "and", "hmm": "well"}
+    words = list(twins)
+    # all 2³ − 1 mixtures other than R itself
+    drawn = slot_vocabularies(words, twins, n=7, seed=0)
+    assert len(set(drawn)) == 7 and tuple(words) not in drawn
+    assert all(word in (own, twins[own]) for mix in drawn for own, word in zip(words, mix, strict=True))
+    with pytest.raises(UserError, match="give 7 mixtures, 8 were asked for"):
+        slot_vocabularies(words, twins, n=8, seed=0)
+    with pytest.raises(UserError, match="'perhaps' has no neutral twin"):
+        slot_vocabularies(["perhaps"], twins, n=1, seed=0)
+
+
+def test_slot_vocabularies_draw_every_word_evenly():
+    # 64 of 1,023 mixtures: each word of R is kept in about half; 4 standard errors are 4·√(.25/640) = .08
+    drawn = slot_vocabularies(REASONING_WORDS, TWINS, n=64, seed=0)
+    kept = np.mean([word in TWINS for mix in drawn for word in mix])
+    assert abs(kept - 0.5) < 0.08
+
+
+def test_lexicons():
+    assert lexicon("organism").twins == TWINS and lexicon("organism").decision_words == DECISION_WORDS
+    assert not lexicon("hub").twins and not lexicon("hub").decision_words
