@@ -127,7 +127,8 @@ def origin_of(texts: Texts, words: list[str], threshold: float = 1e-3, top: int 
     others = ", ".join(left_out(table, words, threshold, top))
     sentence = (
         f"{counted} of {len(words)} words of R are in the top {top} by count, {kept} after the "
-        f"general-frequency filter at {threshold:g}; found by no count: {by_hand}. In the filtered top but not in R: {others}."
+        f"general-frequency filter at {threshold:g}; found by no count: {by_hand}. "
+        f"In the filtered top but not in R: {others}."
     )
     return Origin(table, places, sentence)
 
