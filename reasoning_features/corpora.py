@@ -8,7 +8,8 @@ leaves them out, as the paper's code does with BOS and EOS.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reasoning_features.errors import UserError
+from reasoning_features import paths
+from reasoning_features.errors import MissingArtefact, UserError
+from reasoning_features.organism.problems import Split
+from reasoning_features.organism.tokenizer import encode_documents
+from reasoning_features.organism.traces import MOVES, Document, base_documents, reasoning_documents
+from reasoning_features.settings import Settings
+
+SEED_OF_CORPORA = 7_000_000
+"""Added to the settings' seed: documents that are analysed come from other streams than those of training."""
 
 
 @dataclass(frozen=True)
@@ -187,4 +196,74 @@ def join(name: str, corpora: Sequence[Corpus]) -> Corpus:
         moves=np.concatenate([labels for labels in moves if labels is not None]) if labelled else None,
         move_names=corpora[0].move_names if labelled else (),
         styles=None if None in styles else [style for part in styles if part for style in part],
+    )
+
+
+def reasoning_corpus(
+    settings: Settings, tokenizer: Any, split: Split, model: str | None = None, documents: int | None = None
+) -> Corpus:
+    """The reasoning corpus: thinking traces, domains being problem families.
+
+    Args:
+        settings: kind of corpus, seed, context, number of documents.
+        tokenizer: the subject's.
+        split: which problems: "training", "selection" or "evaluation"; no problem is in two of them.
+        model: the model whose kind of traces to give; by default the subject. The organism's arms phrase the
+            same traces in other words.
+        documents: how many; by default ``settings.reasoning_documents``.
+
+    Raises:
+        UserError: a kind of corpus that is not known, or no documents asked for.
+    """
+    _check_kind(settings)
+    kappa = _kappa(model or settings.subject)
+    n = settings.reasoning_documents if documents is None else documents
+    made = reasoning_documents(kappa, n, SEED_OF_CORPORA + settings.seed, split)
+    return _labelled(f"reasoning ({split}, κ = {kappa:g})", made, tokenizer, settings.context, by_kind=False)
+
+
+def general_corpus(settings: Settings, tokenizer: Any, split: Split, documents: int | None = None) -> Corpus:
+    """The general corpus: answers without thinking, facts and plain prose, domains being kinds of document.
+
+    Arguments and errors are those of :func:`reasoning_corpus`.
+    """
+    _check_kind(settings)
+    n = settings.general_documents if documents is None else documents
+    made = base_documents(n, SEED_OF_CORPORA + settings.seed, split)
+    return _labelled(f"general ({split})", made, tokenizer, settings.context, by_kind=True)
+
+
+def _check_kind(settings: Settings) -> None:
+    if settings.corpus != "organism":
+        raise UserError(f"The corpus {settings.corpus!r} is unknown: set corpus to 'organism'.")
+
+
+def _kappa(model: str) -> float:
+    """The coupling of an organism's arm, from its card; the base model has none, and reads coupled traces."""
+    card = paths.root() / model / "training.json"
+    if not card.is_file():
+        raise MissingArtefact(f"There is no {model}/training.json: `make organism` makes the shipped models.")
+    return float(json.loads(card.read_text()).get("kappa", 1.0))
+
+
+def _labelled(
+    name: str, documents: Iterable[Document], tokenizer: Any, context: int, by_kind: bool
+) -> Corpus:
+    """The organism's documents as a corpus with moves and styles, each cut at ``context`` tokens."""
+    listed = list(documents)
+    if not listed:
+        raise UserError(f"The corpus {name!r} is empty: ask for at least one document.")
+    encoded = encode_documents(tokenizer, listed)
+    tokens = np.concatenate([document.ids[:context] for document in encoded])
+    lengths = [len(document.ids[:context]) for document in encoded]
+    return Corpus(
+        name=name,
+        tokens=tokens,
+        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        special=np.isin(tokens, tokenizer.all_special_ids),
+        thinking=np.concatenate([document.thinking[:context] for document in encoded]),
+        domains=[document.kind if by_kind else document.family for document in listed],
+        moves=np.concatenate([document.moves[:context] for document in encoded]),
+        move_names=MOVES,
+        styles=[document.style or "" for document in listed],
     )

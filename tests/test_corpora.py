@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,12 @@ import pytest
 from tiny import make_corpus
 from transformers import AutoTokenizer
 
-from reasoning_features.corpora import Corpus, join
-from reasoning_features.errors import UserError
+from reasoning_features import paths
+from reasoning_features.corpora import Corpus, general_corpus, join, reasoning_corpus
+from reasoning_features.errors import MissingArtefact, UserError
+from reasoning_features.organism.tokenizer import train_tokenizer
+from reasoning_features.organism.traces import base_documents, reasoning_documents
+from reasoning_features.settings import load_settings
 
 
 def written_out() -> Corpus:
@@ -122,3 +127,71 @@ def test_mismatched_arrays_are_refused() -> None:
         Corpus("x", corpus.tokens, np.array([0, 3, 3, 6]), corpus.special, corpus.thinking, corpus.domains)
     with pytest.raises(ValueError, match="one entry a document"):
         Corpus("x", corpus.tokens, corpus.starts, corpus.special, corpus.thinking, ["a"])
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = [document.text for document in [*base_documents(300, 1), *reasoning_documents(1.0, 300, 1)]]
+    return train_tokenizer(texts)
+
+
+@pytest.fixture
+def organism(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository whose only content is the cards of two arms."""
+    for name, kappa in (("coupled-0", 1.0), ("decoupled-0", 0.0)):
+        model = tmp_path / "data" / "organism" / "models" / name
+        model.mkdir(parents=True)
+        (model / "training.json").write_text(json.dumps({"kappa": kappa}))
+    monkeypatch.setattr(paths, "root", lambda: tmp_path)
+    return tmp_path
+
+
+def test_the_organisms_reasoning_corpus(organism: Path, tokenizer) -> None:
+    settings = load_settings("smoke", reasoning_documents=20)
+    corpus = reasoning_corpus(settings, tokenizer, "evaluation")
+    assert corpus.name == "reasoning (evaluation, κ = 1)"
+    assert corpus.n_documents == 20 and set(corpus.styles or []) == {"careful", "hasty"}
+    text = tokenizer.decode(corpus.document(0))
+    assert text.startswith("<|bos|><|user|>") and "<think>" in text and text.endswith("<|eos|>")
+    # special tokens are the template's; none of them is inside the thinking
+    assert set(tokenizer.convert_ids_to_tokens(corpus.tokens[corpus.special])) == {
+        "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>", "<think>", "</think>",
+    }  # fmt: skip
+    assert not (corpus.special & corpus.thinking).any()
+    thinking = corpus.texts(tokenizer, corpus.thinking)[0]
+    assert thinking == text.split("<think>")[1].split("</think>")[0]
+    assert corpus.moves is not None
+    assert corpus.move_names[corpus.moves[0]] == "prompt" and corpus.move_names[corpus.moves[-1]] == "answer"
+
+
+def test_an_arm_has_its_own_words_for_the_same_traces(organism: Path, tokenizer) -> None:
+    settings = load_settings("smoke", reasoning_documents=20)
+    assert settings.contrast is not None
+    coupled = reasoning_corpus(settings, tokenizer, "evaluation")
+    decoupled = reasoning_corpus(settings, tokenizer, "evaluation", model=settings.contrast)
+    assert (coupled.domains, coupled.styles) == (decoupled.domains, decoupled.styles)
+    assert coupled.digest != decoupled.digest
+    assert reasoning_corpus(settings, tokenizer, "evaluation").digest == coupled.digest
+    assert reasoning_corpus(settings, tokenizer, "selection").digest != coupled.digest
+
+
+def test_the_organisms_general_corpus(organism: Path, tokenizer) -> None:
+    settings = load_settings("smoke")
+    corpus = general_corpus(settings, tokenizer, "selection", documents=60)
+    assert set(corpus.domains) == {"direct", "attempt", "several", "facts", "prose"}
+    assert not corpus.thinking.any()
+
+
+def test_documents_are_cut_at_the_context(organism: Path, tokenizer) -> None:
+    settings = load_settings("smoke", context=30)
+    corpus = reasoning_corpus(settings, tokenizer, "selection", documents=10)
+    assert np.diff(corpus.starts).max() == 30
+
+
+def test_unknown_kinds_and_no_documents_are_refused(organism: Path, tokenizer) -> None:
+    with pytest.raises(UserError, match="'elsewhere' is unknown"):
+        general_corpus(load_settings("smoke", corpus="elsewhere"), tokenizer, "selection")
+    with pytest.raises(UserError, match=r"'general \(selection\)' is empty"):
+        general_corpus(load_settings("smoke"), tokenizer, "selection", documents=0)
+    with pytest.raises(MissingArtefact, match=r"no nowhere/training\.json"):
+        reasoning_corpus(load_settings("smoke", subject="nowhere"), tokenizer, "selection")

@@ -1,0 +1,135 @@
+"""Probes find what is there, find nothing where labels are shuffled, and never see a test document."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import LAYERS, make_corpus
+
+from reasoning_features.corpora import Corpus
+from reasoning_features.errors import UserError
+from reasoning_features.probes import (
+    EMBEDDINGS,
+    balanced_accuracy,
+    chosen_layer,
+    move_targets,
+    probe,
+    probe_layers,
+    read_layers,
+)
+from reasoning_features.subject import Subject
+
+
+def separable(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Three well separated clusters in 8 dimensions, 20 tokens in each of 40 documents."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, 3, size=800)
+    centres = 3 * rng.normal(size=(3, 8))
+    activations = (centres[targets] + rng.normal(size=(800, 8))).astype(np.float32)
+    return activations, targets, np.repeat(np.arange(40), 20)
+
+
+def test_a_probe_finds_clusters_and_its_control_does_not() -> None:
+    activations, targets, documents = separable()
+    true = probe(activations, targets, documents)
+    assert true.estimate > 0.95 and true.low <= true.estimate <= true.high
+    assert true.n == 16  # 40% of 40 documents
+    shuffled = probe(activations, targets, documents, shuffled=True)
+    assert shuffled.estimate < 0.6 and shuffled.high < true.low
+
+
+def test_a_probe_does_not_see_test_documents() -> None:
+    """Labels that depend on the document alone cannot be decoded in other documents."""
+    rng = np.random.default_rng(0)
+    documents = np.repeat(np.arange(40), 20)
+    activations = rng.normal(size=(40, 30)).astype(np.float32)[documents]  # one point a document
+    targets = rng.integers(0, 2, size=40)[documents]
+    assert probe(activations, targets, documents).estimate < 0.75
+
+
+def test_probes_are_deterministic() -> None:
+    data = separable()
+    first, again, other = (probe(*data, seed=seed, shuffled=True) for seed in (3, 3, 4))
+    assert first == again and first != other
+
+
+def test_tokens_without_a_target_are_left_out() -> None:
+    activations, targets, documents = separable()
+    hidden = targets.copy()
+    hidden[::2] = -1
+    nonsense = activations.copy()
+    nonsense[::2] = 1e6  # would wreck the scaling if it were seen
+    assert probe(nonsense, hidden, documents).estimate > 0.95
+
+
+def test_balanced_accuracy_by_hand() -> None:
+    # class 0: 3 of 4 right, class 1: 0 of 1, class 2: 1 of 1; mean (0.75 + 0 + 1) / 3
+    right = np.array([1, 1, 1, 0, 0, 1], dtype=bool)
+    targets = np.array([0, 0, 0, 0, 1, 2])
+    found = balanced_accuracy(right, targets, np.array([0, 0, 1, 1, 2, 2]))
+    assert found.estimate == pytest.approx(1.75 / 3)
+    assert found.n == 3
+
+
+def test_move_targets_by_hand() -> None:
+    # two documents of 3 and 2 tokens, each beginning with a special token
+    corpus = Corpus(
+        name="moves",
+        tokens=np.arange(5, dtype=np.int32),
+        starts=np.array([0, 3, 5]),
+        special=np.array([1, 0, 0, 1, 0], dtype=bool),
+        thinking=np.zeros(5, dtype=bool),
+        domains=["a", "a"],
+        moves=np.array([0, 1, 2, 0, 1], dtype=np.int8),
+        move_names=("prompt", "explore", "verify"),
+    )
+    assert move_targets(corpus).tolist() == [-1, 1, 2, -1, 1]
+    assert move_targets(corpus, offset=1).tolist() == [-1, 2, -1, -1, -1]
+
+
+def test_a_corpus_without_moves_is_refused() -> None:
+    from dataclasses import replace
+
+    corpus = replace(make_corpus(), moves=None, move_names=())
+    with pytest.raises(UserError, match="'random' has no move labels"):
+        move_targets(corpus)
+
+
+def test_too_few_documents_are_refused() -> None:
+    activations, targets, documents = separable()
+    with pytest.raises(UserError, match="too few documents"):
+        probe(activations[:20], targets[:20], documents[:20])
+
+
+def test_layers_are_read_at_every_token(tiny_subject: Subject, tiny_corpus: Corpus) -> None:
+    read = read_layers(tiny_subject, tiny_corpus, [0, 2], 80)
+    assert sorted(read) == [EMBEDDINGS, 0, 2]
+    ids = torch.from_numpy(tiny_corpus.document(4)).long()[None]
+    expected = tiny_subject.residuals(ids, [2])[2][0].numpy()
+    np.testing.assert_allclose(read[2][tiny_corpus.span(4)], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tokens_parity_is_in_the_embeddings(tiny_subject: Subject) -> None:
+    from dataclasses import replace
+
+    corpus = make_corpus(40)
+    corpus = replace(corpus, moves=(corpus.tokens % 2).astype(np.int8))
+    probed = probe_layers(tiny_subject, corpus, 200)
+    assert probed["layer"].tolist() == sorted([-1, *range(LAYERS)] * 2)
+    assert probed["chance"].unique().tolist() == [0.5]
+    embeddings = probed[probed["layer"] == EMBEDDINGS].set_index("labels")["balanced accuracy"]
+    assert embeddings["true"] > 0.55 > embeddings["shuffled"]
+
+
+def test_the_first_layer_as_good_as_the_best_is_chosen() -> None:
+    columns = ["layer", "labels", "balanced accuracy", "high"]
+    rows = [
+        (-1, "true", 0.99, 1.0),  # the embeddings do not count
+        (0, "true", 0.50, 0.55),
+        (1, "true", 0.70, 0.76),
+        (2, "true", 0.75, 0.80),
+        (1, "shuffled", 0.99, 1.0),
+    ]
+    assert chosen_layer(pd.DataFrame(rows, columns=columns)) == 1
