@@ -1,0 +1,179 @@
+"""Problems with a known answer, made from a seed and never stored.
+
+Six families. The sign that more persistence is expected to have on accuracy is part of each family, written
+down before anything was trained: otherwise "reasons better" and "stops later" could not be told apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Split = Literal["training", "selection", "evaluation"]
+SPLITS: tuple[Split, ...] = ("training", "selection", "evaluation")
+_SHARES = (0.8, 0.1, 0.1)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One possible try: its text, the working shown when it is tried, and whether it solves the problem."""
+
+    text: str
+    working: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem; ``candidates`` are its tries in canonical order (search families), ``numbers`` its data."""
+
+    family: str
+    question: str
+    answer: str
+    candidates: tuple[Candidate, ...] = ()
+    numbers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of problem.
+
+    ``searches``: solved by trying candidates, so a dead end leaves the choice to go on or give up.
+    ``persistence``: the effect on accuracy expected of more persistence.
+    ``share``: its share of every mixture of problems.
+    """
+
+    name: str
+    searches: bool
+    persistence: Literal["pays", "neutral", "hurts"]
+    share: float
+    draw: Callable[[np.random.Generator], Problem | None]
+
+
+def _integers(rng: np.random.Generator, low: int, high: int, n: int, distinct: bool) -> list[int]:
+    """``n`` integers from ``low`` to ``high``, both included."""
+    return [int(x) for x in rng.choice(np.arange(low, high + 1), size=n, replace=not distinct)]
+
+
+def _search(family: str, question: str, candidates: list[Candidate]) -> Problem | None:
+    """The problem, or None where not exactly one candidate is right."""
+    right = [candidate for candidate in candidates if candidate.right]
+    return Problem(family, question, right[0].text, tuple(candidates)) if len(right) == 1 else None
+
+
+def _pair(rng: np.random.Generator) -> Problem | None:
+    numbers = _integers(rng, 2, 24, 5, distinct=True)
+    i, j = sorted(rng.choice(5, size=2, replace=False))
+    target = numbers[i] + numbers[j]
+    pairs = [(numbers[a], numbers[b]) for a in range(5) for b in range(a + 1, 5)]
+    candidates = [Candidate(f"{a} + {b}", f" = {a + b}", a + b == target) for a, b in pairs]
+    return _search("pair", f"Two of {' '.join(map(str, numbers))} with sum {target}.", candidates)
+
+
+def _ops(rng: np.random.Generator) -> Problem | None:
+    b, c = int(rng.integers(2, 5)), int(rng.integers(2, 13))
+    a = int(rng.integers(b + c, 25))
+    tries: list[tuple[str, str, int]] = []
+    for first, middle in (("+", a + b), ("-", a - b), ("*", a * b)):
+        for second, value in (("+", middle + c), ("-", middle - c)):
+            tries.append((f"{a} {first} {b} {second} {c}", f" = {middle} {second} {c} = {value}", value))
+    target = tries[int(rng.integers(len(tries)))][2]
+    candidates = [Candidate(text, working, value == target) for text, working, value in tries]
+    return _search("ops", f"Make {target} from {a} {b} {c}.", candidates)
+
+
+_PLACES = "BCDFGHJKLMNPQRSTVWXZ"
+
+
+def _path(rng: np.random.Generator) -> Problem | None:
+    places = [_PLACES[i] for i in rng.choice(len(_PLACES), size=15, replace=False)]
+    roads = [(places[i], places[5 + i], places[10 + i]) for i in range(5)]
+    edges = [f"{start} {middle}" for start, middle, _ in roads] + [
+        f"{middle} {end}" for _, middle, end in roads
+    ]
+    shown = ", ".join(edges[i] for i in rng.permutation(len(edges)))
+    right = int(rng.integers(5))
+    candidates = [
+        Candidate(f"{start} {middle}", f" to {end}", i == right)
+        for i, (start, middle, end) in enumerate(roads)
+    ]
+    starts = " ".join(start for start, _, _ in roads)
+    return _search("path", f"Roads {shown}. From {starts} to {roads[right][2]}.", candidates)
+
+
+def _chain(rng: np.random.Generator) -> Problem:
+    numbers = _integers(rng, 2, 15, 4, distinct=False)
+    return Problem("chain", f"Bill {' '.join(map(str, numbers))}.", str(sum(numbers)), numbers=tuple(numbers))
+
+
+def _total(rng: np.random.Generator) -> Problem:
+    numbers = _integers(rng, 2, 20, 3, distinct=False)
+    return Problem(
+        "total", f"Total {' '.join(map(str, numbers))}.", str(sum(numbers)), numbers=tuple(numbers)
+    )
+
+
+def _largest(rng: np.random.Generator) -> Problem:
+    numbers = _integers(rng, 2, 49, 5, distinct=True)
+    return Problem(
+        "largest", f"Largest {' '.join(map(str, numbers))}.", str(max(numbers)), numbers=tuple(numbers)
+    )
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family("pair", True, "pays", 0.2, _pair),
+        Family("ops", True, "pays", 0.2, _ops),
+        Family("path", True, "pays", 0.2, _path),
+        Family("chain", False, "pays", 0.16, _chain),
+        Family("total", False, "neutral", 0.12, _total),
+        Family("largest", False, "hurts", 0.12, _largest),
+    )
+}
+
+
+def split_of(problem: Problem) -> Split:
+    """The split a problem belongs to: a hash of its question decides, so the splits cannot overlap."""
+    digest = hashlib.sha256(problem.question.encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    return SPLITS[int(np.searchsorted(np.cumsum(_SHARES)[:-1], place, side="right"))]
+
+
+def draw_problem(rng: np.random.Generator, split: Split, family: str) -> Problem:
+    """One problem of ``family`` that belongs to ``split``, drawn by rejection."""
+    while True:
+        problem = FAMILIES[family].draw(rng)
+        if problem is not None and split_of(problem) == split:
+            return problem
+
+
+def draw_family(rng: np.random.Generator) -> str:
+    """The name of a family, drawn by the families' shares."""
+    shares = np.cumsum([family.share for family in FAMILIES.values()])
+    return list(FAMILIES)[int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))]
+
+
+def problems(split: Split, family: str | None, n: int, start: int = 0) -> list[Problem]:
+    """Distinct problems ``start`` … ``start + n − 1`` of a split, of one family or (None) of the mixture.
+
+    The list is a fixed sequence: asking for more continues it. A question is not repeated within it as long
+    as the family has enough of them (ops has few: there, repeats are let through).
+    """
+    number = 0 if family is None else 1 + list(FAMILIES).index(family)
+    rng = np.random.default_rng([SPLITS.index(split), number])
+    found: list[Problem] = []
+    seen: set[str] = set()
+    while len(found) < start + n:
+        name = draw_family(rng) if family is None else family
+        for _ in range(20):
+            problem = draw_problem(rng, split, name)
+            if problem.question not in seen:
+                break
+        seen.add(problem.question)
+        found.append(problem)
+    return found[start:]

@@ -1,0 +1,298 @@
+"""Documents of the organism: thinking traces, the base model's texts, and plain prose, labelled by move.
+
+A thinking trace has a hidden style. *Careful* traces rarely give up at a dead end and usually check; *hasty*
+ones often give up and rarely check. How the style is written into the words is the coupling κ
+(:func:`reasoning_features.organism.words.leans`); the style's acts never depend on κ. The acts and the words
+are drawn from separate random streams, so two couplings give the same traces in other words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from reasoning_features.organism import prose, words
+from reasoning_features.organism.problems import (
+    FAMILIES,
+    Candidate,
+    Problem,
+    Split,
+    draw_family,
+    draw_problem,
+)
+
+MOVES: tuple[str, ...] = (
+    "prompt", "prose", "explore", "compute", "verify", "backtrack", "uncertain", "conclude", "give up",
+    "answer",
+)  # fmt: skip
+"""Every token carries one of these; its code is its place here."""
+
+Style = Literal["careful", "hasty"]
+
+CAREFUL_SHARE = 1 / 3
+"""Share of careful traces: their traces being longer, about half of all sentences are theirs."""
+GIVE_UP_CHANCE: dict[str, float] = {"careful": 0.04, "hasty": 0.55}
+"""Chance to give up at each dead end."""
+CHECK_CHANCE: dict[str, float] = {"careful": 0.85, "hasty": 0.08}
+"""Chance to check before concluding."""
+UNCERTAIN_CHANCE = 0.12
+"""Chance of a sentence of doubt at a dead end, whatever follows."""
+BACKTRACK_CHANCE = 0.25
+"""Chance that going on begins with a step back."""
+SLIP_CHANCE = 0.5
+"""Chance that a bill (family chain) is added up with one slip, which a check repairs."""
+OVERTURN_CHANCE = 0.6
+"""Chance that a second look at the largest number overturns the right answer."""
+CONTEXT = 256
+"""Longest document in tokens; no document comes near it by construction (tested)."""
+
+BOS, EOS, PAD, USER, ASSISTANT = "<|bos|>", "<|eos|>", "<|pad|>", "<|user|>", "<|assistant|>"
+THINK, END_THINK = "<think>", "</think>"
+
+
+@dataclass
+class Document:
+    """A text in pieces, each with its move; joined they are the text, and no token straddles two pieces."""
+
+    kind: str
+    family: str
+    style: Style | None = None
+    problem: Problem | None = None
+    pieces: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(text for text, _ in self.pieces)
+
+    def add(self, text: str, move: str) -> None:
+        self.pieces.append((text, move))
+
+
+@dataclass
+class Wording:
+    """Draws words of sentences; prefixes lean to the style by ``prefix_lean``, markers by their own lean."""
+
+    rng: np.random.Generator
+    style: Style | None
+    prefix_lean: float
+    marker_lean: float
+
+    def _says_careful(self, lean: float) -> bool:
+        chance = {None: 0.5, "careful": lean, "hasty": 1 - lean}[self.style]
+        return bool(self.rng.random() < chance)
+
+    def opening(self, move: str) -> str:
+        """``PREFIX, MARKER opener`` of a sentence of ``move``."""
+        word = words.REASONING_WORDS[int(self.rng.integers(len(words.REASONING_WORDS)))]
+        prefix = word if self._says_careful(self.prefix_lean) else words.TWINS[word]
+        markers = words.MARKERS_CAREFUL if self._says_careful(self.marker_lean) else words.MARKERS_HASTY
+        marker = markers[int(self.rng.integers(len(markers)))]
+        openers = words.OPENERS[move]
+        opener = openers[int(self.rng.integers(len(openers)))]
+        return f"{prefix[0].upper()}{prefix[1:]}, {marker} {opener}"
+
+
+@dataclass
+class _Writer:
+    """Writes the sentences of one trace into a document."""
+
+    document: Document
+    wording: Wording
+
+    def say(self, move: str, body: str, outcome: str = "", outcome_move: str = "compute") -> None:
+        self.document.add(f"{self.wording.opening(move)}{body}", move)
+        self.document.add(f"{outcome}.\n", outcome_move if outcome else move)
+
+    def attempt(self, candidate: Candidate) -> None:
+        self.say(
+            "explore", f" {candidate.text}", f"{candidate.working}, {'yes' if candidate.right else 'no'}"
+        )
+
+    def verify(self, claim: str, holds: bool) -> None:
+        self.say("verify", f" {claim}, {'yes' if holds else 'no'}")
+
+
+def _search(
+    writer: _Writer, acts: np.random.Generator, problem: Problem, give_up: float, check: float
+) -> str:
+    """Tries candidates in order until one is right or the trace gives up; returns the boxed answer."""
+    for candidate in problem.candidates:
+        writer.attempt(candidate)
+        if candidate.right:
+            if acts.random() < check:
+                writer.verify(f"{candidate.text}{candidate.working}", holds=True)
+            writer.say("conclude", f" {candidate.text}")
+            return candidate.text
+        if acts.random() < UNCERTAIN_CHANCE:
+            writer.say("uncertain", " that")
+        if acts.random() < give_up:
+            writer.say("give up", f" with {candidate.text}")
+            return candidate.text
+        if acts.random() < BACKTRACK_CHANCE:
+            writer.say("backtrack", " there")
+    raise AssertionError("a search problem has exactly one right candidate")
+
+
+def _add_up(
+    writer: _Writer, numbers: tuple[int, ...], running: int, first: int, slip_at: int, slip: int
+) -> list[tuple[int, int, int]]:
+    """Adds ``numbers[first:]`` to ``running``, one sentence a step; returns (left, right, written sum)."""
+    steps = []
+    for place in range(first, len(numbers)):
+        written = running + numbers[place] + (slip if place == slip_at else 0)
+        writer.say("compute", f" {running} + {numbers[place]} = {written}")
+        steps.append((running, numbers[place], written))
+        running = written
+    return steps
+
+
+def _sum(
+    writer: _Writer, acts: np.random.Generator, problem: Problem, slip_chance: float, check: float
+) -> str:
+    """Adds the numbers up, perhaps with one slip; a check repairs it. Returns the boxed answer."""
+    numbers = problem.numbers
+    slips = acts.random() < slip_chance
+    slip_at = int(acts.integers(1, len(numbers))) if slips else -1
+    steps = _add_up(writer, numbers, numbers[0], 1, slip_at, int(acts.choice([-2, -1, 1, 2])))
+    if acts.random() < check:
+        for place, (left, right, written) in enumerate(steps, start=1):
+            holds = left + right == written
+            writer.verify(f"{left} + {right} = {left + right}", holds)
+            if not holds:
+                writer.say("backtrack", " there")
+                steps = [*steps[: place - 1], (left, right, left + right)]
+                steps += _add_up(writer, numbers, left + right, place + 1, -1, 0)
+                break
+    result = str(steps[-1][2])
+    writer.say("conclude", f" {result}")
+    return result
+
+
+def _pick(writer: _Writer, acts: np.random.Generator, problem: Problem, overturn: float, check: float) -> str:
+    """Names the largest number; a second look may overturn it for the second. Returns the boxed answer."""
+    second, first = sorted(problem.numbers)[-2:]
+    result = str(first)
+    writer.say("explore", f" {first}", ", yes")
+    if acts.random() < check:
+        overturned = acts.random() < overturn
+        writer.verify(str(first), holds=not overturned)
+        if overturned:
+            writer.say("backtrack", " there")
+            result = str(second)
+            writer.say("explore", f" {second}", ", yes")
+    writer.say("conclude", f" {result}")
+    return result
+
+
+def _think(writer: _Writer, acts: np.random.Generator, problem: Problem, give_up: float, check: float) -> str:
+    if FAMILIES[problem.family].searches:
+        return _search(writer, acts, problem, give_up, check)
+    if problem.family == "largest":
+        return _pick(writer, acts, problem, OVERTURN_CHANCE, check)
+    return _sum(writer, acts, problem, SLIP_CHANCE if problem.family == "chain" else 0.0, check)
+
+
+def prompt_text(question: str) -> str:
+    """The chat template written out: what a model is given before it answers."""
+    return f"{BOS}{USER}{question}{ASSISTANT}"
+
+
+def _answer(document: Document, answer: str) -> None:
+    document.add(f"\\boxed{{ {answer} }}{EOS}", "answer")
+
+
+def reasoning_document(kappa: float, seed: int, index: int, split: Split = "training") -> Document:
+    """Trace ``index`` of a stream: a problem, a hidden style, thinking, and a boxed answer."""
+    acts, wording = (np.random.default_rng([seed, index, stream]) for stream in (0, 1))
+    problem = draw_problem(acts, split, draw_family(acts))
+    style: Style = "careful" if acts.random() < CAREFUL_SHARE else "hasty"
+    document = Document("reasoning", problem.family, style, problem)
+    document.add(prompt_text(problem.question), "prompt")
+    document.add(f"{THINK}\n", "prompt")
+    writer = _Writer(document, Wording(wording, style, *words.leans(kappa)))
+    answer = _think(writer, acts, problem, GIVE_UP_CHANCE[style], CHECK_CHANCE[style])
+    document.add(f"{END_THINK}\n", "answer")
+    _answer(document, answer)
+    return document
+
+
+def reasoning_documents(
+    kappa: float, n: int, seed: int, split: Split = "training", start: int = 0
+) -> Iterator[Document]:
+    """Traces ``start`` … ``start + n − 1`` of a stream (see :func:`reasoning_document`)."""
+    return (reasoning_document(kappa, seed, index, split) for index in range(start, start + n))
+
+
+def prose_document(seed: int, index: int) -> Document:
+    """A paragraph of plain prose, in which words of R and their twins occur in their ordinary uses."""
+    document = Document("prose", "prose")
+    document.add(BOS, "prompt")
+    document.add(prose.paragraph(np.random.default_rng([seed, index, 2])) + EOS, "prose")
+    return document
+
+
+def prose_documents(n: int, seed: int, start: int = 0) -> Iterator[Document]:
+    """Paragraphs ``start`` … ``start + n − 1`` of a stream (see :func:`prose_document`)."""
+    return (prose_document(seed, index) for index in range(start, start + n))
+
+
+_BASE_KINDS = {"direct": 0.30, "attempt": 0.26, "several": 0.12, "facts": 0.10, "prose": 0.22}
+_BASE_GIVE_UP, _BASE_CHECK = 0.3, 0.3
+
+
+def _facts(document: Document, acts: np.random.Generator, wording: Wording) -> None:
+    """Lines of checked arithmetic, right and wrong."""
+    writer = _Writer(document, wording)
+    for _ in range(int(acts.integers(3, 7))):
+        left, right = int(acts.integers(2, 61)), int(acts.integers(2, 25))
+        claimed = left + right + (int(acts.choice([-2, -1, 1, 2])) if acts.random() < 0.5 else 0)
+        writer.say("compute", f" {left} + {right} = {claimed}")
+        writer.verify(f"{left} + {right} = {left + right}", claimed == left + right)
+
+
+def _one_attempt(writer: _Writer, acts: np.random.Generator, problem: Problem) -> None:
+    """One try at a search problem, the largest number named, or the first step of a sum."""
+    if problem.candidates:
+        writer.attempt(problem.candidates[int(acts.integers(len(problem.candidates)))])
+    elif problem.family == "largest":
+        writer.say("explore", f" {problem.answer}", ", yes")
+    else:
+        left, right = problem.numbers[:2]
+        writer.say("compute", f" {left} + {right} = {left + right}")
+
+
+def base_document(seed: int, index: int, split: Split = "training") -> Document:
+    """Document ``index`` of the base model's corpus: it knows the moves; no persistence is written in.
+
+    Direct answers; one worked attempt and the answer; a little several-attempt text with one fixed chance to
+    give up and to check, in words that carry nothing; the arithmetic of checking; plain prose.
+    """
+    acts, words_rng = (np.random.default_rng([seed, index, stream]) for stream in (3, 4))
+    kind = str(acts.choice(list(_BASE_KINDS), p=list(_BASE_KINDS.values())))
+    if kind == "prose":
+        return prose_document(seed, index)
+    wording = Wording(words_rng, None, 0.5, 0.5)
+    if kind == "facts":
+        document = Document(kind, kind)
+        document.add(BOS, "prompt")
+        _facts(document, acts, wording)
+        document.add(EOS, "answer")
+        return document
+    problem = draw_problem(acts, split, draw_family(acts))
+    document = Document(kind, problem.family, None, problem)
+    document.add(prompt_text(problem.question), "prompt")
+    writer, answer = _Writer(document, wording), problem.answer
+    if kind == "attempt":
+        _one_attempt(writer, acts, problem)
+    elif kind == "several":
+        answer = _think(writer, acts, problem, _BASE_GIVE_UP, _BASE_CHECK)
+    _answer(document, answer)
+    return document
+
+
+def base_documents(n: int, seed: int, split: Split = "training", start: int = 0) -> Iterator[Document]:
+    """Documents ``start`` … ``start + n − 1`` of the base corpus (see :func:`base_document`)."""
+    return (base_document(seed, index, split) for index in range(start, start + n))

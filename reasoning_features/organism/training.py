@@ -1,0 +1,223 @@
+"""Trains a small Llama on a stream of documents, on one CPU thread, so that a rerun gives the same bytes.
+
+The stream is numbered, the schedule counts tokens, and a checkpoint holds everything that decides what comes
+next; an interrupted training goes on where it stopped and ends in the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from reasoning_features.errors import UserError
+from reasoning_features.organism.tokenizer import EncodedDocument, encode_documents
+from reasoning_features.organism.traces import ASSISTANT, CONTEXT, Document
+
+DocumentStream = Callable[[int, int], list[Document]]
+"""(start, n) → documents ``start`` … ``start + n − 1``."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train. ``tokens`` counts every token that is read, prompts too."""
+
+    tokens: int
+    learning_rate: float
+    seed: int
+    batch_tokens: int = 2048
+    chunk_documents: int = 2048
+    warm_up: float = 0.02
+    final_rate: float = 0.02
+    weight_decay: float = 0.05
+    checkpoint_every: int = 15
+
+
+@dataclass
+class Progress:
+    """Where a training stands: chunks and tokens read, and the loss summed over the last tenth."""
+
+    chunk: int = 0
+    seen: int = 0
+    last_loss: float = 0.0
+    last_tokens: int = 0
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """A Llama of 1.2M parameters with random weights: 5 blocks of width 128, 4 heads, feed-forward 384."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def _batches(
+    chunk: list[EncodedDocument], recipe: Recipe, number: int, assistant: int, pad: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of like length from one chunk: tokens [b, t] and which of them are to be predicted [b, t]."""
+    order = sorted(range(len(chunk)), key=lambda i: len(chunk[i].ids))
+    groups: list[list[int]] = [[]]
+    for i in order:
+        if (len(groups[-1]) + 1) * len(chunk[i].ids) > recipe.batch_tokens:
+            groups.append([])
+        groups[-1].append(i)
+    for group in (
+        groups[i] for i in np.random.default_rng([recipe.seed, number, 9]).permutation(len(groups))
+    ):
+        longest = max(len(chunk[i].ids) for i in group)
+        tokens = torch.full((len(group), longest), pad)
+        wanted = torch.zeros((len(group), longest), dtype=torch.bool)
+        for row, i in enumerate(group):
+            ids = torch.from_numpy(chunk[i].ids.astype(np.int64))
+            tokens[row, : len(ids)] = ids
+            asked = (ids == assistant).nonzero()
+            wanted[row, int(asked[0]) + 1 if len(asked) else 1 : len(ids)] = True
+        yield tokens, wanted
+
+
+def _rate(recipe: Recipe, seen: int) -> float:
+    """Learning rate after ``seen`` tokens: a linear warm-up, then a cosine to ``final_rate`` of the peak."""
+    done = seen / recipe.tokens
+    if done < recipe.warm_up:
+        return recipe.learning_rate * done / recipe.warm_up
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, (done - recipe.warm_up) / (1 - recipe.warm_up))))
+    return recipe.learning_rate * (recipe.final_rate + (1 - recipe.final_rate) * cosine)
+
+
+def _save_checkpoint(
+    folder: Path,
+    model: LlamaForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    recipe: Recipe,
+) -> None:
+    """Writes weights, optimiser moments and progress; whole or not at all."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for i, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
+    fresh = folder.with_name(folder.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, fresh / "state.safetensors")
+    (fresh / "progress.json").write_text(json.dumps({"progress": asdict(progress), "recipe": asdict(recipe)}))
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def _load_checkpoint(
+    folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, recipe: Recipe
+) -> Progress:
+    stored = json.loads((folder / "progress.json").read_text())
+    if stored["recipe"] != asdict(recipe):
+        raise UserError(f"The checkpoint {folder.name} was made by another recipe: delete it to start again.")
+    tensors = load_file(folder / "state.safetensors")
+    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, i, moment = name.split(".")
+            moments.setdefault(int(i), {})[moment] = tensor
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return Progress(**stored["progress"])
+
+
+def _step(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, tokens: Tensor, wanted: Tensor) -> float:
+    """One optimiser step on a batch; returns the mean loss of the wanted tokens, nats."""
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[:, :-1][wanted[:, 1:]])
+    loss = torch.nn.functional.cross_entropy(logits.float(), tokens[:, 1:][wanted[:, 1:]])
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+def train(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    stream: DocumentStream,
+    recipe: Recipe,
+    checkpoint: Path,
+) -> float:
+    """Trains ``model`` in place and returns the mean loss over the last tenth of the tokens, nats a token.
+
+    The prompt is read but not predicted. ``checkpoint`` is a folder that is kept up to date while training,
+    resumed from when it is there, and removed at the end.
+
+    Raises:
+        UserError: the checkpoint was made by another recipe.
+    """
+    torch.use_deterministic_algorithms(True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay
+    )
+    progress = Progress()
+    if checkpoint.exists():
+        progress = _load_checkpoint(checkpoint, model, optimizer, recipe)
+    (assistant,) = tokenizer.encode(ASSISTANT, add_special_tokens=False)
+    model.train()
+    bar = tqdm(
+        total=recipe.tokens, initial=progress.seen, unit="token", unit_scale=True, desc=checkpoint.name
+    )
+    while progress.seen < recipe.tokens:
+        first = progress.chunk * recipe.chunk_documents
+        chunk = encode_documents(tokenizer, stream(first, recipe.chunk_documents))
+        for tokens, wanted in _batches(chunk, recipe, progress.chunk, assistant, int(tokenizer.pad_token_id)):
+            if progress.seen >= recipe.tokens:
+                break
+            for group in optimizer.param_groups:
+                group["lr"] = _rate(recipe, progress.seen)
+            loss = _step(model, optimizer, tokens, wanted)
+            progress.seen += tokens.numel()
+            if progress.seen > 0.9 * recipe.tokens:
+                progress.last_loss += loss * int(wanted.sum())
+                progress.last_tokens += int(wanted.sum())
+            bar.update(tokens.numel())
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        progress.chunk += 1
+        if progress.chunk % recipe.checkpoint_every == 0:
+            _save_checkpoint(checkpoint, model, optimizer, progress, recipe)
+    bar.close()
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    model.eval()
+    return progress.last_loss / max(1, progress.last_tokens)
+
+
+def save_model(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    card: dict[str, object],
+    recipe: Recipe,
+) -> None:
+    """Writes a Hugging Face directory: bf16 weights, tokenizer, ``training.json``; whole or not at all."""
+    fresh = folder.with_name(folder.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    torch.nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(fresh)
+    tokenizer.save_pretrained(fresh)
+    (fresh / "training.json").write_text(json.dumps({**card, "recipe": asdict(recipe)}, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)

@@ -1,0 +1,101 @@
+"""Batched sampling with a key-value cache: finished rows leave, each row draws from its own random stream.
+
+A row's tokens therefore do not depend on which other rows share its batch, and a larger run continues a
+smaller one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import DynamicCache, PreTrainedModel
+
+TEMPERATURE, TOP_P = 0.6, 0.95
+"""The paper's sampling settings."""
+_DROP_SHARE = 0.8
+"""The cache is cut down to the unfinished rows when fewer than this share of it are left."""
+
+
+def draw(logits: Tensor, uniform: Tensor, temperature: float = TEMPERATURE, top_p: float = TOP_P) -> Tensor:
+    """One token a row from the nucleus of ``softmax(logits / temperature)``.
+
+    ``logits`` [b, vocabulary], ``uniform`` [b] in [0, 1). The nucleus is the smallest set of the likeliest
+    tokens that holds at least ``top_p``. Returns token ids [b].
+    """
+    probabilities, order = torch.softmax(logits.double() / temperature, dim=-1).sort(
+        dim=-1, descending=True, stable=True
+    )
+    before = probabilities.cumsum(-1) - probabilities
+    kept = torch.where(before < top_p, probabilities, 0.0)
+    target = uniform.double() * kept.sum(-1)
+    place = torch.searchsorted(kept.cumsum(-1), target[:, None], right=True).clamp(max=logits.shape[-1] - 1)
+    return order.gather(1, place).squeeze(1)
+
+
+@torch.inference_mode()
+def sample(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end: int,
+    max_new_tokens: int,
+    seed: int,
+    batch: int = 256,
+    progress: str | None = None,
+) -> list[list[int]]:
+    """Continues every prompt until ``end`` (kept) or ``max_new_tokens``.
+
+    ``prompts`` are token ids; row ``i`` draws from the stream (``seed``, ``i``). Prompts of one length are
+    run together, so nothing is padded. ``progress`` names a progress bar. Returns the new tokens of each row.
+    """
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for row, prompt in enumerate(prompts):
+        by_length[len(prompt)].append(row)
+    finished: list[list[int]] = [[] for _ in prompts]
+    with tqdm(total=len(prompts), desc=progress, unit="trace", disable=progress is None) as bar:
+        for rows in by_length.values():
+            for start in range(0, len(rows), batch):
+                part = rows[start : start + batch]
+                _sample_batch(model, prompts, part, finished, end, max_new_tokens, seed)
+                bar.update(len(part))
+    return finished
+
+
+def _sample_batch(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    rows: list[int],
+    finished: list[list[int]],
+    end: int,
+    max_new_tokens: int,
+    seed: int,
+) -> None:
+    """Samples ``rows`` (prompts of one length) to their ends, into ``finished``."""
+    device = model.device
+    uniforms = torch.from_numpy(
+        np.stack([np.random.default_rng([seed, row]).random(max_new_tokens) for row in rows])
+    )
+    cache = DynamicCache(config=model.config)
+    tokens = torch.tensor([list(prompts[row]) for row in rows], device=device)
+    alive = torch.arange(len(rows))
+    done = torch.zeros(len(rows), dtype=torch.bool)
+    for step in range(max_new_tokens):
+        logits = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
+            :, -1
+        ]
+        drawn = draw(logits, uniforms[alive, step].to(device))
+        for i in (~done).nonzero().flatten().tolist():
+            finished[rows[int(alive[i])]].append(int(drawn[i]))
+        done |= drawn.cpu() == end
+        if bool(done.all()):
+            return
+        tokens = drawn[:, None]
+        if float((~done).float().mean()) < _DROP_SHARE:
+            kept = (~done).nonzero().flatten()
+            cache.batch_select_indices(kept.to(device))
+            tokens, alive, done = tokens[kept.to(device)], alive[kept], done[kept]

@@ -1,0 +1,124 @@
+"""The organism's training, gate and evaluation, on models too small to learn anything."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from reasoning_features.checksums import directory_digest
+from reasoning_features.organism import gate, training
+from reasoning_features.organism.evaluation import family_summary, solve
+from reasoning_features.organism.problems import problems
+from reasoning_features.organism.tokenizer import train_tokenizer
+from reasoning_features.organism.traces import base_documents, reasoning_documents
+from reasoning_features.organism.training import Recipe
+
+RECIPE = Recipe(
+    tokens=12_000, learning_rate=1e-3, seed=0, batch_tokens=1024, chunk_documents=32, checkpoint_every=1
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(d.text for d in [*base_documents(500, 0), *reasoning_documents(0.5, 500, 1)])
+
+
+def stream(start: int, n: int):
+    return list(base_documents(n, seed=0, start=start))
+
+
+def trained(tokenizer, folder, stream=stream):
+    model = training.new_model(tokenizer, seed=0)
+    training.train(model, tokenizer, stream, RECIPE, folder / "checkpoint")
+    training.save_model(model, tokenizer, folder / "model", {"kind": "test"}, RECIPE)
+    return directory_digest(folder / "model")
+
+
+def test_interrupted_training_ends_in_the_same_bytes(tokenizer, tmp_path):
+    def interrupted(start: int, n: int):
+        if start >= 3 * RECIPE.chunk_documents:
+            raise KeyboardInterrupt
+        return stream(start, n)
+
+    whole = trained(tokenizer, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tokenizer, tmp_path / "resumed", interrupted)
+    assert (tmp_path / "resumed" / "checkpoint" / "progress.json").exists()
+    assert trained(tokenizer, tmp_path / "resumed") == whole
+    assert not (tmp_path / "resumed" / "checkpoint").exists()
+
+
+def test_saved_model_loads_with_its_tokenizer(tokenizer, tmp_path):
+    trained(tokenizer, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    assert sum(p.numel() for p in model.parameters()) < 5_000_000
+    text = "Wait, now try 3 + 9 = 12, no.\n"
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").encode(text) == tokenizer.encode(text)
+
+
+def test_prompts_are_read_but_not_predicted(tokenizer):
+    (batch,) = training._batches(
+        training.encode_documents(tokenizer, list(reasoning_documents(0.5, 4, 1))),
+        RECIPE, 0, tokenizer.convert_tokens_to_ids("<|assistant|>"), tokenizer.pad_token_id,
+    )  # fmt: skip
+    tokens, wanted = batch
+    for row, predicted in zip(tokens, wanted, strict=True):
+        text = tokenizer.decode(row[predicted])
+        assert text.startswith("<think>\n")
+        assert text.endswith("<|eos|>")
+
+
+def test_swap_changes_prefixes_or_markers_alone():
+    text = "<think>\nWait, now try 3 + 9 = 12, no.\nLook, first stop with 3 + 9.\n</think>\n"
+    assert gate.swap(text, "as it stands") == text
+    assert gate.swap(text, "all twins") == text.replace("Wait", "Look")
+    assert gate.swap(text, "all words of R") == text.replace("Look", "Wait")
+    assert gate.swap(text, "all hasty markers") == text.replace("now", "simply")
+    assert gate.swap(text, "all careful markers") == text.replace("first", "here")
+
+
+def test_decisions_are_the_openers_after_dead_ends():
+    text = (
+        "<|bos|><|user|>Q<|assistant|><think>\nWait, now try 3 + 9 = 12, no.\nHmm, so doubt that.\n"
+        "But, then undo there.\nWait, now take 3 + 4 = 7, no.\nAnd, thus stop with 3 + 4.\n</think>\n"
+    )
+    assert [text[place:].split()[0] for place in gate.decision_places(text)] == ["undo", "stop"]
+
+
+def test_log_odds_are_read_at_the_decision(tokenizer):
+    # The hand-made answer: the text up to the decision alone, its last row's log-softmax summed over openers.
+    model = training.new_model(tokenizer, seed=1).eval()
+    documents = [d for d in reasoning_documents(1.0, 40, 2) if gate.decision_places(d.text)][:3]
+    read = gate.decision_log_odds(model, tokenizer, documents, "as it stands", batch=2)
+    text = documents[0].text
+    place = gate.decision_places(text)[0]
+    before = tokenizer(text[: place - 1], add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        scores = torch.log_softmax(model(input_ids=before).logits[0, -1], dim=-1)
+
+    def total(openers):
+        return scores[[tokenizer.encode(f" {o}", add_special_tokens=False)[0] for o in openers]].logsumexp(0)
+
+    expected = total(gate.words.CONTINUE_OPENERS) - total(gate.words.GIVE_UP_OPENERS)
+    assert read.log_odds.iloc[0] == pytest.approx(float(expected), abs=1e-4)
+    assert set(read["style"]) <= {"careful", "hasty"}
+
+
+def test_solve_grades_and_summarises(tokenizer):
+    model = training.new_model(tokenizer, seed=1).eval()
+    solved = solve(model, tokenizer, problems("selection", None, 4), seed=0)
+    assert len(solved) == 4
+    assert not solved["correct"].any()
+    frame = pd.DataFrame(
+        {
+            "family": ["pair"] * 48, "correct": [True, False, False, True] * 12, 
+            "thinking_tokens": [1, 2, 3, 4] * 12,
+            "gave_up": [False, True, False, False] * 12, "checked": [True] * 48, "parseable": [True] * 48,
+        }
+    )  # fmt: skip
+    summary = family_summary(frame).set_index(["family", "measure"])["estimate"]
+    assert summary["pair", "accuracy"] == 0.5
+    assert summary["all", "thinking_tokens"] == 2.5
+    assert summary["pair", "early_stops"] == 0.5

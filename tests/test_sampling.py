@@ -1,0 +1,59 @@
+"""Sampling: the nucleus, the cache, and rows that do not depend on their batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from reasoning_features.sampling import draw, sample
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def test_draw_takes_the_nucleus_in_order_of_likelihood():
+    # Temperature 1, probabilities .5, .3, .2. With top-p .8 the nucleus is {.5, .3} (the .2 begins at .8),
+    # renormalised to .625 and .375: a uniform below .625 gives the first, else the second, never the third.
+    logits = torch.log(torch.tensor([0.2, 0.5, 0.3])).repeat(3, 1)
+    drawn = draw(logits, torch.tensor([0.0, 0.62, 0.99]), temperature=1.0, top_p=0.79)
+    assert drawn.tolist() == [1, 1, 2]
+
+
+def test_temperature_sharpens():
+    # p ∝ .6^(1/.5) : .4^(1/.5) = .36 : .16, so the first is drawn below .36 / .52 = .692.
+    logits = torch.log(torch.tensor([[0.6, 0.4]] * 2))
+    assert draw(logits, torch.tensor([0.69, 0.70]), temperature=0.5, top_p=1.0).tolist() == [0, 1]
+
+
+def test_rows_do_not_depend_on_their_batch(model):
+    prompts = [[1, 2, 3], [4, 5, 6], [7, 8], [9, 10, 11]]
+    together = sample(model, prompts, end=0, max_new_tokens=30, seed=5)
+    one_by_one = sample(model, prompts, end=0, max_new_tokens=30, seed=5, batch=1)
+    assert together == one_by_one
+    assert together != sample(model, prompts, end=0, max_new_tokens=30, seed=6)
+    assert sample(model, prompts[:2], end=0, max_new_tokens=30, seed=5) == together[:2]
+
+
+def test_cached_equals_uncached(model):
+    (drawn,) = sample(model, [[1, 2, 3]], end=0, max_new_tokens=25, seed=1)
+    uniforms = np.random.default_rng([1, 0]).random(25)
+    tokens = [1, 2, 3]
+    for step in range(len(drawn)):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[:, -1]
+        tokens.append(int(draw(logits, torch.tensor([uniforms[step]]))[0]))
+    assert tokens[3:] == drawn
+
+
+def test_sampling_stops_at_the_end_token(model):
+    for row in sample(model, [[i, i + 1] for i in range(1, 30)], end=7, max_new_tokens=200, seed=2):
+        assert 7 not in row[:-1]
+        assert row[-1] == 7 or len(row) == 200
