@@ -262,13 +262,16 @@ def variant_window(variant: Literal["paper", "released"], window: Window) -> Win
     return (1, 2) if variant == "released" else window
 
 
+def decoder_norms(sae: Any) -> Array:
+    """‖W_dec,i‖ of every feature ``[f]``."""
+    return sae.W_dec.detach().double().norm(dim=-1).cpu().numpy()
+
+
 def variant_statistics(
-    statistics: FeatureStatistics, sae: Any, variant: Literal["paper", "released"]
+    statistics: FeatureStatistics, norms: Array, variant: Literal["paper", "released"]
 ) -> FeatureStatistics:
-    """The statistics a variant scores: as they are, or with decoder norms folded in (released code)."""
-    if variant == "paper":
-        return statistics
-    return statistics.scaled(sae.W_dec.detach().norm(dim=-1).double().cpu().numpy())
+    """The statistics a variant scores: as they are, or with decoder norms ``[f]`` folded in (released code)."""
+    return statistics if variant == "paper" else statistics.scaled(norms)
 
 
 def select(scores: Array, k: int | None = None, quantile: float | None = None) -> NDArray[np.int64]:

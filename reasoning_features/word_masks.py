@@ -29,6 +29,11 @@ ALL = "all"
 """Name of the set of all tokens that are not special."""
 
 
+def capitalised_with_twins(twins: Mapping[str, str]) -> frozenset[str]:
+    """Words with one form, and their twins: a twin must fill its word's slot and no other."""
+    return CAPITALISED_ONLY | {twins[word] for word in CAPITALISED_ONLY if word in twins}
+
+
 def word_forms(word: str, capitalised_only: Collection[str] = CAPITALISED_ONLY) -> tuple[str, ...]:
     """The written forms of a word: lower and capitalised, each without and with a leading space.
 
@@ -145,6 +150,12 @@ class TokenSets:
 
     names: tuple[str, ...]
     masks: Mask
+
+    def join(self, other: TokenSets) -> TokenSets:
+        """The sets of both over the same corpus, each name once."""
+        new = [i for i, name in enumerate(other.names) if name not in self.names]
+        names = (*self.names, *(other.names[i] for i in new))
+        return TokenSets(names, np.concatenate([self.masks, other.masks[new]]))
 
 
 def token_sets(

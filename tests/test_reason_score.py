@@ -14,6 +14,7 @@ from reasoning_features.reason_score import (
     FeatureStatistics,
     SetSums,
     accumulate,
+    decoder_norms,
     difference_score,
     entropy,
     one_pass,
@@ -79,11 +80,11 @@ def test_released_variant_by_hand():
     masks = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]], bool)
     sae = Identity(3, torch.diag(torch.tensor([1.0, 2.0, 4.0])))
     statistics = accumulate(batches(activations), sae, NAMES, masks)
-    folded = variant_statistics(statistics, sae, "released")
+    folded = variant_statistics(statistics, decoder_norms(sae), "released")
     h = 2 - 0.75 * math.log2(3)
     expected = [0.25, -1 / 3, 0.5 * h**0.7 - 2 / 3]
     assert vocabulary_scores(folded, "R", ["a", "b"], WINDOW, 0.7) == pytest.approx(expected)
-    assert variant_statistics(statistics, sae, "paper") is statistics
+    assert variant_statistics(statistics, decoder_norms(sae), "paper") is statistics
     assert variant_window("released", (2, 3)) == (1, 2) and variant_window("paper", (2, 3)) == (2, 3)
 
 

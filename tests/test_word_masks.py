@@ -9,6 +9,7 @@ from reasoning_features.corpora import Corpus
 from reasoning_features.errors import UserError
 from reasoning_features.word_masks import (
     ALL,
+    capitalised_with_twins,
     form_ids,
     occurrence_table,
     occurrences,
@@ -102,6 +103,19 @@ def test_token_sets_share_words_between_vocabularies():
     assert where(rows[word_set("b", (0, 1))]) == [3, 4]
     assert where(rows[vocabulary_set("R", (0, 0))]) == [1, 3]
     assert where(rows[vocabulary_set("R", (0, 1))]) == [1, 2, 3, 4]
+
+
+def test_sets_join_by_name():
+    corpus = corpus_of(["<s>", " wait", " a", " b", " a"])
+    wide = token_sets(corpus, Pieces(), {"R": ["wait"]}, [(0, 1)])
+    both = token_sets(corpus, Pieces(), {"R": ["wait"]}, [(0, 0)]).join(wide)
+    expected = token_sets(corpus, Pieces(), {"R": ["wait"]}, [(0, 0), (0, 1)])
+    assert both.names == expected.names
+    np.testing.assert_array_equal(both.masks, expected.masks)
+
+
+def test_twins_share_the_restriction_of_their_word():
+    assert capitalised_with_twins({"but": "and", "wait": "look"}) == {"but", "another", "and"}
 
 
 def test_word_that_never_occurs():
