@@ -104,6 +104,19 @@ class Reconstruction:
         """Share of features active on no token."""
         return float(1 - self.live.mean())
 
+    def by_document(self, documents: NDArray[np.int64]) -> pd.DataFrame:
+        """Sums a document, for intervals that resample documents.
+
+        Args:
+            documents: ``[n]`` the document of each token.
+
+        Returns:
+            One row a document: ``tokens``, and summed ``error``, ``deviation``, ``active``.
+        """
+        held = {"document": documents, "error": self.error, "deviation": self.deviation}
+        tokens = pd.DataFrame(held | {"active": self.active, "tokens": 1})
+        return tokens.groupby("document").sum()
+
     def summary(self) -> dict[str, float]:
         """The numbers of this reconstruction that have a name."""
         return {
@@ -224,3 +237,21 @@ def matched_share(decoder: Tensor, other: Tensor, threshold: float = 0.7) -> flo
         threshold: smallest cosine of a match (0.7 in the paper's model diffing).
     """
     return float((best_cosines(decoder, other) >= threshold).mean())
+
+
+def principal_explained(residual: Tensor, k: int) -> float:
+    """Fraction of variance that the ``k`` leading principal components of activations ``[n, d]`` explain.
+
+    What any ``k`` fixed directions can do at most: an SAE with L0 = k has to be better to be worth its name.
+    """
+    covariance = torch.cov(residual.double().T)
+    variances = torch.linalg.eigvalsh(covariance).flip(0)
+    return float(variances[:k].sum() / variances.sum())
+
+
+def gaussian_directions(residual: Tensor, n: int, seed: int) -> Tensor:
+    """``n`` random directions ``[n, d]`` with the covariance of activations: what is shared by chance."""
+    generator = torch.Generator().manual_seed(seed)
+    variances, axes = torch.linalg.eigh(torch.cov(residual.double().T))
+    noise = torch.randn(n, residual.shape[1], generator=generator, dtype=torch.float64)
+    return (noise * variances.clamp(min=0).sqrt()) @ axes.T

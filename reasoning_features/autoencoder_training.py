@@ -37,7 +37,7 @@ from torch import Tensor
 
 from reasoning_features import paths
 from reasoning_features.activations import Moments, shuffled_batches
-from reasoning_features.autoencoder import matched_share
+from reasoning_features.autoencoder import matched_share, quality
 from reasoning_features.errors import UserError
 
 Architecture = Literal["relu", "topk"]
@@ -195,6 +195,40 @@ def convergence(first: Training, second: Training, threshold: float = 0.7) -> pd
         share = (matched_share(one, other, threshold) + matched_share(other, one, threshold)) / 2
         rows.append({"step": step, "tokens": tokens[step], "matched share": share})
     return pd.DataFrame(rows)
+
+
+def sweep(
+    residual: Tensor,
+    held_out: Tensor,
+    recipes: Sequence[Recipe],
+    model_name: str,
+    hook_name: str,
+    device: str = "cpu",
+) -> pd.DataFrame:
+    """Train one SAE for each recipe, and measure it on activations it has not seen.
+
+    Returns:
+        Rows of ``architecture``, ``k`` or ``l1`` as ``setting``, ``L0``, ``fraction of variance explained``,
+        ``dead share``.
+    """
+    rows = []
+    for recipe in recipes:
+        trained = train_autoencoder(residual, recipe, model_name, hook_name, device=device)
+        setting = f"k = {recipe.k}" if recipe.architecture == "topk" else f"λ = {recipe.l1:g}"
+        rows.append(
+            {"architecture": recipe.architecture, "setting": setting} | quality(trained.sae, held_out)
+        )
+    return pd.DataFrame(rows).drop(columns="median density")
+
+
+def explained_at(frontier: pd.DataFrame, architecture: str, l0: float) -> float:
+    """Fraction of variance an architecture explains at some L0: between its rows, linearly in log L0.
+
+    NaN outside the range of L0 that its rows span.
+    """
+    rows = frontier[frontier["architecture"] == architecture].sort_values("L0")
+    explained = rows["fraction of variance explained"]
+    return float(np.interp(np.log(l0), np.log(rows["L0"]), explained, left=np.nan, right=np.nan))
 
 
 def _new(recipe: Recipe, d_in: int, metadata: SAEMetadata) -> TrainingSAE[Any]:

@@ -15,10 +15,12 @@ from tiny import WIDTH
 
 from reasoning_features.autoencoder import (
     best_cosines,
+    gaussian_directions,
     load_autoencoder,
     loss_by_document,
     loss_recovered,
     matched_share,
+    principal_explained,
     quality,
     reconstruct,
 )
@@ -195,3 +197,30 @@ def test_missing_and_unreadable(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "sae" / "sae_weights.safetensors")
     with pytest.raises(CorruptArtefact, match="in sae cannot be read"):
         load_autoencoder(str(tmp_path / "sae"), 4)
+
+
+def test_sums_by_document() -> None:
+    found = reconstruct(signed_identity(1, gain=0.5), torch.tensor([[1.0], [3.0], [-2.0]]), np.zeros(1))
+    sums = found.by_document(np.array([4, 7, 4]))
+    # errors x²/4, deviations x², one feature active on each token
+    assert sums.loc[4].to_dict() == {"error": 1.25, "deviation": 5.0, "active": 2.0, "tokens": 2.0}
+    assert sums.loc[7, "error"] == 2.25
+
+
+def test_principal_components_by_hand() -> None:
+    # variances 9, 4 and 1 along three axes, far from the origin
+    points = torch.tensor([[3.0, 0, 0], [-3, 0, 0], [0, 2, 0], [0, -2, 0], [0, 0, 1], [0, 0, -1]]) + 50
+    assert principal_explained(points, 1) == pytest.approx(9 / 14)
+    assert principal_explained(points, 2) == pytest.approx(13 / 14)
+    assert principal_explained(points, 3) == pytest.approx(1)
+
+
+def test_gaussian_directions_have_the_covariance(residual: torch.Tensor) -> None:
+    stretched = residual * torch.tensor([10.0, 1, 1, 0.1])
+    drawn = gaussian_directions(stretched, 20_000, seed=0)
+    expected = torch.cov(stretched.double().T)
+    scale = expected.diagonal().sqrt()
+    torch.testing.assert_close(
+        torch.cov(drawn.T) / scale / scale[:, None], expected / scale / scale[:, None], atol=0.05, rtol=0
+    )
+    assert torch.equal(drawn, gaussian_directions(stretched, 20_000, seed=0))

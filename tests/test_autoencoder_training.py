@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from sae_lens import SAE
@@ -14,7 +16,9 @@ from reasoning_features.autoencoder_training import (
     Recipe,
     Training,
     convergence,
+    explained_at,
     save_autoencoder,
+    sweep,
     train_autoencoder,
 )
 from reasoning_features.errors import UserError
@@ -127,3 +131,24 @@ def test_too_little_to_train_on(residual: torch.Tensor) -> None:
         train(residual, replace(RECIPE, tokens=100))
     with pytest.raises(UserError, match="holds 90 activations, fewer than one batch of 128"):
         train(residual[:100], RECIPE)
+
+
+def test_a_sweep_has_a_row_for_each_recipe(residual: torch.Tensor) -> None:
+    recipes = [replace(RECIPE, k=1), RECIPE, replace(RECIPE, architecture="relu", l1=0.1)]
+    found = sweep(residual[:2000], residual[2000:], recipes, "model", HOOK)
+    assert found["setting"].tolist() == ["k = 1", "k = 2", "λ = 0.1"]
+    assert found["L0"].iloc[0] <= 1 < found["L0"].iloc[1] <= 2
+
+
+def test_explained_at_by_hand() -> None:
+    frontier = pd.DataFrame(
+        {
+            "architecture": ["topk", "relu", "topk"],
+            "L0": [4.0, 9.0, 16.0],
+            "fraction of variance explained": [0.6, 0.1, 0.8],
+        }
+    )
+    # 8 is halfway from 4 to 16 in logarithm
+    assert explained_at(frontier, "topk", 8) == pytest.approx(0.7)
+    assert explained_at(frontier, "relu", 9) == pytest.approx(0.1)
+    assert math.isnan(explained_at(frontier, "topk", 20))

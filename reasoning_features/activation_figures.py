@@ -1,0 +1,164 @@
+"""Figures of the subject and its corpora: traces with their moves, norms and losses, probes over depth."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reasoning_features.corpora import Corpus
+from reasoning_features.figures import COLOURS, LINES, MARKERS, TEXT_WIDTH, new_figure
+from reasoning_features.probes import EMBEDDINGS
+
+SHADES = (
+    *("#E5E5E5", "#FFFFFF", "#A6D2EC", "#F5F08C", "#8FD6BC"),
+    *("#E8A56F", "#DDB3D0", "#F2CF7E", "#C9A0A0", "#B5B5E6"),
+)
+"""Light backgrounds, one a move, in the order of the moves; a move's name stands beside its text as well."""
+MONOSPACE = "DejaVu Sans Mono"
+CHARACTER_WIDTH = 0.602  # of that font, in font sizes
+CHARACTERS = 92
+"""Characters a line of a drawn trace."""
+
+
+def segments(corpus: Corpus, document: int, tokenizer: Any) -> pd.DataFrame:
+    """A document as runs of tokens of one move: ``move`` (its name) and ``text``.
+
+    Without labels it is one run, whose move is "unlabelled".
+    """
+    span = corpus.span(document)
+    tokens = corpus.tokens[span]
+    codes = np.zeros(len(tokens), dtype=int) if corpus.moves is None else corpus.moves[span].astype(int)
+    edges = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(tokens)]
+    names = corpus.move_names or ("unlabelled",)
+    rows = [
+        (names[codes[start]], tokenizer.decode(tokens[start:end].tolist()))
+        for start, end in itertools.pairwise(edges)
+    ]
+    return pd.DataFrame(rows, columns=["move", "text"])
+
+
+def trace_html(corpus: Corpus, document: int, tokenizer: Any) -> HTML:
+    """A document with each run of tokens on its move's background; the move shows when pointed at."""
+    shades = dict(zip(corpus.move_names or ("unlabelled",), SHADES, strict=False))
+    held = segments(corpus, document, tokenizer)
+    pieces = [
+        f'<span style="background:{shades[move]};color:#000" title="{html.escape(move)}">'
+        f"{html.escape(text)}</span>"
+        for move, text in zip(held["move"], held["text"], strict=True)
+    ]
+    keys = [
+        f'<span style="background:{shades[move]};color:#000"> {html.escape(move)} </span>'
+        for move in dict.fromkeys(held["move"])
+    ]
+    return HTML(f'<pre style="white-space:pre-wrap">{" ".join(keys)}\n\n{"".join(pieces)}</pre>')
+
+
+def draw_trace(corpus: Corpus, documents: Sequence[int], tokenizer: Any) -> tuple[Figure, pd.DataFrame]:
+    """Documents drawn as text, one panel each, moves as backgrounds and as names in the margin.
+
+    Returns:
+        The figure, and its rows: ``document``, ``style``, ``move``, ``text``.
+    """
+    shades = dict(zip(corpus.move_names or ("unlabelled",), SHADES, strict=False))
+    panels = [segments(corpus, i, tokenizer) for i in documents]
+    lines = [_wrapped(panel) for panel in panels]
+    heights = [len(part) + 2 for part in lines]
+    fig, axes = new_figure(
+        len(panels), 1, height=0.125 * sum(heights) / len(panels) + 0.15, height_ratios=heights, squeeze=False
+    )
+    for ax, part, document in zip(axes[:, 0], lines, documents, strict=True):
+        _write(ax, part, shades)
+        style = corpus.styles[document] if corpus.styles else ""
+        title = ", ".join(filter(None, [corpus.domains[document], style]))
+        ax.set_title(title, loc="left")
+    used = list(dict.fromkeys(move for panel in panels for move in panel["move"]))
+    patches = [plt.Rectangle((0, 0), 1, 1, facecolor=shades[move], edgecolor="grey") for move in used]
+    fig.legend(patches, used, loc="outside lower center", ncols=len(used))
+    styles = corpus.styles or [""] * corpus.n_documents
+    frames = [p.assign(document=i, style=styles[i]) for p, i in zip(panels, documents, strict=True)]
+    data = pd.concat(frames, ignore_index=True)[["document", "style", "move", "text"]]
+    return fig, data.assign(text=data["text"].str.replace("\n", "⏎"))
+
+
+def draw_means(
+    ax: Axes, means: pd.DataFrame, by: str, ylabel: str, label: str | None = None, series: int = 0
+) -> None:
+    """Means by group with their intervals: a line over numbers, marks over names."""
+    errors = np.maximum([means["mean"] - means["low"], means["high"] - means["mean"]], 0)
+    numeric = pd.api.types.is_numeric_dtype(means[by])
+    ax.errorbar(
+        means[by],
+        means["mean"],
+        yerr=errors,
+        color=COLOURS[series],
+        marker=MARKERS[series],
+        linestyle=LINES[series] if numeric else "none",
+        capsize=2,
+        label=label,
+    )
+    ax.set(xlabel=by, ylabel=ylabel)
+    if not numeric:
+        ax.tick_params(axis="x", rotation=40)
+
+
+def draw_probes(probed: pd.DataFrame, profile_layer: int) -> Figure:
+    """Balanced accuracy by depth for each target, beside its control, chance and the profile's layer.
+
+    Args:
+        probed: rows of :func:`reasoning_features.probes.probe_layers` with a column ``target``.
+        profile_layer: the layer the profile reads.
+    """
+    targets = list(pd.unique(probed["target"]))
+    fig, axes = new_figure(1, len(targets), height=2.6, sharey=True, squeeze=False)
+    for ax, target in zip(axes[0], targets, strict=True):
+        held = probed[probed["target"] == target].rename(columns={"balanced accuracy": "mean"})
+        for series, (labels, part) in enumerate(held.groupby("labels", sort=False)):
+            draw_means(ax, part, "layer", "balanced accuracy", f"{labels} labels", series)
+        ax.axhline(probed["chance"].iloc[0], color="black", linestyle=":", linewidth=1, label="chance")
+        ax.axvline(profile_layer, color="grey", linewidth=4, alpha=0.3, label="profile's layer")
+        layers = sorted(probed["layer"].unique())
+        ax.set_xticks(layers, ["token" if layer == EMBEDDINGS else str(layer) for layer in layers])
+        ax.set_title(str(target))
+    axes[0, 0].legend()
+    return fig
+
+
+def _wrapped(held: pd.DataFrame) -> list[list[tuple[str, str]]]:
+    """Runs cut into lines of at most ``CHARACTERS``, at newlines and before spaces: (move, text) pieces."""
+    lines: list[list[tuple[str, str]]] = [[]]
+    width = 0
+    for move, text in zip(held["move"], held["text"], strict=True):
+        for piece in re.findall(r"\n| ?[^ \n]+| ", text):
+            if piece == "\n" or width + len(piece) > CHARACTERS:
+                lines.append([])
+                width = 0
+            if piece != "\n":
+                lines[-1].append((move, piece))
+                width += len(piece)
+    return [line for line in lines if line]
+
+
+def _write(ax: Axes, lines: list[list[tuple[str, str]]], shades: dict[str, str]) -> None:
+    margin = 12  # characters left for the names of moves
+    ax.set(xlim=(-margin, CHARACTERS), ylim=(len(lines) + 0.3, -0.7))
+    ax.axis("off")
+    size = TEXT_WIDTH * 72 * 0.96 / (CHARACTERS + margin) / CHARACTER_WIDTH
+    for row, line in enumerate(lines):
+        column = 0
+        names = list(dict.fromkeys(move for move, _ in line))
+        ax.text(-margin, row, names[0], fontsize=size, va="center", color="#444444", style="italic")
+        for move, text in line:
+            ax.add_patch(plt.Rectangle((column, row - 0.5), len(text), 1, color=shades[move], linewidth=0))
+            start = column + len(text) - len(text.lstrip())
+            ax.text(start, row, text.lstrip(), fontsize=size, va="center", family=MONOSPACE, parse_math=False)
+            column += len(text)
