@@ -239,7 +239,7 @@ def prose_documents(n: int, seed: int, start: int = 0) -> Iterator[Document]:
     return (prose_document(seed, index) for index in range(start, start + n))
 
 
-_BASE_KINDS = {"direct": 0.30, "attempt": 0.26, "several": 0.12, "facts": 0.10, "prose": 0.22}
+_BASE_KINDS = {"direct": 0.22, "attempt": 0.28, "several": 0.15, "facts": 0.15, "prose": 0.20}
 _BASE_GIVE_UP, _BASE_CHECK = 0.3, 0.3
 
 
