@@ -5,7 +5,6 @@ The rules are fixed before a notebook is run; a notebook gives numbers and never
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import pandas as pd
 from IPython.display import Markdown
 
 from reasoning_features.errors import UserError
-from reasoning_features.provenance import Run, write_json, write_text
+from reasoning_features.files import read_json, write_json, write_text
+from reasoning_features.provenance import Run
 from reasoning_features.tables import to_markdown
 
 Rule = Literal["above control", "at least", "beside", "planted"]
@@ -179,7 +179,7 @@ def record(
         raise ValueError(f"{id!r} is no claim of {run.notebook}")
     said = verdict(claim, ours, interval, control, run.settings.planted)
     path = _path(run)
-    held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    held = read_json(path) if path.is_file() else {}
     known = {c.id for c in CLAIMS if c.notebook == run.notebook}
     held = {name: value for name, value in held.items() if name in known}
     numbers = {"ours": ours, "interval": list(interval) if interval else None, "n": n, "control": control}
@@ -199,7 +199,7 @@ def frame(files: Iterable[Path]) -> pd.DataFrame:
     held: dict[tuple[str, str], dict[str, Any]] = {}
     for file in files:
         notebook = file.stem.removeprefix("claims_")
-        for name, value in json.loads(file.read_text(encoding="utf-8")).items():
+        for name, value in read_json(file).items():
             held[notebook, name] = value
     columns = ["claim", "paper", "where", "ours", "95% interval", "n", "control", "verdict", "notebook"]
     rows = [_row(c, held[c.notebook, c.id]) for c in CLAIMS if (c.notebook, c.id) in held]
@@ -220,9 +220,7 @@ def update_readme(readme: Path, figures: Path) -> bool:
     table = to_markdown(frame(sorted(figures.glob("claims_*.json"))))
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     written = pattern.sub(lambda _: f"{BEGIN}\n{table}{END}", text)
-    if written != text:
-        write_text(readme, written)
-    return written != text
+    return write_text(readme, written)
 
 
 def _path(run: Run) -> Path:

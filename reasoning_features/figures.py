@@ -14,7 +14,8 @@ from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reasoning_features.provenance import Run, record_artefact, write_text
+from reasoning_features.files import write_text
+from reasoning_features.provenance import Run, record_artefact
 
 # Okabe and Ito's colours, told apart with any colour vision; never the only mark of a group
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")

@@ -19,10 +19,11 @@ import numpy as np
 from reasoning_features import paths, sources
 from reasoning_features.checksums import directory_digest, file_digest
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
+from reasoning_features.files import read_json, write_json
+from reasoning_features.keys import RECORD
 from reasoning_features.settings import Settings
 
 MANIFEST = "artefact.json"
-RECORD = "REASONING_FEATURES_RECORD"  # where the runner wants to know what was read and written
 PINNED = (
     "subject",
     "contrast",
@@ -94,7 +95,7 @@ class Run:
             manifest = folder / MANIFEST
             if not manifest.is_file():
                 continue
-            stored = json.loads(manifest.read_text(encoding="utf-8"))
+            stored = read_json(manifest)
             if stored["determined_by"] == wanted:
                 _verify(folder, stored["files"])
                 self._note(read=manifest)
@@ -123,7 +124,7 @@ class Run:
         head = {"name": name, "notebook": self.notebook, "determined_by": wanted}
         final, partial = self.paths.artefacts / name, self.paths.artefacts / f".{name}.partial"
         started = partial / MANIFEST
-        if partial.exists() and not (started.is_file() and json.loads(started.read_text()) == head):
+        if partial.exists() and not (started.is_file() and read_json(started) == head):
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
         write_json(started, head)
@@ -153,7 +154,9 @@ class Run:
             self._read[paths.relative(read)] = file_digest(read)
         self._written.update(paths.relative(path) for path in written)
         if record := os.environ.get(RECORD):
-            write_json(Path(record), {"read": self._read, "written": sorted(self._written)})
+            inputs = self.provenance["inputs"]
+            models = {inputs[name]: inputs[f"{name}_sha256"] for name in PINNED if f"{name}_sha256" in inputs}
+            write_json(Path(record), {"read": models | self._read, "written": sorted(self._written)})
 
 
 def begin(notebook: str, settings: Settings) -> Run:
@@ -172,6 +175,7 @@ def begin(notebook: str, settings: Settings) -> Run:
     np.random.seed(settings.seed)
     torch.manual_seed(settings.seed)
     cells = sources.code_cells(sources.notebook_path(notebook))
+    inputs = _determinants(settings, [name for name in PINNED if getattr(settings, name)])
     provenance = {
         "notebook": notebook,
         "notebook_sha256": sources.digest(cells),
@@ -179,7 +183,7 @@ def begin(notebook: str, settings: Settings) -> Run:
         "run": settings.run,
         "settings": settings.model_dump(mode="json"),
         "seeds": [settings.seed],
-        "inputs": _determinants(settings, [name for name in PINNED if getattr(settings, name)]),
+        "inputs": inputs,
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
         "device": settings.device,
         "dtype": settings.dtype,
@@ -196,19 +200,6 @@ def record_artefact(run: Run, name: str, files: Sequence[Path], caption: str) ->
     write_json(path, made | run.provenance | {"artefacts": dict(sorted(run._read.items()))})
     run.wrote([*files, path])
     return path
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that equal values give equal bytes, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file with newlines as they are, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", newline="")
-    partial.replace(path)
 
 
 def _determinants(settings: Settings, fields: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import pandas as pd
 from IPython.display import Markdown
 
 from reasoning_features.figures import check_name, write_csv
-from reasoning_features.provenance import Run, record_artefact, write_text
+from reasoning_features.files import write_text
+from reasoning_features.provenance import Run, record_artefact
 
 DIGITS = 4  # significant digits where people read; the CSV has six
 NOTHING = "–"

@@ -1,0 +1,141 @@
+# The companion from nothing: `make all` regenerates every figure and table, `make test` checks everything.
+# Needs Python >= 3.11 and GNU make >= 4.3; sets up its own environment.
+
+ifeq ($(filter grouped-target,$(.FEATURES)),)
+$(error GNU make 4.3 or newer is needed, and this is $(MAKE_VERSION))
+endif
+
+PROFILE ?= organism
+DEVICE ?=
+PARAMS ?=
+PYTHON ?= python3
+VENV ?= .venv
+STAMP ?= $(VENV)/.reasoning-features
+CELL_LIMIT ?= 3600
+LIMIT ?= 7200
+
+BIN := $(VENV)/bin
+EXECUTE := $(BIN)/python -m reasoning_features.execution
+
+NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
+NUMBERS := $(foreach path,$(NOTEBOOKS),$(firstword $(subst _, ,$(notdir $(path)))))
+GOALS := $(filter all nb-%,$(or $(MAKECMDGOALS),all))
+ASKED := $(if $(filter all,$(GOALS)),$(NUMBERS),$(patsubst nb-%,%,$(GOALS)))
+LAST := $(lastword $(sort $(ASKED)))
+# a notebook reads what earlier ones stored
+NEEDED := $(if $(ASKED),$(foreach n,$(NUMBERS),$(if $(filter $n,$(firstword $(sort $n $(LAST)))),$n)))
+
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.PHONY: all test test-fast lab organism vocabulary-real verify clean help FORCE $(NUMBERS:%=nb-%)
+
+all: ## every notebook of the profile: figures, tables, claims (PROFILE=, DEVICE=, PARAMS="alpha=0.3")
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+	@echo "nb-01, nb-02, ..  one notebook, and before it what it needs that is not up to date"
+
+# --- the environment -----------------------------------------------------------------------------------------
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed: give PYTHON=path/of/it to make."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# --- the notebooks -------------------------------------------------------------------------------------------
+
+ifneq ($(ASKED),)
+ifeq ($(wildcard $(STAMP)),)
+
+# nothing can be asked of the package yet: set up, and begin again
+$(sort $(GOALS) all) &: $(STAMP)
+	@$(MAKE) --no-print-directory $(GOALS)
+
+else
+
+# checks PARAMS before anything runs, and tells each notebook's run, as 03:organism+alpha=0.3
+quoted = '$(subst ','\'',$1)'
+RUNS := $(shell $(EXECUTE) check $(NEEDED) --asked $(ASKED) --profile $(call quoted,$(PROFILE)) \
+          --parameters $(call quoted,$(PARAMS)) --device $(call quoted,$(DEVICE)))
+ifneq ($(.SHELLSTATUS),0)
+$(error nothing was run)
+endif
+
+run = $(patsubst $1:%,%,$(filter $1:%,$(RUNS)))
+stem = build/$(call run,$1)/$1
+rendered = figures/$(call run,$1)/$(patsubst notebooks/%.ipynb,%.md,$(filter notebooks/$1_%,$(NOTEBOOKS)))
+
+KEYS := $(foreach n,$(NEEDED),$(call stem,$n).key)
+EXECUTED := $(KEYS:.key=.ipynb)
+
+FORCE:
+
+# a key is asked for every time, and replaced when what the notebook depends on has changed
+$(KEYS): %.key: FORCE
+	@$(EXECUTE) key $*.plan.json
+
+$(EXECUTED): %.ipynb: %.key | $(STAMP)
+	$(EXECUTE) run --cell-limit $(CELL_LIMIT) --limit $(LIMIT) $*.plan.json
+
+# one notebook after the other, also under -j: each is heavy, and reads what those before it stored
+define follow
+$$(call stem,$1).key: | $$(call stem,$2).ipynb
+endef
+
+define render
+$$(call rendered,$1): $$(call stem,$1).ipynb $$(filter notebooks/$1_%,$$(NOTEBOOKS)) \
+    reasoning_features/rendering.py
+	$$(EXECUTE) render $$(<:.ipynb=.plan.json)
+nb-$1: $$(call rendered,$1)
+endef
+
+$(foreach n,$(NEEDED),$(eval $(call render,$n)))
+$(foreach n,$(wordlist 2,$(words $(NEEDED)),$(NEEDED)),$(eval $(call follow,$n,$(lastword \
+  $(foreach m,$(NEEDED),$(if $(filter $m,$(firstword $(sort $m $n))),$(filter-out $n,$m)))))))
+
+all: $(foreach n,$(NEEDED),$(call rendered,$n))
+
+ifeq ($(PROFILE)$(strip $(PARAMS)),organism)
+all: build/readme.made
+
+build/readme.made: $(EXECUTED)
+	$(EXECUTE) readme
+	@touch $@
+endif
+
+endif
+endif
+
+# --- the checks ----------------------------------------------------------------------------------------------
+
+test: $(STAMP) ## lint, types, all unit tests, and every notebook in the smoke profile
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+	@$(MAKE) --no-print-directory all PROFILE=smoke PARAMS= DEVICE=
+
+test-fast: $(STAMP) ## the unit tests that take no time
+	$(BIN)/pytest -m "not slow"
+
+verify: $(STAMP) ## rebuild the default profile in a clone, and compare with what is committed
+	$(EXECUTE) verify
+
+# --- the rest ------------------------------------------------------------------------------------------------
+
+lab: $(STAMP) ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir=.
+
+organism: $(STAMP) ## the models and autoencoders from nothing (hours on a CPU; goes on where it was stopped)
+	$(BIN)/python -m reasoning_features.organism
+
+vocabulary-real: $(STAMP) ## figures 2 and 5 from OpenThoughts (needs a network)
+	$(BIN)/python -m reasoning_features.vocabulary_real
+
+clean: ## remove what minutes make again; nothing trained and nothing committed
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf data/organism/artefacts data/organism+*/artefacts data/smoke/artefacts data/smoke+*/artefacts
+	rm -rf figures/smoke figures/smoke+* figures/organism+*

@@ -1,0 +1,261 @@
+"""Notebooks run from the command line: checked parameters, time limits, and outputs that are whole or absent.
+
+``make`` calls ``python -m reasoning_features.execution``; see :func:`main` for its commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from reasoning_features import keys, paths, sources
+from reasoning_features.errors import UserError
+from reasoning_features.files import read_json, write_json
+from reasoning_features.keys import RECORD, Plan
+
+KERNEL = "python3"
+USER_ERRORS = frozenset({"UserError", "MissingArtefact", "CorruptArtefact"})
+GRACE = 10.0  # seconds to end in when interrupted
+CELL_FAILED, CELL_TOO_LONG, KERNEL_DIED, TOO_LONG = 3, 4, 5, 6  # how an execution ends that does not succeed
+
+
+class RunFailed(UserError):
+    """A notebook failed; the message says where, and what it said."""
+
+
+def plan(
+    numbers: list[str], profile: str, parameters: str = "", device: str = "", asked: list[str] | None = None
+) -> list[Plan]:
+    """Check parameters against notebooks, and save what each is to run.
+
+    Parameters
+    ----------
+    numbers
+        The notebooks' numbers, two digits each.
+    profile
+        A profile's name or the path of its file.
+    parameters
+        ``name=value`` words; each goes to the notebooks that declare it.
+    device
+        Where the model runs; empty for the profile's own.
+    asked
+        The numbers of those that were asked for by name (by default all); the others come before them.
+
+    Raises
+    ------
+    UserError
+        If a notebook, the profile or a parameter is not there, or a value is of another type.
+    """
+    from reasoning_features.parameters import check, declared
+    from reasoning_features.settings import load_settings
+
+    notebooks = [_notebook(number) for number in numbers]
+    place = str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile
+    named = [_notebook(number).stem for number in asked or numbers]
+    taken = check(notebooks, parameters, named)
+    plans = []
+    for path in notebooks:
+        has, overrides = declared(path), taken[path.stem]
+        settings = load_settings(place, **overrides)
+        given = {"profile": place, "device": device or None}
+        given = {n: v for n, v in given.items() if v is not None and n in has and v != has[n].default}
+        made = Plan(path.stem, settings.run, overrides | given, settings.model_dump(mode="json"))
+        made.save()
+        plans.append(made)
+    return plans
+
+
+def run(plan: Plan, cell_limit: int = 3600, limit: int = 7200) -> Path:
+    """Execute a notebook by papermill; its executed copy is ``build/<run>/NN.ipynb``.
+
+    Parameters
+    ----------
+    plan
+        From :func:`plan`.
+    cell_limit
+        Seconds that one cell may take.
+    limit
+        Seconds that the whole notebook may take: a kernel that was killed answers no more.
+
+    Raises
+    ------
+    RunFailed
+        If a cell failed or a limit passed. The copy is kept as ``NN.failed.ipynb``; what an earlier run
+        left as ``NN.ipynb`` stays.
+    """
+    known = keys.before(plan)
+    executed, failed, record = plan.file("ipynb"), plan.file("failed.ipynb"), plan.file("record.json")
+    partial, notes = plan.file("running.ipynb"), plan.file("running.json")
+    for stale in (failed, partial, notes):
+        stale.unlink(missing_ok=True)
+    started = time.monotonic()
+    code = _papermill(plan, partial, notes, cell_limit, limit)
+    if code != 0:
+        notes.unlink(missing_ok=True)
+        if partial.is_file():
+            partial.replace(failed)
+        raise RunFailed(_reason(plan, code, cell_limit, limit))
+    if notes.is_file():
+        notes.replace(record)
+    cost = {
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_mebibytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+    }
+    write_json(plan.file("cost.json"), cost)
+    keys.write_key(plan, known | keys.after(plan))
+    partial.replace(executed)
+    os.utime(executed)  # newer than its key
+    return executed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line.
+
+    ``check``: check PARAMS, save a plan for each notebook and print ``NN:run`` for make.
+    ``key``, ``run``, ``render``: one plan's key file, executed notebook, Markdown. ``verify``: rebuild
+    the default profile elsewhere and compare. ``readme``: write the table of claims.
+
+    Returns
+    -------
+    int
+        0; 1 when a run failed or a comparison differs; 2 when what was asked for cannot be run.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return _command(options)
+    except RunFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def execute(plan: Plan, output: Path, cell_limit: int) -> int:
+    """Execute a plan's notebook in this process, saving its copy; returns how it ended."""
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    try:
+        papermill.execute_notebook(
+            str(sources.notebook_path(plan.notebook)),
+            str(output),
+            parameters=plan.parameters,
+            kernel_name=KERNEL,
+            execution_timeout=cell_limit,
+        )
+    except papermill.PapermillExecutionError:
+        return CELL_FAILED
+    except CellTimeoutError:
+        return CELL_TOO_LONG
+    except DeadKernelError:
+        return KERNEL_DIED
+    return 0
+
+
+def _papermill(plan: Plan, output: Path, notes: Path, cell_limit: int, limit: int) -> int:
+    """Execute in a process of its own, ended after ``limit`` seconds; returns how it ended."""
+    path = os.pathsep.join(filter(None, [str(paths.root()), os.environ.get("PYTHONPATH")]))
+    arguments = [str(plan.file("plan.json")), str(output), str(cell_limit)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reasoning_features.execution", "execute", *arguments],
+        env=os.environ | {RECORD: str(notes), "PYTHONPATH": path},
+    )
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return TOO_LONG
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)  # lets the kernel be shut down
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _reason(plan: Plan, code: int, cell_limit: int, limit: int) -> str:
+    """Why a run failed, in a sentence: the user's error as it stands, or where to look."""
+    failed = plan.file("failed.ipynb")
+    if code == CELL_FAILED:
+        for place, cell in enumerate(read_json(failed)["cells"]):
+            for output in cell.get("outputs", []):
+                if output["output_type"] != "error":
+                    continue
+                if output["ename"] in USER_ERRORS:
+                    return output["evalue"]
+                said = f"{output['ename']}: {output['evalue']}".splitlines()[0]
+                return f"{plan.notebook} failed in cell {place} ({said}): see {paths.relative(failed)}."
+    why = {
+        CELL_TOO_LONG: f"a cell took more than {cell_limit} seconds: give CELL_LIMIT= to make",
+        KERNEL_DIED: "its kernel died: is there enough memory",
+        TOO_LONG: f"it took more than {limit} seconds: give LIMIT= to make",
+    }
+    return f"{plan.notebook} was ended, since {why.get(code, f'its process ended with code {code}')}."
+
+
+def _notebook(number: str) -> Path:
+    found = sorted((paths.root() / "notebooks").glob(f"{number}_*.ipynb"))
+    if len(found) != 1:
+        raise UserError(
+            f"There is no notebook with the number {number!r} in notebooks/: give one such as 01."
+        )
+    return found[0]
+
+
+def _command(options: argparse.Namespace) -> int:
+    """Do what the command line asks; what only one command needs is imported there."""
+    if options.command == "check":
+        plans = plan(options.numbers, options.profile, options.parameters, options.device, options.asked)
+        print(*(f"{made.number}:{made.run}" for made in plans))
+    elif options.command == "readme":
+        from reasoning_features.claims import update_readme
+
+        update_readme(paths.root() / "README.md", paths.RunPaths(options.profile).figures)
+    elif options.command == "verify":
+        from reasoning_features.verification import verify
+
+        return verify(options.profile)
+    elif options.command == "execute":
+        return execute(Plan.load(options.plan), options.output, options.cell_limit)
+    elif options.command == "key":
+        made = Plan.load(options.plan)
+        keys.write_key(made, keys.key(made))
+    elif options.command == "run":
+        run(Plan.load(options.plan), options.cell_limit, options.limit)
+    elif options.command == "render":
+        from reasoning_features.rendering import render
+
+        render(Plan.load(options.plan))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m reasoning_features.execution")
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("check")
+    check.add_argument("numbers", nargs="+")
+    check.add_argument("--asked", nargs="+")
+    check.add_argument("--profile", default="organism")
+    check.add_argument("--parameters", default="")
+    check.add_argument("--device", default="")
+    for name in ("readme", "verify"):
+        commands.add_parser(name).add_argument("--profile", default="organism")
+    for name in ("key", "run", "render", "execute"):
+        commands.add_parser(name).add_argument("plan", type=Path)
+    commands.choices["run"].add_argument("--cell-limit", type=int, default=3600)
+    commands.choices["run"].add_argument("--limit", type=int, default=7200)
+    commands.choices["execute"].add_argument("output", type=Path)
+    commands.choices["execute"].add_argument("cell_limit", type=int)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

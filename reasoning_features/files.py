@@ -1,0 +1,34 @@
+"""Text and JSON files written whole or not at all, so that equal values give equal bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> bool:
+    """Write a text file with its newlines as they are; one that holds the text already is not touched.
+
+    Returns
+    -------
+    bool
+        Whether the file changed.
+    """
+    if path.is_file() and path.read_bytes() == text.encode():
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8", newline="")
+    partial.replace(path)
+    return True
+
+
+def write_json(path: Path, value: Any) -> bool:
+    """Write a value as JSON with sorted names; says whether the file changed."""
+    return write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value that a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
