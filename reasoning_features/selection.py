@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from reasoning_features.corpora import Corpus
 from reasoning_features.reason_score import (
@@ -166,6 +167,58 @@ def grid_table(
             }
             for dial, values in zip(grid, scores, strict=True)
             for k in counts
+        ]
+    )
+
+
+def resampled_overlap(
+    statistics: FeatureStatistics,
+    norms: Array,
+    words: Sequence[str],
+    grid: Sequence[Dial],
+    default: Dial,
+    k: int,
+    resamples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Mean overlap of the other dials' selections with the default's, on the data and on resampled blocks.
+
+    Args:
+        statistics: by block ``[blocks, s, f]``.
+
+    Returns:
+        ``resample`` (0 is the data as they are) and ``overlap``.
+    """
+    blocks = len(statistics.counts)
+    weights = np.concatenate([np.ones((1, blocks)), bootstrap_weights(blocks, resamples, seed)])
+    again = statistics.weighted(weights)
+    others = [dial for dial in grid if dial != default]
+    reference, *scores = dial_scores(again, norms, words, [default, *others])
+    shared = [overlap(chosen(reference, k), chosen(values, k)) for values in scores]
+    return pd.DataFrame({"resample": np.arange(resamples + 1), "overlap": np.mean(shared, axis=0)})
+
+
+def identity_table(
+    score: Array, identity: Mapping[str, Array], live: NDArray[np.bool_], k: int
+) -> pd.DataFrame:
+    """How far a ranking is what identity alone gives.
+
+    Args:
+        score: ReasonScore ``[f]``.
+        identity: what identity-only features depend on → their ReasonScore ``[f]``.
+        live: features that are active at all ``[f]``.
+
+    Returns:
+        ``identity``, ``spearman`` (over live features), ``overlap`` of the top ``k``.
+    """
+    return pd.DataFrame(
+        [
+            {
+                "identity": name,
+                "spearman": float(spearmanr(score[live], values[live]).statistic),
+                "overlap": float(overlap(chosen(score, k), chosen(values, k))),
+            }
+            for name, values in identity.items()
         ]
     )
 

@@ -16,11 +16,13 @@ from reasoning_features.selection import (
     document_blocks,
     grid_table,
     half_weights,
+    identity_table,
     intervals,
     null_ranks,
     null_table,
     overlap,
     resampled_comparison,
+    resampled_overlap,
     score_all,
     top_features,
     top_mean,
@@ -133,3 +135,20 @@ def test_a_planted_vocabulary_beats_its_slots():
     drawn = resampled_comparison(planted, vocabularies, WINDOW, 0.7, k=2, resamples=20, seed=0)
     assert (drawn["score_mass"] > drawn["null_mean"]).all()
     assert isinstance(drawn, pd.DataFrame)
+
+
+def test_overlap_of_dials_on_resamples():
+    data = statistics()
+    same = [Dial(0.7, WINDOW), Dial(0.7, WINDOW, "released")]
+    drawn = resampled_overlap(data, np.ones(9), "ab", same, same[0], k=3, resamples=5, seed=0)
+    assert drawn["overlap"].tolist() == [1] * 6
+
+
+def test_identity_table():
+    # ranks 1 2 3 4 against 2 1 4 3: ρ = 1 − 6·4/(4·15) = 0.6; the dead fifth feature is left out
+    score, other = np.array([1.0, 2, 3, 4, 0]), np.array([2.0, 1, 4, 3, 9])
+    live = np.array([True] * 4 + [False])
+    table = identity_table(score, {"token": other, "itself": score}, live, k=2)
+    assert table["spearman"].tolist() == pytest.approx([0.6, 1])
+    # tops {3, 2} and {4, 2}: one of three
+    assert table["overlap"].tolist() == pytest.approx([1 / 3, 1])
