@@ -90,25 +90,24 @@ def draw_trace(corpus: Corpus, documents: Sequence[int], tokenizer: Any) -> tupl
     return fig, data.assign(text=data["text"].str.replace("\n", "⏎"))
 
 
-def draw_means(
-    ax: Axes, means: pd.DataFrame, by: str, ylabel: str, label: str | None = None, series: int = 0
-) -> None:
-    """Means by group with their intervals: a line over numbers, marks over names."""
-    errors = np.maximum([means["mean"] - means["low"], means["high"] - means["mean"]], 0)
-    numeric = pd.api.types.is_numeric_dtype(means[by])
-    ax.errorbar(
-        means[by],
-        means["mean"],
-        yerr=errors,
-        color=COLOURS[series],
-        marker=MARKERS[series],
-        linestyle=LINES[series] if numeric else "none",
-        capsize=2,
-        label=label,
-    )
-    ax.set(xlabel=by, ylabel=ylabel)
-    if not numeric:
-        ax.tick_params(axis="x", rotation=40)
+def draw_profiles(data: pd.DataFrame, series: str, ylabel: str) -> Figure:
+    """Means by position and by move with their intervals, one colour for each value of a column.
+
+    Args:
+        data: rows of :func:`reasoning_features.token_statistics.means_by_place_and_move` with a column more.
+        series: that column.
+        ylabel: what is averaged, with its unit.
+    """
+    panels = list(pd.unique(data["by"]))
+    fig, axes = new_figure(1, len(panels), height=2.6, sharey=True, squeeze=False)
+    for ax, by in zip(axes[0], panels, strict=True):
+        for place, name in enumerate(pd.unique(data[series])):
+            part = data[(data["by"] == by) & (data[series] == name)]
+            _errorbars(ax, part.infer_objects(), "group", str(name), place)
+        ax.set(xlabel="position (tokens)" if by == "position" else by)
+    axes[0, 0].set(ylabel=ylabel)
+    axes[0, 0].legend(title=series)
+    return fig
 
 
 def draw_probes(probed: pd.DataFrame, profile_layer: int) -> Figure:
@@ -123,14 +122,32 @@ def draw_probes(probed: pd.DataFrame, profile_layer: int) -> Figure:
     for ax, target in zip(axes[0], targets, strict=True):
         held = probed[probed["target"] == target].rename(columns={"balanced accuracy": "mean"})
         for series, (labels, part) in enumerate(held.groupby("labels", sort=False)):
-            draw_means(ax, part, "layer", "balanced accuracy", f"{labels} labels", series)
+            _errorbars(ax, part, "layer", f"{labels} labels", series)
         ax.axhline(probed["chance"].iloc[0], color="black", linestyle=":", linewidth=1, label="chance")
         ax.axvline(profile_layer, color="grey", linewidth=4, alpha=0.3, label="profile's layer")
         layers = sorted(probed["layer"].unique())
         ax.set_xticks(layers, ["token" if layer == EMBEDDINGS else str(layer) for layer in layers])
-        ax.set_title(str(target))
+        ax.set(title=str(target), xlabel="layer")
+    axes[0, 0].set(ylabel="balanced accuracy")
     axes[0, 0].legend()
     return fig
+
+
+def _errorbars(ax: Axes, means: pd.DataFrame, by: str, label: str, series: int) -> None:
+    """Means with their intervals: a line over numbers, marks over names."""
+    numeric = pd.api.types.is_numeric_dtype(means[by])
+    ax.errorbar(
+        means[by],
+        means["mean"],
+        yerr=np.maximum([means["mean"] - means["low"], means["high"] - means["mean"]], 0),
+        color=COLOURS[series],
+        marker=MARKERS[series],
+        linestyle=LINES[series] if numeric else "none",
+        capsize=2,
+        label=label,
+    )
+    if not numeric:
+        ax.tick_params(axis="x", rotation=40)
 
 
 def _wrapped(held: pd.DataFrame) -> list[list[tuple[str, str]]]:

@@ -32,6 +32,18 @@ from reasoning_features.subject import Subject
 
 MANIFEST = "manifest.json"
 BATCHES_A_SHARD = 16
+SAMPLE_FIELDS = (
+    "subject",
+    "layer",
+    "dtype",
+    "seed",
+    "corpus",
+    "reasoning_documents",
+    "general_documents",
+    "context",
+    "batch_tokens",
+)
+"""The settings that determine the sample of activations which the first notebook stores."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from reasoning_features.corpora import Corpus
 from reasoning_features.significance import bootstrap_weights
 from reasoning_features.subject import Subject
 
+BIN = 16
+"""Positions are averaged so many together."""
+
 
 def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_tokens: int) -> pd.DataFrame:
     """One row for each token that is not special, in the corpus' order.
@@ -31,6 +34,22 @@ def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_t
     moves = None if corpus.moves is None else np.array(corpus.move_names)[corpus.moves]
     places = {"document": corpus.document_of, "position": corpus.position_of, "move": moves}
     return pd.DataFrame(places | columns)[~corpus.special].reset_index(drop=True)
+
+
+def means_by_place_and_move(table: pd.DataFrame, value: str, seed: int = 0) -> pd.DataFrame:
+    """Mean of a column by position in the document and, where moves are known, by move.
+
+    Returns:
+        Rows of ``by`` ("position" or "move"), ``group`` (the first of ``BIN`` positions, or the move's name),
+        ``mean``, ``low``, ``high`` (95% over documents), ``tokens``.
+    """
+    binned = table.assign(position=table["position"] // BIN * BIN)
+    parts = [
+        grouped_means(binned, value, by, seed=seed).rename(columns={by: "group"}).assign(by=by)
+        for by in ("position", "move")
+        if binned[by].notna().any()
+    ]
+    return pd.concat(parts, ignore_index=True)[["by", "group", "mean", "low", "high", "tokens"]]
 
 
 def grouped_means(

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from reasoning_features.activation_figures import (
     CHARACTERS,
     SHADES,
-    draw_means,
     draw_probes,
+    draw_profiles,
     draw_trace,
     segments,
     trace_html,
@@ -71,12 +71,14 @@ def test_drawn_lines_keep_every_word_and_fit(traced) -> None:
     plt.close(fig)
 
 
-def test_means_over_names_and_numbers() -> None:
+def test_profiles_have_lines_over_numbers_and_marks_over_names() -> None:
     means = pd.DataFrame({"mean": [1.0, 2], "low": [0.5, 2.1], "high": [1.5, 3], "tokens": [3, 4]})
-    fig, (left, right) = plt.subplots(1, 2)
-    draw_means(left, means.assign(position=[0, 16]), "position", "loss")
-    draw_means(right, means.assign(move=["explore", "verify"]), "move", "loss")
-    assert left.lines[0].get_linestyle() == "-" and right.lines[0].get_linestyle() == "None"
+    place, move = means.assign(by="position", group=[0, 16]), means.assign(by="move", group=["a", "b"])
+    data = pd.concat([part.assign(model=name) for part in (place, move) for name in ("subject", "base")])
+    fig = draw_profiles(data, "model", "loss")
+    styles = [{line.get_linestyle() for line in ax.lines} for ax in fig.axes]
+    assert "None" not in styles[0] and len(styles[0]) >= 2
+    assert "None" in styles[1] and fig.axes[1].get_xticklabels()[0].get_text() == "a"
     plt.close(fig)
 
 

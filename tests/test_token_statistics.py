@@ -9,7 +9,7 @@ import torch
 
 from reasoning_features.corpora import Corpus
 from reasoning_features.subject import Subject
-from reasoning_features.token_statistics import grouped_means, token_table
+from reasoning_features.token_statistics import grouped_means, means_by_place_and_move, token_table
 
 
 def test_a_token_has_the_loss_of_predicting_it(tiny_subject: Subject, tiny_corpus: Corpus) -> None:
@@ -40,3 +40,13 @@ def test_grouped_means_by_hand() -> None:
     # a's resamples are 1.5 (document 0 twice), 3 or 6; b is 10 whenever document 1 is drawn
     assert (means["low"]["a"], means["high"]["a"]) == (1.5, 6.0)
     assert (means["low"]["b"], means["high"]["b"]) == (10.0, 10.0)
+
+
+def test_means_by_place_and_move() -> None:
+    table = pd.DataFrame(
+        {"document": [0, 0, 0], "position": [1, 15, 16], "move": ["a", "b", "b"], "loss": [1.0, 3.0, 5.0]}
+    )
+    means = means_by_place_and_move(table, "loss").set_index(["by", "group"])["mean"]
+    assert means.to_dict() == {("position", 0): 2, ("position", 16): 5, ("move", "a"): 1, ("move", "b"): 4}
+    unlabelled = means_by_place_and_move(table.assign(move=None), "loss")
+    assert unlabelled["by"].unique().tolist() == ["position"]

@@ -1,0 +1,71 @@
+"""Tables of what corpora hold: documents, tokens, moves, and how often each move is phrased with R."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reasoning_features.corpora import Corpus
+
+
+def summary_table(corpora: Sequence[Corpus]) -> pd.DataFrame:
+    """One row a corpus: documents, tokens, median length, share of special and thinking tokens, domains."""
+    rows = [
+        {
+            "corpus": corpus.name,
+            "documents": corpus.n_documents,
+            "tokens": corpus.n_tokens,
+            "median length": float(np.median(np.diff(corpus.starts))),
+            "special": float(corpus.special.mean()),
+            "thinking": float(corpus.thinking.mean()),
+            "domains": ", ".join(f"{k} {v}" for k, v in pd.Series(corpus.domains).value_counts().items()),
+        }
+        for corpus in corpora
+    ]
+    return pd.DataFrame(rows)
+
+
+def sentences(corpus: Corpus, tokenizer: Any) -> pd.DataFrame:
+    """Every line of every document, special tokens left out: ``document``, ``move``, ``text``.
+
+    The move is that of the line's first token, None where moves are not known.
+    """
+    newline = np.array(["\n" in tokenizer.decode([i]) for i in range(len(tokenizer))])
+    ends = newline[corpus.tokens]
+    ends[corpus.starts[1:] - 1] = True
+    stops = np.flatnonzero(ends) + 1
+    document = corpus.document_of
+    rows = []
+    for start, stop in zip(np.concatenate([[0], stops[:-1]]), stops, strict=True):
+        kept = np.arange(start, stop)[~corpus.special[start:stop]]
+        text = tokenizer.decode(corpus.tokens[kept].tolist()).strip()
+        if text:
+            move = None if corpus.moves is None else corpus.move_names[corpus.moves[kept[0]]]
+            rows.append((int(document[start]), move, text))
+    return pd.DataFrame(rows, columns=["document", "move", "text"])
+
+
+def move_table(corpora: Sequence[Corpus], tokenizer: Any, words: Sequence[str]) -> pd.DataFrame:
+    """How each move is phrased: ``corpus``, ``move``, ``tokens``, ``sentences``, share ``with a word of R``.
+
+    Corpora without labels have one row, whose move is "all".
+    """
+    pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, words)) + r")\b", re.IGNORECASE)
+    parts = []
+    for corpus in corpora:
+        held = sentences(corpus, tokenizer).fillna({"move": "all"})
+        held["with a word of R"] = held["text"].str.contains(pattern)
+        grouped = held.groupby("move", sort=False)["with a word of R"].agg(["size", "mean"]).reset_index()
+        grouped.columns = pd.Index(["move", "sentences", "with a word of R"])
+        names = np.array(corpus.move_names or ["all"])
+        codes = np.zeros(corpus.n_tokens, int) if corpus.moves is None else corpus.moves
+        tokens = pd.Series(names[codes][~corpus.special]).value_counts()
+        grouped.insert(0, "corpus", corpus.name)
+        grouped.insert(2, "tokens", grouped["move"].map(tokens))
+        order = grouped["move"].map({name: i for i, name in enumerate(names)})
+        parts.append(grouped.loc[order.sort_values().index])
+    return pd.concat(parts, ignore_index=True)
