@@ -41,7 +41,7 @@ class Vocabularies:
     """R, the vocabularies it is compared with, and how well the random ones match.
 
     Attributes:
-        words: name → words. "R" first; "twins" and "slot i" where twins are known; "random i".
+        words: name → words. "R" first; "twins" and "slot i" where every word's twin is known; "random i".
         matching: the random draw.
         pool: occurrences of all candidate words.
     """
@@ -79,7 +79,7 @@ def draw_vocabularies(
     pool = table[~table["word"].isin(inside)]
     drawn = random_vocabularies(reference, pool, n_random, seed, excluded=known.decision_words)
     found = {REFERENCE: tuple(words)}
-    if known.twins:
+    if all(word in known.twins for word in words):
         found["twins"] = tuple(known.twins[word] for word in words)
         slots = slot_vocabularies(words, known.twins, n_slot, seed)
         found |= {f"slot {i}": mixture for i, mixture in enumerate(slots)}

@@ -25,6 +25,8 @@ from reasoning_features.errors import UserError
 from reasoning_features.word_masks import ALL, Mask, Window, vocabulary_set, word_set
 
 Array = NDArray[np.float64]
+RELEASED_WINDOW: Window = (1, 2)
+"""The released script's window (``--expand_range 1,2``): 1 before, 2 after."""
 
 
 class ActivationBatch(Protocol):
@@ -259,7 +261,7 @@ def vocabulary_scores(
 
 def variant_window(variant: Literal["paper", "released"], window: Window) -> Window:
     """The window of a variant: the paper's text takes the setting, the released script 1 before, 2 after."""
-    return (1, 2) if variant == "released" else window
+    return RELEASED_WINDOW if variant == "released" else window
 
 
 def decoder_norms(sae: Any) -> Array:
@@ -270,7 +272,7 @@ def decoder_norms(sae: Any) -> Array:
 def variant_statistics(
     statistics: FeatureStatistics, norms: Array, variant: Literal["paper", "released"]
 ) -> FeatureStatistics:
-    """The statistics a variant scores: as they are, or with decoder norms ``[f]`` folded in (released code)."""
+    """The statistics a variant scores: as they are, or with decoder norms ``[f]`` folded in."""
     return statistics if variant == "paper" else statistics.scaled(norms)
 
 

@@ -31,7 +31,8 @@ class Lexicon:
     """What is known beforehand about the words of a kind of corpora.
 
     Attributes:
-        twins: word of R → neutral word that fills the same slots as often; empty where none are known.
+        twins: word → its partner: for a word of R a neutral word that fills the same slots as often, and for
+            that word the word of R; empty where none are known.
         decision_words: words at which the text decides to go on or give up; never in a random vocabulary.
     """
 
@@ -40,7 +41,10 @@ class Lexicon:
 
 
 LEXICONS: dict[str, Lexicon] = {
-    "organism": Lexicon(organism_words.TWINS, organism_words.DECISION_WORDS),
+    "organism": Lexicon(
+        organism_words.TWINS | {twin: word for word, twin in organism_words.TWINS.items()},
+        organism_words.DECISION_WORDS,
+    ),
 }
 """Kind of corpora → its lexicon; other kinds have none (:func:`lexicon`)."""
 

@@ -132,5 +132,7 @@ def test_slot_vocabularies_draw_every_word_evenly():
 
 
 def test_lexicons():
-    assert lexicon("organism").twins == TWINS and lexicon("organism").decision_words == DECISION_WORDS
+    known = lexicon("organism")
+    assert all(known.twins[word] == twin and known.twins[twin] == word for word, twin in TWINS.items())
+    assert len(known.twins) == 2 * len(TWINS) and known.decision_words == DECISION_WORDS
     assert not lexicon("hub").twins and not lexicon("hub").decision_words
