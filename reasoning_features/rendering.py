@@ -55,6 +55,7 @@ def render(plan: Plan) -> Path:
     lines = [line.rstrip() for line in text.strip().splitlines()]
     path = folder / f"{plan.notebook}.md"
     write_text(path, re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n")
+    path.touch()  # as new as the execution, even where nothing changed
     return path
 
 

@@ -1,0 +1,92 @@
+"""The environment says the same in all its files, and holds nothing that is not used."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from reasoning_features import sources
+from reasoning_features.paths import root
+
+CARD = {
+    "jupyterlab": "jupyterlab",
+    "papermill": "papermill",
+    "torch": "torch",
+    "transformer-lens": "transformer_lens",
+    "sae-lens": "sae_lens",
+    "matplotlib": "matplotlib",
+    "seaborn": "seaborn",
+    "datasets": "datasets",
+}
+PROJECT = tomllib.loads((root() / "pyproject.toml").read_text())["project"]
+LOCK = [line for line in (root() / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+CONDA = yaml.safe_load((root() / "environment.yml").read_text())["dependencies"]
+
+
+def test_the_lock_is_exact_public_versions_sorted_and_without_addresses():
+    assert sorted(LOCK, key=lambda line: line.split("==")[0]) == LOCK
+    for line in LOCK:
+        name, version = line.split("==")
+        assert re.fullmatch(r"[a-z0-9-]+", name) and Version(version).local is None, line
+
+
+def test_the_lock_satisfies_every_range():
+    locked = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in LOCK}
+    for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(locked[canonicalize_name(wanted.name)], prereleases=True), text
+
+
+def test_conda_gets_the_same_python_and_exactly_the_lock():
+    assert f"python{PROJECT['requires-python']}" in CONDA
+    (pip,) = [item["pip"] for item in CONDA if isinstance(item, dict)]
+    versions: list[str] = []
+    for line in pip:
+        if line.startswith("-r "):
+            lines = (root() / line.removeprefix("-r ")).read_text().splitlines()
+            versions += [text for text in lines if not text.startswith("#")]
+        elif not line.endswith("-e ."):
+            versions.append(line)
+    assert versions == LOCK
+    assert [item for item in CONDA if not isinstance(item, dict)] == ["python>=3.11", "pip"]
+
+
+def imported() -> set[str]:
+    """Top-level names that the package and the notebooks import."""
+    texts = [path.read_text() for path in (root() / "reasoning_features").rglob("*.py")]
+    for notebook in (root() / "notebooks").glob("*.ipynb"):
+        texts += sources.code_cells(notebook)
+    found = set()
+    for text in texts:
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                found |= {name.name.split(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", CARD)
+def test_every_package_of_the_card_is_used_by_shipped_code(package):
+    run = set(re.findall(r"\$\(BIN\)/(\w+)(?: (\w+))?", (root() / "Makefile").read_text()))
+    commands = {f"{first}{second}" for first, second in run}  # jupyter lab
+    assert CARD[package] in imported() | commands
+
+
+def test_every_range_is_of_a_package_that_shipped_code_uses():
+    modules = {"pyyaml": "yaml", "scikit-learn": "sklearn"} | CARD
+    indirect = {
+        "ipykernel": "notebooks run in it",
+        "jinja2": "pandas writes LaTeX with it",
+        "jupyterlab": "make lab starts it",
+    }
+    for text in PROJECT["dependencies"]:
+        name = Requirement(text).name
+        assert modules.get(name, name.replace("-", "_")) in imported() or name in indirect, name

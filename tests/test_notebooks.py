@@ -1,0 +1,74 @@
+"""What every shipped notebook must be: stripped, short-celled, typed parameters, story and no logic."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+
+import pytest
+
+from reasoning_features.claims import CLAIMS
+from reasoning_features.parameters import declared
+from reasoning_features.paths import root
+from reasoning_features.settings import Settings
+
+NOTEBOOKS = sorted((root() / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+def code(path):
+    cells = json.loads(path.read_text())["cells"]
+    return [cell | {"source": "".join(cell["source"])} for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_outputs_are_stripped(path):
+    for cell in code(path):
+        assert cell["outputs"] == [] and cell["execution_count"] is None
+    kept = json.loads(path.read_text())["metadata"]
+    assert kept["kernelspec"]["name"] == "python3" and "papermill" not in kept
+
+
+def test_cells_are_short_and_define_nothing(path):
+    cells = json.loads(path.read_text())["cells"]
+    assert 15 <= len(cells) <= 45
+    assert cells[0]["cell_type"] == "markdown"
+    for cell in code(path):
+        lines = cell["source"].splitlines()
+        assert len(lines) <= 15 or "parameters" in cell["metadata"].get("tags", []), cell["source"]
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        assert not any(isinstance(node, kinds) for node in ast.walk(ast.parse(cell["source"])))
+
+
+def test_parameters_are_settings_typed_and_explained(path):
+    found = declared(path)
+    assert next(iter(found)) == "profile" and found["profile"].default == "organism"
+    assert "device" in found
+    for name, parameter in found.items():
+        assert name in Settings.model_fields
+        assert name == "profile" or (
+            parameter.default is None and parameter.annotation.startswith("Optional[")
+        )
+    (cell,) = [c for c in code(path) if "parameters" in c["metadata"].get("tags", [])]
+    lines = [line for line in cell["source"].splitlines() if re.match(r"\w+:", line)]
+    assert len(lines) == len(found) and all("  # " in line for line in lines)
+
+
+def test_the_opening_and_the_claims_are_the_notebooks_own(path):
+    text = "\n".join(cell["source"] for cell in code(path))
+    assert f'begin("{path.stem}", settings)' in text
+    for name in declared(path):
+        if name != "profile":
+            assert re.search(rf"\b{name}={name}\b", text), f"{name} is not passed to load_settings"
+    for claim in CLAIMS:
+        if claim.notebook == path.stem:
+            assert f'"{claim.id}"' in text, f"claim {claim.id} is not recorded"
+
+
+def test_notebooks_are_numbered_without_gaps():
+    numbers = [int(path.stem[:2]) for path in NOTEBOOKS]
+    assert numbers == list(range(1, len(numbers) + 1))
