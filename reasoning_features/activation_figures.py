@@ -106,7 +106,7 @@ def draw_profiles(data: pd.DataFrame, series: str, ylabel: str) -> Figure:
             _errorbars(ax, part.infer_objects(), "group", str(name), place)
         ax.set(xlabel="position (tokens)" if by == "position" else by)
     axes[0, 0].set(ylabel=ylabel)
-    axes[0, 0].legend(title=series)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), title=series, loc="outside right upper")
     return fig
 
 

@@ -15,6 +15,8 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sae_lens import SAE
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import maximum_bipartite_matching
 from torch import Tensor
 
 from reasoning_features import checksums, paths
@@ -237,6 +239,17 @@ def matched_share(decoder: Tensor, other: Tensor, threshold: float = 0.7) -> flo
         threshold: smallest cosine of a match (0.7 in the paper's model diffing).
     """
     return float((best_cosines(decoder, other) >= threshold).mean())
+
+
+def paired_share(decoder: Tensor, other: Tensor, threshold: float = 0.7) -> float:
+    """Share of an SAE's features that can be paired with one of another SAE's, each used once.
+
+    The largest pairing at cosine ≥ ``threshold``. It tells features found again from many features that all
+    point at the same few directions, as they do early in training: :func:`matched_share` counts each of those.
+    """
+    unit, others = (torch.nn.functional.normalize(d.detach().double(), dim=1) for d in (decoder, other))
+    near = csr_matrix((unit @ others.T >= threshold).cpu().numpy())
+    return float((maximum_bipartite_matching(near, perm_type="column") >= 0).mean())
 
 
 def principal_explained(residual: Tensor, k: int) -> float:

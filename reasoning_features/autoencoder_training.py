@@ -37,7 +37,7 @@ from torch import Tensor
 
 from reasoning_features import paths
 from reasoning_features.activations import Moments, shuffled_batches
-from reasoning_features.autoencoder import matched_share, quality
+from reasoning_features.autoencoder import matched_share, paired_share, quality
 from reasoning_features.errors import UserError
 
 Architecture = Literal["relu", "topk"]
@@ -186,14 +186,17 @@ def convergence(first: Training, second: Training, threshold: float = 0.7) -> pd
 
     Returns:
         ``step``, ``tokens``, and ``matched share``: the share of either's live features that has a live
-        partner in the other at cosine ≥ ``threshold``, averaged over the two directions.
+        partner in the other at cosine ≥ ``threshold``, averaged over the two directions; and
+        ``paired one to one``: the same where no partner counts twice.
     """
     tokens = first.history.set_index("step")["tokens"]
     rows = []
     for step in sorted(first.decoders.keys() & second.decoders.keys()):
         one, other = first.decoders[step][first.live[step]], second.decoders[step][second.live[step]]
         share = (matched_share(one, other, threshold) + matched_share(other, one, threshold)) / 2
-        rows.append({"step": step, "tokens": tokens[step], "matched share": share})
+        paired = (paired_share(one, other, threshold) + paired_share(other, one, threshold)) / 2
+        shares = {"matched share": share, "paired one to one": paired}
+        rows.append({"step": step, "tokens": tokens[step]} | shares)
     return pd.DataFrame(rows)
 
 

@@ -30,12 +30,12 @@ def summary_table(corpora: Sequence[Corpus]) -> pd.DataFrame:
 
 
 def sentences(corpus: Corpus, tokenizer: Any) -> pd.DataFrame:
-    """Every line of every document, special tokens left out: ``document``, ``move``, ``text``.
+    """Every line of every document, also cut at special tokens: ``document``, ``move``, ``text``.
 
     The move is that of the line's first token, None where moves are not known.
     """
     newline = np.array(["\n" in tokenizer.decode([i]) for i in range(len(tokenizer))])
-    ends = newline[corpus.tokens]
+    ends = newline[corpus.tokens] | corpus.special
     ends[corpus.starts[1:] - 1] = True
     stops = np.flatnonzero(ends) + 1
     document = corpus.document_of

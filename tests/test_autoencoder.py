@@ -20,6 +20,7 @@ from reasoning_features.autoencoder import (
     loss_by_document,
     loss_recovered,
     matched_share,
+    paired_share,
     principal_explained,
     quality,
     reconstruct,
@@ -158,6 +159,15 @@ def test_matched_share_by_hand() -> None:
     assert matched_share(decoder, other) == 0.5
     assert matched_share(decoder, other, threshold=0.8) == 0.25
     assert matched_share(decoder, decoder) == 1.0
+
+
+def test_paired_share_counts_each_partner_once() -> None:
+    # three directions that all lie near (1, 0), one near (0, 1): against those two, only two can be paired
+    crowd = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.1, 1.0]])
+    axes = torch.eye(2)
+    assert matched_share(crowd, axes) == 1.0
+    assert paired_share(crowd, axes) == 0.5
+    assert paired_share(axes, crowd) == 1.0
 
 
 def test_reloading_gives_the_same_numbers(tmp_path: Path, residual: torch.Tensor) -> None:
