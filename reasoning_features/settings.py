@@ -39,7 +39,7 @@ class Settings(BaseModel):
     seed: NonNegativeInt = 0
 
     corpus: str = "organism"  # kind of corpora
-    planted: bool = False  # whether the words were put there by construction, so that nothing of them is found
+    planted: bool = False  # whether the words of R were put there by construction
     reasoning_documents: PositiveInt
     general_documents: PositiveInt
     probe_documents: PositiveInt  # documents of the probes over depth

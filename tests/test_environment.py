@@ -52,7 +52,7 @@ def test_conda_gets_the_same_python_and_exactly_the_lock():
         if line.startswith("-r "):
             lines = (root() / line.removeprefix("-r ")).read_text().splitlines()
             versions += [text for text in lines if not text.startswith("#")]
-        elif not line.endswith("-e ."):
+        elif line != "-e .":
             versions.append(line)
     assert versions == LOCK
     assert [item for item in CONDA if not isinstance(item, dict)] == ["python>=3.11", "pip"]
