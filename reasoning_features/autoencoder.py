@@ -6,7 +6,6 @@ the activations, 1 − Σ‖x − x̂‖² / Σ‖x − mean‖², so that an au
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +20,7 @@ from torch import Tensor
 
 from reasoning_features import checksums, paths
 from reasoning_features.activations import Moments
-from reasoning_features.corpora import Corpus, TokenBatch
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
-from reasoning_features.subject import Subject, next_token_loss
 
 
 def load_autoencoder(
@@ -165,60 +162,6 @@ def quality(sae: SAE[Any], residual: Tensor) -> dict[str, float]:
     return reconstruct(sae, residual).summary()
 
 
-def loss_by_document(
-    subject: Subject, sae: SAE[Any], corpus: Corpus, batch_tokens: int, mean: NDArray[np.float64]
-) -> pd.DataFrame:
-    """Next-token loss with the stream as it is, reconstructed, set to its mean, and set to zero.
-
-    The stream is changed at every token that is not special (the SAE never saw the others), and the loss is
-    that of predicting tokens that are not special.
-
-    Returns:
-        One row a document, in the corpus' order: ``tokens`` predicted, and the summed loss in nats
-        ``clean``, ``reconstructed``, ``averaged``, ``zeroed``.
-    """
-    average = torch.from_numpy(mean).float().to(subject.device)
-    edits: dict[str, Callable[[Tensor], Tensor]] = {
-        "clean": lambda stream: stream,
-        "reconstructed": lambda stream: sae.decode(sae.encode(stream.float())).to(stream.dtype),
-        "averaged": lambda stream: average.to(stream.dtype).expand_as(stream),
-        "zeroed": torch.zeros_like,
-    }
-    parts = [_losses(subject, batch, corpus.special, edits) for batch in corpus.batches(batch_tokens)]
-    return pd.concat(parts).sort_values("document").set_index("document")
-
-
-@torch.no_grad()
-def _losses(
-    subject: Subject,
-    batch: TokenBatch,
-    special: NDArray[np.bool_],
-    edits: dict[str, Callable[[Tensor], Tensor]],
-) -> pd.DataFrame:
-    ordinary = batch.valid & ~torch.from_numpy(special)[batch.positions]  # position -1 is not valid anyway
-    where = ordinary[..., None].to(subject.device)
-    counted = ordinary[:, 1:]
-    columns: dict[str, Any] = {"document": batch.documents, "tokens": counted.sum(1).numpy()}
-    for name, edit in edits.items():
-
-        def at_ordinary(stream: Tensor, edit: Callable[[Tensor], Tensor] = edit) -> Tensor:
-            return torch.where(where, edit(stream), stream)
-
-        losses = next_token_loss(subject.logits_with(batch.tokens, at_ordinary), batch.tokens, batch.valid)
-        columns[name] = losses.cpu().double().where(counted, 0.0).sum(1).numpy()
-    return pd.DataFrame(columns)
-
-
-def loss_recovered(losses: pd.DataFrame, reference: str = "zeroed") -> float:
-    """Share of the loss that ablating the stream costs and the reconstruction gives back.
-
-    (L_ablated − L_reconstructed) / (L_ablated − L_clean), losses summed over the rows of
-    :func:`loss_by_document`; ``reference`` is "zeroed" or "averaged".
-    """
-    total = losses.sum()
-    return float((total[reference] - total["reconstructed"]) / (total[reference] - total["clean"]))
-
-
 def best_cosines(decoder: Tensor, other: Tensor) -> NDArray[np.float64]:
     """For each decoder direction ``[s, d]`` its largest cosine with a direction of ``other`` ``[r, d]``.
 
@@ -245,7 +188,7 @@ def paired_share(decoder: Tensor, other: Tensor, threshold: float = 0.7) -> floa
     """Share of an SAE's features that can be paired with one of another SAE's, each used once.
 
     The largest pairing at cosine ≥ ``threshold``. It tells features found again from many features that all
-    point at the same few directions, as they do early in training: :func:`matched_share` counts each of those.
+    point at the same few directions, as early in training: :func:`matched_share` counts each of those.
     """
     unit, others = (torch.nn.functional.normalize(d.detach().double(), dim=1) for d in (decoder, other))
     near = csr_matrix((unit @ others.T >= threshold).cpu().numpy())

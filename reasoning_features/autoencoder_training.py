@@ -13,8 +13,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,7 +132,7 @@ def train_autoencoder(
     held_out, sample = residual[order[:n_held_out]].to(device), residual[order[n_held_out:]]
     moments = Moments.of(sample)
     scale = sample.shape[1] ** 0.5 / moments.mean_norm
-    metadata = SAEMetadata(model_name=model_name, hook_name=hook_name, seed=recipe.seed)
+    metadata = SAEMetadata(model_name=model_name, hook_name=hook_name, recipe=asdict(recipe))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(start)
         sae = _new(recipe, sample.shape[1], metadata).to(device)
@@ -165,8 +165,15 @@ def train_autoencoder(
     return Training(_inference(sae), pd.DataFrame(rows), decoders, live)
 
 
-def save_autoencoder(sae: SAE[Any], directory: Path) -> None:
+def save_autoencoder(
+    sae: SAE[Any], directory: Path, tables: Mapping[str, pd.DataFrame] | None = None
+) -> None:
     """Write an inference SAE in SAELens' format, whole or not at all; refuses to overwrite.
+
+    Args:
+        sae: the SAE.
+        directory: where it goes.
+        tables: tables to keep beside it as CSV, by name (how it was trained, how it agrees with another).
 
     Raises:
         UserError: the directory is there already.
@@ -178,6 +185,8 @@ def save_autoencoder(sae: SAE[Any], directory: Path) -> None:
     sae.save_model(partial)
     cfg = partial / "cfg.json"
     cfg.write_text(json.dumps(json.loads(cfg.read_text()), indent=1, sort_keys=True) + "\n")
+    for name, table in (tables or {}).items():
+        table.to_csv(partial / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
     os.replace(partial, directory)
 
 

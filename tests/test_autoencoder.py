@@ -8,17 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sae_lens import SAE, StandardSAE, StandardSAEConfig
-from sae_lens.saes.sae import SAEMetadata
+from sae_lens import SAE
 from safetensors.torch import load_file, save_file
-from tiny import WIDTH
+from tiny import HOOK, signed_identity
 
 from reasoning_features.autoencoder import (
     best_cosines,
     gaussian_directions,
     load_autoencoder,
-    loss_by_document,
-    loss_recovered,
     matched_share,
     paired_share,
     principal_explained,
@@ -26,29 +23,7 @@ from reasoning_features.autoencoder import (
     reconstruct,
 )
 from reasoning_features.autoencoder_training import save_autoencoder
-from reasoning_features.corpora import Corpus
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
-from reasoning_features.subject import Subject
-
-HOOK = "blocks.1.hook_resid_post"
-
-
-def signed_identity(d: int, gain: float = 1.0, centre: torch.Tensor | None = None) -> StandardSAE:
-    """An SAE of 2d features, ReLU(±(x − centre)), which gives centre + gain · (x − centre)."""
-    sae = StandardSAE(
-        StandardSAEConfig(
-            d_in=d,
-            d_sae=2 * d,
-            apply_b_dec_to_input=True,
-            metadata=SAEMetadata(hook_name=HOOK, model_name="m"),
-        )
-    )
-    eye = torch.eye(d)
-    sae.W_enc.data = torch.cat([eye, -eye], dim=1)
-    sae.W_dec.data = gain * torch.cat([eye, -eye], dim=0)
-    sae.b_enc.data = torch.zeros(2 * d)
-    sae.b_dec.data = torch.zeros(d) if centre is None else centre
-    return sae.requires_grad_(False)
 
 
 @pytest.fixture
@@ -101,53 +76,6 @@ def test_shards_give_what_one_pass_gives(residual: torch.Tensor) -> None:
     parts = [reconstruct(sae, part, mean) for part in residual.split(60)]
     np.testing.assert_allclose(np.concatenate([part.deviation for part in parts]), whole.deviation)
     np.testing.assert_allclose(np.concatenate([part.error for part in parts]), whole.error, rtol=1e-5)
-
-
-def test_loss_is_recovered_wholly_by_a_perfect_sae_and_not_at_all_by_a_zero_one(
-    tiny_subject: Subject, tiny_corpus: Corpus
-) -> None:
-    mean = np.zeros(WIDTH)
-    losses = loss_by_document(tiny_subject, signed_identity(WIDTH), tiny_corpus, 100, mean)
-    assert losses.index.tolist() == list(range(tiny_corpus.n_documents))
-    # every token but the first (BOS) of each document is predicted
-    assert losses["tokens"].tolist() == (np.diff(tiny_corpus.starts) - 1).tolist()
-    assert loss_recovered(losses) == pytest.approx(1.0, abs=1e-5)
-    np.testing.assert_allclose(losses["averaged"], losses["zeroed"])  # the mean given is zero
-    nothing = loss_by_document(tiny_subject, signed_identity(WIDTH, 0.0), tiny_corpus, 100, mean)
-    assert loss_recovered(nothing) == pytest.approx(0.0, abs=1e-6)
-
-
-def test_loss_of_a_document_is_the_models_own(tiny_subject: Subject, tiny_corpus: Corpus) -> None:
-    losses = loss_by_document(tiny_subject, signed_identity(WIDTH), tiny_corpus, 100, np.zeros(WIDTH))
-    ids = torch.from_numpy(tiny_corpus.document(3)).long()[None]
-    expected = tiny_subject.loss(ids, torch.ones_like(ids, dtype=torch.bool)).sum()
-    assert losses["clean"][3] == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_loss_leaves_special_tokens_as_they_are(tiny_subject: Subject, tiny_corpus: Corpus) -> None:
-    # with everything zeroed but BOS, the prediction of the first ordinary token is untouched
-    two_tokens = tiny_corpus.select([0])
-    two_tokens = Corpus(
-        "two",
-        two_tokens.tokens[:2],
-        np.array([0, 2]),
-        two_tokens.special[:2],
-        two_tokens.thinking[:2],
-        ["a"],
-    )
-    losses = loss_by_document(tiny_subject, signed_identity(WIDTH), two_tokens, 100, np.zeros(WIDTH))
-    assert losses["zeroed"][0] == pytest.approx(losses["clean"][0], rel=1e-6)
-
-
-def test_loss_recovered_by_hand() -> None:
-    import pandas as pd
-
-    # clean 2, reconstructed 3, averaged 4, zeroed 7: (7 − 3)/(7 − 2) = 0.8 and (4 − 3)/(4 − 2) = 0.5
-    losses = pd.DataFrame(
-        {"clean": [1.0, 1], "reconstructed": [1.0, 2], "averaged": [2.0, 2], "zeroed": [3.0, 4]}
-    )
-    assert loss_recovered(losses) == pytest.approx(0.8)
-    assert loss_recovered(losses, "averaged") == pytest.approx(0.5)
 
 
 def test_matched_share_by_hand() -> None:

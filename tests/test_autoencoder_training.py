@@ -133,6 +133,15 @@ def test_too_little_to_train_on(residual: torch.Tensor) -> None:
         train(residual[:100], RECIPE)
 
 
+def test_how_it_was_trained_is_kept_beside_it(residual: torch.Tensor, tmp_path: Path) -> None:
+    training = train(residual, RECIPE)
+    save_autoencoder(training.sae, tmp_path / "sae", {"training": training.history})
+    kept = pd.read_csv(tmp_path / "sae" / "training.csv")
+    assert kept["step"].tolist() == [0, 40]
+    metadata = SAE.load_from_disk(tmp_path / "sae").cfg.metadata
+    assert metadata.model_name == "model" and metadata.recipe["k"] == 2
+
+
 def test_a_sweep_has_a_row_for_each_recipe(residual: torch.Tensor) -> None:
     recipes = [replace(RECIPE, k=1), RECIPE, replace(RECIPE, architecture="relu", l1=0.1)]
     found = sweep(residual[:2000], residual[2000:], recipes, "model", HOOK)

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens.saes.sae import SAEMetadata
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from reasoning_features.corpora import Corpus
 
 LAYERS, WIDTH, VOCABULARY = 3, 32, 300
+HOOK = "blocks.1.hook_resid_post"
 
 
 def make_tiny_llama(directory: Path, seed: int = 0) -> Path:
@@ -67,3 +70,21 @@ def make_corpus(n_documents: int = 12, seed: int = 0, longest: int = 40) -> Corp
         moves=(np.arange(starts[-1]) % 3).astype(np.int8),
         move_names=("explore", "verify", "answer"),
     )
+
+
+def signed_identity(d: int, gain: float = 1.0, centre: torch.Tensor | None = None) -> StandardSAE:
+    """An SAE of 2d features, ReLU(±(x − centre)), which gives centre + gain · (x − centre)."""
+    sae = StandardSAE(
+        StandardSAEConfig(
+            d_in=d,
+            d_sae=2 * d,
+            apply_b_dec_to_input=True,
+            metadata=SAEMetadata(hook_name=HOOK, model_name="m"),
+        )
+    )
+    eye = torch.eye(d)
+    sae.W_enc.data = torch.cat([eye, -eye], dim=1)
+    sae.W_dec.data = gain * torch.cat([eye, -eye], dim=0)
+    sae.b_enc.data = torch.zeros(2 * d)
+    sae.b_dec.data = torch.zeros(d) if centre is None else centre
+    return sae.requires_grad_(False)
