@@ -135,7 +135,7 @@ class SetSums:
         start = 0
         for group, size in zip(groups.tolist(), sizes.tolist(), strict=True):
             part = members[:, start : start + size]
-            self._sums[group] += part @ values[start : start + size]
+            self._sums[group].addmm_(part, values[start : start + size])
             self._counts[group] += part.sum(dim=1).cpu()
             start += size
 

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from reasoning_features.figures import COLOURS, LINES, TEXT_WIDTH, distribution, new_figure
 
 Array = NDArray[np.float64]
+BINS = 30
 NULLS = {"random": "random vocabularies", "slot": "mixtures of R and twins"}
 
 
@@ -53,7 +55,7 @@ def draw_scores(curves: Mapping[str, pd.DataFrame], k: int, quantile: float) -> 
         ax.axhline(threshold, color=COLOURS[7], linestyle=LINES[3], marker="", label=f"quantile {quantile}")
         ax.set(xscale="log", xlabel="rank", title=arm)
     axes[0, 0].set_ylabel("ReasonScore")
-    axes[0, -1].legend()
+    _legend_below(fig, axes[0, 0])
     return fig, pd.concat([data.assign(arm=arm) for arm, data in curves.items()], ignore_index=True)
 
 
@@ -84,7 +86,9 @@ def draw_grid(tables: Mapping[str, pd.DataFrame], k: int) -> tuple[Figure, pd.Da
         chance = table.groupby("k")["chance"].first()
         right.plot(chance.index, chance, color="0.6", marker="", label="chance")
         right.set(xscale="log", ylim=(0, 1.05), xlabel="k", ylabel="overlap, mean over α", title=arm)
-        right.legend(title="window")
+        right.set_xticks(chance.index, [str(count) for count in chance.index])
+        right.minorticks_off()
+    _legend_below(fig, axes[0, 1], "window")
     return fig, pd.concat([table.assign(arm=arm) for arm, table in tables.items()], ignore_index=True)
 
 
@@ -98,13 +102,19 @@ def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -
     """
     fig, axes = new_figure(1, len(tables), height=2.4, sharex=True, squeeze=False)
     for ax, (arm, table) in zip(axes[0], tables.items(), strict=True):
-        nulls = table[table["kind"].isin(list(NULLS))]
-        distribution(ax, nulls.assign(null=nulls["kind"].map(NULLS)), statistic, "null", bins=20)
+        edges = np.histogram_bin_edges(table[statistic], bins=BINS)
+        for (kind, name), colour, line in zip(NULLS.items(), COLOURS, LINES, strict=False):
+            values = table.loc[table["kind"] == kind, statistic]
+            style = {"color": colour, "linestyle": line, "marker": "", "label": name}
+            if len(values):
+                sns.histplot(
+                    x=values, bins=edges, stat="proportion", element="step", fill=False, ax=ax, **style
+                )
         for kind, colour, line in (("R", COLOURS[7], LINES[0]), ("twins", COLOURS[7], LINES[3])):
             for value in table.loc[table["kind"] == kind, statistic]:
                 ax.axvline(value, color=colour, linestyle=line, marker="", label=kind)
-        ax.set(xlabel=label, title=arm)
-        ax.legend()
+        ax.set(xlabel=label, ylabel="share of vocabularies", title=arm)
+    _legend_below(fig, axes[0, 0])
     columns = ["vocabulary", "kind", "words_of_R", statistic]
     return fig, pd.concat(
         [table[columns].assign(arm=arm) for arm, table in tables.items()], ignore_index=True
@@ -133,3 +143,9 @@ def draw_identity(frames: Mapping[str, pd.DataFrame], k: int) -> tuple[Figure, p
         distribution(row[2], groups.sort_values("chosen"), "f1", "features", bins=20)
         row[2].set(xlabel="F1 of the best single token", title=arm)
     return fig, pd.concat([frame.assign(arm=arm) for arm, frame in frames.items()], ignore_index=True)
+
+
+def _legend_below(fig: Figure, ax: Axes, title: str | None = None) -> None:
+    """One legend for all panels, below them, where it hides nothing."""
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(handles, labels, title=title, loc="outside lower center", ncols=len(labels))
