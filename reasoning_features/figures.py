@@ -116,6 +116,7 @@ def distribution(
             log_scale=log or None,
             color=colour,
             linestyle=line,
+            marker="",
             label=None if group is None else str(group),
             ax=ax,
         )
