@@ -74,3 +74,13 @@ def test_more_groups_than_colours_are_refused():
     with pytest.raises(ValueError, match="told apart"):
         distribution(ax, frame, "value", "group")
     plt.close(fig)
+
+
+def test_a_distribution_on_a_logarithmic_axis_is_a_density_of_the_logarithm():
+    # evenly spread from 1 to 100: over two decades the density is 1 / 2
+    frame = pd.DataFrame({"value": 10 ** np.linspace(0, 2, 1000)})
+    fig, ax = new_figure()
+    distribution(ax, frame, "value", bins=10, log=True)
+    assert ax.get_xscale() == "log"
+    assert np.nanmax(ax.lines[0].get_ydata()) == pytest.approx(0.5, rel=1e-2)
+    plt.close(fig)
