@@ -35,6 +35,7 @@ RUN = "vocabulary-real"
 DATASET = "open-thoughts/OpenThoughts-114k"
 CONFIGURATION = "metadata"
 PAPERS_DATASET = "andreuka18/OpenThoughts-10k-DeepSeek-R1"
+SEED, BUFFER = 0, 10_000
 INSTRUCT_MARK = "assistant\n"
 
 _THINKING = re.compile(r"<think>(.*?)</think>(.*)", re.DOTALL)
@@ -67,7 +68,9 @@ def texts_of_rows(rows: Iterable[Mapping[str, Any]]) -> Texts:
 
 
 def stream_openthoughts(documents: int, dataset: str = DATASET, configuration: str | None = None) -> Texts:
-    """Texts of the first ``documents`` rows of a hub dataset, streamed.
+    """Texts of ``documents`` rows of a hub dataset, streamed through a seeded shuffling buffer.
+
+    The hub's rows are ordered by domain; the buffer mixes shards and neighbours, not the whole dataset.
 
     Raises:
         UserError: the hub cannot be reached, or its rows do not fit.
@@ -75,7 +78,8 @@ def stream_openthoughts(documents: int, dataset: str = DATASET, configuration: s
     configuration = CONFIGURATION if dataset == DATASET and configuration is None else configuration
     try:
         rows = datasets.load_dataset(dataset, configuration, split="train", streaming=True)
-        taken = list(itertools.islice(rows, documents))
+        mixed = rows.shuffle(seed=SEED, buffer_size=max(BUFFER, documents))
+        taken = list(itertools.islice(mixed, documents))
     except Exception as error:
         raise UserError(
             f"The dataset {dataset} cannot be streamed ({type(error).__name__}): run this on a machine that "

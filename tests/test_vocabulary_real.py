@@ -9,10 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import IterableDataset
 
 from reasoning_features.errors import UserError
 from reasoning_features.settings import load_settings
-from reasoning_features.vocabulary_real import local_traces, main, origin_of, texts_of_rows
+from reasoning_features.vocabulary_real import (
+    local_traces,
+    main,
+    origin_of,
+    stream_openthoughts,
+    texts_of_rows,
+)
 
 TRACES = os.environ.get("REASONING_TRACES")
 
@@ -51,6 +58,20 @@ def test_unreachable_hub(monkeypatch, capsys):
     assert main(["--documents", "2"]) == 1
     told = capsys.readouterr()
     assert told.err.count("\n") == 1 and "cannot be streamed (ConnectionError)" in told.err and not told.out
+
+
+def test_streamed_rows_are_mixed_and_counted(monkeypatch):
+    def rows():
+        for i in range(50):
+            yield {"deepseek_reasoning": f"wait {i}", "ground_truth_solution": f"answer {i}"}
+
+    made = IterableDataset.from_generator(rows)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: made)
+    thinking, solutions = stream_openthoughts(10)
+    assert len(set(thinking)) == len(solutions) == 10
+    assert thinking != [f"wait {i}" for i in range(10)]
+    assert [t.split()[1] for t in thinking] == [s.split()[1] for s in solutions]
+    assert stream_openthoughts(10) == (thinking, solutions)
 
 
 @pytest.mark.slow
