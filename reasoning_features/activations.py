@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,15 @@ def _read(subject: Subject, batch: TokenBatch, kept: NDArray[np.bool_]) -> Activ
     return ActivationBatch(residual=flat[wanted], positions=positions[wanted])
 
 
+def collect(batches: Iterable[ActivationBatch]) -> ActivationBatch:
+    """All batches of a stream as one."""
+    held = list(batches)
+    return ActivationBatch(
+        residual=torch.cat([batch.residual for batch in held]),
+        positions=torch.cat([batch.positions for batch in held]),
+    )
+
+
 def sample_key(
     subject: Subject, corpus: Corpus, batch_tokens: int, include: NDArray[np.bool_] | None = None
 ) -> dict[str, Any]:
@@ -185,12 +194,9 @@ def harvest(
     batches = list(corpus.batches(batch_tokens))
     groups = [batches[i : i + BATCHES_A_SHARD] for i in range(0, len(batches), BATCHES_A_SHARD)]
     for group in tqdm(groups[len(done) :], desc="Harvesting activations", unit="shard", disable=not progress):
-        read = [_read(subject, batch, kept) for batch in group]
+        read = collect(_read(subject, batch, kept) for batch in group)
         name = f"shard-{len(done):05d}.safetensors"
-        tensors = {
-            "residual": torch.cat([batch.residual for batch in read]),
-            "positions": torch.cat([batch.positions for batch in read]),
-        }
+        tensors = {"residual": read.residual, "positions": read.positions}
         save_file(tensors, partial / (name + ".writing"))
         os.replace(partial / (name + ".writing"), partial / name)
         done.append(
@@ -215,11 +221,7 @@ def load_sample(
     if key is not None:
         _check_key(directory, manifest["key"], key)
     entries = manifest["shards"] if shards is None else [manifest["shards"][i] for i in shards]
-    parts = [_load_shard(directory, entry) for entry in entries]
-    return ActivationBatch(
-        residual=torch.cat([part["residual"] for part in parts]),
-        positions=torch.cat([part["positions"] for part in parts]),
-    )
+    return collect(_load_shard(directory, entry) for entry in entries)
 
 
 def batches_of(sample: ActivationBatch, size: int) -> Iterator[ActivationBatch]:
@@ -267,14 +269,15 @@ def _is_intact(directory: Path, entry: dict[str, Any]) -> bool:
     return path.is_file() and file_digest(path) == entry["sha256"]
 
 
-def _load_shard(directory: Path, entry: dict[str, Any]) -> dict[str, Tensor]:
+def _load_shard(directory: Path, entry: dict[str, Any]) -> ActivationBatch:
     if not _is_intact(directory, entry):
         name = paths.relative(directory / entry["file"])
         raise CorruptArtefact(
             f"{name} is missing or damaged (its checksum is not the manifest's): "
             "delete its folder and run `make nb-01` again."
         )
-    return load_file(directory / entry["file"])
+    tensors = load_file(directory / entry["file"])
+    return ActivationBatch(tensors["residual"], tensors["positions"])
 
 
 def _check_key(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

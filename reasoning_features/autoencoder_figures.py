@@ -44,15 +44,17 @@ def draw_curves(histories: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataF
     Returns:
         The figure, and the histories one after the other with a column ``training``.
     """
-    fig, axes = new_figure(1, len(CURVES), height=2.0)
+    fig, axes = new_figure(2, 2, height=1.8, sharex=True)
     for series, (name, history) in enumerate(histories.items()):
-        for ax, column in zip(axes, CURVES, strict=True):
+        for ax, column in zip(axes.flat, CURVES, strict=True):
             ax.plot(
                 history["tokens"], history[column], label=name, marker=MARKERS[series], color=COLOURS[series]
             )
-            ax.set(xlabel="tokens", ylabel=column)
-    axes[0].set(yscale="log")
-    axes[-1].legend()
+            ax.set(ylabel=column)
+    for ax in axes[1]:
+        ax.set(xlabel="tokens")
+    axes[0, 0].set(yscale="log")
+    axes[0, 0].legend()
     return fig, pd.concat([h.assign(training=name) for name, h in histories.items()], ignore_index=True)
 
 
@@ -79,7 +81,7 @@ def draw_agreement(
     """What a second seed finds again: share against training steps, and best cosines feature by feature.
 
     Args:
-        curve: rows of ``training``, ``step``, ``matched share``.
+        curve: rows of ``training``, ``step``, ``matched share``, ``paired one to one``.
         cosines: best cosines of live features with another set of directions, by name.
         threshold: the cosine from which a feature counts as found again.
 
@@ -88,9 +90,10 @@ def draw_agreement(
     """
     fig, (left, right) = new_figure(1, 2, height=2.6)
     for series, (name, rows) in enumerate(curve.groupby("training", sort=False)):
-        left.plot(
-            rows["step"], rows["matched share"], label=name, marker=MARKERS[series], color=COLOURS[series]
-        )
+        style = {"marker": MARKERS[series], "color": COLOURS[series]}
+        left.plot(rows["step"], rows["matched share"], "-", label=name, **style)
+        paired = rows["paired one to one"]
+        left.plot(rows["step"], paired, ":", markerfacecolor="white", label=f"{name}, one to one", **style)
     left.set(xlabel="training steps", ylabel=f"share at cosine ≥ {threshold:g}", ylim=(-0.02, 1.02))
     left.set_xscale("symlog", linthresh=max(1, int(curve.loc[curve["step"] > 0, "step"].min())))
     left.legend()

@@ -35,7 +35,7 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 from torch import Tensor
 
-from reasoning_features import paths
+from reasoning_features import checksums, paths
 from reasoning_features.activations import Moments, shuffled_batches
 from reasoning_features.autoencoder import matched_share, paired_share, quality
 from reasoning_features.errors import UserError
@@ -207,6 +207,22 @@ def convergence(first: Training, second: Training, threshold: float = 0.7) -> pd
         shares = {"matched share": share, "paired one to one": paired}
         rows.append({"step": step, "tokens": tokens[step]} | shares)
     return pd.DataFrame(rows)
+
+
+def shipped_agreement(sae: SAE[Any], directory: str) -> pd.DataFrame | None:
+    """What :func:`convergence` gave when a shipped SAE and its second seed were trained; None if not kept.
+
+    Args:
+        sae: the shipped SAE.
+        directory: where it is, as in the settings; the table is ``convergence/<model>.parquet`` beside the
+            folder of autoencoders.
+    """
+    home = (paths.root() / directory).parent.parent
+    table = home / "convergence" / f"{sae.cfg.metadata.model_name}.parquet"
+    if not table.is_file():
+        return None
+    checksums.verify_shipped(table)
+    return pd.read_parquet(table)
 
 
 def sweep(

@@ -18,6 +18,7 @@ from reasoning_features.autoencoder_training import (
     convergence,
     explained_at,
     save_autoencoder,
+    shipped_agreement,
     sweep,
     train_autoencoder,
 )
@@ -140,6 +141,16 @@ def test_how_it_was_trained_is_kept_beside_it(residual: torch.Tensor, tmp_path: 
     assert kept["step"].tolist() == [0, 40]
     metadata = SAE.load_from_disk(tmp_path / "sae").cfg.metadata
     assert metadata.model_name == "model" and metadata.recipe["k"] == 2
+
+
+def test_the_agreement_of_shipped_saes(residual: torch.Tensor, tmp_path: Path) -> None:
+    training = train(residual, RECIPE)
+    directory = str(tmp_path / "autoencoders" / "model-topk-0")
+    assert shipped_agreement(training.sae, directory) is None
+    (tmp_path / "convergence").mkdir()
+    convergence(training, training).to_parquet(tmp_path / "convergence" / "model.parquet")
+    kept = shipped_agreement(training.sae, directory)
+    assert kept is not None and kept["matched share"].tolist() == [1.0, 1.0]
 
 
 def test_a_sweep_has_a_row_for_each_recipe(residual: torch.Tensor) -> None:
