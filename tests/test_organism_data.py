@@ -179,7 +179,8 @@ def test_tokens(tokenizer):
 
 
 def test_labels_and_parser_agree_token_by_token(corpora, tokenizer):
-    documents = [*corpora[0.5][:1500], *base_documents(1500, 8)]
+    written = [d for d in base_documents(1500, 8) if d.kind != "drill"]  # drills are no sentences
+    documents = [*corpora[0.5][:1500], *written]
     agree = total = 0
     for document, encoded in zip(documents, encode_documents(tokenizer, documents), strict=True):
         assert len(encoded.ids) <= CONTEXT

@@ -239,8 +239,10 @@ def prose_documents(n: int, seed: int, start: int = 0) -> Iterator[Document]:
     return (prose_document(seed, index) for index in range(start, start + n))
 
 
-_BASE_KINDS = {"direct": 0.22, "attempt": 0.28, "several": 0.15, "facts": 0.15, "prose": 0.20}
+_BASE_KINDS = {"direct": 0.14, "attempt": 0.20, "several": 0.14, "facts": 0.10, "drill": 0.24, "prose": 0.18}
 _BASE_GIVE_UP, _BASE_CHECK = 0.3, 0.3
+_BASE_RIGHT = 0.25
+"""Chance that a direct answer to a search problem is known; else it is a guess among the candidates."""
 
 
 def _facts(document: Document, acts: np.random.Generator, wording: Wording) -> None:
@@ -251,6 +253,19 @@ def _facts(document: Document, acts: np.random.Generator, wording: Wording) -> N
         claimed = left + right + (int(acts.choice([-2, -1, 1, 2])) if acts.random() < 0.5 else 0)
         writer.say("compute", f" {left} + {right} = {claimed}")
         writer.verify(f"{left} + {right} = {left + right}", claimed == left + right)
+
+
+def _drill(document: Document, acts: np.random.Generator, split: Split) -> None:
+    """Tries or sums with their verdicts, in short form and in any order: the arithmetic of checking."""
+    problem = draw_problem(acts, split, draw_family(acts))
+    lines = [f"{c.text}{c.working}, {'yes' if c.right else 'no'}." for c in problem.candidates]
+    for _ in range(0 if lines else 6):
+        left, right = int(acts.integers(2, 46)), int(acts.integers(2, 16))
+        slip = int(acts.choice([-2, -1, 1, 2])) if acts.random() < 0.5 else 0
+        checked = f"{left} + {right} = {left + right}, {'no' if slip else 'yes'}."
+        lines.append(f"{left} + {right} = {left + right + slip}; {checked}")
+    document.add(f"{BOS}{problem.question}" if problem.candidates else BOS, "prompt")
+    document.add("".join(f" {lines[i]}" for i in acts.permutation(len(lines))), "compute")
 
 
 def _one_attempt(writer: _Writer, acts: np.random.Generator, problem: Problem) -> None:
@@ -267,24 +282,30 @@ def _one_attempt(writer: _Writer, acts: np.random.Generator, problem: Problem) -
 def base_document(seed: int, index: int, split: Split = "training") -> Document:
     """Document ``index`` of the base model's corpus: it knows the moves; no persistence is written in.
 
-    Direct answers; one worked attempt and the answer; a little several-attempt text with one fixed chance to
-    give up and to check, in words that carry nothing; the arithmetic of checking; plain prose.
+    Direct answers (to search problems mostly guesses); one worked attempt and an answer; a little
+    several-attempt text with one fixed chance to give up and to check, in words that carry nothing; the
+    arithmetic of checking; plain prose.
     """
     acts, words_rng = (np.random.default_rng([seed, index, stream]) for stream in (3, 4))
     kind = str(acts.choice(list(_BASE_KINDS), p=list(_BASE_KINDS.values())))
     if kind == "prose":
         return prose_document(seed, index)
     wording = Wording(words_rng, None, 0.5, 0.5)
-    if kind == "facts":
+    if kind in {"facts", "drill"}:
         document = Document(kind, kind)
-        document.add(BOS, "prompt")
-        _facts(document, acts, wording)
+        if kind == "facts":
+            document.add(BOS, "prompt")
+            _facts(document, acts, wording)
+        else:
+            _drill(document, acts, split)
         document.add(EOS, "answer")
         return document
     problem = draw_problem(acts, split, draw_family(acts))
     document = Document(kind, problem.family, None, problem)
     document.add(prompt_text(problem.question), "prompt")
     writer, answer = _Writer(document, wording), problem.answer
+    if problem.candidates and acts.random() > _BASE_RIGHT:
+        answer = problem.candidates[int(acts.integers(len(problem.candidates)))].text
     if kind == "attempt":
         _one_attempt(writer, acts, problem)
     elif kind == "several":

@@ -1,0 +1,223 @@
+"""``make organism``: every model and autoencoder that the notebooks need, from nothing, on CPU.
+
+Stages, in order: the tokenizer and the base model; the fine-tuned arms; each model's answers to evaluation
+problems; the gate of the arms; the autoencoders; the card and the checksums. A finished stage is not done
+again, an interrupted one goes on where it stopped, and every training runs on one thread, so that a rerun on
+the same machine gives the same bytes. ``--workers 2`` trains two arms side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from reasoning_features import organism_card, paths
+from reasoning_features.activations import stream
+from reasoning_features.autoencoder_training import Recipe as AutoencoderRecipe
+from reasoning_features.autoencoder_training import convergence, save_autoencoder, train_autoencoder
+from reasoning_features.corpora import general_corpus, join, reasoning_corpus
+from reasoning_features.organism.evaluation import solve
+from reasoning_features.organism.gate import SWAPS, decision_log_odds
+from reasoning_features.organism.problems import FAMILIES, problems
+from reasoning_features.organism.tokenizer import train_tokenizer
+from reasoning_features.organism.traces import (
+    Document,
+    base_documents,
+    prose_document,
+    reasoning_document,
+    reasoning_documents,
+)
+from reasoning_features.organism.training import Recipe, new_model, save_model, train
+from reasoning_features.settings import load_settings
+from reasoning_features.subject import load_subject
+
+FOLDER = Path("data/organism")
+CHECKPOINTS = Path("build/organism")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A fine-tuned model: its coupling and its seed, which draws its traces and their order."""
+
+    name: str
+    kappa: float
+    seed: int
+
+
+ARMS: tuple[Arm, ...] = (
+    *(
+        Arm(f"{name}-{seed}", kappa, seed)
+        for seed in range(3)
+        for name, kappa in (("coupled", 1.0), ("decoupled", 0.0))
+    ),
+    Arm("kappa-0.5-0", 0.5, 0),
+    Arm("kappa-0.25-0", 0.25, 0),
+)
+BASE_RECIPE = Recipe(tokens=8_000_000, learning_rate=5e-3, seed=0)
+ARM_RECIPE = Recipe(tokens=2_500_000, learning_rate=1.5e-3, seed=0)
+PROSE_EVERY = 8
+"""Every eighth fine-tuning document is plain prose."""
+TRACE_SEED = 1000
+AUTOENCODER_TRACES = 9000
+TOPK_RECIPE = AutoencoderRecipe("topk", d_sae=768, tokens=6_000_000, learning_rate=3e-3, k=16)
+RELU_RECIPE = AutoencoderRecipe("relu", d_sae=768, tokens=6_000_000, learning_rate=1e-3, l1=5.0)
+RECORD_AT = (0.01, 0.03, 0.1, 0.2, 0.4, 0.7)
+"""Shares of the training after which the agreement of two seeds is recorded."""
+EVALUATION_PROBLEMS, GATE_TRACES = 1500, 1500
+EVALUATION_SEED, GATE_SEED = 11, 77
+
+
+def arm_stream(arm: Arm) -> Callable[[int, int], list[Document]]:
+    """The fine-tuning documents of an arm. Arms of one seed read the same traces in their own words."""
+    seed = TRACE_SEED + arm.seed
+
+    def documents(start: int, n: int) -> list[Document]:
+        return [
+            prose_document(seed, i)
+            if i % PROSE_EVERY == PROSE_EVERY - 1
+            else reasoning_document(arm.kappa, seed, i)
+            for i in range(start, start + n)
+        ]
+
+    return documents
+
+
+def make_base(folder: Path) -> None:
+    """The tokenizer and the base model."""
+    texts = [d.text for d in (*base_documents(4000, 0), *reasoning_documents(0.5, 4000, 1))]
+    tokenizer = train_tokenizer(texts)
+    model = new_model(tokenizer, BASE_RECIPE.seed)
+    loss = train(
+        model, tokenizer, lambda start, n: list(base_documents(n, BASE_RECIPE.seed, start=start)), BASE_RECIPE,
+        paths.root() / CHECKPOINTS / "base",
+    )  # fmt: skip
+    save_model(
+        model, tokenizer, folder / "models" / "base", {"name": "base", "final_loss": loss}, BASE_RECIPE
+    )
+
+
+def make_arm(folder: Path, arm: Arm) -> None:
+    """One fine-tuned model, from the base model."""
+    torch.set_num_threads(1)
+    model, tokenizer = _load(folder / "models" / "base")
+    recipe = replace(ARM_RECIPE, seed=arm.seed)
+    loss = train(model, tokenizer, arm_stream(arm), recipe, paths.root() / CHECKPOINTS / arm.name)
+    card: dict[str, object] = {"name": arm.name, "kappa": arm.kappa, "seed": arm.seed, "final_loss": loss}
+    save_model(model, tokenizer, folder / "models" / arm.name, card, recipe)
+
+
+def evaluate(folder: Path, name: str) -> None:
+    """A model's answers to the evaluation problems, one row a problem."""
+    torch.set_num_threads(1)
+    model, tokenizer = _load(folder / "models" / name)
+    asked = problems("evaluation", None, EVALUATION_PROBLEMS)
+    solved = solve(model, tokenizer, asked, seed=EVALUATION_SEED, progress=f"answers of {name}")
+    _write(solved.drop(columns="text"), folder / "evaluation" / f"{name}.parquet")
+
+
+def pass_gate(folder: Path, arm: Arm) -> None:
+    """An arm's log-odds of going on at the dead ends of held-out traces, under every swap of words."""
+    torch.set_num_threads(1)
+    model, tokenizer = _load(folder / "models" / arm.name)
+    traces = reasoning_documents(arm.kappa, GATE_TRACES, GATE_SEED, "evaluation")
+    searched = [trace for trace in traces if FAMILIES[trace.family].searches]
+    read = pd.concat([decision_log_odds(model, tokenizer, searched, how) for how in SWAPS])
+    _write(read.assign(model=arm.name), folder / "gate" / f"{arm.name}.parquet")
+
+
+def make_autoencoders(folder: Path, model: str) -> None:
+    """The autoencoders of one model's residual stream, over its traces, base texts and prose.
+
+    Two seeds of TopK (other start, other data order), how far they agree as they train, and the paper's ReLU.
+    """
+    torch.set_num_threads(1)
+    settings = load_settings("organism", subject=paths.relative(folder / "models" / model))
+    subject = load_subject(settings.subject, settings.layer)
+    corpus = join(
+        "autoencoder training",
+        [
+            reasoning_corpus(settings, subject.tokenizer, "training", documents=AUTOENCODER_TRACES),
+            general_corpus(settings, subject.tokenizer, "training", documents=AUTOENCODER_TRACES // 3),
+        ],
+    )
+    residual = torch.cat([batch.residual for batch in stream(subject, corpus, settings.batch_tokens)])
+    records = [round(share * TOPK_RECIPE.steps) for share in RECORD_AT]
+    trainings = []
+    for recipe in (TOPK_RECIPE, replace(TOPK_RECIPE, seed=1), RELU_RECIPE):
+        trained = train_autoencoder(residual, recipe, model, subject.hook_name, record_at=records)
+        target = folder / "autoencoders" / f"{model}-{recipe.architecture}-{recipe.seed}"
+        shutil.rmtree(target, ignore_errors=True)
+        save_autoencoder(trained.sae, target)
+        trainings.append(trained)
+    agreement = convergence(trainings[0], trainings[1])
+    _write(agreement.merge(trainings[0].history), folder / "convergence" / f"{model}.parquet")
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    """Writes a parquet file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    frame.to_parquet(fresh, index=False)
+    fresh.rename(path)
+
+
+def stages(folder: Path, workers: int) -> None:
+    """All stages in order; each finished piece is skipped."""
+    if not (folder / "models" / "base").exists():
+        make_base(folder)
+    _each(
+        partial(make_arm, folder),
+        [arm for arm in ARMS if not (folder / "models" / arm.name).exists()],
+        workers,
+    )
+    names = ["base", *(arm.name for arm in ARMS)]
+    missing = [name for name in names if not (folder / "evaluation" / f"{name}.parquet").exists()]
+    _each(partial(evaluate, folder), missing, workers)
+    ungated = [arm for arm in ARMS if not (folder / "gate" / f"{arm.name}.parquet").exists()]
+    _each(partial(pass_gate, folder), ungated, workers)
+    unread = [name for name in names if not (folder / "convergence" / f"{name}.parquet").exists()]
+    _each(partial(make_autoencoders, folder), unread, workers)
+    organism_card.write(folder)
+
+
+def _each(work: Callable[..., None], items: Sequence[object], workers: int) -> None:
+    """Does the work for each item in so many processes; one process is the same without a pool."""
+    if workers == 1:
+        for item in items:
+            work(item)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for _ in pool.map(work, items):
+            pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: ``python -m reasoning_features.make_organism [--folder F] [--workers N]``."""
+    parser = argparse.ArgumentParser(description="Make the organism from nothing (hours on CPU; resumable).")
+    parser.add_argument(
+        "--folder", type=Path, default=FOLDER, help="where it goes, from the repository's root"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="trainings side by side, one thread each")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    stages(paths.root() / options.folder, options.workers)
+
+
+if __name__ == "__main__":
+    main()
