@@ -130,7 +130,7 @@ lab: $(STAMP) ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --ServerApp.root_dir=.
 
 organism: $(STAMP) ## the models and autoencoders from nothing (hours on a CPU; goes on where it was stopped)
-	$(BIN)/python -m reasoning_features.organism
+	$(BIN)/python -m reasoning_features.make_organism
 
 vocabulary-real: $(STAMP) ## figures 2 and 5 from OpenThoughts (needs a network)
 	$(BIN)/python -m reasoning_features.vocabulary_real

@@ -43,7 +43,7 @@ from reasoning_features.settings import load_settings
 from reasoning_features.subject import load_subject
 
 FOLDER = Path("data/organism")
-CHECKPOINTS = Path("build/organism")
+CHECKPOINTS = Path("data/organism/checkpoints")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from reasoning_features.organism.problems import FAMILIES
 from reasoning_features.significance import Interval, bootstrap_mean, bootstrap_statistic, paired_difference
 
 COUPLED, DECOUPLED = ("coupled-0", "coupled-1", "coupled-2"), ("decoupled-0", "decoupled-1", "decoupled-2")
+SHIPPED = ("models", "autoencoders", "evaluation", "gate", "convergence")
 ARMS = {"coupled": COUPLED, "decoupled": DECOUPLED}
 
 
