@@ -15,26 +15,27 @@ CURVES = ("loss", "L0", "fraction of variance explained", "dead share")
 
 
 def draw_frontier(frontier: pd.DataFrame, marked: pd.DataFrame) -> Figure:
-    """Fraction of variance explained against L0, one line an architecture, with some SAEs marked.
+    """Explained variance, and what a second seed finds again, against L0; one line an architecture.
 
     Args:
         frontier: short trainings, rows of :func:`reasoning_features.autoencoder_training.sweep`.
-        marked: SAEs to mark, with columns ``name``, ``L0`` and ``fraction of variance explained``.
+        marked: SAEs to mark in the first panel, with columns ``autoencoder``, ``L0`` and
+            ``fraction of variance explained``.
     """
-    fig, ax = new_figure(width=4.5, height=2.8)
+    panels = ("fraction of variance explained", "matched share", "paired one to one")
+    fig, axes = new_figure(1, 3, height=2.4)
     for series, (architecture, rows) in enumerate(frontier.groupby("architecture")):
         held = rows.sort_values("L0")
-        ax.plot(
-            held["L0"],
-            held["fraction of variance explained"],
-            label=f"{architecture}, short trainings",
-            marker=MARKERS[series],
-            color=COLOURS[series],
-        )
+        for ax, column in zip(axes, panels, strict=True):
+            ax.plot(
+                held["L0"], held[column], label=architecture, color=COLOURS[series], marker=MARKERS[series]
+            )
+            ax.set(xlabel="L0 (active features a token)", ylabel=column, xscale="log")
     for series, row in enumerate(marked.itertuples(index=False)):
-        ax.plot(row[1], row[2], "*", color=COLOURS[series + 2], markersize=9, label=row[0])
-    ax.set(xlabel="L0 (active features a token)", ylabel="fraction of variance explained", xscale="log")
-    ax.legend()
+        axes[0].plot(row[1], row[2], "*", color=COLOURS[series + 2], markersize=8, label=row[0])
+    for ax in axes[1:]:
+        ax.set(ylim=(-0.02, 1.02))
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return fig
 
 

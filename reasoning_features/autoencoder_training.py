@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -233,30 +233,40 @@ def sweep(
     hook_name: str,
     device: str = "cpu",
 ) -> pd.DataFrame:
-    """Train one SAE for each recipe, and measure it on activations it has not seen.
+    """Train two seeds of each recipe; measure the first on activations it has not seen, and their agreement.
 
     Returns:
-        Rows of ``architecture``, ``k`` or ``l1`` as ``setting``, ``L0``, ``fraction of variance explained``,
-        ``dead share``.
+        Rows of ``architecture``, ``setting`` (its k or λ), ``L0``, ``fraction of variance explained``,
+        ``dead share``, ``matched share``, ``paired one to one``.
     """
     rows = []
     for recipe in recipes:
-        trained = train_autoencoder(residual, recipe, model_name, hook_name, device=device)
-        setting = f"k = {recipe.k}" if recipe.architecture == "topk" else f"λ = {recipe.l1:g}"
-        rows.append(
-            {"architecture": recipe.architecture, "setting": setting} | quality(trained.sae, held_out)
+        first, second = (
+            train_autoencoder(residual, replace(recipe, seed=seed), model_name, hook_name, device=device)
+            for seed in (recipe.seed, recipe.seed + 1)
         )
+        setting = f"k = {recipe.k}" if recipe.architecture == "topk" else f"λ = {recipe.l1:g}"
+        shares = convergence(first, second).iloc[-1][["matched share", "paired one to one"]]
+        named = {"architecture": recipe.architecture, "setting": setting}
+        rows.append(named | quality(first.sae, held_out) | shares.to_dict())
     return pd.DataFrame(rows).drop(columns="median density")
 
 
-def explained_at(frontier: pd.DataFrame, architecture: str, l0: float) -> float:
-    """Fraction of variance an architecture explains at some L0: between its rows, linearly in log L0.
+def equal_l0(frontier: pd.DataFrame, l0: float) -> pd.DataFrame:
+    """The rows of :func:`sweep` at one L0: for each architecture between its rows, linearly in log L0.
 
-    NaN outside the range of L0 that its rows span.
+    Returns:
+        A row an architecture, with ``fraction of variance explained``, ``matched share``,
+        ``paired one to one``; NaN outside the range of L0 that its rows span.
     """
-    rows = frontier[frontier["architecture"] == architecture].sort_values("L0")
-    explained = rows["fraction of variance explained"]
-    return float(np.interp(np.log(l0), np.log(rows["L0"]), explained, left=np.nan, right=np.nan))
+    found = []
+    for architecture, rows in frontier.sort_values("L0").groupby("architecture"):
+        at = {
+            column: np.interp(np.log(l0), np.log(rows["L0"]), rows[column], left=np.nan, right=np.nan)
+            for column in ("fraction of variance explained", "matched share", "paired one to one")
+        }
+        found.append({"architecture": architecture} | at)
+    return pd.DataFrame(found)
 
 
 def _new(recipe: Recipe, d_in: int, metadata: SAEMetadata) -> TrainingSAE[Any]:

@@ -30,6 +30,7 @@ PINNED = (
     "base",
     "autoencoder",
     "autoencoder_relu",
+    "autoencoder_topk",
     "autoencoder_second",
     "contrast_autoencoder",
 )

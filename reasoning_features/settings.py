@@ -48,6 +48,7 @@ class Settings(BaseModel):
 
     autoencoder: str  # the default autoencoder's directory
     autoencoder_relu: str | None = None  # the paper's architecture
+    autoencoder_topk: str | None = None  # the other architecture
     autoencoder_second: str | None = None  # the default architecture from a second seed
     contrast_autoencoder: str | None = None  # the second arm's autoencoder
     d_sae: PositiveInt  # features

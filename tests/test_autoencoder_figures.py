@@ -24,9 +24,9 @@ def closed():
 
 def test_frontier_has_a_line_an_architecture_and_a_star_an_sae() -> None:
     column = "fraction of variance explained"
-    frontier = pd.DataFrame(
-        {"architecture": ["topk", "relu", "topk"], "L0": [16.0, 9, 4], column: [0.9, 0.7, 0.8]}
-    )
+    shares = {"matched share": 0.5, "paired one to one": 0.4}
+    found = {"architecture": ["topk", "relu", "topk"], "L0": [16.0, 9, 4], column: [0.9, 0.7, 0.8]}
+    frontier = pd.DataFrame(found | shares)
     marked = pd.DataFrame({"autoencoder": ["default"], "L0": [8.0], column: [0.95]})
     lines = draw_frontier(frontier, marked).axes[0].lines
     assert [line.get_label() for line in lines][-1] == "default" and len(lines) == 3

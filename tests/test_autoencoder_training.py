@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from reasoning_features.autoencoder_training import (
     Recipe,
     Training,
     convergence,
-    explained_at,
+    equal_l0,
     save_autoencoder,
     shipped_agreement,
     sweep,
@@ -158,17 +157,17 @@ def test_a_sweep_has_a_row_for_each_recipe(residual: torch.Tensor) -> None:
     found = sweep(residual[:2000], residual[2000:], recipes, "model", HOOK)
     assert found["setting"].tolist() == ["k = 1", "k = 2", "λ = 0.1"]
     assert found["L0"].iloc[0] <= 1 < found["L0"].iloc[1] <= 2
+    assert (found["paired one to one"] <= found["matched share"]).all()
 
 
-def test_explained_at_by_hand() -> None:
+def test_equal_l0_by_hand() -> None:
+    shares = {"matched share": [0.5, 0.9, 0.3], "paired one to one": [0.4, 0.8, 0.2]}
+    explained = {"fraction of variance explained": [0.6, 0.1, 0.8]}
     frontier = pd.DataFrame(
-        {
-            "architecture": ["topk", "relu", "topk"],
-            "L0": [4.0, 9.0, 16.0],
-            "fraction of variance explained": [0.6, 0.1, 0.8],
-        }
+        {"architecture": ["topk", "relu", "topk"], "L0": [4.0, 9.0, 16.0]} | explained | shares
     )
-    # 8 is halfway from 4 to 16 in logarithm
-    assert explained_at(frontier, "topk", 8) == pytest.approx(0.7)
-    assert explained_at(frontier, "relu", 9) == pytest.approx(0.1)
-    assert math.isnan(explained_at(frontier, "topk", 20))
+    # 8 is halfway from 4 to 16 in logarithm; relu has one row, at 9
+    at = equal_l0(frontier, 8).set_index("architecture")
+    assert at.loc["topk"].tolist() == pytest.approx([0.7, 0.4, 0.3])
+    assert at.loc["relu"].isna().all()
+    assert equal_l0(frontier, 9).set_index("architecture").loc["relu"].tolist() == [0.1, 0.9, 0.8]
