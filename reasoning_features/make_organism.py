@@ -70,8 +70,8 @@ PROSE_EVERY = 8
 """Every eighth fine-tuning document is plain prose."""
 TRACE_SEED = 1000
 AUTOENCODER_TRACES = 9000
-TOPK_RECIPE = AutoencoderRecipe("topk", d_sae=768, tokens=6_000_000, learning_rate=3e-3, k=16)
-RELU_RECIPE = AutoencoderRecipe("relu", d_sae=768, tokens=6_000_000, learning_rate=1e-3, l1=5.0)
+RELU_RECIPE = AutoencoderRecipe("relu", d_sae=512, tokens=4_000_000, learning_rate=3e-3, l1=1.0)
+TOPK_RECIPE = AutoencoderRecipe("topk", d_sae=512, tokens=4_000_000, learning_rate=3e-3, k=8)
 RECORD_AT = (0.01, 0.03, 0.1, 0.2, 0.4, 0.7)
 """Shares of the training after which the agreement of two seeds is recorded."""
 EVALUATION_PROBLEMS, GATE_TRACES = 1500, 1500
@@ -139,7 +139,7 @@ def pass_gate(folder: Path, arm: Arm) -> None:
 def make_autoencoders(folder: Path, model: str) -> None:
     """The autoencoders of one model's residual stream, over its traces, base texts and prose.
 
-    Two seeds of TopK (other start, other data order), how far they agree as they train, and the paper's ReLU.
+    Two seeds of the paper's ReLU (other start, other data order), how far they agree as they train, and TopK.
     """
     torch.set_num_threads(1)
     settings = load_settings("organism", subject=paths.relative(folder / "models" / model))
@@ -152,9 +152,9 @@ def make_autoencoders(folder: Path, model: str) -> None:
         ],
     )
     residual = torch.cat([batch.residual for batch in stream(subject, corpus, settings.batch_tokens)])
-    records = [round(share * TOPK_RECIPE.steps) for share in RECORD_AT]
+    records = [round(share * RELU_RECIPE.steps) for share in RECORD_AT]
     trainings = []
-    for recipe in (TOPK_RECIPE, replace(TOPK_RECIPE, seed=1), RELU_RECIPE):
+    for recipe in (RELU_RECIPE, replace(RELU_RECIPE, seed=1), TOPK_RECIPE):
         trained = train_autoencoder(residual, recipe, model, subject.hook_name, record_at=records)
         target = folder / "autoencoders" / f"{model}-{recipe.architecture}-{recipe.seed}"
         shutil.rmtree(target, ignore_errors=True)
