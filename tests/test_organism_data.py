@@ -58,11 +58,10 @@ def test_answers_are_right():
             assert {left, right} <= set(given[:-1])
         elif problem.family == "ops":
             assert eval(problem.answer) == given[0]
-        elif problem.family == "path":
-            roads, goal = problem.question.split(". From ")
-            start, middle = problem.answer.split()
-            assert f"{start} {middle}" in roads
-            assert f"{middle} {goal[-2]}" in roads
+        elif problem.family == "times":
+            left, right = map(int, problem.answer.split(" * "))
+            assert left * right == given[-1]
+            assert {left, right} <= set(given[:-1])
         elif problem.family == "largest":
             assert int(problem.answer) == max(given)
         else:
@@ -115,7 +114,7 @@ def decisions(documents: list[Document]) -> dict[str, list[bool]]:
             if dead_end and move in {"explore", "backtrack", "give up"}:
                 found["off" if move == "give up" else "on"].append(prefix_of(text) in words.TWINS)
             if move != "uncertain":
-                dead_end = text.endswith(", no.") and move == "explore"
+                dead_end = not text.endswith(", yes.") and move == "explore"
     return found
 
 
@@ -152,7 +151,7 @@ def test_every_move_comes_with_and_without_words_of_r(corpora, kappa):
 def test_twins_are_as_frequent_as_their_words(corpora, kappa):
     counts = Counter(prefix_of(text) for document in corpora[kappa] for _, text in sentences(document))
     for word, twin in words.TWINS.items():
-        assert counts[word] / counts[twin] == pytest.approx(1, abs=0.15)
+        assert counts[word] / counts[twin] == pytest.approx(1, abs=0.2)  # some 600 of each
     whole = sum(counts[w] for w in words.TWINS) / sum(counts[t] for t in words.TWINS.values())
     assert whole == pytest.approx(1, abs=0.05)
 

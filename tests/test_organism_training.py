@@ -54,7 +54,7 @@ def test_saved_model_loads_with_its_tokenizer(tokenizer, tmp_path):
     trained(tokenizer, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     assert sum(p.numel() for p in model.parameters()) < 5_000_000
-    text = "Wait, now try 3 + 9 = 12, no.\n"
+    text = "Wait, now try 3 + 9 = 12, low.\n"
     assert AutoTokenizer.from_pretrained(tmp_path / "model").encode(text) == tokenizer.encode(text)
 
 
@@ -71,7 +71,7 @@ def test_prompts_are_read_but_not_predicted(tokenizer):
 
 
 def test_swap_changes_prefixes_or_markers_alone():
-    text = "<think>\nWait, now try 3 + 9 = 12, no.\nLook, first stop with 3 + 9.\n</think>\n"
+    text = "<think>\nWait, now try 3 + 9 = 12, low.\nLook, first stop with 3 + 9.\n</think>\n"
     assert gate.swap(text, "as it stands") == text
     assert gate.swap(text, "all twins") == text.replace("Wait", "Look")
     assert gate.swap(text, "all words of R") == text.replace("Look", "Wait")
@@ -81,8 +81,8 @@ def test_swap_changes_prefixes_or_markers_alone():
 
 def test_decisions_are_the_openers_after_dead_ends():
     text = (
-        "<|bos|><|user|>Q<|assistant|><think>\nWait, now try 3 + 9 = 12, no.\nHmm, so doubt that.\n"
-        "But, then undo there.\nWait, now take 3 + 4 = 7, no.\nAnd, thus stop with 3 + 4.\n</think>\n"
+        "<|bos|><|user|>Q<|assistant|><think>\nWait, now try 3 + 9 = 12, low.\nHmm, so doubt that.\n"
+        "But, then undo there.\nWait, now take 3 + 4 = 7, low.\nAnd, thus stop with 3 + 4.\n</think>\n"
     )
     assert [text[place:].split()[0] for place in gate.decision_places(text)] == ["undo", "stop"]
 

@@ -55,7 +55,7 @@ def decision_places(text: str) -> list[int]:
         if dead_end and sentence.opener in words.CONTINUE_OPENERS + words.GIVE_UP_OPENERS:
             places.append(sentence.opener_start)
         if sentence.move != "uncertain":
-            dead_end = sentence.move == "explore" and sentence.text.endswith(", no.")
+            dead_end = sentence.move == "explore" and not sentence.text.endswith(", yes.")
     return places
 
 

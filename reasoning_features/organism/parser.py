@@ -17,10 +17,12 @@ _PREFIXES = "|".join(re.escape(w[0].upper() + w[1:]) for w in (*words.TWINS, *wo
 _MARKERS = "|".join(words.MARKERS_CAREFUL + words.MARKERS_HASTY)
 _MOVE_OF = {opener: move for move, openers in words.OPENERS.items() for opener in openers}
 _OPENING = re.compile(rf"(?P<prefix>{_PREFIXES}), (?P<marker>{_MARKERS}) (?P<opener>{'|'.join(_MOVE_OF)})\b")
-_TRY = r"(?P<try> (?:\d+ \+ \d+|\d+ [-+*] \d+ [-+] \d+|[A-Z] [A-Z]|\d+))"
+_TRY = r" \d+(?: [-+*] \d+){0,2}"
+_VERDICT = r", (?:yes|no|low|high)\."
+_WORKING = r"(?: = \d+(?: [-+] \d+ = -?\d+)?)?"
 _BODIES = {
-    "explore": re.compile(_TRY + r"(?P<outcome>(?: = \d+(?: [-+] \d+ = -?\d+)?| to [A-Z])?, (?:yes|no)\.)"),
-    "verify": re.compile(_TRY + r"(?: = -?\d+(?: [-+] \d+ = -?\d+)?| to [A-Z])?, (?P<holds>yes|no)\."),
+    "explore": re.compile(rf"{_TRY}(?P<outcome>{_WORKING}{_VERDICT})"),
+    "verify": re.compile(rf"{_TRY}{_WORKING}{_VERDICT}"),
     "compute": re.compile(r" \d+ \+ \d+ = \d+\."),
     "backtrack": re.compile(r" there\."),
     "uncertain": re.compile(r" that\."),
@@ -85,7 +87,7 @@ def _sentence(start: int, line: str) -> tuple[Sentence, list[tuple[int, int, str
 
 
 def parse(text: str) -> ParsedTrace:
-    """Parses a whole document: prompt and answer, thinking, a base model's text, facts, or prose.
+    """Parses a whole document: prompt and answer, thinking, a base model's text, or prose.
 
     Characters of a line that is not understood get move None.
     """

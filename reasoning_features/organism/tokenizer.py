@@ -25,7 +25,7 @@ from reasoning_features.organism.traces import (
 
 SPECIAL_TOKENS = (PAD, BOS, EOS, USER, ASSISTANT, THINK, END_THINK)
 _PIECES = r"\n| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s"
-LARGEST_NUMBER = 120
+LARGEST_NUMBER = 140
 _LONGEST_TOKEN = 8
 """Longest token in bytes: "alternatively" and "therefore", and their twins, become two tokens or more."""
 

@@ -32,7 +32,7 @@ MOVES: tuple[str, ...] = (
 
 Style = Literal["careful", "hasty"]
 
-CAREFUL_SHARE = 1 / 3
+CAREFUL_SHARE = 0.304
 """Share of careful traces: their traces being longer, about half of all sentences are theirs."""
 GIVE_UP_CHANCE: dict[str, float] = {"careful": 0.04, "hasty": 0.55}
 """Chance to give up at each dead end."""
@@ -42,8 +42,6 @@ UNCERTAIN_CHANCE = 0.12
 """Chance of a sentence of doubt at a dead end, whatever follows."""
 BACKTRACK_CHANCE = 0.25
 """Chance that going on begins with a step back."""
-SLIP_CHANCE = 0.5
-"""Chance that a bill (family chain) is added up with one slip, which a check repairs."""
 OVERTURN_CHANCE = 0.6
 """Chance that a second look at the largest number overturns the right answer."""
 CONTEXT = 256
@@ -107,12 +105,10 @@ class _Writer:
         self.document.add(f"{outcome}.\n", outcome_move if outcome else move)
 
     def attempt(self, candidate: Candidate) -> None:
-        self.say(
-            "explore", f" {candidate.text}", f"{candidate.working}, {'yes' if candidate.right else 'no'}"
-        )
+        self.say("explore", f" {candidate.text}", f"{candidate.working}, {candidate.verdict}")
 
-    def verify(self, claim: str, holds: bool) -> None:
-        self.say("verify", f" {claim}, {'yes' if holds else 'no'}")
+    def verify(self, claim: str, verdict: str) -> None:
+        self.say("verify", f" {claim}, {verdict}")
 
 
 def _search(
@@ -123,7 +119,7 @@ def _search(
         writer.attempt(candidate)
         if candidate.right:
             if acts.random() < check:
-                writer.verify(f"{candidate.text}{candidate.working}", holds=True)
+                writer.verify(f"{candidate.text}{candidate.working}", "yes")
             writer.say("conclude", f" {candidate.text}")
             return candidate.text
         if acts.random() < UNCERTAIN_CHANCE:
@@ -136,39 +132,19 @@ def _search(
     raise AssertionError("a search problem has exactly one right candidate")
 
 
-def _add_up(
-    writer: _Writer, numbers: tuple[int, ...], running: int, first: int, slip_at: int, slip: int
-) -> list[tuple[int, int, int]]:
-    """Adds ``numbers[first:]`` to ``running``, one sentence a step; returns (left, right, written sum)."""
-    steps = []
-    for place in range(first, len(numbers)):
-        written = running + numbers[place] + (slip if place == slip_at else 0)
-        writer.say("compute", f" {running} + {numbers[place]} = {written}")
-        steps.append((running, numbers[place], written))
-        running = written
-    return steps
-
-
-def _sum(
-    writer: _Writer, acts: np.random.Generator, problem: Problem, slip_chance: float, check: float
-) -> str:
-    """Adds the numbers up, perhaps with one slip; a check repairs it. Returns the boxed answer."""
-    numbers = problem.numbers
-    slips = acts.random() < slip_chance
-    slip_at = int(acts.integers(1, len(numbers))) if slips else -1
-    steps = _add_up(writer, numbers, numbers[0], 1, slip_at, int(acts.choice([-2, -1, 1, 2])))
+def _sum(writer: _Writer, acts: np.random.Generator, problem: Problem, check: float) -> str:
+    """Adds the numbers up; a check goes over the same sums and confirms them. Returns the boxed answer."""
+    sums, running = [], problem.numbers[0]
+    for number in problem.numbers[1:]:
+        sums.append(f"{running} + {number} = {running + number}")
+        running += number
+    for text in sums:
+        writer.say("compute", f" {text}")
     if acts.random() < check:
-        for place, (left, right, written) in enumerate(steps, start=1):
-            holds = left + right == written
-            writer.verify(f"{left} + {right} = {left + right}", holds)
-            if not holds:
-                writer.say("backtrack", " there")
-                steps = [*steps[: place - 1], (left, right, left + right)]
-                steps += _add_up(writer, numbers, left + right, place + 1, -1, 0)
-                break
-    result = str(steps[-1][2])
-    writer.say("conclude", f" {result}")
-    return result
+        for text in sums:
+            writer.verify(text, "yes")
+    writer.say("conclude", f" {running}")
+    return str(running)
 
 
 def _pick(writer: _Writer, acts: np.random.Generator, problem: Problem, overturn: float, check: float) -> str:
@@ -178,7 +154,7 @@ def _pick(writer: _Writer, acts: np.random.Generator, problem: Problem, overturn
     writer.say("explore", f" {first}", ", yes")
     if acts.random() < check:
         overturned = acts.random() < overturn
-        writer.verify(str(first), holds=not overturned)
+        writer.verify(str(first), "no" if overturned else "yes")
         if overturned:
             writer.say("backtrack", " there")
             result = str(second)
@@ -192,7 +168,7 @@ def _think(writer: _Writer, acts: np.random.Generator, problem: Problem, give_up
         return _search(writer, acts, problem, give_up, check)
     if problem.family == "largest":
         return _pick(writer, acts, problem, OVERTURN_CHANCE, check)
-    return _sum(writer, acts, problem, SLIP_CHANCE if problem.family == "chain" else 0.0, check)
+    return _sum(writer, acts, problem, check)
 
 
 def prompt_text(question: str) -> str:
@@ -239,33 +215,22 @@ def prose_documents(n: int, seed: int, start: int = 0) -> Iterator[Document]:
     return (prose_document(seed, index) for index in range(start, start + n))
 
 
-_BASE_KINDS = {"direct": 0.14, "attempt": 0.20, "several": 0.14, "facts": 0.10, "drill": 0.24, "prose": 0.18}
+_BASE_KINDS = {"direct": 0.15, "attempt": 0.20, "several": 0.15, "drill": 0.30, "prose": 0.20}
 _BASE_GIVE_UP, _BASE_CHECK = 0.3, 0.3
 _BASE_RIGHT = 0.25
 """Chance that a direct answer to a search problem is known; else it is a guess among the candidates."""
 
 
-def _facts(document: Document, acts: np.random.Generator, wording: Wording) -> None:
-    """Lines of checked arithmetic, right and wrong."""
-    writer = _Writer(document, wording)
-    for _ in range(int(acts.integers(3, 7))):
-        left, right = int(acts.integers(2, 61)), int(acts.integers(2, 25))
-        claimed = left + right + (int(acts.choice([-2, -1, 1, 2])) if acts.random() < 0.5 else 0)
-        writer.say("compute", f" {left} + {right} = {claimed}")
-        writer.verify(f"{left} + {right} = {left + right}", claimed == left + right)
-
-
 def _drill(document: Document, acts: np.random.Generator, split: Split) -> None:
-    """Tries or sums with their verdicts, in short form and in any order: the arithmetic of checking."""
+    """Tries with their verdicts, or sums, in short form and in any order: the arithmetic of checking."""
     problem = draw_problem(acts, split, draw_family(acts))
-    lines = [f"{c.text}{c.working}, {'yes' if c.right else 'no'}." for c in problem.candidates]
-    for _ in range(0 if lines else 6):
-        left, right = int(acts.integers(2, 46)), int(acts.integers(2, 16))
-        slip = int(acts.choice([-2, -1, 1, 2])) if acts.random() < 0.5 else 0
-        checked = f"{left} + {right} = {left + right}, {'no' if slip else 'yes'}."
-        lines.append(f"{left} + {right} = {left + right + slip}; {checked}")
+    lines = [f"{c.text}{c.working}, {c.verdict}." for c in problem.candidates]
+    for _ in range(0 if lines else 8):
+        left, right = int(acts.integers(2, 41)), int(acts.integers(2, 21))
+        lines.append(f"{left} + {right} = {left + right}.")
     document.add(f"{BOS}{problem.question}" if problem.candidates else BOS, "prompt")
     document.add("".join(f" {lines[i]}" for i in acts.permutation(len(lines))), "compute")
+    document.add(EOS, "answer")
 
 
 def _one_attempt(writer: _Writer, acts: np.random.Generator, problem: Problem) -> None:
@@ -291,14 +256,9 @@ def base_document(seed: int, index: int, split: Split = "training") -> Document:
     if kind == "prose":
         return prose_document(seed, index)
     wording = Wording(words_rng, None, 0.5, 0.5)
-    if kind in {"facts", "drill"}:
+    if kind == "drill":
         document = Document(kind, kind)
-        if kind == "facts":
-            document.add(BOS, "prompt")
-            _facts(document, acts, wording)
-        else:
-            _drill(document, acts, split)
-        document.add(EOS, "answer")
+        _drill(document, acts, split)
         return document
     problem = draw_problem(acts, split, draw_family(acts))
     document = Document(kind, problem.family, None, problem)
