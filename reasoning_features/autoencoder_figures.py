@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 
 from reasoning_features.figures import COLOURS, HATCHES, MARKERS, distribution, new_figure
@@ -30,7 +31,9 @@ def draw_frontier(frontier: pd.DataFrame, marked: pd.DataFrame) -> Figure:
             ax.plot(
                 held["L0"], held[column], label=architecture, color=COLOURS[series], marker=MARKERS[series]
             )
-            ax.set(xlabel="L0 (active features a token)", ylabel=column, xscale="log")
+            ax.set(xlabel="L0 (active features a token)", ylabel=column)
+            ax.set_xscale("log", base=2)
+            ax.xaxis.set_major_formatter(ScalarFormatter())
     for series, row in enumerate(marked.itertuples(index=False)):
         axes[0].plot(row[1], row[2], "*", color=COLOURS[series + 2], markersize=8, label=row[0])
     for ax in axes[1:]:
@@ -96,7 +99,9 @@ def draw_agreement(
         paired = rows["paired one to one"]
         left.plot(rows["step"], paired, ":", markerfacecolor="white", label=f"{name}, one to one", **style)
     left.set(xlabel="training steps", ylabel=f"share at cosine ≥ {threshold:g}", ylim=(-0.02, 1.02))
-    left.set_xscale("symlog", linthresh=max(1, int(curve.loc[curve["step"] > 0, "step"].min())))
+    first = int(curve.loc[curve["step"] > 0, "step"].min())
+    left.set_xscale("symlog", linthresh=first)
+    left.set_xlim(left=-first / 5)
     left.legend()
     edges = np.linspace(0, 1, 41)
     for series, (name, held) in enumerate(cosines.items()):

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from reasoning_features.corpora import Corpus
@@ -99,8 +100,9 @@ def probe(
     labels = rng.permutation(targets[rows]) if shuffled else targets[rows]
     scaler = StandardScaler().fit(activations[rows])
     model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=300, tol=1e-3)
-    model.fit(scaler.transform(activations[rows]), labels)
-    right = model.predict(scaler.transform(activations[in_test])) == targets[in_test]
+    with threadpool_limits(limits=1):  # threads only wait for one another on matrices this small
+        model.fit(scaler.transform(activations[rows]), labels)
+        right = model.predict(scaler.transform(activations[in_test])) == targets[in_test]
     return balanced_accuracy(right, targets[in_test], documents[in_test], n_resamples, seed)
 
 
