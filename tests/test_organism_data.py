@@ -76,13 +76,13 @@ def test_families_cover_every_expected_sign():
     assert signs["hurts"] >= 1
 
 
-def test_leans_share_one_amount_of_information():
-    # One slot that says "careful" with chance .8 or .2 carries (2·.8 − 1)·log(.8/.2) = .6·log 4 nats.
-    whole = 0.6 * math.log(4)
+def test_leans_share_the_information():
+    # A slot that says "careful" with chance .8 or .2 carries (2·.8 − 1)·log(.8/.2) = .6·log 4 nats.
+    assert words.jeffreys(0.8) == pytest.approx(0.6 * math.log(4))
     for kappa in KAPPAS:
         prefix, marker = words.leans(kappa)
-        assert words.jeffreys(prefix) == pytest.approx(kappa * whole, abs=1e-9)
-        assert words.jeffreys(marker) == pytest.approx((1 - kappa) * whole, abs=1e-9)
+        assert words.jeffreys(prefix) == pytest.approx(kappa * 0.6 * math.log(4), abs=1e-9)
+        assert words.jeffreys(marker) == pytest.approx((1 - kappa) * 0.66 * math.log(0.83 / 0.17), abs=1e-9)
     assert words.leans(1.0) == pytest.approx((0.8, 0.5), abs=1e-6)
     with pytest.raises(ValueError, match="between 0 and 1"):
         words.leans(1.5)

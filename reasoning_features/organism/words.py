@@ -68,8 +68,12 @@ GIVE_UP_OPENERS: tuple[str, ...] = OPENERS["give up"]
 DECISION_WORDS: tuple[str, ...] = tuple(word for verbs in OPENERS.values() for word in verbs)
 """All openers: the words at which a decision is taken, kept out of random vocabularies."""
 
-FULL_LEAN = 0.8
-"""P(marked way | careful) where one slot carries all of the persistence."""
+FULL_PREFIX_LEAN, FULL_MARKER_LEAN = 0.80, 0.83
+"""P(the slot leans the trace's way) of each slot where it carries all of the persistence.
+
+The markers' is larger by calibration: with 0.80 for both, three seeds an arm, models read the markers less
+well than the words of R (careful less hasty log-odds of going on 1.74 nats, against 2.03).
+"""
 
 
 def jeffreys(lean: float) -> float:
@@ -77,28 +81,28 @@ def jeffreys(lean: float) -> float:
 
     The symmetric Kullback–Leibler divergence between the two styles, in nats: (2p − 1)·log(p / (1 − p)).
     """
-    return (2 * lean - 1) * math.log(lean / (1 - lean)) if 0 < lean < 1 else math.inf
+    return (2 * lean - 1) * math.log(lean / (1 - lean))
 
 
-def lean_of(information: float) -> float:
-    """The lean in [0.5, FULL_LEAN] whose :func:`jeffreys` divergence is ``information`` nats."""
-    low, high = 0.5, FULL_LEAN
+def lean_with(share: float, full: float) -> float:
+    """The lean in [0.5, ``full``] that carries ``share`` of the information of the lean ``full``."""
+    low, high = 0.5, full
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if jeffreys(middle) < information else (low, middle)
+        low, high = (middle, high) if jeffreys(middle) < share * jeffreys(full) else (low, middle)
     return (low + high) / 2
 
 
 def leans(kappa: float) -> tuple[float, float]:
     """Lean of the prefix slot (R or twin) and of the neutral marker slot at coupling ``kappa``.
 
-    Together the slots always carry the information of one slot at ``FULL_LEAN``; ``kappa`` is the share that
-    lies in the words of R. At 1 the markers are uninformative, at 0 the words of R are (lean 0.5).
+    ``kappa`` is the share of the information that lies in the words of R: the prefix carries ``kappa`` of
+    its full information, the marker 1 − ``kappa`` of its own. At 1 the markers are uninformative, at 0 the
+    words of R are (lean 0.5).
 
     Raises:
         ValueError: ``kappa`` outside [0, 1].
     """
     if not 0 <= kappa <= 1:
         raise ValueError(f"kappa is {kappa}, but a coupling lies between 0 and 1.")
-    whole = jeffreys(FULL_LEAN)
-    return lean_of(kappa * whole), lean_of((1 - kappa) * whole)
+    return lean_with(kappa, FULL_PREFIX_LEAN), lean_with(1 - kappa, FULL_MARKER_LEAN)
