@@ -223,7 +223,7 @@ def reasoning_corpus(
 
 
 def general_corpus(settings: Settings, tokenizer: Any, split: Split, documents: int | None = None) -> Corpus:
-    """The general corpus: answers without thinking, facts and plain prose, domains being kinds of document.
+    """The general corpus: answers without thinking, drills and plain prose, domains being kinds of document.
 
     Arguments and errors are those of :func:`reasoning_corpus`.
     """

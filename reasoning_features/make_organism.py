@@ -64,11 +64,13 @@ ARMS: tuple[Arm, ...] = (
     Arm("kappa-0.5-0", 0.5, 0),
     Arm("kappa-0.25-0", 0.25, 0),
 )
-BASE_RECIPE = Recipe(tokens=8_000_000, learning_rate=5e-3, seed=0)
-ARM_RECIPE = Recipe(tokens=2_500_000, learning_rate=1.5e-3, seed=0)
+BASE_RECIPE = Recipe(tokens=6_000_000, learning_rate=5e-3, seed=0)
+ARM_RECIPE = Recipe(tokens=2_000_000, learning_rate=1.5e-3, seed=0)
 PROSE_EVERY = 8
 """Every eighth fine-tuning document is plain prose."""
 TRACE_SEED = 1000
+READ = ("coupled-0", "decoupled-0")
+"""The models that get autoencoders."""
 AUTOENCODER_TRACES = 9000
 RELU_RECIPE = AutoencoderRecipe("relu", d_sae=512, tokens=4_000_000, learning_rate=3e-3, l1=1.0)
 TOPK_RECIPE = AutoencoderRecipe("topk", d_sae=512, tokens=4_000_000, learning_rate=3e-3, k=8)
@@ -191,7 +193,7 @@ def stages(folder: Path, workers: int) -> None:
     _each(partial(evaluate, folder), missing, workers)
     ungated = [arm for arm in ARMS if not (folder / "gate" / f"{arm.name}.parquet").exists()]
     _each(partial(pass_gate, folder), ungated, workers)
-    unread = [name for name in names if not (folder / "convergence" / f"{name}.parquet").exists()]
+    unread = [name for name in READ if not (folder / "convergence" / f"{name}.parquet").exists()]
     _each(partial(make_autoencoders, folder), unread, workers)
     organism_card.write(folder)
 
