@@ -1,0 +1,58 @@
+"""`make organism` end to end, with recipes too short to learn anything: whole, resumable, nothing done twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from reasoning_features import make_organism, paths
+
+
+def listing(folder: Path) -> dict[str, int]:
+    return {paths.relative(p): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.slow
+def test_every_stage_from_nothing(repository, monkeypatch):
+    short = {"tokens": 3_000, "batch_tokens": 1024, "chunk_documents": 32}
+    monkeypatch.setattr(make_organism, "BASE_RECIPE", replace(make_organism.BASE_RECIPE, **short))
+    monkeypatch.setattr(make_organism, "ARM_RECIPE", replace(make_organism.ARM_RECIPE, **short))
+    tiny = {"tokens": 2_048, "batch": 512, "d_sae": 160}
+    monkeypatch.setattr(make_organism, "TOPK_RECIPE", replace(make_organism.TOPK_RECIPE, **tiny))
+    monkeypatch.setattr(make_organism, "RELU_RECIPE", replace(make_organism.RELU_RECIPE, **tiny))
+    monkeypatch.setattr(make_organism, "READ", ("coupled-0",))
+    monkeypatch.setattr(make_organism, "AUTOENCODER_TRACES", 60)
+    monkeypatch.setattr(make_organism, "EVALUATION_PROBLEMS", 40)
+    monkeypatch.setattr(make_organism, "GATE_TRACES", 60)
+
+    folder = repository / "data" / "organism"
+    make_organism.stages(folder, workers=1)
+
+    assert {path.name for path in (folder / "models").iterdir()} == {
+        "base", *(arm.name for arm in make_organism.ARMS)
+    }  # fmt: skip
+    assert {path.name for path in (folder / "autoencoders").iterdir()} == {
+        "coupled-0-topk-0", "coupled-0-topk-1", "coupled-0-relu-0"
+    }  # fmt: skip
+    card = (folder / "README.md").read_text()
+    assert "planted" in card
+    assert "coupled-2" in card
+    sums = json.loads((folder / "checksums.json").read_text())
+    assert "data/organism/models/base/model.safetensors" in sums
+    assert not (folder / "checkpoints" / "base").exists()
+
+    before = {name: at for name, at in listing(folder).items() if name in sums}
+    make_organism.stages(folder, workers=1)
+    assert {name: at for name, at in listing(folder).items() if name in sums} == before
+
+
+def test_arms_are_what_the_card_compares():
+    from reasoning_features import organism_card
+
+    names = {arm.name: arm for arm in make_organism.ARMS}
+    assert all(names[name].kappa == 1.0 for name in organism_card.COUPLED)
+    assert all(names[name].kappa == 0.0 for name in organism_card.DECOUPLED)
+    assert {arm.kappa for arm in make_organism.ARMS} == {0.0, 0.25, 0.5, 1.0}
