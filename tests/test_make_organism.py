@@ -35,7 +35,7 @@ def test_every_stage_from_nothing(repository, monkeypatch):
         "base", *(arm.name for arm in make_organism.ARMS)
     }  # fmt: skip
     assert {path.name for path in (folder / "autoencoders").iterdir()} == {
-        "coupled-0-topk-0", "coupled-0-topk-1", "coupled-0-relu-0"
+        "coupled-0-relu-0", "coupled-0-relu-1", "coupled-0-topk-0"
     }  # fmt: skip
     card = (folder / "README.md").read_text()
     assert "planted" in card
