@@ -100,10 +100,11 @@ def make_base(folder: Path) -> None:
     texts = [d.text for d in (*base_documents(4000, 0), *reasoning_documents(0.5, 4000, 1))]
     tokenizer = train_tokenizer(texts)
     model = new_model(tokenizer, BASE_RECIPE.seed)
-    loss = train(
-        model, tokenizer, lambda start, n: list(base_documents(n, BASE_RECIPE.seed, start=start)), BASE_RECIPE,
-        paths.root() / CHECKPOINTS / "base",
-    )  # fmt: skip
+
+    def stream_of_documents(start: int, n: int) -> list[Document]:
+        return list(base_documents(n, BASE_RECIPE.seed, start=start))
+
+    loss = train(model, tokenizer, stream_of_documents, BASE_RECIPE, paths.root() / CHECKPOINTS / "base")
     save_model(
         model, tokenizer, folder / "models" / "base", {"name": "base", "final_loss": loss}, BASE_RECIPE
     )

@@ -1,4 +1,4 @@
-"""`make organism` end to end, with recipes too short to learn anything: whole, resumable, nothing done twice."""
+"""`make organism` end to end, with recipes too short to learn anything: whole, and nothing done twice."""
 
 from __future__ import annotations
 
