@@ -178,7 +178,7 @@ def test_an_arm_has_its_own_words_for_the_same_traces(organism: Path, tokenizer)
 def test_the_organisms_general_corpus(organism: Path, tokenizer) -> None:
     settings = load_settings("smoke")
     corpus = general_corpus(settings, tokenizer, "selection", documents=60)
-    assert set(corpus.domains) == {"direct", "attempt", "several", "facts", "prose"}
+    assert {"direct", "attempt", "several", "prose"} <= set(corpus.domains)
     assert not corpus.thinking.any()
 
 
