@@ -212,7 +212,7 @@ def _each(work: Callable[..., None], items: Sequence[object], workers: int) -> N
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: ``python -m reasoning_features.make_organism [--folder F] [--workers N]``."""
-    parser = argparse.ArgumentParser(description="Make the organism from nothing (hours on CPU; resumable).")
+    parser = argparse.ArgumentParser(description="Make the organism from nothing (resumable).")
     parser.add_argument(
         "--folder", type=Path, default=FOLDER, help="where it goes, from the repository's root"
     )

@@ -181,7 +181,7 @@ def _performance(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 CARD = """# The organism: card
 
-A family of small Llamas made by `make organism` ({hours}), one base model and its fine-tunes on synthetic
+A family of small Llamas made by `make organism` (under an hour on two cores), one base model and its fine-tunes on synthetic
 thinking traces. **The effect that the notebooks look for was planted here by construction: results on these
 models test the method, and are no evidence about DeepSeek-R1 or any other model.** Licence: MIT, as the
 repository. Everything below is computed by `reasoning_features.organism_card` from the files beside it.
@@ -219,7 +219,6 @@ def write(folder: Path) -> None:
 
     signs = ", ".join(f"{name} {family.persistence}" for name, family in FAMILIES.items())
     text = CARD.format(
-        hours="about two hours on two cores",
         sizes=table(_sizes(folder)),
         performance=table(_performance(solved)),
         signs=signs,
