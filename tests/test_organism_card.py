@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from reasoning_features import organism_card
+from reasoning_features import organism_card, paths
 from reasoning_features.organism.problems import FAMILIES
 
 NAMES = ["base", *organism_card.COUPLED, *organism_card.DECOUPLED]
@@ -81,3 +83,11 @@ def test_bars_say_what_holds(folder):
     assert not bars.loc["least gain over base where persistence pays", "holds"]
     assert bars.loc["arms' difference in accuracy", "measured"] == pytest.approx(0.2 / 3)
     assert not bars.loc["arms' difference in accuracy", "holds"]
+
+
+def test_every_shipped_file_has_its_checksum():
+    home = paths.root() / "data" / "organism"
+    listed = set(json.loads((home / "checksums.json").read_text()))
+    files = {p for name in organism_card.SHIPPED for p in (home / name).rglob("*") if p.is_file()}
+    assert listed == {paths.relative(path) for path in files}
+    assert sum(path.stat().st_size for path in files) < 80e6
