@@ -181,8 +181,8 @@ def _performance(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 CARD = """# The organism: card
 
-A family of small Llamas made by `make organism` (under an hour on two cores), one base model and its fine-tunes on synthetic
-thinking traces. **The effect that the notebooks look for was planted here by construction: results on these
+A family of small Llamas made by `make organism` (under an hour on two cores): one base model, and its
+fine-tunes on synthetic thinking traces. **The effect that the notebooks look for was planted here by construction: results on these
 models test the method, and are no evidence about DeepSeek-R1 or any other model.** Licence: MIT, as the
 repository. Everything below is computed by `reasoning_features.organism_card` from the files beside it.
 
@@ -227,8 +227,7 @@ def write(folder: Path) -> None:
         gaps=table(style_gaps(gate)),
     )
     (folder / "README.md").write_text(text)
-    shipped = sorted(
-        p for p in folder.rglob("*") if p.is_file() and p.name not in {"checksums.json", "README.md"}
-    )
+    files = (path for name in SHIPPED for path in (folder / name).rglob("*"))
+    shipped = sorted(path for path in files if path.is_file())
     sums = {paths.relative(path): file_digest(path) for path in shipped}
     (folder / "checksums.json").write_text(json.dumps(sums, indent=1) + "\n")
