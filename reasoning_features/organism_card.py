@@ -182,9 +182,10 @@ def _performance(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
 CARD = """# The organism: card
 
 A family of small Llamas made by `make organism` (under an hour on two cores): one base model, and its
-fine-tunes on synthetic thinking traces. **The effect that the notebooks look for was planted here by construction: results on these
-models test the method, and are no evidence about DeepSeek-R1 or any other model.** Licence: MIT, as the
-repository. Everything below is computed by `reasoning_features.organism_card` from the files beside it.
+fine-tunes on synthetic thinking traces. **The effect that the notebooks look for was planted here by
+construction: results on these models test the method, and are no evidence about DeepSeek-R1 or any other
+model.** Licence: MIT, as the repository. Everything below is computed by `reasoning_features.organism_card`
+from the files beside it.
 
 ## Models
 {sizes}
