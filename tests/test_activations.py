@@ -37,7 +37,7 @@ def test_stream_equals_hidden_states_of_each_document(tiny_subject: Subject, tin
         ids = torch.from_numpy(tiny_corpus.document(i)).long()[None]
         hidden = tiny_subject.model(input_ids=ids, output_hidden_states=True).hidden_states[2][0]
         ours = torch.stack([seen[p] for p in range(tiny_corpus.starts[i] + 1, tiny_corpus.starts[i + 1])])
-        torch.testing.assert_close(ours, hidden[1:], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours, hidden[1:], rtol=1e-4, atol=1e-4)  # another batch, other sums
 
 
 def test_a_sample_is_the_stream(tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path) -> None:

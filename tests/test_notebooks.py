@@ -63,7 +63,8 @@ def test_the_opening_and_the_claims_are_the_notebooks_own(path):
     assert f'begin("{path.stem}", settings)' in text
     for name in declared(path):
         if name != "profile":
-            assert re.search(rf"\b{name}={name}\b", text), f"{name} is not passed to load_settings"
+            passed = rf'\b{name}={name}\b|"{name}": {name}\b'
+            assert re.search(passed, text), f"{name} is not passed to load_settings"
     for claim in CLAIMS:
         if claim.notebook == path.stem:
             assert f'"{claim.id}"' in text, f"claim {claim.id} is not recorded"
