@@ -13,6 +13,8 @@ VENV ?= .venv
 STAMP ?= $(VENV)/.reasoning-features
 CELL_LIMIT ?= 3600
 LIMIT ?= 7200
+# threads that wait must not spin: on two cores they would cost each other several times the work
+export OMP_WAIT_POLICY ?= PASSIVE
 
 BIN := $(VENV)/bin
 EXECUTE := $(BIN)/python -m reasoning_features.execution
