@@ -17,6 +17,7 @@ from reasoning_features.checksums import file_digest
 from reasoning_features.organism.evaluation import family_summary
 from reasoning_features.organism.problems import FAMILIES
 from reasoning_features.significance import Interval, bootstrap_mean, bootstrap_statistic, paired_difference
+from reasoning_features.tables import to_markdown
 
 COUPLED, DECOUPLED = ("coupled-0", "coupled-1", "coupled-2"), ("decoupled-0", "decoupled-1", "decoupled-2")
 SHIPPED = ("models", "autoencoders", "evaluation", "gate", "convergence")
@@ -215,17 +216,14 @@ def write(folder: Path) -> None:
     """Writes README.md (the card) and checksums.json of everything shipped."""
     solved, gate = evaluations(folder), gate_readings(folder)
 
-    def table(frame: pd.DataFrame) -> str:
-        return frame.to_markdown(index=False, floatfmt=".3f", intfmt=",")
-
     signs = ", ".join(f"{name} {family.persistence}" for name, family in FAMILIES.items())
     text = CARD.format(
-        sizes=table(_sizes(folder)),
-        performance=table(_performance(solved)),
+        sizes=to_markdown(_sizes(folder)),
+        performance=to_markdown(_performance(solved)),
         signs=signs,
-        bars=table(bars(folder)),
-        swaps=table(swap_effects(gate)),
-        gaps=table(style_gaps(gate)),
+        bars=to_markdown(bars(folder)),
+        swaps=to_markdown(swap_effects(gate)),
+        gaps=to_markdown(style_gaps(gate)),
     )
     (folder / "README.md").write_text(text)
     files = (path for name in SHIPPED for path in (folder / name).rglob("*"))
