@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from reasoning_features.organism import traces, words
+from reasoning_features.organism.evaluation import LONGEST_PROMPT
 from reasoning_features.organism.parser import parse, token_moves
 from reasoning_features.organism.problems import FAMILIES, SPLITS, problems, split_of
 from reasoning_features.organism.tokenizer import LARGEST_NUMBER, encode_documents, train_tokenizer
@@ -189,6 +190,11 @@ def test_labels_and_parser_agree_token_by_token(corpora, tokenizer):
         pieces = [i for text, _ in document.pieces for i in tokenizer.encode(text, add_special_tokens=False)]
         assert pieces == encoded.ids.tolist()
     assert agree / total >= 0.995
+
+
+def test_prompts_leave_the_rest_of_the_context_to_the_answer(tokenizer):
+    asked = [traces.prompt_text(problem.question) for problem in problems("evaluation", None, 500)]
+    assert max(len(ids) for ids in tokenizer(asked, add_special_tokens=False)["input_ids"]) <= LONGEST_PROMPT
 
 
 def test_thinking_lies_between_the_tags(corpora, tokenizer):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from reasoning_features.organism.parser import ParsedTrace, parse
+from reasoning_features.organism.parser import parse
 from reasoning_features.organism.problems import FAMILIES, Problem
 from reasoning_features.organism.traces import CONTEXT, END_THINK, THINK, prompt_text
 from reasoning_features.sampling import sample
@@ -54,7 +54,7 @@ def solve(
                 "correct": parsed.answer == problem.answer,
                 "thinking_tokens": _thinking_tokens(continuation, think, end_think),
                 "gave_up": parsed.gave_up,
-                "checked": _checked(parsed),
+                "checked": parsed.checked,
                 "parseable": parsed.parseable,
                 "text": text,
             }
@@ -71,10 +71,6 @@ def _thinking_tokens(continuation: list[int], think: int, end_think: int) -> int
         continuation.index(end_think, opened) if end_think in continuation[opened:] else len(continuation)
     )
     return closed - opened
-
-
-def _checked(parsed: ParsedTrace) -> bool:
-    return any(sentence.move == "verify" for sentence in parsed.sentences)
 
 
 def family_summary(solved: pd.DataFrame) -> pd.DataFrame:

@@ -39,7 +39,6 @@ class Sentence:
     start: int
     text: str
     move: str | None
-    prefix: str | None = None
     opener: str | None = None
     opener_start: int = -1
 
@@ -66,6 +65,10 @@ class ParsedTrace:
     def gave_up(self) -> bool:
         return any(s.move == "give up" for s in self.sentences)
 
+    @property
+    def checked(self) -> bool:
+        return any(s.move == "verify" for s in self.sentences)
+
 
 def _sentence(start: int, line: str) -> tuple[Sentence, list[tuple[int, int, str | None]]]:
     """The sentence in ``line`` (without its newline) and the spans of its moves."""
@@ -77,9 +80,7 @@ def _sentence(start: int, line: str) -> tuple[Sentence, list[tuple[int, int, str
     body = _BODIES[move].fullmatch(line, opening.end())
     if body is None:
         return Sentence(start, line, None), [(start, end, None)]
-    sentence = Sentence(
-        start, line, move, opening["prefix"], opening["opener"], start + opening.start("opener")
-    )
+    sentence = Sentence(start, line, move, opening["opener"], start + opening.start("opener"))
     if move == "explore":
         cut = start + body.start("outcome")
         return sentence, [(start, cut, move), (cut, end, "compute")]
