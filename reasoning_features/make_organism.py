@@ -66,10 +66,11 @@ ARMS: tuple[Arm, ...] = (
 )
 BASE_RECIPE = Recipe(tokens=6_000_000, learning_rate=5e-3, seed=0)
 ARM_RECIPE = Recipe(tokens=2_000_000, learning_rate=1.5e-3, seed=0)
+TOKENIZER_DOCUMENTS = 8000
 PROSE_EVERY = 8
 """Every eighth fine-tuning document is plain prose."""
 TRACE_SEED = 1000
-READ = ("coupled-0", "decoupled-0")
+READ = ("base", *(arm.name for arm in ARMS))
 """The models that get autoencoders."""
 AUTOENCODER_TRACES = 9000
 RELU_RECIPE = AutoencoderRecipe("relu", d_sae=512, tokens=4_000_000, learning_rate=3e-3, l1=1.0)
@@ -97,8 +98,7 @@ def arm_stream(arm: Arm) -> Callable[[int, int], list[Document]]:
 
 def make_base(folder: Path) -> None:
     """The tokenizer and the base model."""
-    texts = [d.text for d in (*base_documents(4000, 0), *reasoning_documents(0.5, 4000, 1))]
-    tokenizer = train_tokenizer(texts)
+    tokenizer = train_tokenizer(d.text for d in base_documents(TOKENIZER_DOCUMENTS, BASE_RECIPE.seed))
     model = new_model(tokenizer, BASE_RECIPE.seed)
 
     def stream_of_documents(start: int, n: int) -> list[Document]:

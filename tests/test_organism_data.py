@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from reasoning_features.make_organism import BASE_RECIPE, TOKENIZER_DOCUMENTS
 from reasoning_features.organism import traces, words
 from reasoning_features.organism.evaluation import LONGEST_PROMPT
 from reasoning_features.organism.parser import parse, token_moves
@@ -24,8 +25,8 @@ def corpora() -> dict[float, list[Document]]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(corpora):
-    return train_tokenizer(d.text for d in [*base_documents(2000, 0), *corpora[0.5][:2000]])
+def tokenizer():
+    return train_tokenizer(d.text for d in base_documents(TOKENIZER_DOCUMENTS, BASE_RECIPE.seed))
 
 
 def prefix_of(line: str) -> str:
@@ -83,7 +84,7 @@ def test_leans_share_the_information():
     for kappa in KAPPAS:
         prefix, marker = words.leans(kappa)
         assert words.jeffreys(prefix) == pytest.approx(kappa * 0.6 * math.log(4), abs=1e-9)
-        assert words.jeffreys(marker) == pytest.approx((1 - kappa) * 0.66 * math.log(0.83 / 0.17), abs=1e-9)
+        assert words.jeffreys(marker) == pytest.approx((1 - kappa) * 0.64 * math.log(0.82 / 0.18), abs=1e-9)
     assert words.leans(1.0) == pytest.approx((0.8, 0.5), abs=1e-6)
     with pytest.raises(ValueError, match="between 0 and 1"):
         words.leans(1.5)

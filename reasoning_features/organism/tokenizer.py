@@ -26,7 +26,7 @@ from reasoning_features.organism.traces import (
 SPECIAL_TOKENS = (PAD, BOS, EOS, USER, ASSISTANT, THINK, END_THINK)
 _PIECES = r"\n| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s"
 LARGEST_NUMBER = 140
-_LONGEST_TOKEN = 8
+_LONGEST_TOKEN = 9
 """Longest token in bytes: "alternatively" and "therefore", and their twins, become two tokens or more."""
 
 CHAT_TEMPLATE = (
@@ -102,8 +102,3 @@ def encode_documents(
         opened, closed = np.cumsum(ids == think) > 0, np.cumsum(ids == end) > 0
         encoded.append(EncodedDocument(ids, moves, opened & ~closed & (ids != think)))
     return encoded
-
-
-def encode_document(tokenizer: PreTrainedTokenizerFast, document: Document) -> EncodedDocument:
-    """:func:`encode_documents` for one document."""
-    return encode_documents(tokenizer, [document])[0]
