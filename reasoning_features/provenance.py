@@ -33,6 +33,9 @@ PINNED = (
     "autoencoder_topk",
     "autoencoder_second",
     "contrast_autoencoder",
+    "second_subject",
+    "second_autoencoder",
+    "truth",
 )
 PACKAGES = (
     "datasets",

@@ -69,6 +69,19 @@ class Settings(BaseModel):
     random_vocabularies: PositiveInt = 100
     slot_vocabularies: PositiveInt = 64
 
+    decisions: PositiveInt = 500  # decision points at which a feature's causal effect is measured
+    random_directions: PositiveInt = 500  # random directions that an effect is compared with
+    truth: str | None = None  # directory of the shipped models' causal effects, where they were measured
+    examples: PositiveInt = 12  # activating examples of a feature
+    pages: PositiveInt = 40  # features with a page of their own
+    second_subject: str | None = None  # another reasoning model
+    second_autoencoder: str | None = None  # its autoencoder
+    gammas: list[float] = Field(default=[-0.4, -0.2, 0.2, 0.4], min_length=1)  # strengths in units of f_max
+    interpreted: PositiveInt = 20  # features interpreted by what steering them changes
+    interpretation_problems: PositiveInt = 30  # problems a feature and strength (the paper's 30)
+    judge_url: str | None = None  # an OpenAI-compatible endpoint that describes features; None: the rule alone
+    judge_model: str | None = None  # the model asked there
+
     @property
     def run(self) -> str:
         """The run's name: the profile, then each override as ``+name=value``, sorted by name."""
