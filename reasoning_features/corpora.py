@@ -20,7 +20,7 @@ from torch import Tensor
 
 from reasoning_features import paths
 from reasoning_features.errors import MissingArtefact, UserError
-from reasoning_features.organism.problems import Split
+from reasoning_features.organism.problems import Mixture, Split
 from reasoning_features.organism.tokenizer import encode_documents
 from reasoning_features.organism.traces import MOVES, Document, base_documents, reasoning_documents
 from reasoning_features.settings import Settings
@@ -216,9 +216,9 @@ def reasoning_corpus(
         UserError: a kind of corpus that is not known, or no documents asked for.
     """
     _check_kind(settings)
-    kappa = _kappa(model or settings.subject)
+    kappa, mixture = _kind_of_traces(model or settings.subject)
     n = settings.reasoning_documents if documents is None else documents
-    made = reasoning_documents(kappa, n, SEED_OF_CORPORA + settings.seed, split)
+    made = reasoning_documents(kappa, n, SEED_OF_CORPORA + settings.seed, split, mixture=mixture)
     return _labelled(f"reasoning ({split}, κ = {kappa:g})", made, tokenizer, settings.context, by_kind=False)
 
 
@@ -238,12 +238,13 @@ def _check_kind(settings: Settings) -> None:
         raise UserError(f"The corpus {settings.corpus!r} is unknown: set corpus to 'organism'.")
 
 
-def _kappa(model: str) -> float:
-    """The coupling of an organism's arm, from its card; the base model has none, and reads coupled traces."""
-    card = paths.root() / model / "training.json"
-    if not card.is_file():
+def _kind_of_traces(model: str) -> tuple[float, Mixture]:
+    """Coupling and mixture of families of an arm, from its card; the base model reads coupled traces."""
+    path = paths.root() / model / "training.json"
+    if not path.is_file():
         raise MissingArtefact(f"There is no {model}/training.json: `make organism` makes the shipped models.")
-    return float(json.loads(card.read_text()).get("kappa", 1.0))
+    card = json.loads(path.read_text())
+    return float(card.get("kappa", 1.0)), card.get("mixture", "main")
 
 
 def _labelled(

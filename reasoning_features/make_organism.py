@@ -29,7 +29,7 @@ from reasoning_features.autoencoder_training import convergence, save_autoencode
 from reasoning_features.corpora import general_corpus, join, reasoning_corpus
 from reasoning_features.organism.evaluation import solve
 from reasoning_features.organism.gate import SWAPS, decision_log_odds
-from reasoning_features.organism.problems import FAMILIES, problems
+from reasoning_features.organism.problems import FAMILIES, Mixture, problems
 from reasoning_features.organism.tokenizer import train_tokenizer
 from reasoning_features.organism.traces import (
     Document,
@@ -48,11 +48,12 @@ CHECKPOINTS = Path("data/organism/checkpoints")
 
 @dataclass(frozen=True)
 class Arm:
-    """A fine-tuned model: its coupling and its seed, which draws its traces and their order."""
+    """A fine-tuned model: its coupling, its seed, which draws its traces and their order, its families."""
 
     name: str
     kappa: float
     seed: int
+    mixture: Mixture = "main"
 
 
 ARMS: tuple[Arm, ...] = (
@@ -63,6 +64,7 @@ ARMS: tuple[Arm, ...] = (
     ),
     Arm("kappa-0.5-0", 0.5, 0),
     Arm("kappa-0.25-0", 0.25, 0),
+    Arm("other-0", 1.0, 10, "other"),
 )
 BASE_RECIPE = Recipe(tokens=6_000_000, learning_rate=5e-3, seed=0)
 ARM_RECIPE = Recipe(tokens=2_000_000, learning_rate=1.5e-3, seed=0)
@@ -89,7 +91,7 @@ def arm_stream(arm: Arm) -> Callable[[int, int], list[Document]]:
         return [
             prose_document(seed, i)
             if i % PROSE_EVERY == PROSE_EVERY - 1
-            else reasoning_document(arm.kappa, seed, i)
+            else reasoning_document(arm.kappa, seed, i, mixture=arm.mixture)
             for i in range(start, start + n)
         ]
 
@@ -117,14 +119,16 @@ def make_arm(folder: Path, arm: Arm) -> None:
     recipe = replace(ARM_RECIPE, seed=arm.seed)
     loss = train(model, tokenizer, arm_stream(arm), recipe, paths.root() / CHECKPOINTS / arm.name)
     card: dict[str, object] = {"name": arm.name, "kappa": arm.kappa, "seed": arm.seed, "final_loss": loss}
+    card["mixture"] = arm.mixture
     save_model(model, tokenizer, folder / "models" / arm.name, card, recipe)
 
 
 def evaluate(folder: Path, name: str) -> None:
-    """A model's answers to the evaluation problems, one row a problem."""
+    """A model's answers to the evaluation problems of its families, one row a problem."""
     torch.set_num_threads(1)
     model, tokenizer = _load(folder / "models" / name)
-    asked = problems("evaluation", None, EVALUATION_PROBLEMS)
+    mixtures: dict[str, Mixture] = {arm.name: arm.mixture for arm in ARMS}
+    asked = problems("evaluation", None, EVALUATION_PROBLEMS, mixture=mixtures.get(name, "main"))
     solved = solve(model, tokenizer, asked, seed=EVALUATION_SEED, progress=f"answers of {name}")
     _write(solved.drop(columns="text"), folder / "evaluation" / f"{name}.parquet")
 
@@ -133,7 +137,7 @@ def pass_gate(folder: Path, arm: Arm) -> None:
     """An arm's log-odds of going on at the dead ends of held-out traces, under every swap of words."""
     torch.set_num_threads(1)
     model, tokenizer = _load(folder / "models" / arm.name)
-    traces = reasoning_documents(arm.kappa, GATE_TRACES, GATE_SEED, "evaluation")
+    traces = reasoning_documents(arm.kappa, GATE_TRACES, GATE_SEED, "evaluation", mixture=arm.mixture)
     searched = [trace for trace in traces if FAMILIES[trace.family].searches]
     read = pd.concat([decision_log_odds(model, tokenizer, searched, how) for how in SWAPS])
     _write(read.assign(model=arm.name), folder / "gate" / f"{arm.name}.parquet")

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from reasoning_features import paths
 from reasoning_features.checksums import file_digest
 from reasoning_features.organism.evaluation import family_summary
-from reasoning_features.organism.problems import FAMILIES
+from reasoning_features.organism.problems import FAMILIES, Mixture, families
 from reasoning_features.significance import Interval, bootstrap_mean, bootstrap_statistic, paired_difference
 from reasoning_features.tables import to_markdown
 
@@ -35,12 +35,15 @@ def gate_readings(folder: Path) -> pd.DataFrame:
 
 
 def gains(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Accuracy of each reasoning model less the base model's, by family, paired over problems."""
+    """Accuracy of each reasoning model less the base model's, by family, paired over problems.
+
+    Models that were asked other problems than the base model are left out.
+    """
     rows = []
     for name, frame in solved.items():
-        if name == "base":
+        if name == "base" or not frame["question"].equals(solved["base"]["question"]):
             continue
-        for family, kind in FAMILIES.items():
+        for family, kind in families("main").items():
             where = frame["family"] == family
             gain = paired_difference(frame["correct"][where], solved["base"]["correct"][where])
             rows.append({"model": name, "family": family, "persistence": kind.persistence, **_columns(gain)})
@@ -164,13 +167,18 @@ def _sizes(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _performance(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Accuracy with its interval by model and family, and the thinking tokens and give-ups over all."""
+def _performance(solved: dict[str, pd.DataFrame], mixture: Mixture) -> pd.DataFrame:
+    """Accuracy with its interval by model and family, and the thinking tokens and give-ups over all.
+
+    Of the models that were asked problems of this mixture.
+    """
     rows = []
     for name, frame in solved.items():
+        if frame["family"].iloc[0] not in families(mixture):
+            continue
         summary = {(row["family"], row["measure"]): row for row in family_summary(frame).to_dict("records")}
         row: dict[str, Any] = {"model": name}
-        for family in (*FAMILIES, "all"):
+        for family in (*families(mixture), "all"):
             held = summary[family, "accuracy"]
             row[family] = f"{held['estimate']:.2f} [{held['low']:.2f}, {held['high']:.2f}]"
         row["thinking tokens"] = summary["all", "thinking_tokens"]["estimate"]
@@ -199,6 +207,10 @@ Evaluation problems, temperature 0.6, top-p 0.95; 95% bootstrap intervals over p
 
 {performance}
 
+A second reasoning model, on its own families:
+
+{other}
+
 Expected effect of persistence, written down before training: {signs}.
 
 ## Bars
@@ -219,7 +231,8 @@ def write(folder: Path) -> None:
     signs = ", ".join(f"{name} {family.persistence}" for name, family in FAMILIES.items())
     text = CARD.format(
         sizes=to_markdown(_sizes(folder)),
-        performance=to_markdown(_performance(solved)),
+        performance=to_markdown(_performance(solved, "main")),
+        other=to_markdown(_performance(solved, "other")),
         signs=signs,
         bars=to_markdown(bars(folder)),
         swaps=to_markdown(swap_effects(gate)),

@@ -79,7 +79,7 @@ class Settings(BaseModel):
     gammas: list[float] = Field(default=[-0.4, -0.2, 0.2, 0.4], min_length=1)  # strengths in units of f_max
     interpreted: PositiveInt = 20  # features interpreted by what steering them changes
     interpretation_problems: PositiveInt = 30  # problems a feature and strength (the paper's 30)
-    judge_url: str | None = None  # an OpenAI-compatible endpoint that describes features; None: the rule alone
+    judge_url: str | None = None  # an OpenAI-compatible endpoint that describes features
     judge_model: str | None = None  # the model asked there
 
     @property

@@ -9,22 +9,22 @@ import pandas as pd
 import pytest
 
 from reasoning_features import organism_card, paths
-from reasoning_features.organism.problems import FAMILIES
+from reasoning_features.organism.problems import Mixture, families
 
 NAMES = ["base", *organism_card.COUPLED, *organism_card.DECOUPLED]
 
 
-def solved(accuracy: float, n: int = 200) -> pd.DataFrame:
+def solved(accuracy: float, n: int = 200, mixture: Mixture = "main") -> pd.DataFrame:
     """``n`` answers a family, the first ``accuracy`` of them right; every wrong one gave up."""
     right = np.arange(n) < accuracy * n
     frames = [
         pd.DataFrame(
             {
-                "family": family, "question": "q", "answer": "a", "correct": right, "gave_up": ~right,
-                "thinking_tokens": 40, "checked": False, "parseable": True,
+                "family": family, "question": f"q {mixture}", "answer": "a", "correct": right,
+                "gave_up": ~right, "thinking_tokens": 40, "checked": False, "parseable": True,
             }
         )
-        for family in FAMILIES
+        for family in families(mixture)
     ]  # fmt: skip
     return pd.concat(frames, ignore_index=True)
 
@@ -60,8 +60,13 @@ def test_gains_are_paired_with_the_base_model(folder):
     gains = organism_card.gains(organism_card.evaluations(folder))
     # 50% right against 20%, the same problems: a gain of .3 in every family of every arm.
     assert gains["estimate"].to_numpy() == pytest.approx(0.3)
-    assert len(gains) == 6 * len(FAMILIES)
+    assert len(gains) == 6 * len(families("main"))
     assert (gains["low"] < 0.3).all()
+
+
+def test_a_model_of_other_problems_is_not_compared_with_the_base_model(folder):
+    solved(0.9, mixture="other").to_parquet(folder / "evaluation" / "other-0.parquet")
+    assert "other-0" not in set(organism_card.gains(organism_card.evaluations(folder))["model"])
 
 
 def test_swap_effects_and_gaps(folder):

@@ -12,7 +12,7 @@ from reasoning_features.make_organism import BASE_RECIPE, TOKENIZER_DOCUMENTS
 from reasoning_features.organism import traces, words
 from reasoning_features.organism.evaluation import LONGEST_PROMPT
 from reasoning_features.organism.parser import parse, token_moves
-from reasoning_features.organism.problems import FAMILIES, SPLITS, problems, split_of
+from reasoning_features.organism.problems import FAMILIES, SPLITS, families, problems, split_of
 from reasoning_features.organism.tokenizer import LARGEST_NUMBER, encode_documents, train_tokenizer
 from reasoning_features.organism.traces import CONTEXT, MOVES, Document, base_documents, reasoning_documents
 
@@ -52,7 +52,8 @@ def test_problems_are_a_fixed_sequence():
 
 
 def test_answers_are_right():
-    for problem in problems("evaluation", None, 200):
+    asked = problems("evaluation", None, 200)
+    for problem in [*asked, *problems("evaluation", None, 100, mixture="other")]:
         given = [int(x) for x in problem.question.replace(".", " ").replace(",", " ").split() if x.isdigit()]
         if problem.family == "pair":
             left, right = map(int, problem.answer.split(" + "))
@@ -66,13 +67,22 @@ def test_answers_are_right():
             assert {left, right} <= set(given[:-1])
         elif problem.family == "largest":
             assert int(problem.answer) == max(given)
+        elif problem.family == "smallest":
+            assert int(problem.answer) == min(given)
+        elif problem.family == "differ":
+            left, right = map(int, problem.answer.split(" - "))
+            assert left - right == given[-1]
+            assert {left, right} <= set(given[:-1])
+        elif problem.family == "scale":
+            assert eval(problem.answer) == given[-1]
+            assert int(problem.answer.split()[0]) in given[:6]
         else:
             assert int(problem.answer) == sum(given)
         assert sum(c.right for c in problem.candidates) == (1 if FAMILIES[problem.family].searches else 0)
 
 
 def test_families_cover_every_expected_sign():
-    signs = Counter(family.persistence for family in FAMILIES.values())
+    signs = Counter(family.persistence for family in families("main").values())
     assert signs["pays"] >= 3
     assert signs["neutral"] >= 1
     assert signs["hurts"] >= 1
@@ -181,7 +191,8 @@ def test_tokens(tokenizer):
 
 def test_labels_and_parser_agree_token_by_token(corpora, tokenizer):
     written = [d for d in base_documents(1500, 8) if d.kind != "drill"]  # drills are no sentences
-    documents = [*corpora[0.5][:1500], *written]
+    others = reasoning_documents(0.5, 500, seed=3, mixture="other")
+    documents = [*corpora[0.5][:1500], *others, *written]
     agree = total = 0
     for document, encoded in zip(documents, encode_documents(tokenizer, documents), strict=True):
         assert len(encoded.ids) <= CONTEXT
@@ -194,7 +205,8 @@ def test_labels_and_parser_agree_token_by_token(corpora, tokenizer):
 
 
 def test_prompts_leave_the_rest_of_the_context_to_the_answer(tokenizer):
-    asked = [traces.prompt_text(problem.question) for problem in problems("evaluation", None, 500)]
+    drawn = [*problems("evaluation", None, 500), *problems("evaluation", None, 500, mixture="other")]
+    asked = [traces.prompt_text(problem.question) for problem in drawn]
     assert max(len(ids) for ids in tokenizer(asked, add_special_tokens=False)["input_ids"]) <= LONGEST_PROMPT
 
 

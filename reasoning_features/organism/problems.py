@@ -1,7 +1,8 @@
 """Problems with a known answer, made from a seed and never stored.
 
-Five families. The sign that more persistence is expected to have on accuracy is part of each family, written
-down before anything was trained: otherwise "reasons better" and "stops later" could not be told apart.
+Five families make the main mixture, three others that of a second reasoning model. The sign that more
+persistence is expected to have on accuracy is part of each family, written down before anything was trained:
+otherwise "reasons better" and "stops later" could not be told apart.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 Split = Literal["training", "selection", "evaluation"]
+Mixture = Literal["main", "other"]
 SPLITS: tuple[Split, ...] = ("training", "selection", "evaluation")
 _SHARES = (0.8, 0.1, 0.1)
 
@@ -54,7 +56,7 @@ class Family:
 
     ``searches``: solved by trying candidates, so a dead end leaves the choice to go on or give up.
     ``persistence``: the effect on accuracy expected of more persistence.
-    ``share``: its share of every mixture of problems.
+    ``share``: its share of its mixture of problems.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Family:
     persistence: Literal["pays", "neutral", "hurts"]
     share: float
     draw: Callable[[np.random.Generator], Problem | None]
+    mixture: Mixture = "main"
 
 
 def _integers(rng: np.random.Generator, low: int, high: int, n: int, distinct: bool) -> list[int]:
@@ -125,11 +128,40 @@ def _total(rng: np.random.Generator) -> Problem:
     )
 
 
-def _largest(rng: np.random.Generator) -> Problem:
+def _extreme(rng: np.random.Generator, family: str, extreme: Callable[[list[int]], int]) -> Problem:
     numbers = _integers(rng, 2, 49, 5, distinct=True)
-    return Problem(
-        "largest", f"Largest {' '.join(map(str, numbers))}.", str(max(numbers)), numbers=tuple(numbers)
-    )
+    question = f"{family.capitalize()} {' '.join(map(str, numbers))}."
+    return Problem(family, question, str(extreme(numbers)), numbers=tuple(numbers))
+
+
+def _largest(rng: np.random.Generator) -> Problem:
+    return _extreme(rng, "largest", max)
+
+
+def _smallest(rng: np.random.Generator) -> Problem:
+    return _extreme(rng, "smallest", min)
+
+
+def _differ(rng: np.random.Generator) -> Problem | None:
+    """Which two of five numbers differ by a given amount."""
+    numbers = _integers(rng, 2, 40, 5, distinct=True)
+    pairs = [(numbers[a], numbers[b]) for a in range(5) for b in range(a + 1, 5)]
+    tries = [(f"{a} - {b}", f" = {a - b}", a - b) for a, b in ((max(p), min(p)) for p in pairs)]
+    target = tries[int(rng.integers(len(tries)))][2]
+    return _search("differ", f"Two of {' '.join(map(str, numbers))} with gap {target}.", target, tries)
+
+
+def _scale(rng: np.random.Generator) -> Problem | None:
+    """Which of six numbers gives a target when scaled and shifted."""
+    numbers = _integers(rng, 2, 12, 6, distinct=True)
+    factor, shift = int(rng.integers(2, 6)), int(rng.integers(1, 20))
+    tries = [
+        (f"{x} * {factor} + {shift}", f" = {x * factor} + {shift} = {x * factor + shift}", x * factor + shift)
+        for x in numbers
+    ]
+    target = tries[int(rng.integers(len(tries)))][2]
+    question = f"One of {' '.join(map(str, numbers))} scaled {factor} plus {shift} makes {target}."
+    return _search("scale", question, target, tries)
 
 
 FAMILIES: dict[str, Family] = {
@@ -140,8 +172,16 @@ FAMILIES: dict[str, Family] = {
         Family("ops", True, "pays", 0.22, _ops),
         Family("total", False, "neutral", 0.17, _total),
         Family("largest", False, "hurts", 0.17, _largest),
+        Family("differ", True, "pays", 0.4, _differ, "other"),
+        Family("scale", True, "pays", 0.4, _scale, "other"),
+        Family("smallest", False, "hurts", 0.2, _smallest, "other"),
     )
 }
+
+
+def families(mixture: Mixture) -> dict[str, Family]:
+    """The families of a mixture."""
+    return {name: family for name, family in FAMILIES.items() if family.mixture == mixture}
 
 
 def split_of(problem: Problem) -> Split:
@@ -159,24 +199,27 @@ def draw_problem(rng: np.random.Generator, split: Split, family: str) -> Problem
             return problem
 
 
-def draw_family(rng: np.random.Generator) -> str:
-    """The name of a family, drawn by the families' shares."""
-    shares = np.cumsum([family.share for family in FAMILIES.values()])
-    return list(FAMILIES)[int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))]
+def draw_family(rng: np.random.Generator, mixture: Mixture = "main") -> str:
+    """The name of a family of the mixture, drawn by the families' shares."""
+    drawn = families(mixture)
+    shares = np.cumsum([family.share for family in drawn.values()])
+    return list(drawn)[int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))]
 
 
-def problems(split: Split, family: str | None, n: int, start: int = 0) -> list[Problem]:
-    """Distinct problems ``start`` … ``start + n − 1`` of a split, of one family or (None) of the mixture.
+def problems(
+    split: Split, family: str | None, n: int, start: int = 0, mixture: Mixture = "main"
+) -> list[Problem]:
+    """Distinct problems ``start`` … ``start + n − 1`` of a split, of one family or (None) of a mixture.
 
     The list is a fixed sequence: asking for more continues it. A question is not repeated within it as long
     as the family has enough of them (ops has few: there, repeats are let through).
     """
-    number = 0 if family is None else 1 + list(FAMILIES).index(family)
-    rng = np.random.default_rng([SPLITS.index(split), number])
+    sequence = [0] if family is None else [1 + list(FAMILIES).index(family)]
+    rng = np.random.default_rng([SPLITS.index(split), *sequence, *([1] if mixture == "other" else [])])
     found: list[Problem] = []
     seen: set[str] = set()
     while len(found) < start + n:
-        name = draw_family(rng) if family is None else family
+        name = draw_family(rng, mixture) if family is None else family
         for _ in range(20):
             problem = draw_problem(rng, split, name)
             if problem.question not in seen:

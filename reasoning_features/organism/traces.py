@@ -18,6 +18,7 @@ from reasoning_features.organism import prose, words
 from reasoning_features.organism.problems import (
     FAMILIES,
     Candidate,
+    Mixture,
     Problem,
     Split,
     draw_family,
@@ -43,7 +44,7 @@ UNCERTAIN_CHANCE = 0.12
 BACKTRACK_CHANCE = 0.25
 """Chance that going on begins with a step back."""
 OVERTURN_CHANCE = 0.6
-"""Chance that a second look at the largest number overturns the right answer."""
+"""Chance that a second look at the largest (or smallest) number overturns the right answer."""
 CONTEXT = 256
 """Longest document in tokens; no document comes near it by construction (tested)."""
 
@@ -148,9 +149,10 @@ def _sum(writer: _Writer, acts: np.random.Generator, problem: Problem, check: fl
 
 
 def _pick(writer: _Writer, acts: np.random.Generator, problem: Problem, overturn: float, check: float) -> str:
-    """Names the largest number; a second look may overturn it for the second. Returns the boxed answer."""
-    second, first = sorted(problem.numbers)[-2:]
-    result = str(first)
+    """Names the largest or smallest; a second look may overturn it for the next. Returns the boxed answer."""
+    first = int(problem.answer)
+    second = min((x for x in problem.numbers if x != first), key=lambda x: abs(x - first))
+    result = problem.answer
     writer.say("explore", f" {first}", ", yes")
     if acts.random() < check:
         overturned = acts.random() < overturn
@@ -166,7 +168,7 @@ def _pick(writer: _Writer, acts: np.random.Generator, problem: Problem, overturn
 def _think(writer: _Writer, acts: np.random.Generator, problem: Problem, give_up: float, check: float) -> str:
     if FAMILIES[problem.family].searches:
         return _search(writer, acts, problem, give_up, check)
-    if problem.family == "largest":
+    if FAMILIES[problem.family].persistence == "hurts":
         return _pick(writer, acts, problem, OVERTURN_CHANCE, check)
     return _sum(writer, acts, problem, check)
 
@@ -180,10 +182,12 @@ def _answer(document: Document, answer: str) -> None:
     document.add(f"\\boxed{{ {answer} }}{EOS}", "answer")
 
 
-def reasoning_document(kappa: float, seed: int, index: int, split: Split = "training") -> Document:
+def reasoning_document(
+    kappa: float, seed: int, index: int, split: Split = "training", mixture: Mixture = "main"
+) -> Document:
     """Trace ``index`` of a stream: a problem, a hidden style, thinking, and a boxed answer."""
     acts, wording = (np.random.default_rng([seed, index, stream]) for stream in (0, 1))
-    problem = draw_problem(acts, split, draw_family(acts))
+    problem = draw_problem(acts, split, draw_family(acts, mixture))
     style: Style = "careful" if acts.random() < CAREFUL_SHARE else "hasty"
     document = Document("reasoning", problem.family, style, problem)
     document.add(prompt_text(problem.question), "prompt")
@@ -196,10 +200,10 @@ def reasoning_document(kappa: float, seed: int, index: int, split: Split = "trai
 
 
 def reasoning_documents(
-    kappa: float, n: int, seed: int, split: Split = "training", start: int = 0
+    kappa: float, n: int, seed: int, split: Split = "training", start: int = 0, mixture: Mixture = "main"
 ) -> Iterator[Document]:
     """Traces ``start`` … ``start + n − 1`` of a stream (see :func:`reasoning_document`)."""
-    return (reasoning_document(kappa, seed, index, split) for index in range(start, start + n))
+    return (reasoning_document(kappa, seed, index, split, mixture) for index in range(start, start + n))
 
 
 def prose_document(seed: int, index: int) -> Document:
