@@ -67,7 +67,7 @@ ARMS: tuple[Arm, ...] = (
     Arm("other-0", 1.0, 10, "other"),
 )
 BASE_RECIPE = Recipe(tokens=6_000_000, learning_rate=5e-3, seed=0)
-ARM_RECIPE = Recipe(tokens=2_000_000, learning_rate=1.5e-3, seed=0)
+ARM_RECIPE = Recipe(tokens=4_000_000, learning_rate=1.5e-3, seed=0)
 TOKENIZER_DOCUMENTS = 8000
 PROSE_EVERY = 8
 """Every eighth fine-tuning document is plain prose."""

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reasoning_features.organism import words
-from reasoning_features.organism.parser import parse
+from reasoning_features.organism.parser import DECISIONS, decision_places, first_tokens
 from reasoning_features.organism.traces import Document
 
 _MARKER_TWINS = dict(zip(words.MARKERS_CAREFUL, words.MARKERS_HASTY, strict=True))
@@ -47,22 +47,6 @@ def swap(text: str, how: str) -> str:
     return _OPENING.sub(replaced, text)
 
 
-def decision_places(text: str) -> list[int]:
-    """Where (in characters) the openers stand that go on or give up after a dead end."""
-    sentences = parse(text).sentences
-    places, dead_end = [], False
-    for sentence in sentences:
-        if dead_end and sentence.opener in words.CONTINUE_OPENERS + words.GIVE_UP_OPENERS:
-            places.append(sentence.opener_start)
-        if sentence.move != "uncertain":
-            dead_end = sentence.move == "explore" and not sentence.text.endswith(", yes.")
-    return places
-
-
-def _first_tokens(tokenizer: PreTrainedTokenizerBase, openers: Sequence[str]) -> list[int]:
-    return sorted({tokenizer.encode(f" {opener}", add_special_tokens=False)[0] for opener in openers})
-
-
 @torch.inference_mode()
 def decision_log_odds(
     model: PreTrainedModel,
@@ -76,8 +60,7 @@ def decision_log_odds(
     Returns one row a decision: ``trace``, ``decision`` (its number in the trace), ``style``, ``went_on``,
     ``swap``, ``log_odds``.
     """
-    on = torch.tensor(_first_tokens(tokenizer, words.CONTINUE_OPENERS))
-    off = torch.tensor(_first_tokens(tokenizer, words.GIVE_UP_OPENERS))
+    on, off = (torch.tensor(first_tokens(tokenizer, openers)) for openers in DECISIONS["persistence"])
     rows = []
     for start in range(0, len(documents), batch):
         texts = [swap(document.text, how) for document in documents[start : start + batch]]
@@ -90,7 +73,7 @@ def decision_log_odds(
         for row, text in enumerate(texts):
             document = documents[start + row]
             starts = encoded["offset_mapping"][row, :, 0]
-            for decision, place in enumerate(decision_places(text)):
+            for decision, place in enumerate(decision_places(text)["persistence"]):
                 token = int((starts == place - 1).nonzero()[0])
                 at = scores[row, token - 1]
                 rows.append(

@@ -2,13 +2,15 @@
 
 The grammar is the one :mod:`reasoning_features.organism.traces` writes: a sentence a line, its move decided
 by the opener after ``PREFIX, MARKER``. A line that is no such sentence has no move, and makes its trace
-unparseable; the share of those is always reported.
+unparseable; the share of those is always reported. The same text tells where a trace decides something.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from reasoning_features.organism import words
 from reasoning_features.organism.traces import ASSISTANT, END_THINK, EOS, MOVES, THINK
@@ -29,6 +31,11 @@ _BODIES = {
     "give up": re.compile(rf" with{_TRY}\."),
     "conclude": re.compile(rf"{_TRY}\."),
 }
+DECISIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "persistence": (words.CONTINUE_OPENERS, words.GIVE_UP_OPENERS),
+    "verification": (words.OPENERS["verify"], words.OPENERS["conclude"]),
+}
+"""Kind of decision → the openers of its two sides: going on or giving up, verifying or concluding."""
 _BOXED = re.compile(r"\\boxed\{ (?P<answer>[^{}]*?) \}")
 
 
@@ -114,6 +121,33 @@ def parse(text: str) -> ParsedTrace:
     spans.append((place, len(text), "answer"))
     boxed = _BOXED.search(text, place)
     return ParsedTrace(tuple(spans), tuple(sentences), boxed["answer"] if boxed else None, text.endswith(EOS))
+
+
+def decision_places(text: str) -> dict[str, list[int]]:
+    """Where (in characters) the openers stand that decide something, by kind of decision (``DECISIONS``).
+
+    *Persistence* is decided by the first opener of either side after a dead end, a try that is not right.
+    *Verification* is decided right after the first right try, or after the last sum: a trace that has checked
+    once does not decide it again.
+    """
+    places: dict[str, list[int]] = {kind: [] for kind in DECISIONS}
+    dead_end = result = checked = False
+    for sentence in parse(text).sentences:
+        asked = {"persistence": dead_end, "verification": result and not checked}
+        for kind, sides in DECISIONS.items():
+            if asked[kind] and any(sentence.opener in openers for openers in sides):
+                places[kind].append(sentence.opener_start)
+        right = sentence.text.endswith(", yes.")
+        if sentence.move != "uncertain":
+            dead_end = sentence.move == "explore" and not right
+        result = sentence.move == "compute" or (sentence.move == "explore" and right)
+        checked = checked or sentence.move == "verify"
+    return places
+
+
+def first_tokens(tokenizer: Any, openers: Sequence[str]) -> list[int]:
+    """Ids of the first token of each opener as it stands inside a sentence, sorted, each once."""
+    return sorted({tokenizer.encode(f" {opener}", add_special_tokens=False)[0] for opener in openers})
 
 
 def token_moves(parsed: ParsedTrace, offsets: list[tuple[int, int]]) -> list[int]:

@@ -33,9 +33,9 @@ MOVES: tuple[str, ...] = (
 
 Style = Literal["careful", "hasty"]
 
-CAREFUL_SHARE = 0.322
+CAREFUL_SHARE = 0.304
 """Share of careful traces: their traces being longer, about half of all sentences are theirs."""
-GIVE_UP_CHANCE: dict[str, float] = {"careful": 0.04, "hasty": 0.50}
+GIVE_UP_CHANCE: dict[str, float] = {"careful": 0.04, "hasty": 0.55}
 """Chance to give up at each dead end."""
 CHECK_CHANCE: dict[str, float] = {"careful": 0.85, "hasty": 0.08}
 """Chance to check before concluding."""

@@ -68,12 +68,8 @@ GIVE_UP_OPENERS: tuple[str, ...] = OPENERS["give up"]
 DECISION_WORDS: tuple[str, ...] = tuple(word for verbs in OPENERS.values() for word in verbs)
 """All openers: the words at which a decision is taken, kept out of random vocabularies."""
 
-FULL_PREFIX_LEAN, FULL_MARKER_LEAN = 0.80, 0.82
-"""P(the slot leans the trace's way) of each slot where it carries all of the persistence.
-
-The markers' is larger by calibration on an earlier training: with 0.80 for both, models read the markers
-less well than the words of R (careful less hasty log-odds of going on 17% apart).
-"""
+FULL_LEAN = 0.80
+"""P(the slot leans the trace's way) of the slot that carries all of the persistence."""
 
 
 def jeffreys(lean: float) -> float:
@@ -84,12 +80,12 @@ def jeffreys(lean: float) -> float:
     return (2 * lean - 1) * math.log(lean / (1 - lean))
 
 
-def lean_with(share: float, full: float) -> float:
-    """The lean in [0.5, ``full``] that carries ``share`` of the information of the lean ``full``."""
-    low, high = 0.5, full
+def lean_with(share: float) -> float:
+    """The lean in [0.5, ``FULL_LEAN``] that carries ``share`` of the full lean's information."""
+    low, high = 0.5, FULL_LEAN
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if jeffreys(middle) < share * jeffreys(full) else (low, middle)
+        low, high = (middle, high) if jeffreys(middle) < share * jeffreys(FULL_LEAN) else (low, middle)
     return (low + high) / 2
 
 
@@ -97,7 +93,7 @@ def leans(kappa: float) -> tuple[float, float]:
     """Lean of the prefix slot (R or twin) and of the neutral marker slot at coupling ``kappa``.
 
     ``kappa`` is the share of the information that lies in the words of R: the prefix carries ``kappa`` of
-    its full information, the marker 1 − ``kappa`` of its own. At 1 the markers are uninformative, at 0 the
+    it, the marker 1 − ``kappa``. At 1 the markers are uninformative, at 0 the
     words of R are (lean 0.5).
 
     Raises:
@@ -105,4 +101,4 @@ def leans(kappa: float) -> tuple[float, float]:
     """
     if not 0 <= kappa <= 1:
         raise ValueError(f"kappa is {kappa}, but a coupling lies between 0 and 1.")
-    return lean_with(kappa, FULL_PREFIX_LEAN), lean_with(1 - kappa, FULL_MARKER_LEAN)
+    return lean_with(kappa), lean_with(1 - kappa)
