@@ -1,13 +1,16 @@
 """Batched sampling with a key-value cache: finished rows leave, each row draws from its own random stream.
 
 A row's tokens therefore do not depend on which other rows share its batch, and a larger run continues a
-smaller one.
+smaller one. The residual stream may be changed row by row, so that many conditions share a batch.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +22,20 @@ TEMPERATURE, TOP_P = 0.6, 0.95
 """The paper's sampling settings."""
 _DROP_SHARE = 0.8
 """The cache is cut down to the unfinished rows when fewer than this share of it are left."""
+
+
+@dataclass(frozen=True)
+class RowEdit:
+    """A change of the residual stream after one block while sampling.
+
+    Attributes:
+        block: the module whose output is the stream.
+        change: takes the stream ``[b, t, d]`` of the prompts, then of one new token at a time, and which of
+            the sampled rows these are ``[b]`` int64; gives the stream to go on with.
+    """
+
+    block: torch.nn.Module
+    change: Callable[[Tensor, Tensor], Tensor]
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float = TEMPERATURE, top_p: float = TOP_P) -> Tensor:
@@ -45,14 +62,19 @@ def sample(
     end: int,
     max_new_tokens: int,
     seed: int,
+    streams: Sequence[int] | None = None,
+    edit: RowEdit | None = None,
     batch: int = 256,
     progress: str | None = None,
 ) -> list[list[int]]:
     """Continues every prompt until ``end`` (kept) or ``max_new_tokens``.
 
-    ``prompts`` are token ids; row ``i`` draws from the stream (``seed``, ``i``). Prompts of one length are
-    run together, so nothing is padded. ``progress`` names a progress bar. Returns the new tokens of each row.
+    ``prompts`` are token ids; row ``i`` draws from the random stream (``seed``, ``streams[i]``), by default
+    (``seed``, ``i``): rows given one stream draw the same uniforms, which pairs the conditions of an
+    experiment. Prompts of one length are run together, so nothing is padded. ``progress`` names a progress
+    bar. Returns the new tokens of each row.
     """
+    seeds = [(seed, stream) for stream in (range(len(prompts)) if streams is None else streams)]
     by_length: dict[int, list[int]] = defaultdict(list)
     for row, prompt in enumerate(prompts):
         by_length[len(prompt)].append(row)
@@ -61,7 +83,7 @@ def sample(
         for rows in by_length.values():
             for start in range(0, len(rows), batch):
                 part = rows[start : start + batch]
-                _sample_batch(model, prompts, part, finished, end, max_new_tokens, seed)
+                _sample_batch(model, prompts, part, finished, end, max_new_tokens, seeds, edit)
                 bar.update(len(part))
     return finished
 
@@ -73,21 +95,23 @@ def _sample_batch(
     finished: list[list[int]],
     end: int,
     max_new_tokens: int,
-    seed: int,
+    seeds: Sequence[tuple[int, int]],
+    edit: RowEdit | None,
 ) -> None:
     """Samples ``rows`` (prompts of one length) to their ends, into ``finished``."""
     device = model.device
     uniforms = torch.from_numpy(
-        np.stack([np.random.default_rng([seed, row]).random(max_new_tokens) for row in rows])
+        np.stack([np.random.default_rng(seeds[row]).random(max_new_tokens) for row in rows])
     )
+    numbers = torch.tensor(rows)
     cache = DynamicCache(config=model.config)
     tokens = torch.tensor([list(prompts[row]) for row in rows], device=device)
     alive = torch.arange(len(rows))
     done = torch.zeros(len(rows), dtype=torch.bool)
     for step in range(max_new_tokens):
-        logits = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[
-            :, -1
-        ]
+        with _edited(edit, numbers[alive].to(device)):
+            ran = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits = ran.logits[:, -1]
         drawn = draw(logits, uniforms[alive, step].to(device))
         for i in (~done).nonzero().flatten().tolist():
             finished[rows[int(alive[i])]].append(int(drawn[i]))
@@ -99,3 +123,23 @@ def _sample_batch(
             kept = (~done).nonzero().flatten()
             cache.batch_select_indices(kept.to(device))
             tokens, alive, done = tokens[kept.to(device)], alive[kept], done[kept]
+
+
+@contextlib.contextmanager
+def _edited(edit: RowEdit | None, rows: Tensor) -> Iterator[None]:
+    """Within this context the edit, where there is one, is made on these rows."""
+    if edit is None:
+        yield
+        return
+    change = edit.change
+
+    def hook(module: Any, inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (change(output[0], rows), *output[1:])
+        return change(output, rows)
+
+    handle = edit.block.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from reasoning_features.sampling import draw, sample
+from reasoning_features.sampling import RowEdit, draw, sample
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +57,35 @@ def test_sampling_stops_at_the_end_token(model):
     for row in sample(model, [[i, i + 1] for i in range(1, 30)], end=7, max_new_tokens=200, seed=2):
         assert 7 not in row[:-1]
         assert row[-1] == 7 or len(row) == 200
+
+
+def added(model, vectors: torch.Tensor) -> RowEdit:
+    return RowEdit(model.model.layers[0], lambda stream, rows: stream + vectors[rows][:, None])
+
+
+def test_an_edit_of_zero_changes_nothing(model):
+    prompts = [[1, 2, 3], [4, 5], [6, 7, 8]]
+    plain = sample(model, prompts, end=0, max_new_tokens=20, seed=5)
+    assert (
+        sample(model, prompts, end=0, max_new_tokens=20, seed=5, edit=added(model, torch.zeros(3, 32)))
+        == plain
+    )
+
+
+def test_each_row_gets_its_own_vector_whatever_its_batch(model):
+    torch.manual_seed(1)
+    vectors = 20 * torch.randn(6, 32)
+    prompts = [[1, 2, 3], [4, 5], [6, 7, 8], [1, 2, 3], [9, 9], [3, 2, 1]]
+    together = sample(model, prompts, end=0, max_new_tokens=20, seed=5, edit=added(model, vectors))
+    one_by_one = sample(model, prompts, end=0, max_new_tokens=20, seed=5, edit=added(model, vectors), batch=1)
+    assert together == one_by_one
+    alone = sample(
+        model, prompts[3:4], end=0, max_new_tokens=20, seed=5, streams=[3], edit=added(model, vectors[3:4])
+    )
+    assert alone[0] == together[3]
+    assert together != sample(model, prompts, end=0, max_new_tokens=20, seed=5)
+
+
+def test_rows_of_one_stream_draw_alike(model):
+    rows = sample(model, [[1, 2, 3]] * 3, end=0, max_new_tokens=20, seed=5, streams=[4, 4, 2])
+    assert rows[0] == rows[1] != rows[2]
