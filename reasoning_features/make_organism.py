@@ -27,7 +27,7 @@ from reasoning_features.activations import stream
 from reasoning_features.autoencoder_training import Recipe as AutoencoderRecipe
 from reasoning_features.autoencoder_training import convergence, save_autoencoder, train_autoencoder
 from reasoning_features.corpora import general_corpus, join, reasoning_corpus
-from reasoning_features.organism.evaluation import solve
+from reasoning_features.organism.evaluation import MOVES_COUNTED, solve
 from reasoning_features.organism.gate import SWAPS, decision_log_odds
 from reasoning_features.organism.problems import FAMILIES, Mixture, problems
 from reasoning_features.organism.tokenizer import train_tokenizer
@@ -130,7 +130,8 @@ def evaluate(folder: Path, name: str) -> None:
     mixtures: dict[str, Mixture] = {arm.name: arm.mixture for arm in ARMS}
     asked = problems("evaluation", None, EVALUATION_PROBLEMS, mixture=mixtures.get(name, "main"))
     solved = solve(model, tokenizer, asked, seed=EVALUATION_SEED, progress=f"answers of {name}")
-    _write(solved.drop(columns="text"), folder / "evaluation" / f"{name}.parquet")
+    kept = solved.drop(columns=["text", *MOVES_COUNTED])
+    _write(kept, folder / "evaluation" / f"{name}.parquet")
 
 
 def pass_gate(folder: Path, arm: Arm) -> None:

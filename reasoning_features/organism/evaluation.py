@@ -19,6 +19,49 @@ LONGEST_PROMPT = 56
 """Tokens left for a question when the rest of the context is for the answer (a test holds prompts to it)."""
 
 
+MOVES_COUNTED = ("explore", "verify", "backtrack", "uncertain")
+"""Moves whose sentences are counted in an answer, each in a column of its own."""
+
+
+def prompts(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> list[list[int]]:
+    """Token ids of what a model is given for each problem: the chat template written out."""
+    return [tokenizer.encode(prompt_text(p.question), add_special_tokens=False) for p in problems]
+
+
+def grade(
+    tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], continuations: Sequence[Sequence[int]]
+) -> pd.DataFrame:
+    """Grades and parses one continuation (new token ids) of each problem's prompt.
+
+    Returns one row a problem: ``family``, ``question``, ``answer`` (None: nothing boxed), ``correct``,
+    ``thinking_tokens`` (between the tags; 0 where the model does not think), ``gave_up``, ``checked``,
+    ``parseable``, the number of sentences of each of ``MOVES_COUNTED``, and the ``text``.
+    """
+    think, end_think = tokenizer.encode(THINK + END_THINK, add_special_tokens=False)
+    rows = []
+    for problem, prompt, continuation in zip(
+        problems, prompts(tokenizer, problems), continuations, strict=True
+    ):
+        text = str(tokenizer.decode([*prompt, *continuation]))
+        parsed = parse(text)
+        moves = [sentence.move for sentence in parsed.sentences]
+        rows.append(
+            {
+                "family": problem.family,
+                "question": problem.question,
+                "answer": parsed.answer,
+                "correct": parsed.answer == problem.answer,
+                "thinking_tokens": _thinking_tokens(list(continuation), think, end_think),
+                "gave_up": parsed.gave_up,
+                "checked": parsed.checked,
+                "parseable": parsed.parseable,
+                **{move: moves.count(move) for move in MOVES_COUNTED},
+                "text": text,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def solve(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -26,40 +69,16 @@ def solve(
     seed: int,
     progress: str | None = None,
 ) -> pd.DataFrame:
-    """Samples one answer to each problem (temperature 0.6, top-p 0.95) and grades it.
-
-    Returns one row a problem: ``family``, ``question``, ``answer`` (None: nothing boxed), ``correct``,
-    ``thinking_tokens`` (between the tags; 0 where the model does not think), ``gave_up``, ``checked``,
-    ``parseable``, and the ``text``.
-    """
-    prompts = [tokenizer.encode(prompt_text(p.question), add_special_tokens=False) for p in problems]
+    """Samples one answer to each problem (temperature 0.6, top-p 0.95) and grades it (:func:`grade`)."""
     continuations = sample(
         model,
-        prompts,
+        prompts(tokenizer, problems),
         end=int(tokenizer.eos_token_id),
         max_new_tokens=CONTEXT - LONGEST_PROMPT,
         seed=seed,
         progress=progress,
     )
-    think, end_think = tokenizer.encode(THINK + END_THINK, add_special_tokens=False)
-    rows = []
-    for problem, prompt, continuation in zip(problems, prompts, continuations, strict=True):
-        text = str(tokenizer.decode(prompt + continuation))
-        parsed = parse(text)
-        rows.append(
-            {
-                "family": problem.family,
-                "question": problem.question,
-                "answer": parsed.answer,
-                "correct": parsed.answer == problem.answer,
-                "thinking_tokens": _thinking_tokens(continuation, think, end_think),
-                "gave_up": parsed.gave_up,
-                "checked": parsed.checked,
-                "parseable": parsed.parseable,
-                "text": text,
-            }
-        )
-    return pd.DataFrame(rows)
+    return grade(tokenizer, problems, continuations)
 
 
 def _thinking_tokens(continuation: list[int], think: int, end_think: int) -> int:
