@@ -69,3 +69,22 @@ def move_table(corpora: Sequence[Corpus], tokenizer: Any, words: Sequence[str]) 
         order = grouped["move"].map({name: i for i, name in enumerate(names)})
         parts.append(grouped.loc[order.sort_values().index])
     return pd.concat(parts, ignore_index=True)
+
+
+def telling_documents(corpus: Corpus, quantile: float = 0.7) -> list[int]:
+    """Documents to show: one of each of the first two styles, or where styles are not known two documents.
+
+    Of those with the most kinds of moves the one whose length is nearest to a ``quantile`` of all lengths.
+    """
+    lengths = np.diff(corpus.starts)
+    kinds = np.zeros(corpus.n_documents)
+    if corpus.moves is not None:
+        pairs = np.unique(np.stack([corpus.document_of, corpus.moves]), axis=1)
+        kinds = np.bincount(pairs[0], minlength=corpus.n_documents).astype(float)
+    order = np.lexsort((np.abs(lengths - np.quantile(lengths, quantile)), -kinds))
+    if corpus.styles is None:
+        return [int(i) for i in order[:2]]
+    first: dict[str, int] = {}
+    for i in order:
+        first.setdefault(corpus.styles[i], int(i))
+    return [first[style] for style in dict.fromkeys(corpus.styles)][:2]

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from reasoning_features.corpora import Corpus
-from reasoning_features.corpus_tables import move_table, sentences, summary_table
+from reasoning_features.corpus_tables import move_table, sentences, summary_table, telling_documents
 
 
 @pytest.fixture
@@ -70,3 +70,22 @@ def test_summary(written) -> None:
     row = summary_table([written[0]]).iloc[0]
     assert (row["documents"], row["tokens"], row["domains"]) == (2, written[0].n_tokens, "pair 1, ops 1")
     assert row["special"] == pytest.approx(2 / written[0].n_tokens)
+
+
+def test_telling_documents_have_the_most_moves_of_their_style(written) -> None:
+    corpus = written[0]
+    lengths, moves = [4, 2, 6, 5], [[0, 0, 0, 0], [0, 1], [0, 1, 2, 0, 0, 0], [0, 1, 2, 0, 0]]
+    made = replace(
+        corpus,
+        tokens=np.zeros(17, dtype=np.int32),
+        starts=np.cumsum([0, *lengths]),
+        special=np.zeros(17, dtype=bool),
+        thinking=np.ones(17, dtype=bool),
+        domains=["a"] * 4,
+        moves=np.concatenate(moves).astype(np.int8),
+        styles=["careful", "hasty", "careful", "careful"],
+    )
+    # Documents 2 and 3 have three kinds of moves each; the 70% length is 5.1, and 5 is nearer to it than 6.
+    assert telling_documents(made) == [3, 1]
+    assert telling_documents(replace(made, styles=None)) == [3, 2]
+    assert telling_documents(replace(made, styles=None, moves=None, move_names=())) == [3, 2]
