@@ -143,6 +143,23 @@ class Subject:
         finally:
             handle.remove()
 
+    def gradient(self, tokens: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
+        """∂ target / ∂ stream at the hook point ``[b, t, d]`` for token ids ``[b, t]``.
+
+        Args:
+            tokens: token ids ``[b, t]``.
+            target: takes the next-token logits ``[b, t, vocabulary]`` and gives one number.
+        """
+        leaves: list[Tensor] = []
+
+        def leaf(stream: Tensor) -> Tensor:
+            leaves.append(stream.detach().requires_grad_(True))
+            return leaves[0]
+
+        with self.edited(leaf), torch.enable_grad():
+            value = target(self.model(input_ids=tokens.to(self.device), use_cache=False).logits)
+        return torch.autograd.grad(value, leaves[0])[0]
+
     def loss(self, tokens: Tensor, valid: Tensor) -> Tensor:
         """Next-token loss ``[b, t - 1]`` in nats; column ``i`` is the loss of predicting token ``i + 1``.
 

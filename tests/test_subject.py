@@ -77,6 +77,55 @@ def test_logits_with_an_edit(tiny_subject: Subject, tokens: torch.Tensor) -> Non
     torch.testing.assert_close(blank[0, 0], blank[3, 0])
 
 
+def test_gradient_is_the_slope_of_the_target(tiny_subject: Subject, tokens: torch.Tensor) -> None:
+    def target(logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, 5, 7].double().sum()
+
+    slope = tiny_subject.gradient(tokens, target)
+    direction = torch.randn(slope.shape, generator=torch.Generator().manual_seed(0))
+    step = 1e-3
+    up, down = (
+        target(tiny_subject.logits_with(tokens, lambda stream, by=by: stream + by * direction))
+        for by in (step, -step)
+    )
+    torch.testing.assert_close(
+        (slope * direction).sum().double(), (up - down) / (2 * step), rtol=2e-2, atol=1e-3
+    )
+    # attention is causal: what comes after a position does not move its logits
+    assert slope[:, 6:].abs().max() == 0 < slope[:, :6].abs().max()
+
+
+def test_going_on_from_a_stream_is_the_whole_model(tiny_subject: Subject, tokens: torch.Tensor) -> None:
+    plain, streams = tiny_subject.logits(tokens), tiny_subject.residuals(tokens, range(LAYERS))
+    places = torch.tensor([[3, 16], [0, 5], [9, 9], [1, 2]])
+    for layer, stream in streams.items():
+        found = tiny_subject.logits_from(stream, layer, places)
+        torch.testing.assert_close(found, plain[torch.arange(4)[:, None], places], rtol=1e-4, atol=1e-4)
+    assert torch.equal(tiny_subject.logits(tokens), plain)  # nothing stays behind
+    with pytest.raises(UserError, match="out of range"):
+        tiny_subject.logits_from(stream, LAYERS, places)
+
+
+@pytest.mark.parametrize("width", [2, 64])
+def test_versions_of_one_token_equal_whole_runs(
+    tiny_subject: Subject, tokens: torch.Tensor, width: int
+) -> None:
+    prefix, place = tiny_subject.prefix(tokens[0]), 9
+    torch.testing.assert_close(prefix.stream, tiny_subject.residual(tokens[:1])[0], rtol=1e-5, atol=1e-5)
+    moves = torch.randn(5, prefix.stream.shape[1], generator=torch.Generator().manual_seed(0))
+    found = tiny_subject.logits_of_versions(prefix, place, prefix.stream[place] + moves, width)
+
+    def moved(stream: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+        edited = stream.clone()
+        edited[:, place] += by
+        return edited
+
+    for move, logits in zip(moves, found, strict=True):
+        whole = tiny_subject.logits_with(tokens[:1], lambda stream, by=move: moved(stream, by))[0, place]
+        torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-4)
+    assert (found[0] - found[1]).abs().max() > 0.1
+
+
 def test_loss_is_next_token_cross_entropy_and_nan_at_padding(
     tiny_subject: Subject, tokens: torch.Tensor
 ) -> None:
