@@ -1,0 +1,257 @@
+"""Are features driven by tokens or by context? Words put into plain text, and moves without those words.
+
+After 2601.05679 ("Do Sparse Autoencoders Identify Reasoning Features in Language Models?"): tokens are put
+into plain documents of 64 tokens, three a document, and each feature's largest activation in a document is
+compared with the untouched documents'. Its rule, by Cohen's d and a t-test (``docs/methodology.md`` of its
+code): token-driven at d ≥ 0.8 and p < 0.01; partially at d ≥ 0.5, p < 0.01; weakly at d ≥ 0.2, p < 0.05;
+else context-dependent. Here the middle two are one class, "partly". Where that paper takes each feature's own
+top tokens and the best of many ways to put them in, here the tokens are R's, placed at random between words:
+what is asked is whether R's words alone do it. Control words matched in frequency are put at the same places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from reasoning_features.activations import stream
+from reasoning_features.corpora import Corpus
+from reasoning_features.errors import UserError
+from reasoning_features.injection import INJECTED, draw_places, inject, plain_documents, usual_forms
+from reasoning_features.sentences import sentence_of, sentence_starts
+from reasoning_features.significance import bootstrap_weights
+from reasoning_features.subject import Subject
+from reasoning_features.word_masks import TokenIndex, Window, form_ids
+
+Array = NDArray[np.float64]
+CLASSES = ("token-driven", "partly", "context-driven")
+LARGE, SMALL = 0.8, 0.2
+"""Cohen's d from which a feature is token-driven, and from which it is partly so."""
+P_LARGE, P_SMALL = 0.01, 0.05
+RESAMPLES, SEED = 1000, 0
+
+
+def read_features(
+    subject: Subject, sae: Any, corpus: Corpus, features: NDArray[np.int64], batch_tokens: int
+) -> NDArray[np.float32]:
+    """Activations of these features on every token ``[n_tokens, k]``; 0 at special tokens."""
+    values = np.zeros((corpus.n_tokens, len(features)), dtype=np.float32)
+    for batch in stream(subject, corpus, batch_tokens):
+        values[batch.positions.numpy()] = sae.encode(batch.residual)[:, features].detach().cpu().numpy()
+    return values
+
+
+def span_share(values: NDArray[np.float32], spans: NDArray[np.int64]) -> Array:
+    """Share of spans (start, end exclusive) ``[n, 2]`` in which each feature is active anywhere ``[k]``."""
+    active = np.concatenate([np.zeros((1, values.shape[1]), dtype=np.int64), np.cumsum(values > 0, axis=0)])
+    return np.asarray((active[spans[:, 1]] > active[spans[:, 0]]).mean(axis=0), dtype=float)
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What words do to features, feature by feature.
+
+    Attributes:
+        table: one row a feature: see :func:`measure_controls`.
+        untouched: each document's largest activation ``[d, k]`` as it stands,
+        with_words: and with words of R put in.
+    """
+
+    table: pd.DataFrame
+    untouched: NDArray[np.float32]
+    with_words: NDArray[np.float32]
+
+
+def measure_controls(
+    subject: Subject,
+    sae: Any,
+    features: NDArray[np.int64],
+    reasoning: Corpus,
+    general: Corpus,
+    tokenizer: Any,
+    words: Sequence[str],
+    control_words: Sequence[str],
+    capitalised_only: Collection[str],
+    window: Window,
+    batch_tokens: int,
+    seed: int = SEED,
+) -> Controls:
+    """Activate features by words alone, and by reasoning without those words.
+
+    Args:
+        subject: the model and its hook point.
+        sae: the autoencoder.
+        features: which features.
+        reasoning: traces, for the words' usual forms and for sentences with and without them.
+        general: general text; its plain documents take the words.
+        tokenizer: the subject's.
+        words: R.
+        control_words: words matched to R in frequency.
+        capitalised_only: words with one form (:func:`reasoning_features.word_masks.form_ids`).
+        window: a word acts on its own tokens and on as many after it as the window says.
+        batch_tokens: the most token ids in one pass.
+        seed: of places and words.
+
+    Returns:
+        Controls whose table has ``feature``; shares of places at which the feature is active: ``R put in``,
+        ``control put in`` (at the word or within the window after it), ``untouched`` (the same places as they
+        stand), ``R in plain text`` (occurrences there; missing without any), ``sentences with R`` and
+        ``sentences without R`` (of thinking, anywhere but on R's own tokens); ``d`` and ``p`` of the largest
+        activation a document with R put in, ``control d``, ``control p``; ``class``.
+
+    Raises:
+        UserError: no plain documents, or a word that cannot be written.
+    """
+    rng = np.random.default_rng(seed)
+    plain = plain_documents(general)
+    places = draw_places(plain, tokenizer, INJECTED, seed)
+    drawn = rng.integers(0, 2**31, size=len(places))
+    before = read_features(subject, sae, plain, features, batch_tokens)
+    untouched = _maxima(plain, before)
+    table: dict[str, Any] = {"feature": features}
+    maxima = {}
+    for name, chosen in (("R", words), ("control", control_words)):
+        forms = list(usual_forms(reasoning, tokenizer, chosen, capitalised_only).values())
+        made = inject(plain, places, [forms[draw % len(forms)] for draw in drawn], f"{name} put in")
+        values = read_features(subject, sae, made.corpus, features, batch_tokens)
+        maxima[name] = _maxima(made.corpus, values)
+        table[f"{name} put in"] = span_share(values, _reaching(made.corpus, made.spans, window[1]))
+    one = np.stack([places, places + 1], axis=1)
+    table["untouched"] = span_share(before, _reaching(plain, one, window[1]))
+    index = TokenIndex(plain)
+    natural = [index.occurrences(form_ids(tokenizer, word, capitalised_only)) for word in words]
+    spans = np.concatenate(natural)
+    nothing = np.full(len(features), np.nan)
+    table["R in plain text"] = (
+        span_share(before, _reaching(plain, spans, window[1])) if len(spans) else nothing
+    )
+    table |= sentence_shares(
+        subject, sae, features, reasoning, tokenizer, words, capitalised_only, batch_tokens
+    )
+    for name, prefix in (("R", ""), ("control", "control ")):
+        ones = np.ones((1, len(untouched)))
+        table[f"{prefix}d"], table[f"{prefix}p"] = (x[0] for x in effect_size(untouched, maxima[name], ones))
+    table["class"] = classify(table["d"], table["p"])
+    return Controls(pd.DataFrame(table), untouched, maxima["R"])
+
+
+def sentence_shares(
+    subject: Subject,
+    sae: Any,
+    features: NDArray[np.int64],
+    reasoning: Corpus,
+    tokenizer: Any,
+    words: Sequence[str],
+    capitalised_only: Collection[str],
+    batch_tokens: int,
+) -> dict[str, Array]:
+    """Share of sentences of thinking with and without a word of R in which each feature is active ``[k]``.
+
+    R's own tokens are left out, so that a feature of the word itself does not count for the sentence.
+    """
+    starts = sentence_starts(reasoning, tokenizer)
+    sentence = sentence_of(reasoning, starts)
+    index = TokenIndex(reasoning)
+    spans = [index.occurrences(form_ids(tokenizer, word, capitalised_only)) for word in words]
+    own = index.mask(np.concatenate(spans), (0, 0))
+    inside = (sentence >= 0) & reasoning.thinking
+    holds, counted = (np.zeros(len(starts), dtype=bool) for _ in range(2))
+    holds[sentence[own & inside]] = True
+    counted[sentence[inside]] = True
+    values = read_features(subject, sae, reasoning, features, batch_tokens)
+    active = np.zeros((len(starts), len(features)), dtype=bool)
+    rows = inside & ~own
+    np.logical_or.at(active, sentence[rows], values[rows] > 0)
+    groups = {"sentences with R": counted & holds, "sentences without R": counted & ~holds}
+    missing = np.full(len(features), np.nan)
+    return {name: active[group].mean(axis=0) if group.any() else missing for name, group in groups.items()}
+
+
+def effect_size(
+    untouched: NDArray[np.floating], changed: NDArray[np.floating], weights: Array
+) -> tuple[Array, Array]:
+    """Cohen's d of documents changed against untouched, and p of the t-test, both ``[b, k]``.
+
+    Args:
+        untouched: each document's largest activation ``[d, k]``.
+        changed: the same with words put in ``[d, k]``.
+        weights: how often each document counts ``[b, d]``.
+
+    d is the difference of means over the pooled standard deviation (0 where neither varies nor differs,
+    infinite where a difference has no spread); p is of Student's two-sample test, two-sided.
+    """
+    n = weights.sum(axis=1, keepdims=True)
+    moments = []
+    for values in (untouched, changed):
+        wide = np.asarray(values, dtype=float)
+        mean = weights @ wide / n
+        moments.append((mean, np.maximum(weights @ wide**2 / n - mean**2, 0) * n / (n - 1)))
+    (first, spread), (second, other) = moments
+    pooled = np.sqrt((spread + other) / 2)
+    gap = second - first
+    with np.errstate(divide="ignore", invalid="ignore"):
+        d = np.where(np.abs(gap) > 1e-12, gap / pooled, 0.0)
+    return d, 2 * student.sf(np.abs(d) * np.sqrt(n / 2), 2 * n - 2)
+
+
+def classify(d: Array, p: Array) -> NDArray[np.str_]:
+    """The class of each feature by effect size and p, elementwise: one of :data:`CLASSES`."""
+    token = (d >= LARGE) & (p < P_LARGE)
+    partly = (d >= SMALL) & (p < P_SMALL)
+    return np.where(token, CLASSES[0], np.where(partly, CLASSES[1], CLASSES[2]))
+
+
+def class_shares(
+    controls: Controls, groups: Mapping[str, NDArray[np.bool_]], causal: NDArray[np.bool_] | None = None
+) -> pd.DataFrame:
+    """Share of each class in groups of features, with intervals over features and documents.
+
+    Args:
+        controls: what was measured.
+        groups: name → which of the table's features ``[k]``.
+        causal: which of them have a true causal effect ``[k]``, where that is known.
+
+    Returns:
+        One row a group and class: ``group``, ``class``, ``share``, ``low``, ``high`` (95%: features and
+        documents both resampled), ``causal`` (share of the group that is of the class and truly causal;
+        missing where not known), ``features``, ``documents``.
+
+    Raises:
+        UserError: a group has no features.
+    """
+    documents = len(controls.untouched)
+    weights = bootstrap_weights(documents, RESAMPLES, SEED)
+    d, p = effect_size(controls.untouched, controls.with_words, weights)
+    again = classify(d, p)
+    rows: list[dict[str, Any]] = []
+    for name, member in groups.items():
+        if not member.any():
+            raise UserError(f"There are no features in the group {name!r}: choose at least one.")
+        n = int(member.sum())
+        drawn = bootstrap_weights(n, RESAMPLES, SEED + 1)
+        for kind in CLASSES:
+            own = controls.table["class"].to_numpy()[member] == kind
+            share = float(own.mean())
+            both = float("nan") if causal is None else float((own & causal[member]).mean())
+            resampled = (drawn * (again[:, member] == kind)).sum(axis=1) / n
+            low, high = np.quantile(resampled, [0.025, 0.975])
+            told = {"group": name, "class": kind, "share": share, "low": float(low), "high": float(high)}
+            rows.append(told | {"causal": both, "features": n, "documents": documents})
+    return pd.DataFrame(rows)
+
+
+def _reaching(corpus: Corpus, spans: NDArray[np.int64], after: int) -> NDArray[np.int64]:
+    """Spans made longer by ``after`` tokens, never past their document's end."""
+    end = corpus.starts[np.searchsorted(corpus.starts, spans[:, 0], side="right")]
+    return np.stack([spans[:, 0], np.minimum(spans[:, 1] + after, end)], axis=1)
+
+
+def _maxima(corpus: Corpus, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each document's largest activation ``[d, k]``."""
+    return np.maximum.reduceat(values, corpus.starts[:-1], axis=0)

@@ -1,0 +1,98 @@
+"""Token-driven and context-driven features, built to be so."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ttest_ind
+from test_word_masks import PIECES, Pieces, corpus_of
+
+from reasoning_features.errors import UserError
+from reasoning_features.lexical_controls import (
+    Controls,
+    class_shares,
+    classify,
+    effect_size,
+    measure_controls,
+    span_share,
+)
+
+WAIT = PIECES.index(" wait")
+
+
+class OneHot:
+    """A subject whose stream says which token stands there, and whether the document began with "let"."""
+
+    tokenizer = Pieces()
+
+    def residual(self, tokens: torch.Tensor) -> torch.Tensor:
+        hot = torch.nn.functional.one_hot(tokens, len(PIECES) + 1).float()
+        thinks = (tokens[:, :1] == PIECES.index("let")).float().expand(tokens.shape)
+        return torch.cat([hot, thinks[..., None]], dim=2)
+
+
+class Three:
+    """Feature 0 fires on " wait" always, feature 1 only in documents that think, feature 2 never."""
+
+    cfg = SimpleNamespace(d_in=len(PIECES) + 2)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x[:, WAIT], x[:, -1], torch.zeros(len(x))], dim=1)
+
+
+def measured() -> Controls:
+    thinking = ["let", " wait", " a", ".", " b", " a", "."]
+    reasoning = corpus_of(*[thinking] * 20)
+    reasoning.thinking[:] = True
+    general = corpus_of(*[["a", " b", " a", " a", ".", " b", " a"]] * 20)
+    return measure_controls(
+        OneHot(), Three(), np.arange(3), reasoning, general, Pieces(), ["wait"], ["a"], (), (1, 1), 256
+    )
+
+
+def test_one_feature_of_the_word_and_one_of_the_context():
+    controls = measured()
+    table = controls.table
+    assert table["class"].tolist() == ["token-driven", "context-driven", "context-driven"]
+    assert table["R put in"].tolist() == [1, 0, 0]
+    assert table["control put in"].tolist() == table["untouched"].tolist() == [0, 0, 0]
+    assert table["R in plain text"].isna().all()
+    # two sentences a trace, the first with "wait"; on other tokens the word's own feature is silent
+    assert table["sentences with R"].tolist() == [0, 1, 0]
+    assert table["sentences without R"].tolist() == [0, 1, 0]
+    assert np.isinf(table.loc[0, "d"]) and table.loc[0, "control d"] == 0
+    groups = {"selected": np.array([True, True, False]), "others": np.array([False, False, True])}
+    shares = class_shares(controls, groups, causal=np.array([True, False, False]))
+    selected = shares[shares["group"] == "selected"].set_index("class")
+    assert selected["share"].to_dict() == {"token-driven": 0.5, "partly": 0.0, "context-driven": 0.5}
+    assert selected.loc["token-driven", "causal"] == 0.5 and selected.loc["context-driven", "causal"] == 0
+    # two features drawn from two: 0, 1 or 2 of them token-driven
+    assert (selected.loc["token-driven", "low"], selected.loc["token-driven", "high"]) == (0, 1)
+    assert (shares["documents"] == 20).all()
+    with pytest.raises(UserError, match="no features in the group 'none'"):
+        class_shares(controls, {"none": np.zeros(3, bool)})
+
+
+def test_effect_size_is_cohens_and_students():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(0, 1, (30, 2)), rng.normal([0.4, 2], 1.5, (30, 2))
+    d, p = effect_size(first, second, np.ones((1, 30)))
+    pooled = np.sqrt((first.var(0, ddof=1) + second.var(0, ddof=1)) / 2)
+    np.testing.assert_allclose(d[0], (second.mean(0) - first.mean(0)) / pooled)
+    np.testing.assert_allclose(p[0], ttest_ind(second, first).pvalue)
+
+
+def test_the_rule():
+    d = np.array([0.9, 0.9, 0.9, 0.6, 0.3, 0.3, 0.1, -2.0])
+    p = np.array([0.001, 0.03, 0.2, 0.001, 0.04, 0.06, 0.0, 0.0])
+    expected = ["token-driven", "partly", "context-driven", "partly", "partly"] + ["context-driven"] * 3
+    assert classify(d, p).tolist() == expected
+
+
+def test_share_of_spans():
+    values = np.array([[0, 1], [0, 0], [2, 0], [0, 0]], dtype=np.float32)
+    spans = np.array([[0, 2], [1, 3], [3, 4]])
+    assert span_share(values, spans).tolist() == [1 / 3, 1 / 3]
