@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,8 +37,10 @@ TOLERANCES = (
     Tolerance("x02_*", 0.1, 0.02, "trained live"),
     Tolerance("t02_*", 0.1, 0.02, "trained live"),
     Tolerance("claims_02_*", 0.1, 0.02, "trained live"),
+    Tolerance("*.html", 0.011, 0.011, "rounded for reading"),
     Tolerance("*", 1e-3, 1e-4, "the same computation in another order"),
 )
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?|\.\d+")
 
 
 def verify(profile: str) -> int:
@@ -93,6 +96,8 @@ def compare(committed: Path, rebuilt: Path) -> tuple[bool, str]:
         return True, "same bytes"
     if committed.suffix == ".csv":
         return _compare_frames(pd.read_csv(committed), pd.read_csv(rebuilt), tolerance(committed.name))
+    if committed.suffix == ".html":
+        return _compare_pages(committed.read_text(), rebuilt.read_text(), tolerance(committed.name))
     if committed.name.startswith("claims_"):
         return _compare_frames(_claims(committed), _claims(rebuilt), tolerance(committed.name))
     return True, "other bytes"
@@ -117,6 +122,16 @@ def _compare_frames(a: pd.DataFrame, b: pd.DataFrame, allowed: Tolerance) -> tup
             return False, f"column {column} lies beyond {allowed.relative:g} ({allowed.reason})"
         largest = max(largest, float(np.nanmax(np.abs(y - x), initial=0.0)))
     return True, f"within tolerance, largest difference {largest:.2g}"
+
+
+def _compare_pages(a: str, b: str, allowed: Tolerance) -> tuple[bool, str]:
+    """Pages agree when they have the same words, and their numbers lie within the tolerance."""
+    if NUMBER.split(a) != NUMBER.split(b):
+        return False, "the page has other words"
+    x, y = (np.array([float(number) for number in NUMBER.findall(text)]) for text in (a, b))
+    if not np.allclose(y, x, rtol=allowed.relative, atol=allowed.absolute):
+        return False, f"a number lies beyond {allowed.relative:g} ({allowed.reason})"
+    return True, f"within tolerance, largest difference {np.abs(y - x).max(initial=0.0):.2g}"
 
 
 def _claims(path: Path) -> pd.DataFrame:

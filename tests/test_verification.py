@@ -13,7 +13,7 @@ def pair(tmp_path):
         paths = []
         for folder, text in (("committed", committed), ("rebuilt", rebuilt)):
             path = tmp_path / folder / name
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             if text is not None:
                 path.write_text(text)
             paths.append(path)
@@ -42,6 +42,19 @@ def test_numbers_are_compared_within_the_declared_tolerance(pair, committed, reb
 
 def test_what_is_trained_live_may_differ_more():
     assert tolerance("x02_curves.csv").relative > tolerance("x03_grid.csv").relative
+
+
+@pytest.mark.parametrize(
+    ("rebuilt", "agree", "said"),
+    [
+        ("<p style=--a:.51>wait 2.31e-05</p>", True, "largest difference 0.01"),
+        ("<p style=--a:.53>wait 2.3e-05</p>", False, "a number lies beyond"),
+        ("<p style=--a:.50>hmm 2.3e-05</p>", False, "other words"),
+    ],
+)
+def test_pages_have_the_same_words_and_numbers_that_are_near(pair, rebuilt, agree, said):
+    result = compare(*pair("features/index.html", "<p style=--a:.50>wait 2.3e-05</p>", rebuilt))
+    assert result[0] == agree and said in result[1]
 
 
 def test_claims_agree_when_numbers_are_near_and_verdicts_the_same(pair):

@@ -1,0 +1,122 @@
+"""Figures of features give back what they draw, and no text lies on other text."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from reasoning_features.activating_examples import Example
+from reasoning_features.feature_figures import CHARACTERS, draw_interface, draw_snippets, visible, wrapped
+from reasoning_features.feature_interface import FeatureInterface
+from reasoning_features.figures import DOTS
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def example(feature: int = 7, n: int = 41, seed: int = 0) -> Example:
+    rng = np.random.default_rng(seed)
+    words = (" wait", ",", " $x_", "\n", "34", " <b>")
+    pieces = tuple(words[i] for i in rng.integers(0, len(words), n))
+    values = np.maximum(rng.normal(-0.5, 1, n), 0).astype(np.float32)
+    return Example(feature, 0, pieces, values, int(values.argmax()))
+
+
+def interface(**changes) -> FeatureInterface:
+    tokens = [(f" token{i} that is long", 3.0 - i) for i in range(10)]
+    made = dict(
+        feature=7, score=0.0123, rank=3, density=0.02, maximum=3.0,
+        histogram=np.array([5, 9, 2]), edges=np.array([0.5, 1.0, 2.0, 4.0]), by_move={},
+        positive=tokens, negative=[("$", -1.0), ("\n", -0.5)], examples=[example(seed=i) for i in range(8)],
+        mode="exploration",
+    )  # fmt: skip
+    return FeatureInterface(**(made | changes))
+
+
+def overlaps(fig) -> list[tuple[str, str]]:
+    """Pairs of texts whose boxes share more than a sliver."""
+    fig.set_dpi(DOTS)
+    fig.canvas.draw()
+    renderer = fig.canvas.get_renderer()
+    axes = [axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)]
+    beyond = {  # ticks outside the limits have labels that are not drawn
+        tick.label1
+        for axis in axes
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+    }
+    texts = [t for t in fig.findobj(plt.Text) if t.get_text().strip() and t.get_visible() and t not in beyond]
+    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts]
+    found = []
+    for i, (a, x) in enumerate(boxes):
+        for b, y in boxes[i + 1 :]:
+            width = min(x.x1, y.x1) - max(x.x0, y.x0)
+            height = min(x.y1, y.y1) - max(x.y0, y.y0)
+            if width > 3 and height > 5:
+                found.append((a, b))
+    return found
+
+
+def test_the_interface_draws_what_it_returns():
+    fig, data = draw_interface(interface(), examples=6)
+    assert data["part"].value_counts().to_dict() == {
+        "example": 6 * 41,
+        "positive": 10,
+        "negative": 2,
+        "histogram": 3,
+    }
+    assert data.loc[data["part"] == "histogram", "value"].tolist() == [5, 9, 2]
+    assert data.loc[data["part"] == "negative", "text"].tolist() == ["$", "⏎"]
+    shaded = sum(patch.get_height() == 1 for patch in fig.axes[-1].patches)
+    assert shaded >= sum(int((e.activations > 0).sum()) for e in interface().examples[:6])
+    assert overlaps(fig) == []
+
+
+def test_a_feature_that_is_never_active_is_drawn_too():
+    none = {
+        "histogram": np.zeros(0, int),
+        "edges": np.ones(1),
+        "examples": [],
+        "maximum": 0.0,
+        "density": 0.0,
+    }
+    fig, data = draw_interface(interface(positive=[], negative=[], mode=None, **none))
+    fig.canvas.draw()
+    assert data.empty
+
+
+def test_snippets_are_grouped_and_shaded_by_share_of_their_feature():
+    groups = {
+        "exploration": [example(1), example(2, seed=1)],
+        "reflection": [example(3, seed=2)],
+        "mixed": [],
+    }
+    fig, data = draw_snippets(groups, {1: 10.0, 2: 3.0, 3: 3.0})
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["exploration", "reflection"]
+    assert data.groupby("group")["snippet"].max().to_dict() == {"exploration": 2, "reflection": 1}
+    assert len(data) == 3 * 41
+    largest = max(patch.get_alpha() for patch in fig.axes[1].patches)
+    assert largest == pytest.approx(min(example(3, seed=2).activations.max() / 3, 1))
+    assert overlaps(fig) == []
+
+
+def test_no_snippets_at_all():
+    _, data = draw_snippets({"mixed": []}, {})
+    assert data.empty
+
+
+def test_lines_break_between_tokens_and_lose_nothing():
+    long = Example(0, 0, ("a" * 60, "b" * 60, "c" * 250, "d"), np.arange(4, dtype=np.float32), 3)
+    lines = wrapped(long)
+    assert [sum(len(text) for text, _ in line) for line in lines] == [60, 60, 96, 96, 59]
+    assert "".join(text for line in lines for text, _ in line) == long.text
+    assert lines[-1] == [("c" * 58, 2.0), ("d", 3.0)]
+    assert all(sum(len(t) for t, _ in line) <= CHARACTERS for line in wrapped(example()))
+
+
+def test_what_cannot_be_drawn_becomes_a_sign():
+    assert visible("a\n\t\x00\ud800 b") == "a⏎⇥□□ b"

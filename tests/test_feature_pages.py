@@ -1,0 +1,212 @@
+"""Pages of features: their bytes, their escaping, and how they behave in a real browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from reasoning_features.activating_examples import Example
+from reasoning_features.feature_interface import FeatureInterface
+from reasoning_features.feature_pages import embed, feature_page, index_page, write_pages
+from reasoning_features.provenance import begin
+from reasoning_features.settings import load_settings
+
+NASTY = "<script>alert('x')</script>\" onload=\"alert(1)\" & ' </pre></title>"
+
+
+def interface(feature: int, **changes) -> FeatureInterface:
+    values = np.array([0, 1.5, 0.75, 3.0], np.float32)
+    made = dict(
+        feature=feature, score=0.01 * feature, rank=10 - feature, density=0.1 / feature, maximum=3.0,
+        histogram=np.array([4, 8]), edges=np.array([0.5, 1.0, 2.0]), by_move={"explore": 0.4},
+        positive=[(" go", 2.0)], negative=[("\n", -1.0)],
+        examples=[Example(feature, 0, ("So", " wait", ",", "\nlet"), values, 3)], mode="exploration",
+    )  # fmt: skip
+    return FeatureInterface(**(made | changes))
+
+
+THREE = [
+    interface(9, mode="reflection", effects={"persistence, decision": 0.5}),
+    interface(5, mode=None, effects={"persistence, decision": -0.2}),
+    interface(2, examples=[], histogram=np.zeros(0, int), edges=np.ones(1)),
+]
+
+
+class Strict(HTMLParser):
+    """Notes the tags there are, and that every one is closed in turn."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in {"meta"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_everything_shown_is_escaped():
+    nasty = interface(
+        1,
+        mode=NASTY, description=NASTY, effects={NASTY: 1.0}, by_move={NASTY: 0.5},
+        positive=[(NASTY, 1.0)], negative=[(NASTY, -1.0)],
+        examples=[Example(1, 0, (NASTY, "\x00\ud800"), np.ones(2, np.float32), 0)],
+    )  # fmt: skip
+    for page, scripts in ((feature_page(nasty), 0), (index_page([nasty], NASTY), 1)):
+        parsed = Strict(page)
+        assert parsed.open == []
+        assert sum(tag == "script" for tag, _ in parsed.seen) == scripts
+        assert not any(name.startswith("on") for _, attributes in parsed.seen for name in attributes)
+        assert "alert(1)" in page and "\x00" not in page
+        page.encode()
+    # a page within an attribute holds nothing that ends it
+    (frame,) = Strict(embed(nasty)._repr_html_()).seen
+    assert frame[0] == "iframe" and frame[1]["srcdoc"] == feature_page(nasty, navigation=False)
+
+
+def test_nothing_is_loaded_from_elsewhere():
+    for page in (feature_page(THREE[0]), index_page(THREE, "t")):
+        for tag, attributes in Strict(page).seen:
+            assert tag not in {"link", "img", "iframe"} and "src" not in attributes, tag
+            assert re.fullmatch(r"(feature_\d+|index)\.html", attributes.get("href") or "index.html")
+        assert "@import" not in page and "url(" not in page and "http" not in page
+
+
+def test_pages_are_written_noted_and_the_same_again(repository):
+    (repository / "notebooks").mkdir()
+    (repository / "notebooks/04_interpretation.ipynb").write_text('{"cells": []}')
+    run = begin("04_interpretation", load_settings("smoke", subject="hub/model", contrast="hub/contrast"))
+    index = write_pages(THREE, run, "Features")
+    files = {path.name: path.read_bytes() for path in index.parent.iterdir()}
+    assert set(files) == {"index.html", "feature_9.html", "feature_5.html", "feature_2.html"}
+    assert {path for path in run._written if path.endswith(".html")} == {
+        f"figures/{run.settings.run}/features/{name}" for name in files
+    }
+    write_pages(THREE, run, "Features")
+    assert files == {path.name: path.read_bytes() for path in index.parent.iterdir()}
+    # pages of features that are no longer among them go
+    write_pages(THREE[:1], run, "Features")
+    assert {path.name for path in index.parent.iterdir()} == {"index.html", "feature_9.html"}
+
+
+def test_eighty_pages_stay_small():
+    pieces = tuple(f" {'explore'[: i % 7 + 1]}" for i in range(41))
+    examples = [Example(1, 0, pieces, np.linspace(0.1, 3, 41, dtype=np.float32), 40) for _ in range(12)]
+    full = interface(
+        1, examples=examples, positive=[(" token", 1.234)] * 10, negative=[(" token", -1.234)] * 10,
+        histogram=np.arange(1, 40), edges=2.0 ** np.arange(40), by_move={f"m{i}": 0.123 for i in range(10)},
+    )  # fmt: skip
+    assert 80 * len(feature_page(full).encode()) < 5e6
+
+
+def test_without_moves_effects_or_judge_a_page_says_less():
+    page = feature_page(interface(3, mode=None, by_move={}))
+    assert "share of each move" not in page and "effect on" not in page and "judge" not in page
+    assert "ablated" not in index_page([interface(3)], "t")
+
+
+def test_a_markdown_reader_gets_a_link():
+    said = embed(THREE[0])._repr_markdown_()
+    assert said.startswith("[Feature 9](features/feature_9.html) (reflection, ReasonScore 0.09, rank 1)")
+    assert "[all pages](features/index.html)" in said
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Real headless Chromium; what it says to its console is kept."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("there is no chromium with its chromedriver on this machine")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield started
+    started.quit()
+
+
+@pytest.fixture
+def index(tmp_path):
+    pages = {f"feature_{shown.feature}.html": feature_page(shown) for shown in THREE}
+    for name, text in (pages | {"index.html": index_page(THREE, "Features")}).items():
+        (tmp_path / name).write_text(text)
+    return f"file://{tmp_path}/index.html"
+
+
+def order(browser) -> list[str]:
+    return [row.text for row in browser.find_elements("css selector", "tbody td:nth-child(2)")]
+
+
+@pytest.mark.slow
+def test_the_index_opens_from_disk_and_sorts(browser, index):
+    browser.get(index)
+    assert browser.title == "Features" and order(browser) == ["9", "5", "2"]
+    heads = {head.text.split()[0]: head for head in browser.find_elements("css selector", "th button")}
+    expected = {
+        "density": (["2", "5", "9"], ["9", "5", "2"]),
+        "score": (["9", "5", "2"], ["2", "5", "9"]),
+        "mode": (["2", "9", "5"], ["9", "2", "5"]),  # one without a mode comes last either way
+        "persistence,": (["9", "5", "2"], ["5", "9", "2"]),
+    }
+    for name, (first, second) in expected.items():
+        heads[name].click()
+        assert order(browser) == first, name
+        heads[name].click()
+        assert order(browser) == second, name
+    (sorted_by,) = browser.find_elements("css selector", "th[aria-sort]")
+    assert sorted_by.get_attribute("aria-sort") == "ascending"
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.slow
+def test_a_click_opens_a_page_with_shaded_tokens(browser, index):
+    browser.get(index)
+    browser.find_element("link text", "9").click()
+    assert browser.title == "Feature 9" and browser.current_url.endswith("/feature_9.html")
+    spans = browser.find_elements("css selector", "pre span")
+    assert [span.get_attribute("title") for span in spans] == ["1.5", "0.75", "3"]
+    shades = [span.value_of_css_property("background-color") for span in spans]
+    alphas = [float(re.findall(r"[\d.]+", shade)[3]) if "rgba" in shade else 1.0 for shade in shades]
+    assert alphas == pytest.approx([0.5, 0.25, 1], abs=0.01)
+    assert len(browser.find_elements("css selector", "svg rect")) == 2
+    browser.find_element("link text", "all features").click()
+    assert browser.title == "Features" and browser.get_log("browser") == []
+
+
+@pytest.mark.slow
+def test_a_phone_needs_no_sideways_scrolling(browser, index):
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True},
+    )
+    for name in ("index.html", "feature_9.html"):
+        browser.get(index.replace("index.html", name))
+        widths = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        scroll, client = browser.execute_script(widths)
+        assert scroll <= client == 360, name
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.slow
+def test_nasty_tokens_run_nothing(browser, tmp_path):
+    nasty = interface(
+        1, positive=[(NASTY, 1.0)], examples=[Example(1, 0, (NASTY,), np.ones(1), 0)], mode=NASTY
+    )
+    for text in (feature_page(nasty), index_page([nasty], NASTY)):
+        (tmp_path / "nasty.html").write_text(text)
+        browser.get(f"file://{tmp_path}/nasty.html")
+        # an alert would be in the way of this, and raise
+        assert NASTY in browser.execute_script("return document.body.textContent")
+    assert browser.get_log("browser") == []
