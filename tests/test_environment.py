@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -90,3 +92,10 @@ def test_every_range_is_of_a_package_that_shipped_code_uses():
     for text in PROJECT["dependencies"]:
         name = Requirement(text).name
         assert modules.get(name, name.replace("-", "_")) in imported() or name in indirect, name
+
+
+def test_a_notebook_does_not_open_with_a_warning_about_widgets():
+    said = "import warnings; warnings.warn('IProgress not found. Please update jupyter and ipywidgets.')"
+    for first, heard in (("", True), ("import reasoning_features; ", False)):
+        ran = subprocess.run([sys.executable, "-c", first + said], cwd=root(), capture_output=True, text=True)
+        assert ran.returncode == 0 and ("IProgress" in ran.stderr) is heard
