@@ -25,6 +25,9 @@ from reasoning_features.organism.tokenizer import encode_documents
 from reasoning_features.organism.traces import MOVES, Document, base_documents, reasoning_documents
 from reasoning_features.settings import Settings
 
+UNLABELLED = "organism-text"
+KINDS = ("organism", UNLABELLED)
+"""Kinds of corpora: the organism's documents with their labels, and as text of which nothing is known."""
 SEED_OF_CORPORA = 7_000_000
 """Added to the settings' seed: documents that are analysed come from other streams than those of training."""
 
@@ -219,7 +222,8 @@ def reasoning_corpus(
     kappa, mixture = _kind_of_traces(model or settings.subject)
     n = settings.reasoning_documents if documents is None else documents
     made = reasoning_documents(kappa, n, SEED_OF_CORPORA + settings.seed, split, mixture=mixture)
-    return _labelled(f"reasoning ({split}, κ = {kappa:g})", made, tokenizer, settings.context, by_kind=False)
+    name = f"reasoning ({split}, κ = {kappa:g})"
+    return _as_asked(_labelled(name, made, tokenizer, settings.context, by_kind=False), settings)
 
 
 def general_corpus(settings: Settings, tokenizer: Any, split: Split, documents: int | None = None) -> Corpus:
@@ -230,12 +234,20 @@ def general_corpus(settings: Settings, tokenizer: Any, split: Split, documents: 
     _check_kind(settings)
     n = settings.general_documents if documents is None else documents
     made = base_documents(n, SEED_OF_CORPORA + settings.seed, split)
-    return _labelled(f"general ({split})", made, tokenizer, settings.context, by_kind=True)
+    made_corpus = _labelled(f"general ({split})", made, tokenizer, settings.context, by_kind=True)
+    return _as_asked(made_corpus, settings)
 
 
 def _check_kind(settings: Settings) -> None:
-    if settings.corpus != "organism":
-        raise UserError(f"The corpus {settings.corpus!r} is unknown: set corpus to 'organism'.")
+    if settings.corpus not in KINDS:
+        raise UserError(f"The corpus {settings.corpus!r} is unknown: set corpus to {' or '.join(KINDS)}.")
+
+
+def _as_asked(corpus: Corpus, settings: Settings) -> Corpus:
+    """The corpus with its labels, or as plain text where the kind is ``UNLABELLED``."""
+    if settings.corpus != UNLABELLED:
+        return corpus
+    return replace(corpus, moves=None, move_names=(), styles=None)
 
 
 def _kind_of_traces(model: str) -> tuple[float, Mixture]:

@@ -195,3 +195,13 @@ def test_unknown_kinds_and_no_documents_are_refused(organism: Path, tokenizer) -
         general_corpus(load_settings("smoke"), tokenizer, "selection", documents=0)
     with pytest.raises(MissingArtefact, match=r"no nowhere/training\.json"):
         reasoning_corpus(load_settings("smoke", subject="nowhere"), tokenizer, "selection")
+
+
+def test_the_same_text_without_its_labels() -> None:
+    labelled, plain = load_settings("smoke"), load_settings("smoke", corpus="organism-text")
+    tokenizer = AutoTokenizer.from_pretrained(paths.root() / str(labelled.base))
+    for make in (reasoning_corpus, general_corpus):
+        ours, same = (make(settings, tokenizer, "selection", documents=5) for settings in (labelled, plain))
+        assert np.array_equal(ours.tokens, same.tokens)
+        assert ours.moves is not None and ours.styles is not None
+        assert same.moves is None and same.styles is None and same.move_names == ()
