@@ -60,7 +60,7 @@ class Embedded:
         source = html.escape(self._page, quote=True)
         return (
             f'<iframe sandbox srcdoc="{source}" title="A feature\'s page" '
-            'style="width:100%;height:36rem;border:1px solid #8888"></iframe>'
+            'style="box-sizing:border-box;width:100%;height:36rem;border:1px solid #8888"></iframe>'
         )
 
     def _repr_markdown_(self) -> str:
