@@ -79,7 +79,7 @@ def usual_forms(
 
 
 def word_boundaries(corpus: Corpus, tokenizer: Any) -> NDArray[np.int64]:
-    """Tokens before which a word can be put ``[n]``: those inside a document that begin a word or sentence."""
+    """Tokens before which a word can be put ``[n]``: those within a document that begin a word."""
     ids, where = np.unique(corpus.tokens, return_inverse=True)
     texts = [tokenizer.decode([int(token)], clean_up_tokenization_spaces=False) for token in ids]
     begins = np.array([text[:1].isspace() and bool(text.strip()) for text in texts])[where]
