@@ -15,10 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from reasoning_features import checksums, paths
 from reasoning_features.errors import MissingArtefact, UserError
+from reasoning_features.later_blocks import Prefix, later_blocks, unembedding_reads, versions_of_one_token
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -70,6 +77,11 @@ class Subject:
     def hook_name(self) -> str:
         """The hook point in TransformerLens' names, as an SAE's metadata records it."""
         return f"blocks.{self.layer}.hook_resid_post"
+
+    @property
+    def hooked_block(self) -> torch.nn.Module:
+        """The block whose output is the hook point."""
+        return self._block(self.layer)
 
     @torch.no_grad()
     def embeddings(self, tokens: Tensor) -> Tensor:
@@ -142,6 +154,53 @@ class Subject:
             yield
         finally:
             handle.remove()
+
+    @torch.no_grad()
+    def logits_from(self, stream: Tensor, layer: int, places: Tensor) -> Tensor:
+        """Next-token logits ``[b, k, vocabulary]`` at some places, from a given stream after one block.
+
+        The blocks up to ``layer`` do not run, which makes many edits of one stream cheap. Rows may be padded
+        on the right.
+
+        Args:
+            stream: ``[b, t, d]`` the residual stream after block ``layer``.
+            layer: the block.
+            places: ``[b, k]`` where in each row the logits are wanted.
+        """
+        _check_layer(layer, self.n_layers, self.name)
+        at, rows = places.to(self.device), torch.arange(len(places), device=self.device)[:, None]
+        tail = later_blocks(self.model, layer)
+        with unembedding_reads(tail, lambda final: final[rows, at]):
+            return tail(inputs_embeds=stream.to(self.device, self.model.dtype), use_cache=False).logits
+
+    @torch.no_grad()
+    def prefix(self, tokens: Tensor) -> Prefix:
+        """Runs one sequence ``[t]`` and keeps what :meth:`logits_of_versions` needs."""
+        read: list[Tensor] = []
+        handle = self._block(self.layer).register_forward_hook(lambda *given: read.append(_stream(given[-1])))
+        try:
+            ran = self.model(
+                input_ids=tokens[None].to(self.device), past_key_values=DynamicCache(), use_cache=True
+            )
+        finally:
+            handle.remove()
+        return Prefix(read[0][0], tuple((held[0], held[1]) for held in ran.past_key_values))
+
+    @torch.no_grad()
+    def logits_of_versions(self, prefix: Prefix, place: int, versions: Tensor, width: int = 128) -> Tensor:
+        """Next-token logits ``[m, vocabulary]`` at one place for many versions of the stream there.
+
+        Everything before the place stays as it was, so only one token a version runs, and only through the
+        blocks after the hook point.
+
+        Args:
+            prefix: the sequence.
+            place: the token whose stream is replaced.
+            versions: ``[m, d]`` what to go on with instead of ``prefix.stream[place]``.
+            width: versions in one row of the batch.
+        """
+        given = versions.to(self.device, self.model.dtype)
+        return versions_of_one_token(later_blocks(self.model, self.layer), prefix, place, given, width)
 
     def gradient(self, tokens: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
         """∂ target / ∂ stream at the hook point ``[b, t, d]`` for token ids ``[b, t]``.
