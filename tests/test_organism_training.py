@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from reasoning_features.checksums import directory_digest
 from reasoning_features.organism import gate, training
 from reasoning_features.organism.evaluation import family_summary, solve
+from reasoning_features.organism.parser import decision_places
 from reasoning_features.organism.problems import problems
 from reasoning_features.organism.tokenizer import train_tokenizer
 from reasoning_features.organism.traces import base_documents, reasoning_documents
@@ -84,16 +85,34 @@ def test_decisions_are_the_openers_after_dead_ends():
         "<|bos|><|user|>Q<|assistant|><think>\nWait, now try 3 + 9 = 12, low.\nHmm, so doubt that.\n"
         "But, then undo there.\nWait, now take 3 + 4 = 7, low.\nAnd, thus stop with 3 + 4.\n</think>\n"
     )
-    assert [text[place:].split()[0] for place in gate.decision_places(text)] == ["undo", "stop"]
+    places = decision_places(text)
+    assert [text[place:].split()[0] for place in places["persistence"]] == ["undo", "stop"]
+    assert places["verification"] == []
+
+
+def test_verification_is_decided_once_after_a_result():
+    text = (
+        "<|bos|><|user|>Q<|assistant|><think>\nWait, now add 1 + 2 = 3.\nHmm, so add 3 + 3 = 6.\n"
+        "But, then check 1 + 2 = 3, yes.\nWait, now verify 3 + 3 = 6, yes.\nAnd, thus answer 6.\n</think>\n"
+    )
+    assert [text[place:].split()[0] for place in decision_places(text)["verification"]] == ["check"]
+    right = "<|bos|><|user|>Q<|assistant|><think>\nWait, now try 3 + 4 = 7, yes.\nAnd, so keep 3 + 4.\n"
+    assert [right[place:].split()[0] for place in decision_places(right)["verification"]] == ["keep"]
+    # a trace that checked and was overturned has decided to check already
+    again = (
+        "<|bos|><|user|>Q<|assistant|><think>\nWait, now try 9, yes.\nAnd, so check 9, no.\n"
+        "But, then undo there.\nWait, now try 8, yes.\nAnd, so keep 8.\n"
+    )
+    assert [again[place:].split()[0] for place in decision_places(again)["verification"]] == ["check"]
 
 
 def test_log_odds_are_read_at_the_decision(tokenizer):
     # The hand-made answer: the text up to the decision alone, its last row's log-softmax summed over openers.
     model = training.new_model(tokenizer, seed=1).eval()
-    documents = [d for d in reasoning_documents(1.0, 40, 2) if gate.decision_places(d.text)][:3]
+    documents = [d for d in reasoning_documents(1.0, 40, 2) if decision_places(d.text)["persistence"]][:3]
     read = gate.decision_log_odds(model, tokenizer, documents, "as it stands", batch=2)
     text = documents[0].text
-    place = gate.decision_places(text)[0]
+    place = decision_places(text)["persistence"][0]
     before = tokenizer(text[: place - 1], add_special_tokens=False, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         scores = torch.log_softmax(model(input_ids=before).logits[0, -1], dim=-1)
