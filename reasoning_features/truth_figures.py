@@ -1,0 +1,159 @@
+"""Figures of where decisions are taken and which features take part; each function only draws."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reasoning_features.causal_truth import Effects
+from reasoning_features.figures import COLOURS, LINES, MARKERS, new_figure
+from reasoning_features.patching import GROUPS
+
+GROUP_NAMES = {
+    "decision": "the decision's token",
+    "opening": "its sentence so far",
+    "before": "before its sentence",
+    "all": "everything",
+}
+JITTER = 0.3
+"""Largest distance of a point from the middle of its column."""
+
+
+def effect_table(effects: Effects) -> pd.DataFrame:
+    """Features and random directions of one measurement, one row each.
+
+    Returns:
+        ``feature`` (−1: a random direction), ``effect`` with its 95% interval ``low``, ``high``, ``size``,
+        ``threshold``, ``true`` and ``rank`` by |effect| from 1; of random directions effect and size alone.
+    """
+    low, high = effects.interval()
+    features = pd.DataFrame(
+        {
+            "feature": effects.features,
+            "effect": effects.effect,
+            "low": low,
+            "high": high,
+            "size": effects.size,
+            "threshold": effects.threshold,
+            "true": effects.true,
+        }
+    )
+    features["rank"] = features["effect"].abs().rank(ascending=False, method="first").astype(int)
+    random = pd.DataFrame({"effect": effects.random_effect, "size": effects.random_size})
+    return pd.concat([features, random.assign(feature=-1, true=False)], ignore_index=True)
+
+
+def draw_patching(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
+    """Share of the change of log-odds that each group of positions carries, by block, an arm a panel.
+
+    Args:
+        tables: arm → :func:`reasoning_features.patching.patch`.
+    """
+    fig, axes = new_figure(1, len(tables), height=2.6, sharey=True, squeeze=False)
+    for ax, (arm, table) in zip(axes[0], tables.items(), strict=True):
+        for place, group in enumerate(GROUPS):
+            rows = table[table["group"] == group]
+            # side by side, so that intervals do not hide one another
+            x = rows["layer"] + (place - (len(GROUPS) - 1) / 2) * 0.08
+            spread = np.abs(rows[["low", "high"]].to_numpy().T - rows["share"].to_numpy())
+            style = {"color": COLOURS[place], "marker": MARKERS[place], "linestyle": LINES[place]}
+            ax.errorbar(x, rows["share"], spread, label=GROUP_NAMES[group], capsize=2, **style)
+        ax.axhline(0, color="0.6", linewidth=0.7, marker="")
+        ax.set(xlabel="after block", title=f"{arm} ({table['change'].iloc[0]:+.2f} nats)")
+        ax.set_xticks(sorted(table["layer"].unique()))
+    axes[0, 0].set_ylabel("share of the change\nof log-odds")
+    _legend_below(fig, axes[0, 0])
+    return fig, pd.concat([table.assign(arm=arm) for arm, table in tables.items()], ignore_index=True)
+
+
+def draw_effects(effects: Mapping[str, Effects]) -> tuple[Figure, pd.DataFrame]:
+    """Signed effects by rank with what random directions of equal norm reach, one measurement a panel.
+
+    Args:
+        effects: what is measured (a kind of decision, a place) → its effects.
+    """
+    fig, axes = new_figure(1, len(effects), height=2.6, squeeze=False)
+    tables = {name: effect_table(held) for name, held in effects.items()}
+    for ax, (name, table) in zip(axes[0], tables.items(), strict=True):
+        features = table[table["feature"] >= 0].sort_values("rank")
+        band = features["threshold"]
+        ax.vlines(features["rank"], -band, band, color="0.8", linewidth=1.5, label="random directions, 99%")
+        for passed, colour, marker, label in (
+            (False, COLOURS[0], "o", "other features"),
+            (True, COLOURS[1], "^", "features that pass"),
+        ):
+            rows = features[features["true"] == passed]
+            spread = np.abs(rows[["low", "high"]].to_numpy().T - rows["effect"].to_numpy())
+            style = {"color": colour, "marker": marker, "linestyle": "", "markersize": 3}
+            ax.errorbar(rows["rank"], rows["effect"], spread, label=label, elinewidth=0.7, **style)
+        count = int(features["true"].sum())
+        ax.set(xscale="log", xlabel="rank by |effect|", title=f"{name}\n{count} of {len(features)} pass")
+    axes[0, 0].set_ylabel("change of log-odds\nwhen ablated (nats)")
+    _legend_below(fig, axes[0, 0])
+    return fig, pd.concat([table.assign(measured=name) for name, table in tables.items()], ignore_index=True)
+
+
+def draw_effect_against_size(effects: Mapping[str, Effects]) -> tuple[Figure, pd.DataFrame]:
+    """|Effect| against the edit's mean norm: features, random directions and the threshold, log scales.
+
+    Args:
+        effects: what is measured → its effects.
+    """
+    fig, axes = new_figure(1, len(effects), height=2.6, sharey=True, squeeze=False)
+    tables = {name: effect_table(held) for name, held in effects.items()}
+    for ax, (name, table) in zip(axes[0], tables.items(), strict=True):
+        random = table["feature"] < 0
+        for rows, colour, marker, label in (
+            (table[random], "0.7", ".", "random directions"),
+            (table[~random & ~table["true"].astype(bool)], COLOURS[0], "o", "other features"),
+            (table[~random & table["true"].astype(bool)], COLOURS[1], "^", "features that pass"),
+        ):
+            ax.scatter(rows["size"], rows["effect"].abs(), s=8, color=colour, marker=marker, label=label)
+        line = table[~random].sort_values("size")
+        ax.plot(line["size"], line["threshold"], color=COLOURS[7], marker="", label="threshold")
+        slope = effects[name].slope
+        ax.set(xscale="log", yscale="log", xlabel="mean norm of the edit", title=f"{name}\nslope {slope:.2f}")
+    axes[0, 0].set_ylabel("|change of log-odds| (nats)")
+    _legend_below(fig, axes[0, 0])
+    return fig, pd.concat([table.assign(measured=name) for name, table in tables.items()], ignore_index=True)
+
+
+def draw_decodability(
+    tables: Mapping[str, pd.DataFrame], causal: Mapping[str, Collection[int]]
+) -> tuple[Figure, pd.DataFrame]:
+    """Held-out AUC of every feature for each label, with the truly causal features marked, an arm a panel.
+
+    Args:
+        tables: arm → :func:`reasoning_features.decodability.decodability`.
+        causal: arm → features that pass causal truth.
+    """
+    fig, axes = new_figure(1, len(tables), height=2.8, sharey=True, squeeze=False)
+    marked = [
+        table.assign(arm=arm, causal=table["feature"].isin(list(causal[arm])))
+        for arm, table in tables.items()
+    ]
+    for ax, table in zip(axes[0], marked, strict=True):
+        labels = list(dict.fromkeys(table["label"]))
+        x = table["label"].map(labels.index) + np.random.default_rng(0).uniform(-JITTER, JITTER, len(table))
+        for passed, colour, marker, size, label in (
+            (False, COLOURS[5], "o", 3, "other features"),
+            (True, COLOURS[1], "^", 14, "causal features"),
+        ):
+            rows = table["causal"] == passed
+            ax.scatter(x[rows], table.loc[rows, "auc"], s=size, color=colour, marker=marker, label=label)
+        ax.axhline(0.5, color="0.4", linestyle=LINES[1], linewidth=0.8, marker="", label="chance")
+        ax.set(title=table["arm"].iloc[0])
+        ax.set_xticks(range(len(labels)), [label.replace(" ", "\n") for label in labels])
+    axes[0, 0].set_ylabel("AUC, held-out traces")
+    _legend_below(fig, axes[0, 0])
+    return fig, pd.concat(marked, ignore_index=True)
+
+
+def _legend_below(fig: Figure, ax: Axes) -> None:
+    """One legend for all panels, below them, where it hides nothing."""
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
