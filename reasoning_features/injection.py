@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from reasoning_features.corpora import Corpus
 from reasoning_features.errors import UserError
-from reasoning_features.sentences import sentence_starts
+from reasoning_features.sentences import sentence_of, sentence_starts
 from reasoning_features.word_masks import TokenIndex, form_ids
 
 INJECTED, LENGTH = 3, 64
@@ -34,8 +34,8 @@ class Injection:
     places: NDArray[np.int64]
 
 
-def plain_documents(general: Corpus, length: int = LENGTH) -> Corpus:
-    """Documents without thinking, each cut at ``length`` tokens; where moves are known, those of prose alone.
+def plain_documents(general: Corpus) -> Corpus:
+    """Documents without thinking; where moves are known, those of prose alone.
 
     Raises:
         UserError: there is none.
@@ -47,19 +47,49 @@ def plain_documents(general: Corpus, length: int = LENGTH) -> Corpus:
         plain &= np.array([(general.moves[span] == code).any() for span in spans])
     if not plain.any():
         raise UserError(f"The corpus {general.name!r} has no plain documents: raise `general_documents`.")
-    chosen = general.select(np.flatnonzero(plain))
-    return _kept(chosen, chosen.position_of < length)
+    return general.select(np.flatnonzero(plain))
+
+
+def hosts(plain: Corpus, tokenizer: Any, words: Sequence[str], n: int, length: int = LENGTH) -> Corpus:
+    """Documents to put words into: sentences that hold one of the words in any form are taken out first.
+
+    Otherwise a feature of such a word would be active in a document before anything was put in.
+
+    Args:
+        plain: documents without thinking.
+        tokenizer: the subject's.
+        words: what will be put in.
+        n: words that each document has to have room for; shorter ones are left out.
+        length: tokens at which each document is cut.
+
+    Raises:
+        UserError: no document is left.
+    """
+    index = TokenIndex(plain)
+    spans = np.concatenate([index.occurrences(form_ids(tokenizer, word, ())) for word in words])
+    sentence = sentence_of(plain, sentence_starts(plain, tokenizer))
+    holding = np.unique(sentence[index.mask(spans, (0, 0))])
+    bare = _kept(plain, plain.special | ~np.isin(sentence, holding))
+    cut = _kept(bare, bare.position_of < length)
+    room = np.bincount(cut.document_of[word_boundaries(cut, tokenizer)], minlength=cut.n_documents)
+    if not (room >= n).any():
+        raise UserError(
+            f"No plain document of {plain.name!r} has {n} words outside sentences that hold a word of R: "
+            "raise `general_documents`."
+        )
+    return cut.select(np.flatnonzero(room >= n))
 
 
 def _kept(corpus: Corpus, keep: NDArray[np.bool_]) -> Corpus:
+    """The corpus of these tokens alone ``[n_tokens]``; documents of which none is left go."""
     lengths = np.add.reduceat(keep.astype(np.int64), corpus.starts[:-1])
     return Corpus(
         name=corpus.name,
         tokens=corpus.tokens[keep],
-        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        starts=np.concatenate([[0], np.cumsum(lengths[lengths > 0])]).astype(np.int64),
         special=corpus.special[keep],
         thinking=corpus.thinking[keep],
-        domains=corpus.domains,
+        domains=[domain for domain, length in zip(corpus.domains, lengths, strict=True) if length],
     )
 
 

@@ -1,12 +1,18 @@
 """Are features driven by tokens or by context? Words put into plain text, and moves without those words.
 
-After 2601.05679 ("Do Sparse Autoencoders Identify Reasoning Features in Language Models?"): tokens are put
-into plain documents of 64 tokens, three a document, and each feature's largest activation in a document is
-compared with the untouched documents'. Its rule, by Cohen's d and a t-test (``docs/methodology.md`` of its
-code): token-driven at d ≥ 0.8 and p < 0.01; partially at d ≥ 0.5, p < 0.01; weakly at d ≥ 0.2, p < 0.05;
-else context-dependent. Here the middle two are one class, "partly". Where that paper takes each feature's own
-top tokens and the best of many ways to put them in, here the tokens are R's, placed at random between words:
-what is asked is whether R's words alone do it. Control words matched in frequency are put at the same places.
+After 2601.05679 ("Do Sparse Autoencoders Identify Reasoning Features in Language Models?"): three words are
+put into each plain document of 64 tokens. Its rule, by Cohen's d and a t-test of activations with the words
+against without (``docs/methodology.md`` of its code): token-driven at d ≥ 0.8 and p < 0.01; partially at
+d ≥ 0.5, p < 0.01; weakly at d ≥ 0.2, p < 0.05; else context-dependent. Here the middle two are one class,
+"partly". "Context-driven" says only that R's words do not do it: a feature of the full stop before them is
+context-driven too.
+
+Three things differ. That paper puts in each feature's own top tokens, in the best of many ways; here the
+words are R's, at random places between words, since what is asked is whether R's words alone do it. Sentences
+of the plain documents that hold a word of R as they stand are taken out first. And that paper compares the
+largest activation in a whole document, in which other words that the feature fires on hide what was put in;
+here it is the largest at the word or within its window after, against the same place untouched. The whole
+document's verdict stands beside it. Control words matched in frequency are put at the same places.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from scipy.stats import t as student
 from reasoning_features.activations import stream
 from reasoning_features.corpora import Corpus
 from reasoning_features.errors import UserError
-from reasoning_features.injection import INJECTED, draw_places, inject, plain_documents, usual_forms
+from reasoning_features.injection import INJECTED, draw_places, hosts, inject, plain_documents, usual_forms
 from reasoning_features.sentences import sentence_of, sentence_starts
 from reasoning_features.significance import bootstrap_weights
 from reasoning_features.subject import Subject
@@ -47,10 +53,10 @@ def read_features(
     return values
 
 
-def span_share(values: NDArray[np.float32], spans: NDArray[np.int64]) -> Array:
-    """Share of spans (start, end exclusive) ``[n, 2]`` in which each feature is active anywhere ``[k]``."""
-    active = np.concatenate([np.zeros((1, values.shape[1]), dtype=np.int64), np.cumsum(values > 0, axis=0)])
-    return np.asarray((active[spans[:, 1]] > active[spans[:, 0]]).mean(axis=0), dtype=float)
+def span_maxima(values: NDArray[np.float32], spans: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Largest activation ``[n, k]`` in each span (start, end exclusive, not empty) ``[n, 2]``."""
+    padded = np.concatenate([values, np.zeros((1, values.shape[1]), dtype=values.dtype)])
+    return np.maximum.reduceat(padded, spans.ravel(), axis=0)[::2]
 
 
 @dataclass(frozen=True)
@@ -59,13 +65,15 @@ class Controls:
 
     Attributes:
         table: one row a feature: see :func:`measure_controls`.
-        untouched: each document's largest activation ``[d, k]`` as it stands,
-        with_words: and with words of R put in.
+        untouched: largest activation at each place as it stands ``[n, k]``,
+        with_words: and with a word of R put in ``[n, k]``.
+        documents: the document of each place ``[n]``.
     """
 
     table: pd.DataFrame
     untouched: NDArray[np.float32]
     with_words: NDArray[np.float32]
+    documents: NDArray[np.int64]
 
 
 def measure_controls(
@@ -102,43 +110,49 @@ def measure_controls(
         Controls whose table has ``feature``; shares of places at which the feature is active: ``R put in``,
         ``control put in`` (at the word or within the window after it), ``untouched`` (the same places as they
         stand), ``R in plain text`` (occurrences there; missing without any), ``sentences with R`` and
-        ``sentences without R`` (of thinking, anywhere but on R's own tokens); ``d`` and ``p`` of the largest
-        activation a document with R put in, ``control d``, ``control p``; ``class``.
+        ``sentences without R`` (of thinking, anywhere but on R's own tokens); ``d``, ``p`` of a word
+        of R put in at the places, ``control d``, ``control p``; ``class``; ``document d``, ``document p`` and
+        ``document class`` of whole documents' largest activations, as in 2601.05679.
 
     Raises:
-        UserError: no plain documents, or a word that cannot be written.
+        UserError: no plain documents, none left without R's words, or a word that cannot be written.
     """
     rng = np.random.default_rng(seed)
     plain = plain_documents(general)
-    places = draw_places(plain, tokenizer, INJECTED, seed)
+    bare = hosts(plain, tokenizer, words, INJECTED)
+    places = draw_places(bare, tokenizer, INJECTED, seed)
     drawn = rng.integers(0, 2**31, size=len(places))
-    before = read_features(subject, sae, plain, features, batch_tokens)
-    untouched = _maxima(plain, before)
-    table: dict[str, Any] = {"feature": features}
-    maxima = {}
+    before = read_features(subject, sae, bare, features, batch_tokens)
+    untouched = span_maxima(before, _reaching(bare, np.stack([places, places + 1], axis=1), window[1]))
+    at_place, whole = {}, {}
     for name, chosen in (("R", words), ("control", control_words)):
         forms = list(usual_forms(reasoning, tokenizer, chosen, capitalised_only).values())
-        made = inject(plain, places, [forms[draw % len(forms)] for draw in drawn], f"{name} put in")
+        made = inject(bare, places, [forms[draw % len(forms)] for draw in drawn], f"{name} put in")
         values = read_features(subject, sae, made.corpus, features, batch_tokens)
-        maxima[name] = _maxima(made.corpus, values)
-        table[f"{name} put in"] = span_share(values, _reaching(made.corpus, made.spans, window[1]))
-    one = np.stack([places, places + 1], axis=1)
-    table["untouched"] = span_share(before, _reaching(plain, one, window[1]))
+        at_place[name] = span_maxima(values, _reaching(made.corpus, made.spans, window[1]))
+        whole[name] = _document_maxima(made.corpus, values)
     index = TokenIndex(plain)
     natural = [index.occurrences(form_ids(tokenizer, word, capitalised_only)) for word in words]
-    spans = np.concatenate(natural)
+    spans = _reaching(plain, np.concatenate(natural), window[1])
+    as_written = read_features(subject, sae, plain, features, batch_tokens)
     nothing = np.full(len(features), np.nan)
-    table["R in plain text"] = (
-        span_share(before, _reaching(plain, spans, window[1])) if len(spans) else nothing
-    )
+    table: dict[str, Any] = {"feature": features}
+    table |= {f"{name} put in": (maxima > 0).mean(axis=0) for name, maxima in at_place.items()}
+    table["untouched"] = (untouched > 0).mean(axis=0)
+    table["R in plain text"] = (span_maxima(as_written, spans) > 0).mean(axis=0) if len(spans) else nothing
     table |= sentence_shares(
         subject, sae, features, reasoning, tokenizer, words, capitalised_only, batch_tokens
     )
-    for name, prefix in (("R", ""), ("control", "control ")):
-        ones = np.ones((1, len(untouched)))
-        table[f"{prefix}d"], table[f"{prefix}p"] = (x[0] for x in effect_size(untouched, maxima[name], ones))
+    for prefix, first, second in (
+        ("", untouched, at_place["R"]),
+        ("control ", untouched, at_place["control"]),
+        ("document ", _document_maxima(bare, before), whole["R"]),
+    ):
+        d, p = effect_size(first, second, np.ones((1, len(first))))
+        table |= {f"{prefix}d": d[0], f"{prefix}p": p[0]}
     table["class"] = classify(table["d"], table["p"])
-    return Controls(pd.DataFrame(table), untouched, maxima["R"])
+    table["document class"] = classify(table["document d"], table["document p"])
+    return Controls(pd.DataFrame(table), untouched, at_place["R"], bare.document_of[places])
 
 
 def sentence_shares(
@@ -176,12 +190,12 @@ def sentence_shares(
 def effect_size(
     untouched: NDArray[np.floating], changed: NDArray[np.floating], weights: Array
 ) -> tuple[Array, Array]:
-    """Cohen's d of documents changed against untouched, and p of the t-test, both ``[b, k]``.
+    """Cohen's d of activations changed against untouched, and p of the t-test, both ``[b, k]``.
 
     Args:
-        untouched: each document's largest activation ``[d, k]``.
-        changed: the same with words put in ``[d, k]``.
-        weights: how often each document counts ``[b, d]``.
+        untouched: largest activations ``[n, k]``.
+        changed: the same with words put in ``[n, k]``.
+        weights: how often each counts ``[b, n]``.
 
     d is the difference of means over the pooled standard deviation (0 where neither varies nor differs,
     infinite where a difference has no spread); p is of Student's two-sample test, two-sided.
@@ -225,8 +239,8 @@ def class_shares(
     Raises:
         UserError: a group has no features.
     """
-    documents = len(controls.untouched)
-    weights = bootstrap_weights(documents, RESAMPLES, SEED)
+    documents = int(controls.documents.max()) + 1
+    weights = bootstrap_weights(documents, RESAMPLES, SEED)[:, controls.documents]
     d, p = effect_size(controls.untouched, controls.with_words, weights)
     again = classify(d, p)
     rows: list[dict[str, Any]] = []
@@ -252,6 +266,6 @@ def _reaching(corpus: Corpus, spans: NDArray[np.int64], after: int) -> NDArray[n
     return np.stack([spans[:, 0], np.minimum(spans[:, 1] + after, end)], axis=1)
 
 
-def _maxima(corpus: Corpus, values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _document_maxima(corpus: Corpus, values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Each document's largest activation ``[d, k]``."""
     return np.maximum.reduceat(values, corpus.starts[:-1], axis=0)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_sentences import PIECES, Pieces, corpus_of
+from test_word_masks import Pieces as Words
+from test_word_masks import corpus_of as words_corpus
 
 from reasoning_features.errors import UserError
-from reasoning_features.injection import draw_places, inject, plain_documents, word_boundaries
+from reasoning_features.injection import draw_places, hosts, inject, plain_documents, word_boundaries
 
 DOCUMENT = ["a", " b", " c", ".", " e", " f"]
 
@@ -47,13 +51,30 @@ def test_random_places_land_where_stated_and_repeat():
         assert made.corpus.document_of[start] == corpus.document_of[place]
 
 
-def test_plain_documents_have_no_thinking_and_are_cut():
+def test_plain_documents_have_no_thinking():
     corpus = corpus_of(DOCUMENT, DOCUMENT, DOCUMENT)
     corpus.thinking[7] = True
-    plain = plain_documents(corpus, length=4)
-    assert plain.n_documents == 2 and np.diff(plain.starts).tolist() == [4, 4]
+    assert plain_documents(corpus).n_documents == 2
     corpus.thinking[:] = True
     with pytest.raises(UserError, match="no plain documents"):
         plain_documents(corpus)
+
+
+def test_moves_leave_prose_alone():
+    corpus = corpus_of(DOCUMENT, DOCUMENT)
+    moves = np.repeat(np.array([1, 0], dtype=np.int8), len(DOCUMENT))
+    labelled = replace(corpus, moves=moves, move_names=("prose", "explore"))
+    assert plain_documents(labelled).n_documents == 1
+
+
+def test_sentences_that_hold_the_words_are_taken_out():
+    lines = ["<s>", " a", " b", ".", " wait", " b", ".", " a", " a", " b", "."], [" a", ".", " wait", "."]
+    corpus = words_corpus(*lines)
+    bare = hosts(corpus, Words(), ["wait"], 3, length=6)
+    # of the second document one word is left: too few; the first is cut at six tokens
+    assert Words().decode(bare.tokens.tolist()) == "<s> a b. a a"
+    assert bare.special.tolist() == [True] + [False] * 5 and bare.n_documents == 1
+    with pytest.raises(UserError, match="has 9 words outside sentences that hold"):
+        hosts(corpus, Words(), ["wait"], 9)
     with pytest.raises(UserError, match="fewer than 9 words"):
-        draw_places(corpus, Pieces(), 9, seed=0)
+        draw_places(corpus, Words(), 9, seed=0)

@@ -17,7 +17,7 @@ from reasoning_features.lexical_controls import (
     classify,
     effect_size,
     measure_controls,
-    span_share,
+    span_maxima,
 )
 
 WAIT = PIECES.index(" wait")
@@ -63,6 +63,8 @@ def test_one_feature_of_the_word_and_one_of_the_context():
     # two sentences a trace, the first with "wait"; on other tokens the word's own feature is silent
     assert table["sentences with R"].tolist() == [0, 1, 0]
     assert table["sentences without R"].tolist() == [0, 1, 0]
+    # a document is driven by its words too, and the controls do nothing
+    assert table["document class"].tolist() == table["class"].tolist()
     assert np.isinf(table.loc[0, "d"]) and table.loc[0, "control d"] == 0
     groups = {"selected": np.array([True, True, False]), "others": np.array([False, False, True])}
     shares = class_shares(controls, groups, causal=np.array([True, False, False]))
@@ -74,6 +76,22 @@ def test_one_feature_of_the_word_and_one_of_the_context():
     assert (shares["documents"] == 20).all()
     with pytest.raises(UserError, match="no features in the group 'none'"):
         class_shares(controls, {"none": np.zeros(3, bool)})
+
+
+def test_other_words_hide_the_word_in_a_whole_document_and_not_at_its_place():
+    thinking = ["let", " wait", " a", ".", " b", " a", "."]
+    reasoning = corpus_of(*[thinking] * 20)
+    general = corpus_of(*[[" a", " b", " a", " a", " b", " b", " b", " b"]] * 40)
+
+    # a feature that fires on " wait", and as much on the " a" that every document begins with
+    class Both(Three):
+        def encode(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, [WAIT]] + x[:, [PIECES.index(" a")]]
+
+    words = (["wait"], ["b"], (), (1, 0), 256)
+    table = measure_controls(OneHot(), Both(), np.arange(1), reasoning, general, Pieces(), *words).table
+    assert table["class"].tolist() == ["token-driven"]
+    assert table["document class"].tolist() == ["context-driven"]
 
 
 def test_effect_size_is_cohens_and_students():
@@ -92,7 +110,8 @@ def test_the_rule():
     assert classify(d, p).tolist() == expected
 
 
-def test_share_of_spans():
-    values = np.array([[0, 1], [0, 0], [2, 0], [0, 0]], dtype=np.float32)
-    spans = np.array([[0, 2], [1, 3], [3, 4]])
-    assert span_share(values, spans).tolist() == [1 / 3, 1 / 3]
+def test_largest_in_each_span():
+    values = np.array([[0, 1], [0, 0], [2, 0], [0, 3]], dtype=np.float32)
+    # spans may overlap, and end at the last token
+    spans = np.array([[0, 2], [1, 3], [2, 4], [3, 4]])
+    assert span_maxima(values, spans).tolist() == [[0, 1], [2, 0], [2, 3], [0, 3]]
