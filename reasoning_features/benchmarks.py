@@ -55,6 +55,11 @@ class Questions:
         return len(self.prompts)
 
 
+def has_problems(settings: Settings) -> bool:
+    """Whether there are problems with known answers for this kind of corpora."""
+    return settings.corpus == "organism"
+
+
 def load_questions(
     settings: Settings, tokenizer: Any, split: Split, n: int, start: int = 0, mixture: Mixture = "main"
 ) -> Questions:
@@ -63,7 +68,7 @@ def load_questions(
     Raises:
         UserError: a kind of corpus that has no problems.
     """
-    if settings.corpus != "organism":
+    if not has_problems(settings):
         raise UserError(f"The corpus {settings.corpus!r} has no problems: set corpus to 'organism'.")
     asked = problems(split, None, n, start=start, mixture=mixture)
     return Questions(

@@ -21,6 +21,7 @@ from reasoning_features.tables import to_markdown
 
 Rule = Literal["above control", "at least", "beside", "planted"]
 AGREES, DISAGREES, UNDECIDED = "agrees", "disagrees", "undecided"
+UNTESTABLE = "not testable here"
 BESIDE, PLANTED = "shown beside, another model", "planted, not testable here"
 BEGIN, END = "<!-- claims: written by make -->", "<!-- claims: end -->"
 
@@ -120,7 +121,46 @@ CLAIMS: tuple[Claim, ...] = (
         "at least",
         0.5,
     ),
+    Claim(
+        "modes",
+        "04_interpretation",
+        "section on interpretation",
+        "chosen features stand for uncertainty, exploration or reflection (share, by a rule)",
+        "46 of 200, by hand",
+        "beside",
+    ),
+    Claim(
+        "governs",
+        "04_interpretation",
+        "implied",
+        "ReasonScore finds the features that govern reasoning (average precision against causal effects)",
+        "–",
+        "above control",
+    ),
+    Claim(
+        "token_driven",
+        "04_interpretation",
+        "not tested; 2601.05679",
+        "chosen features answer to reasoning, not to its words (share that words alone drive)",
+        "45–90% in 2601.05679",
+        "beside",
+    ),
+    Claim(
+        "function",
+        "04_interpretation",
+        "figure 3b, table 4",
+        "steering a chosen feature changes what the answers do (share with a sure change)",
+        "10 groups, no control",
+        "above control",
+    ),
 )
+
+
+def _claim(run: Run, id: str) -> Claim:
+    claim = next((c for c in CLAIMS if c.id == id and c.notebook == run.notebook), None)
+    if claim is None:
+        raise ValueError(f"{id!r} is no claim of {run.notebook}")
+    return claim
 
 
 def verdict(
@@ -174,19 +214,27 @@ def record(
     str
         The verdict.
     """
-    claim = next((c for c in CLAIMS if c.id == id and c.notebook == run.notebook), None)
-    if claim is None:
-        raise ValueError(f"{id!r} is no claim of {run.notebook}")
-    said = verdict(claim, ours, interval, control, run.settings.planted)
+    said = verdict(_claim(run, id), ours, interval, control, run.settings.planted)
+    numbers = {"ours": ours, "interval": list(interval) if interval else None, "n": n, "control": control}
+    _keep(run, id, _rounded(numbers) | {"verdict": said})
+    return said
+
+
+def record_untestable(run: Run, id: str) -> str:
+    """Record that a claim cannot be tested on this text, which lacks what it takes; gives the verdict."""
+    nothing = {"ours": None, "interval": None, "n": None, "control": None}
+    _keep(run, _claim(run, id).id, nothing | {"verdict": UNTESTABLE})
+    return UNTESTABLE
+
+
+def _keep(run: Run, id: str, numbers: dict[str, Any]) -> None:
+    """Write one claim of the notebook into its file, which keeps no claim that is no longer one."""
     path = _path(run)
     held = read_json(path) if path.is_file() else {}
     known = {c.id for c in CLAIMS if c.notebook == run.notebook}
     held = {name: value for name, value in held.items() if name in known}
-    numbers = {"ours": ours, "interval": list(interval) if interval else None, "n": n, "control": control}
-    held[id] = _rounded(numbers) | {"verdict": said}
-    write_json(path, held)
+    write_json(path, held | {id: numbers})
     run.wrote([path])
-    return said
 
 
 def show(run: Run) -> Markdown:

@@ -99,6 +99,22 @@ def feature_interfaces(
     return made
 
 
+def by_mode(interfaces: Sequence[FeatureInterface]) -> dict[str, list[Example]]:
+    """Mode ("not known" where it is not) → the strongest example of each of its features, in their order.
+
+    A stretch of text is shown once: a feature takes its strongest example from a document that none before it
+    has taken, or none.
+    """
+    found: dict[str, list[Example]] = {}
+    taken: set[int] = set()
+    for interface in interfaces:
+        examples = found.setdefault(interface.mode or "not known", [])
+        free = [example for example in interface.examples if example.document not in taken]
+        examples += free[:1]
+        taken |= {example.document for example in free[:1]}
+    return found
+
+
 def _occupied(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The bins from the first to the last that hold anything, with their edges."""
     used = np.flatnonzero(counts)

@@ -40,7 +40,7 @@ def draw_groups(shares: pd.DataFrame) -> Figure:
         shares: :func:`group_shares`.
     """
     classes, groups = list(shares["class"].unique()), list(shares["group"].unique())
-    fig, ax = new_figure(height=0.55 + 0.26 * len(groups))
+    fig, ax = new_figure(height=0.8 + 0.3 * len(groups))
     thickness = 0.8 / len(classes)
     for number, kind in enumerate(classes):
         rows = shares[shares["class"] == kind].set_index("group").loc[groups]
@@ -53,5 +53,5 @@ def draw_groups(shares: pd.DataFrame) -> Figure:
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="share of features (95% interval over features)", xlim=(0, None))
-    ax.legend(loc="lower right")
+    fig.legend(loc="outside lower center", ncols=len(classes))
     return fig

@@ -102,6 +102,20 @@ def question(examples: Sequence[Example], positive: Sequence[str], negative: Seq
     return "\n".join([*texts, logits])
 
 
+def questions(examples: Mapping[int, Sequence[Example]], logits: pd.DataFrame) -> dict[int, str]:
+    """Feature → its question.
+
+    Args:
+        examples: :func:`reasoning_features.activating_examples.read_examples`.
+        logits: :func:`reasoning_features.logit_effects.top_logits` of the same features.
+    """
+    sides = {key: part["text"].tolist() for key, part in logits.groupby(["feature", "side"])}
+    return {
+        feature: question(held, sides[feature, "positive"], sides[feature, "negative"])
+        for feature, held in examples.items()
+    }
+
+
 def judge(at: Endpoint, questions: Mapping[int, str], kept: Path) -> Judged:
     """Ask about every feature that has not been answered yet.
 

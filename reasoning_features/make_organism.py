@@ -1,9 +1,10 @@
 """``make organism``: every model and autoencoder that the notebooks need, from nothing, on CPU.
 
 Stages, in order: the tokenizer and the base model; the fine-tuned arms; each model's answers to evaluation
-problems; the gate of the arms; the autoencoders; the card and the checksums. A finished stage is not done
-again, an interrupted one goes on where it stopped, and every training runs on one thread, so that a rerun on
-the same machine gives the same bytes. ``--workers 2`` trains two arms side by side.
+problems; the gate of the arms; the autoencoders; their features' causal effects; the card and the checksums.
+A finished stage is not done again, an interrupted one goes on where it stopped, and every training runs on
+one thread, so that a rerun on the same machine gives the same bytes. ``--workers 2`` trains two arms side by
+side.
 """
 
 from __future__ import annotations
@@ -24,8 +25,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reasoning_features import organism_card, paths
 from reasoning_features.activations import stream
+from reasoning_features.autoencoder import load_autoencoder
 from reasoning_features.autoencoder_training import Recipe as AutoencoderRecipe
 from reasoning_features.autoencoder_training import convergence, save_autoencoder, train_autoencoder
+from reasoning_features.causal_benchmark import (
+    causal_effects,
+    draw_words,
+    gather_evidence,
+    held_out_decisions,
+    identity,
+)
+from reasoning_features.causal_truth import PLACES
 from reasoning_features.corpora import general_corpus, join, reasoning_corpus
 from reasoning_features.organism.evaluation import MOVES_COUNTED, solve
 from reasoning_features.organism.gate import SWAPS, decision_log_odds
@@ -40,6 +50,7 @@ from reasoning_features.organism.traces import (
 )
 from reasoning_features.organism.training import Recipe, new_model, save_model, train
 from reasoning_features.settings import load_settings
+from reasoning_features.stored_benchmarks import PLACE, save_benchmark
 from reasoning_features.subject import load_subject
 
 FOLDER = Path("data/organism")
@@ -72,8 +83,14 @@ TOKENIZER_DOCUMENTS = 8000
 PROSE_EVERY = 8
 """Every eighth fine-tuning document is plain prose."""
 TRACE_SEED = 1000
-READ = ("base", *(arm.name for arm in ARMS))
-"""The models that get autoencoders."""
+READ = tuple(arm.name for arm in ARMS)
+"""The models that get autoencoders: two seeds of ReLU."""
+COMPARED = ("coupled-0", "decoupled-0")
+"""Those that get TopK too, which notebook 02 compares."""
+BENCHMARKED = tuple((arm, seed) for arm in ARMS if arm.mixture == "main" for seed in range(2))
+"""Arms, and seeds of their ReLU autoencoders, whose features' causal effects are measured."""
+WHOLE_TRACE = ("coupled-0-relu-0", "decoupled-0-relu-0")
+"""Those whose features are also ablated over the whole trace, which takes ten times as long."""
 AUTOENCODER_TRACES = 9000
 RELU_RECIPE = AutoencoderRecipe("relu", d_sae=512, tokens=4_000_000, learning_rate=3e-3, l1=1.0)
 TOPK_RECIPE = AutoencoderRecipe("topk", d_sae=512, tokens=4_000_000, learning_rate=3e-3, k=8)
@@ -147,7 +164,8 @@ def pass_gate(folder: Path, arm: Arm) -> None:
 def make_autoencoders(folder: Path, model: str) -> None:
     """The autoencoders of one model's residual stream, over its traces, base texts and prose.
 
-    Two seeds of the paper's ReLU (other start, other data order), how far they agree as they train, and TopK.
+    Two seeds of the paper's ReLU (other start, other data order), how far they agree as they train, and for
+    some models TopK.
     """
     torch.set_num_threads(1)
     settings = load_settings("organism", subject=paths.relative(folder / "models" / model))
@@ -162,7 +180,8 @@ def make_autoencoders(folder: Path, model: str) -> None:
     residual = torch.cat([batch.residual for batch in stream(subject, corpus, settings.batch_tokens)])
     records = [round(share * RELU_RECIPE.steps) for share in RECORD_AT]
     trainings = []
-    for recipe in (RELU_RECIPE, replace(RELU_RECIPE, seed=1), TOPK_RECIPE):
+    others = (TOPK_RECIPE,) if model in COMPARED else ()
+    for recipe in (RELU_RECIPE, replace(RELU_RECIPE, seed=1), *others):
         trained = train_autoencoder(residual, recipe, model, subject.hook_name, record_at=records)
         target = folder / "autoencoders" / f"{model}-{recipe.architecture}-{recipe.seed}"
         shutil.rmtree(target, ignore_errors=True)
@@ -170,6 +189,30 @@ def make_autoencoders(folder: Path, model: str) -> None:
         trainings.append(trained)
     agreement = convergence(trainings[0], trainings[1])
     _write(agreement.merge(trainings[0].history), folder / "convergence" / f"{model}.parquet")
+
+
+def benchmark_name(arm: Arm, seed: int) -> str:
+    """The autoencoder's name, and its benchmark's."""
+    return f"{arm.name}-relu-{seed}"
+
+
+def measure_truth(folder: Path, benchmarked: tuple[Arm, int]) -> None:
+    """Evidence of one autoencoder's features, and their causal effects on held-out decisions."""
+    torch.set_num_threads(1)
+    arm, seed = benchmarked
+    name = benchmark_name(arm, seed)
+    given = {"subject": folder / "models" / arm.name, "autoencoder": folder / "autoencoders" / name}
+    settings = load_settings("organism", **{field: paths.relative(path) for field, path in given.items()})
+    subject = load_subject(settings.subject, settings.layer)
+    sae = load_autoencoder(settings.autoencoder, subject.d_model, subject.hook_name)
+    evidence = gather_evidence(settings, subject, sae, draw_words(settings, subject))
+    places = tuple(PLACES) if name in WHOLE_TRACE else (PLACE,)
+    decisions = held_out_decisions(settings, subject)
+    effects = causal_effects(settings, subject, sae, decisions, evidence, places)
+    fresh = folder / "truth" / f".{name}.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    save_benchmark(fresh, evidence, effects, identity(settings, sae))
+    fresh.rename(folder / "truth" / name)
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
@@ -187,6 +230,8 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
 
 def stages(folder: Path, workers: int) -> None:
     """All stages in order; each finished piece is skipped."""
+    # until the last stage lists them again, what lies there is not what was shipped
+    (folder / "checksums.json").unlink(missing_ok=True)
     if not (folder / "models" / "base").exists():
         make_base(folder)
     _each(
@@ -201,6 +246,8 @@ def stages(folder: Path, workers: int) -> None:
     _each(partial(pass_gate, folder), ungated, workers)
     unread = [name for name in READ if not (folder / "convergence" / f"{name}.parquet").exists()]
     _each(partial(make_autoencoders, folder), unread, workers)
+    unmeasured = [pair for pair in BENCHMARKED if not (folder / "truth" / benchmark_name(*pair)).exists()]
+    _each(partial(measure_truth, folder), unmeasured, workers)
     organism_card.write(folder)
 
 

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 Mode = Literal["uncertainty", "exploration", "reflection", "mixed", "other"]
 
 MODES: tuple[Mode, ...] = ("uncertainty", "exploration", "reflection", "mixed", "other")
+PAPER_MODES: tuple[Mode, ...] = MODES[:4]
+"""Those that the paper found; "other" is none of them."""
 MOVES_OF: dict[Mode, tuple[str, ...]] = {
     "uncertainty": ("uncertain",),
     "exploration": ("explore",),

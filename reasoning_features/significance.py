@@ -85,6 +85,21 @@ def paired_difference(
     return bootstrap_mean(first - second, n_resamples, seed, level)
 
 
+def bootstrap_difference(
+    a: ArrayLike, b: ArrayLike, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Mean of ``a`` less mean of ``b``, two independent samples, each resampled on its own.
+
+    ``n`` counts both.
+    """
+    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    means = [
+        bootstrap_weights(len(x), n_resamples, seed + i) @ x / len(x) for i, x in enumerate((first, second))
+    ]
+    n = len(first) + len(second)
+    return percentile_interval(float(first.mean() - second.mean()), means[0] - means[1], n, level)
+
+
 def bootstrap_ratio(
     numerator: ArrayLike, denominator: ArrayLike, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Interval:

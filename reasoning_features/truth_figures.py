@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ GROUP_NAMES = {
 }
 JITTER = 0.3
 """Largest distance of a point from the middle of its column."""
+COLUMNS = 2
 
 
 def effect_table(effects: Effects) -> pd.DataFrame:
@@ -63,7 +65,7 @@ def draw_patching(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFr
             style = {"color": COLOURS[place], "marker": MARKERS[place], "linestyle": LINES[place]}
             ax.errorbar(x, rows["share"], spread, label=GROUP_NAMES[group], capsize=2, **style)
         ax.axhline(0, color="0.6", linewidth=0.7, marker="")
-        ax.set(xlabel="after block", title=f"{arm} ({table['change'].iloc[0]:+.2f} nats)")
+        ax.set(xlabel="after block", title=f"{arm}\n{table['change'].iloc[0]:+.2f} nats")
         ax.set_xticks(sorted(table["layer"].unique()))
     axes[0, 0].set_ylabel("share of the change\nof log-odds")
     _legend_below(fig, axes[0, 0])
@@ -76,9 +78,9 @@ def draw_effects(effects: Mapping[str, Effects]) -> tuple[Figure, pd.DataFrame]:
     Args:
         effects: what is measured (a kind of decision, a place) → its effects.
     """
-    fig, axes = new_figure(1, len(effects), height=2.6, squeeze=False)
+    fig, axes = _panels(len(effects), sharey=False)
     tables = {name: effect_table(held) for name, held in effects.items()}
-    for ax, (name, table) in zip(axes[0], tables.items(), strict=True):
+    for ax, (name, table) in zip(axes, tables.items(), strict=False):
         features = table[table["feature"] >= 0].sort_values("rank")
         band = features["threshold"]
         ax.vlines(features["rank"], -band, band, color="0.8", linewidth=1.5, label="random directions, 99%")
@@ -88,12 +90,12 @@ def draw_effects(effects: Mapping[str, Effects]) -> tuple[Figure, pd.DataFrame]:
         ):
             rows = features[features["true"] == passed]
             spread = np.abs(rows[["low", "high"]].to_numpy().T - rows["effect"].to_numpy())
-            style = {"color": colour, "marker": marker, "linestyle": "", "markersize": 3}
+            style: Any = {"color": colour, "marker": marker, "linestyle": "", "markersize": 3}
             ax.errorbar(rows["rank"], rows["effect"], spread, label=label, elinewidth=0.7, **style)
         count = int(features["true"].sum())
         ax.set(xscale="log", xlabel="rank by |effect|", title=f"{name}\n{count} of {len(features)} pass")
-    axes[0, 0].set_ylabel("change of log-odds\nwhen ablated (nats)")
-    _legend_below(fig, axes[0, 0])
+        ax.set_ylabel("change of log-odds\nwhen ablated (nats)")
+    _legend_below(fig, axes[0])
     return fig, pd.concat([table.assign(measured=name) for name, table in tables.items()], ignore_index=True)
 
 
@@ -103,9 +105,9 @@ def draw_effect_against_size(effects: Mapping[str, Effects]) -> tuple[Figure, pd
     Args:
         effects: what is measured → its effects.
     """
-    fig, axes = new_figure(1, len(effects), height=2.6, sharey=True, squeeze=False)
+    fig, axes = _panels(len(effects), sharey=True)
     tables = {name: effect_table(held) for name, held in effects.items()}
-    for ax, (name, table) in zip(axes[0], tables.items(), strict=True):
+    for ax, (name, table) in zip(axes, tables.items(), strict=False):
         random = table["feature"] < 0
         for rows, colour, marker, label in (
             (table[random], "0.7", ".", "random directions"),
@@ -117,8 +119,8 @@ def draw_effect_against_size(effects: Mapping[str, Effects]) -> tuple[Figure, pd
         ax.plot(line["size"], line["threshold"], color=COLOURS[7], marker="", label="threshold")
         slope = effects[name].slope
         ax.set(xscale="log", yscale="log", xlabel="mean norm of the edit", title=f"{name}\nslope {slope:.2f}")
-    axes[0, 0].set_ylabel("|change of log-odds| (nats)")
-    _legend_below(fig, axes[0, 0])
+        ax.set_ylabel("|change of log-odds|\n(nats)")
+    _legend_below(fig, axes[0])
     return fig, pd.concat([table.assign(measured=name) for name, table in tables.items()], ignore_index=True)
 
 
@@ -151,6 +153,15 @@ def draw_decodability(
     axes[0, 0].set_ylabel("AUC, held-out traces")
     _legend_below(fig, axes[0, 0])
     return fig, pd.concat(marked, ignore_index=True)
+
+
+def _panels(n: int, sharey: bool) -> tuple[Figure, list[Axes]]:
+    """A figure of ``n`` panels, two in a row."""
+    rows = -(-n // COLUMNS)
+    fig, axes = new_figure(rows, min(n, COLUMNS), height=2.3, sharey=sharey, squeeze=False)
+    for ax in axes.flat[n:]:
+        ax.remove()
+    return fig, list(axes.flat[:n])
 
 
 def _legend_below(fig: Figure, ax: Axes) -> None:

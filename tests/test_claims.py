@@ -72,6 +72,14 @@ def test_recorded_claims_make_the_readmes_table(run, repository):
     assert "68.5%" in claims.show(run).data
 
 
+def test_what_cannot_be_tested_is_said(run, repository):
+    assert claims.record_untestable(run, "second_seed") == claims.UNTESTABLE
+    row = claims.frame([run.paths.figures / "claims_02_sae.json"]).iloc[0]
+    assert row["verdict"] == "not testable here" and row["ours"] is None
+    with pytest.raises(ValueError, match="no claim of 02_sae"):
+        claims.record_untestable(run, "dials")
+
+
 def test_another_notebooks_claim_is_refused(run):
     with pytest.raises(ValueError, match="no claim of 02_sae"):
         claims.record(run, "selected", 3)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from reasoning_features.activating_examples import EDGES, Activity, Example
-from reasoning_features.feature_interface import feature_interfaces
+from reasoning_features.feature_interface import FeatureInterface, by_mode, feature_interfaces
 
 
 def activity(histogram: np.ndarray) -> Activity:
@@ -52,3 +52,17 @@ def test_what_is_gathered():
     # a feature that is never active, of which nothing else is known
     assert second.mode is None and second.effects == {} and second.examples == [] and second.positive == []
     assert len(second.histogram) == 0 and second.density == 0
+
+
+def test_by_mode_shows_a_document_once():
+    def interface(feature: int, mode: str | None, documents: list[int]) -> FeatureInterface:
+        examples = [Example(feature, document, ("a",), np.ones(1, np.float32), 0) for document in documents]
+        none, edges = np.zeros(0, np.int64), np.ones(1)
+        return FeatureInterface(feature, 0.0, 1, 0.1, 1.0, none, edges, {}, [], [], examples, mode)
+
+    made = [interface(1, "mixed", [5, 6]), interface(2, None, [5, 7]), interface(3, "mixed", [5, 7])]
+    shown = {
+        mode: [(example.feature, example.document) for example in examples]
+        for mode, examples in by_mode(made).items()
+    }
+    assert shown == {"mixed": [(1, 5)], "not known": [(2, 7)]}

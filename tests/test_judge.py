@@ -9,11 +9,12 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from reasoning_features.activating_examples import Example
 from reasoning_features.errors import UserError
-from reasoning_features.judge import KEY, Endpoint, endpoint, judge, parse, question
+from reasoning_features.judge import KEY, Endpoint, endpoint, judge, parse, question, questions
 
 GOOD = json.dumps({"mode": "reflection", "description": "checks a sum"})
 QUESTIONS = {3: "three", 5: "five", 8: "eight"}
@@ -173,6 +174,16 @@ def test_question_marks_strong_tokens():
         "1. «Wait,» let« me» see",
         'It raises the logits of [" no"] and lowers those of ["\\""].',
     ]
+
+
+def test_questions_of_many_features():
+    example = Example(3, 0, ("a",), np.ones(1), 0)
+    logits = pd.DataFrame(
+        [[3, "positive", " yes"], [3, "negative", " no"], [5, "positive", "x"], [5, "negative", "y"]],
+        columns=["feature", "side", "text"],
+    )
+    asked = questions({3: [example], 5: []}, logits)
+    assert asked == {3: question([example], [" yes"], [" no"]), 5: question([], ["x"], ["y"])}
 
 
 def test_descriptions_become_one_line():

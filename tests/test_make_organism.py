@@ -9,10 +9,17 @@ from pathlib import Path
 import pytest
 
 from reasoning_features import make_organism, paths
+from reasoning_features.settings import load_settings
+from reasoning_features.stored_benchmarks import load_benchmarks
 
 
 def listing(folder: Path) -> dict[str, int]:
     return {paths.relative(p): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def small_settings(profile: str, **overrides):
+    few = {"decisions": 10, "random_directions": 10, "random_vocabularies": 4, "slot_vocabularies": 4}
+    return load_settings("smoke", **overrides, **few)
 
 
 @pytest.mark.slow
@@ -24,9 +31,11 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     monkeypatch.setattr(make_organism, "TOPK_RECIPE", replace(make_organism.TOPK_RECIPE, **tiny))
     monkeypatch.setattr(make_organism, "RELU_RECIPE", replace(make_organism.RELU_RECIPE, **tiny))
     monkeypatch.setattr(make_organism, "READ", ("coupled-0",))
+    monkeypatch.setattr(make_organism, "BENCHMARKED", make_organism.BENCHMARKED[:1])
     monkeypatch.setattr(make_organism, "AUTOENCODER_TRACES", 60)
     monkeypatch.setattr(make_organism, "EVALUATION_PROBLEMS", 40)
     monkeypatch.setattr(make_organism, "GATE_TRACES", 60)
+    monkeypatch.setattr(make_organism, "load_settings", small_settings)
 
     folder = repository / "data" / "organism"
     make_organism.stages(folder, workers=1)
@@ -37,6 +46,9 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     assert {path.name for path in (folder / "autoencoders").iterdir()} == {
         "coupled-0-relu-0", "coupled-0-relu-1", "coupled-0-topk-0"
     }  # fmt: skip
+    (benchmark,) = load_benchmarks(folder / "truth")
+    assert (benchmark.model, benchmark.kappa, benchmark.autoencoder_seed) == ("coupled-0", 1.0, 0)
+    assert len(benchmark.truths["persistence"].features)
     card = (folder / "README.md").read_text()
     assert "planted" in card
     assert "coupled-2" in card

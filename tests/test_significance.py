@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from reasoning_features.significance import (
+    bootstrap_difference,
     bootstrap_mean,
     bootstrap_ratio,
     bootstrap_statistic,
@@ -96,3 +97,12 @@ def test_chance_jaccard():
     # two pairs out of three: they share one or two. P(2) = 1/3, J = 1; P(1) = 2/3, J = 1/3: 5/9
     assert chance_jaccard(3, 2, 2) == pytest.approx(5 / 9)
     assert chance_jaccard(10, 10, 10) == pytest.approx(1)
+
+
+def test_difference_of_two_samples():
+    # Means 2 and 1; each sample is resampled on its own, and what does not vary adds no width.
+    gap = bootstrap_difference([1.0, 3.0] * 50, [1.0] * 10)
+    assert gap.estimate == pytest.approx(1.0)
+    assert gap.n == 110
+    assert gap.low == pytest.approx(1 - 1.96 * 0.1, abs=0.03)
+    assert gap.high == pytest.approx(1 + 1.96 * 0.1, abs=0.03)

@@ -1,0 +1,221 @@
+"""One autoencoder of one model, ready for the benchmark: its evidence, and its features' causal effects.
+
+Evidence is gathered on problems of the selection split, effects are measured on those of the evaluation
+split, so nothing that a score was computed from enters what it is judged by.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from reasoning_features import paths, vocabulary
+from reasoning_features.causal_truth import PLACES, Effects, measure_effects
+from reasoning_features.corpora import general_corpus, join, reasoning_corpus
+from reasoning_features.decisions import Decisions, balanced, find_decisions
+from reasoning_features.evidence import gather
+from reasoning_features.measurement import draw_vocabularies
+from reasoning_features.settings import Settings
+from reasoning_features.stored_benchmarks import Benchmark
+from reasoning_features.subject import Subject
+
+DETERMINED_BY = (
+    "subject", "contrast", "autoencoder", "contrast_autoencoder", "layer", "dtype", "seed", "corpus",
+    "reasoning_documents", "general_documents", "context", "words", "alpha", "window", "batch_tokens",
+    "random_vocabularies", "slot_vocabularies", "decisions", "random_directions",
+)  # fmt: skip
+"""The settings that determine a stored benchmark."""
+DOCUMENTS_A_DECISION = 3
+"""Traces read for each decision that is wanted: careful ones are few, and decide once whether to verify."""
+
+
+def draw_words(settings: Settings, subject: Subject) -> dict[str, tuple[str, ...]]:
+    """R and the vocabularies it is compared with, drawn as notebook 03 draws them: name → words.
+
+    Raises:
+        UserError: too few other words to draw from.
+    """
+    tokenizer = subject.tokenizer
+    traces = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
+    general = general_corpus(settings, tokenizer, "selection")
+    thinking = traces.texts(tokenizer, traces.thinking & ~traces.special)
+    ranking = vocabulary.rank_words(thinking, general.texts(tokenizer, ~general.special))
+    drawn = draw_vocabularies(
+        traces,
+        join("all", [traces, general]),
+        tokenizer,
+        settings.words,
+        ranking["word"].tolist(),
+        vocabulary.lexicon(settings.corpus),
+        settings.random_vocabularies,
+        settings.slot_vocabularies,
+        settings.seed,
+    )
+    return drawn.words
+
+
+def gather_evidence(
+    settings: Settings, subject: Subject, sae: Any, vocabularies: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """What a scorer may look at (:func:`reasoning_features.evidence.gather`), on the selection split.
+
+    Raises:
+        UserError: a word that never occurs, or an autoencoder of another width.
+    """
+    tokenizer = subject.tokenizer
+    traces = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
+    return gather(
+        subject,
+        sae,
+        traces,
+        general_corpus(settings, tokenizer, "selection"),
+        tokenizer,
+        settings.words,
+        vocabulary.lexicon(settings.corpus),
+        vocabularies,
+        find_decisions(traces, tokenizer, settings.corpus),
+        settings.window,
+        settings.alpha,
+        settings.batch_tokens,
+    )
+
+
+def held_out_decisions(settings: Settings, subject: Subject) -> dict[str, Decisions]:
+    """Decisions of the evaluation split: ``settings.decisions`` of each kind, balanced by style.
+
+    Empty where decisions are not known.
+
+    Raises:
+        UserError: too few of them.
+    """
+    documents = DOCUMENTS_A_DECISION * settings.decisions
+    traces = reasoning_corpus(
+        settings, subject.tokenizer, "evaluation", settings.subject, documents=documents
+    )
+    found = find_decisions(traces, subject.tokenizer, settings.corpus)
+    return {kind: balanced(every, settings.decisions, settings.seed) for kind, every in found.items()}
+
+
+def causal_effects(
+    settings: Settings,
+    subject: Subject,
+    sae: Any,
+    decisions: dict[str, Decisions],
+    evidence: pd.DataFrame,
+    places: Sequence[str] = tuple(PLACES),
+) -> dict[str, dict[str, Effects]]:
+    """Kind of decision → place → effects of every live feature.
+
+    Args:
+        settings: random directions and seed.
+        subject: the model.
+        sae: its autoencoder.
+        decisions: :func:`held_out_decisions`.
+        evidence: says which features are live, and their means.
+        places: of ``PLACES``.
+    """
+    live = np.flatnonzero(evidence["density"].to_numpy() > 0)
+    means = evidence["mean"].to_numpy(dtype=float)[live]
+    return {
+        kind: {
+            place: measure_effects(
+                subject,
+                sae,
+                held,
+                live,
+                means,
+                PLACES[place],
+                settings.random_directions,
+                settings.seed,
+                f"{kind}, ablated {'at the decision' if place == 'decision' else 'over the trace'}",
+            )
+            for place in places
+        }
+        for kind, held in decisions.items()
+    }
+
+
+def whole_trace_effects(
+    settings: Settings,
+    subject: Subject,
+    sae: Any,
+    decisions: Decisions,
+    evidence: pd.DataFrame,
+    features: NDArray[np.int64],
+) -> Effects:
+    """Effects of some features ablated at every token up to the decision; as many random directions."""
+    means = evidence["mean"].to_numpy(dtype=float)[features]
+    place, told = PLACES["trace"], f"{decisions.name}, {len(features)} features over the trace"
+    return measure_effects(
+        subject, sae, decisions, features, means, place, len(features), settings.seed, told
+    )
+
+
+def compare_places(at_decision: Effects, over_trace: Effects) -> pd.DataFrame:
+    """Features measured both ways: effects in nats with 95% intervals over traces, largest first.
+
+    Returns:
+        ``feature``; ``at the decision`` with ``low`` and ``high``, ``over the trace`` with ``trace low`` and
+        ``trace high``; ``true`` (at the decision passes its threshold).
+    """
+    tables = []
+    for name, prefix, effects in (
+        ("at the decision", "", at_decision),
+        ("over the trace", "trace ", over_trace),
+    ):
+        low, high = effects.interval()
+        columns = {"feature": effects.features, name: effects.effect, f"{prefix}low": low}
+        tables.append(pd.DataFrame(columns | {f"{prefix}high": high}))
+    passed = pd.DataFrame({"feature": at_decision.features, "true": at_decision.true})
+    both = tables[0].merge(tables[1], on="feature").merge(passed, on="feature")
+    order = both["over the trace"].abs().sort_values(ascending=False, kind="stable").index
+    return both.loc[order].reset_index(drop=True)
+
+
+def identity(settings: Settings, sae: Any) -> dict[str, Any]:
+    """What identifies an autoencoder among benchmarks; κ is missing where a model's card gives none.
+
+    The autoencoder's seed is the number that its directory's name ends in, 0 where there is none.
+    """
+    card = paths.resolve(settings.subject) / "training.json"
+    told = json.loads(card.read_text()) if card.is_file() else {}
+    last = Path(settings.autoencoder).name.rsplit("-", 1)[-1]
+    return {
+        "model": Path(settings.subject).name,
+        "kappa": told.get("kappa", float("nan")),
+        "model_seed": told.get("seed", 0),
+        "architecture": "topk" if sae.cfg.architecture() == "topk" else "relu",
+        "autoencoder_seed": int(last) if last.isdigit() else 0,
+    }
+
+
+def agreement(fresh: Sequence[Benchmark], stored: Sequence[Benchmark]) -> pd.DataFrame:
+    """How far effects that were measured anew agree with the stored ones of the same autoencoder.
+
+    Returns:
+        One row an autoencoder that both have and a kind of decision: ``correlation`` of effects over live
+        features, ``largest difference`` in nats, and features that pass ``here``, ``stored`` and in ``both``.
+    """
+    rows = []
+    for here in fresh:
+        for there in stored:
+            if here.identity != there.identity:
+                continue
+            for kind, ours in here.truths.items():
+                theirs = there.truths[kind]
+                passed = [np.abs(truth.effect) > truth.threshold for truth in (ours, theirs)]
+                numbers = {
+                    "correlation": np.corrcoef(ours.effect, theirs.effect)[0, 1],
+                    "largest difference": np.abs(ours.effect - theirs.effect).max(),
+                    "here": int(passed[0].sum()),
+                    "stored": int(passed[1].sum()),
+                    "both": int((passed[0] & passed[1]).sum()),
+                }
+                rows.append({"model": here.model, "decision": kind} | numbers)
+    return pd.DataFrame(rows)
