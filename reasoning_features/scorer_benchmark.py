@@ -24,6 +24,7 @@ Array = NDArray[np.float64]
 TOP = (10, 20)
 """Numbers of features whose share of the effect, and precision, are reported."""
 RESAMPLES, SEED = 200, 0
+CEILING = "the effect itself"
 
 
 def evaluate_scorer(
@@ -90,16 +91,18 @@ def _evaluated(
 def evaluate_all(
     scorers: Sequence[Scorer], benchmarks: Sequence[Benchmark], kind: str = "persistence"
 ) -> pd.DataFrame:
-    """:func:`evaluate_scorer` for each scorer, with columns ``scorer``, ``signed`` and ``labels``."""
-    return pd.concat(
-        [
-            evaluate_scorer(scorer.function, benchmarks, kind, scorer.signed).assign(
-                scorer=scorer.name, signed=scorer.signed, labels=scorer.labels
-            )
-            for scorer in scorers
-        ],
-        ignore_index=True,
-    )
+    """:func:`evaluate_scorer` for each scorer, with columns ``scorer``, ``signed`` and ``labels``.
+
+    The last rows are those of :func:`effect_itself`, as the scorer ``CEILING``.
+    """
+    found = [
+        evaluate_scorer(scorer.function, benchmarks, kind, scorer.signed).assign(
+            scorer=scorer.name, signed=scorer.signed, labels=scorer.labels
+        )
+        for scorer in scorers
+    ]
+    most = effect_itself(benchmarks, kind).assign(scorer=CEILING, signed=True, labels=True)
+    return pd.concat([*found, most], ignore_index=True)
 
 
 def metrics(score: Array, effects: Array, threshold: Array, signed: bool) -> dict[str, Array]:

@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score
 
 from reasoning_features.errors import UserError
 from reasoning_features.scorer_benchmark import (
+    CEILING,
     average_precision,
     effect_itself,
     evaluate_all,
@@ -186,7 +187,10 @@ def test_registry_and_mean_difference():
     assert {row.name for row in rows if row.signed} == {"mean difference", "gradient attribution"}
     made = benchmark(FIVE, 0.3)
     table = evaluate_all([Scorer("ours", lambda evidence: SCORE, False, False, "here")], [made])
-    assert set(table["scorer"]) == {"ours"} and not table["labels"].any()
+    assert set(table["scorer"]) == {"ours", CEILING}
+    assert not table.loc[table["scorer"] == "ours", "labels"].any()
+    most = table[(table["scorer"] == CEILING) & (table["metric"] == "average precision")]
+    assert most["estimate"].item() == pytest.approx(1)  # one threshold for all: the largest effects pass
 
 
 def test_band_of_vocabularies():
