@@ -132,6 +132,12 @@ class Effects:
         return np.abs(self.effect) > self.threshold
 
     @property
+    def passed(self) -> NDArray[np.int64]:
+        """The features that pass, the largest mean change first."""
+        order = np.argsort(-np.abs(self.effect), kind="stable")
+        return self.features[order][self.true[order]]
+
+    @property
     def expected_by_chance(self) -> float:
         """How many features would pass if all their directions were random."""
         return (1 - QUANTILE) * len(self.features)

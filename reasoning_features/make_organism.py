@@ -35,7 +35,6 @@ from reasoning_features.causal_benchmark import (
     held_out_decisions,
     identity,
 )
-from reasoning_features.causal_truth import PLACES
 from reasoning_features.corpora import general_corpus, join, reasoning_corpus
 from reasoning_features.organism.evaluation import MOVES_COUNTED, solve
 from reasoning_features.organism.gate import SWAPS, decision_log_odds
@@ -89,8 +88,6 @@ COMPARED = ("coupled-0", "decoupled-0")
 """Those that get TopK too, which notebook 02 compares."""
 BENCHMARKED = tuple((arm, seed) for arm in ARMS if arm.mixture == "main" for seed in range(2))
 """Arms, and seeds of their ReLU autoencoders, whose features' causal effects are measured."""
-WHOLE_TRACE = ("coupled-0-relu-0", "decoupled-0-relu-0")
-"""Those whose features are also ablated over the whole trace, which takes ten times as long."""
 AUTOENCODER_TRACES = 9000
 RELU_RECIPE = AutoencoderRecipe("relu", d_sae=512, tokens=4_000_000, learning_rate=3e-3, l1=1.0)
 TOPK_RECIPE = AutoencoderRecipe("topk", d_sae=512, tokens=4_000_000, learning_rate=3e-3, k=8)
@@ -206,9 +203,8 @@ def measure_truth(folder: Path, benchmarked: tuple[Arm, int]) -> None:
     subject = load_subject(settings.subject, settings.layer)
     sae = load_autoencoder(settings.autoencoder, subject.d_model, subject.hook_name)
     evidence = gather_evidence(settings, subject, sae, draw_words(settings, subject))
-    places = tuple(PLACES) if name in WHOLE_TRACE else (PLACE,)
     decisions = held_out_decisions(settings, subject)
-    effects = causal_effects(settings, subject, sae, decisions, evidence, places)
+    effects = causal_effects(settings, subject, sae, decisions, evidence, (PLACE,))
     fresh = folder / "truth" / f".{name}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     save_benchmark(fresh, evidence, effects, identity(settings, sae))

@@ -43,6 +43,10 @@ def test_places_side_by_side_largest_first():
     assert table["trace low"].tolist() == pytest.approx(table["trace high"].tolist())
 
 
+def test_features_that_pass_come_largest_first():
+    assert effects([0.5, 0.1, -0.9]).passed.tolist() == [2, 0]
+
+
 def test_agreement_is_of_the_same_autoencoder():
     def benchmark(model: str, effect: list[float]) -> Benchmark:
         values = np.array(effect)
