@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpora import Corpus, by_length
 from reasoning_features.decisions import Decisions, log_odds
 from reasoning_features.errors import UserError
 from reasoning_features.logit_effects import logit_effects
@@ -50,7 +50,7 @@ def gradient_attribution(
     mean = torch.from_numpy(means)
     decoder = sae.W_dec.detach().double().cpu()
     total = torch.zeros(len(means), dtype=torch.float64)
-    for rows in _batches(lengths, batch_tokens):
+    for rows in by_length(lengths, batch_tokens):
         tokens = np.zeros((len(rows), int(lengths[rows].max())), dtype=np.int64)
         for row, decision in enumerate(rows):
             tokens[row, : lengths[decision]] = corpus.tokens[
@@ -67,16 +67,6 @@ def gradient_attribution(
             features = sae.encode(subject.residual(ids)[index, at].float()).double().cpu()
         total += ((features - mean) * (gradients @ decoder.T)).sum(0)
     return (total / len(decisions.positions)).numpy()
-
-
-def _batches(lengths: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
-    """Rows in order of length, cut so that no batch holds more than ``batch_tokens`` with its padding."""
-    batches: list[list[int]] = [[]]
-    for row in np.argsort(lengths, kind="stable").tolist():
-        if batches[-1] and (len(batches[-1]) + 1) * lengths[row] > batch_tokens:
-            batches.append([])
-        batches[-1].append(row)
-    return [np.asarray(batch, dtype=np.int64) for batch in batches if batch]
 
 
 def neutral_prompts(general: Corpus, n: int, length: int) -> list[list[int]]:

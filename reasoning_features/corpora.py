@@ -153,14 +153,8 @@ class Corpus:
         The division depends on the corpus and ``max_tokens`` alone. A document longer than ``max_tokens``
         makes a batch of its own.
         """
-        lengths = np.diff(self.starts)
-        batch: list[int] = []
-        for i in np.argsort(lengths, kind="stable"):
-            if batch and (len(batch) + 1) * lengths[i] > max_tokens:
-                yield self._padded(batch)
-                batch = []
-            batch.append(int(i))
-        yield self._padded(batch)
+        for batch in by_length(np.diff(self.starts), max_tokens):
+            yield self._padded(batch)
 
     def _padded(self, documents: list[int]) -> TokenBatch:
         lengths = np.diff(self.starts)[documents]
@@ -174,6 +168,21 @@ class Corpus:
             positions=torch.from_numpy(positions),
             documents=np.asarray(documents, dtype=np.int64),
         )
+
+
+def by_length(lengths: NDArray[np.int64], max_tokens: int) -> Iterator[list[int]]:
+    """Numbers of rows, shortest first, cut so that no batch holds more than ``max_tokens`` with its padding.
+
+    A row longer than ``max_tokens`` makes a batch of its own.
+    """
+    batch: list[int] = []
+    for i in np.argsort(lengths, kind="stable").tolist():
+        if batch and (len(batch) + 1) * lengths[i] > max_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def join(name: str, corpora: Sequence[Corpus]) -> Corpus:

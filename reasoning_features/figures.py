@@ -76,6 +76,12 @@ def new_figure(
     return plt.subplots(rows, columns, figsize=(width, height * rows), **options)
 
 
+def legend_below(fig: Figure, ax: Axes, title: str | None = None) -> None:
+    """One legend for all panels, taken from ``ax``, below them, where it hides nothing."""
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(handles, labels, title=title, loc="outside lower center", ncols=len(labels))
+
+
 def distribution(
     ax: Axes,
     frame: pd.DataFrame,

@@ -7,7 +7,6 @@ where everything is replaced, and as much as these positions hold at that depth 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpora import Corpus, by_length
 from reasoning_features.decisions import Decisions, log_odds
 from reasoning_features.errors import UserError
 from reasoning_features.sentences import sentence_starts
@@ -67,7 +66,8 @@ def patch(
     changes = np.empty((subject.n_layers, len(GROUPS), len(decisions)))
     whole = np.empty(len(decisions))
     with tqdm(total=len(decisions), desc=progress, unit=" decisions", disable=progress is None) as bar:
-        for which in _batches(decisions, batch_tokens):
+        for batch in by_length(decisions.places + 1, batch_tokens):
+            which = np.array(batch)
             found = _patched(subject, decisions, other, which, openings[which])
             whole[which], changes[:, :, which] = found
             bar.update(len(which))
@@ -90,17 +90,6 @@ def patch(
                 }
             )
     return pd.DataFrame(rows)
-
-
-def _batches(decisions: Decisions, batch_tokens: int) -> Iterator[NDArray[np.int64]]:
-    """Numbers of decisions, those at early places first, so that rows of one batch are about as long."""
-    batch: list[int] = []
-    for i in np.argsort(decisions.places, kind="stable"):
-        if batch and (len(batch) + 1) * (decisions.places[i] + 1) > batch_tokens:
-            yield np.array(batch)
-            batch = []
-        batch.append(int(i))
-    yield np.array(batch)
 
 
 def _patched(

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from reasoning_features.figures import COLOURS, LINES, TEXT_WIDTH, distribution, new_figure
+from reasoning_features.figures import COLOURS, LINES, TEXT_WIDTH, distribution, legend_below, new_figure
 
 Array = NDArray[np.float64]
 BINS = 30
@@ -55,7 +54,7 @@ def draw_scores(curves: Mapping[str, pd.DataFrame], k: int, quantile: float) -> 
         ax.axhline(threshold, color=COLOURS[7], linestyle=LINES[3], marker="", label=f"quantile {quantile}")
         ax.set(xscale="log", xlabel="rank", title=arm)
     axes[0, 0].set_ylabel("ReasonScore")
-    _legend_below(fig, axes[0, 0])
+    legend_below(fig, axes[0, 0])
     return fig, pd.concat([data.assign(arm=arm) for arm, data in curves.items()], ignore_index=True)
 
 
@@ -88,7 +87,7 @@ def draw_grid(tables: Mapping[str, pd.DataFrame], k: int) -> tuple[Figure, pd.Da
         right.set(xscale="log", ylim=(0, 1.05), xlabel="k", ylabel="overlap, mean over α", title=arm)
         right.set_xticks(chance.index, [str(count) for count in chance.index])
         right.minorticks_off()
-    _legend_below(fig, axes[0, 1], "window")
+    legend_below(fig, axes[0, 1], "window")
     return fig, pd.concat([table.assign(arm=arm) for arm, table in tables.items()], ignore_index=True)
 
 
@@ -114,7 +113,7 @@ def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -
             for value in table.loc[table["kind"] == kind, statistic]:
                 ax.axvline(value, color=colour, linestyle=line, marker="", label=kind)
         ax.set(xlabel=label, ylabel="share of vocabularies", title=arm)
-    _legend_below(fig, axes[0, 0])
+    legend_below(fig, axes[0, 0])
     columns = ["vocabulary", "kind", "words_of_R", statistic]
     return fig, pd.concat(
         [table[columns].assign(arm=arm) for arm, table in tables.items()], ignore_index=True
@@ -143,9 +142,3 @@ def draw_identity(frames: Mapping[str, pd.DataFrame], k: int) -> tuple[Figure, p
         distribution(row[2], groups.sort_values("chosen"), "f1", "features", bins=20)
         row[2].set(xlabel="F1 of the best single token", title=arm)
     return fig, pd.concat([frame.assign(arm=arm) for arm, frame in frames.items()], ignore_index=True)
-
-
-def _legend_below(fig: Figure, ax: Axes, title: str | None = None) -> None:
-    """One legend for all panels, below them, where it hides nothing."""
-    handles, labels = ax.get_legend_handles_labels()
-    fig.legend(handles, labels, title=title, loc="outside lower center", ncols=len(labels))

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reasoning_features.causal_truth import Effects
-from reasoning_features.figures import COLOURS, LINES, MARKERS, new_figure
+from reasoning_features.figures import COLOURS, LINES, MARKERS, legend_below, new_figure
 from reasoning_features.patching import GROUPS
 
 GROUP_NAMES = {
@@ -68,7 +68,7 @@ def draw_patching(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFr
         ax.set(xlabel="after block", title=f"{arm}\n{table['change'].iloc[0]:+.2f} nats")
         ax.set_xticks(sorted(table["layer"].unique()))
     axes[0, 0].set_ylabel("share of the change\nof log-odds")
-    _legend_below(fig, axes[0, 0])
+    legend_below(fig, axes[0, 0])
     return fig, pd.concat([table.assign(arm=arm) for arm, table in tables.items()], ignore_index=True)
 
 
@@ -95,7 +95,7 @@ def draw_effects(effects: Mapping[str, Effects]) -> tuple[Figure, pd.DataFrame]:
         count = int(features["true"].sum())
         ax.set(xscale="log", xlabel="rank by |effect|", title=f"{name}\n{count} of {len(features)} pass")
         ax.set_ylabel("change of log-odds\nwhen ablated (nats)")
-    _legend_below(fig, axes[0])
+    legend_below(fig, axes[0])
     return fig, pd.concat([table.assign(measured=name) for name, table in tables.items()], ignore_index=True)
 
 
@@ -120,7 +120,7 @@ def draw_effect_against_size(effects: Mapping[str, Effects]) -> tuple[Figure, pd
         slope = effects[name].slope
         ax.set(xscale="log", yscale="log", xlabel="mean norm of the edit", title=f"{name}\nslope {slope:.2f}")
         ax.set_ylabel("|change of log-odds|\n(nats)")
-    _legend_below(fig, axes[0])
+    legend_below(fig, axes[0])
     return fig, pd.concat([table.assign(measured=name) for name, table in tables.items()], ignore_index=True)
 
 
@@ -151,7 +151,7 @@ def draw_decodability(
         ax.set(title=table["arm"].iloc[0])
         ax.set_xticks(range(len(labels)), [label.replace(" ", "\n") for label in labels])
     axes[0, 0].set_ylabel("AUC, held-out traces")
-    _legend_below(fig, axes[0, 0])
+    legend_below(fig, axes[0, 0])
     return fig, pd.concat(marked, ignore_index=True)
 
 
@@ -162,9 +162,3 @@ def _panels(n: int, sharey: bool) -> tuple[Figure, list[Axes]]:
     for ax in axes.flat[n:]:
         ax.remove()
     return fig, list(axes.flat[:n])
-
-
-def _legend_below(fig: Figure, ax: Axes) -> None:
-    """One legend for all panels, below them, where it hides nothing."""
-    handles, labels = ax.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
