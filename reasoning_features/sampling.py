@@ -1,7 +1,8 @@
 """Batched sampling with a key-value cache: finished rows leave, each row draws from its own random stream.
 
 A row's tokens therefore do not depend on which other rows share its batch, and a larger run continues a
-smaller one. The residual stream may be changed row by row, so that many conditions share a batch.
+smaller one. The residual stream, the next token's logits and what was drawn may be changed row by row, so
+that many conditions share a batch.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel
+
+from reasoning_features.errors import UserError
 
 TEMPERATURE, TOP_P = 0.6, 0.95
 """The paper's sampling settings."""
@@ -36,6 +39,23 @@ class RowEdit:
 
     block: torch.nn.Module
     change: Callable[[Tensor, Tensor], Tensor]
+
+
+class TokenRule(Protocol):
+    """A change of what rows write, token by token.
+
+    ``rows`` [b] int64 are the sampled rows' numbers, ``written`` the new tokens of each so far, without its
+    prompt. What a rule does to a row may depend on that row alone, and a rule that draws does so from a
+    random stream of the row's own.
+    """
+
+    def logits(self, logits: Tensor, rows: Tensor, written: Sequence[Sequence[int]]) -> Tensor:
+        """The next token's logits [b, vocabulary] to draw from."""
+        ...
+
+    def drawn(self, tokens: Tensor, rows: Tensor, written: Sequence[Sequence[int]]) -> Tensor:
+        """The token ids [b] to write in place of those that were drawn."""
+        ...
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float = TEMPERATURE, top_p: float = TOP_P) -> Tensor:
@@ -64,6 +84,7 @@ def sample(
     seed: int,
     streams: Sequence[int] | None = None,
     edit: RowEdit | None = None,
+    rule: TokenRule | None = None,
     batch: int = 256,
     progress: str | None = None,
 ) -> list[list[int]]:
@@ -71,9 +92,19 @@ def sample(
 
     ``prompts`` are token ids; row ``i`` draws from the random stream (``seed``, ``streams[i]``), by default
     (``seed``, ``i``): rows given one stream draw the same uniforms, which pairs the conditions of an
-    experiment. Prompts of one length are run together, so nothing is padded. ``progress`` names a progress
-    bar. Returns the new tokens of each row.
+    experiment. Prompts of one length are run together, so nothing is padded. ``edit`` and ``rule`` get rows
+    by their place in ``prompts``. ``progress`` names a progress bar. Returns the new tokens of each row.
+
+    Raises:
+        UserError: a prompt and the longest answer do not fit into the model's context.
     """
+    context = model.config.max_position_embeddings
+    longest = max(map(len, prompts), default=0)
+    if longest + max_new_tokens > context:
+        raise UserError(
+            f"A prompt of {longest} tokens and an answer of up to {max_new_tokens} do not fit into the "
+            f"model's context of {context}: give shorter prompts, or let the answers be shorter."
+        )
     seeds = [(seed, stream) for stream in (range(len(prompts)) if streams is None else streams)]
     by_length: dict[int, list[int]] = defaultdict(list)
     for row, prompt in enumerate(prompts):
@@ -83,7 +114,7 @@ def sample(
         for rows in by_length.values():
             for start in range(0, len(rows), batch):
                 part = rows[start : start + batch]
-                _sample_batch(model, prompts, part, finished, end, max_new_tokens, seeds, edit)
+                _sample_batch(model, prompts, part, finished, end, max_new_tokens, seeds, edit, rule)
                 bar.update(len(part))
     return finished
 
@@ -97,6 +128,7 @@ def _sample_batch(
     max_new_tokens: int,
     seeds: Sequence[tuple[int, int]],
     edit: RowEdit | None,
+    rule: TokenRule | None,
 ) -> None:
     """Samples ``rows`` (prompts of one length) to their ends, into ``finished``."""
     device = model.device
@@ -112,7 +144,12 @@ def _sample_batch(
         with _edited(edit, numbers[alive].to(device)):
             ran = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits = ran.logits[:, -1]
-        drawn = draw(logits, uniforms[alive, step].to(device))
+        if rule is None:
+            drawn = draw(logits, uniforms[alive, step].to(device))
+        else:
+            now, written = numbers[alive], [finished[rows[i]] for i in alive.tolist()]
+            drawn = draw(rule.logits(logits, now, written), uniforms[alive, step].to(device))
+            drawn = rule.drawn(drawn, now, written)
         for i in (~done).nonzero().flatten().tolist():
             finished[rows[int(alive[i])]].append(int(drawn[i]))
         done |= drawn.cpu() == end
