@@ -79,6 +79,14 @@ class Settings(BaseModel):
     gammas: list[float] = Field(default=[-0.4, -0.2, 0.2, 0.4], min_length=1)  # strengths in units of f_max
     interpreted: PositiveInt = 20  # features interpreted by what steering them changes
     interpretation_problems: PositiveInt = 30  # problems a feature and strength (the paper's 30)
+    candidates: PositiveInt = 10  # steering vectors tried of each class
+    search_vocabularies: PositiveInt = 8  # of each kind that ReasonScore is given instead of R
+    strengths: list[float] = Field(default=[-0.8, -0.4, -0.2, -0.1, 0.1, 0.2, 0.4, 0.8], min_length=1)
+    screening_problems: PositiveInt = 60  # on which every candidate is tried at every strength
+    rescreened: PositiveInt = 5  # trials of a class that are tried again, on other problems
+    rescreening_problems: PositiveInt = 240
+    steering_problems: PositiveInt = 1000  # fresh problems that the winners are put to
+    steering: str | None = None  # directory of the shipped models' steering studies
     judge_url: str | None = None  # an OpenAI-compatible endpoint that describes features
     judge_model: str | None = None  # the model asked there
 
