@@ -23,6 +23,8 @@ from reasoning_features.errors import UserError
 
 TEMPERATURE, TOP_P = 0.6, 0.95
 """The paper's sampling settings."""
+_FRONT = 64
+"""The likeliest tokens that are sorted first: they nearly always hold the nucleus."""
 _DROP_SHARE = 0.8
 """The cache is cut down to the unfinished rows when fewer than this share of it are left."""
 
@@ -64,14 +66,25 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = TEMPERATURE, top_
     ``logits`` [b, vocabulary], ``uniform`` [b] in [0, 1). The nucleus is the smallest set of the likeliest
     tokens that holds at least ``top_p``. Returns token ids [b].
     """
-    probabilities, order = torch.softmax(logits.double() / temperature, dim=-1).sort(
-        dim=-1, descending=True, stable=True
-    )
-    before = probabilities.cumsum(-1) - probabilities
-    kept = torch.where(before < top_p, probabilities, 0.0)
-    target = uniform.double() * kept.sum(-1)
-    place = torch.searchsorted(kept.cumsum(-1), target[:, None], right=True).clamp(max=logits.shape[-1] - 1)
-    return order.gather(1, place).squeeze(1)
+    probabilities = torch.softmax(logits.double() / temperature, dim=-1)
+    likeliest, order = probabilities.topk(min(_FRONT, logits.shape[-1]), dim=-1)
+    drawn = _pick(likeliest, order, uniform, top_p)
+    # a nucleus that reaches beyond the front, or ties, whose order only a stable sort fixes
+    reaches = likeliest.cumsum(-1)[:, -1] - likeliest[:, -1] < top_p
+    rest = (reaches | (likeliest.diff(dim=-1) == 0).any(-1)).nonzero().flatten()
+    if len(rest):
+        likeliest, order = probabilities[rest].sort(dim=-1, descending=True, stable=True)
+        drawn[rest] = _pick(likeliest, order, uniform[rest], top_p)
+    return drawn
+
+
+def _pick(likeliest: Tensor, order: Tensor, uniform: Tensor, top_p: float) -> Tensor:
+    """The draw [b] from probabilities [b, k] in falling order, whose tokens are ``order`` [b, k]."""
+    before = likeliest.cumsum(-1) - likeliest
+    kept = torch.where(before < top_p, likeliest, 0.0).cumsum(-1)
+    target = uniform.double() * kept[:, -1]
+    place = torch.searchsorted(kept, target[:, None], right=True)
+    return order.gather(1, place.clamp(max=order.shape[-1] - 1)).squeeze(1)
 
 
 @torch.inference_mode()
@@ -150,8 +163,9 @@ def _sample_batch(
             now, written = numbers[alive], [finished[rows[i]] for i in alive.tolist()]
             drawn = draw(rule.logits(logits, now, written), uniforms[alive, step].to(device))
             drawn = rule.drawn(drawn, now, written)
-        for i in (~done).nonzero().flatten().tolist():
-            finished[rows[int(alive[i])]].append(int(drawn[i]))
+        for row, token, ended in zip(alive.tolist(), drawn.tolist(), done.tolist(), strict=True):
+            if not ended:
+                finished[rows[row]].append(token)
         done |= drawn.cpu() == end
         if bool(done.all()):
             return

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from reasoning_features.errors import UserError
 from reasoning_features.sampling import RowEdit, draw, sample
 
 
@@ -31,6 +32,46 @@ def test_temperature_sharpens():
     # p ∝ .6^(1/.5) : .4^(1/.5) = .36 : .16, so the first is drawn below .36 / .52 = .692.
     logits = torch.log(torch.tensor([[0.6, 0.4]] * 2))
     assert draw(logits, torch.tensor([0.69, 0.70]), temperature=0.5, top_p=1.0).tolist() == [0, 1]
+
+
+def test_sorting_only_the_front_draws_what_sorting_all_does():
+    # 200 tokens: sharp rows, flat ones whose nucleus needs nearly all, and rows of equal logits
+    torch.manual_seed(0)
+    logits = torch.cat([8 * torch.randn(40, 200), 0.1 * torch.randn(40, 200), torch.zeros(20, 200)])
+    logits[5, 20:] = logits[5, 19]
+    uniform = torch.rand(100, dtype=torch.float64)
+    probabilities, order = torch.softmax(logits.double() / 0.6, -1).sort(dim=-1, descending=True, stable=True)
+    kept = torch.where(probabilities.cumsum(-1) - probabilities < 0.95, probabilities, 0.0)
+    place = torch.searchsorted(kept.cumsum(-1), (uniform * kept.sum(-1))[:, None], right=True)
+    assert draw(logits, uniform).tolist() == order.gather(1, place).squeeze(1).tolist()
+
+
+def test_a_prompt_beyond_the_context_is_told(model):
+    with pytest.raises(UserError, match="do not fit into the model's context of 2048"):
+        sample(model, [[1] * 2040], end=0, max_new_tokens=9, seed=5)
+
+
+class CountingRule:
+    """Bans the tokens a row has written, and turns every third token into its row's number."""
+
+    def logits(self, logits, rows, written):
+        for i, tokens in enumerate(written):
+            logits[i, tokens] = -torch.inf
+        return logits
+
+    def drawn(self, tokens, rows, written):
+        third = torch.tensor([len(row) % 3 == 2 for row in written])
+        return torch.where(third, rows, tokens)
+
+
+def test_a_rule_sees_each_row_whatever_its_batch(model):
+    prompts = [[1, 2, 3], [4, 5, 6], [7, 8], [9, 10, 11], [1, 2, 3]]
+    drawn = sample(model, prompts, end=39, max_new_tokens=20, seed=5, rule=CountingRule())
+    for row, tokens in enumerate(drawn):
+        assert tokens[2::3] == [row] * len(tokens[2::3])
+        free = [token for place, token in enumerate(tokens) if place % 3 != 2]
+        assert len(set(free)) == len(free)
+    assert drawn == sample(model, prompts, end=39, max_new_tokens=20, seed=5, rule=CountingRule(), batch=1)
 
 
 def test_rows_do_not_depend_on_their_batch(model):
