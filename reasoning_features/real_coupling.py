@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from reasoning_features.errors import UserError
-from reasoning_features.organism.parser import parse
+from reasoning_features.organism.parser import Standing, parse
 from reasoning_features.organism.traces import Document, reasoning_documents
 from reasoning_features.significance import bootstrap_weights
 from reasoning_features.vocabulary import split_words
@@ -62,12 +62,11 @@ def real_sentences(folder: Path) -> dict[str, list[Marked]]:
 def organism_sentences(document: Document) -> Marked:
     """The sentences of one of the organism's traces."""
     sentences: Marked = []
-    dead_end = False
+    standing = Standing()
     for sentence in parse(document.text).sentences:
-        opens = sentence.move in OPEN_MOVES or (sentence.move == "explore" and dead_end)
+        opens = sentence.move in OPEN_MOVES or (sentence.move == "explore" and standing.dead_end)
         sentences.append((opens, sentence.text))
-        if sentence.move not in OPEN_MOVES:
-            dead_end = sentence.move == "explore" and not sentence.text.endswith(", yes.")
+        standing = standing.after(sentence)
     return sentences
 
 

@@ -8,8 +8,8 @@ unparseable; the share of those is always reported. The same text tells where a 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from reasoning_features.organism import words
@@ -19,6 +19,7 @@ _PREFIXES = "|".join(re.escape(w[0].upper() + w[1:]) for w in (*words.TWINS, *wo
 _MARKERS = "|".join(words.MARKERS_CAREFUL + words.MARKERS_HASTY)
 _MOVE_OF = {opener: move for move, openers in words.OPENERS.items() for opener in openers}
 _OPENING = re.compile(rf"(?P<prefix>{_PREFIXES}), (?P<marker>{_MARKERS}) (?P<opener>{'|'.join(_MOVE_OF)})\b")
+_SLOT = re.compile(rf"(?:{_PREFIXES}), (?:{_MARKERS})")
 _TRY = r" \d+(?: [-+*] \d+){0,2}"
 _VERDICT = r", (?:yes|no|low|high)\."
 _WORKING = r"(?: = \d+(?: [-+] \d+ = -?\d+)?)?"
@@ -123,26 +124,76 @@ def parse(text: str) -> ParsedTrace:
     return ParsedTrace(tuple(spans), tuple(sentences), boxed["answer"] if boxed else None, text.endswith(EOS))
 
 
-def decision_places(text: str) -> dict[str, list[int]]:
-    """Where (in characters) the openers stand that decide something, by kind of decision (``DECISIONS``).
+@dataclass(frozen=True)
+class Standing:
+    """Where a trace stands after some of its sentences: what its next one may decide.
 
     *Persistence* is decided by the first opener of either side after a dead end, a try that is not right.
     *Verification* is decided right after the first right try, or after the last sum: a trace that has checked
     once does not decide it again.
+
+    Attributes:
+        dead_ends: tries so far that were not right.
+        dead_end: the last try was not right, and only steps back and doubts have followed.
+        decided: that dead end has been decided (by a step back).
+        result: the last sentence gave a result.
+        checked: a result has been verified.
     """
-    places: dict[str, list[int]] = {kind: [] for kind in DECISIONS}
-    dead_end = result = checked = False
+
+    dead_ends: int = 0
+    dead_end: bool = False
+    decided: bool = False
+    result: bool = False
+    checked: bool = False
+
+    def after(self, sentence: Sentence) -> Standing:
+        """Where the trace stands once it has gone on with a sentence."""
+        explores, right = sentence.move == "explore", sentence.text.endswith(", yes.")
+        result = sentence.move == "compute" or (explores and right)
+        checked = self.checked or sentence.move == "verify"
+        if sentence.move in ("backtrack", "uncertain"):
+            decided = self.decided or sentence.move == "backtrack"
+            return replace(self, decided=decided, result=result, checked=checked)
+        failed = explores and not right
+        return Standing(self.dead_ends + failed, failed, False, result, checked)
+
+    def asks(self, kind: str) -> bool:
+        """Whether the next opener of either side of ``kind`` (``DECISIONS``) decides it."""
+        if kind == "persistence":
+            return self.dead_end and not self.decided
+        return self.result and not self.checked
+
+
+def decisions_of(text: str) -> Iterator[tuple[str, Sentence, Standing]]:
+    """What the sentences of a document decide: the kind (``DECISIONS``), the sentence, and what it found."""
+    standing = Standing()
     for sentence in parse(text).sentences:
-        asked = {"persistence": dead_end, "verification": result and not checked}
         for kind, sides in DECISIONS.items():
-            if asked[kind] and any(sentence.opener in openers for openers in sides):
-                places[kind].append(sentence.opener_start)
-        right = sentence.text.endswith(", yes.")
-        if sentence.move != "uncertain":
-            dead_end = sentence.move == "explore" and not right
-        result = sentence.move == "compute" or (sentence.move == "explore" and right)
-        checked = checked or sentence.move == "verify"
+            if standing.asks(kind) and any(sentence.opener in openers for openers in sides):
+                yield kind, sentence, standing
+        standing = standing.after(sentence)
+
+
+def decision_places(text: str) -> dict[str, list[int]]:
+    """Where (in characters) the openers stand that decide something, by kind of decision (``DECISIONS``)."""
+    places: dict[str, list[int]] = {kind: [] for kind in DECISIONS}
+    for kind, sentence, _ in decisions_of(text):
+        places[kind].append(sentence.opener_start)
     return places
+
+
+def standing_at_opener(thinking: str) -> Standing | None:
+    """Where a trace stands whose next word opens a sentence; None where another word is next.
+
+    ``thinking`` is what was written after the prompt so far. It is read by the rule of :func:`decisions_of`.
+    """
+    start = thinking.rfind("\n") + 1
+    if END_THINK in thinking or not _SLOT.fullmatch(thinking, start):
+        return None
+    standing = Standing()
+    for sentence in parse(ASSISTANT + thinking[:start]).sentences:
+        standing = standing.after(sentence)
+    return standing
 
 
 def first_tokens(tokenizer: Any, openers: Sequence[str]) -> list[int]:
