@@ -142,8 +142,21 @@ def answers(
             without an autoencoder, or a prompt beyond the model's context.
     """
     asked = [Condition(UNSTEERED), *conditions]
+    return answers_under(subject, questions, asked, seed, batch, progress, sae)
+
+
+def answers_under(
+    subject: Subject,
+    questions: Questions,
+    conditions: Sequence[Condition],
+    seed: int,
+    batch: int = 512,
+    progress: str | None = None,
+    sae: Any = None,
+) -> pd.DataFrame:
+    """One answer to every question under every one of these conditions alone; else as :func:`answers`."""
     n = len(questions)
-    numbers = list(range(n)) * len(asked)
+    numbers = list(range(n)) * len(conditions)
     continuations = sample(
         subject.model,
         [questions.prompts[number] for number in numbers],
@@ -151,17 +164,22 @@ def answers(
         max_new_tokens=questions.max_new_tokens,
         seed=seed,
         streams=numbers,
-        edit=stream_edit(subject, asked, n, sae),
-        rule=_Rules(asked, n) if any(condition.rule for condition in asked) else None,
+        edit=stream_edit(subject, conditions, n, sae),
+        rule=_Rules(conditions, n) if any(condition.rule for condition in conditions) else None,
         batch=batch,
         progress=progress,
     )
-    graded = questions.grade(numbers, continuations)
-    told = pd.DataFrame(
-        [(c.name, c.feature, c.gamma) for c in asked], columns=["condition", "feature", "gamma"]
-    )
-    told = told.loc[told.index.repeat(n)].reset_index(drop=True)
-    return pd.concat([told.assign(problem=numbers), graded], axis=1)
+    return pd.concat([told(conditions, n), questions.grade(numbers, continuations)], axis=1)
+
+
+def told(conditions: Sequence[Condition], n: int) -> pd.DataFrame:
+    """What is known of each answer beforehand: ``condition``, ``feature``, ``gamma``, ``problem``."""
+    rows = [
+        (condition.name, condition.feature, condition.gamma, problem)
+        for condition in conditions
+        for problem in range(n)
+    ]
+    return pd.DataFrame(rows, columns=["condition", "feature", "gamma", "problem"])
 
 
 def stream_edit(subject: Subject, conditions: Sequence[Condition], n: int, sae: Any = None) -> RowEdit | None:
@@ -172,7 +190,7 @@ def stream_edit(subject: Subject, conditions: Sequence[Condition], n: int, sae: 
     Raises:
         UserError: as :func:`answers`.
     """
-    _check(subject, conditions, sae)
+    check_conditions(subject, conditions, sae)
     if all(condition.vector is None and condition.clamp is None for condition in conditions):
         return None
     device, dtype = subject.device, subject.model.dtype
@@ -206,7 +224,12 @@ def _clamping(sae: Any, stream: Tensor, features: Tensor, targets: Tensor) -> Te
     return (targets[:, None, None] - active) * sae.W_dec[features][:, None]
 
 
-def _check(subject: Subject, conditions: Sequence[Condition], sae: Any) -> None:
+def check_conditions(subject: Subject, conditions: Sequence[Condition], sae: Any = None) -> None:
+    """Checks what can be checked before anything is asked.
+
+    Raises:
+        UserError: as :func:`answers`.
+    """
     names = [condition.name for condition in conditions]
     for condition in conditions:
         if names.count(condition.name) > 1:
