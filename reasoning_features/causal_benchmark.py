@@ -22,7 +22,7 @@ from reasoning_features.decisions import Decisions, balanced, find_decisions
 from reasoning_features.evidence import gather
 from reasoning_features.measurement import draw_vocabularies
 from reasoning_features.settings import Settings
-from reasoning_features.stored_benchmarks import Benchmark
+from reasoning_features.stored_benchmarks import PLACE, TRACE, Benchmark, Truth
 from reasoning_features.subject import Subject
 
 DETERMINED_BY = (
@@ -157,27 +157,6 @@ def whole_trace_effects(
     )
 
 
-def compare_places(at_decision: Effects, over_trace: Effects) -> pd.DataFrame:
-    """Features measured both ways: effects in nats with 95% intervals over traces, largest first.
-
-    Returns:
-        ``feature``; ``at the decision`` with ``low`` and ``high``, ``over the trace`` with ``trace low`` and
-        ``trace high``; ``true`` (at the decision passes its threshold).
-    """
-    tables = []
-    for name, prefix, effects in (
-        ("at the decision", "", at_decision),
-        ("over the trace", "trace ", over_trace),
-    ):
-        low, high = effects.interval()
-        columns = {"feature": effects.features, name: effects.effect, f"{prefix}low": low}
-        tables.append(pd.DataFrame(columns | {f"{prefix}high": high}))
-    passed = pd.DataFrame({"feature": at_decision.features, "true": at_decision.true})
-    both = tables[0].merge(tables[1], on="feature").merge(passed, on="feature")
-    order = both["over the trace"].abs().sort_values(ascending=False, kind="stable").index
-    return both.loc[order].reset_index(drop=True)
-
-
 def identity(settings: Settings, sae: Any) -> dict[str, Any]:
     """What identifies an autoencoder among benchmarks; κ is missing where a model's card gives none.
 
@@ -199,23 +178,34 @@ def agreement(fresh: Sequence[Benchmark], stored: Sequence[Benchmark]) -> pd.Dat
     """How far effects that were measured anew agree with the stored ones of the same autoencoder.
 
     Returns:
-        One row an autoencoder that both have and a kind of decision: ``correlation`` of effects over live
-        features, ``largest difference`` in nats, and features that pass ``here``, ``stored`` and in ``both``.
+        One row an autoencoder that both have, a kind of decision and a place where both ablated:
+        ``features`` that both ablated there, and of their effects ``correlation``, ``largest difference`` in
+        nats, and how many pass ``here``, ``stored`` and in ``both``.
     """
     rows = []
     for here in fresh:
         for there in stored:
             if here.identity != there.identity:
                 continue
-            for kind, ours in here.truths.items():
-                theirs = there.truths[kind]
-                passed = [np.abs(truth.effect) > truth.threshold for truth in (ours, theirs)]
-                numbers = {
-                    "correlation": np.corrcoef(ours.effect, theirs.effect)[0, 1],
-                    "largest difference": np.abs(ours.effect - theirs.effect).max(),
-                    "here": int(passed[0].sum()),
-                    "stored": int(passed[1].sum()),
-                    "both": int((passed[0] & passed[1]).sum()),
-                }
-                rows.append({"model": here.model, "decision": kind} | numbers)
+            for place, ours, theirs in (
+                (PLACE, here.truths, there.truths),
+                (TRACE, here.over_trace, there.over_trace),
+            ):
+                for kind in sorted(set(ours) & set(theirs)):
+                    told = {"model": here.model, "decision": kind, "ablated": place}
+                    rows.append(told | _agreement(ours[kind], theirs[kind]))
     return pd.DataFrame(rows)
+
+
+def _agreement(ours: Truth, theirs: Truth) -> dict[str, float]:
+    """One row of :func:`agreement`."""
+    shared = np.intersect1d(ours.features, theirs.features)
+    here, there = ours.of(shared), theirs.of(shared)
+    return {
+        "features": len(shared),
+        "correlation": np.corrcoef(here.effect, there.effect)[0, 1],
+        "largest difference": np.abs(here.effect - there.effect).max(),
+        "here": int(here.true.sum()),
+        "stored": int(there.true.sum()),
+        "both": int((here.true & there.true).sum()),
+    }

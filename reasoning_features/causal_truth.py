@@ -132,10 +132,14 @@ class Effects:
         return np.abs(self.effect) > self.threshold
 
     @property
+    def strongest(self) -> NDArray[np.int64]:
+        """All features ``[f]``, the largest mean change first."""
+        return self.features[np.argsort(-np.abs(self.effect), kind="stable")]
+
+    @property
     def passed(self) -> NDArray[np.int64]:
         """The features that pass, the largest mean change first."""
-        order = np.argsort(-np.abs(self.effect), kind="stable")
-        return self.features[order][self.true[order]]
+        return self.strongest[np.isin(self.strongest, self.features[self.true])]
 
     @property
     def expected_by_chance(self) -> float:
@@ -144,9 +148,8 @@ class Effects:
 
     @property
     def slope(self) -> float:
-        """Slope of log mean |change| on log size over random directions: 1 where effects are proportional."""
-        held = (self.random_size > 0) & (self.random_absolute > 0)
-        return float(np.polyfit(np.log(self.random_size[held]), np.log(self.random_absolute[held]), 1)[0])
+        """:func:`slope_of_random` of this measurement's random directions."""
+        return slope_of_random(self.random_absolute, self.random_size)
 
     def interval(self, n_resamples: int = 2000, seed: int = 0, level: float = 0.95) -> tuple[Array, Array]:
         """Lower and upper ends ``[f]`` of the interval of the mean change; traces are resampled."""
@@ -154,6 +157,12 @@ class Effects:
         means = (weights @ self.traces) / (weights @ self.counts)[:, None]
         low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
         return low, high
+
+
+def slope_of_random(absolute: Array, size: Array) -> float:
+    """Slope of log mean |change| on log size over random directions: 1 where effects are proportional."""
+    held = (size > 0) & (absolute > 0)
+    return float(np.polyfit(np.log(size[held]), np.log(absolute[held]), 1)[0])
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ from reasoning_features.organism.traces import (
 )
 from reasoning_features.organism.training import Recipe, new_model, save_model, train
 from reasoning_features.settings import load_settings
-from reasoning_features.stored_benchmarks import PLACE, save_benchmark
+from reasoning_features.stored_benchmarks import PLACE, TRACE, save_benchmark
 from reasoning_features.subject import load_subject
 
 FOLDER = Path("data/organism")
@@ -88,6 +88,8 @@ COMPARED = ("coupled-0", "decoupled-0")
 """Those that get TopK too, which notebook 02 compares."""
 BENCHMARKED = tuple((arm, seed) for arm in ARMS if arm.mixture == "main" for seed in range(2))
 """Arms, and seeds of their ReLU autoencoders, whose features' causal effects are measured."""
+WHOLE_TRACE = ("coupled-0-relu-0", "decoupled-0-relu-0")
+"""Benchmarks whose features are ablated over the whole trace too, which takes twenty times as long."""
 AUTOENCODER_TRACES = 9000
 RELU_RECIPE = AutoencoderRecipe("relu", d_sae=512, tokens=4_000_000, learning_rate=3e-3, l1=1.0)
 TOPK_RECIPE = AutoencoderRecipe("topk", d_sae=512, tokens=4_000_000, learning_rate=3e-3, k=8)
@@ -204,7 +206,8 @@ def measure_truth(folder: Path, benchmarked: tuple[Arm, int]) -> None:
     sae = load_autoencoder(settings.autoencoder, subject.d_model, subject.hook_name)
     evidence = gather_evidence(settings, subject, sae, draw_words(settings, subject))
     decisions = held_out_decisions(settings, subject)
-    effects = causal_effects(settings, subject, sae, decisions, evidence, (PLACE,))
+    places = (PLACE, TRACE) if name in WHOLE_TRACE else (PLACE,)
+    effects = causal_effects(settings, subject, sae, decisions, evidence, places)
     fresh = folder / "truth" / f".{name}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     save_benchmark(fresh, evidence, effects, identity(settings, sae))

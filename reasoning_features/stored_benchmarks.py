@@ -2,15 +2,16 @@
 
 A folder an autoencoder: ``features.parquet``, one row a feature of the dictionary (evidence, then
 ``effect:``, ``absolute:``, ``size:``, ``threshold:`` and ``true:<kind>:<place>``, missing for features that
-are never active), and ``traces.safetensors``: per-trace sums of the changes at the decision's own token and
-counts of decisions, with what identifies the autoencoder in its metadata.
+are never active), and ``traces.safetensors``: per-trace sums of the changes and counts of decisions, with
+what identifies the autoencoder in its metadata. Where features were ablated over the whole trace too it holds
+the sums of that, and what random directions did.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from reasoning_features import paths
-from reasoning_features.causal_truth import Effects
+from reasoning_features.causal_truth import Effects, slope_of_random
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
 from reasoning_features.significance import bootstrap_weights
 
@@ -29,13 +30,13 @@ Array = NDArray[np.float64]
 TRUTH_COLUMNS = ("effect:", "absolute:", "size:", "threshold:", "true:")
 """Columns of the stored table that no score may see."""
 FEATURES, TRACES = "features.parquet", "traces.safetensors"
-PLACE = "decision"
-"""Where features were ablated whose effects the benchmark is of; per-trace sums are stored for it alone."""
+PLACE, TRACE = "decision", "trace"
+"""Where features were ablated: the benchmark is of the first, the second is measured for some of them."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Causal effects on one kind of decision.
+    """Causal effects on one kind of decision, ablated at one place.
 
     Attributes:
         features: ids of the features that were ablated ``[f]`` (those that are ever active).
@@ -43,6 +44,8 @@ class Truth:
         sums: change of the log-odds on ablation, summed over each trace's decisions ``[t, f]``, nats.
         counts: decisions of each trace ``[t]``.
         threshold: size of a mean change that counts as an effect ``[f]``.
+        random: mean change, mean |change| and mean size of random directions ``[3, k]``; they are stored for
+            the whole trace alone.
     """
 
     features: NDArray[np.int64]
@@ -50,6 +53,28 @@ class Truth:
     sums: Array
     counts: Array
     threshold: Array
+    random: Array = field(default_factory=lambda: np.empty((3, 0)))
+
+    @property
+    def true(self) -> NDArray[np.bool_]:
+        """``[f]`` True where the effect passes the threshold."""
+        return np.abs(self.effect) > self.threshold
+
+    @property
+    def slope(self) -> float:
+        """:func:`reasoning_features.causal_truth.slope_of_random`; nan where no random ones are stored."""
+        return slope_of_random(self.random[1], self.random[2]) if self.random.size else float("nan")
+
+    def of(self, features: NDArray[np.int64]) -> Truth:
+        """The effects of some of its features, in ascending order of their ids."""
+        kept = np.isin(self.features, features)
+        return replace(
+            self,
+            features=self.features[kept],
+            effect=self.effect[kept],
+            sums=self.sums[:, kept],
+            threshold=self.threshold[kept],
+        )
 
     def resampled(self, resamples: int, seed: int) -> Array:
         """Effects on resampled traces ``[resamples, f]``."""
@@ -68,7 +93,9 @@ class Benchmark:
         architecture: of the autoencoder.
         autoencoder_seed: its seed.
         evidence: one row a feature.
-        truths: kind of decision → causal effects.
+        truths: kind of decision → effects of ablating at the decision's own token.
+        over_trace: the same of ablating at every token up to the decision; empty where not measured, and of
+            fewer features where only some were ablated so.
     """
 
     model: str
@@ -78,6 +105,15 @@ class Benchmark:
     autoencoder_seed: int
     evidence: pd.DataFrame
     truths: dict[str, Truth]
+    over_trace: dict[str, Truth] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every live feature was ablated over the whole trace too."""
+        return bool(self.over_trace) and all(
+            np.array_equal(over.features, self.truths[kind].features)
+            for kind, over in self.over_trace.items()
+        )
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -113,6 +149,11 @@ def save_benchmark(
         own = places[PLACE]
         tensors[f"{kind}:sums"] = own.traces.astype(np.float16)
         tensors[f"{kind}:counts"] = own.counts.astype(np.int32)
+        if TRACE in places:
+            over = places[TRACE]
+            tensors[f"{kind}:{TRACE}:sums"] = over.traces.astype(np.float16)
+            random = over.random_effect, over.random_absolute, over.random_size
+            tensors[f"{kind}:{TRACE}:random"] = np.stack(random).astype(np.float32)
     table = pd.concat([evidence, pd.DataFrame(columns, index=evidence.index)], axis=1)
     table.to_parquet(folder / FEATURES, index=False, compression="zstd")
     save_file(tensors, folder / TRACES, metadata={"identity": json.dumps(dict(identity))})
@@ -152,13 +193,7 @@ def _load(folder: Path) -> Benchmark:
         raise CorruptArtefact(
             f"The causal truth in {paths.relative(folder)} cannot be read: restore its files."
         ) from error
-    truths = {}
-    for kind in sorted(name.removesuffix(":counts") for name in tensors if name.endswith(":counts")):
-        effect = table[f"effect:{kind}:{PLACE}"].to_numpy(dtype=float)
-        features = np.flatnonzero(~np.isnan(effect))
-        threshold = table[f"threshold:{kind}:{PLACE}"].to_numpy(dtype=float)[features]
-        sums, counts = tensors[f"{kind}:sums"].astype(float), tensors[f"{kind}:counts"].astype(float)
-        truths[kind] = Truth(features, -effect[features], sums, counts, threshold)
+    kinds = sorted(name.removesuffix(":counts") for name in tensors if name.endswith(":counts"))
     return Benchmark(
         model=identity["model"],
         kappa=float(identity["kappa"]),
@@ -166,5 +201,26 @@ def _load(folder: Path) -> Benchmark:
         architecture=identity["architecture"],
         autoencoder_seed=int(identity["autoencoder_seed"]),
         evidence=table[[name for name in table if not str(name).startswith(TRUTH_COLUMNS)]],
-        truths=truths,
+        truths={kind: _truth(table, tensors, kind, PLACE, kind) for kind in kinds},
+        over_trace={
+            kind: _truth(table, tensors, kind, TRACE, f"{kind}:{TRACE}")
+            for kind in kinds
+            if f"{kind}:{TRACE}:sums" in tensors
+        },
+    )
+
+
+def _truth(
+    table: pd.DataFrame, tensors: Mapping[str, NDArray[Any]], kind: str, place: str, prefix: str
+) -> Truth:
+    """Effects at one place; ``prefix`` is how its tensors' names begin."""
+    effect = table[f"effect:{kind}:{place}"].to_numpy(dtype=float)
+    features = np.flatnonzero(~np.isnan(effect))
+    return Truth(
+        features=features,
+        effect=-effect[features],
+        sums=tensors[f"{prefix}:sums"].astype(float),
+        counts=tensors[f"{kind}:counts"].astype(float),
+        threshold=table[f"threshold:{kind}:{place}"].to_numpy(dtype=float)[features],
+        random=tensors.get(f"{prefix}:random", np.empty((3, 0))).astype(float),
     )

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from reasoning_features.causal_truth import Effects
 from reasoning_features.figures import COLOURS, LINES, MARKERS, legend_below, new_figure
 from reasoning_features.patching import GROUPS
+from reasoning_features.whole_trace import PASSES
 
 GROUP_NAMES = {
     "decision": "the decision's token",
@@ -20,6 +21,14 @@ GROUP_NAMES = {
     "before": "before its sentence",
     "all": "everything",
 }
+PASS_NAMES = {
+    "neither": "pass at neither",
+    "decision": "at the decision alone",
+    "trace": "over the trace alone",
+    "both": "at both",
+}
+THRESHOLDS = (-30, -10, -3, -1, 0, 1, 3, 10, 30)
+"""Ticks of effects in units of their thresholds, on an axis that is linear between −1 and 1."""
 JITTER = 0.3
 """Largest distance of a point from the middle of its column."""
 COLUMNS = 2
@@ -122,6 +131,56 @@ def draw_effect_against_size(effects: Mapping[str, Effects]) -> tuple[Figure, pd
         ax.set_ylabel("|change of log-odds|\n(nats)")
     legend_below(fig, axes[0])
     return fig, pd.concat([table.assign(measured=name) for name, table in tables.items()], ignore_index=True)
+
+
+def draw_places(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
+    """Change on ablation over the whole trace against that at the decision, one measurement a panel.
+
+    Both are in units of the feature's own threshold there, so that what random directions of its norm do lies
+    between the dashed lines in every panel.
+
+    Args:
+        tables: what is measured → :func:`reasoning_features.whole_trace.compare_places`.
+    """
+    fig, axes = _panels(len(tables), sharey=True)
+    spans = [_beyond(table, p).abs().max().max() for table in tables.values() for p in ("", "trace ")]
+    limit = 1.5 * max(1, *spans)
+    for ax, (name, table) in zip(axes, tables.items(), strict=False):
+        here, over = _beyond(table, ""), _beyond(table, "trace ")
+        for place, passes in enumerate(PASSES):
+            rows = table["passes"] == passes
+            colour = "0.6" if passes == "neither" else COLOURS[place]
+            style: Any = {"color": colour, "marker": MARKERS[place], "linestyle": "", "markersize": 2.5}
+            spread = [
+                np.abs(part.loc[rows, ["low", "high"]].to_numpy().T - part.loc[rows, "effect"].to_numpy())
+                for part in (over, here)
+            ]
+            x, y = here.loc[rows, "effect"], over.loc[rows, "effect"]
+            ax.errorbar(x, y, *spread, label=PASS_NAMES[passes], elinewidth=0.6, **style)
+        chosen = table["chosen"]
+        ring: Any = {"facecolors": "none", "edgecolors": COLOURS[7], "marker": "o", "linewidths": 0.7}
+        ax.scatter(here.loc[chosen, "effect"], over.loc[chosen, "effect"], s=26, label="chosen", **ring)
+        for line in (-1, 1):
+            ax.axhline(line, color="0.4", linestyle=LINES[1], linewidth=0.7, marker="")
+            ax.axvline(line, color="0.4", linestyle=LINES[1], linewidth=0.7, marker="")
+        ticks = [tick for tick in THRESHOLDS if abs(tick) < limit]
+        for axis in ("x", "y"):
+            getattr(ax, f"set_{axis}scale")("symlog", linthresh=1)
+            getattr(ax, f"set_{axis}ticks")(ticks, [f"{tick:g}" for tick in ticks])
+        counts = table["passes"].value_counts()
+        both, here_alone, over_alone = (int(counts.get(p, 0)) for p in ("both", "decision", "trace"))
+        told = f"pass: {here_alone + both} at the decision, {over_alone + both} over, {both} both"
+        ax.set(xlabel="ablated at the decision / threshold", title=f"{name}\n{told}")
+        ax.set(xlim=(-limit, limit), ylim=(-limit, limit), ylabel="ablated over the trace\n/ threshold")
+    legend_below(fig, axes[0])
+    return fig, pd.concat([table.assign(measured=name) for name, table in tables.items()], ignore_index=True)
+
+
+def _beyond(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
+    """Changes at one place with their intervals, in units of the feature's threshold there."""
+    effect = table["over the trace" if prefix else "at the decision"]
+    found = pd.DataFrame({"effect": effect, "low": table[f"{prefix}low"], "high": table[f"{prefix}high"]})
+    return found.div(table[f"{prefix}threshold"], axis=0)
 
 
 def draw_decodability(

@@ -33,16 +33,6 @@ def effects(effect: list[float]) -> Effects:
     )
 
 
-def test_places_side_by_side_largest_first():
-    some = replace(effects([0.1, 0.9]), features=np.array([0, 2]))
-    table = room.compare_places(effects([0.5, 0.3, 0.1]), some)
-    assert table["feature"].tolist() == [2, 0]
-    assert table["at the decision"].tolist() == pytest.approx([0.1, 0.5])
-    assert table["over the trace"].tolist() == pytest.approx([0.9, 0.1])
-    assert table["true"].tolist() == [False, True]
-    assert table["trace low"].tolist() == pytest.approx(table["trace high"].tolist())
-
-
 def test_features_that_pass_come_largest_first():
     assert effects([0.5, 0.1, -0.9]).passed.tolist() == [2, 0]
 
@@ -55,7 +45,14 @@ def test_agreement_is_of_the_same_autoencoder():
 
     here = [benchmark("a", [0.5, 0.1, 0.0])]
     stored = [benchmark("b", [9.0, 9.0, 9.0]), benchmark("a", [0.5, 0.3, 0.0])]
-    (row,) = room.agreement(here, stored).to_dict("records")
+    # over the trace, where the one measured some features and the other all
+    some = Truth(np.array([1]), np.array([0.5]), np.full((1, 1), 0.5), np.ones(1), np.full(1, 0.2))
+    here.append(replace(here[0], model="c", truths={}, over_trace={"persistence": some}))
+    every = benchmark("c", [0.0, 0.1, 0.0])
+    stored.append(replace(every, over_trace=every.truths))
+    row, over = room.agreement(here, stored).to_dict("records")
+    assert (over["ablated"], over["features"], over["largest difference"]) == ("trace", 1, pytest.approx(0.4))
+    assert row["ablated"] == "decision" and row["features"] == 3
     assert row["model"] == "a" and row["largest difference"] == pytest.approx(0.2)
     assert (row["here"], row["stored"], row["both"]) == (1, 2, 1)
     assert row["correlation"] == pytest.approx(np.corrcoef([0.5, 0.1, 0.0], [0.5, 0.3, 0.0])[0, 1])
@@ -79,7 +76,7 @@ def test_end_to_end_on_the_organism():
     at = found["persistence"]["decision"]
     strongest = at.features[np.argsort(-np.abs(at.effect))[:3]]
     whole = room.whole_trace_effects(settings, subject, sae, held["persistence"], evidence, strongest)
-    assert set(room.compare_places(at, whole)["feature"]) == set(strongest)
+    assert whole.features.tolist() == strongest.tolist() and len(whole.random_effect) == 3
 
 
 def test_text_without_labels_has_no_decisions():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors import safe_open
 
 from reasoning_features.causal_truth import Effects
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
@@ -62,6 +64,29 @@ def test_round_trip_and_the_same_bytes(repository: Path):
     table = pd.read_parquet(folder / "features.parquet")
     assert {"effect:persistence:trace", "true:persistence:decision"} <= set(table)
     assert table["effect:persistence:decision"].isna().tolist() == [False, True, False, False]
+
+
+def test_the_whole_trace_comes_back_where_it_was_measured(repository: Path):
+    evidence = pd.DataFrame({"feature": range(4), "density": [0.5, 0.0, 0.1, 0.2]})
+    over = replace(effects([0, 2]), random_absolute=np.array([1.0, 2, 4, 8]), random_size=2.0 ** np.arange(4))
+    save_benchmark(
+        repository / "truth" / "a", evidence, {"persistence": {"decision": effects([0, 2, 3])}}, IDENTITY
+    )
+    both = {"decision": effects([0, 2, 3]), "trace": over}
+    save_benchmark(repository / "truth" / "b", evidence, {"persistence": both}, IDENTITY)
+    without, found = load_benchmarks("truth")
+    assert without.over_trace == {}
+    # what is measured at the decision alone is stored as before
+    with safe_open(repository / "truth" / "a" / "traces.safetensors", framework="numpy") as file:
+        assert set(file.keys()) == {"persistence:sums", "persistence:counts"}
+    truth = found.over_trace["persistence"]
+    assert truth.features.tolist() == [0, 2] and truth.counts.tolist() == [1, 2, 1]
+    np.testing.assert_allclose(truth.effect, -over.effect)
+    np.testing.assert_allclose(truth.effect, -truth.sums.sum(0) / truth.counts.sum())
+    assert truth.slope == pytest.approx(1) and np.isnan(found.truths["persistence"].slope)
+    assert truth.true.tolist() == (np.abs(over.effect) > 0.7).tolist()
+    some = truth.of(np.array([2, 7]))
+    assert some.features.tolist() == [2] and some.sums.shape == (3, 1) and some.effect == truth.effect[1:]
 
 
 def test_missing_and_damaged(repository: Path):

@@ -14,6 +14,7 @@ from reasoning_features.truth_figures import (
     draw_effect_against_size,
     draw_effects,
     draw_patching,
+    draw_places,
     effect_table,
 )
 
@@ -76,3 +77,30 @@ def test_every_figure_draws_and_returns_its_data():
     )
     _, data = draw_decodability({"one": table}, {"one": [2]})
     assert data["causal"].tolist() == [False, True, False, True]
+
+
+def test_places_are_drawn_in_units_of_their_thresholds():
+    table = pd.DataFrame(
+        {
+            "feature": [3, 5, 7, 9],
+            "at the decision": [0.4, -0.1, 0.0, 0.01],
+            "low": [0.3, -0.2, -0.1, 0.0],
+            "high": [0.5, 0.0, 0.1, 0.02],
+            "threshold": 0.2,
+            "over the trace": [0.6, -0.9, 0.1, 0.02],
+            "trace low": [0.5, -1.0, 0.0, 0.0],
+            "trace high": [0.7, -0.8, 0.2, 0.04],
+            "trace threshold": 0.3,
+            "passes": ["both", "trace", "neither", "neither"],
+            "chosen": [False, True, False, False],
+        }
+    )
+    fig, data = draw_places({"persistence": table, "verification": table})
+    assert len(fig.axes) == 2 and len(data) == 8
+    ax = fig.axes[0]
+    assert "1 at the decision, 2 over, 1 both" in ax.get_title()
+    drawn = {tuple(np.round(xy, 3)) for line in ax.get_lines() for xy in line.get_xydata()}
+    # 0.4 / 0.2 and 0.6 / 0.3
+    assert (2.0, 2.0) in drawn and (-0.5, -3.0) in drawn
+    labels = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert labels == ["chosen", "pass at neither", "at the decision alone", "over the trace alone", "at both"]
