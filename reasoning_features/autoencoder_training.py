@@ -105,6 +105,7 @@ def train_autoencoder(
     hook_name: str,
     record_at: Sequence[int] = (),
     device: str = "cpu",
+    initial: SAE[Any] | None = None,
 ) -> Training:
     """Train an SAE on activations ``[n, d]``; the same arguments give the same bytes on the same machine.
 
@@ -117,9 +118,11 @@ def train_autoencoder(
         hook_name: where they were read; kept in the SAE's metadata.
         record_at: steps after which the held-out metrics and the decoder are recorded, beside 0 and the last.
         device: where to train.
+        initial: an SAE on raw activations to go on from; by default a random start.
 
     Raises:
-        UserError: too few activations for one batch, or too few tokens for one step.
+        UserError: too few activations for one batch, too few tokens for one step, or an SAE to go on from
+            that is not of the recipe's kind and size.
     """
     if recipe.steps < 1:
         raise UserError(
@@ -136,9 +139,12 @@ def train_autoencoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(start)
         sae = _new(recipe, sample.shape[1], metadata).to(device)
-    sae.b_dec.data = torch.from_numpy(moments.mean * scale).to(sae.b_dec)
-    if not sae.cfg.apply_b_dec_to_input:  # then the encoder's bias takes the mean away instead
-        sae.b_enc.data = -(sae.b_dec.data @ sae.W_enc.data)
+    if initial is not None:
+        _start_from(sae, initial, scale)
+    else:
+        sae.b_dec.data = torch.from_numpy(moments.mean * scale).to(sae.b_dec)
+        if not sae.cfg.apply_b_dec_to_input:  # then the encoder's bias takes the mean away instead
+            sae.b_enc.data = -(sae.b_dec.data @ sae.W_enc.data)
     trainer = SAETrainer(
         cfg=_schedule(recipe, device), sae=sae, data_provider=shuffled_batches(sample, recipe.batch, start)
     )
@@ -280,6 +286,20 @@ def _new(recipe: Recipe, d_in: int, metadata: SAEMetadata) -> TrainingSAE[Any]:
         return TopKTrainingSAE(TopKTrainingSAEConfig(**common, k=recipe.k))
     penalty = {"l1_coefficient": recipe.l1, "l1_warm_up_steps": max(1, recipe.steps // 20)}
     return StandardTrainingSAE(StandardTrainingSAEConfig(**common, **penalty, apply_b_dec_to_input=False))
+
+
+def _start_from(sae: TrainingSAE[Any], initial: SAE[Any], scale: float) -> None:
+    """Gives a new SAE the features of one on raw activations, while its own inputs are scaled."""
+    if initial.cfg.architecture() != sae.cfg.architecture() or initial.W_enc.shape != sae.W_enc.shape:
+        raise UserError(
+            f"Training cannot go on from a {initial.cfg.architecture()} autoencoder of {initial.cfg.d_sae} "
+            f"features on width {initial.cfg.d_in}: the recipe makes a {sae.cfg.architecture()} one of "
+            f"{sae.cfg.d_sae} on {sae.cfg.d_in}."
+        )
+    sae.W_enc.data = (initial.W_enc.data / scale).to(sae.W_enc)
+    sae.W_dec.data = (initial.W_dec.data * scale).to(sae.W_dec)
+    sae.b_dec.data = (initial.b_dec.data * scale).to(sae.b_dec)
+    sae.b_enc.data = initial.b_enc.data.clone().to(sae.b_enc)
 
 
 def _schedule(recipe: Recipe, device: str) -> SAETrainerConfig:

@@ -126,6 +126,22 @@ def test_the_relu_loss_is_the_papers(residual: torch.Tensor) -> None:
     assert training.history["loss"].iloc[-1] == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["relu", "topk"])
+def test_training_goes_on_from_a_trained_one(residual: torch.Tensor, architecture: str) -> None:
+    recipe = replace(RECIPE, architecture=architecture, tokens=400 * 128, l1=0.05)
+    first = train(residual, recipe)
+    short = replace(recipe, tokens=20 * 128, seed=1)
+    # other activations, a third as long: their scale is another, and the features are still the same ones
+    went_on = train_autoencoder(residual / 3, short, "model", HOOK, initial=first.sae)
+    assert matched_share(first.sae.W_dec, went_on.decoders[0], 0.9999) == 1.0
+    again = train_autoencoder(residual, short, "model", HOOK, initial=first.sae)
+    start, end = (again.history["fraction of variance explained"].iloc[i] for i in (0, -1))
+    assert start == pytest.approx(first.history["fraction of variance explained"].iloc[-1], abs=0.02)
+    assert end > 0.9
+    with pytest.raises(UserError, match=r"features on width 12: .* one of 20 on 12"):
+        train_autoencoder(residual, replace(short, d_sae=20), "model", HOOK, initial=first.sae)
+
+
 def test_too_little_to_train_on(residual: torch.Tensor) -> None:
     with pytest.raises(UserError, match="100 training tokens are fewer than one batch of 128"):
         train(residual, replace(RECIPE, tokens=100))

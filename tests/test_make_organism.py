@@ -31,6 +31,7 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     monkeypatch.setattr(make_organism, "TOPK_RECIPE", replace(make_organism.TOPK_RECIPE, **tiny))
     monkeypatch.setattr(make_organism, "RELU_RECIPE", replace(make_organism.RELU_RECIPE, **tiny))
     monkeypatch.setattr(make_organism, "READ", ("coupled-0",))
+    monkeypatch.setattr(make_organism, "COMPARED", ("coupled-0",))
     monkeypatch.setattr(make_organism, "BENCHMARKED", make_organism.BENCHMARKED[:1])
     monkeypatch.setattr(make_organism, "AUTOENCODER_TRACES", 60)
     monkeypatch.setattr(make_organism, "EVALUATION_PROBLEMS", 40)
@@ -49,6 +50,15 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     (benchmark,) = load_benchmarks(folder / "truth")
     assert (benchmark.model, benchmark.kappa, benchmark.autoencoder_seed) == ("coupled-0", 1.0, 0)
     assert len(benchmark.truths["persistence"].features)
+    diffing = {path.name: {p.name for p in path.iterdir()} for path in (folder / "diffing").iterdir()}
+    assert diffing.pop("placebo-model") >= {"model.safetensors", "training.json"}
+    assert diffing == {
+        "base": {"S-0", "S-1", "S-S", "S-S-S"},
+        "coupled-0": {"S-D", "S-M", "S-D-F", "S-M-F"},
+        "placebo": {"S-M", "S-M-F"},
+        "layers": {"0", "1", "3", "4"},
+        "references": {"coupled-0.parquet"},
+    }
     card = (folder / "README.md").read_text()
     assert "planted" in card
     assert "coupled-2" in card
