@@ -216,6 +216,36 @@ def random_vocabularies(
     )
 
 
+def draw_word_sets(
+    ranking: pd.DataFrame, n_sets: int, n_words: int, seed: int, excluded: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """Sets of words drawn by p_think, for the paper's control of banning R.
+
+    All words of the thinking may be drawn, words that decide or give a verdict too; within a set each once.
+
+    Args:
+        ranking: from :func:`rank_words`.
+        n_sets: number of sets; they may overlap.
+        n_words: words in each.
+        seed: of the draw.
+        excluded: words never drawn, nor the parts of phrases among them (R).
+
+    Raises:
+        UserError: fewer words than a set holds.
+    """
+    barred = {*excluded, *(part for word in excluded for part in word.split())}
+    pool = ranking[(ranking["p_think"] > 0) & ~ranking["word"].isin(barred)]
+    if len(pool) < n_words:
+        raise UserError(
+            f"Sets of {n_words} words cannot be drawn from {len(pool)} words of the thinking: "
+            "use more documents, or draw smaller sets."
+        )
+    words, chances = pool["word"].to_numpy(), (pool["p_think"] / pool["p_think"].sum()).to_numpy()
+    rng = np.random.default_rng(seed)
+    drawn = (rng.choice(len(words), size=n_words, replace=False, p=chances) for _ in range(n_sets))
+    return [tuple(str(word) for word in words[places]) for places in drawn]
+
+
 def _mean_overlap(draws: np.ndarray) -> float:
     sets = [set(draw.tolist()) for draw in draws]
     pairs = [len(a & b) / len(a | b) for a, b in combinations(sets, 2)]

@@ -9,6 +9,7 @@ import pytest
 from reasoning_features.errors import UserError
 from reasoning_features.organism.words import DECISION_WORDS, REASONING_WORDS, TWINS
 from reasoning_features.vocabulary import (
+    draw_word_sets,
     frequency_filter,
     left_out,
     lexicon,
@@ -136,3 +137,20 @@ def test_lexicons():
     assert all(known.twins[word] == twin and known.twins[twin] == word for word, twin in TWINS.items())
     assert len(known.twins) == 2 * len(TWINS) and known.decision_words == DECISION_WORDS
     assert not lexicon("hub").twins and not lexicon("hub").decision_words
+
+
+def test_word_sets_are_drawn_by_their_share_of_the_thinking():
+    ranking = pd.DataFrame(
+        {
+            "word": ["wait", "let me", "let", "me", "the", "is", "low", "never"],
+            "p_think": [0.2, 0.1, 0.1, 0.1, 0.3, 0.1, 0.1, 0.0],
+        }
+    )
+    sets = draw_word_sets(ranking, 2000, 1, seed=0, excluded=["wait", "let me"])
+    shares = pd.Series([word for (word,) in sets]).value_counts(normalize=True)
+    assert shares.to_dict() == pytest.approx({"the": 0.6, "is": 0.2, "low": 0.2}, abs=0.05)
+    assert sets == draw_word_sets(ranking, 2000, 1, seed=0, excluded=["wait", "let me"])
+    (every,) = draw_word_sets(ranking, 1, 3, seed=1, excluded=["wait", "let me"])
+    assert sorted(every) == ["is", "low", "the"]
+    with pytest.raises(UserError, match="Sets of 4 words cannot be drawn from 3"):
+        draw_word_sets(ranking, 1, 4, seed=1, excluded=["wait", "let me"])
