@@ -1,0 +1,136 @@
+"""Tests and intervals of paired results: worked examples, other implementations, simulated data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, permutation_test
+
+from reasoning_features.multiple_comparisons import (
+    difference_in_differences,
+    finding,
+    holm,
+    mcnemar,
+    paired_p_value,
+    sign_flip,
+)
+from reasoning_features.significance import Interval, bootstrap_mean
+
+
+def test_holms_worked_example():
+    # four hypotheses at 5%: 0.005 ≤ 0.05/4 and 0.01 ≤ 0.05/3 are rejected, 0.03 > 0.05/2 stops
+    # (the example of the Holm–Bonferroni method in Wikipedia)
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    # equal values stay equal, and none passes 1
+    assert holm([0.5, 0.02, 0.02]) == pytest.approx([0.5, 0.06, 0.06])
+    assert holm([0.4, 0.9, 0.8]) == pytest.approx([1, 1, 1])
+    assert holm([]).shape == (0,)
+    for wrong in ([0.1, np.nan], [1.2]):
+        with pytest.raises(ValueError, match="within 0 to 1"):
+            holm(wrong)
+
+
+def test_holm_keeps_the_chance_of_any_false_rejection():
+    # 4,000 families of ten true hypotheses: 5% of them have a rejection, ± 3·√(.05·.95/4000) = .0103
+    p = np.random.default_rng(0).random((4000, 10))
+    share = np.mean([(holm(row) <= 0.05).any() for row in p])
+    assert share == pytest.approx(0.05, abs=0.0104)
+
+
+@pytest.mark.parametrize("gained, lost", [(9, 1), (3, 3), (0, 7), (12, 5), (0, 0)])
+def test_mcnemar_is_the_binomial_test_of_what_differs(gained, lost):
+    a = np.array([1] * gained + [0] * lost + [1, 0] * 5)
+    b = np.array([0] * gained + [1] * lost + [1, 0] * 5)
+    expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    assert mcnemar(a, b) == pytest.approx(expected) == mcnemar(b, a)
+    assert paired_p_value(a, b) == mcnemar(a, b)
+
+
+def test_mcnemar_by_hand():
+    # of ten that differ one goes the other way: 2 · (1 + 10) / 2^10
+    assert mcnemar([1] * 9 + [0], [0] * 9 + [1]) == pytest.approx(22 / 1024)
+    with pytest.raises(ValueError, match="0 and 1"):
+        mcnemar([0.5, 1], [0, 1])
+
+
+def test_the_permutation_test_is_scipys():
+    rng = np.random.default_rng(1)
+    a = rng.normal(0.6, 1, 9)
+    b = rng.normal(0, 1, 9)
+    exact = permutation_test(
+        (a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=10_000
+    ).pvalue  # all 2^9 exchanges
+    assert sign_flip(a, b, permutations=20_000) == pytest.approx(exact, abs=0.01)
+    assert sign_flip(a, a) == 1
+    with pytest.raises(ValueError, match="equal lengths"):
+        sign_flip([1, 2], [1])
+
+
+def test_many_problems_are_compared_by_permutation():
+    rng = np.random.default_rng(2)
+    a, b = rng.random(400) < 0.5, rng.random(400) < 0.4
+    # near the exact test, which is right at any number
+    assert paired_p_value(a, b) == pytest.approx(mcnemar(a, b), abs=0.01)
+    assert paired_p_value(a, b) == sign_flip(a, b) != mcnemar(a, b)
+    assert paired_p_value(a[:50] * 0.5, b[:50]) == sign_flip(a[:50] * 0.5, b[:50])
+
+
+def test_p_values_are_uniform_where_nothing_differs():
+    # of 500 experiments of 60 problems 5% should be below 5%; 3 standard errors are .029
+    rng = np.random.default_rng(3)
+    p = [sign_flip(rng.normal(size=60), rng.normal(size=60), permutations=199, seed=i) for i in range(500)]
+    assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.05, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-0.03, 0.02, "no effect"),
+        (-0.03, 0.06, "undecided"),  # it might be six points
+        (-0.2, 0.3, "undecided"),
+        (0.01, 0.03, "effect"),  # small, and sure
+        (-0.4, -0.1, "effect"),
+        (-0.05, 0.02, "undecided"),  # the margin itself is not within it
+    ],
+)
+def test_nothing_is_said_to_be_nothing_without_evidence(low, high, expected):
+    assert finding(Interval((low + high) / 2, low, high, 100)) == expected
+
+
+def test_no_effect_is_said_of_a_five_point_effect_once_in_twenty():
+    # 400 experiments with a difference at the margin: "no effect" in at most 5%, 3 standard errors are .033
+    rng = np.random.default_rng(4)
+    said = [
+        finding(bootstrap_mean(rng.normal(0.05, 0.3, 800), 300, seed, level=0.9)) == "no effect"
+        for seed in range(400)
+    ]
+    assert np.mean(said) <= 0.05 + 0.033
+
+
+def test_difference_in_differences_finds_what_was_planted_and_covers_it():
+    # a problem's difficulty is shared by all cells; the first arm gains 8 points of probability more
+    rng, held, n, planted = np.random.default_rng(5), 0, 300, 0.08
+    for seed in range(300):
+        easy = rng.uniform(0.2, 0.7, n)
+        gains = (0.15, 0.02, 0.07, 0.02)
+        cells = [rng.random(n) < easy + gain for gain in gains]
+        found = difference_in_differences(*cells, n_resamples=300, seed=seed)
+        held += found.low <= planted <= found.high
+    # 95% ± 3·√(.95·.05/300)
+    assert held / 300 == pytest.approx(0.95, abs=0.038)
+
+
+def test_seeds_are_pooled_problem_by_problem():
+    rng = np.random.default_rng(6)
+    cells = [rng.random((3, 200)) < p for p in (0.6, 0.5, 0.5, 0.5)]
+    pooled = difference_in_differences(*cells)
+    each = [difference_in_differences(*(cell[i] for cell in cells)) for i in range(3)]
+    assert pooled.estimate == pytest.approx(np.mean([one.estimate for one in each])) and pooled.n == 200
+    # more answers to the same problems say more
+    assert pooled.high - pooled.low < min(one.high - one.low for one in each)
+    # what all four cells share leaves no trace: a problem is drawn for all together
+    hard = rng.normal(size=200) * 100
+    shared = difference_in_differences(hard + 3, hard + 1, hard + 1, hard)
+    assert (shared.low, shared.estimate, shared.high) == pytest.approx((1, 1, 1))
+    with pytest.raises(ValueError, match="one shape"):
+        difference_in_differences(hard, hard, hard, hard[:5])
