@@ -135,13 +135,18 @@ def _baseline_trials(baselines: Mapping[str, Sequence[Condition]], norm: float) 
             "candidate": "",
             "feature": -1,
             "gamma": condition.gamma,
-            "share of norm": np.nan if condition.vector is None else float(condition.vector.norm()) / norm,
+            "share of norm": _signed_norm(condition) / norm,
             "condition": condition.name,
         }
         for name, conditions in baselines.items()
         for condition in conditions
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _signed_norm(condition: Condition) -> float:
+    """Norm of what a condition adds, negative where its strength is; nan where it adds nothing."""
+    return np.nan if condition.vector is None else np.sign(condition.gamma) * float(condition.vector.norm())
 
 
 def _by_class(winners: pd.DataFrame, answers: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from reasoning_features import make_organism, paths
+from reasoning_features import make_organism, make_steering, paths
 from reasoning_features.settings import load_settings
+from reasoning_features.steering_study import load_study
 from reasoning_features.stored_benchmarks import load_benchmarks
 
 
@@ -36,7 +37,9 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     monkeypatch.setattr(make_organism, "AUTOENCODER_TRACES", 60)
     monkeypatch.setattr(make_organism, "EVALUATION_PROBLEMS", 40)
     monkeypatch.setattr(make_organism, "GATE_TRACES", 60)
-    monkeypatch.setattr(make_organism, "load_settings", small_settings)
+    for module in (make_organism, make_steering):
+        monkeypatch.setattr(module, "load_settings", small_settings)
+    monkeypatch.setattr(make_steering, "STUDIES", (make_steering.Studied("coupled-0", "topk-0"),))
 
     folder = repository / "data" / "organism"
     make_organism.stages(folder, workers=1)
@@ -50,6 +53,8 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     (benchmark,) = load_benchmarks(folder / "truth")
     assert (benchmark.model, benchmark.kappa, benchmark.autoencoder_seed) == ("coupled-0", 1.0, 0)
     assert len(benchmark.truths["persistence"].features)
+    study = load_study(folder / "steering" / "coupled-0-topk-0")
+    assert {"unsteered", "ReasonScore", "mean difference"} <= set(study.evaluation["group"])
     diffing = {path.name: {p.name for p in path.iterdir()} for path in (folder / "diffing").iterdir()}
     assert diffing.pop("placebo-model") >= {"model.safetensors", "training.json"}
     assert diffing == {

@@ -1,0 +1,83 @@
+"""The part of ``make organism`` that notebook 05 needs: the steering studies of both arms, seed by seed.
+
+Each study chooses and reports by the rules of :mod:`reasoning_features.steering_study`, fixed before any of
+them was run. Besides the default autoencoder's there are studies of other autoencoders of the first
+seed's models: a result that hangs on the autoencoder is none.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reasoning_features import paths
+from reasoning_features.autoencoder import load_autoencoder
+from reasoning_features.causal_benchmark import draw_words, gather_evidence, identity
+from reasoning_features.settings import Settings, load_settings
+from reasoning_features.stored_benchmarks import Benchmark, load_benchmarks
+from reasoning_features.studied_model import study_model
+from reasoning_features.subject import Subject, load_subject
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A model and the autoencoder whose features steer it."""
+
+    arm: str
+    autoencoder: str
+
+    @property
+    def name(self) -> str:
+        """The autoencoder's, which begins with the arm's; also the folder's."""
+        return f"{self.arm}-{self.autoencoder}"
+
+
+STUDIES: tuple[Studied, ...] = (
+    *(Studied(f"{arm}-{seed}", "relu-0") for seed in range(3) for arm in ("coupled", "decoupled")),
+    *(Studied(f"{arm}-0", other) for other in ("relu-1", "topk-0") for arm in ("coupled", "decoupled")),
+)
+
+
+def make(
+    folder: Path, unfinished: Path, each: Callable[[Callable[..., None], Sequence[object]], None]
+) -> None:
+    """Every study that is missing, by ``each``, which does a piece of work for every item."""
+    missing = [studied for studied in STUDIES if not (folder / "steering" / studied.name).exists()]
+    each(partial(study_steering, folder, unfinished), missing)
+
+
+def study_steering(folder: Path, unfinished: Path, studied: Studied) -> None:
+    """One model's study, into ``steering/<name>`` of the organism's folder.
+
+    Args:
+        folder: the organism's.
+        unfinished: where finished conditions are kept until the study is; one folder serves all studies.
+        studied: the model and its autoencoder.
+    """
+    torch.set_num_threads(1)
+    given = {
+        "subject": folder / "models" / studied.arm,
+        "autoencoder": folder / "autoencoders" / studied.name,
+    }
+    settings = load_settings("organism", **{field: paths.relative(path) for field, path in given.items()})
+    subject = load_subject(settings.subject, settings.layer)
+    sae = load_autoencoder(settings.autoencoder, subject.d_model, subject.hook_name)
+    stored = [b for b in load_benchmarks(folder / "truth") if b.identity == identity(settings, sae)]
+    benchmark = stored[0] if stored else _untested(settings, subject, sae)
+    study = study_model(settings, subject, sae, benchmark, unfinished)
+    fresh = folder / "steering" / f".{studied.name}.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    study.save(fresh)
+    fresh.rename(folder / "steering" / studied.name)
+
+
+def _untested(settings: Settings, subject: Subject, sae: Any) -> Benchmark:
+    """Evidence of an autoencoder whose features' causal effects were not measured."""
+    evidence = gather_evidence(settings, subject, sae, draw_words(settings, subject))
+    return Benchmark(**identity(settings, sae), evidence=evidence, truths={})

@@ -1,0 +1,99 @@
+"""One model's steering study from its settings: what is tried, on which problems, with which draws.
+
+The notebook and ``make organism`` call the same function, so that what the one shows of a shipped model the
+other has computed by the same rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from reasoning_features.baselines import baselines, mean_norm
+from reasoning_features.benchmarks import Questions, load_questions
+from reasoning_features.corpora import reasoning_corpus
+from reasoning_features.decisions import find_decisions
+from reasoning_features.search import candidates
+from reasoning_features.settings import Settings
+from reasoning_features.steering import Condition
+from reasoning_features.steering_study import EVALUATION_START, Study, run_study
+from reasoning_features.steering_sweep import answers_resumable
+from reasoning_features.stored_benchmarks import Benchmark
+from reasoning_features.subject import Subject
+
+DETERMINED_BY = (
+    "subject", "contrast", "autoencoder", "contrast_autoencoder", "layer", "dtype", "seed", "corpus",
+    "reasoning_documents", "general_documents", "context", "words", "alpha", "window", "batch_tokens",
+    "candidates", "search_vocabularies", "strengths", "screening_problems", "rescreened",
+    "rescreening_problems", "steering_problems",
+)  # fmt: skip
+"""The settings that determine a study."""
+SEEDS = {"screening": 101, "rescreening": 102, "evaluation": 103}
+"""Seed of the draws at each stage, added to the run's."""
+
+
+def study_model(
+    settings: Settings, subject: Subject, sae: Any, benchmark: Benchmark, unfinished: Path
+) -> Study:
+    """The steering study of one model.
+
+    Args:
+        settings: of the run, with this model as ``subject``.
+        subject: the model, read and steered at the autoencoder's hook point.
+        sae: its autoencoder.
+        benchmark: evidence of its features and, where known, their causal effects.
+        unfinished: folder for the conditions that are finished, from which an interrupted study goes on.
+
+    Raises:
+        UserError: no problems, too few features, or a word that the tokenizer cannot write.
+    """
+    torch.manual_seed(settings.seed)
+    traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject)
+    decisions = find_decisions(traces, subject.tokenizer, settings.corpus)
+    norm = mean_norm(subject, traces, settings.batch_tokens)
+    made = candidates(
+        benchmark.evidence,
+        sae,
+        settings.candidates,
+        settings.search_vocabularies,
+        settings.seed,
+        known_effects(benchmark),
+    )
+    load = partial(load_questions, settings, subject.tokenizer)
+    first, second = settings.screening_problems, settings.rescreening_problems
+
+    def ask(questions: Questions, conditions: Sequence[Condition], stage: str) -> pd.DataFrame:
+        told = f"{benchmark.model}, {stage}"
+        return answers_resumable(
+            subject, questions, conditions, settings.seed + SEEDS[stage], unfinished, progress=told
+        )
+
+    return run_study(
+        benchmark.identity,
+        made,
+        baselines(subject, decisions, settings.words, norm, settings.batch_tokens),
+        settings.strengths,
+        settings.rescreened,
+        norm,
+        load("selection", first),
+        load("selection", second, start=first),
+        load("evaluation", settings.steering_problems, start=EVALUATION_START),
+        ask,
+    )
+
+
+def known_effects(benchmark: Benchmark) -> NDArray[np.float64] | None:
+    """Each feature's effect on persistence ``[d_sae]``, nan where never active; None where not measured."""
+    truth = benchmark.truths.get("persistence")
+    if truth is None:
+        return None
+    effects = np.full(len(benchmark.evidence), np.nan)
+    effects[truth.features] = truth.effect
+    return effects
