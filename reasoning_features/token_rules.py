@@ -22,6 +22,7 @@ from reasoning_features.organism import words as organism_words
 from reasoning_features.organism.parser import DECISIONS, first_tokens, standing_at_opener
 from reasoning_features.organism.traces import END_THINK
 from reasoning_features.sampling import TEMPERATURE
+from reasoning_features.steering import ConditionRule
 from reasoning_features.word_masks import TokenIndex, form_ids
 
 
@@ -257,6 +258,25 @@ def forced_rates(tokenizer: Any, rates: Rates, domains: Sequence[str], seed: int
     """Decisions of persistence at these rates, for problems of these domains."""
     going_on, giving_up = (tuple(first_tokens(tokenizer, openers)) for openers in DECISIONS["persistence"])
     return ForcedRates(rates, tuple(domains), seed, (going_on, giving_up), token_pieces(tokenizer))
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """Several rules, each on what the one before it gives."""
+
+    rules: tuple[ConditionRule, ...]
+
+    def logits(self, logits: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+        """Logits ``[b, vocabulary]`` after all rules."""
+        for rule in self.rules:
+            logits = rule.logits(logits, problems, written)
+        return logits
+
+    def drawn(self, tokens: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+        """What is written ``[b]`` after all rules."""
+        for rule in self.rules:
+            tokens = rule.drawn(tokens, problems, written)
+        return tokens
 
 
 def token_pieces(tokenizer: Any) -> tuple[str, ...]:
