@@ -1,10 +1,10 @@
 """Mediation by intervention: how much of what steering gains is carried by going on at dead ends.
 
 Two crossed runs tell. (a) The unsteered model is forced to go on as often as the steered one does: what it
-gains needs no steering, only the decisions. (b) The steered model is forced to go on as seldom as the unsteered
-one does: what is left of its gain is not carried by the decisions. Each is forced at its own rates too, which
-should change nothing if decisions, beyond their rates, do not depend on the problem. Rates are measured on
-other problems than those reported.
+gains needs no steering, only the decisions. (b) The steered model is forced to go on as seldom as the
+unsteered one does: what is left of its gain is not carried by the decisions. Each is forced at its own rates
+too, which should change nothing if decisions, beyond their rates, do not depend on the problem. Rates are
+measured on other problems than those reported.
 """
 
 from __future__ import annotations
