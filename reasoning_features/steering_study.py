@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,7 +44,7 @@ class Study:
             ``share of norm``, ``problem``, ``domain`` and the measures; unsteered too.
     """
 
-    identity: Mapping[str, object]
+    identity: Mapping[str, Any]
     screening: pd.DataFrame
     rescreening: pd.DataFrame
     evaluation: pd.DataFrame
@@ -85,7 +86,7 @@ def load_study(folder: Path) -> Study:
 
 
 def run_study(
-    identity: Mapping[str, object],
+    identity: Mapping[str, Any],
     candidates: Sequence[search.Candidate],
     baselines: Mapping[str, Sequence[Condition]],
     strengths: Sequence[float],
