@@ -1,159 +1,34 @@
-"""The paper's claims with their numbers, what came out here beside them, and the rules of the verdicts.
+"""What came out for the paper's claims, and the rules of the verdicts.
 
-The rules are fixed before a notebook is run; a notebook gives numbers and never a verdict.
+The rules are fixed before a notebook is run; a notebook gives numbers and never a verdict. On the organism,
+where the effect was planted, a verdict says whether the method recovers it; *reproduced* and *not reproduced*
+are kept for real models.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 from IPython.display import Markdown
 
 from reasoning_features.errors import UserError
 from reasoning_features.files import read_json, write_json, write_text
+from reasoning_features.multiple_comparisons import finding
+from reasoning_features.paper_claims import CLAIMS, Claim
 from reasoning_features.provenance import Run
+from reasoning_features.significance import Interval
 from reasoning_features.tables import to_markdown
 
-Rule = Literal["above control", "at least", "beside", "planted"]
-AGREES, DISAGREES, UNDECIDED = "agrees", "disagrees", "undecided"
-UNTESTABLE = "not testable here"
-BESIDE, PLANTED = "shown beside, another model", "planted, not testable here"
+RECOVERS, DOES_NOT = "recovers the planted effect", "does not"
+REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
+UNDECIDED, UNTESTABLE = "undecided", "not testable here"
+BESIDE = "shown beside, another model"
+Ends = tuple[float, float]
 BEGIN, END = "<!-- claims: written by make -->", "<!-- claims: end -->"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim of the paper, or one that it leaves open and the companion tests.
-
-    The rule says what the verdict compares: ``above control``: the interval lies above (agrees), below
-    (disagrees) or about (undecided) the control; ``at least``: the same against the claim's bar;
-    ``beside``: the numbers are of different models and are only shown; ``planted``: the organism was
-    built so, hence only a real model can tell.
-    """
-
-    id: str
-    notebook: str  # the notebook that records it
-    place: str  # where the paper says it
-    statement: str
-    paper: str  # the paper's number, as printed
-    rule: Rule
-    bar: float | None = None
-
-
-CLAIMS: tuple[Claim, ...] = (
-    Claim(
-        "layer",
-        "01_activations",
-        "setup",
-        "features are read in the middle of the model's depth (after block 19 of 32, counted from 0)",
-        "0.62 of the depth",
-        "beside",
-    ),
-    Claim(
-        "moves",
-        "01_activations",
-        "not tested",
-        "the residual stream at that layer holds the reasoning move, linearly (balanced accuracy)",
-        "–",
-        "above control",
-    ),
-    Claim(
-        "l0",
-        "02_sae",
-        "SAE training",
-        "few features are active on a token (L0)",
-        "86 of 65,536",
-        "beside",
-    ),
-    Claim(
-        "variance_explained",
-        "02_sae",
-        "SAE training",
-        "the autoencoder explains most of the variance",
-        "68.5%",
-        "at least",
-        0.685,
-    ),
-    Claim(
-        "second_seed",
-        "02_sae",
-        "not tested",
-        "a second seed finds the same features again (share of live features, decoder cosine ≥ 0.7)",
-        "–",
-        "at least",
-        0.6,
-    ),
-    Claim(
-        "vocabulary",
-        "03_reason_score",
-        "figures 2 and 5",
-        "words of thinking and rare elsewhere make the vocabulary R (words of R in the top 40)",
-        "10 words, some chosen by hand",
-        "planted",
-    ),
-    Claim(
-        "selected",
-        "03_reason_score",
-        "equation 6, figure 6",
-        "a small tail of features has high ReasonScore (features at the quantile)",
-        "200 of 65,536 (q = 0.997)",
-        "beside",
-    ),
-    Claim(
-        "reasoning_words",
-        "03_reason_score",
-        "not tested",
-        "ReasonScore finds what is special to the words of R, not to any words in their slots",
-        "–",
-        "above control",
-    ),
-    Claim(
-        "dials",
-        "03_reason_score",
-        "not tested",
-        "the chosen features hardly depend on α, the window and the released code's variant (Jaccard)",
-        "–",
-        "at least",
-        0.5,
-    ),
-    Claim(
-        "modes",
-        "04_interpretation",
-        "section on interpretation",
-        "chosen features stand for uncertainty, exploration or reflection (share, by a rule)",
-        "46 of 200, by hand",
-        "beside",
-    ),
-    Claim(
-        "governs",
-        "04_interpretation",
-        "implied",
-        "ReasonScore finds the features that govern reasoning (average precision against causal effects)",
-        "–",
-        "above control",
-    ),
-    Claim(
-        "token_driven",
-        "04_interpretation",
-        "not tested; 2601.05679",
-        "chosen features answer to reasoning, not to its words (share that words alone drive)",
-        "45–90% in 2601.05679",
-        "beside",
-    ),
-    Claim(
-        "function",
-        "04_interpretation",
-        "figure 3b, table 4",
-        "steering a chosen feature changes what the answers do (share with a sure change)",
-        "10 groups, no control",
-        "above control",
-    ),
-)
 
 
 def _claim(run: Run, id: str) -> Claim:
@@ -166,31 +41,52 @@ def _claim(run: Run, id: str) -> Claim:
 def verdict(
     claim: Claim,
     ours: float,
-    interval: tuple[float, float] | None,
+    interval: Ends | None,
     control: float | None,
     planted: bool,
+    narrow: Ends | None = None,
 ) -> str:
-    """What a claim's rule says of numbers; see :class:`Claim`."""
+    """What a claim's rule says of numbers; see :class:`Claim`, and :func:`record` for the arguments.
+
+    ``planted``: whether the numbers are the organism's. Undecided where the interval holds the line.
+
+    Raises:
+        ValueError: the claim's rule needs a control or a 90% interval that was not given.
+    """
     if claim.rule == "planted" and planted:
-        return PLANTED
+        return UNTESTABLE
     if claim.rule in ("beside", "planted"):
         return BESIDE
-    line = claim.bar if claim.rule == "at least" else control
-    if line is None:
-        raise ValueError(f"claim {claim.id!r} is judged against a control, and none was given")
     low, high = interval or (ours, ours)
-    if low > line or (claim.rule == "at least" and low >= line):
-        return AGREES
-    return DISAGREES if high < line else UNDECIDED
+    if claim.rule == "effect":
+        if narrow is None:
+            raise ValueError(f"claim {claim.id!r} is of a difference, and no 90% interval was given")
+        none = finding(Interval(ours, *narrow, n=0)) == "no effect"
+        holds, fails = low > 0, high < 0 or none
+    else:
+        line = control if claim.rule == "above control" else claim.bar
+        if line is None:
+            raise ValueError(f"claim {claim.id!r} is judged against a control, and none was given")
+        holds, fails = low > line, high < line
+        if claim.rule == "at least":
+            holds = low >= line
+        elif claim.rule == "at most":
+            holds, fails = high <= line, low > line
+    if not holds and not fails:
+        return UNDECIDED
+    if planted:
+        return RECOVERS if holds else DOES_NOT
+    return REPRODUCED if holds else NOT_REPRODUCED
 
 
 def record(
     run: Run,
     id: str,
     ours: float,
-    interval: tuple[float, float] | None = None,
+    interval: Ends | None = None,
     n: int | None = None,
     control: float | None = None,
+    narrow: Ends | None = None,
 ) -> str:
     """Record what came out for a claim, in ``figures/<run>/claims_<notebook>.json``.
 
@@ -199,7 +95,7 @@ def record(
     run
         The notebook's run.
     id
-        The claim's name in :data:`CLAIMS`; one of the run's notebook.
+        The claim's name in :data:`reasoning_features.paper_claims.CLAIMS`; one of the run's notebook.
     ours
         The number that came out here.
     interval
@@ -208,14 +104,17 @@ def record(
         How many independent observations it rests on.
     control
         The number that the claim's control gave.
+    narrow
+        Its 90% interval, of a difference of accuracies (1 is 100 points): what shows that there is none.
 
     Returns
     -------
     str
         The verdict.
     """
-    said = verdict(_claim(run, id), ours, interval, control, run.settings.planted)
+    said = verdict(_claim(run, id), ours, interval, control, run.settings.planted, narrow)
     numbers = {"ours": ours, "interval": list(interval) if interval else None, "n": n, "control": control}
+    numbers |= {"interval_90": list(narrow)} if narrow else {}
     _keep(run, id, _rounded(numbers) | {"verdict": said})
     return said
 
@@ -243,7 +142,7 @@ def show(run: Run) -> Markdown:
 
 
 def frame(files: Iterable[Path]) -> pd.DataFrame:
-    """One row a recorded claim, in the order of :data:`CLAIMS`."""
+    """One row a recorded claim, in the order of :data:`reasoning_features.paper_claims.CLAIMS`."""
     held: dict[tuple[str, str], dict[str, Any]] = {}
     for file in files:
         notebook = file.stem.removeprefix("claims_")
