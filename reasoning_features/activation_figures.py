@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -71,13 +71,13 @@ def draw_trace(corpus: Corpus, documents: Sequence[int], tokenizer: Any) -> tupl
     """
     shades = dict(zip(corpus.move_names or ("unlabelled",), SHADES, strict=False))
     panels = [segments(corpus, i, tokenizer) for i in documents]
-    lines = [_wrapped(panel) for panel in panels]
+    lines = [wrapped(panel) for panel in panels]
     heights = [len(part) + 2 for part in lines]
     fig, axes = new_figure(
         len(panels), 1, height=0.125 * sum(heights) / len(panels) + 0.15, height_ratios=heights, squeeze=False
     )
     for ax, part, document in zip(axes[:, 0], lines, documents, strict=True):
-        _write(ax, part, shades)
+        write_lines(ax, part, shades)
         style = corpus.styles[document] if corpus.styles else ""
         title = ", ".join(filter(None, [corpus.domains[document], style]))
         ax.set_title(title, loc="left")
@@ -150,13 +150,13 @@ def _errorbars(ax: Axes, means: pd.DataFrame, by: str, label: str, series: int) 
         ax.tick_params(axis="x", rotation=40)
 
 
-def _wrapped(held: pd.DataFrame) -> list[list[tuple[str, str]]]:
-    """Runs cut into lines of at most ``CHARACTERS``, at newlines and before spaces: (move, text) pieces."""
+def wrapped(held: pd.DataFrame, characters: int = CHARACTERS) -> list[list[tuple[str, str]]]:
+    """Runs cut into lines of so many characters, at newlines and before spaces: (move, text) pieces."""
     lines: list[list[tuple[str, str]]] = [[]]
     width = 0
     for move, text in zip(held["move"], held["text"], strict=True):
-        for piece in re.findall(r"\n| ?[^ \n]+| ", text):
-            if piece == "\n" or width + len(piece) > CHARACTERS:
+        for piece in re.findall(rf"\n| ?[^ \n]{{1,{characters - 1}}}| ", text):
+            if piece == "\n" or width + len(piece) > characters:
                 lines.append([])
                 width = 0
             if piece != "\n":
@@ -165,11 +165,18 @@ def _wrapped(held: pd.DataFrame) -> list[list[tuple[str, str]]]:
     return [line for line in lines if line]
 
 
-def _write(ax: Axes, lines: list[list[tuple[str, str]]], shades: dict[str, str]) -> None:
+def write_lines(
+    ax: Axes,
+    lines: list[list[tuple[str, str]]],
+    shades: Mapping[str, str],
+    characters: int = CHARACTERS,
+    width: float = TEXT_WIDTH,
+) -> None:
+    """Write lines of :func:`wrapped` into a panel of this width (inches), moves behind and in the margin."""
     margin = 12  # characters left for the names of moves
-    ax.set(xlim=(-margin, CHARACTERS), ylim=(len(lines) + 0.3, -0.7))
+    ax.set(xlim=(-margin, characters), ylim=(len(lines) + 0.3, -0.7))
     ax.axis("off")
-    size = TEXT_WIDTH * 72 * 0.96 / (CHARACTERS + margin) / CHARACTER_WIDTH
+    size = width * 72 * 0.96 / (characters + margin) / CHARACTER_WIDTH
     for row, line in enumerate(lines):
         column = 0
         names = list(dict.fromkeys(move for move, _ in line))

@@ -121,7 +121,7 @@ def index_page(interfaces: Sequence[FeatureInterface], title: str) -> str:
     marks = {"rank": " class=n aria-sort=ascending", "mode": ""}
     head = "".join(
         f'<th scope="col" data-first="{first}"{marks.get(name, " class=n")}>'
-        f'<button type="button">{_escaped(name)}</button></th>'
+        f'<button type="button">{escaped(name)}</button></th>'
         for name, first in heads
     )
     head += "<th>description</th>" * described
@@ -133,22 +133,22 @@ def index_page(interfaces: Sequence[FeatureInterface], title: str) -> str:
             f'<td class="n" data-value="{interface.feature}">'
             f'<a href="{page_name(interface.feature)}">{interface.feature}</a></td>',
             _number(interface.score),
-            f'<td data-value="{_escaped(interface.mode or "")}">{_escaped(interface.mode or NOTHING)}</td>',
+            f'<td data-value="{escaped(interface.mode or "")}">{escaped(interface.mode or NOTHING)}</td>',
             *map(_number, [interface.density, interface.maximum, *numbers]),
-            *([f"<td>{_escaped(interface.description or NOTHING)}</td>"] if described else []),
+            *([f"<td>{escaped(interface.description or NOTHING)}</td>"] if described else []),
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     noted = (
         "<p class=dim>Effects are changes of a decision's log-odds, in nats, when the feature is ablated.</p>"
     )
     content = (
-        f"<h1>{_escaped(title)}</h1>\n<p class=dim>{len(interfaces)} features. Headings sort.</p>\n"
+        f"<h1>{escaped(title)}</h1>\n<p class=dim>{len(interfaces)} features. Headings sort.</p>\n"
         f"{noted if effects else ''}"
         f"<div class=wide><table><thead><tr>{head}</tr></thead>\n<tbody>\n"
         f"{chr(10).join(rows)}\n</tbody></table></div>"
         f"\n<script>{SCRIPT}</script>"
     )
-    return _document(title, content)
+    return document(title, content)
 
 
 def feature_page(interface: FeatureInterface, navigation: bool = True) -> str:
@@ -162,13 +162,13 @@ def feature_page(interface: FeatureInterface, navigation: bool = True) -> str:
     parts = ["<p><a href=index.html>all features</a></p>"] if navigation else []
     parts += [f"<h1>{name}</h1>", _facts(interface)]
     if interface.description:
-        parts.append(f"<p>A judge's words: {_escaped(interface.description)}</p>")
+        parts.append(f"<p>A judge's words: {escaped(interface.description)}</p>")
     parts.append("<h2>Logits</h2><p class=dim>Direct effect of one unit of activation.</p><div class=two>")
     parts += [_logits("raises", interface.positive), _logits("lowers", interface.negative), "</div>"]
     parts += ["<h2>Activations</h2>", _histogram(interface)]
     if interface.by_move:
         shares = "".join(
-            f"<tr><td>{_escaped(move)}</td>{_number(share)}</tr>" for move, share in interface.by_move.items()
+            f"<tr><td>{escaped(move)}</td>{_number(share)}</tr>" for move, share in interface.by_move.items()
         )
         parts.append(
             f"<div class=wide><table><caption>share of each move's tokens</caption>{shares}</table></div>"
@@ -177,14 +177,15 @@ def feature_page(interface: FeatureInterface, navigation: bool = True) -> str:
     parts += [_example(interface, place) for place in range(len(interface.examples))]
     if not interface.examples:
         parts.append("<p>It was active on no token.</p>")
-    return _document(name, "\n".join(parts))
+    return document(name, "\n".join(parts))
 
 
-def _document(title: str, content: str) -> str:
+def document(title: str, content: str) -> str:
+    """A page of its own with this title and content, which are HTML already but for the title."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{_escaped(title)}</title><style>{STYLE}</style></head>\n<body>\n{content}\n</body></html>\n"
+        f"<title>{escaped(title)}</title><style>{STYLE}</style></head>\n<body>\n{content}\n</body></html>\n"
     )
 
 
@@ -196,15 +197,13 @@ def _facts(interface: FeatureInterface) -> str:
         "largest activation": f"{interface.maximum:.3g}",
     }
     facts |= {f"effect on {name}": f"{value:.3g} nats" for name, value in interface.effects.items()}
-    rows = "".join(
-        f"<tr><th scope=row>{_escaped(k)}</th><td>{_escaped(v)}</td></tr>" for k, v in facts.items()
-    )
+    rows = "".join(f"<tr><th scope=row>{escaped(k)}</th><td>{escaped(v)}</td></tr>" for k, v in facts.items())
     return f"<div class=wide><table>{rows}</table></div>"
 
 
 def _logits(title: str, tokens: Sequence[tuple[str, float]]) -> str:
     rows = "".join(
-        f"<tr><td><code>{_escaped(_spaced(text))}</code></td>{_number(value)}</tr>" for text, value in tokens
+        f"<tr><td><code>{escaped(_spaced(text))}</code></td>{_number(value)}</tr>" for text, value in tokens
     )
     return f"<table><caption>{title}</caption>{rows}</table>"
 
@@ -233,7 +232,7 @@ def _example(interface: FeatureInterface, place: int) -> str:
     example = interface.examples[place]
     pieces = []
     for i, (piece, value) in enumerate(zip(example.pieces, example.activations, strict=True)):
-        text = _escaped(piece)
+        text = escaped(piece)
         if value > 0:
             share = min(float(value) / max(interface.maximum, 1e-12), 1.0)
             peak = " class=peak" if i == example.peak else ""
@@ -255,7 +254,7 @@ def _spaced(text: str) -> str:
     return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text as it may stand in HTML, in quotes too; what no UTF-8 file or no parser takes becomes a sign."""
     kept = "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return html.escape(kept, quote=True)
