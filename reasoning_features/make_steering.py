@@ -21,7 +21,7 @@ from reasoning_features.autoencoder import load_autoencoder
 from reasoning_features.causal_benchmark import draw_words, gather_evidence, identity
 from reasoning_features.settings import Settings, load_settings
 from reasoning_features.stored_benchmarks import Benchmark, load_benchmarks
-from reasoning_features.studied_model import study_model
+from reasoning_features.studied_model import prepare, study_model
 from reasoning_features.subject import Subject, load_subject
 
 
@@ -70,7 +70,8 @@ def study_steering(folder: Path, unfinished: Path, studied: Studied) -> None:
     sae = load_autoencoder(settings.autoencoder, subject.d_model, subject.hook_name)
     stored = [b for b in load_benchmarks(folder / "truth") if b.identity == identity(settings, sae)]
     benchmark = stored[0] if stored else _untested(settings, subject, sae)
-    study = study_model(settings, subject, sae, benchmark, unfinished)
+    tried = prepare(settings, subject, sae, benchmark)
+    study = study_model(settings, subject, tried, benchmark.identity, unfinished)
     fresh = folder / "steering" / f".{studied.name}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     study.save(fresh)

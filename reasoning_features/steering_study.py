@@ -85,6 +85,15 @@ def load_study(folder: Path) -> Study:
         ) from error
 
 
+def load_studies(folder: Path) -> dict[str, Study]:
+    """All studies in a folder, by name; none where there is no such folder.
+
+    Raises:
+        CorruptArtefact: a file cannot be read.
+    """
+    return {path.parent.name: load_study(path.parent) for path in sorted(folder.glob("[!.]*/study.json"))}
+
+
 def run_study(
     identity: Mapping[str, Any],
     candidates: Sequence[search.Candidate],

@@ -6,21 +6,21 @@ other has computed by the same rules.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from reasoning_features.baselines import baselines, mean_norm
 from reasoning_features.benchmarks import Questions, load_questions
 from reasoning_features.corpora import reasoning_corpus
 from reasoning_features.decisions import find_decisions
-from reasoning_features.search import candidates
+from reasoning_features.search import Candidate, candidates
 from reasoning_features.settings import Settings
 from reasoning_features.steering import Condition
 from reasoning_features.steering_study import EVALUATION_START, Study, run_study
@@ -39,22 +39,41 @@ SEEDS = {"screening": 101, "rescreening": 102, "evaluation": 103}
 """Seed of the draws at each stage, added to the run's."""
 
 
-def study_model(
-    settings: Settings, subject: Subject, sae: Any, benchmark: Benchmark, unfinished: Path
-) -> Study:
-    """The steering study of one model.
+@dataclass(frozen=True)
+class Tried:
+    """What a study of one model tries.
+
+    Attributes:
+        candidates: steering vectors of all classes.
+        baselines: name → conditions, of which the study chooses one.
+        norm: mean norm of the residual stream.
+    """
+
+    candidates: list[Candidate]
+    baselines: dict[str, list[Condition]]
+    norm: float
+
+    def winner(self, study: Study, group: str) -> Condition:
+        """The condition with which a class went on to fresh problems in a study of these."""
+        (row,) = study.winners.query("group == @group").to_dict("records")
+        for candidate in self.candidates:
+            if candidate.name == row["candidate"]:
+                return candidate.at(row["gamma"])
+        return next(condition for condition in self.baselines[group] if condition.name == row["condition"])
+
+
+def prepare(settings: Settings, subject: Subject, sae: Any, benchmark: Benchmark) -> Tried:
+    """The candidates and baselines of one model, from texts of the selection split.
 
     Args:
         settings: of the run, with this model as ``subject``.
-        subject: the model, read and steered at the autoencoder's hook point.
+        subject: the model, read at the autoencoder's hook point.
         sae: its autoencoder.
         benchmark: evidence of its features and, where known, their causal effects.
-        unfinished: folder for the conditions that are finished, from which an interrupted study goes on.
 
     Raises:
-        UserError: no problems, too few features, or a word that the tokenizer cannot write.
+        UserError: too few features or vocabularies, or a word that the tokenizer cannot write.
     """
-    torch.manual_seed(settings.seed)
     traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject)
     decisions = find_decisions(traces, subject.tokenizer, settings.corpus)
     norm = mean_norm(subject, traces, settings.batch_tokens)
@@ -66,22 +85,40 @@ def study_model(
         settings.seed,
         known_effects(benchmark),
     )
+    return Tried(made, baselines(subject, decisions, settings.words, norm, settings.batch_tokens), norm)
+
+
+def study_model(
+    settings: Settings, subject: Subject, tried: Tried, identity: Mapping[str, Any], unfinished: Path
+) -> Study:
+    """The steering study of one model.
+
+    Args:
+        settings: of the run, with this model as ``subject``.
+        subject: the model, steered at the autoencoder's hook point.
+        tried: candidates and baselines (:func:`prepare`).
+        identity: what the study is of (``model``, ``kappa``, ``model_seed`` …).
+        unfinished: folder for the conditions that are finished, from which an interrupted study goes on.
+
+    Raises:
+        UserError: there are no problems to ask.
+    """
     load = partial(load_questions, settings, subject.tokenizer)
     first, second = settings.screening_problems, settings.rescreening_problems
 
     def ask(questions: Questions, conditions: Sequence[Condition], stage: str) -> pd.DataFrame:
-        told = f"{benchmark.model}, {stage}"
+        told = f"{identity['model']}, {stage}"
         return answers_resumable(
             subject, questions, conditions, settings.seed + SEEDS[stage], unfinished, progress=told
         )
 
     return run_study(
-        benchmark.identity,
-        made,
-        baselines(subject, decisions, settings.words, norm, settings.batch_tokens),
+        identity,
+        tried.candidates,
+        tried.baselines,
         settings.strengths,
         settings.rescreened,
-        norm,
+        tried.norm,
         load("selection", first),
         load("selection", second, start=first),
         load("evaluation", settings.steering_problems, start=EVALUATION_START),

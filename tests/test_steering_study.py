@@ -12,7 +12,7 @@ import torch
 from reasoning_features import search
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
 from reasoning_features.steering import UNSTEERED, Condition
-from reasoning_features.steering_study import load_study, run_study
+from reasoning_features.steering_study import load_studies, load_study, run_study
 
 GOOD = {"feature 1 at 0.2": 0.9, "feature 2 at -0.2": 0.7, "bias at 2": 0.8}
 """Chance of a right answer under a condition; all others have 0.5."""
@@ -98,6 +98,7 @@ def test_a_study_is_read_as_it_was_written(study, tmp_path):
     assert again.identity == study.identity
     pd.testing.assert_frame_equal(again.evaluation, study.evaluation)
     pd.testing.assert_frame_equal(again.winners, study.winners)
+    assert list(load_studies(tmp_path)) == ["m"] and not load_studies(tmp_path / "nowhere")
 
 
 def test_a_study_that_is_missing_or_broken_is_told(study, tmp_path):
