@@ -40,7 +40,7 @@ class Questions:
         max_new_tokens: the longest answer.
         measures: numbers that :attr:`grade` gives of every answer, ``COMMON`` first.
         grade: takes numbers of questions and a continuation of each; gives one row an answer: ``domain``,
-            ``text`` and the ``measures``.
+            ``answer`` (None: none is given), ``text`` and the ``measures``.
     """
 
     name: str
@@ -86,4 +86,4 @@ def _grade(
     tokenizer: Any, asked: Sequence[Any], numbers: Sequence[int], continuations: Sequence[Sequence[int]]
 ) -> pd.DataFrame:
     graded = grade(tokenizer, [asked[number] for number in numbers], continuations)
-    return graded.rename(columns={"family": "domain"}).drop(columns=["question", "answer"])
+    return graded.rename(columns={"family": "domain"}).drop(columns="question")

@@ -78,13 +78,12 @@ def side_by_side(
         problem: the problem's number.
         conditions: names of conditions.
     """
-    held = answers[answers["problem"] == problem].set_index("condition")
-    traces = [
-        Trace(
-            f"{name}: {'right' if row['correct'] else 'wrong'}, {row['thinking_tokens']} tokens", row["text"]
-        )
-        for name, row in ((name, held.loc[name]) for name in (UNSTEERED, *conditions))
-    ]
+    held = answers[answers["problem"] == problem].set_index("condition").loc[[UNSTEERED, *conditions]]
+    verdicts = ["right" if correct else "wrong" for correct in held["correct"].tolist()]
+    told = zip(held.index.tolist(), verdicts, held["thinking_tokens"].tolist(), strict=True)
+    headings = [f"{name}: {verdict}, {tokens} tokens" for name, verdict, tokens in told]
+    texts: list[str] = held["text"].tolist()
+    traces = [Trace(*pair) for pair in zip(headings, texts, strict=True)]
     return question_of(traces[0].text), traces
 
 
