@@ -33,9 +33,11 @@ PINNED = (
     "autoencoder_topk",
     "autoencoder_second",
     "contrast_autoencoder",
+    "contrast_autoencoder_second",
     "second_subject",
     "second_autoencoder",
     "truth",
+    "diffing",
 )
 PACKAGES = (
     "datasets",

@@ -51,6 +51,7 @@ class Settings(BaseModel):
     autoencoder_topk: str | None = None  # the other architecture
     autoencoder_second: str | None = None  # the default architecture from a second seed
     contrast_autoencoder: str | None = None  # the second arm's autoencoder
+    contrast_autoencoder_second: str | None = None  # its second seed
     d_sae: PositiveInt  # features
     k: PositiveInt  # active features of the TopK architecture
     l1: float = Field(ge=0)  # coefficient of the ReLU architecture's penalty
@@ -72,6 +73,7 @@ class Settings(BaseModel):
     decisions: PositiveInt = 500  # decision points at which a feature's causal effect is measured
     random_directions: PositiveInt = 500  # random directions that an effect is compared with
     truth: str | None = None  # directory of the shipped models' causal effects, where they were measured
+    diffing: str | None = None  # directory of the autoencoders by stage and layer, where they were trained
     examples: PositiveInt = 12  # activating examples of a feature
     pages: PositiveInt = 40  # features with a page of their own
     second_subject: str | None = None  # another reasoning model

@@ -46,7 +46,7 @@ def stages_of(path: str) -> list[Stage]:
         UserError: a stage that is none, or a path that does not begin at S.
     """
     found = [stage for name in path.split("-") for stage in STAGES if stage == name]
-    if "-".join(found) != path or found[0] != "S":
+    if "-".join(found) != path or not path.startswith("S"):
         raise UserError(f"{path!r} is no path of stages: begin with S and go on with {', '.join(STAGES)}.")
     return found
 

@@ -1,0 +1,165 @@
+"""Diffing: a planted feature is found where it was planted, bounds and thresholds on constructed decoders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from reasoning_features.autoencoder import best_cosines
+from reasoning_features.autoencoder_training import Recipe, train_autoencoder
+from reasoning_features.diffing import (
+    RANDOM,
+    Bounds,
+    beyond_random,
+    bounds,
+    by_frequency,
+    calibrated,
+    frequency_matched,
+    presence,
+    rotated,
+    stage_cosines,
+    threshold_sweep,
+)
+from reasoning_features.errors import UserError
+from reasoning_features.stage_wise import fine_tune, stage_recipe
+
+WIDTH = 16
+RECIPE = Recipe("relu", d_sae=32, tokens=1500 * 256, learning_rate=1e-2, batch=256, l1=0.05)
+
+
+def directions(seed: int, n: int = 40) -> torch.Tensor:
+    return torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def activations(active: torch.Tensor, seed: int, n: int = 8000) -> torch.Tensor:
+    """Sums of directions that are each active on one token in ten."""
+    generator = torch.Generator().manual_seed(seed)
+    on = torch.rand(n, len(active), generator=generator) < 0.1
+    return (on * (5 + torch.rand(n, len(active), generator=generator))) @ active
+
+
+def test_a_feature_planted_at_a_stage_is_found_there_and_in_no_placebo():
+    basis = torch.linalg.qr(directions(0, WIDTH))[0]
+    old, new = basis[:8], basis[8:9]
+    base, planted = activations(old, 1), activations(torch.cat([old, new]), 2)
+    start = train_autoencoder(base, RECIPE, "base", "hook").sae
+    recipe = stage_recipe(RECIPE, "S-D")
+    assert recipe.tokens == round(0.3 * RECIPE.tokens)
+    stages = {
+        "S": start.W_dec,
+        "S-S": fine_tune(start, base, stage_recipe(RECIPE, "S-S"), "base", "hook").sae.W_dec,
+        "S-D": fine_tune(start, planted, recipe, "base", "hook").sae.W_dec,
+    }
+    cosines = stage_cosines(torch.cat([old, new]), stages)
+    assert (cosines.iloc[:8] > 0.9).all(axis=None)  # what was there stays, at every stage
+    assert cosines["S-D"].iloc[8] > 0.9
+    assert cosines["S"].iloc[8] < 0.7 and cosines["S-S"].iloc[8] < 0.7
+
+
+def test_a_rotation_keeps_angles_and_loses_places():
+    decoder = directions(1)
+    turned = rotated(decoder, 3)
+    assert torch.allclose(turned @ turned.T, decoder @ decoder.T, atol=1e-3)
+    assert torch.equal(turned, rotated(decoder, 3))
+    assert best_cosines(decoder, turned).mean() < 0.9
+    assert not torch.allclose(turned, rotated(decoder, 4))
+
+
+def test_the_threshold_lies_between_what_chance_and_a_second_seed_reach():
+    ceiling = np.array([0.9, 0.95, 0.8, 0.99])
+    floor = np.array([[0.2, 0.3, 0.25, 0.4]])
+    assert calibrated(ceiling, floor) == pytest.approx(0.6)  # the middle of 0.4 and 0.8
+    # one feature that the second seed lacks does not move it
+    assert calibrated(np.append(ceiling, 0.1), floor) == pytest.approx(0.6)
+    # where all are alike there is no threshold that tells them apart, and it is still one of the cosines
+    assert 0 < calibrated(floor[0], floor) <= 0.4
+
+
+def test_bounds_of_a_decoder_and_a_permuted_copy():
+    decoder = directions(2)
+    found = bounds(decoder, decoder[torch.randperm(40)], draws=3)
+    assert found.ceiling == pytest.approx(1.0)
+    assert found.floor.shape == (3, 40) and found.floor.max() < 1
+    assert found.floor.max() < found.threshold < 1
+    assert found.tested(found.threshold).all()
+
+
+def test_frequency_matched_features_are_others_and_as_frequent():
+    density = np.geomspace(1e-4, 0.1, 100)
+    density[50] = 0.0
+    chosen = np.array([5, 60, 90])
+    drawn = frequency_matched(chosen, density, draws=20, seed=0, nearest=4)
+    assert drawn.shape == (20, 3)
+    assert not np.isin(drawn, [*chosen, 50]).any()
+    assert all(len(set(draw)) == 3 for draw in drawn.tolist())
+    assert np.abs(np.log(density[drawn] / density[chosen])).max() < 0.5
+    assert len(np.unique(drawn, axis=0)) > 1
+    with pytest.raises(UserError, match="60 features are to be matched, but only 40 others"):
+        frequency_matched(np.arange(60), density, draws=1, seed=0)
+
+
+@pytest.fixture
+def cosines() -> pd.DataFrame:
+    """Ten features: the first four appear at the last stage, the others are there all along."""
+    there = np.linspace(0.75, 0.95, 10)
+    return pd.DataFrame({"S": np.where(np.arange(10) < 4, 0.3, there), "F": there})
+
+
+def test_presence_counts_tested_features_alone(cosines):
+    tested = np.ones(10, dtype=bool)
+    tested[0] = False
+    groups = {"new": np.arange(4), "old": np.arange(4, 10), "untested": np.array([0])}
+    random = np.array([[4, 5], [6, 7]])
+    table = presence(cosines, groups, random, tested, 0.7).set_index(["stage", "group"])
+    assert table.loc[("S", "new"), ["share", "n"]].tolist() == [0.0, 3]
+    assert table.loc[("F", "new"), "share"] == 1.0
+    assert table.loc[("S", "old"), ["share", "n"]].tolist() == [1.0, 6]
+    assert np.isnan(table.loc[("S", "untested"), "share"]) and table.loc[("S", "untested"), "n"] == 0
+    assert table.loc[("S", RANDOM), ["share", "low", "high"]].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_appearing_beyond_random_features(cosines):
+    appeared = (cosines["F"] >= 0.7).to_numpy() * 1.0 - (cosines["S"] >= 0.7)
+    tested = np.ones(10, dtype=bool)
+    random = np.array([[4, 5, 6, 7], [6, 7, 8, 9]])
+    found = beyond_random(appeared.to_numpy(), np.arange(4), random, tested)
+    assert (found.estimate, found.low, found.n) == (1.0, 1.0, 4)
+    alike = beyond_random(appeared.to_numpy(), np.arange(4, 8), random, tested)
+    assert alike.estimate == 0 and alike.low <= 0 <= alike.high
+    with pytest.raises(UserError, match="No feature is found again"):
+        beyond_random(appeared.to_numpy(), np.arange(4), random, np.zeros(10, dtype=bool))
+
+
+def test_presence_falls_as_the_threshold_rises(cosines):
+    limits = Bounds(np.full(10, 1.0), np.full((2, 10), 0.2), 0.6)
+    thresholds = np.linspace(0, 1, 21)
+    sweep = threshold_sweep(cosines, {"all": np.arange(10), "new": np.arange(4)}, limits, thresholds)
+    for _, part in sweep.groupby(["stage", "group"]):
+        assert (np.diff(part.sort_values("threshold")["share"]) <= 0).all()
+    at = sweep[sweep["threshold"] == thresholds[10]].set_index(["stage", "group"])["share"]
+    assert at["S", "all"] == 0.6 and at["F", "all"] == 1.0
+    assert at["second seed", "all"] == 1.0 and at["rotated", "all"] == 0.0
+
+
+def test_ceiling_by_frequency():
+    density = np.array([0.0, 0.001, 0.002, 0.1, 0.2])
+    limits = Bounds(np.array([0.1, 0.5, 0.6, 0.9, 1.0]), np.full((2, 5), 0.2), 0.55)
+    table = by_frequency(limits, density, {"calibrated": 0.55}, bins=2)
+    assert table["features"].tolist() == [2, 2]
+    assert table["ceiling"].tolist() == pytest.approx([0.55, 0.95])
+    assert table["found again, calibrated"].tolist() == [0.5, 1.0]
+
+
+def test_a_stage_of_another_width_is_refused():
+    with pytest.raises(UserError, match="Stage F is of width 8, the features are of 16"):
+        stage_cosines(directions(0), {"F": torch.zeros(3, 8)})
+
+
+def test_stages_take_batches_of_their_own():
+    seeds = [stage_recipe(RECIPE, path).seed for path in ("S-D", "S-D-F")]
+    assert len({RECIPE.seed, *seeds}) == 3
+    assert replace(stage_recipe(RECIPE, "S-D"), tokens=RECIPE.tokens, seed=RECIPE.seed) == RECIPE
