@@ -128,6 +128,23 @@ def draw_strengths(curves: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     return fig, curves
 
 
+def draw_spending(curve: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Accuracy against mean thinking tokens, a line a way to spend them; single points are steered answers.
+
+    Args:
+        curve: :func:`reasoning_features.equal_tokens.spending_curve`.
+    """
+    fig, ax = new_figure(height=2.6, width=4.5)
+    for number, (method, own) in enumerate(curve.groupby("method", sort=False)):
+        own = own.sort_values("tokens")
+        style = {"color": COLOURS[number], "marker": MARKERS[number], "linestyle": LINES[number]}
+        ax.plot(own["tokens"], own["accuracy"], label=method, **style)
+        ax.vlines(own["tokens"], own["low"], own["high"], color=style["color"], linewidth=0.8)
+    ax.set(xlabel="mean thinking tokens of a problem", ylabel="accuracy")
+    fig.legend(loc="outside lower center", ncols=2)
+    return fig, curve
+
+
 def draw_forest(
     table: pd.DataFrame, rows: str, panels: str, label: str, unit: float = 1.0
 ) -> tuple[Figure, pd.DataFrame]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from reasoning_features.errors import UserError
 from reasoning_features.multiple_comparisons import (
@@ -176,6 +175,16 @@ def arms_apart(
     return pd.DataFrame(rows)
 
 
+def comparable(fresh: Study | None, stored: Study) -> bool:
+    """Whether two studies are of one model and autoencoder, and of as many trials and problems."""
+    return (
+        fresh is not None
+        and fresh.identity == stored.identity
+        and len(fresh.screening) == len(stored.screening)
+        and len(fresh.evaluation) == len(stored.evaluation)
+    )
+
+
 def agreement(fresh: Study, stored: Study) -> dict[str, object]:
     """How far a study that was computed anew agrees with the stored one.
 
@@ -195,19 +204,27 @@ def agreement(fresh: Study, stored: Study) -> dict[str, object]:
     }
 
 
-def effect(
-    study: Study, group: str, against: str = UNSTEERED, measure: str = "correct", seed: int = 0
-) -> dict[str, Any]:
-    """A class's winner less another's on fresh problems, as a claim records it.
+def ban_table(answered: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Table 2: accuracy and length under a ban of R and of random words, the mean of whose sets counts.
+
+    Args:
+        answered: answers unsteered, under "R" and under "random …", as many sets as there are.
+        seed: of the resamples.
 
     Returns:
-        ``ours``, its ``interval`` (95%), ``n`` problems, and ``narrow``, its 90% interval.
+        ``banned``, ``accuracy``, ``change`` (from no ban) with ``low`` and ``high`` (95%), ``thinking
+        tokens`` and ``n``; last R's accuracy less that of the random sets.
     """
-    return paired_effect(study.outcome(group, measure), study.outcome(against, measure), seed)
-
-
-def paired_effect(a: ArrayLike, b: ArrayLike, seed: int = 0) -> dict[str, Any]:
-    """Mean of a − b over problems, as a claim records it (:func:`effect`)."""
-    wide, narrow = (paired_difference(a, b, seed=seed, level=level) for level in (0.95, 0.90))
-    ends = {"interval": (wide.low, wide.high), "narrow": (narrow.low, narrow.high)}
-    return {"ours": wide.estimate, "n": wide.n} | ends
+    right = answered.pivot(index="problem", columns="condition", values="correct").astype(float)
+    tokens = answered.groupby("condition")["thinking_tokens"].mean()
+    random = [str(name) for name in right if str(name).startswith("random")]
+    groups = {"nothing": [UNSTEERED], "R": ["R"], f"random words ({len(random)} sets)": random}
+    rows: list[dict[str, Any]] = []
+    for name, columns in groups.items():
+        change = paired_difference(right[columns].to_numpy().mean(axis=1), right[UNSTEERED], seed=seed)
+        told = {"banned": name, "accuracy": float(right[columns].to_numpy().mean())}
+        told |= {"change": change.estimate, "low": change.low, "high": change.high}
+        rows.append(told | {"thinking tokens": float(tokens.loc[columns].mean()), "n": change.n})
+    apart = paired_difference(right["R"], right[random].to_numpy().mean(axis=1), seed=seed)
+    told = {"change": apart.estimate, "low": apart.low, "high": apart.high, "n": apart.n}
+    return pd.DataFrame([*rows, {"banned": "R less random words"} | told])
