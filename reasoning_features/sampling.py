@@ -25,7 +25,7 @@ TEMPERATURE, TOP_P = 0.6, 0.95
 """The paper's sampling settings."""
 _FRONT = 64
 """The likeliest tokens that are sorted first: they nearly always hold the nucleus."""
-_DROP_SHARE = 0.8
+_DROP_SHARE = 0.9
 """The cache is cut down to the unfinished rows when fewer than this share of it are left."""
 
 

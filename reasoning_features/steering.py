@@ -201,7 +201,7 @@ def stream_edit(subject: Subject, conditions: Sequence[Condition], n: int, sae: 
         return RowEdit(subject.hooked_block, lambda stream, rows: stream + vectors[rows // n][:, None])
     clamped = torch.zeros(len(conditions), dtype=torch.bool, device=device)
     features = torch.zeros(len(conditions), dtype=torch.int64, device=device)
-    targets = torch.zeros(len(conditions), device=device, dtype=dtype)
+    targets = torch.zeros(len(conditions), device=device)
     for i, feature, target in clamps:
         clamped[i], features[i], targets[i] = True, feature, target
 
@@ -219,9 +219,9 @@ def stream_edit(subject: Subject, conditions: Sequence[Condition], n: int, sae: 
 
 def _clamping(sae: Any, stream: Tensor, features: Tensor, targets: Tensor) -> Tensor:
     """What clamping adds to streams ``[b, t, d]``: one feature and one activation for each row ``[b]``."""
-    encoded = sae.encode(stream)
+    encoded = sae.encode(stream.to(sae.dtype))
     active = encoded.gather(-1, features[:, None, None].expand(-1, stream.shape[1], 1))
-    return (targets[:, None, None] - active) * sae.W_dec[features][:, None]
+    return ((targets[:, None, None] - active) * sae.W_dec[features][:, None]).to(stream.dtype)
 
 
 def check_conditions(subject: Subject, conditions: Sequence[Condition], sae: Any = None) -> None:

@@ -16,11 +16,13 @@ from reasoning_features.steering import (
     UNSTEERED,
     Condition,
     answers,
+    answers_under,
     clamped_conditions,
     feature_conditions,
     stream_edit,
 )
 from reasoning_features.subject import load_subject
+from reasoning_features.token_rules import ForcedWait
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +174,20 @@ def test_rules_change_their_own_condition_alone(subject, questions):
     assert by["numbers"] == [(20,) * 12, (21,) * 12, (22,) * 12]
     plain = answers(subject, questions, [], seed=3, progress=None)
     assert by[UNSTEERED] == by["none"] == plain["tokens"].tolist()
+
+
+def test_a_rule_that_remembers_may_be_shared_and_used_again(subject, questions):
+    plain = answers(subject, questions, [], seed=3, progress=None)["tokens"].tolist()
+    often = max(set(sum(plain, ())), key=sum(plain, ()).count)
+    rule = ForcedWait((200, 201), 1, often)
+    strong = 40.0 * torch.eye(WIDTH)[2]
+    conditions = [Condition("one", rule=rule), Condition("other", vector=strong, rule=rule)]
+    mixed = answers(subject, questions, conditions, seed=3, progress=None)
+    assert any(200 in tokens for tokens in mixed["tokens"])
+    for condition in conditions:
+        alone = answers_under(subject, questions, [condition], seed=3, batch=1)
+        here = mixed.loc[mixed["condition"] == condition.name, "tokens"]
+        assert here.tolist() == alone["tokens"].tolist()
 
 
 @pytest.mark.parametrize("make", [feature_conditions, clamped_conditions])
