@@ -53,6 +53,7 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     (benchmark,) = load_benchmarks(folder / "truth")
     assert (benchmark.model, benchmark.kappa, benchmark.autoencoder_seed) == ("coupled-0", 1.0, 0)
     assert len(benchmark.truths["persistence"].features)
+    assert benchmark.whole and set(benchmark.over_trace) == set(benchmark.truths)
     study = load_study(folder / "steering" / "coupled-0-topk-0")
     assert {"unsteered", "ReasonScore", "mean difference"} <= set(study.evaluation["group"])
     diffing = {path.name: {p.name for p in path.iterdir()} for path in (folder / "diffing").iterdir()}
@@ -74,6 +75,15 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     before = {name: at for name, at in listing(folder).items() if name in sums}
     make_organism.stages(folder, workers=1)
     assert {name: at for name, at in listing(folder).items() if name in sums} == before
+
+
+def test_both_arms_are_ablated_over_the_whole_trace():
+    names = [make_organism.benchmark_name(*pair) for pair in make_organism.BENCHMARKED]
+    assert set(make_organism.WHOLE_TRACE) < set(names)
+    # the autoencoders that the notebooks read by default
+    settings = load_settings("organism")
+    read = {Path(path).name for path in (settings.autoencoder, settings.contrast_autoencoder) if path}
+    assert read == set(make_organism.WHOLE_TRACE)
 
 
 def test_arms_are_what_the_card_compares():
