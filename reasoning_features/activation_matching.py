@@ -6,14 +6,16 @@ way round.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from reasoning_features.errors import UserError
 
@@ -88,6 +90,22 @@ def compare(sae: Any, residual: Tensor, other: Any, its: Tensor, size: int = 819
         raise UserError(f"Activations of {len(residual)} and {len(its)} tokens: give the same tokens.")
     parts = zip(residual.split(size), its.split(size), strict=True)
     return JointMoments.of((sae.encode(a), other.encode(b)) for a, b in parts)
+
+
+def largest_correlations(
+    sae: Any, residual: Tensor, others: Mapping[str, tuple[Any, Tensor]]
+) -> pd.DataFrame:
+    """Each feature's largest correlation with any of other dictionaries: a row a feature, a column each.
+
+    Args:
+        sae: the dictionary, on raw activations.
+        residual: ``[n, d]`` what it reads.
+        others: name → a dictionary and what it reads at the same tokens.
+    """
+    bar = tqdm(others.items(), desc="Matching activations", unit="dictionary")
+    return pd.DataFrame(
+        {name: compare(sae, residual, *other).correlation().max(axis=1) for name, other in bar}
+    )
 
 
 def _divided(values: Array, scale: Array) -> Array:

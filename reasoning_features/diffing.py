@@ -240,6 +240,43 @@ def beyond_random(
     return percentile_interval(values[held].mean() - usual, resampled, len(held))
 
 
+def changes(
+    cosines: pd.DataFrame,
+    start: str,
+    groups: Mapping[str, Features],
+    random: Features,
+    tested: NDArray[np.bool_],
+    threshold: float,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Share of each group's tested features that appear or go between a start and every other stage.
+
+    Arguments are those of :func:`presence`; ``start`` is the stage that the others are compared with.
+
+    Returns:
+        Rows of ``stage``, ``change`` ("appears": present there and not at the start; "goes": the
+        reverse), ``group``, ``share``, ``low``, ``high`` (:func:`share_of`), ``n``, and the difference
+        from random features as frequent, ``beyond random`` with ``… low`` and ``… high``
+        (:func:`beyond_random`).
+
+    Raises:
+        UserError: no feature of a group can be tested.
+    """
+    there, before = cosines >= threshold, cosines[start] >= threshold
+    rows = []
+    for stage in there.columns.drop(start):
+        kinds = {"appears": there[stage] & ~before, "goes": ~there[stage] & before}
+        for change, happened in kinds.items():
+            values = happened.to_numpy()
+            for name, features in groups.items():
+                share = share_of(values[features[tested[features]]])
+                more = beyond_random(values.astype(float), features, random, tested, seed)
+                row = (stage, change, name, share.estimate, share.low, share.high, share.n)
+                rows.append((*row, more.estimate, more.low, more.high))
+    ends = ["beyond random", "beyond random low", "beyond random high"]
+    return pd.DataFrame(rows, columns=["stage", "change", "group", "share", "low", "high", "n", *ends])
+
+
 def threshold_sweep(
     cosines: pd.DataFrame, groups: Mapping[str, Features], limits: Bounds, thresholds: Array
 ) -> pd.DataFrame:

@@ -34,6 +34,7 @@ from reasoning_features.stage_wise import (
     PATHS,
     PLACEBO,
     PLACEBO_MODEL,
+    PLACEBO_PATHS,
     PLACEBO_STAGES,
     STAGES,
     Stage,
@@ -50,8 +51,6 @@ from reasoning_features.subject import Subject, load_subject
 
 Each = Callable[[Callable[..., None], Sequence[object]], None]
 """Does some work for each of several items, perhaps side by side."""
-PLACEBO_PATHS = ("S-M", "S-M-F")
-"""Stages of the placebo checkpoint; at S and D the base model is read, which is none of its own."""
 SEEDS_OF_REFERENCES = {"D": 12, "M": 13, "F": 14}
 """Seeds of stages from scratch: other starts than those of S and of the main autoencoder."""
 SEED_OF_LAYERS = 20

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 from sae_lens import SAE
 from torch import Tensor
 
@@ -29,6 +30,8 @@ PATHS = ("S-D", "S-M", "S-D-F", "S-M-F")
 """The paper's stages after S, each by the path that leads to it."""
 PLACEBO_STAGES = ("S-S", "S-S-S")
 """Stages in which nothing changes, as many tokens as the paths' of one and of two stages."""
+PLACEBO_PATHS = ("S-M", "S-M-F")
+"""Stages of the placebo checkpoint; at S and D the base model is read, which is none of its own."""
 SHARE = 0.3
 """Tokens of a later stage, as a share of those of a training from scratch (the paper's 30%)."""
 BASE = "base"
@@ -128,6 +131,59 @@ def load_stage(folder: str, model: str, path: str, d_model: int, hook_name: str 
     """
     home = model if {"D", "M", "F"} & set(path) else BASE
     return load_autoencoder(f"{folder}/{home}/{path}", d_model, hook_name)
+
+
+def load_stages(
+    folder: str, model: str, d_model: int, hook_name: str | None
+) -> dict[str, tuple[str, SAE[Any]]]:
+    """All stages that bear on one fine-tuned model, in the order in which figures show them.
+
+    Args:
+        folder: ``settings.diffing``.
+        model: the fine-tuned model's name.
+        d_model: width of the activations.
+        hook_name: where they are read; None accepts any.
+
+    Returns:
+        Stage → which model it reads (``model``, "base" or "placebo") and its autoencoder. "S", the
+        placebo stages, the paths, and the placebo checkpoint's under "placebo S-M".
+
+    Raises:
+        MissingArtefact: one is not stored.
+    """
+    wanted = [("S", model, "S-0"), *((path, model, path) for path in (*PLACEBO_STAGES, *PATHS))]
+    wanted += [(f"{PLACEBO} {path}", PLACEBO, path) for path in PLACEBO_PATHS]
+    found = {}
+    for name, owner, path in wanted:
+        last = stages_of(name.removeprefix(f"{PLACEBO} "))[-1]
+        sae = load_stage(folder, owner, path, d_model, hook_name)
+        found[name] = (owner if reads_fine_tuned(last) else BASE), sae
+    return found
+
+
+def stage_qualities(folder: str, model: str) -> pd.DataFrame:
+    """How well each stage's autoencoder reconstructs held-out activations of its own model and data.
+
+    Returns:
+        A row a stored training: ``stages`` (whose), ``path``, and ``tokens``, ``L0``,
+        ``fraction of variance explained``, ``dead share`` at its end.
+    """
+    rows = []
+    for owner in (BASE, model, PLACEBO):
+        for table in sorted((paths.root() / folder / owner).glob("*/training.csv")):
+            last = pd.read_csv(table).iloc[-1]
+            rows.append({"stages": owner, "path": table.parent.name} | last.drop(["step", "loss"]).to_dict())
+    return pd.DataFrame(rows)
+
+
+def load_layers(folder: str, model: str, d_model: int) -> dict[int, SAE[Any]]:
+    """Autoencoders of a model's other layers, where they are stored: layer → autoencoder."""
+    found = {}
+    for directory in sorted((paths.root() / folder / "layers").glob("*")):
+        sae = load_autoencoder(f"{folder}/layers/{directory.name}", d_model)
+        if sae.cfg.metadata.model_name == model:
+            found[int(directory.name)] = sae
+    return found
 
 
 def check_stored(folder: str) -> None:

@@ -18,6 +18,7 @@ from reasoning_features.diffing import (
     bounds,
     by_frequency,
     calibrated,
+    changes,
     frequency_matched,
     presence,
     rotated,
@@ -132,6 +133,20 @@ def test_appearing_beyond_random_features(cosines):
     assert alike.estimate == 0 and alike.low <= 0 <= alike.high
     with pytest.raises(UserError, match="No feature is found again"):
         beyond_random(appeared.to_numpy(), np.arange(4), random, np.zeros(10, dtype=bool))
+
+
+def test_what_appears_and_what_goes(cosines):
+    stages = cosines.assign(lost=np.where(np.arange(10) < 8, cosines["S"], 0.1))
+    random = np.array([[4, 5, 6, 7], [6, 7, 8, 9]])
+    found = changes(
+        stages, "S", {"new": np.arange(4), "last": np.arange(8, 10)}, random, np.ones(10, bool), 0.7
+    )
+    at = found.set_index(["stage", "change", "group"])
+    assert at.loc[("F", "appears", "new"), ["share", "n", "beyond random"]].tolist() == [1.0, 4, 1.0]
+    assert at.loc[("F", "goes", "new"), "share"] == at.loc[("lost", "appears", "new"), "share"] == 0.0
+    assert at.loc[("lost", "goes", "last"), ["share", "beyond random"]].tolist() == [1.0, 0.75]
+    # four of four: the interval is of a share that need not be one
+    assert 0.4 < at.loc[("F", "appears", "new"), "low"] < 0.8
 
 
 def test_presence_falls_as_the_threshold_rises(cosines):
