@@ -158,7 +158,13 @@ def draw_places(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFram
             x, y = here.loc[rows, "effect"], over.loc[rows, "effect"]
             ax.errorbar(x, y, *spread, label=PASS_NAMES[passes], elinewidth=0.6, **style)
         chosen = table["chosen"]
-        ring: Any = {"facecolors": "none", "edgecolors": COLOURS[7], "marker": "o", "linewidths": 0.7}
+        ring: Any = {
+            "facecolors": "none",
+            "edgecolors": COLOURS[7],
+            "marker": "o",
+            "linewidths": 0.7,
+            "zorder": 4,
+        }
         ax.scatter(here.loc[chosen, "effect"], over.loc[chosen, "effect"], s=26, label="chosen", **ring)
         for line in (-1, 1):
             ax.axhline(line, color="0.4", linestyle=LINES[1], linewidth=0.7, marker="")
