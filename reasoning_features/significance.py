@@ -103,10 +103,11 @@ def bootstrap_difference(
 def bootstrap_ratio(
     numerator: ArrayLike, denominator: ArrayLike, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Σ numerator / Σ denominator over units, both resampled together."""
+    """Σ numerator / Σ denominator over units, both resampled together; resamples of nothing are left out."""
     top, bottom = np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
     weights = bootstrap_weights(len(top), n_resamples, seed)
-    ratios = (weights @ top) / (weights @ bottom)
+    totals = weights @ bottom
+    ratios = (weights @ top)[totals != 0] / totals[totals != 0]
     return percentile_interval(float(top.sum() / bottom.sum()), ratios, len(top), level)
 
 

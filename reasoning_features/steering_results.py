@@ -205,10 +205,10 @@ def agreement(fresh: Study, stored: Study) -> dict[str, object]:
 
 
 def ban_table(answered: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Table 2: accuracy and length under a ban of R and of random words, the mean of whose sets counts.
+    """Table 2: accuracy and length under a ban of R and of other words; random sets count by their mean.
 
     Args:
-        answered: answers unsteered, under "R" and under "random …", as many sets as there are.
+        answered: answers unsteered, under "R", "random …" (as many sets as there are), and other sets.
         seed: of the resamples.
 
     Returns:
@@ -218,7 +218,9 @@ def ban_table(answered: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     right = answered.pivot(index="problem", columns="condition", values="correct").astype(float)
     tokens = answered.groupby("condition")["thinking_tokens"].mean()
     random = [str(name) for name in right if str(name).startswith("random")]
-    groups = {"nothing": [UNSTEERED], "R": ["R"], f"random words ({len(random)} sets)": random}
+    others = [str(name) for name in right if name not in {UNSTEERED, "R", *random}]
+    groups = {"nothing": [UNSTEERED], "R": ["R"]} | {name: [name] for name in others}
+    groups[f"random words ({len(random)} sets)"] = random
     rows: list[dict[str, Any]] = []
     for name, columns in groups.items():
         change = paired_difference(right[columns].to_numpy().mean(axis=1), right[UNSTEERED], seed=seed)

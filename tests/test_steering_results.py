@@ -25,7 +25,7 @@ def made(kappa, seed, chances):
         frame["share of norm"] = 0.1
         frames.append(frame.assign(correct=uniform < chance, thinking_tokens=40 + (group != UNSTEERED)))
     trials = pd.DataFrame({"group": list(chances), "correct": list(chances.values()), "gamma": 0.2})
-    trials = trials.assign(candidate="x", feature=1, gain=trials["correct"] - 0.5)
+    trials = trials.assign(candidate="x", feature=1, n=60, gain=trials["correct"] - 0.5)
     trials = trials.assign(condition=[f"{g} at {c}" for g, c in chances.items()], **{"share of norm": 0.1})
     identity = {"model": f"m{seed}", "kappa": kappa, "model_seed": seed}
     return Study(identity, trials, trials[[*COLUMNS, "correct"]], pd.concat(frames, ignore_index=True))
