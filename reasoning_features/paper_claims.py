@@ -183,7 +183,7 @@ CLAIMS: tuple[Claim, ...] = (
         "mediation",
         "05_steering",
         "not tested",
-        "steering works through decisions to go on (gain of unsteered answers that decide at its rates)",
+        "steering works through decisions to go on (gain from the steered rates of going on alone)",
         "–",
         "effect",
     ),

@@ -82,7 +82,7 @@ def ban_effect(answered: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     return paired_effect(right[random].to_numpy().mean(axis=1), right["R"], seed)
 
 
-def run_effect(answered: pd.DataFrame, condition: str, seed: int = 0) -> dict[str, Any]:
-    """A condition's accuracy less the unsteered model's, as a claim records it."""
+def run_effect(answered: pd.DataFrame, condition: str, against: str, seed: int = 0) -> dict[str, Any]:
+    """Accuracy under one condition less that under another, as a claim records it."""
     right = answered.pivot(index="problem", columns="condition", values="correct").astype(float)
-    return paired_effect(right[condition], right[UNSTEERED], seed)
+    return paired_effect(right[condition], right[against], seed)

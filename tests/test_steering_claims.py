@@ -65,4 +65,4 @@ def test_banning_r_is_compared_with_the_mean_of_random_sets(banned):
     assert table.loc["random words (2 sets)", "accuracy"] == 0.75
     assert table.loc["R less random words", "change"] == -0.5
     assert effects.ban_effect(banned)["ours"] == 0.5
-    assert effects.run_effect(banned, "R")["ours"] == -0.75
+    assert effects.run_effect(banned, "R", UNSTEERED)["ours"] == -0.75
