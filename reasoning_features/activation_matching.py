@@ -48,8 +48,8 @@ class JointMoments:
         sums: list[Any] = []
         count = 0
         for a, b in pairs:
-            wide = a.double(), b.double()
-            part = [side.sum(0) for side in wide] + [side.square().sum(0) for side in wide]
+            part = [side.sum(0, dtype=torch.float64) for side in (a, b)]
+            part += [side.square().sum(0, dtype=torch.float64) for side in (a, b)]
             part.append((a.T @ b).double())
             sums = part if not sums else [held + new for held, new in zip(sums, part, strict=True)]
             count += len(a)

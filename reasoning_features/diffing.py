@@ -28,6 +28,8 @@ PAPER_THRESHOLD = 0.7
 RANDOM = "random, as frequent"
 PAPER_PRESENT = {"S": 0.0, "S-M": 0.0, "S-D": 0.04, "S-D-F": 0.60, "S-M-F": 0.51}
 """Share of the paper's 46 features that is present at each stage."""
+RESAMPLES = 1000
+"""Resamples of a difference from random features."""
 NEAREST = 10
 """A random feature is drawn among so many of the nearest frequency."""
 
@@ -232,7 +234,7 @@ def beyond_random(
         raise UserError("No feature is found again by the second seed: train the autoencoders longer.")
     rng = np.random.default_rng(seed)
     resampled = []
-    for i in range(2000):
+    for i in range(RESAMPLES):
         other = draws[i % len(draws)]
         one, two = (values[rng.choice(group, len(group))].mean() for group in (held, other))
         resampled.append(one - two)

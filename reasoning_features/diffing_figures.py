@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from reasoning_features.cross_layer import VERDICTS
-from reasoning_features.diffing import PAPER_PRESENT
 from reasoning_features.figures import COLOURS, HATCHES, LINES, MARKERS, legend_below, new_figure
 
 ARROW = "→"
@@ -25,19 +24,21 @@ def stage_name(path: str) -> str:
     return path.replace("-", ARROW)
 
 
-def draw_presence(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> tuple[Figure, pd.DataFrame]:
+def draw_presence(
+    tables: Mapping[str, Mapping[str, pd.DataFrame]], paper: Mapping[str, float]
+) -> tuple[Figure, pd.DataFrame]:
     """Figure 4: share of each group that is present at every stage, an arm a column, a threshold a row.
 
     Args:
-        tables: threshold's name → arm → :func:`reasoning_features.diffing.presence`; the stages in the
-        order in
-            which they are drawn.
+        tables: threshold's name → arm → :func:`reasoning_features.diffing.presence`; the stages in the order
+            in which they are drawn.
+        paper: the paper's share by stage, where it measured the same.
     """
     arms = list(dict.fromkeys(arm for held in tables.values() for arm in held))
     fig, axes = new_figure(len(tables), len(arms), height=2.4, sharex="col", sharey=True, squeeze=False)
     for row, (threshold, held) in zip(axes, tables.items(), strict=True):
         for ax, arm in zip(row, arms, strict=True):
-            _presence(ax, held[arm])
+            _presence(ax, held[arm], paper)
             ax.set_title(f"{arm}\n{threshold}")
         row[0].set_ylabel("share of tested\nfeatures present")
     legend_below(fig, axes[0, 0])
@@ -45,7 +46,7 @@ def draw_presence(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> tuple[Fig
     return fig, pd.concat(parts, ignore_index=True)
 
 
-def _presence(ax: Axes, table: pd.DataFrame) -> None:
+def _presence(ax: Axes, table: pd.DataFrame, paper: Mapping[str, float]) -> None:
     stages, groups = list(dict.fromkeys(table["stage"])), list(dict.fromkeys(table["group"]))
     for place, group in enumerate(groups):
         rows = table[table["group"] == group]
@@ -53,10 +54,10 @@ def _presence(ax: Axes, table: pd.DataFrame) -> None:
         spread = np.abs(rows[["low", "high"]].to_numpy().T - rows["share"].to_numpy())
         style: Any = {"color": COLOURS[place], "marker": MARKERS[place], "linestyle": ""}
         ax.errorbar(x, rows["share"], spread, label=group, capsize=2, **style)
-    theirs = [PAPER_PRESENT.get(stage, np.nan) for stage in stages]
-    ax.scatter(
-        range(len(stages)), theirs, marker="x", s=22, color=COLOURS[7], label="the paper's, on its models"
-    )
+    theirs = {stages.index(stage): share for stage, share in paper.items() if stage in stages}
+    if theirs:
+        label = "the paper's, on its models"
+        ax.scatter([*theirs], [*theirs.values()], marker="x", s=22, color=COLOURS[7], label=label)
     ax.set_xticks(range(len(stages)), [stage_name(s) for s in stages], rotation=45, ha="right")
     ax.set_ylim(-0.05, 1.05)
 
@@ -65,6 +66,8 @@ def draw_sweep(
     sweeps: Mapping[str, pd.DataFrame], stages: Sequence[str], marks: Mapping[str, Mapping[str, float]]
 ) -> tuple[Figure, pd.DataFrame]:
     """Share present against the threshold, an arm a row and a stage a column, with ceiling and floor.
+
+    Ceiling and floor are those of the last group's features.
 
     Args:
         sweeps: arm → :func:`reasoning_features.diffing.threshold_sweep`.
@@ -82,18 +85,12 @@ def draw_sweep(
                 )
             for bound, colour in (("second seed", "0.45"), ("rotated", "0.7")):
                 held = sweep[(sweep["stage"] == bound) & (sweep["group"] == groups[-1])]
-                ax.plot(
-                    held["threshold"],
-                    held["share"],
-                    color=colour,
-                    linestyle=LINES[3],
-                    marker="",
-                    label=f"{bound}, {groups[-1]}",
-                )
+                style = {"color": colour, "linestyle": LINES[3], "marker": "", "label": bound}
+                ax.plot(held["threshold"], held["share"], **style)
             for value in marks[arm].values():
                 ax.axvline(value, color="0.6", linewidth=0.7, marker="")
-            ax.set_title(f"{arm}, {stage_name(stage)}")
-        row[0].set_ylabel("share of tested\nfeatures present")
+            ax.set_title(stage_name(stage))
+        row[0].set_ylabel(f"{arm}\nshare of tested\nfeatures present")
     for ax in axes[-1]:
         ax.set_xlabel("threshold of cosine")
     legend_below(fig, axes[0, 0])
