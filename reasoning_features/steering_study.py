@@ -86,12 +86,16 @@ def load_study(folder: Path) -> Study:
 
 
 def load_studies(folder: Path) -> dict[str, Study]:
-    """All studies in a folder, by name; none where there is no such folder.
+    """All studies in a folder, by name.
 
     Raises:
+        MissingArtefact: there are none.
         CorruptArtefact: a file cannot be read.
     """
-    return {path.parent.name: load_study(path.parent) for path in sorted(folder.glob("[!.]*/study.json"))}
+    found = {path.parent.name: load_study(path.parent) for path in sorted(folder.glob("[!.]*/study.json"))}
+    if not found:
+        raise MissingArtefact(f"There are no steering studies in {folder.name}: `make organism` makes them.")
+    return found
 
 
 def run_study(
