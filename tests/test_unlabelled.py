@@ -1,4 +1,4 @@
-"""Notebook 04 on text of which nothing else is known: it runs through, and says what cannot be tested."""
+"""Notebooks on text of which nothing else is known: they run through, and say what cannot be tested."""
 
 from __future__ import annotations
 
@@ -11,6 +11,25 @@ from reasoning_features import paths
 from reasoning_features.claims import UNTESTABLE
 from reasoning_features.files import read_json
 from reasoning_features.settings import load_settings
+
+
+@pytest.mark.slow
+def test_steering_without_problems(tmp_path):
+    given = {"corpus": "organism-text", "seed": 3}
+    held = paths.RunPaths(load_settings("smoke", **given).run)
+    try:
+        papermill.execute_notebook(
+            paths.root() / "notebooks" / "05_steering.ipynb",
+            tmp_path / "out.ipynb",
+            parameters={"profile": "smoke"} | given,
+            kernel_name="python3",
+            progress_bar=False,
+        )
+        claims = read_json(held.figures / "claims_05_steering.json")
+        assert len(claims) == 7 and {claim["verdict"] for claim in claims.values()} == {UNTESTABLE}
+    finally:
+        shutil.rmtree(held.figures, ignore_errors=True)
+        shutil.rmtree(held.data, ignore_errors=True)
 
 
 @pytest.mark.slow
