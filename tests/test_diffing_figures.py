@@ -1,0 +1,88 @@
+"""Figures of diffing: what is drawn is what is given back, and every group can be told apart."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from reasoning_features import diffing_figures as figures
+from reasoning_features.cross_layer import PAPER, layer_table
+from reasoning_features.diffing import (
+    PAPER_PRESENT,
+    Bounds,
+    by_frequency,
+    presence,
+    stage_cosines,
+    threshold_sweep,
+)
+
+STAGES = ("S", "S-D-F", "placebo S-M")
+GROUPS = {"chosen": np.arange(6), "causal": np.arange(6, 10)}
+LIMITS = Bounds(np.linspace(0.8, 1, 30), np.full((2, 30), 0.25), 0.5)
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def cosines() -> pd.DataFrame:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    decoder = torch.randn(30, 8, generator=generator)
+    noise = {name: 0.3 * (i + 1) * torch.randn(30, 8, generator=generator) for i, name in enumerate(STAGES)}
+    return stage_cosines(decoder, {name: decoder + added for name, added in noise.items()})
+
+
+def test_presence_has_a_panel_an_arm_and_a_threshold(cosines):
+    random = np.arange(10, 22).reshape(2, 6)
+    table = presence(cosines, GROUPS, random, np.ones(30, dtype=bool), 0.7)
+    held = {"arm": table, "other": table}
+    fig, data = figures.draw_presence({"one": held, "two": held}, PAPER_PRESENT)
+    assert len(fig.axes) == 4 and len(data) == 4 * len(table)
+    assert [label.get_text() for label in fig.axes[-1].get_xticklabels()] == ["S", "S→D→F", "placebo S→M"]
+    assert {text.get_text() for text in fig.legends[0].get_texts()} >= {"chosen", "causal"}
+    bare, _ = figures.draw_presence({"one": held}, {})
+    assert "the paper's, on its models" not in {t.get_text() for t in bare.legends[0].get_texts()}
+
+
+def test_sweep_draws_bounds_and_marks(cosines):
+    sweep = threshold_sweep(cosines, GROUPS, LIMITS, np.linspace(0.3, 1, 8))
+    marks = {"arm": {"calibrated": 0.5, "the paper's": 0.7}}
+    fig, data = figures.draw_sweep({"arm": sweep}, STAGES[:2], marks)
+    assert len(fig.axes) == 2 and set(data["stage"]) == {*STAGES, "second seed", "rotated"}
+    # two groups, two bounds, two marks
+    assert len(fig.axes[0].lines) == 6
+
+
+def test_bounds_points_and_probes(cosines):
+    density = np.geomspace(1e-4, 0.1, 30)
+    table = by_frequency(LIMITS, density, {"calibrated": 0.5})
+    fig, data = figures.draw_bounds({"arm": table}, {"arm": 0.5})
+    assert len(data) == 5 and fig.axes[0].get_xscale() == "log"
+    group = np.where(np.arange(30) < 6, "chosen", "other features")
+    points = pd.DataFrame(
+        {"feature": range(30), "cosine": cosines["S"], "correlation": 0.5, "density": density, "group": group}
+    ).sort_values("group", ascending=False)
+    fig, data = figures.draw_matching({"arm, S": points})
+    assert len(data) == 30 and len(fig.axes[0].collections) == 2
+    fig, data = figures.draw_on_base({"arm": points})
+    assert len(data) == 30 and fig.axes[0].get_xscale() == "log"
+    rows = [("arm", read, labels, 0.6, 0.5, 0.7) for read in "ab" for labels in ("true", "shuffled")]
+    probed = pd.DataFrame(rows, columns=["arm", "read", "labels", "auc", "low", "high"])
+    fig = figures.draw_probes(probed)
+    assert [label.get_text() for label in fig.axes[0].get_xticklabels()] == ["a", "b"]
+
+
+def test_layers_stand_beside_the_papers():
+    values = {"1": np.linspace(0, 1, 30), "3": np.linspace(0.4, 1, 30)}
+    table = layer_table(values, GROUPS)
+    fig, data = figures.draw_layers(table, PAPER, 2)
+    assert len(fig.axes) == 3 and data is table
+    heights = [bar.get_height() for bar in fig.axes[2].patches]
+    assert np.reshape(heights, (3, -1)).sum(axis=0) == pytest.approx(1.0)
