@@ -109,10 +109,10 @@ class Benchmark:
 
     @property
     def whole(self) -> bool:
-        """Whether every live feature was ablated over the whole trace too."""
-        return bool(self.over_trace) and all(
-            np.array_equal(over.features, self.truths[kind].features)
-            for kind, over in self.over_trace.items()
+        """Whether every live feature was ablated over the whole trace too, for every kind of decision."""
+        return bool(self.truths) and all(
+            kind in self.over_trace and np.array_equal(self.over_trace[kind].features, truth.features)
+            for kind, truth in self.truths.items()
         )
 
     @property

@@ -69,6 +69,7 @@ def test_only_where_every_feature_was_ablated_is_the_whole_trace_a_truth():
     partial = benchmark(here, over.of(np.array([1])))
     without = replace(complete, over_trace={})
     assert [made.whole for made in (partial, without, complete)] == [False, False, True]
+    assert not replace(complete, truths=complete.truths | {"verification": here}).whole
     another = replace(complete, model="another")
     assert where_most_is_known([partial, another], [without, complete]) == [complete, another]
     likes_one = Scorer("likes 1", lambda evidence: evidence["feature"] == 1, False, False, "here")
