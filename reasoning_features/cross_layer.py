@@ -26,16 +26,20 @@ SAME, MAYBE = 0.7, 0.5
 """The paper's: same above 0.7, maybe above 0.5, different up to 0.5."""
 PAPER = pd.DataFrame(
     [
-        (13, 0.525, 0.14, 0.335, 0.76, 0.09, 0.15),
-        (15, 0.435, 0.17, 0.395, 0.63, 0.13, 0.24),
-        (17, 0.27, 0.17, 0.56, 0.49, 0.13, 0.38),
-        (21, 0.175, 0.235, 0.59, 0.50, 0.09, 0.41),
-        (23, 0.175, 0.22, 0.605, 0.54, 0.15, 0.31),
+        (13, "chosen", 0.525, 0.14, 0.335, 200),
+        (13, "random", 0.76, 0.09, 0.15, 100),
+        (15, "chosen", 0.435, 0.17, 0.395, 200),
+        (15, "random", 0.63, 0.13, 0.24, 100),
+        (17, "chosen", 0.27, 0.17, 0.56, 200),
+        (17, "random", 0.49, 0.13, 0.38, 100),
+        (21, "chosen", 0.175, 0.235, 0.59, 200),
+        (21, "random", 0.50, 0.09, 0.41, 100),
+        (23, "chosen", 0.175, 0.22, 0.605, 200),
+        (23, "random", 0.54, 0.15, 0.31, 100),
     ],
-    columns=["layer", *VERDICTS, *(f"{verdict}, random" for verdict in VERDICTS)],
+    columns=["layer", "group", *VERDICTS, "features"],
 )
-"""The paper's table: 200 reasoning features and 100 random ones of layer 19, by the layer they are sought
-in."""
+"""The paper's table: features of its layer 19, by the layer in which they are sought."""
 
 
 def pair_decoders(decoder: Tensor, other: Tensor) -> Features:

@@ -35,7 +35,7 @@ def draw_presence(
         paper: the paper's share by stage, where it measured the same.
     """
     arms = list(dict.fromkeys(arm for held in tables.values() for arm in held))
-    fig, axes = new_figure(len(tables), len(arms), height=2.4, sharex="col", sharey=True, squeeze=False)
+    fig, axes = new_figure(len(tables), len(arms), height=2.7, sharex="col", sharey=True, squeeze=False)
     for row, (threshold, held) in zip(axes, tables.items(), strict=True):
         for ax, arm in zip(row, arms, strict=True):
             _presence(ax, held[arm], paper)
@@ -202,10 +202,9 @@ def draw_layers(table: pd.DataFrame, paper: pd.DataFrame, layer: int) -> tuple[F
         rows = table[table["group"] == group]
         _stacked(ax, rows["layer"].astype(str).tolist(), [rows[v].to_numpy() for v in VERDICTS])
         ax.set(title=f"{group}\n(of layer {layer})", xlabel="sought at layer")
-    labels = [f"{n}{mark}" for n in paper["layer"] for mark in ("", " r")]
-    theirs = [paper[[v, f"{v}, random"]].to_numpy().ravel() for v in VERDICTS]
-    _stacked(axes[0, -1], labels, theirs)
-    axes[0, -1].set(title="the paper's, its models\n(r: random; of layer 19)", xlabel="sought at layer")
+    labels = [f"{n} {group[0]}" for n, group in zip(paper["layer"], paper["group"], strict=True)]
+    _stacked(axes[0, -1], labels, [paper[verdict].to_numpy() for verdict in VERDICTS])
+    axes[0, -1].set(title="the paper's, of its layer 19\n(c: chosen, r: random)", xlabel="sought at layer")
     axes[0, -1].tick_params(axis="x", rotation=90)
     axes[0, 0].set_ylabel("share of features")
     legend_below(fig, axes[0, 0])
