@@ -14,10 +14,13 @@ from reasoning_features.settings import load_settings
 from reasoning_features.stage_wise import (
     PATHS,
     check_stored,
+    load_layers,
     load_stage,
+    load_stages,
     reads_fine_tuned,
     stage_before,
     stage_corpus,
+    stage_qualities,
     stages_of,
     store,
 )
@@ -69,3 +72,28 @@ def test_text_of_the_stages():
     assert settings.contrast is not None and (paths.root() / settings.contrast).is_dir()
     other = stage_corpus("D", settings, tokenizer, settings.contrast, 20)
     assert other.digest != texts["D"].digest  # the same traces in the other arm's words
+
+
+def test_all_stages_of_a_model_with_what_each_reads(repository: Path):
+    residual = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    recipe = Recipe("relu", d_sae=16, tokens=10 * 64, learning_rate=1e-2, batch=64, l1=0.1)
+    homes = {
+        "base": ("S-0", "S-1", "S-S", "S-S-S"),
+        "arm": PATHS,
+        "placebo": ("S-M", "S-M-F"),
+        "layers": "03",
+    }
+    for home, names in homes.items():
+        for name in names:
+            target = repository / "data" / "diffing" / home / name
+            store(train_autoencoder(residual, recipe, "arm", HOOK), target)
+    found = load_stages("data/diffing", "arm", 8, HOOK)
+    assert {name: reader for name, (reader, _) in found.items()} == {
+        "S": "base", "S-S": "base", "S-S-S": "base", "S-D": "base", "S-M": "arm", "S-D-F": "arm",
+        "S-M-F": "arm", "placebo S-M": "placebo", "placebo S-M-F": "placebo",
+    }  # fmt: skip
+    table = stage_qualities("data/diffing", "arm")
+    assert table["path"].tolist() == ["S-0", "S-1", "S-S", "S-S-S", *sorted(PATHS), "S-M", "S-M-F"]
+    assert (table["tokens"] == 640).all() and table["fraction of variance explained"].notna().all()
+    assert sorted(load_layers("data/diffing", "arm", 8)) == [0, 3]
+    assert load_layers("data/diffing", "another", 8) == {}
