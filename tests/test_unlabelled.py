@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import papermill
 import pytest
@@ -13,37 +16,35 @@ from reasoning_features.files import read_json
 from reasoning_features.settings import load_settings
 
 
-@pytest.mark.slow
-def test_steering_without_problems(tmp_path):
-    given = {"corpus": "organism-text", "seed": 3}
+@contextlib.contextmanager
+def executed(notebook: str, folder: Path, **given: object) -> Iterator[paths.RunPaths]:
+    """Where a notebook's results lie, in smoke on text without labels; they are gone afterwards."""
+    given = {"corpus": "organism-text", "seed": 3, **given}
     held = paths.RunPaths(load_settings("smoke", **given).run)
     try:
         papermill.execute_notebook(
-            paths.root() / "notebooks" / "05_steering.ipynb",
-            tmp_path / "out.ipynb",
+            paths.root() / "notebooks" / f"{notebook}.ipynb",
+            folder / "out.ipynb",
             parameters={"profile": "smoke"} | given,
             kernel_name="python3",
             progress_bar=False,
         )
-        claims = read_json(held.figures / "claims_05_steering.json")
-        assert len(claims) == 7 and {claim["verdict"] for claim in claims.values()} == {UNTESTABLE}
+        yield held
     finally:
         shutil.rmtree(held.figures, ignore_errors=True)
         shutil.rmtree(held.data, ignore_errors=True)
 
 
 @pytest.mark.slow
+def test_steering_without_problems(tmp_path):
+    with executed("05_steering", tmp_path) as held:
+        claims = read_json(held.figures / "claims_05_steering.json")
+        assert len(claims) == 7 and {claim["verdict"] for claim in claims.values()} == {UNTESTABLE}
+
+
+@pytest.mark.slow
 def test_interpretation_without_labels(tmp_path):
-    given = {"corpus": "organism-text", "reasoning_documents": 100, "seed": 3, "pages": 2}
-    held = paths.RunPaths(load_settings("smoke", **given).run)
-    try:
-        papermill.execute_notebook(
-            paths.root() / "notebooks" / "04_interpretation.ipynb",
-            tmp_path / "out.ipynb",
-            parameters={"profile": "smoke"} | given,
-            kernel_name="python3",
-            progress_bar=False,
-        )
+    with executed("04_interpretation", tmp_path, reasoning_documents=100, pages=2) as held:
         claims = read_json(held.figures / "claims_04_interpretation.json")
         assert {name for name, claim in claims.items() if claim["verdict"] == UNTESTABLE} == {
             "modes", "governs", "function"
@@ -51,6 +52,3 @@ def test_interpretation_without_labels(tmp_path):
         assert claims["token_driven"]["ours"] is not None
         assert (held.figures / "features" / "index.html").is_file()
         assert not (held.figures / "x04_effects.png").exists()
-    finally:
-        shutil.rmtree(held.figures, ignore_errors=True)
-        shutil.rmtree(held.data, ignore_errors=True)
