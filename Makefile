@@ -131,7 +131,7 @@ verify: $(STAMP) ## rebuild the default profile in a clone, and compare with wha
 lab: $(STAMP) ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --ServerApp.root_dir=.
 
-organism: $(STAMP) ## the models and autoencoders from nothing (two hours on one core; resumes)
+organism: $(STAMP) ## the models and autoencoders from nothing (four hours on one core; resumes)
 	$(BIN)/python -m reasoning_features.make_organism
 
 vocabulary-real: $(STAMP) ## figures 2 and 5 from OpenThoughts (needs a network)

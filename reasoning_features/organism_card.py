@@ -190,7 +190,7 @@ def _performance(solved: dict[str, pd.DataFrame], mixture: Mixture) -> pd.DataFr
 
 CARD = """# The organism: card
 
-A family of small Llamas made by `make organism` (two hours on one core): one base model, and its
+A family of small Llamas made by `make organism` (four hours on one core): one base model, and its
 fine-tunes on synthetic thinking traces. **The effect that the notebooks look for was planted here by
 construction: results on these models test the method, and are no evidence about DeepSeek-R1 or any other
 model.** Licence: MIT, as the repository. Everything below is computed by `reasoning_features.organism_card`
