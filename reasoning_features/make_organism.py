@@ -1,8 +1,8 @@
 """``make organism``: every model and autoencoder that the notebooks need, from nothing, on CPU.
 
 Stages, in order: the tokenizer and the base model; the fine-tuned arms; each model's answers to evaluation
-problems; the gate of the arms; the autoencoders; their features' causal effects; the steering
-studies; the stages of model diffing; the card and the checksums.
+problems; the gate of the arms; the autoencoders; their features' causal effects; the stages
+of model diffing; the steering studies; the card and the checksums.
 A finished stage is not done again, an interrupted one goes on where it stopped, and every training runs on
 one thread, so that a rerun on the same machine gives the same bytes. ``--workers 2`` trains two arms side by
 side.
@@ -248,9 +248,9 @@ def stages(folder: Path, workers: int) -> None:
     _each(partial(make_autoencoders, folder), unread, workers)
     unmeasured = [pair for pair in BENCHMARKED if not (folder / "truth" / benchmark_name(*pair)).exists()]
     _each(partial(measure_truth, folder), unmeasured, workers)
-    make_steering.make(folder, paths.root() / CHECKPOINTS / "steering", partial(_each, workers=workers))
     given = ARM_RECIPE, RELU_RECIPE, AUTOENCODER_TRACES, TRACE_SEED, paths.root() / CHECKPOINTS
     make_diffing.make(make_diffing.Plan(folder, COMPARED, *given), partial(_each, workers=workers))
+    make_steering.make(folder, paths.root() / CHECKPOINTS / "steering", partial(_each, workers=workers))
     organism_card.write(folder)
 
 

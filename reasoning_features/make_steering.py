@@ -2,7 +2,7 @@
 
 Each study chooses and reports by the rules of :mod:`reasoning_features.steering_study`, fixed before any of
 them was run. Besides the default autoencoder's there are studies of another one, trained from another seed,
-of the first models: a result that hangs on the autoencoder is none.
+of the first models, and of another layer: a result that hangs on either is none.
 """
 
 from __future__ import annotations
@@ -31,16 +31,24 @@ class Studied:
 
     arm: str
     autoencoder: str
+    layer: int | None = None  # None: the profile's
 
     @property
     def name(self) -> str:
-        """The autoencoder's, which begins with the arm's; also the folder's."""
-        return f"{self.arm}-{self.autoencoder}"
+        """The study's folder; begins with the arm."""
+        return f"{self.arm}-{self.autoencoder}" if self.layer is None else f"{self.arm}-layer-{self.layer}"
+
+    def stored(self, folder: Path) -> Path:
+        """Where the autoencoder lies in the organism's folder."""
+        if self.layer is None:
+            return folder / "autoencoders" / self.name
+        return folder / "diffing" / "layers" / str(self.layer)
 
 
 STUDIES: tuple[Studied, ...] = (
     *(Studied(f"{arm}-{seed}", "relu-0") for seed in range(3) for arm in ("coupled", "decoupled")),
     *(Studied(f"{arm}-0", "relu-1") for arm in ("coupled", "decoupled")),
+    Studied("coupled-0", "relu-0", layer=3),
 )
 
 
@@ -63,9 +71,10 @@ def study_steering(folder: Path, unfinished: Path, studied: Studied) -> None:
     torch.set_num_threads(1)
     given = {
         "subject": folder / "models" / studied.arm,
-        "autoencoder": folder / "autoencoders" / studied.name,
+        "autoencoder": studied.stored(folder),
     }
-    settings = load_settings("organism", **{field: paths.relative(path) for field, path in given.items()})
+    places = {field: paths.relative(path) for field, path in given.items()}
+    settings = load_settings("organism", layer=studied.layer, **places)
     subject = load_subject(settings.subject, settings.layer)
     sae = load_autoencoder(settings.autoencoder, subject.d_model, subject.hook_name)
     stored = [b for b in load_benchmarks(folder / "truth") if b.identity == identity(settings, sae)]
