@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,13 +45,17 @@ class NullRank:
     n: int
 
 
+@lru_cache(maxsize=4)
 def bootstrap_weights(n_units: int, n_resamples: int, seed: int) -> Array:
     """How often each unit is drawn in each resample ``[n_resamples, n_units]``; rows sum to ``n_units``.
 
-    The same weights on two quantities make their bootstrap paired.
+    The same weights on two quantities make their bootstrap paired. Drawing them costs more than using them,
+    so the last ones are kept; the array cannot be written to.
     """
     rng = np.random.default_rng(seed)
-    return rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=n_resamples).astype(np.float64)
+    drawn = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=n_resamples).astype(np.float64)
+    drawn.setflags(write=False)
+    return drawn
 
 
 def percentile_interval(estimate: float, resampled: ArrayLike, n_units: int, level: float = 0.95) -> Interval:
