@@ -58,6 +58,12 @@ class ActivationBatch:
     residual: Tensor
     positions: Tensor
 
+    def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of some of these tokens ``[k]``, given by their index in ``corpus.tokens``."""
+        held = self.positions.numpy()
+        order = np.argsort(held)
+        return order[np.searchsorted(held, positions, sorter=order)]
+
 
 @dataclass(frozen=True)
 class Moments:

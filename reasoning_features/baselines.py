@@ -53,9 +53,7 @@ def mean_difference(subject: Subject, decisions: Decisions, batch_tokens: int) -
     include = np.zeros(corpus.n_tokens, dtype=bool)
     include[decisions.positions] = True
     read = collect(stream(subject, corpus, batch_tokens, include))
-    row_of = np.full(corpus.n_tokens, -1, dtype=np.int64)
-    row_of[read.positions.numpy()] = np.arange(len(read.positions))
-    held = read.residual[torch.from_numpy(row_of[decisions.positions])].double()
+    held = read.residual[torch.from_numpy(read.rows(decisions.positions))].double()
     towards = torch.from_numpy(sides)
     return torch.nn.functional.normalize(held[towards].mean(0) - held[~towards].mean(0), dim=0).float()
 

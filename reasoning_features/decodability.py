@@ -135,13 +135,11 @@ def decodability(
     read = collect(stream(subject, corpus, batch_tokens, include))
     encoded = [sae.encode(part)[:, torch.from_numpy(features)] for part in read.residual.split(batch_tokens)]
     activations = torch.cat(encoded).cpu().numpy()
-    row_of = np.full(corpus.n_tokens, -1, dtype=np.int64)
-    row_of[read.positions.numpy()] = np.arange(len(read.positions))
     tables = []
     for label, (names, classes) in labels.items():
         at = drawn[label]
         half = first_half[corpus.document_of[at]]
-        best, high, auc = best_class(activations[row_of[at]], classes[at], half, len(names))
+        best, high, auc = best_class(activations[read.rows(at)], classes[at], half, len(names))
         table = pd.DataFrame({"feature": features, "label": label, "best": np.array(names)[best]})
         tables.append(table.assign(high=high, auc=auc, tokens=len(at)))
     return pd.concat(tables, ignore_index=True)
