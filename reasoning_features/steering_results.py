@@ -61,12 +61,22 @@ def winners_table(study: Study, seed: int = 0) -> pd.DataFrame:
         200 problems) and ``p (Holm)``: over classes for all problems, over classes × families for families;
         ``thinking tokens``, ``longer`` (their change) with ``longer low`` and ``longer high``.
     """
+    domains = study.evaluation.loc[study.evaluation["group"] == UNSTEERED, "domain"]
+    return _table(study, (ALL, *np.unique(domains)), seed)
+
+
+def overall_table(study: Study, seed: int = 0) -> pd.DataFrame:
+    """The rows of :func:`winners_table` over all problems, without its families."""
+    return _table(study, (ALL,), seed)
+
+
+def _table(study: Study, shown: Sequence[str], seed: int) -> pd.DataFrame:
     rows = []
     usual = study.evaluation[study.evaluation["group"] == UNSTEERED].sort_values("problem")
     domains = usual["domain"].to_numpy()
     for group in study.evaluation["group"].unique():
         own = study.evaluation[study.evaluation["group"] == group].sort_values("problem")
-        for domain in (ALL, *np.unique(domains)):
+        for domain in shown:
             held = np.ones(len(domains), dtype=bool) if domain == ALL else domains == domain
             rows.append(_row(own[held], usual[held], domain, seed))
     table = pd.DataFrame(rows)

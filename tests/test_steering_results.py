@@ -37,6 +37,8 @@ def test_table_one_finds_a_gain_where_there_is_one_and_corrects_for_looking():
     assert every.loc[CHOSEN, "low"] > 0.2 and every.loc[CHOSEN, "p (Holm)"] < 0.01
     assert every.loc[SLOT, "gain"] == 0 and every.loc[SLOT, "p"] == 1
     assert every.loc[CHOSEN, "longer"] == 1 and np.isnan(every.loc[UNSTEERED, "p"])
+    overall = results.overall_table(made(1.0, 0, {CHOSEN: 0.8, SLOT: 0.5})).set_index("class")
+    pd.testing.assert_frame_equal(overall, every)
     families = table[(table["domain"] != results.ALL) & (table["class"] != UNSTEERED)]
     assert len(families) == 4 and set(families["n"]) == {N // 2}
     assert (families["p (Holm)"] >= families["p"]).all()
