@@ -177,7 +177,9 @@ def test_shuffled_batches_are_epochs_in_seeded_orders() -> None:
 
 
 def test_rows_are_found_by_the_tokens_place_in_the_corpus():
-    batch = activations.ActivationBatch(residual=torch.arange(4.0)[:, None], positions=torch.tensor([7, 2, 9, 4]))
+    batch = activations.ActivationBatch(
+        residual=torch.arange(4.0)[:, None], positions=torch.tensor([7, 2, 9, 4])
+    )
     rows = batch.rows(np.array([2, 9, 2]))
     assert rows.tolist() == [1, 2, 1]
     assert batch.residual[torch.from_numpy(rows), 0].tolist() == [1.0, 2.0, 1.0]
