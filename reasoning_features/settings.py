@@ -20,6 +20,32 @@ UNNAMED = frozenset({"device"})
 Window = tuple[NonNegativeInt, NonNegativeInt]
 
 
+class TextSource(BaseModel):
+    """Where texts come from: a dataset of the hub, or local files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str  # `owner/name` of the hub, with `@revision` to pin it; or a local folder or file
+    name: str | None = None  # the dataset's configuration
+    split: str = "train"
+    column: str = "text"  # holds a text, a conversation (its turns, each with role and content), or token ids
+    domain: str | None = None  # the column with each text's domain
+
+
+class ProblemSource(BaseModel):
+    """Where problems with known answers come from; with ``wrong``, a letter is asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str  # as for texts
+    name: str | None = None
+    split: str = "test"
+    problem: str = "problem"  # columns
+    answer: str = "answer"
+    wrong: list[str] = []  # columns of the wrong choices
+    selection: float = Field(default=0.0, ge=0, le=1)  # share of problems kept for choosing features
+
+
 class Settings(BaseModel):
     """Every dial of one run; the organism and a real model differ here and nowhere else.
 
@@ -30,15 +56,21 @@ class Settings(BaseModel):
     _overrides: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     profile: str  # the profile's name
-    subject: str  # the reasoning model: a directory or a hub id
+    subject: str  # the reasoning model: a directory, or `owner/name` of the hub, `@revision` to pin it
     contrast: str | None = None  # the second arm's model, where there is one
     base: str | None = None  # the model before reasoning fine-tuning
     layer: NonNegativeInt  # the hook point is the residual stream after this block, counted from 0
+    site: Literal["resid_post", "mlp_out"] = "resid_post"  # or what this block's MLP adds to it
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     seed: NonNegativeInt = 0
 
-    corpus: str = "organism"  # kind of corpora
+    corpus: str = "organism"  # kind of corpora; "text" reads the sources below
+    reasoning_text: TextSource | None = None  # texts with thinking
+    general_text: TextSource | None = None  # texts without
+    solutions_text: TextSource | None = None  # what words of thinking are ranked against; or general_text
+    training_text: list[TextSource] = []  # what autoencoders are trained on, in equal parts
+    base_text: list[TextSource] = []  # the base model's data, for stages of model diffing
     planted: bool = False  # whether the words of R were put there by construction
     reasoning_documents: PositiveInt
     general_documents: PositiveInt
@@ -46,7 +78,7 @@ class Settings(BaseModel):
     context: PositiveInt = 256  # tokens
     batch_tokens: PositiveInt = 8192  # tokens of one forward pass
 
-    autoencoder: str  # the default autoencoder's directory
+    autoencoder: str  # the default autoencoder: a directory, or `owner/name@revision:folder` of the hub
     autoencoder_relu: str | None = None  # the paper's architecture
     autoencoder_topk: str | None = None  # the other architecture
     autoencoder_second: str | None = None  # the default architecture from a second seed
@@ -55,7 +87,10 @@ class Settings(BaseModel):
     d_sae: PositiveInt  # features
     k: PositiveInt  # active features of the TopK architecture
     l1: float = Field(ge=0)  # coefficient of the ReLU architecture's penalty
-    train_tokens: PositiveInt  # tokens of the short live training
+    short_training: bool = True  # whether short trainings are part of the notebook
+    train_saes: bool = False  # train autoencoders by streaming, instead of loading the ones named above
+    checkpoints: PositiveInt = 5  # of a streamed training, from which it goes on when interrupted
+    train_tokens: PositiveInt  # tokens of a training
     train_batch: PositiveInt = 2048  # tokens of one optimiser step
     learning_rate: float = Field(gt=0)
 
@@ -67,6 +102,7 @@ class Settings(BaseModel):
     alphas: list[float] = Field(min_length=1)  # the grid over the score's dials
     windows: list[Window] = Field(min_length=1)
     selected_grid: list[PositiveInt] = Field(min_length=1)
+    blocks: PositiveInt = 100  # of documents, resampled for intervals
     random_vocabularies: PositiveInt = 100
     slot_vocabularies: PositiveInt = 64
 
@@ -89,6 +125,16 @@ class Settings(BaseModel):
     rescreening_problems: PositiveInt = 240
     steering_problems: PositiveInt = 1000  # fresh problems that the winners are put to
     steering: str | None = None  # directory of the shipped models' steering studies
+    evaluation_start: NonNegativeInt = 0  # the first evaluation problem that winners are put to
+    shown_start: NonNegativeInt = 0  # the first of the side experiments
+    problems: dict[str, ProblemSource] = {}  # benchmarks, by name
+    max_new_tokens: PositiveInt = 32_768  # the longest answer to a problem of a benchmark
+    samples: PositiveInt = 1  # answers to each problem of a benchmark
+    engine: Literal["rows", "continuous"] = "rows"  # how long answers are batched
+    full: bool = True  # the equal search and all that follows from it; without it, published features alone
+    published: dict[str, list[int]] = {}  # features that a paper names, by what it says of them
+    published_problems: PositiveInt = 30  # problems of each benchmark that they are steered on
+    gamma: float = 2.0  # the strength they are steered at, in units of their largest activation
     judge_url: str | None = None  # an OpenAI-compatible endpoint that describes features
     judge_model: str | None = None  # the model asked there
 

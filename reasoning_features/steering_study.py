@@ -22,8 +22,6 @@ from reasoning_features.errors import CorruptArtefact, MissingArtefact
 from reasoning_features.files import read_json, write_json
 from reasoning_features.steering import UNSTEERED, Condition
 
-EVALUATION_START = 2000
-"""First problem of the evaluation: those before it have served the organism's card."""
 FRAMES = ("screening", "rescreening", "evaluation")
 COLUMNS = ("group", "candidate", "feature", "gamma", "share of norm", "condition")
 """What identifies a trial."""

@@ -23,7 +23,7 @@ from reasoning_features.decisions import find_decisions
 from reasoning_features.search import Candidate, candidates
 from reasoning_features.settings import Settings
 from reasoning_features.steering import Condition
-from reasoning_features.steering_study import EVALUATION_START, Study, run_study
+from reasoning_features.steering_study import Study, run_study
 from reasoning_features.steering_sweep import answers_resumable
 from reasoning_features.stored_benchmarks import Benchmark
 from reasoning_features.subject import Subject
@@ -121,7 +121,7 @@ def study_model(
         tried.norm,
         load("selection", first),
         load("selection", second, start=first),
-        load("evaluation", settings.steering_problems, start=EVALUATION_START),
+        load("evaluation", settings.steering_problems, start=settings.evaluation_start),
         ask,
     )
 
