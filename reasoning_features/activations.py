@@ -28,19 +28,18 @@ from reasoning_features import paths
 from reasoning_features.checksums import file_digest
 from reasoning_features.corpora import Corpus, TokenBatch
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
+from reasoning_features.settings import READ
 from reasoning_features.subject import Subject
 
 MANIFEST = "manifest.json"
 BATCHES_A_SHARD = 16
 SAMPLE_FIELDS = (
     "subject",
-    "layer",
-    "dtype",
+    *READ,
     "seed",
-    "corpus",
     "reasoning_documents",
     "general_documents",
-    "context",
+    "sample_documents",
     "batch_tokens",
 )
 """The settings that determine the sample of activations which the first notebook stores."""

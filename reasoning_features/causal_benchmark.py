@@ -21,14 +21,14 @@ from reasoning_features.corpora import general_corpus, join, reasoning_corpus
 from reasoning_features.decisions import Decisions, balanced, find_decisions
 from reasoning_features.evidence import gather
 from reasoning_features.measurement import draw_vocabularies
-from reasoning_features.settings import Settings
+from reasoning_features.settings import READ, Settings
 from reasoning_features.stored_benchmarks import PLACE, TRACE, Benchmark, Truth
 from reasoning_features.subject import Subject
 
 DETERMINED_BY = (
-    "subject", "contrast", "autoencoder", "contrast_autoencoder", "layer", "dtype", "seed", "corpus",
-    "reasoning_documents", "general_documents", "context", "words", "alpha", "window", "batch_tokens",
-    "random_vocabularies", "slot_vocabularies", "decisions", "random_directions",
+    *READ, "subject", "contrast", "autoencoder", "contrast_autoencoder", "seed", "reasoning_documents",
+    "general_documents", "words", "alpha", "window", "batch_tokens", "random_vocabularies",
+    "slot_vocabularies", "decisions", "random_directions",
 )  # fmt: skip
 """The settings that determine a stored benchmark."""
 DOCUMENTS_A_DECISION = 3

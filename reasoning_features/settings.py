@@ -16,6 +16,8 @@ from reasoning_features.errors import UserError
 PROFILES = Path(__file__).parent / "profiles"
 NAME_LIMIT = 48
 UNNAMED = frozenset({"device"})
+READ = ("site", "layer", "dtype", "corpus", "reasoning_text", "general_text", "solutions_text", "context")
+"""The settings that determine which texts are read, and where in the model."""
 
 Window = tuple[NonNegativeInt, NonNegativeInt]
 
@@ -75,6 +77,7 @@ class Settings(BaseModel):
     reasoning_documents: PositiveInt
     general_documents: PositiveInt
     probe_documents: PositiveInt  # documents of the probes over depth
+    sample_documents: PositiveInt | None = None  # of each corpus, whose activations are kept; or all
     context: PositiveInt = 256  # tokens
     batch_tokens: PositiveInt = 8192  # tokens of one forward pass
 

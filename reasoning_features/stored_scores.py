@@ -14,14 +14,15 @@ from safetensors.numpy import save_file
 
 from reasoning_features.files import read_json, write_json
 from reasoning_features.reason_score import FeatureStatistics
+from reasoning_features.settings import READ
 
 ARTEFACT = "reason_score"
 """Name of the artefact, for :meth:`reasoning_features.provenance.Run.find`."""
 
 DETERMINED_BY = (
-    "subject", "contrast", "autoencoder", "contrast_autoencoder", "layer", "dtype", "seed", "corpus",
-    "reasoning_documents", "general_documents", "context", "words", "alpha", "window", "variant", "selected",
-    "windows", "random_vocabularies", "slot_vocabularies",
+    *READ, "subject", "contrast", "autoencoder", "contrast_autoencoder", "seed", "reasoning_documents",
+    "general_documents", "words", "alpha", "window", "variant", "selected", "windows",
+    "random_vocabularies", "slot_vocabularies", "blocks",
 )  # fmt: skip
 """The settings that determine it."""
 

@@ -21,7 +21,7 @@ from reasoning_features.benchmarks import Questions, load_questions
 from reasoning_features.corpora import reasoning_corpus
 from reasoning_features.decisions import find_decisions
 from reasoning_features.search import Candidate, candidates
-from reasoning_features.settings import Settings
+from reasoning_features.settings import READ, Settings
 from reasoning_features.steering import Condition
 from reasoning_features.steering_study import Study, run_study
 from reasoning_features.steering_sweep import answers_resumable
@@ -29,10 +29,10 @@ from reasoning_features.stored_benchmarks import Benchmark
 from reasoning_features.subject import Subject
 
 DETERMINED_BY = (
-    "subject", "contrast", "autoencoder", "contrast_autoencoder", "layer", "dtype", "seed", "corpus",
-    "reasoning_documents", "general_documents", "context", "words", "alpha", "window", "batch_tokens",
-    "candidates", "search_vocabularies", "strengths", "screening_problems", "rescreened",
-    "rescreening_problems", "steering_problems",
+    *READ, "subject", "contrast", "autoencoder", "contrast_autoencoder", "seed", "reasoning_documents",
+    "general_documents", "words", "alpha", "window", "batch_tokens", "candidates",
+    "search_vocabularies", "strengths", "screening_problems", "rescreened", "rescreening_problems",
+    "steering_problems",
 )  # fmt: skip
 """The settings that determine a study."""
 SEEDS = {"screening": 101, "rescreening": 102, "evaluation": 103}
