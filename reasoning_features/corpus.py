@@ -1,0 +1,199 @@
+"""A corpus: documents as token ids laid end to end, with what is known about every token.
+
+A :class:`Corpus` is the same thing whether it came from the organism or from a dataset of the hub: labels
+(``moves``, ``styles``) are there or None. Special and template tokens are marked, because every statistic
+leaves them out, as the paper's code does with BOS and EOS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reasoning_features.errors import UserError
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Some documents of a corpus, padded on the right.
+
+    Attributes:
+        tokens: ids ``[b, t]`` int64; padding holds 0.
+        valid: ``[b, t]`` False at padding.
+        positions: ``[b, t]`` int64, index of each token in ``corpus.tokens``; -1 at padding.
+        documents: ``[b]`` int64, which documents these are.
+    """
+
+    tokens: Tensor
+    valid: Tensor
+    positions: Tensor
+    documents: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents laid end to end.
+
+    Attributes:
+        name: what these documents are.
+        tokens: ids of all documents ``[n_tokens]`` int32.
+        starts: ``[n_documents + 1]`` int64; document i is ``tokens[starts[i]:starts[i + 1]]``.
+        special: ``[n_tokens]`` True at BOS, EOS and template tokens: left out of every statistic.
+        thinking: ``[n_tokens]`` True inside the thinking part.
+        domains: each document's domain (the problem family of the organism).
+        moves: ``[n_tokens]`` int8 index into ``move_names``, or None where moves are not known.
+        move_names: names of the moves; empty where moves are not known.
+        styles: each document's hidden style, "" where it has none, or None where styles are not known.
+    """
+
+    name: str
+    tokens: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    special: NDArray[np.bool_]
+    thinking: NDArray[np.bool_]
+    domains: list[str]
+    moves: NDArray[np.int8] | None = None
+    move_names: tuple[str, ...] = ()
+    styles: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_documents == 0 or len(self.tokens) == 0:
+            raise UserError(f"The corpus {self.name!r} is empty: ask for at least one document.")
+        per_token: list[NDArray[Any] | None] = [self.special, self.thinking, self.moves]
+        if any(array is not None and len(array) != len(self.tokens) for array in per_token):
+            raise ValueError("special, thinking and moves need one entry a token")
+        if self.starts[0] != 0 or self.starts[-1] != len(self.tokens) or (np.diff(self.starts) <= 0).any():
+            raise ValueError("starts must grow from 0 to the number of tokens: no empty documents")
+        if len(self.domains) != self.n_documents or len(self.styles or self.domains) != self.n_documents:
+            raise ValueError("domains and styles need one entry a document")
+
+    @property
+    def n_documents(self) -> int:
+        """Number of documents."""
+        return len(self.starts) - 1
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens, special ones included."""
+        return len(self.tokens)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the tokens and where documents begin: pins what a stored statistic was computed on."""
+        return hashlib.sha256(self.tokens.tobytes() + self.starts.tobytes()).hexdigest()
+
+    @property
+    def document_of(self) -> NDArray[np.int64]:
+        """The document each token belongs to ``[n_tokens]``."""
+        return np.repeat(np.arange(self.n_documents), np.diff(self.starts))
+
+    @property
+    def position_of(self) -> NDArray[np.int64]:
+        """Each token's place in its document, from 0 ``[n_tokens]``."""
+        return np.arange(self.n_tokens) - np.repeat(self.starts[:-1], np.diff(self.starts))
+
+    def span(self, i: int) -> slice:
+        """The slice of ``tokens`` that is document ``i``."""
+        return slice(int(self.starts[i]), int(self.starts[i + 1]))
+
+    def document(self, i: int) -> NDArray[np.int32]:
+        """Token ids of document ``i``."""
+        return self.tokens[self.span(i)]
+
+    def texts(self, tokenizer: Any, where: NDArray[np.bool_] | None = None) -> list[str]:
+        """Each document's text; with ``where`` ``[n_tokens]`` the text of its tokens marked True alone."""
+        kept = np.ones(self.n_tokens, dtype=bool) if where is None else where
+        spans = (self.span(i) for i in range(self.n_documents))
+        return [tokenizer.decode(self.tokens[span][kept[span]].tolist()) for span in spans]
+
+    def select(self, documents: Sequence[int] | NDArray[np.integer]) -> Corpus:
+        """The corpus of these documents, in this order.
+
+        Raises:
+            UserError: no documents are left.
+        """
+        chosen = np.asarray(documents, dtype=np.int64)
+        lengths = np.diff(self.starts)[chosen]
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        spans = [np.arange(self.starts[i], self.starts[i + 1]) for i in chosen]
+        where = np.concatenate(spans) if spans else np.empty(0, dtype=np.int64)
+        return replace(
+            self,
+            tokens=self.tokens[where],
+            starts=starts,
+            special=self.special[where],
+            thinking=self.thinking[where],
+            domains=[self.domains[i] for i in chosen],
+            moves=None if self.moves is None else self.moves[where],
+            styles=None if self.styles is None else [self.styles[i] for i in chosen],
+        )
+
+    def batches(self, max_tokens: int) -> Iterator[TokenBatch]:
+        """All documents once, shortest first, padded on the right to at most ``max_tokens`` ids a batch.
+
+        The division depends on the corpus and ``max_tokens`` alone. A document longer than ``max_tokens``
+        makes a batch of its own.
+        """
+        for batch in by_length(np.diff(self.starts), max_tokens):
+            yield self._padded(batch)
+
+    def _padded(self, documents: list[int]) -> TokenBatch:
+        lengths = np.diff(self.starts)[documents]
+        offsets = np.arange(lengths.max())
+        valid = offsets < lengths[:, None]
+        positions = np.where(valid, self.starts[documents][:, None] + offsets, -1)
+        tokens = np.where(valid, self.tokens[positions], 0).astype(np.int64)
+        return TokenBatch(
+            tokens=torch.from_numpy(tokens),
+            valid=torch.from_numpy(valid),
+            positions=torch.from_numpy(positions),
+            documents=np.asarray(documents, dtype=np.int64),
+        )
+
+
+def by_length(lengths: NDArray[np.int64], max_tokens: int) -> Iterator[list[int]]:
+    """Numbers of rows, shortest first, cut so that no batch holds more than ``max_tokens`` with its padding.
+
+    A row longer than ``max_tokens`` makes a batch of its own.
+    """
+    batch: list[int] = []
+    for i in np.argsort(lengths, kind="stable").tolist():
+        if batch and (len(batch) + 1) * lengths[i] > max_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def join(name: str, corpora: Sequence[Corpus]) -> Corpus:
+    """Several corpora as one, in this order; labels survive where every part has them.
+
+    Raises:
+        UserError: there is nothing to join.
+    """
+    if not corpora:
+        raise UserError(f"The corpus {name!r} is empty: ask for at least one document.")
+    offsets = np.cumsum([0, *(corpus.n_tokens for corpus in corpora)])
+    starts = [corpus.starts[:-1] + offset for corpus, offset in zip(corpora, offsets, strict=False)]
+    styles = [corpus.styles for corpus in corpora]
+    moves = [corpus.moves for corpus in corpora]
+    labelled = all(labels is not None for labels in moves)
+    return Corpus(
+        name=name,
+        tokens=np.concatenate([corpus.tokens for corpus in corpora]),
+        starts=np.concatenate([*starts, offsets[-1:]]).astype(np.int64),
+        special=np.concatenate([corpus.special for corpus in corpora]),
+        thinking=np.concatenate([corpus.thinking for corpus in corpora]),
+        domains=[domain for corpus in corpora for domain in corpus.domains],
+        moves=np.concatenate([labels for labels in moves if labels is not None]) if labelled else None,
+        move_names=corpora[0].move_names if labelled else (),
+        styles=None if None in styles else [style for part in styles if part for style in part],
+    )
