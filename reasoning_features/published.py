@@ -7,6 +7,7 @@ one answer). They belong to one published autoencoder; another one's features ha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from scipy.stats import hypergeom
 from reasoning_features.equal_tokens import majority_votes
 from reasoning_features.errors import UserError
 from reasoning_features.search import matched_features
-from reasoning_features.significance import paired_difference
+from reasoning_features.significance import Interval, bootstrap_ratio, paired_difference
 from reasoning_features.steering import UNSTEERED, Condition, feature_conditions
 
 BENCHMARKS = ("AIME-2024", "MATH-500", "GPQA-Diamond")
@@ -96,6 +97,11 @@ def found_table(
                 }
             )
     return pd.DataFrame(rows)
+
+
+def among_best(scores: ArrayLike, features: Sequence[int], k: int) -> NDArray[np.bool_]:
+    """Whether each of some features is among the k with the highest score."""
+    return _ranks(scores)[list(features)] <= k
 
 
 def rank_table(scores: Mapping[str, ArrayLike], published: Mapping[str, Sequence[int]]) -> pd.DataFrame:
@@ -185,6 +191,39 @@ def steered_table(answered: pd.DataFrame, problems: int, seed: int = 0) -> pd.Da
                 }
             )
     return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Overall:
+    """What steering did on average over features, paired over problems (95% and 90% intervals).
+
+    Attributes:
+        gain: in pass@1, the published features'.
+        gain_90: its 90% interval.
+        longer: relative change of thinking tokens, the published features'.
+        longer_random: the same of the random ones.
+    """
+
+    gain: Interval
+    gain_90: Interval
+    longer: Interval
+    longer_random: Interval
+
+
+def overall(answered: pd.DataFrame, problems: int, seed: int = 0) -> Overall:
+    """The mean over published features, and over random ones; arguments as :func:`steered_table`."""
+    frame = answered.assign(item=answered["problem"] % problems)
+    kinds = np.where(frame["condition"].str.startswith(RANDOM), RANDOM, STEERED)
+    frame["kind"] = np.where(frame["condition"] == UNSTEERED, UNSTEERED, kinds)
+    means = frame.groupby(["kind", "item"])[["correct", "thinking_tokens"]].mean()
+    correct, tokens = (means[name].unstack(0) for name in ("correct", "thinking_tokens"))
+    given = correct[STEERED], correct[UNSTEERED]
+    longer = [
+        bootstrap_ratio(tokens[kind] - tokens[UNSTEERED], tokens[UNSTEERED], seed=seed)
+        for kind in (STEERED, RANDOM)
+    ]
+    gain, narrow = (paired_difference(*given, seed=seed, level=level) for level in (0.95, 0.9))
+    return Overall(gain, narrow, *longer)
 
 
 def beside_paper(table: pd.DataFrame) -> pd.DataFrame:

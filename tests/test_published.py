@@ -13,6 +13,7 @@ from reasoning_features.published import (
     beside_paper,
     check_published,
     found_table,
+    overall,
     published_conditions,
     rank_table,
     steered_table,
@@ -71,3 +72,14 @@ def test_steering_is_paired_over_problems_and_votes_over_answers():
     beside = beside_paper(table.reset_index()).set_index("condition")
     assert beside.loc["4395 at 2", ["paper", "paper tokens", "version"]].tolist() == [95.4, 4.1, 2]
     assert beside.loc["unsteered", "paper"] == 93.2
+
+
+def test_the_mean_over_features_leaves_random_ones_apart():
+    rows = []
+    for condition, right, tokens in (("unsteered", [0, 1], 10), ("a", [1, 1], 12), ("b", [0, 1], 14),
+                                     (f"{RANDOM} 7", [0, 0], 11)):  # fmt: skip
+        rows += [(condition, number, bool(right[number]), tokens) for number in (0, 1)]
+    told = overall(pd.DataFrame(rows, columns=["condition", "problem", "correct", "thinking_tokens"]), 2)
+    assert told.gain.estimate == pytest.approx(0.25) and told.gain.n == 2
+    assert told.longer.estimate == pytest.approx(0.3)
+    assert told.longer_random.estimate == pytest.approx(0.1)

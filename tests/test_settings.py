@@ -7,8 +7,18 @@ from reasoning_features.settings import load_settings, shipped_profiles
 
 
 def test_the_shipped_profiles_load_under_their_own_names():
-    assert shipped_profiles() == ["organism", "smoke"]
-    assert [load_settings(name).run for name in shipped_profiles()] == ["organism", "smoke"]
+    models = ["deepseek-r1-distill-llama-8b", "deepseek-r1-distill-qwen-1.5b", "nemotron-nano-8b"]
+    assert shipped_profiles() == [*models, "organism", "smoke"]
+    assert [load_settings(name).run for name in shipped_profiles()] == shipped_profiles()
+
+
+def test_the_papers_profile_says_what_the_paper_did():
+    paper = load_settings("deepseek-r1-distill-llama-8b")
+    assert (paper.layer, paper.d_sae, paper.l1, paper.train_batch) == (19, 65_536, 5.0, 4096)
+    assert (paper.train_tokens, paper.learning_rate, paper.context) == (200_000 * 4096, 5e-5, 1024)
+    assert (paper.alpha, paper.window, paper.selected, paper.gamma) == (0.7, (2, 3), 200, 2.0)
+    assert round(1 - paper.selected / paper.d_sae, 3) == 0.997
+    assert not paper.planted and not paper.full and not paper.train_saes
 
 
 def test_smoke_differs_from_the_organism_only_where_it_says():
