@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import local_hub
+import miniatures
 import pytest
+from local_hub import LocalHub
 from tiny import make_corpus, make_tiny_llama
 
 from reasoning_features import paths
@@ -36,3 +40,16 @@ def tiny_subject(tiny_llama: Path) -> Subject:
 def tiny_corpus() -> Corpus:
     """Twelve random documents."""
     return make_corpus()
+
+
+@pytest.fixture(scope="session")
+def miniature_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with miniatures of the published models, autoencoders and data sets; not to be changed."""
+    return miniatures.build(tmp_path_factory.mktemp("miniatures"))
+
+
+@pytest.fixture
+def hub(miniature_root: Path, tmp_path: Path) -> Iterator[LocalHub]:
+    """A hub of the miniatures, used by this process with an empty cache."""
+    with local_hub.serve(miniature_root, tmp_path / "hub-home") as served, local_hub.using(served):
+        yield served

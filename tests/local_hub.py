@@ -1,0 +1,246 @@
+"""A hub on loopback, for tests: repositories in a folder, and failures on purpose.
+
+The folder holds ``models/<owner>/<name>/...`` and ``datasets/<owner>/<name>/...``. Each repository has one
+commit, whose sha is a digest of its files; it is known as ``main``, by its sha and by the tags it was given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import datasets.config
+import huggingface_hub.constants
+import huggingface_hub.hf_api
+import pytest
+
+KINDS = {"models": "", "datasets": "datasets/"}
+
+
+@dataclass
+class LocalHub:
+    """What a hub serves and how it fails; ``requests`` counts them by method and path."""
+
+    root: Path
+    home: Path  # the private HF_HOME
+    url: str = ""
+    requests: Counter[str] = field(default_factory=Counter)
+    tags: dict[str, str] = field(default_factory=dict)  # "owner/name@tag" → sha; see tag()
+    unavailable: dict[str, int] = field(default_factory=dict)  # part of a path → how often it answers 503
+    cut: dict[str, int] = field(default_factory=dict)  # part of a path → how often its content ends half way
+    gated: dict[str, str | None] = field(default_factory=dict)  # "owner/name" → token that may read, or None
+    private: dict[str, str] = field(
+        default_factory=dict
+    )  # "owner/name" → token without which it is not there
+    fake_sizes: dict[str, int] = field(default_factory=dict)  # file's name → size that listings tell
+
+    def sha(self, repo: str, kind: str = "models") -> str:
+        """The repository's commit."""
+        digest = hashlib.sha1()
+        for path in _files(self.root / kind / repo):
+            digest.update(path.as_posix().encode() + (self.root / kind / repo / path).read_bytes())
+        return digest.hexdigest()
+
+    def tag(self, repo: str, name: str, kind: str = "models") -> str:
+        """Name the repository's commit; gives its sha."""
+        self.tags[f"{repo}@{name}"] = self.sha(repo, kind)
+        return self.sha(repo, kind)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The environment of a process that uses this hub and no other."""
+        unset = {"HF_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}
+        inherited = {name: value for name, value in os.environ.items() if name not in unset}
+        own = {"HF_ENDPOINT": self.url, "HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": "1"}
+        quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        return inherited | own | quiet | more
+
+    def asked(self, part: str) -> int:
+        """How many requests had this in their method and path."""
+        return sum(n for request, n in self.requests.items() if part in request)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def _oid(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: LocalHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def do_POST(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        given = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests[f"{self.command} {path}"] += 1
+        if self._spend(self.hub.unavailable, path):
+            return self._fail(503, "")
+        parts = path.strip("/").split("/")
+        api = parts[0] == "api"
+        parts = parts[1:] if api else parts
+        kind = parts.pop(0) if parts[0] in KINDS else "models"
+        if len(parts) < 2:
+            return self._fail(404, "EntryNotFound")
+        repo, rest = "/".join(parts[:2]), parts[2:]
+        folder = self.hub.root / kind / repo
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if not folder.is_dir() or (repo in self.hub.private and token != self.hub.private[repo]):
+            return self._fail(404 if token else 401, "RepoNotFound")
+        sha = self.hub.sha(repo, kind)
+        verb = rest.pop(0) if rest else "revision"
+        wanted = rest.pop(0) if rest else "main"
+        if wanted not in {"main", sha} and self.hub.tags.get(f"{repo}@{wanted}") != sha:
+            return self._fail(404, "RevisionNotFound")
+        if verb == "resolve":
+            allowed = self.hub.gated.get(repo, "")
+            if allowed is None or (allowed and token != allowed):
+                return self._fail(403 if token else 401, "GatedRepo")
+            return self._file(folder, "/".join(rest), sha, body)
+        if verb == "tree":
+            recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() == "true"
+            return self._json(self._tree(folder, "/".join(rest), recursive))
+        if verb == "paths-info":
+            asked = given.decode()
+            wanted_paths = (
+                json.loads(asked)["paths"] if asked.startswith("{") else parse_qs(asked).get("paths", [])
+            )
+            entries = {entry["path"]: entry for entry in self._tree(folder, "", True)}
+            return self._json([entries[name] for name in wanted_paths if name in entries])
+        siblings = [{"rfilename": entry["path"], **entry} for entry in self._tree(folder, "", True)]
+        siblings = [one for one in siblings if one["type"] == "file"]
+        gated = repo in self.hub.gated
+        self._json(
+            {"id": repo, "sha": sha, "private": False, "gated": gated, "siblings": siblings, "tags": []}
+        )
+
+    def _spend(self, switches: dict[str, int], path: str) -> bool:
+        """Whether a failure is due for this path; it is then one fewer."""
+        for part, left in switches.items():
+            if left > 0 and part in path:
+                switches[part] = left - 1
+                return True
+        return False
+
+    def _tree(self, folder: Path, under: str, recursive: bool) -> list[dict[str, Any]]:
+        files = [path for path in _files(folder) if not under or path.as_posix().startswith(f"{under}/")]
+        entries: dict[str, dict[str, Any]] = {}
+        for path in files:
+            for parent in [up for up in path.parents if up.as_posix() not in {".", under}]:
+                if not under or parent.as_posix().startswith(f"{under}/"):
+                    name = parent.as_posix()
+                    oid = hashlib.sha1(name.encode()).hexdigest()
+                    entries[name] = {"type": "directory", "path": name, "size": 0, "oid": oid}
+            size = self.hub.fake_sizes.get(path.name, (folder / path).stat().st_size)
+            oid = _oid(folder / path)
+            entries[path.as_posix()] = {"type": "file", "path": path.as_posix(), "size": size, "oid": oid}
+        depth = len(Path(under).parts) + 1
+        listed = [entry for name, entry in entries.items() if recursive or len(Path(name).parts) == depth]
+        return sorted(listed, key=lambda entry: entry["path"])
+
+    def _file(self, folder: Path, name: str, sha: str, body: bool) -> None:
+        path = folder / name
+        if not path.is_file():
+            return self._fail(404, "EntryNotFound", sha)
+        content = path.read_bytes()
+        start = 0
+        if asked := self.headers.get("Range"):
+            start = int(asked.removeprefix("bytes=").split("-")[0])
+        self.send_response(206 if asked else 200)
+        self.send_header("ETag", f'"{_oid(path)}"')
+        self.send_header("X-Repo-Commit", sha)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(content) - start))
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if not body:
+            return None
+        if self._spend(self.hub.cut, self.path):
+            self.wfile.write(content[start : start + (len(content) - start) // 2])
+            self.close_connection = True
+            return None
+        self.wfile.write(content[start:])
+
+    def _json(self, value: Any) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _fail(self, status: int, code: str, sha: str = "") -> None:
+        self.send_response(status)
+        for name, value in (("X-Error-Code", code), ("X-Repo-Commit", sha), ("X-Error-Message", code)):
+            if value:
+                self.send_header(name, value)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@contextlib.contextmanager
+def serve(root: Path, home: Path) -> Iterator[LocalHub]:
+    """A hub of the repositories under ``root``; processes given its environment cache in ``home``."""
+    hub = LocalHub(root, home)
+    handler = type("Handler", (_Handler,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextlib.contextmanager
+def using(hub: LocalHub, offline: bool = False) -> Iterator[LocalHub]:
+    """Within this context this process uses the hub and a cache of its own, or that cache alone."""
+    constants = huggingface_hub.constants
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in hub.environment(HF_HUB_OFFLINE=str(int(offline))).items():
+            patch.setenv(name, value)
+        patch.delenv("HF_TOKEN", raising=False)
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "HF_HOME", str(hub.home))
+        patch.setattr(constants, "HF_HUB_CACHE", str(hub.home / "hub"))
+        patch.setattr(constants, "HF_TOKEN_PATH", str(hub.home / "token"))
+        patch.setattr(constants, "HF_STORED_TOKENS_PATH", str(hub.home / "stored_tokens"))
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        patch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
+        patch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+        patch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", hub.home / "datasets")
+        yield hub

@@ -1,0 +1,442 @@
+"""Models, autoencoders and data sets in the shapes of the published ones, a few hundred kilobytes in all.
+
+Names of files, columns, special tokens and keys of configurations are those of the real repositories (the
+reasoning model distilled from R1 into Llama, its Qwen sister, the paper's autoencoder as SAELens 5.5.2 left it,
+one in the format of EleutherAI's sparsify, and the data sets); weights and texts are made here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from reasoning_features.organism import prose
+from reasoning_features.organism.problems import draw_family, draw_problem
+from reasoning_features.organism.traces import Document, reasoning_documents
+
+LLAMA, LLAMA_BASE, LLAMA_SAE = (
+    "mini/R1-Distill-Llama",
+    "mini/Llama-Base",
+    "mini/r1-distill-llama-lmsys-openthoughts",
+)
+QWEN, QWEN_BASE, QWEN_SAE = "mini/R1-Distill-Qwen", "mini/Qwen-Base", "mini/sae-R1-Distill-Qwen-256"
+THOUGHTS, THOUGHTS_ALL = "mini/OpenThoughts-10k-DeepSeek-R1", "mini/OpenThoughts-114k"
+LMSYS, TOKENIZED, SLIM = "mini/lmsys-chat-1m", "mini/lmsys-openthoughts-tokenized", "mini/SlimPajama-6B"
+MATH, AIME, GPQA = "mini/MATH-500", "mini/aime_2024", "mini/gpqa"
+
+LAYERS, WIDTH, LAYER = 4, 64, 2
+FEATURES, QWEN_FEATURES, QWEN_K = 512, 256, 16
+TEXTS, ROW = 360, 128
+HOOK = f"blocks.{LAYER}.hook_resid_post"
+DOMAINS = ("code", "math", "puzzle", "biology", "chemistry", "physics")
+
+BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+USER, ASSISTANT, THINK, END_THINK = "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"
+LLAMA_3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+SYSTEM = "\nYour role as an assistant involves thoroughly exploring questions before answering them.\n"
+TEMPLATE = (
+    "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
+    "{% set ns = namespace(system_prompt='') %}"
+    "{%- for message in messages %}{%- if message['role'] == 'system' %}"
+    "{% set ns.system_prompt = message['content'] %}{%- endif %}{%- endfor %}"
+    "{{bos_token}}{{ns.system_prompt}}"
+    "{%- for message in messages %}"
+    "{%- if message['role'] == 'user' %}{{'<｜User｜>' + message['content']}}{%- endif %}"
+    "{%- if message['role'] == 'assistant' %}{% set content = message['content'] %}"
+    "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
+    "{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif %}{%- endfor -%}"
+    "{% if add_generation_prompt %}{{'<｜Assistant｜>OPENING'}}{% endif %}"
+)
+"""R1's template without its tools; since February 2025 the opening is ``<think>`` and a line break."""
+
+
+def template(opens_thinking: bool = True) -> str:
+    """The chat template as it is today, or as at first, when it left the model to open its thinking."""
+    return TEMPLATE.replace("OPENING", "<think>\\n" if opens_thinking else "")
+
+
+def build(root: Path) -> Path:
+    """Everything under ``root``, as :mod:`local_hub` serves it."""
+    models_, data = root / "models", root / "datasets"
+    rows = thoughts()
+    texts = [row["text"] for row in rows] + [render(turns) for turns in conversations()]
+    for name, base, kind in ((LLAMA, LLAMA_BASE, "llama"), (QWEN, QWEN_BASE, "qwen")):
+        make_tokenizer(models_ / name, texts, reasoning=True)
+        make_tokenizer(models_ / base, texts, reasoning=False)
+        make_model(models_ / name, kind, seed=0)
+        make_model(models_ / base, kind, seed=1)
+    make_datasets(data, rows)
+    make_sae(models_ / LLAMA_SAE / HOOK, models_ / LLAMA, texts)
+    make_sparsify_sae(models_ / QWEN_SAE, models_ / QWEN, texts)
+    return root
+
+
+def make_tokenizer(
+    directory: Path, texts: list[str], reasoning: bool, opens_thinking: bool = True, size: int = 600
+) -> Tokenizer:
+    """A byte-level BPE with R1's special tokens, under R1's (misleading) class name LlamaTokenizerFast."""
+    tokenizer = Tokenizer(models.BPE())
+    words = pre_tokenizers.Split(Regex(LLAMA_3_WORDS), behavior="isolated")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_])
+    tokenizer.decoder = decoders.ByteLevel()
+    plain = texts
+    for mark in (USER, ASSISTANT, THINK, END_THINK, EOS):
+        plain = [text.replace(mark, "\n") for text in plain]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(plain, trainer)
+    tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in (BOS, EOS)])
+    marks = (USER, ASSISTANT, THINK, END_THINK, PAD)
+    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in marks])
+    bos = tokenizer.token_to_id(BOS)
+    adds_bos = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bos)]
+    )
+    tokenizer.post_processor = adds_bos
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    marked = {
+        "__type": "AddedToken",
+        "lstrip": False,
+        "normalized": True,
+        "rstrip": False,
+        "single_word": False,
+    }
+    config: dict[str, Any] = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": marked | {"content": BOS},
+        "clean_up_tokenization_spaces": False,
+        "eos_token": marked | {"content": EOS},
+        "legacy": True,
+        "model_max_length": 16384,
+        "pad_token": marked | {"content": EOS},
+        "sp_model_kwargs": {},
+        "unk_token": None,
+        "tokenizer_class": "LlamaTokenizerFast",
+    }
+    if reasoning:
+        config["chat_template"] = template(opens_thinking)
+    _write_json(directory / "tokenizer_config.json", config)
+    return tokenizer
+
+
+def make_model(directory: Path, kind: str, seed: int) -> None:
+    """Random weights in bfloat16 in two shards beside a configuration with the published keys."""
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
+    shape: dict[str, Any] = {
+        "vocab_size": tokenizer.get_vocab_size()
+        + 5,  # rows of the embedding beyond the tokenizer's, as in Qwen
+        "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+        "max_position_embeddings": 4096,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.15,
+    }
+    torch.manual_seed(seed)
+    model: PreTrainedModel
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling |= {"original_max_position_embeddings": 512, "rope_type": "llama3"}
+    if kind == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**shape, rope_parameters=scaling | {"rope_theta": 500000.0}))
+    else:
+        model = Qwen2ForCausalLM(
+            Qwen2Config(**shape, rope_parameters={"rope_type": "default", "rope_theta": 10000})
+        )
+    model.to(torch.bfloat16).save_pretrained(directory, max_shard_size="200KB")
+    config = json.loads((directory / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    old = {"torch_dtype": config.pop("dtype"), "rope_theta": rope.pop("rope_theta")}
+    old["rope_scaling"] = rope if kind == "llama" else None
+    _write_json(directory / "config.json", config | old)
+    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
+    given = {"_from_model_config": True, "bos_token_id": bos, "eos_token_id": eos, **sampling}
+    _write_json(directory / "generation_config.json", given)
+    (directory / "README.md").write_text("# A miniature\n")
+    (directory / "original").mkdir(exist_ok=True)
+    (directory / "original" / "consolidated.00.pth").write_bytes(b"not to be fetched")
+    (directory / "pytorch_model.bin").write_bytes(b"not to be fetched")
+
+
+@torch.no_grad()
+def activations(directory: Path, texts: list[str], site: str) -> torch.Tensor:
+    """Activations ``[n, d]`` of block 2 in float32: its output, or its MLP's."""
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    cls = (
+        LlamaForCausalLM
+        if json.loads((directory / "config.json").read_text())["model_type"] == "llama"
+        else Qwen2ForCausalLM
+    )
+    model = cls.from_pretrained(directory, dtype=torch.float32).eval()
+    block = model.model.layers[LAYER]
+    read: list[torch.Tensor] = []
+
+    def hook(module: Any, inputs: Any, output: Any) -> None:
+        stream = output[0] if isinstance(output, tuple) else output
+        read.append(stream.reshape(-1, WIDTH))
+
+    (block.mlp if site == "mlp_out" else block).register_forward_hook(hook)
+    for text in texts:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids[:ROW]
+        model(input_ids=torch.tensor([ids]), use_cache=False)
+    return torch.cat(read)
+
+
+def dictionary(points: torch.Tensor, features: int, density: float, seed: int) -> dict[str, torch.Tensor]:
+    """Features along activations, each active on a share ``density``; the decoder by least squares."""
+    generator = torch.Generator().manual_seed(seed)
+    mean = points.mean(0)
+    centred = points - mean
+    chosen = centred[torch.randperm(len(points), generator=generator)[:features]]
+    encoder = torch.nn.functional.normalize(chosen, dim=1)
+    threshold = (centred @ encoder.T).quantile(1 - density, dim=0)
+    active = (centred @ encoder.T - threshold).relu()
+    gram = active.T @ active + 1e-2 * len(points) * torch.eye(features)
+    decoder = torch.linalg.solve(gram, active.T @ centred)
+    return {"W_enc": encoder.T, "b_enc": -threshold, "W_dec": decoder, "b_dec": mean}
+
+
+def make_sae(directory: Path, model: Path, texts: list[str], told: str = "expected_average_only_in") -> None:
+    """The autoencoder of block 2 as SAELens 5.5.2 leaves it when its training ends.
+
+    The scaling is folded into the weights, but ``cfg.json`` is the training's own configuration and goes on
+    to tell the training's normalisation; ``told="none"`` is what a later save of the same object tells.
+    """
+    points = activations(model, texts[::4], "resid_post")
+    found = dictionary(points, FEATURES, 0.04, seed=0)
+    # of the encoder's input nothing is subtracted: the mean goes into its bias
+    found["b_enc"] = found["b_enc"] - found["b_dec"] @ found["W_enc"]
+    found["b_enc"][:8] = -1e3  # dead
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.contiguous() for name, tensor in found.items()}
+    save_file(weights, directory / "sae_weights.safetensors")
+    fired = (points @ found["W_enc"] + found["b_enc"] > 0).float().mean(0)
+    save_file({"sparsity": torch.log10(fired + 1e-10)}, directory / "sparsity.safetensors")
+    _write_json(directory / "cfg.json", _runner_config() | {"normalize_activations": told})
+
+
+def make_sparsify_sae(root: Path, model: Path, texts: list[str]) -> None:
+    """A TopK autoencoder of block 2's MLP in sparsify's format: encodes x − b_dec, decoder rows of length 1."""
+    found = dictionary(activations(model, texts[::4], "mlp_out"), QWEN_FEATURES, 0.06, seed=0)
+    norms = found["W_dec"].norm(dim=1, keepdim=True)
+    encoder = found["W_enc"].T * norms
+    directory = root / f"layers.{LAYER}.mlp"
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {
+        "encoder.weight": encoder,
+        "encoder.bias": found["b_enc"] * norms[:, 0],
+        "W_dec": found["W_dec"] / norms,
+        "b_dec": found["b_dec"],
+    }
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / "sae.safetensors")
+    own = {
+        "activation": "topk",
+        "expansion_factor": 32,
+        "normalize_decoder": True,
+        "num_latents": QWEN_FEATURES,
+    }
+    own |= {"k": QWEN_K, "multi_topk": False, "skip_connection": False, "transcode": False}
+    _write_json(directory / "cfg.json", own | {"d_in": WIDTH})
+    training = {
+        "sae": own,
+        "batch_size": 32,
+        "hookpoints": [f"layers.{LAYER}.mlp"],
+        "model": QWEN,
+        "ctx_len": 2048,
+    }
+    _write_json(root / "config.json", training)
+
+
+def _runner_config() -> dict[str, Any]:
+    """Every key of SAELens 5.5.2's LanguageModelSAERunnerConfig, with the paper's values where it has one."""
+    return {
+        "model_name": LLAMA, "model_class_name": "HookedTransformer", "hook_name": HOOK,
+        "hook_eval": "NOT_IN_USE", "hook_layer": LAYER, "hook_head_index": None, "dataset_path": TOKENIZED,
+        "dataset_trust_remote_code": True, "streaming": False, "is_dataset_tokenized": True,
+        "context_size": ROW, "use_cached_activations": False, "cached_activations_path": None,
+        "architecture": "standard", "d_in": WIDTH, "d_sae": FEATURES, "b_dec_init_method": "zeros",
+        "expansion_factor": FEATURES // WIDTH, "activation_fn": "relu", "activation_fn_kwargs": {},
+        "normalize_sae_decoder": False, "noise_scale": 0.0, "from_pretrained_path": None,
+        "apply_b_dec_to_input": False, "decoder_orthogonal_init": False, "decoder_heuristic_init": True,
+        "init_encoder_as_decoder_transpose": True, "n_batches_in_buffer": 32, "training_tokens": 819200000,
+        "finetuning_tokens": 0, "store_batch_size_prompts": 8,
+        "normalize_activations": "expected_average_only_in", "seqpos_slice": [None], "device": "cuda",
+        "act_store_device": "cuda", "seed": 42, "dtype": "float32", "prepend_bos": False,
+        "jumprelu_init_threshold": 0.001, "jumprelu_bandwidth": 0.001, "autocast": False,
+        "autocast_lm": False, "compile_llm": False, "llm_compilation_mode": None, "compile_sae": False,
+        "sae_compilation_mode": None, "train_batch_size_tokens": 4096, "adam_beta1": 0.9, "adam_beta2": 0.999,
+        "mse_loss_normalization": None, "l1_coefficient": 5, "lp_norm": 1.0,
+        "scale_sparsity_penalty_by_decoder_norm": True, "l1_warm_up_steps": 10000, "lr": 5e-05,
+        "lr_scheduler_name": "constant", "lr_warm_up_steps": 0, "lr_end": 5e-06, "lr_decay_steps": 40000,
+        "n_restart_cycles": 1, "finetuning_method": None, "use_ghost_grads": False,
+        "feature_sampling_window": 1000, "dead_feature_window": 1000, "dead_feature_threshold": 0.0001,
+        "n_eval_batches": 10, "eval_batch_size_prompts": None, "log_to_wandb": True,
+        "log_activations_store_to_wandb": False, "log_optimizer_state_to_wandb": False,
+        "wandb_project": "sae", "wandb_id": None, "run_name": "ctx-l1-5", "wandb_entity": None,
+        "wandb_log_frequency": 30, "eval_every_n_wandb_logs": 20, "resume": False, "n_checkpoints": 5,
+        "checkpoint_path": "sae_runs/miniature", "verbose": True, "model_kwargs": {},
+        "model_from_pretrained_kwargs": {"center_writing_weights": False, "dtype": "bfloat16"},
+        "sae_lens_version": "5.5.2", "sae_lens_training_version": "5.5.2",
+        "exclude_special_tokens": [128000, 128001], "tokens_per_buffer": 4096 * ROW * 32,
+    }  # fmt: skip
+
+
+def thoughts(n: int = TEXTS) -> list[dict[str, Any]]:
+    """Rows of OpenThoughts: problems with thinking and a solution, and all of it as the paper's text."""
+    rows = []
+    for i, document in enumerate(reasoning_documents(1.0, n, seed=31)):
+        problem = document.problem
+        assert problem is not None
+        thinking = _thinking(document)
+        told = " ".join(_prose(i, 3))
+        solution = f"{told} The answer is \\boxed{{{problem.answer}}}."
+        user = f"Return your final response within \\boxed{{}}. {problem.question}"
+        text = f"{SYSTEM}{USER}{user}{ASSISTANT}{THINK}\n{thinking}\n{END_THINK}\n{solution}"
+        rows.append(
+            {
+                "problem": problem.question,
+                "deepseek_reasoning": thinking,
+                "deepseek_solution": solution,
+                "ground_truth_solution": " ".join(_prose(10_000 + i, 4)),
+                "domain": DOMAINS[i % len(DOMAINS)],
+                "source": "miniature",
+                "test_cases": None,
+                "starter_code": None,
+                "text": text,
+            }
+        )
+    return rows
+
+
+def conversations(n: int = TEXTS) -> list[list[dict[str, str]]]:
+    """Conversations of one or two exchanges, without thinking."""
+    made = []
+    for i in range(n):
+        turns = [("user", 1), ("assistant", 4)] * (1 + i % 2)
+        said = iter(_prose(20_000 + i, 10))
+        made.append([{"content": " ".join(next(said) for _ in range(k)), "role": role} for role, k in turns])
+    return made
+
+
+def render(turns: list[dict[str, str]]) -> str:
+    """A conversation as the paper's code renders it."""
+    marks = {"user": USER, "assistant": ASSISTANT}
+    parts = []
+    for i, turn in enumerate(turns):
+        last = turn["role"] == "assistant" and i < len(turns) - 1
+        parts.append(marks[turn["role"]] + turn["content"] + (EOS if last else ""))
+    return "".join(parts)
+
+
+def make_datasets(root: Path, rows: list[dict[str, Any]]) -> None:
+    """Every data set, with the published columns and configurations."""
+    own = ["problem", "deepseek_reasoning", "deepseek_solution", "ground_truth_solution", "domain"]
+    own += ["source", "test_cases", "starter_code"]
+    _parquet(root / THOUGHTS / "data" / "train-00000-of-00001.parquet", rows)
+    _parquet(
+        root / THOUGHTS_ALL / "metadata" / "train-00000-of-00001.parquet",
+        [{c: r[c] for c in own} for r in rows],
+    )
+    plain = [{"system": SYSTEM, "conversations": [{"from": "user", "value": r["problem"]}]} for r in rows]
+    _parquet(root / THOUGHTS_ALL / "data" / "train-00000-of-00001.parquet", plain)
+    _card(root / THOUGHTS_ALL, {"default": "data/train-*", "metadata": "metadata/train-*"})
+    talks = [
+        {"conversation_id": f"{i:032x}", "model": "miniature", "conversation": turns, "turn": len(turns) // 2,
+         "language": "English", "redacted": False}
+        for i, turns in enumerate(conversations())
+    ]  # fmt: skip
+    _parquet(root / LMSYS / "data" / "train-00000-of-00001.parquet", talks)
+    pages = [
+        {"text": "\n".join(_prose(30_000 + i, 14)), "meta": {"redpajama_set_name": "C4"}}
+        for i in range(TEXTS)
+    ]
+    _parquet(root / SLIM / "data" / "train-00000-of-00001.parquet", pages)
+    tokenizer = Tokenizer.from_file(str(root.parent / "models" / LLAMA / "tokenizer.json"))
+    eos = tokenizer.token_to_id(EOS)
+    texts = [row["text"] for row in rows] + [render(turns) for turns in conversations()]
+    order = np.random.default_rng(0).permutation(len(texts))
+    stream = [i for j in order for i in [*tokenizer.encode(texts[j], add_special_tokens=False).ids, eos]]
+    packed = [{"tokens": stream[i : i + ROW]} for i in range(0, len(stream) - ROW + 1, ROW)]
+    _parquet(root / TOKENIZED / "data" / "train-00000-of-00001.parquet", packed)
+    _benchmarks(root)
+
+
+def _benchmarks(root: Path) -> None:
+    def drawn(n: int, seed: int) -> Iterator[tuple[int, str, str]]:
+        for i in range(n):
+            rng = np.random.default_rng([seed, i])
+            problem = draw_problem(rng, "evaluation", draw_family(rng))
+            yield i, problem.question, problem.answer
+
+    math = [
+        {"problem": question, "solution": f"It is $\\boxed{{{answer}}}$.", "answer": answer,
+         "subject": "Number Theory", "level": 1 + i % 5, "unique_id": f"test/number_theory/{i}.json"}
+        for i, question, answer in drawn(24, 41)
+    ]  # fmt: skip
+    _write_lines(root / MATH / "test.jsonl", math)
+    aime = [
+        {"id": 60 + i, "problem": question, "solution": f"It is {answer}.", "answer": answer,
+         "url": "https://example.org", "year": "2024"}
+        for i, question, answer in drawn(6, 42)
+    ]  # fmt: skip
+    _parquet(root / AIME / "data" / "train-00000-of-00001.parquet", aime)
+    gpqa = [
+        {"Record ID": f"rec{i}", "Question": question, "Correct Answer": f"{answer}\n",
+         **{f"Incorrect Answer {k}": f"{answer}{k}" for k in (1, 2, 3)},
+         "High-level domain": ("Physics", "Chemistry", "Biology")[i % 3]}
+        for i, question, answer in drawn(9, 43)
+    ]  # fmt: skip
+    (root / GPQA).mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(gpqa).to_csv(root / GPQA / "gpqa_diamond.csv", index=False)
+    pd.DataFrame(gpqa[:3]).to_csv(root / GPQA / "gpqa_main.csv", index=False)
+    _card(root / GPQA, {"gpqa_main": "gpqa_main.csv", "gpqa_diamond": "gpqa_diamond.csv"}, split="train")
+
+
+def _thinking(document: Document) -> str:
+    """What stands between the thinking marks of a trace of the organism."""
+    return document.text.split(THINK)[1].split(END_THINK)[0].strip()
+
+
+def _prose(seed: int, sentences: int) -> list[str]:
+    rng = np.random.default_rng([seed, 9])
+    return [prose.sentence(rng) for _ in range(sentences)]
+
+
+def _card(directory: Path, configurations: dict[str, str], split: str = "train") -> None:
+    lines = ["---", "configs:"]
+    for name, files in configurations.items():
+        lines += [f"- config_name: {name}", "  data_files:", f"  - split: {split}", f"    path: {files}"]
+    (directory / "README.md").write_text("\n".join([*lines, "---", ""]), encoding="utf-8")
+
+
+def _parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_parquet(path, index=False)
+
+
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")
