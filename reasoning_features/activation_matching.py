@@ -73,7 +73,14 @@ class JointMoments:
 
 
 @torch.no_grad()
-def compare(sae: Any, residual: Tensor, other: Any, its: Tensor, size: int = 8192) -> JointMoments:
+def compare(
+    sae: Any,
+    residual: Tensor,
+    other: Any,
+    its: Tensor,
+    size: int = 8192,
+    features: NDArray[np.int64] | None = None,
+) -> JointMoments:
     """Compare what two dictionaries do on the same tokens.
 
     Args:
@@ -82,18 +89,52 @@ def compare(sae: Any, residual: Tensor, other: Any, its: Tensor, size: int = 819
         other: another one, perhaps of another model or layer.
         its: ``[n, d']`` what that one reads, at the same tokens in the same order.
         size: tokens in one pass.
+        features: those of ``sae`` to compare; by default all.
 
     Raises:
         UserError: different numbers of tokens, or none.
     """
     if len(residual) != len(its):
         raise UserError(f"Activations of {len(residual)} and {len(its)} tokens: give the same tokens.")
+    some = slice(None) if features is None else torch.from_numpy(features)
     parts = zip(residual.split(size), its.split(size), strict=True)
-    return JointMoments.of((sae.encode(a), other.encode(b)) for a, b in parts)
+    return JointMoments.of(
+        (sae.encode(a.to(sae.device))[:, some], other.encode(b.to(other.device))) for a, b in parts
+    )
+
+
+@torch.no_grad()
+def own_correlation(sae: Any, residual: Tensor, its: Tensor, size: int = 8192) -> Array:
+    """Pearson correlation of each feature with itself where it reads something else ``[s]``.
+
+    0 for a feature that never varies. Memory grows with the features, not with their square.
+
+    Args:
+        sae: the dictionary, on raw activations.
+        residual: ``[n, d]`` what it reads.
+        its: ``[n, d]`` what else it reads, at the same tokens in the same order.
+        size: tokens in one pass.
+
+    Raises:
+        UserError: different numbers of tokens, or none.
+    """
+    if len(residual) != len(its) or not len(its):
+        raise UserError(f"Activations of {len(residual)} and {len(its)} tokens: give the same tokens.")
+    sums = np.zeros((5, sae.cfg.d_sae))
+    for one, two in zip(residual.split(size), its.split(size), strict=True):
+        a, b = sae.encode(one.to(sae.device)), sae.encode(two.to(sae.device))
+        part = [value.sum(0, dtype=torch.float64) for value in (a, b, a.square(), b.square(), a * b)]
+        sums += torch.stack(part).cpu().numpy()
+    mean_a, mean_b, square_a, square_b, product = sums / len(residual)
+    spread = np.sqrt(np.maximum(square_a - mean_a**2, 0) * np.maximum(square_b - mean_b**2, 0))
+    return _divided(product - mean_a * mean_b, spread)
 
 
 def largest_correlations(
-    sae: Any, residual: Tensor, others: Mapping[str, tuple[Any, Tensor]]
+    sae: Any,
+    residual: Tensor,
+    others: Mapping[str, tuple[Any, Tensor]],
+    features: NDArray[np.int64] | None = None,
 ) -> pd.DataFrame:
     """Each feature's largest correlation with any of other dictionaries: a row a feature, a column each.
 
@@ -101,11 +142,14 @@ def largest_correlations(
         sae: the dictionary, on raw activations.
         residual: ``[n, d]`` what it reads.
         others: name → a dictionary and what it reads at the same tokens.
+        features: the features to match, the rest being nan; by default all.
     """
-    bar = tqdm(others.items(), desc="Matching activations", unit="dictionary")
-    return pd.DataFrame(
-        {name: compare(sae, residual, *other).correlation().max(axis=1) for name, other in bar}
-    )
+    some = np.arange(sae.cfg.d_sae) if features is None else np.unique(features)
+    found = pd.DataFrame(index=range(sae.cfg.d_sae), columns=list(others), dtype=float)
+    for name, other in tqdm(others.items(), desc="Matching activations", unit="dictionary"):
+        moments = compare(sae, residual, *other, features=some)
+        found.loc[some, name] = moments.correlation().max(axis=1)
+    return found
 
 
 def _divided(values: Array, scale: Array) -> Array:

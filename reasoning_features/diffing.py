@@ -77,6 +77,12 @@ def bounds(decoder: Tensor, second: Tensor, draws: int = 5, seed: int = 0) -> Bo
     return Bounds(ceiling, floor, calibrated(ceiling, floor))
 
 
+def floor_alone(decoder: Tensor, draws: int = 5, seed: int = 0) -> Bounds:
+    """What is known without a second seed: the floor. Every feature is tested, at the paper's threshold."""
+    floor = np.stack([best_cosines(decoder, rotated(decoder, seed + i)) for i in range(draws)])
+    return Bounds(np.ones(len(decoder)), floor, PAPER_THRESHOLD)
+
+
 def calibrated(ceiling: Array, floor: Array) -> float:
     """The threshold that best tells a feature found again from chance.
 

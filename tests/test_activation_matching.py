@@ -7,7 +7,12 @@ import pytest
 import torch
 from tiny import signed_identity
 
-from reasoning_features.activation_matching import JointMoments, compare
+from reasoning_features.activation_matching import (
+    JointMoments,
+    compare,
+    largest_correlations,
+    own_correlation,
+)
 from reasoning_features.errors import UserError
 
 
@@ -51,3 +56,16 @@ def test_what_cannot_be_compared():
         compare(sae, torch.zeros(4, 5), sae, torch.zeros(3, 5))
     with pytest.raises(UserError, match="no tokens"):
         JointMoments.of([])
+
+
+def test_a_feature_with_itself_is_the_diagonal_and_some_features_are_rows_of_all():
+    sae = signed_identity(4)
+    one, two = torch.randn(50, 4), torch.randn(50, 4)
+    whole = compare(sae, one, sae, two).correlation()
+    np.testing.assert_allclose(own_correlation(sae, one, two, size=7), whole.diagonal(), atol=1e-6)
+    every = largest_correlations(sae, one, {"other": (sae, two)})
+    some = largest_correlations(sae, one, {"other": (sae, two)}, features=np.array([5, 1]))
+    assert some["other"].notna().sum() == 2
+    np.testing.assert_allclose(some["other"][[1, 5]], every["other"][[1, 5]], rtol=1e-6)
+    with pytest.raises(UserError, match="give the same tokens"):
+        own_correlation(sae, one, two[:3])
