@@ -135,6 +135,12 @@ class Corpus:
             styles=None if self.styles is None else [self.styles[i] for i in chosen],
         )
 
+    def head(self, documents: int | None) -> Corpus:
+        """The corpus of its first documents, as many as there are; None: all."""
+        if documents is None or documents >= self.n_documents:
+            return self
+        return self.select(range(documents))
+
     def batches(self, max_tokens: int) -> Iterator[TokenBatch]:
         """All documents once, shortest first, padded on the right to at most ``max_tokens`` ids a batch.
 
