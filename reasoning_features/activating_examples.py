@@ -18,6 +18,7 @@ from torch import Tensor
 
 from reasoning_features.activations import stream
 from reasoning_features.corpora import Corpus
+from reasoning_features.encoding import encoded_columns
 from reasoning_features.errors import UserError
 from reasoning_features.subject import Subject
 
@@ -239,13 +240,12 @@ def read_examples(
     part = corpus.select(needed)
     part_of = part.document_of
     for batch in stream(subject, part, batch_tokens):
-        with torch.no_grad():
-            encoded = sae.encode(batch.residual).float().cpu()
+        encoded = encoded_columns(sae, batch.residual, chosen).numpy()
         positions = batch.positions.numpy()
         for i in np.unique(part_of[positions]):
             here = part_of[positions] == i
             values = np.zeros((part.span(i).stop - part.span(i).start, len(chosen)), np.float32)
-            values[positions[here] - part.starts[i]] = encoded[torch.from_numpy(here)][:, chosen].numpy()
+            values[positions[here] - part.starts[i]] = encoded[here]
             document = int(needed[i])
             read |= {(document, chosen[place]): values[:, place].copy() for place in wanted[document]}
     for feature, row in zip(chosen, peaks, strict=True):

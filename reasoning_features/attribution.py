@@ -17,6 +17,7 @@ from torch import Tensor
 
 from reasoning_features.corpora import Corpus, by_length
 from reasoning_features.decisions import Decisions, log_odds
+from reasoning_features.encoding import ELEMENTS
 from reasoning_features.errors import UserError
 from reasoning_features.logit_effects import logit_effects
 from reasoning_features.subject import Subject
@@ -113,12 +114,15 @@ def output_scores(
         features: which features.
     """
     decoder = sae.W_dec.detach()[torch.from_numpy(features)]
-    meant = logit_effects(subject, decoder).topk(LENS_TOKENS, dim=1).indices
+    held = max(1, ELEMENTS // subject.model.config.vocab_size)  # rows of logits
+    meant = torch.cat(
+        [logit_effects(subject, part).topk(LENS_TOKENS, dim=1).indices for part in decoder.split(held)]
+    )
     total = np.zeros(len(features))
     for prompt in prompts:
         ids = torch.tensor([list(prompt)])
         largest = sae.encode(subject.residual(ids)[:, -1].float()).max()
-        size = max(1, batch_tokens // len(prompt))
+        size = max(1, min(batch_tokens, 4 * held) // len(prompt))
         scores = []
         for start in range(0, len(features), size):
             rows = slice(start, start + size)

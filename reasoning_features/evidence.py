@@ -22,7 +22,7 @@ from reasoning_features.corpora import Corpus
 from reasoning_features.decisions import Decisions
 from reasoning_features.errors import UserError
 from reasoning_features.evidence_sets import EvidenceSets, evidence_sets
-from reasoning_features.lexical import ClassSums, best_token, identity_statistics, token_classes
+from reasoning_features.lexical import BestTokens, IdentitySums, token_classes
 from reasoning_features.reason_score import (
     RELEASED_WINDOW,
     FeatureStatistics,
@@ -36,7 +36,7 @@ from reasoning_features.reason_score import (
 from reasoning_features.selection import REFERENCE
 from reasoning_features.subject import Subject
 from reasoning_features.vocabulary import Lexicon
-from reasoning_features.word_masks import TokenSets, Window
+from reasoning_features.word_masks import Window
 
 Array = NDArray[np.float64]
 PROMPTS, PROMPT_LENGTH = 8, 8
@@ -112,7 +112,7 @@ def gather(
     Returns:
         One row a feature: ``feature``, ``density``, ``mean``, ``standard deviation``, ``maximum``,
         ``decoder norm``, ``inside`` and ``outside`` (mean activation in R's windows and out of them),
-        ``entropy``, ``best token``, ``precision``, ``recall``, ``f1`` (lexical.best_token), the means of
+        ``entropy``, ``best token``, ``precision``, ``recall``, ``f1`` (lexical.BestTokens), the means of
         :func:`reasoning_features.evidence_sets.label_sets`, and ``score:<name>`` for scores that need more
         than these columns. float32, but for ``feature`` and ``best token``.
 
@@ -122,17 +122,17 @@ def gather(
     sets = evidence_sets(corpus, tokenizer, words, known, vocabularies, decisions, window)
     classes, ids = token_classes(corpus)
     together = sets.together
-    sums = SetSums(together.names, together.masks)
-    by_token, spread = ClassSums(classes, len(ids)), Spread()
+    sums, spread = SetSums(together), Spread()
+    identity = IdentitySums(classes, len(ids), together.only(sets.variants["masked"].names))
+    by_token = BestTokens(classes, len(ids))
     batches = tqdm(stream(subject, corpus, batch_tokens), desc=f"evidence, {corpus.name}", unit=" batches")
-    one_pass(batches, sae, [sums, by_token, spread])
+    one_pass(batches, sae, [sums, identity, by_token, spread])
 
-    statistics, tokens = sums.result(), by_token.result()
+    statistics, best = sums.result(), by_token.result()
     maximum, square, density = spread.result()
     means = statistics.sums / np.maximum(statistics.counts, 1)[:, None]
     mean, norms = means[0], decoder_norms(sae)
     inside, outside, by_word = set_means(statistics, REFERENCE, words, window)
-    best = best_token(tokens)
     columns: dict[str, Array] = {
         "density": density,
         "mean": mean,
@@ -146,10 +146,7 @@ def gather(
         **{name: means[statistics.names.index(name)] for name in sets.labels},
     }
     scores = _reason_scores(sets, statistics, norms, words, vocabularies, window, alpha)
-    few = sets.variants["masked"].names
-    plain = TokenSets(few, np.stack([together.masks[together.names.index(name)] for name in few]))
-    identity = identity_statistics(tokens, classes, plain)
-    scores["identity"] = vocabulary_scores(identity, REFERENCE, words, window, alpha)
+    scores["identity"] = vocabulary_scores(identity.result(), REFERENCE, words, window, alpha)
     live = np.flatnonzero(density > 0)
     prompts = neutral_prompts(general, PROMPTS, PROMPT_LENGTH)
     scores["output"] = np.zeros(len(density))

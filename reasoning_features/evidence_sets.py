@@ -47,12 +47,12 @@ class EvidenceSets:
     @property
     def together(self) -> TokenSets:
         """Everything under names of its own: those of a variant begin with the variant's."""
-        names, masks = list(self.vocabularies.names), [self.vocabularies.masks]
+        names, bits = list(self.vocabularies.names), [self.vocabularies.bits]
         for variant, sets in self.variants.items():
             names += [f"{variant}|{name}" for name in sets.names]
-            masks.append(sets.masks)
-        masks += [mask[None] for mask in self.labels.values()]
-        return TokenSets((*names, *self.labels), np.concatenate(masks))
+            bits.append(sets.bits)
+        bits += [np.packbits(mask)[None] for mask in self.labels.values()]
+        return TokenSets((*names, *self.labels), np.concatenate(bits), self.vocabularies.n_tokens)
 
     def of_variant(self, statistics: FeatureStatistics, variant: str) -> FeatureStatistics:
         """A variant's statistics, under the names that ReasonScore looks for."""
@@ -155,6 +155,6 @@ def _first(corpus: Corpus, spans: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _sets(every: Mask, masks: Mapping[str, Mask], window: Window) -> TokenSets:
+    around = {word_set(word, window): mask for word, mask in masks.items()}
     union = np.any(list(masks.values()), axis=0)
-    names = (ALL, *(word_set(word, window) for word in masks), vocabulary_set(REFERENCE, window))
-    return TokenSets(names, np.stack([every, *masks.values(), union]))
+    return TokenSets.of({ALL: every} | around | {vocabulary_set(REFERENCE, window): union})

@@ -28,6 +28,7 @@ from scipy.stats import t as student
 
 from reasoning_features.activations import stream
 from reasoning_features.corpora import Corpus
+from reasoning_features.encoding import ELEMENTS, encoded_columns
 from reasoning_features.errors import UserError
 from reasoning_features.injection import INJECTED, draw_places, hosts, inject, plain_documents, usual_forms
 from reasoning_features.sentences import sentence_of, sentence_starts
@@ -49,8 +50,43 @@ def read_features(
     """Activations of these features on every token ``[n_tokens, k]``; 0 at special tokens."""
     values = np.zeros((corpus.n_tokens, len(features)), dtype=np.float32)
     for batch in stream(subject, corpus, batch_tokens):
-        values[batch.positions.numpy()] = sae.encode(batch.residual)[:, features].detach().cpu().numpy()
+        values[batch.positions.numpy()] = encoded_columns(sae, batch.residual, features).numpy()
     return values
+
+
+def largest(
+    subject: Subject,
+    sae: Any,
+    corpus: Corpus,
+    features: NDArray[np.int64],
+    spans: NDArray[np.int64],
+    batch_tokens: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Each feature's largest activation in each span ``[n, k]`` and in each document ``[d, k]``.
+
+    Documents are read some at a time, so that memory grows with spans and not with tokens.
+
+    Args:
+        subject: the model and its hook point.
+        sae: the autoencoder.
+        corpus: what is read.
+        features: ``[k]`` which features.
+        spans: ``[n, 2]`` start and end (exclusive), not empty, each within a document.
+        batch_tokens: the most token ids in one pass.
+    """
+    in_spans = np.zeros((len(spans), len(features)), dtype=np.float32)
+    in_documents = np.zeros((corpus.n_documents, len(features)), dtype=np.float32)
+    document = np.searchsorted(corpus.starts, spans[:, 0], side="right") - 1
+    part = corpus.starts[:-1] * len(features) // ELEMENTS
+    for number in np.unique(part):
+        chosen = np.flatnonzero(part == number)
+        values = read_features(subject, sae, corpus.select(chosen), features, batch_tokens)
+        begin, lengths = corpus.starts[chosen[0]], corpus.starts[chosen]
+        in_documents[chosen] = np.maximum.reduceat(values, lengths - begin, axis=0)
+        inside = np.flatnonzero(np.isin(document, chosen))
+        if len(inside):
+            in_spans[inside] = span_maxima(values, spans[inside] - begin)
+    return in_spans, in_documents
 
 
 def span_maxima(values: NDArray[np.float32], spans: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -122,31 +158,31 @@ def measure_controls(
     bare = hosts(plain, tokenizer, words, INJECTED)
     places = draw_places(bare, tokenizer, INJECTED, seed)
     drawn = rng.integers(0, 2**31, size=len(places))
-    before = read_features(subject, sae, bare, features, batch_tokens)
-    untouched = span_maxima(before, _reaching(bare, np.stack([places, places + 1], axis=1), window[1]))
+
+    def read(corpus: Corpus, spans: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return largest(subject, sae, corpus, features, _reaching(corpus, spans, window[1]), batch_tokens)
+
+    untouched, before = read(bare, np.stack([places, places + 1], axis=1))
     at_place, whole = {}, {}
     for name, chosen in (("R", words), ("control", control_words)):
         forms = list(usual_forms(reasoning, tokenizer, chosen, capitalised_only).values())
         made = inject(bare, places, [forms[draw % len(forms)] for draw in drawn], f"{name} put in")
-        values = read_features(subject, sae, made.corpus, features, batch_tokens)
-        at_place[name] = span_maxima(values, _reaching(made.corpus, made.spans, window[1]))
-        whole[name] = _document_maxima(made.corpus, values)
+        at_place[name], whole[name] = read(made.corpus, made.spans)
     index = TokenIndex(plain)
     natural = [index.occurrences(form_ids(tokenizer, word, capitalised_only)) for word in words]
-    spans = _reaching(plain, np.concatenate(natural), window[1])
-    as_written = read_features(subject, sae, plain, features, batch_tokens)
+    as_written = read(plain, np.concatenate(natural))[0]
     nothing = np.full(len(features), np.nan)
     table: dict[str, Any] = {"feature": features}
     table |= {f"{name} put in": (maxima > 0).mean(axis=0) for name, maxima in at_place.items()}
     table["untouched"] = (untouched > 0).mean(axis=0)
-    table["R in plain text"] = (span_maxima(as_written, spans) > 0).mean(axis=0) if len(spans) else nothing
+    table["R in plain text"] = (as_written > 0).mean(axis=0) if len(as_written) else nothing
     table |= sentence_shares(
         subject, sae, features, reasoning, tokenizer, words, capitalised_only, batch_tokens
     )
     for prefix, first, second in (
         ("", untouched, at_place["R"]),
         ("control ", untouched, at_place["control"]),
-        ("document ", _document_maxima(bare, before), whole["R"]),
+        ("document ", before, whole["R"]),
     ):
         d, p = effect_size(first, second, np.ones((1, len(first))))
         table |= {f"{prefix}d": d[0], f"{prefix}p": p[0]}
@@ -178,10 +214,10 @@ def sentence_shares(
     holds, counted = (np.zeros(len(starts), dtype=bool) for _ in range(2))
     holds[sentence[own & inside]] = True
     counted[sentence[inside]] = True
-    values = read_features(subject, sae, reasoning, features, batch_tokens)
     active = np.zeros((len(starts), len(features)), dtype=bool)
-    rows = inside & ~own
-    np.logical_or.at(active, sentence[rows], values[rows] > 0)
+    for batch in stream(subject, reasoning, batch_tokens, inside & ~own & ~reasoning.special):
+        values = encoded_columns(sae, batch.residual, features).numpy()
+        np.logical_or.at(active, sentence[batch.positions.numpy()], values > 0)
     groups = {"sentences with R": counted & holds, "sentences without R": counted & ~holds}
     missing = np.full(len(features), np.nan)
     return {name: active[group].mean(axis=0) if group.any() else missing for name, group in groups.items()}
@@ -264,8 +300,3 @@ def _reaching(corpus: Corpus, spans: NDArray[np.int64], after: int) -> NDArray[n
     """Spans made longer by ``after`` tokens, never past their document's end."""
     end = corpus.starts[np.searchsorted(corpus.starts, spans[:, 0], side="right")]
     return np.stack([spans[:, 0], np.minimum(spans[:, 1] + after, end)], axis=1)
-
-
-def _document_maxima(corpus: Corpus, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each document's largest activation ``[d, k]``."""
-    return np.maximum.reduceat(values, corpus.starts[:-1], axis=0)

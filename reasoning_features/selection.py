@@ -18,8 +18,11 @@ from reasoning_features.corpora import Corpus
 from reasoning_features.reason_score import (
     FeatureStatistics,
     entropy,
+    resampled,
+    resampled_scores,
     select,
     set_means,
+    sets_of_score,
     variant_statistics,
     variant_window,
     vocabulary_scores,
@@ -61,15 +64,18 @@ def score_all(
 
 def top_mean(scores: Array, k: int) -> Array:
     """Mean of the ``k`` largest scores ``[..., f]`` → ``[...]``: the score mass of the chosen features."""
-    return np.sort(scores, axis=-1)[..., -k:].mean(axis=-1)
+    n = scores.shape[-1]
+    largest = np.partition(scores, max(0, n - k), axis=-1)[..., max(0, n - k) :]
+    return np.sort(largest, axis=-1).mean(axis=-1)
 
 
 def chosen(scores: Array, k: int) -> NDArray[np.bool_]:
     """Which features are among the ``k`` best ``[..., f]``; ties go to the lower index."""
-    order = np.argsort(-scores, axis=-1, kind="stable")
-    member = np.zeros(scores.shape, dtype=bool)
-    np.put_along_axis(member, order[..., :k], True, axis=-1)
-    return member
+    known = np.where(np.isnan(scores), -np.inf, scores)
+    n = known.shape[-1]
+    last = np.partition(known, max(0, n - k), axis=-1)[..., [max(0, n - k)]]
+    above, equal = known > last, known == last
+    return above | (equal & (equal.cumsum(axis=-1) <= k - above.sum(axis=-1, keepdims=True)))
 
 
 def overlap(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Array:
@@ -98,7 +104,7 @@ def top_features(
     """
     scores = vocabulary_scores(statistics.total(), REFERENCE, words, window, alpha)
     weights = bootstrap_weights(len(statistics.counts), resamples, seed)
-    again = vocabulary_scores(statistics.weighted(weights), REFERENCE, words, window, alpha)
+    again = resampled_scores(statistics, REFERENCE, words, window, alpha, weights)
     by_word = set_means(statistics.total(), REFERENCE, words, window)[2]
     best = select(scores, k=k)
     low, high = np.quantile(again[:, best], [0.025, 0.975], axis=0)
@@ -135,16 +141,12 @@ def dial_scores(
     statistics: FeatureStatistics, norms: Array, words: Sequence[str], grid: Sequence[Dial]
 ) -> list[Array]:
     """ReasonScore for R under each dial ``[..., f]``."""
-    return [
-        vocabulary_scores(
-            variant_statistics(statistics, norms, "released" if dial.variant == "released" else "paper"),
-            REFERENCE,
-            words,
-            dial.window,
-            dial.alpha,
-        )
-        for dial in grid
-    ]
+    return [_dial_scores(statistics, norms, words, dial) for dial in grid]
+
+
+def _dial_scores(statistics: FeatureStatistics, norms: Array, words: Sequence[str], dial: Dial) -> Array:
+    folded = variant_statistics(statistics, norms, "released" if dial.variant == "released" else "paper")
+    return vocabulary_scores(folded, REFERENCE, words, dial.window, dial.alpha)
 
 
 def grid_table(
@@ -191,10 +193,13 @@ def resampled_overlap(
     """
     blocks = len(statistics.counts)
     weights = np.concatenate([np.ones((1, blocks)), bootstrap_weights(blocks, resamples, seed)])
-    again = statistics.weighted(weights)
-    others = [dial for dial in grid if dial != default]
-    reference, *scores = dial_scores(again, norms, words, [default, *others])
-    shared = [overlap(chosen(reference, k), chosen(values, k)) for values in scores]
+
+    def selections(dial: Dial) -> NDArray[np.bool_]:
+        parts = resampled(statistics, sets_of_score(REFERENCE, words, dial.window), weights)
+        return np.concatenate([chosen(_dial_scores(part, norms, words, dial), k) for part in parts])
+
+    reference = selections(default)
+    shared = [overlap(reference, selections(dial)) for dial in grid if dial != default]
     return pd.DataFrame({"resample": np.arange(resamples + 1), "overlap": np.mean(shared, axis=0)})
 
 
@@ -308,12 +313,16 @@ def resampled_comparison(
     """
     blocks = len(statistics.counts)
     weights = np.concatenate([np.ones((1, blocks)), bootstrap_weights(blocks, resamples, seed)])
-    scores = score_all(statistics.weighted(weights), vocabularies, window, alpha)
-    own = scores.pop(REFERENCE)
-    mass = top_mean(own, k)
-    null = np.stack([top_mean(values, k) for values in scores.values()])
-    member = chosen(own, k)
-    shared = np.stack([overlap(member, chosen(values, k)) for values in scores.values()])
+    dial = window, alpha, weights
+    own = resampled_scores(statistics, REFERENCE, vocabularies[REFERENCE], *dial)
+    mass, member = top_mean(own, k), chosen(own, k)
+    masses, overlaps = [], []
+    for name, words in vocabularies.items():
+        if name != REFERENCE:
+            scores = resampled_scores(statistics, name, words, *dial)
+            masses.append(top_mean(scores, k))
+            overlaps.append(overlap(member, chosen(scores, k)))
+    null, shared = np.stack(masses), np.stack(overlaps)
     return pd.DataFrame(
         {
             "resample": np.arange(resamples + 1),

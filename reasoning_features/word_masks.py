@@ -126,7 +126,7 @@ def word_masks(
         UserError: the tokenizer cannot produce a word, or a word never occurs in the corpus.
     """
     sets = token_sets(corpus, tokenizer, {"words": words}, [window], capitalised_only)
-    return sets.masks[[sets.names.index(word_set(word, window)) for word in words]]
+    return sets.only([word_set(word, window) for word in words]).masks
 
 
 def word_set(word: str, window: Window) -> str:
@@ -141,21 +141,43 @@ def vocabulary_set(name: str, window: Window) -> str:
 
 @dataclass(frozen=True)
 class TokenSets:
-    """Named sets of a corpus' tokens.
+    """Named sets of a corpus' tokens, one bit a set and token: 300 sets of ten million tokens are 375 MB.
 
     Attributes:
         names: one name a set; the first is :data:`ALL`.
-        masks: ``[n_sets, n_tokens]``, True where the token belongs to the set.
+        bits: ``[n_sets, ⌈n_tokens / 8⌉]`` uint8, as numpy.packbits packs them.
+        n_tokens: tokens of the corpus.
     """
 
     names: tuple[str, ...]
-    masks: Mask
+    bits: NDArray[np.uint8]
+    n_tokens: int
+
+    @staticmethod
+    def of(masks: Mapping[str, Mask]) -> TokenSets:
+        """Sets by name, from ``[n_tokens]`` True where a token belongs to each."""
+        (n_tokens,) = {len(mask) for mask in masks.values()}
+        return TokenSets(tuple(masks), np.stack([np.packbits(mask) for mask in masks.values()]), n_tokens)
+
+    @property
+    def masks(self) -> Mask:
+        """``[n_sets, n_tokens]``, True where the token belongs to the set: eight times the memory."""
+        return np.unpackbits(self.bits, axis=1, count=self.n_tokens).view(bool)
+
+    def mask(self, name: str) -> Mask:
+        """One set's ``[n_tokens]``."""
+        return np.unpackbits(self.bits[self.names.index(name)], count=self.n_tokens).view(bool)
+
+    def only(self, names: Sequence[str]) -> TokenSets:
+        """These sets alone, in this order."""
+        where = [self.names.index(name) for name in names]
+        return TokenSets(tuple(names), self.bits[where], self.n_tokens)
 
     def join(self, other: TokenSets) -> TokenSets:
         """The sets of both over the same corpus, each name once."""
-        new = [i for i, name in enumerate(other.names) if name not in self.names]
-        names = (*self.names, *(other.names[i] for i in new))
-        return TokenSets(names, np.concatenate([self.masks, other.masks[new]]))
+        new = [name for name in other.names if name not in self.names]
+        bits = np.concatenate([self.bits, other.only(new).bits])
+        return TokenSets((*self.names, *new), bits, self.n_tokens)
 
 
 def token_sets(
@@ -182,13 +204,14 @@ def token_sets(
             f"The word {absent[0]!r} never occurs in the corpus {corpus.name!r}: "
             "take it out of `words` or use more documents."
         )
-    masks = {ALL: ~corpus.special}
+    bits = {ALL: np.packbits(~corpus.special)}
     for window in windows:
-        by_word = {word: index.mask(spans[word], window) for word in words}
-        masks |= {word_set(word, window): mask for word, mask in by_word.items()}
+        by_word = {word: np.packbits(index.mask(spans[word], window)) for word in words}
+        bits |= {word_set(word, window): packed for word, packed in by_word.items()}
         for name, vocabulary in vocabularies.items():
-            masks[vocabulary_set(name, window)] = np.any([by_word[word] for word in vocabulary], axis=0)
-    return TokenSets(tuple(masks), np.stack(list(masks.values())))
+            union = np.bitwise_or.reduce([by_word[word] for word in vocabulary])
+            bits[vocabulary_set(name, window)] = union
+    return TokenSets(tuple(bits), np.stack(list(bits.values())), corpus.n_tokens)
 
 
 def occurrence_table(

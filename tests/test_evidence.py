@@ -64,7 +64,7 @@ def table(subject: Subject, corpus: Corpus, decisions: dict[str, Decisions]) -> 
 
 
 def where(sets, name: str) -> list[int]:
-    return np.flatnonzero(sets.masks[sets.names.index(name)]).tolist()
+    return np.flatnonzero(sets.mask(name)).tolist()
 
 
 def test_before_only_and_masked_by_hand():
@@ -84,7 +84,7 @@ def test_before_only_and_masked_by_hand():
 def test_scores_equal_those_of_direct_sums(tiny_subject: Subject, gathered: pd.DataFrame):
     corpus, sae = small(), signed_identity(tiny_subject.d_model)
     sets = token_sets(corpus, Pieces(), VOCABULARIES, [WINDOW])
-    statistics = accumulate(stream(tiny_subject, corpus, 64), sae, sets.names, sets.masks)
+    statistics = accumulate(stream(tiny_subject, corpus, 64), sae, sets)
     for name, words in VOCABULARIES.items():
         direct = vocabulary_scores(statistics, name, words, WINDOW, 0.7)
         column = "score:reason score" if name == "R" else f"score:{name}"

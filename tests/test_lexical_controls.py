@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import ttest_ind
@@ -37,7 +38,8 @@ class OneHot:
 class Three:
     """Feature 0 fires on " wait" always, feature 1 only in documents that think, feature 2 never."""
 
-    cfg = SimpleNamespace(d_in=len(PIECES) + 2)
+    cfg = SimpleNamespace(d_in=len(PIECES) + 2, d_sae=3)
+    device = torch.device("cpu")
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         return torch.stack([x[:, WAIT], x[:, -1], torch.zeros(len(x))], dim=1)
@@ -76,6 +78,14 @@ def test_one_feature_of_the_word_and_one_of_the_context():
     assert (shares["documents"] == 20).all()
     with pytest.raises(UserError, match="no features in the group 'none'"):
         class_shares(controls, {"none": np.zeros(3, bool)})
+
+
+def test_documents_read_some_at_a_time_give_the_same(monkeypatch):
+    whole = measured()
+    monkeypatch.setattr("reasoning_features.lexical_controls.ELEMENTS", 3 * 30)
+    pieces = measured()
+    pd.testing.assert_frame_equal(whole.table, pieces.table)
+    np.testing.assert_array_equal(whole.with_words, pieces.with_words)
 
 
 def test_other_words_hide_the_word_in_a_whole_document_and_not_at_its_place():

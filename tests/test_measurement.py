@@ -23,7 +23,7 @@ class FirstEight:
     """An autoencoder whose features are the first eight dimensions, where positive."""
 
     def __init__(self, d_in: int) -> None:
-        self.cfg = SimpleNamespace(d_in=d_in)
+        self.cfg, self.device = SimpleNamespace(d_in=d_in, d_sae=8), torch.device("cpu")
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(x[:, :8])
@@ -33,8 +33,8 @@ def random_sets(corpus: Corpus) -> TokenSets:
     rng = np.random.default_rng(0)
     ordinary = ~corpus.special
     a, b = (ordinary & (rng.random(corpus.n_tokens) < 0.3) for _ in range(2))
-    names = (ALL, word_set("a", WINDOW), word_set("b", WINDOW), vocabulary_set("R", WINDOW))
-    return TokenSets(names, np.stack([ordinary, a, b, a | b]))
+    by_word = {word_set("a", WINDOW): a, word_set("b", WINDOW): b}
+    return TokenSets.of({ALL: ordinary} | by_word | {vocabulary_set("R", WINDOW): a | b})
 
 
 def test_one_pass_equals_direct_sums(tiny_subject: Subject, tiny_corpus: Corpus):

@@ -19,23 +19,30 @@ from reasoning_features.reason_score import (
     entropy,
     one_pass,
     reason_score,
+    resampled,
+    resampled_scores,
     select,
     set_means,
+    sets_of_score,
     variant_statistics,
     variant_window,
     vocabulary_scores,
 )
-from reasoning_features.word_masks import ALL, vocabulary_set, word_set
+from reasoning_features.word_masks import ALL, TokenSets, vocabulary_set, word_set
 
 WINDOW = (0, 1)
 NAMES = (ALL, word_set("a", WINDOW), word_set("b", WINDOW), vocabulary_set("R", WINDOW))
+
+
+def named(masks: np.ndarray) -> TokenSets:
+    return TokenSets.of(dict(zip(NAMES, masks, strict=True)))
 
 
 class Identity:
     """An autoencoder whose features are the residual stream's positive part."""
 
     def __init__(self, d_in: int, decoder: torch.Tensor | None = None) -> None:
-        self.cfg = SimpleNamespace(d_in=d_in)
+        self.cfg, self.device = SimpleNamespace(d_in=d_in, d_sae=d_in), torch.device("cpu")
         self.W_dec = torch.eye(d_in) if decoder is None else decoder
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -60,7 +67,7 @@ def test_three_features_by_hand():
     # Equation 5 with α = 0.7: 1/2 · 1 − 0, 1/4 · 0 − 1/2, 1/4 · H^0.7 − 1/2.
     activations = np.array([[2, 3, 0], [2, 0, 1], [2, 0, 2], [0, 1, 3], [0, 1, 0], [0, 1, 0]], dtype=float)
     masks = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]], bool)
-    statistics = accumulate(batches(activations, 2, 5), Identity(3), NAMES, masks)
+    statistics = accumulate(batches(activations, 2, 5), Identity(3), named(masks))
     assert statistics.counts.tolist() == [6, 2, 2, 3]
     inside, outside, by_word = set_means(statistics, "R", ["a", "b"], WINDOW)
     assert inside.tolist() == [2, 1, 1] and outside.tolist() == [0, 1, 1]
@@ -79,7 +86,7 @@ def test_released_variant_by_hand():
     activations = np.array([[2, 3, 0], [2, 0, 1], [2, 0, 2], [0, 1, 3], [0, 1, 0], [0, 1, 0]], dtype=float)
     masks = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]], bool)
     sae = Identity(3, torch.diag(torch.tensor([1.0, 2.0, 4.0])))
-    statistics = accumulate(batches(activations), sae, NAMES, masks)
+    statistics = accumulate(batches(activations), sae, named(masks))
     folded = variant_statistics(statistics, decoder_norms(sae), "released")
     h = 2 - 0.75 * math.log2(3)
     expected = [0.25, -1 / 3, 0.5 * h**0.7 - 2 / 3]
@@ -119,7 +126,8 @@ def test_against_loops(seed):
     by_word = {word: rng.random(200) < 0.1 for word in "abcd"}
     masks = np.stack([np.ones(200, bool), *by_word.values(), np.any(list(by_word.values()), axis=0)])
     names = [ALL, *(word_set(word, WINDOW) for word in by_word), vocabulary_set("R", WINDOW)]
-    statistics = accumulate(batches(activations, 30, 31, 120), Identity(12), names, masks)
+    sets = TokenSets.of(dict(zip(names, masks, strict=True)))
+    statistics = accumulate(batches(activations, 30, 31, 120), Identity(12), sets)
     ours = vocabulary_scores(statistics, "R", list(by_word), WINDOW, 0.7)
     np.testing.assert_allclose(ours, naive_scores(np.maximum(activations, 0), by_word, 0.7), rtol=1e-12)
 
@@ -127,7 +135,7 @@ def test_against_loops(seed):
 def grouped(
     activations: np.ndarray, masks: np.ndarray, groups: np.ndarray, *splits: int
 ) -> FeatureStatistics:
-    sums = SetSums(NAMES, masks, groups, int(groups.max()) + 1)
+    sums = SetSums(named(masks), groups, int(groups.max()) + 1)
     one_pass(batches(activations, *splits), Identity(activations.shape[1]), [sums])
     return sums.result()
 
@@ -139,7 +147,7 @@ def test_shards_merge_to_one_pass(tmp_path):
     whole = grouped(activations, masks, groups, 100, 170)
     halves = []
     for tokens in (slice(0, 130), slice(130, 300)):
-        sums = SetSums(NAMES, masks, groups, 10)
+        sums = SetSums(named(masks), groups, 10)
         part = SimpleNamespace(
             residual=torch.from_numpy(activations[tokens]), positions=torch.arange(300)[tokens]
         )
@@ -149,7 +157,7 @@ def test_shards_merge_to_one_pass(tmp_path):
         np.testing.assert_array_equal(merged.counts, whole.counts)
         np.testing.assert_allclose(merged.sums, whole.sums, rtol=1e-12)
     # groups add to the pass without groups
-    plain = accumulate(batches(activations), Identity(7), NAMES, masks)
+    plain = accumulate(batches(activations), Identity(7), named(masks))
     np.testing.assert_allclose(whole.total().sums, plain.sums, rtol=1e-12)
     # stored and read back: the same
     whole.save(tmp_path / "statistics.safetensors")
@@ -165,10 +173,34 @@ def test_resample_equals_repeating_documents():
     statistics = grouped(activations, masks, groups)
     resampled = statistics.weighted(np.array([[2.0, 0.0, 1.0], [1.0, 1.0, 1.0]]))
     drawn = np.concatenate([np.arange(20), np.arange(20), np.arange(40, 60)])
-    repeated = accumulate(batches(activations[drawn]), Identity(3), NAMES, masks[:, drawn])
+    repeated = accumulate(batches(activations[drawn]), Identity(3), named(masks[:, drawn]))
     np.testing.assert_allclose(resampled.sums[0], repeated.sums, rtol=1e-12)
     np.testing.assert_array_equal(resampled.counts[0], repeated.counts)
     assert resampled.sums.shape == (2, 4, 3)
+
+
+def test_features_in_pieces_are_the_same(monkeypatch):
+    rng = np.random.default_rng(2)
+    activations, masks = rng.normal(size=(90, 5)), rng.random((4, 90)) < 0.4
+    groups = rng.integers(0, 3, size=90)
+    whole = grouped(activations, masks, groups, 40)
+    monkeypatch.setattr("reasoning_features.encoding.ELEMENTS", 35)  # seven tokens at a time
+    pieces = grouped(activations, masks, groups, 40)
+    np.testing.assert_allclose(pieces.sums, whole.sums, rtol=1e-12)
+    np.testing.assert_array_equal(pieces.counts, whole.counts)
+
+
+def test_resampled_some_at_a_time(monkeypatch):
+    rng = np.random.default_rng(3)
+    activations, masks = np.abs(rng.normal(size=(60, 6))), rng.random((4, 60)) < 0.4
+    masks[3] = masks[1] | masks[2]
+    statistics = grouped(activations, masks, np.repeat(np.arange(6), 10))
+    weights = rng.integers(1, 4, size=(8, 6)).astype(float)
+    dial = "R", ["a", "b"], WINDOW, 0.7
+    direct = vocabulary_scores(statistics.weighted(weights), *dial)
+    monkeypatch.setattr("reasoning_features.reason_score.ELEMENTS", 4 * 3 * 24)  # three resamples of 4 sets
+    assert [len(p.counts) for p in resampled(statistics, sets_of_score(*dial[:3]), weights)] == [3, 3, 2]
+    np.testing.assert_allclose(resampled_scores(statistics, *dial, weights), direct, rtol=1e-12)
 
 
 def test_statistics_of_other_sets_do_not_merge():
@@ -212,21 +244,21 @@ def test_the_papers_quantile_keeps_197_of_65536():
 
 def test_autoencoder_of_another_width():
     with pytest.raises(UserError, match="takes 4 dimensions but the residual stream has 3"):
-        accumulate(batches(np.ones((6, 3))), Identity(4), NAMES, np.ones((4, 6), bool))
+        accumulate(batches(np.ones((6, 3))), Identity(4), named(np.ones((4, 6), bool)))
 
 
 def test_no_activations():
     with pytest.raises(UserError, match="corpus is empty"):
-        accumulate([], Identity(3), NAMES, np.ones((4, 6), bool))
+        accumulate([], Identity(3), named(np.ones((4, 6), bool)))
 
 
 def test_empty_sets():
     activations = np.ones((6, 3))
     masks = np.array([[1] * 6, [0] * 6, [1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]], bool)
-    statistics = accumulate(batches(activations), Identity(3), NAMES, masks)
+    statistics = accumulate(batches(activations), Identity(3), named(masks))
     with pytest.raises(UserError, match="'a' never occurs"):
         vocabulary_scores(statistics, "R", ["a", "b"], WINDOW, 0.7)
     masks[1] = masks[3] = True
-    statistics = accumulate(batches(activations), Identity(3), NAMES, masks)
+    statistics = accumulate(batches(activations), Identity(3), named(masks))
     with pytest.raises(UserError, match="covers every token"):
         vocabulary_scores(statistics, "R", ["a", "b"], WINDOW, 0.7)

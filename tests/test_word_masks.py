@@ -9,6 +9,7 @@ from reasoning_features.corpora import Corpus
 from reasoning_features.errors import UserError
 from reasoning_features.word_masks import (
     ALL,
+    TokenSets,
     capitalised_with_twins,
     form_ids,
     occurrence_table,
@@ -112,6 +113,16 @@ def test_sets_join_by_name():
     expected = token_sets(corpus, Pieces(), {"R": ["wait"]}, [(0, 0), (0, 1)])
     assert both.names == expected.names
     np.testing.assert_array_equal(both.masks, expected.masks)
+
+
+def test_sets_are_kept_as_bits():
+    rng = np.random.default_rng(0)
+    masks = {name: rng.random(21) < 0.5 for name in "abc"}
+    sets = TokenSets.of(masks)
+    assert sets.bits.shape == (3, 3) and sets.n_tokens == 21
+    np.testing.assert_array_equal(sets.masks, np.stack(list(masks.values())))
+    np.testing.assert_array_equal(sets.mask("b"), masks["b"])
+    np.testing.assert_array_equal(sets.only(["c", "a"]).masks, [masks["c"], masks["a"]])
 
 
 def test_twins_share_the_restriction_of_their_word():

@@ -1,0 +1,29 @@
+"""Activations encoded a few at a time: 65,536 features of many tokens never stand in memory at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+ELEMENTS = 2**25
+"""The most feature activations that are held at once: 128 MiB as 32-bit floats, 512 tokens at 65,536."""
+
+
+@torch.no_grad()
+def encoded(sae: Any, residual: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Features ``[m, f]`` of activations ``[n, d]``, on the autoencoder's device, and their rows."""
+    rows = max(1, ELEMENTS // sae.cfg.d_sae)
+    for start in range(0, len(residual), rows):
+        part = slice(start, min(start + rows, len(residual)))
+        yield part, sae.encode(residual[part].to(sae.device))
+
+
+def encoded_columns(sae: Any, residual: Tensor, features: Sequence[int] | NDArray[Any]) -> Tensor:
+    """Some features ``[n, k]`` of activations ``[n, d]``, float32 in the computer's memory."""
+    columns = torch.as_tensor(features, dtype=torch.int64, device=sae.device)
+    parts = [values[:, columns].float().cpu() for _, values in encoded(sae, residual)]
+    return torch.cat(parts) if parts else torch.empty(0, len(columns))
