@@ -42,6 +42,7 @@ class LocalHub:
     private: dict[str, str] = field(
         default_factory=dict
     )  # "owner/name" → token without which it is not there
+    refused: set[str] = field(default_factory=set)  # tokens that are not valid
     fake_sizes: dict[str, int] = field(default_factory=dict)  # file's name → size that listings tell
 
     def sha(self, repo: str, kind: str = "models") -> str:
@@ -109,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
         repo, rest = "/".join(parts[:2]), parts[2:]
         folder = self.hub.root / kind / repo
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token in self.hub.refused:
+            return self._fail(401, "", message="Invalid credentials in Authorization header")
         if not folder.is_dir() or (repo in self.hub.private and token != self.hub.private[repo]):
             return self._fail(404 if token else 401, "RepoNotFound")
         sha = self.hub.sha(repo, kind)
@@ -195,9 +198,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def _fail(self, status: int, code: str, sha: str = "") -> None:
+    def _fail(self, status: int, code: str, sha: str = "", message: str = "") -> None:
         self.send_response(status)
-        for name, value in (("X-Error-Code", code), ("X-Repo-Commit", sha), ("X-Error-Message", code)):
+        for name, value in (
+            ("X-Error-Code", code),
+            ("X-Repo-Commit", sha),
+            ("X-Error-Message", message or code),
+        ):
             if value:
                 self.send_header(name, value)
         self.send_header("Content-Length", "0")

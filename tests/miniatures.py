@@ -1,8 +1,8 @@
 """Models, autoencoders and data sets in the shapes of the published ones, a few hundred kilobytes in all.
 
 Names of files, columns, special tokens and keys of configurations are those of the real repositories (the
-reasoning model distilled from R1 into Llama, its Qwen sister, the paper's autoencoder as SAELens 5.5.2 left it,
-one in the format of EleutherAI's sparsify, and the data sets); weights and texts are made here.
+reasoning model distilled from R1 into Llama, its Qwen sister, the paper's autoencoder as SAELens 5.5.2 left
+it, one in the format of EleutherAI's sparsify, and the data sets); weights and texts are made here.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def make_sae(directory: Path, model: Path, texts: list[str], told: str = "expect
 
 
 def make_sparsify_sae(root: Path, model: Path, texts: list[str]) -> None:
-    """A TopK autoencoder of block 2's MLP in sparsify's format: encodes x − b_dec, decoder rows of length 1."""
+    """A TopK autoencoder of block 2's MLP in sparsify's format: encodes x − b_dec, unit decoder rows."""
     found = dictionary(activations(model, texts[::4], "mlp_out"), QWEN_FEATURES, 0.06, seed=0)
     norms = found["W_dec"].norm(dim=1, keepdim=True)
     encoder = found["W_enc"].T * norms

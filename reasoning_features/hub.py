@@ -1,0 +1,340 @@
+"""Models, autoencoders and data sets of the Hugging Face hub, as folders of this machine's cache.
+
+The only room that talks to the hub. A reference reads ``owner/name[@revision][:folder]``; what it names is
+fetched once and is a folder from then on, known by the sha of its commit, so that everything after works
+offline. Weights are taken as safetensors alone, and no code of a repository is ever run.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import filter_repo_objects
+
+from reasoning_features import paths
+from reasoning_features.errors import MissingArtefact, UserError
+
+Kind = Literal["model", "dataset"]
+
+REFERENCE = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+))?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+UNUSED = ("original/*", "onnx/*", "consolidated*", "*activations_store_state*", "*sparsity.safetensors", ".*")
+TRIES = 5
+PAUSE = 2.0  # seconds before the second try; each further one waits twice as long
+_told: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A repository of the hub, the revision asked for (None: its main branch), and a folder in it."""
+
+    repo: str
+    revision: str | None = None
+    folder: str | None = None
+
+    def __str__(self) -> str:
+        return self.repo + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the revision is a commit, which never changes."""
+        return self.revision is not None and COMMIT.fullmatch(self.revision) is not None
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A folder of the cache, and the commit that it holds."""
+
+    path: Path
+    sha: str
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a repository: its name, its size in bytes, and whether the cache holds it."""
+
+    name: str
+    size: int
+    cached: bool
+
+
+def parse(reference: str) -> Reference:
+    """The parts of ``owner/name[@revision][:folder]``.
+
+    Raises:
+        UserError: the reference does not read so.
+    """
+    found = REFERENCE.fullmatch(reference)
+    if found is None:
+        raise UserError(f"{reference!r} is no reference to the hub: write owner/name, owner/name@revision or "
+                        "owner/name@revision:folder.")  # fmt: skip
+    return Reference(*found.groups())
+
+
+def is_local(reference: str) -> bool:
+    """Whether this names a folder of the machine: one that is there, or that cannot be a name on the hub."""
+    if paths.resolve(reference).exists() or REFERENCE.fullmatch(reference) is None:
+        return True
+    return reference.startswith(("data/", "./", "../"))
+
+
+def local_copy(reference: str, kind: Kind = "model", patterns: Sequence[str] | None = None) -> Copy:
+    """Fetch what a reference names, as far as the cache lacks it; what is pinned and held asks no network.
+
+    A file counts only once it is whole. An unavailable hub or a file that ends half way is tried again a few
+    times, going on where it stopped; every such try is told on the standard error stream.
+
+    Args:
+        reference: ``owner/name[@revision][:folder]``.
+        kind: "model" (weights, configurations, tokenizers) or "dataset" (all files).
+        patterns: names of files to take, with ``*``, instead of those of the kind.
+
+    Raises:
+        MissingArtefact: it is not in the cache and the hub cannot be reached.
+        UserError: no such repository, revision or folder; access is not granted; a wrong token; too little
+            disk; or the hub failed every time.
+    """
+    asked = parse(reference)
+    allowed, ignored = _wanted(asked, kind, patterns)
+    chosen: dict[str, Any] = {
+        "repo_id": asked.repo,
+        "repo_type": kind,
+        "revision": asked.revision,
+        "allow_patterns": allowed,
+        "ignore_patterns": ignored,
+    }
+    if (held := _held(asked, kind, chosen)) is not None:
+        return _copy(asked, held)
+    for attempt in range(1, TRIES + 1):
+        try:
+            if not constants.is_offline_mode():
+                _check_disk(asked, kind, patterns)
+            return _copy(asked, Path(snapshot_download(**chosen)))
+        except UserError:
+            raise
+        except Exception as error:
+            reason = _passing(error)
+            if reason is None:
+                raise _sentence(asked, kind, error) from error
+            if attempt == TRIES:
+                raise UserError(
+                    f"{asked} could not be fetched in {TRIES} tries ({reason}): try again later; "
+                    "what has arrived is kept."
+                ) from error
+            pause = PAUSE * 2 ** (attempt - 1)
+            print(f"{asked}: {reason}; trying again in {pause:g} s.", file=sys.stderr)
+            time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
+
+
+def files(reference: str, kind: Kind = "model", patterns: Sequence[str] | None = None) -> list[File]:
+    """The files that :func:`local_copy` takes, without fetching any; asks the hub for those it does not know.
+
+    Raises:
+        UserError, MissingArtefact: as for :func:`local_copy`.
+    """
+    asked = parse(reference)
+    try:
+        return _files(asked, kind, patterns)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _sentence(asked, kind, error) from error
+
+
+def known_sha(reference: str, kind: Kind = "model") -> str | None:
+    """The commit of a reference, as far as it is pinned or the cache knows it; asks no network."""
+    asked = parse(reference)
+    if asked.pinned:
+        return asked.revision
+    ref = _storage(asked, kind) / "refs" / (asked.revision or "main")
+    return ref.read_text().strip() if ref.is_file() else None
+
+
+def page(asked: Reference, kind: Kind) -> str:
+    """The repository's page."""
+    return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{asked.repo}"
+
+
+def _wanted(
+    asked: Reference, kind: Kind, patterns: Sequence[str] | None
+) -> tuple[list[str] | None, list[str] | None]:
+    """Patterns to take (None: all) and to leave out."""
+    if patterns is not None:
+        return list(patterns), None
+    if kind == "dataset":
+        return None, [".*"]
+    if asked.folder:
+        inside = [f"{asked.folder}/{pattern}" for pattern in ("*.safetensors", "*.json")]
+        return [*inside, "config.json"], list(UNUSED)
+    return list(WEIGHTS), list(UNUSED)
+
+
+def _held(asked: Reference, kind: Kind, chosen: dict[str, Any]) -> Path | None:
+    """The cache's folder of a commit, where it is known to be whole."""
+    if not asked.pinned:
+        return None
+    try:
+        get_cached_repo_tree(asked.repo, repo_type=kind, revision=asked.revision)
+        return Path(snapshot_download(**chosen, local_files_only=True))
+    except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
+        return None
+
+
+def _copy(asked: Reference, snapshot: Path) -> Copy:
+    sha = snapshot.name
+    if not asked.pinned and str(asked) not in _told:
+        _told.add(str(asked))
+        branch = asked.revision or "main"
+        print(f"{asked.repo}: {branch} is now {sha}; pin it as {asked.repo}@{sha}.", file=sys.stderr)
+    path = snapshot / asked.folder if asked.folder else snapshot
+    if not path.is_dir():
+        raise MissingArtefact(
+            f"The cache's copy of {asked} lacks the folder {asked.folder}: fetch it online."
+        )
+    return Copy(path, sha)
+
+
+def _tree(asked: Reference, kind: Kind) -> list[tuple[str, int, str]]:
+    """Name, size and commit of every file of the revision."""
+    api = HfApi()
+    sha = asked.revision if asked.pinned else None
+    if sha is None:
+        sha = api.repo_info(asked.repo, repo_type=kind, revision=asked.revision).sha
+        assert sha is not None
+    try:
+        listed: Iterable[Any] = get_cached_repo_tree(asked.repo, repo_type=kind, revision=sha)
+    except CachedRepoTreeNotFoundError:
+        listed = api.list_repo_tree(asked.repo, repo_type=kind, revision=sha, recursive=True)
+    return [(entry.path, entry.size, sha) for entry in listed if hasattr(entry, "size")]
+
+
+def _is_cached(asked: Reference, kind: Kind, name: str, sha: str) -> bool:
+    return isinstance(try_to_load_from_cache(asked.repo, name, revision=sha, repo_type=kind), str)
+
+
+def _storage(asked: Reference, kind: Kind) -> Path:
+    return Path(constants.HF_HUB_CACHE) / f"{kind}s--{asked.repo.replace('/', '--')}"
+
+
+def free_disk() -> int:
+    """Bytes that are free on the disk of the cache."""
+    folder = Path(constants.HF_HUB_CACHE)
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _files(asked: Reference, kind: Kind, patterns: Sequence[str] | None) -> list[File]:
+    allowed, ignored = _wanted(asked, kind, patterns)
+    listed = _tree(asked, kind)
+    names = [name for name, _, _ in listed]
+    kept = set(filter_repo_objects(names, allow_patterns=allowed, ignore_patterns=ignored))
+    found = [
+        File(name, size, _is_cached(asked, kind, name, sha)) for name, size, sha in listed if name in kept
+    ]
+    if asked.folder and not any(file.name.startswith(f"{asked.folder}/") for file in found):
+        held = ", ".join(sorted({name.rsplit("/", 1)[0] for name in names if "/" in name})[:8])
+        raise UserError(f"{asked} has no folder {asked.folder}: it holds {held or 'none'}.")
+    return found
+
+
+def _check_disk(asked: Reference, kind: Kind, patterns: Sequence[str] | None) -> None:
+    """Refuse a download that does not fit; where sizes are not to be had, the download itself says why."""
+    try:
+        wanted = _files(asked, kind, patterns)
+    except UserError:
+        raise
+    except Exception as error:
+        if _passing(error) is not None:
+            raise
+        return
+    missing = sum(file.size for file in wanted if not file.cached)
+    if missing > free_disk():
+        raise _too_little_disk(f"{asked} needs {gigabytes(missing)}")
+
+
+def _too_little_disk(need: str) -> UserError:
+    return UserError(
+        f"{need} on the disk of the cache, of which {gigabytes(free_disk())} are free: "
+        "free some, or set HF_HOME to a folder on a larger disk."
+    )
+
+
+def gigabytes(size: float) -> str:
+    """A number of bytes as text, in GB, or in MB where it is small."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def _passing(error: BaseException) -> str | None:
+    """Why a failure may pass by itself, or None where trying again does not help."""
+    for link in _chain(error):
+        if isinstance(link, HfHubHTTPError) and link.response is not None:
+            status = link.response.status_code
+            return f"the hub answers {status}" if status >= 500 or status == 429 else None
+        if isinstance(link, OfflineModeIsEnabled):
+            return None
+        if "Consistency check" in str(link) or type(link).__name__ in {"RemoteProtocolError", "ReadError"}:
+            return "a file ended half way"
+        if type(link).__name__ in {"ReadTimeout", "ConnectTimeout", "PoolTimeout"}:
+            return "the hub does not answer in time"
+    return None
+
+
+def _sentence(asked: Reference, kind: Kind, error: BaseException) -> UserError:
+    """What a failure means and what to do about it."""
+    chain = list(_chain(error))
+    log_in = "log in with `hf auth login`, or set HF_TOKEN"
+    for link in chain:
+        if isinstance(link, GatedRepoError):
+            return UserError(f"{asked.repo} is gated: accept its terms at {page(asked, kind)}, and {log_in}.")
+        if isinstance(link, HfHubHTTPError) and "Invalid credentials" in str(link):
+            return UserError(
+                f"The hub refuses the token it was given for {asked.repo}: {log_in} to a valid one."
+            )
+        if isinstance(link, RevisionNotFoundError):
+            return UserError(
+                f"{asked.repo} has no revision {asked.revision}: see {page(asked, kind)}/commits/main."
+            )
+        if isinstance(link, RepositoryNotFoundError):
+            return UserError(
+                f"There is no {kind} {asked.repo} on the hub, or it is private: check the name, "
+                f"and for a private one {log_in}."
+            )
+        if isinstance(link, OSError) and link.errno == errno.ENOSPC:
+            return _too_little_disk(f"{asked} needs more than there is")
+    offline = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub cannot be reached"
+    status = [link.response.status_code for link in chain if isinstance(link, HfHubHTTPError)]
+    if status:
+        return UserError(f"The hub answers {status[0]} to the request for {asked}: see {page(asked, kind)}.")
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled) or "Connect" in type(error).__name__:
+        return MissingArtefact(
+            f"{asked} is not in the cache, and {offline}: run once with network, or set HF_HOME to a cache "
+            "that holds it."
+        )
+    return UserError(f"{asked} could not be fetched ({str(error).splitlines()[0]}).")
+
+
+def _chain(error: BaseException | None) -> Iterable[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

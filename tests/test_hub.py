@@ -1,0 +1,177 @@
+"""What is fetched from the hub, how often, and what a user is told when it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import local_hub
+import miniatures
+import pytest
+from local_hub import LocalHub
+
+from reasoning_features import hub as room
+from reasoning_features.errors import MissingArtefact, UserError
+from reasoning_features.hub import Reference, files, is_local, known_sha, local_copy, parse
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "PAUSE", 0.0)
+    monkeypatch.setattr(room, "_told", set())
+
+
+def test_references() -> None:
+    assert parse("a/b") == Reference("a/b")
+    assert parse("a/b.c-1@v1:blocks.2.hook") == Reference("a/b.c-1", "v1", "blocks.2.hook")
+    assert parse("a/b:x/y") == Reference("a/b", None, "x/y")
+    assert parse(f"a/b@{'0' * 40}").pinned and not parse("a/b@main").pinned
+    for wrong in ("b", "a/b/c", "a/b@", "a/b:", "https://huggingface.co/a/b"):
+        with pytest.raises(UserError, match="is no reference to the hub: write owner/name"):
+            parse(wrong)
+
+
+def test_a_folder_is_not_looked_for_on_the_hub(repository: Path) -> None:
+    assert not is_local("owner/name") and not is_local("owner/name@v1:folder")
+    assert all(map(is_local, ("data/mine", "./a/b", "/somewhere", "nothing", "a/b/c")))
+    (repository / "owner" / "name").mkdir(parents=True)
+    assert is_local("owner/name")
+
+
+def test_a_model_is_fetched_once_and_its_commit_is_told(
+    hub: LocalHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sha = hub.sha(miniatures.LLAMA)
+    assert known_sha(miniatures.LLAMA) is None
+    copy = local_copy(miniatures.LLAMA)
+    assert copy.sha == sha == known_sha(miniatures.LLAMA)
+    names = {path.relative_to(copy.path).as_posix() for path in copy.path.rglob("*")}
+    assert {"config.json", "tokenizer.json", "model-00001-of-00003.safetensors"} <= names
+    assert not {"pytorch_model.bin", "original", "README.md"} & names
+    assert f"main is now {sha}; pin it as {miniatures.LLAMA}@{sha}" in capsys.readouterr().err
+    fetched = hub.asked(f"GET /{miniatures.LLAMA}/resolve")
+    assert local_copy(miniatures.LLAMA) == copy
+    assert hub.asked(f"GET /{miniatures.LLAMA}/resolve") == fetched
+    assert "pin it" not in capsys.readouterr().err
+
+
+def test_a_pinned_commit_that_is_held_asks_no_network(hub: LocalHub) -> None:
+    reference = f"{miniatures.LLAMA_SAE}@{hub.sha(miniatures.LLAMA_SAE)}:{miniatures.HOOK}"
+    copy = local_copy(reference)
+    assert sorted(path.name for path in copy.path.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+    asked = hub.asked("")
+    assert local_copy(reference) == copy and all(file.cached for file in files(reference))
+    with local_hub.using(hub, offline=True):
+        assert local_copy(reference) == copy
+    assert hub.asked("") == asked
+
+
+def test_tags_and_data_sets(hub: LocalHub) -> None:
+    sha = hub.tag(miniatures.MATH, "v1", "datasets")
+    copy = local_copy(f"{miniatures.MATH}@v1", "dataset")
+    assert copy.sha == sha and (copy.path / "test.jsonl").is_file()
+    only = local_copy(miniatures.GPQA, "dataset", ["README.md", "gpqa_diamond.csv"])
+    assert sorted(path.name for path in only.path.iterdir()) == ["README.md", "gpqa_diamond.csv"]
+
+
+def test_an_unavailable_hub_is_tried_again(hub: LocalHub, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.unavailable = {"/api/models": 2, "model-00002": 1}
+    copy = local_copy(miniatures.QWEN)
+    assert capsys.readouterr().err.count("the hub answers 503; trying again") == 2
+    assert (copy.path / "model-00002-of-00003.safetensors").is_file()
+
+
+def test_a_file_that_ends_half_way_is_never_used(hub: LocalHub) -> None:
+    hub.cut = {"model-00001": 1}
+    copy = local_copy(miniatures.QWEN)
+    name = "model-00001-of-00003.safetensors"
+    served = hub.root / "models" / miniatures.QWEN / name
+    assert (copy.path / name).read_bytes() == served.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_hub_that_always_fails_is_given_up(hub: LocalHub) -> None:
+    hub.cut = {"model-00001": 1000}
+    with pytest.raises(UserError, match=r"could not be fetched in 5 tries \(.*half way\): try again later"):
+        local_copy(miniatures.QWEN)
+    folder = hub.home / "hub" / f"models--{miniatures.QWEN.replace('/', '--')}"
+    assert not list(folder.rglob("snapshots/*/model-00001-of-00003.safetensors"))
+    hub.cut = {}
+    assert (local_copy(miniatures.QWEN).path / "model-00001-of-00003.safetensors").is_file()
+
+
+def _gate(hub: LocalHub) -> None:
+    hub.gated[miniatures.LLAMA] = None
+
+
+def _refuse(hub: LocalHub) -> None:
+    (hub.home / "token").parent.mkdir(parents=True, exist_ok=True)
+    (hub.home / "token").write_text("hf_old")
+    hub.refused.add("hf_old")
+
+
+def _fill(hub: LocalHub) -> None:
+    hub.fake_sizes["config.json"] = 10**18
+
+
+def _leave(hub: LocalHub) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("reference", "switch", "message"),
+    [
+        (
+            miniatures.LLAMA,
+            _gate,
+            r"is gated: accept its terms at http.*/mini/R1.*, and log in with `hf auth",
+        ),
+        (
+            miniatures.LLAMA,
+            _refuse,
+            r"The hub refuses the token .*: log in with `hf auth login`, or set HF_TOKEN",
+        ),
+        (miniatures.LLAMA, _fill, r"needs 1,000,000,0.* GB on the disk of the cache, of which .* are free"),
+        (f"{miniatures.LLAMA}@v9", _leave, r"has no revision v9: see http"),
+        ("mini/nothing", _leave, r"There is no model mini/nothing on the hub, or it is private"),
+        (
+            f"{miniatures.LLAMA_SAE}:blocks.9",
+            _leave,
+            r"has no folder blocks\.9: it holds blocks\.2\.hook_resid",
+        ),
+    ],
+)
+def test_one_sentence_each(
+    hub: LocalHub, reference: str, switch: Callable[[LocalHub], None], message: str
+) -> None:
+    switch(hub)
+    with pytest.raises(UserError, match=message) as raised:
+        local_copy(reference)
+    assert "\n" not in str(raised.value)
+    assert not list(hub.home.rglob("*.safetensors"))
+
+
+def test_a_private_repository_is_read_with_its_token(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.private[miniatures.LLAMA_SAE] = "hf_right"
+    with pytest.raises(UserError, match="There is no model"):
+        local_copy(miniatures.LLAMA_SAE)
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    assert local_copy(f"{miniatures.LLAMA_SAE}:{miniatures.HOOK}").path.name == miniatures.HOOK
+
+
+def test_without_network(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        local_hub.using(hub, offline=True),
+        pytest.raises(MissingArtefact, match="HF_HUB_OFFLINE is set: run"),
+    ):
+        local_copy(miniatures.QWEN)
+    copy = local_copy(miniatures.QWEN)
+    nowhere = LocalHub(hub.root, hub.home, url="http://127.0.0.1:9")
+    with local_hub.using(nowhere):
+        assert local_copy(miniatures.QWEN) == copy
+        with pytest.raises(
+            MissingArtefact, match="not in the cache, and the hub cannot be reached: run once"
+        ):
+            local_copy(miniatures.LLAMA)
+    with local_hub.using(hub, offline=True):
+        assert local_copy(miniatures.QWEN) == copy
