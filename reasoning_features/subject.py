@@ -1,8 +1,9 @@
-"""The subject: a language model, its tokenizer and the place where its residual stream is read.
+"""The subject: a language model, its tokenizer and the place where it is read.
 
 The only room that knows how models are run. Bulk reading uses the plain Hugging Face model, stopped
 right after the last block that is needed; :meth:`Subject.bridge` gives the same model as a
-TransformerLens ``TransformerBridge`` for exploring.
+TransformerLens ``TransformerBridge`` for exploring. The place, or site, is the residual stream after a block
+(``resid_post``), or what that block's MLP adds to it (``mlp_out``).
 """
 
 from __future__ import annotations
@@ -11,22 +12,26 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
-from reasoning_features import checksums, paths
+from reasoning_features import checksums, hub, paths
+from reasoning_features.devices import check_device
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.later_blocks import Prefix, later_blocks, unembedding_reads, versions_of_one_token
 
+Site = Literal["resid_post", "mlp_out"]
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -40,15 +45,17 @@ class _Enough(Exception):
 
 @dataclass(frozen=True)
 class Subject:
-    """A causal language model read at the output of one block.
+    """A causal language model read at one block.
 
     Attributes:
         model: the Hugging Face model, in evaluation mode, without gradients.
         tokenizer: its tokenizer.
-        layer: the block whose output is the hook point (0 is the first block).
-        name: the model as it was asked for (a directory relative to the repository's root, or a hub id).
-        revision: digest of a local directory's files, or the hub revision: what pins the weights.
-        directory: where the model was loaded from (a local directory, or the hub id itself).
+        layer: the block of the hook point (0 is the first block).
+        name: the model as it was asked for (a directory relative to the repository's root, or ``owner/name``
+            of the hub).
+        revision: digest of a local directory's files, or the hub's commit: what pins the weights.
+        directory: the directory that the model was loaded from.
+        site: what is read at the block: the residual stream after it, or the output of its MLP.
     """
 
     model: PreTrainedModel
@@ -57,6 +64,12 @@ class Subject:
     name: str
     revision: str
     directory: str
+    site: Site = "resid_post"
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the model's name."""
+        return short_name(self.name)
 
     @property
     def device(self) -> torch.device:
@@ -76,12 +89,19 @@ class Subject:
     @property
     def hook_name(self) -> str:
         """The hook point in TransformerLens' names, as an SAE's metadata records it."""
-        return f"blocks.{self.layer}.hook_resid_post"
+        return f"blocks.{self.layer}.hook_{self.site}"
 
     @property
     def hooked_block(self) -> torch.nn.Module:
-        """The block whose output is the hook point."""
-        return self._block(self.layer)
+        """The module whose output is the hook point: the block, or its MLP."""
+        block: Any = self._block(self.layer)
+        return block.mlp if self.site == "mlp_out" else block
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text as the tokenizer gives them, but never two BOS: chat templates write one."""
+        ids: list[int] = self.tokenizer.encode(text)
+        bos = self.tokenizer.bos_token_id
+        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
     @torch.no_grad()
     def embeddings(self, tokens: Tensor) -> Tensor:
@@ -89,16 +109,15 @@ class Subject:
         return self.model.get_input_embeddings()(tokens.to(self.device))
 
     def residual(self, tokens: Tensor) -> Tensor:
-        """Residual stream ``[b, t, d]`` at the hook point for token ids ``[b, t]``.
+        """Activations ``[b, t, d]`` at the hook point for token ids ``[b, t]``; nothing after it runs.
 
         Rows may be padded on the right with any token: attention is causal, so no position sees the
         padding after it and no attention mask is needed.
         """
-        return self.residuals(tokens, [self.layer])[self.layer]
+        return self._read(tokens, {self.layer: self.hooked_block}, self.layer)[self.layer]
 
-    @torch.no_grad()
     def residuals(self, tokens: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-        """Residual stream ``[b, t, d]`` after each of ``layers``; blocks after the last one do not run.
+        """Residual stream ``[b, t, d]`` after each of ``layers``, whatever the site; later blocks do not run.
 
         Equal to Hugging Face's ``hidden_states[layer + 1]``, except after the last block, where
         ``hidden_states`` holds the output of the final norm instead.
@@ -108,8 +127,12 @@ class Subject:
         """
         for layer in layers:
             _check_layer(layer, self.n_layers, self.name)
+        return self._read(tokens, {layer: self._block(layer) for layer in layers}, max(layers))
+
+    @torch.no_grad()
+    def _read(self, tokens: Tensor, modules: dict[int, torch.nn.Module], last: int) -> dict[int, Tensor]:
+        """Outputs of some modules; the forward pass is left when that of ``last`` has run."""
         read: dict[int, Tensor] = {}
-        last = max(layers)
 
         def reader(layer: int) -> Callable[..., None]:
             def hook(module: Any, inputs: Any, output: Any) -> None:
@@ -120,8 +143,8 @@ class Subject:
             return hook
 
         with contextlib.ExitStack() as stack:
-            for layer in set(layers):
-                stack.callback(self._block(layer).register_forward_hook(reader(layer)).remove)
+            for layer, module in modules.items():
+                stack.callback(module.register_forward_hook(reader(layer)).remove)
             with contextlib.suppress(_Enough):
                 self.model.base_model(input_ids=tokens.to(self.device), use_cache=False)
         return read
@@ -132,24 +155,24 @@ class Subject:
         return self.model(input_ids=tokens.to(self.device), use_cache=False).logits
 
     def logits_with(self, tokens: Tensor, edit: Callable[[Tensor], Tensor]) -> Tensor:
-        """Next-token logits ``[b, t, vocabulary]`` with ``edit`` applied to the stream at the hook point.
+        """Next-token logits ``[b, t, vocabulary]`` with ``edit`` applied at the hook point.
 
         Args:
             tokens: token ids ``[b, t]``.
-            edit: takes the residual stream ``[b, t, d]`` and gives the one to go on with.
+            edit: takes the activations ``[b, t, d]`` there and gives those to go on with.
         """
         with self.edited(edit):
             return self.logits(tokens)
 
     @contextlib.contextmanager
     def edited(self, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Within this context every forward pass goes on from ``edit(stream)`` at the hook point."""
+        """Within this context every forward pass goes on from ``edit(activations)`` at the hook point."""
 
         def hook(module: Any, inputs: Any, output: Any) -> Any:
             changed = edit(_stream(output))
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-        handle = self._block(self.layer).register_forward_hook(hook)
+        handle = self.hooked_block.register_forward_hook(hook)
         try:
             yield
         finally:
@@ -166,7 +189,11 @@ class Subject:
             stream: ``[b, t, d]`` the residual stream after block ``layer``.
             layer: the block.
             places: ``[b, k]`` where in each row the logits are wanted.
+
+        Raises:
+            UserError: a layer the model does not have, or the subject is not read at the residual stream.
         """
+        self._needs_the_stream()
         _check_layer(layer, self.n_layers, self.name)
         at, rows = places.to(self.device), torch.arange(len(places), device=self.device)[:, None]
         tail = later_blocks(self.model, layer)
@@ -175,7 +202,12 @@ class Subject:
 
     @torch.no_grad()
     def prefix(self, tokens: Tensor) -> Prefix:
-        """Runs one sequence ``[t]`` and keeps what :meth:`logits_of_versions` needs."""
+        """Runs one sequence ``[t]`` and keeps what :meth:`logits_of_versions` needs.
+
+        Raises:
+            UserError: the subject is not read at the residual stream.
+        """
+        self._needs_the_stream()
         read: list[Tensor] = []
         handle = self._block(self.layer).register_forward_hook(lambda *given: read.append(_stream(given[-1])))
         try:
@@ -237,6 +269,13 @@ class Subject:
             self.directory, dtype=self.model.dtype, device=str(self.device)
         )
 
+    def _needs_the_stream(self) -> None:
+        if self.site != "resid_post":
+            raise UserError(
+                f"The model cannot go on from the output of an MLP alone (site {self.site}): "
+                "set site=resid_post for this measurement."
+            )
+
     def _block(self, layer: int) -> torch.nn.Module:
         blocks: Any = self.model.base_model.layers
         return blocks[layer]
@@ -252,42 +291,65 @@ def next_token_loss(logits: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
 
 
 def load_subject(
-    model: str, layer: int, *, device: str = "cpu", dtype: str = "float32", revision: str | None = None
+    model: str, layer: int, *, device: str = "cpu", dtype: str = "float32", site: Site = "resid_post"
 ) -> Subject:
     """Load a model and its tokenizer from a local directory or the hub.
 
     Args:
-        model: a directory (absolute, or relative to the repository's root), or a hub id ``owner/name``.
-        layer: the block whose output is read, from 0.
-        device: where to run.
+        model: a directory (absolute, or relative to the repository's root), or ``owner/name[@revision]`` of
+            the hub; directories are pinned by their checksums, the hub's models by their commit.
+        layer: the block that is read, from 0.
+        device: where to run; the weights are read straight into it.
         dtype: "float32", "bfloat16" or "float16": the precision to run in.
-        revision: the hub revision to pin; local directories are pinned by their checksums.
+        site: what is read: "resid_post", the residual stream after the block, or "mlp_out", its MLP's output.
 
     Raises:
-        MissingArtefact: the directory is not there.
+        MissingArtefact: the directory is not there, or the model is neither in the cache nor in reach.
         CorruptArtefact: a shipped file's checksum does not match.
-        UserError: a layer the model does not have, or an unknown dtype.
+        UserError: a layer the model does not have, an unknown dtype, a device that is not there, a model
+            without weights as safetensors, or what :func:`reasoning_features.hub.local_copy` refuses.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}.")
-    directory = paths.root() / model
-    local = directory.is_dir()
-    if not local and (Path(model).is_absolute() or model.startswith(("data/", "./", "../"))):
-        raise MissingArtefact(f"There is no model in {model}: `make organism` makes the shipped ones.")
-    if local:
+    check_device(device)
+    if hub.is_local(model):
+        directory, name = paths.resolve(model), model
+        if not directory.is_dir():
+            raise MissingArtefact(f"There is no model in {model}: `make organism` makes the shipped ones.")
         checksums.verify_shipped(directory)
-    source = str(directory) if local else model
-    network = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], revision=revision or "main")
-    _check_layer(layer, network.config.num_hidden_layers, model)
-    network.eval().requires_grad_(False).to(device)
+        revision = checksums.directory_digest(directory)
+    else:
+        copy = hub.local_copy(model)
+        directory, name, revision = copy.path, hub.parse(model).repo, copy.sha
+        if not any(directory.glob("*.safetensors")):
+            raise UserError(f"{name} has no weights as safetensors: give a revision or a model that has.")
+    _check_layer(layer, AutoConfig.from_pretrained(directory).num_hidden_layers, name)
+    place = {} if device == "cpu" else {"device_map": {"": device}}
+    network = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype], **place)
+    network.eval().requires_grad_(False)
     return Subject(
         model=network,
-        tokenizer=AutoTokenizer.from_pretrained(source, revision=revision or "main"),
+        tokenizer=_tokenizer(directory),
         layer=layer,
-        name=model,
-        revision=checksums.directory_digest(directory) if local else (revision or "main"),
-        directory=source,
+        name=name,
+        revision=revision,
+        directory=str(directory),
+        site=site,
     )
+
+
+def short_name(reference: str) -> str:
+    """The last part of a model's name, without revision: what tables call it."""
+    return Path(reference).name if hub.is_local(reference) else hub.parse(reference).repo.split("/")[1]
+
+
+def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer as its file says, whatever class its configuration names.
+
+    R1's names LlamaTokenizerFast, and transformers 5 then puts Llama 2's way with spaces in place of its own.
+    """
+    whole = (directory / "tokenizer.json").is_file()
+    return (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(directory)
 
 
 def _check_layer(layer: int, n_layers: int, name: str) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import local_hub
+import miniatures
 import pytest
 import torch
+from local_hub import LocalHub
 from tiny import LAYERS, make_tiny_llama
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
-from reasoning_features.subject import Subject, load_subject
+from reasoning_features.subject import Subject, load_subject, short_name
 
 
 @pytest.fixture
@@ -181,3 +187,116 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     weights.unlink()
     with pytest.raises(MissingArtefact, match=r"models/m/model\.safetensors is missing"):
         load_subject("data/organism/models/m", 0)
+
+
+@pytest.fixture(scope="session")
+def mlp_subject(tiny_llama: Path) -> Subject:
+    return load_subject(str(tiny_llama), 1, site="mlp_out")
+
+
+def test_the_output_of_an_mlp_is_what_it_adds_to_the_stream(
+    mlp_subject: Subject, tokens: torch.Tensor
+) -> None:
+    assert mlp_subject.hook_name == "blocks.1.hook_mlp_out"
+    ran: list[int] = []
+    last = mlp_subject.model.model.layers[2]
+    handle = last.register_forward_pre_hook(lambda *_: ran.append(2))
+    found = mlp_subject.residual(tokens)
+    handle.remove()
+    assert not ran
+    _, cache = mlp_subject.bridge().run_with_cache(tokens)
+    torch.testing.assert_close(found, cache[mlp_subject.hook_name], rtol=1e-4, atol=1e-4)
+    stream = mlp_subject.residuals(tokens, [1])[1]
+    # without the MLP's part the stream after the block is smaller by just that
+    with mlp_subject.edited(torch.zeros_like):
+        torch.testing.assert_close(
+            stream - mlp_subject.residuals(tokens, [1])[1], found, rtol=1e-4, atol=1e-4
+        )
+    slope = mlp_subject.gradient(tokens, lambda logits: logits[:, 5, 7].sum())
+    assert slope.shape == found.shape and slope[:, :6].abs().max() > 0 == slope[:, 6:].abs().max()
+
+
+def test_what_needs_the_stream_is_refused_at_an_mlp(mlp_subject: Subject, tokens: torch.Tensor) -> None:
+    with pytest.raises(UserError, match=r"the output of an MLP alone \(site mlp_out\): set site=resid_post"):
+        mlp_subject.prefix(tokens[0])
+    with pytest.raises(UserError, match="site mlp_out"):
+        mlp_subject.logits_from(mlp_subject.residual(tokens), 1, torch.zeros(4, 1, dtype=torch.long))
+
+
+def test_a_model_of_the_hub(hub: LocalHub, tokens: torch.Tensor) -> None:
+    subject = load_subject(miniatures.LLAMA, miniatures.LAYER)
+    assert subject.name == miniatures.LLAMA and subject.revision == hub.sha(miniatures.LLAMA)
+    assert subject.short_name == "R1-Distill-Llama" and Path(subject.directory).name == subject.revision
+    reference = subject.model(input_ids=tokens, output_hidden_states=True).hidden_states
+    assert torch.equal(subject.residual(tokens), reference[miniatures.LAYER + 1])
+    pinned = f"{miniatures.LLAMA}@{subject.revision}"
+    with local_hub.using(hub, offline=True):
+        again = load_subject(pinned, miniatures.LAYER)
+        assert again.revision == subject.revision and again.name == subject.name
+        torch.testing.assert_close(again.residual(tokens), subject.residual(tokens), rtol=0, atol=0)
+        logits, cache = again.bridge().run_with_cache(tokens)
+    torch.testing.assert_close(cache[again.hook_name], again.residual(tokens), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(logits, again.logits(tokens), rtol=1e-3, atol=1e-3)
+
+
+def test_qwen_of_the_hub_at_its_mlp(hub: LocalHub, tokens: torch.Tensor) -> None:
+    subject = load_subject(miniatures.QWEN, miniatures.LAYER, site="mlp_out", dtype="bfloat16")
+    assert subject.residual(tokens).dtype == torch.bfloat16
+    whole = load_subject(miniatures.QWEN, miniatures.LAYER, site="mlp_out")
+    torch.testing.assert_close(subject.residual(tokens).float(), whole.residual(tokens), rtol=0.1, atol=0.1)
+
+
+def test_the_tokenizer_is_the_file_s_and_never_gives_two_bos(hub: LocalHub) -> None:
+    subject = load_subject(miniatures.LLAMA, 0)
+    bos = subject.tokenizer.bos_token_id
+    ids = subject.encode("Wait, let me\ntry  again")
+    assert ids[0] == bos and subject.tokenizer.decode(ids[1:]) == "Wait, let me\ntry  again"
+    asked = [{"role": "user", "content": "How many?"}]
+    prompt = subject.tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    assert prompt.startswith(miniatures.BOS) and subject.encode(prompt).count(bos) == 1
+
+
+def test_names() -> None:
+    assert short_name("deepseek-ai/DeepSeek-R1-Distill-Llama-8B@6a6f4aa") == "DeepSeek-R1-Distill-Llama-8B"
+    assert short_name("data/organism/models/coupled-0") == "coupled-0"
+
+
+def test_a_hub_model_that_cannot_be_used(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="has no weights as safetensors"):
+        load_subject(miniatures.QWEN_SAE, 0)
+    with pytest.raises(UserError, match=r"Layer 7 is out of range: mini/Qwen-Base has 4 layers"):
+        load_subject(miniatures.QWEN_BASE, 7)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_there(tiny_llama: Path) -> None:
+    with pytest.raises(UserError, match="no CUDA\\): set DEVICE=cpu"):
+        load_subject(str(tiny_llama), 0, device="cuda")
+    with pytest.raises(UserError, match="The device 'gpu' is unknown: set DEVICE=cpu or DEVICE=cuda"):
+        load_subject(str(tiny_llama), 0, device="gpu")
+
+
+MEASURE = """
+import resource, sys
+from reasoning_features.subject import load_subject
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = load_subject(sys.argv[1], 0, dtype="bfloat16").model
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(grown * 1024 / sum(p.numel() * 2 for p in model.parameters()), {p.dtype for p in model.parameters()})
+"""
+
+
+@pytest.mark.slow
+def test_loading_in_bfloat16_takes_no_second_copy(tmp_path: Path) -> None:
+    make_tiny_llama(tmp_path)
+    shape = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+    }
+    LlamaForCausalLM(LlamaConfig(vocab_size=32000, **shape)).to(torch.bfloat16).save_pretrained(tmp_path)
+    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
+    ran = subprocess.run(command, cwd=paths.root(), capture_output=True, text=True, check=True)
+    share, dtypes = ran.stdout.strip().split(" ", 1)
+    assert dtypes == "{torch.bfloat16}" and float(share) < 1.6
