@@ -15,10 +15,11 @@ from typing import Any
 
 import datasets
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
-from reasoning_features import paths
-from reasoning_features.errors import UserError
+from reasoning_features import hub, paths
+from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.organism.problems import Split
 from reasoning_features.settings import ProblemSource, TextSource
 
@@ -110,16 +111,62 @@ def open_rows(source: TextSource | ProblemSource) -> datasets.Dataset:
     """The rows of a source, mapped from disk: a file is taken whole, whatever the split.
 
     Raises:
-        UserError: nothing is there, it cannot be read, or has no such configuration or split.
+        UserError: nothing is there, it cannot be fetched or read, or has no such configuration or split.
     """
     place = paths.resolve(source.dataset)
     if place.is_file():
         if place.suffix not in _FORMATS:
             raise UserError(f"The file {source.dataset} must be one of {', '.join(_FORMATS)}.")
         return _loaded(source, _FORMATS[place.suffix], data_files=str(place), split="train")
+    if not hub.is_local(source.dataset):
+        return _from_hub(source)
     if not place.is_dir():
         raise UserError(f"There is no dataset in {source.dataset}: give a folder, a file, or owner/name.")
     return _loaded(source, str(place), name=source.name, split=source.split)
+
+
+def _from_hub(source: TextSource | ProblemSource) -> datasets.Dataset:
+    """The rows of a dataset of the hub: only its configuration's files, where its card names them."""
+    patterns = hub_files(source)
+    folder = hub.local_copy(source.dataset, "dataset", patterns).path
+    if patterns is None:
+        return _loaded(source, str(folder), name=source.name, split=source.split)
+    found = sorted({str(file) for pattern in patterns for file in folder.glob(pattern)})
+    kinds = [kind for ending, kind in _FORMATS.items() if found and ending in Path(found[0]).suffixes]
+    if not kinds:
+        raise UserError(f"The dataset {source.dataset} holds no {', '.join(_FORMATS)} in {patterns}.")
+    return _loaded(source, kinds[0], data_files=found, split="train")
+
+
+def hub_files(source: TextSource | ProblemSource) -> list[str] | None:
+    """Patterns of a dataset's files that hold this configuration and split, from its card; None: all files.
+
+    Raises:
+        UserError: the card knows no such configuration or split, or as :func:`hub.local_copy`.
+    """
+    try:
+        card = hub.local_copy(source.dataset, "dataset", ["README.md"]).path / "README.md"
+        parts = card.read_text(encoding="utf-8").split("---\n")
+        told = (yaml.safe_load(parts[1]) if len(parts) > 2 else None) or {}
+    except (MissingArtefact, FileNotFoundError, yaml.YAMLError):  # no card, or none that tells
+        return None
+    files = {each.get("config_name", "default"): each.get("data_files") for each in told.get("configs", [])}
+    if not any(files.values()):
+        return None
+    name = source.name or next((n for n in ("default", *files) if n in files), "")
+    if not files.get(name):
+        raise UserError(f"{source.dataset} has no configuration {source.name!r}: it has {', '.join(files)}.")
+    splits: dict[str, list[str]] = {}
+    for each in _listed(files[name]):
+        given = each if isinstance(each, dict) else {"split": "train", "path": each}
+        splits.setdefault(given["split"], []).extend(_listed(given["path"]))
+    if source.split not in splits:
+        raise UserError(f"{source.dataset} has no split {source.split!r}: it has {', '.join(splits)}.")
+    return splits[source.split]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _loaded(source: TextSource | ProblemSource, path: str, **options: Any) -> datasets.Dataset:

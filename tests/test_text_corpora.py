@@ -1,0 +1,178 @@
+"""Texts of a hub and of local files: what is read of them, in which split, and where the thinking is."""
+
+from __future__ import annotations
+
+import json
+
+import local_hub
+import miniatures as mini
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from reasoning_features import corpora
+from reasoning_features.errors import UserError
+from reasoning_features.settings import TextSource, load_settings
+from reasoning_features.text_corpora import encode_texts, text_corpus, thinking_of_ids
+from reasoning_features.text_sources import conversation_text, dataset_name, open_texts, split_rows
+
+SPLITS = ("selection", "evaluation", "training")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(miniature_root):
+    return AutoTokenizer.from_pretrained(miniature_root / "models" / mini.LLAMA)
+
+
+def of_miniatures(**more):
+    given = {
+        "corpus": "text",
+        "reasoning_text": {"dataset": mini.THOUGHTS, "domain": "domain"},
+        "general_text": {"dataset": mini.LMSYS, "column": "conversation"},
+        "solutions_text": {"dataset": mini.THOUGHTS, "column": "ground_truth_solution"},
+        "reasoning_documents": 120,
+        "general_documents": 40,
+        "context": 64,
+    }
+    return load_settings("smoke", **(given | more))
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_corpus_of_the_hub_is_one_piece_of_each_text(hub, tokenizer):
+    corpus = corpora.reasoning_corpus(of_miniatures(), tokenizer, "selection")
+    assert corpus.n_documents == 120 and np.diff(corpus.starts).max() == 64
+    assert set(corpus.domains) == set(mini.DOMAINS)
+    assert corpus.moves is None and corpus.styles is None and corpus.move_names == ()
+    texts = [row["text"] for row in mini.thoughts()]
+    read = [tokenizer.decode(corpus.document(i).tolist()) for i in range(120)]
+    assert all(sum(piece in text for text in texts) >= 1 for piece in read)
+    assert any(piece.startswith(mini.SYSTEM[:20]) for piece in read)
+    assert not all(piece.startswith(mini.SYSTEM[:20]) for piece in read)  # pieces of all depths
+    assert 0.2 < corpus.thinking.mean() < 0.95
+    again = corpora.reasoning_corpus(of_miniatures(), tokenizer, "selection")
+    other = corpora.reasoning_corpus(of_miniatures(seed=1), tokenizer, "selection")
+    assert again.digest == corpus.digest != other.digest
+
+
+def test_offline_the_cache_is_enough(hub, tokenizer):
+    online = corpora.general_corpus(of_miniatures(), tokenizer, "evaluation")
+    with local_hub.using(hub, offline=True):
+        assert corpora.general_corpus(of_miniatures(), tokenizer, "evaluation").digest == online.digest
+
+
+def test_only_the_files_of_the_configuration_are_fetched(hub):
+    rows = open_texts(TextSource(dataset=mini.THOUGHTS_ALL, name="metadata", column="deepseek_reasoning"))
+    assert len(rows.rows) == mini.TEXTS
+    assert hub.asked("metadata/train") and not hub.asked("resolve/main/data")
+    assert not any("/data/train" in path for path in hub.requests)
+    with pytest.raises(UserError, match="has no configuration 'other': it has default, metadata"):
+        open_texts(TextSource(dataset=mini.THOUGHTS_ALL, name="other"))
+    with pytest.raises(UserError, match="has no split 'test': it has train"):
+        open_texts(TextSource(dataset=mini.THOUGHTS_ALL, name="metadata", split="test"))
+
+
+def test_no_text_is_in_two_splits_whatever_the_seed():
+    parts = [set(split_rows("a", 20_000, split)) for split in SPLITS]
+    assert [len(part) / 20_000 for part in parts] == pytest.approx([0.45, 0.45, 0.1], abs=0.01)
+    assert set.union(*parts) == set(range(20_000)) and sum(map(len, parts)) == 20_000
+    assert set(split_rows("a", 1000, "selection")) < parts[0]  # more rows move no row
+    assert set(split_rows("b", 20_000, "selection")) != parts[0]
+
+
+def test_solutions_are_of_the_same_problems(hub, tokenizer):
+    settings = of_miniatures()
+    rows = {row["ground_truth_solution"]: row["problem"] for row in mini.thoughts()}
+    solutions = corpora.solution_texts(settings, tokenizer)
+    assert len(solutions) == 120
+    column = settings.solutions_text.model_copy(update={"column": "problem"})
+    problems = corpora.solution_texts(settings.model_copy(update={"solutions_text": column}), tokenizer)
+    assert [rows[text] for text in solutions] == problems
+    corpus = corpora.general_corpus(settings, tokenizer, "selection")
+    general = corpora.solution_texts(settings.model_copy(update={"solutions_text": None}), tokenizer)
+    assert general == corpus.texts(tokenizer, ~corpus.special)
+
+
+def test_thinking_lies_between_its_marks(tokenizer):
+    texts = ["a<think>Wait, hmm.</think>b", "Wait</think>b", "a<think>Wait", "nothing", "<think></think>"]
+    ids, thinking = encode_texts(texts, tokenizer)
+    held = [tokenizer.decode(i[t].tolist()) for i, t in zip(ids, thinking, strict=True)]
+    assert held == ["Wait, hmm.", "Wait", "Wait", "", ""]
+    for row, inside in zip(ids[:3], thinking, strict=False):
+        assert thinking_of_ids(row, tokenizer).tolist() == inside.tolist()
+
+
+def test_there_is_never_a_second_bos(tokenizer):
+    (ids,), _ = encode_texts([f"{mini.BOS}{mini.USER}Hi"], tokenizer)
+    assert tokenizer.bos_token_id not in ids
+    turns = [{"role": "user", "content": "Hi"}]
+    assert mini.BOS not in conversation_text(turns, tokenizer)
+
+
+def test_conversations_read_as_the_released_script_renders_them(tokenizer, miniature_root):
+    for turns in mini.conversations(6):
+        assert conversation_text(turns, tokenizer) == mini.render(turns)
+    plain = AutoTokenizer.from_pretrained(miniature_root / "models" / mini.LLAMA)
+    plain.get_vocab = lambda: {}
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert conversation_text(turns, plain) == mini.render(turns) + mini.EOS  # its own template
+    plain.chat_template = None
+    assert conversation_text(turns, plain) == "a\n\nb"
+
+
+def test_a_column_of_token_ids(hub, tokenizer):
+    source = TextSource(dataset=mini.TOKENIZED, column="tokens")
+    corpus = text_corpus(source, "packed", tokenizer, "selection", 20, 100, 0)
+    assert np.diff(corpus.starts).tolist() == [100] * 20
+    assert set(corpus.domains) == {"lmsys-openthoughts-tokenized"}
+    assert corpus.special.sum() == np.isin(corpus.tokens, tokenizer.all_special_ids).sum() > 0
+    assert 0 < corpus.thinking.mean() < 1
+    assert len(open_texts(source).ids([0])[0]) == mini.ROW
+
+
+def test_local_files_are_taken_as_they_are(tmp_path, tokenizer):
+    rows = [{"text": f"Wait, text {i}.", "domain": "ab"[i % 2]} for i in range(60)]
+    file = write_rows(tmp_path / "mine.jsonl", [*rows, {"text": "", "domain": "a"}, {"text": None}])
+    settings = of_miniatures(reasoning_text={"dataset": file, "domain": "domain", "split": "whatever"})
+    corpus = corpora.reasoning_corpus(settings, tokenizer, "selection")
+    assert 15 < corpus.n_documents < 45 and set(corpus.domains) == {"a", "b"}  # all there are
+    assert dataset_name(file) == "mine"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"dataset": "FILE", "column": "body"}, "has no column 'body': it has text, number"),
+        ({"dataset": "FILE", "domain": "kind"}, "has no column 'kind'"),
+        ({"dataset": "FILE", "column": "number"}, "holds neither texts, nor conversations"),
+        ({"dataset": "data/nowhere"}, "There is no dataset in data/nowhere"),
+        ({"dataset": "BROKEN"}, "cannot be read"),
+        ({"dataset": "FOLDER", "split": "test"}, "cannot be read"),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_one_sentence(tmp_path, tokenizer, source, said):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    names = {
+        "FILE": write_rows(tmp_path / "a.jsonl", [{"text": "a b", "number": 1}] * 9),
+        "BROKEN": write_rows(tmp_path / "b.parquet", [{"text": "a"}]),
+        "FOLDER": str(folder),
+    }
+    write_rows(folder / "train.jsonl", [{"text": "a"}])
+    source["dataset"] = names.get(source["dataset"], source["dataset"])
+    with pytest.raises(UserError, match=said) as raised:
+        corpora.reasoning_corpus(of_miniatures(reasoning_text=source), tokenizer, "selection")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_corpus_without_texts_or_source_is_told(tmp_path, tokenizer):
+    file = write_rows(tmp_path / "empty.jsonl", [{"text": ""}] * 5)
+    with pytest.raises(UserError, match=r"'reasoning \(selection\)' is empty"):
+        corpora.reasoning_corpus(of_miniatures(reasoning_text={"dataset": file}), tokenizer, "selection")
+    with pytest.raises(UserError, match="needs `general_text`"):
+        corpora.general_corpus(
+            of_miniatures().model_copy(update={"general_text": None}), tokenizer, "selection"
+        )

@@ -1,0 +1,92 @@
+"""Rows for training: packed texts, token ids as they are, and one order for good."""
+
+from __future__ import annotations
+
+import json
+
+import miniatures as mini
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from reasoning_features.errors import UserError
+from reasoning_features.settings import TextSource, load_settings
+from reasoning_features.text_sources import open_texts
+from reasoning_features.training_rows import training_rows
+
+
+@pytest.fixture(scope="module")
+def tokenizer(miniature_root):
+    return AutoTokenizer.from_pretrained(miniature_root / "models" / mini.LLAMA)
+
+
+TOKENS = TextSource(dataset=mini.TOKENIZED, column="tokens")
+TALKS = TextSource(dataset=mini.LMSYS, column="conversation")
+SLIM = TextSource(dataset=mini.SLIM)
+
+
+def settings(**more):
+    return load_settings("smoke", corpus="text", context=32, **more)
+
+
+def test_token_ids_are_used_as_they_are_longer_rows_cut_up(hub, tokenizer):
+    rows = training_rows(settings(), tokenizer, [TOKENS])
+    held = open_texts(TOKENS)
+    whole = np.concatenate(held.ids(list(range(len(held.rows))))).reshape(-1, 32)
+    ours = rows.rows(0, len(rows)).numpy()
+    assert len(rows) == len(whole) == 4 * len(held.rows)
+    assert sorted(map(tuple, ours)) == sorted(map(tuple, whole))
+    assert ours.tolist() != whole.tolist()
+
+
+def test_texts_are_packed_with_eos_between_and_no_bos(hub, tokenizer):
+    rows = training_rows(settings(), tokenizer, [TALKS], tokens=10**9)
+    tokens = rows.rows(0, len(rows))
+    assert tokens.shape == (len(rows), 32) and tokens.dtype == torch.int64
+    assert tokenizer.bos_token_id not in tokens
+    texts = [mini.render(turns) for turns in mini.conversations()]
+    lengths = sum(len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
+    assert 0 <= lengths - tokens.numel() < 32
+    between = sum(len(turns) // 2 for turns in mini.conversations())  # within conversations, and after each
+    assert abs(int((tokens == tokenizer.eos_token_id).sum()) - between) <= 2
+
+
+def test_sources_come_in_turn_and_in_one_order(hub, tokenizer):
+    both = training_rows(settings(), tokenizer, [TALKS, SLIM])
+    alone = [training_rows(settings(), tokenizer, [each]) for each in (TALKS, SLIM)]
+    for k, each in enumerate(alone):
+        mine = set(map(tuple, both.rows(0, len(both))[k::2].tolist()))
+        assert mine <= set(map(tuple, each.rows(0, len(each)).tolist()))
+    assert len(both) == 2 * min(map(len, alone))
+    again = training_rows(settings(), tokenizer, [TALKS, SLIM])
+    assert again.identity == both.identity and torch.equal(again.rows(3, 17), both.rows(3, 17))
+    assert torch.equal(both.rows(0, 20)[5:9], both.rows(5, 9))
+    other = training_rows(settings(seed=1), tokenizer, [TALKS, SLIM])
+    assert other.identity != both.identity and not torch.equal(other.rows(0, 9), both.rows(0, 9))
+    assert both.rows(4, 4).shape == (0, 32)
+    with pytest.raises(IndexError):
+        both.rows(0, len(both) + 1)
+
+
+def test_only_as_many_texts_as_are_needed_are_tokenised(tmp_path, tokenizer, hub, monkeypatch):
+    file = tmp_path / "many.jsonl"
+    file.write_text("".join(json.dumps({"text": f"Wait, number {i}. " * 4}) + "\n" for i in range(500)))
+    monkeypatch.setattr("reasoning_features.training_rows._TEXTS_A_PIECE", 50)
+    some = training_rows(settings(), tokenizer, [TextSource(dataset=str(file))], tokens=3000)
+    every = training_rows(settings(), tokenizer, [TextSource(dataset=str(file))], tokens=10**9)
+    assert 3000 <= 32 * len(some) < 6000 < 32 * len(every)
+
+
+def test_what_cannot_be_packed_is_told(tmp_path, tokenizer, hub):
+    file = tmp_path / "short.jsonl"
+    file.write_text(json.dumps({"text": "Wait"}) + "\n")
+    with pytest.raises(UserError, match="do not fill one row of 32 tokens"):
+        training_rows(settings(), tokenizer, [TextSource(dataset=str(file))])
+    with pytest.raises(UserError, match="have 128 tokens, fewer than the context of 256"):
+        training_rows(load_settings("smoke", corpus="text", context=256), tokenizer, [TOKENS])
+    with pytest.raises(UserError, match="set `training_text`"):
+        training_rows(settings(), tokenizer, [])
+    file.write_text(json.dumps({"text": [5, 900_000] * 40}) + "\n")
+    with pytest.raises(UserError, match="holds the token id 900000"):
+        training_rows(settings(), tokenizer, [TextSource(dataset=str(file))])
