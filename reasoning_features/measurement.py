@@ -135,7 +135,7 @@ def measure(
 ) -> Measurement:
     """Read the corpus once and accumulate everything.
 
-    Memory, beside the model and the autoencoder: 8 · blocks · sets · features bytes of sums, 1.5 GB for
+    Memory, beside the model and the autoencoder: 8 · blocks · sets · features bytes of sums, 2 GB for
     pieces of activations and best tokens, and (sets / 8 + 150) bytes a token of the corpus.
 
     Args:
