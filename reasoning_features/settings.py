@@ -131,6 +131,7 @@ class Settings(BaseModel):
     evaluation_start: NonNegativeInt = 0  # the first evaluation problem that winners are put to
     shown_start: NonNegativeInt = 0  # the first of the side experiments
     problems: dict[str, ProblemSource] = {}  # benchmarks, by name
+    system_prompt: str | None = None  # put before every problem of a benchmark
     max_new_tokens: PositiveInt = 32_768  # the longest answer to a problem of a benchmark
     samples: PositiveInt = 1  # answers to each problem of a benchmark
     engine: Literal["rows", "continuous"] = "rows"  # how long answers are batched
