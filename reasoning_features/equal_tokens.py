@@ -9,39 +9,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from reasoning_features.benchmarks import Questions
+from reasoning_features.benchmarks import repeated
 from reasoning_features.errors import UserError
 from reasoning_features.significance import bootstrap_mean, paired_difference
 from reasoning_features.steering import Condition
 from reasoning_features.token_rules import forced_wait
 
+__all__ = [
+    "LONGER",
+    "MAJORITY",
+    "at_equal_tokens",
+    "equal_token_comparison",
+    "longer_conditions",
+    "majority_votes",
+    "repeated",
+    "single_answers",
+    "spending_curve",
+]
+
 MAJORITY, LONGER = "majority", "thinking longer"
 COLUMNS = ["method", "size", "problem", "correct", "tokens"]
-
-
-def repeated(questions: Questions, times: int) -> Questions:
-    """The questions several times over: number ``i`` asks question ``i % n``, with draws of its own.
-
-    The first ``n`` draw as the questions themselves do under the same seed.
-    """
-    n = len(questions)
-
-    def grade(numbers: Sequence[int], continuations: Sequence[Sequence[int]]) -> pd.DataFrame:
-        return questions.grade([number % n for number in numbers], continuations)
-
-    return replace(
-        questions,
-        name=f"{questions.name}, {times} times",
-        prompts=questions.prompts * times,
-        domains=questions.domains * times,
-        grade=grade,
-    )
 
 
 def majority_votes(answered: pd.DataFrame, n: int, sizes: Sequence[int]) -> pd.DataFrame:
