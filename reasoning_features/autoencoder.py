@@ -6,6 +6,7 @@ the activations, 1 − Σ‖x − x̂‖² / Σ‖x − mean‖², so that an au
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,23 +15,31 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sae_lens import SAE
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from torch import Tensor
 
-from reasoning_features import checksums, paths
+from reasoning_features import checksums, hub, paths
 from reasoning_features.activations import Moments
+from reasoning_features.autoencoder_files import is_autoencoder, read_autoencoder
+from reasoning_features.encoding import ELEMENTS
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
+
+WIDE = 2**24
+"""The most pairs of directions compared in float64 and at once; more are in float32, some at a time."""
+MANY = 2**27
+"""The most numbers of activations that stand in memory in float64: 1 GiB."""
 
 
 def load_autoencoder(
-    directory: str, d_model: int, hook_name: str | None = None, device: str = "cpu"
+    reference: str, d_model: int, hook_name: str | None = None, device: str = "cpu"
 ) -> SAE[Any]:
     """Load an SAE that works on raw activations, after its checksums.
 
     Args:
-        directory: where SAELens' ``cfg.json`` and ``sae_weights.safetensors`` are (absolute, or relative to
-            the repository's root).
+        reference: a directory (absolute, or relative to the repository's root) or
+            ``owner/name[@revision][:folder]`` of the hub, with ``cfg.json`` and weights as SAELens or
+            EleutherAI's sparsify keep them.
         d_model: width of the activations it is meant for.
         hook_name: hook point it is meant for; None accepts any.
         device: where to put it.
@@ -38,15 +47,23 @@ def load_autoencoder(
     Raises:
         MissingArtefact: there is no SAE in the directory.
         CorruptArtefact: a shipped file's checksum does not match, or the files cannot be read.
-        UserError: the SAE has another width or hook point, or expects scaled activations.
+        UserError: the SAE has another width or hook point, or expects scaled activations, or is of a kind
+            that is not known; or what :func:`reasoning_features.hub.local_copy` refuses.
     """
-    path = paths.root() / directory
-    name = paths.relative(path)
-    checksums.verify_shipped(path)
-    if not (path / "cfg.json").is_file() or not (path / "sae_weights.safetensors").is_file():
-        raise MissingArtefact(f"There is no autoencoder in {name}: `make organism` makes the shipped ones.")
+    if hub.is_local(reference):
+        path = paths.resolve(reference)
+        name = paths.relative(path)
+        advice = "`make organism` makes the shipped ones"
+        checksums.verify_shipped(path)
+    else:
+        path, name = hub.local_copy(reference).path, reference
+        advice = "name the folder that has cfg.json, as owner/name:folder"
+    if not is_autoencoder(path):
+        raise MissingArtefact(f"There is no autoencoder in {name}: {advice}.")
     try:
-        sae = SAE.load_from_disk(path, device=device)
+        sae = read_autoencoder(path, name, device)
+    except UserError:
+        raise
     except Exception as error:
         raise CorruptArtefact(f"The autoencoder in {name} cannot be read: restore its files.") from error
     if sae.cfg.d_in != d_model:
@@ -65,6 +82,31 @@ def load_autoencoder(
             f"({sae.cfg.normalize_activations}): fold the scaling into its weights first."
         )
     return sae.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def check_scaling(sae: SAE[Any], residual: Tensor) -> None:
+    """Raises UserError where an SAE explains activations ``[n, d]`` only once they are scaled.
+
+    A checkpoint from within a training expects activations of mean norm √d; SAELens 5 wrote the same
+    configuration beside it and beside the folded weights of the training's end.
+    """
+    given = residual.to(sae.device).float()
+    scale = given.shape[1] ** 0.5 / given.norm(dim=1).mean()
+    whole = (given - given.mean(0)).square().sum()
+    errors = [
+        sum(
+            float((part - sae.decode(sae.encode(part * by)) / by).square().sum())
+            for part in given.split(max(1, ELEMENTS // sae.cfg.d_sae))
+        )
+        for by in (1.0, scale)
+    ]
+    raw, scaled = (1 - error / float(whole) for error in errors)
+    if scaled > max(raw, 0.0):
+        raise UserError(
+            f"The autoencoder explains {scaled:.0%} of the variance of scaled activations and {raw:.0%} of "
+            "raw ones: it is a checkpoint from within a training; give the one of its end."
+        )
 
 
 @dataclass(frozen=True)
@@ -137,12 +179,12 @@ def reconstruct(
         residual: the activations.
         mean: ``[d]`` the mean that variance is measured about; by default that of ``residual``. Shards of
             one sample need the mean of all (:class:`reasoning_features.activations.Moments`).
-        size: activations in one pass.
+        size: the most activations in one pass.
     """
-    centre = torch.from_numpy(Moments.of(residual).mean if mean is None else mean)
+    centre = _mean(residual) if mean is None else torch.from_numpy(mean)
     errors, deviations, actives = [], [], []
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
-    for batch in residual.split(size):
+    for batch in residual.split(min(size, max(1, ELEMENTS // sae.cfg.d_sae))):
         features = sae.encode(batch.to(sae.device))
         output = sae.decode(features).cpu()
         errors.append((batch.double() - output.double()).square().sum(1))
@@ -167,10 +209,18 @@ def best_cosines(decoder: Tensor, other: Tensor) -> NDArray[np.float64]:
 
     A direction of length 0 has cosine 0 with everything.
     """
+    found = [part.max(1).values.double().cpu() for part in _cosines(decoder, other)]
+    return torch.cat(found).numpy()
+
+
+def _cosines(decoder: Tensor, other: Tensor) -> Iterator[Tensor]:
+    """Cosines ``[m, r]`` of some rows of ``decoder`` at a time with all of ``other``."""
+    dtype = torch.float64 if len(decoder) * len(other) <= WIDE else torch.float32
     unit, others = (
-        torch.nn.functional.normalize(directions.detach().double(), dim=1) for directions in (decoder, other)
+        torch.nn.functional.normalize(directions.detach().to(dtype), dim=1) for directions in (decoder, other)
     )
-    return (unit @ others.T).max(1).values.cpu().numpy()
+    for part in unit.split(max(1, WIDE // len(others))):
+        yield part @ others.T
 
 
 def matched_share(decoder: Tensor, other: Tensor, threshold: float = 0.7) -> float:
@@ -190,8 +240,7 @@ def paired_share(decoder: Tensor, other: Tensor, threshold: float = 0.7) -> floa
     The largest pairing at cosine ≥ ``threshold``. It tells features found again from many features that all
     point at the same few directions, as early in training: :func:`matched_share` counts each of those.
     """
-    unit, others = (torch.nn.functional.normalize(d.detach().double(), dim=1) for d in (decoder, other))
-    near = csr_matrix((unit @ others.T >= threshold).cpu().numpy())
+    near = vstack([csr_matrix((part >= threshold).cpu().numpy()) for part in _cosines(decoder, other)])
     return float((maximum_bipartite_matching(near, perm_type="column") >= 0).mean())
 
 
@@ -200,14 +249,32 @@ def principal_explained(residual: Tensor, k: int) -> float:
 
     What any ``k`` fixed directions can do at most: an SAE with L0 = k has to be better to be worth its name.
     """
-    covariance = torch.cov(residual.double().T)
-    variances = torch.linalg.eigvalsh(covariance).flip(0)
+    variances = torch.linalg.eigvalsh(_covariance(residual)).flip(0)
     return float(variances[:k].sum() / variances.sum())
 
 
 def gaussian_directions(residual: Tensor, n: int, seed: int) -> Tensor:
     """``n`` random directions ``[n, d]`` with the covariance of activations: what is shared by chance."""
     generator = torch.Generator().manual_seed(seed)
-    variances, axes = torch.linalg.eigh(torch.cov(residual.double().T))
+    variances, axes = torch.linalg.eigh(_covariance(residual))
     noise = torch.randn(n, residual.shape[1], generator=generator, dtype=torch.float64)
     return (noise * variances.clamp(min=0).sqrt()) @ axes.T
+
+
+def _covariance(residual: Tensor) -> Tensor:
+    """Covariance ``[d, d]`` of activations ``[n, d]`` in float64; of many, some are summed at a time."""
+    if residual.numel() <= MANY:
+        return torch.cov(residual.double().T)
+    mean = _mean(residual)
+    total = torch.zeros(residual.shape[1], residual.shape[1], dtype=torch.float64)
+    for part in residual.split(max(1, MANY // residual.shape[1])):
+        centred = part.double() - mean
+        total += centred.T @ centred
+    return total / (len(residual) - 1)
+
+
+def _mean(residual: Tensor) -> Tensor:
+    """Mean activation ``[d]`` in float64."""
+    if residual.numel() <= MANY:
+        return torch.from_numpy(Moments.of(residual).mean)
+    return residual.mean(0, dtype=torch.float64)

@@ -12,8 +12,10 @@ from sae_lens import SAE
 from safetensors.torch import load_file, save_file
 from tiny import HOOK, signed_identity
 
+import reasoning_features.autoencoder as room
 from reasoning_features.autoencoder import (
     best_cosines,
+    check_scaling,
     gaussian_directions,
     load_autoencoder,
     matched_share,
@@ -162,3 +164,34 @@ def test_gaussian_directions_have_the_covariance(residual: torch.Tensor) -> None
         torch.cov(drawn.T) / scale / scale[:, None], expected / scale / scale[:, None], atol=0.05, rtol=0
     )
     assert torch.equal(drawn, gaussian_directions(stretched, 20_000, seed=0))
+
+
+def test_scaling_is_found_out_from_activations(residual: torch.Tensor) -> None:
+    sae = signed_identity(4)
+    sae.b_enc.data -= 0.1  # a threshold tells scales apart: small activations leave features silent
+    check_scaling(sae, residual)
+    with pytest.raises(UserError, match=r"% of the variance of scaled activations and .*% of raw ones"):
+        check_scaling(sae, residual / 1000)
+
+
+def test_many_directions_are_compared_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(300, 8, generator=generator) for _ in range(2))
+    whole = best_cosines(one, other), paired_share(one, other, 0.8), matched_share(one, other, 0.8)
+    monkeypatch.setattr(room, "WIDE", 1000)
+    parts = best_cosines(one, other), paired_share(one, other, 0.8), matched_share(one, other, 0.8)
+    np.testing.assert_allclose(parts[0], whole[0], atol=1e-6)
+    assert parts[1:] == whole[1:]
+
+
+def test_many_activations_are_summed_some_at_a_time(
+    residual: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae = signed_identity(4, gain=0.5)
+    whole = principal_explained(residual, 2), gaussian_directions(residual, 5, 0), reconstruct(sae, residual)
+    monkeypatch.setattr(room, "MANY", 50)
+    monkeypatch.setattr(room, "ELEMENTS", 50)
+    parts = principal_explained(residual, 2), gaussian_directions(residual, 5, 0), reconstruct(sae, residual)
+    assert parts[0] == pytest.approx(whole[0], abs=1e-12)
+    torch.testing.assert_close((parts[1] @ parts[1].T), (whole[1] @ whole[1].T))
+    assert parts[2].explained == pytest.approx(whole[2].explained, abs=1e-9) and parts[2].l0 == whole[2].l0

@@ -1,0 +1,125 @@
+"""Autoencoders in the published formats: what they read, and that they encode as they were trained to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import local_hub
+import miniatures
+import pytest
+import torch
+from local_hub import LocalHub
+from sae_lens import StandardSAE, TopKSAE
+from safetensors.torch import load_file, save_file
+
+from reasoning_features.autoencoder import check_scaling, load_autoencoder, quality
+from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
+
+PAPER = f"{miniatures.LLAMA_SAE}:{miniatures.HOOK}"
+SPARSIFY = f"{miniatures.QWEN_SAE}:layers.{miniatures.LAYER}.mlp"
+MLP = f"blocks.{miniatures.LAYER}.hook_mlp_out"
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return [row["text"] for row in miniatures.thoughts(8)]
+
+
+@pytest.fixture
+def sparsify(miniature_root: Path, tmp_path: Path) -> Path:
+    """A copy of the autoencoder in sparsify's format, to be changed."""
+    copied = tmp_path / "sae"
+    shutil.copytree(miniature_root / "models" / miniatures.QWEN_SAE, copied)
+    return copied / f"layers.{miniatures.LAYER}.mlp"
+
+
+def test_the_paper_s_autoencoder_as_version_5_left_it(
+    hub: LocalHub, miniature_root: Path, texts: list[str]
+) -> None:
+    sae = load_autoencoder(PAPER, miniatures.WIDTH, miniatures.HOOK)
+    assert isinstance(sae, StandardSAE) and sae.cfg.normalize_activations == "none"
+    assert (
+        sae.cfg.d_sae == miniatures.FEATURES
+        and sae.dtype == torch.float32
+        and not sae.cfg.apply_b_dec_to_input
+    )
+    points = miniatures.activations(miniature_root / "models" / miniatures.LLAMA, texts, "resid_post")
+    check_scaling(sae, points)
+    found = quality(sae, points)
+    assert found["fraction of variance explained"] > 0.5 and 5 < found["L0"] < 50
+    with local_hub.using(hub, offline=True):
+        again = load_autoencoder(PAPER, miniatures.WIDTH, miniatures.HOOK)
+    assert torch.equal(again.W_dec, sae.W_dec)
+    with pytest.raises(
+        UserError, match=r"openthoughts:blocks.* reads blocks\.2\.hook_resid_post, not blocks\.3"
+    ):
+        load_autoencoder(PAPER, miniatures.WIDTH, "blocks.3.hook_resid_post")
+
+
+def test_a_checkpoint_of_version_5_is_found_out(
+    miniature_root: Path, tmp_path: Path, texts: list[str]
+) -> None:
+    shutil.copytree(miniature_root / "models" / miniatures.LLAMA_SAE / miniatures.HOOK, tmp_path / "sae")
+    points = miniatures.activations(miniature_root / "models" / miniatures.LLAMA, texts, "resid_post")
+    file = tmp_path / "sae" / "sae_weights.safetensors"
+    weights, scale = load_file(file), float(points.shape[1] ** 0.5 / points.norm(dim=1).mean())
+    inside = weights | {"W_enc": weights["W_enc"] / scale}
+    inside |= {name: weights[name] * scale for name in ("W_dec", "b_dec")}
+    save_file(inside, file)
+    with pytest.raises(UserError, match="it is a checkpoint from within a training"):
+        check_scaling(load_autoencoder(str(tmp_path / "sae"), miniatures.WIDTH), points)
+
+
+def test_sparsify_encodes_less_the_bias_and_reads_the_mlp(
+    hub: LocalHub, miniature_root: Path, texts: list[str]
+) -> None:
+    sae = load_autoencoder(SPARSIFY, miniatures.WIDTH, MLP)
+    assert isinstance(sae, TopKSAE) and sae.cfg.metadata.model_name == miniatures.QWEN
+    points = miniatures.activations(miniature_root / "models" / miniatures.QWEN, texts, "mlp_out")
+    folder = miniature_root / "models" / miniatures.QWEN_SAE / f"layers.{miniatures.LAYER}.mlp"
+    held = load_file(folder / "sae.safetensors")
+    before = (points - held["b_dec"]) @ held["encoder.weight"].T + held["encoder.bias"]
+    values, places = before.relu().topk(miniatures.QWEN_K, dim=1)
+    expected = (held["W_dec"][places] * values[..., None]).sum(1) + held["b_dec"]
+    torch.testing.assert_close(sae(points), expected, rtol=1e-4, atol=1e-4)
+    found = quality(sae, points)
+    assert found["fraction of variance explained"] > 0.4 and found["L0"] <= miniatures.QWEN_K
+    check_scaling(sae, points)
+
+
+def test_a_folder_is_named_where_it_is_forgotten(hub: LocalHub) -> None:
+    with pytest.raises(
+        MissingArtefact, match=r"no autoencoder in mini/.*: name the folder that has cfg\.json"
+    ):
+        load_autoencoder(miniatures.LLAMA_SAE, miniatures.WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"transcode": True}, "is a transcoder, not an autoencoder"),
+        ({"activation": "groupmax"}, "has an activation that is not known here"),
+    ],
+)
+def test_other_variants_of_sparsify_are_refused(
+    sparsify: Path, told: dict[str, object], message: str
+) -> None:
+    file = sparsify / "cfg.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | told))
+    with pytest.raises(UserError, match=message):
+        load_autoencoder(str(sparsify), miniatures.WIDTH)
+
+
+def test_where_sparsify_reads_is_told_by_the_folder(sparsify: Path) -> None:
+    stream = sparsify.rename(sparsify.with_name("layers.2"))
+    assert load_autoencoder(str(stream), miniatures.WIDTH).cfg.metadata.hook_name == miniatures.HOOK
+    with pytest.raises(UserError, match=r"does not tell by its folder where it reads: give layers\.N"):
+        load_autoencoder(str(stream.rename(stream.with_name("embed_tokens"))), miniatures.WIDTH)
+
+
+def test_a_damaged_file(sparsify: Path) -> None:
+    (sparsify / "sae.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CorruptArtefact, match="cannot be read"):
+        load_autoencoder(str(sparsify), miniatures.WIDTH)
