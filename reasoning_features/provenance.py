@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from reasoning_features import paths, sources
+from reasoning_features import hub, paths, sources
 from reasoning_features.checksums import directory_digest, file_digest
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
 from reasoning_features.files import read_json, write_json
 from reasoning_features.keys import RECORD
-from reasoning_features.settings import Settings
+from reasoning_features.settings import Settings, TextSource
 
 MANIFEST = "artefact.json"
 PINNED = (
@@ -38,6 +38,14 @@ PINNED = (
     "second_autoencoder",
     "truth",
     "diffing",
+)
+SOURCES = (
+    "reasoning_text",
+    "general_text",
+    "solutions_text",
+    "training_text",
+    "base_text",
+    "problems",
 )
 PACKAGES = (
     "datasets",
@@ -181,7 +189,7 @@ def begin(notebook: str, settings: Settings) -> Run:
     np.random.seed(settings.seed)
     torch.manual_seed(settings.seed)
     cells = sources.code_cells(sources.notebook_path(notebook))
-    inputs = _determinants(settings, [name for name in PINNED if getattr(settings, name)])
+    inputs = _determinants(settings, [name for name in (*PINNED, *SOURCES) if getattr(settings, name)])
     provenance = {
         "notebook": notebook,
         "notebook_sha256": sources.digest(cells),
@@ -203,13 +211,18 @@ def record_artefact(run: Run, name: str, files: Sequence[Path], caption: str) ->
     """Write a figure's or table's provenance beside it: ``<name>.json``, with its files' checksums."""
     path = run.paths.figures / f"{name}.json"
     made = {"name": name, "caption": caption, "files": {file.name: file_digest(file) for file in files}}
-    write_json(path, made | run.provenance | {"artefacts": dict(sorted(run._read.items()))})
+    # commits of what was fetched since the run began
+    inputs = run.provenance["inputs"] | _commits(run.settings, (*PINNED, *SOURCES))
+    write_json(path, made | run.provenance | {"inputs": inputs, "artefacts": dict(sorted(run._read.items()))})
     run.wrote([*files, path])
     return path
 
 
 def _determinants(settings: Settings, fields: Sequence[str]) -> dict[str, Any]:
-    """The value of each field as JSON has it; of a field that names a local directory, its content too."""
+    """The value of each field as JSON has it; of a field that names a local directory, its content too.
+
+    Of one that names a repository of the hub, its commit, as far as it is pinned or has been fetched.
+    """
     values = settings.model_dump(mode="json")
     found: dict[str, Any] = {}
     for name in sorted(fields):
@@ -217,7 +230,34 @@ def _determinants(settings: Settings, fields: Sequence[str]) -> dict[str, Any]:
         if name in PINNED and values[name] and (directory := paths.resolve(values[name])).is_dir():
             found[name] = paths.relative(directory)
             found[f"{name}_sha256"] = directory_digest(directory)
+    return found | _commits(settings, fields)
+
+
+def _commits(settings: Settings, fields: Sequence[str]) -> dict[str, Any]:
+    """``<field>_commit`` of models and autoencoders of the hub, ``<field>_commits`` of any data set."""
+    found: dict[str, Any] = {}
+    for name in sorted(fields):
+        value = getattr(settings, name)
+        if name in PINNED and value and not hub.is_local(value) and (commit := hub.known_sha(value)):
+            found[f"{name}_commit"] = commit
+        if name in SOURCES and value:
+            each = [value] if isinstance(value, TextSource) else value
+            listed = each.values() if isinstance(each, dict) else each
+            named = sorted({source.dataset for source in listed})
+            known = {dataset: content for dataset in named if (content := _content(dataset))}
+            if known:
+                found[f"{name}_commits"] = known
     return found
+
+
+def _content(dataset: str) -> str | None:
+    """What pins a data set: the hub's commit, or a local file's or folder's digest."""
+    if not hub.is_local(dataset):
+        return hub.known_sha(dataset, "dataset")
+    path = paths.resolve(dataset)
+    if path.is_file():
+        return file_digest(path)
+    return directory_digest(path) if path.is_dir() else None
 
 
 def _verify(folder: Path, files: dict[str, str]) -> None:

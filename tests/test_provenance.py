@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 
+import miniatures
 import numpy as np
 import pytest
 import torch
 from stub_notebooks import write_notebook
 
+from reasoning_features import hub as hub_room
 from reasoning_features import provenance
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
 from reasoning_features.provenance import begin
@@ -129,3 +131,52 @@ def test_the_runner_learns_what_was_read_and_written(house, monkeypatch, tmp_pat
     held = json.loads(record.read_text())
     manifest = "data/organism/artefacts/sample/artefact.json"
     assert held["written"] == [manifest] and set(held["read"]) == {manifest, "data/organism/models/coupled-0"}
+
+
+def test_the_commits_of_the_hub_are_recorded_once_they_are_known(house, hub):
+    names = {"subject": miniatures.LLAMA, "reasoning_text": {"dataset": miniatures.THOUGHTS}}
+    made = run(**names)
+    assert "subject_commit" not in made.provenance["inputs"]
+    hub_room.local_copy(miniatures.LLAMA, patterns=["config.json"])
+    hub_room.local_copy(miniatures.THOUGHTS, "dataset")
+    asked = hub.asked("")
+    file = made.paths.figures / "x01_a.csv"
+    file.parent.mkdir(parents=True)
+    file.write_text("a\n1\n")
+    held = json.loads(provenance.record_artefact(made, "x01_a", [file], "A caption.").read_text())
+    sha = hub.sha(miniatures.LLAMA)
+    assert held["inputs"]["subject_commit"] == sha == run(**names).provenance["inputs"]["subject_commit"]
+    data = hub.sha(miniatures.THOUGHTS, "datasets")
+    assert held["inputs"]["reasoning_text_commits"] == {miniatures.THOUGHTS: data}
+    assert hub.asked("") == asked
+
+
+def test_what_another_commit_made_is_not_taken(house, hub):
+    one, other = (f"{miniatures.LLAMA}@{digit * 40}" for digit in "12")
+    made = stored(run(subject=one))
+    assert run("02_two", subject=one, alpha=0.3).find("sample", FIELDS, "01") == made
+    with pytest.raises(MissingArtefact):
+        run("02_two", subject=other).find("sample", FIELDS, "01")
+    # main, where it is that commit or another one
+    ref = hub.home / "hub" / f"models--{miniatures.LLAMA.replace('/', '--')}" / "refs" / "main"
+    ref.parent.mkdir(parents=True)
+    ref.write_text("3" * 40)
+    stored(run(subject=miniatures.LLAMA))
+    run("02_two", subject=miniatures.LLAMA).find("sample", FIELDS, "01")
+    ref.write_text("4" * 40)
+    with pytest.raises(MissingArtefact):
+        run("02_two", subject=miniatures.LLAMA).find("sample", FIELDS, "01")
+
+
+def test_a_changed_file_of_texts_is_another_input(house):
+    texts = house / "mine.jsonl"
+    texts.write_text("{}\n")
+    names = {"reasoning_text": {"dataset": "mine.jsonl"}, "problems": {"own": {"dataset": "mine.jsonl"}}}
+    first = run(**names).provenance["inputs"]
+    assert (
+        first["problems_commits"]
+        == first["reasoning_text_commits"]
+        == {"mine.jsonl": provenance.file_digest(texts)}
+    )
+    texts.write_text('{"text": "x"}\n')
+    assert run(**names).provenance["inputs"]["problems_commits"] != first["problems_commits"]
