@@ -53,7 +53,7 @@ class BestTokens:
         most: pairs of a class and a feature that are counted at once.
     """
 
-    def __init__(self, classes: NDArray[np.int64], n_classes: int, most: int = 2**24) -> None:
+    def __init__(self, classes: NDArray[np.int64], n_classes: int, most: int = 2**23) -> None:
         self._classes = torch.from_numpy(classes)
         self._sizes = torch.zeros(n_classes, dtype=torch.int64)
         self._most = most
