@@ -31,6 +31,7 @@ from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 from torch import Tensor
 
 from reasoning_features.activations import Moments
+from reasoning_features.encoding import ELEMENTS
 from reasoning_features.errors import UserError
 
 Architecture = Literal["relu", "topk"]
@@ -169,23 +170,29 @@ def held_out_quality(
         The numbers by name, and which features are active on any of them ``[f]``.
     """
     sae, scaled = trainer.sae, held_out * trainer.activation_scaler.scaling_factor
-    output = sae.training_forward_pass(
-        TrainStepInput(
-            sae_in=scaled,
-            coefficients=trainer.get_coefficients(),
-            dead_neuron_mask=None,
-            n_training_steps=trainer.n_training_steps,
-            is_logging_step=False,
+    mean, parts = scaled.mean(0), scaled.split(max(1, ELEMENTS // sae.cfg.d_sae))
+    loss, error, deviation, active = 0.0, 0.0, 0.0, 0.0
+    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=scaled.device)
+    for part in parts:
+        output = sae.training_forward_pass(
+            TrainStepInput(
+                sae_in=part,
+                coefficients=trainer.get_coefficients(),
+                dead_neuron_mask=None,
+                n_training_steps=trainer.n_training_steps,
+                is_logging_step=False,
+            )
         )
-    )
-    error = (scaled - output.sae_out).double().square().sum()
-    deviation = (scaled - scaled.mean(0)).double().square().sum()
-    active = output.feature_acts > 0
-    live = active.any(0).cpu().numpy()
+        loss += float(output.loss) * len(part) / len(scaled)
+        error += float((part - output.sae_out).double().square().sum())
+        deviation += float((part - mean).double().square().sum())
+        active += float((output.feature_acts > 0).sum(1).double().sum())
+        fired |= (output.feature_acts > 0).any(0)
+    live = fired.cpu().numpy()
     numbers = {
-        "loss": float(output.loss),
-        "L0": float(active.sum(1).double().mean()),
-        "fraction of variance explained": float(1 - error / deviation),
+        "loss": loss,
+        "L0": active / len(scaled),
+        "fraction of variance explained": 1 - error / deviation,
         "dead share": float(1 - live.mean()),
     }
     return numbers, live
