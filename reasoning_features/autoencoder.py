@@ -21,7 +21,7 @@ from torch import Tensor
 
 from reasoning_features import checksums, hub, paths
 from reasoning_features.activations import Moments
-from reasoning_features.autoencoder_files import is_autoencoder, read_autoencoder
+from reasoning_features.autoencoder_files import SAELENS, is_autoencoder, read_autoencoder
 from reasoning_features.encoding import ELEMENTS
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 
@@ -82,6 +82,14 @@ def load_autoencoder(
             f"({sae.cfg.normalize_activations}): fold the scaling into its weights first."
         )
     return sae.requires_grad_(False).eval()
+
+
+def plainly_loaded(reference: str, device: str = "cpu") -> SAE[Any] | None:
+    """The same autoencoder by ``sae_lens.SAE.load_from_disk`` alone; None where it is of another format."""
+    path = paths.resolve(reference) if hub.is_local(reference) else hub.local_copy(reference).path
+    if not (path / SAELENS).is_file():
+        return None
+    return SAE.load_from_disk(path, device=device, dtype="float32")
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from reasoning_features import paths, vocabulary
 from reasoning_features.causal_truth import PLACES, Effects, measure_effects
-from reasoning_features.corpora import general_corpus, join, reasoning_corpus
+from reasoning_features.corpora import general_corpus, join, reasoning_corpus, solution_texts
 from reasoning_features.decisions import Decisions, balanced, find_decisions
 from reasoning_features.evidence import gather
 from reasoning_features.measurement import draw_vocabularies
@@ -45,7 +45,7 @@ def draw_words(settings: Settings, subject: Subject) -> dict[str, tuple[str, ...
     traces = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
     general = general_corpus(settings, tokenizer, "selection")
     thinking = traces.texts(tokenizer, traces.thinking & ~traces.special)
-    ranking = vocabulary.rank_words(thinking, general.texts(tokenizer, ~general.special))
+    ranking = vocabulary.rank_words(thinking, solution_texts(settings, tokenizer))
     drawn = draw_vocabularies(
         traces,
         join("all", [traces, general]),
