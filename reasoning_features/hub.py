@@ -7,57 +7,37 @@ offline. Weights are taken as safetensors alone, and no code of a repository is 
 
 from __future__ import annotations
 
-import errno
 import re
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    CachedRepoTreeNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
 from reasoning_features import paths
 from reasoning_features.errors import MissingArtefact, UserError
-
-Kind = Literal["model", "dataset"]
+from reasoning_features.hub_failures import (
+    Kind,
+    Reference,
+    free_disk,
+    gigabytes,
+    passing,
+    sentence,
+    too_little_disk,
+    unreachable,
+)
 
 REFERENCE = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+))?")
-COMMIT = re.compile(r"[0-9a-f]{40}")
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 UNUSED = ("original/*", "onnx/*", "consolidated*", "*activations_store_state*", "*sparsity.safetensors", ".*")
 TRIES = 5
 PAUSE = 2.0  # seconds before the second try; each further one waits twice as long
 _told: set[str] = set()
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A repository of the hub, the revision asked for (None: its main branch), and a folder in it."""
-
-    repo: str
-    revision: str | None = None
-    folder: str | None = None
-
-    def __str__(self) -> str:
-        return self.repo + (f"@{self.revision}" if self.revision else "")
-
-    @property
-    def pinned(self) -> bool:
-        """Whether the revision is a commit, which never changes."""
-        return self.revision is not None and COMMIT.fullmatch(self.revision) is not None
 
 
 @dataclass(frozen=True)
@@ -132,9 +112,9 @@ def local_copy(reference: str, kind: Kind = "model", patterns: Sequence[str] | N
         except UserError:
             raise
         except Exception as error:
-            reason = _passing(error)
+            reason = passing(error)
             if reason is None:
-                raise _sentence(asked, kind, error) from error
+                raise sentence(asked, kind, error) from error
             if attempt == TRIES:
                 raise UserError(
                     f"{asked} could not be fetched in {TRIES} tries ({reason}): try again later; "
@@ -158,7 +138,17 @@ def files(reference: str, kind: Kind = "model", patterns: Sequence[str] | None =
     except UserError:
         raise
     except Exception as error:
-        raise _sentence(asked, kind, error) from error
+        raise sentence(asked, kind, error) from error
+
+
+def refusal(reference: str, kind: Kind = "model") -> str:
+    """Why the hub will not give the files of a repository, as one sentence; nothing where it will."""
+    asked = parse(reference)
+    try:
+        HfApi().auth_check(asked.repo, repo_type=kind)
+    except Exception as error:
+        return "" if passing(error) is not None else str(sentence(asked, kind, error))
+    return ""
 
 
 def known_sha(reference: str, kind: Kind = "model") -> str | None:
@@ -168,11 +158,6 @@ def known_sha(reference: str, kind: Kind = "model") -> str | None:
         return asked.revision
     ref = _storage(asked, kind) / "refs" / (asked.revision or "main")
     return ref.read_text().strip() if ref.is_file() else None
-
-
-def page(asked: Reference, kind: Kind) -> str:
-    """The repository's page."""
-    return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{asked.repo}"
 
 
 def _wanted(
@@ -208,24 +193,35 @@ def _copy(asked: Reference, snapshot: Path) -> Copy:
         print(f"{asked.repo}: {branch} is now {sha}; pin it as {asked.repo}@{sha}.", file=sys.stderr)
     path = snapshot / asked.folder if asked.folder else snapshot
     if not path.is_dir():
-        raise MissingArtefact(
-            f"The cache's copy of {asked} lacks the folder {asked.folder}: fetch it online."
-        )
+        what = f"the folder {asked.folder}" if asked.folder else "the files asked for"
+        raise MissingArtefact(f"{asked} lacks {what}, here or on the hub: name what it has.")
     return Copy(path, sha)
 
 
 def _tree(asked: Reference, kind: Kind) -> list[tuple[str, int, str]]:
     """Name, size and commit of every file of the revision."""
     api = HfApi()
-    sha = asked.revision if asked.pinned else None
-    if sha is None:
-        sha = api.repo_info(asked.repo, repo_type=kind, revision=asked.revision).sha
-        assert sha is not None
+    sha = _now(api, asked, kind)
     try:
         listed: Iterable[Any] = get_cached_repo_tree(asked.repo, repo_type=kind, revision=sha)
     except CachedRepoTreeNotFoundError:
         listed = api.list_repo_tree(asked.repo, repo_type=kind, revision=sha, recursive=True)
     return [(entry.path, entry.size, sha) for entry in listed if hasattr(entry, "size")]
+
+
+def _now(api: HfApi, asked: Reference, kind: Kind) -> str:
+    """The commit of a revision; of a branch or tag out of reach, the one that it named last."""
+    if asked.pinned and asked.revision:
+        return asked.revision
+    try:
+        sha = api.repo_info(asked.repo, repo_type=kind, revision=asked.revision).sha
+        assert sha is not None
+        return sha
+    except Exception as error:
+        held = known_sha(str(asked), kind)
+        if held is None or not unreachable(error):
+            raise
+        return held
 
 
 def _is_cached(asked: Reference, kind: Kind, name: str, sha: str) -> bool:
@@ -234,14 +230,6 @@ def _is_cached(asked: Reference, kind: Kind, name: str, sha: str) -> bool:
 
 def _storage(asked: Reference, kind: Kind) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"{kind}s--{asked.repo.replace('/', '--')}"
-
-
-def free_disk() -> int:
-    """Bytes that are free on the disk of the cache."""
-    folder = Path(constants.HF_HUB_CACHE)
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def _files(asked: Reference, kind: Kind, patterns: Sequence[str] | None) -> list[File]:
@@ -265,76 +253,9 @@ def _check_disk(asked: Reference, kind: Kind, patterns: Sequence[str] | None) ->
     except UserError:
         raise
     except Exception as error:
-        if _passing(error) is not None:
+        if passing(error) is not None:
             raise
         return
     missing = sum(file.size for file in wanted if not file.cached)
     if missing > free_disk():
-        raise _too_little_disk(f"{asked} needs {gigabytes(missing)}")
-
-
-def _too_little_disk(need: str) -> UserError:
-    return UserError(
-        f"{need} on the disk of the cache, of which {gigabytes(free_disk())} are free: "
-        "free some, or set HF_HOME to a folder on a larger disk."
-    )
-
-
-def gigabytes(size: float) -> str:
-    """A number of bytes as text, in GB, or in MB where it is small."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
-
-
-def _passing(error: BaseException) -> str | None:
-    """Why a failure may pass by itself, or None where trying again does not help."""
-    for link in _chain(error):
-        if isinstance(link, HfHubHTTPError) and link.response is not None:
-            status = link.response.status_code
-            return f"the hub answers {status}" if status >= 500 or status == 429 else None
-        if isinstance(link, OfflineModeIsEnabled):
-            return None
-        if "Consistency check" in str(link) or type(link).__name__ in {"RemoteProtocolError", "ReadError"}:
-            return "a file ended half way"
-        if type(link).__name__ in {"ReadTimeout", "ConnectTimeout", "PoolTimeout"}:
-            return "the hub does not answer in time"
-    return None
-
-
-def _sentence(asked: Reference, kind: Kind, error: BaseException) -> UserError:
-    """What a failure means and what to do about it."""
-    chain = list(_chain(error))
-    log_in = "log in with `hf auth login`, or set HF_TOKEN"
-    for link in chain:
-        if isinstance(link, GatedRepoError):
-            return UserError(f"{asked.repo} is gated: accept its terms at {page(asked, kind)}, and {log_in}.")
-        if isinstance(link, HfHubHTTPError) and "Invalid credentials" in str(link):
-            return UserError(
-                f"The hub refuses the token it was given for {asked.repo}: {log_in} to a valid one."
-            )
-        if isinstance(link, RevisionNotFoundError):
-            return UserError(
-                f"{asked.repo} has no revision {asked.revision}: see {page(asked, kind)}/commits/main."
-            )
-        if isinstance(link, RepositoryNotFoundError):
-            return UserError(
-                f"There is no {kind} {asked.repo} on the hub, or it is private: check the name, "
-                f"and for a private one {log_in}."
-            )
-        if isinstance(link, OSError) and link.errno == errno.ENOSPC:
-            return _too_little_disk(f"{asked} needs more than there is")
-    offline = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub cannot be reached"
-    status = [link.response.status_code for link in chain if isinstance(link, HfHubHTTPError)]
-    if status:
-        return UserError(f"The hub answers {status[0]} to the request for {asked}: see {page(asked, kind)}.")
-    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled) or "Connect" in type(error).__name__:
-        return MissingArtefact(
-            f"{asked} is not in the cache, and {offline}: run once with network, or set HF_HOME to a cache "
-            "that holds it."
-        )
-    return UserError(f"{asked} could not be fetched ({str(error).splitlines()[0]}).")
-
-
-def _chain(error: BaseException | None) -> Iterable[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+        raise too_little_disk(f"{asked} needs {gigabytes(missing)}")

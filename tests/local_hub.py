@@ -119,10 +119,13 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = rest.pop(0) if rest else "main"
         if wanted not in {"main", sha} and self.hub.tags.get(f"{repo}@{wanted}") != sha:
             return self._fail(404, "RevisionNotFound")
-        if verb == "resolve":
+        if verb in {"resolve", "auth-check"}:
             allowed = self.hub.gated.get(repo, "")
             if allowed is None or (allowed and token != allowed):
                 return self._fail(403 if token else 401, "GatedRepo")
+        if verb == "auth-check":
+            return self._json({})
+        if verb == "resolve":
             return self._file(folder, "/".join(rest), sha, body)
         if verb == "tree":
             recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() == "true"

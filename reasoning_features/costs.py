@@ -1,0 +1,351 @@
+"""What a profile will take: downloads, disk, memory of the device, and time as measured; refused in time.
+
+``python -m reasoning_features.costs PROFILE`` prints the table. Profiles that name nothing of the hub ask no
+network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reasoning_features import paths
+from reasoning_features.errors import UserError
+from reasoning_features.files import read_json
+from reasoning_features.hub_failures import free_disk, gigabytes
+from reasoning_features.settings import ProblemSource, Settings, TextSource, load_settings
+
+if TYPE_CHECKING:
+    from reasoning_features.benchmarks import Questions
+    from reasoning_features.subject import Subject
+
+CELL_LIMIT = "REASONING_FEATURES_CELL_LIMIT"  # names the variable with the seconds that make gives a cell
+TYPICAL = 0.25
+"""Tokens of an answer, as a share of the longest: the paper's means are 3,400 to 14,700 of 32,768."""
+MODELS = ("subject", "contrast", "base")
+AUTOENCODERS = (
+    "autoencoder",
+    "autoencoder_relu",
+    "autoencoder_topk",
+    "autoencoder_second",
+    "contrast_autoencoder",
+    "contrast_autoencoder_second",
+)
+OPTIONAL = ("contrast", "base", "second_subject", "second_autoencoder", "solutions_text")
+OTHERS = ("second_subject", "second_autoencoder")  # loaded when the others are gone
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A thing that a profile names: its size in bytes, how much of it is here, what stands in its way."""
+
+    setting: str
+    reference: str
+    size: int = 0
+    here: int = 0
+    problem: str = ""
+
+    @property
+    def missing(self) -> int:
+        """Bytes to fetch."""
+        return self.size - self.here
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a profile takes.
+
+    Attributes:
+        parts: models, autoencoders and data sets.
+        disk_free: bytes free on the disk of the hub's cache.
+        device: where the model runs.
+        device_free: bytes free there; None where the system does not tell.
+        weights: bytes of the models that are loaded at once.
+        autoencoders: bytes of their autoencoders.
+        working: bytes beside them, of the largest of reading, answering and training.
+    """
+
+    parts: list[Part]
+    disk_free: int
+    device: str
+    device_free: int | None
+    weights: int
+    autoencoders: int
+    working: int
+
+    @property
+    def download(self) -> int:
+        """Bytes to fetch."""
+        return sum(part.missing for part in self.parts)
+
+    @property
+    def memory(self) -> int:
+        """Bytes on the device."""
+        return self.weights + self.autoencoders + self.working
+
+    def __str__(self) -> str:
+        rows = [(part.setting, part.reference, gigabytes(part.size), _left(part)) for part in self.parts]
+        rows = [("setting", "what", "size", "to fetch"), *rows, ("", "", "", gigabytes(self.download))]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)) for row in rows]
+        held = [f"weights {gigabytes(self.weights)}", f"autoencoders {gigabytes(self.autoencoders)}"]
+        held += [f"working memory {gigabytes(self.working)}"]
+        free = "" if self.device_free is None else f"; {gigabytes(self.device_free)} are free"
+        return "\n".join(
+            [
+                *(line.rstrip() for line in lines),
+                f"Disk of the cache: {gigabytes(self.disk_free)} are free.",
+                f"On {self.device}: about {gigabytes(self.memory)} ({', '.join(held)}){free}.",
+            ]
+        )
+
+
+def needs(settings: Settings) -> Needs:
+    """What a profile takes; asks the hub for the sizes of what the cache does not know.
+
+    Raises:
+        UserError: the profile's device is not there.
+    """
+    from reasoning_features.devices import free_memory
+
+    parts = list(_parts(settings))
+    sized = {part.setting: part for part in parts}
+    configurations = {name: _configuration(sized[name]) for name in MODELS if name in sized}
+    weights = sum(
+        sized[name].size // WIDTHS.get(_stored(config), 2) * WIDTHS[settings.dtype]
+        for name, config in configurations.items()
+    )
+    distinct = {part.reference: part.size for part in parts if part.setting in AUTOENCODERS}
+    autoencoders = sum(distinct.values())
+    return Needs(
+        parts=parts,
+        disk_free=free_disk(),
+        device=settings.device,
+        device_free=free_memory(settings.device),
+        weights=weights,
+        autoencoders=autoencoders,
+        working=_working(settings, configurations.get("subject", {})),
+    )
+
+
+def check(settings: Settings) -> None:
+    """Refuse a profile that this machine, or the user's access, cannot serve.
+
+    A profile that names nothing of the hub and runs on the processor is never refused.
+
+    Raises:
+        UserError: something named is out of reach, or disk or memory are too small.
+    """
+    if settings.device == "cpu" and not any(True for _ in _hub_references(settings)):
+        return
+    found = needs(settings)
+    for part in found.parts:
+        if part.missing and part.problem:
+            without = f" Or leave `{part.setting}` out of the profile." if part.setting in OPTIONAL else ""
+            raise UserError(part.problem + without)
+    if found.download > found.disk_free:
+        raise UserError(
+            f"{settings.profile} fetches {gigabytes(found.download)}, but {gigabytes(found.disk_free)} are "
+            "free on the disk of the cache: free some, or set HF_HOME to a folder on a larger disk."
+        )
+    if found.device_free is not None and found.memory > found.device_free:
+        raise UserError(
+            f"{settings.profile} takes about {gigabytes(found.memory)} on {found.device}, of which "
+            f"{gigabytes(found.device_free)} are free: give a larger device, a lower batch_tokens or "
+            "max_new_tokens, or a profile without `base`."
+        )
+
+
+def measured_rate(work: Callable[[], float], seconds: float = 2.0) -> float:
+    """Units that ``work`` does in a second; it gives the units it did, and is run for about ``seconds``.
+
+    The first run is not measured: it pays for what is set up once.
+    """
+    work()
+    started, done = time.monotonic(), 0.0
+    while True:
+        done += work()
+        taken = time.monotonic() - started
+        if taken >= seconds:
+            return done / taken
+
+
+def project(
+    what: str, units: float, rate: float, limit_seconds: float | None = None, unit: str = "tokens"
+) -> float:
+    """Tell how long something will take, and refuse what would be cut short; gives the seconds.
+
+    Args:
+        what: what takes the time.
+        units: how much there is to do.
+        rate: units a second, as measured.
+        limit_seconds: the longest it may take; by default what make gives a cell, where it runs under make.
+        unit: what units are called.
+
+    Raises:
+        UserError: it will take longer than that.
+    """
+    seconds = units / rate
+    line = f"{what}: about {_duration(seconds)} at {rate:,.0f} {unit}/s, measured just now."
+    print(line)
+    told = os.environ.get(CELL_LIMIT)
+    limit = limit_seconds if limit_seconds is not None else float(told) if told else None
+    if limit is not None and seconds > limit:
+        wanted = int(2 * seconds)
+        give = f"CELL_LIMIT={wanted} LIMIT={2 * wanted}"
+        raise UserError(f"{line[:-1]}, but a cell may take {_duration(limit)}: give make {give}.")
+    return seconds
+
+
+def project_answers(subject: Subject, questions: Questions, conditions: int, tokens: int = 64) -> float:
+    """Tell how long the answers to some questions will take under several conditions; gives the seconds.
+
+    A few answers are begun, as the rest will be, to measure the rate; how long answers get is not known
+    before they are made, so they are taken for ``TYPICAL`` of the longest.
+
+    Raises:
+        UserError: they will take longer than a cell may.
+    """
+    from reasoning_features.steering import answers
+
+    few = replace(
+        questions,
+        prompts=questions.prompts[:16],
+        domains=questions.domains[:16],
+        max_new_tokens=min(tokens, questions.max_new_tokens),
+        kept=None,
+    )
+
+    def begun() -> float:
+        answers(subject, few, [], seed=0)
+        return len(few) * few.max_new_tokens
+
+    total = len(questions) * conditions * questions.max_new_tokens * TYPICAL
+    return project(f"{len(questions) * conditions:,} answers", total, measured_rate(begun))
+
+
+def _parts(settings: Settings) -> Iterator[Part]:
+    for name in (*MODELS, *AUTOENCODERS, *OTHERS):
+        if reference := getattr(settings, name):
+            yield _part(name, reference, "model")
+    for name, source in _sources(settings):
+        yield _part(name, source.dataset, "dataset", source)
+
+
+def _sources(settings: Settings) -> Iterator[tuple[str, TextSource | ProblemSource]]:
+    """Data sets of the profile, each once; those of trainings only where they are asked for."""
+    named: list[tuple[str, TextSource | ProblemSource | None]] = [
+        ("reasoning_text", settings.reasoning_text),
+        ("general_text", settings.general_text),
+        ("solutions_text", settings.solutions_text),
+        *(("problems", source) for source in settings.problems.values()),
+    ]
+    if settings.train_saes:
+        named += [("training_text", source) for source in settings.training_text]
+        named += [("base_text", source) for source in settings.base_text]
+    seen: set[tuple[Any, ...]] = set()
+    for name, source in named:
+        if source is not None and (key := (source.dataset, source.name, source.split)) not in seen:
+            seen.add(key)
+            yield name, source
+
+
+def _hub_references(settings: Settings) -> Iterator[str]:
+    from reasoning_features.hub import is_local
+
+    named = [getattr(settings, name) for name in (*MODELS, *AUTOENCODERS, *OTHERS)]
+    every = [*named, *(source.dataset for _, source in _sources(settings))]
+    return (reference for reference in every if reference and not is_local(reference))
+
+
+def _part(setting: str, reference: str, kind: Any, source: TextSource | ProblemSource | None = None) -> Part:
+    from reasoning_features import hub
+    from reasoning_features.text_sources import hub_files
+
+    if hub.is_local(reference):
+        path = paths.resolve(reference)
+        size = sum(file.stat().st_size for file in _weights(path, kind))
+        return Part(setting, reference, size, size, "" if path.exists() else "not there yet")
+    try:
+        files = hub.files(reference, kind, hub_files(source) if source is not None else None)
+    except UserError as error:
+        return Part(setting, reference, 1, 0, str(error))
+    counted = [file for file in files if kind == "dataset" or file.name.endswith(".safetensors")]
+    size, here = sum(f.size for f in counted), sum(f.size for f in counted if f.cached)
+    problem = hub.refusal(reference, kind) if here < size else ""
+    return Part(setting, reference, size, here, problem)
+
+
+def _weights(path: Path, kind: str) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return [f for f in path.rglob("*") if f.is_file() and (kind == "dataset" or f.suffix == ".safetensors")]
+
+
+def _configuration(part: Part) -> dict[str, Any]:
+    """A model's ``config.json``; of one that is out of reach, nothing."""
+    from reasoning_features import hub
+
+    try:
+        if hub.is_local(part.reference):
+            return read_json(paths.resolve(part.reference) / "config.json")
+        return read_json(hub.local_copy(part.reference, patterns=["config.json"]).path / "config.json")
+    except (UserError, FileNotFoundError):
+        return {}
+
+
+def _stored(config: dict[str, Any]) -> str:
+    return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+
+
+def _working(settings: Settings, config: dict[str, Any]) -> int:
+    """Bytes beside the weights, of the largest: a batch read, one longest answer, a training step."""
+    from reasoning_features.encoding import ELEMENTS
+
+    if not config:
+        return 0
+    width = WIDTHS[settings.dtype]
+    d, inner = config["hidden_size"], config["intermediate_size"]
+    heads = config["num_attention_heads"]
+    keys = config.get("num_key_value_heads", heads) * (config.get("head_dim") or d // heads)
+    one_token = width * (6 * d + 3 * inner) + (width + 4) * config["vocab_size"]
+    reading = settings.batch_tokens * one_token + 3 * 4 * ELEMENTS
+    answering = settings.max_new_tokens * 2 * width * config["num_hidden_layers"] * keys
+    training = 4 * settings.d_sae * (3 * 2 * d + 4 * settings.train_batch)
+    return max(reading, answering if settings.problems else 0, training if settings.train_saes else 0)
+
+
+def _left(part: Part) -> str:
+    if part.problem:
+        return part.problem
+    return gigabytes(part.missing) if part.missing else "here"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def main() -> None:
+    """Print what a profile will take, and whether it is refused."""
+    parser = argparse.ArgumentParser(prog="reasoning_features.costs", description=main.__doc__)
+    parser.add_argument("profile", help="a profile's name or the path of its file")
+    try:
+        settings = load_settings(parser.parse_args().profile)
+        print(needs(settings))
+        check(settings)
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
