@@ -73,6 +73,7 @@ class Settings(BaseModel):
     solutions_text: TextSource | None = None  # what words of thinking are ranked against; or general_text
     training_text: list[TextSource] = []  # what autoencoders are trained on, in equal parts
     base_text: list[TextSource] = []  # the base model's data, for stages of model diffing
+    stages_text: list[TextSource] = []  # the reasoning data of stages; or reasoning_text
     planted: bool = False  # whether the words of R were put there by construction
     reasoning_documents: PositiveInt
     general_documents: PositiveInt
@@ -92,6 +93,7 @@ class Settings(BaseModel):
     l1: float = Field(ge=0)  # coefficient of the ReLU architecture's penalty
     short_training: bool = True  # whether short trainings are part of the notebook
     train_saes: bool = False  # train autoencoders by streaming, instead of loading the ones named above
+    layers: list[NonNegativeInt] = []  # other layers that autoencoders are trained at, to compare over depth
     checkpoints: PositiveInt = 5  # of a streamed training, from which it goes on when interrupted
     train_tokens: PositiveInt  # tokens of a training
     train_batch: PositiveInt = 2048  # tokens of one optimiser step
