@@ -146,13 +146,17 @@ def load_stages(
 
     Returns:
         Stage → which model it reads (``model``, "base" or "placebo") and its autoencoder. "S", the
-        placebo stages, the paths, and the placebo checkpoint's under "placebo S-M".
+        placebo stages, the paths, and the placebo checkpoint's under "placebo S-M"; placebos where there
+        are any.
 
     Raises:
-        MissingArtefact: one is not stored.
+        MissingArtefact: S or a path is not stored.
     """
-    wanted = [("S", model, "S-0"), *((path, model, path) for path in (*PLACEBO_STAGES, *PATHS))]
-    wanted += [(f"{PLACEBO} {path}", PLACEBO, path) for path in PLACEBO_PATHS]
+    home = paths.resolve(folder)
+    wanted = [("S", model, "S-0")]
+    wanted += [(path, model, path) for path in PLACEBO_STAGES if (home / BASE / path).is_dir()]
+    wanted += [(path, model, path) for path in PATHS]
+    wanted += [(f"{PLACEBO} {p}", PLACEBO, p) for p in PLACEBO_PATHS if (home / PLACEBO / p).is_dir()]
     found = {}
     for name, owner, path in wanted:
         last = stages_of(name.removeprefix(f"{PLACEBO} "))[-1]

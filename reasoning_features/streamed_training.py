@@ -130,11 +130,11 @@ def train_on_rows(
     key = _key(subject, rows, recipe, batch_tokens, device, initial)
     work, whole = (folder.with_name(folder.name + ending) for ending in (".training", ".whole"))
     if folder.exists():
-        _check_key(folder, key)
+        check_made(folder, key)
         shutil.rmtree(work, ignore_errors=True)
         return folder
     if (work / KEY).is_file():
-        _check_key(work, key)
+        check_made(work, key)
     start = recipe.start(subject.short_name)
     buffers = Buffers(subject, rows, recipe.batch, batch_tokens, start)
     held_out = buffers.held_out().to(device)
@@ -258,7 +258,12 @@ def _digest(sae: SAE[Any]) -> str:
     return digest.hexdigest()
 
 
-def _check_key(folder: Path, key: dict[str, Any]) -> None:
+def check_made(folder: Path, key: dict[str, Any]) -> None:
+    """See that a training, or one that is under way, was made from these things, by name.
+
+    Raises:
+        UserError: it was made from something else, or by hand.
+    """
     path = folder / KEY
     name = paths.relative(folder)
     if not path.is_file():
