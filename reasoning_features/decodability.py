@@ -18,6 +18,7 @@ from scipy.stats import rankdata
 from reasoning_features.activations import collect, stream
 from reasoning_features.corpora import Corpus
 from reasoning_features.decisions import Decisions
+from reasoning_features.encoding import encoded_columns
 from reasoning_features.sentences import last_before, sentence_starts
 from reasoning_features.subject import Subject
 
@@ -94,7 +95,6 @@ def targets(
     return found
 
 
-@torch.no_grad()
 def decodability(
     subject: Subject,
     sae: Any,
@@ -133,8 +133,8 @@ def decodability(
     include = np.zeros(corpus.n_tokens, dtype=bool)
     include[np.concatenate(list(drawn.values()))] = True
     read = collect(stream(subject, corpus, batch_tokens, include))
-    encoded = [sae.encode(part)[:, torch.from_numpy(features)] for part in read.residual.split(batch_tokens)]
-    activations = torch.cat(encoded).cpu().numpy()
+    parts = read.residual.split(batch_tokens)
+    activations = torch.cat([encoded_columns(sae, part, features) for part in parts]).numpy()
     tables = []
     for label, (names, classes) in labels.items():
         at = drawn[label]

@@ -17,7 +17,7 @@ from reasoning_features.autoencoder_recipe import Recipe, finished, new_trainer
 from reasoning_features.errors import CorruptArtefact, UserError
 from reasoning_features.settings import load_settings
 from reasoning_features.streamed_training import settings_recipe, train_on_rows
-from reasoning_features.subject import Subject
+from reasoning_features.subject import Subject, load_subject
 from reasoning_features.training_buffers import Buffers
 
 RECIPE = Recipe("relu", d_sae=48, tokens=30 * 64, learning_rate=1e-2, batch=64, l1=0.1)
@@ -158,6 +158,16 @@ def test_what_is_written(tiny_subject: Subject, tmp_path: Path):
     further = train(tiny_subject, tmp_path / "further", RECIPE, initial=sae)
     start = pd.read_csv(further / "training.csv").iloc[0]
     assert start["fraction of variance explained"] == pytest.approx(float(explained), abs=1e-3)
+
+
+def test_a_model_in_half_the_bits_and_an_autoencoder_in_all(tiny_llama: Path, tmp_path: Path):
+    subject = load_subject(str(tiny_llama), 1, dtype="bfloat16")
+    buffers = Buffers(subject, RandomRows(), 64, 64, 0)
+    assert next(buffers.batches())[0].dtype == buffers.held_out().dtype == torch.float32
+    sae = SAE.load_from_disk(train(subject, tmp_path / "sae"))
+    assert sae.W_dec.dtype == torch.float32 and sae.cfg.metadata.recipe["tokens"] == RECIPE.tokens
+    with pytest.raises(UserError, match="of a training with another dtype: delete it"):
+        train(load_subject(str(tiny_llama), 1), tmp_path / "sae")
 
 
 def test_batches_of_the_data(tiny_subject: Subject):
