@@ -8,6 +8,7 @@ that many conditions share a batch.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ TEMPERATURE, TOP_P = 0.6, 0.95
 """The paper's sampling settings."""
 _FRONT = 64
 """The likeliest tokens that are sorted first: they nearly always hold the nucleus."""
+_MEMORY_SHARE = 0.6
+"""Share of the free memory for keys and values: one layer's are held twice while they grow."""
 _DROP_SHARE = 0.9
 """The cache is cut down to the unfinished rows when fewer than this share of it are left."""
 
@@ -100,17 +103,39 @@ def sample(
     rule: TokenRule | None = None,
     batch: int = 256,
     progress: str | None = None,
+    pad: int | None = None,
+    ended: Callable[[int, list[int]], None] | None = None,
 ) -> list[list[int]]:
     """Continues every prompt until ``end`` (kept) or ``max_new_tokens``.
 
     ``prompts`` are token ids; row ``i`` draws from the random stream (``seed``, ``streams[i]``), by default
     (``seed``, ``i``): rows given one stream draw the same uniforms, which pairs the conditions of an
-    experiment. Prompts of one length are run together, so nothing is padded. ``edit`` and ``rule`` get rows
-    by their place in ``prompts``. ``progress`` names a progress bar. Returns the new tokens of each row.
+    experiment. Prompts of one length are run together, so nothing is padded; with ``pad``, a token, prompts
+    of any lengths are, padded on the left. ``edit`` and ``rule`` get rows by their place in ``prompts``.
+    ``progress`` names a progress bar. ``ended`` is told each row and its new tokens as it ends. Returns the
+    new tokens of each row.
 
     Raises:
         UserError: a prompt and the longest answer do not fit into the model's context.
     """
+    check_context(model, prompts, max_new_tokens)
+    seeds = [(seed, stream) for stream in (range(len(prompts)) if streams is None else streams)]
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for row, prompt in enumerate(prompts):
+        by_length[len(prompt) if pad is None else 0].append(row)
+    finished: list[list[int]] = [[] for _ in prompts]
+    with tqdm(total=len(prompts), desc=progress, unit="trace", disable=progress is None) as bar:
+        for rows in by_length.values():
+            for start in range(0, len(rows), batch):
+                part = rows[start : start + batch]
+                given = prompts, part, finished, end, max_new_tokens, seeds, edit, rule, pad, ended
+                _sample_batch(model, *given)
+                bar.update(len(part))
+    return finished
+
+
+def check_context(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raises a UserError where a prompt and the longest answer do not fit into the model's context."""
     context = model.config.max_position_embeddings
     longest = max(map(len, prompts), default=0)
     if longest + max_new_tokens > context:
@@ -118,18 +143,20 @@ def sample(
             f"A prompt of {longest} tokens and an answer of up to {max_new_tokens} do not fit into the "
             f"model's context of {context}: give shorter prompts, or let the answers be shorter."
         )
-    seeds = [(seed, stream) for stream in (range(len(prompts)) if streams is None else streams)]
-    by_length: dict[int, list[int]] = defaultdict(list)
-    for row, prompt in enumerate(prompts):
-        by_length[len(prompt)].append(row)
-    finished: list[list[int]] = [[] for _ in prompts]
-    with tqdm(total=len(prompts), desc=progress, unit="trace", disable=progress is None) as bar:
-        for rows in by_length.values():
-            for start in range(0, len(rows), batch):
-                part = rows[start : start + batch]
-                _sample_batch(model, prompts, part, finished, end, max_new_tokens, seeds, edit, rule)
-                bar.update(len(part))
-    return finished
+
+
+def rows_that_fit(model: PreTrainedModel, tokens: int) -> int:
+    """Rows of so many tokens, prompt and answer, whose keys and values fit into the memory that is free."""
+    config, device = model.config, model.device
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    row = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize * tokens
+    row += 64 * config.vocab_size  # logits and what drawing from them takes
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, int(_MEMORY_SHARE * free / row))
 
 
 def _sample_batch(
@@ -142,20 +169,29 @@ def _sample_batch(
     seeds: Sequence[tuple[int, int]],
     edit: RowEdit | None,
     rule: TokenRule | None,
+    pad: int | None,
+    ended: Callable[[int, list[int]], None] | None,
 ) -> None:
-    """Samples ``rows`` (prompts of one length) to their ends, into ``finished``."""
+    """Samples ``rows`` (prompts of one length, or padded) to their ends, into ``finished``."""
     device = model.device
     uniforms = torch.from_numpy(
         np.stack([np.random.default_rng(seeds[row]).random(max_new_tokens) for row in rows])
     )
     numbers = torch.tensor(rows)
     cache = DynamicCache(config=model.config)
-    tokens = torch.tensor([list(prompts[row]) for row in rows], device=device)
+    lengths = [len(prompts[row]) for row in rows]
+    width = max(lengths)
+    padded = [[0 if pad is None else pad] * (width - len(prompts[row])) + list(prompts[row]) for row in rows]
+    tokens = torch.tensor(padded, device=device)
+    before = None  # padding before each row, where there is any
+    if min(lengths) < width:
+        before = torch.tensor([width - length for length in lengths], device=device)
     alive = torch.arange(len(rows))
     done = torch.zeros(len(rows), dtype=torch.bool)
     for step in range(max_new_tokens):
         with _edited(edit, numbers[alive].to(device)):
-            ran = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            masked = {} if before is None else _masked(before, width + step, tokens.shape[1])
+            ran = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1, **masked)
         logits = ran.logits[:, -1]
         if rule is None:
             drawn = draw(logits, uniforms[alive, step].to(device))
@@ -163,9 +199,12 @@ def _sample_batch(
             now, written = numbers[alive], [finished[rows[i]] for i in alive.tolist()]
             drawn = draw(rule.logits(logits, now, written), uniforms[alive, step].to(device))
             drawn = rule.drawn(drawn, now, written)
-        for row, token, ended in zip(alive.tolist(), drawn.tolist(), done.tolist(), strict=True):
-            if not ended:
+        last = step == max_new_tokens - 1
+        for row, token, was_done in zip(alive.tolist(), drawn.tolist(), done.tolist(), strict=True):
+            if not was_done:
                 finished[rows[row]].append(token)
+                if ended is not None and (token == end or last):
+                    ended(rows[row], finished[rows[row]])
         done |= drawn.cpu() == end
         if bool(done.all()):
             return
@@ -174,6 +213,13 @@ def _sample_batch(
             kept = (~done).nonzero().flatten()
             cache.batch_select_indices(kept.to(device))
             tokens, alive, done = tokens[kept.to(device)], alive[kept], done[kept]
+            before = None if before is None else before[kept.to(device)]
+
+
+def _masked(before: Tensor, width: int, new: int) -> dict[str, Tensor]:
+    """Mask ``[b, width]`` and positions ``[b, new]`` of rows with so much padding before them ``[b]``."""
+    places = torch.arange(width, device=before.device) - before[:, None]
+    return {"attention_mask": (places >= 0).long(), "position_ids": places[:, -new:].clamp(min=0)}
 
 
 @contextlib.contextmanager

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from reasoning_features.benchmarks import Questions
-from reasoning_features.steering import UNSTEERED, Condition, answers_under, check_conditions, told
+from reasoning_features.conditions import UNSTEERED, Condition, check_conditions
+from reasoning_features.generation import condition_key, engine_of
+from reasoning_features.steering import answers_under, told
 from reasoning_features.subject import Subject
 
 _ROWS_A_PIECE = 8192
@@ -78,22 +79,15 @@ def _write(file: Path, rows: pd.DataFrame) -> None:
 
 def _digest(subject: Subject, questions: Questions, condition: Condition, seed: int, sae: Any) -> str:
     """Names a condition's answers; the condition's own name is no part of it."""
-    clamps = condition.clamp is not None
     determined_by = {
         "model": subject.revision,
-        "layer": subject.layer,
+        "hook": subject.hook_name,
         "dtype": str(subject.model.dtype),
         "prompts": questions.prompts,
         "end": questions.end,
         "max_new_tokens": questions.max_new_tokens,
         "seed": seed,
-        "vector": None if condition.vector is None else _bytes(condition.vector),
-        "clamp": (condition.feature, condition.clamp) if clamps else None,
-        "sae": {name: _bytes(value) for name, value in sae.state_dict().items()} if clamps else None,
-        "rule": repr(condition.rule),
+        "engine": engine_of(questions, condition),
     }
-    return hashlib.sha256(json.dumps(determined_by).encode()).hexdigest()[:24]
-
-
-def _bytes(values: torch.Tensor) -> str:
-    return hashlib.sha256(values.detach().cpu().float().numpy().tobytes()).hexdigest()
+    told = json.dumps(determined_by | condition_key(condition, sae))
+    return hashlib.sha256(told.encode()).hexdigest()[:24]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from reasoning_features.errors import UserError
-from reasoning_features.sampling import RowEdit, draw, sample
+from reasoning_features.sampling import RowEdit, draw, rows_that_fit, sample
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +130,27 @@ def test_each_row_gets_its_own_vector_whatever_its_batch(model):
 def test_rows_of_one_stream_draw_alike(model):
     rows = sample(model, [[1, 2, 3]] * 3, end=0, max_new_tokens=20, seed=5, streams=[4, 4, 2])
     assert rows[0] == rows[1] != rows[2]
+
+
+GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": 40}
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"), [(LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM)]
+)
+def test_a_row_of_a_padded_batch_is_what_it_is_alone(config, kind):
+    torch.manual_seed(3)
+    model = kind(config(hidden_size=32, intermediate_size=64, initializer_range=0.3, **GROUPED)).eval()
+    prompts = [[1, 2, 3], [4] * 17, [7, 8], list(range(9, 30)), [5]]
+    vectors = 5 * torch.randn(5, 32)
+    edit = RowEdit(model.model.layers[0], lambda stream, rows: stream + vectors[rows][:, None])
+    given = {"end": 0, "max_new_tokens": 40, "seed": 5, "edit": edit}
+    ended = {}
+    padded = sample(model, prompts, **given, pad=39, batch=3, ended=ended.__setitem__)
+    assert padded == sample(model, prompts, **given) == [ended[row] for row in range(5)]
+    assert len({len(row) for row in padded}) > 1  # some left the batch before others
+
+
+def test_rows_that_fit_are_fewer_where_they_are_longer(model):
+    assert rows_that_fit(model, 1000) > rows_that_fit(model, 100_000) >= 1
+    assert rows_that_fit(model, 10**15) == 1
