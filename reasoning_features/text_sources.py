@@ -92,8 +92,10 @@ def open_texts(source: TextSource) -> TextRows:
             texts nor conversations nor token ids.
     """
     rows = open_rows(source)
-    for column in [source.column, *([source.domain] if source.domain else [])]:
+    columns = list(dict.fromkeys([source.column, source.domain or source.column]))
+    for column in columns:
         check_column(source, rows, column)
+    rows = rows.select_columns(columns)  # others are not to be decoded with every row
     first = next((value for value in rows[: min(100, len(rows))][source.column] if value), "")
     whole = isinstance(first, (list, np.ndarray)) and all(
         isinstance(item, (int, np.integer)) for item in first

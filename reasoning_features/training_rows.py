@@ -26,6 +26,8 @@ from reasoning_features.text_sources import TextRows, open_texts, quiet, without
 
 _TEXTS_A_PIECE = 2000
 """Texts that are packed together; the tokens after a piece's last whole row are dropped."""
+_TEXTS_AT_ONCE = 64
+"""Texts that are tokenised together: what the tokenizer tells of a token takes far more room than its id."""
 
 
 @dataclass(frozen=True)
@@ -157,13 +159,14 @@ def _packed(
     def pack(batch: dict[str, list[Any]]) -> dict[str, Any]:
         texts = [opened.text_of(value, tokenizer) for value in batch[opened.source.column]]
         given = [without_bos(text, tokenizer) for text in texts if text]
-        ids = tokenizer.backend_tokenizer.encode_batch(given, add_special_tokens=False)
-        end = [tokenizer.eos_token_id]
-        joined = (
-            np.concatenate([np.asarray(row.ids + end, dtype=np.int32) for row in ids]) if ids else np.empty(0)
-        )
+        pieces = [np.empty(0, dtype=np.int32)]
+        for start in range(0, len(given), _TEXTS_AT_ONCE):
+            some = given[start : start + _TEXTS_AT_ONCE]
+            encoded = tokenizer.backend_tokenizer.encode_batch_fast(some, add_special_tokens=False)
+            pieces += [np.asarray([*row.ids, tokenizer.eos_token_id], dtype=np.int32) for row in encoded]
+        joined = np.concatenate(pieces)
         n = len(joined) // context
-        return {"tokens": joined[: n * context].reshape(n, context).astype(np.int32)}
+        return {"tokens": joined[: n * context].reshape(n, context)}
 
     key = hashlib.sha256(repr((identity, opened.rows._fingerprint, chosen, context)).encode()).hexdigest()[
         :32
