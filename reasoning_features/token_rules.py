@@ -1,6 +1,6 @@
 """Rules for what a condition's answers write: tokens biased, words banned, thinking or decisions forced.
 
-Each is a :class:`reasoning_features.steering.ConditionRule`, which a function beside it makes from the
+Each is a :class:`reasoning_features.conditions.ConditionRule`, which a function beside it makes from the
 subject's tokenizer.
 """
 
