@@ -10,52 +10,25 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasoning_features import paths
+from reasoning_features.cost_parts import AUTOENCODERS, MODELS, OPTIONAL, Part, hub_references, parts_of
 from reasoning_features.errors import UserError
 from reasoning_features.files import read_json
 from reasoning_features.hub_failures import free_disk, gigabytes
-from reasoning_features.settings import ProblemSource, Settings, TextSource, load_settings
+from reasoning_features.keys import CELL_LIMIT
+from reasoning_features.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from reasoning_features.benchmarks import Questions
     from reasoning_features.subject import Subject
 
-CELL_LIMIT = "REASONING_FEATURES_CELL_LIMIT"  # names the variable with the seconds that make gives a cell
 TYPICAL = 0.25
 """Tokens of an answer, as a share of the longest: the paper's means are 3,400 to 14,700 of 32,768."""
-MODELS = ("subject", "contrast", "base")
-AUTOENCODERS = (
-    "autoencoder",
-    "autoencoder_relu",
-    "autoencoder_topk",
-    "autoencoder_second",
-    "contrast_autoencoder",
-    "contrast_autoencoder_second",
-)
-OPTIONAL = ("contrast", "base", "second_subject", "second_autoencoder", "solutions_text")
-OTHERS = ("second_subject", "second_autoencoder")  # loaded when the others are gone
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-@dataclass(frozen=True)
-class Part:
-    """A thing that a profile names: its size in bytes, how much of it is here, what stands in its way."""
-
-    setting: str
-    reference: str
-    size: int = 0
-    here: int = 0
-    problem: str = ""
-
-    @property
-    def missing(self) -> int:
-        """Bytes to fetch."""
-        return self.size - self.here
 
 
 @dataclass(frozen=True)
@@ -91,44 +64,47 @@ class Needs:
         return self.weights + self.autoencoders + self.working
 
     def __str__(self) -> str:
-        rows = [(part.setting, part.reference, gigabytes(part.size), _left(part)) for part in self.parts]
+        rows = [(part.setting, part.reference, _told(part.size), _left(part)) for part in self.parts]
         rows = [("setting", "what", "size", "to fetch"), *rows, ("", "", "", gigabytes(self.download))]
+        problems = dict.fromkeys(part.problem for part in self.parts if part.problem and not part.whole)
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)) for row in rows]
         held = [f"weights {gigabytes(self.weights)}", f"autoencoders {gigabytes(self.autoencoders)}"]
         held += [f"working memory {gigabytes(self.working)}"]
+        known = f"about {gigabytes(self.memory)} ({', '.join(held)})" if self.weights else "not known yet"
         free = "" if self.device_free is None else f"; {gigabytes(self.device_free)} are free"
         return "\n".join(
             [
                 *(line.rstrip() for line in lines),
+                *problems,
                 f"Disk of the cache: {gigabytes(self.disk_free)} are free.",
-                f"On {self.device}: about {gigabytes(self.memory)} ({', '.join(held)}){free}.",
+                f"On {self.device}: {known}{free}.",
             ]
         )
 
 
 def needs(settings: Settings) -> Needs:
-    """What a profile takes; asks the hub for the sizes of what the cache does not know.
-
-    Raises:
-        UserError: the profile's device is not there.
-    """
+    """What a profile takes; asks the hub for the sizes of what the cache does not know."""
     from reasoning_features.devices import free_memory
 
-    parts = list(_parts(settings))
+    try:
+        device_free = free_memory(settings.device)
+    except UserError:  # a plan may be made where the device is not
+        device_free = None
+    parts = list(parts_of(settings))
     sized = {part.setting: part for part in parts}
     configurations = {name: _configuration(sized[name]) for name in MODELS if name in sized}
     weights = sum(
-        sized[name].size // WIDTHS.get(_stored(config), 2) * WIDTHS[settings.dtype]
+        (sized[name].size or 0) // WIDTHS.get(_stored(config), 2) * WIDTHS[settings.dtype]
         for name, config in configurations.items()
     )
-    distinct = {part.reference: part.size for part in parts if part.setting in AUTOENCODERS}
+    distinct = {part.reference: part.size or 0 for part in parts if part.setting in AUTOENCODERS}
     autoencoders = sum(distinct.values())
     return Needs(
         parts=parts,
         disk_free=free_disk(),
         device=settings.device,
-        device_free=free_memory(settings.device),
+        device_free=device_free,
         weights=weights,
         autoencoders=autoencoders,
         working=_working(settings, configurations.get("subject", {})),
@@ -143,11 +119,14 @@ def check(settings: Settings) -> None:
     Raises:
         UserError: something named is out of reach, or disk or memory are too small.
     """
-    if settings.device == "cpu" and not any(True for _ in _hub_references(settings)):
+    if settings.device == "cpu" and not any(True for _ in hub_references(settings)):
         return
+    from reasoning_features.devices import check_device
+
+    check_device(settings.device)
     found = needs(settings)
     for part in found.parts:
-        if part.missing and part.problem:
+        if part.problem and not part.whole:
             without = f" Or leave `{part.setting}` out of the profile." if part.setting in OPTIONAL else ""
             raise UserError(part.problem + without)
     if found.download > found.disk_free:
@@ -231,64 +210,6 @@ def project_answers(subject: Subject, questions: Questions, conditions: int, tok
     return project(f"{len(questions) * conditions:,} answers", total, measured_rate(begun))
 
 
-def _parts(settings: Settings) -> Iterator[Part]:
-    for name in (*MODELS, *AUTOENCODERS, *OTHERS):
-        if reference := getattr(settings, name):
-            yield _part(name, reference, "model")
-    for name, source in _sources(settings):
-        yield _part(name, source.dataset, "dataset", source)
-
-
-def _sources(settings: Settings) -> Iterator[tuple[str, TextSource | ProblemSource]]:
-    """Data sets of the profile, each once; those of trainings only where they are asked for."""
-    named: list[tuple[str, TextSource | ProblemSource | None]] = [
-        ("reasoning_text", settings.reasoning_text),
-        ("general_text", settings.general_text),
-        ("solutions_text", settings.solutions_text),
-        *(("problems", source) for source in settings.problems.values()),
-    ]
-    if settings.train_saes:
-        named += [("training_text", source) for source in settings.training_text]
-        named += [("base_text", source) for source in settings.base_text]
-    seen: set[tuple[Any, ...]] = set()
-    for name, source in named:
-        if source is not None and (key := (source.dataset, source.name, source.split)) not in seen:
-            seen.add(key)
-            yield name, source
-
-
-def _hub_references(settings: Settings) -> Iterator[str]:
-    from reasoning_features.hub import is_local
-
-    named = [getattr(settings, name) for name in (*MODELS, *AUTOENCODERS, *OTHERS)]
-    every = [*named, *(source.dataset for _, source in _sources(settings))]
-    return (reference for reference in every if reference and not is_local(reference))
-
-
-def _part(setting: str, reference: str, kind: Any, source: TextSource | ProblemSource | None = None) -> Part:
-    from reasoning_features import hub
-    from reasoning_features.text_sources import hub_files
-
-    if hub.is_local(reference):
-        path = paths.resolve(reference)
-        size = sum(file.stat().st_size for file in _weights(path, kind))
-        return Part(setting, reference, size, size, "" if path.exists() else "not there yet")
-    try:
-        files = hub.files(reference, kind, hub_files(source) if source is not None else None)
-    except UserError as error:
-        return Part(setting, reference, 1, 0, str(error))
-    counted = [file for file in files if kind == "dataset" or file.name.endswith(".safetensors")]
-    size, here = sum(f.size for f in counted), sum(f.size for f in counted if f.cached)
-    problem = hub.refusal(reference, kind) if here < size else ""
-    return Part(setting, reference, size, here, problem)
-
-
-def _weights(path: Path, kind: str) -> list[Path]:
-    if path.is_file():
-        return [path]
-    return [f for f in path.rglob("*") if f.is_file() and (kind == "dataset" or f.suffix == ".safetensors")]
-
-
 def _configuration(part: Part) -> dict[str, Any]:
     """A model's ``config.json``; of one that is out of reach, nothing."""
     from reasoning_features import hub
@@ -322,10 +243,14 @@ def _working(settings: Settings, config: dict[str, Any]) -> int:
     return max(reading, answering if settings.problems else 0, training if settings.train_saes else 0)
 
 
+def _told(size: int | None) -> str:
+    return "?" if size is None else gigabytes(size)
+
+
 def _left(part: Part) -> str:
-    if part.problem:
-        return part.problem
-    return gigabytes(part.missing) if part.missing else "here"
+    if part.whole:
+        return part.problem or "here"
+    return "barred" if part.problem else gigabytes(part.missing)
 
 
 def _duration(seconds: float) -> str:

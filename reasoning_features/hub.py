@@ -113,6 +113,8 @@ def local_copy(reference: str, kind: Kind = "model", patterns: Sequence[str] | N
             raise
         except Exception as error:
             reason = passing(error)
+            if (reason or unreachable(error)) and (held := _from_cache(chosen)) is not None:
+                return _copy(asked, held)
             if reason is None:
                 raise sentence(asked, kind, error) from error
             if attempt == TRIES:
@@ -180,8 +182,15 @@ def _held(asked: Reference, kind: Kind, chosen: dict[str, Any]) -> Path | None:
         return None
     try:
         get_cached_repo_tree(asked.repo, repo_type=kind, revision=asked.revision)
+    except CachedRepoTreeNotFoundError:
+        return None
+    return _from_cache(chosen)
+
+
+def _from_cache(chosen: dict[str, Any]) -> Path | None:
+    try:
         return Path(snapshot_download(**chosen, local_files_only=True))
-    except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
+    except LocalEntryNotFoundError:
         return None
 
 
@@ -205,6 +214,8 @@ def _tree(asked: Reference, kind: Kind) -> list[tuple[str, int, str]]:
     try:
         listed: Iterable[Any] = get_cached_repo_tree(asked.repo, repo_type=kind, revision=sha)
     except CachedRepoTreeNotFoundError:
+        if asked.pinned:  # asked without retries: says at once where the hub is out of reach
+            api.repo_info(asked.repo, repo_type=kind, revision=sha)
         listed = api.list_repo_tree(asked.repo, repo_type=kind, revision=sha, recursive=True)
     return [(entry.path, entry.size, sha) for entry in listed if hasattr(entry, "size")]
 
@@ -253,7 +264,7 @@ def _check_disk(asked: Reference, kind: Kind, patterns: Sequence[str] | None) ->
     except UserError:
         raise
     except Exception as error:
-        if passing(error) is not None:
+        if passing(error) is not None or unreachable(error):
             raise
         return
     missing = sum(file.size for file in wanted if not file.cached)

@@ -19,17 +19,16 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 
 from reasoning_features import checksums, hub, paths
 from reasoning_features.devices import check_device
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.later_blocks import Prefix, later_blocks, unembedding_reads, versions_of_one_token
+from reasoning_features.tokenization import encode, load_tokenizer
 
 Site = Literal["resid_post", "mlp_out"]
 DTYPES: dict[str, torch.dtype] = {
@@ -98,10 +97,8 @@ class Subject:
         return block.mlp if self.site == "mlp_out" else block
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text as the tokenizer gives them, but never two BOS: chat templates write one."""
-        ids: list[int] = self.tokenizer.encode(text)
-        bos = self.tokenizer.bos_token_id
-        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+        """Token ids of a text, with BOS where the tokenizer puts one, and never with two."""
+        return encode(self.tokenizer, text)
 
     @torch.no_grad()
     def embeddings(self, tokens: Tensor) -> Tensor:
@@ -329,7 +326,7 @@ def load_subject(
     network.eval().requires_grad_(False)
     return Subject(
         model=network,
-        tokenizer=_tokenizer(directory),
+        tokenizer=load_tokenizer(directory),
         layer=layer,
         name=name,
         revision=revision,
@@ -341,15 +338,6 @@ def load_subject(
 def short_name(reference: str) -> str:
     """The last part of a model's name, without revision: what tables call it."""
     return Path(reference).name if hub.is_local(reference) else hub.parse(reference).repo.split("/")[1]
-
-
-def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer as its file says, whatever class its configuration names.
-
-    R1's names LlamaTokenizerFast, and transformers 5 then puts Llama 2's way with spaces in place of its own.
-    """
-    whole = (directory / "tokenizer.json").is_file()
-    return (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(directory)
 
 
 def _check_layer(layer: int, n_layers: int, name: str) -> None:

@@ -10,11 +10,14 @@ from typing import Any
 
 import local_hub
 import miniatures
+import pandas as pd
 import pytest
 import torch
 from local_hub import LocalHub
 
 from reasoning_features import costs, hub_failures, paths
+from reasoning_features.benchmarks import COMMON, Questions
+from reasoning_features.cost_parts import Part
 from reasoning_features.costs import check, measured_rate, needs, project
 from reasoning_features.errors import UserError
 from reasoning_features.hub import local_copy
@@ -100,7 +103,8 @@ def test_what_does_not_fit_is_refused(hub: LocalHub, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there_is_refused(hub: LocalHub) -> None:
+def test_a_plan_is_made_without_the_gpu_but_a_run_is_refused(hub: LocalHub) -> None:
+    assert needs(miniature(device="cuda")).device_free is None
     with pytest.raises(UserError, match="no CUDA"):
         check(miniature(device="cuda"))
 
@@ -157,6 +161,21 @@ def test_a_rate_is_measured_after_a_first_run(monkeypatch: pytest.MonkeyPatch) -
     assert measured_rate(work) == 200.0 and len(ran) == 5
 
 
+def test_answers_are_begun_to_measure_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = Questions(
+        "some", [[1]] * 40, ["d"] * 40, 0, 1000, COMMON, lambda *_: pd.DataFrame(), kept=Path("x")
+    )
+    begun: list[Questions] = []
+    monkeypatch.setattr("reasoning_features.steering.answers", lambda _, few, *rest, **__: begun.append(few))
+    monkeypatch.setattr(costs, "measured_rate", lambda work: work())
+    # 16 answers of 64 tokens were begun in "a second"; 40 answers under 3 conditions, 250 tokens each
+    assert costs.project_answers(None, asked, 3) == pytest.approx(40 * 3 * 250 / (16 * 64))  # type: ignore[arg-type]
+    assert len(begun[0]) == 16 and begun[0].max_new_tokens == 64 and begun[0].kept is None
+    assert "120 answers: about 29 seconds at 1,024 tokens/s" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_command(hub: LocalHub, tmp_path: Path) -> None:
     profile = tmp_path / "mine.yaml"
@@ -179,7 +198,7 @@ def test_the_command(hub: LocalHub, tmp_path: Path) -> None:
 
 
 def test_parts_in_words() -> None:
-    part = costs.Part("subject", "a/b", 3_000_000_000, 1_000_000_000)
+    part = Part("subject", "a/b", 3_000_000_000, 1_000_000_000)
     assert part.missing == 2e9 and hub_failures.gigabytes(part.missing) == "2.0 GB"
     found = costs.Needs([part, replace(part, problem="a/b is gated.")], 10**9, "cpu", None, 1, 2, 3)
     assert "2.0 GB" in str(found) and "a/b is gated." in str(found) and found.memory == 6

@@ -175,3 +175,11 @@ def test_without_network(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None
             local_copy(miniatures.LLAMA)
     with local_hub.using(hub, offline=True):
         assert local_copy(miniatures.QWEN) == copy
+
+
+def test_an_unavailable_hub_is_not_waited_for_where_the_cache_has_it(
+    hub: LocalHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = local_copy(miniatures.QWEN)
+    hub.unavailable = {"/api/models": 100}
+    assert local_copy(miniatures.QWEN) == copy and "trying again" not in capsys.readouterr().err
