@@ -23,7 +23,7 @@ from reasoning_features.evidence import gather
 from reasoning_features.measurement import draw_vocabularies
 from reasoning_features.settings import READ, Settings
 from reasoning_features.stored_benchmarks import PLACE, TRACE, Benchmark, Truth
-from reasoning_features.subject import Subject
+from reasoning_features.subject import Subject, short_name
 
 DETERMINED_BY = (
     *READ, "subject", "contrast", "autoencoder", "contrast_autoencoder", "seed", "reasoning_documents",
@@ -166,7 +166,7 @@ def identity(settings: Settings, sae: Any) -> dict[str, Any]:
     told = json.loads(card.read_text()) if card.is_file() else {}
     last = Path(settings.autoencoder).name.rsplit("-", 1)[-1]
     return {
-        "model": Path(settings.subject).name,
+        "model": short_name(settings.subject),
         "kappa": told.get("kappa", float("nan")),
         "model_seed": told.get("seed", 0),
         "architecture": "topk" if sae.cfg.architecture() == "topk" else "relu",

@@ -130,13 +130,13 @@ def published_conditions(
         seed: draws the random features.
         controls: how many of them, at most as many as there are published ones.
 
-    Raises:
-        UserError: a published feature that is never active here.
+    A published feature that is never active here has no strength to steer with, and is left out.
     """
     live = np.flatnonzero(evidence["density"].to_numpy() > 0)
     maxima = evidence["maximum"].to_numpy(dtype=float)
-    named = feature_conditions(sae, features, [gamma], maxima)
-    drawn = matched_features(evidence, np.asarray(features, dtype=np.int64), live, seed)[:controls]
+    active = np.intersect1d(features, live)
+    named = feature_conditions(sae, active.tolist(), [gamma], maxima)
+    drawn = matched_features(evidence, active, live, seed)[:controls]
     matched = feature_conditions(sae, [int(feature) for feature in drawn], [gamma], maxima)
     return named + [
         Condition(f"{RANDOM} {made.feature}", made.feature, gamma, vector=made.vector) for made in matched

@@ -46,7 +46,7 @@ def test_controls_are_live_and_not_published():
         {"maximum": np.linspace(1, 2, 16), "density": [0.1] * 15 + [0.0], "decoder norm": np.ones(16)}
     )
     evidence["density"] += np.linspace(0, 0.01, 16) * (evidence["density"] > 0)
-    made = published_conditions(signed_identity(8), evidence, [2, 3], 2.0, seed=0, controls=2)
+    made = published_conditions(signed_identity(8), evidence, [2, 3, 15], 2.0, seed=0, controls=2)
     assert [c.name for c in made[:2]] == ["2 at 2", "3 at 2"]
     controls = [c for c in made if c.name.startswith(RANDOM)]
     assert len(controls) == 2 and not {c.feature for c in controls} & {2, 3, 15}
