@@ -16,6 +16,7 @@ LIMIT ?= 7200
 # threads that wait must not spin: on two cores they would cost each other several times the work
 export OMP_WAIT_POLICY ?= PASSIVE
 
+quoted = '$(subst ','\'',$1)'
 BIN := $(VENV)/bin
 EXECUTE := $(BIN)/python -m reasoning_features.execution
 
@@ -29,7 +30,7 @@ NEEDED := $(if $(ASKED),$(foreach n,$(NUMBERS),$(if $(filter $n,$(firstword $(so
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all test test-fast lab organism vocabulary-real verify clean help FORCE $(NUMBERS:%=nb-%)
+.PHONY: all plan test test-fast lab organism vocabulary-real verify clean help FORCE $(NUMBERS:%=nb-%)
 
 all: ## every notebook of the profile: figures, tables, claims (PROFILE=, DEVICE=, PARAMS="alpha=0.3")
 
@@ -59,7 +60,6 @@ $(sort $(GOALS) all) &: $(STAMP)
 else
 
 # checks PARAMS before anything runs, and tells each notebook's run, as 03:organism+alpha=0.3
-quoted = '$(subst ','\'',$1)'
 RUNS := $(shell $(EXECUTE) check $(NEEDED) --asked $(ASKED) --profile $(call quoted,$(PROFILE)) \
           --parameters $(call quoted,$(PARAMS)) --device $(call quoted,$(DEVICE)))
 ifneq ($(.SHELLSTATUS),0)
@@ -122,6 +122,9 @@ test: $(STAMP) ## lint, types, all unit tests, and every notebook in the smoke p
 
 test-fast: $(STAMP) ## the unit tests that take no time
 	$(BIN)/pytest -m "not slow"
+
+plan: $(STAMP) ## what a profile will take: downloads, disk, memory (PROFILE=)
+	@$(BIN)/python -m reasoning_features.costs $(call quoted,$(PROFILE))
 
 verify: $(STAMP) ## rebuild the default profile in a clone, and compare with what is committed
 	$(EXECUTE) verify

@@ -17,7 +17,7 @@ from pathlib import Path
 from reasoning_features import keys, paths, sources
 from reasoning_features.errors import UserError
 from reasoning_features.files import read_json, write_json
-from reasoning_features.keys import RECORD, Plan
+from reasoning_features.keys import CELL_LIMIT, RECORD, Plan
 
 KERNEL = "python3"
 USER_ERRORS = frozenset({"UserError", "MissingArtefact", "CorruptArtefact"})
@@ -88,7 +88,13 @@ def run(plan: Plan, cell_limit: int = 3600, limit: int = 7200) -> Path:
     RunFailed
         If a cell failed or a limit passed. The copy is kept as ``NN.failed.ipynb``; what an earlier run
         left as ``NN.ipynb`` stays.
+    UserError
+        If what the profile names is out of reach, or does not fit into disk or memory; nothing has run.
     """
+    from reasoning_features.costs import check
+    from reasoning_features.settings import Settings
+
+    check(Settings(**plan.settings))
     known = keys.before(plan)
     executed, failed, record = plan.file("ipynb"), plan.file("failed.ipynb"), plan.file("record.json")
     partial, notes = plan.file("running.ipynb"), plan.file("running.json")
@@ -165,7 +171,7 @@ def _papermill(plan: Plan, output: Path, notes: Path, cell_limit: int, limit: in
     arguments = [str(plan.file("plan.json")), str(output), str(cell_limit)]
     process = subprocess.Popen(
         [sys.executable, "-m", "reasoning_features.execution", "execute", *arguments],
-        env=os.environ | {RECORD: str(notes), "PYTHONPATH": path},
+        env=os.environ | {RECORD: str(notes), CELL_LIMIT: str(min(cell_limit, limit)), "PYTHONPATH": path},
     )
     try:
         return process.wait(limit)

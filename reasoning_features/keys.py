@@ -15,6 +15,7 @@ from reasoning_features.checksums import directory_digest, file_digest
 from reasoning_features.files import read_json, write_json
 
 RECORD = "REASONING_FEATURES_RECORD"  # names the file that a run tells what it read and wrote
+CELL_LIMIT = "REASONING_FEATURES_CELL_LIMIT"  # the seconds that a cell may take, for what looks ahead
 
 
 @dataclass(frozen=True)
