@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reasoning_features.activations import stream
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.encoding import encoded_columns
 from reasoning_features.errors import UserError
 from reasoning_features.subject import Subject

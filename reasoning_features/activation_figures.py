@@ -15,7 +15,7 @@ from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.figures import COLOURS, LINES, MARKERS, TEXT_WIDTH, new_figure
 from reasoning_features.probes import EMBEDDINGS
 

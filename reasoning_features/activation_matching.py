@@ -147,7 +147,8 @@ def largest_correlations(
     some = np.arange(sae.cfg.d_sae) if features is None else np.unique(features)
     found = pd.DataFrame(index=range(sae.cfg.d_sae), columns=list(others), dtype=float)
     for name, other in tqdm(others.items(), desc="Matching activations", unit="dictionary"):
-        moments = compare(sae, residual, *other, features=some)
+        its, reads = other
+        moments = compare(sae, residual, its, reads, features=some)
         found.loc[some, name] = moments.correlation().max(axis=1)
     return found
 

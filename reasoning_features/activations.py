@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from reasoning_features import paths
 from reasoning_features.checksums import file_digest
-from reasoning_features.corpora import Corpus, TokenBatch
+from reasoning_features.corpus import Corpus, TokenBatch
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 from reasoning_features.settings import READ
 from reasoning_features.subject import Subject

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reasoning_features.corpora import Corpus, by_length
+from reasoning_features.corpus import Corpus, by_length
 from reasoning_features.decisions import Decisions, log_odds
 from reasoning_features.encoding import ELEMENTS
 from reasoning_features.errors import UserError

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from reasoning_features.activations import ActivationBatch
 from reasoning_features.autoencoder import reconstruct
-from reasoning_features.corpora import Corpus, TokenBatch
+from reasoning_features.corpus import Corpus, TokenBatch
 from reasoning_features.significance import Interval, bootstrap_ratio
 from reasoning_features.subject import Subject, next_token_loss
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from reasoning_features.conditions import UNSTEERED
 from reasoning_features.significance import bootstrap_weights
-from reasoning_features.steering import UNSTEERED
 
 LEVEL = 0.99
 """A change counts when its bootstrap interval of this level leaves out 0: several measures are looked at."""

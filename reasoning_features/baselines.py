@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from reasoning_features.activations import Moments, collect, stream
-from reasoning_features.corpora import Corpus
+from reasoning_features.conditions import Condition
+from reasoning_features.corpus import Corpus
 from reasoning_features.decisions import Decisions
 from reasoning_features.errors import UserError
-from reasoning_features.steering import Condition
 from reasoning_features.subject import Subject
 from reasoning_features.token_rules import bias_to_go_on, bias_to_words, forced_wait
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from reasoning_features import paths, vocabulary
 from reasoning_features.causal_truth import PLACES, Effects, measure_effects
-from reasoning_features.corpora import general_corpus, join, reasoning_corpus, solution_texts
+from reasoning_features.corpora import general_corpus, reasoning_corpus, solution_texts
+from reasoning_features.corpus import join
 from reasoning_features.decisions import Decisions, balanced, find_decisions
 from reasoning_features.evidence import gather
 from reasoning_features.measurement import draw_vocabularies

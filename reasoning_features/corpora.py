@@ -13,22 +13,12 @@ from typing import Any
 import numpy as np
 
 from reasoning_features import paths, text_corpora
-from reasoning_features.corpus import Corpus, TokenBatch, by_length, join
+from reasoning_features.corpus import Corpus
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.organism.problems import Mixture, Split
 from reasoning_features.organism.tokenizer import encode_documents
 from reasoning_features.organism.traces import MOVES, Document, base_documents, reasoning_documents
 from reasoning_features.settings import Settings, TextSource
-
-__all__ = [
-    "Corpus",
-    "TokenBatch",
-    "by_length",
-    "general_corpus",
-    "join",
-    "reasoning_corpus",
-    "solution_texts",
-]
 
 UNLABELLED, TEXT = "organism-text", "text"
 KINDS = ("organism", UNLABELLED, TEXT)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 
 
 def summary_table(corpora: Sequence[Corpus]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from reasoning_features.activations import collect, stream
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.decisions import Decisions
 from reasoning_features.encoding import encoded_columns
 from reasoning_features.sentences import last_before, sentence_starts

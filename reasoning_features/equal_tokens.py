@@ -14,23 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reasoning_features.benchmarks import repeated
+from reasoning_features.conditions import Condition
 from reasoning_features.errors import UserError
 from reasoning_features.significance import bootstrap_mean, paired_difference
-from reasoning_features.steering import Condition
 from reasoning_features.token_rules import forced_wait
-
-__all__ = [
-    "LONGER",
-    "MAJORITY",
-    "at_equal_tokens",
-    "equal_token_comparison",
-    "longer_conditions",
-    "majority_votes",
-    "repeated",
-    "single_answers",
-    "spending_curve",
-]
 
 MAJORITY, LONGER = "majority", "thinking longer"
 COLUMNS = ["method", "size", "problem", "correct", "tokens"]

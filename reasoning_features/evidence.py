@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from reasoning_features.activations import stream
 from reasoning_features.attribution import gradient_attribution, neutral_prompts, output_scores
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.decisions import Decisions
 from reasoning_features.errors import UserError
 from reasoning_features.evidence_sets import EvidenceSets, evidence_sets

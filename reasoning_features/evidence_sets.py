@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.decisions import Decisions
 from reasoning_features.errors import UserError
 from reasoning_features.reason_score import RELEASED_WINDOW, FeatureStatistics

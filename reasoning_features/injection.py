@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.errors import UserError
 from reasoning_features.sentences import sentence_of, sentence_starts
 from reasoning_features.word_masks import TokenIndex, form_ids

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.errors import UserError
 from reasoning_features.reason_score import FeatureStatistics
 from reasoning_features.word_masks import TokenSets

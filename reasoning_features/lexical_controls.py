@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from reasoning_features.activations import stream
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.encoding import ELEMENTS, encoded_columns
 from reasoning_features.errors import UserError
 from reasoning_features.injection import INJECTED, draw_places, hosts, inject, plain_documents, usual_forms

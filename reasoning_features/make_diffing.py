@@ -23,9 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from reasoning_features import paths
 from reasoning_features.activations import stream
 from reasoning_features.autoencoder import best_cosines, load_autoencoder
-from reasoning_features.autoencoder_training import Recipe as AutoencoderRecipe
+from reasoning_features.autoencoder_recipe import Recipe as AutoencoderRecipe
 from reasoning_features.autoencoder_training import Training, train_autoencoder
-from reasoning_features.corpora import Corpus, general_corpus, join, reasoning_corpus
+from reasoning_features.corpora import general_corpus, reasoning_corpus
+from reasoning_features.corpus import Corpus, join
 from reasoning_features.organism.traces import Document, prose_documents
 from reasoning_features.organism.training import Recipe, save_model, train
 from reasoning_features.settings import load_settings

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from reasoning_features import make_diffing, make_steering, organism_card, paths
 from reasoning_features.activations import stream
 from reasoning_features.autoencoder import load_autoencoder
-from reasoning_features.autoencoder_training import Recipe as AutoencoderRecipe
+from reasoning_features.autoencoder_recipe import Recipe as AutoencoderRecipe
 from reasoning_features.autoencoder_training import convergence, save_autoencoder, train_autoencoder
 from reasoning_features.causal_benchmark import (
     causal_effects,
@@ -36,7 +36,8 @@ from reasoning_features.causal_benchmark import (
     held_out_decisions,
     identity,
 )
-from reasoning_features.corpora import general_corpus, join, reasoning_corpus
+from reasoning_features.corpora import general_corpus, reasoning_corpus
+from reasoning_features.corpus import join
 from reasoning_features.organism.evaluation import MOVES_COUNTED, solve
 from reasoning_features.organism.gate import SWAPS, decision_log_odds
 from reasoning_features.organism.problems import FAMILIES, Mixture, problems

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from reasoning_features.activations import stream
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.lexical import BestTokens, IdentitySums, token_classes
 from reasoning_features.reason_score import FeatureStatistics, SetSums, one_pass
 from reasoning_features.selection import REFERENCE, document_blocks

@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 
 from reasoning_features.benchmarks import Questions
+from reasoning_features.conditions import UNSTEERED, Condition
 from reasoning_features.decision_rates import Rates, decision_rates, rates_of
 from reasoning_features.errors import UserError
 from reasoning_features.significance import bootstrap_ratio, paired_difference
-from reasoning_features.steering import UNSTEERED, Condition, answers
+from reasoning_features.steering import answers
 from reasoning_features.subject import Subject
 from reasoning_features.token_rules import InTurn, forced_rates
 

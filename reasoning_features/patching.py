@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reasoning_features.corpora import Corpus, by_length
+from reasoning_features.corpus import Corpus, by_length
 from reasoning_features.decisions import Decisions, log_odds
 from reasoning_features.errors import UserError
 from reasoning_features.sentences import sentence_starts

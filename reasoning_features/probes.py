@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.errors import UserError
 from reasoning_features.significance import Interval, bootstrap_weights, percentile_interval
 from reasoning_features.subject import Subject

@@ -14,11 +14,11 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import hypergeom
 
+from reasoning_features.conditions import UNSTEERED, Condition, feature_conditions
 from reasoning_features.equal_tokens import majority_votes
 from reasoning_features.errors import UserError
 from reasoning_features.search import matched_features
-from reasoning_features.significance import Interval, bootstrap_ratio, paired_difference
-from reasoning_features.steering import UNSTEERED, Condition, feature_conditions
+from reasoning_features.significance import Interval, bootstrap_mean, bootstrap_ratio, paired_difference
 
 BENCHMARKS = ("AIME-2024", "MATH-500", "GPQA-Diamond")
 VERSION_2: dict[int, tuple[float, ...]] = {
@@ -99,9 +99,10 @@ def found_table(
     return pd.DataFrame(rows)
 
 
-def among_best(scores: ArrayLike, features: Sequence[int], k: int) -> NDArray[np.bool_]:
-    """Whether each of some features is among the k with the highest score."""
-    return _ranks(scores)[list(features)] <= k
+def share_found(scores: ArrayLike, published: Mapping[str, Sequence[int]], k: int) -> Interval:
+    """Share of all published features, of whichever set, that are among the k with the highest score."""
+    ids = sorted({feature for held in published.values() for feature in held})
+    return bootstrap_mean(_ranks(scores)[ids] <= k)
 
 
 def rank_table(scores: Mapping[str, ArrayLike], published: Mapping[str, Sequence[int]]) -> pd.DataFrame:
@@ -164,6 +165,7 @@ def steered_table(answered: pd.DataFrame, problems: int, seed: int = 0) -> pd.Da
     for condition, held in frame.groupby("condition", sort=False):
         voted = majority_votes(held, problems, [samples]).set_index("problem")["correct"]
         for benchmark, part in held.groupby("domain", sort=False):
+            benchmark = str(benchmark)
             means = part.groupby("item")[["correct", "thinking_tokens"]].mean()
             correct, tokens = (means[name].to_numpy(dtype=float) for name in means)
             if condition == UNSTEERED:

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reasoning_features.conditions import UNSTEERED, Condition
 from reasoning_features.errors import UserError
-from reasoning_features.steering import UNSTEERED, Condition
 
 Array = NDArray[np.float64]
 Features = NDArray[np.int64]

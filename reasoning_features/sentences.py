@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 
 STOPS = (".", "!", "?")
 

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from reasoning_features import checksums, paths
 from reasoning_features.autoencoder import load_autoencoder
-from reasoning_features.autoencoder_training import Recipe, Training, save_autoencoder, train_autoencoder
-from reasoning_features.corpora import Corpus, general_corpus, reasoning_corpus
+from reasoning_features.autoencoder_recipe import Recipe
+from reasoning_features.autoencoder_training import Training, save_autoencoder, train_autoencoder
+from reasoning_features.corpora import general_corpus, reasoning_corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.settings import Settings
 

@@ -11,27 +11,9 @@ from reasoning_features.benchmarks import Questions
 from reasoning_features.conditions import (
     UNSTEERED,
     Condition,
-    ConditionRule,
-    check_conditions,
-    clamped_conditions,
-    feature_conditions,
-    stream_edit,
 )
 from reasoning_features.generation import continuations
 from reasoning_features.subject import Subject
-
-__all__ = [
-    "UNSTEERED",
-    "Condition",
-    "ConditionRule",
-    "answers",
-    "answers_under",
-    "check_conditions",
-    "clamped_conditions",
-    "feature_conditions",
-    "stream_edit",
-    "told",
-]
 
 
 def answers(

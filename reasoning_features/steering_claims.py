@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from reasoning_features.conditions import UNSTEERED
 from reasoning_features.search import CHOSEN, SLOT, best
 from reasoning_features.significance import bootstrap_mean, paired_difference
-from reasoning_features.steering import UNSTEERED
 from reasoning_features.steering_results import arms_apart
 from reasoning_features.steering_study import Study
 

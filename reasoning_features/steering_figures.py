@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from reasoning_features.conditions import UNSTEERED
 from reasoning_features.figures import COLOURS, LINES, MARKERS, legend_below, new_figure
 from reasoning_features.multiple_comparisons import MARGIN
-from reasoning_features.steering import UNSTEERED
 from reasoning_features.steering_results import ALL
 from reasoning_features.steering_study import Study
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reasoning_features.conditions import UNSTEERED
 from reasoning_features.errors import UserError
 from reasoning_features.multiple_comparisons import (
     difference_in_differences,
@@ -21,7 +22,6 @@ from reasoning_features.multiple_comparisons import (
 )
 from reasoning_features.search import CHOSEN, SLOT
 from reasoning_features.significance import paired_difference
-from reasoning_features.steering import UNSTEERED
 from reasoning_features.steering_study import Study
 
 ALL = "all"

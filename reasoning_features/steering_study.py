@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from reasoning_features import search
 from reasoning_features.benchmarks import Questions
+from reasoning_features.conditions import UNSTEERED, Condition
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
 from reasoning_features.files import read_json, write_json
-from reasoning_features.steering import UNSTEERED, Condition
 
 FRAMES = ("screening", "rescreening", "evaluation")
 COLUMNS = ("group", "candidate", "feature", "gamma", "share of norm", "condition")

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from reasoning_features.benchmarks import COMMON
+from reasoning_features.conditions import Condition, clamped_conditions, feature_conditions
 from reasoning_features.significance import bootstrap_mean
-from reasoning_features.steering import Condition, clamped_conditions, feature_conditions
 
 ADDED, CLAMPED = "added", "clamped"
 MEASURES: Mapping[str, str] = dict(zip(COMMON, ("accuracy", "thinking tokens"), strict=True))

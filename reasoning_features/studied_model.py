@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from reasoning_features.baselines import baselines, mean_norm
 from reasoning_features.benchmarks import Questions, load_questions
+from reasoning_features.conditions import Condition
 from reasoning_features.corpora import reasoning_corpus
 from reasoning_features.decisions import find_decisions
 from reasoning_features.search import Candidate, candidates
 from reasoning_features.settings import READ, Settings
-from reasoning_features.steering import Condition
 from reasoning_features.steering_study import Study, run_study
 from reasoning_features.steering_sweep import answers_resumable
 from reasoning_features.stored_benchmarks import Benchmark

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reasoning_features.corpora import Corpus
+from reasoning_features.conditions import ConditionRule
+from reasoning_features.corpus import Corpus
 from reasoning_features.decision_rates import Rates
 from reasoning_features.organism import words as organism_words
 from reasoning_features.organism.parser import DECISIONS, first_tokens, standing_at_opener
 from reasoning_features.organism.traces import END_THINK
 from reasoning_features.sampling import TEMPERATURE
-from reasoning_features.steering import ConditionRule
 from reasoning_features.word_masks import TokenIndex, form_ids
 
 
@@ -86,6 +86,8 @@ class Ban:
     def logits(self, logits: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
         """Logits ``[b, vocabulary]``, −∞ for what is forbidden after each row's text."""
         forbidden = torch.stack([self._forbidden_after(self._begun(row)) for row in written])
+        # a model may have room for more tokens than its tokenizer has
+        forbidden = torch.nn.functional.pad(forbidden, (0, logits.shape[1] - forbidden.shape[1]))
         return logits.masked_fill(forbidden.to(logits.device), -torch.inf)
 
     def drawn(self, tokens: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:

@@ -13,11 +13,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from reasoning_features.activation_figures import SHADES, wrapped, write_lines
+from reasoning_features.conditions import UNSTEERED
 from reasoning_features.feature_pages import document, escaped
 from reasoning_features.figures import TEXT_WIDTH, new_figure
 from reasoning_features.organism.parser import parse
 from reasoning_features.organism.traces import ASSISTANT, MOVES, USER
-from reasoning_features.steering import UNSTEERED
 
 CHARACTERS = 56
 """Characters a line of a drawn trace, of two side by side."""

@@ -12,7 +12,7 @@ from local_hub import LocalHub
 from tiny import make_corpus, make_tiny_llama
 
 from reasoning_features import paths
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.subject import Subject, load_subject
 
 

@@ -17,7 +17,7 @@ from reasoning_features.activating_examples import (
     token_pieces,
 )
 from reasoning_features.activations import stream
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.errors import UserError
 from reasoning_features.reason_score import one_pass
 

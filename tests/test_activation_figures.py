@@ -20,7 +20,7 @@ from reasoning_features.activation_figures import (
     segments,
     trace_html,
 )
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tiny import make_corpus
 
 from reasoning_features import activations
 from reasoning_features.activations import Moments, batches_of, harvest, load_sample, sample_key, stream
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 from reasoning_features.subject import Subject
 

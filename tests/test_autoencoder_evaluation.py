@@ -10,7 +10,7 @@ from tiny import WIDTH, signed_identity
 
 from reasoning_features.activations import ActivationBatch, stream
 from reasoning_features.autoencoder_evaluation import evaluate, loss_by_document, loss_recovered
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.subject import Subject
 
 SAES = {"perfect": signed_identity(WIDTH), "nothing": signed_identity(WIDTH, 0.0)}

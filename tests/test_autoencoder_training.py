@@ -11,8 +11,8 @@ import torch
 from sae_lens import SAE
 
 from reasoning_features.autoencoder import matched_share, quality
+from reasoning_features.autoencoder_recipe import Recipe
 from reasoning_features.autoencoder_training import (
-    Recipe,
     Training,
     convergence,
     equal_l0,

@@ -14,7 +14,7 @@ from reasoning_features.automatic_interpretation import (
     function_groups,
     words_of_reasoning,
 )
-from reasoning_features.steering import UNSTEERED
+from reasoning_features.conditions import UNSTEERED
 
 N = 30
 MEASURES = ("thinking_tokens", "verify", "parseable")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import make_corpus
 
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.decisions import Decisions, balanced, find_decisions, log_odds, swapped
 from reasoning_features.errors import UserError
 from reasoning_features.organism import words

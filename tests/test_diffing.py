@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from reasoning_features.autoencoder import best_cosines
-from reasoning_features.autoencoder_training import Recipe, train_autoencoder
+from reasoning_features.autoencoder_recipe import Recipe
+from reasoning_features.autoencoder_training import train_autoencoder
 from reasoning_features.diffing import (
     RANDOM,
     Bounds,

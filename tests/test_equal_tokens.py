@@ -5,19 +5,19 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from reasoning_features.benchmarks import Questions
+from reasoning_features.benchmarks import Questions, repeated
+from reasoning_features.conditions import UNSTEERED
 from reasoning_features.equal_tokens import (
     LONGER,
     MAJORITY,
     at_equal_tokens,
     equal_token_comparison,
     majority_votes,
-    repeated,
     single_answers,
     spending_curve,
 )
 from reasoning_features.errors import UserError
-from reasoning_features.steering import UNSTEERED, answers
+from reasoning_features.steering import answers
 
 
 def votes(*samples):

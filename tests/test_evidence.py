@@ -13,7 +13,7 @@ from tiny import signed_identity
 
 from reasoning_features.activations import collect, stream
 from reasoning_features.attribution import gradient_attribution, neutral_prompts, output_scores
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.decisions import Decisions, log_odds
 from reasoning_features.errors import UserError
 from reasoning_features.evidence import gather

@@ -74,6 +74,7 @@ def test_no_answer_is_made_twice(tiny_subject, conditions, tmp_path, monkeypatch
 @pytest.mark.parametrize("engine", ["rows", "continuous"])
 def test_an_interruption_keeps_what_has_finished(tiny_subject, conditions, tmp_path, monkeypatch, engine):
     asked, add, written = counted(monkeypatch), generation.AnswerStore.add, []
+    hooks = len(tiny_subject.hooked_block._forward_hooks)  # transformers leaves some of its own
 
     def breaking(self, *given):
         add(self, *given)
@@ -90,7 +91,7 @@ def test_an_interruption_keeps_what_has_finished(tiny_subject, conditions, tmp_p
     if engine == "rows":
         assert again == continuations(tiny_subject, questions(), conditions, 3)
     assert tiny_subject.model.config._attn_implementation == "sdpa"
-    assert not tiny_subject.hooked_block._forward_hooks
+    assert len(tiny_subject.hooked_block._forward_hooks) == hooks
 
 
 def test_continuous_answers_are_the_likeliest_at_temperature_0(tiny_subject):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.errors import UserError
 from reasoning_features.lexical import BestTokens, IdentitySums, token_classes
 from reasoning_features.reason_score import SetSums, one_pass

@@ -10,7 +10,7 @@ import torch
 from test_word_masks import Pieces, corpus_of
 
 from reasoning_features.activations import stream
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.measurement import draw_vocabularies, measure, needed_sets
 from reasoning_features.subject import Subject
 from reasoning_features.vocabulary import Lexicon

@@ -41,7 +41,7 @@ def measured(n_tokens: int) -> dict[str, float]:
     """What notebook 03 does with one arm: how much memory it took, and what the bound is made of."""
     from reasoning_features.activating_examples import ActivatingExamples
     from reasoning_features.activations import stream
-    from reasoning_features.corpora import Corpus
+    from reasoning_features.corpus import Corpus
     from reasoning_features.measurement import measure
     from reasoning_features.reason_score import one_pass
     from reasoning_features.selection import resampled_comparison, top_features

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import LAYERS, make_corpus
 
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.errors import UserError
 from reasoning_features.probes import (
     EMBEDDINGS,

@@ -16,6 +16,7 @@ from reasoning_features.published import (
     overall,
     published_conditions,
     rank_table,
+    share_found,
     steered_table,
 )
 
@@ -31,6 +32,7 @@ def test_found_counts_those_among_the_best_and_chance():
     # both of the two best among three named of ten: C(3,2) / C(10,2)
     assert table.loc[("paper", "named"), "p"] == pytest.approx(3 / 45)
     assert table.loc[("paper", "other"), ["found", "p"]].tolist() == [0, 1.0]
+    assert share_found(scores["paper"], SETS, 2).estimate == pytest.approx(2 / 4)
     ranks = rank_table(scores, SETS).set_index("feature")
     assert ranks.loc[9, "rank, paper"] == 10 and ranks.loc[9, "rank, released"] == 1
     assert ranks.loc[5, "sets"] == "other"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from reasoning_features import search
+from reasoning_features.conditions import UNSTEERED
 from reasoning_features.errors import UserError
-from reasoning_features.steering import UNSTEERED
 
 D_SAE, D = 60, 8
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.reason_score import FeatureStatistics, vocabulary_scores
 from reasoning_features.selection import (
     Dial,

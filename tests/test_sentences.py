@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.sentences import last_before, sentence_of, sentence_starts
 
 PIECES = ["a", " b", ".", " c", "\n", "d", "3", "5", " e", "!", " f"]

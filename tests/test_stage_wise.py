@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from reasoning_features import paths
-from reasoning_features.autoencoder_training import Recipe, train_autoencoder
+from reasoning_features.autoencoder_recipe import Recipe
+from reasoning_features.autoencoder_training import train_autoencoder
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.settings import load_settings
 from reasoning_features.stage_wise import (

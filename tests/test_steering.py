@@ -11,16 +11,15 @@ import torch
 from tiny import WIDTH, make_tiny_llama, signed_identity
 
 from reasoning_features.benchmarks import Questions
-from reasoning_features.errors import UserError
-from reasoning_features.steering import (
+from reasoning_features.conditions import (
     UNSTEERED,
     Condition,
-    answers,
-    answers_under,
     clamped_conditions,
     feature_conditions,
     stream_edit,
 )
+from reasoning_features.errors import UserError
+from reasoning_features.steering import answers, answers_under
 from reasoning_features.subject import load_subject
 from reasoning_features.token_rules import ForcedWait
 

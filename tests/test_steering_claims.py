@@ -8,8 +8,8 @@ import pytest
 from test_steering_results import made
 
 from reasoning_features import steering_claims as effects
+from reasoning_features.conditions import UNSTEERED
 from reasoning_features.search import CHOSEN, FEATURES, SLOT
-from reasoning_features.steering import UNSTEERED
 from reasoning_features.steering_results import ban_table
 
 

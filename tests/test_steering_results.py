@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from reasoning_features import steering_results as results
+from reasoning_features.conditions import UNSTEERED
 from reasoning_features.errors import UserError
 from reasoning_features.search import CHOSEN, SLOT
-from reasoning_features.steering import UNSTEERED
 from reasoning_features.steering_study import COLUMNS, Study
 
 N = 400

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from reasoning_features import search
+from reasoning_features.conditions import UNSTEERED, Condition
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
-from reasoning_features.steering import UNSTEERED, Condition
 from reasoning_features.steering_study import load_studies, load_study, run_study
 
 GOOD = {"feature 1 at 0.2": 0.9, "feature 2 at -0.2": 0.7, "bias at 2": 0.8}

@@ -11,7 +11,8 @@ from tiny import WIDTH, signed_identity
 
 from reasoning_features import steering_sweep
 from reasoning_features.benchmarks import Questions
-from reasoning_features.steering import UNSTEERED, Condition, answers
+from reasoning_features.conditions import UNSTEERED, Condition
+from reasoning_features.steering import answers
 from reasoning_features.steering_sweep import answers_resumable
 
 

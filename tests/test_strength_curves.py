@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from reasoning_features.steering import Condition
+from reasoning_features.conditions import Condition
 from reasoning_features.strength_curves import ADDED, CLAMPED, curve_trials, curves
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from reasoning_features.benchmarks import load_questions
-from reasoning_features.corpora import Corpus
+from reasoning_features.conditions import Condition
+from reasoning_features.corpus import Corpus
 from reasoning_features.decision_rates import Rates, decision_rates, rates_of
 from reasoning_features.errors import UserError
 from reasoning_features.organism import words
@@ -19,7 +20,7 @@ from reasoning_features.organism.tokenizer import train_tokenizer
 from reasoning_features.organism.traces import base_documents, reasoning_documents
 from reasoning_features.sampling import TEMPERATURE
 from reasoning_features.settings import load_settings
-from reasoning_features.steering import Condition, answers_under
+from reasoning_features.steering import answers_under
 from reasoning_features.subject import load_subject
 from reasoning_features.token_rules import (
     Ban,
@@ -90,6 +91,13 @@ def test_a_banned_word_is_never_written(tokenizer, corpus):
                 written.append(int(logits[0].argmax()))
             texts.append("".join(rule.pieces[token] for token in written))
         assert any(sought.search(text) for text in texts) is not kept
+
+
+def test_a_model_with_room_for_more_tokens_than_its_tokenizer_has(tokenizer, corpus):
+    rule = ban(tokenizer, ["wait"], corpus)
+    wide = rule.logits(torch.zeros(1, len(tokenizer) + 5), [0], [[]])
+    narrow = rule.logits(torch.zeros(1, len(tokenizer)), [0], [[]])
+    assert torch.equal(wide[:, :-5], narrow) and bool((wide[:, -5:] == 0).all())
 
 
 def test_tokens_that_mostly_begin_banned_words_are_forbidden_from_the_start(tokenizer, corpus):

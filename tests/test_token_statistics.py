@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from reasoning_features.corpora import Corpus
+from reasoning_features.corpus import Corpus
 from reasoning_features.subject import Subject
 from reasoning_features.token_statistics import grouped_means, means_by_place_and_move, token_table
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from reasoning_features.activation_figures import SHADES
+from reasoning_features.conditions import UNSTEERED
 from reasoning_features.organism.traces import MOVES
-from reasoning_features.steering import UNSTEERED
 from reasoning_features.trace_viewer import (
     CHARACTERS,
     LONGEST,

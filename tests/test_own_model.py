@@ -1,0 +1,72 @@
+"""The README's steps for a model of one's own, followed word by word: a local folder, and no hub at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import miniatures as mini
+import pandas as pd
+import pytest
+
+from reasoning_features import paths
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+NAME = "own-model-of-the-test"
+
+
+def section() -> str:
+    text = (paths.root() / "README.md").read_text(encoding="utf-8")
+    return text.split("## Your own model, step by step")[1].split("\n## ")[0]
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """The folder that the README calls data/mine."""
+    folder = paths.root() / "data" / NAME
+    yield folder
+    for place in ("data", "figures", "build"):
+        for made in (paths.root() / place).glob(f"{NAME}*"):
+            shutil.rmtree(made)
+
+
+def write_lines(path: Path, rows: list[dict[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_the_steps(home, tmp_path):
+    # step 1
+    rows = mini.thoughts()
+    general = [mini.render(turns) for turns in mini.conversations()]
+    write_lines(home / "thinking.jsonl", [{"text": row["text"]} for row in rows])
+    write_lines(home / "general.jsonl", [{"text": text} for text in general])
+    sums = [{"problem": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(12)]
+    write_lines(home / "problems.jsonl", sums)
+    mini.make_tokenizer(home / "model", [row["text"] for row in rows] + general, reasoning=True)
+    mini.make_model(home / "model", "llama", seed=0)
+    # step 2
+    written = re.search(r"```yaml\n(.*?)```", section(), re.DOTALL)
+    profile = tmp_path / f"{NAME}.yaml"
+    profile.write_text(written[1].replace("\n    ", "\n").replace("data/mine", f"data/{NAME}"))
+    # steps 3 and 4
+    commands = [line for line in re.findall(r"`(make [^`]*)`", section()) if "mine.yaml" in line]
+    assert [shlex.split(command)[1] for command in commands] == ["nb-02", "all"]
+    for command in commands:
+        given = shlex.split(command.replace("mine.yaml", str(profile)))
+        env = os.environ | {"HF_HUB_OFFLINE": "1"}
+        made = subprocess.run(
+            [*given, f"VENV={sys.prefix}"], cwd=paths.root(), env=env, capture_output=True, text=True
+        )
+        assert made.returncode == 0, made.stderr[-2000:]
+    assert (home / "autoencoder" / "cfg.json").is_file()
+    figures = paths.RunPaths(NAME).figures
+    assert {path.name[:2] for path in figures.glob("*.md")} >= {"01", "02", "03", "04", "05", "06"}
+    assert len(pd.read_csv(figures / "x03_top_features.csv")) == 10

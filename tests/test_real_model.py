@@ -1,0 +1,134 @@
+"""A real model's path, on miniatures that a hub on loopback serves: all notebooks, as ``make`` runs them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import local_hub
+import mini_profile
+import miniatures as mini
+import pandas as pd
+import pytest
+
+from reasoning_features import paths
+from reasoning_features.files import read_json
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+NUMBERS = ("01", "02", "03", "04", "05", "06")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repositories of the miniatures."""
+    return mini.build(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A profile's name; what its runs made is gone afterwards."""
+    name = f"miniature-{request.node.name.split('[')[0].removeprefix('test_')[:24]}"
+    yield name
+    for place in ("data", "figures", "build"):
+        for folder in (paths.root() / place).glob(f"{name}*"):
+            shutil.rmtree(folder)
+
+
+def execute(
+    env: dict[str, str], profile: Path, numbers: tuple[str, ...], parameters: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run notebooks as make does: check, then each in turn; the first that fails, or the last."""
+    command = [sys.executable, "-m", "reasoning_features.execution"]
+    options = {"env": env, "cwd": paths.root(), "capture_output": True, "text": True}
+    check = [*command, "check", *numbers, "--profile", str(profile), "--parameters", parameters]
+    done = subprocess.run(check, **options)
+    for told in done.stdout.split() if done.returncode == 0 else []:
+        number, run = told.split(":", 1)
+        done = subprocess.run([*command, "run", f"build/{run}/{number}.plan.json"], **options)
+        if done.returncode:
+            break
+    return done
+
+
+def tables(run: str) -> dict[str, bytes]:
+    """Every table of numbers of a run."""
+    figures = paths.RunPaths(run).figures
+    return {path.name: path.read_bytes() for path in sorted(figures.glob("*.csv"))}
+
+
+def test_all_notebooks(root, name, tmp_path):
+    """From an empty cache, then offline from the cache: the same numbers."""
+    profile = mini_profile.write_profile(tmp_path, name)
+    with local_hub.serve(root, tmp_path / "home") as hub:
+        done = execute(hub.environment(), profile, NUMBERS)
+        assert done.returncode == 0, done.stderr
+        sha = hub.sha(mini.LLAMA)
+    first, figures = tables(name), paths.RunPaths(name).figures
+    inputs = read_json(figures / "x03_published.json")["inputs"]
+    assert inputs["subject"] == mini.LLAMA and sha in json.dumps(inputs)
+    found = pd.read_csv(figures / "x03_published.csv")
+    assert set(found["dials"]) == {"paper", "released code"} and (found["found"] <= found["features"]).all()
+    steered = pd.read_csv(figures / "t01_published.csv")
+    assert set(steered["benchmark"]) == {"AIME-2024", "MATH-500", "GPQA-Diamond"}
+    assert {"unsteered", "43 at 2", "305 at 2"} < set(steered["condition"])
+    kept = list(paths.RunPaths(name).data.rglob("*.jsonl"))
+    assert kept, "finished answers are kept"
+    before = [path.read_bytes() for path in kept]
+
+    shutil.rmtree(figures)
+    shutil.rmtree(paths.RunPaths(name).artefacts)
+    offline = hub.environment(HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
+    done = execute(offline, profile, NUMBERS)
+    assert done.returncode == 0, done.stderr
+    assert tables(name) == first
+    assert [path.read_bytes() for path in kept] == before, "answers were made twice"
+
+
+def test_everything_trained(root, name, tmp_path):
+    """``train_saes=true`` and ``full=true``: the autoencoder, the stages, the equal search."""
+    profile = mini_profile.write_profile(tmp_path, name, train_saes=True, full=True, samples=2)
+    with local_hub.serve(root, tmp_path / "home") as hub:
+        done = execute(hub.environment(), profile, NUMBERS)
+        assert done.returncode == 0, done.stderr
+    figures = paths.RunPaths(name).figures
+    stages = pd.read_csv(figures / "f04_diffing.csv")["stage"]
+    assert {"S", "S-D", "S-M", "S-D-F", "S-M-F"} <= set(stages)
+    assert (pd.read_csv(figures / "t01_published.csv")["k"] == 2).all()
+    assert "ReasonScore" in set(pd.read_csv(figures / "t01_steering.csv")["class"])
+
+
+def test_a_hub_that_fails(root, name, tmp_path):
+    """503 and files that end half way are tried again; a hub that stays away is said; no half file."""
+    profile = mini_profile.write_profile(tmp_path, name)
+    with local_hub.serve(root, tmp_path / "home") as hub:
+        hub.unavailable = {"model.safetensors": 99}
+        done = execute(hub.environment(), profile, ("01",))
+        assert done.returncode == 1
+        (said,) = done.stderr.strip().splitlines()[-1:]
+        assert mini.LLAMA in said and "Traceback" not in done.stderr
+        hub.unavailable, hub.cut = {"model.safetensors": 1, "config.json": 1}, {"model.safetensors": 1}
+        done = execute(hub.environment(), profile, ("01",))
+        assert done.returncode == 0, done.stderr
+        assert hub.asked("model.safetensors") > 1
+
+
+def test_a_qwen_with_an_autoencoder_of_its_mlp(root, name, tmp_path):
+    changes = {
+        "subject": mini.QWEN,
+        "base": mini.QWEN_BASE,
+        "site": "mlp_out",
+        "autoencoder": f"{mini.QWEN_SAE}:layers.{mini.LAYER}.mlp",
+        "published": {},
+        "d_sae": mini.QWEN_FEATURES,
+        "k": mini.QWEN_K,
+    }
+    profile = mini_profile.write_profile(tmp_path, name, **changes)
+    with local_hub.serve(root, tmp_path / "home") as hub:
+        done = execute(hub.environment(), profile, NUMBERS)
+        assert done.returncode == 0, done.stderr
+    quality = pd.read_csv(paths.RunPaths(name).figures / "x02_quality.csv").set_index("autoencoder")
+    assert quality.loc["default", "L0"] <= mini.QWEN_K
