@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -43,6 +44,7 @@ class Needs:
         weights: bytes of the models that are loaded at once.
         autoencoders: bytes of their autoencoders.
         working: bytes beside them, of the largest of reading, answering and training.
+        width: of the subject's residual stream; 0 where its configuration is out of reach.
     """
 
     parts: list[Part]
@@ -52,6 +54,7 @@ class Needs:
     weights: int
     autoencoders: int
     working: int
+    width: int
 
     @property
     def download(self) -> int:
@@ -108,6 +111,7 @@ def needs(settings: Settings) -> Needs:
         weights=weights,
         autoencoders=autoencoders,
         working=_working(settings, configurations.get("subject", {})),
+        width=configurations.get("subject", {}).get("hidden_size", 0),
     )
 
 
@@ -134,12 +138,23 @@ def check(settings: Settings) -> None:
             f"{settings.profile} fetches {gigabytes(found.download)}, but {gigabytes(found.disk_free)} are "
             "free on the disk of the cache: free some, or set HF_HOME to a folder on a larger disk."
         )
+    kept = _checkpoints(settings, found)
+    if settings.train_saes and kept > (free := shutil.disk_usage(paths.root()).free):
+        raise UserError(
+            f"{settings.profile} keeps {gigabytes(kept)} of checkpoints while it trains, but "
+            f"{gigabytes(free)} are free on the disk of this folder: free some, or lower `checkpoints`."
+        )
     if found.device_free is not None and found.memory > found.device_free:
         raise UserError(
             f"{settings.profile} takes about {gigabytes(found.memory)} on {found.device}, of which "
             f"{gigabytes(found.device_free)} are free: give a larger device, a lower batch_tokens or "
             "max_new_tokens, or a profile without `base`."
         )
+
+
+def _checkpoints(settings: Settings, found: Needs) -> int:
+    """Bytes of a training's checkpoints, the newest too: weights and Adam's two moments, in 32 bits."""
+    return 12 * 2 * settings.d_sae * found.width * (settings.checkpoints + 1)
 
 
 def measured_rate(work: Callable[[], float], seconds: float = 2.0) -> float:

@@ -31,6 +31,7 @@ from reasoning_features.autoencoder_recipe import (
     new_trainer,
 )
 from reasoning_features.autoencoder_training import save_autoencoder
+from reasoning_features.costs import project
 from reasoning_features.errors import CorruptArtefact, UserError
 from reasoning_features.files import read_json, write_json
 from reasoning_features.settings import Settings, TextSource
@@ -45,6 +46,8 @@ SPACED, NEWEST = "step", "newest"
 """Beginnings of the names of checkpoints; the number of the step follows."""
 NEWEST_EVERY = 1200.0
 """Seconds after which the newest checkpoint is written anew."""
+MEASURED_AFTER = 30.0
+"""Seconds of training from which its rate is told, and how long the rest will take."""
 
 
 def settings_recipe(
@@ -125,7 +128,7 @@ def train_on_rows(
     spaced, and the newest are kept until the training is done.
 
     Raises:
-        UserError: as :func:`trained`.
+        UserError: as :func:`trained`; or it will take longer than make gives a cell.
     """
     key = _key(subject, rows, recipe, batch_tokens, device, initial)
     work, whole = (folder.with_name(folder.name + ending) for ending in (".training", ".whole"))
@@ -173,8 +176,8 @@ def _run(
 ) -> None:
     """All steps that are left, with checkpoints; the history grows at the evenly spaced ones."""
     spaced = {round(recipe.steps * i / (checkpoints + 1)) for i in range(1, checkpoints + 1)}
-    total, saved = recipe.steps * recipe.batch, time.monotonic()
-    done = trainer.n_training_samples
+    total, began = recipe.steps * recipe.batch, time.monotonic()
+    done, saved, told = trainer.n_training_samples, began, False
     bar = tqdm(total=total, initial=done, desc=f"Training {work.stem}", unit="token", unit_scale=True)
     with bar:
         batches = buffers.batches(place)
@@ -184,7 +187,10 @@ def _run(
             trainer.step(batch)
             trainer.n_training_steps += 1
             bar.update(len(batch))
-            step = trainer.n_training_steps
+            step, taken = trainer.n_training_steps, time.monotonic() - began
+            if not told and taken > MEASURED_AFTER:
+                rate, told = (trainer.n_training_samples - done) / taken, True
+                project(f"Training {work.stem}", total - trainer.n_training_samples, rate)
             if step in spaced or step == recipe.steps:
                 record()
             if step in spaced:

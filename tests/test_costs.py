@@ -97,6 +97,10 @@ def test_what_does_not_fit_is_refused(hub: LocalHub, monkeypatch: pytest.MonkeyP
         check(miniature(batch_tokens=10**12))
     with pytest.raises(UserError, match="There is no model mini/nothing on the hub"):
         check(miniature(subject="mini/nothing"))
+    with pytest.raises(
+        UserError, match=r"keeps .* of checkpoints while it trains, but .* lower `checkpoints`"
+    ):
+        check(miniature(train_saes=True, checkpoints=10**9, training_text=[], base_text=[]))
     monkeypatch.setattr(costs, "free_disk", lambda: 10_000)
     with pytest.raises(UserError, match=r"fetches .* MB, but 0\.0 MB are free on the disk of the cache"):
         check(miniature())
@@ -200,5 +204,5 @@ def test_the_command(hub: LocalHub, tmp_path: Path) -> None:
 def test_parts_in_words() -> None:
     part = Part("subject", "a/b", 3_000_000_000, 1_000_000_000)
     assert part.missing == 2e9 and hub_failures.gigabytes(part.missing) == "2.0 GB"
-    found = costs.Needs([part, replace(part, problem="a/b is gated.")], 10**9, "cpu", None, 1, 2, 3)
+    found = costs.Needs([part, replace(part, problem="a/b is gated.")], 10**9, "cpu", None, 1, 2, 3, width=64)
     assert "2.0 GB" in str(found) and "a/b is gated." in str(found) and found.memory == 6

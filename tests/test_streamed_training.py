@@ -15,6 +15,7 @@ from reasoning_features import streamed_training
 from reasoning_features.activations import Moments
 from reasoning_features.autoencoder_recipe import Recipe, finished, new_trainer
 from reasoning_features.errors import CorruptArtefact, UserError
+from reasoning_features.keys import CELL_LIMIT
 from reasoning_features.settings import load_settings
 from reasoning_features.streamed_training import settings_recipe, train_on_rows
 from reasoning_features.subject import Subject, load_subject
@@ -252,6 +253,17 @@ def test_a_damaged_checkpoint_is_named(
         path.unlink()
     newest.rmdir()
     assert contents(train(tiny_subject, tmp_path / "sae")) == whole
+
+
+def test_a_training_that_a_cell_has_no_time_for(tiny_subject: Subject, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(streamed_training, "MEASURED_AFTER", 0.0)
+    monkeypatch.setenv(CELL_LIMIT, "0.000001")
+    with pytest.raises(UserError, match=r"Training sae: about .* tokens/s, .* give make CELL_LIMIT=") as said:
+        train(tiny_subject, tmp_path / "sae")
+    assert not (tmp_path / "sae").exists() and "\n" not in str(said.value)
+    monkeypatch.delenv(CELL_LIMIT)
+    assert train(tiny_subject, tmp_path / "sae").is_dir()
+    assert "measured just now" in capsys.readouterr().out
 
 
 def test_too_little_to_train_on(tiny_subject: Subject, tmp_path: Path):
