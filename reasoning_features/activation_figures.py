@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reasoning_features.corpus import Corpus
-from reasoning_features.figures import COLOURS, LINES, MARKERS, TEXT_WIDTH, new_figure
+from reasoning_features.figures import COLOURS, LINES, MARKERS, TEXT_WIDTH, narrow, new_figure
 from reasoning_features.probes import EMBEDDINGS
 
 SHADES = (
@@ -184,5 +184,6 @@ def write_lines(
         for move, text in line:
             ax.add_patch(plt.Rectangle((column, row - 0.5), len(text), 1, color=shades[move], linewidth=0))
             start = column + len(text) - len(text.lstrip())
-            ax.text(start, row, text.lstrip(), fontsize=size, va="center", family=MONOSPACE, parse_math=False)
+            style = {"fontsize": size, "va": "center", "family": MONOSPACE, "parse_math": False}
+            ax.text(start, row, narrow(text.lstrip()), **style)
             column += len(text)

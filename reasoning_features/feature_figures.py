@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from reasoning_features.activating_examples import Example
 from reasoning_features.feature_interface import FeatureInterface
-from reasoning_features.figures import COLOURS, new_figure
+from reasoning_features.figures import COLOURS, narrow, new_figure
 
 MONOSPACE = "DejaVu Sans Mono"
 CHARACTER_WIDTH = 0.602  # of that font, in font sizes
@@ -27,9 +27,9 @@ Lines = list[list[tuple[str, float]]]
 
 
 def visible(text: str) -> str:
-    """A token as it is drawn: newlines and tabs as signs, control characters and lone surrogates as a box."""
+    """A token as it is drawn: newlines and tabs as signs, what cannot be drawn in one place as a box."""
     signs = {"\n": "⏎", "\t": "⇥"}
-    return "".join(signs.get(c, c if c.isprintable() else "□") for c in text)
+    return "".join(signs.get(c, narrow(c) if c.isprintable() else "□") for c in text)
 
 
 def draw_interface(interface: FeatureInterface, examples: int = 6) -> tuple[Figure, pd.DataFrame]:

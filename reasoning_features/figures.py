@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,17 @@ STYLE: Any = {
     "hatch.linewidth": 0.5,
     "pdf.fonttype": 42,
 }
+
+
+def narrow(text: str) -> str:
+    """Text whose characters are each one place wide, as it is drawn beside shades: as many as before.
+
+    Fullwidth forms (R1's ``｜``) become their plain ones, other wide characters and combining marks a box.
+    """
+    plain = (unicodedata.normalize("NFKC", c) if unicodedata.east_asian_width(c) == "F" else c for c in text)
+    return "".join(
+        "□" if unicodedata.east_asian_width(c) in "WF" or unicodedata.combining(c) else c for c in plain
+    )
 
 
 def use_style() -> None:

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 from stub_notebooks import write_notebook
 
-from reasoning_features.figures import COLOURS, distribution, new_figure, save_figure
+from reasoning_features.figures import COLOURS, distribution, narrow, new_figure, save_figure
 from reasoning_features.provenance import begin
 from reasoning_features.settings import load_settings
 
@@ -84,3 +84,8 @@ def test_a_distribution_on_a_logarithmic_axis_is_a_density_of_the_logarithm():
     assert ax.get_xscale() == "log"
     assert np.nanmax(ax.lines[0].get_ydata()) == pytest.approx(0.5, rel=1e-2)
     plt.close(fig)
+
+
+def test_text_is_drawn_in_as_many_places_as_it_has_characters():
+    assert narrow("<｜User｜> 3 + 4 = 7⏎") == "<|User|> 3 + 4 = 7⏎"
+    assert narrow("数e\u0301x") == "□e□x"
