@@ -184,6 +184,6 @@ def write_lines(
         for move, text in line:
             ax.add_patch(plt.Rectangle((column, row - 0.5), len(text), 1, color=shades[move], linewidth=0))
             start = column + len(text) - len(text.lstrip())
-            style = {"fontsize": size, "va": "center", "family": MONOSPACE, "parse_math": False}
+            style: Any = {"fontsize": size, "va": "center", "family": MONOSPACE, "parse_math": False}
             ax.text(start, row, narrow(text.lstrip()), **style)
             column += len(text)
