@@ -108,8 +108,7 @@ class Subject:
     def residual(self, tokens: Tensor) -> Tensor:
         """Activations ``[b, t, d]`` at the hook point for token ids ``[b, t]``; nothing after it runs.
 
-        Rows may be padded on the right with any token: attention is causal, so no position sees the
-        padding after it and no attention mask is needed.
+        Rows may be padded on the right with any token: attention is causal, so no mask is needed.
         """
         return self._read(tokens, {self.layer: self.hooked_block}, self.layer)[self.layer]
 
@@ -281,9 +280,8 @@ class Subject:
 def next_token_loss(logits: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
     """Cross-entropy ``[b, t - 1]`` (nats) of each next token; NaN where that token is padding."""
     targets = tokens[:, 1:].to(logits.device)
-    loss = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), targets, reduction="none"
-    )
+    predicted = logits[:, :-1].float().transpose(1, 2)
+    loss = torch.nn.functional.cross_entropy(predicted, targets, reduction="none")
     return loss.masked_fill(~valid[:, 1:].to(loss.device), float("nan"))
 
 

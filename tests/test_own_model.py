@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,9 +54,9 @@ def test_the_steps(home, tmp_path):
     mini.make_tokenizer(home / "model", [row["text"] for row in rows] + general, reasoning=True)
     mini.make_model(home / "model", "llama", seed=0)
     # step 2
-    written = re.search(r"```yaml\n(.*?)```", section(), re.DOTALL)
+    written = re.search(r"```yaml\n(.*?)\n *```", section(), re.DOTALL)
     profile = tmp_path / f"{NAME}.yaml"
-    profile.write_text(written[1].replace("\n    ", "\n").replace("data/mine", f"data/{NAME}"))
+    profile.write_text(textwrap.dedent(written[1]).replace("data/mine", f"data/{NAME}"))
     # steps 3 and 4
     commands = [line for line in re.findall(r"`(make [^`]*)`", section()) if "mine.yaml" in line]
     assert [shlex.split(command)[1] for command in commands] == ["nb-02", "all"]
