@@ -64,7 +64,9 @@ def _sources(settings: Settings) -> Iterator[tuple[str, TextSource | ProblemSour
     ]
     if settings.train_saes:
         named += [("training_text", source) for source in settings.training_text]
+    if settings.train_saes and settings.base:
         named += [("base_text", source) for source in settings.base_text]
+        named += [("stages_text", source) for source in settings.stages_text]
     seen: set[tuple[Any, ...]] = set()
     for name, source in named:
         if source is not None and (key := (source.dataset, source.name, source.split)) not in seen:
