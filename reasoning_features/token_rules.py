@@ -102,7 +102,8 @@ class Ban:
         longest = max(map(len, self.words))
         taken = longest + 1
         while True:
-            text = _squeezed("".join(self.pieces[token] for token in written[-taken:]))
+            known = (token for token in written[-taken:] if token < len(self.pieces))
+            text = _squeezed("".join(self.pieces[token] for token in known))
             if len(text) > longest or taken >= len(written):
                 break
             taken *= 2

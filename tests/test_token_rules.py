@@ -98,6 +98,8 @@ def test_a_model_with_room_for_more_tokens_than_its_tokenizer_has(tokenizer, cor
     wide = rule.logits(torch.zeros(1, len(tokenizer) + 5), [0], [[]])
     narrow = rule.logits(torch.zeros(1, len(tokenizer)), [0], [[]])
     assert torch.equal(wide[:, :-5], narrow) and bool((wide[:, -5:] == 0).all())
+    after = rule.logits(torch.zeros(1, len(tokenizer) + 5), [0], [[len(tokenizer) + 1]])
+    assert torch.equal(after, wide)
 
 
 def test_tokens_that_mostly_begin_banned_words_are_forbidden_from_the_start(tokenizer, corpus):
