@@ -22,6 +22,7 @@ from reasoning_features.organism.traces import CONTEXT
 from reasoning_features.paths import RunPaths
 from reasoning_features.real_benchmarks import RealProblem
 from reasoning_features.settings import Settings
+from reasoning_features.text_sources import stable_number
 
 COMMON = ("correct", "thinking_tokens")
 """What is measured of every answer, whatever the problems."""
@@ -50,6 +51,8 @@ class Questions:
         kept: folder where finished answers are kept, so that none is made twice; None: nowhere.
         pad: the token that prompts of different lengths are padded with; None: only prompts of one length
             share a batch.
+        streams: the random stream of each question, under which finished answers are kept too; None: its
+            number.
     """
 
     name: str
@@ -62,6 +65,11 @@ class Questions:
     engine: Literal["rows", "continuous"] = "rows"
     kept: Path | None = None
     pad: int | None = None
+    streams: list[int] | None = None
+
+    def stream(self, number: int) -> int:
+        """The random stream of a question."""
+        return number if self.streams is None else self.streams[number]
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -131,6 +139,7 @@ def repeated(questions: Questions, times: int) -> Questions:
         prompts=questions.prompts * times,
         domains=questions.domains * times,
         grade=grade,
+        streams=questions.streams and [stream + i for i in range(times) for stream in questions.streams],
     )
 
 
@@ -150,6 +159,8 @@ def _real(settings: Settings, tokenizer: Any, what: str, known: Sequence[RealPro
         engine=settings.engine,
         kept=RunPaths(settings.profile).data / "answers",
         pad=int(tokenizer.eos_token_id),
+        # a problem's own, whichever others are asked: an answer that was made is found again
+        streams=[1000 * stable_number(repr(prompt)) for prompt in prompts],
     )
 
 

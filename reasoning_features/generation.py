@@ -59,7 +59,7 @@ def continuations(
     with contextlib.ExitStack() as stack:
         stores = [stack.enter_context(s) for s in _stores(subject, questions, conditions, seed, sae)]
         for row in range(n * len(conditions)) if stores else ():
-            held = stores[row // n].get(questions.prompts[row % n], row % n)
+            held = stores[row // n].get(questions.prompts[row % n], questions.stream(row % n))
             if held is not None:
                 done[row] = held
         missing = [row for row in range(n * len(conditions)) if row not in done]
@@ -67,7 +67,7 @@ def continuations(
         def ended(row: int, tokens: list[int]) -> None:
             done[row] = tokens
             if stores:
-                stores[row // n].add(questions.prompts[row % n], row % n, tokens)
+                stores[row // n].add(questions.prompts[row % n], questions.stream(row % n), tokens)
 
         flowing = [row for row in missing if engine_of(questions, conditions[row // n]) == "continuous"]
         in_rows = sorted(set(missing) - set(flowing))
@@ -125,7 +125,7 @@ def _in_rows(
         end=questions.end,
         max_new_tokens=questions.max_new_tokens,
         seed=seed,
-        streams=[row % n for row in rows],
+        streams=[questions.stream(row % n) for row in rows],
         edit=edit,
         rule=rules,
         batch=batch,
