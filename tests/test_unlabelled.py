@@ -39,7 +39,7 @@ def executed(notebook: str, folder: Path, **given: object) -> Iterator[paths.Run
 def test_steering_without_problems(tmp_path):
     with executed("05_steering", tmp_path) as held:
         claims = read_json(held.figures / "claims_05_steering.json")
-        assert len(claims) == 7 and {claim["verdict"] for claim in claims.values()} == {UNTESTABLE}
+        assert len(claims) == 9 and {claim["verdict"] for claim in claims.values()} == {UNTESTABLE}
 
 
 @pytest.mark.slow
