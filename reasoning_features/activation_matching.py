@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from reasoning_features.encoding import rows_at_once
 from reasoning_features.errors import UserError
 
 Array = NDArray[np.float64]
@@ -88,7 +89,7 @@ def compare(
         residual: ``[n, d]`` what it reads.
         other: another one, perhaps of another model or layer.
         its: ``[n, d']`` what that one reads, at the same tokens in the same order.
-        size: tokens in one pass.
+        size: the most tokens in one pass.
         features: those of ``sae`` to compare; by default all.
 
     Raises:
@@ -97,7 +98,8 @@ def compare(
     if len(residual) != len(its):
         raise UserError(f"Activations of {len(residual)} and {len(its)} tokens: give the same tokens.")
     some = slice(None) if features is None else torch.from_numpy(features)
-    parts = zip(residual.split(size), its.split(size), strict=True)
+    held = min(size, rows_at_once(sae, other))
+    parts = zip(residual.split(held), its.split(held), strict=True)
     return JointMoments.of(
         (sae.encode(a.to(sae.device))[:, some], other.encode(b.to(other.device))) for a, b in parts
     )
@@ -113,7 +115,7 @@ def own_correlation(sae: Any, residual: Tensor, its: Tensor, size: int = 8192) -
         sae: the dictionary, on raw activations.
         residual: ``[n, d]`` what it reads.
         its: ``[n, d]`` what else it reads, at the same tokens in the same order.
-        size: tokens in one pass.
+        size: the most tokens in one pass.
 
     Raises:
         UserError: different numbers of tokens, or none.
@@ -121,7 +123,8 @@ def own_correlation(sae: Any, residual: Tensor, its: Tensor, size: int = 8192) -
     if len(residual) != len(its) or not len(its):
         raise UserError(f"Activations of {len(residual)} and {len(its)} tokens: give the same tokens.")
     sums = np.zeros((5, sae.cfg.d_sae))
-    for one, two in zip(residual.split(size), its.split(size), strict=True):
+    held = min(size, rows_at_once(sae))
+    for one, two in zip(residual.split(held), its.split(held), strict=True):
         a, b = sae.encode(one.to(sae.device)), sae.encode(two.to(sae.device))
         part = [value.sum(0, dtype=torch.float64) for value in (a, b, a.square(), b.square(), a * b)]
         sums += torch.stack(part).cpu().numpy()

@@ -148,16 +148,22 @@ def collect(batches: Iterable[ActivationBatch]) -> ActivationBatch:
     )
 
 
-def sample_key(
-    subject: Subject, corpus: Corpus, batch_tokens: int, include: NDArray[np.bool_] | None = None
-) -> dict[str, Any]:
-    """Everything that determines a harvest's content: two harvests with one key have the same activations."""
-    kept = ~corpus.special if include is None else include
+def reading_key(subject: Subject) -> dict[str, Any]:
+    """What determines activations beside the text: the model, where it is read, and its precision."""
     return {
         "model": subject.name,
         "revision": subject.revision,
         "hook_name": subject.hook_name,
         "dtype": str(subject.model.dtype).removeprefix("torch."),
+    }
+
+
+def sample_key(
+    subject: Subject, corpus: Corpus, batch_tokens: int, include: NDArray[np.bool_] | None = None
+) -> dict[str, Any]:
+    """Everything that determines a harvest's content: two harvests with one key have the same activations."""
+    kept = ~corpus.special if include is None else include
+    return reading_key(subject) | {
         "corpus": corpus.name,
         "corpus_digest": corpus.digest,
         "included_digest": hashlib.sha256(np.packbits(kept).tobytes()).hexdigest(),

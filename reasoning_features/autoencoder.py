@@ -22,7 +22,7 @@ from torch import Tensor
 from reasoning_features import checksums, hub, paths
 from reasoning_features.activations import Moments
 from reasoning_features.autoencoder_files import SAELENS, is_autoencoder, read_autoencoder
-from reasoning_features.encoding import ELEMENTS
+from reasoning_features.encoding import rows_at_once
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 
 WIDE = 2**24
@@ -50,14 +50,14 @@ def load_autoencoder(
         UserError: the SAE has another width or hook point, or expects scaled activations, or is of a kind
             that is not known; or what :func:`reasoning_features.hub.local_copy` refuses.
     """
+    path, name = hub.directory(reference), reference
+    advice = "name the folder that has cfg.json, as owner/name:folder"
     if hub.is_local(reference):
-        path = paths.resolve(reference)
         name = paths.relative(path)
-        advice = "`make organism` makes the shipped ones"
+        advice = (
+            '`make organism` makes the shipped ones, `make nb-02 PARAMS="train_saes=true"` one of your own'
+        )
         checksums.verify_shipped(path)
-    else:
-        path, name = hub.local_copy(reference).path, reference
-        advice = "name the folder that has cfg.json, as owner/name:folder"
     if not is_autoencoder(path):
         raise MissingArtefact(f"There is no autoencoder in {name}: {advice}.")
     try:
@@ -86,7 +86,7 @@ def load_autoencoder(
 
 def plainly_loaded(reference: str, device: str = "cpu") -> SAE[Any] | None:
     """The same autoencoder by ``sae_lens.SAE.load_from_disk`` alone; None where it is of another format."""
-    path = paths.resolve(reference) if hub.is_local(reference) else hub.local_copy(reference).path
+    path = hub.directory(reference)
     if not (path / SAELENS).is_file():
         return None
     return SAE.load_from_disk(path, device=device, dtype="float32")
@@ -105,7 +105,7 @@ def check_scaling(sae: SAE[Any], residual: Tensor) -> None:
     errors = [
         sum(
             float((part - sae.decode(sae.encode(part * by)) / by).square().sum())
-            for part in given.split(max(1, ELEMENTS // sae.cfg.d_sae))
+            for part in given.split(rows_at_once(sae))
         )
         for by in (1.0, scale)
     ]
@@ -192,7 +192,7 @@ def reconstruct(
     centre = _mean(residual) if mean is None else torch.from_numpy(mean)
     errors, deviations, actives = [], [], []
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
-    for batch in residual.split(min(size, max(1, ELEMENTS // sae.cfg.d_sae))):
+    for batch in residual.split(min(size, rows_at_once(sae))):
         features = sae.encode(batch.to(sae.device))
         output = sae.decode(features).cpu()
         errors.append((batch.double() - output.double()).square().sum(1))

@@ -31,7 +31,7 @@ from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 from torch import Tensor
 
 from reasoning_features.activations import Moments
-from reasoning_features.encoding import ELEMENTS
+from reasoning_features.encoding import rows_at_once
 from reasoning_features.errors import UserError
 
 Architecture = Literal["relu", "topk"]
@@ -170,7 +170,7 @@ def held_out_quality(
         The numbers by name, and which features are active on any of them ``[f]``.
     """
     sae, scaled = trainer.sae, held_out * trainer.activation_scaler.scaling_factor
-    mean, parts = scaled.mean(0), scaled.split(max(1, ELEMENTS // sae.cfg.d_sae))
+    mean, parts = scaled.mean(0), scaled.split(rows_at_once(sae))
     loss, error, deviation, active = 0.0, 0.0, 0.0, 0.0
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=scaled.device)
     for part in parts:

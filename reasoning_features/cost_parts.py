@@ -9,19 +9,9 @@ from typing import Any
 
 from reasoning_features import paths
 from reasoning_features.errors import UserError
-from reasoning_features.settings import ProblemSource, Settings, TextSource
+from reasoning_features.settings import AUTOENCODERS, MODELS, SECOND, ProblemSource, Settings, TextSource
 
-MODELS = ("subject", "contrast", "base")
-AUTOENCODERS = (
-    "autoencoder",
-    "autoencoder_relu",
-    "autoencoder_topk",
-    "autoencoder_second",
-    "contrast_autoencoder",
-    "contrast_autoencoder_second",
-)
-OPTIONAL = ("contrast", "base", "second_subject", "second_autoencoder", "solutions_text")
-OTHERS = ("second_subject", "second_autoencoder")  # loaded when the others are gone
+OPTIONAL = ("contrast", "base", *SECOND, "solutions_text")
 
 
 @dataclass(frozen=True)
@@ -47,7 +37,7 @@ class Part:
 
 def parts_of(settings: Settings) -> Iterator[Part]:
     """Everything that a profile names, with the sizes that the machine or the hub tell."""
-    for name in (*MODELS, *AUTOENCODERS, *OTHERS):
+    for name in (*MODELS, *AUTOENCODERS, *SECOND):
         if reference := getattr(settings, name):
             yield _part(name, reference, "model")
     for name, source in _sources(settings):
@@ -78,7 +68,7 @@ def hub_references(settings: Settings) -> Iterator[str]:
     """What a profile names of the hub."""
     from reasoning_features.hub import is_local
 
-    named = [getattr(settings, name) for name in (*MODELS, *AUTOENCODERS, *OTHERS)]
+    named = [getattr(settings, name) for name in (*MODELS, *AUTOENCODERS, *SECOND)]
     every = [*named, *(source.dataset for _, source in _sources(settings))]
     return (reference for reference in every if reference and not is_local(reference))
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from reasoning_features import paths
-from reasoning_features.cost_parts import AUTOENCODERS, MODELS, OPTIONAL, Part, hub_references, parts_of
+from reasoning_features.cost_parts import OPTIONAL, Part, hub_references, parts_of
 from reasoning_features.errors import UserError
 from reasoning_features.files import read_json
 from reasoning_features.hub_failures import free_disk, gigabytes
 from reasoning_features.keys import CELL_LIMIT
-from reasoning_features.settings import Settings, load_settings
+from reasoning_features.settings import AUTOENCODERS, MODELS, Settings, load_settings
 
 if TYPE_CHECKING:
     from reasoning_features.benchmarks import Questions
@@ -123,7 +123,7 @@ def check(settings: Settings) -> None:
     Raises:
         UserError: something named is out of reach, or disk or memory are too small.
     """
-    if settings.device == "cpu" and not any(True for _ in hub_references(settings)):
+    if settings.device == "cpu" and not any(hub_references(settings)):
         return
     from reasoning_features.devices import check_device
 
@@ -230,9 +230,7 @@ def _configuration(part: Part) -> dict[str, Any]:
     from reasoning_features import hub
 
     try:
-        if hub.is_local(part.reference):
-            return read_json(paths.resolve(part.reference) / "config.json")
-        return read_json(hub.local_copy(part.reference, patterns=["config.json"]).path / "config.json")
+        return read_json(hub.directory(part.reference, ["config.json"]) / "config.json")
     except (UserError, FileNotFoundError):
         return {}
 

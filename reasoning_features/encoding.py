@@ -13,10 +13,15 @@ ELEMENTS = 2**25
 """The most feature activations that are held at once: 128 MiB as 32-bit floats, 512 tokens at 65,536."""
 
 
+def rows_at_once(*saes: Any) -> int:
+    """The most tokens whose features may stand in memory, for the widest of these autoencoders."""
+    return max(1, ELEMENTS // max(sae.cfg.d_sae for sae in saes))
+
+
 @torch.no_grad()
 def encoded(sae: Any, residual: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Features ``[m, f]`` of activations ``[n, d]``, on the autoencoder's device, and their rows."""
-    rows = max(1, ELEMENTS // sae.cfg.d_sae)
+    rows = rows_at_once(sae)
     for start in range(0, len(residual), rows):
         part = slice(start, min(start + rows, len(residual)))
         yield part, sae.encode(residual[part].to(sae.device))

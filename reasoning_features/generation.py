@@ -86,10 +86,20 @@ def engine_of(questions: Questions, condition: Condition) -> str:
     return "rows" if condition.rule is not None else questions.engine
 
 
-def condition_key(condition: Condition, sae: Any = None) -> dict[str, Any]:
-    """All that a condition changes, without its name."""
+def answers_key(
+    subject: Subject, questions: Questions, condition: Condition, seed: int, sae: Any = None
+) -> dict[str, Any]:
+    """All that determines a condition's answers but the prompts; its name is no part of it."""
     clamps = condition.clamp is not None
     return {
+        "model": subject.revision,
+        "hook": subject.hook_name,
+        "dtype": str(subject.model.dtype),
+        "end": questions.end,
+        "max_new_tokens": questions.max_new_tokens,
+        "sampling": [TEMPERATURE, TOP_P],
+        "seed": seed,
+        "engine": engine_of(questions, condition),
         "vector": None if condition.vector is None else _bytes(condition.vector),
         "clamp": (condition.feature, condition.clamp) if clamps else None,
         "sae": {name: _bytes(value) for name, value in sae.state_dict().items()} if clamps else None,
@@ -174,20 +184,8 @@ def _stores(
     """The store of each condition; none where nothing is kept."""
     if questions.kept is None:
         return []
-    common = {
-        "model": subject.revision,
-        "hook": subject.hook_name,
-        "dtype": str(subject.model.dtype),
-        "end": questions.end,
-        "max_new_tokens": questions.max_new_tokens,
-        "sampling": [TEMPERATURE, TOP_P],
-        "seed": seed,
-    }
     return [
-        AnswerStore(
-            questions.kept, common | {"engine": engine_of(questions, each)} | condition_key(each, sae)
-        )
-        for each in conditions
+        AnswerStore(questions.kept, answers_key(subject, questions, each, seed, sae)) for each in conditions
     ]
 
 

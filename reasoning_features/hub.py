@@ -77,6 +77,15 @@ def is_local(reference: str) -> bool:
     return reference.startswith(("data/", "./", "../"))
 
 
+def directory(reference: str, patterns: Sequence[str] | None = None) -> Path:
+    """Where a model or an autoencoder lies: a local directory as it is named, or a copy of the hub's.
+
+    Raises:
+        UserError, MissingArtefact: as for :func:`local_copy`.
+    """
+    return paths.resolve(reference) if is_local(reference) else local_copy(reference, patterns=patterns).path
+
+
 def local_copy(reference: str, kind: Kind = "model", patterns: Sequence[str] | None = None) -> Copy:
     """Fetch what a reference names, as far as the cache lacks it; what is pinned and held asks no network.
 

@@ -21,32 +21,18 @@ from reasoning_features.checksums import directory_digest, file_digest
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
 from reasoning_features.files import read_json, write_json
 from reasoning_features.keys import RECORD
-from reasoning_features.settings import Settings, TextSource
+from reasoning_features.settings import (
+    AUTOENCODERS,
+    MODELS,
+    SECOND,
+    TEXTS,
+    Settings,
+    TextSource,
+    shipped_profiles,
+)
 
 MANIFEST = "artefact.json"
-PINNED = (
-    "subject",
-    "contrast",
-    "base",
-    "autoencoder",
-    "autoencoder_relu",
-    "autoencoder_topk",
-    "autoencoder_second",
-    "contrast_autoencoder",
-    "contrast_autoencoder_second",
-    "second_subject",
-    "second_autoencoder",
-    "truth",
-    "diffing",
-)
-SOURCES = (
-    "reasoning_text",
-    "general_text",
-    "solutions_text",
-    "training_text",
-    "base_text",
-    "problems",
-)
+PINNED = (*MODELS, *AUTOENCODERS, *SECOND, "truth", "diffing")
 PACKAGES = (
     "datasets",
     "matplotlib",
@@ -189,7 +175,7 @@ def begin(notebook: str, settings: Settings) -> Run:
     np.random.seed(settings.seed)
     torch.manual_seed(settings.seed)
     cells = sources.code_cells(sources.notebook_path(notebook))
-    inputs = _determinants(settings, [name for name in (*PINNED, *SOURCES) if getattr(settings, name)])
+    inputs = _determinants(settings, [name for name in (*PINNED, *TEXTS) if getattr(settings, name)])
     provenance = {
         "notebook": notebook,
         "notebook_sha256": sources.digest(cells),
@@ -212,7 +198,7 @@ def record_artefact(run: Run, name: str, files: Sequence[Path], caption: str) ->
     path = run.paths.figures / f"{name}.json"
     made = {"name": name, "caption": caption, "files": {file.name: file_digest(file) for file in files}}
     # commits of what was fetched since the run began
-    inputs = run.provenance["inputs"] | _commits(run.settings, (*PINNED, *SOURCES))
+    inputs = run.provenance["inputs"] | _commits(run.settings, (*PINNED, *TEXTS))
     write_json(path, made | run.provenance | {"inputs": inputs, "artefacts": dict(sorted(run._read.items()))})
     run.wrote([*files, path])
     return path
@@ -240,7 +226,7 @@ def _commits(settings: Settings, fields: Sequence[str]) -> dict[str, Any]:
         value = getattr(settings, name)
         if name in PINNED and value and not hub.is_local(value) and (commit := hub.known_sha(value)):
             found[f"{name}_commit"] = commit
-        if name in SOURCES and value:
+        if name in TEXTS and value:
             each = [value] if isinstance(value, TextSource) else value
             listed = each.values() if isinstance(each, dict) else each
             named = sorted({source.dataset for source in listed})
@@ -271,7 +257,9 @@ def _verify(folder: Path, files: dict[str, str]) -> None:
 
 
 def _make_arguments(settings: Settings, overrides: dict[str, Any]) -> str:
-    profile = "" if settings.profile == "organism" else f" PROFILE={settings.profile}"
+    place = "" if settings.profile in shipped_profiles() else "path/of/"
+    profile = f" PROFILE={place}{settings.profile}{'.yaml' if place else ''}"
+    profile = "" if settings.profile == "organism" else profile
     if not overrides:
         return profile
     given = " ".join(

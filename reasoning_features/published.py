@@ -17,6 +17,7 @@ from scipy.stats import hypergeom
 from reasoning_features.conditions import UNSTEERED, Condition, feature_conditions
 from reasoning_features.equal_tokens import majority_votes
 from reasoning_features.errors import UserError
+from reasoning_features.reason_score import ranks
 from reasoning_features.search import matched_features
 from reasoning_features.significance import Interval, bootstrap_mean, bootstrap_ratio, paired_difference
 
@@ -80,20 +81,20 @@ def found_table(
     """
     rows = []
     for dials, values in scores.items():
-        ranks = _ranks(values)
-        check_published(published, len(ranks))
+        rank = ranks(values)
+        check_published(published, len(rank))
         for name, ids in published.items():
             unique = sorted(set(ids))
-            found = int((ranks[unique] <= k).sum())
+            found = int((rank[unique] <= k).sum())
             rows.append(
                 {
                     "dials": dials,
                     "set": name,
                     "features": len(unique),
                     "found": found,
-                    "by chance": k * len(unique) / len(ranks),
-                    "p": float(hypergeom.sf(found - 1, len(ranks), k, len(unique))),
-                    "median rank": float(np.median(ranks[unique])),
+                    "by chance": k * len(unique) / len(rank),
+                    "p": float(hypergeom.sf(found - 1, len(rank), k, len(unique))),
+                    "median rank": float(np.median(rank[unique])),
                 }
             )
     return pd.DataFrame(rows)
@@ -102,15 +103,15 @@ def found_table(
 def share_found(scores: ArrayLike, published: Mapping[str, Sequence[int]], k: int) -> Interval:
     """Share of all published features, of whichever set, that are among the k with the highest score."""
     ids = sorted({feature for held in published.values() for feature in held})
-    return bootstrap_mean(_ranks(scores)[ids] <= k)
+    return bootstrap_mean(ranks(scores)[ids] <= k)
 
 
 def rank_table(scores: Mapping[str, ArrayLike], published: Mapping[str, Sequence[int]]) -> pd.DataFrame:
     """Each published feature: ``feature``, ``sets`` that name it, and its rank under each dials."""
     ids = sorted({feature for held in published.values() for feature in held})
     sets = ["; ".join(name for name, held in published.items() if feature in held) for feature in ids]
-    ranks = {f"rank, {dials}": _ranks(values)[ids] for dials, values in scores.items()}
-    return pd.DataFrame({"feature": ids, "sets": sets} | ranks)
+    columns = {f"rank, {dials}": ranks(values)[ids] for dials, values in scores.items()}
+    return pd.DataFrame({"feature": ids, "sets": sets} | columns)
 
 
 def published_conditions(
@@ -242,11 +243,3 @@ def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
         told = {"paper": accuracy, "paper tokens": tokens, "version": version if known else np.nan}
         rows.append(told)
     return pd.concat([table.reset_index(drop=True), pd.DataFrame(rows)], axis=1)
-
-
-def _ranks(values: ArrayLike) -> NDArray[np.int64]:
-    """Each feature's rank by score, 1 the highest; ties in order."""
-    scores = np.asarray(values, dtype=float)
-    ranks = np.empty(len(scores), dtype=np.int64)
-    ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
-    return ranks

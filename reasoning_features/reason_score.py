@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
@@ -312,6 +312,14 @@ def variant_statistics(
 ) -> FeatureStatistics:
     """The statistics a variant scores: as they are, or with decoder norms ``[f]`` folded in."""
     return statistics if variant == "paper" else statistics.scaled(norms)
+
+
+def ranks(scores: ArrayLike) -> NDArray[np.int64]:
+    """Each feature's rank by score ``[f]``, 1 the highest; ties in the order of features."""
+    values = np.asarray(scores, dtype=float)
+    found = np.empty(len(values), dtype=np.int64)
+    found[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
+    return found
 
 
 def select(scores: Array, k: int | None = None, quantile: float | None = None) -> NDArray[np.int64]:

@@ -18,6 +18,17 @@ NAME_LIMIT = 48
 UNNAMED = frozenset({"device"})
 READ = ("site", "layer", "dtype", "corpus", "reasoning_text", "general_text", "solutions_text", "context")
 """The settings that determine which texts are read, and where in the model."""
+MODELS = ("subject", "contrast", "base")
+SECOND = ("second_subject", "second_autoencoder")
+AUTOENCODERS = (
+    *("autoencoder", "autoencoder_relu", "autoencoder_topk", "autoencoder_second"),
+    *("contrast_autoencoder", "contrast_autoencoder_second"),
+)
+TEXTS = (
+    *("reasoning_text", "general_text", "solutions_text"),
+    *("training_text", "base_text", "stages_text", "problems"),
+)
+"""The settings that name data sets."""
 
 Window = tuple[NonNegativeInt, NonNegativeInt]
 

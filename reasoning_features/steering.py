@@ -8,10 +8,7 @@ from typing import Any
 import pandas as pd
 
 from reasoning_features.benchmarks import Questions
-from reasoning_features.conditions import (
-    UNSTEERED,
-    Condition,
-)
+from reasoning_features.conditions import UNSTEERED, Condition
 from reasoning_features.generation import continuations
 from reasoning_features.subject import Subject
 

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from reasoning_features.benchmarks import Questions
 from reasoning_features.conditions import UNSTEERED, Condition, check_conditions
-from reasoning_features.generation import condition_key, engine_of
+from reasoning_features.generation import answers_key
 from reasoning_features.steering import answers_under, told
 from reasoning_features.subject import Subject
 
@@ -79,15 +79,6 @@ def _write(file: Path, rows: pd.DataFrame) -> None:
 
 def _digest(subject: Subject, questions: Questions, condition: Condition, seed: int, sae: Any) -> str:
     """Names a condition's answers; the condition's own name is no part of it."""
-    determined_by = {
-        "model": subject.revision,
-        "hook": subject.hook_name,
-        "dtype": str(subject.model.dtype),
-        "prompts": questions.prompts,
-        "end": questions.end,
-        "max_new_tokens": questions.max_new_tokens,
-        "seed": seed,
-        "engine": engine_of(questions, condition),
-    }
-    told = json.dumps(determined_by | condition_key(condition, sae))
+    determined_by = answers_key(subject, questions, condition, seed, sae)
+    told = json.dumps({"prompts": questions.prompts} | determined_by)
     return hashlib.sha256(told.encode()).hexdigest()[:24]

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from reasoning_features.files import read_json, write_json
-from reasoning_features.reason_score import FeatureStatistics
+from reasoning_features.reason_score import FeatureStatistics, ranks
 from reasoning_features.settings import READ
 
 ARTEFACT = "reason_score"
@@ -73,8 +73,7 @@ def feature_table(
     identity: Mapping[str, Sequence[float] | NDArray[np.float64]],
 ) -> pd.DataFrame:
     """One row a feature: score, rank (from 1), whether chosen, density, best token, identity-only scores."""
-    rank = np.empty(len(scores), dtype=int)
-    rank[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
+    rank = ranks(scores)
     table = pd.DataFrame(
         {"feature": np.arange(len(scores)), "score": scores, "rank": rank, "density": density}
     )

@@ -22,6 +22,7 @@ from sae_lens import SAE
 from reasoning_features import paths
 from reasoning_features.autoencoder_recipe import Recipe
 from reasoning_features.errors import UserError
+from reasoning_features.paths import RunPaths
 from reasoning_features.settings import Settings, TextSource
 from reasoning_features.stage_wise import (
     BASE,
@@ -114,7 +115,7 @@ def train_stages(settings: Settings, subject: Subject, folder: Path | None = Non
             fields = {"base": "base_text", "reasoning": "stages_text", "training": "training_text"}
             what = each.path or f"layer {each.layer}"
             raise UserError(f"There are no texts to train {what} on: set `{fields[each.data]}`.")
-    left = [each for each in every if not _is_stored(home / each.name, each.recipe, subject)]
+    left = [each for each in every if not _is_stored(home / each.name, each.recipe)]
     if any(not each.fine_tuned for each in left):
         options: dict[str, Any] = dict(device=settings.device, dtype=settings.dtype, site=settings.site)
         base = load_subject(settings.base, settings.layer, **options)
@@ -136,7 +137,7 @@ def train_stages(settings: Settings, subject: Subject, folder: Path | None = Non
 
 
 def _home(settings: Settings, folder: Path | None) -> Path:
-    return folder if folder is not None else paths.root() / "data" / settings.profile / "diffing"
+    return folder if folder is not None else RunPaths(settings.profile).data / "diffing"
 
 
 def _trainings(settings: Settings, model: str) -> Iterator[_Training]:
@@ -155,7 +156,7 @@ def _trainings(settings: Settings, model: str) -> Iterator[_Training]:
         yield _Training(f"layers/{layer}", "", layer, True, "training", settings.training_text, own)
 
 
-def _is_stored(folder: Path, recipe: Recipe, subject: Subject) -> bool:
+def _is_stored(folder: Path, recipe: Recipe) -> bool:
     """Whether a training is done, and with this recipe."""
     if not folder.is_dir():
         return False

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from reasoning_features import paths
+from reasoning_features.activations import reading_key
 from reasoning_features.autoencoder_recipe import (
     Architecture,
     Recipe,
@@ -241,11 +242,7 @@ def _key(
     subject: Subject, rows: Rows, recipe: Recipe, batch_tokens: int, device: str, initial: SAE[Any] | None
 ) -> dict[str, Any]:
     """What determines an autoencoder to the last bit, on one machine."""
-    return {
-        "model": subject.name,
-        "revision": subject.revision,
-        "hook_name": subject.hook_name,
-        "dtype": str(subject.model.dtype).removeprefix("torch."),
+    return reading_key(subject) | {
         "texts": rows.identity,
         "rows": len(rows),
         "context": rows.context,

@@ -69,3 +69,17 @@ def test_a_feature_with_itself_is_the_diagonal_and_some_features_are_rows_of_all
     np.testing.assert_allclose(some["other"][[1, 5]], every["other"][[1, 5]], rtol=1e-6)
     with pytest.raises(UserError, match="give the same tokens"):
         own_correlation(sae, one, two[:3])
+
+
+def test_few_features_stand_in_memory_at_once(monkeypatch):
+    sae, seen = signed_identity(4), []
+    encode = sae.encode
+    monkeypatch.setattr(sae, "encode", lambda x: seen.append(len(x)) or encode(x))
+    one, two = torch.randn(50, 4), torch.randn(50, 4)
+    whole = compare(sae, one, sae, two).correlation(), own_correlation(sae, one, two)
+    monkeypatch.setattr("reasoning_features.encoding.ELEMENTS", 10 * sae.cfg.d_sae)
+    seen.clear()
+    parts = compare(sae, one, sae, two).correlation(), own_correlation(sae, one, two)
+    assert max(seen) == 10 and len(seen) == 20
+    for found, wanted in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-6)

@@ -190,7 +190,7 @@ def test_many_activations_are_summed_some_at_a_time(
     sae = signed_identity(4, gain=0.5)
     whole = principal_explained(residual, 2), gaussian_directions(residual, 5, 0), reconstruct(sae, residual)
     monkeypatch.setattr(room, "MANY", 50)
-    monkeypatch.setattr(room, "ELEMENTS", 50)
+    monkeypatch.setattr("reasoning_features.encoding.ELEMENTS", 50)
     parts = principal_explained(residual, 2), gaussian_directions(residual, 5, 0), reconstruct(sae, residual)
     assert parts[0] == pytest.approx(whole[0], abs=1e-12)
     torch.testing.assert_close((parts[1] @ parts[1].T), (whole[1] @ whole[1].T))

@@ -53,6 +53,12 @@ def test_an_override_that_determines_the_artefact_asks_for_the_make_target(house
         run("02_two", "smoke").find("sample", FIELDS, "01")
 
 
+def test_a_profile_of_ones_own_is_asked_for_by_a_path(house, tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: smoke\n")
+    with pytest.raises(MissingArtefact, match=r"`make nb-01 PROFILE=path/of/mine.yaml`"):
+        run("02_two", str(tmp_path / "mine.yaml")).find("sample", FIELDS, "01")
+
+
 def test_the_named_make_target_satisfies_a_run_with_further_overrides(house):
     made = stored(run(layer=1))
     assert run("02_two", alpha=0.3, layer=1).find("sample", FIELDS, "01") == made

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from reasoning_features.errors import UserError
-from reasoning_features.settings import load_settings, shipped_profiles
+from reasoning_features.settings import TEXTS, Settings, load_settings, shipped_profiles
 
 
 def test_the_shipped_profiles_load_under_their_own_names():
@@ -107,3 +107,10 @@ def test_a_wrong_profile_file_is_one_sentence(tmp_path, name, text, words):
 def test_an_unknown_profile_names_those_there_are():
     with pytest.raises(UserError, match="organism, smoke"):
         load_settings("organsm")
+
+
+def test_every_setting_that_names_a_data_set_is_known_as_one():
+    sources = {
+        name for name, field in Settings.model_fields.items() if "Source" in str(field.annotation)
+    }  # texts and problems
+    assert sources == set(TEXTS)
