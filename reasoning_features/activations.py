@@ -117,7 +117,11 @@ class Moments:
 
 
 def stream(
-    subject: Subject, corpus: Corpus, batch_tokens: int, include: NDArray[np.bool_] | None = None
+    subject: Subject,
+    corpus: Corpus,
+    batch_tokens: int,
+    include: NDArray[np.bool_] | None = None,
+    documents: NDArray[np.integer] | None = None,
 ) -> Iterator[ActivationBatch]:
     """Activations at the subject's hook point of a corpus' tokens, batch by batch.
 
@@ -126,9 +130,10 @@ def stream(
         corpus: the documents; every document is read whole whichever of its tokens are given.
         batch_tokens: the most token ids, padding included, in one forward pass.
         include: ``[n_tokens]`` the tokens to give; by default all that are not special.
+        documents: which documents; by default all.
     """
     kept = ~corpus.special if include is None else include
-    return (_read(subject, batch, kept) for batch in corpus.batches(batch_tokens))
+    return (_read(subject, batch, kept) for batch in corpus.batches(batch_tokens, documents))
 
 
 def _read(subject: Subject, batch: TokenBatch, kept: NDArray[np.bool_]) -> ActivationBatch:

@@ -62,7 +62,11 @@ def draw_words(settings: Settings, subject: Subject) -> dict[str, tuple[str, ...
 
 
 def gather_evidence(
-    settings: Settings, subject: Subject, sae: Any, vocabularies: Mapping[str, Sequence[str]]
+    settings: Settings,
+    subject: Subject,
+    sae: Any,
+    vocabularies: Mapping[str, Sequence[str]],
+    kept: Path | None = None,
 ) -> pd.DataFrame:
     """What a scorer may look at (:func:`reasoning_features.evidence.gather`), on the selection split.
 
@@ -84,6 +88,7 @@ def gather_evidence(
         settings.window,
         settings.alpha,
         settings.batch_tokens,
+        kept,
     )
 
 

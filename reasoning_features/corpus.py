@@ -141,16 +141,21 @@ class Corpus:
             return self
         return self.select(range(documents))
 
-    def batches(self, max_tokens: int) -> Iterator[TokenBatch]:
-        """All documents once, shortest first, padded on the right to at most ``max_tokens`` ids a batch.
+    def batches(self, max_tokens: int, documents: NDArray[np.integer] | None = None) -> Iterator[TokenBatch]:
+        """Documents once each, shortest first, padded on the right to at most ``max_tokens`` ids a batch.
 
-        The division depends on the corpus and ``max_tokens`` alone. A document longer than ``max_tokens``
+        The division depends on the documents and ``max_tokens`` alone. A document longer than ``max_tokens``
         makes a batch of its own.
-        """
-        for batch in by_length(np.diff(self.starts), max_tokens):
-            yield self._padded(batch)
 
-    def _padded(self, documents: list[int]) -> TokenBatch:
+        Args:
+            max_tokens: ids in a batch, padding included.
+            documents: which; by default all.
+        """
+        chosen = np.arange(self.n_documents) if documents is None else np.asarray(documents)
+        for batch in by_length(np.diff(self.starts)[chosen], max_tokens):
+            yield self._padded(chosen[batch])
+
+    def _padded(self, documents: NDArray[np.integer]) -> TokenBatch:
         lengths = np.diff(self.starts)[documents]
         offsets = np.arange(lengths.max())
         valid = offsets < lengths[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,16 @@ ELEMENTS = 2**25
 def rows_at_once(*saes: Any) -> int:
     """The most tokens whose features may stand in memory, for the widest of these autoencoders."""
     return max(1, ELEMENTS // max(sae.cfg.d_sae for sae in saes))
+
+
+def dictionary_digest(sae: Any) -> str:
+    """SHA-256 of an autoencoder's weights, with their names and types."""
+    found = hashlib.sha256()
+    for name, values in sorted(sae.state_dict().items()):
+        held = values.detach().cpu().contiguous()
+        found.update(f"{name} {held.dtype} {tuple(held.shape)}\n".encode())
+        found.update(memoryview(held.view(-1).view(torch.uint8).numpy()))
+    return found.hexdigest()
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ judged by. Columns about moves and decisions are absent where the corpus has non
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,22 +15,21 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from reasoning_features.activations import stream
 from reasoning_features.attribution import gradient_attribution, neutral_prompts, output_scores
 from reasoning_features.corpus import Corpus
 from reasoning_features.decisions import Decisions
 from reasoning_features.errors import UserError
 from reasoning_features.evidence_sets import EvidenceSets, evidence_sets
 from reasoning_features.lexical import BestTokens, IdentitySums, token_classes
+from reasoning_features.passes import one_pass_in_shards
 from reasoning_features.reason_score import (
     RELEASED_WINDOW,
+    Accumulator,
     FeatureStatistics,
     SetSums,
     decoder_norms,
     entropy,
-    one_pass,
     set_means,
     vocabulary_scores,
 )
@@ -57,6 +57,25 @@ class Spread:
         maximum = features.max(dim=0).values.double()
         squares, active = features.double().square().sum(0), (features > 0).sum(0)
         self._count += len(features)
+        if self._maximum is None or self._squares is None or self._active is None:
+            self._maximum, self._squares, self._active = maximum, squares, active
+        else:
+            self._maximum = torch.maximum(self._maximum, maximum)
+            self._squares, self._active = self._squares + squares, self._active + active
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Largest activation, sum of squares, active tokens, and tokens in all."""
+        if self._maximum is None or self._squares is None or self._active is None:
+            raise UserError("No activations came through: the corpus is empty, ask for more documents.")
+        held = {"maximum": self._maximum, "squares": self._squares, "active": self._active}
+        return {name: values.cpu().numpy() for name, values in held.items()} | {
+            "count": np.array(self._count)
+        }
+
+    def merge(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take another's :meth:`state`."""
+        self._count += int(state["count"])
+        maximum, squares, active = (torch.from_numpy(state[n]) for n in ("maximum", "squares", "active"))
         if self._maximum is None or self._squares is None or self._active is None:
             self._maximum, self._squares, self._active = maximum, squares, active
         else:
@@ -91,6 +110,7 @@ def gather(
     window: Window,
     alpha: float,
     batch_tokens: int,
+    kept: Path | None = None,
 ) -> pd.DataFrame:
     """The evidence of every feature, from one pass over the activations of ``corpus``.
 
@@ -108,6 +128,7 @@ def gather(
         window: the paper's window.
         alpha: exponent of the entropy.
         batch_tokens: the most token ids in one pass.
+        kept: folder of shards (:func:`reasoning_features.passes.one_pass_in_shards`).
 
     Returns:
         One row a feature: ``feature``, ``density``, ``mean``, ``standard deviation``, ``maximum``,
@@ -125,8 +146,14 @@ def gather(
     sums, spread = SetSums(together), Spread()
     identity = IdentitySums(classes, len(ids), together.only(sets.variants["masked"].names))
     by_token = BestTokens(classes, len(ids))
-    batches = tqdm(stream(subject, corpus, batch_tokens), desc=f"evidence, {corpus.name}", unit=" batches")
-    one_pass(batches, sae, [sums, identity, by_token, spread])
+    gathered: dict[str, Accumulator] = {
+        "sums": sums,
+        "identity": identity,
+        "tokens": by_token,
+        "spread": spread,
+    }
+    key = {"sets": together.digest, "identity": sets.variants["masked"].names}
+    one_pass_in_shards("evidence", subject, sae, corpus, gathered, batch_tokens, key, kept)
 
     statistics, best = sums.result(), by_token.result()
     maximum, square, density = spread.result()

@@ -8,6 +8,8 @@ feature's mean activation on that token.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
@@ -116,6 +118,22 @@ class BestTokens:
             }
         )
 
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Counts of pairs, of active tokens and of classes."""
+        fired = self._active()
+        self._merge()
+        held = {"fired": fired, "sizes": self._sizes, "pairs": self._pairs[0], "hits": self._hits[0]}
+        return {name: values.cpu().numpy() for name, values in held.items()}
+
+    def merge(self, state: dict[str, NDArray[Any]]) -> None:
+        """Add another's :meth:`state`; pairs beyond ``most`` are dropped as within one pass."""
+        given = {name: torch.from_numpy(values) for name, values in state.items()}
+        self._sizes += given["sizes"]
+        self._fired = given["fired"] if self._fired is None else self._fired + given["fired"]
+        self._pairs.append(given["pairs"])
+        self._hits.append(given["hits"])
+        self._merge()
+
     def _active(self) -> Tensor:
         if self._fired is None:
             raise UserError("No activations came through: the corpus is empty, ask for more documents.")
@@ -174,6 +192,15 @@ class IdentitySums:
         weights = self._weights[:, self._classes[positions.cpu()]].to(features.device)
         sums = weights @ features.to(torch.float64)
         self._sums = sums if self._sums is None else self._sums + sums
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The sums."""
+        return {"sums": self.result().sums}
+
+    def merge(self, state: dict[str, NDArray[Any]]) -> None:
+        """Add another's :meth:`state`."""
+        sums = torch.from_numpy(state["sums"])
+        self._sums = sums if self._sums is None else self._sums + sums.to(self._sums.device)
 
     def result(self) -> FeatureStatistics:
         """What was accumulated.

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
-from reasoning_features.activations import stream
 from reasoning_features.corpus import Corpus
 from reasoning_features.lexical import BestTokens, IdentitySums, token_classes
-from reasoning_features.reason_score import FeatureStatistics, SetSums, one_pass
+from reasoning_features.passes import one_pass_in_shards
+from reasoning_features.reason_score import Accumulator, FeatureStatistics, SetSums
 from reasoning_features.selection import REFERENCE, document_blocks
 from reasoning_features.subject import Subject
 from reasoning_features.vocabulary import Lexicon, RandomVocabularies, random_vocabularies, slot_vocabularies
@@ -132,6 +132,7 @@ def measure(
     window: Window,
     blocks: int,
     batch_tokens: int,
+    kept: Path | None = None,
 ) -> Measurement:
     """Read the corpus once and accumulate everything.
 
@@ -144,6 +145,8 @@ def measure(
         window: R's window, for the same.
         blocks: blocks of documents to keep apart.
         batch_tokens: the most token ids in one forward pass.
+        kept: folder of shards (:func:`reasoning_features.passes.one_pass_in_shards`); each holds its own
+            blocks' sums, so all together are as large as the sums.
 
     Raises:
         UserError: the autoencoder has another width.
@@ -156,8 +159,9 @@ def measure(
         by_class[name] = IdentitySums(classes, len(ids), few)
     classes, ids = token_classes(corpus)
     tokens = BestTokens(classes, len(ids))
-    batches = tqdm(stream(subject, corpus, batch_tokens), desc=f"one pass, {corpus.name}", unit=" batches")
-    one_pass(batches, sae, [sums, tokens, *by_class.values()])
+    gathered: dict[str, Accumulator] = {"sums": sums, "tokens": tokens, **by_class}
+    key = {"sets": sets.digest, "words": list(words), "window": list(window)}
+    one_pass_in_shards("scores", subject, sae, corpus, gathered, batch_tokens, key, kept, blocks)
     identity = {name: accumulator.result() for name, accumulator in by_class.items()}
     best = tokens.result()
     alone = ids[best["token_class"], -1]

@@ -42,6 +42,11 @@ class RunPaths:
         return self.data / "artefacts"
 
     @property
+    def shards(self) -> Path:
+        """Pieces of work that are finished, to go on from: ``data/<run>/shards``."""
+        return self.data / "shards"
+
+    @property
     def figures(self) -> Path:
         """Figures, tables, provenance and notebooks rendered to Markdown: ``figures/<run>``."""
         return root() / "figures" / self.run

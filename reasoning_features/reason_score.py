@@ -45,6 +45,14 @@ class Accumulator(Protocol):
 
     def update(self, features: Tensor, positions: Tensor) -> None: ...
 
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What was accumulated, as arrays."""
+        ...
+
+    def merge(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take what another of the same kind accumulated on other tokens."""
+        ...
+
 
 @dataclass(frozen=True)
 class FeatureStatistics:
@@ -140,6 +148,22 @@ class SetSums:
             self._sums[group].addmm_(part, values[start : start + size])
             self._counts[group] += part.sum(dim=1).cpu()
             start += size
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Counts and sums of the groups that came, and which these are."""
+        found = self.result()
+        counts, sums = (found.counts, found.sums) if self._grouped else (found.counts[None], found.sums[None])
+        came = np.flatnonzero(counts.any(axis=1))
+        return {"groups": came, "counts": counts[came], "sums": sums[came]}
+
+    def merge(self, state: dict[str, NDArray[Any]]) -> None:
+        """Add another's :meth:`state`."""
+        groups = torch.from_numpy(state["groups"])
+        sums = torch.from_numpy(state["sums"])
+        if self._sums is None:
+            self._sums = torch.zeros(len(self._counts), *sums.shape[1:], dtype=torch.float64)
+        self._counts[groups] += torch.from_numpy(state["counts"])
+        self._sums[groups.to(self._sums.device)] += sums.to(self._sums.device)
 
     def result(self) -> FeatureStatistics:
         """What was accumulated.

@@ -9,6 +9,7 @@ TransformerLens ``TransformerBridge`` for exploring. The place, or site, is the 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,12 @@ class Subject:
     revision: str
     directory: str
     site: Site = "resid_post"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as a reference: where it is read again the model is loaded there."""
+        reference = self.name if hub.is_local(self.name) else f"{self.name}@{self.revision}"
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return _reloaded, (reference, self.layer, str(self.device), dtype, self.site)
 
     @property
     def short_name(self) -> str:
@@ -331,6 +338,12 @@ def load_subject(
         directory=str(directory),
         site=site,
     )
+
+
+@functools.lru_cache(1)
+def _reloaded(reference: str, layer: int, device: str, dtype: str, site: Site) -> Subject:
+    """A subject that was pickled; a process keeps the last one, which the next piece of work mostly needs."""
+    return load_subject(reference, layer, device=device, dtype=dtype, site=site)
 
 
 def short_name(reference: str) -> str:

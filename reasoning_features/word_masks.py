@@ -8,6 +8,7 @@ only where the tokenizer can write it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -158,6 +159,11 @@ class TokenSets:
         """Sets by name, from ``[n_tokens]`` True where a token belongs to each."""
         (n_tokens,) = {len(mask) for mask in masks.values()}
         return TokenSets(tuple(masks), np.stack([np.packbits(mask) for mask in masks.values()]), n_tokens)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of names and members."""
+        return hashlib.sha256(repr(self.names).encode() + self.bits.tobytes()).hexdigest()
 
     @property
     def masks(self) -> Mask:

@@ -1,0 +1,212 @@
+"""Work cut into shards: computed here or elsewhere, kept whole or not at all, merged in a fixed order.
+
+How work is cut depends on the work alone and never on who does it, so one process, a cluster and the shares
+of an array of jobs give the same bytes (on processors of one kind, with as many threads). A shard is one file,
+named by its number in a folder named by all that determines it, the code too; one that is there is not made
+again, and one that is damaged is named and made anew.
+
+Who does the work is said by two variables of the environment, which make sets: ``ENGINE`` (one process, or
+``ray``, :mod:`reasoning_features.ray_engine`) and ``SHARD`` (``3/16`` computes every sixteenth shard from the
+third on and stops; ``merge`` computes none).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm.auto import tqdm
+
+from reasoning_features import paths, ray_engine, sources
+from reasoning_features.errors import ShareDone, UserError
+from reasoning_features.files import write_json
+
+Arrays = dict[str, NDArray[Any]]
+ENGINE, SHARE = "REASONING_FEATURES_ENGINE", "REASONING_FEATURES_SHARD"
+MERGE = "merge"
+ENGINES = ("", "ray")
+
+
+@dataclass(frozen=True)
+class Share:
+    """One share of an array of jobs: ``number`` of ``of``, from 1; of number 0 nothing is computed."""
+
+    number: int
+    of: int
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard is this share's."""
+        return self.number > 0 and shard % self.of == self.number - 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}" if self.number else MERGE
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work in shards.
+
+    Attributes:
+        name: what it is, as progress and the folder are named.
+        compute: takes a shard's number and gives its arrays; must be picklable where work is done elsewhere
+            (a partial of a module's function).
+        n: how many shards there are.
+        key: all that determines the arrays, as JSON holds it; the code is added to it.
+        device: where a shard is computed: on "cuda" each takes a GPU.
+    """
+
+    name: str
+    compute: Callable[[int], Arrays]
+    n: int
+    key: Mapping[str, Any]
+    device: str = "cpu"
+
+    @property
+    def digest(self) -> str:
+        """Stands for all that determines the shards."""
+        told = {"name": self.name, "n": self.n, "code": _code_of(self.compute)} | dict(self.key)
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    def folder(self, kept: Path) -> Path:
+        """Where the shards lie in a folder of shards."""
+        return kept / f"{self.name}-{self.digest[:16]}"
+
+
+def asked_share() -> Share | None:
+    """The share that ``SHARD=`` asks for; None: all.
+
+    Raises:
+        UserError: it is neither ``merge`` nor of the form 3/16.
+    """
+    told = os.environ.get(SHARE, "")
+    if told in ("", MERGE):
+        return Share(0, 1) if told else None
+    number, _, of = told.partition("/")
+    if not (number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+        raise UserError(f"SHARD={told!r} is not a share: give SHARD=3/16 for the third of sixteen.")
+    return Share(int(number), int(of))
+
+
+def asked_engine() -> str:
+    """The engine that ``ENGINE=`` asks for; empty: this process.
+
+    Raises:
+        UserError: there is no such engine.
+    """
+    told = os.environ.get(ENGINE, "")
+    if told not in ENGINES:
+        raise UserError(f"There is no engine {told!r}: leave ENGINE out, or give ENGINE=ray.")
+    return told
+
+
+def map_shards(work: Work, kept: Path, progress: bool = True) -> Iterator[Arrays]:
+    """The arrays of every shard, in their order; all are computed before the first is given.
+
+    Args:
+        work: the work.
+        kept: folder of shards, of many works.
+        progress: show a progress bar.
+
+    Raises:
+        ShareDone: only a share was asked for, and others are not finished.
+        UserError: an engine or a share that is not there.
+    """
+    complete(work, kept, progress)
+    return (_read(shard_file(work, kept, shard)) for shard in range(work.n))
+
+
+def complete(work: Work, kept: Path, progress: bool = True) -> None:
+    """Compute the shards that are missing, or those of the share that is asked for.
+
+    Raises:
+        ShareDone: only a share was asked for, and others are not finished.
+        UserError: an engine or a share that is not there.
+    """
+    engine, share = asked_engine(), asked_share()
+    folder = work.folder(kept)
+    write_json(folder / "key.json", {"name": work.name, "shards": work.n} | dict(work.key))
+    missing = [shard for shard in range(work.n) if not _is_whole(shard_file(work, kept, shard), work.digest)]
+    mine = missing if share is None else [shard for shard in missing if share.has(shard)]
+    made: Iterable[tuple[int, Arrays]] = ((shard, work.compute(shard)) for shard in mine)
+    if engine == "ray" and mine:
+        made = ray_engine.each(work.compute, mine, work.device)
+    with tqdm(total=len(mine), desc=work.name, unit="shard", disable=not (progress and mine)) as bar:
+        for shard, arrays in made:
+            _write(shard_file(work, kept, shard), arrays, work.digest)
+            bar.update(1)
+    left = len(missing) - len(mine)
+    if left:
+        others = "run the other shares" if share and share.number else "run the shares that were left out"
+        raise ShareDone(f"{work.name}: {work.n - left} of {work.n} shards are there; {others}, then merge.")
+    _drop_others(folder)
+
+
+def shard_file(work: Work, kept: Path, shard: int) -> Path:
+    """Where a shard lies."""
+    return work.folder(kept) / f"{shard:05d}.safetensors"
+
+
+def _write(path: Path, arrays: Arrays, digest: str) -> None:
+    """Write a shard whole, its digest and that of what determines it in the file's head."""
+    held = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    writing = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    save_file(held, writing, metadata={"work": digest, "sha256": _sum(held)})
+    os.replace(writing, path)
+
+
+def _read(path: Path) -> Arrays:
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in sorted(file.keys())}
+
+
+def _is_whole(path: Path, digest: str) -> bool:
+    """Whether a shard is there as it was written; one that is damaged is named."""
+    if not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="numpy") as file:
+            told = file.metadata() or {}
+        if told.get("work") == digest and told.get("sha256") == _sum(_read(path)):
+            return True
+    except (SafetensorError, OSError, ValueError):
+        pass
+    print(f"{paths.relative(path)} is damaged: it is made again.")
+    return False
+
+
+def _sum(arrays: Arrays) -> str:
+    """SHA-256 of arrays with their names, types and shapes."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        found.update(array.reshape(-1).view(np.uint8))
+    return found.hexdigest()
+
+
+def _drop_others(folder: Path) -> None:
+    """Delete what the same work left when something else determined it: nothing asks for that again."""
+    stem = folder.name.rsplit("-", 1)[0]
+    for other in folder.parent.glob(f"{stem}-{'?' * 16}"):
+        if other != folder:
+            for path in other.iterdir():
+                path.unlink()
+            other.rmdir()
+
+
+def _code_of(compute: Callable[..., Any]) -> dict[str, str]:
+    """Digests of the package's sources that a computation imports; of other code its own file's name."""
+    function = compute.func if isinstance(compute, partial) else compute
+    module = inspect.getmodule(function)
+    return sources.imported_sources([f"import {module.__name__}"]) if module else {}
