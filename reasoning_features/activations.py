@@ -1,8 +1,8 @@
 """Residual activations of a corpus: as a stream, and as a checksummed sample on disk.
 
-A harvest is written in shards of whole batches into a folder beside its final place, so that one that was
-interrupted goes on where it stopped and gives the same bytes; it is renamed when it is whole. Each token's
-activation is stored with the token's index in the corpus.
+A harvest is made in shards of whole batches (:mod:`reasoning_features.shards`), so that one that was
+interrupted goes on where it stopped and gives the same bytes, and many machines may share it; it is named
+when it is whole. Each token's activation is stored with the token's index in the corpus.
 """
 
 from __future__ import annotations
@@ -14,21 +14,20 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from reasoning_features import paths
-from reasoning_features.checksums import file_digest
 from reasoning_features.corpus import Corpus, TokenBatch
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 from reasoning_features.settings import READ
+from reasoning_features.shards import Arrays, Work, checksum, complete, intact_arrays, shard_file
 from reasoning_features.subject import Subject
 
 MANIFEST = "manifest.json"
@@ -204,23 +203,33 @@ def harvest(
     if directory.exists():
         _check_key(directory, _read_manifest(directory)["key"], key)
         return directory
-    partial = directory.with_name(directory.name + ".partial")
-    done = _finished_shards(partial, key)
     kept = ~corpus.special if include is None else include
     batches = list(corpus.batches(batch_tokens))
     groups = [batches[i : i + BATCHES_A_SHARD] for i in range(0, len(batches), BATCHES_A_SHARD)]
-    for group in tqdm(groups[len(done) :], desc="Harvesting activations", unit="shard", disable=not progress):
-        read = collect(_read(subject, batch, kept) for batch in group)
-        name = f"shard-{len(done):05d}.safetensors"
-        tensors = {"residual": read.residual, "positions": read.positions}
-        save_file(tensors, partial / (name + ".writing"))
-        os.replace(partial / (name + ".writing"), partial / name)
-        done.append(
-            {"file": name, "tokens": len(tensors["positions"]), "sha256": file_digest(partial / name)}
-        )
-        _write_manifest(partial, key, done)
-    os.replace(partial, directory)
+    work = Work("activations", partial(_shard, subject, groups, kept), len(groups), key, str(subject.device))
+    finished = directory.with_name(directory.name + ".shards")
+    complete(work, finished, progress)
+    fresh = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    done = []
+    for shard in range(work.n):
+        name, path = f"shard-{shard:05d}.safetensors", shard_file(work, finished, shard)
+        n_tokens = int(kept[np.concatenate([b.positions[b.valid].numpy() for b in groups[shard]])].sum())
+        done.append({"file": name, "tokens": n_tokens, "sha256": checksum(path)})
+        os.link(path, fresh / name)
+    _write_manifest(fresh, key, done)
+    os.replace(fresh, directory)
+    shutil.rmtree(finished)
     return directory
+
+
+def _shard(
+    subject: Subject, groups: Sequence[Sequence[TokenBatch]], kept: NDArray[np.bool_], shard: int
+) -> Arrays:
+    """The activations of one group of batches."""
+    read = collect(_read(subject, batch, kept) for batch in groups[shard])
+    return {"residual": read.residual.numpy(), "positions": read.positions.numpy()}
 
 
 def load_sample(
@@ -264,36 +273,15 @@ def shuffled_batches(residual: Tensor, size: int, seed: int) -> Iterator[Tensor]
             yield residual[order[start : start + size]]
 
 
-def _finished_shards(partial: Path, key: dict[str, Any]) -> list[dict[str, Any]]:
-    """The intact shards an interrupted harvest with this key left; anything else there is cleared."""
-    done: list[dict[str, Any]] = []
-    if (partial / MANIFEST).is_file():
-        manifest = _read_manifest(partial)
-        if manifest["key"] == key:
-            intact = (_is_intact(partial, entry) for entry in manifest["shards"])
-            done = [
-                entry for entry, _ in zip(manifest["shards"], itertools.takewhile(bool, intact), strict=False)
-            ]
-    if not done:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    return done
-
-
-def _is_intact(directory: Path, entry: dict[str, Any]) -> bool:
-    path = directory / entry["file"]
-    return path.is_file() and file_digest(path) == entry["sha256"]
-
-
 def _load_shard(directory: Path, entry: dict[str, Any]) -> ActivationBatch:
-    if not _is_intact(directory, entry):
+    arrays = intact_arrays(directory / entry["file"], entry["sha256"])
+    if arrays is None:
         name = paths.relative(directory / entry["file"])
         raise CorruptArtefact(
             f"{name} is missing or damaged (its checksum is not the manifest's): "
             "delete its folder and run `make nb-01` again."
         )
-    tensors = load_file(directory / entry["file"])
-    return ActivationBatch(tensors["residual"], tensors["positions"])
+    return ActivationBatch(torch.from_numpy(arrays["residual"]), torch.from_numpy(arrays["positions"]))
 
 
 def _check_key(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """Work cut into shards: computed here or elsewhere, kept whole or not at all, merged in a fixed order.
 
 How work is cut depends on the work alone and never on who does it, so one process, a cluster and the shares
-of an array of jobs give the same bytes (on processors of one kind, with as many threads). A shard is one file,
-named by its number in a folder named by all that determines it, the code too; one that is there is not made
-again, and one that is damaged is named and made anew.
+of an array of jobs give the same bytes (on processors of one kind, with as many threads). A shard is one
+file, named by its number in a folder named by all that determines it, the code too; one that is there is not
+made again, and one that is damaged is named and made anew.
 
 Who does the work is said by two variables of the environment, which make sets: ``ENGINE`` (one process, or
 ``ray``, :mod:`reasoning_features.ray_engine`) and ``SHARD`` (``3/16`` computes every sixteenth shard from the
@@ -35,6 +35,7 @@ from reasoning_features.files import write_json
 Arrays = dict[str, NDArray[Any]]
 ENGINE, SHARE = "REASONING_FEATURES_ENGINE", "REASONING_FEATURES_SHARD"
 MERGE = "merge"
+HEAD = "shard"  # of a file: what determined it, and its checksum
 ENGINES = ("", "ray")
 
 
@@ -123,7 +124,7 @@ def map_shards(work: Work, kept: Path, progress: bool = True) -> Iterator[Arrays
         UserError: an engine or a share that is not there.
     """
     complete(work, kept, progress)
-    return (_read(shard_file(work, kept, shard)) for shard in range(work.n))
+    return (read_arrays(shard_file(work, kept, shard)) for shard in range(work.n))
 
 
 def complete(work: Work, kept: Path, progress: bool = True) -> None:
@@ -161,13 +162,36 @@ def _write(path: Path, arrays: Arrays, digest: str) -> None:
     """Write a shard whole, its digest and that of what determines it in the file's head."""
     held = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     writing = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    save_file(held, writing, metadata={"work": digest, "sha256": _sum(held)})
+    # one entry: the order of several is drawn anew each time
+    save_file(held, writing, metadata={HEAD: f"{digest} {_sum(held)}"})
     os.replace(writing, path)
 
 
-def _read(path: Path) -> Arrays:
+def read_arrays(path: Path) -> Arrays:
+    """The arrays of a shard's file, as it is."""
     with safe_open(path, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in sorted(file.keys())}
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+def checksum(path: Path) -> str:
+    """The checksum that a shard was written with."""
+    return _head(path)[1]
+
+
+def intact_arrays(path: Path, expected: str) -> Arrays | None:
+    """The arrays of a shard's file if they have this checksum; None if not, or where it cannot be read."""
+    try:
+        arrays = read_arrays(path)
+    except (SafetensorError, OSError, ValueError):
+        return None
+    return arrays if _sum(arrays) == expected else None
+
+
+def _head(path: Path) -> tuple[str, str]:
+    """What determined a shard, and its checksum; ValueError where the file does not say."""
+    with safe_open(path, framework="numpy") as file:
+        made_by, expected = (file.metadata() or {}).get(HEAD, "").split(" ")
+    return made_by, expected
 
 
 def _is_whole(path: Path, digest: str) -> bool:
@@ -175,12 +199,11 @@ def _is_whole(path: Path, digest: str) -> bool:
     if not path.is_file():
         return False
     try:
-        with safe_open(path, framework="numpy") as file:
-            told = file.metadata() or {}
-        if told.get("work") == digest and told.get("sha256") == _sum(_read(path)):
-            return True
+        made_by, expected = _head(path)
     except (SafetensorError, OSError, ValueError):
-        pass
+        made_by, expected = "", ""
+    if made_by == digest and intact_arrays(path, expected) is not None:
+        return True
     print(f"{paths.relative(path)} is damaged: it is made again.")
     return False
 
@@ -191,7 +214,7 @@ def _sum(arrays: Arrays) -> str:
     for name in sorted(arrays):
         array = arrays[name]
         found.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        found.update(array.reshape(-1).view(np.uint8))
+        found.update(array.reshape(-1).view(np.uint8).data)
     return found.hexdigest()
 
 

@@ -69,36 +69,30 @@ def test_an_interrupted_harvest_goes_on_and_gives_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         harvest(tiny_subject, tiny_corpus, tmp_path / "cut", BATCH_TOKENS, progress=False)
     assert not (tmp_path / "cut").exists()
-    partial = tmp_path / "cut.partial"
-    assert sorted(contents(partial)) == ["manifest.json", "shard-00000.safetensors"]
+    assert [path.name for path in (tmp_path / "cut.shards").glob("*/*.safetensors")] == ["00000.safetensors"]
     n_batches = len(list(tiny_corpus.batches(BATCH_TOKENS)))
     calls.clear()
     calls.extend([1] * 4)
     harvest(tiny_subject, tiny_corpus, tmp_path / "cut", BATCH_TOKENS, progress=False)
     assert len(calls) - 4 == n_batches - 2  # the first shard was not computed again
     assert contents(tmp_path / "cut") == whole
-    assert not partial.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
 
 
-def test_a_damaged_partial_shard_is_computed_again(
-    tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path
+def test_a_damaged_shard_of_an_interrupted_harvest_is_named_and_computed_again(
+    tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    whole = harvest(tiny_subject, tiny_corpus, tmp_path / "whole", BATCH_TOKENS, progress=False)
-    expected = contents(whole)
-    whole.rename(tmp_path / "cut.partial")
-    (tmp_path / "cut.partial" / "shard-00001.safetensors").write_bytes(b"half")
+    expected = contents(harvest(tiny_subject, tiny_corpus, tmp_path / "whole", BATCH_TOKENS, progress=False))
+    with monkeypatch.context() as patch:
+        patch.setattr(activations, "_write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            harvest(tiny_subject, tiny_corpus, tmp_path / "cut", BATCH_TOKENS, progress=False)
+    (shard,) = (tmp_path / "cut.shards").glob("*/00001.safetensors")
+    shard.unlink()  # the interrupted sample has a link to it
+    shard.write_bytes(b"half")
     harvest(tiny_subject, tiny_corpus, tmp_path / "cut", BATCH_TOKENS, progress=False)
+    assert "00001.safetensors is damaged: it is made again" in capsys.readouterr().out
     assert contents(tmp_path / "cut") == expected
-
-
-def test_a_partial_harvest_of_something_else_is_not_mixed_in(
-    tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path
-) -> None:
-    expected = contents(harvest(tiny_subject, tiny_corpus, tmp_path / "a", BATCH_TOKENS, progress=False))
-    harvest(tiny_subject, make_corpus(9, seed=1), tmp_path / "b", BATCH_TOKENS, progress=False)
-    (tmp_path / "b").rename(tmp_path / "c.partial")
-    harvest(tiny_subject, tiny_corpus, tmp_path / "c", BATCH_TOKENS, progress=False)
-    assert contents(tmp_path / "c") == expected
 
 
 def test_damage_is_named(tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path) -> None:
