@@ -1,33 +1,40 @@
 """Finished answers on disk, one line each, written as they finish: none is ever made twice.
 
-A file is of all that determines its answers together (model, hook point, condition, seed, limits, engine) and
-named by its digest; the first line says what that is. An answer is found by its prompt and its random stream.
-A line that an interruption left torn is passed over, and the answer is made anew.
+A folder is of all that determines its answers together (model, hook point, condition, seed, limits, engine)
+and named by its digest; every process writes a file of its own in it and reads all of them, and the first
+line says what determines them. An answer is found by its prompt and its random stream. A line that an
+interruption left torn, or that is not what its checksum says, is passed over, and the answer is made anew.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import itertools
 import json
+import os
+import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from reasoning_features import paths
+
 
 class AnswerStore:
-    """The finished answers of one condition; a context manager that holds the file open for more.
+    """The finished answers of one condition; a context manager that holds a file open for more.
 
     Attributes:
-        file: where they are.
+        folder: where they are.
     """
 
     def __init__(self, folder: Path, determined_by: Mapping[str, Any]) -> None:
         told = json.dumps(determined_by, sort_keys=True)
-        self.file = folder / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.jsonl"
+        self.folder = folder / hashlib.sha256(told.encode()).hexdigest()[:24]
         self._first = told
-        self._held = self._read()
+        self._held: dict[tuple[str, int], list[int]] = {}
+        for file in sorted(self.folder.glob("*.jsonl")):
+            self._held |= _read(file)
         self._open: Any = None
 
     def get(self, prompt: Sequence[int], stream: int) -> list[int] | None:
@@ -38,7 +45,7 @@ class AnswerStore:
         """Writes one finished answer."""
         key = _digest(prompt)
         self._held[key, stream] = list(tokens)
-        line = {"prompt": key, "stream": stream, "tokens": list(tokens)}
+        line = {"prompt": key, "stream": stream, "tokens": list(tokens), "sum": _sum(key, stream, tokens)}
         self._open.write(json.dumps(line, separators=(",", ":")) + "\n")
         self._open.flush()
 
@@ -46,11 +53,13 @@ class AnswerStore:
         return len(self._held)
 
     def __enter__(self) -> AnswerStore:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        torn = self.file.is_file() and not self.file.read_bytes().endswith(b"\n")
-        new = not self.file.is_file()
-        self._open = self.file.open("a", encoding="utf-8")
-        if new or torn:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # two machines may have a process of one number
+        file = self.folder / f"{platform.node()}-{os.getpid()}.jsonl"
+        whole = not file.is_file() or file.read_bytes().endswith(b"\n")
+        new = not file.is_file()
+        self._open = file.open("a", encoding="utf-8")
+        if new or not whole:
             self._open.write(f"{self._first}\n" if new else "\n")
         return self
 
@@ -60,15 +69,30 @@ class AnswerStore:
         self._open.close()
         self._open = None
 
-    def _read(self) -> dict[tuple[str, int], list[int]]:
-        held: dict[tuple[str, int], list[int]] = {}
-        if self.file.is_file():
-            with self.file.open(encoding="utf-8", errors="replace") as lines:
-                for line in lines:
-                    with contextlib.suppress(ValueError, KeyError, TypeError):
-                        row = json.loads(line)
-                        held[row["prompt"], row["stream"]] = row["tokens"]
-        return held
+
+def _read(file: Path) -> dict[tuple[str, int], list[int]]:
+    """The answers of one file; damaged lines are counted and named."""
+    held: dict[tuple[str, int], list[int]] = {}
+    damaged = 0
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for line in itertools.islice(lines, 1, None):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                prompt, stream, tokens = row["prompt"], row["stream"], row["tokens"]
+                if row["sum"] != _sum(prompt, stream, tokens):
+                    raise ValueError(line)
+                held[prompt, stream] = tokens
+            except (ValueError, KeyError, TypeError):
+                damaged += 1
+    if damaged:
+        print(f"{paths.relative(file)}: {damaged} of its answers are damaged and are made again.")
+    return held
+
+
+def _sum(prompt: str, stream: int, tokens: Sequence[int]) -> str:
+    return hashlib.sha256(json.dumps([prompt, stream, list(tokens)]).encode()).hexdigest()[:16]
 
 
 def _digest(prompt: Sequence[int]) -> str:

@@ -8,7 +8,9 @@ end: meant for long answers of unequal lengths on a GPU. On two cores, 48 answer
 width 64, it made 1,300 tokens/s of answers of up to 512 tokens and 370 of up to 2,000, where rows, padded,
 made 4,000 and 2,750, and rows by length of prompt, few to a batch, 720 and 490.
 
-Where questions say so, finished answers are kept on disk (:mod:`reasoning_features.answer_store`).
+Where questions say so, finished answers are kept on disk (:mod:`reasoning_features.answer_store`). Many
+answers are made in shards (:mod:`reasoning_features.shards`): some conditions' answers to all questions, or
+one condition's to some.
 """
 
 from __future__ import annotations
@@ -16,8 +18,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -26,8 +33,17 @@ from reasoning_features.answer_store import AnswerStore
 from reasoning_features.benchmarks import Questions
 from reasoning_features.conditions import Condition, ConditionRules, check_conditions, stream_edit
 from reasoning_features.continuous import edited_everywhere, sample_continuously
+from reasoning_features.encoding import dictionary_digest
 from reasoning_features.sampling import TEMPERATURE, TOP_P, RowEdit, rows_that_fit, sample
+from reasoning_features.shards import Arrays, Work, map_shards
 from reasoning_features.subject import Subject
+
+BATCH = 1024
+"""Rows that are sampled together: on two cores half as many are a tenth slower."""
+ROWS_A_SHARD = 8192
+"""Answers in a shard: enough to fill batches, few enough to lose."""
+KEPT_ROWS_A_SHARD = 128
+"""The same of questions whose answers are kept one by one: long ones, which a large GPU writes together."""
 
 
 def continuations(
@@ -35,9 +51,10 @@ def continuations(
     questions: Questions,
     conditions: Sequence[Condition],
     seed: int,
-    batch: int = 512,
+    batch: int = BATCH,
     progress: str | None = None,
     sae: Any = None,
+    rows: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """New tokens of one answer to every question under every condition, condition by condition.
 
@@ -49,20 +66,23 @@ def continuations(
         batch: the most rows that are sampled together; fewer where memory is short and prompts are padded.
         progress: names the progress bar; None shows none.
         sae: the autoencoder, where a condition clamps one of its features.
+        rows: which answers, where row ``r`` is question ``r % n`` under condition ``r // n``; by default all.
 
     Raises:
         UserError: as :func:`reasoning_features.steering.answers`.
     """
     check_conditions(subject, conditions, sae)
     n = len(questions)
+    asked = list(range(n * len(conditions)) if rows is None else rows)
     done: dict[int, list[int]] = {}
     with contextlib.ExitStack() as stack:
-        stores = [stack.enter_context(s) for s in _stores(subject, questions, conditions, seed, sae)]
-        for row in range(n * len(conditions)) if stores else ():
+        kept = {row // n for row in asked} if questions.kept else set()
+        stores = {i: stack.enter_context(_store(subject, questions, conditions[i], seed, sae)) for i in kept}
+        for row in asked if stores else ():
             held = stores[row // n].get(questions.prompts[row % n], questions.stream(row % n))
             if held is not None:
                 done[row] = held
-        missing = [row for row in range(n * len(conditions)) if row not in done]
+        missing = [row for row in asked if row not in done]
 
         def ended(row: int, tokens: list[int]) -> None:
             done[row] = tokens
@@ -76,9 +96,85 @@ def continuations(
         if flowing:
             with tqdm(total=len(flowing), desc=progress, unit="answer", disable=progress is None) as bar:
                 for condition in sorted({row // n for row in flowing}):
-                    rows = [row for row in flowing if row // n == condition]
-                    _continuous(subject, questions, conditions[condition], rows, seed, sae, ended, bar)
-    return [done[row] for row in range(n * len(conditions))]
+                    some = [row for row in flowing if row // n == condition]
+                    _continuous(subject, questions, conditions[condition], some, seed, sae, ended, bar)
+    return [done[row] for row in asked]
+
+
+def continuations_in_shards(
+    name: str,
+    subject: Subject,
+    questions: Questions,
+    conditions: Sequence[Condition],
+    seed: int,
+    kept: Path,
+    batch: int = BATCH,
+    progress: bool = True,
+    sae: Any = None,
+    size: int | None = None,
+) -> list[list[int]]:
+    """The same as :func:`continuations` in shards, which are kept: here, or on many machines.
+
+    Args:
+        name: what is answered, as the progress bar and the folder are named.
+        kept: folder of shards.
+        size: answers of a shard, about; by default ``ROWS_A_SHARD``, or ``KEPT_ROWS_A_SHARD`` long ones.
+        subject, questions, conditions, seed, batch, progress, sae: as there.
+
+    Raises:
+        UserError: as there.
+        ShareDone: only a share was asked for, and others are not finished.
+    """
+    check_conditions(subject, conditions, sae)
+    most = size or (KEPT_ROWS_A_SHARD if questions.kept else ROWS_A_SHARD)
+    parts = _parts(len(questions), len(conditions), most)
+    rules = any(condition.clamp is not None for condition in conditions)
+    asked = replace(questions, grade=_ungraded)  # which may hold much that is not needed to write answers
+    compute = partial(_shard, subject, asked, list(conditions), seed, batch, sae if rules else None, parts)
+    key = {
+        "prompts": hashlib.sha256(repr((questions.prompts, questions.streams)).encode()).hexdigest(),
+        "conditions": [answers_key(subject, questions, each, seed, sae) for each in conditions],
+        "batch": batch,
+    }
+    work = Work(name, compute, len(parts), key, str(subject.device))
+    written: list[list[int]] = []
+    for arrays in map_shards(work, kept, progress):
+        ends = np.cumsum(arrays["lengths"])
+        written += [part.tolist() for part in np.split(arrays["tokens"], ends[:-1])]
+    return written
+
+
+def _shard(
+    subject: Subject,
+    questions: Questions,
+    conditions: Sequence[Condition],
+    seed: int,
+    batch: int,
+    sae: Any,
+    parts: Sequence[Sequence[int]],
+    shard: int,
+) -> Arrays:
+    """One shard's answers end to end, and their lengths."""
+    written = continuations(subject, questions, conditions, seed, batch, None, sae, parts[shard])
+    lengths = np.array([len(tokens) for tokens in written], dtype=np.int64)
+    return {"tokens": np.array([t for tokens in written for t in tokens], np.int32), "lengths": lengths}
+
+
+def _parts(questions: int, conditions: int, most: int) -> list[list[int]]:
+    """Rows in their order, at most ``most`` in a part: whole conditions, or parts of one."""
+    if questions <= most:
+        starts = range(0, questions * conditions, most // questions * questions)
+        ends = [*starts[1:], questions * conditions]
+        return [list(range(start, end)) for start, end in zip(starts, ends, strict=True)]
+    return [
+        list(range(row, min(row + most, (condition + 1) * questions)))
+        for condition in range(conditions)
+        for row in range(condition * questions, (condition + 1) * questions, most)
+    ]
+
+
+def _ungraded(numbers: Sequence[int], continuations: Sequence[Sequence[int]]) -> pd.DataFrame:
+    raise NotImplementedError("answers are graded where they are asked for")
 
 
 def engine_of(questions: Questions, condition: Condition) -> str:
@@ -102,7 +198,7 @@ def answers_key(
         "engine": engine_of(questions, condition),
         "vector": None if condition.vector is None else _bytes(condition.vector),
         "clamp": (condition.feature, condition.clamp) if clamps else None,
-        "sae": {name: _bytes(value) for name, value in sae.state_dict().items()} if clamps else None,
+        "sae": dictionary_digest(sae) if clamps else None,
         "rule": repr(condition.rule),
     }
 
@@ -178,15 +274,10 @@ def _continuous(
         )
 
 
-def _stores(
-    subject: Subject, questions: Questions, conditions: Sequence[Condition], seed: int, sae: Any
-) -> list[AnswerStore]:
-    """The store of each condition; none where nothing is kept."""
-    if questions.kept is None:
-        return []
-    return [
-        AnswerStore(questions.kept, answers_key(subject, questions, each, seed, sae)) for each in conditions
-    ]
+def _store(subject: Subject, questions: Questions, condition: Condition, seed: int, sae: Any) -> AnswerStore:
+    """Where a condition's finished answers are kept."""
+    assert questions.kept is not None
+    return AnswerStore(questions.kept, answers_key(subject, questions, condition, seed, sae))
 
 
 def _bytes(values: Tensor) -> str:

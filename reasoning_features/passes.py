@@ -16,7 +16,7 @@ from reasoning_features.activations import reading_key, stream
 from reasoning_features.corpus import Corpus
 from reasoning_features.encoding import dictionary_digest
 from reasoning_features.reason_score import Accumulator, one_pass
-from reasoning_features.shards import Arrays, Work, map_shards
+from reasoning_features.shards import Arrays, Work, drop_others, map_shards
 from reasoning_features.subject import Subject
 
 TOKENS = 2**18
@@ -71,7 +71,9 @@ def one_pass_in_shards(
             "batch_tokens": batch_tokens,
         }
         named, device = f"{name}-{subject.short_name}", str(subject.device)
-        made = map_shards(Work(named, compute, len(shards), determined_by | dict(key), device), kept)
+        work = Work(named, compute, len(shards), determined_by | dict(key), device)
+        made = map_shards(work, kept)
+        drop_others(work, kept)
     for arrays in made:
         for one, accumulator in accumulators.items():
             own = f"{one}/"

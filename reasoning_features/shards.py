@@ -16,6 +16,7 @@ import hashlib
 import inspect
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -150,7 +151,13 @@ def complete(work: Work, kept: Path, progress: bool = True) -> None:
     if left:
         others = "run the other shares" if share and share.number else "run the shares that were left out"
         raise ShareDone(f"{work.name}: {work.n - left} of {work.n} shards are there; {others}, then merge.")
-    _drop_others(folder)
+
+
+def drop_others(work: Work, kept: Path) -> None:
+    """Delete what the same work left when something else determined it: nothing asks for that again."""
+    for other in kept.glob(f"{work.name}-{'?' * 16}"):
+        if other != work.folder(kept):
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def shard_file(work: Work, kept: Path, shard: int) -> Path:
@@ -216,16 +223,6 @@ def _sum(arrays: Arrays) -> str:
         found.update(f"{name} {array.dtype} {array.shape}\n".encode())
         found.update(array.reshape(-1).view(np.uint8).data)
     return found.hexdigest()
-
-
-def _drop_others(folder: Path) -> None:
-    """Delete what the same work left when something else determined it: nothing asks for that again."""
-    stem = folder.name.rsplit("-", 1)[0]
-    for other in folder.parent.glob(f"{stem}-{'?' * 16}"):
-        if other != folder:
-            for path in other.iterdir():
-                path.unlink()
-            other.rmdir()
 
 
 def _code_of(compute: Callable[..., Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from reasoning_features.benchmarks import Questions
 from reasoning_features.conditions import UNSTEERED, Condition
-from reasoning_features.generation import continuations
+from reasoning_features.generation import BATCH, continuations, continuations_in_shards
 from reasoning_features.subject import Subject
 
 
@@ -18,7 +18,7 @@ def answers(
     questions: Questions,
     conditions: Sequence[Condition],
     seed: int,
-    batch: int = 512,
+    batch: int = BATCH,
     progress: str | None = "steered answers",
     sae: Any = None,
 ) -> pd.DataFrame:
@@ -53,13 +53,17 @@ def answers_under(
     questions: Questions,
     conditions: Sequence[Condition],
     seed: int,
-    batch: int = 512,
+    batch: int = BATCH,
     progress: str | None = None,
     sae: Any = None,
 ) -> pd.DataFrame:
     """One answer to every question under every one of these conditions alone; else as :func:`answers`."""
     numbers = list(range(len(questions))) * len(conditions)
-    written = continuations(subject, questions, conditions, seed, batch, progress, sae)
+    if questions.kept is None:
+        written = continuations(subject, questions, conditions, seed, batch, progress, sae)
+    else:
+        given = subject, questions, conditions, seed, questions.kept, batch
+        written = continuations_in_shards("answers", *given, progress is not None, sae)
     return pd.concat([told(conditions, len(questions)), questions.grade(numbers, written)], axis=1)
 
 

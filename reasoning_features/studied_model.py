@@ -109,7 +109,7 @@ def study_model(
     def ask(questions: Questions, conditions: Sequence[Condition], stage: str) -> pd.DataFrame:
         told = f"{identity['model']}, {stage}"
         return answers_resumable(
-            subject, questions, conditions, settings.seed + SEEDS[stage], unfinished, progress=told
+            subject, questions, conditions, settings.seed + SEEDS[stage], unfinished, told
         )
 
     return run_study(
