@@ -13,6 +13,10 @@ VENV ?= .venv
 STAMP ?= $(VENV)/.reasoning-features
 CELL_LIMIT ?= 3600
 LIMIT ?= 7200
+# who makes what comes in shards: this process, or ENGINE=ray a cluster
+ENGINE ?=
+SHARD ?=
+export REASONING_FEATURES_ENGINE := $(ENGINE)
 # threads that wait must not spin: on two cores they would cost each other several times the work
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -36,6 +40,7 @@ all: ## every notebook of the profile: figures, tables, claims (PROFILE=, DEVICE
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+	@echo "share-03          one share of notebook 03's shards, SHARD=3/16; merge-03 goes on when all are there"
 	@echo "nb-01, nb-02, ..  one notebook, and before it what it needs that is not up to date"
 
 # --- the environment -----------------------------------------------------------------------------------------
@@ -111,6 +116,16 @@ endif
 endif
 endif
 
+# --- many machines: each job of an array makes its share of a notebook's shards; then they are merged --------
+
+share-%: $(STAMP)
+	@$(EXECUTE) share $* $(call quoted,$(SHARD)) --profile $(call quoted,$(PROFILE)) \
+	  --parameters $(call quoted,$(PARAMS)) --device $(call quoted,$(DEVICE)) \
+	  --cell-limit $(CELL_LIMIT) --limit $(LIMIT)
+
+merge-%: $(STAMP)
+	@REASONING_FEATURES_SHARD=merge $(MAKE) --no-print-directory nb-$*
+
 # --- the checks ----------------------------------------------------------------------------------------------
 
 test: $(STAMP) ## lint, types, all unit tests, and every notebook in the smoke profile
@@ -142,5 +157,5 @@ vocabulary-real: $(STAMP) ## figures 2 and 5 from OpenThoughts (needs a network)
 
 clean: ## remove what minutes make again; nothing trained and nothing committed
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache
-	rm -rf data/organism/artefacts data/organism+*/artefacts data/smoke/artefacts data/smoke+*/artefacts
+	rm -rf $(foreach run,organism organism+* smoke smoke+*,data/$(run)/artefacts data/$(run)/shards)
 	rm -rf figures/smoke figures/smoke+* figures/organism+*

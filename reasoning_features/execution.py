@@ -15,12 +15,13 @@ import time
 from pathlib import Path
 
 from reasoning_features import keys, paths, sources
-from reasoning_features.errors import UserError
+from reasoning_features.errors import ShareDone, UserError
 from reasoning_features.files import read_json, write_json
 from reasoning_features.keys import CELL_LIMIT, RECORD, Plan
+from reasoning_features.shares import SHARE, asked_engine, asked_share
 
 KERNEL = "python3"
-USER_ERRORS = frozenset({"UserError", "MissingArtefact", "CorruptArtefact"})
+USER_ERRORS = frozenset({"UserError", "MissingArtefact", "CorruptArtefact", "ShareDone"})
 GRACE = 10.0  # seconds to end in when interrupted
 CELL_FAILED, CELL_TOO_LONG, KERNEL_DIED, TOO_LONG = 3, 4, 5, 6  # how an execution ends that does not succeed
 
@@ -55,6 +56,7 @@ def plan(
     from reasoning_features.parameters import check, declared
     from reasoning_features.settings import load_settings
 
+    asked_engine()
     notebooks = [_notebook(number) for number in numbers]
     place = str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile
     named = [_notebook(number).stem for number in asked or numbers]
@@ -106,7 +108,7 @@ def run(plan: Plan, cell_limit: int = 3600, limit: int = 7200) -> Path:
         notes.unlink(missing_ok=True)
         if partial.is_file():
             partial.replace(failed)
-        raise RunFailed(_reason(plan, code, cell_limit, limit))
+        raise RunFailed(_why(plan, code, failed, cell_limit, limit)[0])
     if notes.is_file():
         notes.replace(record)
     cost = {
@@ -120,10 +122,54 @@ def run(plan: Plan, cell_limit: int = 3600, limit: int = 7200) -> Path:
     return executed
 
 
+def run_share(plan: Plan, share: str, cell_limit: int = 3600, limit: int = 7200) -> str:
+    """Execute a notebook as far as its shards go, and make one share of them; says what comes next.
+
+    Nothing that ``make`` looks at is written but shards: any number of shares may run side by side.
+
+    Parameters
+    ----------
+    plan
+        From :func:`plan`.
+    share
+        Which share, as ``3/16``.
+    cell_limit, limit
+        As for :func:`run`.
+
+    Raises
+    ------
+    RunFailed
+        If a cell failed or a limit passed.
+    UserError
+        If the share is none, or what the profile names is out of reach.
+    """
+    from reasoning_features.costs import check
+    from reasoning_features.settings import Settings
+
+    os.environ[SHARE] = share
+    asked = asked_share()
+    if asked is None or not asked.number:
+        raise UserError("Say which share of the shards to make: give SHARD=3/16 for the third of sixteen.")
+    check(Settings(**plan.settings))
+    own = f"{plan.number}.share-{asked.number}-of-{asked.of}"
+    output, notes = (plan.file("ipynb").with_name(f"{own}.{ending}") for ending in ("ipynb", "json"))
+    output.unlink(missing_ok=True)
+    code = _papermill(plan, output, notes, cell_limit, limit)
+    notes.unlink(missing_ok=True)
+    if code == 0:
+        return f"{plan.notebook} has no shards to share: `make nb-{plan.number}` runs it."
+    why, error = _why(plan, code, output, cell_limit, limit)
+    if error != ShareDone.__name__:
+        raise RunFailed(why)
+    output.unlink(missing_ok=True)
+    return why
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line.
 
-    ``check``: check PARAMS, save a plan for each notebook and print ``NN:run`` for make.
+    ``check``: check PARAMS, save a plan for each notebook and print ``NN:run`` for make. ``share``: one
+    share of a notebook's shards.
     ``key``, ``run``, ``render``: one plan's key file, executed notebook, Markdown. ``verify``: rebuild
     the default profile elsewhere and compare. ``readme``: write the table of claims.
 
@@ -187,24 +233,24 @@ def _papermill(plan: Plan, output: Path, notes: Path, cell_limit: int, limit: in
                 process.wait()
 
 
-def _reason(plan: Plan, code: int, cell_limit: int, limit: int) -> str:
-    """Why a run failed, in a sentence: the user's error as it stands, or where to look."""
-    failed = plan.file("failed.ipynb")
+def _why(plan: Plan, code: int, failed: Path, cell_limit: int, limit: int) -> tuple[str, str]:
+    """Why a run ended, in a sentence (a user's error as it stands, or where to look); the error's name."""
     if code == CELL_FAILED:
         for place, cell in enumerate(read_json(failed)["cells"]):
             for output in cell.get("outputs", []):
                 if output["output_type"] != "error":
                     continue
                 if output["ename"] in USER_ERRORS:
-                    return output["evalue"]
+                    return output["evalue"], output["ename"]
                 said = f"{output['ename']}: {output['evalue']}".splitlines()[0]
-                return f"{plan.notebook} failed in cell {place} ({said}): see {paths.relative(failed)}."
+                told = f"{plan.notebook} failed in cell {place} ({said}): see {paths.relative(failed)}."
+                return told, output["ename"]
     why = {
         CELL_TOO_LONG: f"a cell took more than {cell_limit} seconds: give CELL_LIMIT= to make",
         KERNEL_DIED: "its kernel died: is there enough memory",
         TOO_LONG: f"it took more than {limit} seconds: give LIMIT= to make",
     }
-    return f"{plan.notebook} was ended, since {why.get(code, f'its process ended with code {code}')}."
+    return f"{plan.notebook} was ended, since {why.get(code, f'its process ended with code {code}')}.", ""
 
 
 def _notebook(number: str) -> Path:
@@ -221,6 +267,9 @@ def _command(options: argparse.Namespace) -> int:
     if options.command == "check":
         plans = plan(options.numbers, options.profile, options.parameters, options.device, options.asked)
         print(*(f"{made.number}:{made.run}" for made in plans))
+    elif options.command == "share":
+        (made,) = plan([options.number], options.profile, options.parameters, options.device)
+        print(run_share(made, options.share, options.cell_limit, options.limit))
     elif options.command == "readme":
         from reasoning_features.claims import update_readme
 
@@ -246,18 +295,22 @@ def _command(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m reasoning_features.execution")
     commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check")
+    check, share = commands.add_parser("check"), commands.add_parser("share")
     check.add_argument("numbers", nargs="+")
     check.add_argument("--asked", nargs="+")
-    check.add_argument("--profile", default="organism")
-    check.add_argument("--parameters", default="")
-    check.add_argument("--device", default="")
+    share.add_argument("number")
+    share.add_argument("share")
+    for command in (check, share):
+        command.add_argument("--profile", default="organism")
+        command.add_argument("--parameters", default="")
+        command.add_argument("--device", default="")
     for name in ("readme", "verify"):
         commands.add_parser(name).add_argument("--profile", default="organism")
     for name in ("key", "run", "render", "execute"):
         commands.add_parser(name).add_argument("plan", type=Path)
-    commands.choices["run"].add_argument("--cell-limit", type=int, default=3600)
-    commands.choices["run"].add_argument("--limit", type=int, default=7200)
+    for name in ("run", "share"):
+        commands.choices[name].add_argument("--cell-limit", type=int, default=3600)
+        commands.choices[name].add_argument("--limit", type=int, default=7200)
     commands.choices["execute"].add_argument("output", type=Path)
     commands.choices["execute"].add_argument("cell_limit", type=int)
     return parser

@@ -59,7 +59,8 @@ def one_pass_in_shards(
     n = min(wanted, blocks or wanted, corpus.n_documents)
     dealt = np.arange(corpus.n_documents) % (blocks or n) * n // (blocks or n)
     shards, shard_of = np.unique(dealt, return_inverse=True)  # with few documents some would be empty
-    compute = partial(_shard, subject, sae, corpus, dict(accumulators), batch_tokens, shard_of)
+    empty = copy.deepcopy(dict(accumulators))  # those given fill up while shards are still being made
+    compute = partial(_shard, subject, sae, corpus, empty, batch_tokens, shard_of)
     made: Iterator[Arrays]
     if kept is None:
         made = map(compute, tqdm(range(len(shards)), desc=name, unit="shard"))
@@ -84,13 +85,13 @@ def _shard(
     subject: Subject,
     sae: Any,
     corpus: Corpus,
-    accumulators: dict[str, Accumulator],
+    empty: dict[str, Accumulator],
     batch_tokens: int,
     shard_of: NDArray[np.int64],
     shard: int,
 ) -> Arrays:
     """What one shard's documents give to every accumulator."""
-    fresh = copy.deepcopy(accumulators)
+    fresh = copy.deepcopy(empty)
     documents = np.flatnonzero(shard_of == shard)
     one_pass(stream(subject, corpus, batch_tokens, documents=documents), sae, list(fresh.values()))
     return {f"{one}/{n}": array for one, each in fresh.items() for n, array in each.state().items()}

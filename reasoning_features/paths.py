@@ -30,6 +30,7 @@ class RunPaths:
     """The folders of one run (a profile's name, followed by its overrides where there are any)."""
 
     run: str
+    share: str = ""  # which share of the shards is made, as ``3-of-16``: it keeps its figures to itself
 
     @property
     def data(self) -> Path:
@@ -49,7 +50,7 @@ class RunPaths:
     @property
     def figures(self) -> Path:
         """Figures, tables, provenance and notebooks rendered to Markdown: ``figures/<run>``."""
-        return root() / "figures" / self.run
+        return self.build / f"share-{self.share}" if self.share else root() / "figures" / self.run
 
     @property
     def build(self) -> Path:

@@ -18,7 +18,7 @@ import numpy as np
 
 from reasoning_features import hub, paths, sources
 from reasoning_features.checksums import directory_digest, file_digest
-from reasoning_features.errors import CorruptArtefact, MissingArtefact
+from reasoning_features.errors import CorruptArtefact, MissingArtefact, ShareDone
 from reasoning_features.files import read_json, write_json
 from reasoning_features.keys import RECORD
 from reasoning_features.settings import (
@@ -30,6 +30,7 @@ from reasoning_features.settings import (
     TextSource,
     shipped_profiles,
 )
+from reasoning_features.shares import asked_share
 
 MANIFEST = "artefact.json"
 PINNED = (*MODELS, *AUTOENCODERS, *SECOND, "truth", "diffing")
@@ -111,7 +112,8 @@ class Run:
         """A folder to write an artefact into, stored when the block ends without an error.
 
         Nothing is seen under the artefact's name until it is whole. What an interrupted block left is given
-        to the next one, to go on from, as long as the settings that determine it are the same.
+        to the next one, to go on from, as long as the settings that determine it are the same. One share of
+        an array of jobs stores nothing: it stops here (:class:`reasoning_features.errors.ShareDone`).
 
         Parameters
         ----------
@@ -129,6 +131,8 @@ class Run:
         partial.mkdir(parents=True, exist_ok=True)
         write_json(started, head)
         yield partial
+        if self.paths.share:
+            raise ShareDone(f"All shards of {self.notebook} are there: `make merge-{self.notebook[:2]}`.")
         files = {
             path.relative_to(partial).as_posix(): file_digest(path)
             for path in sorted(partial.rglob("*"))
@@ -188,7 +192,9 @@ def begin(notebook: str, settings: Settings) -> Run:
         "device": settings.device,
         "dtype": settings.dtype,
     }
-    run = Run(notebook, settings, paths.RunPaths(settings.run), provenance)
+    share = asked_share()
+    own = f"{share.number}-of-{share.of}" if share and share.number else ""
+    run = Run(notebook, settings, paths.RunPaths(settings.run, own), provenance)
     run._note()
     return run
 

@@ -8,7 +8,6 @@ the package and the model (in the hub's cache, or under the same path).
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -31,10 +30,8 @@ def each(
         device: where a shard is computed.
 
     Raises:
-        UserError: Ray is not installed, or no node has what a shard takes.
+        UserError: no node has what a shard takes.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise UserError("ENGINE=ray needs Ray: `pip install 'ray>=2.40,<3'`, or leave ENGINE out.")
     import ray
 
     if not ray.is_initialized():

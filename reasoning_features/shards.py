@@ -5,9 +5,7 @@ of an array of jobs give the same bytes (on processors of one kind, with as many
 file, named by its number in a folder named by all that determines it, the code too; one that is there is not
 made again, and one that is damaged is named and made anew.
 
-Who does the work is said by two variables of the environment, which make sets: ``ENGINE`` (one process, or
-``ray``, :mod:`reasoning_features.ray_engine`) and ``SHARD`` (``3/16`` computes every sixteenth shard from the
-third on and stops; ``merge`` computes none).
+Who does the work :mod:`reasoning_features.shares` tells.
 """
 
 from __future__ import annotations
@@ -30,29 +28,12 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from reasoning_features import paths, ray_engine, sources
-from reasoning_features.errors import ShareDone, UserError
+from reasoning_features.errors import ShareDone
 from reasoning_features.files import write_json
+from reasoning_features.shares import RAY, asked_engine, asked_share
 
 Arrays = dict[str, NDArray[Any]]
-ENGINE, SHARE = "REASONING_FEATURES_ENGINE", "REASONING_FEATURES_SHARD"
-MERGE = "merge"
 HEAD = "shard"  # of a file: what determined it, and its checksum
-ENGINES = ("", "ray")
-
-
-@dataclass(frozen=True)
-class Share:
-    """One share of an array of jobs: ``number`` of ``of``, from 1; of number 0 nothing is computed."""
-
-    number: int
-    of: int
-
-    def has(self, shard: int) -> bool:
-        """Whether a shard is this share's."""
-        return self.number > 0 and shard % self.of == self.number - 1
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.of}" if self.number else MERGE
 
 
 @dataclass(frozen=True)
@@ -85,33 +66,6 @@ class Work:
         return kept / f"{self.name}-{self.digest[:16]}"
 
 
-def asked_share() -> Share | None:
-    """The share that ``SHARD=`` asks for; None: all.
-
-    Raises:
-        UserError: it is neither ``merge`` nor of the form 3/16.
-    """
-    told = os.environ.get(SHARE, "")
-    if told in ("", MERGE):
-        return Share(0, 1) if told else None
-    number, _, of = told.partition("/")
-    if not (number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
-        raise UserError(f"SHARD={told!r} is not a share: give SHARD=3/16 for the third of sixteen.")
-    return Share(int(number), int(of))
-
-
-def asked_engine() -> str:
-    """The engine that ``ENGINE=`` asks for; empty: this process.
-
-    Raises:
-        UserError: there is no such engine.
-    """
-    told = os.environ.get(ENGINE, "")
-    if told not in ENGINES:
-        raise UserError(f"There is no engine {told!r}: leave ENGINE out, or give ENGINE=ray.")
-    return told
-
-
 def map_shards(work: Work, kept: Path, progress: bool = True) -> Iterator[Arrays]:
     """The arrays of every shard, in their order; all are computed before the first is given.
 
@@ -141,7 +95,7 @@ def complete(work: Work, kept: Path, progress: bool = True) -> None:
     missing = [shard for shard in range(work.n) if not _is_whole(shard_file(work, kept, shard), work.digest)]
     mine = missing if share is None else [shard for shard in missing if share.has(shard)]
     made: Iterable[tuple[int, Arrays]] = ((shard, work.compute(shard)) for shard in mine)
-    if engine == "ray" and mine:
+    if engine == RAY and mine:
         made = ray_engine.each(work.compute, mine, work.device)
     with tqdm(total=len(mine), desc=work.name, unit="shard", disable=not (progress and mine)) as bar:
         for shard, arrays in made:

@@ -1,0 +1,142 @@
+"""A Ray cluster of two workers on this machine: the same bytes as one process, a worker killed or not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import WIDTH, signed_identity
+
+from reasoning_features import activations, passes
+from reasoning_features.activations import harvest
+from reasoning_features.benchmarks import Questions
+from reasoning_features.conditions import Condition
+from reasoning_features.corpus import Corpus
+from reasoning_features.errors import UserError
+from reasoning_features.generation import continuations_in_shards
+from reasoning_features.reason_score import SetSums
+from reasoning_features.selection import document_blocks
+from reasoning_features.shards import Work, map_shards
+from reasoning_features.shares import ENGINE
+from reasoning_features.subject import Subject
+from reasoning_features.token_rules import ban
+from reasoning_features.word_masks import ALL, TokenSets
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two workers with one thread each; what one process does is computed with one thread too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    here = {
+        "env_vars": {"PYTHONPATH": str(Path(__file__).parent)}
+    }  # where the functions below are imported from
+    started = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 100 * 2**20}
+    ray.init(num_cpus=2, runtime_env=here, **started)
+    yield ray
+    ray.shutdown()
+    torch.set_num_threads(threads)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+def score(subject: Subject, corpus: Corpus, folder: Path) -> None:
+    sets = TokenSets.of({ALL: ~corpus.special})
+    sums = SetSums(sets, document_blocks(corpus, 6), 6)
+    given = subject, signed_identity(WIDTH), corpus, {"sums": sums}, 64, {"sets": sets.digest}
+    passes.one_pass_in_shards("scores", *given, folder / "shards", 6, tokens=60)
+    np.save(folder / "sums.npy", sums.result().sums)
+
+
+def collect(subject: Subject, corpus: Corpus, folder: Path) -> None:
+    harvest(subject, corpus, folder / "sample", 10, progress=False)
+
+
+def answer(subject: Subject, corpus: Corpus, folder: Path) -> None:
+    torch.manual_seed(0)
+    conditions = [Condition(f"c{i}", i, 1.0, vector=20 * torch.randn(WIDTH)) for i in range(3)]
+    conditions += [Condition("clamped", 3, 0.5, clamp=30.0)]
+    conditions += [Condition("ban", rule=ban(subject.tokenizer, ["wait"], corpus))]
+    questions = Questions("three", [[0, 5, 6], [0, 9], [0, 7, 7]], ["a"] * 3, 1, 8, (), lambda *_: None)
+    given = subject, questions, conditions, 3, folder
+    written = continuations_in_shards("answers", *given, sae=signed_identity(WIDTH), size=3)
+    assert len(written) == 15 and len({tuple(tokens) for tokens in written}) > 5
+
+
+@pytest.mark.parametrize("work", [score, collect, answer])
+def test_a_cluster_gives_the_same_bytes_as_one_process(
+    cluster, tiny_subject, tiny_corpus, tmp_path, monkeypatch, work
+):
+    monkeypatch.setattr(activations, "BATCHES_A_SHARD", 3)
+    for engine in ("", "ray"):
+        monkeypatch.setenv(ENGINE, engine)
+        folder = tmp_path / (engine or "one process")
+        folder.mkdir()
+        work(tiny_subject, tiny_corpus, folder)
+    one, many = (contents(tmp_path / name) for name in ("one process", "ray"))
+    assert one == many and len(one) >= 2
+
+
+def slowly(log: str, shard: int) -> dict[str, np.ndarray]:
+    """A shard that takes a while, and writes down when it begins and ends."""
+    with open(log, "a") as file:
+        file.write(f"begin {shard} {os.getpid()}\n")
+    time.sleep(0.5)
+    with open(log, "a") as file:
+        file.write(f"end {shard} {os.getpid()}\n")
+    return {"value": np.array([shard * 3.5])}
+
+
+def kill_worker_of(shard: int, log: Path) -> None:
+    """Ends the worker of a shard as soon as it has begun."""
+    while not (
+        begun := [line for line in log.read_text().splitlines() if line.startswith(f"begin {shard} ")]
+    ):
+        time.sleep(0.02)
+    os.kill(int(begun[0].split()[2]), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_costs_its_own_shard_and_no_other(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv(ENGINE, "ray")
+    log = tmp_path / "log"
+    log.touch()
+    work = Work("slow", partial(slowly, str(log)), 6, {})
+    threading.Thread(target=kill_worker_of, args=(2, log), daemon=True).start()
+    found = [float(arrays["value"][0]) for arrays in map_shards(work, tmp_path / "kept", progress=False)]
+    assert found == [3.5 * shard for shard in range(6)]
+    lines = [line.split() for line in log.read_text().splitlines()]
+    ended = sorted(int(shard) for what, shard, _ in lines if what == "end")
+    begun = sorted(int(shard) for what, shard, _ in lines if what == "begin")
+    assert ended == list(range(6))
+    assert begun == [0, 1, 2, 2, 3, 4, 5]
+    monkeypatch.setenv(ENGINE, "")
+    list(map_shards(Work("slow", work.compute, 6, {}), tmp_path / "one", progress=False))
+    assert contents(tmp_path / "one") == contents(tmp_path / "kept")
+
+
+def fail(shard: int) -> dict[str, np.ndarray]:
+    raise UserError("Alpha is too large: give less.")
+
+
+def test_an_error_of_a_shard_is_told_as_it_is(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv(ENGINE, "ray")
+    with pytest.raises(UserError, match=r"^Alpha is too large: give less\.$"):
+        list(map_shards(Work("fails", fail, 2, {}), tmp_path, progress=False))
+
+
+def test_what_no_node_has_is_refused_and_not_waited_for(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv(ENGINE, "ray")
+    with pytest.raises(UserError, match="A shard takes 1 GPU and the largest node of the Ray cluster has 0"):
+        list(map_shards(Work("gpu", fail, 2, {}, "cuda"), tmp_path, progress=False))
