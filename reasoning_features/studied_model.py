@@ -22,7 +22,7 @@ from reasoning_features.conditions import Condition
 from reasoning_features.corpora import reasoning_corpus
 from reasoning_features.decisions import find_decisions
 from reasoning_features.search import Candidate, candidates
-from reasoning_features.settings import READ, Settings
+from reasoning_features.settings import READ, Settings, load_settings
 from reasoning_features.steering_study import Study, run_study
 from reasoning_features.steering_sweep import answers_resumable
 from reasoning_features.stored_benchmarks import Benchmark
@@ -35,6 +35,8 @@ DETERMINED_BY = (
     "steering_problems",
 )  # fmt: skip
 """The settings that determine a study."""
+SHIPPED_WITH = "organism"
+"""The profile that the shipped studies were made with."""
 SEEDS = {"screening": 101, "rescreening": 102, "evaluation": 103}
 """Seed of the draws at each stage, added to the run's."""
 
@@ -124,6 +126,23 @@ def study_model(
         load("evaluation", settings.steering_problems, start=settings.evaluation_start),
         ask,
     )
+
+
+def shipped_study(
+    settings: Settings, shipped: Mapping[str, Study], identity: Mapping[str, Any]
+) -> Study | None:
+    """The shipped study of one model, where the run's settings are those that it was made with; else None.
+
+    Args:
+        settings: of the run.
+        shipped: name → study (:func:`reasoning_features.steering_study.load_studies`).
+        identity: what the study is of.
+    """
+    own = {"subject", "contrast", "autoencoder", "contrast_autoencoder"}  # these the identity tells
+    made_with = load_settings(SHIPPED_WITH)
+    same = all(getattr(settings, n) == getattr(made_with, n) for n in DETERMINED_BY if n not in own)
+    name = "{model}-{architecture}-{autoencoder_seed}".format(**identity)
+    return shipped.get(name) if same else None
 
 
 def known_effects(benchmark: Benchmark) -> NDArray[np.float64] | None:
