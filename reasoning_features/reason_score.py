@@ -19,6 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from reasoning_features.encoding import ELEMENTS, encoded
@@ -28,6 +29,10 @@ from reasoning_features.word_masks import ALL, TokenSets, Window, vocabulary_set
 Array = NDArray[np.float64]
 RELEASED_WINDOW: Window = (1, 2)
 """The released script's window (``--expand_range 1,2``): 1 before, 2 after."""
+_PIECE = 2**22
+"""Activations looked through at a time on a CPU; if all were active they would take 200 MB."""
+_SPARSE = 1 / 16
+"""Where fewer than this share of activations is not zero, those alone are added."""
 
 
 class ActivationBatch(Protocol):
@@ -115,7 +120,8 @@ class SetSums:
     """Accumulates :class:`FeatureStatistics`: for each set and group, the sum of every feature.
 
     The sums, 8 · groups · sets · features bytes, are most of what a pass holds: 1.6 GB for 20 groups of 150
-    sets at 65,536 features.
+    sets at 65,536 features. On a CPU only activations that are not zero are multiplied, as long as few are:
+    of 65,536 features some 86 are active on a token.
 
     Args:
         sets: what to sum over.
@@ -133,21 +139,19 @@ class SetSums:
 
     def update(self, features: Tensor, positions: Tensor) -> None:
         """Add the activations ``features`` ``[n, f]`` of the tokens at ``positions`` ``[n]``."""
-        order = torch.argsort(self._groups[positions.cpu()], stable=True)
-        at = positions.cpu()[order]
-        groups, sizes = torch.unique_consecutive(self._groups[at], return_counts=True)
-        members = (self._bits[:, at >> 3] >> (7 - (at & 7)).to(torch.uint8)) & 1
-        members = members.to(features.device, torch.float64)
-        values = features[order.to(features.device)].to(torch.float64)
         if self._sums is None:
             shape = (len(self._counts), len(self._names), features.shape[1])
             self._sums = torch.zeros(shape, dtype=torch.float64, device=features.device)
-        start = 0
-        for group, size in zip(groups.tolist(), sizes.tolist(), strict=True):
-            part = members[:, start : start + size]
-            self._sums[group].addmm_(part, values[start : start + size])
-            self._counts[group] += part.sum(dim=1).cpu()
-            start += size
+        if features.device.type != "cpu":
+            self._add_dense(self._sums, features, positions.cpu())
+            return
+        rows = max(1, _PIECE // features.shape[1])
+        for part, at in zip(features.split(rows), positions.split(rows), strict=True):
+            active = part.nonzero()
+            if len(active) < _SPARSE * part.numel():
+                self._add_active(self._sums, part, active, at)
+            else:
+                self._add_dense(self._sums, part, at)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Counts and sums of the groups that came, and which these are."""
@@ -164,6 +168,45 @@ class SetSums:
             self._sums = torch.zeros(len(self._counts), *sums.shape[1:], dtype=torch.float64)
         self._counts[groups] += torch.from_numpy(state["counts"])
         self._sums[groups.to(self._sums.device)] += sums.to(self._sums.device)
+
+    def _add_dense(self, sums: Tensor, features: Tensor, positions: Tensor) -> None:
+        """Add every activation, zero or not: a product of matrices for each group."""
+        order = torch.argsort(self._groups[positions], stable=True)
+        at = positions[order]
+        groups, sizes = torch.unique_consecutive(self._groups[at], return_counts=True)
+        members = self._members(at).to(features.device, torch.float64)
+        values = features[order.to(features.device)].to(torch.float64)
+        start = 0
+        for group, size in zip(groups.tolist(), sizes.tolist(), strict=True):
+            part = members[:, start : start + size]
+            sums[group].addmm_(part, values[start : start + size])
+            self._counts[group] += part.sum(dim=1).cpu()
+            start += size
+
+    def _add_active(self, sums: Tensor, features: Tensor, active: Tensor, positions: Tensor) -> None:
+        """Add the activations that are not zero, whose rows and columns are ``active`` ``[a, 2]``.
+
+        The sets of each group are the rows of one sparse matrix, the tokens those of another; what is added
+        is their product, so that no more is touched than what changes.
+        """
+        n_groups, n_sets, n_features = sums.shape
+        token, feature = active.unbind(1)
+        ends = np.searchsorted(token.numpy(), np.arange(len(positions) + 1))
+        values = features[token, feature].double().numpy()
+        activations = csr_array((values, feature.numpy(), ends), shape=features.shape)
+        name, member = self._members(positions).nonzero(as_tuple=True)
+        row = self._groups[positions][member] * n_sets + name
+        inside = csr_array(
+            (np.ones(len(row)), (row.numpy(), member.numpy())), shape=(n_groups * n_sets, len(positions))
+        )
+        self._counts += torch.from_numpy(np.diff(inside.indptr).reshape(n_groups, n_sets))
+        added = inside @ activations
+        rows = np.repeat(np.arange(n_groups * n_sets), np.diff(added.indptr))
+        sums.view(-1).numpy()[rows * n_features + added.indices] += added.data
+
+    def _members(self, positions: Tensor) -> Tensor:
+        """1 where a token belongs to a set, else 0: ``[s, n]`` uint8."""
+        return (self._bits[:, positions >> 3] >> (7 - (positions & 7)).to(torch.uint8)) & 1
 
     def result(self) -> FeatureStatistics:
         """What was accumulated.

@@ -262,3 +262,18 @@ def test_empty_sets():
     statistics = accumulate(batches(activations), Identity(3), named(masks))
     with pytest.raises(UserError, match="covers every token"):
         vocabulary_scores(statistics, "R", ["a", "b"], WINDOW, 0.7)
+
+
+@pytest.mark.parametrize("threshold", [-0.5, 2.5])  # two of three are active, and one of 160
+def test_few_active_features_are_summed_as_many_are(monkeypatch, threshold):
+    rng = np.random.default_rng(4)
+    activations, masks = rng.normal(size=(120, 9)) - threshold, rng.random((4, 120)) < 0.4
+    groups = rng.integers(0, 3, size=120)
+    found = grouped(activations, masks, groups, 50)
+    features = np.maximum(activations, 0)
+    for group in range(3):
+        members = masks & (groups == group)
+        np.testing.assert_allclose(found.sums[group], members.astype(float) @ features, rtol=1e-12)
+        np.testing.assert_array_equal(found.counts[group], members.sum(axis=1))
+    monkeypatch.setattr("reasoning_features.reason_score._SPARSE", 0)  # every activation, zero or not
+    np.testing.assert_allclose(grouped(activations, masks, groups, 50).sums, found.sums, rtol=1e-12)
