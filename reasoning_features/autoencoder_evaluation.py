@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 from reasoning_features.activations import ActivationBatch
 from reasoning_features.autoencoder import reconstruct
 from reasoning_features.corpus import Corpus, TokenBatch
+from reasoning_features.losses import next_token_loss
 from reasoning_features.significance import Interval, bootstrap_ratio
-from reasoning_features.subject import Subject, next_token_loss
+from reasoning_features.subject import Subject
 
 Edit = Callable[[Tensor], Tensor]
 

@@ -29,6 +29,7 @@ from reasoning_features import checksums, hub, paths
 from reasoning_features.devices import check_device
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.later_blocks import Prefix, later_blocks, unembedding_reads, versions_of_one_token
+from reasoning_features.losses import next_token_loss
 from reasoning_features.tokenization import encode, load_tokenizer
 
 Site = Literal["resid_post", "mlp_out"]
@@ -282,14 +283,6 @@ class Subject:
     def _block(self, layer: int) -> torch.nn.Module:
         blocks: Any = self.model.base_model.layers
         return blocks[layer]
-
-
-def next_token_loss(logits: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy ``[b, t - 1]`` (nats) of each next token; NaN where that token is padding."""
-    targets = tokens[:, 1:].to(logits.device)
-    predicted = logits[:, :-1].float().transpose(1, 2)
-    loss = torch.nn.functional.cross_entropy(predicted, targets, reduction="none")
-    return loss.masked_fill(~valid[:, 1:].to(loss.device), float("nan"))
 
 
 def load_subject(
