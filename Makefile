@@ -66,7 +66,8 @@ else
 
 # checks PARAMS before anything runs, and tells each notebook's run, as 03:organism+alpha=0.3
 RUNS := $(shell $(EXECUTE) check $(NEEDED) --asked $(ASKED) --profile $(call quoted,$(PROFILE)) \
-          --parameters $(call quoted,$(PARAMS)) --device $(call quoted,$(DEVICE)))
+          --parameters $(call quoted,$(PARAMS)) --device $(call quoted,$(DEVICE)) \
+          --engine $(call quoted,$(ENGINE)))
 ifneq ($(.SHELLSTATUS),0)
 $(error nothing was run)
 endif

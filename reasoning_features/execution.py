@@ -18,7 +18,7 @@ from reasoning_features import keys, paths, sources
 from reasoning_features.errors import ShareDone, UserError
 from reasoning_features.files import read_json, write_json
 from reasoning_features.keys import CELL_LIMIT, RECORD, Plan
-from reasoning_features.shares import SHARE, asked_engine, asked_share
+from reasoning_features.shares import SHARE, asked_share, known_engine
 
 KERNEL = "python3"
 USER_ERRORS = frozenset({"UserError", "MissingArtefact", "CorruptArtefact", "ShareDone"})
@@ -56,7 +56,6 @@ def plan(
     from reasoning_features.parameters import check, declared
     from reasoning_features.settings import load_settings
 
-    asked_engine()
     notebooks = [_notebook(number) for number in numbers]
     place = str(Path(profile).resolve()) if profile.endswith((".yaml", ".yml")) else profile
     named = [_notebook(number).stem for number in asked or numbers]
@@ -265,6 +264,7 @@ def _notebook(number: str) -> Path:
 def _command(options: argparse.Namespace) -> int:
     """Do what the command line asks; what only one command needs is imported there."""
     if options.command == "check":
+        known_engine(options.engine)
         plans = plan(options.numbers, options.profile, options.parameters, options.device, options.asked)
         print(*(f"{made.number}:{made.run}" for made in plans))
     elif options.command == "share":
@@ -298,6 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     check, share = commands.add_parser("check"), commands.add_parser("share")
     check.add_argument("numbers", nargs="+")
     check.add_argument("--asked", nargs="+")
+    check.add_argument("--engine", default="")
     share.add_argument("number")
     share.add_argument("share")
     for command in (check, share):

@@ -54,7 +54,11 @@ def asked_engine() -> str:
     Raises:
         UserError: there is no such engine, or Ray is not installed.
     """
-    told = os.environ.get(ENGINE, "")
+    return known_engine(os.environ.get(ENGINE, ""))
+
+
+def known_engine(told: str) -> str:
+    """An engine by its name; raises a UserError as :func:`asked_engine`."""
     if told not in ("", RAY):
         raise UserError(f"There is no engine {told!r}: leave ENGINE out, or give ENGINE=ray.")
     if told == RAY and importlib.util.find_spec("ray") is None:
