@@ -29,7 +29,6 @@ from reasoning_features import checksums, hub, paths
 from reasoning_features.devices import check_device
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.later_blocks import Prefix, later_blocks, unembedding_reads, versions_of_one_token
-from reasoning_features.losses import next_token_loss
 from reasoning_features.tokenization import encode, load_tokenizer
 
 Site = Literal["resid_post", "mlp_out"]
@@ -254,16 +253,6 @@ class Subject:
         with self.edited(leaf), torch.enable_grad():
             value = target(self.model(input_ids=tokens.to(self.device), use_cache=False).logits)
         return torch.autograd.grad(value, leaves[0])[0]
-
-    def loss(self, tokens: Tensor, valid: Tensor) -> Tensor:
-        """Next-token loss ``[b, t - 1]`` in nats; column ``i`` is the loss of predicting token ``i + 1``.
-
-        Args:
-            tokens: token ids ``[b, t]``, padded on the right.
-            valid: True at tokens that are not padding ``[b, t]``. The loss of predicting padding is NaN,
-                so that a mean which forgot the padding shows.
-        """
-        return next_token_loss(self.logits(tokens), tokens, valid)
 
     def bridge(self) -> Any:
         """The same model as a TransformerLens ``TransformerBridge``: for exploring, slower in bulk."""

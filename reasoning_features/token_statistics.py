@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from reasoning_features.corpus import Corpus
+from reasoning_features.losses import next_token_loss
 from reasoning_features.significance import bootstrap_weights
 from reasoning_features.subject import Subject
 
@@ -28,7 +29,7 @@ def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_t
         where = batch.positions[batch.valid].numpy()
         for layer, residual in subject.residuals(batch.tokens, layers).items():
             columns[f"norm {layer}"][where] = residual.float().norm(dim=-1).cpu()[batch.valid].numpy()
-        losses = subject.loss(batch.tokens, batch.valid).cpu()
+        losses = next_token_loss(subject.logits(batch.tokens), batch.tokens, batch.valid).cpu()
         predicted = batch.valid[:, 1:]
         columns["loss"][batch.positions[:, 1:][predicted].numpy()] = losses[predicted].numpy()
     moves = None if corpus.moves is None else np.array(corpus.move_names)[corpus.moves]

@@ -11,6 +11,7 @@ from tiny import WIDTH, signed_identity
 from reasoning_features.activations import ActivationBatch, stream
 from reasoning_features.autoencoder_evaluation import evaluate, loss_by_document, loss_recovered
 from reasoning_features.corpus import Corpus
+from reasoning_features.losses import next_token_loss
 from reasoning_features.subject import Subject
 
 SAES = {"perfect": signed_identity(WIDTH), "nothing": signed_identity(WIDTH, 0.0)}
@@ -36,7 +37,7 @@ def test_loss_of_a_document_is_the_models_own(
     losses: pd.DataFrame, tiny_subject: Subject, tiny_corpus: Corpus
 ) -> None:
     ids = torch.from_numpy(tiny_corpus.document(3)).long()[None]
-    expected = tiny_subject.loss(ids, torch.ones_like(ids, dtype=torch.bool)).sum()
+    expected = next_token_loss(tiny_subject.logits(ids), ids, torch.ones_like(ids, dtype=torch.bool)).sum()
     assert losses["clean"][3] == pytest.approx(float(expected), rel=1e-5)
 
 

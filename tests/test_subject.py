@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
+from reasoning_features.losses import next_token_loss
 from reasoning_features.subject import Subject, load_subject, short_name
 
 
@@ -137,7 +138,7 @@ def test_loss_is_next_token_cross_entropy_and_nan_at_padding(
 ) -> None:
     valid = torch.ones_like(tokens, dtype=torch.bool)
     valid[2, 10:] = False
-    loss = tiny_subject.loss(tokens, valid)
+    loss = next_token_loss(tiny_subject.logits(tokens), tokens, valid)
     assert loss.shape == (4, 16)
     log_probabilities = tiny_subject.logits(tokens).log_softmax(-1)
     torch.testing.assert_close(loss[1, 5], -log_probabilities[1, 5, tokens[1, 6]])
