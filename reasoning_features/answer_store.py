@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -87,7 +88,8 @@ def _read(file: Path) -> dict[tuple[str, int], list[int]]:
             except (ValueError, KeyError, TypeError):
                 damaged += 1
     if damaged:
-        print(f"{paths.relative(file)}: {damaged} of its answers are damaged and are made again.")
+        said = f"{paths.relative(file)}: {damaged} of its answers are damaged and are made again."
+        print(said, file=sys.stderr)
     return held
 
 

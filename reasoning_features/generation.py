@@ -128,9 +128,11 @@ def continuations_in_shards(
     check_conditions(subject, conditions, sae)
     most = size or (KEPT_ROWS_A_SHARD if questions.kept else ROWS_A_SHARD)
     parts = _parts(len(questions), len(conditions), most)
-    rules = any(condition.clamp is not None for condition in conditions)
+    clamps = any(condition.clamp is not None for condition in conditions)
     asked = replace(questions, grade=_ungraded)  # which may hold much that is not needed to write answers
-    compute = partial(_shard, subject, asked, list(conditions), seed, batch, sae if rules else None, parts)
+    told = name if progress and questions.kept else None  # a shard of long answers takes long itself
+    given = subject, asked, list(conditions), seed, batch, told, sae if clamps else None, parts
+    compute = partial(_shard, *given)
     key = {
         "prompts": hashlib.sha256(repr((questions.prompts, questions.streams)).encode()).hexdigest(),
         "conditions": [answers_key(subject, questions, each, seed, sae) for each in conditions],
@@ -150,12 +152,13 @@ def _shard(
     conditions: Sequence[Condition],
     seed: int,
     batch: int,
+    progress: str | None,
     sae: Any,
     parts: Sequence[Sequence[int]],
     shard: int,
 ) -> Arrays:
     """One shard's answers end to end, and their lengths."""
-    written = continuations(subject, questions, conditions, seed, batch, None, sae, parts[shard])
+    written = continuations(subject, questions, conditions, seed, batch, progress, sae, parts[shard])
     lengths = np.array([len(tokens) for tokens in written], dtype=np.int64)
     return {"tokens": np.array([t for tokens in written for t in tokens], np.int32), "lengths": lengths}
 

@@ -10,11 +10,13 @@ Who does the work :mod:`reasoning_features.shares` tells.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -55,7 +57,7 @@ class Work:
     key: Mapping[str, Any]
     device: str = "cpu"
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Stands for all that determines the shards."""
         told = {"name": self.name, "n": self.n, "code": _code_of(self.compute)} | dict(self.key)
@@ -165,7 +167,7 @@ def _is_whole(path: Path, digest: str) -> bool:
         made_by, expected = "", ""
     if made_by == digest and intact_arrays(path, expected) is not None:
         return True
-    print(f"{paths.relative(path)} is damaged: it is made again.")
+    print(f"{paths.relative(path)} is damaged: it is made again.", file=sys.stderr)
     return False
 
 

@@ -91,7 +91,7 @@ def test_a_damaged_shard_of_an_interrupted_harvest_is_named_and_computed_again(
     shard.unlink()  # the interrupted sample has a link to it
     shard.write_bytes(b"half")
     harvest(tiny_subject, tiny_corpus, tmp_path / "cut", BATCH_TOKENS, progress=False)
-    assert "00001.safetensors is damaged: it is made again" in capsys.readouterr().out
+    assert "00001.safetensors is damaged: it is made again" in capsys.readouterr().err
     assert contents(tmp_path / "cut") == expected
 
 

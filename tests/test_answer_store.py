@@ -43,7 +43,7 @@ def test_a_torn_line_is_passed_over_and_does_not_spoil_the_next(tmp_path, capsys
     file = file_of(store)
     file.write_bytes(file.read_bytes()[:-4])
     with AnswerStore(tmp_path, OF) as store:
-        assert f"{file.name}: 1 of its answers are damaged" in capsys.readouterr().out
+        assert f"{file.name}: 1 of its answers are damaged" in capsys.readouterr().err
         assert len(store) == 1 and store.get([1], 1) is None
         store.add([1], 2, [9])
         store.add([1], 1, [7, 8])

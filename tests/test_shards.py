@@ -83,7 +83,7 @@ def test_a_damaged_shard_is_named_and_made_again(work, made, tmp_path, capsys, d
         file.write_bytes(shard_file(other, tmp_path, 2).read_bytes())
     made.clear()
     assert values(work, tmp_path) == [0, 1, 4, 9, 16] and made == [2]
-    assert "00002.safetensors is damaged: it is made again." in capsys.readouterr().out
+    assert "00002.safetensors is damaged: it is made again." in capsys.readouterr().err
 
 
 def test_shares_together_make_all_and_each_says_what_comes_next(work, made, tmp_path, monkeypatch):
