@@ -34,7 +34,7 @@ NEEDED := $(if $(ASKED),$(foreach n,$(NUMBERS),$(if $(filter $n,$(firstword $(so
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all plan test test-fast lab organism vocabulary-real verify clean help FORCE $(NUMBERS:%=nb-%)
+.PHONY: all plan test test-fast bench lab organism vocabulary-real verify clean help FORCE $(NUMBERS:%=nb-%)
 
 all: ## every notebook of the profile: figures, tables, claims (PROFILE=, DEVICE=, PARAMS="alpha=0.3")
 
@@ -144,6 +144,20 @@ plan: $(STAMP) ## what a profile will take: downloads, disk, memory (PROFILE=)
 
 verify: $(STAMP) ## rebuild the default profile in a clone, and compare with what is committed
 	$(EXECUTE) verify
+
+# --- speeds --------------------------------------------------------------------------------------------------
+
+PEERS := build/bench-peers
+
+bench: $(STAMP) $(if $(DEVICE),,$(PEERS)/.made) ## speed, as ratios to other ways; DEVICE=cuda: the 8B's shape
+	$(BIN)/python -m reasoning_features.bench $(if $(DEVICE),--device $(call quoted,$(DEVICE)))
+
+# another library's trainer, whose dependencies clash with these
+$(PEERS)/.made: requirements-bench.lock
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' $<)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
 
 # --- the rest ------------------------------------------------------------------------------------------------
 
