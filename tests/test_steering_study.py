@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
-from reasoning_features import search
+from reasoning_features import paths, search
 from reasoning_features.conditions import UNSTEERED, Condition
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
+from reasoning_features.settings import load_settings
 from reasoning_features.steering_study import load_studies, load_study, run_study
+from reasoning_features.studied_model import shipped_study
 
 GOOD = {"feature 1 at 0.2": 0.9, "feature 2 at -0.2": 0.7, "bias at 2": 0.8}
 """Chance of a right answer under a condition; all others have 0.5."""
@@ -110,3 +112,13 @@ def test_a_study_that_is_missing_or_broken_is_told(study, tmp_path):
     (tmp_path / "m" / "screening.parquet").write_bytes(b"half")
     with pytest.raises(CorruptArtefact, match="restore"):
         load_study(tmp_path / "m")
+
+
+def test_a_shipped_study_is_read_only_under_the_settings_it_was_made_with():
+    shipped = load_studies(paths.resolve("data/organism/steering"))
+    decoupled = shipped["decoupled-0-relu-0"]
+    found = shipped_study(load_settings("organism"), shipped, decoupled.identity)
+    assert found is decoupled
+    for override in ({"alpha": 0.3}, {"layer": 3}, {"screening_problems": 4}):
+        assert shipped_study(load_settings("organism", **override), shipped, decoupled.identity) is None
+    assert shipped_study(load_settings("organism"), shipped, decoupled.identity | {"model": "mine"}) is None
