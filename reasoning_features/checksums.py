@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
 
 SHIPPED = "data/organism/checksums.json"
+MADE = "made_from.json"
+"""Beside what a training here made: what from, and the digests of its files."""
 
 
 def file_digest(path: Path) -> str:
@@ -20,12 +23,34 @@ def file_digest(path: Path) -> str:
 
 def directory_digest(directory: Path) -> str:
     """SHA-256 over the names and digests of all files under a directory: pins what is in it."""
-    lines = [
-        f"{file_digest(path)}  {path.relative_to(directory).as_posix()}\n"
+    lines = [f"{digest}  {name}\n" for name, digest in file_digests(directory).items()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_digests(directory: Path) -> dict[str, str]:
+    """Name, relative to a directory, → SHA-256 of every file under it."""
+    return {
+        path.relative_to(directory).as_posix(): file_digest(path)
         for path in sorted(directory.rglob("*"))
         if path.is_file()
-    ]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    }
+
+
+def damaged_files(directory: Path, expected: Mapping[str, str]) -> list[Path]:
+    """The files under a directory that are missing, or not what they were."""
+    paths_of = {directory / name: digest for name, digest in expected.items()}
+    return [path for path, digest in paths_of.items() if not path.is_file() or file_digest(path) != digest]
+
+
+def damaged_training(directory: Path) -> list[Path]:
+    """The same of what a training here made, by the digests that it wrote; of anything else none."""
+    try:
+        told = json.loads((directory / MADE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except ValueError:
+        return [directory / MADE]
+    return damaged_files(directory, told.get("files", {}))
 
 
 def verify_shipped(directory: Path) -> None:
@@ -40,7 +65,13 @@ def verify_shipped(directory: Path) -> None:
     listing = paths.root() / SHIPPED
     if not listing.is_file():
         return
-    for name, expected in json.loads(listing.read_text()).items():
+    try:
+        listed: dict[str, str] = json.loads(listing.read_text())
+    except ValueError as error:
+        raise CorruptArtefact(
+            f"{SHIPPED} is damaged: restore it with `git checkout -- {SHIPPED}`."
+        ) from error
+    for name, expected in listed.items():
         path = paths.root() / name
         if not path.resolve().is_relative_to(directory.resolve()):
             continue

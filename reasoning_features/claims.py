@@ -127,11 +127,9 @@ def record_untestable(run: Run, id: str) -> str:
 
 
 def _keep(run: Run, id: str, numbers: dict[str, Any]) -> None:
-    """Write one claim of the notebook into its file, which keeps no claim that is no longer one."""
+    """Write one claim of the notebook into its file, which keeps nothing of an earlier run."""
     path = _path(run)
-    held = read_json(path) if path.is_file() else {}
-    known = {c.id for c in CLAIMS if c.notebook == run.notebook}
-    held = {name: value for name, value in held.items() if name in known}
+    held = read_json(path) if run.has_written(path) else {}
     write_json(path, held | {id: numbers})
     run.wrote([path])
 

@@ -11,19 +11,23 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 from reasoning_features import keys, paths, sources
 from reasoning_features.errors import ShareDone, UserError
-from reasoning_features.files import read_json, write_json
+from reasoning_features.files import drop_unfinished, read_json, write_json
 from reasoning_features.keys import CELL_LIMIT, RECORD, Plan
 from reasoning_features.shares import SHARE, asked_share, known_engine
 
 KERNEL = "python3"
 USER_ERRORS = frozenset({"UserError", "MissingArtefact", "CorruptArtefact", "ShareDone"})
 GRACE = 10.0  # seconds to end in when interrupted
-CELL_FAILED, CELL_TOO_LONG, KERNEL_DIED, TOO_LONG = 3, 4, 5, 6  # how an execution ends that does not succeed
+LOOK = 1.0  # seconds between looks whether make is still there
+# how an execution ends that does not succeed
+CELL_FAILED, CELL_TOO_LONG, KERNEL_DIED, TOO_LONG, ABANDONED = 3, 4, 5, 6, 7
+INTERRUPTED = 130  # what a shell says of a command that was interrupted
 
 
 class RunFailed(UserError):
@@ -99,8 +103,11 @@ def run(plan: Plan, cell_limit: int = 3600, limit: int = 7200) -> Path:
     known = keys.before(plan)
     executed, failed, record = plan.file("ipynb"), plan.file("failed.ipynb"), plan.file("record.json")
     partial, notes = plan.file("running.ipynb"), plan.file("running.json")
-    for stale in (failed, partial, notes):
+    # from here on nobody knows what is written: an interrupted run leaves no record that others would trust
+    for stale in (failed, partial, notes, record):
         stale.unlink(missing_ok=True)
+    for folder in (paths.RunPaths(plan.run).build, paths.RunPaths(plan.run).figures):
+        drop_unfinished(folder)
     started = time.monotonic()
     code = _papermill(plan, partial, notes, cell_limit, limit)
     if code != 0:
@@ -108,15 +115,15 @@ def run(plan: Plan, cell_limit: int = 3600, limit: int = 7200) -> Path:
         if partial.is_file():
             partial.replace(failed)
         raise RunFailed(_why(plan, code, failed, cell_limit, limit)[0])
-    if notes.is_file():
-        notes.replace(record)
+    keys.seal(plan, notes, partial)
+    notes.unlink(missing_ok=True)
     cost = {
         "seconds": round(time.monotonic() - started, 1),
         "peak_mebibytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
     }
     write_json(plan.file("cost.json"), cost)
-    keys.write_key(plan, known | keys.after(plan))
     partial.replace(executed)
+    keys.write_key(plan, known | keys.after(plan))
     os.utime(executed)  # newer than its key
     return executed
 
@@ -175,7 +182,8 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 when a run failed or a comparison differs; 2 when what was asked for cannot be run.
+        0; 1 when a run failed or a comparison differs; 2 when what was asked for cannot be run; 130 when
+        interrupted.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -186,6 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def execute(plan: Plan, output: Path, cell_limit: int) -> int:
@@ -211,17 +221,19 @@ def execute(plan: Plan, output: Path, cell_limit: int) -> int:
 
 
 def _papermill(plan: Plan, output: Path, notes: Path, cell_limit: int, limit: int) -> int:
-    """Execute in a process of its own, ended after ``limit`` seconds; returns how it ended."""
+    """Execute in a process of its own, ended after ``limit`` seconds; returns how it ended.
+
+    However this process ends, the other one ends with it: it holds the other end of a pipe.
+    """
     path = os.pathsep.join(filter(None, [str(paths.root()), os.environ.get("PYTHONPATH")]))
     arguments = [str(plan.file("plan.json")), str(output), str(cell_limit)]
     process = subprocess.Popen(
         [sys.executable, "-m", "reasoning_features.execution", "execute", *arguments],
         env=os.environ | {RECORD: str(notes), CELL_LIMIT: str(min(cell_limit, limit)), "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
     )
     try:
-        return process.wait(limit)
-    except subprocess.TimeoutExpired:
-        return TOO_LONG
+        return _wait(process, limit)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)  # lets the kernel be shut down
@@ -230,6 +242,32 @@ def _papermill(plan: Plan, output: Path, notes: Path, cell_limit: int, limit: in
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], limit: float) -> int:
+    """Wait for a process; not beyond the limit, nor when make, which started this one, was killed alone."""
+    ends, maker = time.monotonic() + limit, os.getppid()
+    while (left := ends - time.monotonic()) > 0:
+        try:
+            return process.wait(min(LOOK, left))
+        except subprocess.TimeoutExpired:
+            if "MAKELEVEL" in os.environ and os.getppid() != maker:
+                return ABANDONED
+    return TOO_LONG
+
+
+def _end_with_parent() -> None:
+    """End this process at once, and so its kernel within a second, when the one that started it is gone.
+
+    Otherwise it would go on writing beside the next make.
+    """
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _why(plan: Plan, code: int, failed: Path, cell_limit: int, limit: int) -> tuple[str, str]:
@@ -248,6 +286,7 @@ def _why(plan: Plan, code: int, failed: Path, cell_limit: int, limit: int) -> tu
         CELL_TOO_LONG: f"a cell took more than {cell_limit} seconds: give CELL_LIMIT= to make",
         KERNEL_DIED: "its kernel died: is there enough memory",
         TOO_LONG: f"it took more than {limit} seconds: give LIMIT= to make",
+        ABANDONED: "make was killed: a rerun goes on from what is finished",
     }
     return f"{plan.notebook} was ended, since {why.get(code, f'its process ended with code {code}')}.", ""
 
@@ -266,6 +305,8 @@ def _command(options: argparse.Namespace) -> int:
     if options.command == "check":
         known_engine(options.engine)
         plans = plan(options.numbers, options.profile, options.parameters, options.device, options.asked)
+        for made in plans:
+            keys.drop_damaged_rendering(made)
         print(*(f"{made.number}:{made.run}" for made in plans))
     elif options.command == "share":
         (made,) = plan([options.number], options.profile, options.parameters, options.device)
@@ -279,10 +320,10 @@ def _command(options: argparse.Namespace) -> int:
 
         return verify(options.profile)
     elif options.command == "execute":
+        _end_with_parent()
         return execute(Plan.load(options.plan), options.output, options.cell_limit)
     elif options.command == "key":
-        made = Plan.load(options.plan)
-        keys.write_key(made, keys.key(made))
+        keys.renew(Plan.load(options.plan))
     elif options.command == "run":
         run(Plan.load(options.plan), options.cell_limit, options.limit)
     elif options.command == "render":

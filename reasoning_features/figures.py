@@ -15,7 +15,7 @@ from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reasoning_features.files import write_text
+from reasoning_features.files import unfinished, write_text
 from reasoning_features.provenance import Run, record_artefact
 
 # Okabe and Ito's colours, told apart with any colour vision; never the only mark of a group
@@ -171,12 +171,18 @@ def save_figure(fig: Figure, name: str, data: pd.DataFrame, run: Run, caption: s
     folder = run.paths.figures
     folder.mkdir(parents=True, exist_ok=True)
     png, pdf, csv = (folder / f"{name}.{ending}" for ending in ("png", "pdf", "csv"))
-    fig.savefig(png, metadata={"Software": None})
-    fig.savefig(pdf, metadata={"Creator": None, "Producer": None, "CreationDate": None})
+    _draw(fig, png, {"Software": None})
+    _draw(fig, pdf, {"Creator": None, "Producer": None, "CreationDate": None})
     plt.close(fig)
     write_csv(csv, data)
     record_artefact(run, name, [png, pdf, csv], caption)
     return Image(filename=str(png), width=round(fig.get_figwidth() * 100), alt=caption)
+
+
+def _draw(fig: Figure, path: Path, metadata: dict[str, None]) -> None:
+    """Write an image whole or not at all."""
+    fig.savefig(unfinished(path), format=path.suffix[1:], metadata=metadata)
+    unfinished(path).replace(path)
 
 
 def write_csv(path: Path, data: pd.DataFrame) -> None:

@@ -19,10 +19,22 @@ def write_text(path: Path, text: str) -> bool:
     if path.is_file() and path.read_bytes() == text.encode():
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # others may write the same
+    partial = unfinished(path)
     partial.write_text(text, encoding="utf-8", newline="")
     partial.replace(path)
     return True
+
+
+def unfinished(path: Path) -> Path:
+    """Where a file is written until it is whole: hidden, beside its place, and this process' own."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Delete the files under a folder that processes left half written which are no more."""
+    for path in list(folder.rglob(".*.partial")):
+        if path.is_file() and not _alive(path.name.split(".")[-2]):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> bool:
@@ -33,3 +45,13 @@ def write_json(path: Path, value: Any) -> bool:
 def read_json(path: Path) -> Any:
     """The value that a JSON file holds."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _alive(number: str) -> bool:
+    try:
+        os.kill(int(number), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from reasoning_features import hub, paths, sources
-from reasoning_features.checksums import directory_digest, file_digest
+from reasoning_features.checksums import damaged_files, directory_digest, file_digest, file_digests
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, ShareDone
-from reasoning_features.files import read_json, write_json
-from reasoning_features.keys import RECORD
+from reasoning_features.files import drop_unfinished, read_json, write_json
+from reasoning_features.keys import MANIFEST, RECORD
 from reasoning_features.settings import (
     AUTOENCODERS,
     MODELS,
@@ -32,7 +32,6 @@ from reasoning_features.settings import (
 )
 from reasoning_features.shares import asked_share
 
-MANIFEST = "artefact.json"
 PINNED = (*MODELS, *AUTOENCODERS, *SECOND, "truth", "diffing")
 PACKAGES = (
     "datasets",
@@ -89,22 +88,33 @@ class Run:
         MissingArtefact
             If there is none; the message names the make target.
         CorruptArtefact
-            If a file is not what its checksum says.
+            If a file is not what its checksum says, and no other run has the artefact whole.
         """
         wanted = _determinants(self.settings, fields)
+        damaged: list[Path] = []
         for folder in self._candidates(name):
             manifest = folder / MANIFEST
             if not manifest.is_file():
                 continue
-            stored = read_json(manifest)
-            if stored["determined_by"] == wanted:
-                _verify(folder, stored["files"])
+            stored = _stored(manifest)
+            if stored is None:
+                damaged.append(manifest)
+            elif stored["determined_by"] == wanted:
+                if bad := damaged_files(folder, stored["files"]):
+                    damaged += bad
+                    continue
                 self._note(read=manifest)
                 return folder
         overrides = {n: v for n, v in self.settings.overrides.items() if n in fields}
+        target = f"`make nb-{maker}{_make_arguments(self.settings, overrides)}`"
+        if damaged:
+            raise CorruptArtefact(
+                f"{paths.relative(damaged[0])} is damaged or missing (its checksum is not the stored one): "
+                f"run {target}, which makes it again."
+            )
         raise MissingArtefact(
             f"{self.notebook} needs the artefact {name!r}, which is not stored for these settings: "
-            f"run `make nb-{maker}{_make_arguments(self.settings, overrides)}`."
+            f"run {target}."
         )
 
     @contextlib.contextmanager
@@ -112,8 +122,9 @@ class Run:
         """A folder to write an artefact into, stored when the block ends without an error.
 
         Nothing is seen under the artefact's name until it is whole. What an interrupted block left is given
-        to the next one, to go on from, as long as the settings that determine it are the same. One share of
-        an array of jobs stores nothing: it stops here (:class:`reasoning_features.errors.ShareDone`).
+        to the next one, to go on from, as long as the settings that determine it and the code are the same.
+        One share of an array of jobs stores nothing: it stops here
+        (:class:`reasoning_features.errors.ShareDone`).
 
         Parameters
         ----------
@@ -126,18 +137,16 @@ class Run:
         head = {"name": name, "notebook": self.notebook, "determined_by": wanted}
         final, partial = self.paths.artefacts / name, self.paths.artefacts / f".{name}.partial"
         started = partial / MANIFEST
-        if partial.exists() and not (started.is_file() and read_json(started) == head):
+        begun = head | {"code": [self.provenance["notebook_sha256"], self.provenance["code_sha256"]]}
+        if partial.exists() and _stored(started) != begun:
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
-        write_json(started, head)
+        drop_unfinished(partial)
+        write_json(started, begun)
         yield partial
         if self.paths.share:
             raise ShareDone(f"All shards of {self.notebook} are there: `make merge-{self.notebook[:2]}`.")
-        files = {
-            path.relative_to(partial).as_posix(): file_digest(path)
-            for path in sorted(partial.rglob("*"))
-            if path.is_file() and path != started
-        }
+        files = {name: digest for name, digest in file_digests(partial).items() if name != MANIFEST}
         write_json(started, head | {"files": files})
         if final.exists():
             shutil.rmtree(final)
@@ -145,8 +154,12 @@ class Run:
         self._note(written=[final / MANIFEST])
 
     def wrote(self, files: Sequence[Path]) -> None:
-        """Note files that the run has saved, so that ``make`` misses them when they are gone."""
+        """Note files that the run has saved, so that ``make`` misses them when they are gone or damaged."""
         self._note(written=files)
+
+    def has_written(self, file: Path) -> bool:
+        """Whether this run, and not an earlier one, has saved a file."""
+        return paths.relative(file) in self._written
 
     def _candidates(self, name: str) -> list[Path]:
         own, profile = self.paths.artefacts / name, paths.RunPaths(self.settings.profile)
@@ -252,14 +265,13 @@ def _content(dataset: str) -> str | None:
     return directory_digest(path) if path.is_dir() else None
 
 
-def _verify(folder: Path, files: dict[str, str]) -> None:
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file() or file_digest(path) != expected:
-            raise CorruptArtefact(
-                f"{paths.relative(path)} is damaged or missing (its checksum is not the stored one): "
-                f"delete {paths.relative(folder)} and make it again."
-            )
+def _stored(manifest: Path) -> dict[str, Any] | None:
+    """What a manifest holds; None where it is not there or cannot be read."""
+    try:
+        held = read_json(manifest)
+    except (OSError, ValueError):
+        return None
+    return held if isinstance(held, dict) and "determined_by" in held else None
 
 
 def _make_arguments(settings: Settings, overrides: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ import nbformat
 from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
 
-from reasoning_features import paths, sources
+from reasoning_features import keys, paths, sources
 from reasoning_features.files import write_text
 from reasoning_features.keys import Plan
 
@@ -47,14 +47,14 @@ def render(plan: Plan) -> Path:
     text, resources = MarkdownExporter().from_notebook_node(
         shown, {"unique_key": "output", "output_files_dir": images.name}
     )
-    if images.exists():
-        shutil.rmtree(images)
+    shutil.rmtree(images, ignore_errors=True)
     for name, content in resources.get("outputs", {}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     lines = [line.rstrip() for line in text.strip().splitlines()]
     path = folder / f"{plan.notebook}.md"
     write_text(path, re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n")
+    keys.seal_rendering(plan, [path, *(folder / name for name in resources.get("outputs", {}))])
     path.touch()  # as new as the execution, even where nothing changed
     return path
 

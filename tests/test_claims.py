@@ -102,6 +102,14 @@ def test_recorded_claims_make_the_readmes_table(run, repository):
     assert "68.5%" in claims.show(run).data
 
 
+def test_a_run_keeps_nothing_of_an_earlier_ones_claims(run, repository):
+    path = run.paths.figures / "claims_02_sae.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"l0": {"ours": ')  # torn
+    claims.record(run, "variance_explained", 0.97, (0.96, 0.98), 2048)
+    assert list(json.loads(path.read_text())) == ["variance_explained"]
+
+
 def test_every_claim_of_the_paper_is_listed():
     by_notebook = {}
     for listed in paper_claims.CLAIMS:

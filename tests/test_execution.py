@@ -8,12 +8,10 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from houses import build_house, contents, make, ran
 from stub_notebooks import write_notebook
-
-from reasoning_features import claims, paths
 
 pytestmark = pytest.mark.slow
 
@@ -39,35 +37,12 @@ DIE = "import os, time\nif alpha == 8:\n    os.kill(os.getpid(), 9)\nif alpha ==
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     """A repository with the package, the Makefile and two stub notebooks, already made once."""
-    folder = tmp_path_factory.mktemp("house")
-    shutil.copytree(paths.root() / "reasoning_features", folder / "reasoning_features")
-    for name in ("Makefile", "requirements.lock", "pyproject.toml", ".gitignore"):
-        shutil.copy(paths.root() / name, folder)
-    (folder / "README.md").write_text(f"{claims.BEGIN}\n{claims.END}\n")
-    (folder / "build").mkdir()
-    (folder / "build" / "ready").touch()
+    folder = build_house(tmp_path_factory.mktemp("house"))
     write_notebook(folder, "01_one", ALONE, STORE, DRAW)
     write_notebook(folder, "02_two", ALONE, READ, FAIL, DIE)
     done = make(folder, "-j4", "all")
     assert done.returncode == 0, done.stderr
     return folder
-
-
-def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = ["make", "--no-print-directory", f"VENV={sys.prefix}", "STAMP=build/ready", *arguments]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """What make did, as 'run 01' and 'render 01'."""
-    assert done.returncode == 0, done.stderr
-    words = [line.split() for line in done.stdout.splitlines()]
-    return [f"{w[3]} {w[-1].split('/')[-1][:2]}" if len(w) > 4 else w[3] for w in words]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_everything_is_made_and_a_second_make_does_nothing_at_once(house):

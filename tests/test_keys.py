@@ -56,19 +56,54 @@ def test_the_key_changes_with_what_it_depends_on_and_with_nothing_else(house):
     model.mkdir(parents=True)
     (model / "weights").write_text("1")
     (house / "figure").write_text("drawn")
-    write_json(made.file("record.json"), {"read": {"data/model": "", "none": ""}, "written": ["figure"]})
+    notes, copy = made.file("running.json"), made.file("running.ipynb")
+    write_json(notes, {"read": {"data/model": "", "none": ""}, "written": ["figure"]})
+    copy.write_text("{}")
+    keys.seal(made, notes, copy)
+    copy.replace(made.file("ipynb"))
     first = keys.key(made)
     assert keys.write_key(made, first) and not keys.write_key(made, keys.key(made))
-    assert first["read"]["none"] is None and first["gone"] == []
+    assert first["read"]["none"] is None and first["lost"] == {}
 
     (house / "requirements.lock").write_text("numpy==2\n")
     assert changed(made, first) == ["lock"]
     (model / "weights").write_text("2")
     assert changed(made, first) == ["lock", "read"]
     (house / "figure").unlink()
-    assert changed(made, first) == ["gone", "lock", "read"]
+    assert changed(made, first) == ["lock", "lost", "read"]
     write_notebook(house, "01_one", "x = 1")
-    assert changed(made, first) == ["code_cells", "gone", "lock", "read"]
+    assert changed(made, first) == ["code_cells", "lock", "lost", "read"]
+
+
+def test_what_is_lost_is_named_file_by_file(house, capsys):
+    made = plan(["01"], "organism")[0]
+    artefact = house / "data/organism/artefacts/sample"
+    artefact.mkdir(parents=True)
+    (artefact / "a").write_text("whole")
+    write_json(artefact / keys.MANIFEST, {"files": {"a": keys.file_digest(artefact / "a")}})
+    (house / "figure").write_text("drawn")
+    notes, copy = made.file("running.json"), made.file("running.ipynb")
+    write_json(notes, {"read": {}, "written": ["figure", f"data/organism/artefacts/sample/{keys.MANIFEST}"]})
+    copy.write_text("{}")
+    keys.seal(made, notes, copy)
+    assert keys.lost(made) == {"build/organism/01.ipynb": "gone"}
+    copy.replace(made.file("ipynb"))
+    assert keys.lost(made) == {} and keys.renew(made) and not keys.renew(made)
+
+    (artefact / "a").write_text("other")
+    (house / "figure").unlink()
+    assert keys.lost(made) == {"data/organism/artefacts/sample/a": "damaged", "figure": "gone"}
+    assert keys.renew(made)
+    said = capsys.readouterr().err
+    assert "data/organism/artefacts/sample/a is damaged: 01_one runs again.\n" in said
+    assert "figure is gone: 01_one runs again.\n" in said
+    (artefact / keys.MANIFEST).write_text("")
+    assert keys.lost(made) == {f"data/organism/artefacts/sample/{keys.MANIFEST}": "damaged", "figure": "gone"}
+    made.file("record.json").write_text('{"read": {')
+    assert keys.lost(made) == {"build/organism/01.record.json": "damaged"}
+    assert keys.key(made)["read"] == {}
+    made.file("record.json").unlink()
+    assert keys.lost(made) == {}
 
 
 def test_prose_is_not_in_the_key(house):

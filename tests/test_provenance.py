@@ -75,8 +75,23 @@ def test_an_artefact_of_another_model_under_the_same_name_is_not_taken(house):
 def test_a_damaged_file_is_named(house, damage):
     file = stored(run()) / "deep" / "numbers.txt"
     file.write_text("y") if damage == "change" else file.unlink()
-    with pytest.raises(CorruptArtefact, match=r"data/organism/artefacts/sample/deep/numbers\.txt"):
+    told = r"data/organism/artefacts/sample/deep/numbers\.txt is damaged or missing .* `make nb-01`, which"
+    with pytest.raises(CorruptArtefact, match=told):
         run("02_two").find("sample", FIELDS, "01")
+
+
+def test_a_damaged_manifest_is_named_and_another_runs_whole_artefact_is_taken(house):
+    folder = stored(run())
+    (folder / "artefact.json").write_text('{"name":')
+    with pytest.raises(CorruptArtefact, match=r"sample/artefact\.json is damaged .* `make nb-01`"):
+        run("02_two").find("sample", FIELDS, "01")
+    other = house / "data/organism+alpha=0.3/artefacts"
+    other.mkdir(parents=True)
+    stored(run())
+    folder.rename(other / "sample")
+    stored(run())
+    (folder / "deep" / "numbers.txt").write_text("y")
+    assert run("02_two").find("sample", FIELDS, "01") == other / "sample"
 
 
 def test_an_interrupted_store_keeps_the_old_artefact_and_can_go_on(house):
@@ -97,6 +112,29 @@ def test_what_an_interrupted_store_left_is_dropped_when_what_determines_it_chang
     (house / "data/organism/models/coupled-0/weights").write_text("other")
     with run().store("sample", FIELDS) as folder:
         assert not (folder / "half").exists()
+
+
+def test_what_an_interrupted_store_left_is_dropped_when_the_code_changed(house):
+    with pytest.raises(RuntimeError), run().store("sample", FIELDS) as folder:
+        (folder / "half").write_text("half")
+        raise RuntimeError
+    write_notebook(house, "01_one", "x = 1")
+    with run().store("sample", FIELDS) as folder:
+        assert not (folder / "half").exists()
+
+
+@pytest.mark.parametrize("left", ['{"name": "sam', '{"files": {}}', None])
+def test_a_damaged_beginning_is_dropped_and_half_a_file_is_no_part(house, left):
+    with pytest.raises(RuntimeError), run().store("sample", FIELDS) as folder:
+        (folder / "half").write_text("half")
+        (folder / ".numbers.json.0x.partial").write_text("[1, ")
+        raise RuntimeError
+    if left is not None:
+        (folder / "artefact.json").write_text(left)
+    with run().store("sample", FIELDS) as folder:
+        assert (folder / "half").exists() == (left is None)
+        assert not (folder / ".numbers.json.0x.partial").exists()
+    run("02_two").find("sample", FIELDS, "01")
 
 
 def test_provenance_holds_what_made_the_figure_and_nothing_of_the_machine(house):
