@@ -46,7 +46,8 @@ def load_autoencoder(
 
     Raises:
         MissingArtefact: there is no SAE in the directory.
-        CorruptArtefact: a shipped file's checksum does not match, or the files cannot be read.
+        CorruptArtefact: the checksum of a file that is shipped, or was trained here, does not match, or the
+            files cannot be read.
         UserError: the SAE has another width or hook point, or expects scaled activations, or is of a kind
             that is not known; or what :func:`reasoning_features.hub.local_copy` refuses.
     """
@@ -58,6 +59,11 @@ def load_autoencoder(
             '`make organism` makes the shipped ones, `make nb-02 PARAMS="train_saes=true"` one of your own'
         )
         checksums.verify_shipped(path)
+        if bad := checksums.damaged_training(path):
+            raise CorruptArtefact(
+                f"{paths.relative(bad[0])} is damaged or missing (its checksum is not the stored one): "
+                'restore it, or run `make nb-02 PARAMS="train_saes=true"`, which trains it again.'
+            )
     if not is_autoencoder(path):
         raise MissingArtefact(f"There is no autoencoder in {name}: {advice}.")
     try:

@@ -32,6 +32,8 @@ from reasoning_features.autoencoder_recipe import (
     new_trainer,
 )
 from reasoning_features.autoencoder_training import save_autoencoder
+from reasoning_features.checksums import MADE as KEY
+from reasoning_features.checksums import damaged_files, damaged_training, file_digests
 from reasoning_features.costs import project
 from reasoning_features.errors import CorruptArtefact, UserError
 from reasoning_features.files import read_json, write_json
@@ -40,9 +42,9 @@ from reasoning_features.subject import Subject
 from reasoning_features.training_buffers import Buffers, Place, Rows
 from reasoning_features.training_rows import training_rows
 
-KEY = "made_from.json"
 COLUMNS = ["step", "tokens", "loss", "L0", "fraction of variance explained", "dead share"]
 """Of a training's history; all but the first two on activations that were held out."""
+PROGRESS = "progress.json"
 SPACED, NEWEST = "step", "newest"
 """Beginnings of the names of checkpoints; the number of the step follows."""
 NEWEST_EVERY = 1200.0
@@ -88,6 +90,8 @@ def trained(
 ) -> Path:
     """Train an autoencoder on a subject's activations on texts; one that is there already is kept.
 
+    One of which a file is damaged is named, set aside as ``<folder>.damaged`` and trained again.
+
     Args:
         settings: recipe, context, ``batch_tokens``, ``checkpoints`` and device.
         subject: the model, read at its hook point.
@@ -104,7 +108,7 @@ def trained(
     Raises:
         UserError: too few texts or tokens, ``initial`` is of another kind, or the folder or its checkpoints
             are of a training on something else.
-        CorruptArtefact: the newest checkpoint cannot be read.
+        CorruptArtefact: what tells of what it was made from cannot be read.
     """
     recipe = settings_recipe(settings, tokens, seed)
     rows = training_rows(settings, subject.tokenizer, sources, recipe.tokens)
@@ -135,8 +139,10 @@ def train_on_rows(
     work, whole = (folder.with_name(folder.name + ending) for ending in (".training", ".whole"))
     if folder.exists():
         check_made(folder, key)
-        shutil.rmtree(work, ignore_errors=True)
-        return folder
+        if not (bad := damaged_training(folder)):
+            shutil.rmtree(work, ignore_errors=True)
+            return folder
+        _set_aside(folder, bad[0])
     if (work / KEY).is_file():
         check_made(work, key)
     start = recipe.start(subject.short_name)
@@ -159,10 +165,21 @@ def train_on_rows(
         sae = finished(trainer)
     shutil.rmtree(whole, ignore_errors=True)
     save_autoencoder(sae, whole, {"training": pd.DataFrame(history, columns=COLUMNS)})
-    write_json(whole / KEY, key)
+    write_json(whole / KEY, key | {"files": file_digests(whole)})
     os.replace(whole, folder)
     shutil.rmtree(work)
     return folder
+
+
+def _set_aside(folder: Path, damaged: Path) -> None:
+    """Keep a damaged autoencoder beside its place: it took hours."""
+    aside = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(folder, aside)
+    print(
+        f"{paths.relative(damaged)} is damaged: {folder.name} is trained again, "
+        f"and what is left of it is in {paths.relative(aside)}."
+    )
 
 
 def _run(
@@ -211,31 +228,39 @@ def _save(
     weights = {name: value.detach().cpu().contiguous() for name, value in trainer.sae.state_dict().items()}
     save_file(weights, fresh / "weights.safetensors")
     trainer.save_trainer_state(fresh)
-    write_json(fresh / "progress.json", {"place": place, "history": history})
+    progress = {"place": place, "history": history, "files": file_digests(fresh)}
+    write_json(fresh / PROGRESS, progress)
     os.replace(fresh, work / name)
     for folder in before:
         shutil.rmtree(folder)
 
 
 def _resume(work: Path, trainer: SAETrainer[Any, Any]) -> tuple[Place, list[dict[str, float]]]:
-    """Puts the trainer where the newest checkpoint stands; where there is none, at the beginning."""
+    """Puts the trainer where the newest whole checkpoint stands; where there is none, at the beginning."""
     for unfinished in work.glob("*.new"):
         shutil.rmtree(unfinished)
     found = [path for path in work.glob("*-*") if path.name.split("-")[0] in (SPACED, NEWEST)]
-    if not found:
-        return (0, 0), []
-    newest = max(found, key=lambda path: int(path.name.split("-")[1]))
-    try:
+    for newest in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        progress = _progress(newest)
+        if progress is None:
+            name = paths.relative(newest)
+            print(f"The checkpoint {name} is damaged: the training goes on from the one before.")
+            shutil.rmtree(newest)
+            continue
         trainer.sae.load_state_dict(load_file(newest / "weights.safetensors"))
         trainer.load_trainer_state(newest)
-        progress = read_json(newest / "progress.json")
-    except Exception as error:
-        name = paths.relative(newest)
-        raise CorruptArtefact(
-            f"The checkpoint {name} cannot be read: delete it, and the training goes on from the one before."
-        ) from error
-    number, batch = progress["place"]
-    return (number, batch), progress["history"]
+        number, batch = progress["place"]
+        return (number, batch), progress["history"]
+    return (0, 0), []
+
+
+def _progress(checkpoint: Path) -> dict[str, Any] | None:
+    """What a checkpoint tells of the training; None where any of its files is not as it was written."""
+    try:
+        told = read_json(checkpoint / PROGRESS)
+        return None if damaged_files(checkpoint, told["files"]) else told
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _key(
@@ -266,6 +291,7 @@ def check_made(folder: Path, key: dict[str, Any]) -> None:
 
     Raises:
         UserError: it was made from something else, or by hand.
+        CorruptArtefact: what tells that cannot be read.
     """
     path = folder / KEY
     name = paths.relative(folder)
@@ -273,7 +299,12 @@ def check_made(folder: Path, key: dict[str, Any]) -> None:
         raise UserError(
             f"{name} is there already, and no training made it: delete it or choose another name."
         )
-    found = read_json(path)
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise CorruptArtefact(
+            f"{paths.relative(path)} is damaged: delete {name}, and it is trained again."
+        ) from error
     different = [name for name in key if found.get(name) != key[name]]
     if different:
         raise UserError(

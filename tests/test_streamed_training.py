@@ -13,6 +13,7 @@ from sae_lens import SAE, SAETrainer
 
 from reasoning_features import streamed_training
 from reasoning_features.activations import Moments
+from reasoning_features.autoencoder import load_autoencoder
 from reasoning_features.autoencoder_recipe import Recipe, finished, new_trainer
 from reasoning_features.errors import CorruptArtefact, UserError
 from reasoning_features.keys import CELL_LIMIT
@@ -235,8 +236,9 @@ def test_another_training_is_not_taken_for_this_one(
         train(tiny_subject, tmp_path / "other")
 
 
-def test_a_damaged_checkpoint_is_named(
-    tiny_subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("damage", ["torn", "changed", "untold"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
+    tiny_subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, damage: str
 ):
     whole = contents(train(tiny_subject, tmp_path / "whole"))
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -244,15 +246,33 @@ def test_a_damaged_checkpoint_is_named(
         train(tiny_subject, tmp_path / "sae")
     newest = tmp_path / "sae.training" / "step-20"
     weights = newest / "weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(
-        CorruptArtefact, match="checkpoint step-20 cannot be read: delete it, and the training"
-    ):
-        train(tiny_subject, tmp_path / "sae")
-    for path in newest.iterdir():
-        path.unlink()
-    newest.rmdir()
+    held = weights.read_bytes()
+    if damage == "untold":
+        (newest / "progress.json").write_text("{")
+    else:
+        weights.write_bytes(held[:100] if damage == "torn" else held[:-1] + bytes([held[-1] ^ 1]))
     assert contents(train(tiny_subject, tmp_path / "sae")) == whole
+    assert "The checkpoint step-20 is damaged: the training goes on from the one before." in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_damaged_autoencoder_is_named_set_aside_and_trained_again(
+    tiny_subject: Subject, tmp_path: Path, capsys
+):
+    folder = train(tiny_subject, tmp_path / "sae")
+    whole = contents(folder)
+    weights = folder / "sae_weights.safetensors"
+    weights.write_bytes(whole[weights.name][:-1] + bytes([whole[weights.name][-1] ^ 1]))
+    with pytest.raises(CorruptArtefact, match=r"sae_weights\.safetensors is damaged .*train_saes=true"):
+        load_autoencoder(str(folder), tiny_subject.d_model)
+    assert contents(train(tiny_subject, folder)) == whole
+    assert "sae_weights.safetensors is damaged: sae is trained again" in capsys.readouterr().out
+    assert (tmp_path / "sae.damaged" / "sae_weights.safetensors").is_file()
+    load_autoencoder(str(folder), tiny_subject.d_model)
+    (folder / "made_from.json").write_text("{")
+    with pytest.raises(CorruptArtefact, match=r"made_from\.json is damaged: delete sae"):
+        train(tiny_subject, folder)
 
 
 def test_a_training_that_a_cell_has_no_time_for(tiny_subject: Subject, tmp_path: Path, monkeypatch, capsys):
