@@ -98,19 +98,23 @@ def train_autoencoder(
 
 
 def save_autoencoder(
-    sae: SAE[Any], directory: Path, tables: Mapping[str, pd.DataFrame] | None = None
+    sae: SAE[Any],
+    directory: Path,
+    tables: Mapping[str, pd.DataFrame] | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Write an inference SAE in SAELens' format, whole or not at all; refuses to overwrite.
+    """Write an inference SAE in SAELens' format, whole or not at all; refuses to overwrite unless told to.
 
     Args:
         sae: the SAE.
         directory: where it goes.
         tables: tables to keep beside it as CSV, by name (how it was trained, how it agrees with another).
+        overwrite: replace one that is there, as an interrupted run may have left it in an unfinished folder.
 
     Raises:
         UserError: the directory is there already.
     """
-    if directory.exists():
+    if directory.exists() and not overwrite:
         raise UserError(f"{paths.relative(directory)} is there already: delete it or choose another name.")
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -119,6 +123,8 @@ def save_autoencoder(
     cfg.write_text(json.dumps(json.loads(cfg.read_text()), indent=1, sort_keys=True) + "\n")
     for name, table in (tables or {}).items():
         table.to_csv(partial / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    if directory.exists():
+        shutil.rmtree(directory)
     os.replace(partial, directory)
 
 
