@@ -51,6 +51,36 @@ def test_interrupted_training_ends_in_the_same_bytes(tokenizer, tmp_path):
     assert not (tmp_path / "resumed" / "checkpoint").exists()
 
 
+@pytest.mark.parametrize("how", ["damaged", "unnamed"])
+def test_a_damaged_checkpoint_is_named_and_one_without_its_name_found(tokenizer, tmp_path, capsys, how):
+    def interrupted(start: int, n: int):
+        if start >= 3 * RECIPE.chunk_documents:
+            raise KeyboardInterrupt
+        return stream(start, n)
+
+    whole = trained(tokenizer, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tokenizer, tmp_path / "resumed", interrupted)
+    checkpoint = tmp_path / "resumed" / "checkpoint"
+    if how == "unnamed":  # killed between the old one's end and the new one's name
+        checkpoint.rename(checkpoint.with_name("checkpoint.new"))
+    else:
+        state = checkpoint / "state.safetensors"
+        state.write_bytes(state.read_bytes()[:-1] + b"?")
+    begun = []
+
+    def told(start: int, n: int):
+        begun.append(start)
+        return stream(start, n)
+
+    assert trained(tokenizer, tmp_path / "resumed", told) == whole
+    assert (begun[0] > 0) == (how == "unnamed")
+    assert ("checkpoint is damaged: the training starts again" in capsys.readouterr().out) == (
+        how == "damaged"
+    )
+    assert [path.name for path in (tmp_path / "resumed").iterdir()] == ["model"]
+
+
 def test_saved_model_loads_with_its_tokenizer(tokenizer, tmp_path):
     trained(tokenizer, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +21,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from reasoning_features import paths
+from reasoning_features.checksums import file_digest
 from reasoning_features.errors import UserError
+from reasoning_features.files import read_json
 from reasoning_features.organism.tokenizer import EncodedDocument, encode_documents
 from reasoning_features.organism.traces import ASSISTANT, CONTEXT, Document
 
 DocumentStream = Callable[[int, int], list[Document]]
 """(start, n) → documents ``start`` … ``start + n − 1``."""
+
+STATE, NEW = "state.safetensors", ".new"
+"""A checkpoint's weights and moments; what its folder is called until it is whole."""
 
 
 @dataclass(frozen=True)
@@ -133,22 +140,41 @@ def _save_checkpoint(
     for number, optimizer in enumerate(optimizers):
         for i, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{i}.{name}": value for name, value in moments.items()}
-    fresh = folder.with_name(folder.name + ".new")
+    fresh = folder.with_name(folder.name + NEW)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, fresh / "state.safetensors")
-    (fresh / "progress.json").write_text(json.dumps({"progress": asdict(progress), "recipe": asdict(recipe)}))
+    save_file({name: value.contiguous() for name, value in tensors.items()}, fresh / STATE)
+    told = {"progress": asdict(progress), "recipe": asdict(recipe), "sha256": file_digest(fresh / STATE)}
+    (fresh / "progress.json").write_text(json.dumps(told))
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
+
+
+def _whole_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint that is whole, and what it tells; an interruption may have left it without its name."""
+    for place in (folder, folder.with_name(folder.name + NEW)):
+        try:
+            told = read_json(place / "progress.json")
+            if file_digest(place / STATE) == told["sha256"]:
+                return place, told
+        except (OSError, ValueError, LookupError):
+            pass
+    if folder.exists():
+        print(f"The checkpoint {paths.relative(folder)} is damaged: the training starts again.")
+    return None
 
 
 def _load_checkpoint(
     folder: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], recipe: Recipe
 ) -> Progress:
-    stored = json.loads((folder / "progress.json").read_text())
+    """Puts model and optimisers where the checkpoint stands; where none is whole, leaves them as they are."""
+    found = _whole_checkpoint(folder)
+    if found is None:
+        return Progress()
+    place, stored = found
     if stored["recipe"] != asdict(recipe):
         raise UserError(f"The checkpoint {folder.name} was made by another recipe: delete it to start again.")
-    tensors = load_file(folder / "state.safetensors")
+    tensors = load_file(place / STATE)
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
     for number, optimizer in enumerate(optimizers):
         moments: dict[int, dict[str, Tensor]] = {}
@@ -192,9 +218,7 @@ def train(
     """
     torch.use_deterministic_algorithms(True)
     optimizers = _optimizers(model, recipe)
-    progress = Progress()
-    if checkpoint.exists():
-        progress = _load_checkpoint(checkpoint, model, optimizers, recipe)
+    progress = _load_checkpoint(checkpoint, model, optimizers, recipe)
     (assistant,) = tokenizer.encode(ASSISTANT, add_special_tokens=False)
     model.train()
     bar = tqdm(
@@ -219,7 +243,8 @@ def train(
         if progress.chunk % recipe.checkpoint_every == 0:
             _save_checkpoint(checkpoint, model, optimizers, progress, recipe)
     bar.close()
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    for place in (checkpoint, checkpoint.with_name(checkpoint.name + NEW)):
+        shutil.rmtree(place, ignore_errors=True)
     model.eval()
     return progress.last_loss / max(1, progress.last_tokens)
 
