@@ -123,7 +123,7 @@ def shard_file(work: Work, kept: Path, shard: int) -> Path:
 
 def _write(path: Path, arrays: Arrays, digest: str) -> None:
     """Write a shard whole, its digest and that of what determines it in the file's head."""
-    held = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    held = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     writing = path.with_name(f".{path.name}.{os.getpid()}.writing")
     # one entry: the order of several is drawn anew each time
     save_file(held, writing, metadata={HEAD: f"{digest} {_sum(held)}"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -56,11 +57,20 @@ def gathered(tiny_subject: Subject) -> pd.DataFrame:
     return table(tiny_subject, small(), {"persistence": decided(small(), [4, 13, 30], [True, False, True])})
 
 
-def table(subject: Subject, corpus: Corpus, decisions: dict[str, Decisions]) -> pd.DataFrame:
+def table(
+    subject: Subject, corpus: Corpus, decisions: dict[str, Decisions], kept: Path | None = None
+) -> pd.DataFrame:
     sae = signed_identity(subject.d_model)
     words = VOCABULARIES["R"]
     rest = (Pieces(), words, Lexicon(), VOCABULARIES, decisions, WINDOW, 0.7, 64)
-    return gather(subject, sae, corpus, small(), *rest)
+    return gather(subject, sae, corpus, small(), *rest, kept)
+
+
+def test_evidence_is_the_same_by_shards_that_are_kept(tiny_subject: Subject, gathered, tmp_path):
+    decisions = {"persistence": decided(small(), [4, 13, 30], [True, False, True])}
+    for _ in range(2):
+        pd.testing.assert_frame_equal(table(tiny_subject, small(), decisions, tmp_path), gathered)
+    assert len(list(tmp_path.glob("evidence-*/*.safetensors"))) == 1
 
 
 def where(sets, name: str) -> list[int]:
