@@ -154,19 +154,24 @@ class SetSums:
                 self._add_dense(self._sums, part, at)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Counts and sums of the groups that came, and which these are."""
+        """Counts and sums of the groups that came, and which these are; no copy where all did."""
         found = self.result()
         counts, sums = (found.counts, found.sums) if self._grouped else (found.counts[None], found.sums[None])
         came = np.flatnonzero(counts.any(axis=1))
+        if len(came) == len(counts):
+            return {"groups": came, "counts": counts, "sums": sums}
         return {"groups": came, "counts": counts[came], "sums": sums[came]}
 
     def merge(self, state: dict[str, NDArray[Any]]) -> None:
-        """Add another's :meth:`state`."""
+        """Add another's :meth:`state`; the first one with all groups is taken over as it is, and grows."""
         groups = torch.from_numpy(state["groups"])
         sums = torch.from_numpy(state["sums"])
+        self._counts[groups] += torch.from_numpy(state["counts"])
+        if self._sums is None and len(groups) == len(self._counts) and state["sums"].flags.writeable:
+            self._sums = sums
+            return
         if self._sums is None:
             self._sums = torch.zeros(len(self._counts), *sums.shape[1:], dtype=torch.float64)
-        self._counts[groups] += torch.from_numpy(state["counts"])
         self._sums[groups.to(self._sums.device)] += sums.to(self._sums.device)
 
     def _add_dense(self, sums: Tensor, features: Tensor, positions: Tensor) -> None:
