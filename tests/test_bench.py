@@ -137,7 +137,7 @@ def test_examples_are_those_of_sorting(organism):
 
 @pytest.mark.slow
 def test_a_pass_in_a_process_of_its_own():
-    found = processes.in_a_process("scores", 5, 64)
+    found = processes.in_a_process("scores", 40, 64)
     assert found["features"] == 64 and found["tokens"] > 100 and found["seconds"] > 0
     assert 1e8 < found["held before"] <= found["peak"] < 4e9
 

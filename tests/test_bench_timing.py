@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reasoning_features.bench.timing import COLUMNS, Bar, Pairs, Row, compared, in_turn, to_frame
+from reasoning_features.bench.timing import COLUMNS, Bar, Pairs, Row, all_in_turn, compared, in_turn, to_frame
 
 
 def test_two_ways_run_in_turn_after_a_warm_up():
@@ -24,6 +24,23 @@ def test_two_ways_run_in_turn_after_a_warm_up():
     assert order == ["a", "b", "a", "b", "a", "b"]
     assert pairs == Pairs((4.0, 2.0), (4.0, 0.5))
     assert pairs.speed == [1.0, 4.0] and pairs.time == [1.0, 0.25]
+
+
+def test_several_others_share_our_runs():
+    now, order = [0.0], []
+
+    def way(name, seconds):
+        def work():
+            order.append(name)
+            now[0] += seconds
+            return 6.0
+
+        return work
+
+    others = [way("b", 2), way("c", 3)]
+    first, second = all_in_turn(way("a", 1), others, 2, clock=lambda: now[0])
+    assert order == ["a", "b", "c"] * 3
+    assert first == Pairs((6.0, 6.0), (3.0, 3.0)) and second == Pairs((6.0, 6.0), (2.0, 2.0))
 
 
 def test_a_row_is_the_median_of_its_pairs():

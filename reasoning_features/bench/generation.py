@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reasoning_features.bench.setting import Setting, Sizes, questions_of_one_length
-from reasoning_features.bench.timing import Bar, Row, compared, in_turn
+from reasoning_features.bench.timing import Bar, Row, all_in_turn, compared, in_turn
 from reasoning_features.benchmarks import Questions
 from reasoning_features.conditions import Condition, feature_conditions
 from reasoning_features.generation import continuations
@@ -123,11 +123,12 @@ def rows(setting: Setting, sizes: Sizes) -> list[Row]:
     note = f"{len(few)} of the {len(conditions)} runs of the other way are run each time"
     what = f"steered sampling, {len(conditions)} conditions in one batch"
     found, bar = [], Bar("at least", 3)
-    for against, way in (
-        ("TransformerBridge.generate with a hook, a run a condition", lambda: sum(map(peers.bridge, few))),
-        ("Hugging Face's generate with the released hook, a run a condition", released),
-    ):
-        pairs = in_turn(lambda: ours(conditions), way, sizes.runs)
+    peers_of = {
+        "TransformerBridge.generate with a hook, a run a condition": lambda: sum(map(peers.bridge, few)),
+        "Hugging Face's generate with the released hook, a run a condition": released,
+    }
+    timed = all_in_turn(lambda: ours(conditions), list(peers_of.values()), sizes.runs)
+    for against, pairs in zip(peers_of, timed, strict=True):
         found.append(compared(what, against, pairs, "speed", bar, told, note))
     pairs = in_turn(lambda: ours(few[:1]), lambda: float(peers.unsteered()), 2 * sizes.runs)
     told = f"{len(asked)} problems, up to {asked.max_new_tokens} new tokens"

@@ -16,6 +16,17 @@ from reasoning_features.checksums import file_digest
 PACKAGES = ("numpy", "sae-lens", "scipy", "torch", "transformer-lens", "transformers")
 
 
+def _code() -> str:
+    """Digest of these sources and of all that they import."""
+    here = sorted(Path(__file__).parent.glob("*.py"))
+    code = sources.imported_sources([file.read_text(encoding="utf-8") for file in here])
+    code |= {paths.relative(file): file_digest(file) for file in here}
+    return sources.digest(f"{name} {digest}" for name, digest in sorted(code.items()))
+
+
+_CODE = _code()  # as it was when it was loaded, not when minutes later something is written
+
+
 def processor() -> str:
     """The processor's name, as the system tells it."""
     table = Path("/proc/cpuinfo")
@@ -33,9 +44,6 @@ def provenance(files: list[Path], caption: str, device: str) -> dict[str, Any]:
         caption: what it shows.
         device: the name of what it ran on.
     """
-    here = Path(__file__).parent
-    code = sources.imported_sources([file.read_text(encoding="utf-8") for file in sorted(here.glob("*.py"))])
-    code |= {paths.relative(file): file_digest(file) for file in here.glob("*.py")}
     versions = {package: importlib.metadata.version(package).split("+")[0] for package in PACKAGES}
     return {
         "caption": caption,
@@ -44,6 +52,6 @@ def provenance(files: list[Path], caption: str, device: str) -> dict[str, Any]:
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()} | versions,
-        "code_sha256": sources.digest(f"{name} {digest}" for name, digest in sorted(code.items())),
+        "code_sha256": _CODE,
         "files": {file.name: file_digest(file) for file in files},
     }

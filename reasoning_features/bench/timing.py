@@ -51,14 +51,22 @@ def in_turn(ours: Work, theirs: Work, runs: int, clock: Callable[[], float] = ti
         runs: pairs that count.
         clock: tells the time in seconds.
     """
-    ours(), theirs()
-    rates: tuple[list[float], list[float]] = ([], [])
-    for _ in range(runs):
-        for way, held in zip((ours, theirs), rates, strict=True):
+    return all_in_turn(ours, [theirs], runs, clock)[0]
+
+
+def all_in_turn(
+    ours: Work, others: Sequence[Work], runs: int, clock: Callable[[], float] = time.perf_counter
+) -> list[Pairs]:
+    """The same against several others: ours, then each of them, in every round; pairs for each."""
+    ways = [ours, *others]
+    rates: list[list[float]] = [[] for _ in ways]
+    for counts in [False] + [True] * runs:
+        for way, held in zip(ways, rates, strict=True):
             start = clock()
             done = way()
-            held.append(done / (clock() - start))
-    return Pairs(tuple(rates[0]), tuple(rates[1]))
+            if counts:
+                held.append(done / (clock() - start))
+    return [Pairs(tuple(rates[0]), tuple(held)) for held in rates[1:]]
 
 
 @dataclass(frozen=True)
