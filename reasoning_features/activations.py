@@ -137,10 +137,9 @@ def stream(
 
 def _read(subject: Subject, batch: TokenBatch, kept: NDArray[np.bool_]) -> ActivationBatch:
     residual = subject.residual(batch.tokens)
-    positions = batch.positions[batch.valid]
-    wanted = torch.from_numpy(kept)[positions]
-    flat = residual[batch.valid.to(residual.device)].float().cpu()
-    return ActivationBatch(residual=flat[wanted], positions=positions[wanted])
+    wanted = batch.valid & torch.from_numpy(kept)[batch.positions]  # padding has some token's answer
+    rows = residual[wanted.to(residual.device)].float().cpu()
+    return ActivationBatch(residual=rows, positions=batch.positions[wanted])
 
 
 def collect(batches: Iterable[ActivationBatch]) -> ActivationBatch:
