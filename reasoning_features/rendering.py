@@ -7,7 +7,7 @@ import copy
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +76,33 @@ def _tidied(cell: NotebookNode, figures: dict[str, str]) -> NotebookNode:
     cell = copy.deepcopy(cell)
     if cell.cell_type == "code":
         outputs = [_output(output, figures) for output in cell.outputs]
-        cell.outputs = [output for output in outputs if output is not None]
+        cell.outputs = list(_joined(output for output in outputs if output is not None))
+        for output in cell.outputs:
+            if output.output_type == "stream":
+                output.text = _plain(output.text)
     return cell
+
+
+def _joined(outputs: Iterable[NotebookNode]) -> Iterator[NotebookNode]:
+    """Outputs, what is printed in a row as one: how a kernel parts it depends on how busy the machine is."""
+    said: NotebookNode | None = None
+    for output in outputs:
+        if output.output_type != "stream":
+            if said is not None:
+                yield said
+            said = None
+            yield output
+        elif said is None:
+            said = output
+        else:
+            said.text += output.text
+    if said is not None:
+        yield said
 
 
 def _output(output: NotebookNode, figures: dict[str, str]) -> NotebookNode | None:
     if output.output_type == "stream":
-        if output.name == "stderr":
-            return None
-        output.text = _plain(output.text)
-        return output
+        return None if output.name == "stderr" else output
     data: dict[str, Any] = output.get("data", {})
     if "application/vnd.jupyter.widget-view+json" in data:
         return None

@@ -80,3 +80,16 @@ def test_mended_prose_is_rendered_with_the_outputs_there_are(executed, repositor
 def test_rendering_again_gives_the_same_bytes(executed):
     first = render(executed).read_bytes()
     assert render(executed).read_bytes() == first
+
+
+def test_how_a_busy_kernel_parts_what_is_printed_is_not_seen(executed, repository):
+    whole = render(executed).read_bytes()
+    copy = nbformat.read(executed.file("ipynb"), as_version=4)
+    outputs = copy.cells[-2].outputs
+    said = outputs[1].text
+    at = said.index("0x7f12") + 3  # within an address
+    parts = [new_output("stream", name="stdout", text=part) for part in (said[:at], said[at:])]
+    between = new_output("stream", name="stderr", text="a warning")
+    copy.cells[-2].outputs = [outputs[0], parts[0], between, parts[1], *outputs[2:]]
+    nbformat.write(copy, executed.file("ipynb"))
+    assert render(executed).read_bytes() == whole
