@@ -7,7 +7,6 @@ are kept for real models.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown
 
-from reasoning_features.errors import UserError
-from reasoning_features.files import read_json, write_json, write_text
+from reasoning_features.files import read_json, write_between, write_json
 from reasoning_features.multiple_comparisons import finding
 from reasoning_features.paper_claims import CLAIMS, Claim
 from reasoning_features.provenance import Run
@@ -159,13 +157,8 @@ def update_readme(readme: Path, figures: Path) -> bool:
     UserError
         If the markers are not there.
     """
-    text = readme.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise UserError(f"{readme.name} must hold the lines {BEGIN!r} and {END!r} once: put them back.")
     table = to_markdown(frame(sorted(figures.glob("claims_*.json"))))
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    written = pattern.sub(lambda _: f"{BEGIN}\n{table}{END}", text)
-    return write_text(readme, written)
+    return write_between(readme, BEGIN, END, table)
 
 
 def _path(run: Run) -> Path:

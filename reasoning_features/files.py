@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from reasoning_features.errors import UserError
+
 
 def write_text(path: Path, text: str) -> bool:
     """Write a text file with its newlines as they are; one that holds the text already is not touched.
@@ -35,6 +37,21 @@ def drop_unfinished(folder: Path) -> None:
     for path in list(folder.rglob(".*.partial")):
         if path.is_file() and not _alive(path.name.split(".")[-2]):
             path.unlink(missing_ok=True)
+
+
+def write_between(path: Path, begin: str, end: str, text: str) -> bool:
+    """Write a text between two lines that a file holds; says whether the file changed.
+
+    Raises
+    ------
+    UserError
+        If the lines are not there, each once.
+    """
+    held = path.read_text(encoding="utf-8")
+    if held.count(begin) != 1 or held.count(end) != 1:
+        raise UserError(f"{path.name} must hold the lines {begin!r} and {end!r} once: put them back.")
+    before, _, rest = held.partition(begin)
+    return write_text(path, f"{before}{begin}\n{text}{end}{rest.partition(end)[2]}")
 
 
 def write_json(path: Path, value: Any) -> bool:

@@ -28,10 +28,11 @@ from reasoning_features.bench.setting import Setting, Sizes
 from reasoning_features.bench.timing import Row, to_frame
 from reasoning_features.devices import check_device
 from reasoning_features.figures import write_csv
-from reasoning_features.files import write_json, write_text
+from reasoning_features.files import write_between, write_json, write_text
 from reasoning_features.tables import to_markdown
 
 SHOWN = ["what", "against", "measure", "ratio", "lowest", "highest", "runs", "bar", "met", "sizes", "note"]
+BEGIN, END = "<!-- bench: written by make bench -->", "<!-- bench: end -->"
 CAPTION = (
     "Ratios of pairs run in turn in one process, after a warm-up: median, lowest and highest. Absolute times "
     "are the machine's; the ratios are what is compared."
@@ -99,7 +100,10 @@ def main() -> None:
     name = asked.device or "cpu"
     check_device(name)
     if name == "cpu":
-        print(to_markdown(compare(Sizes(), asked.folder)[SHOWN]))
+        table = compare(Sizes(), asked.folder)
+        print(to_markdown(table[SHOWN]))
+        short = table[[name for name in SHOWN if name not in ("runs", "sizes", "note")]]
+        write_between(paths.root() / "README.md", BEGIN, END, to_markdown(short))
         print("The paper's true shape was left out: it takes a GPU (make bench DEVICE=cuda).")
     else:
         print(to_markdown(on_device(device.Shape(), name, asked.folder)))
