@@ -76,7 +76,7 @@ def plan(
     return plans
 
 
-def run(plan: Plan, cell_limit: int = 3600, limit: int = 7200) -> Path:
+def run(plan: Plan, cell_limit: int = 3600, limit: int = 7200, maker: int | None = None) -> Path:
     """Execute a notebook by papermill; its executed copy is ``build/<run>/NN.ipynb``.
 
     Parameters
@@ -87,12 +87,14 @@ def run(plan: Plan, cell_limit: int = 3600, limit: int = 7200) -> Path:
         Seconds that one cell may take.
     limit
         Seconds that the whole notebook may take: a kernel that was killed answers no more.
+    maker
+        The process of make that asks for this, where one does: when it is gone, the run ends.
 
     Raises
     ------
     RunFailed
-        If a cell failed or a limit passed. The copy is kept as ``NN.failed.ipynb``; what an earlier run
-        left as ``NN.ipynb`` stays.
+        If a cell failed, a limit passed or make is gone. The copy is kept as ``NN.failed.ipynb``; what an
+        earlier run left as ``NN.ipynb`` stays.
     UserError
         If what the profile names is out of reach, or does not fit into disk or memory; nothing has run.
     """
@@ -109,7 +111,7 @@ def run(plan: Plan, cell_limit: int = 3600, limit: int = 7200) -> Path:
     for folder in (paths.RunPaths(plan.run).build, paths.RunPaths(plan.run).figures):
         drop_unfinished(folder)
     started = time.monotonic()
-    code = _papermill(plan, partial, notes, cell_limit, limit)
+    code = _papermill(plan, partial, notes, cell_limit, limit, maker)
     if code != 0:
         notes.unlink(missing_ok=True)
         if partial.is_file():
@@ -220,7 +222,9 @@ def execute(plan: Plan, output: Path, cell_limit: int) -> int:
     return 0
 
 
-def _papermill(plan: Plan, output: Path, notes: Path, cell_limit: int, limit: int) -> int:
+def _papermill(
+    plan: Plan, output: Path, notes: Path, cell_limit: int, limit: int, maker: int | None = None
+) -> int:
     """Execute in a process of its own, ended after ``limit`` seconds; returns how it ended.
 
     However this process ends, the other one ends with it: it holds the other end of a pipe.
@@ -233,7 +237,7 @@ def _papermill(plan: Plan, output: Path, notes: Path, cell_limit: int, limit: in
         stdin=subprocess.PIPE,
     )
     try:
-        return _wait(process, limit)
+        return _wait(process, limit, maker)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)  # lets the kernel be shut down
@@ -244,14 +248,14 @@ def _papermill(plan: Plan, output: Path, notes: Path, cell_limit: int, limit: in
                 process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], limit: float) -> int:
+def _wait(process: subprocess.Popen[bytes], limit: float, maker: int | None) -> int:
     """Wait for a process; not beyond the limit, nor when make, which started this one, was killed alone."""
-    ends, maker = time.monotonic() + limit, os.getppid()
+    ends = time.monotonic() + limit
     while (left := ends - time.monotonic()) > 0:
         try:
             return process.wait(min(LOOK, left))
         except subprocess.TimeoutExpired:
-            if "MAKELEVEL" in os.environ and os.getppid() != maker:
+            if maker is not None and os.getppid() != maker:
                 return ABANDONED
     return TOO_LONG
 
@@ -325,7 +329,7 @@ def _command(options: argparse.Namespace) -> int:
     elif options.command == "key":
         keys.renew(Plan.load(options.plan))
     elif options.command == "run":
-        run(Plan.load(options.plan), options.cell_limit, options.limit)
+        run(Plan.load(options.plan), options.cell_limit, options.limit, options.maker)
     elif options.command == "render":
         from reasoning_features.rendering import render
 
@@ -353,6 +357,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("run", "share"):
         commands.choices[name].add_argument("--cell-limit", type=int, default=3600)
         commands.choices[name].add_argument("--limit", type=int, default=7200)
+    commands.choices["run"].add_argument("--maker", type=int)
     commands.choices["execute"].add_argument("output", type=Path)
     commands.choices["execute"].add_argument("cell_limit", type=int)
     return parser
