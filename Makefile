@@ -86,7 +86,8 @@ $(KEYS): %.key: FORCE
 	@$(EXECUTE) key $*.plan.json
 
 $(EXECUTED): %.ipynb: %.key | $(STAMP)
-	$(EXECUTE) run --cell-limit $(CELL_LIMIT) --limit $(LIMIT) $*.plan.json
+	@echo $(EXECUTE) run $*.plan.json
+	@exec $(EXECUTE) run --maker $$PPID --cell-limit $(CELL_LIMIT) --limit $(LIMIT) $*.plan.json
 
 # one notebook after the other, also under -j: each is heavy, and reads what those before it stored
 define follow
@@ -129,12 +130,12 @@ merge-%: $(STAMP)
 
 # --- the checks ----------------------------------------------------------------------------------------------
 
-test: $(STAMP) ## lint, types, all unit tests, and every notebook in the smoke profile
+test: $(STAMP) ## lint, types, every notebook in the smoke profile, and all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
 	@$(MAKE) --no-print-directory all PROFILE=smoke PARAMS= DEVICE=
+	$(BIN)/pytest
 
 test-fast: $(STAMP) ## the unit tests that take no time
 	$(BIN)/pytest -m "not slow"
