@@ -199,14 +199,15 @@ def harvest(
         UserError: the directory holds a sample of something else; nothing is overwritten.
     """
     key = sample_key(subject, corpus, batch_tokens, include)
+    finished = directory.with_name(directory.name + ".shards")
     if directory.exists():
         _check_key(directory, _read_manifest(directory)["key"], key)
+        shutil.rmtree(finished, ignore_errors=True)
         return directory
     kept = ~corpus.special if include is None else include
     batches = list(corpus.batches(batch_tokens))
     groups = [batches[i : i + BATCHES_A_SHARD] for i in range(0, len(batches), BATCHES_A_SHARD)]
     work = Work("activations", partial(_shard, subject, groups, kept), len(groups), key, str(subject.device))
-    finished = directory.with_name(directory.name + ".shards")
     complete(work, finished, progress)
     fresh = directory.with_name(directory.name + ".partial")
     shutil.rmtree(fresh, ignore_errors=True)
