@@ -71,7 +71,7 @@ class Activity:
 
 
 class ActivatingExamples:
-    """Accumulates :class:`Activity`, for :func:`reasoning_features.reason_score.one_pass`.
+    """Accumulates :class:`Activity`, for :func:`reasoning_features.feature_statistics.one_pass`.
 
     Memory grows with features and examples, not with tokens.
 

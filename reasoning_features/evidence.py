@@ -21,13 +21,11 @@ from reasoning_features.corpus import Corpus
 from reasoning_features.decisions import Decisions
 from reasoning_features.errors import UserError
 from reasoning_features.evidence_sets import EvidenceSets, evidence_sets
+from reasoning_features.feature_statistics import Accumulator, FeatureStatistics, SetSums
 from reasoning_features.lexical import BestTokens, IdentitySums, token_classes
 from reasoning_features.passes import one_pass_in_shards
 from reasoning_features.reason_score import (
     RELEASED_WINDOW,
-    Accumulator,
-    FeatureStatistics,
-    SetSums,
     decoder_norms,
     entropy,
     set_means,

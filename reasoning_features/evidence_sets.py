@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from reasoning_features.corpus import Corpus
 from reasoning_features.decisions import Decisions
 from reasoning_features.errors import UserError
-from reasoning_features.reason_score import RELEASED_WINDOW, FeatureStatistics
+from reasoning_features.feature_statistics import FeatureStatistics
+from reasoning_features.reason_score import RELEASED_WINDOW
 from reasoning_features.selection import REFERENCE
 from reasoning_features.sentences import last_before, sentence_starts
 from reasoning_features.vocabulary import Lexicon

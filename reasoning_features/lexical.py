@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reasoning_features.corpus import Corpus
 from reasoning_features.errors import UserError
-from reasoning_features.reason_score import FeatureStatistics
+from reasoning_features.feature_statistics import FeatureStatistics
 from reasoning_features.word_masks import TokenSets
 
 Array = NDArray[np.float64]
@@ -44,8 +44,8 @@ def token_classes(corpus: Corpus, context: int = 0) -> tuple[NDArray[np.int64], 
 class BestTokens:
     """Finds for each feature the class of token whose presence best tells that the feature is active.
 
-    An accumulator of :func:`reasoning_features.reason_score.one_pass`. It counts the tokens of every class on
-    which every feature is active, where there are any. Where such pairs are more than ``most``, each feature
+    An accumulator of :func:`reasoning_features.feature_statistics.one_pass`. It counts the tokens of every
+    class on which every feature is active, where there are any. Where such pairs are more than ``most``, each feature
     goes on with its best classes so far, ``most`` / 2 pairs in all: memory does not grow with tokens (16
     bytes a pair, four times as much while pairs are sorted), and what is lost are classes that tell little.
 
@@ -170,7 +170,7 @@ class IdentitySums:
     Every activation is replaced by its feature's mean over tokens of that class. The sum over a set S is then
     Σ_v n_v(S) · mean_v = Σ_t [n_v(t)(S) / n_v(t)] f_t: a sum of the activations as they are, with weights
     known from the tokens, so no mean of a class has to be kept. An accumulator of
-    :func:`reasoning_features.reason_score.one_pass`.
+    :func:`reasoning_features.feature_statistics.one_pass`.
 
     Args:
         classes: each token's class ``[n_tokens]``.

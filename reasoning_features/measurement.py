@@ -12,9 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from reasoning_features.corpus import Corpus
+from reasoning_features.feature_statistics import Accumulator, FeatureStatistics, SetSums
 from reasoning_features.lexical import BestTokens, IdentitySums, token_classes
 from reasoning_features.passes import one_pass_in_shards
-from reasoning_features.reason_score import Accumulator, FeatureStatistics, SetSums
 from reasoning_features.selection import REFERENCE, document_blocks
 from reasoning_features.subject import Subject
 from reasoning_features.vocabulary import Lexicon, RandomVocabularies, random_vocabularies, slot_vocabularies

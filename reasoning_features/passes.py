@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from reasoning_features.activations import reading_key, stream
 from reasoning_features.corpus import Corpus
 from reasoning_features.encoding import dictionary_digest
-from reasoning_features.reason_score import Accumulator, one_pass
+from reasoning_features.feature_statistics import Accumulator, one_pass
 from reasoning_features.shards import Arrays, Work, drop_others, map_shards
 from reasoning_features.subject import Subject
 

@@ -1,7 +1,7 @@
 """What the features chosen by ReasonScore depend on: documents, dials, and the vocabulary itself.
 
-All comparisons are made from one pass' :class:`~reasoning_features.reason_score.FeatureStatistics`, kept by
-block of documents: resampling blocks gives intervals, two halves of the blocks the stability.
+All comparisons are made from one pass' :class:`~reasoning_features.feature_statistics.FeatureStatistics`,
+kept by block of documents: resampling blocks gives intervals, two halves of the blocks the stability.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from reasoning_features.corpus import Corpus
+from reasoning_features.feature_statistics import FeatureStatistics
 from reasoning_features.reason_score import (
-    FeatureStatistics,
     entropy,
     resampled,
     resampled_scores,

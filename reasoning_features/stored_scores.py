@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from reasoning_features.feature_statistics import FeatureStatistics
 from reasoning_features.files import read_json, write_json
-from reasoning_features.reason_score import FeatureStatistics, ranks
+from reasoning_features.reason_score import ranks
 from reasoning_features.settings import READ
 
 ARTEFACT = "reason_score"

@@ -19,7 +19,7 @@ from reasoning_features.activating_examples import (
 from reasoning_features.activations import stream
 from reasoning_features.corpus import Corpus
 from reasoning_features.errors import UserError
-from reasoning_features.reason_score import one_pass
+from reasoning_features.feature_statistics import one_pass
 
 
 def corpus_of(*lengths: int, moves: list[int] | None = None) -> Corpus:

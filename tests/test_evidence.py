@@ -19,8 +19,9 @@ from reasoning_features.decisions import Decisions, log_odds
 from reasoning_features.errors import UserError
 from reasoning_features.evidence import gather
 from reasoning_features.evidence_sets import before_only, label_sets, without_words
+from reasoning_features.feature_statistics import accumulate
 from reasoning_features.logit_effects import logit_effects
-from reasoning_features.reason_score import accumulate, vocabulary_scores
+from reasoning_features.reason_score import vocabulary_scores
 from reasoning_features.subject import Subject
 from reasoning_features.vocabulary import Lexicon
 from reasoning_features.word_masks import token_sets, vocabulary_set, word_set

@@ -11,8 +11,8 @@ import torch
 
 from reasoning_features.corpus import Corpus
 from reasoning_features.errors import UserError
+from reasoning_features.feature_statistics import SetSums, one_pass
 from reasoning_features.lexical import BestTokens, IdentitySums, token_classes
-from reasoning_features.reason_score import SetSums, one_pass
 from reasoning_features.word_masks import ALL, TokenSets
 
 TOKENS = np.array([5, 7, 5, 7, 7, 9], dtype=np.int32)

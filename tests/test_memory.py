@@ -42,8 +42,8 @@ def measured(n_tokens: int) -> dict[str, float]:
     from reasoning_features.activating_examples import ActivatingExamples
     from reasoning_features.activations import stream
     from reasoning_features.corpus import Corpus
+    from reasoning_features.feature_statistics import one_pass
     from reasoning_features.measurement import measure
-    from reasoning_features.reason_score import one_pass
     from reasoning_features.selection import resampled_comparison, top_features
     from reasoning_features.word_masks import ALL, TokenSets, vocabulary_set, word_set
 

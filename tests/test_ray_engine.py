@@ -20,8 +20,8 @@ from reasoning_features.benchmarks import Questions
 from reasoning_features.conditions import Condition
 from reasoning_features.corpus import Corpus
 from reasoning_features.errors import UserError
+from reasoning_features.feature_statistics import SetSums
 from reasoning_features.generation import continuations_in_shards
-from reasoning_features.reason_score import SetSums
 from reasoning_features.selection import document_blocks
 from reasoning_features.shards import Work, map_shards
 from reasoning_features.shares import ENGINE

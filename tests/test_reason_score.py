@@ -10,14 +10,11 @@ import pytest
 import torch
 
 from reasoning_features.errors import UserError
+from reasoning_features.feature_statistics import FeatureStatistics, SetSums, accumulate, one_pass
 from reasoning_features.reason_score import (
-    FeatureStatistics,
-    SetSums,
-    accumulate,
     decoder_norms,
     difference_score,
     entropy,
-    one_pass,
     reason_score,
     resampled,
     resampled_scores,

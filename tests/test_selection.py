@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from reasoning_features.corpus import Corpus
-from reasoning_features.reason_score import FeatureStatistics, vocabulary_scores
+from reasoning_features.feature_statistics import FeatureStatistics
+from reasoning_features.reason_score import vocabulary_scores
 from reasoning_features.selection import (
     Dial,
     chosen,

@@ -11,7 +11,7 @@ from tiny import signed_identity
 
 from reasoning_features import passes, shards
 from reasoning_features.errors import ShareDone, UserError
-from reasoning_features.reason_score import SetSums, accumulate
+from reasoning_features.feature_statistics import SetSums, accumulate
 from reasoning_features.selection import document_blocks
 from reasoning_features.shards import Work, drop_others, map_shards, shard_file
 from reasoning_features.shares import ENGINE, SHARE, Share, asked_engine, asked_share

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from reasoning_features.reason_score import FeatureStatistics
+from reasoning_features.feature_statistics import FeatureStatistics
 from reasoning_features.stored_scores import StoredScores, feature_table, load_scores
 
 BEST = pd.DataFrame(

@@ -25,7 +25,7 @@ from reasoning_features.bench.record import processor
 from reasoning_features.bench.setting import random_autoencoder
 from reasoning_features.corpus import Corpus
 from reasoning_features.encoding import encoded
-from reasoning_features.reason_score import accumulate
+from reasoning_features.feature_statistics import accumulate
 from reasoning_features.subject import Subject
 from reasoning_features.word_masks import ALL, TokenSets
 

@@ -12,7 +12,7 @@ from reasoning_features.activations import stream
 from reasoning_features.bench.setting import Setting, Sizes
 from reasoning_features.bench.timing import Row, compared, in_turn
 from reasoning_features.encoding import encoded
-from reasoning_features.reason_score import one_pass
+from reasoning_features.feature_statistics import one_pass
 
 EXAMPLES = 12
 """Activating examples kept of each feature."""

@@ -16,7 +16,7 @@ from reasoning_features.bench.setting import Setting, Sizes, random_autoencoder
 from reasoning_features.bench.timing import Bar, Row, compared, in_turn
 from reasoning_features.corpus import TokenBatch
 from reasoning_features.encoding import encoded
-from reasoning_features.reason_score import FeatureStatistics, accumulate
+from reasoning_features.feature_statistics import FeatureStatistics, accumulate
 
 AT_ONCE = 48
 """Features for which the released script runs the model over the data once (its ``feature_batch``)."""
