@@ -45,9 +45,10 @@ class BestTokens:
     """Finds for each feature the class of token whose presence best tells that the feature is active.
 
     An accumulator of :func:`reasoning_features.feature_statistics.one_pass`. It counts the tokens of every
-    class on which every feature is active, where there are any. Where such pairs are more than ``most``, each feature
-    goes on with its best classes so far, ``most`` / 2 pairs in all: memory does not grow with tokens (16
-    bytes a pair, four times as much while pairs are sorted), and what is lost are classes that tell little.
+    class on which every feature is active, where there are any. Where such pairs are more than ``most``, each
+    feature goes on with its best classes so far, ``most`` / 2 pairs in all: memory does not grow with tokens
+    (16 bytes a pair, four times as much while pairs are sorted), and what is lost are classes that tell
+    little.
 
     Args:
         classes: each token's class ``[n_tokens]``.

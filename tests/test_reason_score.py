@@ -272,5 +272,5 @@ def test_few_active_features_are_summed_as_many_are(monkeypatch, threshold):
         members = masks & (groups == group)
         np.testing.assert_allclose(found.sums[group], members.astype(float) @ features, rtol=1e-12)
         np.testing.assert_array_equal(found.counts[group], members.sum(axis=1))
-    monkeypatch.setattr("reasoning_features.reason_score._SPARSE", 0)  # every activation, zero or not
+    monkeypatch.setattr("reasoning_features.feature_statistics._SPARSE", 0)  # every activation, zero or not
     np.testing.assert_allclose(grouped(activations, masks, groups, 50).sums, found.sums, rtol=1e-12)
