@@ -53,13 +53,7 @@ class Spread:
     def update(self, features: Tensor, positions: Tensor) -> None:
         """Add activations ``features`` ``[n, f]``."""
         maximum = features.max(dim=0).values.double()
-        squares, active = features.double().square().sum(0), (features > 0).sum(0)
-        self._count += len(features)
-        if self._maximum is None or self._squares is None or self._active is None:
-            self._maximum, self._squares, self._active = maximum, squares, active
-        else:
-            self._maximum = torch.maximum(self._maximum, maximum)
-            self._squares, self._active = self._squares + squares, self._active + active
+        self._take(maximum, features.double().square().sum(0), (features > 0).sum(0), len(features))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Largest activation, sum of squares, active tokens, and tokens in all."""
@@ -72,8 +66,11 @@ class Spread:
 
     def merge(self, state: dict[str, NDArray[Any]]) -> None:
         """Take another's :meth:`state`."""
-        self._count += int(state["count"])
         maximum, squares, active = (torch.from_numpy(state[n]) for n in ("maximum", "squares", "active"))
+        self._take(maximum, squares, active, int(state["count"]))
+
+    def _take(self, maximum: Tensor, squares: Tensor, active: Tensor, count: int) -> None:
+        self._count += count
         if self._maximum is None or self._squares is None or self._active is None:
             self._maximum, self._squares, self._active = maximum, squares, active
         else:

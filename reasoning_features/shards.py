@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from reasoning_features import paths, ray_engine, sources
 from reasoning_features.errors import ShareDone
-from reasoning_features.files import write_json
+from reasoning_features.files import unfinished, write_json
 from reasoning_features.shares import RAY, asked_engine, asked_share
 
 Arrays = dict[str, NDArray[Any]]
@@ -124,7 +124,7 @@ def shard_file(work: Work, kept: Path, shard: int) -> Path:
 def _write(path: Path, arrays: Arrays, digest: str) -> None:
     """Write a shard whole, its digest and that of what determines it in the file's head."""
     held = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    writing = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    writing = unfinished(path)
     # one entry: the order of several is drawn anew each time
     save_file(held, writing, metadata={HEAD: f"{digest} {_sum(held)}"})
     os.replace(writing, path)

@@ -37,12 +37,14 @@ def trained(tokenizer, folder, stream=stream):
     return directory_digest(folder / "model")
 
 
-def test_interrupted_training_ends_in_the_same_bytes(tokenizer, tmp_path):
-    def interrupted(start: int, n: int):
-        if start >= 3 * RECIPE.chunk_documents:
-            raise KeyboardInterrupt
-        return stream(start, n)
+def interrupted(start: int, n: int):
+    """The stream, which breaks off at its fourth chunk."""
+    if start >= 3 * RECIPE.chunk_documents:
+        raise KeyboardInterrupt
+    return stream(start, n)
 
+
+def test_interrupted_training_ends_in_the_same_bytes(tokenizer, tmp_path):
     whole = trained(tokenizer, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         trained(tokenizer, tmp_path / "resumed", interrupted)
@@ -53,11 +55,6 @@ def test_interrupted_training_ends_in_the_same_bytes(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("how", ["damaged", "unnamed"])
 def test_a_damaged_checkpoint_is_named_and_one_without_its_name_found(tokenizer, tmp_path, capsys, how):
-    def interrupted(start: int, n: int):
-        if start >= 3 * RECIPE.chunk_documents:
-            raise KeyboardInterrupt
-        return stream(start, n)
-
     whole = trained(tokenizer, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         trained(tokenizer, tmp_path / "resumed", interrupted)
