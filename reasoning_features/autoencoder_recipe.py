@@ -1,42 +1,49 @@
-"""How an autoencoder is trained: its recipe, SAELens' trainer set up by it, and what comes out of it.
+"""What determines a trained autoencoder besides its activations: its recipe, and what SAELens makes of it.
 
-Two architectures: "relu", the paper's (loss ‖x − x̂‖² + λ Σ_i f_i ‖W_dec,i‖₂), and "topk". The paper's
-schedule: Adam (0.9, 0.999), gradient clipped at 1, learning rate falling linearly over the last 20% of the
-steps, λ warming up over the first 5%, input scaled by its expected norm. The scaling is folded into the
-weights at the end, so that an SAE given back here works on raw activations.
+"relu" is the paper's architecture (loss ‖x − x̂‖² + λ Σ_i f_i ‖W_dec,i‖₂). SAELens has "topk", "batchtopk",
+"jumprelu" and "matryoshka"; "ortsae" and the frozen baselines are :mod:`reasoning_features.architectures`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from sae_lens import (
-    SAE,
-    SAETrainer,
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    JumpReLUTrainingSAE,
+    JumpReLUTrainingSAEConfig,
+    MatryoshkaBatchTopKTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAEConfig,
     StandardTrainingSAE,
     StandardTrainingSAEConfig,
     TopKTrainingSAE,
     TopKTrainingSAEConfig,
     TrainingSAE,
 )
-from sae_lens.config import SAETrainerConfig
-from sae_lens.saes.sae import SAEMetadata, TrainStepInput
-from torch import Tensor
+from sae_lens.saes.sae import SAEMetadata
 
-from reasoning_features.activations import Moments
-from reasoning_features.encoding import rows_at_once
-from reasoning_features.errors import UserError
+from reasoning_features.architectures import (
+    FrozenDecoder,
+    FrozenDecoderConfig,
+    FrozenEncoder,
+    FrozenEncoderConfig,
+    OrtSAE,
+    OrtSAEConfig,
+    SoftFrozenDecoder,
+    SoftFrozenDecoderConfig,
+)
 
-Architecture = Literal["relu", "topk"]
-HELD_OUT = 8192
-"""Activations that no step sees, on which a training is judged."""
+Architecture = Literal[
+    "relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ortsae",
+    "frozen_decoder", "soft_frozen_decoder", "frozen_encoder",
+]  # fmt: skip
+AUXILIARY = 1 / 32
+"""Weight of the loss that revives dead features, of all that are BatchTopK (α of OrtSAE's paper)."""
+NESTED = (16, 8, 4, 2, 1)
+"""Matryoshka's levels: the first 1/16 of the features, the first 1/8, …, all."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +51,20 @@ class Recipe:
     """What determines a trained SAE besides its activations.
 
     Attributes:
-        architecture: "relu" (the paper's) or "topk".
+        architecture: one of ``Architecture``.
         d_sae: number of features.
         tokens: activations seen in training, repeats included.
         learning_rate: Adam's, before its decay.
         batch: activations a step.
         seed: sets the start and the order of the data. The model's name and the architecture go into it too:
             two SAEs that start alike would look alike for that reason alone.
-        k: active features ("topk").
-        l1: λ, in units of the scaled input ("relu").
+        k: active features; their mean over a batch where the architecture is BatchTopK, and what "jumprelu"
+            is penalised for departing from.
+        l1: λ, in units of the scaled input ("relu"); weight of the L0 penalty ("jumprelu").
+        directions: where decoder directions start: as SAELens draws them, uniform on the sphere ("iso"), or
+            Gaussian with the activations' covariance ("cov").
+        gamma, chunks, every: of OrtSAE's penalty.
+        cap: least cosine of a soft-frozen direction with its start.
     """
 
     architecture: Architecture
@@ -61,8 +73,13 @@ class Recipe:
     learning_rate: float
     batch: int = 2048
     seed: int = 0
-    k: int = 16
+    k: float = 16
     l1: float = 5.0
+    directions: Literal["default", "iso", "cov"] = "default"
+    gamma: float = 0.25
+    chunks: int = 1
+    every: int = 1
+    cap: float = 0.8
 
     @property
     def steps(self) -> int:
@@ -74,140 +91,54 @@ class Recipe:
         text = f"{model_name}/{self.architecture}/{self.seed}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What an SAE's metadata keeps: what every architecture has, and of the rest what is not usual."""
+        usual = {field.name: field.default for field in fields(self)}
+        some = ("directions", "gamma", "chunks", "every", "cap")
+        return {n: v for n, v in asdict(self).items() if n not in some or v != usual[n]}
 
-def new_trainer(
-    recipe: Recipe,
-    model_name: str,
-    hook_name: str,
-    moments: Moments,
-    data: Iterator[Tensor],
-    device: str,
-    initial: SAE[Any] | None = None,
-    **metadata: Any,
-) -> SAETrainer[Any, Any]:
-    """SAELens' trainer at the first step; the same arguments give the same start.
+
+def new_autoencoder(recipe: Recipe, width: int, model_name: str, metadata: SAEMetadata) -> TrainingSAE[Any]:
+    """SAELens' training SAE at a random start, drawn from torch's global stream.
 
     Args:
-        recipe: architecture, size and schedule.
-        model_name: what the activations are of; kept in the SAE's metadata.
-        hook_name: where they were read; kept in the SAE's metadata.
-        moments: of activations, for the scale and the start of the bias.
-        data: endless batches of raw activations.
-        device: where to train.
-        initial: an SAE on raw activations to go on from; by default a random start.
-        metadata: what else the SAE's metadata keeps.
-
-    Raises:
-        UserError: too few tokens for one step, or an SAE to go on from that is of another kind or size.
+        recipe: architecture and size.
+        width: of the activations.
+        model_name: what they are of.
+        metadata: kept in the SAE.
     """
-    if recipe.steps < 1:
-        raise UserError(
-            f"{recipe.tokens:,} training tokens are fewer than one batch of {recipe.batch:,}: "
-            "raise train_tokens."
-        )
-    width = len(moments.total)
-    scale = width**0.5 / moments.mean_norm
-    about = SAEMetadata(model_name=model_name, hook_name=hook_name, recipe=asdict(recipe), **metadata)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.start(model_name))
-        sae = _new(recipe, width, about).to(device)
-    if initial is not None:
-        _start_from(sae, initial, scale)
-    else:
-        sae.b_dec.data = torch.from_numpy(moments.mean * scale).to(sae.b_dec)
-        if not sae.cfg.apply_b_dec_to_input:  # then the encoder's bias takes the mean away instead
-            sae.b_enc.data = -(sae.b_dec.data @ sae.W_enc.data)
-    trainer = SAETrainer(cfg=_schedule(recipe, device), sae=sae, data_provider=data)
-    trainer.activation_scaler.scaling_factor = scale
-    return trainer
-
-
-def _new(recipe: Recipe, d_in: int, metadata: SAEMetadata) -> TrainingSAE[Any]:
     common: dict[str, Any] = {
-        "d_in": d_in,
+        "d_in": width,
         "d_sae": recipe.d_sae,
         "normalize_activations": "expected_average_only_in",
         "metadata": metadata,
     }
-    if recipe.architecture == "topk":
-        return TopKTrainingSAE(TopKTrainingSAEConfig(**common, k=recipe.k))
-    penalty = {"l1_coefficient": recipe.l1, "l1_warm_up_steps": max(1, recipe.steps // 20)}
-    return StandardTrainingSAE(StandardTrainingSAEConfig(**common, **penalty, apply_b_dec_to_input=False))
-
-
-def _start_from(sae: TrainingSAE[Any], initial: SAE[Any], scale: float) -> None:
-    """Gives a new SAE the features of one on raw activations, while its own inputs are scaled."""
-    if initial.cfg.architecture() != sae.cfg.architecture() or initial.W_enc.shape != sae.W_enc.shape:
-        raise UserError(
-            f"Training cannot go on from a {initial.cfg.architecture()} autoencoder of {initial.cfg.d_sae} "
-            f"features on width {initial.cfg.d_in}: the recipe makes a {sae.cfg.architecture()} one of "
-            f"{sae.cfg.d_sae} on {sae.cfg.d_in}."
-        )
-    sae.W_enc.data = (initial.W_enc.data / scale).to(sae.W_enc)
-    sae.W_dec.data = (initial.W_dec.data * scale).to(sae.W_dec)
-    sae.b_dec.data = (initial.b_dec.data * scale).to(sae.b_dec)
-    sae.b_enc.data = initial.b_enc.data.clone().to(sae.b_enc)
-
-
-def _schedule(recipe: Recipe, device: str) -> SAETrainerConfig:
-    return SAETrainerConfig(
-        total_training_samples=recipe.steps * recipe.batch,
-        train_batch_size_samples=recipe.batch,
-        lr=recipe.learning_rate,
-        lr_end=0.0,
-        lr_decay_steps=recipe.steps // 5,
-        device=device,
-    )
-
-
-@torch.no_grad()
-def held_out_quality(
-    trainer: SAETrainer[Any, Any], held_out: Tensor
-) -> tuple[dict[str, float], NDArray[np.bool_]]:
-    """Loss (of scaled input), L0, explained variance and dead share on raw activations ``[n, d]``.
-
-    Returns:
-        The numbers by name, and which features are active on any of them ``[f]``.
-    """
-    sae, scaled = trainer.sae, held_out * trainer.activation_scaler.scaling_factor
-    mean, parts = scaled.mean(0), scaled.split(rows_at_once(sae))
-    loss, error, deviation, active = 0.0, 0.0, 0.0, 0.0
-    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=scaled.device)
-    for part in parts:
-        output = sae.training_forward_pass(
-            TrainStepInput(
-                sae_in=part,
-                coefficients=trainer.get_coefficients(),
-                dead_neuron_mask=None,
-                n_training_steps=trainer.n_training_steps,
-                is_logging_step=False,
-            )
-        )
-        loss += float(output.loss) * len(part) / len(scaled)
-        error += float((part - output.sae_out).double().square().sum())
-        deviation += float((part - mean).double().square().sum())
-        active += float((output.feature_acts > 0).sum(1).double().sum())
-        fired |= (output.feature_acts > 0).any(0)
-    live = fired.cpu().numpy()
-    numbers = {
-        "loss": loss,
-        "L0": active / len(scaled),
-        "fraction of variance explained": 1 - error / deviation,
-        "dead share": float(1 - live.mean()),
-    }
-    return numbers, live
-
-
-def finished(trainer: SAETrainer[Any, Any]) -> SAE[Any]:
-    """The inference SAE of a training that is over, on raw activations, exactly as a saved copy loads."""
-    sae, scale = trainer.sae, trainer.activation_scaler.scaling_factor
-    if scale is not None:
-        sae.fold_activation_norm_scaling_factor(scale)
-        trainer.activation_scaler.scaling_factor = None
-        trainer.set_final_sae_metadata()
-    if sae.cfg.normalize_activations != "none" or trainer.activation_scaler.scaling_factor is not None:
-        raise AssertionError("the input scaling was not folded into the weights")
-    sae.to("cpu").cfg.device = "cpu"
-    with tempfile.TemporaryDirectory() as directory:
-        sae.save_inference_model(directory)
-        return SAE.load_from_disk(directory).requires_grad_(False).eval()
+    warm_up = max(1, recipe.steps // 20)
+    batchwise = common | {"k": float(recipe.k), "aux_loss_coefficient": AUXILIARY}
+    match recipe.architecture:
+        case "relu":
+            penalty = {"l1_coefficient": recipe.l1, "l1_warm_up_steps": warm_up}
+            config = StandardTrainingSAEConfig(**common, **penalty, apply_b_dec_to_input=False)
+            return StandardTrainingSAE(config)
+        case "topk":
+            return TopKTrainingSAE(TopKTrainingSAEConfig(**common, k=int(recipe.k)))
+        case "jumprelu":
+            penalty = {"l0_coefficient": recipe.l1, "l0_warm_up_steps": warm_up, "target_l0": recipe.k}
+            config = JumpReLUTrainingSAEConfig(**common, **penalty, jumprelu_sparsity_loss_mode="quadratic")
+            return JumpReLUTrainingSAE(config)
+        case "batchtopk":
+            return BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**batchwise))
+        case "matryoshka":
+            widths = sorted({max(1, recipe.d_sae // part) for part in NESTED})
+            config = MatryoshkaBatchTopKTrainingSAEConfig(**batchwise, matryoshka_widths=widths)
+            return MatryoshkaBatchTopKTrainingSAE(config)
+        case "ortsae":
+            batchwise |= {"gamma": recipe.gamma, "chunks": recipe.chunks, "every": recipe.every}
+            return OrtSAE(OrtSAEConfig(**batchwise, partition_seed=recipe.start(model_name)))
+        case "frozen_decoder":
+            return FrozenDecoder(FrozenDecoderConfig(**batchwise))
+        case "soft_frozen_decoder":
+            return SoftFrozenDecoder(SoftFrozenDecoderConfig(**batchwise, cap=recipe.cap))
+        case "frozen_encoder":
+            return FrozenEncoder(FrozenEncoderConfig(**batchwise))

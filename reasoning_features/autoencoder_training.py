@@ -1,6 +1,7 @@
 """Training a sparse autoencoder on activations in memory, and comparing what trainings find.
 
-How an autoencoder is trained stands in :mod:`reasoning_features.autoencoder_recipe`.
+How one is trained stands in :mod:`reasoning_features.autoencoder_recipe` and
+:mod:`reasoning_features.autoencoder_trainer`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from torch import Tensor
 
 from reasoning_features import checksums, paths
 from reasoning_features.activations import Moments, shuffled_batches
-from reasoning_features.autoencoder import matched_share, paired_share, quality
-from reasoning_features.autoencoder_recipe import HELD_OUT, Recipe, finished, held_out_quality, new_trainer
+from reasoning_features.autoencoder import gaussian_directions, matched_share, paired_share, quality
+from reasoning_features.autoencoder_recipe import Recipe
+from reasoning_features.autoencoder_trainer import HELD_OUT, finished, held_out_quality, new_trainer
 from reasoning_features.errors import UserError
 
 
@@ -76,7 +78,10 @@ def train_autoencoder(
     n_held_out = min(HELD_OUT, len(residual) // 10)
     held_out, sample = residual[order[:n_held_out]].to(device), residual[order[n_held_out:]]
     data = shuffled_batches(sample, recipe.batch, start)
-    trainer = new_trainer(recipe, model_name, hook_name, Moments.of(sample), data, device, initial)
+    directions = start_directions(recipe, sample, start)
+    trainer = new_trainer(
+        recipe, model_name, hook_name, Moments.of(sample), data, device, initial, directions
+    )
     rows: list[dict[str, float]] = []
     decoders: dict[int, Tensor] = {}
     live: dict[int, NDArray[np.bool_]] = {}
@@ -95,6 +100,22 @@ def train_autoencoder(
     record()
     trainer.fit()
     return Training(finished(trainer), pd.DataFrame(rows), decoders, live)
+
+
+def start_directions(recipe: Recipe, residual: Tensor, seed: int) -> Tensor | None:
+    """Where a recipe's decoder directions start ``[d_sae, d]``; None where SAELens draws them.
+
+    Args:
+        recipe: says how they are drawn.
+        residual: activations ``[n, d]``, for their covariance.
+        seed: of the draw.
+    """
+    if recipe.directions == "cov":
+        return gaussian_directions(residual, recipe.d_sae, seed)
+    if recipe.directions == "iso":
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(recipe.d_sae, residual.shape[1], generator=generator)
+    return None
 
 
 def save_autoencoder(
@@ -183,7 +204,7 @@ def sweep(
             train_autoencoder(residual, replace(recipe, seed=seed), model_name, hook_name, device=device)
             for seed in (recipe.seed, recipe.seed + 1)
         )
-        setting = f"k = {recipe.k}" if recipe.architecture == "topk" else f"λ = {recipe.l1:g}"
+        setting = f"λ = {recipe.l1:g}" if recipe.architecture == "relu" else f"k = {recipe.k:g}"
         shares = convergence(first, second).iloc[-1][["matched share", "paired one to one"]]
         named = {"architecture": recipe.architecture, "setting": setting}
         rows.append(named | quality(first.sae, held_out) | shares.to_dict())

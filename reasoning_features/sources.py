@@ -6,6 +6,7 @@ Reads source as text and imports nothing heavy, so that ``make`` can ask in no t
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -66,15 +67,22 @@ def imported_sources(code: Iterable[str], package: Path | None = None) -> dict[s
 
 def _imports(text: str, folder: Path, here: Path) -> Iterator[Path]:
     """Files of the package that a source file lying in the folder ``here`` imports."""
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith(("%", "!"))]
-    for node in ast.walk(ast.parse("\n".join(lines))):
+    for node in _import_statements(text):
         if isinstance(node, ast.Import):
             for name in node.names:
                 yield from _module(name.name.split("."), folder)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = _base(node, folder, here)
             for name in node.names:
                 yield from _module([*base, name.name], folder)
+
+
+@functools.cache
+def _import_statements(text: str) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """A source's import statements, wherever they stand; each text is parsed once in a process."""
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith(("%", "!"))]
+    nodes = ast.walk(ast.parse("\n".join(lines)))
+    return tuple(node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))
 
 
 def _base(node: ast.ImportFrom, folder: Path, here: Path) -> list[str]:

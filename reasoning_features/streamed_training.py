@@ -24,13 +24,8 @@ from tqdm.auto import tqdm
 
 from reasoning_features import paths
 from reasoning_features.activations import reading_key
-from reasoning_features.autoencoder_recipe import (
-    Architecture,
-    Recipe,
-    finished,
-    held_out_quality,
-    new_trainer,
-)
+from reasoning_features.autoencoder_recipe import Architecture, Recipe
+from reasoning_features.autoencoder_trainer import finished, held_out_quality, new_trainer
 from reasoning_features.autoencoder_training import save_autoencoder
 from reasoning_features.checksums import MADE as KEY
 from reasoning_features.checksums import damaged_files, damaged_training, file_digests

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from reasoning_features.activations import Moments
-from reasoning_features.autoencoder_recipe import HELD_OUT
+from reasoning_features.autoencoder_trainer import HELD_OUT
 from reasoning_features.errors import UserError
 from reasoning_features.subject import Subject
 

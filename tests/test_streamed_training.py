@@ -14,7 +14,8 @@ from sae_lens import SAE, SAETrainer
 from reasoning_features import streamed_training
 from reasoning_features.activations import Moments
 from reasoning_features.autoencoder import load_autoencoder
-from reasoning_features.autoencoder_recipe import Recipe, finished, new_trainer
+from reasoning_features.autoencoder_recipe import Recipe
+from reasoning_features.autoencoder_trainer import finished, new_trainer
 from reasoning_features.errors import CorruptArtefact, UserError
 from reasoning_features.keys import CELL_LIMIT
 from reasoning_features.settings import load_settings

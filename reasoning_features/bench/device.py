@@ -19,7 +19,8 @@ from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from reasoning_features.activations import Moments, shuffled_batches, stream
-from reasoning_features.autoencoder_recipe import Recipe, new_trainer
+from reasoning_features.autoencoder_recipe import Recipe
+from reasoning_features.autoencoder_trainer import new_trainer
 from reasoning_features.bench.processes import peak
 from reasoning_features.bench.record import processor
 from reasoning_features.bench.setting import random_autoencoder

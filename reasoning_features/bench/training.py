@@ -12,7 +12,8 @@ from torch import Tensor
 
 from reasoning_features import activations, paths
 from reasoning_features.activations import Moments, shuffled_batches
-from reasoning_features.autoencoder_recipe import Recipe, new_trainer
+from reasoning_features.autoencoder_recipe import Recipe
+from reasoning_features.autoencoder_trainer import new_trainer
 from reasoning_features.bench.setting import Setting, Sizes
 from reasoning_features.bench.timing import Bar, Row, compared, in_turn
 
