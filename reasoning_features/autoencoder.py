@@ -98,6 +98,19 @@ def plainly_loaded(reference: str, device: str = "cpu") -> SAE[Any] | None:
     return SAE.load_from_disk(path, device=device, dtype="float32")
 
 
+def architecture_label(sae: SAE[Any]) -> str:
+    """What an autoencoder was trained as, and where its directions started where that is not usual.
+
+    One that this package trained tells by its recipe (:class:`reasoning_features.autoencoder_recipe.Recipe`);
+    any other is "topk", or "relu".
+    """
+    recipe = sae.cfg.metadata.recipe
+    if recipe is None:
+        return "topk" if sae.cfg.architecture() == "topk" else "relu"
+    start = recipe.get("directions", "default")
+    return recipe["architecture"] if start == "default" else f"{recipe['architecture']}-{start}"
+
+
 @torch.no_grad()
 def check_scaling(sae: SAE[Any], residual: Tensor) -> None:
     """Raises UserError where an SAE explains activations ``[n, d]`` only once they are scaled.

@@ -86,6 +86,12 @@ class Recipe:
         """Number of optimiser steps."""
         return self.tokens // self.batch
 
+    @property
+    def label(self) -> str:
+        """The architecture, with where its directions start where that is not usual: "frozen_decoder-iso"."""
+        usual = self.directions == "default"
+        return self.architecture if usual else f"{self.architecture}-{self.directions}"
+
     def start(self, model_name: str) -> int:
         """The seed of the random streams for a model."""
         text = f"{model_name}/{self.architecture}/{self.seed}"

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from reasoning_features import paths, vocabulary
+from reasoning_features.autoencoder import architecture_label
 from reasoning_features.causal_truth import PLACES, Effects, measure_effects
 from reasoning_features.corpora import general_corpus, reasoning_corpus, solution_texts
 from reasoning_features.corpus import join
@@ -175,7 +176,7 @@ def identity(settings: Settings, sae: Any) -> dict[str, Any]:
         "model": short_name(settings.subject),
         "kappa": told.get("kappa", float("nan")),
         "model_seed": told.get("seed", 0),
-        "architecture": "topk" if sae.cfg.architecture() == "topk" else "relu",
+        "architecture": architecture_label(sae),
         "autoencoder_seed": int(last) if last.isdigit() else 0,
     }
 

@@ -1,13 +1,16 @@
-"""Text and JSON files written whole or not at all, so that equal values give equal bytes."""
+"""Text, JSON and table files written whole or not at all, so that equal values give equal bytes."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reasoning_features.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def write_text(path: Path, text: str) -> bool:
@@ -25,6 +28,14 @@ def write_text(path: Path, text: str) -> bool:
     partial.write_text(text, encoding="utf-8", newline="")
     partial.replace(path)
     return True
+
+
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table as parquet, without its index."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = unfinished(path)
+    frame.to_parquet(partial, index=False)
+    partial.replace(path)
 
 
 def unfinished(path: Path) -> Path:

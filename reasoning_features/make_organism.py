@@ -38,6 +38,7 @@ from reasoning_features.causal_benchmark import (
 )
 from reasoning_features.corpora import general_corpus, reasoning_corpus
 from reasoning_features.corpus import join
+from reasoning_features.files import write_table
 from reasoning_features.organism.evaluation import MOVES_COUNTED, solve
 from reasoning_features.organism.gate import SWAPS, decision_log_odds
 from reasoning_features.organism.problems import FAMILIES, Mixture, problems
@@ -149,7 +150,7 @@ def evaluate(folder: Path, name: str) -> None:
     asked = problems("evaluation", None, EVALUATION_PROBLEMS, mixture=mixtures.get(name, "main"))
     solved = solve(model, tokenizer, asked, seed=EVALUATION_SEED, progress=f"answers of {name}")
     kept = solved.drop(columns=["text", *MOVES_COUNTED])
-    _write(kept, folder / "evaluation" / f"{name}.parquet")
+    write_table(folder / "evaluation" / f"{name}.parquet", kept)
 
 
 def pass_gate(folder: Path, arm: Arm) -> None:
@@ -159,7 +160,7 @@ def pass_gate(folder: Path, arm: Arm) -> None:
     traces = reasoning_documents(arm.kappa, GATE_TRACES, GATE_SEED, "evaluation", mixture=arm.mixture)
     searched = [trace for trace in traces if FAMILIES[trace.family].searches]
     read = pd.concat([decision_log_odds(model, tokenizer, searched, how) for how in SWAPS])
-    _write(read.assign(model=arm.name), folder / "gate" / f"{arm.name}.parquet")
+    write_table(folder / "gate" / f"{arm.name}.parquet", read.assign(model=arm.name))
 
 
 def make_autoencoders(folder: Path, model: str) -> None:
@@ -189,7 +190,7 @@ def make_autoencoders(folder: Path, model: str) -> None:
         save_autoencoder(trained.sae, target)
         trainings.append(trained)
     agreement = convergence(trainings[0], trainings[1])
-    _write(agreement.merge(trainings[0].history), folder / "convergence" / f"{model}.parquet")
+    write_table(folder / "convergence" / f"{model}.parquet", agreement.merge(trainings[0].history))
 
 
 def benchmark_name(arm: Arm, seed: int) -> str:
@@ -219,14 +220,6 @@ def measure_truth(folder: Path, benchmarked: tuple[Arm, int]) -> None:
 def _load(folder: Path) -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(folder)
-
-
-def _write(frame: pd.DataFrame, path: Path) -> None:
-    """Writes a parquet file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    frame.to_parquet(fresh, index=False)
-    fresh.rename(path)
 
 
 def stages(folder: Path, workers: int) -> None:

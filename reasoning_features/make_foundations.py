@@ -1,0 +1,217 @@
+"""What ``make sanity`` trains and measures on the organism for notebooks 07 and 08.
+
+In ``data/organism/foundations``: ``autoencoders``, dictionaries of several architectures and the frozen
+baselines at one L0, on one text; ``sweep.parquet``, OrtSAE's γ and K; ``truth`` and ``steering``, the main
+line's benchmark of scorers and its equal search repeated on them; ``diffing``, stages of a frozen decoder and
+of a trained one. A finished piece is not done again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reasoning_features import paths
+from reasoning_features.activations import stream
+from reasoning_features.autoencoder import load_autoencoder
+from reasoning_features.autoencoder_recipe import Recipe
+from reasoning_features.autoencoder_training import Training, save_autoencoder, train_autoencoder
+from reasoning_features.causal_benchmark import (
+    causal_effects,
+    draw_words,
+    gather_evidence,
+    held_out_decisions,
+    identity,
+)
+from reasoning_features.corpora import general_corpus, reasoning_corpus
+from reasoning_features.corpus import join
+from reasoning_features.files import write_table
+from reasoning_features.foundations.sweep import sweep_rows
+from reasoning_features.settings import Settings, load_settings
+from reasoning_features.stage_wise import (
+    BASE,
+    PATHS,
+    fine_tune,
+    reads_fine_tuned,
+    stage_before,
+    stage_corpus,
+    stage_recipe,
+    stages_of,
+)
+from reasoning_features.stored_benchmarks import PLACE, load_benchmarks, save_benchmark
+from reasoning_features.studied_model import prepare, study_model
+from reasoning_features.subject import Subject, load_subject
+
+Each = Callable[[Callable[..., None], Sequence[object]], None]
+"""Does some work for each of several items, perhaps side by side."""
+TRACES = 9000
+"""Documents of traces that dictionaries are trained on, and a third as many general ones: the main line's."""
+RECIPE = Recipe("batchtopk", d_sae=512, tokens=4_000_000, learning_rate=3e-3, k=8)
+"""Of all dictionaries, as the main autoencoders but for architecture; L0 is matched by k."""
+FROZEN = (
+    replace(RECIPE, architecture="frozen_decoder", directions="iso"),
+    replace(RECIPE, architecture="frozen_decoder", directions="cov"),
+    replace(RECIPE, architecture="soft_frozen_decoder", directions="iso"),
+    replace(RECIPE, architecture="frozen_encoder", directions="iso"),
+)
+TRAINED = tuple(
+    replace(RECIPE, architecture=architecture, seed=seed)
+    for architecture in ("batchtopk", "matryoshka", "ortsae")
+    for seed in range(2)
+)
+ARM, OTHER = "coupled-0", "decoupled-0"
+GAMMAS = (0.0, 0.01, 0.05, 0.25, 1.0, 4.0)
+CHUNKS = (1, 2, 4, 8, 16)
+SWEEP_TOKENS = 1_500_000
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """An autoencoder of one model."""
+
+    arm: str
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """Its folder: model, architecture, seed."""
+        return f"{self.arm}-{self.recipe.label}-{self.recipe.seed}"
+
+
+NULL = tuple(recipe for recipe in FROZEN if recipe.architecture != "frozen_encoder")
+"""Baselines under which the main line is repeated."""
+DICTIONARIES = (
+    *(Dictionary(ARM, recipe) for recipe in (*TRAINED, *FROZEN)),
+    *(Dictionary(OTHER, recipe) for recipe in (TRAINED[0], FROZEN[0], FROZEN[2])),
+)
+BENCHMARKED = tuple(d for d in DICTIONARIES if d.recipe.seed == 0 and d.recipe != FROZEN[3])
+STUDIED = tuple(d for d in BENCHMARKED if d.arm == ARM and d.recipe != FROZEN[1])
+
+
+def make(folder: Path, unfinished: Path, each: Each) -> None:
+    """All pieces in order; those that are there are skipped.
+
+    Args:
+        folder: ``foundations`` of the organism's folder.
+        unfinished: where finished conditions of a steering study are kept until the study is.
+        each: does a piece of work for every item.
+    """
+    missing = [d for d in DICTIONARIES if not (folder / "autoencoders" / d.name).exists()]
+    each(partial(make_dictionary, folder), missing)
+    if not (folder / "sweep.parquet").exists():
+        make_sweep(folder)
+    each(partial(measure, folder), [d for d in BENCHMARKED if not (folder / "truth" / d.name).exists()])
+    stages = [(recipe, path) for recipe in (TRAINED[0], FROZEN[0]) for path in ("S", *PATHS)]
+    for recipe, path in stages:  # in order: each goes on from one before it
+        if not _stage_folder(folder, recipe, path).exists():
+            make_stage(folder, recipe, path)
+    missing = [d for d in STUDIED if not (folder / "steering" / d.name).exists()]
+    each(partial(study, folder, unfinished), missing)
+
+
+def make_dictionary(folder: Path, dictionary: Dictionary) -> None:
+    """One autoencoder, over traces, general texts and prose."""
+    torch.set_num_threads(1)
+    subject, residual = _activations(dictionary.arm)
+    trained = train_autoencoder(residual, dictionary.recipe, dictionary.arm, subject.hook_name)
+    _store(trained, folder / "autoencoders" / dictionary.name)
+
+
+def make_sweep(folder: Path) -> None:
+    """OrtSAE's γ with one chunk, its K at the paper's γ, and the cheap variant; two seeds of each."""
+    torch.set_num_threads(1)
+    subject, residual = _activations(ARM)
+    usual = replace(RECIPE, architecture="ortsae", tokens=SWEEP_TOKENS)
+    recipes = [replace(usual, gamma=gamma) for gamma in GAMMAS]
+    recipes += [replace(usual, chunks=chunks) for chunks in CHUNKS[1:]]
+    recipes.append(replace(usual, every=5))
+    both = [replace(recipe, seed=seed) for recipe in recipes for seed in range(2)]
+    write_table(folder / "sweep.parquet", sweep_rows(residual, both, ARM, subject.hook_name))
+
+
+def settings_of(folder: Path, dictionary: Dictionary) -> tuple[Settings, Subject]:
+    """The profile's settings with this model and dictionary, and the model."""
+    given = {
+        "subject": folder.parent / "models" / dictionary.arm,
+        "autoencoder": folder / "autoencoders" / dictionary.name,
+    }
+    settings = load_settings("organism", **{field: paths.relative(path) for field, path in given.items()})
+    return settings, load_subject(settings.subject, settings.layer)
+
+
+def measure(folder: Path, dictionary: Dictionary) -> None:
+    """Evidence of one dictionary's features, and their causal effects on held-out decisions."""
+    torch.set_num_threads(1)
+    settings, subject = settings_of(folder, dictionary)
+    sae = load_autoencoder(settings.autoencoder, subject.d_model, subject.hook_name)
+    evidence = gather_evidence(settings, subject, sae, draw_words(settings, subject))
+    decisions = held_out_decisions(settings, subject)
+    effects = causal_effects(settings, subject, sae, decisions, evidence, [PLACE])
+    fresh = folder / "truth" / f".{dictionary.name}.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    save_benchmark(fresh, evidence, effects, identity(settings, sae))
+    fresh.rename(folder / "truth" / dictionary.name)
+
+
+def study(folder: Path, unfinished: Path, dictionary: Dictionary) -> None:
+    """The equal search on one dictionary, by the main line's rules and on its problems."""
+    torch.set_num_threads(1)
+    settings, subject = settings_of(folder, dictionary)
+    sae = load_autoencoder(settings.autoencoder, subject.d_model, subject.hook_name)
+    own = identity(settings, sae)
+    (benchmark,) = [b for b in load_benchmarks(folder / "truth") if b.identity == own]
+    tried = prepare(settings, subject, sae, benchmark)
+    done = study_model(settings, subject, tried, own, unfinished)
+    fresh = folder / "steering" / f".{dictionary.name}.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    done.save(fresh)
+    fresh.rename(folder / "steering" / dictionary.name)
+
+
+def make_stage(folder: Path, recipe: Recipe, path: str) -> None:
+    """One stage of model diffing: S from scratch, the last of a longer path from the stage before it."""
+    torch.set_num_threads(1)
+    settings = load_settings("organism")
+    stage = stages_of(path)[-1]
+    reader = ARM if reads_fine_tuned(stage) else BASE
+    subject = load_subject(paths.relative(folder.parent / "models" / reader), settings.layer)
+    traces_of = paths.relative(folder.parent / "models" / ARM)
+    corpus = stage_corpus(stage, settings, subject.tokenizer, traces_of, TRACES)
+    residual = torch.cat([batch.residual for batch in stream(subject, corpus, settings.batch_tokens)])
+    if path == "S":
+        trained = train_autoencoder(residual, recipe, reader, subject.hook_name)
+    else:
+        before = _stage_folder(folder, recipe, stage_before(path))
+        sae = load_autoencoder(paths.relative(before), subject.d_model, subject.hook_name)
+        trained = fine_tune(sae, residual, stage_recipe(recipe, path), reader, subject.hook_name)
+    _store(trained, _stage_folder(folder, recipe, path))
+
+
+def _stage_folder(folder: Path, recipe: Recipe, path: str) -> Path:
+    """As :mod:`reasoning_features.stage_wise` looks for it."""
+    owner, name = (BASE, "S-0") if path in ("S", "S-0") else (ARM, path)
+    return folder / "diffing" / recipe.label / owner / name
+
+
+def _activations(arm: str) -> tuple[Subject, Tensor]:
+    """A model and its activations on the text of the main autoencoders."""
+    settings = load_settings("organism", subject=f"data/organism/models/{arm}")
+    subject = load_subject(settings.subject, settings.layer)
+    texts = [
+        reasoning_corpus(settings, subject.tokenizer, "training", documents=TRACES),
+        general_corpus(settings, subject.tokenizer, "training", documents=TRACES // 3),
+    ]
+    corpus = join("dictionaries", texts)
+    return subject, torch.cat([b.residual for b in stream(subject, corpus, settings.batch_tokens)])
+
+
+def _store(trained: Training, directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    save_autoencoder(trained.sae, directory, {"training": trained.history})
