@@ -1,8 +1,8 @@
-"""What came out for the paper's claims, and the rules of the verdicts.
+"""What came out for the papers' claims, and the rules of the verdicts.
 
 The rules are fixed before a notebook is run; a notebook gives numbers and never a verdict. On the organism,
 where the effect was planted, a verdict says whether the method recovers it; *reproduced* and *not reproduced*
-are kept for real models.
+are kept for real models. Claims of the companion papers are of dictionaries, and hold here or do not.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown
 
+from reasoning_features.companion_claims import COMPANION_CLAIMS
 from reasoning_features.files import read_json, write_between, write_json
 from reasoning_features.multiple_comparisons import finding
 from reasoning_features.paper_claims import CLAIMS, Claim
@@ -23,14 +24,16 @@ from reasoning_features.tables import to_markdown
 
 RECOVERS, DOES_NOT = "recovers the planted effect", "does not"
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
+HOLDS, HOLDS_NOT = "holds here", "does not hold here"
 UNDECIDED, UNTESTABLE = "undecided", "not testable here"
 BESIDE = "shown beside, another model"
 Ends = tuple[float, float]
+ALL_CLAIMS = (*CLAIMS, *COMPANION_CLAIMS)
 BEGIN, END = "<!-- claims: written by make -->", "<!-- claims: end -->"
 
 
 def _claim(run: Run, id: str) -> Claim:
-    claim = next((c for c in CLAIMS if c.id == id and c.notebook == run.notebook), None)
+    claim = next((c for c in ALL_CLAIMS if c.id == id and c.notebook == run.notebook), None)
     if claim is None:
         raise ValueError(f"{id!r} is no claim of {run.notebook}")
     return claim
@@ -72,6 +75,8 @@ def verdict(
             holds, fails = high <= line, low > line
     if not holds and not fails:
         return UNDECIDED
+    if claim.source:  # it is about dictionaries, of whatever model
+        return HOLDS if holds else HOLDS_NOT
     if planted:
         return RECOVERS if holds else DOES_NOT
     return REPRODUCED if holds else NOT_REPRODUCED
@@ -138,14 +143,14 @@ def show(run: Run) -> Markdown:
 
 
 def frame(files: Iterable[Path]) -> pd.DataFrame:
-    """One row a recorded claim, in the order of :data:`reasoning_features.paper_claims.CLAIMS`."""
+    """One row a recorded claim, in the order of :data:`ALL_CLAIMS`."""
     held: dict[tuple[str, str], dict[str, Any]] = {}
     for file in files:
         notebook = file.stem.removeprefix("claims_")
         for name, value in read_json(file).items():
             held[notebook, name] = value
     columns = ["claim", "paper", "where", "ours", "95% interval", "n", "control", "verdict", "notebook"]
-    rows = [_row(c, held[c.notebook, c.id]) for c in CLAIMS if (c.notebook, c.id) in held]
+    rows = [_row(c, held[c.notebook, c.id]) for c in ALL_CLAIMS if (c.notebook, c.id) in held]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -170,7 +175,7 @@ def _row(claim: Claim, held: dict[str, Any]) -> list[Any]:
     return [
         claim.statement,
         claim.paper,
-        claim.place,
+        claim.where,
         held["ours"],
         None if interval is None else f"{interval[0]:.3g} to {interval[1]:.3g}",
         None if held["n"] is None else str(held["n"]),

@@ -9,7 +9,6 @@ stages trained from scratch.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -49,9 +48,8 @@ from reasoning_features.stage_wise import (
     store,
 )
 from reasoning_features.subject import Subject, load_subject
+from reasoning_features.workers import Each
 
-Each = Callable[[Callable[..., None], Sequence[object]], None]
-"""Does some work for each of several items, perhaps side by side."""
 SEEDS_OF_REFERENCES = {"D": 12, "M": 13, "F": 14}
 """Seeds of stages from scratch: other starts than those of S and of the main autoencoder."""
 SEED_OF_LAYERS = 20

@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +52,7 @@ from reasoning_features.organism.training import Recipe, new_model, save_model, 
 from reasoning_features.settings import load_settings
 from reasoning_features.stored_benchmarks import PLACE, TRACE, save_benchmark
 from reasoning_features.subject import load_subject
+from reasoning_features.workers import each
 
 FOLDER = Path("data/organism")
 CHECKPOINTS = Path("data/organism/checkpoints")
@@ -228,35 +227,24 @@ def stages(folder: Path, workers: int) -> None:
     (folder / "checksums.json").unlink(missing_ok=True)
     if not (folder / "models" / "base").exists():
         make_base(folder)
-    _each(
+    each(
         partial(make_arm, folder),
         [arm for arm in ARMS if not (folder / "models" / arm.name).exists()],
         workers,
     )
     names = ["base", *(arm.name for arm in ARMS)]
     missing = [name for name in names if not (folder / "evaluation" / f"{name}.parquet").exists()]
-    _each(partial(evaluate, folder), missing, workers)
+    each(partial(evaluate, folder), missing, workers)
     ungated = [arm for arm in ARMS if not (folder / "gate" / f"{arm.name}.parquet").exists()]
-    _each(partial(pass_gate, folder), ungated, workers)
+    each(partial(pass_gate, folder), ungated, workers)
     unread = [name for name in READ if not (folder / "convergence" / f"{name}.parquet").exists()]
-    _each(partial(make_autoencoders, folder), unread, workers)
+    each(partial(make_autoencoders, folder), unread, workers)
     unmeasured = [pair for pair in BENCHMARKED if not (folder / "truth" / benchmark_name(*pair)).exists()]
-    _each(partial(measure_truth, folder), unmeasured, workers)
+    each(partial(measure_truth, folder), unmeasured, workers)
     given = ARM_RECIPE, RELU_RECIPE, AUTOENCODER_TRACES, TRACE_SEED, paths.root() / CHECKPOINTS
-    make_diffing.make(make_diffing.Plan(folder, COMPARED, *given), partial(_each, workers=workers))
-    make_steering.make(folder, paths.root() / CHECKPOINTS / "steering", partial(_each, workers=workers))
+    make_diffing.make(make_diffing.Plan(folder, COMPARED, *given), partial(each, workers=workers))
+    make_steering.make(folder, paths.root() / CHECKPOINTS / "steering", partial(each, workers=workers))
     organism_card.write(folder)
-
-
-def _each(work: Callable[..., None], items: Sequence[object], workers: int) -> None:
-    """Does the work for each item in so many processes; one process is the same without a pool."""
-    if workers == 1:
-        for item in items:
-            work(item)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for _ in pool.map(work, items):
-            pass
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,6 @@ of the first models, and of another layer: a result that hangs on either is none
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from reasoning_features.settings import Settings, load_settings
 from reasoning_features.stored_benchmarks import Benchmark, load_benchmarks
 from reasoning_features.studied_model import prepare, study_model
 from reasoning_features.subject import Subject, load_subject
+from reasoning_features.workers import Each
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ STUDIES: tuple[Studied, ...] = (
 )
 
 
-def make(
-    folder: Path, unfinished: Path, each: Callable[[Callable[..., None], Sequence[object]], None]
-) -> None:
+def make(folder: Path, unfinished: Path, each: Each) -> None:
     """Every study that is missing, by ``each``, which does a piece of work for every item."""
     missing = [studied for studied in STUDIES if not (folder / "steering" / studied.name).exists()]
     each(partial(study_steering, folder, unfinished), missing)

@@ -29,6 +29,12 @@ class Claim:
     paper: str  # the paper's number, as printed
     rule: Rule
     bar: float | None = None
+    source: str = ""  # the paper, where it is another one: arXiv's number and version
+
+    @property
+    def where(self) -> str:
+        """The place, in which paper."""
+        return f"{self.source}, {self.place}" if self.source else self.place
 
 
 CLAIMS: tuple[Claim, ...] = (

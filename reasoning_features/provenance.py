@@ -157,6 +157,22 @@ class Run:
         """Note files that the run has saved, so that ``make`` misses them when they are gone or damaged."""
         self._note(written=files)
 
+    def reads(self, place: str) -> str:
+        """Note a shipped directory or file that the run reads beyond what its settings pin; gives it back.
+
+        Every figure and table names it with its digest, and ``make`` runs the notebook again when it changes.
+
+        Raises
+        ------
+        MissingArtefact
+            If it is not there.
+        """
+        path = paths.resolve(place)
+        if not path.exists():
+            raise MissingArtefact(f"There is no {place}: `make organism` and `make sanity` make what is shipped.")
+        self._note(read=path)
+        return place
+
     def has_written(self, file: Path) -> bool:
         """Whether this run, and not an earlier one, has saved a file."""
         return paths.relative(file) in self._written
@@ -168,7 +184,8 @@ class Run:
 
     def _note(self, read: Path | None = None, written: Sequence[Path] = ()) -> None:
         if read is not None:
-            self._read[paths.relative(read)] = file_digest(read)
+            digest = directory_digest if read.is_dir() else file_digest
+            self._read[paths.relative(read)] = digest(read)
         self._written.update(paths.relative(path) for path in written)
         if record := os.environ.get(RECORD):
             inputs = self.provenance["inputs"]

@@ -141,6 +141,10 @@ class Settings(BaseModel):
     rescreening_problems: PositiveInt = 240
     steering_problems: PositiveInt = 1000  # fresh problems that the winners are put to
     steering: str | None = None  # directory of the shipped models' steering studies
+    foundations: str | None = None  # directory of dictionaries of other kinds, trained and frozen
+    edited_pairs: PositiveInt = 300  # pairs of decisions of which one attribute is swapped
+    judged_latents: PositiveInt = 200  # latents that exact rules are found for
+    checked_steps: PositiveInt = 1000  # steps of trainings on synthetic data that are done again
     evaluation_start: NonNegativeInt = 0  # the first evaluation problem that winners are put to
     shown_start: NonNegativeInt = 0  # the first of the side experiments
     problems: dict[str, ProblemSource] = {}  # benchmarks, by name

@@ -105,6 +105,18 @@ def bootstrap_difference(
     return percentile_interval(float(first.mean() - second.mean()), means[0] - means[1], n, level)
 
 
+def independent_difference(one: Interval, other: Interval) -> Interval:
+    """Difference of two independent estimates from their intervals of one level, which may be lopsided.
+
+    The square-and-add method (Zou and Donner 2008): the distance to either end is the root of the summed
+    squares of the distances of the estimates to the ends that pull that way. ``n`` is the smaller one.
+    """
+    below = float(np.hypot(one.estimate - one.low, other.high - other.estimate))
+    above = float(np.hypot(one.high - one.estimate, other.estimate - other.low))
+    difference = one.estimate - other.estimate
+    return Interval(difference, difference - below, difference + above, min(one.n, other.n))
+
+
 def bootstrap_ratio(
     numerator: ArrayLike, denominator: ArrayLike, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Interval:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from stub_notebooks import write_notebook
@@ -80,10 +81,20 @@ def test_a_control_is_not_forgotten():
 
 
 def test_claims_have_names_of_their_own_in_order_of_notebooks():
-    assert len({c.id for c in paper_claims.CLAIMS}) == len(paper_claims.CLAIMS)
-    notebooks = [c.notebook for c in paper_claims.CLAIMS]
+    assert len({c.id for c in claims.ALL_CLAIMS}) == len(claims.ALL_CLAIMS)
+    notebooks = [c.notebook for c in claims.ALL_CLAIMS]
     assert notebooks == sorted(notebooks)
-    assert all((c.bar is not None) == (c.rule in ("at least", "at most")) for c in paper_claims.CLAIMS)
+    assert all((c.bar is not None) == (c.rule in ("at least", "at most")) for c in claims.ALL_CLAIMS)
+
+
+def test_claims_of_other_papers_name_them_and_hold_or_do_not():
+    assert all(bool(c.source) == (c.notebook > "06_diffing") for c in claims.ALL_CLAIMS)
+    other = replace(claim("at least", 0.4), source="2602.14111v1", place="table 2")
+    assert other.where == "2602.14111v1, table 2" and claim("beside").where == ""
+    for planted in (True, False):
+        assert claims.verdict(other, 0.5, (0.45, 0.6), None, planted) == claims.HOLDS
+        assert claims.verdict(other, 0.3, (0.2, 0.35), None, planted) == claims.HOLDS_NOT
+        assert claims.verdict(other, 0.4, (0.3, 0.5), None, planted) == claims.UNDECIDED
 
 
 def test_recorded_claims_make_the_readmes_table(run, repository):
@@ -117,7 +128,7 @@ def test_every_claim_of_the_paper_is_listed():
     assert {"steering_accuracy", "steering_length", "screening", "ban"} < by_notebook["05_steering"]
     assert {"diffing_absent", "diffing_appears", "cross_layer"} < by_notebook["06_diffing"]
     # what the paper does not test has no number of its own
-    untested = [c for c in paper_claims.CLAIMS if c.place == "not tested"]
+    untested = [c for c in claims.ALL_CLAIMS if c.place == "not tested"]
     assert untested and all(c.paper == "–" for c in untested)
 
 

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from reasoning_features.claims import CLAIMS
+from reasoning_features.claims import ALL_CLAIMS
 from reasoning_features.parameters import declared
 from reasoning_features.paths import root
 from reasoning_features.settings import Settings
@@ -65,7 +65,7 @@ def test_the_opening_and_the_claims_are_the_notebooks_own(path):
         if name != "profile":
             passed = rf'\b{name}={name}\b|"{name}": {name}\b'
             assert re.search(passed, text), f"{name} is not passed to load_settings"
-    for claim in CLAIMS:
+    for claim in ALL_CLAIMS:
         if claim.notebook == path.stem:
             assert f'"{claim.id}"' in text, f"claim {claim.id} is not recorded"
 

@@ -224,3 +224,16 @@ def test_a_changed_file_of_texts_is_another_input(house):
     )
     texts.write_text('{"text": "x"}\n')
     assert run(**names).provenance["inputs"]["problems_commits"] != first["problems_commits"]
+
+
+def test_what_a_run_reads_is_named_beside_its_figures_and_must_be_there(house):
+    made = run()
+    place = made.reads("data/organism/models/coupled-0")
+    assert place == "data/organism/models/coupled-0"
+    before = made._read[place]
+    (house / place / "weights").write_text("4 5 6")
+    again = run()
+    again.reads(place)
+    assert again._read[place] != before
+    with pytest.raises(MissingArtefact, match="There is no data/nowhere"):
+        made.reads("data/nowhere")

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from reasoning_features.significance import (
+    Interval,
     bootstrap_difference,
     bootstrap_mean,
     bootstrap_ratio,
     bootstrap_statistic,
     bootstrap_weights,
     chance_jaccard,
+    independent_difference,
     jaccard,
     null_rank,
     paired_difference,
@@ -106,3 +108,13 @@ def test_difference_of_two_samples():
     assert gap.n == 110
     assert gap.low == pytest.approx(1 - 1.96 * 0.1, abs=0.03)
     assert gap.high == pytest.approx(1 + 1.96 * 0.1, abs=0.03)
+
+
+def test_a_difference_of_independent_estimates_adds_their_distances_in_squares() -> None:
+    one, other = Interval(0.5, 0.2, 0.6, 100), Interval(0.1, 0.06, 0.5, 40)
+    found = independent_difference(one, other)
+    assert found.estimate == pytest.approx(0.4) and found.n == 40
+    assert found.low == pytest.approx(0.4 - np.hypot(0.3, 0.4))
+    assert found.high == pytest.approx(0.4 + np.hypot(0.1, 0.04))
+    exact = Interval(0.1, 0.1, 0.1, 40)
+    assert independent_difference(one, exact).low == pytest.approx(0.1)

@@ -1,0 +1,152 @@
+"""Figures of dictionaries side by side: their measures, what a setting does to them, how they cluster.
+
+Every table holds ``estimate`` with its interval's ends ``low`` and ``high``; a mark without an interval has
+them NaN.
+"""
+
+from __future__ import annotations
+
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reasoning_features.errors import UserError
+from reasoning_features.figures import COLOURS, LINES, MARKERS, TEXT_WIDTH, new_figure
+
+ACROSS = 3
+"""The most panels side by side in the text's width; entries in one row of a legend."""
+LETTERS = 30
+"""Letters of a metric's name in one line under its panel."""
+ENDS = ["estimate", "low", "high"]
+
+
+def draw_metrics(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """A small panel a metric, with one dictionary a row and its interval.
+
+    Args:
+        table: rows of ``metric``, ``dictionary``, ``estimate``, ``low``, ``high``. Metrics and dictionaries
+            are drawn in the order in which they come first; a dictionary may lack a metric.
+
+    Returns:
+        The figure, and the rows that are drawn, metric by metric.
+
+    Raises:
+        UserError: the table is empty, or has two rows for one metric of one dictionary.
+    """
+    metrics, dictionaries = _groups(table, "metric"), list(pd.unique(table["dictionary"]))
+    if table.duplicated(["metric", "dictionary"]).any():
+        raise UserError("The table has two rows for one metric of one dictionary: give one of each.")
+    fig, axes = _panels(len(metrics), 1, height=0.6 + 0.2 * len(dictionaries), sharey=True)
+    for ax, metric in zip(axes.flat, metrics, strict=False):
+        held = table[table["metric"] == metric].set_index("dictionary")
+        for place, name in enumerate(dictionaries):
+            if name in held.index:
+                estimate, low, high = held.loc[name, ENDS].astype(float)
+                style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+                ax.plot([low, high], [place, place], color=style["color"], marker="", linestyle="-")
+                ax.plot([estimate], [place], linestyle="", **style)
+        ax.set(xlabel=fill(str(metric), LETTERS))
+        ax.margins(x=0.1)
+        ax.locator_params(axis="x", nbins=4)
+        ax.grid(axis="y", visible=False)
+    axes[0, 0].set_yticks(range(len(dictionaries)), dictionaries)
+    axes[0, 0].set_ylim(len(dictionaries) - 0.5, -0.5)
+    return fig, _drawn(table, "metric")
+
+
+def draw_sweep(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Metrics against settings: rows of panels a setting, a panel a metric, with bands for the intervals.
+
+    The values of a setting stand side by side at equal distances, so that 0 has a place among powers.
+
+    Args:
+        table: rows of ``setting`` ("γ", "K"), ``value``, ``metric``, ``estimate``, ``low``, ``high``.
+
+    Returns:
+        The figure, and the rows that are drawn, setting by setting and metric by metric.
+
+    Raises:
+        UserError: the table is empty, or has more metrics than can be told apart.
+    """
+    settings, metrics = _groups(table, "setting"), _groups(table, "metric")
+    _check_number(metrics, "metrics")
+    fig, axes = _panels(len(metrics), len(settings), height=1.7)
+    for part, setting in zip(np.split(axes, len(settings)), settings, strict=True):
+        for place, (ax, metric) in enumerate(zip(part.flat, metrics, strict=False)):
+            kept = (table["setting"] == setting) & (table["metric"] == metric)
+            held = table[kept].sort_values("value")
+            steps = np.arange(len(held))
+            _curve(ax, steps, held, place, str(metric))
+            ax.set_xticks(steps, [f"{value:g}" for value in held["value"]])
+            ax.set(xlabel=str(setting), ylabel=fill(str(metric), LETTERS // 2))
+            ax.locator_params(axis="y", nbins=5)
+    ordered = table.sort_values("value", kind="stable")
+    return fig, pd.concat([_drawn(ordered[ordered["setting"] == each], "metric") for each in settings])
+
+
+def draw_clustering(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Clustering coefficient against the cosine from which latents are joined, one line a dictionary.
+
+    Args:
+        table: rows of ``dictionary`` and the columns of
+            :func:`reasoning_features.foundations.dictionary_geometry.clustering`.
+
+    Returns:
+        The figure, and the rows that are drawn, dictionary by dictionary.
+
+    Raises:
+        UserError: the table is empty, or has more dictionaries than can be told apart.
+    """
+    dictionaries = _groups(table, "dictionary")
+    _check_number(dictionaries, "dictionaries")
+    fig, ax = new_figure(width=4.5, height=2.8)
+    for place, name in enumerate(dictionaries):
+        held = table[table["dictionary"] == name].sort_values("threshold")
+        _curve(ax, held["threshold"].to_numpy(), held, place, str(name))
+    ax.set(xlabel="cosine from which two latents are joined", ylabel="clustering coefficient")
+    ax.set_ylim(bottom=min(-0.02, float(table["low"].min())))
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=ACROSS)
+    return fig, _drawn(table.sort_values("threshold", kind="stable"), "dictionary")
+
+
+def _panels(n: int, blocks: int, height: float, **options: Any) -> tuple[Figure, Any]:
+    """A figure with room for ``n`` panels in each of some blocks of rows, and its axes ``[rows, across]``."""
+    rows = -(-n // ACROSS)
+    across = -(-n // rows)
+    width = TEXT_WIDTH * (across + 0.5) / (ACROSS + 0.5)  # half a panel for the names on the left
+    fig, axes = new_figure(rows * blocks, across, width=width, height=height, squeeze=False, **options)
+    for block in np.split(axes, blocks):
+        for ax in block.flat[n:]:
+            ax.set_axis_off()
+    return fig, axes
+
+
+def _check_number(names: list[str], kind: str) -> None:
+    """Raises a UserError where there are more lines or panels than colours."""
+    if len(names) > len(COLOURS):
+        raise UserError(f"{len(names)} {kind} cannot be told apart: give {len(COLOURS)} at most.")
+
+
+def _curve(ax: Axes, x: np.ndarray, held: pd.DataFrame, place: int, label: str) -> None:
+    """One line with a band between the ends of its intervals."""
+    estimate, low, high = (held[column].to_numpy(float) for column in ENDS)
+    colour = COLOURS[place]
+    ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    ax.plot(x, estimate, label=label, color=colour, marker=MARKERS[place], linestyle=LINES[place])
+
+
+def _groups(table: pd.DataFrame, column: str) -> list[str]:
+    """The values of a column in the order in which they come first; there is one at least."""
+    if table.empty:
+        raise UserError("The table to draw is empty: measure one dictionary at least.")
+    return list(pd.unique(table[column]))
+
+
+def _drawn(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows group by group, groups in the order in which they come first."""
+    parts = [table[table[column] == each] for each in pd.unique(table[column])]
+    return pd.concat(parts, ignore_index=True)

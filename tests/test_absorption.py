@@ -1,0 +1,210 @@
+"""Absorption in constructed dictionaries: all of a parent, none, a part, one rare child's alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+from tiny import HOOK, make_corpus
+
+from reasoning_features import paths
+from reasoning_features.activations import ActivationBatch
+from reasoning_features.errors import UserError
+from reasoning_features.foundations.absorption import absorption, added_directions, carried, macro_mean
+from reasoning_features.foundations.hierarchies import (
+    LabelledTokens,
+    Probe,
+    label_tokens,
+    main_latents,
+    organism_hierarchies,
+    parent_probe,
+)
+from reasoning_features.organism.tokenizer import LARGEST_NUMBER
+from reasoning_features.organism.words import OPENERS, TWINS
+from reasoning_features.tokenization import load_tokenizer
+
+WIDTH, CHILDREN = 16, 4
+PARENT = Probe(np.eye(WIDTH)[0], bias=-2.5)
+
+
+def tokens(seed: int, chances: tuple[float, ...] = (0.25,) * CHILDREN, n: int = 4000) -> LabelledTokens:
+    """Half of the tokens are the parent's: 5 along axis 0 and 5 along their child's, axes 1–4.
+
+    The others are 5 along one of axes 5–15. Ten tokens make a document.
+    """
+    rng = np.random.default_rng(seed)
+    children = np.where(rng.random(n) < 0.5, rng.choice(CHILDREN, n, p=chances), -1)
+    axis = np.where(children >= 0, children + 1, rng.integers(1 + CHILDREN, WIDTH, n))
+    residual = rng.normal(0, 0.05, (n, WIDTH))
+    residual[np.arange(n), axis] += 5
+    residual[children >= 0, 0] += 5
+    return LabelledTokens(torch.from_numpy(residual).float(), children, np.arange(n) // 10)
+
+
+def dictionary(absorbed: tuple[int, ...], off: tuple[int, ...] = ()) -> StandardSAE:
+    """A latent an axis; the parent's is silent on absorbed children, whose own latents hold its direction.
+
+    Latents in ``off`` never fire.
+    """
+    sae = StandardSAE(
+        StandardSAEConfig(
+            d_in=WIDTH, d_sae=WIDTH, apply_b_dec_to_input=False, metadata=SAEMetadata(hook_name=HOOK)
+        )
+    )
+    encoder, decoder = torch.eye(WIDTH), torch.eye(WIDTH)
+    for child in absorbed:
+        encoder[child + 1, 0] = -2.0  # column 0 is the parent's latent
+        decoder[child + 1, 0] = 1.0
+    encoder[:, list(off)] = 0.0
+    sae.W_enc.data, sae.W_dec.data = encoder, decoder
+    sae.b_enc.data, sae.b_dec.data = torch.full((WIDTH,), -0.5), torch.zeros(WIDTH)
+    return sae.requires_grad_(False)
+
+
+def at_parents(sae: StandardSAE, held: LabelledTokens, main: list[int]) -> dict[str, float]:
+    """Mean of each measure over the parent's tokens."""
+    held = held.at(held.parent)
+    directions, latents = added_directions(sae), np.array(main, dtype=np.int64)
+    found = carried(sae.encode(held.residual), held.residual, PARENT, directions, latents)
+    return {measure: float(found[measure].mean()) for measure in ("fraction", "absorbed", "full")}
+
+
+def test_children_that_hold_the_parent_absorb_it_all() -> None:
+    found = at_parents(dictionary(absorbed=(0, 1, 2, 3)), tokens(0), main=[0])
+    assert found == {"fraction": 1.0, "absorbed": 1.0, "full": 1.0}
+
+
+def test_a_pure_parent_latent_is_not_absorbed() -> None:
+    found = at_parents(dictionary(absorbed=()), tokens(0), main=[0])
+    assert found == {"fraction": 0.0, "absorbed": 0.0, "full": 0.0}
+
+
+def test_a_silent_parent_that_nobody_takes_over_is_not_absorbed() -> None:
+    found = at_parents(dictionary(absorbed=(), off=(0,)), tokens(0), main=[0])
+    assert found == {"fraction": 0.0, "absorbed": 0.0, "full": 0.0}
+
+
+def test_rates_are_of_each_child_and_averaged_and_rotation_is_a_floor() -> None:
+    # the one absorbed child is rare, so that its own latent does not become a main one
+    training, test = (tokens(seed, chances=(0.04, 0.32, 0.32, 0.32)) for seed in (1, 2))
+    probe, sae = parent_probe(training), dictionary(absorbed=(0,))
+    assert main_latents(sae, training)[0].tolist() == [0]
+    found = absorption(sae, probe, training, test).set_index("measure")
+    np.testing.assert_allclose(found["estimate"], 0.25, atol=0.01)
+    assert ((found["low"] <= found["estimate"]) & (found["estimate"] <= found["high"])).all()
+    # without main latents the parent's own latent would be one that absorbs
+    np.testing.assert_allclose(found["no main latents"], 1.0)
+    assert (found["rotated"] < 0.2).all() and (found["F1"] > 0.95).all()
+    assert (found["children"] == 4).all() and (found["main latents"] == 1).all()
+    assert found.loc["full", "tokens"] == test.parent.sum()
+    again = absorption(sae, probe, training, test).set_index("measure")
+    assert again.equals(found)
+
+
+def test_a_parent_split_among_its_children_has_them_for_main_latents() -> None:
+    training = tokens(3)
+    latents, reached = main_latents(dictionary(absorbed=(0, 1, 2, 3)), training)
+    assert sorted(latents.tolist()) == [1, 2, 3, 4] and reached > 0.99
+
+
+def test_fractions_by_hand() -> None:
+    # the projection is 5: main latent 0 adds 2 and latent 1 adds 3, then 4 and 1, then 0 and 1 five times
+    directions = torch.eye(8)[[0] * 7 + [1]]
+    features = torch.tensor([[2.0, 3, 0, 0, 0, 0, 0, 9], [4, 1, 0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1, 0, 0]])
+    residual = 5 * torch.eye(8)[[0] * 3]
+    probe = Probe(np.eye(8)[0], bias=0.0)
+    found = carried(features, residual, probe, directions, np.array([0]))
+    assert found["main"].tolist() == [2, 4, 0]
+    assert found["absorbing"].tolist() == [3, 1, 3]  # three latents at most
+    assert found["fraction"].tolist() == pytest.approx([0.6, 0.0, 1.0])  # 1 is less than 0.4 of 5
+    assert found["absorbed"].tolist() == [True, False, True]
+    assert found["full"].tolist() == [False, False, False]  # a main latent is active, or no other adds 2
+    alone = carried(features[:, [7, 1, 2]], residual, probe, directions[[7, 1, 2]], np.array([0]))
+    assert alone["full"].tolist() == [False, False, False]
+    twice = carried(2 * features[2:], residual[2:], probe, directions, np.array([0]))
+    assert twice["full"].tolist() == [True]
+
+
+def test_main_latents_that_carry_all_leave_nothing_to_absorb() -> None:
+    probe = Probe(np.eye(2)[0], bias=0.0)
+    features, residual = torch.tensor([[5.0, 5.0], [4.5, 5.0]]), torch.tensor([[5.0, 0.0]] * 2)
+    found = carried(features, residual, probe, torch.eye(2)[[0, 0]], np.array([0]))
+    # the second leaves 0.5, and no more than that counts of what the other latent adds
+    assert found["fraction"].tolist() == pytest.approx([0.0, 0.1])
+
+
+def test_latents_far_from_the_probe_do_not_absorb() -> None:
+    probe = Probe(np.eye(2)[0], bias=0.0)
+    directions = torch.tensor([[0.0, 1.0], [0.09, 1.0]])  # the second has cosine 0.0896
+    found = carried(torch.tensor([[0.0, 50.0]]), torch.tensor([[5.0, 0.0]]), probe, directions, np.array([0]))
+    assert found["absorbing"].tolist() == [0.0]
+    assert found["full"].tolist() == [True]  # which one latent alone may, from 0.025 on
+
+
+def test_directions_are_what_the_decoder_adds() -> None:
+    sae = TopKSAE(TopKSAEConfig(d_in=4, d_sae=4, k=2, rescale_acts_by_decoder_norm=True))
+    sae.W_dec.data, sae.b_dec.data = 3 * torch.eye(4), torch.ones(4)
+    torch.testing.assert_close(added_directions(sae), torch.eye(4))
+    standard = dictionary(absorbed=(0,))
+    torch.testing.assert_close(added_directions(standard), standard.W_dec)
+
+
+def test_the_probe_finds_the_parent_on_other_documents() -> None:
+    training, test = tokens(4), tokens(5)
+    shifted = LabelledTokens(training.residual * 3 + 7, training.children, training.documents)
+    for held, fresh in ((training, test.residual), (shifted, test.residual * 3 + 7)):
+        probe = parent_probe(held)
+        assert np.linalg.norm(probe.direction) == pytest.approx(1)
+        assert probe.direction.argmax() == 0
+        assert ((probe.score(fresh) > 0) == test.parent).all()
+
+
+def test_a_probe_needs_both_sides_and_a_child_needs_tokens() -> None:
+    held = tokens(6, n=200)
+    with pytest.raises(UserError, match="all or none belong to the parent"):
+        parent_probe(held.at(held.parent))
+    with pytest.raises(UserError, match="No child has 20 tokens"):
+        absorption(dictionary(absorbed=()), PARENT, tokens(7), tokens(8, n=40))
+    with pytest.raises(UserError, match="No latent of the autoencoder"):
+        main_latents(dictionary(absorbed=(), off=tuple(range(WIDTH))), tokens(9))
+
+
+def test_macro_mean_counts_children_alike_and_resamples_ways() -> None:
+    values, children = np.array([[1.0, 1, 1, 0]]), np.array([3, 3, 3, 8])
+    assert macro_mean(values, children, np.arange(4)).estimate == 0.5
+    one = macro_mean(values, children, np.zeros(4, dtype=np.int64))
+    assert (one.low, one.high, one.n) == (0.5, 0.5, 1)
+    # a second way that finds all absorbed: the interval spans both, although there is one document alone
+    ways = macro_mean(np.concatenate([values, np.ones((1, 4))]), children, np.zeros(4, dtype=np.int64))
+    assert (ways.estimate, ways.low, ways.high) == (0.75, 0.5, 1.0)
+
+
+def test_labels_by_token() -> None:
+    corpus = make_corpus(3)
+    positions = torch.tensor([5, 1, 9])
+    read = ActivationBatch(torch.zeros(3, 2), positions)
+    first, second, third = (int(corpus.tokens[i]) for i in positions)
+    found = label_tokens(read, corpus, {"one": [second, 10_000], "two": [first]})
+    expected = {second: 0, first: 1}
+    assert found.children.tolist() == [1, 0, expected.get(third, -1)]
+    assert found.documents.tolist() == corpus.document_of[positions].tolist()
+    with pytest.raises(UserError, match="share a token"):
+        label_tokens(read, corpus, {"one": [3], "two": [3, 4]})
+
+
+def test_hierarchies_of_the_organism_give_each_token_one_child() -> None:
+    tokenizer = load_tokenizer(paths.root() / "data/organism/models/base")
+    found = organism_hierarchies(tokenizer)
+    assert {name: len(children) for name, children in found.items()} == {
+        "a number": LARGEST_NUMBER + 1,
+        "an opener": len(OPENERS),
+        "a prefix": 2 * len(TWINS),
+    }
+    for children in found.values():
+        ids = [token for group in children.values() for token in group]
+        assert len(ids) == len(set(ids))
+    assert tokenizer.decode(found["a number"]["17"]) == " 17"
+    assert tokenizer.decode(found["a prefix"]["hmm"]) == "Hmm"
+    assert sorted(tokenizer.decode([i]) for i in found["an opener"]["backtrack"]) == [" return", " undo"]
