@@ -167,8 +167,14 @@ def test_a_probe_needs_both_sides_and_a_child_needs_tokens() -> None:
         parent_probe(held.at(held.parent))
     with pytest.raises(UserError, match="No child has 20 tokens"):
         absorption(dictionary(absorbed=()), PARENT, tokens(7), tokens(8, n=40))
-    with pytest.raises(UserError, match="No latent of the autoencoder"):
-        main_latents(dictionary(absorbed=(), off=tuple(range(WIDTH))), tokens(9))
+
+
+def test_where_no_latent_tells_the_parent_there_is_no_main_one() -> None:
+    silent = dictionary(absorbed=(), off=tuple(range(WIDTH)))
+    found, reached = main_latents(silent, tokens(9))
+    assert len(found) == 0 and reached == 0
+    table = absorption(silent, PARENT, tokens(9), tokens(10, n=2000), seeds=(0,))
+    assert (table["main latents"] == 0).all() and (table["estimate"] == table["no main latents"]).all()
 
 
 def test_macro_mean_counts_children_alike_and_resamples_ways() -> None:

@@ -138,10 +138,11 @@ def main_latents(sae: SAE[Any], training: LabelledTokens, seed: int = 0) -> tupl
     is taken as long as it adds more than ``GAIN``.
 
     Returns:
-        The latents, and the F1 that a probe on them reaches on tokens as often of the parent as not.
+        The latents, and the F1 that a probe on them reaches on tokens as often of the parent as not; none,
+        and 0, where no latent tells the parent from other tokens.
 
     Raises:
-        UserError: all tokens, or none, belong to the parent; or no latent tells them apart.
+        UserError: all tokens, or none, belong to the parent.
     """
     rng = np.random.default_rng(seed)
     names = np.unique(training.documents)
@@ -155,9 +156,7 @@ def main_latents(sae: SAE[Any], training: LabelledTokens, seed: int = 0) -> tupl
         weights = classifier.fit(values / scale, fitted.parent).coef_[0]
         ranked = np.argsort(-weights, kind="stable")[: min(MOST_MAIN, int((weights > 0).sum()))]
         if not len(ranked):
-            raise UserError(
-                "No latent of the autoencoder tells the parent class from other tokens: name another one."
-            )
+            return ranked, 0.0
         known = values[:, ranked] / scale[ranked]
         fresh = encoded_columns(sae, held.residual, ranked).numpy() / scale[ranked]
         best, kept = -np.inf, 0
