@@ -34,7 +34,7 @@ NEEDED := $(if $(ASKED),$(foreach n,$(NUMBERS),$(if $(filter $n,$(firstword $(so
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all plan test test-fast bench lab organism vocabulary-real verify clean help FORCE $(NUMBERS:%=nb-%)
+.PHONY: all plan test test-fast bench lab organism sanity vocabulary-real verify clean help FORCE $(NUMBERS:%=nb-%)
 
 all: ## every notebook of the profile: figures, tables, claims (PROFILE=, DEVICE=, PARAMS="alpha=0.3")
 
@@ -167,6 +167,9 @@ lab: $(STAMP) ## JupyterLab on the notebooks
 
 organism: $(STAMP) ## the models and autoencoders from nothing (four hours on one core; resumes)
 	$(BIN)/python -m reasoning_features.make_organism
+
+sanity: $(STAMP) ## what notebooks 07 and 08 read: dictionaries, frozen and trained, synthetic data (hours; resumes)
+	$(BIN)/python -m reasoning_features.make_foundations
 
 vocabulary-real: $(STAMP) ## figures 2 and 5 from OpenThoughts (needs a network)
 	$(BIN)/python -m reasoning_features.vocabulary_real

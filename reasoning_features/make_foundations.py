@@ -8,16 +8,17 @@ of a trained one. A finished piece is not done again.
 
 from __future__ import annotations
 
+import argparse
 import shutil
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 
-from reasoning_features import paths
+from reasoning_features import organism_card, paths
 from reasoning_features.activations import stream
 from reasoning_features.autoencoder import load_autoencoder
 from reasoning_features.autoencoder_recipe import Recipe
@@ -32,7 +33,8 @@ from reasoning_features.causal_benchmark import (
 from reasoning_features.corpora import general_corpus, reasoning_corpus
 from reasoning_features.corpus import join
 from reasoning_features.files import write_table
-from reasoning_features.foundations.sweep import sweep_rows
+from reasoning_features.foundations import synthetic_grid
+from reasoning_features.foundations.sweep import step_times, sweep_rows
 from reasoning_features.settings import Settings, load_settings
 from reasoning_features.stage_wise import (
     BASE,
@@ -47,9 +49,8 @@ from reasoning_features.stage_wise import (
 from reasoning_features.stored_benchmarks import PLACE, load_benchmarks, save_benchmark
 from reasoning_features.studied_model import prepare, study_model
 from reasoning_features.subject import Subject, load_subject
+from reasoning_features.workers import Each, each
 
-Each = Callable[[Callable[..., None], Sequence[object]], None]
-"""Does some work for each of several items, perhaps side by side."""
 TRACES = 9000
 """Documents of traces that dictionaries are trained on, and a third as many general ones: the main line's."""
 RECIPE = Recipe("batchtopk", d_sae=512, tokens=4_000_000, learning_rate=3e-3, k=8)
@@ -66,9 +67,10 @@ TRAINED = tuple(
     for seed in range(2)
 )
 ARM, OTHER = "coupled-0", "decoupled-0"
-GAMMAS = (0.0, 0.01, 0.05, 0.25, 1.0, 4.0)
-CHUNKS = (1, 2, 4, 8, 16)
-SWEEP_TOKENS = 1_500_000
+GAMMAS = (0.0, 0.05, 0.25, 1.0, 4.0)
+CHUNKS = (1, 4, 16)
+SWEEP_TOKENS = 1_000_000
+COST_SIZES = (512, 4096)
 
 
 @dataclass(frozen=True)
@@ -84,43 +86,46 @@ class Dictionary:
         return f"{self.arm}-{self.recipe.label}-{self.recipe.seed}"
 
 
-NULL = tuple(recipe for recipe in FROZEN if recipe.architecture != "frozen_encoder")
-"""Baselines under which the main line is repeated."""
 DICTIONARIES = (
     *(Dictionary(ARM, recipe) for recipe in (*TRAINED, *FROZEN)),
-    *(Dictionary(OTHER, recipe) for recipe in (TRAINED[0], FROZEN[0], FROZEN[2])),
+    *(Dictionary(OTHER, recipe) for recipe in (TRAINED[0], FROZEN[2])),
 )
-BENCHMARKED = tuple(d for d in DICTIONARIES if d.recipe.seed == 0 and d.recipe != FROZEN[3])
-STUDIED = tuple(d for d in BENCHMARKED if d.arm == ARM and d.recipe != FROZEN[1])
+BENCHMARKED = tuple(d for d in DICTIONARIES if d.recipe.seed == 0 and d.recipe not in (FROZEN[1], FROZEN[3]))
+"""Those under which the scorers are judged: all directions frozen, nearly frozen, and trained."""
+STUDIED = tuple(d for d in BENCHMARKED if d.arm == ARM and d.recipe.architecture != "matryoshka")
 
 
-def make(folder: Path, unfinished: Path, each: Each) -> None:
+def make(folder: Path, unfinished: Path, every: Each) -> None:
     """All pieces in order; those that are there are skipped.
 
     Args:
         folder: ``foundations`` of the organism's folder.
         unfinished: where finished conditions of a steering study are kept until the study is.
-        each: does a piece of work for every item.
+        every: does a piece of work for every item.
     """
-    missing = [d for d in DICTIONARIES if not (folder / "autoencoders" / d.name).exists()]
-    each(partial(make_dictionary, folder), missing)
+    every(partial(make_dictionaries, folder), [ARM, OTHER])
     if not (folder / "sweep.parquet").exists():
         make_sweep(folder)
-    each(partial(measure, folder), [d for d in BENCHMARKED if not (folder / "truth" / d.name).exists()])
+    if not (folder / "costs.parquet").exists():
+        make_costs(folder)
+    every(partial(measure, folder), [d for d in BENCHMARKED if not (folder / "truth" / d.name).exists()])
     stages = [(recipe, path) for recipe in (TRAINED[0], FROZEN[0]) for path in ("S", *PATHS)]
     for recipe, path in stages:  # in order: each goes on from one before it
         if not _stage_folder(folder, recipe, path).exists():
             make_stage(folder, recipe, path)
     missing = [d for d in STUDIED if not (folder / "steering" / d.name).exists()]
-    each(partial(study, folder, unfinished), missing)
+    every(partial(study, folder, unfinished), missing)
 
 
-def make_dictionary(folder: Path, dictionary: Dictionary) -> None:
-    """One autoencoder, over traces, general texts and prose."""
+def make_dictionaries(folder: Path, arm: str) -> None:
+    """One model's autoencoders that are missing, over traces, general texts and prose."""
     torch.set_num_threads(1)
-    subject, residual = _activations(dictionary.arm)
-    trained = train_autoencoder(residual, dictionary.recipe, dictionary.arm, subject.hook_name)
-    _store(trained, folder / "autoencoders" / dictionary.name)
+    places = {d: folder / "autoencoders" / d.name for d in DICTIONARIES if d.arm == arm}
+    missing = {dictionary: place for dictionary, place in places.items() if not place.exists()}
+    if missing:
+        subject, residual = _activations(arm)
+        for dictionary, place in missing.items():
+            _store(train_autoencoder(residual, dictionary.recipe, arm, subject.hook_name), place)
 
 
 def make_sweep(folder: Path) -> None:
@@ -133,6 +138,25 @@ def make_sweep(folder: Path) -> None:
     recipes.append(replace(usual, every=5))
     both = [replace(recipe, seed=seed) for recipe in recipes for seed in range(2)]
     write_table(folder / "sweep.parquet", sweep_rows(residual, both, ARM, subject.hook_name))
+
+
+def make_costs(folder: Path) -> None:
+    """What a training step of OrtSAE costs against one of BatchTopK, at two sizes."""
+    torch.set_num_threads(1)
+    subject, residual = _activations(ARM)
+    tables = []
+    for d_sae in COST_SIZES:
+        plain = replace(RECIPE, d_sae=d_sae)
+        ours = replace(plain, architecture="ortsae")
+        recipes = {
+            "BatchTopK": plain,
+            "Matryoshka": replace(plain, architecture="matryoshka"),
+            "OrtSAE, K = 1": ours,
+            "OrtSAE, K = 8": replace(ours, chunks=8),
+            "OrtSAE, every 5th step": replace(ours, every=5),
+        }
+        tables.append(step_times(residual, recipes, subject.hook_name))
+    write_table(folder / "costs.parquet", pd.concat(tables, ignore_index=True))
 
 
 def settings_of(folder: Path, dictionary: Dictionary) -> tuple[Settings, Subject]:
@@ -215,3 +239,21 @@ def _store(trained: Training, directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.parent.mkdir(parents=True, exist_ok=True)
     save_autoencoder(trained.sae, directory, {"training": trained.history})
+
+
+def main() -> None:
+    """The command line: ``python -m reasoning_features.make_foundations [--workers N]``."""
+    parser = argparse.ArgumentParser(description="Train what notebooks 07 and 08 read (resumable).")
+    parser.add_argument("--workers", type=int, default=1, help="pieces side by side, one thread each")
+    options = parser.parse_args()
+    organism = paths.root() / "data/organism"
+    side_by_side = partial(each, workers=options.workers)
+    folder = organism / "foundations"
+    make(folder, organism / "checkpoints" / "foundations", side_by_side)
+    synthetic_grid.make(organism / "checkpoints" / "synthetic", side_by_side)
+    write_table(folder / synthetic_grid.TABLE, synthetic_grid.merged(organism / "checkpoints" / "synthetic"))
+    organism_card.write(organism)
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,17 @@ from reasoning_features.significance import Interval, bootstrap_mean, bootstrap_
 from reasoning_features.tables import to_markdown
 
 COUPLED, DECOUPLED = ("coupled-0", "coupled-1", "coupled-2"), ("decoupled-0", "decoupled-1", "decoupled-2")
-SHIPPED = ("models", "autoencoders", "evaluation", "gate", "convergence", "truth", "steering", "diffing")
+SHIPPED = (
+    "models",
+    "autoencoders",
+    "evaluation",
+    "gate",
+    "convergence",
+    "truth",
+    "steering",
+    "diffing",
+    "foundations",
+)
 ARMS = {"coupled": COUPLED, "decoupled": DECOUPLED}
 
 

@@ -169,7 +169,9 @@ class Run:
         """
         path = paths.resolve(place)
         if not path.exists():
-            raise MissingArtefact(f"There is no {place}: `make organism` and `make sanity` make what is shipped.")
+            raise MissingArtefact(
+                f"There is no {place}: `make organism` and `make sanity` make what is shipped."
+            )
         self._note(read=path)
         return place
 

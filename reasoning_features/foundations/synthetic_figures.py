@@ -1,0 +1,151 @@
+"""Figures of the sanity checks on data with known features: how much is explained, and how much is found.
+
+Trained autoencoders have filled marks and colours, the frozen baselines hollow marks in greys.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+
+from reasoning_features.figures import COLOURS, LINES, MARKERS, new_figure
+from reasoning_features.foundations.names import NAMES
+from reasoning_features.foundations.synthetic_cells import FIRINGS, FROZEN, TRAINED
+from reasoning_features.foundations.synthetic_grid import EXPLAINED, by_frequency, curves, last, summary
+
+GREYS = ("0", "0.4", "0.6")
+TITLES = {"equal": "equally frequent", "unequal": "unequally frequent"}
+
+
+def style(architecture: str) -> dict[str, Any]:
+    """How an architecture's mark and line look, with its name as ``label``."""
+    frozen = architecture in FROZEN
+    place = FROZEN.index(architecture) if frozen else TRAINED.index(architecture)
+    colour = GREYS[place] if frozen else COLOURS[place]
+    return {
+        "color": colour,
+        "marker": MARKERS[place],
+        "markerfacecolor": "white" if frozen else colour,
+        "linestyle": LINES[3] if frozen else LINES[place % 3],
+        "label": NAMES[architecture],
+    }
+
+
+def draw_recovery(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Share of features recovered against variance explained at the end of training, a panel a firing.
+
+    Worlds larger than the smallest have larger marks with black edges. Bars are the 95% intervals of
+    :func:`~reasoning_features.foundations.synthetic_grid.summary`.
+
+    Returns:
+        The figure, and the summary.
+    """
+    data = summary(grid)
+    smallest = data["features"].min()
+    fig, axes = new_figure(1, 2, height=2.9, sharey=True, squeeze=False)
+    for ax, firing in zip(axes[0], FIRINGS, strict=True):
+        for row in data[data["firing"] == firing].to_dict("records"):
+            at, share = row[EXPLAINED], row["recovered"]
+            across = [[at - row[f"{EXPLAINED} low"]], [row[f"{EXPLAINED} high"] - at]]
+            up = [[share - row["recovered low"]], [row["recovered high"] - share]]
+            look = style(row["architecture"]) | {"linestyle": ""}
+            if row["features"] > smallest:
+                look |= {"markersize": 8, "markeredgecolor": "black", "label": "_"}
+            # where nothing was found the interval begins above 0: there is no bar below then
+            ax.errorbar(at, share, np.maximum(up, 0), across, capsize=2, **look)
+        ax.set(xlabel=EXPLAINED, title=f"{TITLES[firing]} features")
+    larger = {
+        f"{features:,} features": Line2D([], [], linestyle="", marker="o", ms=8, mfc="0.8", mec="black")
+        for features in sorted(set(data["features"]) - {smallest})
+    }
+    _finish(fig, axes, larger)
+    return fig, data
+
+
+def draw_steps(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Share of features recovered against training steps, a panel a size and firing.
+
+    Lines are means over seeds, bands go from the lowest seed to the highest.
+
+    Returns:
+        The figure, and the grid's curves: a row a training and step.
+    """
+    data = curves(grid)
+    sizes = sorted(set(data["features"]))
+    fig, axes = new_figure(len(sizes), 2, height=2.2, sharex=True, sharey=True, squeeze=False)
+    first = int(data.loc[data["step"] > 0, "step"].min())
+    for row, features in zip(axes, sizes, strict=True):
+        for ax, firing in zip(row, FIRINGS, strict=True):
+            held = data[(data["features"] == features) & (data["firing"] == firing)]
+            for architecture, rows in held.groupby("architecture", sort=False):
+                seeds, look = rows.groupby("step")["recovered"], style(str(architecture))
+                steps = list(seeds.groups)
+                ax.fill_between(steps, seeds.min(), seeds.max(), color=look["color"], alpha=0.15, linewidth=0)
+                ax.plot(steps, seeds.mean(), **look)
+            ax.set_title(f"{features:,} {TITLES[firing]} features")
+            ax.set_xscale("symlog", linthresh=first, linscale=0.4)
+            ax.set_xlim(left=-first / 5)
+    for ax in axes[-1]:
+        ax.set_xlabel("training steps")
+    _finish(fig, axes)
+    return fig, data
+
+
+def draw_frequency(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Share of features recovered by how often they are active, where that differs: trained, and frozen.
+
+    Bands are Wilson's 95% intervals over the features of all seeds. The axis above says how many activations
+    with the feature a training has seen: what it has hardly seen it cannot find.
+
+    Returns:
+        The figure, and what is drawn: a row an architecture and bin.
+    """
+    unequal = grid[grid["firing"] == "unequal"]
+    data = by_frequency(unequal)
+    panels = [
+        (features, group)
+        for features in sorted(set(data["features"]))
+        for group in (TRAINED, FROZEN)
+        if data[data["features"] == features]["architecture"].isin(group).any()
+    ]
+    fig, axes = new_figure(1, len(panels), height=3.1, sharey=True, sharex=True, squeeze=False)
+    for ax, (features, group) in zip(axes.flat, panels, strict=True):
+        held = data[data["features"] == features]
+        for architecture in [name for name in group if name in set(held["architecture"])]:
+            rows, look = held[held["architecture"] == architecture], style(architecture)
+            middle = np.sqrt(rows["from"] * rows["to"])
+            ax.fill_between(middle, rows["low"], rows["high"], color=look["color"], alpha=0.12, linewidth=0)
+            ax.plot(middle, rows["recovered"], **look)
+        ax.set(xscale="log", xlabel="probability of being active")
+        ax.set_title(f"{'frozen' if group == FROZEN else 'trained'}, {features:,} features")
+        _times_seen(ax, int(last(unequal[unequal["features"] == features])["samples"].max()))
+    _finish(fig, axes)
+    return fig, data
+
+
+def _times_seen(ax: Axes, samples: int) -> None:
+    """An axis above that has so many activations times the probability."""
+    above = ax.secondary_xaxis(
+        "top", functions=(partial(np.multiply, samples), partial(np.multiply, 1 / samples))
+    )
+    above.set_xlabel("times active in training")
+
+
+def _finish(fig: Figure, axes: Any, more: dict[str, Any] | None = None) -> None:
+    """Shares as percentages, and one legend for all panels, in the order of the names, below them."""
+    found: dict[str, Any] = {}
+    for row in axes:
+        row[0].set_ylabel("features recovered")
+        for ax in row:
+            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            handles, labels = ax.get_legend_handles_labels()
+            found |= dict(zip(labels, handles, strict=True))
+    shown = {name: found[name] for name in NAMES.values() if name in found} | (more or {})
+    fig.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=5)

@@ -1,0 +1,80 @@
+"""`make sanity` end to end, with recipes too short to learn anything: whole, and nothing done twice."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from reasoning_features import make_foundations, paths, stage_wise
+from reasoning_features.foundations import shipped
+from reasoning_features.settings import load_settings
+
+ORGANISM = paths.root() / "data" / "organism"
+
+
+def small_settings(profile: str, **overrides):
+    few = {"decisions": 10, "random_directions": 10, "random_vocabularies": 4, "slot_vocabularies": 4}
+    return load_settings("smoke", **overrides, **few)
+
+
+def listing(folder: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def one_by_one(work, items) -> None:
+    for item in items:
+        work(item)
+
+
+@pytest.mark.slow
+def test_every_piece_from_nothing(repository, monkeypatch):
+    models = repository / "data" / "organism" / "models"
+    for name in ("base", make_foundations.ARM, make_foundations.OTHER):
+        shutil.copytree(ORGANISM / "models" / name, models / name, dirs_exist_ok=True)
+    short = {"tokens": 2_048, "batch": 512, "d_sae": 160}
+    plain = replace(make_foundations.RECIPE, **short)
+    frozen = replace(make_foundations.FROZEN[0], **short)
+    made = [
+        make_foundations.Dictionary(make_foundations.ARM, plain),
+        make_foundations.Dictionary(make_foundations.ARM, frozen),
+        make_foundations.Dictionary(make_foundations.OTHER, plain),
+    ]
+    for name, value in {
+        "TRACES": 60, "RECIPE": plain, "TRAINED": (plain,), "FROZEN": (frozen,), "DICTIONARIES": tuple(made),
+        "BENCHMARKED": tuple(made[:2]), "STUDIED": tuple(made[:1]), "SWEEP_TOKENS": 1024,
+        "GAMMAS": (0.0, 0.25), "CHUNKS": (1, 4), "COST_SIZES": (32,), "load_settings": small_settings,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(make_foundations, name, value)
+
+    folder = repository / "data" / "organism" / "foundations"
+    make_foundations.make(folder, repository / "unfinished", one_by_one)
+
+    place = "data/organism/foundations"
+    hook = "blocks.2.hook_resid_post"
+    named = shipped.load_dictionaries(place, make_foundations.ARM, 128, hook)
+    assert list(named) == ["BatchTopK", "frozen decoder"]
+    assert list(shipped.benchmarks_by_name(place, make_foundations.ARM)) == list(named)
+    assert list(shipped.studies_by_name(place, make_foundations.ARM)) == ["BatchTopK"]
+    for label in ("batchtopk", "frozen_decoder-iso"):
+        stages = stage_wise.load_stages(shipped.stages_folder(place, label), make_foundations.ARM, 128, hook)
+        assert list(stages) == ["S", *stage_wise.PATHS]
+    swept = pd.read_parquet(folder / "sweep.parquet")
+    assert len(swept) == 2 * (2 + 1 + 1) and swept["MeanCosSim"].notna().all()
+    costs = pd.read_parquet(folder / "costs.parquet")
+    assert set(costs["name"]) >= {"BatchTopK", "OrtSAE, K = 1"} and (costs["seconds"] > 0).all()
+
+    before = listing(folder)
+    make_foundations.make(folder, repository / "unfinished", one_by_one)
+    assert listing(folder) == before
+
+
+def test_names_say_model_architecture_start_and_seed():
+    names = [dictionary.name for dictionary in make_foundations.DICTIONARIES]
+    assert len(set(names)) == len(names)
+    assert {"coupled-0-ortsae-1", "coupled-0-frozen_decoder-cov-0", "decoupled-0-batchtopk-0"} <= set(names)
+    assert {d.name for d in make_foundations.STUDIED} <= {d.name for d in make_foundations.BENCHMARKED}
+    assert all(d.recipe.k == make_foundations.RECIPE.k for d in make_foundations.DICTIONARIES)
