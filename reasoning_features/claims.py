@@ -122,6 +122,12 @@ def record(
     return said
 
 
+def missing(run: Run) -> list[str]:
+    """The claims of the run's notebook that it has not recorded yet, in order."""
+    held = read_json(_path(run)) if run.has_written(_path(run)) else {}
+    return [c.id for c in ALL_CLAIMS if c.notebook == run.notebook and c.id not in held]
+
+
 def record_untestable(run: Run, id: str) -> str:
     """Record that a claim cannot be tested on this text, which lacks what it takes; gives the verdict."""
     nothing = {"ours": None, "interval": None, "n": None, "control": None}

@@ -257,7 +257,7 @@ def test_killed_within_a_sweep_its_finished_conditions_are_not_asked_again(refer
     killed.wait(lambda: len(list(unfinished.rglob("*.safetensors"))) >= enough, limit=600)
     killed.kill_all()
     kept = list(unfinished.rglob("*.safetensors"))
-    assert len(kept) >= enough and finished(folder)[-1] == "06"
+    assert len(kept) >= enough and "05" not in finished(folder)
     numbers = {path: path.stat().st_ino for path in kept}
     for path in kept:  # so that no other file is given these numbers
         os.link(path, tmp_path / f"{path.parent.name}-{path.name}")
