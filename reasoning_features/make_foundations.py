@@ -70,7 +70,9 @@ ARM, OTHER = "coupled-0", "decoupled-0"
 GAMMAS = (0.0, 0.05, 0.25, 1.0, 4.0)
 CHUNKS = (1, 4, 16)
 SWEEP_TOKENS = 1_000_000
-COST_SIZES = (512, 4096)
+COST_SIZES = (512, 2048)
+COST_TRACES = 300
+"""Documents whose activations serve to time a step: enough for some batches."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def make_sweep(folder: Path) -> None:
 def make_costs(folder: Path) -> None:
     """What a training step of OrtSAE costs against one of BatchTopK, at two sizes."""
     torch.set_num_threads(1)
-    subject, residual = _activations(ARM)
+    subject, residual = _activations(ARM, COST_TRACES)
     tables = []
     for d_sae in COST_SIZES:
         plain = replace(RECIPE, d_sae=d_sae)
@@ -223,13 +225,14 @@ def _stage_folder(folder: Path, recipe: Recipe, path: str) -> Path:
     return folder / "diffing" / recipe.label / owner / name
 
 
-def _activations(arm: str) -> tuple[Subject, Tensor]:
-    """A model and its activations on the text of the main autoencoders."""
+def _activations(arm: str, traces: int | None = None) -> tuple[Subject, Tensor]:
+    """A model and its activations on the text of the main autoencoders, or on fewer traces of it."""
+    n = TRACES if traces is None else traces
     settings = load_settings("organism", subject=f"data/organism/models/{arm}")
     subject = load_subject(settings.subject, settings.layer)
     texts = [
-        reasoning_corpus(settings, subject.tokenizer, "training", documents=TRACES),
-        general_corpus(settings, subject.tokenizer, "training", documents=TRACES // 3),
+        reasoning_corpus(settings, subject.tokenizer, "training", documents=n),
+        general_corpus(settings, subject.tokenizer, "training", documents=n // 3),
     ]
     corpus = join("dictionaries", texts)
     return subject, torch.cat([b.residual for b in stream(subject, corpus, settings.batch_tokens)])

@@ -30,7 +30,7 @@ PAPER_UNIQUE, PAPER_WIDTH = 0.2, 2304
 """A latent is unique below this cosine with all of another dictionary (OrtSAE), in Gemma-2-2B's stream."""
 RANDOM_QUANTILE = 0.95
 """Share of random directions that are to count as unique beside a dictionary."""
-RANDOM_DIRECTIONS = 2**15
+RANDOM_DIRECTIONS = 2**13
 """Random directions that a quantile, and a share, is estimated from."""
 RANDOM_DRAWS = 20
 """Random dictionaries that a dictionary is compared with."""

@@ -42,7 +42,7 @@ def sweep_rows(residual: Tensor, recipes: Sequence[Recipe], model_name: str, hoo
 
 
 def step_times(
-    residual: Tensor, recipes: Mapping[str, Recipe], hook_name: str, steps: int = 20, runs: int = 9
+    residual: Tensor, recipes: Mapping[str, Recipe], hook_name: str, steps: int = 5, runs: int = 9
 ) -> pd.DataFrame:
     """Seconds of a training step of several recipes, run in turn, after as many steps to warm up.
 

@@ -63,10 +63,10 @@ class Cell:
         )
 
 
-CELLS = tuple(
-    Cell(architecture, firing, seed)
-    for seed in range(2)
-    for firing in FIRINGS
-    for architecture in (*TRAINED, *FROZEN)
+REPEATED: tuple[Architecture, ...] = ("topk", "batchtopk")
+"""Those that the paper's numbers are of: they get a second seed where features are equally frequent."""
+CELLS = (
+    *(Cell(architecture, firing, 0) for firing in FIRINGS for architecture in (*TRAINED, *FROZEN)),
+    *(Cell(architecture, "equal", 1) for architecture in REPEATED),
 )
 """Worlds of half the paper's width, a quarter of its features, half as many active."""
