@@ -134,29 +134,31 @@ def halves(standings: Standings, seed: int = 0) -> tuple[Codes, Codes]:
 def draw_pairs(
     standings: Standings, n: int, seed: int = 0, documents: Codes | None = None
 ) -> tuple[Codes, Codes]:
-    """Base and source ``[n]`` of pairs of test decisions that differ in both attributes.
+    """Base and source ``[≤ n]`` of pairs of test decisions that differ in both attributes.
 
     Half of the bases have a wrong result, half a right one; none is a base twice.
 
     Args:
         standings: the decisions.
-        n: how many pairs.
+        n: how many pairs at most: fewer where there are fewer decisions of one result.
         seed: of the draw.
         documents: where bases and sources are drawn (one of :func:`halves`); by default all test documents.
 
     Raises:
-        UserError: there are too few decisions of some sides.
+        UserError: some pair of sides has no decision.
     """
     rng = np.random.default_rng(seed)
     test, sides = ~standings.training, standings.sides
     if documents is not None:
         test = test & np.isin(standings.documents, documents)
+    of_result = [np.flatnonzero(test & (sides[:, 0] == result)) for result in (False, True)]
+    each = min(n // 2, *map(len, of_result))
     bases, sources = [], []
     for result in (False, True):
-        able = rng.permutation(np.flatnonzero(test & (sides[:, 0] == result)))[: n // 2]
         fitting = [np.flatnonzero(test & (sides == (not result, style)).all(1)) for style in (False, True)]
-        if len(able) < n // 2 or not all(map(len, fitting)):
-            raise UserError(f"There are too few decisions for {n} pairs: take more documents or fewer pairs.")
+        if not all(map(len, fitting)):
+            raise UserError("Some pair of result and style is in no test document: take more documents.")
+        able = rng.permutation(of_result[result])[:each]
         bases += able.tolist()
         sources += [int(rng.choice(fitting[int(not sides[base, 1])])) for base in able]
     return np.array(bases), np.array(sources)
