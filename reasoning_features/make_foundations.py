@@ -23,18 +23,13 @@ from reasoning_features.activations import stream
 from reasoning_features.autoencoder import load_autoencoder
 from reasoning_features.autoencoder_recipe import Recipe
 from reasoning_features.autoencoder_training import Training, save_autoencoder, train_autoencoder
-from reasoning_features.causal_benchmark import (
-    causal_effects,
-    draw_words,
-    gather_evidence,
-    held_out_decisions,
-    identity,
-)
+from reasoning_features.causal_benchmark import identity
 from reasoning_features.corpora import general_corpus, reasoning_corpus
 from reasoning_features.corpus import join
 from reasoning_features.files import write_table
 from reasoning_features.foundations import synthetic_grid
 from reasoning_features.foundations.sweep import step_times, sweep_rows
+from reasoning_features.make_truth import make_truth
 from reasoning_features.settings import Settings, load_settings
 from reasoning_features.stage_wise import (
     BASE,
@@ -46,7 +41,7 @@ from reasoning_features.stage_wise import (
     stage_recipe,
     stages_of,
 )
-from reasoning_features.stored_benchmarks import PLACE, load_benchmarks, save_benchmark
+from reasoning_features.stored_benchmarks import PLACE, load_benchmarks
 from reasoning_features.studied_model import prepare, study_model
 from reasoning_features.subject import Subject, load_subject
 from reasoning_features.workers import Each, each
@@ -161,34 +156,26 @@ def make_costs(folder: Path) -> None:
     write_table(folder / "costs.parquet", pd.concat(tables, ignore_index=True))
 
 
-def settings_of(folder: Path, dictionary: Dictionary) -> tuple[Settings, Subject]:
-    """The profile's settings with this model and dictionary, and the model."""
+def settings_of(folder: Path, dictionary: Dictionary) -> Settings:
+    """The profile's settings with this model and dictionary."""
     given = {
         "subject": folder.parent / "models" / dictionary.arm,
         "autoencoder": folder / "autoencoders" / dictionary.name,
     }
-    settings = load_settings("organism", **{field: paths.relative(path) for field, path in given.items()})
-    return settings, load_subject(settings.subject, settings.layer)
+    return load_settings("organism", **{field: paths.relative(path) for field, path in given.items()})
 
 
 def measure(folder: Path, dictionary: Dictionary) -> None:
     """Evidence of one dictionary's features, and their causal effects on held-out decisions."""
     torch.set_num_threads(1)
-    settings, subject = settings_of(folder, dictionary)
-    sae = load_autoencoder(settings.autoencoder, subject.d_model, subject.hook_name)
-    evidence = gather_evidence(settings, subject, sae, draw_words(settings, subject))
-    decisions = held_out_decisions(settings, subject)
-    effects = causal_effects(settings, subject, sae, decisions, evidence, [PLACE])
-    fresh = folder / "truth" / f".{dictionary.name}.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    save_benchmark(fresh, evidence, effects, identity(settings, sae))
-    fresh.rename(folder / "truth" / dictionary.name)
+    make_truth(folder / "truth" / dictionary.name, settings_of(folder, dictionary), [PLACE])
 
 
 def study(folder: Path, unfinished: Path, dictionary: Dictionary) -> None:
     """The equal search on one dictionary, by the main line's rules and on its problems."""
     torch.set_num_threads(1)
-    settings, subject = settings_of(folder, dictionary)
+    settings = settings_of(folder, dictionary)
+    subject = load_subject(settings.subject, settings.layer)
     sae = load_autoencoder(settings.autoencoder, subject.d_model, subject.hook_name)
     own = identity(settings, sae)
     (benchmark,) = [b for b in load_benchmarks(folder / "truth") if b.identity == own]

@@ -24,19 +24,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reasoning_features import make_diffing, make_steering, organism_card, paths
 from reasoning_features.activations import stream
-from reasoning_features.autoencoder import load_autoencoder
 from reasoning_features.autoencoder_recipe import Recipe as AutoencoderRecipe
 from reasoning_features.autoencoder_training import convergence, save_autoencoder, train_autoencoder
-from reasoning_features.causal_benchmark import (
-    causal_effects,
-    draw_words,
-    gather_evidence,
-    held_out_decisions,
-    identity,
-)
 from reasoning_features.corpora import general_corpus, reasoning_corpus
 from reasoning_features.corpus import join
 from reasoning_features.files import write_table
+from reasoning_features.make_truth import make_truth
 from reasoning_features.organism.evaluation import MOVES_COUNTED, solve
 from reasoning_features.organism.gate import SWAPS, decision_log_odds
 from reasoning_features.organism.problems import FAMILIES, Mixture, problems
@@ -50,7 +43,7 @@ from reasoning_features.organism.traces import (
 )
 from reasoning_features.organism.training import Recipe, new_model, save_model, train
 from reasoning_features.settings import load_settings
-from reasoning_features.stored_benchmarks import PLACE, TRACE, save_benchmark
+from reasoning_features.stored_benchmarks import PLACE, TRACE
 from reasoning_features.subject import load_subject
 from reasoning_features.workers import each
 
@@ -204,16 +197,7 @@ def measure_truth(folder: Path, benchmarked: tuple[Arm, int]) -> None:
     name = benchmark_name(arm, seed)
     given = {"subject": folder / "models" / arm.name, "autoencoder": folder / "autoencoders" / name}
     settings = load_settings("organism", **{field: paths.relative(path) for field, path in given.items()})
-    subject = load_subject(settings.subject, settings.layer)
-    sae = load_autoencoder(settings.autoencoder, subject.d_model, subject.hook_name)
-    evidence = gather_evidence(settings, subject, sae, draw_words(settings, subject))
-    decisions = held_out_decisions(settings, subject)
-    places = (PLACE, TRACE) if name in WHOLE_TRACE else (PLACE,)
-    effects = causal_effects(settings, subject, sae, decisions, evidence, places)
-    fresh = folder / "truth" / f".{name}.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    save_benchmark(fresh, evidence, effects, identity(settings, sae))
-    fresh.rename(folder / "truth" / name)
+    make_truth(folder / "truth" / name, settings, (PLACE, TRACE) if name in WHOLE_TRACE else (PLACE,))
 
 
 def _load(folder: Path) -> tuple[Any, Any]:

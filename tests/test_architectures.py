@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sae_lens import SAE
+from safetensors.torch import load_file, save_file
 
 from reasoning_features.autoencoder import quality
 from reasoning_features.autoencoder_recipe import Architecture, Recipe
@@ -59,17 +60,17 @@ def test_a_training_learns_and_its_file_is_plain_saelens(residual, trainings, tm
     assert explained.iloc[-1] > max(0.3, explained.iloc[0] + 0.1)
     save_autoencoder(training.sae, tmp_path / "sae")
     plain = (
-        "import sys, torch\nfrom sae_lens import SAE\n"
+        "import sys\nfrom safetensors.torch import load_file, save_file\nfrom sae_lens import SAE\n"
         "sae = SAE.load_from_disk(sys.argv[1])\n"
         "assert 'reasoning_features' not in sys.modules\n"
-        "x = torch.load(sys.argv[2], weights_only=True)\n"
-        "torch.save(sae.encode(x), sys.argv[3])"
+        "x = load_file(sys.argv[2])['x']\n"
+        "save_file({'f': sae.encode(x).detach().contiguous()}, sys.argv[3])"
     )
-    torch.save(residual[:512], tmp_path / "x.pt")
-    given = [str(tmp_path / name) for name in ("sae", "x.pt", "f.pt")]
+    save_file({"x": residual[:512]}, tmp_path / "x.safetensors")
+    given = [str(tmp_path / name) for name in ("sae", "x.safetensors", "f.safetensors")]
     if architecture in ("ortsae", "soft_frozen_decoder"):  # one process each is enough of a check
         subprocess.run([sys.executable, "-c", plain, *given], check=True)
-        features = torch.load(tmp_path / "f.pt", weights_only=True)
+        features = load_file(tmp_path / "f.safetensors")["f"]
     else:
         features = SAE.load_from_disk(tmp_path / "sae").encode(residual[:512])
     assert torch.equal(features, training.sae.encode(residual[:512]))
