@@ -8,7 +8,6 @@ stages trained from scratch.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +19,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reasoning_features import paths
-from reasoning_features.activations import stream
 from reasoning_features.autoencoder import best_cosines, load_autoencoder
 from reasoning_features.autoencoder_recipe import Recipe as AutoencoderRecipe
-from reasoning_features.autoencoder_training import Training, train_autoencoder
-from reasoning_features.corpora import general_corpus, reasoning_corpus
-from reasoning_features.corpus import Corpus, join
+from reasoning_features.autoencoder_training import train_autoencoder
+from reasoning_features.make_activations import main_activations, stage_activations
 from reasoning_features.organism.traces import Document, prose_documents
 from reasoning_features.organism.training import Recipe, save_model, train
 from reasoning_features.settings import load_settings
@@ -42,7 +39,6 @@ from reasoning_features.stage_wise import (
     load_stage,
     reads_fine_tuned,
     stage_before,
-    stage_corpus,
     stage_recipe,
     stages_of,
     store,
@@ -87,6 +83,10 @@ class Plan:
         """A model's directory."""
         return self.home / PLACEBO_MODEL if name == PLACEBO else self.folder / "models" / name
 
+    def activations(self, model: str, stage: Stage, arm: str) -> tuple[Subject, Tensor]:
+        """A model, and its activations on a stage's data; an arm says which kind of traces are reasoning."""
+        return stage_activations(self.model(model), stage, self.model(arm), self.documents)
+
 
 def make(plan: Plan, each: Each) -> None:
     """All pieces in order; those that are there are skipped."""
@@ -121,11 +121,11 @@ def make_placebo(plan: Plan) -> None:
 def make_start(plan: Plan) -> None:
     """S, its second seed, and the placebo stages, which change nothing."""
     torch.set_num_threads(1)
-    subject, residual = _activations(plan, BASE, "S", plan.arms[0])
+    subject, residual = plan.activations(BASE, "S", plan.arms[0])
     for seed in (0, 1):
         recipe = replace(plan.recipe, seed=seed)
         trained = train_autoencoder(residual, recipe, BASE, subject.hook_name)
-        _store(trained, plan.home / BASE / f"S-{seed}")
+        store(trained, plan.home / BASE / f"S-{seed}")
     for path in PLACEBO_STAGES:
         _go_on(plan, subject, residual, path, BASE)
 
@@ -138,20 +138,16 @@ def make_paths(plan: Plan, model: str) -> None:
             stage = stages_of(path)[-1]
             reader = model if reads_fine_tuned(stage) else BASE
             arm = plan.arms[0] if model == PLACEBO else model
-            _go_on(plan, *_activations(plan, reader, stage, arm), path, model)
+            _go_on(plan, *plan.activations(reader, stage, arm), path, model)
 
 
 def make_layer(plan: Plan, layer: int) -> None:
     """The autoencoder of another layer of the first arm, on the main autoencoder's text."""
     torch.set_num_threads(1)
     arm = plan.arms[0]
-    settings = load_settings("organism", subject=paths.relative(plan.model(arm)))
-    subject = load_subject(settings.subject, layer)
-    traces = reasoning_corpus(settings, subject.tokenizer, "training", documents=plan.documents)
-    general = general_corpus(settings, subject.tokenizer, "training", documents=plan.documents // 3)
-    residual = _read(subject, join("autoencoder training", [traces, general]), settings.batch_tokens)
+    subject, residual = main_activations(plan.model(arm), plan.documents, layer)
     recipe = replace(plan.recipe, seed=SEED_OF_LAYERS + layer)
-    _store(train_autoencoder(residual, recipe, arm, subject.hook_name), plan.home / "layers" / str(layer))
+    store(train_autoencoder(residual, recipe, arm, subject.hook_name), plan.home / "layers" / str(layer))
 
 
 def make_references(plan: Plan, arm: str) -> None:
@@ -165,7 +161,7 @@ def make_references(plan: Plan, arm: str) -> None:
     main = plan.folder / "autoencoders" / f"{arm}-{plan.recipe.architecture}-{plan.recipe.seed}"
     tables = []
     for stage in STAGES[1:]:
-        subject, residual = _activations(plan, arm if reads_fine_tuned(stage) else BASE, stage, arm)
+        subject, residual = plan.activations(arm if reads_fine_tuned(stage) else BASE, stage, arm)
         recipe = replace(plan.recipe, seed=SEEDS_OF_REFERENCES[stage])
         trained = train_autoencoder(residual, recipe, Path(subject.name).name, subject.hook_name)
         features = load_autoencoder(paths.relative(main), subject.d_model).W_dec
@@ -179,30 +175,10 @@ def make_references(plan: Plan, arm: str) -> None:
     path.with_suffix(".new").rename(path)
 
 
-def _activations(plan: Plan, model: str, stage: Stage, arm: str) -> tuple[Subject, Tensor]:
-    """A model, and its activations on a stage's data; an arm says which kind of traces are reasoning data."""
-    settings = load_settings("organism")
-    subject = load_subject(paths.relative(plan.model(model)), settings.layer)
-    traces_of = paths.relative(plan.model(arm))
-    corpus = stage_corpus(stage, settings, subject.tokenizer, traces_of, plan.documents)
-    return subject, _read(subject, corpus, settings.batch_tokens)
-
-
-def _read(subject: Subject, corpus: Corpus, batch_tokens: int) -> Tensor:
-    return torch.cat([batch.residual for batch in stream(subject, corpus, batch_tokens)])
-
-
 def _go_on(plan: Plan, subject: Subject, residual: Tensor, path: str, model: str) -> None:
     """Train and store the last stage of a path, from the stored stage before it."""
     before = stage_before(path)
     sae = load_stage(paths.relative(plan.home), model, before, subject.d_model, subject.hook_name)
     recipe = stage_recipe(plan.recipe, path)
     trained = fine_tune(sae, residual, recipe, Path(subject.name).name, subject.hook_name)
-    _store(trained, plan.home / model / path)
-
-
-def _store(trained: Training, directory: Path) -> None:
-    """Stores a stage in place of one that is there, as when an interrupted piece is done again."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    store(trained, directory)
+    store(trained, plan.home / model / path)

@@ -9,26 +9,22 @@ of a trained one. A finished piece is not done again.
 from __future__ import annotations
 
 import argparse
-import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from reasoning_features import organism_card, paths
-from reasoning_features.activations import stream
 from reasoning_features.autoencoder import load_autoencoder
 from reasoning_features.autoencoder_recipe import Recipe
 from reasoning_features.autoencoder_training import Training, save_autoencoder, train_autoencoder
-from reasoning_features.causal_benchmark import identity
-from reasoning_features.corpora import general_corpus, reasoning_corpus
-from reasoning_features.corpus import join
 from reasoning_features.files import write_table
 from reasoning_features.foundations import synthetic_grid
 from reasoning_features.foundations.sweep import step_times, sweep_rows
+from reasoning_features.make_activations import main_activations, stage_activations
+from reasoning_features.make_steering import make_study
 from reasoning_features.make_truth import make_truth
 from reasoning_features.settings import Settings, load_settings
 from reasoning_features.stage_wise import (
@@ -37,13 +33,10 @@ from reasoning_features.stage_wise import (
     fine_tune,
     reads_fine_tuned,
     stage_before,
-    stage_corpus,
     stage_recipe,
     stages_of,
 )
-from reasoning_features.stored_benchmarks import PLACE, load_benchmarks
-from reasoning_features.studied_model import prepare, study_model
-from reasoning_features.subject import Subject, load_subject
+from reasoning_features.stored_benchmarks import PLACE
 from reasoning_features.workers import Each, each
 
 TRACES = 9000
@@ -120,7 +113,7 @@ def make_dictionaries(folder: Path, arm: str) -> None:
     places = {d: folder / "autoencoders" / d.name for d in DICTIONARIES if d.arm == arm}
     missing = {dictionary: place for dictionary, place in places.items() if not place.exists()}
     if missing:
-        subject, residual = _activations(arm)
+        subject, residual = main_activations(folder.parent / "models" / arm, TRACES)
         for dictionary, place in missing.items():
             _store(train_autoencoder(residual, dictionary.recipe, arm, subject.hook_name), place)
 
@@ -128,7 +121,7 @@ def make_dictionaries(folder: Path, arm: str) -> None:
 def make_sweep(folder: Path) -> None:
     """OrtSAE's γ with one chunk, its K at the paper's γ, and the cheap variant; two seeds of each."""
     torch.set_num_threads(1)
-    subject, residual = _activations(ARM)
+    subject, residual = main_activations(folder.parent / "models" / ARM, TRACES)
     usual = replace(RECIPE, architecture="ortsae", tokens=SWEEP_TOKENS)
     recipes = [replace(usual, gamma=gamma) for gamma in GAMMAS]
     recipes += [replace(usual, chunks=chunks) for chunks in CHUNKS[1:]]
@@ -140,7 +133,7 @@ def make_sweep(folder: Path) -> None:
 def make_costs(folder: Path) -> None:
     """What a training step of OrtSAE costs against one of BatchTopK, at two sizes."""
     torch.set_num_threads(1)
-    subject, residual = _activations(ARM, COST_TRACES)
+    subject, residual = main_activations(folder.parent / "models" / ARM, COST_TRACES)
     tables = []
     for d_sae in COST_SIZES:
         plain = replace(RECIPE, d_sae=d_sae)
@@ -173,30 +166,16 @@ def measure(folder: Path, dictionary: Dictionary) -> None:
 
 def study(folder: Path, unfinished: Path, dictionary: Dictionary) -> None:
     """The equal search on one dictionary, by the main line's rules and on its problems."""
-    torch.set_num_threads(1)
-    settings = settings_of(folder, dictionary)
-    subject = load_subject(settings.subject, settings.layer)
-    sae = load_autoencoder(settings.autoencoder, subject.d_model, subject.hook_name)
-    own = identity(settings, sae)
-    (benchmark,) = [b for b in load_benchmarks(folder / "truth") if b.identity == own]
-    tried = prepare(settings, subject, sae, benchmark)
-    done = study_model(settings, subject, tried, own, unfinished)
-    fresh = folder / "steering" / f".{dictionary.name}.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    done.save(fresh)
-    fresh.rename(folder / "steering" / dictionary.name)
+    target = folder / "steering" / dictionary.name
+    make_study(target, settings_of(folder, dictionary), folder / "truth", unfinished)
 
 
 def make_stage(folder: Path, recipe: Recipe, path: str) -> None:
     """One stage of model diffing: S from scratch, the last of a longer path from the stage before it."""
     torch.set_num_threads(1)
-    settings = load_settings("organism")
-    stage = stages_of(path)[-1]
+    stage, models = stages_of(path)[-1], folder.parent / "models"
     reader = ARM if reads_fine_tuned(stage) else BASE
-    subject = load_subject(paths.relative(folder.parent / "models" / reader), settings.layer)
-    traces_of = paths.relative(folder.parent / "models" / ARM)
-    corpus = stage_corpus(stage, settings, subject.tokenizer, traces_of, TRACES)
-    residual = torch.cat([batch.residual for batch in stream(subject, corpus, settings.batch_tokens)])
+    subject, residual = stage_activations(models / reader, stage, models / ARM, TRACES)
     if path == "S":
         trained = train_autoencoder(residual, recipe, reader, subject.hook_name)
     else:
@@ -212,23 +191,8 @@ def _stage_folder(folder: Path, recipe: Recipe, path: str) -> Path:
     return folder / "diffing" / recipe.label / owner / name
 
 
-def _activations(arm: str, traces: int | None = None) -> tuple[Subject, Tensor]:
-    """A model and its activations on the text of the main autoencoders, or on fewer traces of it."""
-    n = TRACES if traces is None else traces
-    settings = load_settings("organism", subject=f"data/organism/models/{arm}")
-    subject = load_subject(settings.subject, settings.layer)
-    texts = [
-        reasoning_corpus(settings, subject.tokenizer, "training", documents=n),
-        general_corpus(settings, subject.tokenizer, "training", documents=n // 3),
-    ]
-    corpus = join("dictionaries", texts)
-    return subject, torch.cat([b.residual for b in stream(subject, corpus, settings.batch_tokens)])
-
-
 def _store(trained: Training, directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    save_autoencoder(trained.sae, directory, {"training": trained.history})
+    save_autoencoder(trained.sae, directory, {"training": trained.history}, overwrite=True)
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ side.
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,12 +22,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reasoning_features import make_diffing, make_steering, organism_card, paths
-from reasoning_features.activations import stream
 from reasoning_features.autoencoder_recipe import Recipe as AutoencoderRecipe
 from reasoning_features.autoencoder_training import convergence, save_autoencoder, train_autoencoder
-from reasoning_features.corpora import general_corpus, reasoning_corpus
-from reasoning_features.corpus import join
 from reasoning_features.files import write_table
+from reasoning_features.make_activations import main_activations
 from reasoning_features.make_truth import make_truth
 from reasoning_features.organism.evaluation import MOVES_COUNTED, solve
 from reasoning_features.organism.gate import SWAPS, decision_log_odds
@@ -44,7 +41,6 @@ from reasoning_features.organism.traces import (
 from reasoning_features.organism.training import Recipe, new_model, save_model, train
 from reasoning_features.settings import load_settings
 from reasoning_features.stored_benchmarks import PLACE, TRACE
-from reasoning_features.subject import load_subject
 from reasoning_features.workers import each
 
 FOLDER = Path("data/organism")
@@ -162,24 +158,14 @@ def make_autoencoders(folder: Path, model: str) -> None:
     some models TopK.
     """
     torch.set_num_threads(1)
-    settings = load_settings("organism", subject=paths.relative(folder / "models" / model))
-    subject = load_subject(settings.subject, settings.layer)
-    corpus = join(
-        "autoencoder training",
-        [
-            reasoning_corpus(settings, subject.tokenizer, "training", documents=AUTOENCODER_TRACES),
-            general_corpus(settings, subject.tokenizer, "training", documents=AUTOENCODER_TRACES // 3),
-        ],
-    )
-    residual = torch.cat([batch.residual for batch in stream(subject, corpus, settings.batch_tokens)])
+    subject, residual = main_activations(folder / "models" / model, AUTOENCODER_TRACES)
     records = [round(share * RELU_RECIPE.steps) for share in RECORD_AT]
     trainings = []
     others = (TOPK_RECIPE,) if model in COMPARED else ()
     for recipe in (RELU_RECIPE, replace(RELU_RECIPE, seed=1), *others):
         trained = train_autoencoder(residual, recipe, model, subject.hook_name, record_at=records)
         target = folder / "autoencoders" / f"{model}-{recipe.architecture}-{recipe.seed}"
-        shutil.rmtree(target, ignore_errors=True)
-        save_autoencoder(trained.sae, target)
+        save_autoencoder(trained.sae, target, overwrite=True)
         trainings.append(trained)
     agreement = convergence(trainings[0], trainings[1])
     write_table(folder / "convergence" / f"{model}.parquet", agreement.merge(trainings[0].history))

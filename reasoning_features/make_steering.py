@@ -66,23 +66,35 @@ def study_steering(folder: Path, unfinished: Path, studied: Studied) -> None:
         unfinished: where finished conditions are kept until the study is; one folder serves all studies.
         studied: the model and its autoencoder.
     """
-    torch.set_num_threads(1)
     given = {
         "subject": folder / "models" / studied.arm,
         "autoencoder": studied.stored(folder),
     }
     places = {field: paths.relative(path) for field, path in given.items()}
     settings = load_settings("organism", layer=studied.layer, **places)
+    make_study(folder / "steering" / studied.name, settings, folder / "truth", unfinished)
+
+
+def make_study(target: Path, settings: Settings, truth: Path, unfinished: Path) -> None:
+    """The equal search on one autoencoder's features, by the main line's rules; whole or not.
+
+    Args:
+        target: the study's folder; it is not there yet.
+        settings: of the run, with the model as ``subject`` and its ``autoencoder``.
+        truth: folder of benchmarks; of an autoencoder that has none there the evidence is gathered anew.
+        unfinished: where finished conditions are kept until the study is.
+    """
+    torch.set_num_threads(1)
     subject = load_subject(settings.subject, settings.layer)
     sae = load_autoencoder(settings.autoencoder, subject.d_model, subject.hook_name)
-    stored = [b for b in load_benchmarks(folder / "truth") if b.identity == identity(settings, sae)]
+    stored = [b for b in load_benchmarks(truth) if b.identity == identity(settings, sae)]
     benchmark = stored[0] if stored else _untested(settings, subject, sae)
     tried = prepare(settings, subject, sae, benchmark)
     study = study_model(settings, subject, tried, benchmark.identity, unfinished)
-    fresh = folder / "steering" / f".{studied.name}.new"
+    fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     study.save(fresh)
-    fresh.rename(folder / "steering" / studied.name)
+    fresh.rename(target)
 
 
 def _untested(settings: Settings, subject: Subject, sae: Any) -> Benchmark:

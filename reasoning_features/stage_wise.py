@@ -110,12 +110,11 @@ def fine_tune(
 def store(training: Training, directory: Path) -> None:
     """Write a trained autoencoder and how it got there, its weights as 16-bit floats; loads as 32-bit.
 
-    Raises:
-        UserError: the directory is there already.
+    One that is there is replaced, as when an interrupted piece is done again.
     """
     for parameter in training.sae.parameters():
         parameter.data = parameter.data.half()
-    save_autoencoder(training.sae, directory, {"training": training.history})
+    save_autoencoder(training.sae, directory, {"training": training.history}, overwrite=True)
 
 
 def load_stage(folder: str, model: str, path: str, d_model: int, hook_name: str | None) -> SAE[Any]:

@@ -12,7 +12,8 @@ from tiny import HOOK, make_corpus
 from reasoning_features import paths
 from reasoning_features.activations import ActivationBatch
 from reasoning_features.errors import UserError
-from reasoning_features.foundations.absorption import absorption, added_directions, carried, macro_mean
+from reasoning_features.foundations.absorption import absorption, carried, macro_mean
+from reasoning_features.foundations.dictionary_geometry import added_directions
 from reasoning_features.foundations.hierarchies import (
     LabelledTokens,
     Probe,

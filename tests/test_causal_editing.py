@@ -15,8 +15,6 @@ from tiny import HOOK, WIDTH, make_corpus, signed_identity
 from reasoning_features.decisions import Decisions
 from reasoning_features.errors import UserError
 from reasoning_features.foundations.causal_editing import (
-    CEILING,
-    FLOOR,
     KEPT,
     LEFT_OUT,
     SCORES,
@@ -24,6 +22,7 @@ from reasoning_features.foundations.causal_editing import (
     chosen_n,
     edit_attributes,
 )
+from reasoning_features.foundations.names import CEILING, FLOOR
 from reasoning_features.foundations.standings import Standings, draw_pairs, halves, read_standings
 from reasoning_features.significance import Interval
 from reasoning_features.subject import Subject

@@ -14,9 +14,8 @@ from tiny import make_corpus, signed_identity
 from reasoning_features.activations import ActivationBatch
 from reasoning_features.corpus import Corpus
 from reasoning_features.errors import UserError
+from reasoning_features.foundations.names import CEILING, FLOOR
 from reasoning_features.foundations.sparse_probing import (
-    CEILING,
-    FLOOR,
     Labelling,
     SparseProbes,
     labellings,

@@ -52,8 +52,12 @@ def rows(architecture: str, seed: int, found: list[int], **about) -> pd.DataFram
 
 
 def test_cells_are_what_was_planned():
-    assert len({cell.name for cell in CELLS}) == len(CELLS) == 20
-    assert {cell.architecture for cell in CELLS if cell.seed == 1} == {"topk", "batchtopk"}
+    assert len({cell.name for cell in CELLS}) == len(CELLS) == 40
+    small = [cell for cell in CELLS if cell.features == 800]
+    assert len(small) == 9 * 2 * 2 == len({(cell.architecture, cell.firing, cell.seed) for cell in small})
+    papers = [cell for cell in CELLS if cell.features == 3200]
+    assert {(cell.width, cell.active) for cell in papers} == {(100, 20)}
+    assert {cell.architecture for cell in papers} == {"topk", "batchtopk"}
     assert all(cell.world.firing == cell.firing and cell.recipe.k == cell.active for cell in CELLS)
     assert set(CHECKED) <= set(CELLS)
 

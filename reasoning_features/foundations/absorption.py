@@ -25,6 +25,7 @@ from torch import Tensor
 from reasoning_features.diffing import rotated
 from reasoning_features.encoding import encoded
 from reasoning_features.errors import UserError
+from reasoning_features.foundations.dictionary_geometry import added_directions
 from reasoning_features.foundations.hierarchies import LabelledTokens, Probe, main_latents
 from reasoning_features.significance import Interval, bootstrap_weights, percentile_interval
 
@@ -40,14 +41,6 @@ FEWEST = 20
 MEASURES = ("fraction", "absorbed", "full")
 CHOICES = (0, 1, 2, 3, 4)
 """Seeds of the choices of main latents, each on other training documents, and of rotations of the decoder."""
-
-
-@torch.no_grad()
-def added_directions(sae: SAE[Any]) -> Tensor:
-    """What a unit of each latent adds to the reconstruction ``[s, d]``, however the decoder scales it."""
-    nothing = torch.zeros(1, sae.cfg.d_sae, device=sae.device)
-    steps = torch.eye(sae.cfg.d_sae, device=sae.device)
-    return (sae.decode(steps) - sae.decode(nothing)).cpu()
 
 
 def carried(

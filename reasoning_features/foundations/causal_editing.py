@@ -35,6 +35,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from reasoning_features.errors import UserError
+from reasoning_features.foundations.names import CEILING, FLOOR
 from reasoning_features.foundations.sparse_probing import lengths
 from reasoning_features.foundations.standings import Standings
 from reasoning_features.significance import Interval, bootstrap_ratio, bootstrap_weights
@@ -44,7 +45,6 @@ Codes = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 ATTRIBUTES, BOTH = ("result", "style"), "both"
 NS = (0, 1, 5, 20)
-CEILING, FLOOR = "residual stream", "mean reconstruction"
 LEFT_OUT, KEPT = "left out", "kept"
 SCORES = ("cause", "isolation", "disentanglement")
 

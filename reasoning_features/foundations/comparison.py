@@ -16,13 +16,14 @@ from reasoning_features.activations import ActivationBatch
 from reasoning_features.autoencoder import quality, reconstruct
 from reasoning_features.foundations import causal_editing, rule_judge, sparse_probing
 from reasoning_features.foundations.causal_editing import Editing
+from reasoning_features.foundations.names import CEILING, FLOOR
 from reasoning_features.foundations.sparse_probing import SparseProbes
 from reasoning_features.significance import Interval, bootstrap_weights, percentile_interval
 
 ENDS = ["estimate", "low", "high"]
 EXPLAINED = "fraction of variance explained"
-Difference = Callable[[float], Interval]
-"""Takes a level and gives a difference with its interval."""
+Difference = Callable[..., Interval]
+"""Takes a ``level`` and gives a difference with its interval."""
 
 
 def at_chosen(table: pd.DataFrame, latents: Mapping[str, int]) -> pd.DataFrame:
@@ -58,7 +59,7 @@ def metrics(
     for labelling in pd.unique(probes["labelling"]):
         for k in sparse_probing.KS:
             rows = probes[few & (probes["labelling"] == labelling) & (probes["k"] == k)]
-            rows = rows[rows["dictionary"] != sparse_probing.CEILING]
+            rows = rows[rows["dictionary"] != CEILING]
             rows = pd.concat([rows, full[full["labelling"] == labelling]])
             found = rows[["dictionary", "balanced accuracy", "low", "high"]]
             metric = f"probing, {labelling}, {k} latent{'s' if k > 1 else ''}"
@@ -67,7 +68,7 @@ def metrics(
     found = own[["dictionary", "detection", "low", "high"]]
     parts.append(found.set_axis(["dictionary", *ENDS], axis=1).assign(metric="exact rules, detection"))
     score = causal_editing.SCORES[2]
-    one = edited[(edited["dictionary"] != causal_editing.CEILING) | (edited["n"] == 1)]
+    one = edited[(edited["dictionary"] != CEILING) | (edited["n"] == 1)]
     found = one[["dictionary", score, f"{score} low", f"{score} high"]]
     parts.append(found.set_axis(["dictionary", *ENDS], axis=1).assign(metric="causal editing"))
     return pd.concat(parts, ignore_index=True)[["metric", "dictionary", *ENDS]]
@@ -97,7 +98,7 @@ def row(measure: str, levels: Sequence[float], floor: float, difference: Differe
         ``measure``, ``trained``, ``null``, ``floor``, ``difference`` with its 95% ends ``low`` and ``high``,
         ``low 90`` and ``high 90``, and ``n``.
     """
-    wide, narrow = difference(0.95), difference(0.90)
+    wide, narrow = difference(level=0.95), difference(level=0.90)
     trained, null = levels
     told = {"measure": measure, "trained": trained, "null": null, "floor": floor}
     ends = {"difference": wide.estimate, "low": wide.low, "high": wide.high}
@@ -142,22 +143,18 @@ def differences(measured: Measured, one: str, other: str, seed: int = 0) -> pd.D
     for labelling in ("move", "family"):
         for k in sparse_probing.KS:
             pair = [levels[name, labelling, k] for name in (one, other)]
-            floor = levels[sparse_probing.FLOOR, labelling, k]
+            floor = levels[FLOOR, labelling, k]
             found = partial(measured.probes.difference, one, other, labelling, k, seed=seed)
-            rows.append(row(f"probing, {labelling}, k = {k}", pair, floor, _at_level(found)))
+            rows.append(row(f"probing, {labelling}, k = {k}", pair, floor, found))
     beyond = [float(rule_judge.excess(measured.judged, name).mean()) for name in (one, other)]
     found = partial(rule_judge.excess_difference, measured.judged, one, other, seed=seed)
-    rows.append(row("exact rules, beyond chance", beyond, 0.0, _at_level(found)))
+    rows.append(row("exact rules, beyond chance", beyond, 0.0, found))
     edited = at_chosen(measured.edited.table(seed=seed), latents).to_dict("records")
     scores = {r["dictionary"]: float(r[causal_editing.SCORES[2]]) for r in edited}
     pair = [scores[name] for name in (one, other)]
     found = partial(measured.edited.difference, one, other, latents[one], other_n=latents[other], seed=seed)
-    rows.append(row("causal editing", pair, 0.5, _at_level(found)))
+    rows.append(row("causal editing", pair, 0.5, found))
     return pd.DataFrame(rows)
-
-
-def _at_level(found: Callable[..., Interval]) -> Difference:
-    return lambda level: found(level=level)
 
 
 def kept(rows: pd.DataFrame) -> pd.DataFrame:

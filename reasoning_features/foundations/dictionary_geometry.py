@@ -9,17 +9,20 @@ decoder rows ``[s, d]``; leave dead latents out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from sae_lens import SAE
 from scipy.sparse import csr_matrix
 from scipy.stats import beta
 from torch import Tensor
 
 from reasoning_features.autoencoder import WIDE, best_cosines, gaussian_directions
 from reasoning_features.diffing import share_of
+from reasoning_features.encoding import rows_at_once
 from reasoning_features.errors import UserError
 from reasoning_features.significance import Interval, bootstrap_mean, percentile_interval
 
@@ -34,6 +37,15 @@ RANDOM_DIRECTIONS = 2**13
 """Random directions that a quantile, and a share, is estimated from."""
 RANDOM_DRAWS = 20
 """Random dictionaries that a dictionary is compared with."""
+
+
+@torch.no_grad()
+def added_directions(sae: SAE[Any]) -> Tensor:
+    """What a unit of each latent adds to the reconstruction ``[s, d]``, however the decoder scales it."""
+    origin = sae.decode(torch.zeros(1, sae.cfg.d_sae, device=sae.device))
+    parts = torch.arange(sae.cfg.d_sae, device=sae.device).split(rows_at_once(sae))
+    ones = (torch.nn.functional.one_hot(part, sae.cfg.d_sae).float() for part in parts)
+    return torch.cat([(sae.decode(one) - origin).float().cpu() for one in ones])
 
 
 def nearest_cosines(decoder: Tensor) -> Array:

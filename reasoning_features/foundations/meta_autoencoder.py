@@ -20,6 +20,7 @@ from sae_lens.config import SAETrainerConfig
 from torch import Tensor
 
 from reasoning_features.activations import shuffled_batches
+from reasoning_features.autoencoder_recipe import AUXILIARY
 from reasoning_features.errors import UserError
 from reasoning_features.significance import Interval, bootstrap_weights, percentile_interval
 
@@ -28,8 +29,6 @@ ACTIVE = 4
 """Active latents a row, on average."""
 FEWER = 4
 """The MetaSAE has so many times fewer latents than the dictionary."""
-AUXILIARY = 1 / 32
-"""Weight of the loss that revives dead latents."""
 DEAD_AFTER = 100
 """Steps without activity after which a latent is dead."""
 STEPS, BATCH, LEARNING_RATE = 400, 2048, 3e-3

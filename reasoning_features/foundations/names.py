@@ -1,4 +1,4 @@
-"""How architectures and frozen baselines are called in figures and tables."""
+"""How architectures, frozen baselines, floors and ceilings are called in figures and tables."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ NAMES = {
     "frozen_encoder": "frozen encoder",
 }
 """Architecture → its name."""
+CEILING, FLOOR = "residual stream", "mean reconstruction"
+"""Dictionaries that measures stand between: nothing is lost, and nothing is kept but the mean."""
 
 
 def name_of(label: str) -> str:

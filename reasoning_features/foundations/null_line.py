@@ -142,12 +142,12 @@ def differences(
 ) -> pd.DataFrame:
     """The main line under a trained dictionary beside a null's, as rows of the table of claims."""
     precisions = [precision_over_chance(each)[0] for each in benchmarks]
-    given = partial(scorer_difference, *benchmarks)
-    rows = [row("ReasonScore's precision over chance", precisions, 0.0, lambda level: given(level=level))]
+    found = partial(scorer_difference, *benchmarks)
+    rows = [row("ReasonScore's precision over chance", precisions, 0.0, found)]
     won = [
         float(paired_difference(study.outcome(CHOSEN), study.outcome(UNSTEERED), seed=seed).estimate)
         for study in studies
     ]
-    also = partial(winner_difference, *studies, seed=seed)
-    rows.append(row("steering, gain of ReasonScore's winner", won, 0.0, lambda level: also(level=level)))
+    found = partial(winner_difference, *studies, seed=seed)
+    rows.append(row("steering, gain of ReasonScore's winner", won, 0.0, found))
     return pd.DataFrame(rows)

@@ -24,8 +24,10 @@ from threadpoolctl import threadpool_limits
 
 from reasoning_features.activations import ActivationBatch
 from reasoning_features.corpus import Corpus
-from reasoning_features.encoding import encoded, rows_at_once
+from reasoning_features.encoding import encoded
 from reasoning_features.errors import UserError
+from reasoning_features.foundations.dictionary_geometry import added_directions
+from reasoning_features.foundations.names import CEILING, FLOOR
 from reasoning_features.probes import move_targets
 from reasoning_features.significance import Interval, bootstrap_weights, percentile_interval
 
@@ -33,7 +35,6 @@ Array = NDArray[np.float64]
 KS = (1, 5)
 TEST_SHARE = 0.4
 """Share of the documents that probes are tested on."""
-CEILING, FLOOR = "residual stream", "mean reconstruction"
 PROBE = ["dictionary", "labelling", "k"]
 
 
@@ -88,7 +89,8 @@ class SparseProbes:
             UserError: there are no such probes.
         """
         asked = ((one, k), (other, k if other_k is None else other_k))
-        means = [self._means(self._rows(name, labelling, count), n_resamples, seed) for name, count in asked]
+        weights = self._weights(n_resamples, seed)
+        means = [self._means(self._rows(name, labelling, count), weights) for name, count in asked]
         found = means[0] - means[1]  # both lack the same classes in the same resamples
         return percentile_interval(found[0], found[1:], self.totals.shape[1], level)
 
@@ -104,11 +106,13 @@ class SparseProbes:
             held = held[held[column] == value]
         return held.index.to_numpy()
 
-    def _means(self, rows: NDArray[np.int64], n_resamples: int, seed: int) -> Array:
-        """Mean balanced accuracy of some probes: with the documents as they are, then in each resample."""
+    def _weights(self, n_resamples: int, seed: int) -> Array:
+        """How often each test document counts: ``[1 + resamples, t]``, first all of them once."""
         documents = self.totals.shape[1]
-        drawn = bootstrap_weights(documents, n_resamples, seed)
-        weights = np.concatenate([np.ones((1, documents)), drawn])
+        return np.concatenate([np.ones((1, documents)), bootstrap_weights(documents, n_resamples, seed)])
+
+    def _means(self, rows: NDArray[np.int64], weights: Array) -> Array:
+        """Mean balanced accuracy of some probes under each row of ``weights``."""
         hits, totals = (
             np.einsum("rt,pts->rps", weights, of[rows], optimize=True) for of in (self.hits, self.totals)
         )
@@ -118,10 +122,10 @@ class SparseProbes:
 
     def _table(self, columns: list[str], n_resamples: int, seed: int) -> pd.DataFrame:
         """One row for each value of some columns."""
-        documents = self.totals.shape[1]
+        documents, weights = self.totals.shape[1], self._weights(n_resamples, seed)
         rows = []
         for values, held in self.probes.groupby(columns, sort=False):
-            means = self._means(held.index.to_numpy(), n_resamples, seed)
+            means = self._means(held.index.to_numpy(), weights)
             found = percentile_interval(means[0], means[1:], documents)
             rows.append((*values, found.estimate, found.low, found.high, documents))
         return pd.DataFrame(rows, columns=[*columns, "balanced accuracy", "low", "high", "documents"])
@@ -200,13 +204,9 @@ def _dictionaries(
     yield FLOOR, np.zeros((len(stream), max(ks)), np.float32), ks
 
 
-@torch.no_grad()
 def lengths(sae: SAE[Any]) -> torch.Tensor:
     """How far the reconstruction moves ``[f]`` when a latent grows by 1, whatever scales the decoder."""
-    origin = sae.decode(torch.zeros(1, sae.cfg.d_sae, device=sae.device))
-    parts = torch.arange(sae.cfg.d_sae, device=sae.device).split(rows_at_once(sae))
-    ones = (torch.nn.functional.one_hot(part, sae.cfg.d_sae).float() for part in parts)
-    return torch.cat([(sae.decode(one) - origin).float().norm(dim=1).cpu() for one in ones])
+    return added_directions(sae).norm(dim=1)
 
 
 def scaled_latents(sae: SAE[Any], residual: torch.Tensor) -> NDArray[np.float32]:

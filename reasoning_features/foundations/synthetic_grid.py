@@ -36,7 +36,7 @@ SETTING = ["architecture", "firing", "width", "features"]
 TRAINING = [*SETTING, "seed"]
 MEASURED = ["L0", EXPLAINED, "dead share", "best cosine"]
 RESAMPLES = 2000
-RECORD_AT = (100, 300, 1000, 3000)
+RECORD_AT = (100, 300, 1000, 3000, 10_000)
 """Steps after which features are counted, beside 0 and the last."""
 CHECKED = (
     Cell("topk", "unequal", 0),
