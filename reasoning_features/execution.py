@@ -205,10 +205,12 @@ def execute(plan: Plan, output: Path, cell_limit: int) -> int:
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
+    notebook = sources.notebook_path(plan.notebook)
     try:
         papermill.execute_notebook(
-            str(sources.notebook_path(plan.notebook)),
+            str(notebook),
             str(output),
+            cwd=str(notebook.parent),  # where JupyterLab runs it
             parameters=plan.parameters,
             kernel_name=KERNEL,
             execution_timeout=cell_limit,

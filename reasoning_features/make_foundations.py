@@ -21,7 +21,7 @@ from reasoning_features.autoencoder import load_autoencoder
 from reasoning_features.autoencoder_recipe import Recipe
 from reasoning_features.autoencoder_training import Training, save_autoencoder, train_autoencoder
 from reasoning_features.files import write_table
-from reasoning_features.foundations import synthetic_grid
+from reasoning_features.foundations import shipped, synthetic_grid
 from reasoning_features.foundations.sweep import step_times, sweep_rows
 from reasoning_features.make_activations import main_activations, stage_activations
 from reasoning_features.make_steering import make_study
@@ -94,9 +94,9 @@ def make(folder: Path, unfinished: Path, every: Each) -> None:
         every: does a piece of work for every item.
     """
     every(partial(make_dictionaries, folder), [ARM, OTHER])
-    if not (folder / "sweep.parquet").exists():
+    if not (folder / shipped.SWEEP).exists():
         make_sweep(folder)
-    if not (folder / "costs.parquet").exists():
+    if not (folder / shipped.COSTS).exists():
         make_costs(folder)
     every(partial(measure, folder), [d for d in BENCHMARKED if not (folder / "truth" / d.name).exists()])
     stages = [(recipe, path) for recipe in (TRAINED[0], FROZEN[0]) for path in ("S", *PATHS)]
@@ -127,7 +127,7 @@ def make_sweep(folder: Path) -> None:
     recipes += [replace(usual, chunks=chunks) for chunks in CHUNKS[1:]]
     recipes.append(replace(usual, every=5))
     both = [replace(recipe, seed=seed) for recipe in recipes for seed in range(2)]
-    write_table(folder / "sweep.parquet", sweep_rows(residual, both, ARM, subject.hook_name))
+    write_table(folder / shipped.SWEEP, sweep_rows(residual, both, ARM, subject.hook_name))
 
 
 def make_costs(folder: Path) -> None:
@@ -146,7 +146,7 @@ def make_costs(folder: Path) -> None:
             "OrtSAE, every 5th step": replace(ours, every=5),
         }
         tables.append(step_times(residual, recipes, subject.hook_name))
-    write_table(folder / "costs.parquet", pd.concat(tables, ignore_index=True))
+    write_table(folder / shipped.COSTS, pd.concat(tables, ignore_index=True))
 
 
 def settings_of(folder: Path, dictionary: Dictionary) -> Settings:
@@ -205,7 +205,7 @@ def main() -> None:
     folder = organism / "foundations"
     make(folder, organism / "checkpoints" / "foundations", side_by_side)
     synthetic_grid.make(organism / "checkpoints" / "synthetic", side_by_side)
-    write_table(folder / synthetic_grid.TABLE, synthetic_grid.merged(organism / "checkpoints" / "synthetic"))
+    write_table(folder / shipped.SYNTHETIC, synthetic_grid.merged(organism / "checkpoints" / "synthetic"))
     organism_card.write(organism)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, PrivateAttr, ValidationError
 
+from reasoning_features import paths
 from reasoning_features.errors import UserError
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -176,8 +177,8 @@ def load_settings(profile: str, **overrides: Any) -> Settings:
     Parameters
     ----------
     profile
-        The name of a shipped profile, or the path of a YAML file. A file may say ``extends:`` with
-        the name of a shipped profile, and then only its differences.
+        The name of a shipped profile, or the path of a YAML file, absolute or from the repository's root. A
+        file may say ``extends:`` with the name of a shipped profile, and then only its differences.
     overrides
         Any other field. One that equals the profile's value does not change the run's name.
 
@@ -218,7 +219,7 @@ def _validated(profile: str, values: dict[str, Any]) -> Settings:
 
 def _read_profile(profile: str) -> dict[str, Any]:
     shipped = PROFILES / f"{profile}.yaml"
-    path = shipped if profile in shipped_profiles() else Path(profile)
+    path = shipped if profile in shipped_profiles() else paths.resolve(profile)
     if path.suffix not in {".yaml", ".yml"} or not path.is_file():
         raise UserError(
             f"There is no profile {profile!r}: give one of {', '.join(shipped_profiles())}, "

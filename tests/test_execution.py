@@ -31,6 +31,8 @@ FAIL = (
     "from reasoning_features.errors import UserError\n"
     "if alpha == 9:\n    raise UserError('Alpha is too large: give less.')"
 )
+WHERE = "import os\nassert os.path.basename(os.getcwd()) == 'notebooks', os.getcwd()"
+"""JupyterLab runs a notebook in its own folder: one that works here and not there would go unseen."""
 DIE = "import os, time\nif alpha == 8:\n    os.kill(os.getpid(), 9)\nif alpha == 7:\n    time.sleep(60)"
 
 
@@ -39,7 +41,7 @@ def house(tmp_path_factory):
     """A repository with the package, the Makefile and two stub notebooks, already made once."""
     folder = build_house(tmp_path_factory.mktemp("house"))
     write_notebook(folder, "01_one", ALONE, STORE, DRAW)
-    write_notebook(folder, "02_two", ALONE, READ, FAIL, DIE)
+    write_notebook(folder, "02_two", WHERE, ALONE, READ, FAIL, DIE)
     done = make(folder, "-j4", "all")
     assert done.returncode == 0, done.stderr
     return folder

@@ -88,6 +88,13 @@ def test_a_profile_may_be_a_file_that_extends_a_shipped_one(tmp_path):
     assert settings.train_tokens == load_settings("smoke").train_tokens
 
 
+def test_a_profiles_path_is_taken_from_the_root_wherever_the_caller_stands(repository, monkeypatch):
+    (repository / "mine.yaml").write_text("extends: smoke\n")
+    (repository / "notebooks").mkdir()
+    monkeypatch.chdir(repository / "notebooks")
+    assert load_settings("mine.yaml").run == "mine"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [

@@ -20,7 +20,6 @@ from reasoning_features.foundations.synthetic_grid import (
     curves,
     frequent,
     last,
-    load,
     make,
     make_cell,
     merged,
@@ -127,11 +126,10 @@ def test_a_training_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*"))
 
 
-def test_trainings_can_be_checked_by_their_first_steps(recorded, tmp_path):
+def test_trainings_can_be_checked_by_their_first_steps(recorded):
     cells = [replace(TINY, steps=10), replace(TINY, steps=10, architecture="batchtopk")]
     grid = pd.concat([train_cell(cell) for cell in cells], ignore_index=True)
-    grid.to_parquet(tmp_path / "grid.parquet")
-    table = check(load(str(tmp_path / "grid.parquet")), 2, cells)
+    table = check(grid, 2, cells)
     assert table[["architecture", "step"]].values.tolist() == [
         ["topk", 0], ["topk", 2], ["batchtopk", 0], ["batchtopk", 2]
     ]  # fmt: skip

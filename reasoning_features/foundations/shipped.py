@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from sae_lens import SAE
 
 from reasoning_features import checksums, paths
@@ -17,6 +18,19 @@ from reasoning_features.stored_benchmarks import Benchmark, load_benchmarks
 
 AUTOENCODERS, TRUTH, STEERING, DIFFING = "autoencoders", "truth", "steering", "diffing"
 """Folders of the foundations' folder."""
+SYNTHETIC, SWEEP, COSTS = "synthetic.parquet", "sweep.parquet", "costs.parquet"
+"""Tables of it."""
+
+
+def load_table(path: str) -> pd.DataFrame:
+    """A shipped table, after its checksum; the path is absolute or taken from the repository's root.
+
+    Raises:
+        CorruptArtefact: it is not what was shipped.
+    """
+    table = paths.resolve(path)
+    checksums.verify_shipped(table)
+    return pd.read_parquet(table)
 
 
 def load_dictionaries(

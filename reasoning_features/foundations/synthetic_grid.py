@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from reasoning_features import checksums, paths
 from reasoning_features.activations import Moments
 from reasoning_features.autoencoder import best_cosines
 from reasoning_features.autoencoder_trainer import HELD_OUT, held_out_quality, new_trainer
@@ -29,7 +28,6 @@ from reasoning_features.foundations.synthetic_cells import BATCH, CELLS, Cell
 from reasoning_features.significance import Interval, bootstrap_mean, percentile_interval
 from reasoning_features.workers import Each
 
-TABLE = "synthetic.parquet"
 EXPLAINED = "fraction of variance explained"
 SETTING = ["architecture", "firing", "width", "features"]
 """What a training is of; with ``seed`` it is one training."""
@@ -121,13 +119,6 @@ def merged(folder: Path, cells: Sequence[Cell] = CELLS) -> pd.DataFrame:
             "run `make sanity`, which goes on where it stopped."
         )
     return pd.concat([pd.read_parquet(place(folder, cell)) for cell in cells], ignore_index=True)
-
-
-def load(path: str) -> pd.DataFrame:
-    """The shipped grid, after its checksum; the path is absolute or taken from the repository's root."""
-    table = paths.resolve(path)
-    checksums.verify_shipped(table)
-    return pd.read_parquet(table)
 
 
 def check(grid: pd.DataFrame, steps: int, cells: Sequence[Cell] = CHECKED) -> pd.DataFrame:

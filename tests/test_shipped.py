@@ -1,0 +1,31 @@
+"""A shipped table is read wherever the caller stands, and only as it was shipped."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from reasoning_features.checksums import SHIPPED, file_digest
+from reasoning_features.errors import CorruptArtefact, MissingArtefact
+from reasoning_features.foundations.shipped import load_table
+
+PLACE = "data/organism/foundations/table.parquet"
+
+
+def test_a_shipped_table_is_checked_before_it_is_read(repository, monkeypatch):
+    table = pd.DataFrame({"gamma": [0.0, 0.25]})
+    path = repository / PLACE
+    path.parent.mkdir(parents=True)
+    table.to_parquet(path)
+    (repository / SHIPPED).write_text(json.dumps({PLACE: file_digest(path)}))
+    monkeypatch.chdir(path.parent)
+    assert load_table(PLACE).equals(table)
+    assert load_table(str(path)).equals(table)
+    table.iloc[:1].to_parquet(path)
+    with pytest.raises(CorruptArtefact, match=PLACE):
+        load_table(PLACE)
+    path.unlink()
+    with pytest.raises(MissingArtefact, match=PLACE):
+        load_table(PLACE)
