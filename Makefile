@@ -11,6 +11,8 @@ PARAMS ?=
 PYTHON ?= python3
 VENV ?= .venv
 STAMP ?= $(VENV)/.reasoning-features
+# processes that test side by side
+WORKERS ?= 2
 CELL_LIMIT ?= 3600
 LIMIT ?= 7200
 # who makes what comes in shards: this process, or ENGINE=ray a cluster
@@ -135,7 +137,7 @@ test: $(STAMP) ## lint, types, every notebook in the smoke profile, and all test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@$(MAKE) --no-print-directory all PROFILE=smoke PARAMS= DEVICE=
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-fast: $(STAMP) ## the unit tests that take no time
 	$(BIN)/pytest -m "not slow"

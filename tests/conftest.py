@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import local_hub
 import miniatures
 import pytest
+import torch
 from local_hub import LocalHub
 from tiny import make_corpus, make_tiny_llama
 
 from reasoning_features import paths
 from reasoning_features.corpus import Corpus
 from reasoning_features.subject import Subject, load_subject
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # workers share the cores: threads of one would wait for those of another
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from reasoning_features.foundations.names import NAMES
 from reasoning_features.foundations.synthetic_cells import FIRINGS, FROZEN, TRAINED
-from reasoning_features.foundations.synthetic_figures import draw_frequency, draw_recovery, draw_steps, style
+from reasoning_features.foundations.synthetic_figures import draw_frequency, draw_recovery, draw_steps
 from reasoning_features.foundations.synthetic_grid import EXPLAINED
 
 
@@ -42,12 +42,6 @@ def grid() -> pd.DataFrame:
 
 def shown(fig) -> list[str]:
     return [text.get_text() for text in fig.legends[0].get_texts()]
-
-
-def test_styles_tell_every_architecture_apart_and_frozen_ones_are_hollow():
-    looks = {name: style(name) for name in NAMES}
-    assert len({(look["color"], look["marker"], look["markerfacecolor"]) for look in looks.values()}) == 9
-    assert {name for name, look in looks.items() if look["markerfacecolor"] == "white"} == set(FROZEN)
 
 
 def test_recovery_has_a_mark_with_its_interval_for_every_architecture_and_size(grid):

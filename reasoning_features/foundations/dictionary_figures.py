@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from reasoning_features.errors import UserError
 from reasoning_features.figures import COLOURS, LINES, MARKERS, TEXT_WIDTH, new_figure
+from reasoning_features.foundations.styles import styles
 
 ACROSS = 3
 """The most panels side by side in the text's width; entries in one row of a legend."""
@@ -40,15 +41,16 @@ def draw_metrics(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     metrics, dictionaries = _groups(table, "metric"), list(pd.unique(table["dictionary"]))
     if table.duplicated(["metric", "dictionary"]).any():
         raise UserError("The table has two rows for one metric of one dictionary: give one of each.")
+    looks = styles(dictionaries)
     fig, axes = _panels(len(metrics), 1, height=0.6 + 0.2 * len(dictionaries), sharey=True)
     for ax, metric in zip(axes.flat, metrics, strict=False):
         held = table[table["metric"] == metric].set_index("dictionary")
         for place, name in enumerate(dictionaries):
             if name in held.index:
                 estimate, low, high = held.loc[name, ENDS].astype(float)
-                style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
-                ax.plot([low, high], [place, place], color=style["color"], marker="", linestyle="-")
-                ax.plot([estimate], [place], linestyle="", **style)
+                look = looks[name] | {"linestyle": ""}
+                ax.plot([low, high], [place, place], color=look["color"], marker="", linestyle="-")
+                ax.plot([estimate], [place], **look)
         ax.set(xlabel=fill(str(metric), LETTERS))
         ax.margins(x=0.1)
         ax.locator_params(axis="x", nbins=4)
@@ -73,14 +75,16 @@ def draw_sweep(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         UserError: the table is empty, or has more metrics than can be told apart.
     """
     settings, metrics = _groups(table, "setting"), _groups(table, "metric")
-    _check_number(metrics, "metrics")
+    if len(metrics) > len(COLOURS):
+        raise UserError(f"{len(metrics)} metrics cannot be told apart: give {len(COLOURS)} at most.")
     fig, axes = _panels(len(metrics), len(settings), height=1.7)
     for part, setting in zip(np.split(axes, len(settings)), settings, strict=True):
         for place, (ax, metric) in enumerate(zip(part.flat, metrics, strict=False)):
             kept = (table["setting"] == setting) & (table["metric"] == metric)
             held = table[kept].sort_values("value")
             steps = np.arange(len(held))
-            _curve(ax, steps, held, place, str(metric))
+            look = {"color": COLOURS[place], "marker": MARKERS[place], "linestyle": LINES[place]}
+            _curve(ax, steps, held, look)
             ax.set_xticks(steps, [f"{value:g}" for value in held["value"]])
             ax.set(xlabel=str(setting), ylabel=fill(str(metric), LETTERS // 2))
             ax.locator_params(axis="y", nbins=5)
@@ -99,14 +103,13 @@ def draw_clustering(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         The figure, and the rows that are drawn, dictionary by dictionary.
 
     Raises:
-        UserError: the table is empty, or has more dictionaries than can be told apart.
+        UserError: the table is empty.
     """
     dictionaries = _groups(table, "dictionary")
-    _check_number(dictionaries, "dictionaries")
     fig, ax = new_figure(width=4.5, height=2.8)
-    for place, name in enumerate(dictionaries):
+    for name, look in styles(dictionaries).items():
         held = table[table["dictionary"] == name].sort_values("threshold")
-        _curve(ax, held["threshold"].to_numpy(), held, place, str(name))
+        _curve(ax, held["threshold"].to_numpy(), held, look)
     ax.set(xlabel="cosine from which two latents are joined", ylabel="clustering coefficient")
     ax.set_ylim(bottom=min(-0.02, float(table["low"].min())))
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=ACROSS)
@@ -125,18 +128,11 @@ def _panels(n: int, blocks: int, height: float, **options: Any) -> tuple[Figure,
     return fig, axes
 
 
-def _check_number(names: list[str], kind: str) -> None:
-    """Raises a UserError where there are more lines or panels than colours."""
-    if len(names) > len(COLOURS):
-        raise UserError(f"{len(names)} {kind} cannot be told apart: give {len(COLOURS)} at most.")
-
-
-def _curve(ax: Axes, x: np.ndarray, held: pd.DataFrame, place: int, label: str) -> None:
+def _curve(ax: Axes, x: np.ndarray, held: pd.DataFrame, look: dict[str, Any]) -> None:
     """One line with a band between the ends of its intervals."""
     estimate, low, high = (held[column].to_numpy(float) for column in ENDS)
-    colour = COLOURS[place]
-    ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-    ax.plot(x, estimate, label=label, color=colour, marker=MARKERS[place], linestyle=LINES[place])
+    ax.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    ax.plot(x, estimate, **look)
 
 
 def _groups(table: pd.DataFrame, column: str) -> list[str]:

@@ -9,7 +9,9 @@ it is to be read beside that of as many random directions, and between dictionar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -110,7 +112,8 @@ def _trained(rows: Tensor, seed: int) -> BatchTopKTrainingSAE:
     trainer: SAETrainer[Any, Any] = SAETrainer(
         cfg=schedule, sae=meta, data_provider=shuffled_batches(scaled, batch, seed)
     )
-    return trainer.fit()
+    with redirect_stderr(StringIO()):  # a bar for each of many short trainings; callers show one for all
+        return trainer.fit()
 
 
 @torch.no_grad()

@@ -15,27 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from reasoning_features.figures import COLOURS, LINES, MARKERS, new_figure
+from reasoning_features.figures import new_figure
 from reasoning_features.foundations.names import NAMES
+from reasoning_features.foundations.styles import style
 from reasoning_features.foundations.synthetic_cells import FIRINGS, FROZEN, TRAINED
 from reasoning_features.foundations.synthetic_grid import EXPLAINED, by_frequency, curves, last, summary
 
-GREYS = ("0", "0.4", "0.6")
 TITLES = {"equal": "equally frequent", "unequal": "unequally frequent"}
-
-
-def style(architecture: str) -> dict[str, Any]:
-    """How an architecture's mark and line look, with its name as ``label``."""
-    frozen = architecture in FROZEN
-    place = FROZEN.index(architecture) if frozen else TRAINED.index(architecture)
-    colour = GREYS[place] if frozen else COLOURS[place]
-    return {
-        "color": colour,
-        "marker": MARKERS[place],
-        "markerfacecolor": "white" if frozen else colour,
-        "linestyle": LINES[3] if frozen else LINES[place % 3],
-        "label": NAMES[architecture],
-    }
 
 
 def draw_recovery(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
