@@ -42,6 +42,8 @@ Architecture = Literal[
 ]  # fmt: skip
 AUXILIARY = 1 / 32
 """Weight of the loss that revives dead features, of all that are BatchTopK (α of OrtSAE's paper)."""
+TOPK_AUXILIARY = 1.0
+"""The same of TopK, as SAELens has it."""
 NESTED = (16, 8, 4, 2, 1)
 """Matryoshka's levels: the first 1/16 of the features, the first 1/8, …, all."""
 
@@ -65,6 +67,8 @@ class Recipe:
             Gaussian with the activations' covariance ("cov").
         gamma, chunks, every: of OrtSAE's penalty.
         cap: least cosine of a soft-frozen direction with its start.
+        auxiliary: weight of the loss that revives dead features, of TopK and all that are BatchTopK; None for
+            ``TOPK_AUXILIARY`` and ``AUXILIARY``.
     """
 
     architecture: Architecture
@@ -80,6 +84,7 @@ class Recipe:
     chunks: int = 1
     every: int = 1
     cap: float = 0.8
+    auxiliary: float | None = None
 
     @property
     def steps(self) -> int:
@@ -101,7 +106,7 @@ class Recipe:
     def told(self) -> dict[str, Any]:
         """What an SAE's metadata keeps: what every architecture has, and of the rest what is not usual."""
         usual = {field.name: field.default for field in fields(self)}
-        some = ("directions", "gamma", "chunks", "every", "cap")
+        some = ("directions", "gamma", "chunks", "every", "cap", "auxiliary")
         return {n: v for n, v in asdict(self).items() if n not in some or v != usual[n]}
 
 
@@ -121,14 +126,16 @@ def new_autoencoder(recipe: Recipe, width: int, model_name: str, metadata: SAEMe
         "metadata": metadata,
     }
     warm_up = max(1, recipe.steps // 20)
-    batchwise = common | {"k": float(recipe.k), "aux_loss_coefficient": AUXILIARY}
+    usual = TOPK_AUXILIARY if recipe.architecture == "topk" else AUXILIARY
+    revival = {"aux_loss_coefficient": usual if recipe.auxiliary is None else recipe.auxiliary}
+    batchwise = common | revival | {"k": float(recipe.k)}
     match recipe.architecture:
         case "relu":
             penalty = {"l1_coefficient": recipe.l1, "l1_warm_up_steps": warm_up}
             config = StandardTrainingSAEConfig(**common, **penalty, apply_b_dec_to_input=False)
             return StandardTrainingSAE(config)
         case "topk":
-            return TopKTrainingSAE(TopKTrainingSAEConfig(**common, k=int(recipe.k)))
+            return TopKTrainingSAE(TopKTrainingSAEConfig(**common, **revival, k=int(recipe.k)))
         case "jumprelu":
             penalty = {"l0_coefficient": recipe.l1, "l0_warm_up_steps": warm_up, "target_l0": recipe.k}
             config = JumpReLUTrainingSAEConfig(**common, **penalty, jumprelu_sparsity_loss_mode="quadratic")

@@ -204,8 +204,10 @@ def main() -> None:
     side_by_side = partial(each, workers=options.workers)
     folder = organism / "foundations"
     make(folder, organism / "checkpoints" / "foundations", side_by_side)
-    synthetic_grid.make(organism / "checkpoints" / "synthetic", side_by_side)
-    write_table(folder / shipped.SYNTHETIC, synthetic_grid.merged(organism / "checkpoints" / "synthetic"))
+    trained = organism / "checkpoints" / "synthetic"
+    synthetic_grid.make(trained, side_by_side)
+    write_table(folder / shipped.SYNTHETIC, synthetic_grid.merged(trained))
+    write_table(folder / shipped.REVIVAL, synthetic_grid.swapped(trained))
     organism_card.write(organism)
 
 

@@ -113,6 +113,7 @@ def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -
             for value in table.loc[table["kind"] == kind, statistic]:
                 ax.axvline(value, color=colour, linestyle=line, marker="", label=kind)
         ax.set(xlabel=label, ylabel="share of vocabularies", title=arm)
+        ax.locator_params(axis="x", nbins=5)
     legend_below(fig, axes[0, 0])
     columns = ["vocabulary", "kind", "words_of_R", statistic]
     return fig, pd.concat(
@@ -141,4 +142,5 @@ def draw_identity(frames: Mapping[str, pd.DataFrame], k: int) -> tuple[Figure, p
         groups = frame.assign(features=np.where(frame["chosen"], f"top {k}", "other features"))
         distribution(row[2], groups.sort_values("chosen"), "f1", "features", bins=20)
         row[2].set(xlabel="F1 of the best single token", title=arm)
+        row[2].set_ylim(top=1.5 * row[2].get_ylim()[1])  # the legend stands above the outlines
     return fig, pd.concat([frame.assign(arm=arm) for arm, frame in frames.items()], ignore_index=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -10,7 +11,7 @@ import torch
 
 from reasoning_features.errors import MissingArtefact
 from reasoning_features.foundations import synthetic_grid
-from reasoning_features.foundations.synthetic_cells import CELLS, Cell
+from reasoning_features.foundations.synthetic_cells import CELLS, USUAL, Cell
 from reasoning_features.foundations.synthetic_grid import (
     CHECKED,
     EXPLAINED,
@@ -19,12 +20,15 @@ from reasoning_features.foundations.synthetic_grid import (
     check,
     curves,
     frequent,
+    largest,
     last,
     make,
     make_cell,
     merged,
     place,
+    revival,
     summary,
+    swapped,
     train_cell,
 )
 
@@ -183,8 +187,40 @@ def test_frequent_features_are_the_top_fifth():
     assert 0.7 < found.low < 0.95 < found.high < 1
 
 
-def test_at_end_is_of_one_firing():
-    parts = [rows("topk", 0, [5, 5]), rows("relu", 0, [1, 1])]
-    parts += [rows("topk", 0, [50, 50], firing="equal")]
-    table = at_end(pd.concat(parts, ignore_index=True), "unequal")
-    assert table["recovered"].to_dict() == {"topk": 0.1, "relu": 0.02}
+def test_at_end_is_of_one_setting_and_tells_what_it_rests_on():
+    parts = [rows("topk", 0, [5, 5]), rows("relu", 0, [1, 1]), rows("relu", 1, [1, 1])]
+    parts += [rows("topk", 0, [50, 50], firing="equal"), rows("topk", 0, [0, 0], features=3200)]
+    grid = pd.concat(parts, ignore_index=True)
+    small = grid[grid["features"] == 100]
+    found = at_end(small, "unequal", "topk", "recovered")
+    assert (found.estimate, found.n) == (0.1, 100) and 0 < found.low < 0.1 < found.high < 0.3
+    one = at_end(small, "unequal", "topk", EXPLAINED)
+    assert (one.estimate, one.n) == (0.5, 1) and math.isnan(one.low) and math.isnan(one.high)
+    two = at_end(small, "unequal", "relu", EXPLAINED)
+    assert (two.low, two.high, two.n) == pytest.approx((0.5, 0.6, 2))
+    assert at_end(largest(grid), "unequal", "topk", "recovered").n == 3200
+
+
+def test_revival_has_each_architecture_under_both_weights():
+    grid = [rows(name, seed, [40, 40], firing="equal") for name in ("topk", "batchtopk") for seed in (0, 1)]
+    grid += [rows("topk", 0, [1, 1]), rows("topk", 0, [9, 9], firing="equal", features=3200)]
+    grid += [rows("relu", 0, [9, 9], firing="equal")]
+    others = [rows("topk", 0, [10, 10], firing="equal", auxiliary=USUAL["batchtopk"])]
+    others += [rows("batchtopk", 0, [0, 0], firing="equal", auxiliary=USUAL["topk"])]
+    table = revival(pd.concat(grid, ignore_index=True), pd.concat(others, ignore_index=True))
+    found = {(row["architecture"], row["auxiliary"]): row for _, row in table.iterrows()}
+    shares = {key: (row["recovered"], row["seeds"]) for key, row in found.items()}
+    assert shares == {
+        ("topk", 1.0): (0.8, 2), ("topk", 1 / 32): (0.2, 1),
+        ("batchtopk", 1 / 32): (0.8, 2), ("batchtopk", 1.0): (0.0, 1),
+    }  # fmt: skip
+
+
+def test_swapped_weights_are_those_that_were_trained_with(recorded, tmp_path, monkeypatch):
+    cells = [replace(TINY, auxiliary=0.25), replace(TINY, architecture="batchtopk", auxiliary=2.0)]
+    assert [cell.recipe.auxiliary for cell in cells] == [0.25, 2.0]
+    assert len({place(tmp_path, cell) for cell in (TINY, *cells)}) == 3
+    monkeypatch.setattr(synthetic_grid, "REVIVAL", cells)
+    make(tmp_path, one_after_the_other, cells)
+    table = swapped(tmp_path)
+    assert set(table["auxiliary"]) == {0.25, 2.0} and set(table["architecture"]) == {"topk", "batchtopk"}

@@ -18,7 +18,8 @@ from reasoning_features.stored_benchmarks import Benchmark, load_benchmarks
 
 AUTOENCODERS, TRUTH, STEERING, DIFFING = "autoencoders", "truth", "steering", "diffing"
 """Folders of the foundations' folder."""
-SYNTHETIC, SWEEP, COSTS = "synthetic.parquet", "sweep.parquet", "costs.parquet"
+SYNTHETIC, REVIVAL = "synthetic.parquet", "revival.parquet"
+SWEEP, COSTS = "sweep.parquet", "costs.parquet"
 """Tables of it."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reasoning_features.autoencoder_recipe import Architecture, Recipe
+from reasoning_features.autoencoder_recipe import AUXILIARY, TOPK_AUXILIARY, Architecture, Recipe
 from reasoning_features.foundations.synthetic import Firing, World
 
 TRAINED: tuple[Architecture, ...] = ("relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ortsae")
@@ -37,11 +37,13 @@ class Cell:
     width: int = 50
     features: int = 800
     active: int = 10
+    auxiliary: float | None = None  # None: the architecture's usual
 
     @property
     def name(self) -> str:
         """What its file is called."""
-        return f"{self.architecture}-{self.firing}-{self.width}-{self.seed}"
+        usual = "" if self.auxiliary is None else f"-auxiliary-{self.auxiliary:g}"
+        return f"{self.architecture}-{self.firing}-{self.width}-{self.seed}{usual}"
 
     @property
     def world(self) -> World:
@@ -60,6 +62,7 @@ class Cell:
             seed=self.seed,
             k=self.active,
             l1=PENALTY.get(self.architecture, 0.0),
+            auxiliary=self.auxiliary,
         )
 
 
@@ -81,3 +84,10 @@ CELLS = (
 )
 """Worlds of half the paper's width, a quarter of its features, half as many active; and, of the two that the
 paper's numbers are of, worlds of its own size."""
+USUAL: dict[Architecture, float] = {"topk": TOPK_AUXILIARY, "batchtopk": AUXILIARY}
+"""Weights of the loss that revives dead latents, of the two whose numbers lie furthest apart."""
+REVIVAL = (
+    *(Cell("topk", "equal", seed, auxiliary=USUAL["batchtopk"]) for seed in range(SEEDS)),
+    *(Cell("batchtopk", "equal", seed, auxiliary=USUAL["topk"]) for seed in range(SEEDS)),
+)
+"""Each of them with the other's weight: is that what they differ by?"""

@@ -24,7 +24,7 @@ from reasoning_features.diffing import share_of
 from reasoning_features.errors import MissingArtefact
 from reasoning_features.files import write_table
 from reasoning_features.foundations.synthetic import Firing, recovered, recovery_by_frequency
-from reasoning_features.foundations.synthetic_cells import BATCH, CELLS, Cell
+from reasoning_features.foundations.synthetic_cells import BATCH, CELLS, REVIVAL, USUAL, Cell
 from reasoning_features.significance import Interval, bootstrap_mean, percentile_interval
 from reasoning_features.workers import Each
 
@@ -91,7 +91,7 @@ def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
     return about_cell.merge(pd.concat(rows), how="cross")
 
 
-def make(folder: Path, every: Each, cells: Sequence[Cell] = CELLS) -> None:
+def make(folder: Path, every: Each, cells: Sequence[Cell] = (*CELLS, *REVIVAL)) -> None:
     """Train those cells that have no file in ``folder`` yet; a file is written when it is whole."""
     every(partial(make_cell, folder), [cell for cell in cells if not place(folder, cell).exists()])
 
@@ -119,6 +119,12 @@ def merged(folder: Path, cells: Sequence[Cell] = CELLS) -> pd.DataFrame:
             "run `make sanity`, which goes on where it stopped."
         )
     return pd.concat([pd.read_parquet(place(folder, cell)) for cell in cells], ignore_index=True)
+
+
+def swapped(folder: Path) -> pd.DataFrame:
+    """The rows of :data:`REVIVAL`, with the weight of each as ``auxiliary``; raises as :func:`merged`."""
+    parts = [merged(folder, [cell]).assign(auxiliary=cell.auxiliary) for cell in REVIVAL]
+    return pd.concat(parts, ignore_index=True)
 
 
 def check(grid: pd.DataFrame, steps: int, cells: Sequence[Cell] = CHECKED) -> pd.DataFrame:
@@ -192,10 +198,40 @@ def frequent(grid: pd.DataFrame, architecture: str) -> Frequent:
     return Frequent(share.estimate, share.low, share.high, share.n, float(rest["found"] / rest["in bin"]))
 
 
-def at_end(grid: pd.DataFrame, firing: Firing) -> pd.DataFrame:
-    """The rows of :func:`summary` of one firing, by architecture."""
+def largest(grid: pd.DataFrame) -> pd.DataFrame:
+    """The grid's rows of the largest worlds, of the paper's size; not all architectures are there."""
+    return grid[grid["features"] == grid["features"].max()]
+
+
+def at_end(grid: pd.DataFrame, firing: Firing, architecture: str, column: str) -> Interval:
+    """A number of one training setting at its end, with the interval that :func:`summary` has.
+
+    ``n`` counts features for ``recovered`` and trainings for anything else; of one training there is no
+    interval, and its ends are NaN.
+    """
     rows = summary(grid)
-    return rows[rows["firing"] == firing].set_index("architecture")
+    (row,) = rows[(rows["firing"] == firing) & (rows["architecture"] == architecture)].to_dict("records")
+    n = row["seeds"] * (row["features"] if column == "recovered" else 1)
+    return Interval(row[column], row[f"{column} low"], row[f"{column} high"], n)
+
+
+def revival(grid: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+    """TopK and BatchTopK with either's weight of the loss that revives dead latents, at the end of training.
+
+    Args:
+        grid: with their usual weights.
+        others: :func:`swapped`, each with the other's.
+
+    Returns:
+        The rows of :func:`summary` by ``auxiliary``, the weight.
+    """
+    weight = grid["architecture"].map(USUAL)
+    same = weight.notna() & (grid["firing"] == "equal") & (grid["features"] == grid["features"].min())
+    both = pd.concat([grid[same].assign(auxiliary=weight[same]), others], ignore_index=True)
+    parts = [summary(held).assign(auxiliary=weight) for weight, held in both.groupby("auxiliary")]
+    table = pd.concat(parts).sort_values(["architecture", "auxiliary"], ignore_index=True)
+    kept = ["architecture", "auxiliary", "seeds", *MEASURED, "recovered", "recovered low", "recovered high"]
+    return table[kept]
 
 
 def summary(grid: pd.DataFrame) -> pd.DataFrame:
