@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
@@ -77,7 +78,7 @@ def draw_steps(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
                 ax.plot(steps, seeds.mean(), **look)
             ax.set_title(f"{features:,} {TITLES[firing]} features")
             ax.set_xscale("symlog", linthresh=first, linscale=0.4)
-            ax.set_xlim(left=-first / 5)
+    axes[0, 0].set_xlim(-first / 5, 1.3 * data["step"].max())  # all panels'; some train for longer
     for ax in axes[-1]:
         ax.set_xlabel("training steps")
     _finish(fig, axes)
@@ -132,6 +133,7 @@ def _finish(fig: Figure, axes: Any, more: dict[str, Any] | None = None) -> None:
         for ax in row:
             ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             handles, labels = ax.get_legend_handles_labels()
-            found |= dict(zip(labels, handles, strict=True))
+            marks = [mark[0] if isinstance(mark, ErrorbarContainer) else mark for mark in handles]
+            found |= dict(zip(labels, marks, strict=True))
     shown = {name: found[name] for name in NAMES.values() if name in found} | (more or {})
     fig.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=5)
