@@ -1,4 +1,4 @@
-"""What a profile will take: downloads, disk, memory of the device, and time as measured; refused in time.
+"""What a profile will take: downloads, disk, memory of the device; refused before anything is begun.
 
 ``python -m reasoning_features.costs PROFILE`` prints the table. Profiles that name nothing of the hub ask no
 network.
@@ -7,28 +7,18 @@ network.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from reasoning_features import paths
 from reasoning_features.cost_parts import OPTIONAL, Part, hub_references, parts_of
 from reasoning_features.errors import UserError
 from reasoning_features.files import read_json
 from reasoning_features.hub_failures import free_disk, gigabytes
-from reasoning_features.keys import CELL_LIMIT
 from reasoning_features.settings import AUTOENCODERS, MODELS, Settings, load_settings
 
-if TYPE_CHECKING:
-    from reasoning_features.benchmarks import Questions
-    from reasoning_features.subject import Subject
-
-TYPICAL = 0.25
-"""Tokens of an answer, as a share of the longest: the paper's means are 3,400 to 14,700 of 32,768."""
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -157,74 +147,6 @@ def _checkpoints(settings: Settings, found: Needs) -> int:
     return 12 * 2 * settings.d_sae * found.width * (settings.checkpoints + 1)
 
 
-def measured_rate(work: Callable[[], float], seconds: float = 2.0) -> float:
-    """Units that ``work`` does in a second; it gives the units it did, and is run for about ``seconds``.
-
-    The first run is not measured: it pays for what is set up once.
-    """
-    work()
-    started, done = time.monotonic(), 0.0
-    while True:
-        done += work()
-        taken = time.monotonic() - started
-        if taken >= seconds:
-            return done / taken
-
-
-def project(
-    what: str, units: float, rate: float, limit_seconds: float | None = None, unit: str = "tokens"
-) -> float:
-    """Tell how long something will take, and refuse what would be cut short; gives the seconds.
-
-    Args:
-        what: what takes the time.
-        units: how much there is to do.
-        rate: units a second, as measured.
-        limit_seconds: the longest it may take; by default what make gives a cell, where it runs under make.
-        unit: what units are called.
-
-    Raises:
-        UserError: it will take longer than that.
-    """
-    seconds = units / rate
-    line = f"{what}: about {_duration(seconds)} at {rate:,.0f} {unit}/s, measured just now."
-    print(line)
-    told = os.environ.get(CELL_LIMIT)
-    limit = limit_seconds if limit_seconds is not None else float(told) if told else None
-    if limit is not None and seconds > limit:
-        wanted = int(2 * seconds)
-        give = f"CELL_LIMIT={wanted} LIMIT={2 * wanted}"
-        raise UserError(f"{line[:-1]}, but a cell may take {_duration(limit)}: give make {give}.")
-    return seconds
-
-
-def project_answers(subject: Subject, questions: Questions, conditions: int, tokens: int = 64) -> float:
-    """Tell how long the answers to some questions will take under several conditions; gives the seconds.
-
-    A few answers are begun, as the rest will be, to measure the rate; how long answers get is not known
-    before they are made, so they are taken for ``TYPICAL`` of the longest.
-
-    Raises:
-        UserError: they will take longer than a cell may.
-    """
-    from reasoning_features.steering import answers
-
-    few = replace(
-        questions,
-        prompts=questions.prompts[:16],
-        domains=questions.domains[:16],
-        max_new_tokens=min(tokens, questions.max_new_tokens),
-        kept=None,
-    )
-
-    def begun() -> float:
-        answers(subject, few, [], seed=0)
-        return len(few) * few.max_new_tokens
-
-    total = len(questions) * conditions * questions.max_new_tokens * TYPICAL
-    return project(f"{len(questions) * conditions:,} answers", total, measured_rate(begun))
-
-
 def _configuration(part: Part) -> dict[str, Any]:
     """A model's ``config.json``; of one that is out of reach, nothing."""
     from reasoning_features import hub
@@ -264,13 +186,6 @@ def _left(part: Part) -> str:
     if part.whole:
         return part.problem or "here"
     return "barred" if part.problem else gigabytes(part.missing)
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -10,7 +11,11 @@ import pandas as pd
 from reasoning_features.benchmarks import Questions
 from reasoning_features.conditions import UNSTEERED, Condition
 from reasoning_features.generation import BATCH, continuations, continuations_in_shards
+from reasoning_features.projections import measured_rate, project
 from reasoning_features.subject import Subject
+
+TYPICAL = 0.25
+"""Tokens of an answer, as a share of the longest: the paper's means are 3,400 to 14,700 of 32,768."""
 
 
 def answers(
@@ -75,3 +80,28 @@ def told(conditions: Sequence[Condition], n: int) -> pd.DataFrame:
         for problem in range(n)
     ]
     return pd.DataFrame(rows, columns=["condition", "feature", "gamma", "problem"])
+
+
+def project_answers(subject: Subject, questions: Questions, conditions: int, tokens: int = 64) -> float:
+    """Tell how long the answers to some questions will take under several conditions; gives the seconds.
+
+    A few answers are begun, as the rest will be, to measure the rate; how long answers get is not known
+    before they are made, so they are taken for ``TYPICAL`` of the longest.
+
+    Raises:
+        UserError: they will take longer than a cell may.
+    """
+    few = replace(
+        questions,
+        prompts=questions.prompts[:16],
+        domains=questions.domains[:16],
+        max_new_tokens=min(tokens, questions.max_new_tokens),
+        kept=None,
+    )
+
+    def begun() -> float:
+        answers(subject, few, [], seed=0)
+        return len(few) * few.max_new_tokens
+
+    total = len(questions) * conditions * questions.max_new_tokens * TYPICAL
+    return project(f"{len(questions) * conditions:,} answers", total, measured_rate(begun))

@@ -29,9 +29,9 @@ from reasoning_features.autoencoder_trainer import finished, held_out_quality, n
 from reasoning_features.autoencoder_training import save_autoencoder
 from reasoning_features.checksums import MADE as KEY
 from reasoning_features.checksums import damaged_files, damaged_training, file_digests
-from reasoning_features.costs import project
 from reasoning_features.errors import CorruptArtefact, UserError
 from reasoning_features.files import read_json, write_json
+from reasoning_features.projections import project
 from reasoning_features.settings import Settings, TextSource
 from reasoning_features.subject import Subject
 from reasoning_features.training_buffers import Buffers, Place, Rows
