@@ -24,7 +24,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 quoted = '$(subst ','\'',$1)'
 BIN := $(VENV)/bin
-EXECUTE := $(BIN)/python -m reasoning_features.execution
+EXECUTE := $(BIN)/python -m reasoning_features.running.execution
 
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 NUMBERS := $(foreach path,$(NOTEBOOKS),$(firstword $(subst _, ,$(notdir $(path)))))
@@ -98,7 +98,7 @@ endef
 
 define render
 $$(call rendered,$1): $$(call stem,$1).ipynb $$(filter notebooks/$1_%,$$(NOTEBOOKS)) \
-    reasoning_features/rendering.py
+    reasoning_features/running/rendering.py
 	$$(EXECUTE) render $$(<:.ipynb=.plan.json)
 nb-$1: $$(call rendered,$1)
 endef
@@ -143,7 +143,7 @@ test-fast: $(STAMP) ## the unit tests that take no time
 	$(BIN)/pytest -m "not slow"
 
 plan: $(STAMP) ## what a profile will take: downloads, disk, memory (PROFILE=)
-	@$(BIN)/python -m reasoning_features.costs $(call quoted,$(PROFILE))
+	@$(BIN)/python -m reasoning_features.running.costs $(call quoted,$(PROFILE))
 
 verify: $(STAMP) ## rebuild the default profile in a clone, and compare with what is committed
 	$(EXECUTE) verify
@@ -168,13 +168,13 @@ lab: $(STAMP) ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --ServerApp.root_dir=.
 
 organism: $(STAMP) ## the models and autoencoders from nothing (four hours on one core; resumes)
-	$(BIN)/python -m reasoning_features.make_organism
+	$(BIN)/python -m reasoning_features.making.organism
 
 sanity: $(STAMP) ## what notebooks 07 and 08 read: dictionaries, frozen and trained, synthetic data (hours; resumes)
-	$(BIN)/python -m reasoning_features.make_foundations
+	$(BIN)/python -m reasoning_features.making.foundations
 
 vocabulary-real: $(STAMP) ## figures 2 and 5 from OpenThoughts (needs a network)
-	$(BIN)/python -m reasoning_features.vocabulary_real
+	$(BIN)/python -m reasoning_features.making.vocabulary_real
 
 clean: ## remove what minutes make again; nothing trained and nothing committed
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache

@@ -14,8 +14,8 @@ from local_hub import LocalHub
 from tiny import make_corpus, make_tiny_llama
 
 from reasoning_features import paths
-from reasoning_features.corpus import Corpus
-from reasoning_features.subject import Subject, load_subject
+from reasoning_features.models.subject import Subject, load_subject
+from reasoning_features.text.corpus import Corpus
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # workers share the cores: threads of one would wait for those of another

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from reasoning_features import claims, paths
+from reasoning_features import paths
+from reasoning_features.reporting import claims
 
 EXECUTED = re.compile(r"execution run .*/(\d\d)\.plan\.json")
 

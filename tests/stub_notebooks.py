@@ -14,7 +14,7 @@ PARAMETERS = (
     "device: Optional[str] = None  # cpu or cuda"
 )
 OPENING = (
-    "from reasoning_features.provenance import begin\n"
+    "from reasoning_features.bookkeeping.provenance import begin\n"
     "from reasoning_features.settings import load_settings\n\n"
     "settings = load_settings(profile, alpha=alpha, window=window, device=device)\n"
     'run = begin("{name}", settings)\nprint(run)'

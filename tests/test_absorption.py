@@ -10,7 +10,6 @@ from sae_lens.saes.sae import SAEMetadata
 from tiny import HOOK, make_corpus
 
 from reasoning_features import paths
-from reasoning_features.activations import ActivationBatch
 from reasoning_features.errors import UserError
 from reasoning_features.foundations.absorption import absorption, carried, macro_mean
 from reasoning_features.foundations.dictionary_geometry import added_directions
@@ -22,9 +21,10 @@ from reasoning_features.foundations.hierarchies import (
     organism_hierarchies,
     parent_probe,
 )
+from reasoning_features.models.tokenization import load_tokenizer
 from reasoning_features.organism.tokenizer import LARGEST_NUMBER
 from reasoning_features.organism.words import OPENERS, TWINS
-from reasoning_features.tokenization import load_tokenizer
+from reasoning_features.residual_stream.activations import ActivationBatch
 
 WIDTH, CHILDREN = 16, 4
 PARENT = Probe(np.eye(WIDTH)[0], bias=-2.5)

@@ -10,16 +10,16 @@ import pytest
 import torch
 from tiny import make_corpus, signed_identity
 
-from reasoning_features.activating_examples import (
+from reasoning_features.errors import UserError
+from reasoning_features.interpretation.activating_examples import (
     EDGES,
     ActivatingExamples,
     read_examples,
     token_pieces,
 )
-from reasoning_features.activations import stream
-from reasoning_features.corpus import Corpus
-from reasoning_features.errors import UserError
-from reasoning_features.feature_statistics import one_pass
+from reasoning_features.residual_stream.activations import stream
+from reasoning_features.scoring.feature_statistics import one_pass
+from reasoning_features.text.corpus import Corpus
 
 
 def corpus_of(*lengths: int, moves: list[int] | None = None) -> Corpus:

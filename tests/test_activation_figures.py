@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
-from reasoning_features.activation_figures import (
+from reasoning_features.residual_stream.activation_figures import (
     CHARACTERS,
     SHADES,
     draw_probes,
@@ -20,7 +20,7 @@ from reasoning_features.activation_figures import (
     segments,
     trace_html,
 )
-from reasoning_features.corpus import Corpus
+from reasoning_features.text.corpus import Corpus
 
 
 @pytest.fixture

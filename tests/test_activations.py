@@ -9,11 +9,18 @@ import pytest
 import torch
 from tiny import make_corpus
 
-from reasoning_features import activations
-from reasoning_features.activations import Moments, batches_of, harvest, load_sample, sample_key, stream
-from reasoning_features.corpus import Corpus
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
-from reasoning_features.subject import Subject
+from reasoning_features.models.subject import Subject
+from reasoning_features.residual_stream import activations
+from reasoning_features.residual_stream.activations import (
+    Moments,
+    batches_of,
+    harvest,
+    load_sample,
+    sample_key,
+    stream,
+)
+from reasoning_features.text.corpus import Corpus
 
 BATCH_TOKENS = 60
 

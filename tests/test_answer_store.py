@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from reasoning_features.answer_store import AnswerStore
+from reasoning_features.steering.answer_store import AnswerStore
 
 OF = {"model": "m", "seed": 0}
 

@@ -13,9 +13,9 @@ import torch
 from sae_lens import SAE
 from safetensors.torch import load_file, save_file
 
-from reasoning_features.autoencoder import quality
-from reasoning_features.autoencoder_recipe import Architecture, Recipe
-from reasoning_features.autoencoder_training import save_autoencoder, train_autoencoder
+from reasoning_features.dictionaries.autoencoder import quality
+from reasoning_features.dictionaries.autoencoder_recipe import Architecture, Recipe
+from reasoning_features.dictionaries.autoencoder_training import save_autoencoder, train_autoencoder
 from reasoning_features.errors import UserError
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ from sae_lens import SAE
 from safetensors.torch import load_file, save_file
 from tiny import HOOK, signed_identity
 
-import reasoning_features.autoencoder as room
-from reasoning_features.autoencoder import (
+import reasoning_features.dictionaries.autoencoder as room
+from reasoning_features.dictionaries.autoencoder import (
     best_cosines,
     check_scaling,
     gaussian_directions,
@@ -24,7 +24,7 @@ from reasoning_features.autoencoder import (
     quality,
     reconstruct,
 )
-from reasoning_features.autoencoder_training import save_autoencoder
+from reasoning_features.dictionaries.autoencoder_training import save_autoencoder
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 
 
@@ -190,7 +190,7 @@ def test_many_activations_are_summed_some_at_a_time(
     sae = signed_identity(4, gain=0.5)
     whole = principal_explained(residual, 2), gaussian_directions(residual, 5, 0), reconstruct(sae, residual)
     monkeypatch.setattr(room, "MANY", 50)
-    monkeypatch.setattr("reasoning_features.encoding.ELEMENTS", 50)
+    monkeypatch.setattr("reasoning_features.dictionaries.encoding.ELEMENTS", 50)
     parts = principal_explained(residual, 2), gaussian_directions(residual, 5, 0), reconstruct(sae, residual)
     assert parts[0] == pytest.approx(whole[0], abs=1e-12)
     torch.testing.assert_close((parts[1] @ parts[1].T), (whole[1] @ whole[1].T))

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny import WIDTH, signed_identity
 
-from reasoning_features.activations import ActivationBatch, stream
-from reasoning_features.autoencoder_evaluation import evaluate, loss_by_document, loss_recovered
-from reasoning_features.corpus import Corpus
-from reasoning_features.losses import next_token_loss
-from reasoning_features.subject import Subject
+from reasoning_features.dictionaries.autoencoder_evaluation import evaluate, loss_by_document, loss_recovered
+from reasoning_features.models.subject import Subject
+from reasoning_features.residual_stream.activations import ActivationBatch, stream
+from reasoning_features.residual_stream.losses import next_token_loss
+from reasoning_features.text.corpus import Corpus
 
 SAES = {"perfect": signed_identity(WIDTH), "nothing": signed_identity(WIDTH, 0.0)}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reasoning_features.autoencoder_figures import (
+from reasoning_features.dictionaries.autoencoder_figures import (
     CURVES,
     draw_agreement,
     draw_curves,

@@ -14,7 +14,7 @@ from local_hub import LocalHub
 from sae_lens import StandardSAE, TopKSAE
 from safetensors.torch import load_file, save_file
 
-from reasoning_features.autoencoder import check_scaling, load_autoencoder, quality
+from reasoning_features.dictionaries.autoencoder import check_scaling, load_autoencoder, quality
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 
 PAPER = f"{miniatures.LLAMA_SAE}:{miniatures.HOOK}"

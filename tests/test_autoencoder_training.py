@@ -10,9 +10,9 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from reasoning_features.autoencoder import matched_share, quality
-from reasoning_features.autoencoder_recipe import Recipe
-from reasoning_features.autoencoder_training import (
+from reasoning_features.dictionaries.autoencoder import matched_share, quality
+from reasoning_features.dictionaries.autoencoder_recipe import Recipe
+from reasoning_features.dictionaries.autoencoder_training import (
     Training,
     convergence,
     equal_l0,

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reasoning_features.automatic_interpretation import (
+from reasoning_features.interpretation.automatic_interpretation import (
     BROKEN,
     NO_CHANGE,
     changes,
@@ -14,7 +14,7 @@ from reasoning_features.automatic_interpretation import (
     function_groups,
     words_of_reasoning,
 )
-from reasoning_features.conditions import UNSTEERED
+from reasoning_features.models.conditions import UNSTEERED
 
 N = 30
 MEASURES = ("thinking_tokens", "verify", "parseable")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from reasoning_features import baselines
 from reasoning_features.errors import UserError
 from reasoning_features.organism.tokenizer import train_tokenizer
 from reasoning_features.organism.traces import base_documents
+from reasoning_features.steering import baselines
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 
-from reasoning_features.activations import stream
 from reasoning_features.bench import (
     __main__,
     device,
@@ -25,7 +24,8 @@ from reasoning_features.bench import (
 )
 from reasoning_features.bench.setting import Setting, Sizes
 from reasoning_features.files import read_json
-from reasoning_features.reason_score import vocabulary_scores
+from reasoning_features.residual_stream.activations import stream
+from reasoning_features.scoring.reason_score import vocabulary_scores
 
 TINY = Sizes(
     documents=40,

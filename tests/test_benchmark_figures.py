@@ -7,8 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reasoning_features.benchmark_figures import draw_lexical, draw_precision_against_kappa, draw_scorers
-from reasoning_features.lexical_controls import CLASSES
+from reasoning_features.interpretation.lexical_controls import CLASSES
+from reasoning_features.truth.benchmark_figures import (
+    draw_lexical,
+    draw_precision_against_kappa,
+    draw_scorers,
+)
 
 
 @pytest.fixture(autouse=True)

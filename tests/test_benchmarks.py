@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from reasoning_features.benchmarks import load_questions
 from reasoning_features.errors import UserError
 from reasoning_features.organism.problems import problems
 from reasoning_features.organism.tokenizer import train_tokenizer
 from reasoning_features.organism.traces import THINK, base_documents, prompt_text
 from reasoning_features.settings import load_settings
+from reasoning_features.steering.benchmarks import load_questions
 
 
 @pytest.fixture(scope="module")

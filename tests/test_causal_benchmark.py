@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from reasoning_features import causal_benchmark as room
-from reasoning_features.autoencoder import load_autoencoder
-from reasoning_features.causal_truth import Effects
+from reasoning_features.dictionaries.autoencoder import load_autoencoder
+from reasoning_features.models.subject import load_subject
 from reasoning_features.settings import load_settings
-from reasoning_features.stored_benchmarks import Benchmark, Truth
-from reasoning_features.subject import load_subject
+from reasoning_features.truth import causal_benchmark as room
+from reasoning_features.truth.causal_truth import Effects
+from reasoning_features.truth.stored_benchmarks import Benchmark, Truth
 
 
 def effects(effect: list[float]) -> Effects:

@@ -12,7 +12,6 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from tiny import HOOK, WIDTH, make_corpus, signed_identity
 
-from reasoning_features.decisions import Decisions
 from reasoning_features.errors import UserError
 from reasoning_features.foundations.causal_editing import (
     KEPT,
@@ -24,8 +23,9 @@ from reasoning_features.foundations.causal_editing import (
 )
 from reasoning_features.foundations.names import CEILING, FLOOR
 from reasoning_features.foundations.standings import Standings, draw_pairs, halves, read_standings
+from reasoning_features.models.subject import Subject
 from reasoning_features.significance import Interval
-from reasoning_features.subject import Subject
+from reasoning_features.truth.decisions import Decisions
 
 CORPUS = make_corpus(60)
 MEAN = np.linspace(-1, 1, WIDTH)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny import WIDTH, make_corpus, signed_identity
 
-from reasoning_features.causal_truth import PLACES, Effects, measure_effects
-from reasoning_features.decisions import Decisions, log_odds
 from reasoning_features.errors import UserError
-from reasoning_features.subject import Subject, load_subject
+from reasoning_features.models.subject import Subject, load_subject
+from reasoning_features.truth.causal_truth import PLACES, Effects, measure_effects
+from reasoning_features.truth.decisions import Decisions, log_odds
 
 CORPUS = make_corpus()
 GAIN = 3.0

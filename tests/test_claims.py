@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from stub_notebooks import write_notebook
 
-from reasoning_features import claims, paper_claims
+from reasoning_features.bookkeeping.provenance import begin
 from reasoning_features.errors import UserError
-from reasoning_features.provenance import begin
+from reasoning_features.reporting import claims, paper_claims
 from reasoning_features.settings import load_settings
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny import signed_identity
 
-from reasoning_features.activations import ActivationBatch
-from reasoning_features.autoencoder import quality
+from reasoning_features.dictionaries.autoencoder import quality
 from reasoning_features.foundations import comparison
+from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.significance import Interval
 
 GENERATOR = torch.Generator().manual_seed(0)

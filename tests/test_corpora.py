@@ -11,12 +11,12 @@ from tiny import make_corpus
 from transformers import AutoTokenizer
 
 from reasoning_features import paths
-from reasoning_features.corpora import general_corpus, reasoning_corpus
-from reasoning_features.corpus import Corpus, join
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.organism.tokenizer import train_tokenizer
 from reasoning_features.organism.traces import base_documents, reasoning_documents
 from reasoning_features.settings import load_settings
+from reasoning_features.text.corpora import general_corpus, reasoning_corpus
+from reasoning_features.text.corpus import Corpus, join
 
 
 def written_out() -> Corpus:

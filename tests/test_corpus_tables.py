@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from reasoning_features.corpus import Corpus
-from reasoning_features.corpus_tables import move_table, sentences, summary_table, telling_documents
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.corpus_tables import move_table, sentences, summary_table, telling_documents
 
 
 @pytest.fixture

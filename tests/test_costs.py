@@ -14,11 +14,12 @@ import pytest
 import torch
 from local_hub import LocalHub
 
-from reasoning_features import costs, hub_failures, paths
-from reasoning_features.cost_parts import Part
-from reasoning_features.costs import check, needs
+from reasoning_features import hub_failures, paths
 from reasoning_features.errors import UserError
 from reasoning_features.hub import local_copy
+from reasoning_features.running import costs
+from reasoning_features.running.cost_parts import Part
+from reasoning_features.running.costs import check, needs
 from reasoning_features.settings import Settings, load_settings
 
 
@@ -144,7 +145,7 @@ def test_the_command(hub: LocalHub, tmp_path: Path) -> None:
         f"autoencoder: {miniatures.LLAMA_SAE}:{miniatures.HOOK}\ngeneral_text: null\nsolutions_text: null\n"
         f"reasoning_text: {{dataset: {miniatures.THOUGHTS}}}\nproblems: {{}}\nbatch_tokens: 512\n"
     )
-    command = [sys.executable, "-m", "reasoning_features.costs", str(profile)]
+    command = [sys.executable, "-m", "reasoning_features.running.costs", str(profile)]
     options: dict[str, Any] = {"cwd": paths.root(), "capture_output": True, "text": True}
     ran = subprocess.run(command, env=hub.environment(), **options)
     assert ran.returncode == 0 and "to fetch" in ran.stdout and miniatures.THOUGHTS in ran.stdout, ran.stderr

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reasoning_features.cross_layer import PAPER, VERDICTS, judged, layer_table, pair_decoders
+from reasoning_features.diffing.cross_layer import PAPER, VERDICTS, judged, layer_table, pair_decoders
 from reasoning_features.errors import UserError
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from reasoning_features.decision_probes import Probed, probe_decision
 from reasoning_features.errors import UserError
+from reasoning_features.truth.decision_probes import Probed, probe_decision
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import pytest
 import torch
 from tiny import make_corpus
 
-from reasoning_features.corpus import Corpus
-from reasoning_features.decisions import Decisions, balanced, find_decisions, log_odds, swapped
 from reasoning_features.errors import UserError
 from reasoning_features.organism import words
 from reasoning_features.organism.parser import DECISIONS
 from reasoning_features.organism.tokenizer import encode_documents, train_tokenizer
 from reasoning_features.organism.traces import base_documents, reasoning_documents
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.truth.decisions import Decisions, balanced, find_decisions, log_odds, swapped
 
 
 @pytest.fixture(scope="module")

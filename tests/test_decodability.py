@@ -10,10 +10,10 @@ import torch
 from sklearn.metrics import roc_auc_score
 from tiny import WIDTH, signed_identity
 
-from reasoning_features.corpus import Corpus
-from reasoning_features.decisions import Decisions
-from reasoning_features.decodability import auc_by_class, best_class, decodability, targets
-from reasoning_features.subject import Subject
+from reasoning_features.models.subject import Subject
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.truth.decisions import Decisions
+from reasoning_features.truth.decodability import auc_by_class, best_class, decodability, targets
 
 RNG = np.random.default_rng(0)
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from reasoning_features.autoencoder import best_cosines
-from reasoning_features.autoencoder_recipe import Recipe
-from reasoning_features.autoencoder_training import train_autoencoder
-from reasoning_features.diffing import (
+from reasoning_features.dictionaries.autoencoder import best_cosines
+from reasoning_features.dictionaries.autoencoder_recipe import Recipe
+from reasoning_features.dictionaries.autoencoder_training import train_autoencoder
+from reasoning_features.diffing.presence import (
     RANDOM,
     Bounds,
     beyond_random,
@@ -26,8 +26,8 @@ from reasoning_features.diffing import (
     stage_cosines,
     threshold_sweep,
 )
+from reasoning_features.diffing.stage_wise import fine_tune, stage_recipe
 from reasoning_features.errors import UserError
-from reasoning_features.stage_wise import fine_tune, stage_recipe
 
 WIDTH = 16
 RECIPE = Recipe("relu", d_sae=32, tokens=1500 * 256, learning_rate=1e-2, batch=256, l1=0.05)

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reasoning_features import diffing_figures as figures
-from reasoning_features.cross_layer import PAPER, layer_table
-from reasoning_features.diffing import (
+from reasoning_features.diffing import diffing_figures as figures
+from reasoning_features.diffing.cross_layer import PAPER, layer_table
+from reasoning_features.diffing.presence import (
     PAPER_PRESENT,
     Bounds,
     by_frequency,

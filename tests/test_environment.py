@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from reasoning_features import sources
+from reasoning_features.bookkeeping import sources
 from reasoning_features.paths import root
 
 CARD = {

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from reasoning_features.benchmarks import Questions, repeated
-from reasoning_features.conditions import UNSTEERED
-from reasoning_features.equal_tokens import (
+from reasoning_features.errors import UserError
+from reasoning_features.models.conditions import UNSTEERED
+from reasoning_features.steering.answering import answers
+from reasoning_features.steering.benchmarks import Questions, repeated
+from reasoning_features.steering.equal_tokens import (
     LONGER,
     MAJORITY,
     at_equal_tokens,
@@ -16,8 +18,6 @@ from reasoning_features.equal_tokens import (
     single_answers,
     spending_curve,
 )
-from reasoning_features.errors import UserError
-from reasoning_features.steering import answers
 
 
 def votes(*samples):

@@ -12,19 +12,19 @@ import torch
 from test_word_masks import Pieces, corpus_of
 from tiny import signed_identity
 
-from reasoning_features.activations import collect, stream
-from reasoning_features.attribution import gradient_attribution, neutral_prompts, output_scores
-from reasoning_features.corpus import Corpus
-from reasoning_features.decisions import Decisions, log_odds
 from reasoning_features.errors import UserError
-from reasoning_features.evidence import gather
-from reasoning_features.evidence_sets import before_only, label_sets, without_words
-from reasoning_features.feature_statistics import accumulate
-from reasoning_features.logit_effects import logit_effects
-from reasoning_features.reason_score import vocabulary_scores
-from reasoning_features.subject import Subject
-from reasoning_features.vocabulary import Lexicon
-from reasoning_features.word_masks import token_sets, vocabulary_set, word_set
+from reasoning_features.interpretation.logit_effects import logit_effects
+from reasoning_features.models.subject import Subject
+from reasoning_features.residual_stream.activations import collect, stream
+from reasoning_features.scoring.feature_statistics import accumulate
+from reasoning_features.scoring.reason_score import vocabulary_scores
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.vocabulary import Lexicon
+from reasoning_features.text.word_masks import token_sets, vocabulary_set, word_set
+from reasoning_features.truth.attribution import gradient_attribution, neutral_prompts, output_scores
+from reasoning_features.truth.decisions import Decisions, log_odds
+from reasoning_features.truth.evidence import gather
+from reasoning_features.truth.evidence_sets import before_only, label_sets, without_words
 
 WINDOW = (2, 1)
 VOCABULARIES = {"R": ("wait", "let me"), "random 0": ("a", "let me"), "slot 0": ("wait", "a")}

@@ -6,10 +6,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from reasoning_features.activating_examples import Example
-from reasoning_features.feature_figures import CHARACTERS, draw_interface, draw_snippets, visible, wrapped
-from reasoning_features.feature_interface import FeatureInterface
-from reasoning_features.figures import DOTS
+from reasoning_features.interpretation.activating_examples import Example
+from reasoning_features.interpretation.feature_figures import (
+    CHARACTERS,
+    draw_interface,
+    draw_snippets,
+    visible,
+    wrapped,
+)
+from reasoning_features.interpretation.feature_interface import FeatureInterface
+from reasoning_features.reporting.figures import DOTS
 
 
 @pytest.fixture(autouse=True)

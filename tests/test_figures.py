@@ -10,8 +10,8 @@ import pytest
 from matplotlib.colors import to_hex
 from stub_notebooks import write_notebook
 
-from reasoning_features.figures import COLOURS, distribution, narrow, new_figure, save_figure
-from reasoning_features.provenance import begin
+from reasoning_features.bookkeeping.provenance import begin
+from reasoning_features.reporting.figures import COLOURS, distribution, narrow, new_figure, save_figure
 from reasoning_features.settings import load_settings
 
 

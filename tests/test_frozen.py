@@ -10,11 +10,11 @@ import torch
 from sae_lens import TrainingSAE
 from torch.nn.functional import cosine_similarity, normalize
 
-from reasoning_features.activations import Moments, shuffled_batches
 from reasoning_features.architectures.frozen import SoftFrozenDecoderConfig, into_cap
-from reasoning_features.autoencoder_recipe import Recipe
-from reasoning_features.autoencoder_trainer import new_trainer
-from reasoning_features.autoencoder_training import start_directions, train_autoencoder
+from reasoning_features.dictionaries.autoencoder_recipe import Recipe
+from reasoning_features.dictionaries.autoencoder_trainer import new_trainer
+from reasoning_features.dictionaries.autoencoder_training import start_directions, train_autoencoder
+from reasoning_features.residual_stream.activations import Moments, shuffled_batches
 
 HOOK = "blocks.1.hook_resid_post"
 RECIPE = Recipe("frozen_decoder", d_sae=24, tokens=60 * 128, learning_rate=1e-2, batch=128, k=3)

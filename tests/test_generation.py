@@ -10,15 +10,15 @@ import pytest
 import torch
 from tiny import WIDTH, signed_identity
 
-from reasoning_features import generation
-from reasoning_features.benchmarks import Questions
-from reasoning_features.conditions import Condition, clamped_conditions
-from reasoning_features.continuous import edited_everywhere, sample_continuously
 from reasoning_features.errors import UserError
-from reasoning_features.generation import continuations
-from reasoning_features.sampling import sample
-from reasoning_features.steering import answers
-from reasoning_features.token_rules import ForcedWait
+from reasoning_features.models.conditions import Condition, clamped_conditions
+from reasoning_features.models.continuous import edited_everywhere, sample_continuously
+from reasoning_features.models.sampling import sample
+from reasoning_features.steering import generation
+from reasoning_features.steering.answering import answers
+from reasoning_features.steering.benchmarks import Questions
+from reasoning_features.steering.generation import continuations
+from reasoning_features.steering.token_rules import ForcedWait
 
 PROMPTS = [[0, 5, 6], [0, 7, 8, 9, 10, 11], [0, 9], [0, 5, 6]]
 

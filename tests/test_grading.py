@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from reasoning_features import grading
-from reasoning_features.grading import boxed, graded_formula, graded_letter
+from reasoning_features.steering import grading
+from reasoning_features.steering.grading import boxed, graded_formula, graded_letter
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from test_word_masks import Pieces as Words
 from test_word_masks import corpus_of as words_corpus
 
 from reasoning_features.errors import UserError
-from reasoning_features.injection import draw_places, hosts, inject, plain_documents, word_boundaries
+from reasoning_features.text.injection import draw_places, hosts, inject, plain_documents, word_boundaries
 
 DOCUMENT = ["a", " b", " c", ".", " e", " f"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from reasoning_features.interpretation_figures import draw_groups, group_shares
+from reasoning_features.interpretation.interpretation_figures import draw_groups, group_shares
 
 
 def test_shares_of_each_class():

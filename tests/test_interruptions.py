@@ -16,8 +16,8 @@ from houses import EXECUTED, WAYS, Interrupted, build_house, contents, make, ran
 from stub_notebooks import write_notebook
 
 from reasoning_features import paths
+from reasoning_features.bookkeeping.keys import MANIFEST
 from reasoning_features.files import read_json
-from reasoning_features.keys import MANIFEST
 
 pytestmark = pytest.mark.slow
 

@@ -6,11 +6,11 @@ import sys
 import pytest
 from stub_notebooks import write_notebook
 
-from reasoning_features import keys
+from reasoning_features.bookkeeping import keys
+from reasoning_features.bookkeeping.keys import Plan
 from reasoning_features.errors import UserError
-from reasoning_features.execution import plan
 from reasoning_features.files import read_json, write_json
-from reasoning_features.keys import Plan
+from reasoning_features.running.execution import plan
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_prose_is_not_in_the_key(house):
 
 def test_asking_for_a_key_imports_nothing_heavy():
     code = (
-        "import sys, reasoning_features.execution, reasoning_features.keys\n"
+        "import sys, reasoning_features.running.execution, reasoning_features.bookkeeping.keys\n"
         "print(*sorted({name.split('.')[0] for name in sys.modules}"
         " & {'numpy', 'pandas', 'torch', 'yaml', 'pydantic', 'papermill', 'nbformat', 'matplotlib'}))"
     )

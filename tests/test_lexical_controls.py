@@ -12,7 +12,7 @@ from scipy.stats import ttest_ind
 from test_word_masks import PIECES, Pieces, corpus_of
 
 from reasoning_features.errors import UserError
-from reasoning_features.lexical_controls import (
+from reasoning_features.interpretation.lexical_controls import (
     Controls,
     class_shares,
     classify,
@@ -82,7 +82,7 @@ def test_one_feature_of_the_word_and_one_of_the_context():
 
 def test_documents_read_some_at_a_time_give_the_same(monkeypatch):
     whole = measured()
-    monkeypatch.setattr("reasoning_features.lexical_controls.ELEMENTS", 3 * 30)
+    monkeypatch.setattr("reasoning_features.interpretation.lexical_controls.ELEMENTS", 3 * 30)
     pieces = measured()
     pd.testing.assert_frame_equal(whole.table, pieces.table)
     np.testing.assert_array_equal(whole.with_words, pieces.with_words)

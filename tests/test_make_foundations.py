@@ -9,8 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reasoning_features import make_foundations, paths, stage_wise
+from reasoning_features import paths
+from reasoning_features.diffing import stage_wise
 from reasoning_features.foundations import shipped
+from reasoning_features.making import foundations as make_foundations
 from reasoning_features.settings import load_settings
 
 ORGANISM = paths.root() / "data" / "organism"

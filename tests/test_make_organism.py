@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from reasoning_features import make_organism, make_steering, paths
+from reasoning_features import paths
+from reasoning_features.making import organism as make_organism
+from reasoning_features.making import steering as make_steering
 from reasoning_features.settings import load_settings
-from reasoning_features.steering_study import load_study
-from reasoning_features.stored_benchmarks import load_benchmarks
+from reasoning_features.steering.steering_study import load_study
+from reasoning_features.truth.stored_benchmarks import load_benchmarks
 
 
 def listing(folder: Path) -> dict[str, int]:
@@ -87,7 +89,7 @@ def test_both_arms_are_ablated_over_the_whole_trace():
 
 
 def test_arms_are_what_the_card_compares():
-    from reasoning_features import organism_card
+    from reasoning_features.making import organism_card
 
     names = {arm.name: arm for arm in make_organism.ARMS}
     assert all(names[name].kappa == 1.0 for name in organism_card.COUPLED)

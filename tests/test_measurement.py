@@ -9,12 +9,12 @@ import pytest
 import torch
 from test_word_masks import Pieces, corpus_of
 
-from reasoning_features.activations import stream
-from reasoning_features.corpus import Corpus
-from reasoning_features.measurement import draw_vocabularies, measure, needed_sets
-from reasoning_features.subject import Subject
-from reasoning_features.vocabulary import Lexicon
-from reasoning_features.word_masks import ALL, TokenSets, vocabulary_set, word_set
+from reasoning_features.models.subject import Subject
+from reasoning_features.residual_stream.activations import stream
+from reasoning_features.scoring.measurement import draw_vocabularies, measure, needed_sets
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.vocabulary import Lexicon
+from reasoning_features.text.word_masks import ALL, TokenSets, vocabulary_set, word_set
 
 WINDOW = (0, 1)
 

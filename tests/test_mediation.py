@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reasoning_features.benchmarks import load_questions
-from reasoning_features.conditions import UNSTEERED, Condition
 from reasoning_features.errors import UserError
-from reasoning_features.mediation import RUNS, STEERED, mediation_answers, mediation_table
+from reasoning_features.models.conditions import UNSTEERED, Condition
+from reasoning_features.models.subject import load_subject
 from reasoning_features.settings import load_settings
-from reasoning_features.subject import load_subject
-from reasoning_features.token_rules import bias_to_go_on
+from reasoning_features.steering.benchmarks import load_questions
+from reasoning_features.steering.mediation import RUNS, STEERED, mediation_answers, mediation_table
+from reasoning_features.steering.token_rules import bias_to_go_on
 
 TO_STEERED, TO_UNSTEERED, *OWN = RUNS
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reasoning_features.modes import mode_shares, modes
+from reasoning_features.interpretation.modes import mode_shares, modes
 
 MOVES = ("explore", "compute", "verify", "backtrack", "uncertain")
 

@@ -8,9 +8,9 @@ import re
 
 import pytest
 
-from reasoning_features.claims import ALL_CLAIMS
-from reasoning_features.parameters import declared
+from reasoning_features.bookkeeping.parameters import declared
 from reasoning_features.paths import root
+from reasoning_features.reporting.claims import ALL_CLAIMS
 from reasoning_features.settings import Settings
 
 NOTEBOOKS = sorted((root() / "notebooks").glob("*.ipynb"))

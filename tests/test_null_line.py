@@ -12,9 +12,9 @@ from test_steering_results import made
 from tiny import signed_identity
 
 from reasoning_features.foundations import null_line
-from reasoning_features.scorer_benchmark import evaluate_all
-from reasoning_features.scorers import Scorer, column
-from reasoning_features.search import CHOSEN, FEATURES, SLOT
+from reasoning_features.steering.search import CHOSEN, FEATURES, SLOT
+from reasoning_features.truth.scorer_benchmark import evaluate_all
+from reasoning_features.truth.scorers import Scorer, column
 
 EFFECT = np.concatenate([np.full(5, 0.5), np.full(20, 0.01)])
 SCORER = Scorer("ReasonScore", column("score:reason score"), False, False, "")

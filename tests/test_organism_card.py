@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reasoning_features import organism_card, paths
+from reasoning_features import paths
+from reasoning_features.making import organism_card
 from reasoning_features.organism.problems import Mixture, families
 
 NAMES = ["base", *organism_card.COUPLED, *organism_card.DECOUPLED]

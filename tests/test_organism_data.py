@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from reasoning_features.make_organism import BASE_RECIPE, TOKENIZER_DOCUMENTS
+from reasoning_features.making.organism import BASE_RECIPE, TOKENIZER_DOCUMENTS
 from reasoning_features.organism import traces, words
 from reasoning_features.organism.evaluation import LONGEST_PROMPT
 from reasoning_features.organism.parser import parse, token_moves

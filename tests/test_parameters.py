@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from stub_notebooks import write_notebook
 
+from reasoning_features.bookkeeping.parameters import Parameter, check, declared, split
 from reasoning_features.errors import UserError
-from reasoning_features.parameters import Parameter, check, declared, split
 
 
 @pytest.fixture

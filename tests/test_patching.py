@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny import LAYERS, VOCABULARY, make_corpus
 
-from reasoning_features.decisions import Decisions
 from reasoning_features.errors import UserError
-from reasoning_features.patching import GROUPS, _masks, patch
-from reasoning_features.subject import Subject
+from reasoning_features.models.subject import Subject
+from reasoning_features.truth.decisions import Decisions
+from reasoning_features.truth.patching import GROUPS, _masks, patch
 
 CORPUS = make_corpus(8)
 DOCUMENTS = np.array([0, 1, 1, 3, 4, 6])

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny import LAYERS, make_corpus
 
-from reasoning_features.corpus import Corpus
 from reasoning_features.errors import UserError
-from reasoning_features.probes import (
+from reasoning_features.models.subject import Subject
+from reasoning_features.residual_stream.probes import (
     EMBEDDINGS,
     balanced_accuracy,
     chosen_layer,
@@ -19,7 +19,7 @@ from reasoning_features.probes import (
     probe_layers,
     read_layers,
 )
-from reasoning_features.subject import Subject
+from reasoning_features.text.corpus import Corpus
 
 
 def separable(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

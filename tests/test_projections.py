@@ -7,10 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reasoning_features import projections, steering
-from reasoning_features.benchmarks import COMMON, Questions
+from reasoning_features.bookkeeping import projections
+from reasoning_features.bookkeeping.projections import measured_rate, project
 from reasoning_features.errors import UserError
-from reasoning_features.projections import measured_rate, project
+from reasoning_features.steering import answering as steering
+from reasoning_features.steering.benchmarks import COMMON, Questions
 
 
 def test_time_is_told_and_a_limit_is_kept(

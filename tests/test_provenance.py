@@ -9,9 +9,9 @@ import torch
 from stub_notebooks import write_notebook
 
 from reasoning_features import hub as hub_room
-from reasoning_features import provenance
+from reasoning_features.bookkeeping import provenance
+from reasoning_features.bookkeeping.provenance import begin
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
-from reasoning_features.provenance import begin
 from reasoning_features.settings import load_settings
 
 FIELDS = ("subject", "layer", "seed")

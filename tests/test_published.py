@@ -8,7 +8,7 @@ import pytest
 from tiny import signed_identity
 
 from reasoning_features.errors import UserError
-from reasoning_features.published import (
+from reasoning_features.steering.published import (
     RANDOM,
     beside_paper,
     check_published,

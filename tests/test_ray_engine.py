@@ -14,20 +14,21 @@ import pytest
 import torch
 from tiny import WIDTH, signed_identity
 
-from reasoning_features import activations, passes
-from reasoning_features.activations import harvest
-from reasoning_features.benchmarks import Questions
-from reasoning_features.conditions import Condition
-from reasoning_features.corpus import Corpus
+from reasoning_features.bookkeeping.shards import Work, map_shards
+from reasoning_features.bookkeeping.shares import ENGINE
 from reasoning_features.errors import UserError
-from reasoning_features.feature_statistics import SetSums
-from reasoning_features.generation import continuations_in_shards
-from reasoning_features.selection import document_blocks
-from reasoning_features.shards import Work, map_shards
-from reasoning_features.shares import ENGINE
-from reasoning_features.subject import Subject
-from reasoning_features.token_rules import ban
-from reasoning_features.word_masks import ALL, TokenSets
+from reasoning_features.models.conditions import Condition
+from reasoning_features.models.subject import Subject
+from reasoning_features.residual_stream import activations
+from reasoning_features.residual_stream.activations import harvest
+from reasoning_features.scoring import passes
+from reasoning_features.scoring.feature_statistics import SetSums
+from reasoning_features.scoring.selection import document_blocks
+from reasoning_features.steering.benchmarks import Questions
+from reasoning_features.steering.generation import continuations_in_shards
+from reasoning_features.steering.token_rules import ban
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.word_masks import ALL, TokenSets
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow

@@ -10,11 +10,11 @@ import pytest
 from mini_profile import write_profile
 from transformers import AutoTokenizer
 
-from reasoning_features.benchmarks import has_problems, load_questions, published_questions
-from reasoning_features.equal_tokens import majority_votes
 from reasoning_features.errors import UserError
-from reasoning_features.real_benchmarks import RealProblem, prompt_ids, thinking_tokens
 from reasoning_features.settings import load_settings
+from reasoning_features.steering.benchmarks import has_problems, load_questions, published_questions
+from reasoning_features.steering.equal_tokens import majority_votes
+from reasoning_features.steering.real_benchmarks import RealProblem, prompt_ids, thinking_tokens
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ import pytest
 
 from reasoning_features.errors import UserError
 from reasoning_features.organism.traces import reasoning_documents
-from reasoning_features.real_coupling import (
+from reasoning_features.settings import load_settings
+from reasoning_features.truth.real_coupling import (
     coupling_of_traces,
     divergence,
     marking_counts,
@@ -22,7 +23,6 @@ from reasoning_features.real_coupling import (
     organism_scale,
     organism_sentences,
 )
-from reasoning_features.settings import load_settings
 
 TRACES = os.environ.get("REASONING_TRACES")
 WORDS = ("wait", "let me")

@@ -42,7 +42,7 @@ def execute(
     env: dict[str, str], profile: Path, numbers: tuple[str, ...], parameters: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run notebooks as make does: check, then each in turn; the first that fails, or the last."""
-    command = [sys.executable, "-m", "reasoning_features.execution"]
+    command = [sys.executable, "-m", "reasoning_features.running.execution"]
     options = {"env": env, "cwd": paths.root(), "capture_output": True, "text": True}
     check = [*command, "check", *numbers, "--profile", str(profile), "--parameters", parameters]
     done = subprocess.run(check, **options)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from reasoning_features.errors import UserError
-from reasoning_features.feature_statistics import FeatureStatistics, SetSums, accumulate, one_pass
-from reasoning_features.reason_score import (
+from reasoning_features.scoring.feature_statistics import FeatureStatistics, SetSums, accumulate, one_pass
+from reasoning_features.scoring.reason_score import (
     decoder_norms,
     difference_score,
     entropy,
@@ -25,7 +25,7 @@ from reasoning_features.reason_score import (
     variant_window,
     vocabulary_scores,
 )
-from reasoning_features.word_masks import ALL, TokenSets, vocabulary_set, word_set
+from reasoning_features.text.word_masks import ALL, TokenSets, vocabulary_set, word_set
 
 WINDOW = (0, 1)
 NAMES = (ALL, word_set("a", WINDOW), word_set("b", WINDOW), vocabulary_set("R", WINDOW))
@@ -181,7 +181,7 @@ def test_features_in_pieces_are_the_same(monkeypatch):
     activations, masks = rng.normal(size=(90, 5)), rng.random((4, 90)) < 0.4
     groups = rng.integers(0, 3, size=90)
     whole = grouped(activations, masks, groups, 40)
-    monkeypatch.setattr("reasoning_features.encoding.ELEMENTS", 35)  # seven tokens at a time
+    monkeypatch.setattr("reasoning_features.dictionaries.encoding.ELEMENTS", 35)  # seven tokens at a time
     pieces = grouped(activations, masks, groups, 40)
     np.testing.assert_allclose(pieces.sums, whole.sums, rtol=1e-12)
     np.testing.assert_array_equal(pieces.counts, whole.counts)
@@ -195,7 +195,9 @@ def test_resampled_some_at_a_time(monkeypatch):
     weights = rng.integers(1, 4, size=(8, 6)).astype(float)
     dial = "R", ["a", "b"], WINDOW, 0.7
     direct = vocabulary_scores(statistics.weighted(weights), *dial)
-    monkeypatch.setattr("reasoning_features.reason_score.ELEMENTS", 4 * 3 * 24)  # three resamples of 4 sets
+    monkeypatch.setattr(
+        "reasoning_features.scoring.reason_score.ELEMENTS", 4 * 3 * 24
+    )  # three resamples of 4 sets
     assert [len(p.counts) for p in resampled(statistics, sets_of_score(*dial[:3]), weights)] == [3, 3, 2]
     np.testing.assert_allclose(resampled_scores(statistics, *dial, weights), direct, rtol=1e-12)
 
@@ -272,5 +274,7 @@ def test_few_active_features_are_summed_as_many_are(monkeypatch, threshold):
         members = masks & (groups == group)
         np.testing.assert_allclose(found.sums[group], members.astype(float) @ features, rtol=1e-12)
         np.testing.assert_array_equal(found.counts[group], members.sum(axis=1))
-    monkeypatch.setattr("reasoning_features.feature_statistics._SPARSE", 0)  # every activation, zero or not
+    monkeypatch.setattr(
+        "reasoning_features.scoring.feature_statistics._SPARSE", 0
+    )  # every activation, zero or not
     np.testing.assert_allclose(grouped(activations, masks, groups, 50).sums, found.sums, rtol=1e-12)

@@ -7,8 +7,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_output
 from stub_notebooks import write_notebook
 
-from reasoning_features.execution import plan
-from reasoning_features.rendering import render
+from reasoning_features.running.execution import plan
+from reasoning_features.running.rendering import render
 
 DRAWN = b"\x89PNG drawn"
 PASSING = b"\x89PNG passing"

@@ -11,7 +11,6 @@ import torch
 from sae_lens import StandardSAE
 from tiny import make_corpus, signed_identity
 
-from reasoning_features.activations import ActivationBatch
 from reasoning_features.errors import UserError
 from reasoning_features.foundations.rule_judge import (
     ANOTHER,
@@ -27,6 +26,7 @@ from reasoning_features.foundations.rule_judge import (
     judge,
     rule_kinds,
 )
+from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.significance import Interval
 
 CORPUS = make_corpus(200)

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from reasoning_features.errors import UserError
-from reasoning_features.sampling import RowEdit, draw, rows_that_fit, sample
+from reasoning_features.models.sampling import RowEdit, draw, rows_that_fit, sample
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
 
 from reasoning_features.errors import UserError
-from reasoning_features.scorer_benchmark import (
+from reasoning_features.truth.scorer_benchmark import (
     CEILING,
     average_precision,
     effect_itself,
@@ -22,8 +22,8 @@ from reasoning_features.scorer_benchmark import (
     null_band,
     rank_correlation,
 )
-from reasoning_features.scorers import Scorer, builtin, column, mean_difference
-from reasoning_features.stored_benchmarks import Benchmark, Truth
+from reasoning_features.truth.scorers import Scorer, builtin, column, mean_difference
+from reasoning_features.truth.stored_benchmarks import Benchmark, Truth
 
 
 def benchmark(
@@ -63,7 +63,7 @@ def test_five_features_by_hand():
 
 
 def test_share_of_effect_by_hand(monkeypatch):
-    monkeypatch.setattr("reasoning_features.scorer_benchmark.TOP", (1, 2))
+    monkeypatch.setattr("reasoning_features.truth.scorer_benchmark.TOP", (1, 2))
     found = metrics(SCORE, FIVE[None], np.full(5, 0.3), signed=False)
     assert found["share of effect, top 1"][0] == pytest.approx(0.1 / 1.02)
     assert found["share of effect, top 2"][0] == pytest.approx(0.6 / 1.02)

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from reasoning_features import search
-from reasoning_features.conditions import UNSTEERED
 from reasoning_features.errors import UserError
+from reasoning_features.models.conditions import UNSTEERED
+from reasoning_features.steering import search
 
 D_SAE, D = 60, 8
 

@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reasoning_features.corpus import Corpus
-from reasoning_features.feature_statistics import FeatureStatistics
-from reasoning_features.reason_score import vocabulary_scores
-from reasoning_features.selection import (
+from reasoning_features.scoring.feature_statistics import FeatureStatistics
+from reasoning_features.scoring.reason_score import vocabulary_scores
+from reasoning_features.scoring.selection import (
     Dial,
     chosen,
     dial_scores,
@@ -28,7 +27,8 @@ from reasoning_features.selection import (
     top_features,
     top_mean,
 )
-from reasoning_features.word_masks import ALL, vocabulary_set, word_set
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.word_masks import ALL, vocabulary_set, word_set
 
 WINDOW = (1, 1)
 VOCABULARIES = {"R": ("a", "b"), "slot 0": ("a", "c"), "slot 1": ("c", "b"), "twins": ("c", "d")}

@@ -7,10 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reasoning_features.selection import dials, grid_table
-from reasoning_features.selection_figures import draw_grid, draw_identity, draw_nulls, draw_scores, ranked
-from reasoning_features.vocabulary import rank_words
-from reasoning_features.vocabulary_figures import draw_ranking
+from reasoning_features.scoring.selection import dials, grid_table
+from reasoning_features.scoring.selection_figures import (
+    draw_grid,
+    draw_identity,
+    draw_nulls,
+    draw_scores,
+    ranked,
+)
+from reasoning_features.text.vocabulary import rank_words
+from reasoning_features.text.vocabulary_figures import draw_ranking
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from reasoning_features.corpus import Corpus
-from reasoning_features.sentences import last_before, sentence_of, sentence_starts
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.sentences import last_before, sentence_of, sentence_starts
 
 PIECES = ["a", " b", ".", " c", "\n", "d", "3", "5", " e", "!", " f"]
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from tiny import signed_identity
 
-from reasoning_features import passes, shards
+from reasoning_features.bookkeeping import shards
+from reasoning_features.bookkeeping.shards import Work, drop_others, map_shards, shard_file
+from reasoning_features.bookkeeping.shares import ENGINE, SHARE, Share, asked_engine, asked_share
 from reasoning_features.errors import ShareDone, UserError
-from reasoning_features.feature_statistics import SetSums, accumulate
-from reasoning_features.selection import document_blocks
-from reasoning_features.shards import Work, drop_others, map_shards, shard_file
-from reasoning_features.shares import ENGINE, SHARE, Share, asked_engine, asked_share
-from reasoning_features.word_masks import ALL, TokenSets
+from reasoning_features.scoring import passes
+from reasoning_features.scoring.feature_statistics import SetSums, accumulate
+from reasoning_features.scoring.selection import document_blocks
+from reasoning_features.text.word_masks import ALL, TokenSets
 
 
 def squares(made, shard):
@@ -150,7 +151,7 @@ def test_a_pass_in_shards_sums_what_one_pass_does(tiny_subject, tiny_corpus, tmp
         found[kept] = sums.result()
     assert len(list(tmp_path.glob("test-*/*.safetensors"))) >= 2
     np.testing.assert_array_equal(found[None].sums, found[tmp_path].sums)
-    from reasoning_features.activations import stream
+    from reasoning_features.residual_stream.activations import stream
 
     whole = accumulate(stream(tiny_subject, tiny_corpus, 64), sae, sets)
     total = found[None].total() if blocks else found[None]

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from stub_notebooks import write_notebook
 
-from reasoning_features import claims, paths
+from reasoning_features import paths
+from reasoning_features.reporting import claims
 
 pytestmark = pytest.mark.slow
 
 WORK = (
     "from functools import partial\n"
-    "from reasoning_features.shards import Work, map_shards\n"
+    "from reasoning_features.bookkeeping.shards import Work, map_shards\n"
     "from reasoning_features.squares import square\n"
     "log = str(run.paths.data.parent / 'log')\n"
     "work = Work('squares', partial(square, log), 5, {'seed': settings.seed})\n"
@@ -25,7 +26,7 @@ WORK = (
 )
 STORE = "with run.store('squares', ['seed']) as folder:\n    (folder / 'all').write_text(str(found))"
 DRAW = (
-    "import pandas as pd\nfrom reasoning_features.tables import save_table\n"
+    "import pandas as pd\nfrom reasoning_features.reporting.tables import save_table\n"
     "save_table(pd.DataFrame({'square': [0]}), 'x01_before', run, 'A table drawn before the shards.')"
 )
 SQUARES = (

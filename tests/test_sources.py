@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from stub_notebooks import write_notebook
 
-from reasoning_features import sources
+from reasoning_features.bookkeeping import sources
 from reasoning_features.errors import UserError
 
 
@@ -43,8 +43,10 @@ def test_a_change_in_a_source_changes_only_its_own_digest(package):
 
 
 def test_the_package_itself_can_be_followed():
-    found = sources.imported_sources(["from reasoning_features.tables import save_table"])
-    assert "reasoning_features/provenance.py" in found and "reasoning_features/settings.py" in found
+    found = sources.imported_sources(["from reasoning_features.reporting.tables import save_table"])
+    assert (
+        "reasoning_features/bookkeeping/provenance.py" in found and "reasoning_features/settings.py" in found
+    )
 
 
 def test_only_code_cells_count_and_a_missing_notebook_is_named(repository):

@@ -11,8 +11,6 @@ import torch
 from sae_lens import TopKSAE, TopKSAEConfig
 from tiny import make_corpus, signed_identity
 
-from reasoning_features.activations import ActivationBatch
-from reasoning_features.corpus import Corpus
 from reasoning_features.errors import UserError
 from reasoning_features.foundations.names import CEILING, FLOOR
 from reasoning_features.foundations.sparse_probing import (
@@ -23,7 +21,9 @@ from reasoning_features.foundations.sparse_probing import (
     scaled_latents,
     sparse_probes,
 )
+from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.significance import Interval
+from reasoning_features.text.corpus import Corpus
 
 WIDTH = 6
 CORPUS = make_corpus(60)

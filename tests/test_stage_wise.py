@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from reasoning_features import paths
-from reasoning_features.autoencoder_recipe import Recipe
-from reasoning_features.autoencoder_training import train_autoencoder
-from reasoning_features.errors import MissingArtefact, UserError
-from reasoning_features.settings import load_settings
-from reasoning_features.stage_wise import (
+from reasoning_features.dictionaries.autoencoder_recipe import Recipe
+from reasoning_features.dictionaries.autoencoder_training import train_autoencoder
+from reasoning_features.diffing.stage_wise import (
     PATHS,
     check_stored,
     load_layers,
@@ -25,7 +23,9 @@ from reasoning_features.stage_wise import (
     stages_of,
     store,
 )
-from reasoning_features.subject import load_subject
+from reasoning_features.errors import MissingArtefact, UserError
+from reasoning_features.models.subject import load_subject
+from reasoning_features.settings import load_settings
 
 HOOK = "blocks.1.hook_resid_post"
 

@@ -10,18 +10,18 @@ import pytest
 import torch
 from tiny import WIDTH, make_tiny_llama, signed_identity
 
-from reasoning_features.benchmarks import Questions
-from reasoning_features.conditions import (
+from reasoning_features.errors import UserError
+from reasoning_features.models.conditions import (
     UNSTEERED,
     Condition,
     clamped_conditions,
     feature_conditions,
     stream_edit,
 )
-from reasoning_features.errors import UserError
-from reasoning_features.steering import answers, answers_under
-from reasoning_features.subject import load_subject
-from reasoning_features.token_rules import ForcedWait
+from reasoning_features.models.subject import load_subject
+from reasoning_features.steering.answering import answers, answers_under
+from reasoning_features.steering.benchmarks import Questions
+from reasoning_features.steering.token_rules import ForcedWait
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from test_steering_results import made
 
-from reasoning_features import steering_claims as effects
-from reasoning_features.conditions import UNSTEERED
-from reasoning_features.search import CHOSEN, FEATURES, SLOT
-from reasoning_features.steering_results import ban_table
+from reasoning_features.models.conditions import UNSTEERED
+from reasoning_features.steering import steering_claims as effects
+from reasoning_features.steering.search import CHOSEN, FEATURES, SLOT
+from reasoning_features.steering.steering_results import ban_table
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from test_steering_results import made
 
-from reasoning_features import steering_figures as figures
-from reasoning_features import steering_results as results
-from reasoning_features.search import CHOSEN, SLOT
+from reasoning_features.steering import steering_figures as figures
+from reasoning_features.steering import steering_results as results
+from reasoning_features.steering.search import CHOSEN, SLOT
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reasoning_features import steering_results as results
-from reasoning_features.conditions import UNSTEERED
 from reasoning_features.errors import UserError
-from reasoning_features.search import CHOSEN, SLOT
-from reasoning_features.steering_study import COLUMNS, Study
+from reasoning_features.models.conditions import UNSTEERED
+from reasoning_features.steering import steering_results as results
+from reasoning_features.steering.search import CHOSEN, SLOT
+from reasoning_features.steering.steering_study import COLUMNS, Study
 
 N = 400
 

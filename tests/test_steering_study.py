@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from reasoning_features import paths, search
-from reasoning_features.conditions import UNSTEERED, Condition
+from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
+from reasoning_features.models.conditions import UNSTEERED, Condition
 from reasoning_features.settings import load_settings
-from reasoning_features.steering_study import load_studies, load_study, run_study
-from reasoning_features.studied_model import shipped_study
+from reasoning_features.steering import search
+from reasoning_features.steering.steering_study import load_studies, load_study, run_study
+from reasoning_features.steering.studied_model import shipped_study
 
 GOOD = {"feature 1 at 0.2": 0.9, "feature 2 at -0.2": 0.7, "bias at 2": 0.8}
 """Chance of a right answer under a condition; all others have 0.5."""

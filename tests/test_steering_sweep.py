@@ -9,11 +9,11 @@ import pytest
 import torch
 from tiny import WIDTH, signed_identity
 
-from reasoning_features import generation
-from reasoning_features.benchmarks import Questions
-from reasoning_features.conditions import Condition
-from reasoning_features.steering import answers
-from reasoning_features.steering_sweep import answers_resumable
+from reasoning_features.models.conditions import Condition
+from reasoning_features.steering import generation
+from reasoning_features.steering.answering import answers
+from reasoning_features.steering.benchmarks import Questions
+from reasoning_features.steering.steering_sweep import answers_resumable
 
 
 def grade(numbers, continuations):

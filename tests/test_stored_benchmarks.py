@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from safetensors import safe_open
 
-from reasoning_features.causal_truth import Effects
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
-from reasoning_features.stored_benchmarks import load_benchmarks, save_benchmark
+from reasoning_features.truth.causal_truth import Effects
+from reasoning_features.truth.stored_benchmarks import load_benchmarks, save_benchmark
 
 IDENTITY = {
     "model": "kappa-0.5-0",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from reasoning_features.feature_statistics import FeatureStatistics
-from reasoning_features.stored_scores import StoredScores, feature_table, load_scores
+from reasoning_features.scoring.feature_statistics import FeatureStatistics
+from reasoning_features.scoring.stored_scores import StoredScores, feature_table, load_scores
 
 BEST = pd.DataFrame(
     {"feature": [0, 1, 2], "token": ["a", "b", "c"], "precision": 1.0, "recall": 0.5, "f1": 0.7}

@@ -11,12 +11,12 @@ import torch
 from sae_lens import SAETrainer
 from tiny import make_tiny_llama
 
-from reasoning_features import stage_wise
-from reasoning_features.autoencoder import best_cosines
+from reasoning_features.dictionaries.autoencoder import best_cosines
+from reasoning_features.diffing import stage_wise
+from reasoning_features.diffing.streamed_stages import stage_costs, train_stages
 from reasoning_features.errors import UserError
+from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.settings import Settings, load_settings
-from reasoning_features.streamed_stages import stage_costs, train_stages
-from reasoning_features.subject import Subject, load_subject
 
 STAGES = ["S", "S-S", "S-S-S", "S-D", "S-M", "S-D-F", "S-M-F"]
 
@@ -124,8 +124,8 @@ def test_what_is_there_is_kept_and_nothing_is_loaded(
     def never(*given: object, **named: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("reasoning_features.streamed_stages.load_subject", never)
-    monkeypatch.setattr("reasoning_features.streamed_stages.training_rows", never)
+    monkeypatch.setattr("reasoning_features.diffing.streamed_stages.load_subject", never)
+    monkeypatch.setattr("reasoning_features.diffing.streamed_stages.training_rows", never)
     train_stages(settings, subject, folder)
     with pytest.raises(UserError, match="S-0 is of a training with another recipe: delete it"):
         train_stages(settings.model_copy(update={"l1": 0.2}), subject, folder)

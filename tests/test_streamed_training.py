@@ -11,17 +11,17 @@ import pytest
 import torch
 from sae_lens import SAE, SAETrainer
 
-from reasoning_features import streamed_training
-from reasoning_features.activations import Moments
-from reasoning_features.autoencoder import load_autoencoder
-from reasoning_features.autoencoder_recipe import Recipe
-from reasoning_features.autoencoder_trainer import finished, new_trainer
+from reasoning_features.bookkeeping.keys import CELL_LIMIT
+from reasoning_features.dictionaries import streamed_training
+from reasoning_features.dictionaries.autoencoder import load_autoencoder
+from reasoning_features.dictionaries.autoencoder_recipe import Recipe
+from reasoning_features.dictionaries.autoencoder_trainer import finished, new_trainer
+from reasoning_features.dictionaries.streamed_training import settings_recipe, train_on_rows
+from reasoning_features.dictionaries.training_buffers import Buffers
 from reasoning_features.errors import CorruptArtefact, UserError
-from reasoning_features.keys import CELL_LIMIT
+from reasoning_features.models.subject import Subject, load_subject
+from reasoning_features.residual_stream.activations import Moments
 from reasoning_features.settings import load_settings
-from reasoning_features.streamed_training import settings_recipe, train_on_rows
-from reasoning_features.subject import Subject, load_subject
-from reasoning_features.training_buffers import Buffers
 
 RECIPE = Recipe("relu", d_sae=48, tokens=30 * 64, learning_rate=1e-2, batch=64, l1=0.1)
 
@@ -206,7 +206,7 @@ def test_batches_of_the_data(tiny_subject: Subject):
 def test_a_buffer_that_reaches_the_last_row_goes_on_at_the_first(
     tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("reasoning_features.training_buffers.BATCHES", 10)
+    monkeypatch.setattr("reasoning_features.dictionaries.training_buffers.BATCHES", 10)
     asked: list[tuple[int, int]] = []
 
     class Told(RandomRows):

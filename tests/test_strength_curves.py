@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from reasoning_features.conditions import Condition
-from reasoning_features.strength_curves import ADDED, CLAMPED, curve_trials, curves
+from reasoning_features.models.conditions import Condition
+from reasoning_features.steering.strength_curves import ADDED, CLAMPED, curve_trials, curves
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
-from reasoning_features.losses import next_token_loss
-from reasoning_features.subject import Subject, load_subject, short_name
+from reasoning_features.models.subject import Subject, load_subject, short_name
+from reasoning_features.residual_stream.losses import next_token_loss
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ def test_a_device_that_is_not_there(tiny_llama: Path) -> None:
 
 MEASURE = """
 import resource, sys
-from reasoning_features.subject import load_subject
+from reasoning_features.models.subject import load_subject
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 model = load_subject(sys.argv[1], 0, dtype="bfloat16").model
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from reasoning_features import corpora
 from reasoning_features.errors import UserError
 from reasoning_features.settings import TextSource, load_settings
-from reasoning_features.text_corpora import encode_texts, text_corpus, thinking_of_ids
-from reasoning_features.text_sources import conversation_text, dataset_name, open_texts, split_rows
+from reasoning_features.text import corpora
+from reasoning_features.text.text_corpora import encode_texts, text_corpus, thinking_of_ids
+from reasoning_features.text.text_sources import conversation_text, dataset_name, open_texts, split_rows
 
 SPLITS = ("selection", "evaluation", "training")
 

@@ -9,20 +9,18 @@ import pandas as pd
 import pytest
 import torch
 
-from reasoning_features.benchmarks import load_questions
-from reasoning_features.conditions import Condition
-from reasoning_features.corpus import Corpus
-from reasoning_features.decision_rates import Rates, decision_rates, rates_of
 from reasoning_features.errors import UserError
+from reasoning_features.models.conditions import Condition
+from reasoning_features.models.sampling import TEMPERATURE
+from reasoning_features.models.subject import load_subject
 from reasoning_features.organism import words
 from reasoning_features.organism.parser import DECISIONS, first_tokens
 from reasoning_features.organism.tokenizer import train_tokenizer
 from reasoning_features.organism.traces import base_documents, reasoning_documents
-from reasoning_features.sampling import TEMPERATURE
 from reasoning_features.settings import load_settings
-from reasoning_features.steering import answers_under
-from reasoning_features.subject import load_subject
-from reasoning_features.token_rules import (
+from reasoning_features.steering.answering import answers_under
+from reasoning_features.steering.benchmarks import load_questions
+from reasoning_features.steering.token_rules import (
     Ban,
     ban,
     bias_to_go_on,
@@ -31,6 +29,8 @@ from reasoning_features.token_rules import (
     forced_wait,
     token_pieces,
 )
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.truth.decision_rates import Rates, decision_rates, rates_of
 
 
 @pytest.fixture(scope="module")

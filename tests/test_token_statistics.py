@@ -7,9 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from reasoning_features.corpus import Corpus
-from reasoning_features.subject import Subject
-from reasoning_features.token_statistics import grouped_means, means_by_place_and_move, token_table
+from reasoning_features.models.subject import Subject
+from reasoning_features.residual_stream.token_statistics import (
+    grouped_means,
+    means_by_place_and_move,
+    token_table,
+)
+from reasoning_features.text.corpus import Corpus
 
 
 def test_a_token_has_the_loss_of_predicting_it(tiny_subject: Subject, tiny_corpus: Corpus) -> None:

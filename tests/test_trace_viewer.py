@@ -8,10 +8,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from reasoning_features.activation_figures import SHADES
-from reasoning_features.conditions import UNSTEERED
+from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.organism.traces import MOVES
-from reasoning_features.trace_viewer import (
+from reasoning_features.residual_stream.activation_figures import SHADES
+from reasoning_features.steering.trace_viewer import (
     CHARACTERS,
     LONGEST,
     Trace,

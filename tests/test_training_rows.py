@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from reasoning_features.dictionaries.training_rows import training_rows
 from reasoning_features.errors import UserError
 from reasoning_features.settings import TextSource, load_settings
-from reasoning_features.text_sources import open_texts
-from reasoning_features.training_rows import training_rows
+from reasoning_features.text.text_sources import open_texts
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_sources_come_in_turn_and_in_one_order(hub, tokenizer):
 def test_only_as_many_texts_as_are_needed_are_tokenised(tmp_path, tokenizer, hub, monkeypatch):
     file = tmp_path / "many.jsonl"
     file.write_text("".join(json.dumps({"text": f"Wait, number {i}. " * 4}) + "\n" for i in range(500)))
-    monkeypatch.setattr("reasoning_features.training_rows._TEXTS_A_PIECE", 50)
+    monkeypatch.setattr("reasoning_features.dictionaries.training_rows._TEXTS_A_PIECE", 50)
     some = training_rows(settings(), tokenizer, [TextSource(dataset=str(file))], tokens=3000)
     every = training_rows(settings(), tokenizer, [TextSource(dataset=str(file))], tokens=10**9)
     assert 3000 <= 32 * len(some) < 6000 < 32 * len(every)

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reasoning_features.causal_truth import Effects
-from reasoning_features.patching import GROUPS
-from reasoning_features.truth_figures import (
+from reasoning_features.truth.causal_truth import Effects
+from reasoning_features.truth.patching import GROUPS
+from reasoning_features.truth.truth_figures import (
     draw_decodability,
     draw_effect_against_size,
     draw_effects,

@@ -11,8 +11,8 @@ import papermill
 import pytest
 
 from reasoning_features import paths
-from reasoning_features.claims import UNTESTABLE
 from reasoning_features.files import read_json
+from reasoning_features.reporting.claims import UNTESTABLE
 from reasoning_features.settings import load_settings
 
 

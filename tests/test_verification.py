@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from reasoning_features.verification import compare, report, tolerance
+from reasoning_features.running.verification import compare, report, tolerance
 
 
 @pytest.fixture

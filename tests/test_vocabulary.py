@@ -8,7 +8,7 @@ import pytest
 
 from reasoning_features.errors import UserError
 from reasoning_features.organism.words import DECISION_WORDS, REASONING_WORDS, TWINS
-from reasoning_features.vocabulary import (
+from reasoning_features.text.vocabulary import (
     draw_word_sets,
     frequency_filter,
     left_out,

@@ -12,14 +12,14 @@ import pytest
 from datasets import IterableDataset
 
 from reasoning_features.errors import UserError
-from reasoning_features.settings import load_settings
-from reasoning_features.vocabulary_real import (
+from reasoning_features.making.vocabulary_real import (
     local_traces,
     main,
     origin_of,
     stream_openthoughts,
     texts_of_rows,
 )
+from reasoning_features.settings import load_settings
 
 TRACES = os.environ.get("REASONING_TRACES")
 
@@ -82,7 +82,7 @@ def test_without_network_one_sentence_and_failure(tmp_path):
         "HF_HUB_OFFLINE": "0",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "reasoning_features.vocabulary_real", "--documents", "2"],
+        [sys.executable, "-m", "reasoning_features.making.vocabulary_real", "--documents", "2"],
         env=environment,
         capture_output=True,
         text=True,

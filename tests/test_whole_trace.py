@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from reasoning_features.scorers import Scorer
-from reasoning_features.stored_benchmarks import Benchmark, Truth
-from reasoning_features.whole_trace import (
+from reasoning_features.truth.scorers import Scorer
+from reasoning_features.truth.stored_benchmarks import Benchmark, Truth
+from reasoning_features.truth.whole_trace import (
     agreement_of_places,
     compare_places,
     evaluate_places,

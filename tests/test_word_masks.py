@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reasoning_features.corpus import Corpus
 from reasoning_features.errors import UserError
-from reasoning_features.word_masks import (
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.word_masks import (
     ALL,
     TokenSets,
     capitalised_with_twins,

@@ -11,7 +11,7 @@ from sae_lens.saes.sae import SAEMetadata
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from reasoning_features.corpus import Corpus
+from reasoning_features.text.corpus import Corpus
 
 LAYERS, WIDTH, VOCABULARY = 3, 32, 300
 HOOK = "blocks.1.hook_resid_post"

@@ -18,17 +18,17 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from reasoning_features.activations import Moments, shuffled_batches, stream
-from reasoning_features.autoencoder_recipe import Recipe
-from reasoning_features.autoencoder_trainer import new_trainer
 from reasoning_features.bench.processes import peak
 from reasoning_features.bench.record import processor
 from reasoning_features.bench.setting import random_autoencoder
-from reasoning_features.corpus import Corpus
-from reasoning_features.encoding import encoded
-from reasoning_features.feature_statistics import accumulate
-from reasoning_features.subject import Subject
-from reasoning_features.word_masks import ALL, TokenSets
+from reasoning_features.dictionaries.autoencoder_recipe import Recipe
+from reasoning_features.dictionaries.autoencoder_trainer import new_trainer
+from reasoning_features.dictionaries.encoding import encoded
+from reasoning_features.models.subject import Subject
+from reasoning_features.residual_stream.activations import Moments, shuffled_batches, stream
+from reasoning_features.scoring.feature_statistics import accumulate
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.word_masks import ALL, TokenSets
 
 SCORED_TOKENS = 10_000_000
 """Tokens that the paper scores."""

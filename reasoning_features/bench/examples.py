@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from reasoning_features.activating_examples import ActivatingExamples
-from reasoning_features.activations import stream
 from reasoning_features.bench.setting import Setting, Sizes
 from reasoning_features.bench.timing import Row, compared, in_turn
-from reasoning_features.encoding import encoded
-from reasoning_features.feature_statistics import one_pass
+from reasoning_features.dictionaries.encoding import encoded
+from reasoning_features.interpretation.activating_examples import ActivatingExamples
+from reasoning_features.residual_stream.activations import stream
+from reasoning_features.scoring.feature_statistics import one_pass
 
 EXAMPLES = 12
 """Activating examples kept of each feature."""

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from reasoning_features.bench.setting import Setting, Sizes, questions_of_one_length
 from reasoning_features.bench.timing import Bar, Row, all_in_turn, compared, in_turn
-from reasoning_features.benchmarks import Questions
-from reasoning_features.conditions import Condition, feature_conditions
-from reasoning_features.generation import continuations
-from reasoning_features.sampling import TEMPERATURE, TOP_P
+from reasoning_features.models.conditions import Condition, feature_conditions
+from reasoning_features.models.sampling import TEMPERATURE, TOP_P
+from reasoning_features.steering.benchmarks import Questions
+from reasoning_features.steering.generation import continuations
 
 
 def conditions_of(setting: Setting, sizes: Sizes) -> tuple[list[Condition], Tensor]:

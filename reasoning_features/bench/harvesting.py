@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from reasoning_features import activations
 from reasoning_features.bench.setting import Setting, Sizes
 from reasoning_features.bench.timing import Bar, Row, compared, in_turn
+from reasoning_features.residual_stream import activations
 
 
 def truncated(setting: Setting) -> Any:

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from reasoning_features import paths
-from reasoning_features.activations import stream
 from reasoning_features.bench import examples, scoring, setting
+from reasoning_features.residual_stream.activations import stream
 
 
 def peak() -> int:

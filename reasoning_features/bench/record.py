@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from reasoning_features import paths, sources
+from reasoning_features import paths
+from reasoning_features.bookkeeping import sources
 from reasoning_features.checksums import file_digest
 
 PACKAGES = ("numpy", "sae-lens", "scipy", "torch", "transformer-lens", "transformers")

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reasoning_features import activations
 from reasoning_features.bench.setting import Setting, Sizes, random_autoencoder
 from reasoning_features.bench.timing import Bar, Row, compared, in_turn
-from reasoning_features.corpus import TokenBatch
-from reasoning_features.encoding import encoded
-from reasoning_features.feature_statistics import FeatureStatistics, accumulate
+from reasoning_features.dictionaries.encoding import encoded
+from reasoning_features.residual_stream import activations
+from reasoning_features.scoring.feature_statistics import FeatureStatistics, accumulate
+from reasoning_features.text.corpus import TokenBatch
 
 AT_ONCE = 48
 """Features for which the released script runs the model over the data once (its ``feature_batch``)."""

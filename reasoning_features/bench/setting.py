@@ -10,13 +10,14 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 from torch import Tensor
 
-from reasoning_features import activations, corpora
-from reasoning_features.autoencoder import load_autoencoder
-from reasoning_features.benchmarks import Questions, load_questions
-from reasoning_features.corpus import Corpus
+from reasoning_features.dictionaries.autoencoder import load_autoencoder
+from reasoning_features.models.subject import Subject, load_subject
+from reasoning_features.residual_stream import activations
 from reasoning_features.settings import Settings, load_settings
-from reasoning_features.subject import Subject, load_subject
-from reasoning_features.word_masks import TokenSets, token_sets
+from reasoning_features.steering.benchmarks import Questions, load_questions
+from reasoning_features.text import corpora
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.word_masks import TokenSets, token_sets
 
 PAPER_FEATURES, PAPER_L0 = 65_536, 86
 """Features of the paper's autoencoder, and how many are active on a token."""

@@ -10,12 +10,13 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reasoning_features import activations, paths
-from reasoning_features.activations import Moments, shuffled_batches
-from reasoning_features.autoencoder_recipe import Recipe
-from reasoning_features.autoencoder_trainer import new_trainer
+from reasoning_features import paths
 from reasoning_features.bench.setting import Setting, Sizes
 from reasoning_features.bench.timing import Bar, Row, compared, in_turn
+from reasoning_features.dictionaries.autoencoder_recipe import Recipe
+from reasoning_features.dictionaries.autoencoder_trainer import new_trainer
+from reasoning_features.residual_stream import activations
+from reasoning_features.residual_stream.activations import Moments, shuffled_batches
 
 PEERS = "build/bench-peers/bin/python"
 """The interpreter of the environment whose dependencies clash with this one's; ``make bench`` makes it."""

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from sae_lens import SAE
 from torch import Tensor
 
-from reasoning_features.diffing import rotated
-from reasoning_features.encoding import encoded
+from reasoning_features.dictionaries.encoding import encoded
+from reasoning_features.diffing.presence import rotated
 from reasoning_features.errors import UserError
 from reasoning_features.foundations.dictionary_geometry import added_directions
 from reasoning_features.foundations.hierarchies import LabelledTokens, Probe, main_latents

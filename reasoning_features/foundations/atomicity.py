@@ -13,19 +13,19 @@ from sae_lens import SAE
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reasoning_features.activation_matching import compare
-from reasoning_features.activations import ActivationBatch
-from reasoning_features.corpus import Corpus
-from reasoning_features.cross_layer import SAME
-from reasoning_features.diffing import share_of
+from reasoning_features.diffing.activation_matching import compare
+from reasoning_features.diffing.cross_layer import SAME
+from reasoning_features.diffing.presence import share_of
 from reasoning_features.foundations.absorption import absorption
 from reasoning_features.foundations.dictionary_geometry import mean_cos_sim, uniqueness
 from reasoning_features.foundations.hierarchies import label_tokens, parent_probe
 from reasoning_features.foundations.meta_autoencoder import composition
-from reasoning_features.search import CHOSEN, FEATURES
+from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.significance import Interval, independent_difference
-from reasoning_features.steering_results import screening_counts
-from reasoning_features.steering_study import Study
+from reasoning_features.steering.search import CHOSEN, FEATURES
+from reasoning_features.steering.steering_results import screening_counts
+from reasoning_features.steering.steering_study import Study
+from reasoning_features.text.corpus import Corpus
 
 COLUMNS = ["metric", "dictionary", "estimate", "low", "high", "n"]
 NEIGHBOURS, COMPOSITION = "MeanCosSim", "composition (MetaSAE's explained variance)"
@@ -163,7 +163,7 @@ def chosen_overlap(
 
 def steered_features(studies: Mapping[str, Study]) -> pd.DataFrame:
     """Screened trials of single features, those of ReasonScore beside random ones: ``dictionary`` and the
-    columns of :func:`reasoning_features.steering_results.screening_counts`.
+    columns of :func:`reasoning_features.steering.steering_results.screening_counts`.
     """
     tables = []
     for name, study in studies.items():

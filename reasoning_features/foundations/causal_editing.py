@@ -38,8 +38,8 @@ from reasoning_features.errors import UserError
 from reasoning_features.foundations.names import CEILING, FLOOR
 from reasoning_features.foundations.sparse_probing import lengths
 from reasoning_features.foundations.standings import Standings
+from reasoning_features.models.subject import Subject
 from reasoning_features.significance import Interval, bootstrap_ratio, bootstrap_weights
-from reasoning_features.subject import Subject
 
 Codes = NDArray[np.int64]
 Flags = NDArray[np.bool_]

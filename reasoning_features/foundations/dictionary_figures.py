@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reasoning_features.errors import UserError
-from reasoning_features.figures import COLOURS, LINES, MARKERS, TEXT_WIDTH, new_figure
 from reasoning_features.foundations.styles import styles
+from reasoning_features.reporting.figures import COLOURS, LINES, MARKERS, TEXT_WIDTH, new_figure
 
 ACROSS = 3
 """The most panels side by side in the text's width; entries in one row of a legend."""

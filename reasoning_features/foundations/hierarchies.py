@@ -21,13 +21,13 @@ from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from reasoning_features.activations import ActivationBatch
-from reasoning_features.corpus import Corpus
-from reasoning_features.encoding import encoded, encoded_columns
+from reasoning_features.dictionaries.encoding import encoded, encoded_columns
 from reasoning_features.errors import UserError
 from reasoning_features.organism.parser import first_tokens
 from reasoning_features.organism.tokenizer import LARGEST_NUMBER
 from reasoning_features.organism.words import OPENERS, TWINS
+from reasoning_features.residual_stream.activations import ActivationBatch
+from reasoning_features.text.corpus import Corpus
 
 Array = NDArray[np.float64]
 MOST_MAIN, GAIN = 10, 0.03

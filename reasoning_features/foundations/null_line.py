@@ -15,19 +15,19 @@ import pandas as pd
 from numpy.typing import NDArray
 from sae_lens import SAE
 
-from reasoning_features.autoencoder import best_cosines
-from reasoning_features.conditions import UNSTEERED
-from reasoning_features.cross_layer import SAME
-from reasoning_features.diffing import PAPER_THRESHOLD, share_of
+from reasoning_features.dictionaries.autoencoder import best_cosines
+from reasoning_features.diffing.cross_layer import SAME
+from reasoning_features.diffing.presence import PAPER_THRESHOLD, share_of
 from reasoning_features.foundations.comparison import row
 from reasoning_features.foundations.names import name_of
-from reasoning_features.scorer_benchmark import CEILING, RESAMPLES, SEED, live_scores, metrics
-from reasoning_features.scorers import column
-from reasoning_features.search import CHOSEN, FEATURES
+from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.significance import Interval, paired_difference, percentile_interval
-from reasoning_features.steering_results import overall_table
-from reasoning_features.steering_study import Study
-from reasoning_features.stored_benchmarks import Benchmark
+from reasoning_features.steering.search import CHOSEN, FEATURES
+from reasoning_features.steering.steering_results import overall_table
+from reasoning_features.steering.steering_study import Study
+from reasoning_features.truth.scorer_benchmark import CEILING, RESAMPLES, SEED, live_scores, metrics
+from reasoning_features.truth.scorers import column
+from reasoning_features.truth.stored_benchmarks import Benchmark
 
 Array = NDArray[np.float64]
 PRECISION = "average precision"
@@ -39,7 +39,7 @@ def over_chance(scored: pd.DataFrame) -> pd.DataFrame:
     """Average precision less the share of features that pass, which a random ranking gets.
 
     Args:
-        scored: :func:`reasoning_features.scorer_benchmark.evaluate_all`.
+        scored: :func:`reasoning_features.truth.scorer_benchmark.evaluate_all`.
 
     Returns:
         Rows of ``model``, ``dictionary``, ``scorer``, ``estimate`` with ``low`` and ``high`` (95%, traces
@@ -85,7 +85,7 @@ def scorer_difference(trained: Benchmark, null: Benchmark, level: float = 0.95) 
 
 def winners(studies: Mapping[str, Study], seed: int = 0) -> pd.DataFrame:
     """Every class's winner on fresh problems, by dictionary: ``dictionary`` and the columns of
-    :func:`reasoning_features.steering_results.overall_table`.
+    :func:`reasoning_features.steering.steering_results.overall_table`.
     """
     tables = [overall_table(study, seed).assign(dictionary=name) for name, study in studies.items()]
     table = pd.concat(tables, ignore_index=True).drop(columns="domain")
@@ -116,7 +116,7 @@ def presence(
 
     Args:
         matched: a row a feature, largest correlation of its activations with a latent of each stage
-            (:func:`reasoning_features.activation_matching.largest_correlations`).
+            (:func:`reasoning_features.diffing.activation_matching.largest_correlations`).
         sae: the dictionary that has the features.
         stages: stage → who is read, and its dictionary; "S" is the first.
         features: ``[k]`` the features, in the rows' order.

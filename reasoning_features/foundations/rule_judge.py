@@ -32,12 +32,12 @@ from numpy.typing import NDArray
 from sae_lens import SAE
 from scipy.sparse import csr_matrix
 
-from reasoning_features.activations import ActivationBatch
-from reasoning_features.corpus import Corpus
-from reasoning_features.encoding import encoded
+from reasoning_features.dictionaries.encoding import encoded
 from reasoning_features.errors import UserError
-from reasoning_features.probes import move_targets
+from reasoning_features.residual_stream.activations import ActivationBatch
+from reasoning_features.residual_stream.probes import move_targets
 from reasoning_features.significance import Interval, bootstrap_difference, bootstrap_mean
+from reasoning_features.text.corpus import Corpus
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -105,8 +105,8 @@ def judge(
 
     Args:
         sae: encodes raw activations.
-        activations: the stream at tokens of the corpus, as :func:`reasoning_features.activations.collect`
-            gives them.
+        activations: the stream at tokens of the corpus, as
+            :func:`reasoning_features.residual_stream.activations.collect` gives them.
         corpus: the documents.
         kinds: the rules (:func:`rule_kinds`).
         latents: at most so many are drawn, among those that are active on ``MINIMUM`` tokens of both halves

@@ -10,11 +10,11 @@ import pandas as pd
 from sae_lens import SAE
 
 from reasoning_features import checksums, paths
-from reasoning_features.autoencoder import architecture_label, load_autoencoder
+from reasoning_features.dictionaries.autoencoder import architecture_label, load_autoencoder
 from reasoning_features.errors import MissingArtefact
 from reasoning_features.foundations.names import name_of
-from reasoning_features.steering_study import Study, load_studies
-from reasoning_features.stored_benchmarks import Benchmark, load_benchmarks
+from reasoning_features.steering.steering_study import Study, load_studies
+from reasoning_features.truth.stored_benchmarks import Benchmark, load_benchmarks
 
 AUTOENCODERS, TRUTH, STEERING, DIFFING = "autoencoders", "truth", "steering", "diffing"
 """Folders of the foundations' folder."""

@@ -22,14 +22,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from reasoning_features.activations import ActivationBatch
-from reasoning_features.corpus import Corpus
-from reasoning_features.encoding import encoded
+from reasoning_features.dictionaries.encoding import encoded
 from reasoning_features.errors import UserError
 from reasoning_features.foundations.dictionary_geometry import added_directions
 from reasoning_features.foundations.names import CEILING, FLOOR
-from reasoning_features.probes import move_targets
+from reasoning_features.residual_stream.activations import ActivationBatch
+from reasoning_features.residual_stream.probes import move_targets
 from reasoning_features.significance import Interval, bootstrap_weights, percentile_interval
+from reasoning_features.text.corpus import Corpus
 
 Array = NDArray[np.float64]
 KS = (1, 5)
@@ -160,8 +160,8 @@ def sparse_probes(
 
     Args:
         saes: autoencoders of raw activations, by name; all latents of one stand in memory at once.
-        activations: the stream at tokens of the corpus, as :func:`reasoning_features.activations.collect`
-            gives them.
+        activations: the stream at tokens of the corpus, as
+            :func:`reasoning_features.residual_stream.activations.collect` gives them.
         corpus: the documents.
         labels: what to probe for; classes that no token has are left out.
         ks: how many latents a probe is given.

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reasoning_features.decisions import Decisions, log_odds
 from reasoning_features.errors import UserError
-from reasoning_features.subject import Subject
+from reasoning_features.models.subject import Subject
+from reasoning_features.truth.decisions import Decisions, log_odds
 
 Codes = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -77,7 +77,7 @@ def read_standings(
     Args:
         subject: the model and its hook point.
         decisions: "persistence" and "verification" of one corpus
-            (:func:`reasoning_features.decisions.find_decisions`).
+            (:func:`reasoning_features.truth.decisions.find_decisions`).
         batch_tokens: the most token ids in one forward pass.
         seed: divides the documents, one half for training.
 

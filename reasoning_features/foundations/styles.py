@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from reasoning_features.figures import COLOURS, LINES, MARKERS
 from reasoning_features.foundations.names import NAMES
 from reasoning_features.foundations.synthetic_cells import FROZEN, TRAINED
+from reasoning_features.reporting.figures import COLOURS, LINES, MARKERS
 
 GREYS = ("0", "0.4", "0.6")
 OTHERS = ("x", "+", "1", "2")

@@ -9,13 +9,13 @@ import pandas as pd
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reasoning_features.activations import Moments, shuffled_batches
-from reasoning_features.autoencoder import reconstruct
-from reasoning_features.autoencoder_recipe import Recipe
-from reasoning_features.autoencoder_trainer import new_trainer
-from reasoning_features.autoencoder_training import train_autoencoder
+from reasoning_features.dictionaries.autoencoder import reconstruct
+from reasoning_features.dictionaries.autoencoder_recipe import Recipe
+from reasoning_features.dictionaries.autoencoder_trainer import new_trainer
+from reasoning_features.dictionaries.autoencoder_training import train_autoencoder
 from reasoning_features.foundations.dictionary_geometry import mean_cos_sim
 from reasoning_features.foundations.meta_autoencoder import composition
+from reasoning_features.residual_stream.activations import Moments, shuffled_batches
 
 MEASURED_ON = 65_536
 """Activations on which live latents are counted."""

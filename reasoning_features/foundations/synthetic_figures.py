@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from reasoning_features.figures import new_figure
 from reasoning_features.foundations.names import NAMES
 from reasoning_features.foundations.styles import style
 from reasoning_features.foundations.synthetic_cells import FIRINGS, FROZEN, TRAINED
 from reasoning_features.foundations.synthetic_grid import EXPLAINED, by_frequency, curves, last, summary
+from reasoning_features.reporting.figures import new_figure
 
 TITLES = {"equal": "equally frequent", "unequal": "unequally frequent"}
 

@@ -17,14 +17,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from reasoning_features.activations import Moments
-from reasoning_features.autoencoder import best_cosines
-from reasoning_features.autoencoder_trainer import HELD_OUT, held_out_quality, new_trainer
-from reasoning_features.diffing import share_of
+from reasoning_features.dictionaries.autoencoder import best_cosines
+from reasoning_features.dictionaries.autoencoder_trainer import HELD_OUT, held_out_quality, new_trainer
+from reasoning_features.diffing.presence import share_of
 from reasoning_features.errors import MissingArtefact
 from reasoning_features.files import write_table
 from reasoning_features.foundations.synthetic import Firing, recovered, recovery_by_frequency
 from reasoning_features.foundations.synthetic_cells import BATCH, CELLS, REVIVAL, USUAL, Cell
+from reasoning_features.residual_stream.activations import Moments
 from reasoning_features.significance import Interval, bootstrap_mean, percentile_interval
 from reasoning_features.workers import Each
 

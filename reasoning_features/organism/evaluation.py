@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from reasoning_features.models.sampling import sample
 from reasoning_features.organism.parser import parse
 from reasoning_features.organism.problems import FAMILIES, Problem
 from reasoning_features.organism.traces import CONTEXT, END_THINK, THINK, prompt_text
-from reasoning_features.sampling import sample
 from reasoning_features.significance import Interval, bootstrap_mean, bootstrap_ratio
 
 FEWEST_ERRORS = 20

@@ -1,0 +1,1 @@
+"""Sparse autoencoders: read, trained and judged."""

@@ -1,0 +1,135 @@
+"""Activations to train an autoencoder on, read from a model while it trains.
+
+Rows of tokens come in a seeded order; so many of them as hold 64 batches are read at a time and their
+activations shuffled. A buffer is a function of the seed and its number alone, and a place in the data is a
+buffer and a batch: a training that was interrupted goes on with the very batches it would have had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from reasoning_features.dictionaries.autoencoder_trainer import HELD_OUT
+from reasoning_features.errors import UserError
+from reasoning_features.models.subject import Subject
+from reasoning_features.residual_stream.activations import Moments
+
+BATCHES = 64
+"""Batches that a buffer holds: 2 GB of 16-bit activations of width 4,096 at the paper's batch."""
+Place = tuple[int, int]
+"""The next batch: number of the buffer, number of the batch in it."""
+
+
+class Rows(Protocol):
+    """Rows of tokens in a fixed order
+    (:func:`reasoning_features.dictionaries.training_rows.training_rows`)."""
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def rows(self, i: int, j: int) -> Tensor: ...
+
+
+class Buffers:
+    """The activations of rows of tokens at a subject's hook point.
+
+    The first rows, a tenth at most, are held out; the others come again when they are through, shuffled
+    otherwise. Special tokens (BOS, EOS, padding) are left out.
+
+    Args:
+        subject: the model.
+        rows: what it reads.
+        batch: activations in one batch.
+        batch_tokens: the most token ids in one forward pass.
+        seed: of the shuffling.
+
+    Raises:
+        UserError: too few rows for one batch.
+    """
+
+    def __init__(self, subject: Subject, rows: Rows, batch: int, batch_tokens: int, seed: int) -> None:
+        self._subject, self._rows, self._batch, self._seed = subject, rows, batch, seed
+        self._rows_at_once = max(1, batch_tokens // rows.context)
+        self._special = torch.tensor(sorted(subject.tokenizer.all_special_ids), dtype=torch.int64)
+        self._held_out = min(-(-HELD_OUT // rows.context), len(rows) // 10)
+        self._cycle = len(rows) - self._held_out
+        self._size = min(max(1, BATCHES * batch // rows.context), self._cycle)
+        if self._size * rows.context < batch:
+            raise UserError(
+                f"There are {len(rows):,} rows of {rows.context} tokens to train on, fewer than one batch of "
+                f"{batch:,}: take more texts or a smaller train_batch."
+            )
+
+    def held_out(self) -> Tensor:
+        """Activations ``[n, d]`` float32 that no batch holds, at most 8,192."""
+        if not self._held_out:
+            raise UserError(
+                "Fewer than ten rows of tokens to train on: take more texts or a shorter context."
+            )
+        return self._read(self._rows.rows(0, self._held_out))[:HELD_OUT].float()
+
+    def moments(self) -> Moments:
+        """Moments of the first buffer: for the scale of the input, and the mean."""
+        found: Moments | None = None
+        for part in self._buffer(0).split(HELD_OUT):
+            own = Moments.of(part.float().cpu())
+            found = own if found is None else found.merge(own)
+        assert found is not None
+        return found
+
+    def batches(self, place: Place = (0, 0)) -> Iterator[tuple[Tensor, Place]]:
+        """Endless batches ``[batch, d]`` float32 from a place on, each with the place after it.
+
+        What a buffer holds beyond whole batches is left out.
+
+        Raises:
+            UserError: a buffer without one whole batch: nearly all its tokens are special.
+        """
+        number, first = place
+        while True:
+            buffer = self._buffer(number)
+            whole = len(buffer) // self._batch
+            if not whole:
+                raise UserError(
+                    f"Of {self._size * self._rows.context:,} tokens {len(buffer):,} are not special, fewer "
+                    f"than one batch of {self._batch:,}: take other texts or a smaller train_batch."
+                )
+            for i in range(first, whole):
+                after = (number, i + 1) if i + 1 < whole else (number + 1, 0)
+                yield buffer[i * self._batch : (i + 1) * self._batch].float(), after
+            number, first = number + 1, 0
+
+    def _buffer(self, number: int) -> Tensor:
+        """Shuffled activations ``[n, d]`` of one buffer, as the model gives them, on its device."""
+        begin = number * self._size % self._cycle
+        end = min(begin + self._size, self._cycle)
+        tokens = self._rows.rows(self._held_out + begin, self._held_out + end)
+        if end - begin < self._size:  # from the beginning again
+            again = self._rows.rows(self._held_out, self._held_out + self._size - (end - begin))
+            tokens = torch.cat([tokens, again])
+        activations = self._read(tokens)
+        drawn = np.random.default_rng([self._seed, number]).permutation(len(activations))
+        return activations[torch.from_numpy(drawn).to(activations.device)]
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        """Activations ``[n, d]`` at the tokens that are not special."""
+        read = []
+        parts = tokens.split(self._rows_at_once)
+        for part in tqdm(
+            parts, desc="Reading activations", unit="batch", leave=False, disable=len(parts) < 8
+        ):
+            kept = ~torch.isin(part, self._special)
+            residual = self._subject.residual(part)
+            read.append(residual[kept.to(residual.device)])
+        return torch.cat(read)

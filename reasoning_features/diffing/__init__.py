@@ -1,0 +1,1 @@
+"""At which stage of model and data a feature appears."""

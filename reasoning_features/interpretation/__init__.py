@@ -1,0 +1,1 @@
+"""What a feature is for: examples, logits, modes, function groups, pages."""

@@ -1,0 +1,309 @@
+"""Are features driven by tokens or by context? Words put into plain text, and moves without those words.
+
+After 2601.05679 ("Do Sparse Autoencoders Identify Reasoning Features in Language Models?"): three words are
+put into each plain document of 64 tokens. Its rule, by Cohen's d and a t-test of activations with the words
+against without (``docs/methodology.md`` of its code): token-driven at d ≥ 0.8 and p < 0.01; partially at
+d ≥ 0.5, p < 0.01; weakly at d ≥ 0.2, p < 0.05; else context-dependent. Here the middle two are one class,
+"partly". "Context-driven" says only that R's words do not do it: a feature of the full stop before them is
+context-driven too.
+
+Three things differ. That paper puts in each feature's own top tokens, in the best of many ways; here the
+words are R's, at random places between words, since what is asked is whether R's words alone do it. Sentences
+of the plain documents that hold a word of R as they stand are taken out first. And that paper compares the
+largest activation in a whole document, in which other words that the feature fires on hide what was put in;
+here it is the largest at the word or within its window after, against the same place untouched. The whole
+document's verdict stands beside it. Control words matched in frequency are put at the same places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from reasoning_features.dictionaries.encoding import ELEMENTS, encoded_columns
+from reasoning_features.errors import UserError
+from reasoning_features.models.subject import Subject
+from reasoning_features.residual_stream.activations import stream
+from reasoning_features.significance import bootstrap_weights
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.injection import (
+    INJECTED,
+    draw_places,
+    hosts,
+    inject,
+    plain_documents,
+    usual_forms,
+)
+from reasoning_features.text.sentences import sentence_of, sentence_starts
+from reasoning_features.text.word_masks import TokenIndex, Window, form_ids
+
+Array = NDArray[np.float64]
+CLASSES = ("token-driven", "partly", "context-driven")
+LARGE, SMALL = 0.8, 0.2
+"""Cohen's d from which a feature is token-driven, and from which it is partly so."""
+P_LARGE, P_SMALL = 0.01, 0.05
+RESAMPLES, SEED = 1000, 0
+
+
+def read_features(
+    subject: Subject, sae: Any, corpus: Corpus, features: NDArray[np.int64], batch_tokens: int
+) -> NDArray[np.float32]:
+    """Activations of these features on every token ``[n_tokens, k]``; 0 at special tokens."""
+    values = np.zeros((corpus.n_tokens, len(features)), dtype=np.float32)
+    for batch in stream(subject, corpus, batch_tokens):
+        values[batch.positions.numpy()] = encoded_columns(sae, batch.residual, features).numpy()
+    return values
+
+
+def largest(
+    subject: Subject,
+    sae: Any,
+    corpus: Corpus,
+    features: NDArray[np.int64],
+    spans: NDArray[np.int64],
+    batch_tokens: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Each feature's largest activation in each span ``[n, k]`` and in each document ``[d, k]``.
+
+    Documents are read some at a time, so that memory grows with spans and not with tokens.
+
+    Args:
+        subject: the model and its hook point.
+        sae: the autoencoder.
+        corpus: what is read.
+        features: ``[k]`` which features.
+        spans: ``[n, 2]`` start and end (exclusive), not empty, each within a document.
+        batch_tokens: the most token ids in one pass.
+    """
+    in_spans = np.zeros((len(spans), len(features)), dtype=np.float32)
+    in_documents = np.zeros((corpus.n_documents, len(features)), dtype=np.float32)
+    document = np.searchsorted(corpus.starts, spans[:, 0], side="right") - 1
+    part = corpus.starts[:-1] * len(features) // ELEMENTS
+    for number in np.unique(part):
+        chosen = np.flatnonzero(part == number)
+        values = read_features(subject, sae, corpus.select(chosen), features, batch_tokens)
+        begin, lengths = corpus.starts[chosen[0]], corpus.starts[chosen]
+        in_documents[chosen] = np.maximum.reduceat(values, lengths - begin, axis=0)
+        inside = np.flatnonzero(np.isin(document, chosen))
+        if len(inside):
+            in_spans[inside] = span_maxima(values, spans[inside] - begin)
+    return in_spans, in_documents
+
+
+def span_maxima(values: NDArray[np.float32], spans: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Largest activation ``[n, k]`` in each span (start, end exclusive, not empty) ``[n, 2]``."""
+    padded = np.concatenate([values, np.zeros((1, values.shape[1]), dtype=values.dtype)])
+    return np.maximum.reduceat(padded, spans.ravel(), axis=0)[::2]
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What words do to features, feature by feature.
+
+    Attributes:
+        table: one row a feature: see :func:`measure_controls`.
+        untouched: largest activation at each place as it stands ``[n, k]``,
+        with_words: and with a word of R put in ``[n, k]``.
+        documents: the document of each place ``[n]``.
+    """
+
+    table: pd.DataFrame
+    untouched: NDArray[np.float32]
+    with_words: NDArray[np.float32]
+    documents: NDArray[np.int64]
+
+
+def measure_controls(
+    subject: Subject,
+    sae: Any,
+    features: NDArray[np.int64],
+    reasoning: Corpus,
+    general: Corpus,
+    tokenizer: Any,
+    words: Sequence[str],
+    control_words: Sequence[str],
+    capitalised_only: Collection[str],
+    window: Window,
+    batch_tokens: int,
+    seed: int = SEED,
+) -> Controls:
+    """Activate features by words alone, and by reasoning without those words.
+
+    Args:
+        subject: the model and its hook point.
+        sae: the autoencoder.
+        features: which features.
+        reasoning: traces, for the words' usual forms and for sentences with and without them.
+        general: general text; its plain documents take the words.
+        tokenizer: the subject's.
+        words: R.
+        control_words: words matched to R in frequency.
+        capitalised_only: words with one form (:func:`reasoning_features.text.word_masks.form_ids`).
+        window: a word acts on its own tokens and on as many after it as the window says.
+        batch_tokens: the most token ids in one pass.
+        seed: of places and words.
+
+    Returns:
+        Controls whose table has ``feature``; shares of places at which the feature is active: ``R put in``,
+        ``control put in`` (at the word or within the window after it), ``untouched`` (the same places as they
+        stand), ``R in plain text`` (occurrences there; missing without any), ``sentences with R`` and
+        ``sentences without R`` (of thinking, anywhere but on R's own tokens); ``d``, ``p`` of a word
+        of R put in at the places, ``control d``, ``control p``; ``class``; ``document d``, ``document p`` and
+        ``document class`` of whole documents' largest activations, as in 2601.05679.
+
+    Raises:
+        UserError: no plain documents, none left without R's words, or a word that cannot be written.
+    """
+    rng = np.random.default_rng(seed)
+    plain = plain_documents(general)
+    bare = hosts(plain, tokenizer, words, INJECTED)
+    places = draw_places(bare, tokenizer, INJECTED, seed)
+    drawn = rng.integers(0, 2**31, size=len(places))
+
+    def read(corpus: Corpus, spans: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return largest(subject, sae, corpus, features, _reaching(corpus, spans, window[1]), batch_tokens)
+
+    untouched, before = read(bare, np.stack([places, places + 1], axis=1))
+    at_place, whole = {}, {}
+    for name, chosen in (("R", words), ("control", control_words)):
+        forms = list(usual_forms(reasoning, tokenizer, chosen, capitalised_only).values())
+        made = inject(bare, places, [forms[draw % len(forms)] for draw in drawn], f"{name} put in")
+        at_place[name], whole[name] = read(made.corpus, made.spans)
+    index = TokenIndex(plain)
+    natural = [index.occurrences(form_ids(tokenizer, word, capitalised_only)) for word in words]
+    as_written = read(plain, np.concatenate(natural))[0]
+    nothing = np.full(len(features), np.nan)
+    table: dict[str, Any] = {"feature": features}
+    table |= {f"{name} put in": (maxima > 0).mean(axis=0) for name, maxima in at_place.items()}
+    table["untouched"] = (untouched > 0).mean(axis=0)
+    table["R in plain text"] = (as_written > 0).mean(axis=0) if len(as_written) else nothing
+    table |= sentence_shares(
+        subject, sae, features, reasoning, tokenizer, words, capitalised_only, batch_tokens
+    )
+    for prefix, first, second in (
+        ("", untouched, at_place["R"]),
+        ("control ", untouched, at_place["control"]),
+        ("document ", before, whole["R"]),
+    ):
+        d, p = effect_size(first, second, np.ones((1, len(first))))
+        table |= {f"{prefix}d": d[0], f"{prefix}p": p[0]}
+    table["class"] = classify(table["d"], table["p"])
+    table["document class"] = classify(table["document d"], table["document p"])
+    return Controls(pd.DataFrame(table), untouched, at_place["R"], bare.document_of[places])
+
+
+def sentence_shares(
+    subject: Subject,
+    sae: Any,
+    features: NDArray[np.int64],
+    reasoning: Corpus,
+    tokenizer: Any,
+    words: Sequence[str],
+    capitalised_only: Collection[str],
+    batch_tokens: int,
+) -> dict[str, Array]:
+    """Share of sentences of thinking with and without a word of R in which each feature is active ``[k]``.
+
+    R's own tokens are left out, so that a feature of the word itself does not count for the sentence.
+    """
+    starts = sentence_starts(reasoning, tokenizer)
+    sentence = sentence_of(reasoning, starts)
+    index = TokenIndex(reasoning)
+    spans = [index.occurrences(form_ids(tokenizer, word, capitalised_only)) for word in words]
+    own = index.mask(np.concatenate(spans), (0, 0))
+    inside = (sentence >= 0) & reasoning.thinking
+    holds, counted = (np.zeros(len(starts), dtype=bool) for _ in range(2))
+    holds[sentence[own & inside]] = True
+    counted[sentence[inside]] = True
+    active = np.zeros((len(starts), len(features)), dtype=bool)
+    for batch in stream(subject, reasoning, batch_tokens, inside & ~own & ~reasoning.special):
+        values = encoded_columns(sae, batch.residual, features).numpy()
+        np.logical_or.at(active, sentence[batch.positions.numpy()], values > 0)
+    groups = {"sentences with R": counted & holds, "sentences without R": counted & ~holds}
+    missing = np.full(len(features), np.nan)
+    return {name: active[group].mean(axis=0) if group.any() else missing for name, group in groups.items()}
+
+
+def effect_size(
+    untouched: NDArray[np.floating], changed: NDArray[np.floating], weights: Array
+) -> tuple[Array, Array]:
+    """Cohen's d of activations changed against untouched, and p of the t-test, both ``[b, k]``.
+
+    Args:
+        untouched: largest activations ``[n, k]``.
+        changed: the same with words put in ``[n, k]``.
+        weights: how often each counts ``[b, n]``.
+
+    d is the difference of means over the pooled standard deviation (0 where neither varies nor differs,
+    infinite where a difference has no spread); p is of Student's two-sample test, two-sided.
+    """
+    n = weights.sum(axis=1, keepdims=True)
+    moments = []
+    for values in (untouched, changed):
+        wide = np.asarray(values, dtype=float)
+        mean = weights @ wide / n
+        moments.append((mean, np.maximum(weights @ wide**2 / n - mean**2, 0) * n / (n - 1)))
+    (first, spread), (second, other) = moments
+    pooled = np.sqrt((spread + other) / 2)
+    gap = second - first
+    with np.errstate(divide="ignore", invalid="ignore"):
+        d = np.where(np.abs(gap) > 1e-12, gap / pooled, 0.0)
+    return d, 2 * student.sf(np.abs(d) * np.sqrt(n / 2), 2 * n - 2)
+
+
+def classify(d: Array, p: Array) -> NDArray[np.str_]:
+    """The class of each feature by effect size and p, elementwise: one of :data:`CLASSES`."""
+    token = (d >= LARGE) & (p < P_LARGE)
+    partly = (d >= SMALL) & (p < P_SMALL)
+    return np.where(token, CLASSES[0], np.where(partly, CLASSES[1], CLASSES[2]))
+
+
+def class_shares(
+    controls: Controls, groups: Mapping[str, NDArray[np.bool_]], causal: NDArray[np.bool_] | None = None
+) -> pd.DataFrame:
+    """Share of each class in groups of features, with intervals over features and documents.
+
+    Args:
+        controls: what was measured.
+        groups: name → which of the table's features ``[k]``.
+        causal: which of them have a true causal effect ``[k]``, where that is known.
+
+    Returns:
+        One row a group and class: ``group``, ``class``, ``share``, ``low``, ``high`` (95%: features and
+        documents both resampled), ``causal`` (share of the group that is of the class and truly causal;
+        missing where not known), ``features``, ``documents``.
+
+    Raises:
+        UserError: a group has no features.
+    """
+    documents = int(controls.documents.max()) + 1
+    weights = bootstrap_weights(documents, RESAMPLES, SEED)[:, controls.documents]
+    d, p = effect_size(controls.untouched, controls.with_words, weights)
+    again = classify(d, p)
+    rows: list[dict[str, Any]] = []
+    for name, member in groups.items():
+        if not member.any():
+            raise UserError(f"There are no features in the group {name!r}: choose at least one.")
+        n = int(member.sum())
+        drawn = bootstrap_weights(n, RESAMPLES, SEED + 1)
+        for kind in CLASSES:
+            own = controls.table["class"].to_numpy()[member] == kind
+            share = float(own.mean())
+            both = float("nan") if causal is None else float((own & causal[member]).mean())
+            resampled = (drawn * (again[:, member] == kind)).sum(axis=1) / n
+            low, high = np.quantile(resampled, [0.025, 0.975])
+            told = {"group": name, "class": kind, "share": share, "low": float(low), "high": float(high)}
+            rows.append(told | {"causal": both, "features": n, "documents": documents})
+    return pd.DataFrame(rows)
+
+
+def _reaching(corpus: Corpus, spans: NDArray[np.int64], after: int) -> NDArray[np.int64]:
+    """Spans made longer by ``after`` tokens, never past their document's end."""
+    end = corpus.starts[np.searchsorted(corpus.starts, spans[:, 0], side="right")]
+    return np.stack([spans[:, 0], np.minimum(spans[:, 1] + after, end)], axis=1)

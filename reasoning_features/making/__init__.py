@@ -1,0 +1,1 @@
+"""What is shipped, made from nothing: ``make organism``, ``make sanity``, ``make vocabulary-real``."""

@@ -1,0 +1,238 @@
+"""``make organism``: every model and autoencoder that the notebooks need, from nothing, on CPU.
+
+Stages, in order: the tokenizer and the base model; the fine-tuned arms; each model's answers to evaluation
+problems; the gate of the arms; the autoencoders; their features' causal effects; the stages
+of model diffing; the steering studies; the card and the checksums.
+A finished stage is not done again, an interrupted one goes on where it stopped, and every training runs on
+one thread, so that a rerun on the same machine gives the same bytes. ``--workers 2`` trains two arms side by
+side.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from reasoning_features import paths
+from reasoning_features.dictionaries.autoencoder_recipe import Recipe as AutoencoderRecipe
+from reasoning_features.dictionaries.autoencoder_training import (
+    convergence,
+    save_autoencoder,
+    train_autoencoder,
+)
+from reasoning_features.files import write_table
+from reasoning_features.making import diffing, organism_card, steering
+from reasoning_features.making.activations import main_activations
+from reasoning_features.making.truth import make_truth
+from reasoning_features.organism.evaluation import MOVES_COUNTED, solve
+from reasoning_features.organism.gate import SWAPS, decision_log_odds
+from reasoning_features.organism.problems import FAMILIES, Mixture, problems
+from reasoning_features.organism.tokenizer import train_tokenizer
+from reasoning_features.organism.traces import (
+    Document,
+    base_documents,
+    prose_document,
+    reasoning_document,
+    reasoning_documents,
+)
+from reasoning_features.organism.training import Recipe, new_model, save_model, train
+from reasoning_features.settings import load_settings
+from reasoning_features.truth.stored_benchmarks import PLACE, TRACE
+from reasoning_features.workers import each
+
+FOLDER = Path("data/organism")
+CHECKPOINTS = Path("data/organism/checkpoints")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A fine-tuned model: its coupling, its seed, which draws its traces and their order, its families."""
+
+    name: str
+    kappa: float
+    seed: int
+    mixture: Mixture = "main"
+
+
+ARMS: tuple[Arm, ...] = (
+    *(
+        Arm(f"{name}-{seed}", kappa, seed)
+        for seed in range(3)
+        for name, kappa in (("coupled", 1.0), ("decoupled", 0.0))
+    ),
+    Arm("kappa-0.5-0", 0.5, 0),
+    Arm("kappa-0.25-0", 0.25, 0),
+    Arm("other-0", 1.0, 10, "other"),
+)
+BASE_RECIPE = Recipe(tokens=6_000_000, learning_rate=5e-3, seed=0)
+ARM_RECIPE = Recipe(tokens=4_000_000, learning_rate=1.5e-3, seed=0)
+TOKENIZER_DOCUMENTS = 8000
+PROSE_EVERY = 8
+"""Every eighth fine-tuning document is plain prose."""
+TRACE_SEED = 1000
+READ = tuple(arm.name for arm in ARMS)
+"""The models that get autoencoders: two seeds of ReLU."""
+COMPARED = ("coupled-0", "decoupled-0")
+"""Those that get TopK too, which notebook 02 compares."""
+BENCHMARKED = tuple((arm, seed) for arm in ARMS if arm.mixture == "main" for seed in range(2))
+"""Arms, and seeds of their ReLU autoencoders, whose features' causal effects are measured."""
+WHOLE_TRACE = ("coupled-0-relu-0", "decoupled-0-relu-0")
+"""Benchmarks whose features are ablated over the whole trace too, which takes twenty times as long."""
+AUTOENCODER_TRACES = 9000
+RELU_RECIPE = AutoencoderRecipe("relu", d_sae=512, tokens=4_000_000, learning_rate=3e-3, l1=1.0)
+TOPK_RECIPE = AutoencoderRecipe("topk", d_sae=512, tokens=4_000_000, learning_rate=3e-3, k=8)
+RECORD_AT = (0.01, 0.03, 0.1, 0.2, 0.4, 0.7)
+"""Shares of the training after which the agreement of two seeds is recorded."""
+EVALUATION_PROBLEMS, GATE_TRACES = 1500, 1500
+EVALUATION_SEED, GATE_SEED = 11, 77
+
+
+def arm_stream(arm: Arm) -> Callable[[int, int], list[Document]]:
+    """The fine-tuning documents of an arm. Arms of one seed read the same traces in their own words."""
+    seed = TRACE_SEED + arm.seed
+
+    def documents(start: int, n: int) -> list[Document]:
+        return [
+            prose_document(seed, i)
+            if i % PROSE_EVERY == PROSE_EVERY - 1
+            else reasoning_document(arm.kappa, seed, i, mixture=arm.mixture)
+            for i in range(start, start + n)
+        ]
+
+    return documents
+
+
+def make_base(folder: Path) -> None:
+    """The tokenizer and the base model."""
+    tokenizer = train_tokenizer(d.text for d in base_documents(TOKENIZER_DOCUMENTS, BASE_RECIPE.seed))
+    model = new_model(tokenizer, BASE_RECIPE.seed)
+
+    def stream_of_documents(start: int, n: int) -> list[Document]:
+        return list(base_documents(n, BASE_RECIPE.seed, start=start))
+
+    loss = train(model, tokenizer, stream_of_documents, BASE_RECIPE, paths.root() / CHECKPOINTS / "base")
+    save_model(
+        model, tokenizer, folder / "models" / "base", {"name": "base", "final_loss": loss}, BASE_RECIPE
+    )
+
+
+def make_arm(folder: Path, arm: Arm) -> None:
+    """One fine-tuned model, from the base model."""
+    torch.set_num_threads(1)
+    model, tokenizer = _load(folder / "models" / "base")
+    recipe = replace(ARM_RECIPE, seed=arm.seed)
+    loss = train(model, tokenizer, arm_stream(arm), recipe, paths.root() / CHECKPOINTS / arm.name)
+    card: dict[str, object] = {"name": arm.name, "kappa": arm.kappa, "seed": arm.seed, "final_loss": loss}
+    card["mixture"] = arm.mixture
+    save_model(model, tokenizer, folder / "models" / arm.name, card, recipe)
+
+
+def evaluate(folder: Path, name: str) -> None:
+    """A model's answers to the evaluation problems of its families, one row a problem."""
+    torch.set_num_threads(1)
+    model, tokenizer = _load(folder / "models" / name)
+    mixtures: dict[str, Mixture] = {arm.name: arm.mixture for arm in ARMS}
+    asked = problems("evaluation", None, EVALUATION_PROBLEMS, mixture=mixtures.get(name, "main"))
+    solved = solve(model, tokenizer, asked, seed=EVALUATION_SEED, progress=f"answers of {name}")
+    kept = solved.drop(columns=["text", *MOVES_COUNTED])
+    write_table(folder / "evaluation" / f"{name}.parquet", kept)
+
+
+def pass_gate(folder: Path, arm: Arm) -> None:
+    """An arm's log-odds of going on at the dead ends of held-out traces, under every swap of words."""
+    torch.set_num_threads(1)
+    model, tokenizer = _load(folder / "models" / arm.name)
+    traces = reasoning_documents(arm.kappa, GATE_TRACES, GATE_SEED, "evaluation", mixture=arm.mixture)
+    searched = [trace for trace in traces if FAMILIES[trace.family].searches]
+    read = pd.concat([decision_log_odds(model, tokenizer, searched, how) for how in SWAPS])
+    write_table(folder / "gate" / f"{arm.name}.parquet", read.assign(model=arm.name))
+
+
+def make_autoencoders(folder: Path, model: str) -> None:
+    """The autoencoders of one model's residual stream, over its traces, base texts and prose.
+
+    Two seeds of the paper's ReLU (other start, other data order), how far they agree as they train, and for
+    some models TopK.
+    """
+    torch.set_num_threads(1)
+    subject, residual = main_activations(folder / "models" / model, AUTOENCODER_TRACES)
+    records = [round(share * RELU_RECIPE.steps) for share in RECORD_AT]
+    trainings = []
+    others = (TOPK_RECIPE,) if model in COMPARED else ()
+    for recipe in (RELU_RECIPE, replace(RELU_RECIPE, seed=1), *others):
+        trained = train_autoencoder(residual, recipe, model, subject.hook_name, record_at=records)
+        target = folder / "autoencoders" / f"{model}-{recipe.architecture}-{recipe.seed}"
+        save_autoencoder(trained.sae, target, overwrite=True)
+        trainings.append(trained)
+    agreement = convergence(trainings[0], trainings[1])
+    write_table(folder / "convergence" / f"{model}.parquet", agreement.merge(trainings[0].history))
+
+
+def benchmark_name(arm: Arm, seed: int) -> str:
+    """The autoencoder's name, and its benchmark's."""
+    return f"{arm.name}-relu-{seed}"
+
+
+def measure_truth(folder: Path, benchmarked: tuple[Arm, int]) -> None:
+    """Evidence of one autoencoder's features, and their causal effects on held-out decisions."""
+    torch.set_num_threads(1)
+    arm, seed = benchmarked
+    name = benchmark_name(arm, seed)
+    given = {"subject": folder / "models" / arm.name, "autoencoder": folder / "autoencoders" / name}
+    settings = load_settings("organism", **{field: paths.relative(path) for field, path in given.items()})
+    make_truth(folder / "truth" / name, settings, (PLACE, TRACE) if name in WHOLE_TRACE else (PLACE,))
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def stages(folder: Path, workers: int) -> None:
+    """All stages in order; each finished piece is skipped."""
+    # until the last stage lists them again, what lies there is not what was shipped
+    (folder / "checksums.json").unlink(missing_ok=True)
+    if not (folder / "models" / "base").exists():
+        make_base(folder)
+    each(
+        partial(make_arm, folder),
+        [arm for arm in ARMS if not (folder / "models" / arm.name).exists()],
+        workers,
+    )
+    names = ["base", *(arm.name for arm in ARMS)]
+    missing = [name for name in names if not (folder / "evaluation" / f"{name}.parquet").exists()]
+    each(partial(evaluate, folder), missing, workers)
+    ungated = [arm for arm in ARMS if not (folder / "gate" / f"{arm.name}.parquet").exists()]
+    each(partial(pass_gate, folder), ungated, workers)
+    unread = [name for name in READ if not (folder / "convergence" / f"{name}.parquet").exists()]
+    each(partial(make_autoencoders, folder), unread, workers)
+    unmeasured = [pair for pair in BENCHMARKED if not (folder / "truth" / benchmark_name(*pair)).exists()]
+    each(partial(measure_truth, folder), unmeasured, workers)
+    given = ARM_RECIPE, RELU_RECIPE, AUTOENCODER_TRACES, TRACE_SEED, paths.root() / CHECKPOINTS
+    diffing.make(diffing.Plan(folder, COMPARED, *given), partial(each, workers=workers))
+    steering.make(folder, paths.root() / CHECKPOINTS / "steering", partial(each, workers=workers))
+    organism_card.write(folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: ``python -m reasoning_features.making.organism [--folder F] [--workers N]``."""
+    parser = argparse.ArgumentParser(description="Make the organism from nothing (resumable).")
+    parser.add_argument(
+        "--folder", type=Path, default=FOLDER, help="where it goes, from the repository's root"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="trainings side by side, one thread each")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    stages(paths.root() / options.folder, options.workers)
+
+
+if __name__ == "__main__":
+    main()

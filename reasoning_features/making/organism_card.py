@@ -1,0 +1,255 @@
+"""The organism's card: what was made, how, how well it does, and the bars it was held to.
+
+Everything in it is computed from the files of ``make organism``; nothing is typed in by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from safetensors import safe_open
+
+from reasoning_features import paths
+from reasoning_features.checksums import file_digest
+from reasoning_features.organism.evaluation import family_summary
+from reasoning_features.organism.problems import FAMILIES, Mixture, families
+from reasoning_features.reporting.tables import to_markdown
+from reasoning_features.significance import Interval, bootstrap_mean, bootstrap_statistic, paired_difference
+
+COUPLED, DECOUPLED = ("coupled-0", "coupled-1", "coupled-2"), ("decoupled-0", "decoupled-1", "decoupled-2")
+SHIPPED = (
+    "models",
+    "autoencoders",
+    "evaluation",
+    "gate",
+    "convergence",
+    "truth",
+    "steering",
+    "diffing",
+    "foundations",
+)
+ARMS = {"coupled": COUPLED, "decoupled": DECOUPLED}
+
+
+def evaluations(folder: Path) -> dict[str, pd.DataFrame]:
+    """Each model's graded answers, by its name."""
+    return {path.stem: pd.read_parquet(path) for path in sorted((folder / "evaluation").glob("*.parquet"))}
+
+
+def gate_readings(folder: Path) -> pd.DataFrame:
+    """All log-odds at dead ends: model, trace, decision, style, went_on, swap, log_odds."""
+    return pd.concat([pd.read_parquet(path) for path in sorted((folder / "gate").glob("*.parquet"))])
+
+
+def gains(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Accuracy of each reasoning model less the base model's, by family, paired over problems.
+
+    Models that were asked other problems than the base model are left out.
+    """
+    rows = []
+    for name, frame in solved.items():
+        if name == "base" or not frame["question"].equals(solved["base"]["question"]):
+            continue
+        for family, kind in families("main").items():
+            where = frame["family"] == family
+            gain = paired_difference(frame["correct"][where], solved["base"]["correct"][where])
+            rows.append({"model": name, "family": family, "persistence": kind.persistence, **_columns(gain)})
+    return pd.DataFrame(rows)
+
+
+def _columns(interval: Interval) -> dict[str, Any]:
+    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n}
+
+
+def arm_match(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Coupled less decoupled, seeds averaged problem by problem: accuracy, give-ups, length."""
+    rows = []
+    for measure in ("correct", "gave_up", "thinking_tokens"):
+        means = {
+            arm: pd.concat([solved[name][measure].astype(float) for name in names], axis=1).mean(axis=1)
+            for arm, names in ARMS.items()
+        }
+        difference = paired_difference(means["coupled"], means["decoupled"])
+        rows.append(
+            {"measure": measure, **{arm: mean.mean() for arm, mean in means.items()}, **_columns(difference)}
+        )
+    return pd.DataFrame(rows)
+
+
+def swap_effects(gate: pd.DataFrame) -> pd.DataFrame:
+    """What swapping words does to the log-odds of going on, in nats, by model: intervals over traces.
+
+    ``words of R``: every prefix a word of R, less every prefix a twin. ``markers``: every neutral marker one
+    of the careful set, less one of the hasty set.
+    """
+    contrasts = {
+        "words of R": ("all words of R", "all twins"),
+        "markers": ("all careful markers", "all hasty markers"),
+    }
+    rows = []
+    for model, part in gate.groupby("model"):
+        wide = part.pivot_table(index=["trace", "decision"], columns="swap", values="log_odds")
+        for name, (one, other) in contrasts.items():
+            by_trace = (wide[one] - wide[other]).groupby("trace").mean()
+            rows.append({"model": model, "swapped": name, **_columns(bootstrap_mean(by_trace))})
+    return pd.DataFrame(rows)
+
+
+def style_gaps(gate: pd.DataFrame) -> pd.DataFrame:
+    """Careful less hasty log-odds of going on, as the traces stand, by model: intervals over traces, nats."""
+    rows = []
+    for model, part in gate[gate["swap"] == "as it stands"].groupby("model"):
+        traces = part.groupby("trace").agg(
+            total=("log_odds", "sum"),
+            n=("log_odds", "size"),
+            careful=("style", lambda s: s.iloc[0] == "careful"),
+        )
+        total, n, careful = (traces[column].to_numpy(dtype=float) for column in ("total", "n", "careful"))
+
+        def gap(weights: Any, total: Any = total, n: Any = n, careful: Any = careful) -> float:
+            means = [(weights * total * s).sum() / (weights * n * s).sum() for s in (careful, 1 - careful)]
+            return float(means[0] - means[1])
+
+        rows.append({"model": model, **_columns(bootstrap_statistic(gap, len(traces), 500, seed=0))})
+    return pd.DataFrame(rows)
+
+
+def bars(folder: Path) -> pd.DataFrame:
+    """Each bar of the organism: what was asked, what was measured, and whether it holds."""
+    solved, gate = evaluations(folder), gate_readings(folder)
+    reasoning = [name for arm in ARMS.values() for name in arm]
+    pays = gains(solved).query("persistence == 'pays' and model in @reasoning")
+    accuracy = [solved[name]["correct"].mean() for name in reasoning]
+    searched = pd.concat([solved[name] for name in reasoning])
+    searched = searched[searched["family"].map(lambda name: FAMILIES[name].searches) & ~searched["correct"]]
+    unparseable = [1 - solved[name]["parseable"].mean() for name in reasoning]
+    match = {row["measure"]: row for row in arm_match(solved).to_dict("records")}
+    gaps = style_gaps(gate).set_index("model")["estimate"]
+    gap = {arm: gaps[list(names)].mean() for arm, names in ARMS.items()}
+    swaps = swap_effects(gate).query("swapped == 'words of R'").set_index("model")["estimate"]
+    length = abs(match["thinking_tokens"]["estimate"]) / match["thinking_tokens"]["coupled"]
+    relative_gap = abs(gap["coupled"] / gap["decoupled"] - 1)
+    measured = [
+        ("least gain over base where persistence pays", 0.15, None, pays["estimate"].min()),
+        ("lowest overall accuracy", 0.35, None, min(accuracy)),
+        ("highest overall accuracy", None, 0.70, max(accuracy)),
+        ("errors in the search families that are early stops", 0.80, None, searched["gave_up"].mean()),
+        ("largest share of unparseable traces", None, 0.02, max(unparseable)),
+        ("arms' difference in accuracy", None, 0.05, abs(match["correct"]["estimate"])),
+        ("arms' difference in give-up share", None, 0.05, abs(match["gave_up"]["estimate"])),
+        ("arms' relative difference in thinking tokens", None, 0.05, length),
+        ("arms' relative difference in the careful-hasty gap", None, 0.10, relative_gap),
+        ("least effect of R's words, coupled (nats)", 0.5, None, swaps[list(COUPLED)].min()),
+        ("largest effect of R's words, decoupled (nats)", None, 0.1, swaps[list(DECOUPLED)].abs().max()),
+    ]
+    rows = [
+        {
+            "bar": bar,
+            "asked": f">= {least:.2f}" if least is not None else f"<= {most:.2f}",
+            "measured": value,
+            "holds": value >= least if least is not None else value <= most,
+        }
+        for bar, least, most, value in measured
+    ]
+    return pd.DataFrame(rows)
+
+
+def _sizes(folder: Path) -> pd.DataFrame:
+    """Parameters, training tokens and final loss of each model."""
+    rows = []
+    for model in sorted((folder / "models").iterdir()):
+        card = json.loads((model / "training.json").read_text())
+        with safe_open(model / "model.safetensors", "pt") as file:
+            parameters = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
+        rows.append(
+            {
+                "model": model.name,
+                "coupling": card.get("kappa", ""),
+                "seed": card["recipe"]["seed"],
+                "parameters": parameters,
+                "training tokens": card["recipe"]["tokens"],
+                "final loss (nats a token)": card["final_loss"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _performance(solved: dict[str, pd.DataFrame], mixture: Mixture) -> pd.DataFrame:
+    """Accuracy with its interval by model and family, and the thinking tokens and give-ups over all.
+
+    Of the models that were asked problems of this mixture.
+    """
+    rows = []
+    for name, frame in solved.items():
+        if frame["family"].iloc[0] not in families(mixture):
+            continue
+        summary = {(row["family"], row["measure"]): row for row in family_summary(frame).to_dict("records")}
+        row: dict[str, Any] = {"model": name}
+        for family in (*families(mixture), "all"):
+            held = summary[family, "accuracy"]
+            row[family] = f"{held['estimate']:.2f} [{held['low']:.2f}, {held['high']:.2f}]"
+        row["thinking tokens"] = summary["all", "thinking_tokens"]["estimate"]
+        row["gave up"] = summary["all", "gave_up"]["estimate"]
+        row["unparseable"] = summary["all", "unparseable"]["estimate"]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+CARD = """# The organism: card
+
+A family of small Llamas made by `make organism` (four hours on one core): one base model, and its
+fine-tunes on synthetic thinking traces. **The effect that the notebooks look for was planted here by
+construction: results on these models test the method, and are no evidence about DeepSeek-R1 or any other
+model.** Licence: MIT, as the repository. Everything below is computed by
+`reasoning_features.making.organism_card` from the files beside it.
+
+## Models
+{sizes}
+
+Weights are bf16; documents are generated from recorded seeds and never stored.
+
+## Accuracy by family
+
+Evaluation problems, temperature 0.6, top-p 0.95; 95% bootstrap intervals over problems.
+
+{performance}
+
+A second reasoning model, on its own families:
+
+{other}
+
+Expected effect of persistence, written down before training: {signs}.
+
+## Bars
+{bars}
+
+## The gate of the arms: effect of swapping words on the log-odds of going on (nats; intervals over traces)
+{swaps}
+
+## Careful less hasty log-odds of going on (nats)
+{gaps}
+"""
+
+
+def write(folder: Path) -> None:
+    """Writes README.md (the card) and checksums.json of everything shipped."""
+    solved, gate = evaluations(folder), gate_readings(folder)
+
+    signs = ", ".join(f"{name} {family.persistence}" for name, family in FAMILIES.items())
+    text = CARD.format(
+        sizes=to_markdown(_sizes(folder)),
+        performance=to_markdown(_performance(solved, "main")),
+        other=to_markdown(_performance(solved, "other")),
+        signs=signs,
+        bars=to_markdown(bars(folder)),
+        swaps=to_markdown(swap_effects(gate)),
+        gaps=to_markdown(style_gaps(gate)),
+    )
+    (folder / "README.md").write_text(text)
+    files = (path for name in SHIPPED for path in (folder / name).rglob("*"))
+    shipped = sorted(path for path in files if path.is_file())
+    sums = {paths.relative(path): file_digest(path) for path in shipped}
+    (folder / "checksums.json").write_text(json.dumps(sums, indent=1) + "\n")

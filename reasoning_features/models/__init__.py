@@ -1,0 +1,1 @@
+"""Language models: where they are read, how they write under an intervention."""

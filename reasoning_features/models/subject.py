@@ -1,0 +1,350 @@
+"""The subject: a language model, its tokenizer and the place where it is read.
+
+The only room that knows how models are run. Bulk reading uses the plain Hugging Face model, stopped
+right after the last block that is needed; :meth:`Subject.bridge` gives the same model as a
+TransformerLens ``TransformerBridge`` for exploring. The place, or site, is the residual stream after a block
+(``resid_post``), or what that block's MLP adds to it (``mlp_out``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from reasoning_features import checksums, hub, paths
+from reasoning_features.devices import check_device
+from reasoning_features.errors import MissingArtefact, UserError
+from reasoning_features.models.later_blocks import (
+    Prefix,
+    later_blocks,
+    unembedding_reads,
+    versions_of_one_token,
+)
+from reasoning_features.models.tokenization import encode, load_tokenizer
+
+Site = Literal["resid_post", "mlp_out"]
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class _Enough(Exception):
+    """Raised by a hook to leave the forward pass once the last block that is needed has run."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A causal language model read at one block.
+
+    Attributes:
+        model: the Hugging Face model, in evaluation mode, without gradients.
+        tokenizer: its tokenizer.
+        layer: the block of the hook point (0 is the first block).
+        name: the model as it was asked for (a directory relative to the repository's root, or ``owner/name``
+            of the hub).
+        revision: digest of a local directory's files, or the hub's commit: what pins the weights.
+        directory: the directory that the model was loaded from.
+        site: what is read at the block: the residual stream after it, or the output of its MLP.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layer: int
+    name: str
+    revision: str
+    directory: str
+    site: Site = "resid_post"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as a reference: where it is read again the model is loaded there."""
+        reference = self.name if hub.is_local(self.name) else f"{self.name}@{self.revision}"
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return _reloaded, (reference, self.layer, str(self.device), dtype, self.site)
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the model's name."""
+        return short_name(self.name)
+
+    @property
+    def device(self) -> torch.device:
+        """The device the model is on."""
+        return self.model.device
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return int(self.model.config.num_hidden_layers)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def hook_name(self) -> str:
+        """The hook point in TransformerLens' names, as an SAE's metadata records it."""
+        return f"blocks.{self.layer}.hook_{self.site}"
+
+    @property
+    def hooked_block(self) -> torch.nn.Module:
+        """The module whose output is the hook point: the block, or its MLP."""
+        block: Any = self._block(self.layer)
+        return block.mlp if self.site == "mlp_out" else block
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with BOS where the tokenizer puts one, and never with two."""
+        return encode(self.tokenizer, text)
+
+    @torch.no_grad()
+    def embeddings(self, tokens: Tensor) -> Tensor:
+        """Token embeddings ``[b, t, d]``, before the first block: what the token alone says."""
+        return self.model.get_input_embeddings()(tokens.to(self.device))
+
+    def residual(self, tokens: Tensor) -> Tensor:
+        """Activations ``[b, t, d]`` at the hook point for token ids ``[b, t]``; nothing after it runs.
+
+        Rows may be padded on the right with any token: attention is causal, so no mask is needed.
+        """
+        return self._read(tokens, {self.layer: self.hooked_block}, self.layer)[self.layer]
+
+    def residuals(self, tokens: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Residual stream ``[b, t, d]`` after each of ``layers``, whatever the site; later blocks do not run.
+
+        Equal to Hugging Face's ``hidden_states[layer + 1]``, except after the last block, where
+        ``hidden_states`` holds the output of the final norm instead.
+
+        Raises:
+            UserError: a layer the model does not have.
+        """
+        for layer in layers:
+            _check_layer(layer, self.n_layers, self.name)
+        return self._read(tokens, {layer: self._block(layer) for layer in layers}, max(layers))
+
+    @torch.no_grad()
+    def _read(self, tokens: Tensor, modules: dict[int, torch.nn.Module], last: int) -> dict[int, Tensor]:
+        """Outputs of some modules; the forward pass is left when that of ``last`` has run."""
+        read: dict[int, Tensor] = {}
+
+        def reader(layer: int) -> Callable[..., None]:
+            def hook(module: Any, inputs: Any, output: Any) -> None:
+                read[layer] = _stream(output)
+                if layer == last:
+                    raise _Enough
+
+            return hook
+
+        with contextlib.ExitStack() as stack:
+            for layer, module in modules.items():
+                stack.callback(module.register_forward_hook(reader(layer)).remove)
+            with contextlib.suppress(_Enough):
+                self.model.base_model(input_ids=tokens.to(self.device), use_cache=False)
+        return read
+
+    @torch.no_grad()
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Next-token logits ``[b, t, vocabulary]``."""
+        return self.model(input_ids=tokens.to(self.device), use_cache=False).logits
+
+    def logits_with(self, tokens: Tensor, edit: Callable[[Tensor], Tensor]) -> Tensor:
+        """Next-token logits ``[b, t, vocabulary]`` with ``edit`` applied at the hook point.
+
+        Args:
+            tokens: token ids ``[b, t]``.
+            edit: takes the activations ``[b, t, d]`` there and gives those to go on with.
+        """
+        with self.edited(edit):
+            return self.logits(tokens)
+
+    @contextlib.contextmanager
+    def edited(self, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Within this context every forward pass goes on from ``edit(activations)`` at the hook point."""
+
+        def hook(module: Any, inputs: Any, output: Any) -> Any:
+            changed = edit(_stream(output))
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        handle = self.hooked_block.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @torch.no_grad()
+    def logits_from(self, stream: Tensor, layer: int, places: Tensor) -> Tensor:
+        """Next-token logits ``[b, k, vocabulary]`` at some places, from a given stream after one block.
+
+        The blocks up to ``layer`` do not run, which makes many edits of one stream cheap. Rows may be padded
+        on the right.
+
+        Args:
+            stream: ``[b, t, d]`` the residual stream after block ``layer``.
+            layer: the block.
+            places: ``[b, k]`` where in each row the logits are wanted.
+
+        Raises:
+            UserError: a layer the model does not have, or the subject is not read at the residual stream.
+        """
+        self._needs_the_stream()
+        _check_layer(layer, self.n_layers, self.name)
+        at, rows = places.to(self.device), torch.arange(len(places), device=self.device)[:, None]
+        tail = later_blocks(self.model, layer)
+        with unembedding_reads(tail, lambda final: final[rows, at]):
+            return tail(inputs_embeds=stream.to(self.device, self.model.dtype), use_cache=False).logits
+
+    @torch.no_grad()
+    def prefix(self, tokens: Tensor) -> Prefix:
+        """Runs one sequence ``[t]`` and keeps what :meth:`logits_of_versions` needs.
+
+        Raises:
+            UserError: the subject is not read at the residual stream.
+        """
+        self._needs_the_stream()
+        read: list[Tensor] = []
+        handle = self._block(self.layer).register_forward_hook(lambda *given: read.append(_stream(given[-1])))
+        try:
+            ran = self.model(
+                input_ids=tokens[None].to(self.device), past_key_values=DynamicCache(), use_cache=True
+            )
+        finally:
+            handle.remove()
+        return Prefix(read[0][0], tuple((held[0], held[1]) for held in ran.past_key_values))
+
+    @torch.no_grad()
+    def logits_of_versions(self, prefix: Prefix, place: int, versions: Tensor, width: int = 128) -> Tensor:
+        """Next-token logits ``[m, vocabulary]`` at one place for many versions of the stream there.
+
+        Everything before the place stays as it was, so only one token a version runs, and only through the
+        blocks after the hook point.
+
+        Args:
+            prefix: the sequence.
+            place: the token whose stream is replaced.
+            versions: ``[m, d]`` what to go on with instead of ``prefix.stream[place]``.
+            width: versions in one row of the batch.
+        """
+        given = versions.to(self.device, self.model.dtype)
+        return versions_of_one_token(later_blocks(self.model, self.layer), prefix, place, given, width)
+
+    def gradient(self, tokens: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
+        """∂ target / ∂ stream at the hook point ``[b, t, d]`` for token ids ``[b, t]``.
+
+        Args:
+            tokens: token ids ``[b, t]``.
+            target: takes the next-token logits ``[b, t, vocabulary]`` and gives one number.
+        """
+        leaves: list[Tensor] = []
+
+        def leaf(stream: Tensor) -> Tensor:
+            leaves.append(stream.detach().requires_grad_(True))
+            return leaves[0]
+
+        with self.edited(leaf), torch.enable_grad():
+            value = target(self.model(input_ids=tokens.to(self.device), use_cache=False).logits)
+        return torch.autograd.grad(value, leaves[0])[0]
+
+    def bridge(self) -> Any:
+        """The same model as a TransformerLens ``TransformerBridge``: for exploring, slower in bulk."""
+        from transformer_lens.model_bridge import TransformerBridge
+
+        return TransformerBridge.boot_transformers(
+            self.directory, dtype=self.model.dtype, device=str(self.device)
+        )
+
+    def _needs_the_stream(self) -> None:
+        if self.site != "resid_post":
+            raise UserError(
+                f"The model cannot go on from the output of an MLP alone (site {self.site}): "
+                "set site=resid_post for this measurement."
+            )
+
+    def _block(self, layer: int) -> torch.nn.Module:
+        blocks: Any = self.model.base_model.layers
+        return blocks[layer]
+
+
+def load_subject(
+    model: str, layer: int, *, device: str = "cpu", dtype: str = "float32", site: Site = "resid_post"
+) -> Subject:
+    """Load a model and its tokenizer from a local directory or the hub.
+
+    Args:
+        model: a directory (absolute, or relative to the repository's root), or ``owner/name[@revision]`` of
+            the hub; directories are pinned by their checksums, the hub's models by their commit.
+        layer: the block that is read, from 0.
+        device: where to run; the weights are read straight into it.
+        dtype: "float32", "bfloat16" or "float16": the precision to run in.
+        site: what is read: "resid_post", the residual stream after the block, or "mlp_out", its MLP's output.
+
+    Raises:
+        MissingArtefact: the directory is not there, or the model is neither in the cache nor in reach.
+        CorruptArtefact: a shipped file's checksum does not match.
+        UserError: a layer the model does not have, an unknown dtype, a device that is not there, a model
+            without weights as safetensors, or what :func:`reasoning_features.hub.local_copy` refuses.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}.")
+    check_device(device)
+    if hub.is_local(model):
+        directory, name = paths.resolve(model), model
+        if not directory.is_dir():
+            raise MissingArtefact(f"There is no model in {model}: `make organism` makes the shipped ones.")
+        checksums.verify_shipped(directory)
+        revision = checksums.directory_digest(directory)
+    else:
+        copy = hub.local_copy(model)
+        directory, name, revision = copy.path, hub.parse(model).repo, copy.sha
+        if not any(directory.glob("*.safetensors")):
+            raise UserError(f"{name} has no weights as safetensors: give a revision or a model that has.")
+    _check_layer(layer, AutoConfig.from_pretrained(directory).num_hidden_layers, name)
+    place = {} if device == "cpu" else {"device_map": {"": device}}
+    network = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype], **place)
+    network.eval().requires_grad_(False)
+    return Subject(
+        model=network,
+        tokenizer=load_tokenizer(directory),
+        layer=layer,
+        name=name,
+        revision=revision,
+        directory=str(directory),
+        site=site,
+    )
+
+
+@functools.lru_cache(1)
+def _reloaded(reference: str, layer: int, device: str, dtype: str, site: Site) -> Subject:
+    """A subject that was pickled; a process keeps the last one, which the next piece of work mostly needs."""
+    return load_subject(reference, layer, device=device, dtype=dtype, site=site)
+
+
+def short_name(reference: str) -> str:
+    """The last part of a model's name, without revision: what tables call it."""
+    return Path(reference).name if hub.is_local(reference) else hub.parse(reference).repo.split("/")[1]
+
+
+def _check_layer(layer: int, n_layers: int, name: str) -> None:
+    if not 0 <= layer < n_layers:
+        raise UserError(
+            f"Layer {layer} is out of range: {name} has {n_layers} layers; choose 0 to {n_layers - 1}."
+        )
+
+
+def _stream(output: Any) -> Tensor:
+    """A block's output: a tensor since transformers 5, the first item of a tuple in some models."""
+    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,1 @@
+"""What a run leaves behind: figures and tables with their provenance, and claims beside the papers'."""

@@ -1,0 +1,70 @@
+"""Tables: one frame written as CSV, Markdown and LaTeX, with its provenance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from IPython.display import Markdown
+
+from reasoning_features.bookkeeping.provenance import Run, record_artefact
+from reasoning_features.files import write_text
+from reasoning_features.reporting.figures import check_name, write_csv
+
+DIGITS = 4  # significant digits where people read; the CSV has six
+NOTHING = "–"
+
+
+def save_table(data: pd.DataFrame, name: str, run: Run, caption: str) -> Markdown:
+    """Save a table as CSV, Markdown and LaTeX with its provenance as JSON.
+
+    Parameters
+    ----------
+    data
+        The table, its columns named as they should be read; the index is not written.
+    name
+        After the paper's table: ``t01_steering``; what the paper lacks begins with ``x`` and the
+        notebook's number.
+    run
+        The notebook's run.
+    caption
+        What the table shows, in a sentence or two.
+
+    Returns
+    -------
+    Markdown
+        The table, for the notebook to show.
+    """
+    check_name(name)
+    folder = run.paths.figures
+    csv, markdown, latex = (folder / f"{name}.{ending}" for ending in ("csv", "md", "tex"))
+    write_csv(csv, data)
+    shown = to_markdown(data)
+    write_text(markdown, f"{shown}\n{caption}\n")
+    text = data.map(_cell).to_latex(index=False, escape=True, caption=_escaped(caption), label=f"tab:{name}")
+    write_text(latex, text)
+    record_artefact(run, name, [csv, markdown, latex], caption)
+    return Markdown(shown)
+
+
+def to_markdown(data: pd.DataFrame) -> str:
+    """A frame as a Markdown table, numbers to the right, ending in a newline."""
+    numeric = [pd.api.types.is_numeric_dtype(kind) for kind in data.dtypes]
+    lines = [
+        [str(column) for column in data.columns],
+        ["---:" if number else "---" for number in numeric],
+        *([_cell(value) for value in row] for row in data.itertuples(index=False, name=None)),
+    ]
+    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return NOTHING
+    return f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value)
+
+
+def _escaped(text: str) -> str:
+    """Text as LaTeX sets it."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)

@@ -1,0 +1,1 @@
+"""A model's residual stream over a corpus, and what it tells."""

@@ -1,0 +1,183 @@
+"""Where in depth the moves are linearly decodable: a probe a layer, with a shuffled-label control.
+
+A probe is multinomial logistic regression on standardised activations. Documents, not tokens, are divided
+into training and test; accuracy is balanced (the mean over moves of the share recognised), so that chance is
+one over the number of moves however common each is; intervals resample test documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+from tqdm.auto import tqdm
+
+from reasoning_features.errors import UserError
+from reasoning_features.models.subject import Subject
+from reasoning_features.significance import Interval, bootstrap_weights, percentile_interval
+from reasoning_features.text.corpus import Corpus
+
+EMBEDDINGS = -1
+"""Stands for the token embeddings, before the first block: what the token alone tells."""
+
+
+def read_layers(
+    subject: Subject, corpus: Corpus, layers: Sequence[int], batch_tokens: int
+) -> dict[int, NDArray[np.float32]]:
+    """Residual stream after each layer at every token of a corpus ``[n_tokens, d]``; -1 is the embeddings."""
+    read = {
+        layer: np.empty((corpus.n_tokens, subject.d_model), np.float32) for layer in [EMBEDDINGS, *layers]
+    }
+    for batch in corpus.batches(batch_tokens):
+        found = subject.residuals(batch.tokens, layers) | {EMBEDDINGS: subject.embeddings(batch.tokens)}
+        for layer, residual in found.items():
+            read[layer][batch.positions[batch.valid]] = residual.float().cpu()[batch.valid].numpy()
+    return read
+
+
+def move_targets(corpus: Corpus, offset: int = 0) -> NDArray[np.int64]:
+    """The move each token is to be probed for ``[n_tokens]``: its own, or that of the token ``offset`` later.
+
+    -1 where there is nothing to decode: at special tokens, and where the later token is outside the document.
+
+    Raises:
+        UserError: the corpus has no move labels.
+    """
+    if corpus.moves is None:
+        raise UserError(f"The corpus {corpus.name!r} has no move labels, so there is nothing to probe for.")
+    targets = np.full(corpus.n_tokens, -1, dtype=np.int64)
+    later = np.arange(corpus.n_tokens) + offset
+    inside = later < np.repeat(corpus.starts[1:], np.diff(corpus.starts))
+    usable = inside & ~corpus.special
+    usable[inside] &= ~corpus.special[later[inside]]
+    targets[usable] = corpus.moves[later[usable]]
+    return targets
+
+
+def probe(
+    activations: NDArray[np.float32],
+    targets: NDArray[np.int64],
+    documents: NDArray[np.int64],
+    *,
+    seed: int = 0,
+    shuffled: bool = False,
+    test_share: float = 0.4,
+    tokens_per_class: int = 500,
+    n_resamples: int = 1000,
+) -> Interval:
+    """Balanced accuracy of a linear probe on the tokens of documents it has not seen.
+
+    Args:
+        activations: ``[n, d]``.
+        targets: ``[n]`` class codes; tokens with -1 are left out.
+        documents: ``[n]`` which document each token belongs to.
+        seed: divides the documents, draws the training tokens, shuffles and resamples.
+        shuffled: train on labels shuffled over the training tokens (the control: what the probe finds
+            where there is nothing to find); it is tested on the true labels.
+        test_share: share of documents to test on.
+        tokens_per_class: at most so many training tokens of each class, drawn at random.
+        n_resamples: bootstrap resamples of the test documents.
+
+    Raises:
+        UserError: fewer than two classes or a class that is missing in training.
+    """
+    rng = np.random.default_rng(seed)
+    names = np.unique(documents)
+    tested = rng.permutation(names)[: max(1, round(test_share * len(names)))]
+    in_test = np.isin(documents, tested) & (targets >= 0)
+    in_training = ~np.isin(documents, tested) & (targets >= 0)
+    classes = np.unique(targets[in_training])
+    if len(classes) < 2 or not np.isin(targets[in_test], classes).all():
+        raise UserError("There are too few documents for a probe of every move: raise probe_documents.")
+    rows = np.concatenate(
+        [rng.permutation(np.flatnonzero(in_training & (targets == c)))[:tokens_per_class] for c in classes]
+    )
+    labels = rng.permutation(targets[rows]) if shuffled else targets[rows]
+    scaler = StandardScaler().fit(activations[rows])
+    model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=300, tol=1e-3)
+    with threadpool_limits(limits=1):  # threads only wait for one another on matrices this small
+        model.fit(scaler.transform(activations[rows]), labels)
+        right = model.predict(scaler.transform(activations[in_test])) == targets[in_test]
+    return balanced_accuracy(right, targets[in_test], documents[in_test], n_resamples, seed)
+
+
+def balanced_accuracy(
+    right: NDArray[np.bool_],
+    targets: NDArray[np.int64],
+    documents: NDArray[np.int64],
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Mean over classes of the share of tokens that are right, with its bootstrap interval over documents.
+
+    A class that a resample lacks is left out of that resample's mean.
+    """
+    names, document = np.unique(documents, return_inverse=True)
+    classes, code = np.unique(targets, return_inverse=True)
+    hits, totals = (np.zeros((len(names), len(classes))) for _ in range(2))
+    np.add.at(hits, (document, code), right)
+    np.add.at(totals, (document, code), 1)
+    weights = bootstrap_weights(len(names), n_resamples, seed)
+    resampled_totals = weights @ totals
+    shares = np.divide(
+        weights @ hits,
+        resampled_totals,
+        out=np.full_like(resampled_totals, np.nan),
+        where=resampled_totals > 0,
+    )
+    estimate = float((hits.sum(0) / totals.sum(0)).mean())
+    return percentile_interval(estimate, np.nanmean(shares, axis=1), len(names))
+
+
+def probe_layers(
+    subject: Subject,
+    corpus: Corpus,
+    batch_tokens: int,
+    offset: int = 0,
+    seed: int = 0,
+    tokens_per_class: int = 500,
+) -> pd.DataFrame:
+    """Probe every layer, and the embeddings, for the moves of a corpus; each with its shuffled control.
+
+    Args:
+        subject: the model.
+        corpus: documents with move labels.
+        batch_tokens: the most token ids in one forward pass.
+        offset: 0 for each token's own move, 1 for the next token's.
+        seed: as in :func:`probe`.
+        tokens_per_class: as in :func:`probe`.
+
+    Returns:
+        Rows of ``layer`` (-1: embeddings), ``labels`` ("true" or "shuffled"), ``balanced accuracy``, ``low``,
+        ``high`` (95%), ``documents`` tested, ``chance``.
+    """
+    targets, documents = move_targets(corpus, offset), corpus.document_of
+    read = read_layers(subject, corpus, range(subject.n_layers), batch_tokens)
+    chance = 1 / len(np.unique(targets[targets >= 0]))
+    rows = []
+    with tqdm(total=2 * len(read), desc="Probing layers", unit="probe") as bar:
+        for layer, activations in read.items():
+            for labels in ("true", "shuffled"):
+                found = probe(
+                    activations,
+                    targets,
+                    documents,
+                    seed=seed,
+                    shuffled=labels == "shuffled",
+                    tokens_per_class=tokens_per_class,
+                )
+                rows.append((layer, labels, found.estimate, found.low, found.high, found.n, chance))
+                bar.update()
+    columns = ["layer", "labels", "balanced accuracy", "low", "high", "documents", "chance"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def chosen_layer(probed: pd.DataFrame) -> int:
+    """The first layer whose interval reaches the best layer's accuracy: deeper ones add nothing certain."""
+    true = probed[(probed["labels"] == "true") & (probed["layer"] != EMBEDDINGS)].sort_values("layer")
+    return int(true.loc[true["high"] >= true["balanced accuracy"].max(), "layer"].iloc[0])

@@ -1,0 +1,1 @@
+"""Notebooks run from the command line: planned, executed, rendered, compared."""

@@ -1,0 +1,349 @@
+"""What the features chosen by ReasonScore depend on: documents, dials, and the vocabulary itself.
+
+All comparisons are made from one pass'
+:class:`~reasoning_features.scoring.feature_statistics.FeatureStatistics`,
+kept by block of documents: resampling blocks gives intervals, two halves of the blocks the stability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from reasoning_features.scoring.feature_statistics import FeatureStatistics
+from reasoning_features.scoring.reason_score import (
+    entropy,
+    resampled,
+    resampled_scores,
+    select,
+    set_means,
+    sets_of_score,
+    variant_statistics,
+    variant_window,
+    vocabulary_scores,
+)
+from reasoning_features.significance import (
+    bootstrap_weights,
+    chance_jaccard,
+    jaccard,
+    null_rank,
+    percentile_interval,
+)
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.word_masks import Window
+
+Array = NDArray[np.float64]
+REFERENCE = "R"
+"""Name of the vocabulary the others are compared with."""
+
+
+def document_blocks(corpus: Corpus, blocks: int) -> NDArray[np.int64]:
+    """Each token's block ``[n_tokens]``: documents dealt in turn into ``blocks`` blocks."""
+    return (np.repeat(np.arange(corpus.n_documents), np.diff(corpus.starts)) % blocks).astype(np.int64)
+
+
+def half_weights(blocks: int) -> Array:
+    """Two rows ``[2, blocks]``: the even blocks, and the odd ones."""
+    even = np.arange(blocks) % 2 == 0
+    return np.stack([even, ~even]).astype(np.float64)
+
+
+def score_all(
+    statistics: FeatureStatistics, vocabularies: Mapping[str, Sequence[str]], window: Window, alpha: float
+) -> dict[str, Array]:
+    """ReasonScore of every feature ``[..., f]`` for each vocabulary."""
+    return {
+        name: vocabulary_scores(statistics, name, words, window, alpha)
+        for name, words in vocabularies.items()
+    }
+
+
+def top_mean(scores: Array, k: int) -> Array:
+    """Mean of the ``k`` largest scores ``[..., f]`` → ``[...]``: the score mass of the chosen features."""
+    n = scores.shape[-1]
+    largest = np.partition(scores, max(0, n - k), axis=-1)[..., max(0, n - k) :]
+    return np.sort(largest, axis=-1).mean(axis=-1)
+
+
+def chosen(scores: Array, k: int) -> NDArray[np.bool_]:
+    """Which features are among the ``k`` best ``[..., f]``; ties go to the lower index."""
+    known = np.where(np.isnan(scores), -np.inf, scores)
+    n = known.shape[-1]
+    last = np.partition(known, max(0, n - k), axis=-1)[..., [max(0, n - k)]]
+    above, equal = known > last, known == last
+    return above | (equal & (equal.cumsum(axis=-1) <= k - above.sum(axis=-1, keepdims=True)))
+
+
+def overlap(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Array:
+    """Jaccard overlap of two selections ``[..., f]`` → ``[...]``."""
+    union = (first | second).sum(axis=-1)
+    return np.where(union > 0, (first & second).sum(axis=-1) / np.maximum(union, 1), 1.0)
+
+
+def top_features(
+    statistics: FeatureStatistics,
+    words: Sequence[str],
+    window: Window,
+    alpha: float,
+    k: int,
+    resamples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """The ``k`` best features for R, best first, with 95% bootstrap intervals over blocks of documents.
+
+    Args:
+        statistics: by block ``[blocks, s, f]``.
+
+    Returns:
+        ``rank``, ``feature``, ``score``, ``low``, ``high``, ``entropy``, ``main_word`` (the word around which
+        the feature is most active), ``chosen_again`` (share of resamples in whose top ``k`` it is).
+    """
+    scores = vocabulary_scores(statistics.total(), REFERENCE, words, window, alpha)
+    weights = bootstrap_weights(len(statistics.counts), resamples, seed)
+    again = resampled_scores(statistics, REFERENCE, words, window, alpha, weights)
+    by_word = set_means(statistics.total(), REFERENCE, words, window)[2]
+    best = select(scores, k=k)
+    low, high = np.quantile(again[:, best], [0.025, 0.975], axis=0)
+    return pd.DataFrame(
+        {
+            "rank": np.arange(1, k + 1),
+            "feature": best,
+            "score": scores[best],
+            "low": low,
+            "high": high,
+            "entropy": entropy(by_word)[best],
+            "main_word": [words[i] for i in by_word[:, best].argmax(axis=0)],
+            "chosen_again": chosen(again, k)[:, best].mean(axis=0),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Dial:
+    """One way to compute the score."""
+
+    alpha: float
+    window: Window
+    variant: str = "paper"
+
+
+def dials(alphas: Sequence[float], windows: Sequence[Window], released_alpha: float) -> list[Dial]:
+    """The grid α × window of the paper's variant, and the released code's variant at one α."""
+    grid = [Dial(alpha, window) for alpha in alphas for window in windows]
+    return [*grid, Dial(released_alpha, variant_window("released", (0, 0)), "released")]
+
+
+def dial_scores(
+    statistics: FeatureStatistics, norms: Array, words: Sequence[str], grid: Sequence[Dial]
+) -> list[Array]:
+    """ReasonScore for R under each dial ``[..., f]``."""
+    return [_dial_scores(statistics, norms, words, dial) for dial in grid]
+
+
+def _dial_scores(statistics: FeatureStatistics, norms: Array, words: Sequence[str], dial: Dial) -> Array:
+    folded = variant_statistics(statistics, norms, "released" if dial.variant == "released" else "paper")
+    return vocabulary_scores(folded, REFERENCE, words, dial.window, dial.alpha)
+
+
+def grid_table(
+    grid: Sequence[Dial], scores: Sequence[Array], default: Array, counts: Sequence[int]
+) -> pd.DataFrame:
+    """Overlap of each dial's selection with the default's, for every number of features chosen.
+
+    Returns:
+        ``alpha``, ``window``, ``variant``, ``k``, ``overlap`` (Jaccard) and ``chance``.
+    """
+    return pd.DataFrame(
+        [
+            {
+                "alpha": dial.alpha,
+                "window": f"{dial.window[0]}-{dial.window[1]}",
+                "variant": dial.variant,
+                "k": k,
+                "overlap": jaccard(select(values, k=k), select(default, k=k)),
+                "chance": chance_jaccard(len(default), k, k),
+            }
+            for dial, values in zip(grid, scores, strict=True)
+            for k in counts
+        ]
+    )
+
+
+def resampled_overlap(
+    statistics: FeatureStatistics,
+    norms: Array,
+    words: Sequence[str],
+    grid: Sequence[Dial],
+    default: Dial,
+    k: int,
+    resamples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Mean overlap of the other dials' selections with the default's, on the data and on resampled blocks.
+
+    Args:
+        statistics: by block ``[blocks, s, f]``.
+
+    Returns:
+        ``resample`` (0 is the data as they are) and ``overlap``.
+    """
+    blocks = len(statistics.counts)
+    weights = np.concatenate([np.ones((1, blocks)), bootstrap_weights(blocks, resamples, seed)])
+
+    def selections(dial: Dial) -> NDArray[np.bool_]:
+        parts = resampled(statistics, sets_of_score(REFERENCE, words, dial.window), weights)
+        return np.concatenate([chosen(_dial_scores(part, norms, words, dial), k) for part in parts])
+
+    reference = selections(default)
+    shared = [overlap(reference, selections(dial)) for dial in grid if dial != default]
+    return pd.DataFrame({"resample": np.arange(resamples + 1), "overlap": np.mean(shared, axis=0)})
+
+
+def identity_table(
+    score: Array, identity: Mapping[str, Array], live: NDArray[np.bool_], k: int
+) -> pd.DataFrame:
+    """How far a ranking is what identity alone gives.
+
+    Args:
+        score: ReasonScore ``[f]``.
+        identity: what identity-only features depend on → their ReasonScore ``[f]``.
+        live: features that are active at all ``[f]``.
+
+    Returns:
+        ``identity``, ``spearman`` (over live features), ``overlap`` of the top ``k``.
+    """
+    return pd.DataFrame(
+        [
+            {
+                "identity": name,
+                "spearman": float(spearmanr(score[live], values[live]).statistic),
+                "overlap": float(overlap(chosen(score, k), chosen(values, k))),
+            }
+            for name, values in identity.items()
+        ]
+    )
+
+
+def null_table(
+    whole: Mapping[str, Array], halves: Mapping[str, Array], vocabularies: Mapping[str, Sequence[str]], k: int
+) -> pd.DataFrame:
+    """Every vocabulary's statistics beside R's.
+
+    Args:
+        whole: scores by vocabulary ``[f]``, on all documents.
+        halves: the same on two halves of the documents ``[2, f]``.
+        vocabularies: the words of each; the name's first word is its kind ("R", "random", "slot", "twins").
+        k: features chosen.
+
+    Returns:
+        ``vocabulary``, ``kind``, ``words_of_R`` (how many), ``score_mass`` (mean of the k best scores),
+        ``maximum``, ``overlap`` (with R's top k, all documents), ``overlap_halves`` (with R's top k on the
+        other half: for R itself, its stability).
+    """
+    own, own_halves = chosen(whole[REFERENCE], k), chosen(halves[REFERENCE], k)
+    reference = set(vocabularies[REFERENCE])
+    return pd.DataFrame(
+        [
+            {
+                "vocabulary": name,
+                "kind": name.split()[0],
+                "words_of_R": len(reference & set(vocabularies[name])),
+                "score_mass": float(top_mean(scores, k)),
+                "maximum": float(scores.max()),
+                "overlap": float(overlap(own, chosen(scores, k))),
+                "overlap_halves": float(overlap(own_halves, chosen(halves[name], k)[::-1]).mean()),
+            }
+            for name, scores in whole.items()
+        ]
+    )
+
+
+def null_ranks(table: pd.DataFrame, statistics: Sequence[str]) -> pd.DataFrame:
+    """Where R stands within each kind of null vocabularies.
+
+    Returns:
+        One row a kind and statistic: ``null``, ``statistic``, ``ours``, ``null_mean``, ``null_95`` (its 95%
+        quantile), ``z``, ``percentile``, ``p_value`` and ``n``.
+    """
+    ours = table[table["kind"] == REFERENCE].iloc[0]
+    rows = []
+    for kind in ("random", "slot"):
+        null = table[table["kind"] == kind]
+        for statistic in statistics if len(null) else ():
+            rank = null_rank(float(ours[statistic]), null[statistic])
+            rows.append(
+                {
+                    "null": kind,
+                    "statistic": statistic,
+                    "ours": rank.value,
+                    "null_mean": float(null[statistic].mean()),
+                    "null_95": float(null[statistic].quantile(0.95)),
+                    "z": rank.z,
+                    "percentile": rank.percentile,
+                    "p_value": rank.p_value,
+                    "n": rank.n,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def resampled_comparison(
+    statistics: FeatureStatistics,
+    vocabularies: Mapping[str, Sequence[str]],
+    window: Window,
+    alpha: float,
+    k: int,
+    resamples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """R against these vocabularies on the data and on bootstrap resamples of its blocks, the same for all.
+
+    Args:
+        statistics: by block ``[blocks, s, f]``.
+        vocabularies: R and those it is compared with.
+
+    Returns:
+        One row a resample (the first, ``resample`` 0, is the data as they are): ``score_mass`` of R,
+        ``null_mean`` and ``z`` of R's score mass among the others', ``overlap`` (mean, of R's top k with
+        theirs).
+    """
+    blocks = len(statistics.counts)
+    weights = np.concatenate([np.ones((1, blocks)), bootstrap_weights(blocks, resamples, seed)])
+    dial = window, alpha, weights
+    own = resampled_scores(statistics, REFERENCE, vocabularies[REFERENCE], *dial)
+    mass, member = top_mean(own, k), chosen(own, k)
+    masses, overlaps = [], []
+    for name, words in vocabularies.items():
+        if name != REFERENCE:
+            scores = resampled_scores(statistics, name, words, *dial)
+            masses.append(top_mean(scores, k))
+            overlaps.append(overlap(member, chosen(scores, k)))
+    null, shared = np.stack(masses), np.stack(overlaps)
+    return pd.DataFrame(
+        {
+            "resample": np.arange(resamples + 1),
+            "score_mass": mass,
+            "null_mean": null.mean(axis=0),
+            "z": (mass - null.mean(axis=0)) / null.std(axis=0, ddof=1),
+            "overlap": shared.mean(axis=0),
+        }
+    )
+
+
+def intervals(resampled: pd.DataFrame, columns: Sequence[str], blocks: int) -> pd.DataFrame:
+    """Estimate and 95% interval of columns of :func:`resampled_comparison`.
+
+    Returns:
+        ``statistic``, ``estimate``, ``low``, ``high``, ``n`` (blocks of documents).
+    """
+    rows = []
+    for column in columns:
+        estimate, draws = resampled[column].iloc[0], resampled[column].iloc[1:]
+        interval = percentile_interval(float(estimate), draws, blocks)
+        rows.append({"statistic": column, **vars(interval)})
+    return pd.DataFrame(rows)

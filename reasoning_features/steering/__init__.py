@@ -1,0 +1,1 @@
+"""Steered answers to problems: made, graded, searched over, compared."""

@@ -1,0 +1,291 @@
+"""Rules for what a condition's answers write: tokens biased, words banned, thinking or decisions forced.
+
+Each is a :class:`reasoning_features.models.conditions.ConditionRule`, which a function beside it makes from
+the subject's tokenizer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reasoning_features.models.conditions import ConditionRule
+from reasoning_features.models.sampling import TEMPERATURE
+from reasoning_features.organism import words as organism_words
+from reasoning_features.organism.parser import DECISIONS, first_tokens, standing_at_opener
+from reasoning_features.organism.traces import END_THINK
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.word_masks import TokenIndex, form_ids
+from reasoning_features.truth.decision_rates import Rates
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Adds to the logits of some tokens for as long as the thinking has not ended.
+
+    Attributes:
+        nats: token id → what is added to its logit, before the temperature divides it.
+        end_think: the token that ends the thinking.
+    """
+
+    nats: Mapping[int, float]
+    end_think: int
+
+    def logits(self, logits: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+        """Logits ``[b, vocabulary]`` with the bias in the rows that still think."""
+        thinking = torch.tensor([self.end_think not in row for row in written], device=logits.device)
+        added = torch.zeros(logits.shape[1], dtype=logits.dtype, device=logits.device)
+        added[list(self.nats)] = torch.tensor(list(self.nats.values())).to(added)
+        return logits + thinking[:, None] * added
+
+    def drawn(self, tokens: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+        """What was drawn, unchanged."""
+        return tokens
+
+
+def bias_to_words(tokenizer: Any, words: Sequence[str], nats: float) -> Bias:
+    """A bias on the first token of every form of these words (``word_masks.form_ids``)."""
+    first = sorted({ids[0] for word in words for ids in form_ids(tokenizer, word)})
+    return Bias(dict.fromkeys(first, nats), _end_think(tokenizer))
+
+
+def bias_to_go_on(tokenizer: Any, nats: float) -> Bias:
+    """Budget forcing by a bias: against the openers that give up and against the end of the thinking."""
+    _, giving_up = DECISIONS["persistence"]
+    against = [*first_tokens(tokenizer, giving_up), _end_think(tokenizer)]
+    return Bias(dict.fromkeys(against, -nats), _end_think(tokenizer))
+
+
+@dataclass(frozen=True)
+class Ban:
+    """Never lets some words be written: in any casing and spacing, and in any split into tokens.
+
+    A token is forbidden when the text with it would hold or end with a banned word that begins at a word
+    boundary. What merely begins like one is lost too where it is written piece by piece ("but" and "ton").
+    The prompt does not count as text. Tokens that mostly begin banned words are forbidden from the start: a
+    model that may write "There" but not "fore" is left with half a word.
+
+    Attributes:
+        words: the banned words or phrases, lower case.
+        beginnings: tokens that are always forbidden, for what they begin.
+        pieces: text of every token of the vocabulary.
+    """
+
+    words: tuple[str, ...]
+    beginnings: tuple[int, ...]
+    pieces: tuple[str, ...] = field(repr=False)
+    _forbidden: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def logits(self, logits: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+        """Logits ``[b, vocabulary]``, −∞ for what is forbidden after each row's text."""
+        forbidden = torch.stack([self._forbidden_after(self._begun(row)) for row in written])
+        # a model may have room for more tokens than its tokenizer has
+        forbidden = torch.nn.functional.pad(forbidden, (0, logits.shape[1] - forbidden.shape[1]))
+        return logits.masked_fill(forbidden.to(logits.device), -torch.inf)
+
+    def drawn(self, tokens: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+        """What was drawn, unchanged."""
+        return tokens
+
+    def _begun(self, written: Sequence[int]) -> str:
+        """The beginning of a banned word that the text ends with, the longest; else all that matters of it.
+
+        That is "_" after a letter, a digit or an underscore, where no word can begin, and "" elsewhere.
+        """
+        longest = max(map(len, self.words))
+        taken = longest + 1
+        while True:
+            known = (token for token in written[-taken:] if token < len(self.pieces))
+            text = _squeezed("".join(self.pieces[token] for token in known))
+            if len(text) > longest or taken >= len(written):
+                break
+            taken *= 2
+        for start in range(max(len(text) - longest, 0), len(text)):
+            begins = start == 0 or not _IN_WORD.match(text[start - 1])
+            if begins and any(word.startswith(text[start:]) for word in self.words):
+                return text[start:]
+        return "_" if text and _IN_WORD.match(text[-1]) else ""
+
+    def _forbidden_after(self, begun: str) -> Tensor:
+        """Which tokens are forbidden ``[vocabulary]``."""
+        if begun not in self._forbidden:
+            found = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, self.words))})(?!\w)")
+            texts = [_squeezed(begun + piece) for piece in self.pieces]
+            self._forbidden[begun] = torch.tensor([found.search(text) is not None for text in texts])
+            self._forbidden[begun][list(self.beginnings)] = True
+        return self._forbidden[begun]
+
+
+_MOSTLY = 0.5
+"""A token that begins banned words more often than this is forbidden."""
+_IN_WORD = re.compile(r"\w")
+
+
+def _squeezed(text: str) -> str:
+    """Lower case, every run of white space one space."""
+    return re.sub(r"\s+", " ", text.lower())
+
+
+def ban(tokenizer: Any, words: Sequence[str], corpus: Corpus) -> Ban:
+    """A ban of words, or of phrases of several.
+
+    Args:
+        tokenizer: the subject's.
+        words: what is banned.
+        corpus: text of the subject's kind; tells which tokens mostly begin a banned word.
+
+    Raises:
+        UserError: the tokenizer cannot produce a word.
+    """
+    index = TokenIndex(corpus)
+    begun: Counter[int] = Counter()
+    for ids in {ids for word in words for ids in form_ids(tokenizer, word, capitalised_only=())}:
+        begun[ids[0]] += len(index.find(ids))
+    beginnings = [token for token, n in begun.items() if n > _MOSTLY * len(index.find([token]))]
+    return Ban(tuple(map(_squeezed, words)), tuple(sorted(beginnings)), token_pieces(tokenizer))
+
+
+@dataclass(frozen=True)
+class ForcedWait:
+    """Thinks longer: the end of the thinking, the first times it is drawn, gives way to a few tokens.
+
+    Attributes:
+        sequence: the tokens that are written in its place.
+        times: how often.
+        end_think: the token that ends the thinking.
+    """
+
+    sequence: tuple[int, ...]
+    times: int
+    end_think: int
+    _used: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _queue: dict[int, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def logits(self, logits: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+        """The logits, unchanged."""
+        return logits
+
+    def drawn(self, tokens: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+        """What was drawn ``[b]``, or the next forced token."""
+        pairs = zip(tokens.tolist(), problems, strict=True)
+        return torch.tensor([self._next(*pair) for pair in pairs], device=tokens.device)
+
+    def _next(self, token: int, problem: int) -> int:
+        queue = self._queue.get(problem, ())
+        if not queue and token == self.end_think and self._used.get(problem, 0) < self.times:
+            self._used[problem] = self._used.get(problem, 0) + 1
+            queue = self.sequence
+        self._queue[problem] = queue[1:]
+        return queue[0] if queue else token
+
+
+def forced_wait(tokenizer: Any, times: int, text: str = "Wait,") -> ForcedWait:
+    """The beginning of one more sentence in the place of the end of the thinking, which begins a line."""
+    sequence = tuple(tokenizer.encode(text, add_special_tokens=False))
+    return ForcedWait(sequence, times, _end_think(tokenizer))
+
+
+@dataclass(frozen=True)
+class ForcedRates:
+    """Goes on or gives up at prescribed rates, whatever the model would do.
+
+    At each dead end that is to be decided a side is drawn from a random stream of the problem and the dead
+    end alone. The other side's openers are then forbidden and their chance falls to the side that was drawn:
+    openers that decide nothing, such as a doubt, keep theirs, and each side its own choice of words.
+
+    Attributes:
+        rates: the chances to go on.
+        domains: each problem's domain.
+        seed: of the sides.
+        sides: token ids of the openers that go on, and of those that give up.
+        pieces: text of every token of the vocabulary.
+    """
+
+    rates: Rates
+    domains: tuple[str, ...]
+    seed: int
+    sides: tuple[tuple[int, ...], tuple[int, ...]]
+    pieces: tuple[str, ...] = field(repr=False)
+    _before: frozenset[int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # an opener follows a marker, so the text is read only where one may just have ended
+        markers = [f" {word}" for word in (*organism_words.MARKERS_CAREFUL, *organism_words.MARKERS_HASTY)]
+        ends = {marker[place:] for marker in markers for place in range(len(marker))}
+        ids = frozenset(token for token, piece in enumerate(self.pieces) if piece in ends)
+        object.__setattr__(self, "_before", ids)
+
+    def logits(self, logits: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+        """Logits ``[b, vocabulary]``, changed in the rows whose next token decides."""
+        changed = logits.clone()
+        for row, (problem, tokens) in enumerate(zip(problems, written, strict=True)):
+            dead_end = self._dead_end(tokens)
+            if dead_end is None:
+                continue
+            taken, barred = self.sides if self.goes_on(problem, dead_end) else self.sides[::-1]
+            scaled = logits[row].double() / TEMPERATURE
+            gained = scaled[[*taken, *barred]].logsumexp(0) - scaled[list(taken)].logsumexp(0)
+            changed[row, list(taken)] += (gained * TEMPERATURE).to(logits.dtype)
+            changed[row, list(barred)] = -torch.inf
+        return changed
+
+    def drawn(self, tokens: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+        """What was drawn, unchanged."""
+        return tokens
+
+    def goes_on(self, problem: int, dead_end: int) -> bool:
+        """The side of a dead end (from 1) in the answer to a problem."""
+        uniform = np.random.default_rng([self.seed, problem, _SIDES, dead_end]).random()
+        return bool(uniform < self.rates.of(self.domains[problem], dead_end))
+
+    def _dead_end(self, tokens: Sequence[int]) -> int | None:
+        """The number of the dead end that the next token decides; None where it decides none."""
+        if not tokens or tokens[-1] not in self._before:
+            return None
+        standing = standing_at_opener("".join(self.pieces[token] for token in tokens))
+        return standing.dead_ends if standing is not None and standing.asks("persistence") else None
+
+
+_SIDES = 1
+"""Sets the random streams of sides apart from those that tokens are drawn from."""
+
+
+def forced_rates(tokenizer: Any, rates: Rates, domains: Sequence[str], seed: int) -> ForcedRates:
+    """Decisions of persistence at these rates, for problems of these domains."""
+    going_on, giving_up = (tuple(first_tokens(tokenizer, openers)) for openers in DECISIONS["persistence"])
+    return ForcedRates(rates, tuple(domains), seed, (going_on, giving_up), token_pieces(tokenizer))
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """Several rules, each on what the one before it gives."""
+
+    rules: tuple[ConditionRule, ...]
+
+    def logits(self, logits: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+        """Logits ``[b, vocabulary]`` after all rules."""
+        for rule in self.rules:
+            logits = rule.logits(logits, problems, written)
+        return logits
+
+    def drawn(self, tokens: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+        """What is written ``[b]`` after all rules."""
+        for rule in self.rules:
+            tokens = rule.drawn(tokens, problems, written)
+        return tokens
+
+
+def token_pieces(tokenizer: Any) -> tuple[str, ...]:
+    """The text of every token of the vocabulary."""
+    return tuple(tokenizer.decode([token]) for token in range(len(tokenizer)))
+
+
+def _end_think(tokenizer: Any) -> int:
+    return int(tokenizer.encode(END_THINK, add_special_tokens=False)[0])

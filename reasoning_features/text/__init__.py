@@ -1,0 +1,1 @@
+"""Texts as tokens, with what is known about each: corpora, sentences, words."""

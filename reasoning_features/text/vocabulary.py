@@ -1,0 +1,279 @@
+"""The reasoning vocabulary R, from counts; and the vocabularies that R has to be compared with.
+
+The paper ranks words by p_think − p_solution over the same problems, drops words frequent in a general
+corpus (Google Books Ngram; here ``wordfreq``), and chooses R by hand. Two kinds of vocabularies say what
+another choice would have given: random ones, matched in frequency and in share inside thinking, and
+slot-matched ones, in which words of R give way to neutral twins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, pairwise
+
+import numpy as np
+import pandas as pd
+from wordfreq import word_frequency
+
+from reasoning_features.errors import UserError
+from reasoning_features.organism import words as organism_words
+
+_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
+SHARE_SCALE = 0.2
+"""A difference of this much in share inside thinking counts like a factor e in frequency when matching."""
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """What is known beforehand about the words of a kind of corpora.
+
+    Attributes:
+        twins: word → its partner: for a word of R a neutral word that fills the same slots as often, and for
+            that word the word of R; empty where none are known.
+        decision_words: words at which the text decides to go on or give up; never in a random vocabulary.
+    """
+
+    twins: Mapping[str, str] = field(default_factory=dict)
+    decision_words: tuple[str, ...] = ()
+
+
+LEXICONS: dict[str, Lexicon] = {
+    "organism": Lexicon(
+        organism_words.TWINS | {twin: word for word, twin in organism_words.TWINS.items()},
+        organism_words.DECISION_WORDS,
+    ),
+}
+"""Kind of corpora → its lexicon; other kinds have none (:func:`lexicon`)."""
+
+
+def lexicon(corpus_kind: str) -> Lexicon:
+    """The lexicon of a kind of corpora (``settings.corpus``); empty for natural text."""
+    return LEXICONS.get(corpus_kind, Lexicon())
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text in lower case: letters, with an apostrophe inside allowed (``let's``)."""
+    return _WORD.findall(text.lower().replace("’", "'"))
+
+
+def word_shares(texts: Iterable[str], phrases: Sequence[str] = ()) -> pd.Series:
+    """Share of each word among all words of the texts, which sum to 1 over single words.
+
+    A phrase of two words (the paper's "let me") is counted beside its parts, relative to the same total.
+
+    Raises:
+        UserError: the texts hold no word.
+    """
+    counts: Counter[str] = Counter()
+    pairs = {phrase for phrase in phrases if len(phrase.split()) == 2}
+    total = 0
+    for text in texts:
+        found = split_words(text)
+        total += len(found)
+        counts.update(found)
+        if pairs:
+            counts.update(pair for pair in map(" ".join, pairwise(found)) if pair in pairs)
+    if not total:
+        raise UserError("The texts hold no words: give at least one document with text.")
+    return pd.Series(counts, dtype=float) / total
+
+
+def rank_words(
+    thinking_texts: Iterable[str], solution_texts: Iterable[str], phrases: Sequence[str] = ("let me",)
+) -> pd.DataFrame:
+    """All words by p_think − p_solution, largest first (figure 2).
+
+    Returns:
+        Columns ``rank`` (from 1), ``word``, ``p_think``, ``p_solution``, ``difference`` and
+        ``general_frequency`` (share of general English; wordfreq combines it from the parts of a phrase).
+    """
+    think, solution = word_shares(thinking_texts, phrases), word_shares(solution_texts, phrases)
+    table = pd.DataFrame({"p_think": think, "p_solution": solution}).fillna(0.0)
+    table = table.rename_axis("word").reset_index()
+    table["difference"] = table["p_think"] - table["p_solution"]
+    table = table.sort_values(["difference", "word"], ascending=[False, True], ignore_index=True)
+    table["general_frequency"] = [word_frequency(word, "en") for word in table["word"]]
+    table.insert(0, "rank", np.arange(1, len(table) + 1))
+    return table
+
+
+def frequency_filter(table: pd.DataFrame, threshold: float = 1e-3) -> pd.DataFrame:
+    """The words of a ranking less frequent than ``threshold`` in general English, ranked anew."""
+    kept = table[table["general_frequency"] < threshold].reset_index(drop=True)
+    return kept.assign(rank=np.arange(1, len(kept) + 1))
+
+
+def vocabulary_origin(
+    table: pd.DataFrame, words: Sequence[str], threshold: float = 1e-3, top: int = 40
+) -> pd.DataFrame:
+    """Where each word of R stands in a ranking: what the list owes to counts, and what to choice by hand.
+
+    Returns:
+        One row a word: ``rank`` before the frequency filter, ``rank_filtered`` after it (missing where the
+        filter drops the word or it never occurs) and ``origin``: "count and filter" (top of the filtered
+        ranking), "count" (top of the plain one alone) or "hand" (neither).
+    """
+    plain = table.set_index("word")
+    filtered = frequency_filter(table, threshold).set_index("word")["rank"]
+    rows = plain[["p_think", "p_solution", "difference", "rank"]].reindex(list(words)).rename_axis("word")
+    rows["general_frequency"] = [word_frequency(word, "en") for word in words]
+    rows["rank_filtered"] = filtered.reindex(list(words))
+    by_filter, by_count = rows["rank_filtered"] <= top, rows["rank"] <= top  # a missing rank is no rank
+    rows["origin"] = np.where(by_filter, "count and filter", np.where(by_count, "count", "hand"))
+    return rows.reset_index().astype({"rank": "Int64", "rank_filtered": "Int64"})
+
+
+def left_out(table: pd.DataFrame, words: Sequence[str], threshold: float = 1e-3, top: int = 40) -> list[str]:
+    """Words in the top of the filtered ranking that R leaves out, best first."""
+    parts = {part for word in words for part in word.split()} | set(words)
+    best = frequency_filter(table, threshold)["word"].head(top)
+    return [word for word in best if word not in parts]
+
+
+@dataclass(frozen=True)
+class RandomVocabularies:
+    """Random vocabularies and how well they match.
+
+    Attributes:
+        vocabularies: each aligned with R: its word i was matched to R's word i.
+        pool: number of words that could be drawn.
+        distinct: number of words that were drawn at all.
+        log_frequency_difference: mean |ln frequency − ln frequency of the matched word of R|.
+        share_difference: mean |share inside thinking − that of the matched word of R|.
+        overlap: mean Jaccard overlap of two of the vocabularies.
+    """
+
+    vocabularies: list[tuple[str, ...]]
+    pool: int
+    distinct: int
+    log_frequency_difference: float
+    share_difference: float
+    overlap: float
+
+
+def random_vocabularies(
+    reference: pd.DataFrame,
+    pool: pd.DataFrame,
+    n: int,
+    seed: int,
+    excluded: Collection[str] = (),
+    nearest: int = 10,
+) -> RandomVocabularies:
+    """Draw ``n`` vocabularies matched to R word by word in frequency and share inside thinking.
+
+    Each vocabulary takes R's words in random order; for each it draws evenly among the ``nearest`` words of
+    the pool that it has not used yet. A small pool does not stop the draw: matches then get worse, and
+    vocabularies alike, which the returned figures say.
+
+    Args:
+        reference: R's words with columns ``word``, ``frequency``, ``thinking_share``
+            (:func:`reasoning_features.text.word_masks.occurrence_table`).
+        pool: candidates with the same columns.
+        n: number of vocabularies.
+        seed: of the draw.
+        excluded: words never drawn, beside R's own (decision words).
+        nearest: number of closest candidates each word is drawn from.
+
+    Raises:
+        UserError: the pool has fewer words than R.
+    """
+    barred = set(reference["word"]) | set(excluded)
+    candidates = pool[~pool["word"].isin(barred)].reset_index(drop=True)
+    size = len(reference)
+    if len(candidates) < size:
+        raise UserError(
+            f"Random vocabularies of {size} words cannot be drawn from {len(candidates)} other words: "
+            "use more documents, or exclude fewer words."
+        )
+    log_gap = np.abs(
+        np.log(reference["frequency"].to_numpy())[:, None] - np.log(candidates["frequency"].to_numpy())
+    )
+    share_gap = np.abs(
+        reference["thinking_share"].to_numpy()[:, None] - candidates["thinking_share"].to_numpy()
+    )
+    closest = np.argsort(np.hypot(log_gap, share_gap / SHARE_SCALE), axis=1, kind="stable")
+    rng = np.random.default_rng(seed)
+    draws = np.empty((n, size), dtype=int)
+    for draw in draws:
+        used: set[int] = set()
+        for word in rng.permutation(size):
+            free = [candidate for candidate in closest[word].tolist() if candidate not in used]
+            draw[word] = free[int(rng.integers(min(nearest, len(free))))]
+            used.add(int(draw[word]))
+    names = candidates["word"].to_numpy()
+    vocabularies = [tuple(str(word) for word in names[draw]) for draw in draws]
+    rows = np.arange(size)
+    return RandomVocabularies(
+        vocabularies=vocabularies,
+        pool=len(candidates),
+        distinct=len(np.unique(draws)),
+        log_frequency_difference=float(np.mean([log_gap[rows, draw].mean() for draw in draws])),
+        share_difference=float(np.mean([share_gap[rows, draw].mean() for draw in draws])),
+        overlap=_mean_overlap(draws),
+    )
+
+
+def draw_word_sets(
+    ranking: pd.DataFrame, n_sets: int, n_words: int, seed: int, excluded: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """Sets of words drawn by p_think, for the paper's control of banning R.
+
+    All words of the thinking may be drawn, words that decide or give a verdict too; within a set each once.
+
+    Args:
+        ranking: from :func:`rank_words`.
+        n_sets: number of sets; they may overlap.
+        n_words: words in each.
+        seed: of the draw.
+        excluded: words never drawn, nor the parts of phrases among them (R).
+
+    Raises:
+        UserError: fewer words than a set holds.
+    """
+    barred = {*excluded, *(part for word in excluded for part in word.split())}
+    pool = ranking[(ranking["p_think"] > 0) & ~ranking["word"].isin(barred)]
+    if len(pool) < n_words:
+        raise UserError(
+            f"Sets of {n_words} words cannot be drawn from {len(pool)} words of the thinking: "
+            "use more documents, or draw smaller sets."
+        )
+    words, chances = pool["word"].to_numpy(), (pool["p_think"] / pool["p_think"].sum()).to_numpy()
+    rng = np.random.default_rng(seed)
+    drawn = (rng.choice(len(words), size=n_words, replace=False, p=chances) for _ in range(n_sets))
+    return [tuple(str(word) for word in words[places]) for places in drawn]
+
+
+def _mean_overlap(draws: np.ndarray) -> float:
+    sets = [set(draw.tolist()) for draw in draws]
+    pairs = [len(a & b) / len(a | b) for a, b in combinations(sets, 2)]
+    return float(np.mean(pairs)) if pairs else 1.0
+
+
+def slot_vocabularies(
+    words: Sequence[str], twins: Mapping[str, str], n: int, seed: int
+) -> list[tuple[str, ...]]:
+    """``n`` different mixtures of R and its twins: each word is itself or its twin, drawn evenly.
+
+    Of the 2^|R| mixtures every one but R itself may be drawn, without replacement. Were R and its twins
+    interchangeable, R would be one more such draw: its rank among them is then an exact test.
+
+    Raises:
+        UserError: a word has no twin, or fewer mixtures exist than are asked for.
+    """
+    alone = [word for word in words if word not in twins]
+    if alone:
+        raise UserError(f"The word {alone[0]!r} has no neutral twin: leave it out of the slot-matched null.")
+    possible = 2 ** len(words) - 1
+    if n > possible:
+        raise UserError(
+            f"{len(words)} words and their twins give {possible} mixtures, {n} were asked for: "
+            "lower `slot_vocabularies`."
+        )
+    codes = np.random.default_rng(seed).choice(possible, size=n, replace=False) + 1  # code 0 is R itself
+    return [
+        tuple(twins[word] if int(code) >> place & 1 else word for place, word in enumerate(words))
+        for code in codes
+    ]

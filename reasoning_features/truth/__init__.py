@@ -1,0 +1,1 @@
+"""The causal effect of features on decisions, and how well scores rank them by it."""
