@@ -25,7 +25,13 @@ def training(architecture: str, firing: str, seed: int, features: int = 100) -> 
     for step in (0, 100, 1000):
         for number, low in enumerate((0.001, 0.01) if firing == "unequal" else (0.01,)):
             row = {"architecture": architecture, "firing": firing, "seed": seed, "width": 8, "L0": 2.0}
-            row |= {"features": features, "step": step, "samples": 512 * step, "dead share": 0.0}
+            row |= {
+                "features": features,
+                "steps": 1000,
+                "step": step,
+                "samples": 512 * step,
+                "dead share": 0.0,
+            }
             row |= {EXPLAINED: step / 2000 + place / 100 + seed / 50, "best cosine": 0.5}
             row |= {"bin": number, "from": low, "to": 10 * low, "in bin": 60 if number else 40}
             rows.append(row | {"found": (place + seed) * step // 500})
@@ -34,11 +40,12 @@ def training(architecture: str, firing: str, seed: int, features: int = 100) -> 
 
 @pytest.fixture
 def grid() -> pd.DataFrame:
-    """Two seeds of every architecture in small worlds, one of TopK in large ones."""
+    """Two seeds of every architecture in small worlds, a longer training of TopK, and one in large worlds."""
     small = [training(name, firing, seed) for name in NAMES for firing in FIRINGS for seed in range(2)]
     large = [row for firing in FIRINGS for row in training("topk", firing, 0, 3200)]
-    longer = [row | {"step": 3 * row["step"]} for row in large]
-    return pd.DataFrame([*(row for part in small for row in part), *longer])
+    large = [row | {"step": 3 * row["step"], "steps": 3000} for row in large]
+    longer = [row | {"step": 4 * row["step"], "steps": 4000} for row in training("topk", "equal", 0)]
+    return pd.DataFrame([*(row for part in small for row in part), *longer, *large])
 
 
 def shown(fig) -> list[str]:
@@ -47,10 +54,10 @@ def shown(fig) -> list[str]:
 
 def test_recovery_has_a_mark_with_its_interval_for_every_architecture_and_size(grid):
     fig, data = draw_recovery(grid)
-    assert len(data) == 2 * (9 + 1) and shown(fig) == [*NAMES.values(), "3,200 features"]
+    assert len(data) == 2 * (9 + 1) + 1 and shown(fig) == [*NAMES.values(), "4,000 steps", "3,200 features"]
     equal, unequal = fig.axes
     assert "unequally" not in equal.get_title() and "unequally" in unequal.get_title()
-    assert len(equal.containers) == 10
+    assert len(equal.containers) == 11
     top = data[(data["firing"] == "unequal") & (data["architecture"] == "topk")].iloc[0]
     mark = next(held[0] for held in unequal.containers if held.get_label() == "TopK")
     assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (top[EXPLAINED], top["recovered"])
@@ -65,14 +72,14 @@ def test_recovery_is_drawn_where_there_is_one_seed_and_nothing_was_found(grid):
 
 def test_steps_have_a_panel_a_size_and_firing_with_the_mean_over_seeds(grid):
     fig, data = draw_steps(grid)
-    assert len(data) == (9 * 2 + 1) * 2 * 3
-    assert [len(ax.lines) for ax in fig.axes] == [9, 9, 1, 1]
+    assert len(data) == ((9 * 2 + 1) * 2 + 1) * 3
+    assert [len(ax.lines) for ax in fig.axes] == [10, 9, 1, 1]
     assert [ax.get_title().split()[0] for ax in fig.axes] == ["100", "100", "3,200", "3,200"]
     assert shown(fig) == list(NAMES.values())
     line = next(line for line in fig.axes[0].lines if line.get_label() == "TopK")
     assert line.get_xdata().tolist() == [0, 100, 1000]
     assert line.get_ydata()[-1] == pytest.approx((2 + 4) / 2 / 100)
-    assert all(ax.get_xlim()[0] < 0 and ax.get_xlim()[1] >= 3000 for ax in fig.axes)
+    assert all(ax.get_xlim()[0] < 0 and ax.get_xlim()[1] >= 4000 for ax in fig.axes)
 
 
 def test_frequency_is_that_of_unequal_features_pooled_over_seeds(grid):

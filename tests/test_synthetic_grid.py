@@ -11,7 +11,7 @@ import torch
 
 from reasoning_features.errors import MissingArtefact
 from reasoning_features.foundations import synthetic_grid
-from reasoning_features.foundations.synthetic_cells import CELLS, USUAL, Cell
+from reasoning_features.foundations.synthetic_cells import CELLS, STEPS, USUAL, Cell
 from reasoning_features.foundations.synthetic_grid import (
     CHECKED,
     EXPLAINED,
@@ -20,8 +20,8 @@ from reasoning_features.foundations.synthetic_grid import (
     check,
     curves,
     frequent,
-    largest,
     last,
+    longest,
     make,
     make_cell,
     merged,
@@ -49,18 +49,23 @@ def one_after_the_other(work, cells):
 def rows(architecture: str, seed: int, found: list[int], **about) -> pd.DataFrame:
     """A training that ends with so many features found in each of two bins of 50."""
     common = {"architecture": architecture, "firing": "unequal", "width": 8, "features": 100, "seed": seed}
+    common |= {"steps": 10}
     measured = {"step": 10, "samples": 5120, "L0": 2.0, EXPLAINED: 0.5 + seed / 10, "dead share": 0.0}
     bins = {"bin": [0, 1], "from": [0.01, 0.1], "to": [0.1, 1.0], "in bin": 50, "found": found}
     return pd.DataFrame(common | measured | {"best cosine": 0.6} | about | bins)
 
 
 def test_cells_are_what_was_planned():
-    assert len({cell.name for cell in CELLS}) == len(CELLS) == 40
-    small = [cell for cell in CELLS if cell.features == 800]
-    assert len(small) == 9 * 2 * 2 == len({(cell.architecture, cell.firing, cell.seed) for cell in small})
-    papers = [cell for cell in CELLS if cell.features == 3200]
-    assert {(cell.width, cell.active) for cell in papers} == {(100, 20)}
-    assert {cell.architecture for cell in papers} == {"topk", "batchtopk"}
+    assert len({cell.name for cell in CELLS}) == len(CELLS) == 42
+    usual = [cell for cell in CELLS if cell.steps == STEPS]
+    assert len({(cell.architecture, cell.firing, cell.seed) for cell in usual}) == len(usual) == 9 * 2 * 2
+    others = [cell for cell in CELLS if cell.steps != STEPS]
+    assert {(cell.architecture, cell.firing) for cell in others} == {
+        ("topk", "equal"),
+        ("batchtopk", "equal"),
+    }
+    sizes = {(cell.features, cell.width, cell.active, cell.seed) for cell in others}
+    assert sizes == {(800, 50, 10, 0), (800, 50, 10, 1), (3200, 100, 20, 0)}
     assert all(cell.world.firing == cell.firing and cell.recipe.k == cell.active for cell in CELLS)
     assert set(CHECKED) <= set(CELLS)
 
@@ -189,22 +194,27 @@ def test_frequent_features_are_the_top_fifth():
 
 def test_at_end_is_of_one_setting_and_tells_what_it_rests_on():
     parts = [rows("topk", 0, [5, 5]), rows("relu", 0, [1, 1]), rows("relu", 1, [1, 1])]
-    parts += [rows("topk", 0, [50, 50], firing="equal"), rows("topk", 0, [0, 0], features=3200)]
-    grid = pd.concat(parts, ignore_index=True)
-    small = grid[grid["features"] == 100]
+    parts += [rows("topk", 0, [50, 50], firing="equal")]
+    small = pd.concat(parts, ignore_index=True)
     found = at_end(small, "unequal", "topk", "recovered")
     assert (found.estimate, found.n) == (0.1, 100) and 0 < found.low < 0.1 < found.high < 0.3
     one = at_end(small, "unequal", "topk", EXPLAINED)
     assert (one.estimate, one.n) == (0.5, 1) and math.isnan(one.low) and math.isnan(one.high)
     two = at_end(small, "unequal", "relu", EXPLAINED)
     assert (two.low, two.high, two.n) == pytest.approx((0.5, 0.6, 2))
-    assert at_end(largest(grid), "unequal", "topk", "recovered").n == 3200
+
+
+def test_claims_are_judged_by_the_longest_trainings_in_the_smallest_worlds():
+    parts = [rows("topk", 0, [1, 1]), rows("topk", 0, [9, 9], steps=40), rows("relu", 0, [2, 2])]
+    parts += [rows("topk", 0, [3, 3], steps=80, features=3200), rows("topk", 0, [4, 4], firing="equal")]
+    kept = longest(pd.concat(parts, ignore_index=True))
+    assert kept["found"].tolist() == [9, 9, 2, 2, 4, 4]
 
 
 def test_revival_has_each_architecture_under_both_weights():
     grid = [rows(name, seed, [40, 40], firing="equal") for name in ("topk", "batchtopk") for seed in (0, 1)]
     grid += [rows("topk", 0, [1, 1]), rows("topk", 0, [9, 9], firing="equal", features=3200)]
-    grid += [rows("relu", 0, [9, 9], firing="equal")]
+    grid += [rows("relu", 0, [9, 9], firing="equal"), rows("topk", 0, [9, 9], firing="equal", steps=40)]
     others = [rows("topk", 0, [10, 10], firing="equal", auxiliary=USUAL["batchtopk"])]
     others += [rows("batchtopk", 0, [0, 0], firing="equal", auxiliary=USUAL["topk"])]
     table = revival(pd.concat(grid, ignore_index=True), pd.concat(others, ignore_index=True))

@@ -1,7 +1,7 @@
 """The trainings that the sanity checks make on data with known features: architectures × firing × seeds.
 
 Each has as many latents as its world has features, and as many of them active. A seed is another world and
-another start. Two architectures are trained at the paper's size too.
+another start. Two architectures are trained for longer too, and in a world of the paper's size.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Cell:
     @property
     def name(self) -> str:
         """What its file is called."""
-        usual = "" if self.auxiliary is None else f"-auxiliary-{self.auxiliary:g}"
-        return f"{self.architecture}-{self.firing}-{self.width}-{self.seed}{usual}"
+        more = "" if self.auxiliary is None else f"-auxiliary-{self.auxiliary:g}"
+        return f"{self.architecture}-{self.firing}-{self.width}-{self.steps}-{self.seed}{more}"
 
     @property
     def world(self) -> World:
@@ -67,8 +67,12 @@ class Cell:
 
 
 SEEDS = 2
-PAPERS_STEPS = 18000
-"""Three times as many: at 6,000 TopK is still rising in the smaller world. Half an hour of one core."""
+LONGER = 24_000
+"""Steps of longer trainings: TopK is still rising after 6,000. Five minutes of one core."""
+PAPERS_STEPS = 18_000
+"""Steps at the paper's size: 25 minutes of one core."""
+COMPARED: tuple[Architecture, ...] = ("topk", "batchtopk")
+"""Those that the paper's numbers on equally frequent features are of."""
 CELLS = (
     *(
         Cell(architecture, firing, seed)
@@ -76,14 +80,14 @@ CELLS = (
         for firing in FIRINGS
         for architecture in (*TRAINED, *FROZEN)
     ),
+    *(Cell(architecture, "equal", seed, LONGER) for seed in range(SEEDS) for architecture in COMPARED),
     *(
-        Cell(architecture, firing, 0, PAPERS_STEPS, width=100, features=3200, active=20)
-        for firing in FIRINGS
-        for architecture in ("topk", "batchtopk")
+        Cell(architecture, "equal", 0, PAPERS_STEPS, width=100, features=3200, active=20)
+        for architecture in COMPARED
     ),
 )
-"""Worlds of half the paper's width, a quarter of its features, half as many active; and, of the two that the
-paper's numbers are of, worlds of its own size."""
+"""Worlds of half the paper's width, a quarter of its features, half as many active; of two architectures
+longer trainings there, and one in a world of the paper's size, at the learning rate of the smaller ones."""
 USUAL: dict[Architecture, float] = {"topk": TOPK_AUXILIARY, "batchtopk": AUXILIARY}
 """Weights of the loss that revives dead latents, of the two whose numbers lie furthest apart."""
 REVIVAL = (

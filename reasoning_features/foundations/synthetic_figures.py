@@ -28,14 +28,14 @@ TITLES = {"equal": "equally frequent", "unequal": "unequally frequent"}
 def draw_recovery(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Share of features recovered against variance explained at the end of training, a panel a firing.
 
-    Worlds larger than the smallest have larger marks with black edges. Bars are the 95% intervals of
+    Worlds larger than the smallest, and longer trainings, have larger marks. Bars are the 95% intervals of
     :func:`~reasoning_features.foundations.synthetic_grid.summary`.
 
     Returns:
         The figure, and the summary.
     """
     data = summary(grid)
-    smallest = data["features"].min()
+    smallest, shortest = data["features"].min(), data["steps"].min()
     fig, axes = new_figure(1, 2, height=2.9, sharey=True, squeeze=False)
     for ax, firing in zip(axes[0], FIRINGS, strict=True):
         for row in data[data["firing"] == firing].to_dict("records"):
@@ -45,21 +45,26 @@ def draw_recovery(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             look = style(row["architecture"]) | {"linestyle": ""}
             if row["features"] > smallest:
                 look |= {"markersize": 8, "markeredgecolor": "black", "label": "_"}
+            elif row["steps"] > shortest:
+                look |= {"markersize": 8, "label": "_"}
             # where nothing was found the interval begins above 0: there is no bar below then
             ax.errorbar(at, share, np.maximum(up, 0), across, capsize=2, **look)
         ax.set(xlabel=EXPLAINED, title=f"{TITLES[firing]} features")
-    larger = {
-        f"{features:,} features": Line2D([], [], linestyle="", marker="o", ms=8, mfc="0.8", mec="black")
-        for features in sorted(set(data["features"]) - {smallest})
-    }
-    _finish(fig, axes, larger)
+    mark = partial(Line2D, [], [], linestyle="", marker="o", ms=8, mfc="0.8")
+    small = data[data["features"] == smallest]
+    durations = sorted(set(small["steps"]) - {shortest})
+    longer = {f"{steps:,} steps": mark(mec="0.8") for steps in durations}
+    sizes = sorted(set(data["features"]) - {smallest})
+    larger = {f"{features:,} features": mark(mec="black") for features in sizes}
+    _finish(fig, axes, longer | larger)
     return fig, data
 
 
 def draw_steps(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Share of features recovered against training steps, a panel a size and firing.
 
-    Lines are means over seeds, bands go from the lowest seed to the highest.
+    Lines are means over seeds, bands go from the lowest seed to the highest; a longer training, whose
+    schedule is longer too, is a line of its own.
 
     Returns:
         The figure, and the grid's curves: a row a training and step.
@@ -71,7 +76,7 @@ def draw_steps(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     for row, features in zip(axes, sizes, strict=True):
         for ax, firing in zip(row, FIRINGS, strict=True):
             held = data[(data["features"] == features) & (data["firing"] == firing)]
-            for architecture, rows in held.groupby("architecture", sort=False):
+            for (architecture, _), rows in held.groupby(["architecture", "steps"], sort=False):
                 seeds, look = rows.groupby("step")["recovered"], style(str(architecture))
                 steps = list(seeds.groups)
                 ax.fill_between(steps, seeds.min(), seeds.max(), color=look["color"], alpha=0.15, linewidth=0)
@@ -104,9 +109,9 @@ def draw_frequency(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     ]
     fig, axes = new_figure(1, len(panels), height=3.1, sharey=True, sharex=True, squeeze=False)
     for ax, (features, group) in zip(axes.flat, panels, strict=True):
-        held = data[data["features"] == features]
-        for architecture in [name for name in group if name in set(held["architecture"])]:
-            rows, look = held[held["architecture"] == architecture], style(architecture)
+        held = data[(data["features"] == features) & data["architecture"].isin(group)]
+        for (architecture, _), rows in held.groupby(["architecture", "steps"], sort=False):
+            look = style(str(architecture))
             middle = np.sqrt(rows["from"] * rows["to"])
             ax.fill_between(middle, rows["low"], rows["high"], color=look["color"], alpha=0.12, linewidth=0)
             ax.plot(middle, rows["recovered"], **look)

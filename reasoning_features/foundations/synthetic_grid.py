@@ -29,7 +29,7 @@ from reasoning_features.significance import Interval, bootstrap_mean, percentile
 from reasoning_features.workers import Each
 
 EXPLAINED = "fraction of variance explained"
-SETTING = ["architecture", "firing", "width", "features"]
+SETTING = ["architecture", "firing", "width", "features", "steps"]
 """What a training is of; with ``seed`` it is one training."""
 TRAINING = [*SETTING, "seed"]
 MEASURED = ["L0", EXPLAINED, "dead share", "best cosine"]
@@ -53,10 +53,10 @@ def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
 
     Returns:
         A row for each recorded step and bin of firing probability: the cell's ``architecture``, ``firing``,
-        ``width``, ``features``, ``seed``; ``step`` and ``samples`` seen; on held-out activations ``L0``,
-        ``fraction of variance explained``, ``dead share``; ``best cosine``, the mean over features of the
-        largest cosine with a decoder direction; and ``bin`` with its ``from``, ``to`` (probability),
-        ``in bin`` (features) and ``found``, how many of these were recovered.
+        ``width``, ``features``, ``steps`` (of the whole schedule), ``seed``; ``step`` and ``samples`` seen;
+        on held-out activations ``L0``, ``fraction of variance explained``, ``dead share``; ``best cosine``,
+        the mean over features of the largest cosine with a decoder direction; and ``bin`` with its ``from``,
+        ``to`` (probability), ``in bin`` (features) and ``found``, how many of these were recovered.
     """
     torch.set_num_threads(1)
     world, recipe = cell.world, cell.recipe
@@ -160,9 +160,9 @@ def by_frequency(grid: pd.DataFrame) -> pd.DataFrame:
     """What is recovered at the end by how often a feature is active, over the features of all seeds.
 
     Returns:
-        Rows of ``architecture``, ``firing``, ``width``, ``features``; ``bin`` (0 the rarest), ``from``,
-        ``to`` (probability), ``in bin`` (features), ``found``; ``recovered`` (share), and ``low`` and
-        ``high``, its 95% interval by Wilson.
+        Rows of ``architecture``, ``firing``, ``width``, ``features``, ``steps``; ``bin`` (0 the rarest),
+        ``from``, ``to`` (probability), ``in bin`` (features), ``found``; ``recovered`` (share), and ``low``
+        and ``high``, its 95% interval by Wilson.
     """
     sums = {"from": "min", "to": "max", "in bin": "sum", "found": "sum"}
     held = last(grid).groupby([*SETTING, "bin"], sort=False).agg(sums).reset_index()
@@ -198,9 +198,11 @@ def frequent(grid: pd.DataFrame, architecture: str) -> Frequent:
     return Frequent(share.estimate, share.low, share.high, share.n, float(rest["found"] / rest["in bin"]))
 
 
-def largest(grid: pd.DataFrame) -> pd.DataFrame:
-    """The grid's rows of the largest worlds, of the paper's size; not all architectures are there."""
-    return grid[grid["features"] == grid["features"].max()]
+def longest(grid: pd.DataFrame) -> pd.DataFrame:
+    """Each architecture's longest trainings in the smallest worlds, by which claims are judged."""
+    small = grid[grid["features"] == grid["features"].min()]
+    most = small.groupby(["architecture", "firing"])["steps"].transform("max")
+    return small[small["steps"] == most]
 
 
 def at_end(grid: pd.DataFrame, firing: Firing, architecture: str, column: str) -> Interval:
@@ -227,6 +229,7 @@ def revival(grid: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
     """
     weight = grid["architecture"].map(USUAL)
     same = weight.notna() & (grid["firing"] == "equal") & (grid["features"] == grid["features"].min())
+    same &= grid["steps"] == grid["steps"].min()
     both = pd.concat([grid[same].assign(auxiliary=weight[same]), others], ignore_index=True)
     parts = [summary(held).assign(auxiliary=weight) for weight, held in both.groupby("auxiliary")]
     table = pd.concat(parts).sort_values(["architecture", "auxiliary"], ignore_index=True)
@@ -238,8 +241,8 @@ def summary(grid: pd.DataFrame) -> pd.DataFrame:
     """Each architecture at the end of its trainings: means over seeds, and how sure they are.
 
     Returns:
-        Rows of ``architecture``, ``firing``, ``width``, ``features``, ``seeds`` (number), means of ``L0``,
-        ``fraction of variance explained``, ``dead share``, ``best cosine`` and ``recovered``; and 95%
+        Rows of ``architecture``, ``firing``, ``width``, ``features``, ``steps``, ``seeds`` (number), means of
+        ``L0``, ``fraction of variance explained``, ``dead share``, ``best cosine`` and ``recovered``; and 95%
         intervals, ``… low`` and ``… high``. That of explained variance resamples seeds: of two it is their
         range, of one there is none. That of ``recovered`` resamples seeds and draws the share of each from
         Beta(found + ½, missed + ½): Jeffreys' interval where there is one seed.
