@@ -196,13 +196,14 @@ def test_operations_of_the_true_shape():
 def test_on_a_device(tmp_path):
     table = __main__.on_device(SMALL, "cpu", tmp_path).set_index("quantity")
     value = table["value"]
-    assert (value > 0).drop("the rest, share of the pass").all() and np.isfinite(value).all()
+    shares = [f"{part}, share of the pass" for part in ("prefix", "encoder", "the rest")]
+    # the last two are differences of times, which a busy machine may turn around
+    assert (value > 0).drop(shares[1:]).all() and np.isfinite(value).all()
     rate = value["whole ReasonScore pass, 12 sets"]
     assert value["scoring 10M tokens"] == pytest.approx(1e7 / rate / 3600)
     each = 1 / value["prefix"] + 1 / value["SAE training, batches of 32"]
     hours = value["SAE training, 1B tokens, harvested and trained"]
     assert hours == pytest.approx(1e9 * each / 3600)
-    shares = [f"{part}, share of the pass" for part in ("prefix", "encoder", "the rest")]
     assert value[shares].sum() == pytest.approx(1)
     (written,) = tmp_path.glob("device_*.csv")
     record = read_json(written.with_suffix(".json"))
