@@ -21,6 +21,7 @@ from torch import Tensor
 
 from reasoning_features import checksums, hub, paths
 from reasoning_features.dictionaries.autoencoder_files import SAELENS, is_autoencoder, read_autoencoder
+from reasoning_features.dictionaries.autoencoder_recipe import label_of
 from reasoning_features.dictionaries.encoding import rows_at_once
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 from reasoning_features.residual_stream.activations import Moments
@@ -107,8 +108,7 @@ def architecture_label(sae: SAE[Any]) -> str:
     recipe = sae.cfg.metadata.recipe
     if recipe is None:
         return "topk" if sae.cfg.architecture() == "topk" else "relu"
-    start = recipe.get("directions", "default")
-    return recipe["architecture"] if start == "default" else f"{recipe['architecture']}-{start}"
+    return label_of(recipe["architecture"], recipe.get("directions", "default"))
 
 
 @torch.no_grad()

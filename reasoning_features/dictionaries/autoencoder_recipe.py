@@ -48,6 +48,11 @@ NESTED = (16, 8, 4, 2, 1)
 """Matryoshka's levels: the first 1/16 of the features, the first 1/8, …, all."""
 
 
+def label_of(architecture: str, directions: str) -> str:
+    """The architecture, with where its directions start where that is not usual: "frozen_decoder-iso"."""
+    return architecture if directions == "default" else f"{architecture}-{directions}"
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What determines a trained SAE besides its activations.
@@ -93,9 +98,8 @@ class Recipe:
 
     @property
     def label(self) -> str:
-        """The architecture, with where its directions start where that is not usual: "frozen_decoder-iso"."""
-        usual = self.directions == "default"
-        return self.architecture if usual else f"{self.architecture}-{self.directions}"
+        """As :func:`label_of` has it."""
+        return label_of(self.architecture, self.directions)
 
     def start(self, model_name: str) -> int:
         """The seed of the random streams for a model."""

@@ -2,8 +2,7 @@
 
 Each study chooses and reports by the rules of :mod:`reasoning_features.steering.steering_study`, fixed before
 any of them was run. Besides the default autoencoder's there are studies of another one, trained from another
-seed,
-of the first models, and of another layer: a result that hangs on either is none.
+seed, of the first models, and of another layer: a result that hangs on either is none.
 """
 
 from __future__ import annotations

@@ -227,8 +227,7 @@ def one_pass(batches: Iterable[ActivationBatch], sae: Any, accumulators: Sequenc
     """Encode each batch of residual activations once and hand the features to every accumulator.
 
     Features come in pieces of at most :data:`reasoning_features.dictionaries.encoding.ELEMENTS` activations,
-    so that what
-    a pass needs beside its accumulators and the model does not grow with the batch: about 2 GB.
+    so that what a pass needs beside its accumulators and the model does not grow with the batch: about 2 GB.
 
     Raises:
         UserError: the autoencoder has another width than the residual stream.
