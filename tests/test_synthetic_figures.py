@@ -82,6 +82,12 @@ def test_steps_have_a_panel_a_size_and_firing_with_the_mean_over_seeds(grid):
     assert all(ax.get_xlim()[0] < 0 and ax.get_xlim()[1] >= 4000 for ax in fig.axes)
 
 
+def test_steps_leave_out_a_panel_without_trainings(grid):
+    fig, _ = draw_steps(grid[(grid["features"] == 100) | (grid["firing"] == "equal")])
+    assert [ax.get_visible() for ax in fig.axes] == [True, True, True, False]
+    assert [ax.get_xlabel() for ax in fig.axes] == ["", "training steps", "training steps", ""]
+
+
 def test_frequency_is_that_of_unequal_features_pooled_over_seeds(grid):
     fig, data = draw_frequency(grid)
     assert set(data["firing"]) == {"unequal"}

@@ -44,13 +44,13 @@ def draw_recovery(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             up = [[share - row["recovered low"]], [row["recovered high"] - share]]
             look = style(row["architecture"]) | {"linestyle": ""}
             if row["features"] > smallest:
-                look |= {"markersize": 8, "markeredgecolor": "black", "label": "_"}
+                look |= {"markersize": 7, "markeredgecolor": "black", "label": "_", "zorder": 1}
             elif row["steps"] > shortest:
-                look |= {"markersize": 8, "label": "_"}
+                look |= {"markersize": 7, "label": "_", "zorder": 1}
             # where nothing was found the interval begins above 0: there is no bar below then
             ax.errorbar(at, share, np.maximum(up, 0), across, capsize=2, **look)
         ax.set(xlabel=EXPLAINED, title=f"{TITLES[firing]} features")
-    mark = partial(Line2D, [], [], linestyle="", marker="o", ms=8, mfc="0.8")
+    mark = partial(Line2D, [], [], linestyle="", marker="o", ms=7, mfc="0.8")
     small = data[data["features"] == smallest]
     durations = sorted(set(small["steps"]) - {shortest})
     longer = {f"{steps:,} steps": mark(mec="0.8") for steps in durations}
@@ -61,7 +61,7 @@ def draw_recovery(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def draw_steps(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Share of features recovered against training steps, a panel a size and firing.
+    """Share of features recovered against training steps, a panel a size and firing that was trained.
 
     Lines are means over seeds, bands go from the lowest seed to the highest; a longer training, whose
     schedule is longer too, is a line of its own.
@@ -81,11 +81,16 @@ def draw_steps(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
                 steps = list(seeds.groups)
                 ax.fill_between(steps, seeds.min(), seeds.max(), color=look["color"], alpha=0.15, linewidth=0)
                 ax.plot(steps, seeds.mean(), **look)
+            if held.empty:
+                ax.set_visible(False)
+                continue
             ax.set_title(f"{features:,} {TITLES[firing]} features")
             ax.set_xscale("symlog", linthresh=first, linscale=0.4)
     axes[0, 0].set_xlim(-first / 5, 1.3 * data["step"].max())  # all panels'; some train for longer
-    for ax in axes[-1]:
-        ax.set_xlabel("training steps")
+    for column in axes.T:
+        lowest = [ax for ax in column if ax.get_visible()][-1]
+        lowest.set_xlabel("training steps")
+        lowest.tick_params(labelbottom=True)
     _finish(fig, axes)
     return fig, data
 
