@@ -1,9 +1,10 @@
 """What ``make sanity`` trains and measures on the organism for notebooks 07 and 08.
 
 In ``data/organism/foundations``: ``autoencoders``, dictionaries of several architectures and the frozen
-baselines at one L0, on one text; ``sweep.parquet``, OrtSAE's γ and K; ``truth`` and ``steering``, the main
-line's benchmark of scorers and its equal search repeated on them; ``diffing``, stages of a frozen decoder and
-of a trained one. A finished piece is not done again.
+baselines at one L0, on one text; ``sweep.parquet``, OrtSAE's γ and K, and ``costs.parquet``, what its steps
+cost; ``truth`` and ``steering``, the main line's benchmark of scorers and its equal search repeated on them;
+``diffing``, stages of a frozen decoder and of a trained one; ``synthetic.parquet`` and ``revival.parquet``,
+trainings on data with known features. A finished piece is not done again.
 """
 
 from __future__ import annotations
