@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -108,7 +109,8 @@ class Interrupted:
     def kill_all(self) -> None:
         """SIGKILL to make and all that it started, at once."""
         everyone = self.descendants()
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.killpg(self.process.pid, signal.SIGKILL)
         for process in everyone + self.descendants():
             if process.is_running():
                 process.kill()
@@ -125,7 +127,8 @@ class Interrupted:
         elif how == "make terminated":
             self.process.terminate()
         else:  # what a terminal does at Ctrl-C
-            os.killpg(self.process.pid, signal.SIGINT)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGINT)
         self.process.wait(30)
         return psutil.wait_procs(everyone, 15)[1]
 

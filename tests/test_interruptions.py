@@ -243,7 +243,7 @@ def test_killed_at_a_random_moment_of_one_notebook(reference, tmp_path, place):
     assert killed.executed == [notebook]
     again = make(folder, *SMOKE, timeout=1200)
     assert again.returncode == 0, again.stderr
-    assert EXECUTED.findall(again.stdout) == [] if notebook in done_before else [notebook]
+    assert EXECUTED.findall(again.stdout) == ([] if notebook in done_before else [notebook])
     assert_same(folder, reference)
 
 
