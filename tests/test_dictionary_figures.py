@@ -75,8 +75,11 @@ def test_clustering_has_a_line_a_dictionary() -> None:
     assert drawn["dictionary"].tolist() == ["ReLU", "ReLU", "OrtSAE", "OrtSAE"]
 
 
-def test_nothing_to_draw_is_refused() -> None:
+def test_nothing_to_draw_and_too_much_are_refused() -> None:
+    many = table([(f"dictionary {i}", 0.1) for i in range(9)], ["dictionary", "threshold"])
+    with pytest.raises(UserError, match="9 dictionaries cannot be told apart"):
+        draw_clustering(many)
     with pytest.raises(UserError, match="table to draw is empty"):
-        draw_clustering(table([("OrtSAE", 0.1)], ["dictionary", "threshold"]).iloc[:0])
+        draw_clustering(many.iloc[:0])
     with pytest.raises(UserError, match="table to draw is empty"):
         draw_metrics(pd.DataFrame(columns=["metric", "dictionary", "estimate", "low", "high"]))

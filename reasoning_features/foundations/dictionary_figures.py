@@ -103,11 +103,17 @@ def draw_clustering(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         The figure, and the rows that are drawn, dictionary by dictionary.
 
     Raises:
-        UserError: the table is empty.
+        UserError: the table is empty, or has more dictionaries than can be told apart.
     """
     dictionaries = _groups(table, "dictionary")
+    looks = styles(dictionaries)
+    told = {(look["color"], look["marker"], look.get("markerfacecolor")) for look in looks.values()}
+    if len(told) < len(looks):
+        raise UserError(
+            f"{len(looks)} dictionaries cannot be told apart: {len(told)} of them look different."
+        )
     fig, ax = new_figure(width=4.5, height=2.8)
-    for name, look in styles(dictionaries).items():
+    for name, look in looks.items():
         held = table[table["dictionary"] == name].sort_values("threshold")
         _curve(ax, held["threshold"].to_numpy(), held, look)
     ax.set(xlabel="cosine from which two latents are joined", ylabel="clustering coefficient")

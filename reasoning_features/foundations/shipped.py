@@ -27,6 +27,7 @@ def load_table(path: str) -> pd.DataFrame:
     """A shipped table, after its checksum; the path is absolute or taken from the repository's root.
 
     Raises:
+        MissingArtefact: it is not there.
         CorruptArtefact: it is not what was shipped.
     """
     table = paths.resolve(path)

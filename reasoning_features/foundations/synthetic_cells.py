@@ -71,8 +71,9 @@ LONGER = 24_000
 """Steps of longer trainings: TopK is still rising after 6,000. Five minutes of one core."""
 PAPERS_STEPS = 18_000
 """Steps at the paper's size: 25 minutes of one core."""
-COMPARED: tuple[Architecture, ...] = ("topk", "batchtopk")
-"""Those that the paper's numbers on equally frequent features are of."""
+USUAL: dict[Architecture, float] = {"topk": TOPK_AUXILIARY, "batchtopk": AUXILIARY}
+"""The two that the paper's numbers on equally frequent features are of, and their weights of the loss that
+revives dead latents."""
 CELLS = (
     *(
         Cell(architecture, firing, seed)
@@ -80,16 +81,14 @@ CELLS = (
         for firing in FIRINGS
         for architecture in (*TRAINED, *FROZEN)
     ),
-    *(Cell(architecture, "equal", seed, LONGER) for seed in range(SEEDS) for architecture in COMPARED),
+    *(Cell(architecture, "equal", seed, LONGER) for seed in range(SEEDS) for architecture in USUAL),
     *(
         Cell(architecture, "equal", 0, PAPERS_STEPS, width=100, features=3200, active=20)
-        for architecture in COMPARED
+        for architecture in USUAL
     ),
 )
 """Worlds of half the paper's width, a quarter of its features, half as many active; of two architectures
 longer trainings there, and one in a world of the paper's size, at the learning rate of the smaller ones."""
-USUAL: dict[Architecture, float] = {"topk": TOPK_AUXILIARY, "batchtopk": AUXILIARY}
-"""Weights of the loss that revives dead latents, of the two whose numbers lie furthest apart."""
 REVIVAL = (
     *(Cell("topk", "equal", seed, auxiliary=USUAL["batchtopk"]) for seed in range(SEEDS)),
     *(Cell("batchtopk", "equal", seed, auxiliary=USUAL["topk"]) for seed in range(SEEDS)),
