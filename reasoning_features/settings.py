@@ -44,6 +44,7 @@ class TextSource(BaseModel):
     split: str = "train"
     column: str = "text"  # holds a text, a conversation (its turns, each with role and content), or token ids
     domain: str | None = None  # the column with each text's domain
+    split_column: str | None = None  # says "training", "selection" or "evaluation"; else a row's is drawn
 
 
 class ProblemSource(BaseModel):

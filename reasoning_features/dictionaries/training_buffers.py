@@ -41,11 +41,21 @@ class Rows(Protocol):
     def rows(self, i: int, j: int) -> Tensor: ...
 
 
+def ordinary(tokens: Tensor, special: Tensor) -> Tensor:
+    """Tokens ``[b, t]`` that an autoencoder is trained on: neither special nor the first of a row.
+
+    The first is the attention sink: its activation is a hundred times as long as any other.
+    """
+    kept = ~torch.isin(tokens, special)
+    kept[:, 0] = False
+    return kept
+
+
 class Buffers:
     """The activations of rows of tokens at a subject's hook point.
 
     The first rows, a tenth at most, are held out; the others come again when they are through, shuffled
-    otherwise. Special tokens (BOS, EOS, padding) are left out.
+    otherwise. Special tokens (BOS, EOS, padding) and the first of every row are left out.
 
     Args:
         subject: the model.
@@ -129,7 +139,7 @@ class Buffers:
         for part in tqdm(
             parts, desc="Reading activations", unit="batch", leave=False, disable=len(parts) < 8
         ):
-            kept = ~torch.isin(part, self._special)
+            kept = ordinary(part, self._special)
             residual = self._subject.residual(part)
             read.append(residual[kept.to(residual.device)])
         return torch.cat(read)

@@ -1,7 +1,8 @@
 """Rows of tokens that autoencoders are trained on: texts packed end to end, sources in equal parts.
 
 Packing follows the released scripts (TransformerLens' ``tokenize_and_concatenate``): texts are joined by EOS
-and cut into rows without BOS. All is mapped from disk, and what was tokenised once is kept in the cache of
+and cut into rows. A row of texts begins with BOS, where the tokenizer has one: what comes first becomes the
+attention sink, and :class:`reasoning_features.dictionaries.training_buffers.Buffers` leaves it out. All is mapped from disk, and what was tokenised once is kept in the cache of
 ``datasets``.
 """
 
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 
 from reasoning_features.errors import UserError
 from reasoning_features.settings import Settings, TextSource
-from reasoning_features.text.text_corpora import check_ids
+from reasoning_features.text.text_corpora import beginning, check_ids
 from reasoning_features.text.text_sources import TextRows, open_texts, quiet, without_bos
 
 _TEXTS_A_PIECE = 2000
@@ -85,7 +86,7 @@ def training_rows(
     """Rows of ``settings.context`` tokens, the sources' rows in turn, each in an order drawn by the seed.
 
     A column of token ids is used as it is, longer rows cut up into several; texts are tokenised and packed,
-    only as many as are needed. All rows of a dataset are used, whatever the split.
+    only as many as are needed. Where a source has a ``split_column`` its rows for training are used, else all.
 
     Args:
         settings: context, seed and ``train_tokens``.
@@ -113,6 +114,10 @@ def training_rows(
     return Rows(settings.context, hashlib.sha256(told.encode()).hexdigest(), tuple(parts))
 
 
+def _order(opened: TextRows, settings: Settings) -> NDArray[np.int64]:
+    return opened.order(settings.seed, "training" if opened.source.split_column else None)
+
+
 def _token_part(opened: TextRows, tokenizer: Any, settings: Settings) -> _Part:
     """A column of token ids as it is; rows as long as the first, in one order."""
     column = opened.source.column
@@ -124,14 +129,14 @@ def _token_part(opened: TextRows, tokenizer: Any, settings: Settings) -> _Part:
             f"The rows of {opened.source.dataset} have {len(held[0][column])} tokens, fewer than the "
             f"context of {settings.context}: lower `context`."
         )
-    order = opened.order(settings.seed)
+    order = _order(opened, settings)
     spread = (order[:, None] * pieces + np.arange(pieces)).T.ravel()  # a row's pieces far apart
     return _Part(held, column, pieces, spread)
 
 
 def _text_part(opened: TextRows, tokenizer: Any, settings: Settings, needed: int) -> _Part:
     """Texts in their seeded order, packed piece by piece until there are rows enough."""
-    order = opened.order(settings.seed)
+    order = _order(opened, settings)
     identity = _identity(opened, tokenizer)
     packed: list[datasets.Dataset] = []
     with quiet(), tqdm(total=needed, desc=f"rows of {opened.name}", unit="row", leave=False) as bar:
@@ -164,9 +169,11 @@ def _packed(
             some = given[start : start + _TEXTS_AT_ONCE]
             encoded = tokenizer.backend_tokenizer.encode_batch_fast(some, add_special_tokens=False)
             pieces += [np.asarray([*row.ids, tokenizer.eos_token_id], dtype=np.int32) for row in encoded]
-        joined = np.concatenate(pieces)
-        n = len(joined) // context
-        return {"tokens": joined[: n * context].reshape(n, context)}
+        joined, first = np.concatenate(pieces), beginning(tokenizer)
+        width = context - len(first)
+        n = len(joined) // width
+        body = joined[: n * width].reshape(n, width)
+        return {"tokens": np.hstack([np.tile(first, (n, 1)), body])}
 
     key = hashlib.sha256(repr((identity, opened.rows._fingerprint, chosen, context)).encode()).hexdigest()[
         :32
@@ -186,5 +193,6 @@ def _identity(opened: TextRows, tokenizer: Any) -> str:
     """What determines a source's tokens: its rows, its column, and the tokenizer where texts are encoded."""
     told = [opened.name, opened.source.column, opened.content]
     if not opened.tokens:
-        told += [tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id, tokenizer.chat_template]
+        of_texts = [tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id, tokenizer.chat_template]
+        told += [*of_texts, beginning(tokenizer).tolist(), opened.source.split_column]
     return hashlib.sha256(repr(told).encode()).hexdigest()

@@ -32,6 +32,8 @@ from reasoning_features.text.corpus import Corpus, TokenBatch
 
 MANIFEST = "manifest.json"
 BATCHES_A_SHARD = 16
+PART = 2**24
+"""The most numbers that are held in float64 at once."""
 SAMPLE_FIELDS = (
     "subject",
     *READ,
@@ -82,13 +84,15 @@ class Moments:
     @staticmethod
     def of(residual: Tensor) -> Moments:
         """The moments of activations ``[n, d]``."""
-        wide = residual.double()
-        return Moments(
-            count=len(wide),
-            total=wide.sum(0).numpy(),
-            squares=wide.square().sum(0).numpy(),
-            norms=float(wide.norm(dim=1).sum()),
-        )
+        width = residual.shape[1]
+        total, squares = torch.zeros(2, width, dtype=torch.float64)
+        norms = 0.0
+        for part in residual.split(max(1, PART // width)):  # all of them in float64 may not fit into memory
+            wide = part.double()
+            total += wide.sum(0)
+            squares += wide.square().sum(0)
+            norms += float(wide.norm(dim=1).sum())
+        return Moments(len(residual), total.numpy(), squares.numpy(), norms)
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both."""

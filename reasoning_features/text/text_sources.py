@@ -1,7 +1,7 @@
 """Datasets of the hub and local files as rows: opened, checked, split and turned into texts or token ids.
 
-A row belongs to one split for good: which one is drawn from the dataset's name and the row's number alone,
-so texts on which features were chosen never serve to evaluate them, whatever the seed.
+A row belongs to one split for good: what its ``split_column`` says, or else drawn from the dataset's name and
+the row's number alone. So texts on which features were chosen never serve to evaluate them, whatever the seed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,11 @@ class TextRows:
 
         It depends on the dataset, not on the column: two columns of one dataset are read in the same rows.
         """
-        mine = np.arange(len(self.rows)) if split is None else split_rows(self.name, len(self.rows), split)
+        mine = np.arange(len(self.rows))
+        if split is not None and self.source.split_column is not None:
+            mine = np.flatnonzero(np.asarray(self.rows[self.source.split_column][:]) == split)
+        elif split is not None:
+            mine = split_rows(self.name, len(self.rows), split)
         return np.random.default_rng([seed, stable_number(self.name)]).permutation(mine)
 
     def texts(self, rows: list[int], tokenizer: Any) -> list[str]:
@@ -92,7 +96,8 @@ def open_texts(source: TextSource) -> TextRows:
             texts nor conversations nor token ids.
     """
     rows = open_rows(source)
-    columns = list(dict.fromkeys([source.column, source.domain or source.column]))
+    named = [source.column, source.domain, source.split_column]
+    columns = list(dict.fromkeys(column for column in named if column is not None))
     for column in columns:
         check_column(source, rows, column)
     rows = rows.select_columns(columns)  # others are not to be decoded with every row
