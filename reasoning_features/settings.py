@@ -59,6 +59,7 @@ class ProblemSource(BaseModel):
     answer: str = "answer"
     wrong: list[str] = []  # columns of the wrong choices
     selection: float = Field(default=0.0, ge=0, le=1)  # share of problems kept for choosing features
+    split_column: str | None = None  # says "selection" or "evaluation" of each problem, instead of that share
 
 
 class Settings(BaseModel):
@@ -157,6 +158,8 @@ class Settings(BaseModel):
     full: bool = True  # the equal search and all that follows from it; without it, published features alone
     published: dict[str, list[int]] = {}  # features that a paper names, by what it says of them
     published_problems: PositiveInt = 30  # problems of each benchmark that they are steered on
+    text_problems: PositiveInt = 24  # prompts on which it is seen what steering does to text
+    text_tokens: PositiveInt = 128  # the longest of these texts
     gamma: float = 2.0  # the strength they are steered at, in units of their largest activation
     judge_url: str | None = None  # an OpenAI-compatible endpoint that describes features
     judge_model: str | None = None  # the model asked there

@@ -29,6 +29,13 @@ MOVES_OF: dict[Mode, tuple[str, ...]] = {
 """The moves of each mode; the others belong to none."""
 THRESHOLD = 0.3
 """Three times what one of ten moves has by chance."""
+WORDS_OF: dict[Mode, tuple[str, ...]] = {
+    "uncertainty": ("hmm", "maybe", "perhaps"),
+    "exploration": ("alternatively", "another", "let me"),
+    "reflection": ("wait", "but", "however"),
+}
+"""The words of R of each mode; *therefore*, and words of one's own, belong to none."""
+WORD, HALF = "word:", 0.5
 PLACES = ("mean", "before")
 """Columns are named ``mean:<move>`` (on its tokens) and ``before:<move>`` (on the last token before it)."""
 
@@ -67,6 +74,30 @@ def modes(means: pd.DataFrame) -> list[Mode] | None:
         return None
     holds = shares.to_numpy() >= THRESHOLD
     return [_mode([mode for mode, held in zip(MOVES_OF, row, strict=True) if held]) for row in holds]
+
+
+def modes_by_words(means: pd.DataFrame) -> list[Mode]:
+    """The mode of every feature by the words of R that it is active around, where moves are not known.
+
+    The rule. Let p(r) be the share of the word r in the feature's mean activations around words of R
+    (equation 4). The mode whose words (:data:`WORDS_OF`) have half of it or more is the feature's mode.
+    Where none has, the feature is mixed; where words of no mode have half, it is other. So a mode says around
+    which words a feature is active, and not that it stands for what they express.
+
+    Args:
+        means: one row a feature with ``word:<r>``, its mean activation in the window around each word of R.
+    """
+    names = [name for name in means.columns if name.startswith(WORD)]
+    values = means[names].to_numpy(float)
+    total = values.sum(axis=1, keepdims=True)
+    shares = np.divide(values, total, out=np.zeros_like(values), where=total > 0)
+    of_mode = {mode: np.isin(names, [f"{WORD}{word}" for word in words]) for mode, words in WORDS_OF.items()}
+    by_mode = np.stack([shares[:, own].sum(axis=1) for own in of_mode.values()], axis=1)
+    found: list[Mode] = []
+    for row in by_mode:
+        held = [mode for mode, share in zip(of_mode, row, strict=True) if share >= HALF]
+        found.append(held[0] if held else "mixed" if row.sum() > HALF else "other")
+    return found
 
 
 def _mode(held: list[Mode]) -> Mode:

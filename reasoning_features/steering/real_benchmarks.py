@@ -147,9 +147,12 @@ def _of_source(benchmark: str, source: ProblemSource, split: Split | None, seed:
     for column in (source.problem, source.answer, *source.wrong):
         check_column(source, rows, column)
     name = dataset_name(source.dataset)
-    order = np.random.default_rng([seed, stable_number(name)]).permutation(
-        split_problems(name, len(rows), source.selection, split)
-    )
+    if source.split_column is not None and split is not None:
+        check_column(source, rows, source.split_column)
+        mine = np.flatnonzero(np.asarray(rows[source.split_column][:]) == split)
+    else:
+        mine = split_problems(name, len(rows), source.selection, split)
+    order = np.random.default_rng([seed, stable_number(name)]).permutation(mine)
     held = rows.to_pandas()
     return [
         _problem(benchmark, source, held.iloc[int(row)], [stable_number(name), int(row)]) for row in order

@@ -20,6 +20,8 @@ from reasoning_features.organism.traces import MOVES, Document, base_documents, 
 from reasoning_features.settings import Settings, TextSource
 from reasoning_features.text import text_corpora
 from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.vocabulary import lexicon
+from reasoning_features.text.word_masks import capitalised_with_twins, words_that_occur
 
 UNLABELLED, TEXT = "organism-text", "text"
 KINDS = ("organism", UNLABELLED, TEXT)
@@ -74,6 +76,20 @@ def general_corpus(settings: Settings, tokenizer: Any, split: Split, documents: 
     return _as_asked(made_corpus, settings)
 
 
+def thinking_texts(settings: Settings, tokenizer: Any, split: Split = "selection") -> list[str]:
+    """The thinking that words are counted in: of texts whole, however long, of the organism's traces all.
+
+    Raises:
+        UserError: as :func:`reasoning_corpus`.
+    """
+    if settings.corpus == TEXT:
+        source = _source(settings.reasoning_text, "reasoning_text")
+        given = source, tokenizer, split, settings.reasoning_documents, settings.seed
+        return [text_corpora.thinking_of(text) for text in text_corpora.whole_texts(*given)]
+    corpus = reasoning_corpus(settings, tokenizer, split)
+    return corpus.texts(tokenizer, corpus.thinking & ~corpus.special)
+
+
 def solution_texts(settings: Settings, tokenizer: Any, split: Split = "selection") -> list[str]:
     """What words of thinking are ranked against: reference solutions where they are known, else the general
     corpus.
@@ -89,6 +105,18 @@ def solution_texts(settings: Settings, tokenizer: Any, split: Split = "selection
         return text_corpora.whole_texts(*given)
     corpus = general_corpus(settings, tokenizer, split)
     return corpus.texts(tokenizer, ~corpus.special)
+
+
+def with_words_that_occur(settings: Settings, tokenizer: Any) -> Settings:
+    """The settings with the words of R that occur in the reasoning corpus: a score needs every word.
+
+    Raises:
+        UserError: fewer than two of them do; or as :func:`reasoning_corpus`.
+    """
+    corpus = reasoning_corpus(settings, tokenizer, "selection")
+    capitalised = capitalised_with_twins(lexicon(settings.corpus).twins)
+    words = words_that_occur(corpus, tokenizer, settings.words, capitalised)
+    return settings.model_copy(update={"words": words})
 
 
 def _source(source: TextSource | None, name: str) -> TextSource:

@@ -89,6 +89,13 @@ def whole_texts(source: TextSource, tokenizer: Any, split: Split, documents: int
     return found[:documents]
 
 
+def thinking_of(text: str) -> str:
+    """The part of a text between ``<think>`` and ``</think>``, all such parts where there are several."""
+    if END_THINK not in text and THINK not in text:
+        return ""
+    return "\n".join(found[1] for found in _THINKING.finditer(text))
+
+
 def _encoded(
     opened: TextRows, tokenizer: Any, order: NDArray[np.int64]
 ) -> Iterator[tuple[int, NDArray[np.int32], NDArray[np.bool_]]]:

@@ -220,6 +220,24 @@ def token_sets(
     return TokenSets(tuple(bits), np.stack(list(bits.values())), corpus.n_tokens)
 
 
+def words_that_occur(
+    corpus: Corpus, tokenizer: Any, words: Sequence[str], capitalised_only: Collection[str] = CAPITALISED_ONLY
+) -> list[str]:
+    """R without the words that a corpus lacks or the tokenizer cannot write: a score needs every word.
+
+    Raises:
+        UserError: fewer than two words are left.
+    """
+    table = occurrence_table(corpus, tokenizer, words, capitalised_only)
+    found = [word for word in words if word in set(table["word"])]
+    if len(found) < 2:
+        raise UserError(
+            f"Of the words {list(words)} fewer than two occur in the corpus {corpus.name!r}: give other "
+            "`words`, or more documents."
+        )
+    return found
+
+
 def occurrence_table(
     corpus: Corpus, tokenizer: Any, words: Sequence[str], capitalised_only: Collection[str] = CAPITALISED_ONLY
 ) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from reasoning_features.models.subject import Subject, short_name
 from reasoning_features.scoring.measurement import draw_vocabularies
 from reasoning_features.settings import READ, Settings
 from reasoning_features.text import vocabulary
-from reasoning_features.text.corpora import general_corpus, reasoning_corpus, solution_texts
+from reasoning_features.text.corpora import general_corpus, reasoning_corpus, solution_texts, thinking_texts
 from reasoning_features.text.corpus import join
 from reasoning_features.truth.causal_truth import PLACES, Effects, measure_effects
 from reasoning_features.truth.decisions import Decisions, balanced, find_decisions
@@ -47,8 +47,7 @@ def draw_words(settings: Settings, subject: Subject) -> dict[str, tuple[str, ...
     tokenizer = subject.tokenizer
     traces = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
     general = general_corpus(settings, tokenizer, "selection")
-    thinking = traces.texts(tokenizer, traces.thinking & ~traces.special)
-    ranking = vocabulary.rank_words(thinking, solution_texts(settings, tokenizer))
+    ranking = vocabulary.rank_words(thinking_texts(settings, tokenizer), solution_texts(settings, tokenizer))
     drawn = draw_vocabularies(
         traces,
         join("all", [traces, general]),

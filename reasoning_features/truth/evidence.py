@@ -128,7 +128,8 @@ def gather(
     Returns:
         One row a feature: ``feature``, ``density``, ``mean``, ``standard deviation``, ``maximum``,
         ``decoder norm``, ``inside`` and ``outside`` (mean activation in R's windows and out of them),
-        ``entropy``, ``best token``, ``precision``, ``recall``, ``f1`` (lexical.BestTokens), the means of
+        ``word:<r>`` (mean activation around each word of R), ``entropy``, ``best token``, ``precision``,
+        ``recall``, ``f1`` (lexical.BestTokens), the means of
         :func:`reasoning_features.truth.evidence_sets.label_sets`, and ``score:<name>`` for scores that need
         more than these columns. float32, but for ``feature`` and ``best token``.
 
@@ -165,6 +166,7 @@ def gather(
         "outside": outside,
         "entropy": entropy(by_word),
         **{name: best[name].to_numpy() for name in ("precision", "recall", "f1")},
+        **{f"word:{word}": by_word[i] for i, word in enumerate(words)},
         **{name: means[statistics.names.index(name)] for name in sets.labels},
     }
     scores = _reason_scores(sets, statistics, norms, words, vocabularies, window, alpha)
