@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from reasoning_features import paths
 from reasoning_features.bookkeeping.shards import Arrays, Work, checksum, complete, intact_arrays, shard_file
@@ -32,6 +33,8 @@ from reasoning_features.text.corpus import Corpus, TokenBatch
 
 MANIFEST = "manifest.json"
 BATCHES_A_SHARD = 16
+FEW = 8
+"""Fewer batches than these are read without a progress bar."""
 PART = 2**24
 """The most numbers that are held in float64 at once."""
 SAMPLE_FIELDS = (
@@ -136,7 +139,18 @@ def stream(
         documents: which documents; by default all.
     """
     kept = ~corpus.special if include is None else include
-    return (_read(subject, batch, kept) for batch in corpus.batches(batch_tokens, documents))
+    batches = list(corpus.batches(batch_tokens, documents))
+    return (_read(subject, batch, kept) for batch in told(batches, corpus))
+
+
+def told(batches: Sequence[TokenBatch], corpus: Corpus) -> Iterator[TokenBatch]:
+    """The batches of a corpus, with a bar that shows tokens a second where they take a while."""
+    total = sum(int(batch.valid.sum()) for batch in batches)
+    options = {"unit": "token", "unit_scale": True, "leave": False, "disable": len(batches) < FEW}
+    with tqdm(total=total, desc=corpus.name, **options) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(int(batch.valid.sum()))
 
 
 def _read(subject: Subject, batch: TokenBatch, kept: NDArray[np.bool_]) -> ActivationBatch:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from reasoning_features.models.subject import Subject
+from reasoning_features.residual_stream.activations import told
 from reasoning_features.residual_stream.losses import next_token_loss
 from reasoning_features.significance import bootstrap_weights
 from reasoning_features.text.corpus import Corpus
@@ -25,7 +26,7 @@ def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_t
         the norm of the residual stream after it.
     """
     columns = {name: np.full(corpus.n_tokens, np.nan) for name in ["loss", *(f"norm {i}" for i in layers)]}
-    for batch in corpus.batches(batch_tokens):
+    for batch in told(list(corpus.batches(batch_tokens)), corpus):
         where = batch.positions[batch.valid].numpy()
         for layer, residual in subject.residuals(batch.tokens, layers).items():
             columns[f"norm {layer}"][where] = residual.float().norm(dim=-1).cpu()[batch.valid].numpy()
