@@ -3,16 +3,22 @@
 A harvest is made in shards of whole batches (:mod:`reasoning_features.bookkeeping.shards`), so that one that
 was interrupted goes on where it stopped and gives the same bytes, and many machines may share it; it is named
 when it is whole. Each token's activation is stored with the token's index in the corpus.
+
+Attention sinks are left out: where a model attends when it has nothing to attend to, the residual stream is
+a hundred times as long as elsewhere, and a few such tokens would be most of the variance (2309.17453). The
+rule: special tokens, BOS first of all, are left out by position, and of the others those whose activation is
+more than ten times as long as the median of their batch.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +31,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from reasoning_features import paths
-from reasoning_features.bookkeeping.shards import Arrays, Work, checksum, complete, intact_arrays, shard_file
+from reasoning_features.bookkeeping.shards import (
+    Arrays,
+    Work,
+    checksum,
+    complete,
+    intact_arrays,
+    read_arrays,
+    shard_file,
+)
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 from reasoning_features.models.subject import Subject
 from reasoning_features.settings import READ
@@ -33,6 +47,8 @@ from reasoning_features.text.corpus import Corpus, TokenBatch
 
 MANIFEST = "manifest.json"
 BATCHES_A_SHARD = 16
+SINK = 10.0
+"""A token whose activation is so many times as long as the median is an attention sink."""
 FEW = 8
 """Fewer batches than these are read without a progress bar."""
 PART = 2**24
@@ -62,10 +78,17 @@ class ActivationBatch:
     positions: Tensor
 
     def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows of some of these tokens ``[k]``, given by their index in ``corpus.tokens``."""
+        """Rows of some of these tokens ``[k]``, given by their index in ``corpus.tokens``.
+
+        Raises:
+            ValueError: one of them is not among these.
+        """
         held = self.positions.numpy()
         order = np.argsort(held)
-        return order[np.searchsorted(held, positions, sorter=order)]
+        found = order[np.searchsorted(held, positions, sorter=order).clip(max=len(held) - 1)]
+        if not np.array_equal(held[found], positions):
+            raise ValueError("some of these tokens were not read: special tokens and attention sinks are not")
+        return found
 
 
 @dataclass(frozen=True)
@@ -135,12 +158,11 @@ def stream(
         subject: the model and its hook point.
         corpus: the documents; every document is read whole whichever of its tokens are given.
         batch_tokens: the most token ids, padding included, in one forward pass.
-        include: ``[n_tokens]`` the tokens to give; by default all that are not special.
+        include: ``[n_tokens]`` the tokens to give; by default all that are neither special nor sinks.
         documents: which documents; by default all.
     """
-    kept = ~corpus.special if include is None else include
     batches = list(corpus.batches(batch_tokens, documents))
-    return (_read(subject, batch, kept) for batch in told(batches, corpus))
+    return (_read(subject, batch, corpus, include) for batch in told(batches, corpus))
 
 
 def told(batches: Sequence[TokenBatch], corpus: Corpus) -> Iterator[TokenBatch]:
@@ -153,11 +175,33 @@ def told(batches: Sequence[TokenBatch], corpus: Corpus) -> Iterator[TokenBatch]:
             bar.update(int(batch.valid.sum()))
 
 
-def _read(subject: Subject, batch: TokenBatch, kept: NDArray[np.bool_]) -> ActivationBatch:
+def _read(
+    subject: Subject, batch: TokenBatch, corpus: Corpus, include: NDArray[np.bool_] | None
+) -> ActivationBatch:
     residual = subject.residual(batch.tokens)
-    wanted = batch.valid & torch.from_numpy(kept)[batch.positions]  # padding has some token's answer
-    rows = residual[wanted.to(residual.device)].float().cpu()
-    return ActivationBatch(residual=rows, positions=batch.positions[wanted])
+    kept = torch.from_numpy(~corpus.special if include is None else include)
+    wanted = batch.valid & kept[batch.positions]  # padding has some token's answer
+    rows, positions = residual[wanted.to(residual.device)].float().cpu(), batch.positions[wanted]
+    if include is None:
+        usual = no_sink(rows)
+        rows, positions = rows[usual], positions[usual]
+    return ActivationBatch(residual=rows, positions=positions)
+
+
+def no_sink(residual: Tensor) -> Tensor:
+    """Which activations ``[n, d]`` are of no attention sink ``[n]``: at most ten times the median long."""
+    norms = residual.float().norm(dim=1)
+    return norms <= SINK * norms.median() if len(norms) else norms > 0
+
+
+def in_common(batches: Mapping[str, ActivationBatch]) -> dict[str, ActivationBatch]:
+    """Activations of one corpus, by several models or at several layers, at the tokens that all of them have.
+
+    What is an attention sink at one layer need not be at another.
+    """
+    shared = functools.reduce(np.intersect1d, (batch.positions.numpy() for batch in batches.values()))
+    rows = {name: torch.from_numpy(batch.rows(shared)) for name, batch in batches.items()}
+    return {n: ActivationBatch(b.residual[rows[n]], b.positions[rows[n]]) for n, b in batches.items()}
 
 
 def collect(batches: Iterable[ActivationBatch]) -> ActivationBatch:
@@ -187,6 +231,7 @@ def sample_key(
     return reading_key(subject) | {
         "corpus": corpus.name,
         "corpus_digest": corpus.digest,
+        "sinks": include is not None,
         "included_digest": hashlib.sha256(np.packbits(kept).tobytes()).hexdigest(),
         "batch_tokens": batch_tokens,
     }
@@ -207,7 +252,7 @@ def harvest(
         corpus: the documents.
         directory: where the sample goes. One that is there already, with the same key, is kept as it is.
         batch_tokens: the most token ids in one forward pass.
-        include: ``[n_tokens]`` the tokens to store; by default all that are not special.
+        include: ``[n_tokens]`` the tokens to store; by default all that are neither special nor sinks.
         progress: show a progress bar.
 
     Returns:
@@ -222,10 +267,10 @@ def harvest(
         _check_key(directory, _read_manifest(directory)["key"], key)
         shutil.rmtree(finished, ignore_errors=True)
         return directory
-    kept = ~corpus.special if include is None else include
     batches = list(corpus.batches(batch_tokens))
     groups = [batches[i : i + BATCHES_A_SHARD] for i in range(0, len(batches), BATCHES_A_SHARD)]
-    work = Work("activations", partial(_shard, subject, groups, kept), len(groups), key, str(subject.device))
+    compute = partial(_shard, subject, corpus, groups, include)
+    work = Work("activations", compute, len(groups), key, str(subject.device))
     complete(work, finished, progress)
     fresh = directory.with_name(directory.name + ".partial")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -233,7 +278,7 @@ def harvest(
     done = []
     for shard in range(work.n):
         name, path = f"shard-{shard:05d}.safetensors", shard_file(work, finished, shard)
-        n_tokens = int(kept[np.concatenate([b.positions[b.valid].numpy() for b in groups[shard]])].sum())
+        n_tokens = len(read_arrays(path)["positions"])
         done.append({"file": name, "tokens": n_tokens, "sha256": checksum(path)})
         os.link(path, fresh / name)
     _write_manifest(fresh, key, done)
@@ -243,10 +288,14 @@ def harvest(
 
 
 def _shard(
-    subject: Subject, groups: Sequence[Sequence[TokenBatch]], kept: NDArray[np.bool_], shard: int
+    subject: Subject,
+    corpus: Corpus,
+    groups: Sequence[Sequence[TokenBatch]],
+    include: NDArray[np.bool_] | None,
+    shard: int,
 ) -> Arrays:
     """The activations of one group of batches."""
-    read = collect(_read(subject, batch, kept) for batch in groups[shard])
+    read = collect(_read(subject, batch, corpus, include) for batch in groups[shard])
     return {"residual": read.residual.numpy(), "positions": read.positions.numpy()}
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 
 from reasoning_features.models.subject import Subject
-from reasoning_features.residual_stream.activations import told
+from reasoning_features.residual_stream.activations import no_sink, told
 from reasoning_features.residual_stream.losses import next_token_loss
 from reasoning_features.significance import bootstrap_weights
 from reasoning_features.text.corpus import Corpus
@@ -18,7 +19,7 @@ BIN = 16
 
 
 def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_tokens: int) -> pd.DataFrame:
-    """One row for each token that is not special, in the corpus' order.
+    """One row for each token that is neither special nor an attention sink, in the corpus' order.
 
     Returns:
         ``document``; ``position`` in the document; ``move`` (its name, None where moves are not known);
@@ -26,16 +27,21 @@ def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_t
         the norm of the residual stream after it.
     """
     columns = {name: np.full(corpus.n_tokens, np.nan) for name in ["loss", *(f"norm {i}" for i in layers)]}
+    counted = np.zeros(corpus.n_tokens, dtype=bool)
     for batch in told(list(corpus.batches(batch_tokens)), corpus):
         where = batch.positions[batch.valid].numpy()
-        for layer, residual in subject.residuals(batch.tokens, layers).items():
+        read = subject.residuals(batch.tokens, sorted({*layers, subject.layer}))
+        ordinary = batch.valid & torch.from_numpy(~corpus.special)[batch.positions]
+        usual = no_sink(read[subject.layer][ordinary.to(subject.device)]).cpu()
+        counted[batch.positions[ordinary][usual].numpy()] = True
+        for layer, residual in ((layer, read[layer]) for layer in layers):
             columns[f"norm {layer}"][where] = residual.float().norm(dim=-1).cpu()[batch.valid].numpy()
         losses = next_token_loss(subject.logits(batch.tokens), batch.tokens, batch.valid).cpu()
         predicted = batch.valid[:, 1:]
         columns["loss"][batch.positions[:, 1:][predicted].numpy()] = losses[predicted].numpy()
     moves = None if corpus.moves is None else np.array(corpus.move_names)[corpus.moves]
     places = {"document": corpus.document_of, "position": corpus.position_of, "move": moves}
-    return pd.DataFrame(places | columns)[~corpus.special].reset_index(drop=True)
+    return pd.DataFrame(places | columns)[counted].reset_index(drop=True)
 
 
 def means_by_place_and_move(table: pd.DataFrame, value: str, seed: int = 0) -> pd.DataFrame:

@@ -172,9 +172,10 @@ def gather(
     scores = _reason_scores(sets, statistics, norms, words, vocabularies, window, alpha)
     scores["identity"] = vocabulary_scores(identity.result(), REFERENCE, words, window, alpha)
     live = np.flatnonzero(density > 0)
-    prompts = neutral_prompts(general, PROMPTS, PROMPT_LENGTH)
-    scores["output"] = np.zeros(len(density))
-    scores["output"][live] = output_scores(subject, sae, prompts, batch_tokens, live)
+    if decisions:  # these two only serve to be judged by effects on decisions, and are long work
+        prompts = neutral_prompts(general, PROMPTS, PROMPT_LENGTH)
+        scores["output"] = np.zeros(len(density))
+        scores["output"][live] = output_scores(subject, sae, prompts, batch_tokens, live)
     for kind, found in decisions.items():
         scores[f"gradient {kind}"] = gradient_attribution(subject, sae, found, mean, batch_tokens)
     frame = pd.DataFrame(columns | {f"score:{name}": values for name, values in scores.items()})
