@@ -14,8 +14,13 @@ from reasoning_features import paths
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.organism.tokenizer import train_tokenizer
 from reasoning_features.organism.traces import base_documents, reasoning_documents
-from reasoning_features.settings import load_settings
-from reasoning_features.text.corpora import general_corpus, reasoning_corpus
+from reasoning_features.settings import Settings, load_settings
+from reasoning_features.text.corpora import (
+    general_corpus,
+    reasoning_corpus,
+    thinking_texts,
+    with_words_that_occur,
+)
 from reasoning_features.text.corpus import Corpus, join
 
 
@@ -206,3 +211,49 @@ def test_the_same_text_without_its_labels() -> None:
         assert np.array_equal(ours.tokens, same.tokens)
         assert ours.moves is not None and ours.styles is not None
         assert same.moves is None and same.styles is None and same.move_names == ()
+
+
+def settings_of_texts(folder: Path, texts: list[str], **more: object) -> Settings:
+    """Settings of a file with these texts, all of the selection split."""
+    lines = [json.dumps({"text": text, "split": "selection"}) for text in texts]
+    (folder / "texts.jsonl").write_text("\n".join(lines))
+    source = {"dataset": str(folder / "texts.jsonl"), "split_column": "split"}
+    return load_settings("smoke", corpus="text", reasoning_text=source, general_text=source, **more)
+
+
+def test_thinking_of_texts_is_whole_and_of_all_parts(tiny_llama: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    assert "<think>" not in tokenizer.get_vocab()  # its mark is several tokens
+    long = "wait, " * 40  # many times the context
+    texts = [
+        f"Two?<think>{long}</think>Two.",
+        "Sum?<think>Hmm.</think>No.<think>But 3?</think>Three.",
+        "it goes on</think>End.",
+        "a<think>cut off",
+        "no thinking",
+    ]
+    settings = settings_of_texts(tmp_path, texts, context=8, reasoning_documents=9)
+    assert sorted(thinking_texts(settings, tokenizer)) == ["", "Hmm.\nBut 3?", "cut off", "it goes on", long]
+    fewer = settings.model_copy(update={"reasoning_documents": 2})
+    assert thinking_texts(fewer, tokenizer) == thinking_texts(settings, tokenizer)[:2]
+
+
+def test_thinking_of_the_organism_is_that_of_its_traces(organism: Path, tokenizer) -> None:
+    settings = load_settings("smoke", reasoning_documents=5)
+    corpus = reasoning_corpus(settings, tokenizer, "selection")
+    traces = [tokenizer.decode(corpus.document(i)) for i in range(5)]
+    whole = [trace.split("<think>")[1].split("</think>")[0] for trace in traces]
+    assert thinking_texts(settings, tokenizer) == whole
+
+
+def test_settings_keep_the_words_that_occur(tiny_llama: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    asked = ["hmm", "another", "wait", "but"]
+    # "another" and "but" are looked for as they open a sentence
+    texts = ["Hmm, another.", "Perhaps, but wait."]
+    settings = settings_of_texts(tmp_path, texts, words=asked)
+    kept = with_words_that_occur(settings, tokenizer)
+    assert kept.words == ["hmm", "wait"] and kept.run == settings.run
+    assert kept.model_copy(update={"words": asked}) == settings
+    with pytest.raises(UserError, match="Of the words hmm, never fewer than two occur"):
+        with_words_that_occur(settings_of_texts(tmp_path, texts, words=["hmm", "never"]), tokenizer)

@@ -19,6 +19,7 @@ from reasoning_features.text.word_masks import (
     word_forms,
     word_masks,
     word_set,
+    words_that_occur,
 )
 
 PIECES = ("<s>", "wait", " wait", "Wait", "let", " let", " me", "But", " But", " but", "a", " a", " b", ".")
@@ -141,3 +142,21 @@ def test_occurrence_table():
     assert list(table.index) == ["b", "wait"]
     assert table.loc["b"].tolist() == [2, 0.5, 0.4]
     assert table.loc["wait", "thinking_share"] == 1.0
+
+
+def test_words_that_never_occur_or_cannot_be_written_are_left_out():
+    # "but" is looked for as "But" alone, so " but" is none; the tokenizer has no pieces for "hmm"
+    corpus = corpus_of(["<s>", " wait", " a", " but", "let"], ["<s>", " b", ".", " wait"])
+    asked = ["wait", "hmm", "let me", "but", "b"]
+    assert words_that_occur(corpus, Pieces(), asked) == ["wait", "b"]
+    assert words_that_occur(corpus, Pieces(), asked, capitalised_only=()) == ["wait", "but", "b"]
+    assert word_masks(corpus, Pieces(), ["wait", "b"], (0, 0)).sum(axis=1).tolist() == [2, 1]
+
+
+def test_fewer_than_two_words_that_occur_is_told_in_one_sentence():
+    with pytest.raises(UserError) as raised:
+        words_that_occur(corpus_of([" wait", " a"]), Pieces(), ["wait", "hmm", "b"])
+    assert str(raised.value) == (
+        "Of the words wait, hmm, b fewer than two occur in the corpus 'example': give other `words`, or more "
+        "documents."
+    )

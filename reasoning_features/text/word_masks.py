@@ -228,11 +228,10 @@ def words_that_occur(
     Raises:
         UserError: fewer than two words are left.
     """
-    table = occurrence_table(corpus, tokenizer, words, capitalised_only)
-    found = [word for word in words if word in set(table["word"])]
+    found: list[str] = occurrence_table(corpus, tokenizer, words, capitalised_only)["word"].tolist()
     if len(found) < 2:
         raise UserError(
-            f"Of the words {list(words)} fewer than two occur in the corpus {corpus.name!r}: give other "
+            f"Of the words {', '.join(words)} fewer than two occur in the corpus {corpus.name!r}: give other "
             "`words`, or more documents."
         )
     return found
