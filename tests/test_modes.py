@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reasoning_features.interpretation.modes import mode_shares, modes
+from reasoning_features.interpretation.modes import mode_shares, modes, modes_by_words
 
 MOVES = ("explore", "compute", "verify", "backtrack", "uncertain")
 
@@ -54,3 +54,30 @@ def test_moves_that_do_not_occur_are_left_out():
 
 def test_where_moves_are_not_known_there_is_no_mode():
     assert modes(pd.DataFrame({"feature": [0, 1]})) is None
+
+
+R = ("hmm", "maybe", "alternatively", "another", "wait", "but", "therefore")
+
+
+@pytest.mark.parametrize(
+    ("row", "mode"),
+    [
+        ((2, 1, 1, 0, 1, 0, 0), "uncertainty"),  # (2 + 1) / 5
+        ((0, 1, 2, 3, 1, 1, 0), "exploration"),  # (2 + 3) / 8
+        ((0, 0, 0, 0, 2, 4, 5), "reflection"),  # (2 + 4) / 11
+        ((2, 0, 2, 0, 2, 0, 0), "mixed"),
+        ((1, 1, 2, 0, 0, 0, 0), "mixed"),  # two modes with half each
+        ((1, 0, 1, 0, 0, 0, 2), "mixed"),  # words of no mode have half, and not more
+        ((0, 0, 0, 0, 0, 1, 2), "other"),
+        ((0, 0, 0, 0, 0, 0, 0), "other"),  # active around no word
+    ],
+)
+def test_the_rule_of_words_by_hand(row, mode):
+    table = pd.DataFrame([row], columns=[f"word:{word}" for word in R], dtype=np.float32)
+    assert modes_by_words(table.assign(feature=0, mean=9.0)) == [mode]
+
+
+def test_words_of_ones_own_belong_to_no_mode():
+    table = pd.DataFrame({"word:Wait": [3, 1], "word:let me": [0, 1], "word:actually": [2, 3]})
+    assert modes_by_words(table) == ["reflection", "other"]  # 3 / 5; 3 / 5 of a word without a mode
+    assert modes_by_words(table[["word:actually"]]) == ["other", "other"]

@@ -80,24 +80,25 @@ def modes_by_words(means: pd.DataFrame) -> list[Mode]:
     """The mode of every feature by the words of R that it is active around, where moves are not known.
 
     The rule. Let p(r) be the share of the word r in the feature's mean activations around words of R
-    (equation 4). The mode whose words (:data:`WORDS_OF`) have half of it or more is the feature's mode.
-    Where none has, the feature is mixed; where words of no mode have half, it is other. So a mode says around
-    which words a feature is active, and not that it stands for what they express.
+    (equation 4). The mode whose words (:data:`WORDS_OF`) have more than half of it is the feature's mode.
+    Where words of no mode have more than half, or it is active around no word, it is other; all else is
+    mixed. So a mode says around which words a feature is active, and not that it stands for what they
+    express.
 
     Args:
         means: one row a feature with ``word:<r>``, its mean activation in the window around each word of R.
     """
     names = [name for name in means.columns if name.startswith(WORD)]
+    known = {word: mode for mode, words in WORDS_OF.items() for word in words}
+    of_word = np.array([known.get(name.removeprefix(WORD).lower(), "other") for name in names])
+    kinds: tuple[Mode, ...] = (*WORDS_OF, "other")
     values = means[names].to_numpy(float)
-    total = values.sum(axis=1, keepdims=True)
-    shares = np.divide(values, total, out=np.zeros_like(values), where=total > 0)
-    of_mode = {mode: np.isin(names, [f"{WORD}{word}" for word in words]) for mode, words in WORDS_OF.items()}
-    by_mode = np.stack([shares[:, own].sum(axis=1) for own in of_mode.values()], axis=1)
-    found: list[Mode] = []
-    for row in by_mode:
-        held = [mode for mode, share in zip(of_mode, row, strict=True) if share >= HALF]
-        found.append(held[0] if held else "mixed" if row.sum() > HALF else "other")
-    return found
+    by_kind = np.stack([values[:, of_word == kind].sum(axis=1) for kind in kinds], axis=1)
+    total, first = by_kind.sum(axis=1), by_kind.argmax(axis=1)
+    clear = by_kind.max(axis=1) > HALF * total
+    return [
+        "other" if not total[i] else kinds[first[i]] if clear[i] else "mixed" for i in range(len(by_kind))
+    ]
 
 
 def _mode(held: list[Mode]) -> Mode:
