@@ -14,7 +14,7 @@ from reasoning_features.errors import UserError
 from reasoning_features.settings import load_settings
 from reasoning_features.steering.benchmarks import has_problems, load_questions, published_questions
 from reasoning_features.steering.equal_tokens import majority_votes
-from reasoning_features.steering.real_benchmarks import RealProblem, prompt_ids, thinking_tokens
+from reasoning_features.steering.real_benchmarks import RealProblem, problems_of, prompt_ids, thinking_tokens
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +127,17 @@ def test_a_column_that_is_not_there_is_told(hub, tokenizer, tmp_path):
     problems = {"AIME": {"dataset": mini.AIME, "split": "train", "answer": "result"}}
     with pytest.raises(UserError, match="has no column 'result': it has id, problem"):
         load_questions(settings_of(tmp_path, problems=problems), tokenizer, "evaluation", 3)
+
+
+def test_a_column_may_say_the_split(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    splits = ["selection", "evaluation", "training", "evaluation", "selection", "evaluation"]
+    rows = [{"problem": str(i), "answer": "1", "part": split} for i, split in enumerate(splits)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"dataset": str(file), "split_column": "part", "selection": 1.0}  # the share is not looked at
+    settings = settings_of(tmp_path, problems={"mine": source})
+    asked = {split: {p.question for p in problems_of(settings, split)} for split in (*set(splits), None)}
+    assert asked["selection"] == {"0", "4"} and asked["evaluation"] == {"1", "3", "5"}
+    assert asked["training"] == {"2"} and asked[None] == set("012345")
+    with pytest.raises(UserError, match="has no column 'fold': it has problem, answer, part"):
+        problems_of(settings_of(tmp_path, problems={"mine": source | {"split_column": "fold"}}), None)

@@ -144,11 +144,11 @@ def thinking_tokens(given: Sequence[int], tokenizer: Any) -> int:
 def _of_source(benchmark: str, source: ProblemSource, split: Split | None, seed: int) -> list[RealProblem]:
     """A benchmark's problems of one split in their seeded order."""
     rows = open_rows(source)
-    for column in (source.problem, source.answer, *source.wrong):
-        check_column(source, rows, column)
+    for column in (source.problem, source.answer, *source.wrong, source.split_column):
+        if column is not None:
+            check_column(source, rows, column)
     name = dataset_name(source.dataset)
     if source.split_column is not None and split is not None:
-        check_column(source, rows, source.split_column)
         mine = np.flatnonzero(np.asarray(rows[source.split_column][:]) == split)
     else:
         mine = split_problems(name, len(rows), source.selection, split)
