@@ -6,8 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from reasoning_features.diffing.cross_layer import PAPER, VERDICTS, judged, layer_table, pair_decoders
+from reasoning_features.diffing.cross_layer import (
+    PAPER,
+    VERDICTS,
+    judged,
+    layer_table,
+    neighbours,
+    pair_decoders,
+)
 from reasoning_features.errors import UserError
+
+
+def test_the_nearest_layers_on_either_side():
+    assert neighbours([23, 3, 18, 30, 13], 18) == [13, 23]
+    assert neighbours([18, 5], 18) == [5] and neighbours([], 18) == []
 
 
 def test_a_permuted_decoder_is_put_back():

@@ -7,7 +7,7 @@ cosine), then each pair is judged by the cosine of its activations over tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,12 @@ PAPER = pd.DataFrame(
     columns=["layer", "group", *VERDICTS, "features"],
 )
 """The paper's table: features of its layer 19, by the layer in which they are sought."""
+
+
+def neighbours(layers: Iterable[int], layer: int) -> list[int]:
+    """The nearest of some layers below a layer and above it, where there are any."""
+    held = sorted(layers)
+    return [*[n for n in held if n < layer][-1:], *[n for n in held if n > layer][:1]]
 
 
 def pair_decoders(decoder: Tensor, other: Tensor) -> Features:
