@@ -184,3 +184,38 @@ def test_rows_are_found_by_the_tokens_place_in_the_corpus():
     rows = batch.rows(np.array([2, 9, 2]))
     assert rows.tolist() == [1, 2, 1]
     assert batch.residual[torch.from_numpy(rows), 0].tolist() == [1.0, 2.0, 1.0]
+    with pytest.raises(ValueError, match="were not read"):
+        batch.rows(np.array([2, 3]))
+
+
+def test_attention_sinks_are_left_out_unless_they_are_asked_for(
+    tiny_subject: Subject, tiny_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = activations.collect(activations.stream(tiny_subject, tiny_corpus, BATCH_TOKENS))
+    place = int(plain.positions[5])
+    # at its block every token keeps its stream, but for one that is made a hundred times as long
+    whole = Subject.residual
+
+    def with_a_sink(self: Subject, tokens: torch.Tensor) -> torch.Tensor:
+        found = whole(self, tokens).clone()
+        for batch in tiny_corpus.batches(BATCH_TOKENS):
+            if batch.tokens.shape == tokens.shape and torch.equal(batch.tokens, tokens):
+                found[batch.positions == place] *= 100
+        return found
+
+    monkeypatch.setattr(Subject, "residual", with_a_sink)
+    left = activations.collect(activations.stream(tiny_subject, tiny_corpus, BATCH_TOKENS))
+    assert set(plain.positions.tolist()) - set(left.positions.tolist()) == {place}
+    asked = ~tiny_corpus.special
+    every = activations.collect(activations.stream(tiny_subject, tiny_corpus, BATCH_TOKENS, asked))
+    assert sorted(every.positions.tolist()) == sorted(plain.positions.tolist())
+    shared = activations.in_common({"one": left, "other": every})
+    assert torch.equal(shared["one"].positions, shared["other"].positions)
+    assert torch.equal(shared["one"].residual, shared["other"].residual)
+    assert len(shared["one"].positions) == len(plain.positions) - 1
+
+
+def test_a_sink_is_ten_times_as_long_as_the_median() -> None:
+    residual = torch.tensor([[1.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 19.9], [20.1, 0.0]])
+    assert activations.no_sink(residual).tolist() == [True, True, True, True, False]
+    assert activations.no_sink(residual[:0]).tolist() == []

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from reasoning_features.dictionaries.autoencoder import reconstruct
 from reasoning_features.models.subject import Subject
-from reasoning_features.residual_stream.activations import ActivationBatch
+from reasoning_features.residual_stream.activations import ActivationBatch, no_sink
 from reasoning_features.residual_stream.losses import next_token_loss
 from reasoning_features.significance import Interval, bootstrap_ratio
 from reasoning_features.text.corpus import Corpus, TokenBatch
@@ -32,8 +32,8 @@ def loss_by_document(
 ) -> pd.DataFrame:
     """Next-token loss with the stream as it is, as each SAE reconstructs it, set to its mean, and to zero.
 
-    The stream is changed at every token that is not special (an SAE never saw the others), and the loss is
-    that of predicting tokens that are not special.
+    The stream is changed at every token that is neither special nor an attention sink (an SAE never saw the
+    others), and the loss is that of predicting tokens that are not special.
 
     Args:
         subject: the model; SAEs are put in at its hook point.
@@ -132,7 +132,8 @@ def _losses(
     for name, edit in edits.items():
 
         def at_ordinary(stream: Tensor, edit: Edit = edit) -> Tensor:
-            return torch.where(where, edit(stream), stream)
+            kept = where & no_sink(stream.flatten(0, 1)).view(stream.shape[:2])[..., None]
+            return torch.where(kept, edit(stream), stream)
 
         losses = next_token_loss(subject.logits_with(batch.tokens, at_ordinary), batch.tokens, batch.valid)
         columns[name] = losses.cpu().double().where(counted, 0.0).sum(1).numpy()

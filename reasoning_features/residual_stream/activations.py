@@ -231,9 +231,9 @@ def sample_key(
     return reading_key(subject) | {
         "corpus": corpus.name,
         "corpus_digest": corpus.digest,
-        "sinks": include is not None,
         "included_digest": hashlib.sha256(np.packbits(kept).tobytes()).hexdigest(),
         "batch_tokens": batch_tokens,
+        "sinks": include is not None,
     }
 
 

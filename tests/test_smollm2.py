@@ -1,0 +1,108 @@
+"""A pretrained language model through all six notebooks, on real text, with tiny settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from sae_lens import SAE
+
+from reasoning_features import paths
+from reasoning_features.settings import load_settings
+
+NAME = "smollm2-of-the-test"
+TINY = {
+    "extends": "smollm2-135m", "reasoning_documents": 24, "general_documents": 16, "probe_documents": 6,
+    "sample_documents": 8, "context": 128, "batch_tokens": 2048, "selected": 8, "selected_grid": [5, 8],
+    "alphas": [0.0, 0.7], "windows": [[1, 2]], "blocks": 8, "random_vocabularies": 4, "examples": 3,
+    "pages": 4, "interpreted": 2, "text_problems": 2, "text_tokens": 12, "gammas": [2.0],
+}  # fmt: skip
+"""Small numbers of everything that is counted; the model, its layers and its features are as they are."""
+LAYERS, WIDTH, FEATURES, VOCABULARY = 30, 576, 4096, 49_152
+
+made = pytest.mark.skipif(
+    not (paths.root() / "data/smollm2-135m/.made").is_file(),
+    reason="`make smollm2` could not install the model's package or fetch the text",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[paths.RunPaths]:
+    """The run, made as make does it; gone afterwards."""
+    profile = tmp_path_factory.mktemp("profile") / f"{NAME}.yaml"
+    profile.write_text(yaml.safe_dump(TINY))
+    numbers = ["01", "02", "03", "04", "05", "06"]
+    command = [sys.executable, "-m", "reasoning_features.running.execution"]
+    options = {"cwd": paths.root(), "capture_output": True, "text": True, "env": os.environ}
+    try:
+        for given in (
+            ["check", *numbers, "--profile", str(profile)],
+            *(["run", f"build/{NAME}/{number}.plan.json"] for number in numbers),
+        ):
+            done = subprocess.run([*command, *given], **options)
+            assert done.returncode == 0, done.stderr[-2000:]
+        yield paths.RunPaths(NAME)
+    finally:
+        for place in ("data", "figures", "build"):
+            shutil.rmtree(paths.root() / place / NAME, ignore_errors=True)
+
+
+def read(run: paths.RunPaths, name: str) -> pd.DataFrame:
+    return pd.read_csv(run.figures / f"{name}.csv")
+
+
+@made
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_notebooks(run):
+    """Every figure of the paper that needs no reasoning model is there, and says what it should."""
+    norms = read(run, "x01_norms")
+    assert norms["layer"].nunique() == LAYERS
+    assert norms["mean"].max() < 3000, "attention sinks are left out: they are 25,000 long"
+    sinks = read(run, "x02_sinks").set_index("tokens")
+    kept, every = sinks.loc["all that count"], sinks.loc["with special and first ones"]
+    assert kept["largest norm"] < 10 * kept["median norm"] < every["largest norm"]
+    assert every["default"] > kept["default"] > 0.3, "sinks would be nearly all the variance there is"
+    words = read(run, "f05_reasoning_words")
+    assert list(words["word"]) == load_settings("smollm2-135m").words
+    assert 2 <= words["scored"].sum() < len(words), "words that never occur are left out, and named"
+    assert len(read(run, "f06_reason_score")["rank"].unique()) == FEATURES
+    assert set(read(run, "t03_layers")["layer"].astype(str)) >= {"13", "23"}
+    changed = read(run, "x05_text")
+    assert len(changed) == 2 * 2 * 3 and changed["problems"].eq(2).all()
+    for name in ("f02_vocabulary", "f03a_snippets", "f08_snippets", "f09_snippets", "x04_interface"):
+        assert (run.figures / f"{name}.png").is_file()
+    assert len(list((run.figures / "features").glob("*.html"))) > 4
+    for number in ("01", "04", "05"):
+        executed = json.loads((run.build / f"{number}.ipynb").read_text(encoding="utf-8"))
+        assert "unlabelled" not in json.dumps([cell.get("outputs") for cell in executed["cells"]])
+
+
+def test_the_shipped_autoencoders_load_by_plain_sae_lens():
+    """Their size, their hook points, and weights of no more than 12 MB."""
+    settings = load_settings("smollm2-135m")
+    folders = {settings.layer: Path(settings.autoencoder)}
+    folders |= {layer: Path(settings.diffing or "") / "layers" / str(layer) for layer in settings.layers}
+    for layer, folder in folders.items():
+        sae = SAE.load_from_disk(paths.root() / folder, dtype="float32")
+        assert (sae.cfg.d_in, sae.cfg.d_sae) == (WIDTH, FEATURES)
+        assert sae.cfg.metadata.hook_name == f"blocks.{layer}.hook_resid_post"
+        assert (paths.root() / folder / "sae_weights.safetensors").stat().st_size < 12_000_000
+
+
+@made
+def test_the_model_is_what_the_card_says():
+    """Its shape, and a tokenizer in which ``<think>`` is several tokens."""
+    from reasoning_features.models.subject import load_subject
+
+    subject = load_subject(load_settings("smollm2-135m").subject, 18)
+    assert (subject.n_layers, subject.d_model, len(subject.tokenizer)) == (LAYERS, WIDTH, VOCABULARY)
+    assert len(subject.tokenizer.encode("<think>", add_special_tokens=False)) > 1
