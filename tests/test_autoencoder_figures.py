@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from figure_checks import different, legible
 
 from reasoning_features.dictionaries.autoencoder_figures import (
     CURVES,
@@ -52,3 +53,32 @@ def test_agreement_shows_both_shares() -> None:
     fig, data = draw_agreement(curve, {"second seed": np.array([0.5, 0.9])}, 0.7)
     assert [line.get_label() for line in fig.axes[0].lines] == ["here", "here, one to one"]
     assert data["pair"].tolist() == ["second seed"] * 2
+
+
+def test_more_autoencoders_than_colours_are_told_apart() -> None:
+    names = [f"autoencoder {i}" for i in range(12)]
+    column = "fraction of variance explained"
+    rows = pd.DataFrame({"architecture": np.repeat(names, 2), "L0": [4.0, 8] * 12, column: 0.5})
+    rows = rows.assign(**{"matched share": 0.5, "paired one to one": 0.4})
+    fig = draw_frontier(
+        rows,
+        rows.rename(columns={"architecture": "autoencoder"}).replace(regex="auto", value="stored ")[
+            ["autoencoder", "L0", column]
+        ],
+    )
+    stars = [line for line in fig.axes[0].lines if line.get_marker() == "*" and len(line.get_xdata()) == 1]
+    assert len(stars) == 24 and different((s.get_color(), s.get_markeredgecolor()) for s in stars)
+    legible(fig)
+    history = pd.DataFrame({"tokens": [0, 10]} | {name: [2.0, 1.0] for name in CURVES})
+    fig, _ = draw_curves(dict.fromkeys(names, history))
+    assert different((line.get_color(), line.get_marker()) for line in fig.axes[0].lines)
+    legible(fig)
+    fig, _ = draw_densities({name: np.geomspace(1e-4, 0.5, 20) for name in names})
+    assert different((line.get_color(), line._dash_pattern) for line in fig.axes[0].lines)
+    legible(fig)
+    curve = pd.DataFrame({"training": np.repeat(names, 2), "step": [0, 10] * 12, "matched share": 0.5})
+    fig, _ = draw_agreement(
+        curve.assign(**{"paired one to one": 0.4}), dict.fromkeys("abcdefghijkl", np.ones(3)), 0.7
+    )
+    assert len(fig.legends[0].get_texts()) == 36
+    legible(fig)

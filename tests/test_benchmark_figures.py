@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from figure_checks import different, legible
 
 from reasoning_features.interpretation.lexical_controls import CLASSES
 from reasoning_features.truth.benchmark_figures import (
@@ -73,7 +74,25 @@ def test_lexical_bars():
     )
     fig, data = draw_lexical({"coupled": table, "decoupled": table})
     assert len(data) == 12 and set(data["arm"]) == {"coupled", "decoupled"}
-    assert [text.get_text() for text in fig.axes[0].get_xticklabels()] == [
-        "selected\nn = 20",
-        "random\nn = 40",
+    labels = [text.get_text() for text in fig.axes[0].get_yticklabels()]
+    assert labels == ["selected (n = 20)", "random (n = 40)"]
+
+
+def test_twelve_scorers_arms_and_groups_are_legible():
+    many = pd.concat([results().assign(scorer=f"scorer {i}", labels=i % 2 == 0) for i in range(12)])
+    scorers = list(many["scorer"].unique())
+    fig, _ = draw_precision_against_kappa(many, scorers, BANDS)
+    lines = [line for line in fig.axes[0].lines if line.get_label() in scorers]
+    assert len(lines) == 12 and different((line.get_color(), line.get_marker()) for line in lines)
+    legible(fig)
+    fig, _ = draw_scorers(
+        many, {f"κ = {i}": i / 2 for i in (0, 1, 2)} | {f"again {i}": 0.5 for i in range(9)}
+    )
+    legible(fig)
+    parts = [
+        pd.DataFrame({"group": f"group {i}", "class": CLASSES, "share": 1 / 3, "causal": 0.1, "features": i})
+        for i in range(12)
     ]
+    fig, _ = draw_lexical({"coupled": pd.concat(parts), "decoupled": pd.concat(parts)})
+    assert len(fig.axes[0].get_yticklabels()) == 12
+    legible(fig)

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from figure_checks import different, legible
 
 from reasoning_features.errors import UserError
 from reasoning_features.foundations.dictionary_figures import draw_clustering, draw_metrics, draw_sweep
@@ -75,11 +76,24 @@ def test_clustering_has_a_line_a_dictionary() -> None:
     assert drawn["dictionary"].tolist() == ["ReLU", "ReLU", "OrtSAE", "OrtSAE"]
 
 
-def test_nothing_to_draw_and_too_much_are_refused() -> None:
-    many = table([(f"dictionary {i}", 0.1) for i in range(9)], ["dictionary", "threshold"])
-    with pytest.raises(UserError, match="9 dictionaries cannot be told apart"):
-        draw_clustering(many)
+def test_any_number_of_dictionaries_and_metrics_is_legible() -> None:
+    names = [f"dictionary {i}" for i in range(20)] + [f"OrtSAE, seed {i}" for i in range(5)] + ["OrtSAE"]
+    fig, _ = draw_clustering(table([(n, t) for n in names for t in (0.1, 0.3)], ["dictionary", "threshold"]))
+    lines = fig.axes[0].lines
+    told = [(li.get_color(), li.get_marker(), li.get_markerfacecolor(), li._dash_pattern) for li in lines]
+    assert len(told) == 26 and different(told)
+    legible(fig)
+    metrics = [f"metric {i}" for i in range(12)]
+    fig, _ = draw_metrics(table([(m, n) for m in metrics for n in names], ["metric", "dictionary"]))
+    legible(fig)
+    groups = [("γ", value / 4, m) for value in range(12) for m in metrics]
+    fig, _ = draw_sweep(table(groups, ["setting", "value", "metric"]))
+    assert different((ax.lines[0].get_color(), ax.lines[0].get_marker()) for ax in fig.axes)
+    legible(fig)
+
+
+def test_nothing_to_draw_is_refused() -> None:
     with pytest.raises(UserError, match="table to draw is empty"):
-        draw_clustering(many.iloc[:0])
+        draw_clustering(pd.DataFrame(columns=["dictionary", "threshold", "estimate", "low", "high"]))
     with pytest.raises(UserError, match="table to draw is empty"):
         draw_metrics(pd.DataFrame(columns=["metric", "dictionary", "estimate", "low", "high"]))

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from figure_checks import different, legible
 
 from reasoning_features.diffing import diffing_figures as figures
 from reasoning_features.diffing.cross_layer import PAPER, layer_table
@@ -76,7 +77,7 @@ def test_bounds_points_and_probes(cosines):
     rows = [("arm", read, labels, 0.6, 0.5, 0.7) for read in "ab" for labels in ("true", "shuffled")]
     probed = pd.DataFrame(rows, columns=["arm", "read", "labels", "auc", "low", "high"])
     fig = figures.draw_probes(probed)
-    assert [label.get_text() for label in fig.axes[0].get_xticklabels()] == ["a", "b"]
+    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == ["a", "b"]
 
 
 def test_layers_stand_beside_the_papers():
@@ -84,5 +85,37 @@ def test_layers_stand_beside_the_papers():
     table = layer_table(values, GROUPS)
     fig, data = figures.draw_layers(table, PAPER, 2)
     assert len(fig.axes) == 3 and data is table
-    heights = [bar.get_height() for bar in fig.axes[2].patches]
-    assert np.reshape(heights, (3, -1)).sum(axis=0) == pytest.approx(1.0)
+    widths = [bar.get_width() for bar in fig.axes[2].patches]
+    assert np.reshape(widths, (3, -1)).sum(axis=0) == pytest.approx(1.0)
+
+
+def test_many_stages_groups_arms_and_layers_are_legible():
+    stages, groups = [f"S-M-{i}" for i in range(12)], [f"group {i}" for i in range(12)]
+    grid = pd.MultiIndex.from_product([stages, groups]).to_frame(index=False, name=["stage", "group"])
+    ends = {"share": 0.5, "auc": 0.5, "low": 0.4, "high": 0.6}
+    fig, _ = figures.draw_presence({"0.7": dict.fromkeys(["one", "two"], grid.assign(**ends))}, PAPER_PRESENT)
+    marks = [held[0] for held in fig.axes[0].containers]
+    assert len(marks) == 12 and different((mark.get_color(), mark.get_marker()) for mark in marks)
+    assert np.ptp([mark.get_xdata()[0] for mark in marks]) < 1  # none stands at another stage
+    legible(fig)
+    sweep = grid.merge(pd.DataFrame({"threshold": [0.2, 0.9]}), how="cross").assign(share=0.5)
+    fig, _ = figures.draw_sweep({"arm": sweep}, stages, {"arm": {}})
+    assert len(fig.axes) == 12
+    assert different((line.get_color(), line._dash_pattern) for line in fig.axes[0].lines)
+    legible(fig)
+    points = pd.DataFrame({"cosine": 0.5, "correlation": 0.5, "density": [0.1, 0.2] * 6, "group": groups})
+    for draw in (figures.draw_matching, figures.draw_on_base):
+        fig, _ = draw({f"panel {i}": points for i in range(9)})
+        assert len(fig.axes) == 9
+        legible(fig)
+    density = np.geomspace(1e-4, 0.1, 30)
+    arms = [f"arm {i}" for i in range(9)]
+    table = by_frequency(LIMITS, density, {"calibrated": 0.5})
+    fig, _ = figures.draw_bounds(dict.fromkeys(arms, table), dict.fromkeys(arms, 0.5))
+    legible(fig)
+    probed = pd.MultiIndex.from_product([arms, arms, ["true", "shuffled"]]).to_frame(index=False)
+    fig = figures.draw_probes(probed.set_axis(["arm", "read", "labels"], axis=1).assign(**ends))
+    legible(fig)
+    fig, _ = figures.draw_layers(layer_table({f"{i}": np.ones(30) for i in range(30)}, GROUPS), PAPER, 2)
+    assert len(fig.axes[0].get_yticklabels()) == 30
+    legible(fig)

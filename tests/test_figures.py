@@ -7,11 +7,22 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from figure_checks import different, legible
 from matplotlib.colors import to_hex
 from stub_notebooks import write_notebook
 
 from reasoning_features.bookkeeping.provenance import begin
-from reasoning_features.reporting.figures import COLOURS, distribution, narrow, new_figure, save_figure
+from reasoning_features.reporting.figures import (
+    COLOURS,
+    distribution,
+    legend_below,
+    look,
+    name_rows,
+    narrow,
+    new_figure,
+    panels,
+    save_figure,
+)
 from reasoning_features.settings import load_settings
 
 
@@ -62,17 +73,44 @@ def test_a_distribution_has_unit_area_and_one_line_a_group():
     distribution(ax, frame, "value", "group", bins=10)
     assert [to_hex(line.get_color()).upper() for line in ax.lines] == list(COLOURS[:2])
     assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
+    assert ax.get_legend_handles_labels()[1] == ["a", "b"]
     # 10 bins over 49 units of equal counts: the density is 1 / 49 everywhere inside
     assert np.nanmax(ax.lines[0].get_ydata()) == pytest.approx(1 / 49)
     plt.close(fig)
 
 
-def test_more_groups_than_colours_are_refused():
-    frame = pd.DataFrame({"value": range(9), "group": range(9)})
+def test_any_number_of_series_look_different():
+    assert different(look(i) for i in range(512))
+    for part in ("marker", "linestyle", "hatch"):
+        assert different(look(i, "color", part) for i in range(64))
+    assert [look(i)["color"] for i in range(8)] == list(COLOURS)
+
+
+def test_a_distribution_draws_more_groups_than_there_are_colours():
+    frame = pd.DataFrame({"value": np.arange(200.0), "group": [f"group {i}" for i in range(20)] * 10})
     fig, ax = new_figure()
-    with pytest.raises(ValueError, match="told apart"):
-        distribution(ax, frame, "value", "group")
+    distribution(ax, frame, "value", "group", bins=4)
+    legend_below(fig, title="groups")
+    assert different((line.get_color(), line._dash_pattern) for line in ax.lines)
+    assert len(fig.legends[0].get_texts()) == 20 and fig.get_figheight() > 2.6
+    legible(fig)
+
+
+def test_panels_are_wrapped_and_every_column_has_its_ticks():
+    fig, axes = panels(11, height=1.5, sharex=True, sharey=True, ylabel="y")
+    assert len(axes) == len(fig.axes) == 11 and fig.get_figheight() == 4.5
+    assert [ax.get_ylabel() for ax in axes] == ["y", "", "", ""] * 2 + ["y", "", ""]
+    shown = [any(label.get_visible() for label in ax.get_xticklabels()) for ax in axes]
+    assert shown == [False] * 7 + [True] * 4
+
+
+def test_names_of_rows_are_cut_and_are_no_mathematics():
+    fig, ax = new_figure()
+    name_rows(ax, ["$x_1$ and $y$", "a " * 40])
+    legible(fig)
+    first, second = (label.get_text() for label in ax.get_yticklabels())
+    assert first == r"\$x_1\$ and \$y\$" and len(second) == 36
+    assert ax.get_ylim() == (1.5, -0.5)
     plt.close(fig)
 
 
@@ -88,4 +126,4 @@ def test_a_distribution_on_a_logarithmic_axis_is_a_density_of_the_logarithm():
 
 def test_text_is_drawn_in_as_many_places_as_it_has_characters():
     assert narrow("<｜User｜> 3 + 4 = 7⏎") == "<|User|> 3 + 4 = 7⏎"
-    assert narrow("数e\u0301x") == "□e□x"
+    assert narrow("数e\u0301x\t\ud800") == "□e□x□□"

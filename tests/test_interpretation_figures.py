@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from figure_checks import different, legible
 
 from reasoning_features.interpretation.interpretation_figures import draw_groups, group_shares
 
@@ -22,3 +23,12 @@ def test_shares_of_each_class():
     (ax,) = draw_groups(shares).axes
     assert len(ax.patches) == 6
     assert [label.get_text() for label in ax.get_yticklabels()] == list(shares["group"].unique())
+
+
+def test_twelve_classes_and_twenty_groups_are_legible():
+    names = [f"writes ${i}_x$ instead of what it had begun to say" for i in range(20)]
+    frame = pd.DataFrame({"group": names})
+    fig = draw_groups(group_shares({f"class {i}": frame for i in range(12)}))
+    bars = [bar[0] for bar in fig.axes[0].containers if len(bar) == 20]
+    assert different((bar.get_facecolor(), bar.get_hatch()) for bar in bars)
+    legible(fig)

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from figure_checks import different, legible
 
 from reasoning_features.scoring.selection import dials, grid_table
 from reasoning_features.scoring.selection_figures import (
@@ -62,3 +63,25 @@ def test_ranking_marks_r_and_what_the_filter_drops():
     _, data = draw_ranking(table, ["hmm"], threshold=1e-3, top=2)
     assert data["word"].tolist() == ["the", "hmm"]
     assert data["in_R"].tolist() == [False, True] and data["kept"].tolist() == [False, True]
+
+
+def test_many_arms_windows_and_words_are_legible():
+    arms = [f"arm {i}" for i in range(9)]
+    fig, _ = draw_scores(dict.fromkeys(arms, ranked(SCORES)), k=1, quantile=0.9)
+    legible(fig)
+    grid = dials([0.0, 0.3, 0.7, 1.0], [(i, i + 1) for i in range(12)], 0.7)
+    table = grid_table(grid, [RNG.random(30) for _ in grid], RNG.random(30), [5, 10])
+    fig, _ = draw_grid({"one": table}, k=5)
+    assert different((line.get_color(), line._dash_pattern) for line in fig.axes[1].lines)
+    legible(fig)
+    kinds = pd.DataFrame({"vocabulary": ["R", "random 0"], "kind": ["R", "random"], "words_of_R": 1})
+    fig, _ = draw_nulls(dict.fromkeys(arms, kinds.assign(score_mass=[0.3, 0.1])), "score_mass", "score mass")
+    legible(fig)
+    frame = pd.DataFrame(RNG.random((40, 4)), columns=["score", "token", "token and the one before", "f1"])
+    fig, _ = draw_identity({"one": frame.assign(chosen=frame["score"] > 0.8)}, k=5)
+    legible(fig)
+    words = [f"word{i}" for i in range(48)] + ["$x_1$ \\frac", "W" * 60]
+    ranking = pd.DataFrame({"word": words, "difference": 0.1, "general_frequency": 1e-4})
+    fig, _ = draw_ranking(ranking, words[:9], top=50)
+    assert len(fig.axes[0].get_yticklabels()) == 50 and fig.axes[1].get_xscale() == "log"
+    legible(fig)

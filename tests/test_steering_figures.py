@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from figure_checks import different, legible
 from test_steering_results import made
 
 from reasoning_features.steering import steering_figures as figures
@@ -66,3 +69,41 @@ def test_strengths_spending_and_forests_draw(studies):
     table = pd.DataFrame({"run": ["x", "y"], "panel": "p", "estimate": [0.1, 0.2], "low": 0.0, "high": 0.3})
     fig, _ = figures.draw_forest(table, "run", "panel", "gain (points)", 100)
     assert fig.axes[0].get_xlabel() == "gain (points)"
+
+
+def test_many_classes_arms_and_vectors_are_legible(studies):
+    study = studies["coupled"]
+    rows = [study.screening.assign(group=f"class number {i}") for i in range(20)]
+    fig, _ = figures.draw_screening({"one": replace(study, screening=pd.concat(rows)), "two": study})
+    assert len(fig.axes[0].get_yticklabels()) == 22
+    legible(fig)
+    table = results.winners_table(study)
+    winners = [
+        table.assign(**{"class": f"class number {i}", "domain": results.ALL}).head(1) for i in range(20)
+    ]
+    fig, _ = figures.draw_winners({f"arm {i}": pd.concat(winners) for i in range(12)})
+    points = [held for held in fig.axes[0].collections if held.get_label().startswith("arm")]
+    assert different((held.get_facecolor(), held.get_paths()) for held in points) and len(points) == 12
+    legible(fig)
+    apart = results.arms_apart(list(studies.values()))
+    seeds = pd.concat([apart.assign(seed=i) for i in range(10)])
+    fig, _ = figures.draw_arms_apart({f"words {i}": seeds for i in range(5)})
+    legible(fig)
+    ends = {"mean": 0.5, "accuracy": 0.5, "low": 0.4, "high": 0.6}
+    grid = pd.MultiIndex.from_product(
+        [[f"vector {i}" for i in range(20)], ["accuracy", "thinking tokens"], [-0.1, 0.1]]
+    )
+    curves = grid.to_frame(index=False, name=["vector", "measure", "share of norm"]).assign(
+        how="added", **ends
+    )
+    fig, _ = figures.draw_strengths(curves)
+    assert different((line.get_color(), line.get_marker()) for line in fig.axes[0].lines[:-1])
+    legible(fig)
+    spent = curves.rename(columns={"vector": "method", "share of norm": "tokens"})
+    fig, _ = figures.draw_spending(spent)
+    assert different((line.get_color(), line.get_marker()) for line in fig.axes[0].lines)
+    legible(fig)
+    forest = curves.rename(columns={"mean": "estimate", "share of norm": "panel"})
+    forest = forest[forest["measure"] == "accuracy"]
+    fig, _ = figures.draw_forest(forest, "vector", "panel", "gain (points)", 100)
+    legible(fig)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from figure_checks import legible
 
 from reasoning_features.foundations.names import NAMES
 from reasoning_features.foundations.synthetic_cells import FIRINGS, FROZEN, TRAINED
@@ -96,3 +97,16 @@ def test_frequency_is_that_of_unequal_features_pooled_over_seeds(grid):
     assert line.get_ydata().tolist() == [(10 + 12) / 80, (10 + 12) / 120]
     assert line.get_xdata() == pytest.approx([0.001 * 10**0.5, 0.01 * 10**0.5])
     assert len({ax.get_title() for ax in fig.axes}) == 3
+
+
+def test_many_sizes_and_durations_are_legible(grid):
+    small = grid[(grid["features"] == 100) & (grid["seed"] == 0)]
+    sizes = [small.assign(features=100 * size) for size in range(1, 6)]
+    longer = [small.assign(steps=1000 * i, step=i * small["step"]) for i in range(2, 12)]
+    fig, _ = draw_recovery(pd.concat([*sizes, *longer]))
+    assert len(shown(fig)) == len(NAMES) + 4 + 10
+    legible(fig)
+    for draw in (draw_steps, draw_frequency):
+        fig, _ = draw(pd.concat(sizes))
+        assert len(fig.axes) == 10
+        legible(fig)

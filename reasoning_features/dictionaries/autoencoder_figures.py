@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 
-from reasoning_features.reporting.figures import COLOURS, HATCHES, MARKERS, distribution, new_figure
+from reasoning_features.reporting.figures import COLOURS, distribution, legend_below, look, new_figure
 
 CURVES = ("loss", "L0", "fraction of variance explained", "dead share")
 
@@ -23,22 +23,23 @@ def draw_frontier(frontier: pd.DataFrame, marked: pd.DataFrame) -> Figure:
         marked: SAEs to mark in the first panel, with columns ``autoencoder``, ``L0`` and
             ``fraction of variance explained``.
     """
-    panels = ("fraction of variance explained", "matched share", "paired one to one")
+    columns = ("fraction of variance explained", "matched share", "paired one to one")
     fig, axes = new_figure(1, 3, height=2.4)
-    for series, (architecture, rows) in enumerate(frontier.groupby("architecture")):
+    architectures = frontier.groupby("architecture")
+    for place, (architecture, rows) in enumerate(architectures):
         held = rows.sort_values("L0")
-        for ax, column in zip(axes, panels, strict=True):
-            ax.plot(
-                held["L0"], held[column], label=architecture, color=COLOURS[series], marker=MARKERS[series]
-            )
+        for ax, column in zip(axes, columns, strict=True):
+            ax.plot(held["L0"], held[column], label=architecture, **look(place))
             ax.set(xlabel="L0 (active features a token)", ylabel=column)
             ax.set_xscale("log", base=2)
             ax.xaxis.set_major_formatter(ScalarFormatter())
-    for series, row in enumerate(marked.itertuples(index=False)):
-        axes[0].plot(row[1], row[2], "*", color=COLOURS[series + 2], markersize=8, label=row[0])
+    for place, row in enumerate(marked.itertuples(index=False), start=len(architectures)):
+        # stars in as many colours as there are, then with edges in others
+        style = look(place, "color") | {"mec": look(place + place // len(COLOURS))["color"]}
+        axes[0].plot(row[1], row[2], "*", markersize=8, label=row[0], **style)
     for ax in axes[1:]:
         ax.set(ylim=(-0.02, 1.02))
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    legend_below(fig)
     return fig
 
 
@@ -49,16 +50,14 @@ def draw_curves(histories: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataF
         The figure, and the histories one after the other with a column ``training``.
     """
     fig, axes = new_figure(2, 2, height=1.8, sharex=True)
-    for series, (name, history) in enumerate(histories.items()):
+    for place, (name, history) in enumerate(histories.items()):
         for ax, column in zip(axes.flat, CURVES, strict=True):
-            ax.plot(
-                history["tokens"], history[column], label=name, marker=MARKERS[series], color=COLOURS[series]
-            )
+            ax.plot(history["tokens"], history[column], label=name, **look(place))
             ax.set(ylabel=column)
     for ax in axes[1]:
         ax.set(xlabel="tokens")
     axes[0, 0].set(yscale="log")
-    axes[0, 0].legend()
+    legend_below(fig)
     return fig, pd.concat([h.assign(training=name) for name, h in histories.items()], ignore_index=True)
 
 
@@ -76,6 +75,7 @@ def draw_densities(densities: Mapping[str, NDArray[np.float64]]) -> tuple[Figure
     fig, ax = new_figure(width=4.5, height=2.4)
     distribution(ax, data, "density", "autoencoder", bins=30, log=True)
     ax.set(xlabel="density (share of tokens a feature is active on)")
+    legend_below(fig)
     return fig, data
 
 
@@ -93,8 +93,9 @@ def draw_agreement(
         The figure, and the cosines as rows of ``pair`` and ``cosine``.
     """
     fig, (left, right) = new_figure(1, 2, height=2.6)
-    for series, (name, rows) in enumerate(curve.groupby("training", sort=False)):
-        style = {"marker": MARKERS[series], "color": COLOURS[series]}
+    trainings = curve.groupby("training", sort=False)
+    for place, (name, rows) in enumerate(trainings):
+        style = look(place, "color", "marker")
         left.plot(rows["step"], rows["matched share"], "-", label=name, **style)
         paired = rows["paired one to one"]
         left.plot(rows["step"], paired, ":", markerfacecolor="white", label=f"{name}, one to one", **style)
@@ -102,20 +103,13 @@ def draw_agreement(
     first = int(curve.loc[curve["step"] > 0, "step"].min())
     left.set_xscale("symlog", linthresh=first)
     left.set_xlim(left=-first / 5)
-    left.legend()
     edges = np.linspace(0, 1, 41)
-    for series, (name, held) in enumerate(cosines.items()):
-        right.hist(
-            held,
-            edges,
-            histtype="step",
-            label=name,
-            color=COLOURS[series],
-            hatch=HATCHES[series],
-            density=True,
-        )
+    # one legend for both panels: what is on the right looks like nothing on the left
+    for place, (name, held) in enumerate(cosines.items(), start=len(trainings)):
+        style = look(place, "color", "linestyle", "hatch")
+        right.hist(held, edges, histtype="step", label=name, density=True, **style)
     right.axvline(threshold, color="black", linestyle=":", linewidth=1)
     right.set(xlabel="best decoder cosine of a live feature", ylabel="density")
-    right.legend(loc="upper left")
+    legend_below(fig)
     data = pd.concat([pd.DataFrame({"pair": n, "cosine": c}) for n, c in cosines.items()], ignore_index=True)
     return fig, data

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 
 from reasoning_features.errors import UserError
 from reasoning_features.foundations.styles import styles
-from reasoning_features.reporting.figures import COLOURS, LINES, MARKERS, TEXT_WIDTH, new_figure
+from reasoning_features.reporting.figures import TEXT_WIDTH, legend_below, look, name_rows, new_figure
 
 ACROSS = 3
-"""The most panels side by side in the text's width; entries in one row of a legend."""
+"""The most panels side by side in the text's width."""
 LETTERS = 30
 """Letters of a metric's name in one line under its panel."""
 ENDS = ["estimate", "low", "high"]
@@ -48,15 +48,12 @@ def draw_metrics(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         for place, name in enumerate(dictionaries):
             if name in held.index:
                 estimate, low, high = held.loc[name, ENDS].astype(float)
-                look = looks[name] | {"linestyle": ""}
-                ax.plot([low, high], [place, place], color=look["color"], marker="", linestyle="-")
-                ax.plot([estimate], [place], **look)
+                ax.plot([low, high], [place, place], color=looks[name]["color"], marker="", linestyle="-")
+                ax.plot([estimate], [place], **looks[name] | {"linestyle": ""})
         ax.set(xlabel=fill(str(metric), LETTERS))
         ax.margins(x=0.1)
         ax.locator_params(axis="x", nbins=4)
-        ax.grid(axis="y", visible=False)
-    axes[0, 0].set_yticks(range(len(dictionaries)), dictionaries)
-    axes[0, 0].set_ylim(len(dictionaries) - 0.5, -0.5)
+        name_rows(ax, dictionaries)
     return fig, _drawn(table, "metric")
 
 
@@ -72,20 +69,18 @@ def draw_sweep(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         The figure, and the rows that are drawn, setting by setting and metric by metric.
 
     Raises:
-        UserError: the table is empty, or has more metrics than can be told apart.
+        UserError: the table is empty.
     """
     settings, metrics = _groups(table, "setting"), _groups(table, "metric")
-    if len(metrics) > len(COLOURS):
-        raise UserError(f"{len(metrics)} metrics cannot be told apart: give {len(COLOURS)} at most.")
     fig, axes = _panels(len(metrics), len(settings), height=1.7)
     for part, setting in zip(np.split(axes, len(settings)), settings, strict=True):
         for place, (ax, metric) in enumerate(zip(part.flat, metrics, strict=False)):
             kept = (table["setting"] == setting) & (table["metric"] == metric)
             held = table[kept].sort_values("value")
             steps = np.arange(len(held))
-            look = {"color": COLOURS[place], "marker": MARKERS[place], "linestyle": LINES[place]}
-            _curve(ax, steps, held, look)
-            ax.set_xticks(steps, [f"{value:g}" for value in held["value"]])
+            _curve(ax, steps, held, look(place))
+            turned = 90 if len(held) > 8 else 0  # so many would not fit side by side
+            ax.set_xticks(steps, [f"{value:g}" for value in held["value"]], rotation=turned)
             ax.set(xlabel=str(setting), ylabel=fill(str(metric), LETTERS // 2))
             ax.locator_params(axis="y", nbins=5)
     ordered = table.sort_values("value", kind="stable")
@@ -103,22 +98,16 @@ def draw_clustering(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         The figure, and the rows that are drawn, dictionary by dictionary.
 
     Raises:
-        UserError: the table is empty, or has more dictionaries than can be told apart.
+        UserError: the table is empty.
     """
     dictionaries = _groups(table, "dictionary")
-    looks = styles(dictionaries)
-    told = {(look["color"], look["marker"], look.get("markerfacecolor")) for look in looks.values()}
-    if len(told) < len(looks):
-        raise UserError(
-            f"{len(looks)} dictionaries cannot be told apart: {len(told)} of them look different."
-        )
     fig, ax = new_figure(width=4.5, height=2.8)
-    for name, look in looks.items():
+    for name, style in styles(dictionaries).items():
         held = table[table["dictionary"] == name].sort_values("threshold")
-        _curve(ax, held["threshold"].to_numpy(), held, look)
+        _curve(ax, held["threshold"].to_numpy(), held, style)
     ax.set(xlabel="cosine from which two latents are joined", ylabel="clustering coefficient")
     ax.set_ylim(bottom=min(-0.02, float(table["low"].min())))
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=ACROSS)
+    legend_below(fig)
     return fig, _drawn(table.sort_values("threshold", kind="stable"), "dictionary")
 
 
@@ -134,11 +123,11 @@ def _panels(n: int, blocks: int, height: float, **options: Any) -> tuple[Figure,
     return fig, axes
 
 
-def _curve(ax: Axes, x: np.ndarray, held: pd.DataFrame, look: dict[str, Any]) -> None:
+def _curve(ax: Axes, x: np.ndarray, held: pd.DataFrame, style: dict[str, Any]) -> None:
     """One line with a band between the ends of its intervals."""
     estimate, low, high = (held[column].to_numpy(float) for column in ENDS)
-    ax.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
-    ax.plot(x, estimate, **look)
+    ax.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    ax.plot(x, estimate, **style)
 
 
 def _groups(table: pd.DataFrame, column: str) -> list[str]:

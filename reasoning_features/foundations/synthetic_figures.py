@@ -14,14 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from reasoning_features.foundations.names import NAMES
 from reasoning_features.foundations.styles import style
 from reasoning_features.foundations.synthetic_cells import FIRINGS, FROZEN, TRAINED
 from reasoning_features.foundations.synthetic_grid import EXPLAINED, by_frequency, curves, last, summary
-from reasoning_features.reporting.figures import new_figure
+from reasoning_features.reporting.figures import legend_below, new_figure, panels
 
+FOUND = "features recovered"
 TITLES = {"equal": "equally frequent", "unequal": "unequally frequent"}
 
 
@@ -36,8 +37,8 @@ def draw_recovery(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """
     data = summary(grid)
     smallest, shortest = data["features"].min(), data["steps"].min()
-    fig, axes = new_figure(1, 2, height=2.9, sharey=True, squeeze=False)
-    for ax, firing in zip(axes[0], FIRINGS, strict=True):
+    fig, axes = panels(len(FIRINGS), height=2.9, sharey=True, ylabel=FOUND)
+    for ax, firing in zip(axes, FIRINGS, strict=True):
         for row in data[data["firing"] == firing].to_dict("records"):
             at, share = row[EXPLAINED], row["recovered"]
             across = [[at - row[f"{EXPLAINED} low"]], [row[f"{EXPLAINED} high"] - at]]
@@ -56,7 +57,7 @@ def draw_recovery(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     longer = {f"{steps:,} steps": mark(mec="0.8") for steps in durations}
     sizes = sorted(set(data["features"]) - {smallest})
     larger = {f"{features:,} features": mark(mec="black") for features in sizes}
-    _finish(fig, axes, longer | larger)
+    _finish(fig, longer | larger)
     return fig, data
 
 
@@ -72,6 +73,8 @@ def draw_steps(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     data = curves(grid)
     sizes = sorted(set(data["features"]))
     fig, axes = new_figure(len(sizes), 2, height=2.2, sharex=True, sharey=True, squeeze=False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(FOUND)
     first = int(data.loc[data["step"] > 0, "step"].min())
     for row, features in zip(axes, sizes, strict=True):
         for ax, firing in zip(row, FIRINGS, strict=True):
@@ -91,7 +94,7 @@ def draw_steps(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         lowest = [ax for ax in column if ax.get_visible()][-1]
         lowest.set_xlabel("training steps")
         lowest.tick_params(labelbottom=True)
-    _finish(fig, axes)
+    _finish(fig)
     return fig, data
 
 
@@ -106,14 +109,14 @@ def draw_frequency(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """
     unequal = grid[grid["firing"] == "unequal"]
     data = by_frequency(unequal)
-    panels = [
+    shown = [
         (features, group)
         for features in sorted(set(data["features"]))
         for group in (TRAINED, FROZEN)
         if data[data["features"] == features]["architecture"].isin(group).any()
     ]
-    fig, axes = new_figure(1, len(panels), height=3.1, sharey=True, sharex=True, squeeze=False)
-    for ax, (features, group) in zip(axes.flat, panels, strict=True):
+    fig, axes = panels(len(shown), 3, height=3.1, sharey=True, sharex=True, ylabel=FOUND)
+    for ax, (features, group) in zip(axes, shown, strict=True):
         held = data[(data["features"] == features) & data["architecture"].isin(group)]
         for (architecture, _), rows in held.groupby(["architecture", "steps"], sort=False):
             look = style(str(architecture))
@@ -121,9 +124,10 @@ def draw_frequency(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             ax.fill_between(middle, rows["low"], rows["high"], color=look["color"], alpha=0.12, linewidth=0)
             ax.plot(middle, rows["recovered"], **look)
         ax.set(xscale="log", xlabel="probability of being active")
+        ax.xaxis.set_minor_formatter(NullFormatter())  # "6 × 10³" has no room between powers of ten
         ax.set_title(f"{'frozen' if group == FROZEN else 'trained'}, {features:,} features")
         _times_seen(ax, int(last(unequal[unequal["features"] == features])["samples"].max()))
-    _finish(fig, axes)
+    _finish(fig)
     return fig, data
 
 
@@ -132,18 +136,16 @@ def _times_seen(ax: Axes, samples: int) -> None:
     above = ax.secondary_xaxis(
         "top", functions=(partial(np.multiply, samples), partial(np.multiply, 1 / samples))
     )
+    above.xaxis.set_minor_formatter(NullFormatter())
     above.set_xlabel("times active in training")
 
 
-def _finish(fig: Figure, axes: Any, more: dict[str, Any] | None = None) -> None:
+def _finish(fig: Figure, more: dict[str, Any] | None = None) -> None:
     """Shares as percentages, and one legend for all panels, in the order of the names, below them."""
     found: dict[str, Any] = {}
-    for row in axes:
-        row[0].set_ylabel("features recovered")
-        for ax in row:
-            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            handles, labels = ax.get_legend_handles_labels()
-            marks = [mark[0] if isinstance(mark, ErrorbarContainer) else mark for mark in handles]
-            found |= dict(zip(labels, marks, strict=True))
-    shown = {name: found[name] for name in NAMES.values() if name in found} | (more or {})
-    fig.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=5)
+    for ax in fig.axes:
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        handles, labels = ax.get_legend_handles_labels()
+        marks = [mark[0] if isinstance(mark, ErrorbarContainer) else mark for mark in handles]
+        found |= dict(zip(labels, marks, strict=True))
+    legend_below(fig, {name: found[name] for name in NAMES.values() if name in found} | (more or {}))

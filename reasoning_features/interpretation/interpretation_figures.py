@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from reasoning_features.reporting.figures import COLOURS, HATCHES, new_figure
+from reasoning_features.reporting.figures import legend_below, look, name_rows, new_figure
 from reasoning_features.significance import bootstrap_mean
 
 
@@ -41,18 +41,16 @@ def draw_groups(shares: pd.DataFrame) -> Figure:
         shares: :func:`group_shares`.
     """
     classes, groups = list(shares["class"].unique()), list(shares["group"].unique())
-    fig, ax = new_figure(height=0.8 + 0.3 * len(groups))
+    fig, ax = new_figure(height=0.8 + max(0.3, 0.08 * len(classes)) * len(groups))
     thickness = 0.8 / len(classes)
     for number, kind in enumerate(classes):
         rows = shares[shares["class"] == kind].set_index("group").loc[groups]
         places = np.arange(len(groups)) + (number - (len(classes) - 1) / 2) * thickness
         spread = np.abs(rows[["low", "high"]].to_numpy().T - rows["share"].to_numpy())
-        style = {"color": COLOURS[number], "hatch": HATCHES[number], "edgecolor": "white", "linewidth": 0}
+        style = look(number, "color", "hatch") | {"edgecolor": "white", "linewidth": 0}
         ax.barh(places, rows["share"], thickness, label=f"{kind} (n = {rows['n'].iloc[0]})", **style)
         ax.errorbar(rows["share"], places, xerr=spread, fmt="none", ecolor="0.3", elinewidth=0.8, capsize=1.5)
-    ax.set_yticks(np.arange(len(groups)), groups)
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
+    name_rows(ax, groups)
     ax.set(xlabel="share of features (95% interval over features)", xlim=(0, None))
-    fig.legend(loc="outside lower center", ncols=len(classes))
+    legend_below(fig)
     return fig

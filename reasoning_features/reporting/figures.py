@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from cycler import cycler
 from IPython.display import Image
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from reasoning_features.bookkeeping.provenance import Run, record_artefact
 from reasoning_features.files import unfinished, write_text
 
-# Okabe and Ito's colours, told apart with any colour vision; never the only mark of a group
+# Okabe and Ito's colours, told apart with any colour vision; never the only mark of a group. There may be
+# more groups than colours: what draws them asks ``look`` for each
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (5, 5)))
@@ -27,6 +34,8 @@ HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "+++", "ooo")
 COLUMN_WIDTH = 3.25  # inches, one column of a two-column page
 TEXT_WIDTH = 6.75  # inches, the whole text
 DOTS = 200  # dots an inch in PNG files
+ACROSS = 4  # the most panels side by side
+LETTERS = 36  # the most of a name beside a row
 NAME = re.compile(r"[ftx]\d\d[a-z]?_[a-z0-9_]+")
 STYLE: Any = {
     "figure.dpi": 100,
@@ -54,12 +63,16 @@ STYLE: Any = {
 def narrow(text: str) -> str:
     """Text whose characters are each one place wide, as it is drawn beside shades: as many as before.
 
-    Fullwidth forms (R1's ``｜``) become their plain ones, other wide characters and combining marks a box.
+    Fullwidth forms (R1's ``｜``) become their plain ones; other wide characters, combining marks and what
+    cannot be printed (tabs, lone surrogates) a box.
     """
     plain = (unicodedata.normalize("NFKC", c) if unicodedata.east_asian_width(c) == "F" else c for c in text)
-    return "".join(
-        "□" if unicodedata.east_asian_width(c) in "WF" or unicodedata.combining(c) else c for c in plain
-    )
+    return "".join("□" if _unplaced(c) else c for c in plain)
+
+
+def _unplaced(c: str) -> bool:
+    """Whether a character does not take one place."""
+    return unicodedata.east_asian_width(c) in "WF" or bool(unicodedata.combining(c)) or not c.isprintable()
 
 
 def use_style() -> None:
@@ -88,10 +101,102 @@ def new_figure(
     return plt.subplots(rows, columns, figsize=(width, height * rows), **options)
 
 
-def legend_below(fig: Figure, ax: Axes, title: str | None = None) -> None:
-    """One legend for all panels, taken from ``ax``, below them, where it hides nothing."""
-    handles, labels = ax.get_legend_handles_labels()
-    fig.legend(handles, labels, title=title, loc="outside lower center", ncols=len(labels))
+def panels(
+    n: int, across: int = ACROSS, *, ylabel: str = "", height: float = 2.4, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of some panels in rows, and its axes.
+
+    Parameters
+    ----------
+    n, across
+        Panels, and how many stand side by side at most.
+    ylabel
+        Written left of every row.
+    height
+        Inches, of one row.
+    options
+        Anything else for ``subplots``.
+    """
+    across = min(n, across)
+    fig, axes = new_figure(-(-n // across), across, height=height, squeeze=False, **options)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(ylabel)
+    for ax in axes.flat[n:]:
+        ax.remove()
+    for ax in axes.flat[n - across : n]:  # the lowest of each column, which need not lie in the last row
+        ax.tick_params(labelbottom=True)
+    return fig, list(axes.flat[:n])
+
+
+def look(i: int, *parts: str) -> dict[str, Any]:
+    """How series ``i`` of any number looks, as matplotlib's options.
+
+    A colour comes back with other marks, lines and hatches: of 64 series no two share a colour with any
+    other part, and 512 differ in one part at least.
+
+    Parameters
+    ----------
+    i
+        Which series, from 0.
+    parts
+        Of ``color``, ``marker``, ``linestyle``, ``hatch``; without any, the first three.
+    """
+    turn = i + i // len(COLOURS)
+    every = {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[turn % len(MARKERS)],
+        "linestyle": LINES[(turn + i // 64) % len(LINES)],
+        "hatch": HATCHES[turn % len(HATCHES)],
+    }
+    return {part: every[part] for part in parts or ("color", "marker", "linestyle")}
+
+
+def colour_bar(fig: Figure, axes: Sequence[Axes], values: pd.Series, label: str) -> ScalarMappable:
+    """Draw a colour bar right of the panels for series that are numbers (depths), and give their colours.
+
+    Dark to light, told apart with any colour vision; without viridis' yellow, which is faint on white.
+    """
+    colours = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 0.9, 256)))
+    scale = ScalarMappable(Normalize(values.min(), values.max()), colours)
+    ticks = MaxNLocator("auto", integer=pd.api.types.is_integer_dtype(values))
+    fig.colorbar(scale, ax=axes, label=label, ticks=ticks)
+    return scale
+
+
+def name_rows(ax: Axes, names: Sequence[str]) -> None:
+    """Write names left of rows, the first on top; long ones are cut, and none is read as mathematics."""
+    cut = [name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…" for name in map(str, names)]
+    ax.set_yticks(range(len(cut)), [name.replace("$", r"\$") for name in cut])
+    ax.set_ylim(len(cut) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+
+
+def legend_below(fig: Figure, marks: Mapping[str, Any] | None = None, title: str | None = None) -> None:
+    """One legend for all panels, below them, in as few rows as fit the width; the figure grows by more rows.
+
+    Parameters
+    ----------
+    fig
+        The figure.
+    marks
+        Label → its mark; without them, those of all panels, each label once.
+    title
+        What stands above it.
+    """
+    if marks is None:
+        marks = {}
+        for ax in fig.axes:
+            found = zip(*ax.get_legend_handles_labels(), strict=True)
+            marks |= {label: mark for mark, label in found if label not in marks}
+    labels = [fill(label, 60) for label in marks]
+    for rows in range(1, len(marks) + 1):
+        columns = -(-len(marks) // rows)
+        legend = fig.legend([*marks.values()], labels, title=title, loc="outside lower center", ncols=columns)
+        box = legend.get_window_extent()
+        if box.width <= fig.bbox.width or columns == 1:
+            fig.set_figheight(fig.get_figheight() + box.height * (rows - 1) / rows / fig.dpi)
+            return
+        legend.remove()
 
 
 def distribution(
@@ -103,7 +208,8 @@ def distribution(
     bins: int | str = 40,
     log: bool = False,
 ) -> None:
-    """Draw the density of a column, one outline a group, told apart by colour and by line.
+    """Draw the density of a column, one outline a group, told apart by colour and by line; a legend is for
+    the caller to draw.
 
     Parameters
     ----------
@@ -121,9 +227,7 @@ def distribution(
         A logarithmic axis of values.
     """
     groups = [] if hue is None else list(pd.unique(frame[hue]))
-    if len(groups) > len(COLOURS):
-        raise ValueError(f"{len(groups)} groups, but only {len(COLOURS)} colours can be told apart")
-    for group, colour, line in zip(groups or [None], COLOURS, LINES, strict=False):
+    for place, group in enumerate(groups or [None]):
         values = frame[x] if group is None else frame.loc[frame[hue] == group, x]
         sns.histplot(
             x=values,
@@ -132,15 +236,12 @@ def distribution(
             element="step",
             fill=False,
             log_scale=log or None,
-            color=colour,
-            linestyle=line,
             marker="",
             label=None if group is None else str(group),
             ax=ax,
+            **look(place, "color", "linestyle"),
         )
     ax.set(xlabel=x, ylabel="density")
-    if groups:
-        ax.legend(title=hue)
 
 
 def save_figure(fig: Figure, name: str, data: pd.DataFrame, run: Run, caption: str) -> Image:

@@ -16,7 +16,9 @@ from reasoning_features.reporting.figures import (
     TEXT_WIDTH,
     distribution,
     legend_below,
+    look,
     new_figure,
+    panels,
 )
 
 Array = NDArray[np.float64]
@@ -49,8 +51,8 @@ def draw_scores(curves: Mapping[str, pd.DataFrame], k: int, quantile: float) -> 
         k: features selected.
         quantile: the paper's (0.997).
     """
-    fig, axes = new_figure(1, len(curves), height=2.6, sharey=True, squeeze=False)
-    for ax, (arm, data) in zip(axes[0], curves.items(), strict=True):
+    fig, axes = panels(len(curves), height=2.6, sharey=True, ylabel="ReasonScore")
+    for ax, (arm, data) in zip(axes, curves.items(), strict=True):
         for (kind, label), colour in zip(NULLS.items(), (COLOURS[5], COLOURS[4]), strict=True):
             if f"{kind} low" in data:
                 band = data[f"{kind} low"], data[f"{kind} high"]
@@ -60,8 +62,7 @@ def draw_scores(curves: Mapping[str, pd.DataFrame], k: int, quantile: float) -> 
         ax.axvline(k, color=COLOURS[7], linestyle=LINES[1], marker="", label=f"k = {k}")
         ax.axhline(threshold, color=COLOURS[7], linestyle=LINES[3], marker="", label=f"quantile {quantile}")
         ax.set(xscale="log", xlabel="rank", title=arm)
-    axes[0, 0].set_ylabel("ReasonScore")
-    legend_below(fig, axes[0, 0])
+    legend_below(fig)
     return fig, pd.concat([data.assign(arm=arm) for arm, data in curves.items()], ignore_index=True)
 
 
@@ -72,13 +73,14 @@ def draw_grid(tables: Mapping[str, pd.DataFrame], k: int) -> tuple[Figure, pd.Da
         tables: arm → :func:`reasoning_features.scoring.selection.grid_table`.
         k: the number of features shown in the left panels.
     """
-    fig, axes = new_figure(len(tables), 2, height=2.5, squeeze=False)
+    alphas = max(table["alpha"].nunique() for table in tables.values())
+    fig, axes = new_figure(len(tables), 2, height=max(2.5, 0.9 + 0.2 * alphas), squeeze=False)
     for (left, right), (arm, table) in zip(axes, tables.items(), strict=True):
         at_k = table[(table["k"] == k) & (table["variant"] == "paper")]
         square = at_k.pivot(index="alpha", columns="window", values="overlap")
         square = square[list(dict.fromkeys(at_k["window"]))]
-        bar = {"label": "Jaccard overlap"}
-        sns.heatmap(square, vmin=0, vmax=1, cmap="cividis", annot=True, fmt=".2f", cbar_kws=bar, ax=left)
+        style = {"annot_kws": {"size": 6}, "cbar_kws": {"label": "Jaccard overlap"}, "cmap": "cividis"}
+        sns.heatmap(square, vmin=0, vmax=1, annot=True, fmt=".2f", ax=left, **style)
         left.set(xlabel="window (before-after)", ylabel="α", title=f"{arm}, k = {k}")
         kinds = list(
             dict.fromkeys(table["window"] + table["variant"].map({"paper": "", "released": " released"}))
@@ -87,14 +89,13 @@ def draw_grid(tables: Mapping[str, pd.DataFrame], k: int) -> tuple[Figure, pd.Da
             window, _, released = kind.partition(" ")
             rows = table[(table["window"] == window) & ((table["variant"] == "released") == bool(released))]
             line = rows.groupby("k")["overlap"].mean()
-            style = {"color": COLOURS[place % 8], "linestyle": LINES[place % 8]}
-            right.plot(line.index, line, label=kind, **style)
+            right.plot(line.index, line, label=kind, **look(place))
         chance = table.groupby("k")["chance"].first()
         right.plot(chance.index, chance, color="0.6", marker="", label="chance")
         right.set(xscale="log", ylim=(0, 1.05), xlabel="k", ylabel="overlap, mean over α", title=arm)
         right.set_xticks(chance.index, [str(count) for count in chance.index])
         right.minorticks_off()
-    legend_below(fig, axes[0, 1], "window")
+    legend_below(fig, title="window")
     return fig, pd.concat([table.assign(arm=arm) for arm, table in tables.items()], ignore_index=True)
 
 
@@ -106,12 +107,12 @@ def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -
         statistic: its column.
         label: the axis' label.
     """
-    fig, axes = new_figure(1, len(tables), height=2.4, sharex=True, squeeze=False)
-    for ax, (arm, table) in zip(axes[0], tables.items(), strict=True):
+    fig, axes = panels(len(tables), sharex=True)
+    for ax, (arm, table) in zip(axes, tables.items(), strict=True):
         edges = np.histogram_bin_edges(table[statistic], bins=BINS)
-        for (kind, name), colour, line in zip(NULLS.items(), COLOURS, LINES, strict=False):
+        for place, (kind, name) in enumerate(NULLS.items()):
             values = table.loc[table["kind"] == kind, statistic]
-            style = {"color": colour, "linestyle": line, "marker": "", "label": name}
+            style = look(place, "color", "linestyle") | {"marker": "", "label": name}
             if len(values):
                 sns.histplot(
                     x=values, bins=edges, stat="proportion", element="step", fill=False, ax=ax, **style
@@ -120,8 +121,8 @@ def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -
             for value in table.loc[table["kind"] == kind, statistic]:
                 ax.axvline(value, color=colour, linestyle=line, marker="", label=kind)
         ax.set(xlabel=label, ylabel="share of vocabularies", title=arm)
-        ax.locator_params(axis="x", nbins=5)
-    legend_below(fig, axes[0, 0])
+        ax.locator_params(axis="x", nbins=4)
+    legend_below(fig)
     columns = ["vocabulary", "kind", "words_of_R", statistic]
     return fig, pd.concat(
         [table[columns].assign(arm=arm) for arm, table in tables.items()], ignore_index=True
@@ -138,7 +139,7 @@ def draw_identity(frames: Mapping[str, pd.DataFrame], k: int) -> tuple[Figure, p
     """
     fig, axes = new_figure(len(frames), 3, height=2.1, squeeze=False, width=TEXT_WIDTH)
     for row, (arm, frame) in zip(axes, frames.items(), strict=True):
-        for ax, column in zip(row, ("token", "token and the one before"), strict=False):
+        for ax, column in zip(row[:2], ("token", "token and the one before"), strict=True):
             for picked, colour, marker in ((False, COLOURS[5], "o"), (True, COLOURS[1], "^")):
                 points = frame[frame["chosen"] == picked]
                 label = f"top {k}" if picked else "other features"
@@ -149,5 +150,6 @@ def draw_identity(frames: Mapping[str, pd.DataFrame], k: int) -> tuple[Figure, p
         groups = frame.assign(features=np.where(frame["chosen"], f"top {k}", "other features"))
         distribution(row[2], groups.sort_values("chosen"), "f1", "features", bins=20)
         row[2].set(xlabel="F1 of the best single token", title=arm)
+        row[2].legend(title="features")
         row[2].set_ylim(top=1.5 * row[2].get_ylim()[1])  # the legend stands above the outlines
     return fig, pd.concat([frame.assign(arm=arm) for arm, frame in frames.items()], ignore_index=True)

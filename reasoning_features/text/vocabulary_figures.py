@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from reasoning_features.reporting.figures import COLOURS, HATCHES, new_figure
+from reasoning_features.reporting.figures import COLOURS, HATCHES, legend_below, name_rows, new_figure
 
 FLOOR = 1e-7
 """General frequencies are drawn no lower than this (words that general English lacks)."""
@@ -17,7 +17,7 @@ FLOOR = 1e-7
 def draw_ranking(
     ranking: pd.DataFrame, words: Sequence[str], threshold: float = 1e-3, top: int = 40
 ) -> tuple[Figure, pd.DataFrame]:
-    """Bars of the ``top`` words of a ranking; words of R hatched; below, general frequency and threshold.
+    """Bars of the ``top`` words of a ranking, a row a word; words of R hatched; right, general frequency.
 
     Args:
         ranking: from :func:`reasoning_features.text.vocabulary.rank_words`.
@@ -32,19 +32,20 @@ def draw_ranking(
     data["in_R"] = data["word"].isin(set(words))
     data["kept"] = data["general_frequency"] < threshold
     places = np.arange(len(data))
-    fig, (above, below) = new_figure(2, 1, height=1.9, sharex=True)
+    # 0.14 inches a word
+    fig, (left, right) = new_figure(1, 2, height=0.8 + 0.14 * len(data), sharey=True)
     for chosen, colour, hatch, label in (
         (True, COLOURS[1], HATCHES[1], "in R"),
         (False, COLOURS[0], HATCHES[0], "not in R"),
     ):
         where = (data["in_R"] == chosen).to_numpy()
-        above.bar(places[where], data["difference"][where], color=colour, hatch=hatch, label=label)
+        left.barh(places[where], data["difference"][where], color=colour, hatch=hatch, label=label)
         frequency = data["general_frequency"][where].clip(lower=FLOOR)
-        below.bar(places[where], frequency, bottom=0, color=colour, hatch=hatch)
-    above.set(ylabel="p_think − p_solution")
-    above.legend()
-    below.axhline(threshold, color=COLOURS[7], linestyle="--", marker="", label=f"threshold {threshold:g}")
-    below.set(yscale="log", ylabel="general frequency", ylim=(FLOOR, 0.2))
-    below.set_xticks(places, data["word"], rotation=90)
-    below.legend()
+        right.barh(places[where], frequency, left=0, color=colour, hatch=hatch)
+    left.set(xlabel="p_think − p_solution")
+    name_rows(left, data["word"].tolist())
+    right.axvline(threshold, color=COLOURS[7], linestyle="--", marker="", label=f"threshold {threshold:g}")
+    right.set(xscale="log", xlabel="general frequency", xlim=(FLOOR, 0.2))
+    right.grid(axis="y", visible=False)
+    legend_below(fig)
     return fig, data

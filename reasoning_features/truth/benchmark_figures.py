@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from reasoning_features.interpretation.lexical_controls import CLASSES
-from reasoning_features.reporting.figures import COLOURS, HATCHES, LINES, MARKERS, TEXT_WIDTH, new_figure
+from reasoning_features.reporting.figures import (
+    COLOURS,
+    HATCHES,
+    legend_below,
+    look,
+    name_rows,
+    new_figure,
+    panels,
+)
 
 SPREAD = 0.012
 """Distance in κ at which the points of two scorers stand side by side."""
@@ -32,7 +41,7 @@ def draw_precision_against_kappa(
             there.
         metric: which metric.
     """
-    fig, ax = new_figure(height=3.2, width=TEXT_WIDTH)
+    fig, ax = new_figure(height=3.2)
     rows = results[(results["metric"] == metric) & results["scorer"].isin(list(scorers))]
     band = bands[bands["metric"] == metric] if len(bands) else bands
     if len(band):
@@ -45,10 +54,10 @@ def draw_precision_against_kappa(
     for place, scorer in enumerate(scorers):
         own = rows[rows["scorer"] == scorer].dropna(subset=["estimate"])
         shift = SPREAD * (place - (len(scorers) - 1) / 2)
-        style = {"color": COLOURS[place], "marker": MARKERS[place]}
-        ax.scatter(own["kappa"] + shift, own["estimate"], s=12, alpha=0.6, linewidths=0, **style)
+        mark = look(place, "color", "marker")
+        ax.scatter(own["kappa"] + shift, own["estimate"], s=12, alpha=0.6, linewidths=0, **mark)
         mean = own.groupby("kappa")["estimate"].mean()
-        ax.plot(mean.index + shift, mean, linestyle=LINES[place], label=scorer, **style)
+        ax.plot(mean.index + shift, mean, label=scorer, **look(place))
     chance = rows.groupby("kappa")["chance"].mean()
     ax.plot(chance.index, chance, color="0.4", linestyle=":", marker="", label="chance (base rate)")
     marked = pd.DataFrame() if coupling is None else coupling
@@ -59,7 +68,7 @@ def draw_precision_against_kappa(
         beyond = " (beyond the scale)" if marked["outside"].all() else ""
         ax.plot([], [], color=COLOURS[4], linestyle="--", marker="", label=f"real labelled traces{beyond}")
     ax.set(xlabel="coupling κ of the words of R to persistence", ylabel=metric)
-    fig.legend(loc="outside lower center", ncols=3)
+    legend_below(fig)
     drawn = [rows.assign(series="scorer"), band.assign(series="null"), marked.assign(series="real traces")]
     return fig, pd.concat([part for part in drawn if len(part)], ignore_index=True)
 
@@ -77,8 +86,8 @@ def draw_scorers(
     rows = results[results["metric"] == metric]
     scorers = list(dict.fromkeys(rows["scorer"]))
     height = 0.9 + 0.36 * len(scorers)
-    fig, axes = new_figure(1, len(arms), height=height, sharex=True, sharey=True, squeeze=False)
-    for ax, (arm, kappa) in zip(axes[0], arms.items(), strict=True):
+    fig, axes = panels(len(arms), height=height, sharex=True, sharey=True)
+    for ax, (arm, kappa) in zip(axes, arms.items(), strict=True):
         for place, scorer in enumerate(scorers):
             own = rows[(rows["scorer"] == scorer) & (rows["kappa"] == kappa)].dropna(subset=["estimate"])
             labels = bool(rows.loc[rows["scorer"] == scorer, "labels"].any())
@@ -91,14 +100,12 @@ def draw_scorers(
         chance = rows.loc[rows["kappa"] == kappa, "chance"].mean()
         ax.axvline(chance, color="0.4", linestyle=":", marker="")
         ax.set(title=arm, xlabel=metric)
-    axes[0, 0].set_yticks(range(len(scorers)), scorers)
-    axes[0, 0].invert_yaxis()
-    ax = axes[0, 0]
+        name_rows(ax, scorers)
     for label, colour, marker in (("no labels", COLOURS[0], "o"), ("uses labels", COLOURS[1], "s")):
         ax.plot([], [], color=colour, marker=marker, linestyle="-", linewidth=0.7, label=label)
     ax.plot([], [], color="black", marker="|", linestyle="", label="mean over autoencoders")
     ax.plot([], [], color="0.4", linestyle=":", marker="", label="chance")
-    fig.legend(loc="outside lower center", ncols=4)
+    legend_below(fig)
     return fig, rows[rows["kappa"].isin(list(arms.values()))].reset_index(drop=True)
 
 
@@ -110,27 +117,23 @@ def draw_lexical(shares: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFra
     Args:
         shares: arm → :func:`reasoning_features.interpretation.lexical_controls.class_shares`.
     """
-    fig, axes = new_figure(1, len(shares), height=2.6, sharey=True, squeeze=False)
-    for ax, (arm, table) in zip(axes[0], shares.items(), strict=True):
+    most = max(table["group"].nunique() for table in shares.values())
+    fig, axes = panels(len(shares), height=0.8 + 0.35 * most)
+    for ax, (arm, table) in zip(axes, shares.items(), strict=True):
         groups = list(dict.fromkeys(table["group"]))
         for place, group in enumerate(groups):
-            bottom = 0.0
+            left = 0.0
             own = table[table["group"] == group].set_index("class")
             for kind, colour in zip(CLASSES, (COLOURS[1], COLOURS[4], COLOURS[0]), strict=True):
                 share, causal = float(own.loc[kind, "share"]), float(own.loc[kind, "causal"])
-                label = kind if place == 0 else None
-                ax.bar(place, share, bottom=bottom, color=colour, width=0.65, label=label)
+                ax.barh(place, share, 0.65, left, color=colour, label=kind)
                 if causal > 0:
-                    mark = {"color": "none", "edgecolor": "white", "hatch": HATCHES[1], "linewidth": 0}
-                    ax.bar(place, causal, bottom=bottom, width=0.65, **mark)
-                bottom += share
+                    mark: Any = {"color": "none", "edgecolor": "white", "hatch": HATCHES[1], "linewidth": 0}
+                    ax.barh(place, causal, 0.65, left, **mark)
+                left += share
         counts = table.groupby("group", sort=False)["features"].first()
-        ax.set_xticks(range(len(groups)), [f"{group}\nn = {counts[group]}" for group in groups])
-        ax.set(title=arm, ylim=(0, 1))
-        ax.grid(axis="x", visible=False)
-    axes[0, 0].set_ylabel("share of features")
-    ax = axes[0, 0]
-    ax.bar([0], [0], color="0.7", edgecolor="white", hatch=HATCHES[1], linewidth=0, label="truly causal")
-    handles, labels = ax.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=4)
+        ax.barh([0], [0], color="0.7", edgecolor="white", hatch=HATCHES[1], linewidth=0, label="truly causal")
+        ax.set(title=arm, xlim=(0, 1), xlabel="share of features")
+        name_rows(ax, [f"{group} (n = {counts[group]})" for group in groups])
+    legend_below(fig)
     return fig, pd.concat([table.assign(arm=arm) for arm, table in shares.items()], ignore_index=True)

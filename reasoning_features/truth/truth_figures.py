@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from reasoning_features.reporting.figures import COLOURS, LINES, MARKERS, legend_below, new_figure
+from reasoning_features.reporting.figures import COLOURS, LINES, legend_below, look, name_rows, panels
 from reasoning_features.truth.causal_truth import Effects
 from reasoning_features.truth.patching import GROUPS
 from reasoning_features.truth.whole_trace import PASSES
@@ -64,20 +64,19 @@ def draw_patching(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFr
     Args:
         tables: arm → :func:`reasoning_features.truth.patching.patch`.
     """
-    fig, axes = new_figure(1, len(tables), height=2.6, sharey=True, squeeze=False)
-    for ax, (arm, table) in zip(axes[0], tables.items(), strict=True):
+    ylabel = "share of the change\nof log-odds"
+    fig, axes = panels(len(tables), height=2.6, sharey=True, ylabel=ylabel)
+    for ax, (arm, table) in zip(axes, tables.items(), strict=True):
         for place, group in enumerate(GROUPS):
             rows = table[table["group"] == group]
             # side by side, so that intervals do not hide one another
             x = rows["layer"] + (place - (len(GROUPS) - 1) / 2) * 0.08
             spread = np.abs(rows[["low", "high"]].to_numpy().T - rows["share"].to_numpy())
-            style = {"color": COLOURS[place], "marker": MARKERS[place], "linestyle": LINES[place]}
-            ax.errorbar(x, rows["share"], spread, label=GROUP_NAMES[group], capsize=2, **style)
+            ax.errorbar(x, rows["share"], spread, label=GROUP_NAMES[group], capsize=2, **look(place))
         ax.axhline(0, color="0.6", linewidth=0.7, marker="")
         ax.set(xlabel="after block", title=f"{arm}\n{table['change'].iloc[0]:+.2f} nats")
-        ax.set_xticks(sorted(table["layer"].unique()))
-    axes[0, 0].set_ylabel("share of the change\nof log-odds")
-    legend_below(fig, axes[0, 0])
+        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    legend_below(fig)
     return fig, pd.concat([table.assign(arm=arm) for arm, table in tables.items()], ignore_index=True)
 
 
@@ -87,9 +86,9 @@ def draw_effects(effects: Mapping[str, Effects]) -> tuple[Figure, pd.DataFrame]:
     Args:
         effects: what is measured (a kind of decision, a place) → its effects.
     """
-    fig, axes = _panels(len(effects), sharey=False)
+    fig, axes = panels(len(effects), COLUMNS, height=2.3)
     tables = {name: effect_table(held) for name, held in effects.items()}
-    for ax, (name, table) in zip(axes, tables.items(), strict=False):
+    for ax, (name, table) in zip(axes, tables.items(), strict=True):
         features = table[table["feature"] >= 0].sort_values("rank")
         band = features["threshold"]
         ax.vlines(features["rank"], -band, band, color="0.8", linewidth=1.5, label="random directions, 99%")
@@ -104,7 +103,7 @@ def draw_effects(effects: Mapping[str, Effects]) -> tuple[Figure, pd.DataFrame]:
         count = int(features["true"].sum())
         ax.set(xscale="log", xlabel="rank by |effect|", title=f"{name}\n{count} of {len(features)} pass")
         ax.set_ylabel("change of log-odds\nwhen ablated (nats)")
-    legend_below(fig, axes[0])
+    legend_below(fig)
     return fig, pd.concat([table.assign(measured=name) for name, table in tables.items()], ignore_index=True)
 
 
@@ -114,9 +113,9 @@ def draw_effect_against_size(effects: Mapping[str, Effects]) -> tuple[Figure, pd
     Args:
         effects: what is measured → its effects.
     """
-    fig, axes = _panels(len(effects), sharey=True)
+    fig, axes = panels(len(effects), COLUMNS, height=2.3, sharey=True, ylabel="|change of log-odds|\n(nats)")
     tables = {name: effect_table(held) for name, held in effects.items()}
-    for ax, (name, table) in zip(axes, tables.items(), strict=False):
+    for ax, (name, table) in zip(axes, tables.items(), strict=True):
         random = table["feature"] < 0
         for rows, colour, marker, label in (
             (table[random], "0.7", ".", "random directions"),
@@ -128,8 +127,11 @@ def draw_effect_against_size(effects: Mapping[str, Effects]) -> tuple[Figure, pd
         ax.plot(line["size"], line["threshold"], color=COLOURS[7], marker="", label="threshold")
         slope = effects[name].slope
         ax.set(xscale="log", yscale="log", xlabel="mean norm of the edit", title=f"{name}\nslope {slope:.2f}")
-        ax.set_ylabel("|change of log-odds|\n(nats)")
-    legend_below(fig, axes[0])
+        # "0.2" has room where "2 × 10⁻¹" has none
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    legend_below(fig)
     return fig, pd.concat([table.assign(measured=name) for name, table in tables.items()], ignore_index=True)
 
 
@@ -142,15 +144,17 @@ def draw_places(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFram
     Args:
         tables: what is measured → :func:`reasoning_features.truth.whole_trace.compare_places`.
     """
-    fig, axes = _panels(len(tables), sharey=True)
+    ylabel = "ablated over the trace\n/ threshold"
+    fig, axes = panels(len(tables), COLUMNS, height=2.3, sharey=True, ylabel=ylabel)
     spans = [_beyond(table, p).abs().max().max() for table in tables.values() for p in ("", "trace ")]
     limit = 1.5 * max(1, *spans)
-    for ax, (name, table) in zip(axes, tables.items(), strict=False):
+    for ax, (name, table) in zip(axes, tables.items(), strict=True):
         here, over = _beyond(table, ""), _beyond(table, "trace ")
         for place, passes in enumerate(PASSES):
             rows = table["passes"] == passes
-            colour = "0.6" if passes == "neither" else COLOURS[place]
-            style: Any = {"color": colour, "marker": MARKERS[place], "linestyle": "", "markersize": 2.5}
+            style = look(place) | {"linestyle": "", "markersize": 2.5}
+            if passes == "neither":
+                style["color"] = "0.6"
             spread = [
                 np.abs(part.loc[rows, ["low", "high"]].to_numpy().T - part.loc[rows, "effect"].to_numpy())
                 for part in (over, here)
@@ -177,8 +181,8 @@ def draw_places(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFram
         both, here_alone, over_alone = (int(counts.get(p, 0)) for p in ("both", "decision", "trace"))
         told = f"pass: {here_alone + both} at the decision, {over_alone + both} over, {both} both"
         ax.set(xlabel="ablated at the decision / threshold", title=f"{name}\n{told}")
-        ax.set(xlim=(-limit, limit), ylim=(-limit, limit), ylabel="ablated over the trace\n/ threshold")
-    legend_below(fig, axes[0])
+        ax.set(xlim=(-limit, limit), ylim=(-limit, limit))
+    legend_below(fig)
     return fig, pd.concat([table.assign(measured=name) for name, table in tables.items()], ignore_index=True)
 
 
@@ -192,38 +196,29 @@ def _beyond(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
 def draw_decodability(
     tables: Mapping[str, pd.DataFrame], causal: Mapping[str, Collection[int]]
 ) -> tuple[Figure, pd.DataFrame]:
-    """Held-out AUC of every feature for each label, with the truly causal features marked, an arm a panel.
+    """Held-out AUC of every feature for each label, a row a label, an arm a panel; causal features marked.
 
     Args:
         tables: arm → :func:`reasoning_features.truth.decodability.decodability`.
         causal: arm → features that pass causal truth.
     """
-    fig, axes = new_figure(1, len(tables), height=2.8, sharey=True, squeeze=False)
     marked = [
         table.assign(arm=arm, causal=table["feature"].isin(list(causal[arm])))
         for arm, table in tables.items()
     ]
-    for ax, table in zip(axes[0], marked, strict=True):
-        labels = list(dict.fromkeys(table["label"]))
-        x = table["label"].map(labels.index) + np.random.default_rng(0).uniform(-JITTER, JITTER, len(table))
+    data = pd.concat(marked, ignore_index=True)
+    labels = list(pd.unique(data["label"]))
+    fig, axes = panels(len(tables), height=0.8 + 0.45 * len(labels), sharex=True, sharey=True)
+    for ax, table in zip(axes, marked, strict=True):
+        y = table["label"].map(labels.index) + np.random.default_rng(0).uniform(-JITTER, JITTER, len(table))
         for passed, colour, marker, size, label in (
             (False, COLOURS[5], "o", 3, "other features"),
             (True, COLOURS[1], "^", 14, "causal features"),
         ):
             rows = table["causal"] == passed
-            ax.scatter(x[rows], table.loc[rows, "auc"], s=size, color=colour, marker=marker, label=label)
-        ax.axhline(0.5, color="0.4", linestyle=LINES[1], linewidth=0.8, marker="", label="chance")
-        ax.set(title=table["arm"].iloc[0])
-        ax.set_xticks(range(len(labels)), [label.replace(" ", "\n") for label in labels])
-    axes[0, 0].set_ylabel("AUC, held-out traces")
-    legend_below(fig, axes[0, 0])
-    return fig, pd.concat(marked, ignore_index=True)
-
-
-def _panels(n: int, sharey: bool) -> tuple[Figure, list[Axes]]:
-    """A figure of ``n`` panels, two in a row."""
-    rows = -(-n // COLUMNS)
-    fig, axes = new_figure(rows, min(n, COLUMNS), height=2.3, sharey=sharey, squeeze=False)
-    for ax in axes.flat[n:]:
-        ax.remove()
-    return fig, list(axes.flat[:n])
+            ax.scatter(table.loc[rows, "auc"], y[rows], s=size, color=colour, marker=marker, label=label)
+        ax.axvline(0.5, color="0.4", linestyle=LINES[1], linewidth=0.8, marker="", label="chance")
+        ax.set(title=table["arm"].iloc[0], xlabel="AUC, held-out traces")
+        name_rows(ax, labels)
+    legend_below(fig)
+    return fig, data
