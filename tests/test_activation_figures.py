@@ -9,15 +9,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from figure_checks import different, legible
 from transformers import AutoTokenizer
 
 from reasoning_features.residual_stream.activation_figures import (
     CHARACTERS,
+    LONGEST,
+    MARGIN,
     SHADES,
     draw_probes,
     draw_profiles,
     draw_trace,
     segments,
+    shades,
     trace_html,
 )
 from reasoning_features.text.corpus import Corpus
@@ -50,10 +54,38 @@ def test_runs_of_a_move(traced) -> None:
     assert held["text"].tolist() == ["Wait, let me try 3 + 4 < 9.\n", "Perhaps " * 30, "right."]
 
 
-def test_without_labels_a_trace_is_one_run(traced) -> None:
+def test_a_trace_without_labels_has_no_margin_and_no_legend(traced) -> None:
     corpus = replace(traced[0], moves=None, move_names=())
-    assert segments(corpus, 0, traced[1])["move"].tolist() == ["unlabelled"]
-    assert "unlabelled" in trace_html(corpus, 0, traced[1]).data
+    assert segments(corpus, 0, traced[1])["move"].tolist() == [""]
+    shown = trace_html(corpus, 0, traced[1]).data
+    assert "unlabelled" not in shown and "span" not in shown and "4 &lt; 9" in shown
+    fig, data = draw_trace(corpus, [0], traced[1])
+    (ax,) = fig.axes
+    assert not fig.legends and data["move"].tolist() == [""]
+    assert ax.get_xlim() == (0, CHARACTERS + MARGIN)
+    lines = {text.get_position()[1]: text.get_position()[0] + len(text.get_text()) for text in ax.texts}
+    assert CHARACTERS < max(lines.values()) <= CHARACTERS + MARGIN
+    legible(fig)
+    plt.close(fig)
+
+
+def test_no_move_is_without_a_shade_and_long_texts_are_cut(traced) -> None:
+    corpus, tokenizer = traced
+    names = tuple(f"move {i}" for i in range(24))
+    assert different(shades(names).values()) is False  # white is a move's too
+    assert different(shades(names)[name] for name in names)
+    tokens = np.resize(corpus.tokens, 1200)
+    many = replace(
+        corpus, tokens=tokens, starts=np.array([0, 1200]), special=np.zeros(1200, bool),
+        thinking=np.ones(1200, bool), moves=np.arange(1200) // 50, move_names=names,
+    )  # fmt: skip
+    fig, data = draw_trace(many, [0], tokenizer)
+    assert data["move"].unique().tolist() == list(names)
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == list(names)
+    assert len({text.get_position()[1] for text in fig.axes[0].texts}) == LONGEST
+    assert "more lines" in fig.axes[0].texts[-1].get_text()
+    legible(fig)
+    plt.close(fig)
 
 
 def test_html_escapes_and_shades(traced) -> None:
@@ -79,6 +111,57 @@ def test_profiles_have_lines_over_numbers_and_marks_over_names() -> None:
     styles = [{line.get_linestyle() for line in ax.lines} for ax in fig.axes]
     assert {"-", "--"} <= styles[0] and styles[1] == {"None"}
     assert fig.axes[1].get_xticklabels()[0].get_text() == "a"
+    plt.close(fig)
+
+
+def by_place_and_move(n_moves: int) -> pd.DataFrame:
+    """Means of 1 by position, and by so many moves."""
+    place = pd.DataFrame({"by": "position", "group": range(0, 1024, 128)})
+    move = pd.DataFrame({"by": "move", "group": [f"move number {i}" for i in range(n_moves)]})
+    table = pd.concat([place, move])
+    table["mean"] = 1 + 0.3 * np.sin(np.arange(len(table)))
+    return table.assign(low=0.95 * table["mean"], high=1.1 * table["mean"])
+
+
+@pytest.mark.parametrize("n_layers", [4, 30, 80])
+def test_profiles_by_layer_have_a_colour_bar_and_a_logarithmic_axis(n_layers: int) -> None:
+    norms = np.geomspace(40, 25_000, n_layers)
+    means = by_place_and_move(12)
+    parts = [
+        means.assign(layer=i, **{name: means[name] * norm for name in ("mean", "low", "high")})
+        for i, norm in enumerate(norms)
+    ]
+    fig = draw_profiles(pd.concat(parts), "layer", "norm of the stream")
+    left, right, bar = fig.axes
+    assert left.get_yscale() == "log" and not fig.legends and bar.get_ylabel() == "layer"
+    assert different(line[0].get_color() for line in left.containers)
+    assert len(left.containers) == len(right.containers) == n_layers
+    legible(fig)
+    plt.close(fig)
+
+
+def test_profiles_by_name_have_a_legend_of_any_length() -> None:
+    data = pd.concat([by_place_and_move(9).assign(model=f"model {i}") for i in range(20)])
+    fig = draw_profiles(data, "model", "loss")
+    lines = [line[0] for line in fig.axes[0].containers]
+    assert different((line.get_color(), line.get_marker()) for line in lines)
+    assert len(fig.legends[0].get_texts()) == 20 and fig.axes[0].get_yscale() == "linear"
+    legible(fig)
+    plt.close(fig)
+
+
+@pytest.mark.parametrize("first", [-1, 0])
+def test_probes_of_many_layers_have_ticks_apart(first: int) -> None:
+    layers = range(first, 80)
+    rise = 0.3 + 0.3 * np.sin(np.arange(len(layers)) / 30)
+    frame = pd.DataFrame(
+        {"layer": layers, "balanced accuracy": rise, "low": rise - 0.02, "high": rise + 0.02}
+    )
+    parts = [frame.assign(target=f"target {i}", labels=f"labels {j}") for i in range(3) for j in range(2)]
+    fig = draw_probes(pd.concat(parts).assign(chance=0.1), 40)
+    labels = [label.get_text() for label in fig.axes[0].get_xticklabels()]
+    assert labels[0] == ("token" if first else "0") and "40" in labels
+    legible(fig)
     plt.close(fig)
 
 

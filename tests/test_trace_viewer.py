@@ -7,13 +7,13 @@ import re
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from figure_checks import legible
 
 from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.organism.traces import MOVES
-from reasoning_features.residual_stream.activation_figures import SHADES
+from reasoning_features.residual_stream.activation_figures import LONGEST, MARGIN, SHADES
 from reasoning_features.steering.trace_viewer import (
     CHARACTERS,
-    LONGEST,
     Trace,
     draw_traces,
     flipped,
@@ -103,4 +103,14 @@ def test_long_and_strange_traces_are_cut_and_told():
     assert len({text.get_position()[1] for text in fig.axes[0].texts}) == LONGEST
     assert "".join(data.loc[data["trace"] == "a", "text"]).count("high") == 50
     fig.draw_without_rendering()
+    plt.close(fig)
+
+
+def test_real_text_has_no_margin_and_long_questions_and_many_traces_fit(answers):
+    prose = Trace("a condition with a name of many words " * 3, "It costs $5 and $6_x^2, \\frac. " * 40)
+    fig, _ = draw_traces("How many dollars ($) are left? " * 30, [prose] * 5)
+    assert len(fig.axes) == 5 and not fig.legends
+    assert all(ax.get_xlim() == (0, CHARACTERS + MARGIN) for ax in fig.axes)
+    assert "…" in fig.get_suptitle()
+    legible(fig)
     plt.close(fig)

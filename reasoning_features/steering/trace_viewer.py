@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from textwrap import wrap
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -16,14 +16,19 @@ from reasoning_features.interpretation.feature_pages import document, escaped
 from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.organism.parser import parse
 from reasoning_features.organism.traces import ASSISTANT, MOVES, USER
-from reasoning_features.reporting.figures import TEXT_WIDTH, new_figure
-from reasoning_features.residual_stream.activation_figures import SHADES, wrapped, write_lines
+from reasoning_features.reporting.figures import TEXT_WIDTH, panels
+from reasoning_features.residual_stream.activation_figures import (
+    moves_below,
+    shades,
+    shortened,
+    wrapped,
+    write_lines,
+)
 
 CHARACTERS = 56
-"""Characters a line of a drawn trace, of two side by side."""
-LONGEST = 40
-"""Lines of a drawn trace; the rest is left out, and said to be."""
-_SHADES = dict(zip(MOVES, SHADES, strict=True)) | {"": "#FFFFFF"}
+"""Characters a line of a drawn trace, of two side by side, beside the margin."""
+ACROSS = 2
+_SHADES = shades(MOVES)
 _LINE = 0.118  # inches
 
 
@@ -123,33 +128,28 @@ def _style(move: str) -> str:
 
 
 def draw_traces(title: str, traces: Sequence[Trace]) -> tuple[Figure, pd.DataFrame]:
-    """Traces drawn beside one another at the width of the text, moves behind and named in the margin.
+    """Traces drawn two in a row at the width of the text, moves behind and named in the margin.
 
     Returns:
         The figure, and its rows: ``trace`` (the heading), ``move``, ``text``, the parts left out too.
     """
     held = [moves_of(_printable(trace.text)) for trace in traces]
-    lines = [wrapped(runs, CHARACTERS) for runs in held]
-    cut = [part if len(part) <= LONGEST else [*part[: LONGEST - 1], _left_out(part)] for part in lines]
-    rows = max(map(len, cut))
-    width = TEXT_WIDTH / len(traces)
-    fig, axes = new_figure(1, len(traces), height=_LINE * (rows + 6) + 0.2, squeeze=False)
-    fig.suptitle(title, fontsize=8, parse_math=False)
-    for ax, part, trace in zip(axes[0], cut, traces, strict=True):
+    lines = [shortened(wrapped(runs, CHARACTERS)) for runs in held]
+    rows = max(map(len, lines))
+    width = TEXT_WIDTH / min(len(traces), ACROSS)
+    fig, axes = panels(len(traces), ACROSS, height=_LINE * (rows + 6) + 0.2)
+    # a real question may be a paragraph: its first lines
+    asked = wrap(title, 95, max_lines=4, placeholder=" …")
+    fig.suptitle("\n".join(asked), fontsize=8, parse_math=False)
+    fig.set_figheight(fig.get_figheight() + _LINE * (len(asked) - 1))
+    for ax, part, trace in zip(axes, lines, traces, strict=True):
         write_lines(ax, part, _SHADES, CHARACTERS, width)
         ax.set_ylim(rows + 0.3, -0.7)
-        ax.set_title(trace.heading, loc="left", fontsize=7, parse_math=False)
-    used = list(dict.fromkeys(move for part in cut for line in part for move, _ in line if move))
-    if used:
-        patches = [plt.Rectangle((0, 0), 1, 1, facecolor=_SHADES[move], edgecolor="grey") for move in used]
-        fig.legend(patches, used, loc="outside lower center", ncols=len(used))
+        ax.set_title("\n".join(wrap(trace.heading, 50)), loc="left", fontsize=7, parse_math=False)
+    moves_below(fig, dict.fromkeys(m for part in lines for line in part for m, _ in line if m), _SHADES)
     frames = [runs.assign(trace=trace.heading) for runs, trace in zip(held, traces, strict=True)]
     data = pd.concat(frames, ignore_index=True)[["trace", "move", "text"]]
     return fig, data.assign(text=data["text"].str.replace("\n", "⏎"))
-
-
-def _left_out(lines: Sequence[object]) -> list[tuple[str, str]]:
-    return [("", f"… and {len(lines) - LONGEST + 1} more lines")]
 
 
 def _printable(text: str) -> str:
