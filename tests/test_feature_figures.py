@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from figure_checks import legible
 
 from reasoning_features.interpretation.activating_examples import Example
 from reasoning_features.interpretation.feature_figures import (
@@ -15,7 +16,6 @@ from reasoning_features.interpretation.feature_figures import (
     wrapped,
 )
 from reasoning_features.interpretation.feature_interface import FeatureInterface
-from reasoning_features.reporting.figures import DOTS
 
 
 @pytest.fixture(autouse=True)
@@ -43,30 +43,6 @@ def interface(**changes) -> FeatureInterface:
     return FeatureInterface(**(made | changes))
 
 
-def overlaps(fig) -> list[tuple[str, str]]:
-    """Pairs of texts whose boxes share more than a sliver."""
-    fig.set_dpi(DOTS)
-    fig.canvas.draw()
-    renderer = fig.canvas.get_renderer()
-    axes = [axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)]
-    beyond = {  # ticks outside the limits have labels that are not drawn
-        tick.label1
-        for axis in axes
-        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
-        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
-    }
-    texts = [t for t in fig.findobj(plt.Text) if t.get_text().strip() and t.get_visible() and t not in beyond]
-    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts]
-    found = []
-    for i, (a, x) in enumerate(boxes):
-        for b, y in boxes[i + 1 :]:
-            width = min(x.x1, y.x1) - max(x.x0, y.x0)
-            height = min(x.y1, y.y1) - max(x.y0, y.y0)
-            if width > 3 and height > 5:
-                found.append((a, b))
-    return found
-
-
 def test_the_interface_draws_what_it_returns():
     fig, data = draw_interface(interface(), examples=6)
     assert data["part"].value_counts().to_dict() == {
@@ -79,7 +55,7 @@ def test_the_interface_draws_what_it_returns():
     assert data.loc[data["part"] == "negative", "text"].tolist() == ["$", "⏎"]
     shaded = sum(patch.get_height() == 1 for patch in fig.axes[-1].patches)
     assert shaded >= sum(int((e.activations > 0).sum()) for e in interface().examples[:6])
-    assert overlaps(fig) == []
+    legible(fig)
 
 
 def test_a_feature_that_is_never_active_is_drawn_too():
@@ -107,7 +83,23 @@ def test_snippets_are_grouped_and_shaded_by_share_of_their_feature():
     assert len(data) == 3 * 41
     largest = max(patch.get_alpha() for patch in fig.axes[1].patches)
     assert largest == pytest.approx(min(example(3, seed=2).activations.max() / 3, 1))
-    assert overlaps(fig) == []
+    legible(fig)
+
+
+def test_forty_features_of_real_text_are_legible():
+    pieces = (" $x_1^2$", "\\frac{a}{b}", "\n\n", "\t", "https://example.org/" + "a" * 150, " 数", " _so_ ^")
+    groups = {
+        f"mode {mode}": [
+            Example(i, 0, pieces, np.linspace(0, 1, len(pieces), dtype=np.float32), 6)
+            for i in range(12_340 + 10 * mode, 12_350 + 10 * mode)
+        ]
+        for mode in range(4)
+    }
+    fig, data = draw_snippets(groups, dict.fromkeys(range(12_340, 12_380), 1.0))
+    drawn = {text.get_text() for text in fig.axes[0].texts}
+    assert {"$x_1^2$", "\\frac{a}{b}", "⏎⏎", "⇥"} <= drawn and data["feature"].nunique() == 40
+    assert max(t.get_position()[0] + len(t.get_text()) for t in fig.axes[0].texts) <= CHARACTERS
+    legible(fig)
 
 
 def test_no_snippets_at_all():

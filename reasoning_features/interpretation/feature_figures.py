@@ -29,7 +29,7 @@ Lines = list[list[tuple[str, float]]]
 def visible(text: str) -> str:
     """A token as it is drawn: newlines and tabs as signs, what cannot be drawn in one place as a box."""
     signs = {"\n": "⏎", "\t": "⇥"}
-    return "".join(signs.get(c, narrow(c) if c.isprintable() else "□") for c in text)
+    return "".join(signs.get(c, narrow(c)) for c in text)
 
 
 def draw_interface(interface: FeatureInterface, examples: int = 6) -> tuple[Figure, pd.DataFrame]:
@@ -49,7 +49,7 @@ def draw_interface(interface: FeatureInterface, examples: int = 6) -> tuple[Figu
         for example in interface.examples[:examples]
     ]
     text_height = LINE * sum(len(lines) + 0.6 for _, lines in blocks) + 0.35
-    top_height = 1.75
+    top_height = max(1.75, 0.55 + 0.12 * max(len(interface.negative), len(interface.positive)))
     heights = [top_height, text_height]
     fig, axes = new_figure(2, 3, height=sum(heights) / 2, height_ratios=heights, squeeze=False)
     for ax in axes[1]:
@@ -161,7 +161,7 @@ def _fit(fig: Figure, axes: Sequence[Axes]) -> None:
     for ax in axes:
         inches = ax.get_window_extent().width / fig.dpi
         for text in ax.texts:
-            text.set_fontsize(0.98 * inches * 72 / (CHARACTERS + MARGIN) / CHARACTER_WIDTH)
+            text.set_fontsize(0.96 * inches * 72 / (CHARACTERS + MARGIN) / CHARACTER_WIDTH)
 
 
 def _bars(ax: Axes, tokens: Sequence[tuple[str, float]], title: str, colour: str) -> None:
@@ -180,9 +180,8 @@ def _histogram(ax: Axes, interface: FeatureInterface) -> None:
     if len(interface.histogram):
         ax.stairs(interface.histogram, interface.edges, fill=True, color=COLOURS[2])
         ax.set_xscale("log", base=2)
-    ax.set(
-        title=f"active on {interface.density:.2%} of tokens", xlabel="activation (log)", ylabel="tokens a bin"
-    )
+    ax.set_title(f"active on {interface.density:.2%} of tokens", loc="right")  # wider than the panel
+    ax.set(xlabel="activation (log)", ylabel="tokens a bin")
 
 
 def _rows(interface: FeatureInterface, examples: int) -> Iterator[tuple[str, int, str, float]]:
