@@ -85,6 +85,7 @@ def test_every_package_of_the_card_is_used_by_shipped_code(package):
 def test_every_range_is_of_a_package_that_shipped_code_uses():
     modules = {"pyyaml": "yaml", "scikit-learn": "sklearn"} | CARD
     indirect = {
+        "gguf": "transformers reads SmolLM2's file with it",
         "ipykernel": "notebooks run in it",
         "jinja2": "pandas writes LaTeX with it",
         "jupyterlab": "make lab starts it",
