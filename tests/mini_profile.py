@@ -9,6 +9,21 @@ import miniatures as mini
 import yaml
 
 NAME = "miniature"
+ONE, OTHER, NEVER = 43, mini.FEATURES - 7, mini.DEAD - 5
+"""Features that a paper might name: two that are active, and one that never is."""
+BENCHMARKS: dict[str, dict[str, Any]] = {
+    "AIME-2024": {"dataset": mini.AIME, "split": "train"},
+    "MATH-500": {"dataset": mini.MATH, "selection": 0.5},
+    "GPQA-Diamond": {
+        "dataset": mini.GPQA,
+        "name": "gpqa_diamond",
+        "split": "train",
+        "problem": "Question",
+        "answer": "Correct Answer",
+        "wrong": [f"Incorrect Answer {i}" for i in (1, 2, 3)],
+    },
+    **{f"Contest {i}": {"dataset": name, "split": "train"} for i, name in enumerate(mini.OTHERS)},
+}
 
 
 def settings_of_miniatures() -> dict[str, Any]:
@@ -26,10 +41,10 @@ def settings_of_miniatures() -> dict[str, Any]:
         "base_text": [{"dataset": mini.SLIM}],
         "reasoning_documents": 150,
         "general_documents": 80,
-        "probe_documents": 20,
-        "sample_documents": 40,
-        "context": mini.ROW,
-        "batch_tokens": 4096,
+        "probe_documents": 23,
+        "sample_documents": 41,
+        "context": mini.CONTEXT,
+        "batch_tokens": 4000,
         "autoencoder": f"{mini.LLAMA_SAE}:{mini.HOOK}",
         "d_sae": mini.FEATURES,
         "train_tokens": 8192,
@@ -42,21 +57,12 @@ def settings_of_miniatures() -> dict[str, Any]:
         "windows": [[1, 2], [2, 3]],
         "random_vocabularies": 4,
         "blocks": 10,
-        "published": {"uncertainty": [3, 43, 77], "steered in version 2": [3, 43, 305]},
+        "published": {"uncertainty": [NEVER, ONE, 77], "steered in version 2": [NEVER, ONE, OTHER]},
         "published_problems": 3,
-        "problems": {
-            "AIME-2024": {"dataset": mini.AIME, "split": "train"},
-            "MATH-500": {"dataset": mini.MATH, "selection": 0.5},
-            "GPQA-Diamond": {
-                "dataset": mini.GPQA,
-                "name": "gpqa_diamond",
-                "split": "train",
-                "problem": "Question",
-                "answer": "Correct Answer",
-                "wrong": [f"Incorrect Answer {i}" for i in (1, 2, 3)],
-            },
-        },
+        "problems": BENCHMARKS,
         "max_new_tokens": 24,
+        "text_problems": 3,
+        "text_tokens": 16,
         "examples": 3,
         "pages": 3,
         "gammas": [-2.0, 2.0],

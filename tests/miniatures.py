@@ -3,6 +3,9 @@
 Names of files, columns, special tokens and keys of configurations are those of the real repositories (the
 reasoning model distilled from R1 into Llama, its Qwen sister, the paper's autoencoder as SAELens 5.5.2 left
 it, one in the format of EleutherAI's sparsify, and the data sets); weights and texts are made here.
+
+No two dimensions are equal, and there are more layers than colours and more features than any list in the
+code is long: what takes one dimension for another, or runs out of something, fails on these.
 """
 
 from __future__ import annotations
@@ -28,16 +31,27 @@ LLAMA, LLAMA_BASE, LLAMA_SAE = (
     "mini/Llama-Base",
     "mini/r1-distill-llama-lmsys-openthoughts",
 )
-QWEN, QWEN_BASE, QWEN_SAE = "mini/R1-Distill-Qwen", "mini/Qwen-Base", "mini/sae-R1-Distill-Qwen-256"
+QWEN, QWEN_BASE, QWEN_SAE = "mini/R1-Distill-Qwen", "mini/Qwen-Base", "mini/sae-R1-Distill-Qwen-280"
 THOUGHTS, THOUGHTS_ALL = "mini/OpenThoughts-10k-DeepSeek-R1", "mini/OpenThoughts-114k"
 LMSYS, TOKENIZED, SLIM = "mini/lmsys-chat-1m", "mini/lmsys-openthoughts-tokenized", "mini/SlimPajama-6B"
 MATH, AIME, GPQA = "mini/MATH-500", "mini/aime_2024", "mini/gpqa"
 
-LAYERS, WIDTH, LAYER = 4, 64, 2
-FEATURES, QWEN_FEATURES, QWEN_K = 512, 256, 16
-TEXTS, ROW = 360, 128
+LAYERS, LAYER = 10, 6  # the depth of the paper's hook, nearly
+WIDTH, HEADS, KEY_HEADS, MLP_WIDTH = 56, 4, 2, 100
+VOCABULARY, MARKS, SPARE = 600, 7, 5  # of the embedding's rows some are no tokens', as in Qwen
+FEATURES, QWEN_FEATURES, QWEN_K = 616, 280, 17
+DEAD = 8  # the first features of the Llama's autoencoder
+TEXTS, ROW, CONTEXT = 360, 128, 120
 HOOK = f"blocks.{LAYER}.hook_resid_post"
-DOMAINS = ("code", "math", "puzzle", "biology", "chemistry", "physics")
+MLP = f"layers.{LAYER}.mlp"
+DOMAINS = (
+    *("code", "math", "puzzle", "biology", "chemistry", "physics"),
+    *("history", "law", "language", "music", "medicine"),
+)
+OTHERS = tuple(f"mini/contest-{i}" for i in range(6))
+"""More benchmarks, in the columns of AIME."""
+PROBLEMS = {MATH: 24, AIME: 6, GPQA: 9, **dict.fromkeys(OTHERS, 3)}
+"""Problems of each benchmark."""
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 USER, ASSISTANT, THINK, END_THINK = "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"
@@ -84,7 +98,7 @@ def build(root: Path) -> Path:
 
 
 def make_tokenizer(
-    directory: Path, texts: list[str], reasoning: bool, opens_thinking: bool = True, size: int = 600
+    directory: Path, texts: list[str], reasoning: bool, opens_thinking: bool = True, size: int = VOCABULARY
 ) -> Tokenizer:
     """A byte-level BPE with R1's special tokens, under R1's (misleading) class name LlamaTokenizerFast."""
     tokenizer = Tokenizer(models.BPE())
@@ -139,13 +153,12 @@ def make_model(directory: Path, kind: str, seed: int) -> None:
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
     shape: dict[str, Any] = {
-        "vocab_size": tokenizer.get_vocab_size()
-        + 5,  # rows of the embedding beyond the tokenizer's, as in Qwen
+        "vocab_size": tokenizer.get_vocab_size() + SPARE,
         "hidden_size": WIDTH,
         "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 128,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KEY_HEADS,
+        "intermediate_size": MLP_WIDTH,
         "max_position_embeddings": 4096,
         "bos_token_id": bos,
         "eos_token_id": eos,
@@ -162,7 +175,7 @@ def make_model(directory: Path, kind: str, seed: int) -> None:
         model = Qwen2ForCausalLM(
             Qwen2Config(**shape, rope_parameters={"rope_type": "default", "rope_theta": 10000})
         )
-    model.to(torch.bfloat16).save_pretrained(directory, max_shard_size="200KB")
+    model.to(torch.bfloat16).save_pretrained(directory, max_shard_size="250KB")
     config = json.loads((directory / "config.json").read_text())
     rope = config.pop("rope_parameters")
     old = {"torch_dtype": config.pop("dtype"), "rope_theta": rope.pop("rope_theta")}
@@ -179,7 +192,7 @@ def make_model(directory: Path, kind: str, seed: int) -> None:
 
 @torch.no_grad()
 def activations(directory: Path, texts: list[str], site: str) -> torch.Tensor:
-    """Activations ``[n, d]`` of block 2 in float32: its output, or its MLP's."""
+    """Activations ``[n, d]`` of the hooked block in float32: its output, or its MLP's."""
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     cls = (
         LlamaForCausalLM
@@ -216,7 +229,7 @@ def dictionary(points: torch.Tensor, features: int, density: float, seed: int) -
 
 
 def make_sae(directory: Path, model: Path, texts: list[str], told: str = "expected_average_only_in") -> None:
-    """The autoencoder of block 2 as SAELens 5.5.2 leaves it when its training ends.
+    """The autoencoder of the hooked block as SAELens 5.5.2 leaves it when its training ends.
 
     The scaling is folded into the weights, but ``cfg.json`` is the training's own configuration and goes on
     to tell the training's normalisation; ``told="none"`` is what a later save of the same object tells.
@@ -225,7 +238,7 @@ def make_sae(directory: Path, model: Path, texts: list[str], told: str = "expect
     found = dictionary(points, FEATURES, 0.04, seed=0)
     # of the encoder's input nothing is subtracted: the mean goes into its bias
     found["b_enc"] = found["b_enc"] - found["b_dec"] @ found["W_enc"]
-    found["b_enc"][:8] = -1e3  # dead
+    found["b_enc"][:DEAD] = -1e3
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in found.items()}
     save_file(weights, directory / "sae_weights.safetensors")
@@ -235,11 +248,11 @@ def make_sae(directory: Path, model: Path, texts: list[str], told: str = "expect
 
 
 def make_sparsify_sae(root: Path, model: Path, texts: list[str]) -> None:
-    """A TopK autoencoder of block 2's MLP in sparsify's format: encodes x − b_dec, unit decoder rows."""
+    """A TopK autoencoder of the block's MLP in sparsify's format: encodes x − b_dec, unit decoder rows."""
     found = dictionary(activations(model, texts[::4], "mlp_out"), QWEN_FEATURES, 0.06, seed=0)
     norms = found["W_dec"].norm(dim=1, keepdim=True)
     encoder = found["W_enc"].T * norms
-    directory = root / f"layers.{LAYER}.mlp"
+    directory = root / MLP
     directory.mkdir(parents=True, exist_ok=True)
     weights = {
         "encoder.weight": encoder,
@@ -259,7 +272,7 @@ def make_sparsify_sae(root: Path, model: Path, texts: list[str]) -> None:
     training = {
         "sae": own,
         "batch_size": 32,
-        "hookpoints": [f"layers.{LAYER}.mlp"],
+        "hookpoints": [MLP],
         "model": QWEN,
         "ctx_len": 2048,
     }
@@ -390,20 +403,21 @@ def _benchmarks(root: Path) -> None:
     math = [
         {"problem": question, "solution": f"It is $\\boxed{{{answer}}}$.", "answer": answer,
          "subject": "Number Theory", "level": 1 + i % 5, "unique_id": f"test/number_theory/{i}.json"}
-        for i, question, answer in drawn(24, 41)
+        for i, question, answer in drawn(PROBLEMS[MATH], 41)
     ]  # fmt: skip
     _write_lines(root / MATH / "test.jsonl", math)
-    aime = [
-        {"id": 60 + i, "problem": question, "solution": f"It is {answer}.", "answer": answer,
-         "url": "https://example.org", "year": "2024"}
-        for i, question, answer in drawn(6, 42)
-    ]  # fmt: skip
-    _parquet(root / AIME / "data" / "train-00000-of-00001.parquet", aime)
+    for seed, contest in ((42, AIME), *enumerate(OTHERS, start=44)):
+        posed = [
+            {"id": 60 + i, "problem": question, "solution": f"It is {answer}.", "answer": answer,
+             "url": "https://example.org", "year": "2024"}
+            for i, question, answer in drawn(PROBLEMS[contest], seed)
+        ]  # fmt: skip
+        _parquet(root / contest / "data" / "train-00000-of-00001.parquet", posed)
     gpqa = [
         {"Record ID": f"rec{i}", "Question": question, "Correct Answer": f"{answer}\n",
          **{f"Incorrect Answer {k}": f"{answer}{k}" for k in (1, 2, 3)},
          "High-level domain": ("Physics", "Chemistry", "Biology")[i % 3]}
-        for i, question, answer in drawn(9, 43)
+        for i, question, answer in drawn(PROBLEMS[GPQA], 43)
     ]  # fmt: skip
     (root / GPQA).mkdir(parents=True, exist_ok=True)
     pd.DataFrame(gpqa).to_csv(root / GPQA / "gpqa_diamond.csv", index=False)

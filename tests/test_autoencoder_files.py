@@ -18,7 +18,7 @@ from reasoning_features.dictionaries.autoencoder import check_scaling, load_auto
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 
 PAPER = f"{miniatures.LLAMA_SAE}:{miniatures.HOOK}"
-SPARSIFY = f"{miniatures.QWEN_SAE}:layers.{miniatures.LAYER}.mlp"
+SPARSIFY = f"{miniatures.QWEN_SAE}:{miniatures.MLP}"
 MLP = f"blocks.{miniatures.LAYER}.hook_mlp_out"
 
 
@@ -32,7 +32,7 @@ def sparsify(miniature_root: Path, tmp_path: Path) -> Path:
     """A copy of the autoencoder in sparsify's format, to be changed."""
     copied = tmp_path / "sae"
     shutil.copytree(miniature_root / "models" / miniatures.QWEN_SAE, copied)
-    return copied / f"layers.{miniatures.LAYER}.mlp"
+    return copied / miniatures.MLP
 
 
 def test_the_paper_s_autoencoder_as_version_5_left_it(
@@ -52,10 +52,9 @@ def test_the_paper_s_autoencoder_as_version_5_left_it(
     with local_hub.using(hub, offline=True):
         again = load_autoencoder(PAPER, miniatures.WIDTH, miniatures.HOOK)
     assert torch.equal(again.W_dec, sae.W_dec)
-    with pytest.raises(
-        UserError, match=r"openthoughts:blocks.* reads blocks\.2\.hook_resid_post, not blocks\.3"
-    ):
-        load_autoencoder(PAPER, miniatures.WIDTH, "blocks.3.hook_resid_post")
+    after = f"blocks.{miniatures.LAYER + 1}.hook_resid_post"
+    with pytest.raises(UserError, match=f"openthoughts:blocks.* reads {miniatures.HOOK}, not {after}"):
+        load_autoencoder(PAPER, miniatures.WIDTH, after)
 
 
 def test_a_checkpoint_of_version_5_is_found_out(
@@ -116,7 +115,7 @@ def test_sparsify_encodes_less_the_bias_and_reads_the_mlp(
     sae = load_autoencoder(SPARSIFY, miniatures.WIDTH, MLP)
     assert isinstance(sae, TopKSAE) and sae.cfg.metadata.model_name == miniatures.QWEN
     points = miniatures.activations(miniature_root / "models" / miniatures.QWEN, texts, "mlp_out")
-    folder = miniature_root / "models" / miniatures.QWEN_SAE / f"layers.{miniatures.LAYER}.mlp"
+    folder = miniature_root / "models" / miniatures.QWEN_SAE / miniatures.MLP
     held = load_file(folder / "sae.safetensors")
     before = (points - held["b_dec"]) @ held["encoder.weight"].T + held["encoder.bias"]
     values, places = before.relu().topk(miniatures.QWEN_K, dim=1)
@@ -151,7 +150,7 @@ def test_other_variants_of_sparsify_are_refused(
 
 
 def test_where_sparsify_reads_is_told_by_the_folder(sparsify: Path) -> None:
-    stream = sparsify.rename(sparsify.with_name("layers.2"))
+    stream = sparsify.rename(sparsify.with_name(f"layers.{miniatures.LAYER}"))
     assert load_autoencoder(str(stream), miniatures.WIDTH).cfg.metadata.hook_name == miniatures.HOOK
     with pytest.raises(UserError, match=r"does not tell by its folder where it reads: give layers\.N"):
         load_autoencoder(str(stream.rename(stream.with_name("embed_tokens"))), miniatures.WIDTH)

@@ -135,9 +135,9 @@ def _leave(hub: LocalHub) -> None:
         (f"{miniatures.LLAMA}@v9", _leave, r"has no revision v9: see http"),
         ("mini/nothing", _leave, r"There is no model mini/nothing on the hub, or it is private"),
         (
-            f"{miniatures.LLAMA_SAE}:blocks.9",
+            f"{miniatures.LLAMA_SAE}:blocks.99",
             _leave,
-            r"has no folder blocks\.9: it holds blocks\.2\.hook_resid",
+            rf"has no folder blocks\.99: it holds {miniatures.HOOK}",
         ),
     ],
 )

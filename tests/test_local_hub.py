@@ -14,8 +14,11 @@ import pytest
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from local_hub import LocalHub
+from mini_profile import BENCHMARKS, settings_of_miniatures
 from sae_lens import SAE, StandardSAE
 from transformers import AutoTokenizer
+
+from reasoning_features.reporting.figures import COLOURS, LINES, MARKERS
 
 
 def test_a_snapshot_is_what_is_served(hub: LocalHub) -> None:
@@ -58,7 +61,23 @@ def test_a_process_of_its_own(hub: LocalHub) -> None:
     for offline in ("0", "1"):
         environment = hub.environment(HF_HUB_OFFLINE=offline)
         ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-        assert ran.stdout.split() == ["9", "conversation", "4"], ran.stderr
+        told = [str(miniatures.PROBLEMS[miniatures.GPQA]), "conversation", str(miniatures.LAYERS)]
+        assert ran.stdout.split() == told, ran.stderr
+
+
+def test_no_two_dimensions_are_equal_and_lists_run_out(miniature_root: Path) -> None:
+    config = json.loads((miniature_root / "models" / miniatures.LLAMA / "config.json").read_text())
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+    dimensions = [config[name] for name in (*names, "intermediate_size", "vocab_size")]
+    settings = settings_of_miniatures()
+    dimensions += [miniatures.VOCABULARY + miniatures.MARKS, miniatures.FEATURES, miniatures.QWEN_FEATURES]
+    dimensions += [settings["context"], miniatures.ROW, miniatures.TEXTS, settings["reasoning_documents"]]
+    dimensions += [settings["general_documents"], settings["probe_documents"], settings["sample_documents"]]
+    dimensions += [len(miniatures.DOMAINS), len(BENCHMARKS)]
+    assert len(set(dimensions)) == len(dimensions), sorted(dimensions)
+    assert config["vocab_size"] == miniatures.VOCABULARY + miniatures.MARKS + miniatures.SPARE
+    assert min(miniatures.LAYERS, len(miniatures.DOMAINS), len(BENCHMARKS)) > len(COLOURS)
+    assert len(COLOURS) * len(MARKERS) * len(LINES) < miniatures.FEATURES
 
 
 def test_the_tokenizer_is_that_of_r1(miniature_root: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import miniatures as mini
 import pandas as pd
 import pytest
-from mini_profile import write_profile
+from mini_profile import BENCHMARKS, write_profile
 from transformers import AutoTokenizer
 
 from reasoning_features.errors import UserError
@@ -52,27 +53,33 @@ def test_benchmarks_are_mixed_split_for_good_and_ordered_by_the_seed(hub, tokeni
     assert has_problems(settings) and not has_problems(load_settings("smoke", corpus="organism-text"))
     chosen = load_questions(settings, tokenizer, "selection", 100)
     asked = load_questions(settings, tokenizer, "evaluation", 100)
-    assert set(chosen.domains) == {"MATH-500"} and len(chosen) == 12
-    assert [asked.domains.count(name) for name in ("AIME-2024", "MATH-500", "GPQA-Diamond")] == [6, 12, 9]
-    assert set(asked.domains[:5]) == {"AIME-2024", "MATH-500", "GPQA-Diamond"}
+    assert set(chosen.domains) == {"MATH-500"} and len(chosen) == mini.PROBLEMS[mini.MATH] // 2
+    left = {name: mini.PROBLEMS[source["dataset"]] for name, source in BENCHMARKS.items()}
+    left["MATH-500"] -= len(chosen)
+    assert Counter(asked.domains) == left
+    # mixed evenly: of any first part, each benchmark has its share, but for one
+    for n in range(len(asked)):
+        for name, count in left.items():
+            assert abs(asked.domains[:n].count(name) - n * count / len(asked)) <= 1
     assert not set(map(tuple, chosen.prompts)) & set(map(tuple, asked.prompts))
     assert load_questions(settings, tokenizer, "evaluation", 4, start=3).prompts == asked.prompts[3:7]
     other = load_questions(settings.model_copy(update={"seed": 1}), tokenizer, "evaluation", 100)
     assert other.prompts != asked.prompts and sorted(other.prompts) == sorted(asked.prompts)
-    with pytest.raises(UserError, match="no problems of selection from 12 on"):
-        load_questions(settings, tokenizer, "selection", 4, start=12)
+    with pytest.raises(UserError, match=f"no problems of selection from {len(chosen)} on"):
+        load_questions(settings, tokenizer, "selection", 4, start=len(chosen))
 
 
 def test_published_features_are_asked_some_of_every_benchmark_several_times(hub, tokenizer, tmp_path):
     some = published_questions(settings_of(tmp_path, samples=2), tokenizer)
-    assert len(some) == 2 * 9 and {some.domains.count(name) for name in set(some.domains)} == {6}
-    assert some.prompts[:9] == some.prompts[9:]
+    n = 3 * len(BENCHMARKS)
+    assert len(some) == 2 * n and Counter(some.domains) == dict.fromkeys(BENCHMARKS, 6)
+    assert some.prompts[:n] == some.prompts[n:]
     every = published_questions(settings_of(tmp_path, full=True), tokenizer)
-    assert len(every) == 24 + 6 + 9
+    assert len(every) == sum(mini.PROBLEMS.values())
     # an answer that was made for few problems is found when all are asked
     known = {repr(prompt): every.stream(i) for i, prompt in enumerate(every.prompts)}
-    assert [some.stream(i) for i in range(9)] == [known[repr(prompt)] for prompt in some.prompts[:9]]
-    assert len({some.stream(i) for i in range(18)}) == 18
+    assert [some.stream(i) for i in range(n)] == [known[repr(prompt)] for prompt in some.prompts[:n]]
+    assert len({some.stream(i) for i in range(2 * n)}) == 2 * n
 
 
 def test_a_letter_is_asked_for_where_there_are_choices(hub, tokenizer, tmp_path):

@@ -73,8 +73,9 @@ def test_all_notebooks(root, name, tmp_path):
     found = pd.read_csv(figures / "x03_published.csv")
     assert set(found["dials"]) == {"paper", "released code"} and (found["found"] <= found["features"]).all()
     steered = pd.read_csv(figures / "t01_published.csv")
-    assert set(steered["benchmark"]) == {"AIME-2024", "MATH-500", "GPQA-Diamond"}
-    assert {"unsteered", "43 at 2", "305 at 2"} < set(steered["condition"])
+    assert set(steered["benchmark"]) == set(mini_profile.BENCHMARKS)
+    named = {f"{feature} at 2" for feature in (mini_profile.ONE, mini_profile.OTHER)}
+    assert {"unsteered", *named} < set(steered["condition"])
     kept = list(paths.RunPaths(name).data.rglob("*.jsonl"))
     assert kept, "finished answers are kept"
     before = [path.read_bytes() for path in kept]
@@ -121,7 +122,7 @@ def test_a_qwen_with_an_autoencoder_of_its_mlp(root, name, tmp_path):
         "subject": mini.QWEN,
         "base": mini.QWEN_BASE,
         "site": "mlp_out",
-        "autoencoder": f"{mini.QWEN_SAE}:layers.{mini.LAYER}.mlp",
+        "autoencoder": f"{mini.QWEN_SAE}:{mini.MLP}",
         "published": {},
         "d_sae": mini.QWEN_FEATURES,
         "k": mini.QWEN_K,
