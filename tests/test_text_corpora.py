@@ -13,7 +13,13 @@ from transformers import AutoTokenizer
 from reasoning_features.errors import UserError
 from reasoning_features.settings import TextSource, load_settings
 from reasoning_features.text import corpora
-from reasoning_features.text.text_corpora import encode_texts, text_corpus, thinking_of_ids
+from reasoning_features.text.text_corpora import (
+    encode_texts,
+    text_corpus,
+    thinking_of,
+    thinking_of_ids,
+    whole_texts,
+)
 from reasoning_features.text.text_sources import conversation_text, dataset_name, open_texts, split_rows
 
 SPLITS = ("selection", "evaluation", "training")
@@ -48,7 +54,8 @@ def test_a_corpus_of_the_hub_is_one_piece_of_each_text(hub, tokenizer):
     assert set(corpus.domains) == set(mini.DOMAINS)
     assert corpus.moves is None and corpus.styles is None and corpus.move_names == ()
     texts = [row["text"] for row in mini.thoughts()]
-    read = [tokenizer.decode(corpus.document(i).tolist()) for i in range(120)]
+    assert (corpus.tokens[corpus.starts[:-1]] == tokenizer.bos_token_id).all()
+    read = [tokenizer.decode(corpus.document(i)[1:].tolist()) for i in range(120)]
     assert all(sum(piece in text for text in texts) >= 1 for piece in read)
     assert any(piece.startswith(mini.SYSTEM[:20]) for piece in read)
     assert not all(piece.startswith(mini.SYSTEM[:20]) for piece in read)  # pieces of all depths
@@ -101,6 +108,7 @@ def test_thinking_lies_between_its_marks(tokenizer):
     ids, thinking = encode_texts(texts, tokenizer)
     held = [tokenizer.decode(i[t].tolist()) for i, t in zip(ids, thinking, strict=True)]
     assert held == ["Wait, hmm.", "Wait", "Wait", "", ""]
+    assert [thinking_of(text) for text in texts] == held
     for row, inside in zip(ids[:3], thinking, strict=False):
         assert thinking_of_ids(row, tokenizer).tolist() == inside.tolist()
 
@@ -123,12 +131,63 @@ def test_conversations_read_as_the_released_script_renders_them(tokenizer, minia
     assert conversation_text(turns, plain) == "a\n\nb"
 
 
+def without_bos_token(miniature_root):
+    tokenizer = AutoTokenizer.from_pretrained(miniature_root / "models" / mini.LLAMA)
+    tokenizer.bos_token = None
+    return tokenizer
+
+
+def test_pieces_begin_with_bos_and_their_first_token_is_special(tmp_path, tokenizer, miniature_root):
+    words = " ".join(f"word {i}" for i in range(40))
+    file = TextSource(dataset=write_rows(tmp_path / "a.jsonl", [{"text": words}] * 9 + [{"text": "Hi"}] * 9))
+    given = "pieces", tokenizer, "selection", 18, 12, 0
+    corpus = text_corpus(file, *given)
+    first = corpus.starts[:-1]
+    assert (corpus.tokens[first] == tokenizer.bos_token_id).all() and corpus.special[first].all()
+    assert not corpus.thinking[first].any()
+    assert corpus.special.sum() == corpus.n_documents  # nothing else is
+    assert set(np.diff(corpus.starts)) == {12, 1 + len(tokenizer("Hi", add_special_tokens=False).input_ids)}
+    # where the tokenizer has no BOS a piece is text alone, and its first token is the attention sink
+    other = without_bos_token(miniature_root)
+    plain = text_corpus(file, "pieces", other, *given[2:])
+    first = plain.starts[:-1]
+    assert plain.special[first].all() and plain.special.sum() == plain.n_documents
+    assert mini.BOS not in other.decode(plain.tokens) and np.diff(plain.starts).max() == 12
+
+
+def test_token_ids_that_begin_with_bos_get_no_second(tmp_path, tokenizer):
+    rows = [{"text": [tokenizer.bos_token_id, 300, 301, 302]}] * 9
+    corpus = text_corpus(
+        TextSource(dataset=write_rows(tmp_path / "a.jsonl", rows)), "ids", tokenizer, "selection", 9, 100, 0
+    )
+    for i in range(corpus.n_documents):
+        assert corpus.document(i).tolist() == rows[0]["text"]
+
+
+def test_a_split_column_gives_exactly_its_rows(tmp_path, tokenizer):
+    rows = [{"text": f"Number {i}.", "of": SPLITS[i % 3]} for i in range(30)]
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    source = TextSource(dataset=file, split_column="of")
+    for k, split in enumerate(SPLITS):
+        assert sorted(open_texts(source).order(5, split)) == list(range(k, 30, 3))
+        texts = whole_texts(source, tokenizer, split, 99, 0)
+        assert sorted(texts) == sorted(row["text"] for row in rows[k::3])
+        assert text_corpus(source, "a", tokenizer, split, 99, 64, 0).n_documents == 10
+    assert sorted(open_texts(source).order(5)) == list(range(30))
+    with pytest.raises(UserError, match="has no column 'part': it has text, of"):
+        open_texts(TextSource(dataset=file, split_column="part"))
+    with pytest.raises(UserError, match=r"column 'text' of .* says of no row that it is for train") as told:
+        open_texts(TextSource(dataset=file, split_column="text")).order(0, "training")
+    assert "\n" not in str(told.value)
+
+
 def test_a_column_of_token_ids(hub, tokenizer):
     source = TextSource(dataset=mini.TOKENIZED, column="tokens")
     corpus = text_corpus(source, "packed", tokenizer, "selection", 20, 100, 0)
     assert np.diff(corpus.starts).tolist() == [100] * 20
     assert set(corpus.domains) == {"lmsys-openthoughts-tokenized"}
-    assert corpus.special.sum() == np.isin(corpus.tokens, tokenizer.all_special_ids).sum() > 0
+    assert (corpus.tokens[corpus.starts[:-1]] == tokenizer.bos_token_id).all()
+    assert corpus.special.sum() == np.isin(corpus.tokens, tokenizer.all_special_ids).sum() > 20
     assert 0 < corpus.thinking.mean() < 1
     assert len(open_texts(source).ids([0])[0]) == mini.ROW
 

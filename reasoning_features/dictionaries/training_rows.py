@@ -2,8 +2,8 @@
 
 Packing follows the released scripts (TransformerLens' ``tokenize_and_concatenate``): texts are joined by EOS
 and cut into rows. A row of texts begins with BOS, where the tokenizer has one: what comes first becomes the
-attention sink, and :class:`reasoning_features.dictionaries.training_buffers.Buffers` leaves it out. All is mapped from disk, and what was tokenised once is kept in the cache of
-``datasets``.
+attention sink, and :class:`reasoning_features.dictionaries.training_buffers.Buffers` leaves it out. All is
+mapped from disk, and what was tokenised once is kept in the cache of ``datasets``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from reasoning_features.settings import Settings, TextSource
 from reasoning_features.text.text_corpora import beginning, check_ids
 from reasoning_features.text.text_sources import TextRows, open_texts, quiet, without_bos
 
-_TEXTS_A_PIECE = 2000
-"""Texts that are packed together; the tokens after a piece's last whole row are dropped."""
+_FIRST_TEXTS, _TEXTS_A_PIECE = 50, 2000
+"""Texts that are packed together, at least and at most; between these half as many as were packed before.
+
+So little more is tokenised than is needed. The tokens after a piece's last whole row are dropped.
+"""
 _TEXTS_AT_ONCE = 64
 """Texts that are tokenised together: what the tokenizer tells of a token takes far more room than its id."""
 
@@ -86,7 +89,8 @@ def training_rows(
     """Rows of ``settings.context`` tokens, the sources' rows in turn, each in an order drawn by the seed.
 
     A column of token ids is used as it is, longer rows cut up into several; texts are tokenised and packed,
-    only as many as are needed. Where a source has a ``split_column`` its rows for training are used, else all.
+    at most some half more than are needed. Of a source with a ``split_column`` only the rows for training
+    are used, of any other all.
 
     Args:
         settings: context, seed and ``train_tokens``.
@@ -96,7 +100,8 @@ def training_rows(
             be fewer where a source has fewer, or more.
 
     Raises:
-        UserError: no sources, one without a single whole row, or token ids that the tokenizer does not have.
+        UserError: no sources, one without a single whole row or without rows for training, or token ids
+            that the tokenizer does not have.
     """
     if not sources:
         raise UserError("There are no texts to train on: set `training_text`.")
@@ -105,20 +110,18 @@ def training_rows(
     parts, identities = [], []
     for source in sources:
         opened = open_texts(source)
+        order = opened.order(settings.seed, "training" if source.split_column else None)
+        identity = _identity(opened, order, tokenizer)
         if opened.tokens:
-            parts.append(_token_part(opened, tokenizer, settings))
+            parts.append(_token_part(opened, order, tokenizer, settings))
         else:
-            parts.append(_text_part(opened, tokenizer, settings, needed))
-        identities.append(_identity(opened, tokenizer))
+            parts.append(_text_part(opened, order, tokenizer, settings, needed, identity))
+        identities.append(identity)
     told = repr((identities, settings.context, settings.seed))
     return Rows(settings.context, hashlib.sha256(told.encode()).hexdigest(), tuple(parts))
 
 
-def _order(opened: TextRows, settings: Settings) -> NDArray[np.int64]:
-    return opened.order(settings.seed, "training" if opened.source.split_column else None)
-
-
-def _token_part(opened: TextRows, tokenizer: Any, settings: Settings) -> _Part:
+def _token_part(opened: TextRows, order: NDArray[np.int64], tokenizer: Any, settings: Settings) -> _Part:
     """A column of token ids as it is; rows as long as the first, in one order."""
     column = opened.source.column
     held = opened.rows.select_columns([column]).with_format("numpy")
@@ -129,23 +132,28 @@ def _token_part(opened: TextRows, tokenizer: Any, settings: Settings) -> _Part:
             f"The rows of {opened.source.dataset} have {len(held[0][column])} tokens, fewer than the "
             f"context of {settings.context}: lower `context`."
         )
-    order = _order(opened, settings)
     spread = (order[:, None] * pieces + np.arange(pieces)).T.ravel()  # a row's pieces far apart
     return _Part(held, column, pieces, spread)
 
 
-def _text_part(opened: TextRows, tokenizer: Any, settings: Settings, needed: int) -> _Part:
+def _text_part(
+    opened: TextRows,
+    order: NDArray[np.int64],
+    tokenizer: Any,
+    settings: Settings,
+    needed: int,
+    identity: str,
+) -> _Part:
     """Texts in their seeded order, packed piece by piece until there are rows enough."""
-    order = _order(opened, settings)
-    identity = _identity(opened, tokenizer)
     packed: list[datasets.Dataset] = []
+    start, texts = 0, _FIRST_TEXTS
     with quiet(), tqdm(total=needed, desc=f"rows of {opened.name}", unit="row", leave=False) as bar:
-        for start in range(0, len(order), _TEXTS_A_PIECE):
-            chosen = order[start : start + _TEXTS_A_PIECE].tolist()
+        while start < len(order) and sum(map(len, packed)) < needed:
+            chosen = order[start : start + texts].tolist()
             packed.append(_packed(opened, chosen, tokenizer, settings.context, identity))
             bar.update(len(packed[-1]))
-            if sum(map(len, packed)) >= needed:
-                break
+            start += texts
+            texts = min(max(_FIRST_TEXTS, start // 2), _TEXTS_A_PIECE)
     joined = datasets.concatenate_datasets([piece for piece in packed if len(piece)] or packed[:1])
     if not len(joined):
         raise UserError(
@@ -189,10 +197,12 @@ def _packed(
     )
 
 
-def _identity(opened: TextRows, tokenizer: Any) -> str:
-    """What determines a source's tokens: its rows, its column, and the tokenizer where texts are encoded."""
-    told = [opened.name, opened.source.column, opened.content]
+def _identity(opened: TextRows, order: NDArray[np.int64], tokenizer: Any) -> str:
+    """What determines a source's tokens: its rows and column, and the tokenizer where texts are encoded."""
+    told: list[Any] = [opened.name, opened.source.column, opened.content]
+    if opened.source.split_column:
+        told.append(hashlib.sha256(order.tobytes()).hexdigest())
     if not opened.tokens:
-        of_texts = [tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id, tokenizer.chat_template]
-        told += [*of_texts, beginning(tokenizer).tolist(), opened.source.split_column]
+        told += [tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id, tokenizer.chat_template]
+        told += [beginning(tokenizer).tolist(), _FIRST_TEXTS, _TEXTS_A_PIECE]
     return hashlib.sha256(repr(told).encode()).hexdigest()

@@ -1,9 +1,9 @@
 """Corpora of texts about which nothing is known beforehand: one piece of each text, all independent.
 
 A piece is ``context`` tokens of a text, drawn by the seed: all depths of a long trace occur, and intervals
-over documents hold; a shorter text is taken whole. The first token of what a model reads becomes its attention
-sink, whose activation is a hundred times as long as any other (Xiao et al., 2309.17453). So a piece begins with
-BOS where the tokenizer has one, and its first token is marked special: left out of every statistic.
+over documents hold; a shorter text is taken whole. The first token of what a model reads becomes its
+attention sink, whose activation is a hundred times as long as any other (Xiao et al., 2309.17453). So a piece
+begins with BOS where the tokenizer has one, and its first token is marked special: no statistic counts it.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def text_corpus(
         UserError: no texts, or token ids that the tokenizer does not have.
     """
     opened, first = open_texts(source), beginning(tokenizer)
+    text = context - len(first)
     pieces: list[NDArray[np.int32]] = []
     thinking: list[NDArray[np.bool_]] = []
     domains: list[str] = []
     for row, ids, thought in _encoded(opened, tokenizer, opened.order(seed, split)):
         if len(pieces) == documents:
             break
-        text = context - len(first)
         begin = _begin(opened.name, row, len(ids), text, seed)
         pieces.append(np.concatenate([first, ids[begin : begin + text]]))
         thinking.append(np.concatenate([np.zeros(len(first), dtype=bool), thought[begin : begin + text]]))
@@ -102,7 +102,7 @@ def _encoded(
     """Each text's row, token ids and which of them are thinking; texts without tokens are left out."""
     for rows in _groups(order):
         if opened.tokens:
-            ids = opened.ids(rows)
+            ids = [_without_bos_id(row, tokenizer) for row in opened.ids(rows)]
             thought = [thinking_of_ids(row, tokenizer) for row in ids]
             check_ids(opened, ids, tokenizer)
         else:
@@ -146,6 +146,10 @@ def beginning(tokenizer: Any) -> NDArray[np.int32]:
     """What a piece of text begins with: BOS, where the tokenizer has one."""
     bos = tokenizer.bos_token_id
     return np.asarray([] if bos is None else [bos], dtype=np.int32)
+
+
+def _without_bos_id(ids: NDArray[np.int32], tokenizer: Any) -> NDArray[np.int32]:
+    return ids[1:] if len(ids) and ids[0] == tokenizer.bos_token_id else ids
 
 
 def check_ids(opened: TextRows, ids: Sequence[NDArray[np.int32]], tokenizer: Any) -> None:

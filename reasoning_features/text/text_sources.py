@@ -1,7 +1,7 @@
 """Datasets of the hub and local files as rows: opened, checked, split and turned into texts or token ids.
 
-A row belongs to one split for good: what its ``split_column`` says, or else drawn from the dataset's name and
-the row's number alone. So texts on which features were chosen never serve to evaluate them, whatever the seed.
+A row belongs to one split for good: what its ``split_column`` says, or else drawn from the dataset's name
+and the row's number alone. So texts on which features were chosen never serve to evaluate them.
 """
 
 from __future__ import annotations
@@ -57,12 +57,22 @@ class TextRows:
         """Numbers of the rows, of one split or of all, in a seeded order.
 
         It depends on the dataset, not on the column: two columns of one dataset are read in the same rows.
+
+        Raises:
+            UserError: the ``split_column`` has no row of this split.
         """
-        mine = np.arange(len(self.rows))
-        if split is not None and self.source.split_column is not None:
-            mine = np.flatnonzero(np.asarray(self.rows[self.source.split_column][:]) == split)
-        elif split is not None:
+        column = self.source.split_column
+        if split is None:
+            mine = np.arange(len(self.rows))
+        elif column is None:
             mine = split_rows(self.name, len(self.rows), split)
+        else:
+            mine = np.flatnonzero([told == split for told in self.rows[column]])
+            if not len(mine):
+                raise UserError(
+                    f"The column {column!r} of {self.source.dataset} says of no row that it is for {split}: "
+                    f"name another as `split_column`, with {', '.join(SHARES)} in it."
+                )
         return np.random.default_rng([seed, stable_number(self.name)]).permutation(mine)
 
     def texts(self, rows: list[int], tokenizer: Any) -> list[str]:
