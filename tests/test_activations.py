@@ -164,6 +164,21 @@ def test_moments_by_hand() -> None:
     assert (moments.variance, moments.mean_norm) == (25.0, 5.0)
 
 
+@pytest.mark.parametrize("part", [1, 6, 200, 2**24])
+def test_moments_in_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    monkeypatch.setattr(activations, "PART", part)
+    # (3i, −4i) for i < n, of norm 5i: Σ i = n(n − 1)/2, Σ i² = n(n − 1)(2n − 1)/6, all whole numbers
+    n = 101
+    i = torch.arange(float(n))
+    moments = Moments.of(torch.stack([3 * i, -4 * i], dim=1))
+    linear, square = n * (n - 1) // 2, n * (n - 1) * (2 * n - 1) // 6
+    assert moments.count == n and moments.norms == 5 * linear
+    assert moments.total.tolist() == [3 * linear, -4 * linear]
+    assert moments.squares.tolist() == [9 * square, 16 * square]
+    # the variance of i is (n² − 1)/12
+    assert moments.variance == pytest.approx(25 * (n**2 - 1) / 12, rel=1e-12)
+
+
 def test_shuffled_batches_are_epochs_in_seeded_orders() -> None:
     residual = torch.arange(10.0)[:, None]
     batches = activations.shuffled_batches(residual, 5, seed=0)
