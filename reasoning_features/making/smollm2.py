@@ -149,7 +149,9 @@ def _trained(settings: Settings, subject: Subject, layer: int, seed: int, work: 
     # one layer of a shard at a time: all layers of all shards together would not fit into memory
     shards = map_shards(work, paths.RunPaths(settings.profile).shards)
     residual = torch.cat([torch.from_numpy(arrays[str(layer)]).float() for arrays in shards])
-    recipe = settings_recipe(settings, seed=seed, architecture="topk")
+    # the profile's layer is trained the longest; the others serve to look for its features over depth
+    tokens = settings.train_tokens if layer == settings.layer else READ_TOKENS
+    recipe = settings_recipe(settings, tokens, seed, "topk")
     print(f"layer {layer}, seed {seed}: {len(residual):,} activations, {recipe.steps:,} steps", flush=True)
     steps = [recipe.steps * part // 8 for part in range(1, 8)]
     name = f"blocks.{layer}.hook_resid_post"
