@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -12,12 +14,13 @@ import torch
 from sae_lens import SAE, SAETrainer
 
 from reasoning_features.bookkeeping.keys import CELL_LIMIT
+from reasoning_features.bookkeeping.projections import project
 from reasoning_features.dictionaries import streamed_training
 from reasoning_features.dictionaries.autoencoder import load_autoencoder
 from reasoning_features.dictionaries.autoencoder_recipe import Recipe
 from reasoning_features.dictionaries.autoencoder_trainer import finished, new_trainer
 from reasoning_features.dictionaries.streamed_training import settings_recipe, train_on_rows
-from reasoning_features.dictionaries.training_buffers import Buffers
+from reasoning_features.dictionaries.training_buffers import Buffers, ordinary
 from reasoning_features.errors import CorruptArtefact, UserError
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.residual_stream.activations import Moments
@@ -132,7 +135,7 @@ def test_it_is_the_plain_training_on_the_same_batches(
     tiny_subject: Subject, recipe: Recipe, uninterrupted: dict[str, bytes], tmp_path: Path
 ):
     name, hook = tiny_subject.short_name, tiny_subject.hook_name
-    buffers = Buffers(tiny_subject, RandomRows(), 64, 64, recipe.start(name))
+    buffers = Buffers(tiny_subject, RandomRows(), 64, recipe.steps, 64, recipe.start(name))
     data = (batch for batch, _ in buffers.batches())
     trainer = new_trainer(recipe, name, hook, buffers.moments(), data, "cpu")
     trainer.fit()
@@ -150,7 +153,7 @@ def test_what_is_written(tiny_subject: Subject, tmp_path: Path):
     assert table["step"].tolist() == [0, 67, 133, 200]
     assert table["tokens"].tolist() == [64 * step for step in (0, 67, 133, 200)]
     # on raw activations that no step has seen it explains what the history says
-    x = Buffers(tiny_subject, RandomRows(), 64, 64, 0).held_out()
+    x = Buffers(tiny_subject, RandomRows(), 64, 200, 64, 0).held_out()
     explained = 1 - (x - sae(x)).square().sum() / (x - x.mean(0)).square().sum()
     assert float(explained) == pytest.approx(table["fraction of variance explained"].iloc[-1], abs=1e-3)
     assert float(explained) > 0.8
@@ -165,7 +168,7 @@ def test_what_is_written(tiny_subject: Subject, tmp_path: Path):
 
 def test_a_model_in_half_the_bits_and_an_autoencoder_in_all(tiny_llama: Path, tmp_path: Path):
     subject = load_subject(str(tiny_llama), 1, dtype="bfloat16")
-    buffers = Buffers(subject, RandomRows(), 64, 64, 0)
+    buffers = Buffers(subject, RandomRows(), 64, 30, 64, 0)
     assert next(buffers.batches())[0].dtype == buffers.held_out().dtype == torch.float32
     sae = SAE.load_from_disk(train(subject, tmp_path / "sae"))
     assert sae.W_dec.dtype == torch.float32 and sae.cfg.metadata.recipe["tokens"] == RECIPE.tokens
@@ -173,16 +176,21 @@ def test_a_model_in_half_the_bits_and_an_autoencoder_in_all(tiny_llama: Path, tm
         train(load_subject(str(tiny_llama), 1), tmp_path / "sae")
 
 
+def kept(tokens: torch.Tensor) -> torch.Tensor:
+    """Which of the rows' tokens are trained on: neither BOS nor EOS nor the first of a row."""
+    return ordinary(tokens, torch.tensor([0, 1]))
+
+
 def test_batches_of_the_data(tiny_subject: Subject):
-    rows = RandomRows()
-    buffers = Buffers(tiny_subject, rows, 64, 64, 3)
+    rows, steps = RandomRows(), 40
+    buffers = Buffers(tiny_subject, rows, 64, steps, 64, 3)
     held = buffers.held_out()
     # six rows of sixty are held out, without their special tokens
-    assert len(held) == int((rows.rows(0, 6) > 1).sum())
-    stream = buffers.batches()
-    taken = [next(stream) for _ in range(40)]
-    ordinary = int((rows.rows(6, 60) > 1).sum())
-    whole = ordinary // 64
+    assert len(held) == int(kept(rows.rows(0, 6)).sum()) <= 6 * 15
+    taken = list(buffers.batches())
+    assert len(taken) == steps
+    ours = rows.rows(6, 60)
+    whole = int(kept(ours).sum()) // 64
     # all other rows are one buffer, which comes again in another order
     assert [after for _, after in taken[: whole + 1]] == [
         *((0, i) for i in range(1, whole)),
@@ -192,33 +200,112 @@ def test_batches_of_the_data(tiny_subject: Subject):
     first = torch.cat([batch for batch, _ in taken[:whole]])
     again = torch.cat([batch for batch, _ in taken[whole : 2 * whole]])
     assert not torch.equal(first, again)
-    every = torch.cat(
-        [tiny_subject.residual(rows.rows(i, i + 4))[rows.rows(i, i + 4) > 1] for i in range(6, 60, 4)]
-    )
+    every = torch.cat([tiny_subject.residual(part)[kept(part)] for part in ours.split(4)])
     nearest = torch.cdist(first.double(), every.double()).min(1)
     assert float(nearest.values.max()) < 1e-3 and len(nearest.indices.unique()) > 0.9 * len(first)
-    # from any place on the same batches come
-    for place in ((0, 5), (1, 0), (2, 3)):
-        at = next(i for i, (_, after) in enumerate(taken) if after == place)
-        assert torch.equal(next(buffers.batches(place))[0], taken[at + 1][0])
+    # from any place on the same batches come, also in the last buffer, which is smaller
+    assert {after[0] for _, after in taken[:-1]} == {0, 1, 2, 3} and steps < 4 * whole
+    for done, (_, place) in enumerate(taken[:-1], start=1):
+        rest = Buffers(tiny_subject, rows, 64, steps, 64, 3).batches(place, done)
+        assert torch.equal(next(rest)[0], taken[done][0])
+    assert not list(buffers.batches(taken[-1][1], steps))
+
+
+def test_attention_sinks_are_no_batch(tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch):
+    residual, n = Subject.residual, []
+
+    def with_sinks(self: Subject, tokens: torch.Tensor) -> torch.Tensor:
+        n.append(int(kept(tokens)[:, 5].sum()))
+        given = residual(self, tokens)
+        given[:, [0, 5]] *= 100.0
+        return given
+
+    rows = RandomRows()
+    usual = Buffers(tiny_subject, rows, 64, 6, 64, 0)
+    longest = usual.moments().norms / usual.moments().count
+    monkeypatch.setattr(Subject, "residual", with_sinks)
+    buffers = Buffers(tiny_subject, rows, 64, 6, 64, 0)
+    assert buffers.moments().norms / buffers.moments().count == pytest.approx(longest, rel=0.1)
+    assert sum(n) > 20
+    assert all(float(batch.norm(dim=1).max()) < 5 * longest for batch, _ in buffers.batches())
+
+
+class Told(RandomRows):
+    """Rows that keep which of them were asked for."""
+
+    asked: ClassVar[list[tuple[int, int]]] = []
+
+    def rows(self, i: int, j: int) -> torch.Tensor:
+        self.asked.append((i, j))
+        return super().rows(i, j)
 
 
 def test_a_buffer_that_reaches_the_last_row_goes_on_at_the_first(
     tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("reasoning_features.dictionaries.training_buffers.BATCHES", 10)
-    asked: list[tuple[int, int]] = []
-
-    class Told(RandomRows):
-        def rows(self, i: int, j: int) -> torch.Tensor:
-            asked.append((i, j))
-            return super().rows(i, j)
-
-    stream = Buffers(tiny_subject, Told(n=100), 64, 64, 0).batches()
-    for _ in range(28):
-        next(stream)
+    monkeypatch.setattr(Told, "asked", [])
+    assert len(list(Buffers(tiny_subject, Told(n=100), 64, 28, 64, 0).batches())) == 28
     # ten batches of 64 are 40 rows of 16; rows 10 to 99 are not held out
-    assert asked == [(10, 50), (50, 90), (90, 100), (10, 40), (40, 80)][: len(asked)] and len(asked) >= 4
+    assert Told.asked == [(10, 50), (50, 90), (90, 100), (10, 40), (40, 80)][: len(Told.asked)]
+    assert len(Told.asked) >= 4
+
+
+@dataclass
+class Counted:
+    """The tiny model; each token takes it as long as is said, by a clock of its own."""
+
+    subject: Subject
+    seconds: float = 0.0
+    clock: float = 0.0
+    read: list[torch.Tensor] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.subject, name)
+
+    def residual(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.read.append(tokens)
+        self.clock += self.seconds * tokens.numel()
+        return self.subject.residual(tokens)
+
+    @property
+    def rows(self) -> list[tuple[int, ...]]:
+        return [tuple(row) for row in torch.cat(self.read).tolist()]
+
+
+@pytest.mark.parametrize("steps", [1, 8, 12, 33])
+def test_no_more_is_read_than_is_trained_on(
+    tiny_subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+):
+    monkeypatch.setattr("reasoning_features.dictionaries.training_buffers.BATCHES", 10)
+    subject = Counted(tiny_subject)
+    rows = RandomRows(n=200)  # 20 of them are held out, and 180 × 16 tokens are 38 batches or so
+    train(subject, tmp_path / "sae", replace(RECIPE, tokens=steps * 64), rows)
+    assert len(set(subject.rows)) == len(subject.rows)  # in one pass no row is read twice
+    share = float(kept(rows.rows(0, 200)).float().mean())
+    needed = 64 * steps / share
+    read = 16 * (len(subject.rows) - 20)
+    lost = 64 * (steps // 10)  # what a buffer holds beyond whole batches
+    assert needed <= 1.1 * read and read <= 1.15 * (needed + lost) + 2 * 16
+
+
+def test_a_training_that_goes_on_reads_again_what_it_needs(
+    tiny_subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("reasoning_features.dictionaries.training_buffers.BATCHES", 10)
+    monkeypatch.setattr(streamed_training, "NEWEST_EVERY", 0.0)
+    rows, home = RandomRows(n=200), tmp_path / "whole"
+    whole = contents(train(tiny_subject, home, rows=rows))
+    for calls, again in ((5, 40), (15, 80)):  # in the first buffer, which is read once; in the second
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            interrupted_at(patched, calls)
+            train(tiny_subject, tmp_path / f"sae{calls}", rows=rows)
+        subject = Counted(tiny_subject)
+        train(subject, tmp_path / f"sae{calls}", rows=rows)
+        assert contents(tmp_path / f"sae{calls}") == whole
+        starts = subject.rows[20 : 20 + again]
+        assert len(set(starts)) == again and starts[0] == tuple(rows.rows(20, 21)[0].tolist())
+        assert len(subject.rows) < len(set(subject.rows)) + 2
 
 
 def test_another_training_is_not_taken_for_this_one(
@@ -276,15 +363,60 @@ def test_a_damaged_autoencoder_is_named_set_aside_and_trained_again(
         train(tiny_subject, folder)
 
 
+def slowly(
+    monkeypatch: pytest.MonkeyPatch, tiny_subject: Subject, folder: Path, batches: int, steps: int
+) -> tuple[list[tuple[float, float]], float]:
+    """A training in which a token takes 10 ms to read and a step half a second, by a clock of their own.
+
+    Gives when a projection was made and what it said, and when the training was over.
+    """
+    subject, step, made = Counted(tiny_subject, seconds=0.01), SAETrainer.step, []
+
+    def slow(self: SAETrainer, batch: torch.Tensor) -> object:
+        subject.clock += 0.5
+        return step(self, batch)
+
+    def told(what: str, units: float, rate: float) -> None:
+        made.append((subject.clock, project(what, units, rate)))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("reasoning_features.dictionaries.training_buffers.BATCHES", batches)
+        patched.setattr(SAETrainer, "step", slow)
+        patched.setattr(streamed_training, "project", told)
+        patched.setattr(streamed_training, "time", SimpleNamespace(monotonic=lambda: subject.clock))
+        train(subject, folder, replace(RECIPE, tokens=steps * 64), RandomRows(n=200))
+    return made, subject.clock
+
+
+def test_the_time_is_told_once_from_a_whole_buffer(
+    tiny_subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made, end = slowly(monkeypatch, tiny_subject, tmp_path / "sae", 10, 60)
+    ((when, said),) = made
+    # 360 tokens held out and 640 of the first buffer are read, and 8 or 9 batches trained on
+    assert 0.01 * 1000 + 7 * 0.5 < when <= 0.01 * 1000 + 10 * 0.5
+    assert said == pytest.approx(end - when, rel=0.2)
+    # one that goes on within a buffer is told the time of the next
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(streamed_training, "NEWEST_EVERY", 0.0)
+        interrupted_at(patched, 5)
+        slowly(patched, tiny_subject, tmp_path / "cut", 10, 60)
+    made, end = slowly(monkeypatch, tiny_subject, tmp_path / "cut", 10, 60)
+    ((when, said),) = made
+    assert when > 0.01 * (1000 + 640) + 10 * 0.5 and said == pytest.approx(end - when, rel=0.2)
+    # and one of a single buffer needs none
+    assert slowly(monkeypatch, tiny_subject, tmp_path / "one", 64, 30)[0] == []
+
+
 def test_a_training_that_a_cell_has_no_time_for(tiny_subject: Subject, tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(streamed_training, "MEASURED_AFTER", 0.0)
+    monkeypatch.setattr("reasoning_features.dictionaries.training_buffers.BATCHES", 10)
     monkeypatch.setenv(CELL_LIMIT, "0.000001")
     with pytest.raises(UserError, match=r"Training sae: about .* tokens/s, .* give make CELL_LIMIT=") as said:
         train(tiny_subject, tmp_path / "sae")
     assert not (tmp_path / "sae").exists() and "\n" not in str(said.value)
     monkeypatch.delenv(CELL_LIMIT)
     assert train(tiny_subject, tmp_path / "sae").is_dir()
-    assert "measured just now" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("measured just now") == 2
 
 
 def test_too_little_to_train_on(tiny_subject: Subject, tmp_path: Path):

@@ -34,7 +34,7 @@ from reasoning_features.dictionaries.training_rows import training_rows
 from reasoning_features.errors import CorruptArtefact, UserError
 from reasoning_features.files import read_json, write_json
 from reasoning_features.models.subject import Subject
-from reasoning_features.residual_stream.activations import reading_key
+from reasoning_features.residual_stream.activations import SINK, reading_key
 from reasoning_features.settings import Settings, TextSource
 
 COLUMNS = ["step", "tokens", "loss", "L0", "fraction of variance explained", "dead share"]
@@ -44,8 +44,6 @@ SPACED, NEWEST = "step", "newest"
 """Beginnings of the names of checkpoints; the number of the step follows."""
 NEWEST_EVERY = 1200.0
 """Seconds after which the newest checkpoint is written anew."""
-MEASURED_AFTER = 30.0
-"""Seconds of training from which its rate is told, and how long the rest will take."""
 
 
 def settings_recipe(
@@ -128,7 +126,8 @@ def train_on_rows(
     spaced, and the newest are kept until the training is done.
 
     Raises:
-        UserError: as :func:`trained`; or it will take longer than make gives a cell.
+        UserError: as :func:`trained`; or it will take longer than make gives a cell, which is said after
+            one buffer.
     """
     key = _key(subject, rows, recipe, batch_tokens, device, initial)
     work, whole = (folder.with_name(folder.name + ending) for ending in (".training", ".whole"))
@@ -141,8 +140,9 @@ def train_on_rows(
     if (work / KEY).is_file():
         check_made(work, key)
     start = recipe.start(subject.short_name)
-    buffers = Buffers(subject, rows, recipe.batch, batch_tokens, start)
+    buffers = Buffers(subject, rows, recipe.batch, recipe.steps, batch_tokens, start)
     held_out = buffers.held_out().to(device)
+    began = time.monotonic()  # the first buffer is read for its moments
     with _fast_products(device):
         trainer = new_trainer(
             recipe, subject.short_name, subject.hook_name, buffers.moments(), iter(()), device, initial
@@ -156,7 +156,10 @@ def train_on_rows(
 
         if not history:
             record()
-        _run(trainer, buffers, place, recipe, work, checkpoints, history, record)
+        if place[0]:  # other buffers are read as they come
+            began = time.monotonic()
+        measured_from = began if place[1] == 0 else None
+        _run(trainer, buffers, place, recipe, work, checkpoints, history, record, measured_from)
         sae = finished(trainer)
     shutil.rmtree(whole, ignore_errors=True)
     save_autoencoder(sae, whole, {"training": pd.DataFrame(history, columns=COLUMNS)})
@@ -186,24 +189,24 @@ def _run(
     checkpoints: int,
     history: list[dict[str, float]],
     record: Callable[[], None],
+    measured_from: float | None,
 ) -> None:
-    """All steps that are left, with checkpoints; the history grows at the evenly spaced ones."""
+    """All steps that are left, with checkpoints; the history grows at the evenly spaced ones.
+
+    How long the rest will take is told after one whole buffer: the first, read and trained on since
+    ``measured_from``; where that is None the training goes on within a buffer, and the next is measured.
+    """
     spaced = {round(recipe.steps * i / (checkpoints + 1)) for i in range(1, checkpoints + 1)}
-    total, began = recipe.steps * recipe.batch, time.monotonic()
-    done, saved, told = trainer.n_training_samples, began, False
+    total, done = recipe.steps * recipe.batch, trainer.n_training_samples
+    saved, told = time.monotonic(), False
     bar = tqdm(total=total, initial=done, desc=f"Training {work.stem}", unit="token", unit_scale=True)
     with bar:
-        batches = buffers.batches(place)
-        while trainer.n_training_samples < total:
-            batch, after = next(batches)
+        for batch, after in buffers.batches(place, trainer.n_training_steps):
             trainer.maybe_reset_sparsity()
             trainer.step(batch)
             trainer.n_training_steps += 1
             bar.update(len(batch))
-            step, taken = trainer.n_training_steps, time.monotonic() - began
-            if not told and taken > MEASURED_AFTER:
-                rate, told = (trainer.n_training_samples - done) / taken, True
-                project(f"Training {work.stem}", total - trainer.n_training_samples, rate)
+            step = trainer.n_training_steps
             if step in spaced or step == recipe.steps:
                 record()
             if step in spaced:
@@ -212,6 +215,12 @@ def _run(
             elif time.monotonic() - saved > NEWEST_EVERY and step < recipe.steps:
                 _save(work, f"{NEWEST}-{step}", trainer, after, history)
                 saved = time.monotonic()
+            if not told and after[1] == 0 and step < recipe.steps:  # a buffer is through
+                now, samples = time.monotonic(), trainer.n_training_samples
+                if measured_from is not None:
+                    rate, told = (samples - done) / (now - measured_from), True
+                    project(f"Training {work.stem}", total - samples, rate)
+                measured_from, done = now, samples
 
 
 def _save(
@@ -267,6 +276,7 @@ def _key(
         "rows": len(rows),
         "context": rows.context,
         "batch_tokens": batch_tokens,
+        "sinks_from": SINK,
         "recipe": asdict(recipe),
         "initial": None if initial is None else _digest(initial),
         "device": torch.device(device).type,
