@@ -253,7 +253,7 @@ def read_examples(
             document = int(document_of[peak])
             begin, place = int(corpus.starts[document]), int(peak - corpus.starts[document])
             length = int(corpus.starts[document + 1]) - begin
-            text_begins = int(np.argmin(corpus.special[begin : begin + length]))  # after BOS, where there is one
+            text_begins = int(np.argmin(corpus.special[begin : begin + length]))  # after BOS
             shown = slice(max(text_begins, place - around), min(length, place + around + 1))
             ids = corpus.tokens[begin : begin + length][shown].tolist()
             values = read[document, feature][shown]
