@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -162,3 +163,25 @@ def test_parts_in_words() -> None:
     assert part.missing == 2e9 and hub_failures.gigabytes(part.missing) == "2.0 GB"
     found = costs.Needs([part, replace(part, problem="a/b is gated.")], 10**9, "cpu", None, 1, 2, 3, width=64)
     assert "2.0 GB" in str(found) and "a/b is gated." in str(found) and found.memory == 6
+
+
+def test_sizes_that_do_not_fit_are_told_before_any_work(repository: Path) -> None:
+    """A layer that the model lacks, and an autoencoder of another width, by the small files beside them."""
+    for folder, name, held in (
+        ("model", "config.json", {"num_hidden_layers": 3, "hidden_size": 12}),
+        ("fits", "cfg.json", {"d_in": 12}),
+        ("wide", "cfg.json", {"d_in": 20}),
+    ):
+        (repository / folder).mkdir()
+        (repository / folder / name).write_text(json.dumps(held))
+    settings = load_settings("organism", subject="model", autoencoder="fits", layer=2)
+    plain = settings.model_copy(
+        update={"autoencoder_relu": None, "autoencoder_topk": None, "autoencoder_second": None}
+    )
+    costs.check(plain)
+    with pytest.raises(UserError, match=r"Layer 3 is out of range: model has 3 layers; choose 0 to 2\."):
+        costs.check(plain.model_copy(update={"layer": 3}))
+    with pytest.raises(
+        UserError, match=r"wide \(`autoencoder_topk`\) is for activations of width 20, but model"
+    ):
+        costs.check(plain.model_copy(update={"autoencoder_topk": "wide"}))

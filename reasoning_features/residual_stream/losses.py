@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
@@ -16,6 +17,10 @@ def next_token_loss(logits: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
             so that a mean which forgot the padding shows.
     """
     targets = tokens[:, 1:].to(logits.device)
-    predicted = logits[:, :-1].float().transpose(1, 2)
-    loss = torch.nn.functional.cross_entropy(predicted, targets, reduction="none")
+    # row by row: a whole batch's probabilities over a large vocabulary would take most of the memory
+    rows = (
+        cross_entropy(row[:-1].float(), of_row, reduction="none")
+        for row, of_row in zip(logits, targets, strict=True)
+    )
+    loss = torch.stack(list(rows))
     return loss.masked_fill(~valid[:, 1:].to(loss.device), float("nan"))

@@ -108,11 +108,13 @@ def needs(settings: Settings) -> Needs:
 def check(settings: Settings) -> None:
     """Refuse a profile that this machine, or the user's access, cannot serve.
 
-    A profile that names nothing of the hub and runs on the processor is never refused.
+    A profile that names nothing of the hub and runs on the processor is refused only where sizes do not fit.
 
     Raises:
-        UserError: something named is out of reach, or disk or memory are too small.
+        UserError: something named is out of reach, disk or memory are too small, the model lacks the layer,
+            or an autoencoder is for activations of another width.
     """
+    _check_sizes(settings)
     if settings.device == "cpu" and not any(hub_references(settings)):
         return
     from reasoning_features.devices import check_device
@@ -140,6 +142,28 @@ def check(settings: Settings) -> None:
             f"{gigabytes(found.device_free)} are free: give a larger device, a lower batch_tokens or "
             "max_new_tokens, or a profile without `base`."
         )
+
+
+def _check_sizes(settings: Settings) -> None:
+    """Refuse a layer that the model lacks, and autoencoders of another width, where their files are here."""
+    for model, owned in ((settings.subject, AUTOENCODERS[:4]), (settings.contrast, AUTOENCODERS[4:])):
+        path = paths.resolve(model or "") / "config.json"
+        if not path.is_file():
+            continue
+        config = read_json(path)
+        if settings.layer >= config["num_hidden_layers"]:
+            raise UserError(
+                f"Layer {settings.layer} is out of range: {model} has {config['num_hidden_layers']} layers; "
+                f"choose 0 to {config['num_hidden_layers'] - 1}."
+            )
+        for name in owned:
+            told = paths.resolve(getattr(settings, name) or "") / "cfg.json"
+            width = read_json(told).get("d_in") if told.is_file() else None
+            if width not in (None, config["hidden_size"]):
+                raise UserError(
+                    f"The autoencoder in {getattr(settings, name)} (`{name}`) is for activations of width "
+                    f"{width}, but {model} has {config['hidden_size']}: give one that was trained on it."
+                )
 
 
 def _checkpoints(settings: Settings, found: Needs) -> int:
