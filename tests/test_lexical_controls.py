@@ -19,6 +19,7 @@ from reasoning_features.interpretation.lexical_controls import (
     effect_size,
     measure_controls,
     span_maxima,
+    word_detectors,
 )
 
 WAIT = PIECES.index(" wait")
@@ -125,3 +126,31 @@ def test_largest_in_each_span():
     # spans may overlap, and end at the last token
     spans = np.array([[0, 2], [1, 3], [2, 4], [3, 4]])
     assert span_maxima(values, spans).tolist() == [[0, 1], [2, 0], [2, 3], [0, 3]]
+
+
+def test_word_detectors_put_identity_beside_injection():
+    evidence = pd.DataFrame(
+        {
+            "feature": [0, 1, 2],
+            "score:reason score": [0.1, 0.4, 0.2],
+            "score:identity": [0.05, 0.4, 0.02],
+            "density": [0.1, 0.2, 0.3],
+            "best token": ["' wait'", "' but'", "','"],
+            "precision": [0.5, 0.9, 0.1],
+            "recall": [0.6, 0.8, 0.2],
+        }
+    )
+    measured = pd.DataFrame(
+        {
+            "feature": [2, 1],
+            "d": [0.1, 2.0],
+            "control d": [0.0, 0.3],
+            "class": ["context-driven", "token-driven"],
+        }
+    )
+    nothing = np.zeros((1, 2), dtype=np.float32)
+    table = word_detectors(evidence, Controls(measured, nothing, nothing, np.zeros(1, dtype=int)), [1, 2])
+    assert table["feature"].tolist() == [1, 2]
+    np.testing.assert_allclose(table["identity"], [1.0, 0.1])
+    assert table["class"].tolist() == ["token-driven", "context-driven"]
+    assert table["d"].tolist() == [2.0, 0.1]

@@ -303,6 +303,28 @@ def class_shares(
     return pd.DataFrame(rows)
 
 
+def word_detectors(evidence: pd.DataFrame, controls: Controls, features: Sequence[int]) -> pd.DataFrame:
+    """What token identity and words put into plain text say of some features.
+
+    Args:
+        evidence: one row a feature (:func:`reasoning_features.truth.evidence.gather`).
+        controls: :func:`measure_controls` of these features, and perhaps of others.
+        features: which, in their order.
+
+    Returns:
+        ``feature``, ``score``, ``density``; ``best token`` with its ``precision`` and ``recall`` in telling
+        when the feature is active; ``identity`` (the score by token identity alone, as a share of the score);
+        ``d`` and ``control d`` (Cohen's d of words of R, and of words as frequent, put into plain text) and
+        ``class``.
+    """
+    told = evidence.set_index("feature").loc[list(features)].reset_index()
+    told["identity"] = told["score:identity"] / told["score:reason score"]
+    told = told.rename(columns={"score:reason score": "score"})
+    columns = ["feature", "score", "density", "best token", "precision", "recall", "identity"]
+    driven = controls.table.set_index("feature")[["d", "control d", "class"]]
+    return told[columns].join(driven, on="feature")
+
+
 def _reaching(corpus: Corpus, spans: NDArray[np.int64], after: int) -> NDArray[np.int64]:
     """Spans made longer by ``after`` tokens, never past their document's end."""
     end = corpus.starts[np.searchsorted(corpus.starts, spans[:, 0], side="right")]

@@ -23,8 +23,9 @@ from typing import Any
 import pooch
 
 from reasoning_features import paths
+from reasoning_features.checksums import MADE, file_digest
 from reasoning_features.errors import UserError
-from reasoning_features.files import unfinished
+from reasoning_features.files import unfinished, write_json, write_text
 from reasoning_features.organism.problems import Split
 from reasoning_features.organism.traces import END_THINK, THINK
 
@@ -34,6 +35,8 @@ CACHE = "REASONING_FEATURES_REAL_TEXT"
 """The environment variable that names a folder of files, as ``owner/name/commit/path``."""
 ROWS = "data/real-text"
 """Where the rows lie: ``thinking``, ``plain`` (folders of JSON lines) and ``problems.jsonl``."""
+R1_ROWS, INSTRUCT_ROWS = "thinking/deepseek-r1", "plain/qwen2.5-32b-instruct"
+"""Files of rows by two models that answered the same problems."""
 FIRST_PROBLEMS = 4000
 """GSM8K's training problems that are taken: the plain text then has 0.86M tokens for training."""
 ANSWERED = {"gsm8k": "GSM8K", "math": "MATH"}
@@ -41,6 +44,13 @@ ANSWERED = {"gsm8k": "GSM8K", "math": "MATH"}
 QUARTERS: tuple[Split, ...] = ("training", "selection", "training", "evaluation")
 R1, R1_DISTILL, INSTRUCT = "deepseekR1", "DSQ", "Qwen32"
 """Names of the models' folders in the repository of traces."""
+NO_TITLES = {
+    "1 rad / s and a nominal impedance k",
+    "1 henry and capacitance C",
+    "Qualified for the next round",
+    "National record",
+}
+"""Lines of WikiText-2 that begin as the title of an article does, and are parts of a formula or a legend."""
 
 Row = dict[str, Any]
 
@@ -62,33 +72,49 @@ def fetch(path: str) -> Path:
     try:
         return Path(cache.fetch(names[path]))
     except (OSError, ValueError) as error:
+        why = type(error).__name__ if isinstance(error, OSError) else "what came has another SHA-256"
         raise UserError(
-            f"{names[path]} cannot be fetched ({str(error).splitlines()[0]}): run this where {HOST} can be "
-            f"reached, or let {CACHE} name a folder that holds the files of {REGISTRY.name}."
+            f"{names[path]} cannot be fetched ({why}): run this where {HOST} can be reached, or let {CACHE} "
+            f"name a folder that holds the files of {REGISTRY.name}."
         ) from error
 
 
-def make_rows(folder: Path | None = None) -> Path:
-    """Fetch all files and write their rows, whole or not at all; what is there already is kept.
+def make_rows() -> Path:
+    """Fetch all files and write their rows to ``data/real-text``, whole or not at all.
 
-    Args:
-        folder: where the rows go; by default ``data/real-text``.
+    Rows that this code made from this registry are kept as they are, others made again.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: as :func:`fetch`; what was there is kept.
+    """
+    folder = paths.resolve(ROWS)
+    made = {"code": file_digest(Path(__file__)), "registry": file_digest(REGISTRY)}
+    if _made_from(folder) == made:
+        return folder
+    files = {
+        name: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) for name, rows in _files()
+    }
+    fresh = unfinished(folder)
+    shutil.rmtree(fresh, ignore_errors=True)
+    for name, lines in files.items():
+        write_text(fresh / f"{name}.jsonl", lines)
+    write_json(fresh / MADE, made)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(fresh, folder)
+    return folder
+
+
+def read_rows(name: str) -> list[Row]:
+    """The rows of one of the files in ``data/real-text``, which is made where it is not there.
 
     Raises:
         UserError: as :func:`fetch`.
     """
-    place = paths.resolve(ROWS) if folder is None else folder
-    if place.is_dir():
-        return place
-    fresh = unfinished(place)
-    shutil.rmtree(fresh, ignore_errors=True)
-    for name, rows in _files().items():
-        path = fresh / f"{name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        path.write_text("".join(lines), encoding="utf-8")
-    os.replace(fresh, place)
-    return place
+    text = (make_rows() / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.strip().split("\n")]
 
 
 def splits_of(problems: Iterable[str]) -> dict[str, Split]:
@@ -100,44 +126,38 @@ def splits_of(problems: Iterable[str]) -> dict[str, Split]:
     return {problem: QUARTERS[place % len(QUARTERS)] for place, problem in enumerate(drawn)}
 
 
-def _files() -> dict[str, Iterable[Row]]:
-    """The rows of each file that is written."""
-    return {
-        "thinking/deepseek-r1": _thinking(R1),
-        "thinking/r1-distill-qwen-32b": _thinking(R1_DISTILL),
-        "thinking/star-1": _safety(),
-        "plain/qwen2.5-32b-instruct": _plain_answers(),
-        "plain/gsm8k": _reference_solutions(),
-        "plain/wikitext-2": _articles(),
-        "problems": _problems(),
-    }
+def _files() -> Iterator[tuple[str, Iterable[Row]]]:
+    """The name of each file that is written, and its rows."""
+    yield R1_ROWS, _thinking(R1)
+    yield "thinking/r1-distill-qwen-32b", _thinking(R1_DISTILL)
+    yield "thinking/star-1", _safety()
+    yield INSTRUCT_ROWS, _plain_answers()
+    yield "plain/gsm8k", _reference_solutions()
+    yield "plain/wikitext-2", _articles()
+    yield "problems", _problems()
 
 
 def _thinking(model: str) -> Iterator[Row]:
     """A reasoning model's thinking and answers; where a request failed there is no ``</think>``."""
-    for known, text in _answers(model):
+    for known, _, text in _answers(model):
         if END_THINK in text:
-            thought, solution = (part.strip() for part in text.split(END_THINK, 1))
-            del known["answer"]
-            yield known | {"text": _thought(known["problem"], thought, solution), "solution": solution}
+            yield known | _thought(known["problem"], text)
 
 
 def _plain_answers() -> Iterator[Row]:
-    for known, text in _answers(INSTRUCT):
-        del known["answer"]
+    for known, _, text in _answers(INSTRUCT):
         yield known | {"text": f"{known['problem']}\n\n{text.strip()}", "solution": text.strip()}
 
 
 def _problems() -> Iterator[Row]:
     """The problems with their true answers, for steering."""
-    for known, _ in _answers(R1):
-        yield known | {"answer": known["answer"].split("####")[-1].strip()}
+    for known, answer, _ in _answers(R1):
+        yield known | {"answer": answer.split("####")[-1].strip()}
 
 
 def _reference_solutions() -> Iterator[Row]:
     """GSM8K's training problems, their solutions without the calculator's marks."""
-    lines = _text("grade_school_math/data/train.jsonl").splitlines()
-    for line in lines[:FIRST_PROBLEMS]:
+    for line in _text("grade_school_math/data/train.jsonl").strip().split("\n")[:FIRST_PROBLEMS]:
         held = json.loads(line)
         solution = re.sub(r"<<.*?>>", "", held["answer"]).replace("####", "Answer:")
         known = {"problem": held["question"], "domain": "GSM8K", "split": "training"}
@@ -147,32 +167,49 @@ def _reference_solutions() -> Iterator[Row]:
 def _safety() -> Iterator[Row]:
     """R1's deliberation on requests that test safety; all for training."""
     for held in json.loads(_text("data/STAR-1.json")):
-        thought, solution = (part.strip() for part in held["response"].split(END_THINK, 1))
-        text = _thought(held["question"], thought.removeprefix(THINK).strip(), solution)
         known = {"problem": held["question"], "domain": "STAR-1", "split": "training"}
-        yield known | {"text": text, "solution": solution}
+        yield known | _thought(held["question"], held["response"])
 
 
 def _articles() -> Iterator[Row]:
-    """Sections of WikiText-2's articles, without the marks that its tokens were split by."""
-    article, sections = "", []
-    for section in re.split(r"(?m)^(?= = (?:= )?[^=])", _text("data/wikitext-2-raw/wiki.test.raw")):
-        title = section.strip().split("\n", 1)[0].strip()
-        if not title.startswith("= ="):
-            article = title.strip("= ")
-        plain = re.sub(r" @(.)@ ", r"\1", section)
-        plain = re.sub(r"([(\[$£]) ", r"\1", re.sub(r" ([.,;:!?)\]%]|'s\b)", r"\1", plain)).strip()
-        if plain != title:  # not a heading alone
-            sections.append({"problem": article, "domain": "WikiText-2", "text": plain})
-    splits = splits_of(row["problem"] for row in sections)
-    return (row | {"split": splits[row["problem"]]} for row in sections)
+    """Sections of WikiText-2's articles that have more than headings."""
+    sections: list[tuple[str, list[str]]] = []
+    titles: list[str] = []
+    for line in _text("data/wikitext-2-raw/wiki.test.raw").split("\n"):
+        marks, title = _level(line), line.strip(" =")
+        if marks == 1:
+            titles.append(title)
+        if marks in (1, 2) and title not in NO_TITLES:
+            sections.append((title if marks == 1 else sections[-1][0], []))
+        if sections:
+            sections[-1][1].append(line)
+    splits = splits_of(titles)  # those that are none draw too: autoencoders were trained on these splits
+    for article, lines in sections:
+        if any(line.strip() and not _level(line) for line in lines):
+            known = {"problem": _joined(article), "domain": "WikiText-2", "split": splits[article]}
+            yield known | {"text": _joined("\n".join(lines))}
 
 
-def _answers(model: str) -> Iterator[tuple[Row, str]]:
-    """What is known of each problem, and what a model answered, in R1's order of problems.
+def _level(line: str) -> int:
+    """How many marks of a heading a line of WikiText begins with: one for an article's title."""
+    return line[: len(line) - len(line.lstrip(" ="))].count("=")
+
+
+def _joined(text: str) -> str:
+    """A text of WikiText without the spaces and marks that its tokens were split by."""
+    text = re.sub(r" @(.)@ ", r"\1", text)
+    text = re.sub(r'" ([^"\n]*) "', r'"\1"', text)
+    text = re.sub(r" ([.,;:!?)\]%]|'(?:s|t|re|ve|ll|d|m)\b)", r"\1", text)
+    text = re.sub(r"([(\[$£]) ", r"\1", text)
+    return re.sub(r" *\n *", "\n", text).strip()
+
+
+def _answers(model: str) -> Iterator[tuple[Row, str, str]]:
+    """Of each problem what is known, its true answer, and the model's text, in R1's order of problems.
 
     Other models' rows of GSM8K name the problem; those of MATH are in R1's order.
     """
+    column = "deepseek-reasoner (question)" if model == R1 else "model_answer"
     for part, domain in ANSWERED.items():
         first, own = (
             json.loads(_text(f"response/{part}/normal/{name}/response.json")) for name in (R1, model)
@@ -184,13 +221,24 @@ def _answers(model: str) -> Iterator[tuple[Row, str]]:
             answered = by_problem[problem] if by_problem else own[place]
             if answered["answer"] != answer:
                 raise AssertionError(f"{model} has other problems in {part} than R1")
-            known = {"problem": problem, "domain": domain, "split": splits[problem], "answer": answer}
-            yield known, answered.get("model_answer") or answered["deepseek-reasoner (question)"]
+            known = {"problem": problem, "domain": domain, "split": splits[problem]}
+            yield known, answer, answered[column]
 
 
-def _thought(problem: str, thought: str, solution: str) -> str:
-    return f"{problem}\n{THINK}\n{thought}\n{END_THINK}\n\n{solution}"
+def _thought(problem: str, response: str) -> Row:
+    """A row's text and solution, of a response that holds ``</think>``."""
+    thought, solution = (part.strip() for part in response.split(END_THINK, 1))
+    thought = thought.removeprefix(THINK).strip()
+    return {"text": f"{problem}\n{THINK}\n{thought}\n{END_THINK}\n\n{solution}", "solution": solution}
 
 
 def _text(path: str) -> str:
     return fetch(path).read_text(encoding="utf-8")
+
+
+def _made_from(folder: Path) -> Any:
+    """What rows say that they were made from; None where they say nothing."""
+    try:
+        return json.loads((folder / MADE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,276 @@
+"""Real text: rows of a small registry offline, what is not the pinned file, and the files themselves."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from reasoning_features.errors import UserError
+from reasoning_features.paths import root
+from reasoning_features.settings import TextSource
+from reasoning_features.text import real_text
+from reasoning_features.text.real_text import fetch, make_rows, read_rows, splits_of
+from reasoning_features.text.text_sources import open_texts
+
+HERE = root()
+SHARED = HERE.parent / "shared" / "real-text"
+COMMIT = "c" * 40
+NAMES = (
+    "thinking/deepseek-r1",
+    "thinking/r1-distill-qwen-32b",
+    "thinking/star-1",
+    "plain/qwen2.5-32b-instruct",
+    "plain/gsm8k",
+    "plain/wikitext-2",
+    "problems",
+)
+ANSWERS = NAMES[0], NAMES[1], NAMES[3], NAMES[6]
+WIKI = """
+ = Ise @-@ class battleship = 
+ The two ships cost £ 1 @,@ 000 ( or so ) , he said : " They don 't sink . " 
+ = = Design = = 
+ = = = Armour = = = 
+ It weighed 2 @.@ 5 tons ; where the length is L 
+ = 1 henry and capacitance C = 
+ 1 farad . 
+ = = Notes = = 
+ = = = Sources = = = 
+ = Du Fu = 
+ A poet . 
+ = = Legacy = = 
+ Many read him . 
+"""
+
+
+def contents() -> dict[str, str]:
+    """The registry's files, each with a few rows of the form that the pinned ones have."""
+    gsm8k = [
+        {"question": f"How many are {i} + 2?", "answer": f"{i} + 2 = {i + 2}\n#### {i + 2}"} for i in range(8)
+    ]
+    math = [{"question": f"Find $x^{i}$.", "answer": f"x^{i}"} for i in range(4)]
+    column = "deepseek-reasoner (question)"
+    thinking = "<think>\nHmm, wait.\n</think>\n\nIt is {}."
+    files = {}
+    for part, rows in (("gsm8k", gsm8k), ("math", math)):
+        r1 = [row | {column: thinking.format(row["answer"]), "level": 1} for row in rows]
+        if part == "gsm8k":
+            r1[3][column] = "Error after 6 attempts: Error code: 500"
+        other = [row | {"model_answer": f"First.\n</think>\n\n{row['answer']}."} for row in rows]
+        plain = [row | {"model_answer": f" It is {row['answer']}. "} for row in rows]
+        if part == "gsm8k":  # their rows are in another order, and name the problem
+            other, plain = other[::-1], plain[3:] + plain[:3]
+        else:  # and here they do not
+            other, plain = (
+                [{k: v for k, v in row.items() if k != "question"} for row in g] for g in (other, plain)
+            )
+        for name, given in (("deepseekR1", r1), ("DSQ", other), ("Qwen32", plain)):
+            files[f"response/{part}/normal/{name}/response.json"] = json.dumps(given)
+    lines = [
+        {"question": f"{i}?", "answer": f"4+{i} = <<4+{i}={4 + i}>>{4 + i}\n#### {4 + i}"} for i in range(3)
+    ]
+    files["grade_school_math/data/train.jsonl"] = "".join(json.dumps(line) + "\n" for line in lines)
+    files["data/wikitext-2-raw/wiki.test.raw"] = WIKI
+    safety = {"question": "May I?", "response": "<think>\nThe policy…\n</think>\n\nNo."}
+    files["data/STAR-1.json"] = json.dumps([safety])
+    return files
+
+
+def write_registry(place: Path, files: dict[str, str]) -> Path:
+    """The files under ``place/held`` as a cache has them, and the list of them."""
+    lines = ["repository\tcommit\tpath\tsha256"]
+    for path, text in files.items():
+        file = place / "held" / "some" / "name" / COMMIT / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        lines.append(f"some/name\t{COMMIT}\t{path}\t{hashlib.sha256(text.encode()).hexdigest()}")
+    (place / "registry.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return place / "registry.tsv"
+
+
+@pytest.fixture
+def held(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The small registry's files in the folder that the variable names; no other host is reached."""
+    monkeypatch.setattr(real_text, "REGISTRY", write_registry(repository, contents()))
+    monkeypatch.setattr(real_text, "HOST", "http://127.0.0.1:9/")
+    monkeypatch.setenv(real_text.CACHE, str(repository / "held"))
+    return repository / "held" / "some" / "name" / COMMIT
+
+
+@pytest.fixture
+def host(repository: Path, held: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The same from a host, into an empty cache."""
+    os.replace(repository / "held", repository / "served")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=repository / "served")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(real_text, "HOST", f"http://127.0.0.1:{server.server_port}/")
+        yield repository / "served" / "some" / "name" / COMMIT
+        server.shutdown()
+
+
+def test_rows_have_what_is_promised(held: Path):
+    folder = make_rows()
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.jsonl")) == sorted(
+        f"{name}.jsonl" for name in NAMES
+    )
+    for name in NAMES:
+        columns = {"problem", "domain", "split"}
+        columns |= {"answer"} if name == "problems" else {"text"}
+        columns |= {"solution"} if name not in ("problems", "plain/wikitext-2") else set()
+        assert all(set(row) == columns for row in read_rows(name)), name
+    for kind in ("thinking", "plain"):  # folders that are read as a dataset, with the record beside them
+        rows = open_texts(TextSource(dataset=str(folder / kind), domain="domain", split_column="split"))
+        assert len(rows.rows) == sum(len(read_rows(name)) for name in NAMES if name.startswith(kind))
+
+
+def test_a_problem_is_of_one_split_whoever_answered(held: Path):
+    of = {name: {row["problem"]: row["split"] for row in read_rows(name)} for name in ANSWERS}
+    assert len(of["problems"]) == 12
+    for name, splits in of.items():
+        assert splits.items() <= of["problems"].items(), name
+    domains = {row["problem"]: row["domain"] for row in read_rows("problems")}
+    for domain, n in (("GSM8K", 8), ("MATH", 4)):  # halves and quarters
+        drawn = Counter(split for problem, split in of["problems"].items() if domains[problem] == domain)
+        assert drawn == {"training": n // 2, "selection": n // 4, "evaluation": n // 4}
+
+
+def test_splits_do_not_depend_on_the_order():
+    problems = [f"problem {i}" for i in range(400)]
+    splits = splits_of(problems)
+    assert splits == splits_of(problems[::-1] + problems[:7])
+    assert Counter(splits.values()) == {"training": 200, "selection": 100, "evaluation": 100}
+    assert [splits[problem] for problem in problems[:8]] != [splits[problem] for problem in problems[8:16]]
+
+
+def test_answers_are_of_their_problem(held: Path):
+    rows = {name: {row["problem"]: row for row in read_rows(name)} for name in ANSWERS}
+    for problem, known in rows["problems"].items():
+        for name in ANSWERS[:3]:
+            if row := rows[name].get(problem):
+                assert row["text"].startswith(f"{problem}\n") and known["answer"] in row["solution"]
+                assert row["text"].endswith(row["solution"]) and row["domain"] == known["domain"]
+                assert row["text"].count("<think>") == row["text"].count("</think>") == ("plain" not in name)
+    # R1's request that failed is in no file of its own, and the problem in all others
+    assert set(rows["problems"]) - set(rows[NAMES[0]]) == {"How many are 3 + 2?"}
+    assert all(len(rows[name]) == 12 for name in ANSWERS[1:])
+    assert rows["problems"]["How many are 3 + 2?"]["answer"] == "5"
+    assert "\n<think>\nHmm, wait.\n</think>\n\nIt is" in rows[NAMES[0]]["Find $x^2$."]["text"]
+
+
+def test_marks_of_a_calculator_are_gone(held: Path):
+    rows = read_rows("plain/gsm8k")
+    assert [row["solution"] for row in rows] == [f"4+{i} = {4 + i}\nAnswer: {4 + i}" for i in range(3)]
+    assert all(row["split"] == "training" and "<<" not in row["text"] for row in rows)
+
+
+def test_sections_carry_their_article_and_no_marks(held: Path):
+    rows = read_rows("plain/wikitext-2")
+    ships = "Ise-class battleship"
+    assert [row["problem"] for row in rows] == [ships, ships, "Du Fu", "Du Fu"]
+    assert rows[0]["text"] == (
+        '= Ise-class battleship =\nThe two ships cost £1,000 (or so), he said: "They don\'t sink."'
+    )
+    # a line of a formula is no title, and a section of headings alone is none
+    assert rows[1]["text"].startswith("= = Design = =\n= = = Armour = = =\nIt weighed 2.5 tons; where")
+    assert rows[1]["text"].endswith("\n= 1 henry and capacitance C =\n1 farad.")
+    assert {row["problem"]: row["split"] for row in rows} == {
+        row["problem"]: row["split"] for row in rows[::-1]
+    }
+
+
+def test_files_come_from_their_host_once(host: Path, repository: Path):
+    first = make_rows()
+    shutil.rmtree(host)
+    shutil.rmtree(first)
+    assert make_rows() == first  # all lie in the cache now
+    assert (repository / "held" / "some" / "name" / COMMIT / "data" / "STAR-1.json").is_file()
+
+
+def told(raised: pytest.ExceptionInfo[UserError]) -> str:
+    """What an error says: one sentence."""
+    said = str(raised.value)
+    assert "\n" not in said and said.count(". ") == 0 and said.endswith(".")
+    return said
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_what_is_not_the_pinned_file_is_one_sentence_and_nothing_is_written(
+    held: Path, repository: Path, damage: str
+):
+    file = held / "data" / "STAR-1.json"
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_text("[]")
+    with pytest.raises(UserError, match=rf"some/name/{COMMIT}/data/STAR-1\.json cannot be fetched") as raised:
+        make_rows()
+    assert "(ConnectionError): run this where http://127.0.0.1:9/ can be reached" in told(raised)
+    assert real_text.CACHE in told(raised)
+    assert not (repository / real_text.ROWS).parent.exists()
+    assert damage == "missing" or file.read_text() == "[]"
+
+
+def test_a_host_that_gives_another_file(host: Path):
+    (host / "data" / "STAR-1.json").write_text("[]")
+    with pytest.raises(
+        UserError, match=r"STAR-1\.json cannot be fetched \(what came has another SHA"
+    ) as raised:
+        fetch("data/STAR-1.json")
+    told(raised)
+
+
+def test_rows_of_other_code_or_another_registry_are_made_again(held: Path, repository: Path):
+    folder = make_rows()
+    made = folder / "made_from.json"
+    whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    old = (folder / "problems.jsonl").stat().st_mtime_ns
+    assert make_rows() == folder and (folder / "problems.jsonl").stat().st_mtime_ns == old
+    for stale in (None, "{", made.read_text().replace('"code": "', '"code": "0')):
+        (folder / "problems.jsonl").write_text("old\n")
+        made.unlink()
+        if stale is not None:
+            made.write_text(stale)
+        make_rows()
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == whole
+    # another registry whose files are not there: what was made before stays
+    files = contents()
+    files["data/STAR-1.json"] = "[]"
+    listing = write_registry(repository / "other", files)
+    (repository / "registry.tsv").write_text(listing.read_text())
+    with pytest.raises(UserError, match="cannot be fetched"):
+        make_rows()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == whole
+
+
+@pytest.mark.skipif(
+    not os.environ.get(real_text.CACHE) and not SHARED.is_dir(),
+    reason=f"{real_text.CACHE} names no folder with the pinned files",
+)
+def test_the_pinned_files(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(real_text, "HOST", "http://127.0.0.1:9/")
+    monkeypatch.setenv(real_text.CACHE, os.environ.get(real_text.CACHE) or str(SHARED))
+    of = {name: {row["problem"]: row["split"] for row in read_rows(name)} for name in ANSWERS}
+    problems = of["problems"]
+    assert [len(of[name]) for name in ANSWERS] == [633, 634, 634, 634]
+    assert Counter(problems.values()) == {"training": 317, "selection": 159, "evaluation": 158}
+    for name, splits in of.items():
+        assert splits.items() <= problems.items(), name
+    # problems that R1's reference solutions are of are none of these
+    assert not {row["problem"] for row in read_rows("plain/gsm8k")} & set(problems)
+    articles = {}
+    for row in read_rows("plain/wikitext-2"):
+        assert articles.setdefault(row["problem"], row["split"]) == row["split"]
+    assert len(articles) == 60
+    for name in NAMES[:3]:
+        for row in read_rows(name):
+            assert row["text"].count("<think>") == row["text"].count("</think>") == 1 and row["solution"]
