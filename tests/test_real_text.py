@@ -265,7 +265,7 @@ def test_the_pinned_files(repository: Path, monkeypatch: pytest.MonkeyPatch):
     assert Counter(problems.values()) == {"training": 317, "selection": 159, "evaluation": 158}
     for name, splits in of.items():
         assert splits.items() <= problems.items(), name
-    # problems that R1's reference solutions are of are none of these
+    # GSM8K's training problems are none of these
     assert not {row["problem"] for row in read_rows("plain/gsm8k")} & set(problems)
     articles = {}
     for row in read_rows("plain/wikitext-2"):
