@@ -1,4 +1,4 @@
-"""R from real texts: OpenThoughts' rows, local traces, and no network."""
+"""R from real texts: two models on the same problems, OpenThoughts' rows, and no network."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from datasets import IterableDataset
 
 from reasoning_features.errors import UserError
+from reasoning_features.making import vocabulary_real
 from reasoning_features.making.vocabulary_real import (
-    local_traces,
+    DATASET,
     main,
     origin_of,
-    stream_openthoughts,
+    same_problems,
+    stream_dataset,
     texts_of_rows,
 )
+from reasoning_features.paths import RunPaths, root
 from reasoning_features.settings import load_settings
+from reasoning_features.text import real_text
 
-TRACES = os.environ.get("REASONING_TRACES")
+SHARED = root().parent / "shared" / "real-text"
 
 
 def test_rows_of_either_shape():
@@ -36,18 +41,43 @@ def test_rows_of_either_shape():
         texts_of_rows(rows[2:])
 
 
-def write(path: Path, rows: list[dict[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+ROWS = {
+    "thinking/deepseek-r1": [
+        {
+            "problem": "b",
+            "text": "b\n<think>\nWait, wait. But hmm.\n</think>\n\nIt is b.",
+            "solution": "It is b.",
+        },
+        {"problem": "a", "text": "a\n<think>\nLet me see.\n</think>\n\nIt is a.", "solution": "It is a."},
+    ],
+    "plain/qwen2.5-32b-instruct": [
+        {"problem": name, "text": f"{name}\n\nSo {name}.", "solution": f"So {name}."} for name in "abc"
+    ],
+}
 
 
-def test_local_traces(tmp_path):
-    write(tmp_path / "deepseek-r1-small.jsonl", [{"thinking": "wait wait", "answer": "x"}])
-    with pytest.raises(UserError, match="has no traces"):
-        local_traces(tmp_path)
-    write(
-        tmp_path / "some-instruct.jsonl", [{"thinking": "", "answer": "system\nuser\nassistant\nthe answer"}]
-    )
-    assert local_traces(tmp_path) == (["wait wait"], ["the answer"])
+def test_both_texts_are_of_the_same_problems(monkeypatch):
+    monkeypatch.setattr(vocabulary_real, "read_rows", ROWS.__getitem__)
+    assert same_problems() == (["\nWait, wait. But hmm.\n", "\nLet me see.\n"], ["So b.", "So a."])
+
+
+def test_what_is_written(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(vocabulary_real, "read_rows", ROWS.__getitem__)
+    monkeypatch.setattr(RunPaths, "figures", property(lambda _: tmp_path / "figures"))
+    assert main(["--top", "5"]) == 0
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {f"f02_vocabulary.{end}" for end in ("png", "pdf", "csv", "json")} | {
+        f"f05_reasoning_words.{end}" for end in ("md", "tex", "csv", "json")
+    }
+    drawn = pd.read_csv(tmp_path / "figures" / "f02_vocabulary.csv")
+    # of seven words two are "wait"; equal differences are in the words' order
+    assert drawn["word"].tolist() == ["wait", "but", "hmm", "let", "let me"]
+    assert drawn["p_think"].tolist() == pytest.approx([2 / 7] + [1 / 7] * 4)
+    told = json.loads((tmp_path / "figures" / "f02_vocabulary.json").read_text())
+    for part in ("DeepSeek-R1's thinking", "Qwen2.5-32B-Instruct's solutions", "the same 2 problems"):
+        assert part in told["caption"]
+    assert "4 of 10 words of R are in the top 5 by count" in told["caption"]
+    assert "4 of 10 words of R" in capsys.readouterr().out
 
 
 def test_unreachable_hub(monkeypatch, capsys):
@@ -55,7 +85,7 @@ def test_unreachable_hub(monkeypatch, capsys):
         raise ConnectionError("refused")
 
     monkeypatch.setattr("datasets.load_dataset", refuse)
-    assert main(["--documents", "2"]) == 1
+    assert main(["--dataset", DATASET, "--documents", "2"]) == 1
     told = capsys.readouterr()
     assert told.err.count("\n") == 1 and "cannot be streamed (ConnectionError)" in told.err and not told.out
 
@@ -67,11 +97,11 @@ def test_streamed_rows_are_mixed_and_counted(monkeypatch):
 
     made = IterableDataset.from_generator(rows)
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: made)
-    thinking, solutions = stream_openthoughts(10)
+    thinking, solutions = stream_dataset(DATASET, 10)
     assert len(set(thinking)) == len(solutions) == 10
     assert thinking != [f"wait {i}" for i in range(10)]
     assert [t.split()[1] for t in thinking] == [s.split()[1] for s in solutions]
-    assert stream_openthoughts(10) == (thinking, solutions)
+    assert stream_dataset(DATASET, 10) == (thinking, solutions)
 
 
 @pytest.mark.slow
@@ -82,7 +112,7 @@ def test_without_network_one_sentence_and_failure(tmp_path):
         "HF_HUB_OFFLINE": "0",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "reasoning_features.making.vocabulary_real", "--documents", "2"],
+        [sys.executable, "-m", "reasoning_features.making.vocabulary_real", "--dataset", DATASET],
         env=environment,
         capture_output=True,
         text=True,
@@ -90,22 +120,22 @@ def test_without_network_one_sentence_and_failure(tmp_path):
     )
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    assert "cannot be streamed" in last and "--traces" in last and "Traceback" not in done.stderr
+    assert "cannot be streamed" in last and "--dataset" in last and "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(not TRACES, reason="REASONING_TRACES does not name a folder with real traces")
-def test_the_papers_list_in_real_traces(capsys):
-    """Thinking of R1 distills (14B, 32B) against an instruct model's answers to the same 100 problems."""
-    words = load_settings("organism").words
-    found = origin_of(local_traces(Path(str(TRACES))), words)
-    with capsys.disabled():
-        print(f"\n{found.words.to_string()}\n{found.sentence}")
+@pytest.mark.skipif(
+    not os.environ.get(real_text.CACHE) and not SHARED.is_dir(),
+    reason=f"{real_text.CACHE} names no folder with the pinned files",
+)
+def test_the_papers_list_in_real_thinking(repository: Path, monkeypatch):
+    monkeypatch.setenv(real_text.CACHE, os.environ.get(real_text.CACHE) or str(SHARED))
+    thinking, solutions = same_problems()
+    assert len(thinking) == len(solutions) == 633
+    found = origin_of((thinking, solutions), load_settings("organism").words)
     places = found.words.set_index("word")
-    assert (places["rank"] <= 40).sum() == 7
-    # the filter lifts "perhaps" into the top 40 and drops "but", which general English has too often
-    assert (places["rank_filtered"] <= 40).sum() == 7
-    assert places.loc["perhaps", "rank"] > 40 >= places.loc["perhaps", "rank_filtered"]
+    assert (places["rank"] <= 40).sum() == 7 and (places["rank_filtered"] <= 40).sum() == 6
+    # the filter drops "but", which general English has too often
     assert places.loc["but", "origin"] == "count"
-    # "therefore" and "however" are more frequent in the answers: they owe their place to choice by hand
-    assert set(places.index[places["origin"] == "hand"]) == {"therefore", "however"}
-    assert (places.loc[["therefore", "however"], "difference"] < 0).all()
+    # these owe their place to choice by hand; "therefore" is more frequent in the solutions
+    assert set(places.index[places["origin"] == "hand"]) == {"perhaps", "therefore", "however"}
+    assert places["difference"].lt(0).sum() == 1 and places.loc["therefore", "difference"] < 0

@@ -1,13 +1,14 @@
 """``make vocabulary-real``: figure 2 and the list R from real thinking, not the organism's.
 
-By default the texts are OpenThoughts' (the paper's source), streamed from the hub: R1's reasoning against the
-reference solution of the same problem. ``--traces FOLDER`` takes local files instead: one JSON object a line,
-``thinking`` of the reasoning models' files against the ``answer`` of the instruct model's.
+DeepSeek-R1's thinking against Qwen2.5-32B-Instruct's solutions to the same problems
+(:mod:`reasoning_features.text.real_text`). ``--dataset`` streams a dataset of the hub instead, such as
+OpenThoughts (the paper's source): R1's reasoning against the reference solution of the same problem.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -15,7 +16,6 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -28,6 +28,8 @@ from reasoning_features.paths import RunPaths, relative
 from reasoning_features.reporting.figures import save_figure
 from reasoning_features.reporting.tables import save_table
 from reasoning_features.settings import load_settings
+from reasoning_features.text.real_text import INSTRUCT_ROWS, R1_ROWS, read_rows
+from reasoning_features.text.text_corpora import thinking_of
 from reasoning_features.text.vocabulary import left_out, rank_words, vocabulary_origin
 from reasoning_features.text.vocabulary_figures import draw_ranking
 
@@ -36,11 +38,28 @@ DATASET = "open-thoughts/OpenThoughts-114k"
 CONFIGURATION = "metadata"
 PAPERS_DATASET = "andreuka18/OpenThoughts-10k-DeepSeek-R1"
 SEED, BUFFER = 0, 10_000
-INSTRUCT_MARK = "assistant\n"
+SAME_PROBLEMS = (
+    "DeepSeek-R1's thinking against Qwen2.5-32B-Instruct's solutions to the same {n} problems "
+    "of GSM8K and MATH"
+)
+OF_A_DATASET = "reasoning against reference solutions to the same {n} problems of {dataset}"
+"""What texts are, as captions say it."""
 
 _THINKING = re.compile(r"<think>(.*?)</think>(.*)", re.DOTALL)
 
 Texts = tuple[list[str], list[str]]
+
+
+def same_problems() -> Texts:
+    """R1's thinking and the instruct model's solutions, of each problem of GSM8K and MATH that has both.
+
+    Raises:
+        UserError: the texts cannot be fetched.
+    """
+    thinking = {row["problem"]: thinking_of(row["text"]) for row in read_rows(R1_ROWS)}
+    solutions = {row["problem"]: row["solution"] for row in read_rows(INSTRUCT_ROWS)}
+    both = [problem for problem in thinking if problem in solutions]
+    return [thinking[problem] for problem in both], [solutions[problem] for problem in both]
 
 
 def texts_of_rows(rows: Iterable[Mapping[str, Any]]) -> Texts:
@@ -67,7 +86,7 @@ def texts_of_rows(rows: Iterable[Mapping[str, Any]]) -> Texts:
     return thinking, solutions
 
 
-def stream_openthoughts(documents: int, dataset: str = DATASET, configuration: str | None = None) -> Texts:
+def stream_dataset(dataset: str, documents: int) -> Texts:
     """Texts of ``documents`` rows of a hub dataset, streamed through a seeded shuffling buffer.
 
     The hub's rows are ordered by domain; the buffer mixes shards and neighbours, not the whole dataset.
@@ -75,7 +94,7 @@ def stream_openthoughts(documents: int, dataset: str = DATASET, configuration: s
     Raises:
         UserError: the hub cannot be reached, or its rows do not fit.
     """
-    configuration = CONFIGURATION if dataset == DATASET and configuration is None else configuration
+    configuration = CONFIGURATION if dataset == DATASET else None
     try:
         rows = datasets.load_dataset(dataset, configuration, split="train", streaming=True)
         mixed = rows.shuffle(seed=SEED, buffer_size=max(BUFFER, documents))
@@ -83,43 +102,20 @@ def stream_openthoughts(documents: int, dataset: str = DATASET, configuration: s
     except Exception as error:
         raise UserError(
             f"The dataset {dataset} cannot be streamed ({type(error).__name__}): run this on a machine that "
-            "reaches the hub, or give local files with --traces."
+            "reaches the hub, or without --dataset."
         ) from error
     return texts_of_rows(taken)
 
 
-def local_traces(folder: Path) -> Texts:
-    """Thinking of every ``deepseek-r1*.jsonl`` in a folder, and the answers of every ``*instruct*.jsonl``.
-
-    An instruct answer is what follows the last mark of the assistant's turn.
-
-    Raises:
-        UserError: the folder lacks either kind of file.
-    """
-    thinking = [row["thinking"] for row in _rows(folder, "deepseek-r1*.jsonl")]
-    answers = [row["answer"].rsplit(INSTRUCT_MARK, 1)[-1] for row in _rows(folder, "*instruct*.jsonl")]
-    if not thinking or not answers:
-        raise UserError(
-            f"{folder} has no traces: it needs deepseek-r1*.jsonl with `thinking` and *instruct*.jsonl "
-            "with `answer`."
-        )
-    return thinking, answers
-
-
-def _rows(folder: Path, pattern: str) -> list[dict[str, Any]]:
-    files = sorted(folder.glob(pattern))
-    return [
-        json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines() if line
-    ]
-
-
 @dataclass(frozen=True)
 class Origin:
-    """What counts say about a list of words: the ranking, each word's place in it, both in two sentences."""
+    """What counts say about a list of words: the ranking, each word's place in it, both in a sentence, and in
+    another which words the list leaves out."""
 
     ranking: pd.DataFrame
     words: pd.DataFrame
     sentence: str
+    others: str
 
 
 def origin_of(texts: Texts, words: list[str], threshold: float = 1e-3, top: int = 40) -> Origin:
@@ -128,57 +124,63 @@ def origin_of(texts: Texts, words: list[str], threshold: float = 1e-3, top: int 
     places = vocabulary_origin(table, words, threshold, top)
     counted, kept = int((places["rank"] <= top).sum()), int((places["rank_filtered"] <= top).sum())
     by_hand = ", ".join(places.loc[places["origin"] == "hand", "word"]) or "none"
-    others = ", ".join(left_out(table, words, threshold, top))
     sentence = (
         f"{counted} of {len(words)} words of R are in the top {top} by count, {kept} after the "
-        f"general-frequency filter at {threshold:g}; found by no count: {by_hand}. "
-        f"In the filtered top but not in R: {others}."
+        f"general-frequency filter at {threshold:g}; found by no count: {by_hand}."
     )
-    return Origin(table, places, sentence)
+    others = f"In the filtered top but not in R: {', '.join(left_out(table, words, threshold, top))}."
+    return Origin(table, places, sentence, others)
 
 
 def save(texts: Texts, source: str, threshold: float, top: int) -> None:
-    """Draw figures 2 and 5 from these texts into figures/vocabulary-real, and say what came out."""
+    """Draw figures 2 and 5 from these texts into figures/vocabulary-real, and say what came out.
+
+    Args:
+        texts: thinking and solutions.
+        source: what they are, for the captions.
+        threshold: general frequency from which words drop.
+        top: length of the ranking that is drawn.
+    """
     settings = load_settings("organism")
     code = sources.imported_sources(["import reasoning_features.making.vocabulary_real"])
     made = {
-        "source": source,
-        "documents": [len(part) for part in texts],
+        "inputs": {"texts": source, "texts_sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest()},
         "code_sha256": sources.digest(f"{name} {digest}" for name, digest in code.items()),
         "versions": {name: importlib.metadata.version(name) for name in ("datasets", "wordfreq")},
     }
     run = Run("vocabulary_real", settings, RunPaths(RUN), made)
     found = origin_of(texts, settings.words, threshold, top)
     fig, data = draw_ranking(found.ranking, settings.words, threshold, top)
-    save_figure(
-        fig, "f02_vocabulary", data, run, f"Top {top} words by p_think − p_solution, {source} (figure 2)."
+    caption = (
+        f"Top {top} words by p_think − p_solution (figure 2): {source}. Orange and hatched: words of the "
+        f"paper's R; a filter drops what reaches beyond the dashed line. {found.sentence}"
     )
-    save_table(
-        found.words, "f05_reasoning_words", run, f"The paper's R (figure 5) in {source}. {found.sentence}"
-    )
-    print(found.sentence)
+    save_figure(fig, "f02_vocabulary", data, run, caption)
+    caption = f"The paper's R (figure 5): {source}. {found.sentence} {found.others}"
+    save_table(found.words, "f05_reasoning_words", run, caption)
+    print(found.sentence, found.others)
     print(f"Written to {relative(run.paths.figures)}.")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog=RUN, description="Figure 2 and R from real thinking.")
-    parser.add_argument("--traces", type=Path, help="folder with local traces instead of the hub")
-    parser.add_argument("--dataset", default=DATASET, help=f"hub dataset ({PAPERS_DATASET} is the paper's)")
-    parser.add_argument("--documents", type=int, default=2000, help="rows to stream")
+    parser.add_argument(
+        "--dataset", help=f"a dataset of the hub instead, such as {DATASET} or the paper's {PAPERS_DATASET}"
+    )
+    parser.add_argument("--documents", type=int, default=2000, help="rows of the dataset to stream")
     parser.add_argument(
         "--threshold", type=float, default=1e-3, help="general frequency from which words drop"
     )
     parser.add_argument("--top", type=int, default=40, help="length of the ranking that is drawn")
     given = parser.parse_args(arguments)
     try:
-        texts = (
-            local_traces(given.traces)
-            if given.traces
-            else stream_openthoughts(given.documents, given.dataset)
-        )
-        source = "local traces" if given.traces else given.dataset
-        save(texts, source, given.threshold, given.top)
+        if given.dataset:
+            texts, source = stream_dataset(given.dataset, given.documents), OF_A_DATASET
+        else:
+            texts, source = same_problems(), SAME_PROBLEMS
+        told = source.format(n=len(texts[0]), dataset=given.dataset)
+        save(texts, told, given.threshold, given.top)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
