@@ -122,6 +122,7 @@ def test_labels_are_optional(tiny_subject: Subject, gathered: pd.DataFrame):
         "at persistence:positive",
         "at persistence:negative",
         "score:gradient persistence",
+        "score:output",  # it only serves to be judged by effects on decisions
     }
     pd.testing.assert_frame_equal(plain, gathered[list(plain)])
     assert plain["score:masked"].notna().all() and not any(name.startswith("mean:") for name in plain)

@@ -8,7 +8,7 @@ from reasoning_features.settings import TEXTS, Settings, load_settings, shipped_
 
 def test_the_shipped_profiles_load_under_their_own_names():
     models = ["deepseek-r1-distill-llama-8b", "deepseek-r1-distill-qwen-1.5b", "nemotron-nano-8b"]
-    assert shipped_profiles() == [*models, "organism", "smoke"]
+    assert shipped_profiles() == [*models, "organism", "smoke", "smollm2-135m"]
     assert [load_settings(name).run for name in shipped_profiles()] == shipped_profiles()
 
 
