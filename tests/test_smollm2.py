@@ -68,9 +68,9 @@ def test_all_notebooks(run):
     assert norms["layer"].nunique() == LAYERS
     assert norms["mean"].max() < 3000, "attention sinks are left out: they are 25,000 long"
     sinks = read(run, "x02_sinks").set_index("tokens")
-    kept, every = sinks.loc["all that count"], sinks.loc["with special and first ones"]
+    kept, every = sinks.loc["all that count"], sinks.loc["with special tokens and attention sinks"]
     assert kept["largest norm"] < 10 * kept["median norm"] < every["largest norm"]
-    assert every["default"] > kept["default"] > 0.3, "sinks would be nearly all the variance there is"
+    assert kept["default"] > max(0.7, every["default"]), "sinks, which it never saw, would be most variance"
     words = read(run, "f05_reasoning_words")
     assert list(words["word"]) == load_settings("smollm2-135m").words
     assert 2 <= words["scored"].sum() < len(words), "words that never occur are left out, and named"
