@@ -41,7 +41,7 @@ NEEDED := $(if $(ASKED),$(foreach n,$(NUMBERS),$(if $(filter $n,$(firstword $(so
 all: ## every notebook of the profile: figures, tables, claims (PROFILE=, DEVICE=, PARAMS="alpha=0.3")
 
 help: ## what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 	@echo "share-03          one share of notebook 03's shards, SHARD=3/16; merge-03 goes on when all are there"
 	@echo "nb-01, nb-02, ..  one notebook, and before it what it needs that is not up to date"
 
@@ -195,5 +195,6 @@ vocabulary-real: $(STAMP) ## figures 2 and 5 from R1's thinking on 633 problems
 
 clean: ## remove what minutes make again; nothing trained and nothing committed
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache
-	rm -rf $(foreach run,organism organism+* smoke smoke+*,data/$(run)/artefacts data/$(run)/shards)
-	rm -rf figures/smoke figures/smoke+* figures/organism+*
+	rm -rf $(foreach run,$(foreach name,organism smoke smollm2-135m,$(name) $(name)+*),\
+	  data/$(run)/artefacts data/$(run)/shards)
+	rm -rf figures/smoke figures/smoke+* figures/organism+* figures/smollm2-135m+*

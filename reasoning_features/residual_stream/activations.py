@@ -189,8 +189,17 @@ def _read(
 
 
 def no_sink(residual: Tensor) -> Tensor:
-    """Which activations ``[n, d]`` are of no attention sink ``[n]``: at most ten times the median long."""
+    """Which activations ``[n, d]`` are of no attention sink ``[n]``: at most ten times the median long.
+
+    Raises:
+        UserError: an activation is not finite.
+    """
     norms = residual.float().norm(dim=1)
+    if not bool(norms.isfinite().all()):
+        raise UserError(
+            "The model gives activations that are not finite: run it in float32 or bfloat16 (`dtype`), or at "
+            "another layer."
+        )
     return norms <= SINK * norms.median() if len(norms) else norms > 0
 
 

@@ -151,18 +151,20 @@ def _check_sizes(settings: Settings) -> None:
         if not path.is_file():
             continue
         config = read_json(path)
-        if settings.layer >= config["num_hidden_layers"]:
+        layers, hidden = config.get("num_hidden_layers"), config.get("hidden_size")
+        if layers is not None and settings.layer >= layers:
             raise UserError(
-                f"Layer {settings.layer} is out of range: {model} has {config['num_hidden_layers']} layers; "
-                f"choose 0 to {config['num_hidden_layers'] - 1}."
+                f"Layer {settings.layer} is out of range: {model} has {layers} layers; "
+                f"choose 0 to {layers - 1}."
             )
         for name in owned:
             told = paths.resolve(getattr(settings, name) or "") / "cfg.json"
             width = read_json(told).get("d_in") if told.is_file() else None
-            if width not in (None, config["hidden_size"]):
+            trained_first = settings.train_saes and name == "autoencoder"
+            if None not in (width, hidden) and width != hidden and not trained_first:
                 raise UserError(
                     f"The autoencoder in {getattr(settings, name)} (`{name}`) is for activations of width "
-                    f"{width}, but {model} has {config['hidden_size']}: give one that was trained on it."
+                    f"{width}, but {model} has {hidden}: give one that was trained on it."
                 )
 
 
@@ -195,8 +197,9 @@ def _working(settings: Settings, config: dict[str, Any]) -> int:
     d, inner = config["hidden_size"], config["intermediate_size"]
     heads = config["num_attention_heads"]
     keys = config.get("num_key_value_heads", heads) * (config.get("head_dim") or d // heads)
-    one_token = width * (6 * d + 3 * inner) + (width + 4) * config["vocab_size"]
-    reading = settings.batch_tokens * one_token + 3 * 4 * ELEMENTS
+    one_token = width * (6 * d + 3 * inner + config["vocab_size"])
+    losses = 2 * 4 * settings.context * config["vocab_size"]  # of a row, in float32
+    reading = settings.batch_tokens * one_token + losses + 3 * 4 * ELEMENTS
     answering = settings.max_new_tokens * 2 * width * config["num_hidden_layers"] * keys
     training = 4 * settings.d_sae * (3 * 2 * d + 4 * settings.train_batch)
     return max(reading, answering if settings.problems else 0, training if settings.train_saes else 0)

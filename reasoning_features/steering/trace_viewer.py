@@ -84,7 +84,11 @@ def side_by_side(
         conditions: names of conditions.
     """
     held = answers[answers["problem"] == problem].set_index("condition").loc[[UNSTEERED, *conditions]]
-    verdicts = ["right" if correct else "wrong" for correct in held["correct"].tolist()]
+    ended = held["finished"].tolist() if "finished" in held else [True] * len(held)
+    verdicts = [
+        ("right" if correct else "wrong") if whole else "cut"
+        for correct, whole in zip(held["correct"].tolist(), ended, strict=True)
+    ]
     told = zip(held.index.tolist(), verdicts, held["thinking_tokens"].tolist(), strict=True)
     headings = [f"{name}: {verdict}, {tokens} tokens" for name, verdict, tokens in told]
     texts: list[str] = held["text"].tolist()
