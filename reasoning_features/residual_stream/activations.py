@@ -184,7 +184,8 @@ def _read(
     rows, positions = residual[wanted.to(residual.device)].float().cpu(), batch.positions[wanted]
     if include is None:
         usual = no_sink(rows)
-        rows, positions = rows[usual], positions[usual]
+        if not bool(usual.all()):  # most batches have none, and need no copy
+            rows, positions = rows[usual], positions[usual]
     return ActivationBatch(residual=rows, positions=positions)
 
 
