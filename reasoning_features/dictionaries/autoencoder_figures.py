@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -53,10 +54,12 @@ def draw_curves(histories: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataF
     for place, (name, history) in enumerate(histories.items()):
         for ax, column in zip(axes.flat, CURVES, strict=True):
             ax.plot(history["tokens"], history[column], label=name, **look(place))
-            ax.set(ylabel=column)
+            ax.set(ylabel=fill(column, 20))
     for ax in axes[1]:
         ax.set(xlabel="tokens")
     axes[0, 0].set(yscale="log")
+    for ax in (axes[0, 1], axes[1, 1]):  # TopK's L0 is constant: its last digits would fill the panel
+        ax.set_ylim(0, 1.1 * ax.dataLim.ymax)
     legend_below(fig)
     return fig, pd.concat([h.assign(training=name) for name, h in histories.items()], ignore_index=True)
 
