@@ -37,7 +37,8 @@ def test_frontier_has_a_line_an_architecture_and_a_star_an_sae() -> None:
 def test_curves_keep_every_history() -> None:
     history = pd.DataFrame({"tokens": [0, 10]} | {name: [2.0, 1.0] for name in CURVES})
     fig, data = draw_curves({"seed 0": history, "seed 1": history})
-    assert [ax.get_ylabel() for ax in fig.axes] == list(CURVES)
+    assert [ax.get_ylabel().replace("\n", " ") for ax in fig.axes] == list(CURVES)
+    assert fig.axes[1].get_ylim() == (0, pytest.approx(2.2)), "a constant L0 is a line, not its last digits"
     assert data["training"].tolist() == ["seed 0", "seed 0", "seed 1", "seed 1"]
 
 
