@@ -109,8 +109,11 @@ def train(settings: Settings) -> None:
     key = reading_key(subject) | {"layers": layers, "rows": rows.identity}
     n = -(-min(len(rows), -(-READ_TOKENS // rows.context)) // ROWS_A_SHARD)
     work = Work("training-activations", partial(_read, subject, rows, layers), n, key)
-    trained = {layer: _trained(settings, subject, layer, 0, work) for layer in layers}
-    second = _trained(settings, subject, settings.layer, 1, work)
+    home = paths.RunPaths(settings.profile).data
+    folders = {layer: home / "diffing" / "layers" / str(layer) for layer in layers}
+    folders[settings.layer] = home / "autoencoders" / f"layer-{settings.layer}"
+    trained = {layer: _trained(settings, subject, layer, 0, work, folders[layer]) for layer in layers}
+    second = _trained(settings, subject, settings.layer, 1, work, home / "second-seed")
     _write_card(settings, rows, trained, second)
 
 
@@ -139,11 +142,8 @@ def _live(folder: Path) -> Tensor:
     return decoder[torch.from_numpy(pd.read_csv(folder / "live.csv")["live"].to_numpy())]
 
 
-def _trained(settings: Settings, subject: Subject, layer: int, seed: int, work: Work) -> Path:
-    """The autoencoder of a layer and seed, trained unless it is there; a second seed is not shipped."""
-    home = paths.RunPaths(settings.profile).data
-    name = f"layer-{layer}" if layer == settings.layer else f"../diffing/layers/{layer}"
-    folder = home / ("second-seed" if seed else "autoencoders") / name
+def _trained(settings: Settings, subject: Subject, layer: int, seed: int, work: Work, folder: Path) -> Path:
+    """The autoencoder of a layer and seed in its folder, trained unless it is there."""
     if folder.is_dir():
         return folder
     # one layer of a shard at a time: all layers of all shards together would not fit into memory
