@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
 
-SHIPPED = "data/organism/checksums.json"
+SHIPPED = "data/*/checksums.json"
+"""Lists of shipped files, by what they belong to: path → SHA-256."""
 MADE = "made_from.json"
 """Beside what a training here made: what from, and the digests of its files."""
 
@@ -62,23 +63,26 @@ def verify_shipped(directory: Path) -> None:
         MissingArtefact: a listed file is not there.
         CorruptArtefact: a file is not what was shipped; the message names it.
     """
-    listing = paths.root() / SHIPPED
-    if not listing.is_file():
-        return
-    try:
-        listed: dict[str, str] = json.loads(listing.read_text())
-    except ValueError as error:
-        raise CorruptArtefact(
-            f"{SHIPPED} is damaged: restore it with `git checkout -- {SHIPPED}`."
-        ) from error
-    for name, expected in listed.items():
-        path = paths.root() / name
-        if not path.resolve().is_relative_to(directory.resolve()):
-            continue
-        if not path.is_file():
-            raise MissingArtefact(f"{name} is missing: restore it with `git checkout -- {name}`.")
-        if file_digest(path) != expected:
-            raise CorruptArtefact(
-                f"{name} is damaged (its checksum is not the one in {SHIPPED}): "
-                f"restore it with `git checkout -- {name}`."
-            )
+    for listing in sorted(paths.root().glob(SHIPPED)):
+        told = paths.relative(listing)
+        try:
+            listed: dict[str, str] = json.loads(listing.read_text())
+        except ValueError as error:
+            raise CorruptArtefact(f"{told} is damaged: restore it with `git checkout -- {told}`.") from error
+        for name, expected in listed.items():
+            path = paths.root() / name
+            if not path.resolve().is_relative_to(directory.resolve()):
+                continue
+            if not path.is_file():
+                raise MissingArtefact(f"{name} is missing: restore it with `git checkout -- {name}`.")
+            if file_digest(path) != expected:
+                raise CorruptArtefact(
+                    f"{name} is damaged (its checksum is not the one in {told}): "
+                    f"restore it with `git checkout -- {name}`."
+                )
+
+
+def write_shipped(files: Iterable[Path], listing: Path) -> None:
+    """List shipped files with their checksums, for :func:`verify_shipped`."""
+    sums = {paths.relative(path): file_digest(path) for path in sorted(files)}
+    listing.write_text(json.dumps(sums, indent=1) + "\n")

@@ -93,7 +93,7 @@ class Settings(BaseModel):
     general_documents: PositiveInt
     probe_documents: PositiveInt  # documents of the probes over depth
     sample_documents: PositiveInt | None = None  # of each corpus, whose activations are kept; or all
-    context: PositiveInt = 256  # tokens
+    context: int = Field(default=256, ge=2)  # tokens
     batch_tokens: PositiveInt = 8192  # tokens of one forward pass
 
     autoencoder: str  # the default autoencoder: a directory, or `owner/name@revision:folder` of the hub

@@ -18,7 +18,7 @@ from reasoning_features.steering import generation
 from reasoning_features.steering.answering import answers
 from reasoning_features.steering.benchmarks import Questions
 from reasoning_features.steering.generation import continuations
-from reasoning_features.steering.token_rules import ForcedWait
+from reasoning_features.steering.token_rules import Bias, ForcedWait
 
 PROMPTS = [[0, 5, 6], [0, 7, 8, 9, 10, 11], [0, 9], [0, 5, 6]]
 
@@ -50,11 +50,21 @@ def counted(monkeypatch):
 
 
 def test_padding_and_keeping_change_no_answer_of_rows(tiny_subject, conditions, tmp_path):
-    rule = Condition("waits", rule=ForcedWait((200, 201), 1, 7))
+    rule = Condition("waits", rule=ForcedWait((200, 201), 1, (7,)))
     plain = continuations(tiny_subject, questions(), [*conditions, rule], 3)
     assert continuations(tiny_subject, questions(pad=1), [*conditions, rule], 3) == plain
     assert continuations(tiny_subject, questions(tmp_path, pad=1), [*conditions, rule], 3) == plain
     assert plain[0] != plain[3]  # one prompt, two streams
+
+
+def test_an_end_of_thinking_of_several_tokens_gives_way_when_it_is_whole():
+    rule, written = ForcedWait((200, 201), 1, (7, 8, 9)), [[7, 8], [8, 8]]
+    drawn = rule.drawn(torch.tensor([9, 9]), [0, 1], written)
+    assert drawn.tolist() == [200, 9]
+    assert rule.drawn(torch.tensor([5, 5]), [0, 1], [[7, 8, 200], [8, 8, 9]]).tolist() == [201, 5]
+    assert rule.drawn(torch.tensor([9, 9]), [0, 1], [[7, 8], [7, 8]]).tolist() == [9, 200]
+    bias = Bias({3: 1.0}, (7, 8))
+    assert bias.logits(torch.zeros(3, 5), [0, 1, 2], [[7, 8, 1], [8, 7], []])[:, 3].tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize("engine", ["rows", "continuous"])
@@ -115,7 +125,7 @@ def test_continuous_answers_are_the_likeliest_at_temperature_0(tiny_subject):
 def test_continuous_answers_are_steered_and_rules_are_followed(tiny_subject, conditions, tmp_path):
     sae = signed_identity(WIDTH)
     clamp = clamped_conditions(sae, [3], [20.0], np.ones(2 * WIDTH))[0]
-    rule = Condition("waits", rule=ForcedWait((200, 201), 1, 7))
+    rule = Condition("waits", rule=ForcedWait((200, 201), 1, (7,)))
     asked = replace(questions(engine="continuous"), max_new_tokens=30)
     frame = answers(tiny_subject, asked, [*conditions, clamp, rule], 3, progress=None, sae=sae)
     by = frame.groupby("condition")["tokens"].apply(list)

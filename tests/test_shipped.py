@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pandas as pd
 import pytest
 
-from reasoning_features.checksums import SHIPPED, file_digest
+from reasoning_features.checksums import write_shipped
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
 from reasoning_features.foundations.shipped import load_table
 
@@ -19,7 +17,7 @@ def test_a_shipped_table_is_checked_before_it_is_read(repository, monkeypatch):
     path = repository / PLACE
     path.parent.mkdir(parents=True)
     table.to_parquet(path)
-    (repository / SHIPPED).write_text(json.dumps({PLACE: file_digest(path)}))
+    write_shipped([path], repository / "data/organism/checksums.json")
     monkeypatch.chdir(path.parent)
     assert load_table(PLACE).equals(table)
     assert load_table(str(path)).equals(table)

@@ -178,7 +178,7 @@ def test_rules_change_their_own_condition_alone(subject, questions):
 def test_a_rule_that_remembers_may_be_shared_and_used_again(subject, questions):
     plain = answers(subject, questions, [], seed=3, progress=None)["tokens"].tolist()
     often = max(set(sum(plain, ())), key=sum(plain, ()).count)
-    rule = ForcedWait((200, 201), 1, often)
+    rule = ForcedWait((200, 201), 1, (often,))
     strong = 40.0 * torch.eye(WIDTH)[2]
     conditions = [Condition("one", rule=rule), Condition("other", vector=strong, rule=rule)]
     mixed = answers(subject, questions, conditions, seed=3, progress=None)

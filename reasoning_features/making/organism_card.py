@@ -12,8 +12,7 @@ from typing import Any
 import pandas as pd
 from safetensors import safe_open
 
-from reasoning_features import paths
-from reasoning_features.checksums import file_digest
+from reasoning_features.checksums import write_shipped
 from reasoning_features.organism.evaluation import family_summary
 from reasoning_features.organism.problems import FAMILIES, Mixture, families
 from reasoning_features.reporting.tables import to_markdown
@@ -250,6 +249,4 @@ def write(folder: Path) -> None:
     )
     (folder / "README.md").write_text(text)
     files = (path for name in SHIPPED for path in (folder / name).rglob("*"))
-    shipped = sorted(path for path in files if path.is_file())
-    sums = {paths.relative(path): file_digest(path) for path in shipped}
-    (folder / "checksums.json").write_text(json.dumps(sums, indent=1) + "\n")
+    write_shipped((path for path in files if path.is_file()), folder / "checksums.json")

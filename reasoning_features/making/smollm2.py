@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from reasoning_features import paths
 from reasoning_features.bookkeeping.shards import Arrays, Work, map_shards
-from reasoning_features.checksums import file_digest
+from reasoning_features.checksums import file_digest, write_shipped
 from reasoning_features.dictionaries.autoencoder import matched_share, paired_share
 from reasoning_features.dictionaries.autoencoder_training import save_autoencoder, train_autoencoder
 from reasoning_features.dictionaries.streamed_training import settings_recipe
@@ -115,6 +115,8 @@ def train(settings: Settings) -> None:
     trained = {layer: _trained(settings, subject, layer, 0, work, folders[layer]) for layer in layers}
     second = _trained(settings, subject, settings.layer, 1, work, home / "second-seed")
     _write_card(settings, rows, trained, second)
+    shipped = (path for folder in trained.values() for path in folder.rglob("*") if path.is_file())
+    write_shipped(shipped, home / "checksums.json")
 
 
 def _write_card(settings: Settings, rows: Rows, trained: dict[int, Path], second: Path) -> None:

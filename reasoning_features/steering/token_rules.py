@@ -32,15 +32,15 @@ class Bias:
 
     Attributes:
         nats: token id → what is added to its logit, before the temperature divides it.
-        end_think: the token that ends the thinking.
+        end_think: the tokens that end the thinking.
     """
 
     nats: Mapping[int, float]
-    end_think: int
+    end_think: tuple[int, ...]
 
     def logits(self, logits: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
         """Logits ``[b, vocabulary]`` with the bias in the rows that still think."""
-        thinking = torch.tensor([self.end_think not in row for row in written], device=logits.device)
+        thinking = torch.tensor([not _holds(row, self.end_think) for row in written], device=logits.device)
         added = torch.zeros(logits.shape[1], dtype=logits.dtype, device=logits.device)
         added[list(self.nats)] = torch.tensor(list(self.nats.values())).to(added)
         return logits + thinking[:, None] * added
@@ -59,8 +59,8 @@ def bias_to_words(tokenizer: Any, words: Sequence[str], nats: float) -> Bias:
 def bias_to_go_on(tokenizer: Any, nats: float) -> Bias:
     """Budget forcing by a bias: against the openers that give up and against the end of the thinking."""
     _, giving_up = DECISIONS["persistence"]
-    against = [*first_tokens(tokenizer, giving_up), _end_think(tokenizer)]
-    return Bias(dict.fromkeys(against, -nats), _end_think(tokenizer))
+    end = _end_think(tokenizer)
+    return Bias(dict.fromkeys([*first_tokens(tokenizer, giving_up), end[0]], -nats), end)
 
 
 @dataclass(frozen=True)
@@ -156,15 +156,17 @@ def ban(tokenizer: Any, words: Sequence[str], corpus: Corpus) -> Ban:
 class ForcedWait:
     """Thinks longer: the end of the thinking, the first times it is drawn, gives way to a few tokens.
 
+    An end of several tokens gives way at its last one: no thinking ends before it is whole.
+
     Attributes:
         sequence: the tokens that are written in its place.
         times: how often.
-        end_think: the token that ends the thinking.
+        end_think: the tokens that end the thinking.
     """
 
     sequence: tuple[int, ...]
     times: int
-    end_think: int
+    end_think: tuple[int, ...]
     _used: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
     _queue: dict[int, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -174,12 +176,14 @@ class ForcedWait:
 
     def drawn(self, tokens: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
         """What was drawn ``[b]``, or the next forced token."""
-        pairs = zip(tokens.tolist(), problems, strict=True)
-        return torch.tensor([self._next(*pair) for pair in pairs], device=tokens.device)
+        rows = zip(tokens.tolist(), problems, written, strict=True)
+        return torch.tensor([self._next(*row) for row in rows], device=tokens.device)
 
-    def _next(self, token: int, problem: int) -> int:
+    def _next(self, token: int, problem: int, written: Sequence[int]) -> int:
         queue = self._queue.get(problem, ())
-        if not queue and token == self.end_think and self._used.get(problem, 0) < self.times:
+        before = len(self.end_think) - 1
+        ends = (*written[len(written) - before :], token) == self.end_think
+        if not queue and ends and self._used.get(problem, 0) < self.times:
             self._used[problem] = self._used.get(problem, 0) + 1
             queue = self.sequence
         self._queue[problem] = queue[1:]
@@ -287,5 +291,9 @@ def token_pieces(tokenizer: Any) -> tuple[str, ...]:
     return tuple(tokenizer.decode([token]) for token in range(len(tokenizer)))
 
 
-def _end_think(tokenizer: Any) -> int:
-    return int(tokenizer.encode(END_THINK, add_special_tokens=False)[0])
+def _end_think(tokenizer: Any) -> tuple[int, ...]:
+    return tuple(tokenizer.encode(END_THINK, add_special_tokens=False))
+
+
+def _holds(row: Sequence[int], sequence: tuple[int, ...]) -> bool:
+    return any(tuple(row[i : i + len(sequence)]) == sequence for i in range(len(row) - len(sequence) + 1))

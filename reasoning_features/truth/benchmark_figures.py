@@ -132,7 +132,10 @@ def draw_lexical(shares: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFra
                     ax.barh(place, causal, 0.65, left, **mark)
                 left += share
         counts = table.groupby("group", sort=False)["features"].first()
-        ax.barh([0], [0], color="0.7", edgecolor="white", hatch=HATCHES[1], linewidth=0, label="truly causal")
+        if (table["causal"] > 0).any():
+            ax.barh(
+                [0], [0], color="0.7", edgecolor="white", hatch=HATCHES[1], linewidth=0, label="truly causal"
+            )
         ax.set(title=arm, xlim=(0, 1), xlabel="share of features")
         name_rows(ax, [f"{group} (n = {counts[group]})" for group in groups])
     legend_below(fig)
