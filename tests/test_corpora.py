@@ -250,7 +250,7 @@ def test_settings_keep_the_words_that_occur(tiny_llama: Path, tmp_path: Path) ->
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     asked = ["hmm", "another", "wait", "but"]
     # "another" and "but" are looked for as they open a sentence
-    texts = ["Hmm, another.", "Perhaps, but wait."]
+    texts = ["So hmm, another.", "Perhaps, but wait."]
     settings = settings_of_texts(tmp_path, texts, words=asked)
     kept = with_words_that_occur(settings, tokenizer)
     assert kept.words == ["hmm", "wait"] and kept.run == settings.run

@@ -145,7 +145,8 @@ def test_pieces_begin_with_bos_and_their_first_token_is_special(tmp_path, tokeni
     first = corpus.starts[:-1]
     assert (corpus.tokens[first] == tokenizer.bos_token_id).all() and corpus.special[first].all()
     assert not corpus.thinking[first].any()
-    assert corpus.special.sum() == corpus.n_documents  # nothing else is
+    # the first token of text, which sees nothing before it, counts as special too; nothing else does
+    assert corpus.special[first + 1].all() and corpus.special.sum() == 2 * corpus.n_documents
     assert set(np.diff(corpus.starts)) == {12, 1 + len(tokenizer("Hi", add_special_tokens=False).input_ids)}
     # where the tokenizer has no BOS a piece is text alone, and its first token is the attention sink
     other = without_bos_token(miniature_root)
@@ -187,7 +188,9 @@ def test_a_column_of_token_ids(hub, tokenizer):
     assert np.diff(corpus.starts).tolist() == [100] * 20
     assert set(corpus.domains) == {"lmsys-openthoughts-tokenized"}
     assert (corpus.tokens[corpus.starts[:-1]] == tokenizer.bos_token_id).all()
-    assert corpus.special.sum() == np.isin(corpus.tokens, tokenizer.all_special_ids).sum() > 20
+    marks = np.isin(corpus.tokens, tokenizer.all_special_ids)
+    marks[corpus.starts[:-1] + 1] = True
+    np.testing.assert_array_equal(corpus.special, marks)
     assert 0 < corpus.thinking.mean() < 1
     assert len(open_texts(source).ids([0])[0]) == mini.ROW
 

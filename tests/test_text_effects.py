@@ -27,13 +27,14 @@ WORDS = ["wait", "let me", "1"]  # the last has no letters: it is never found, a
 def answered(*texts: str, prompt: str = "Wait?<think>") -> pd.DataFrame:
     """Unsteered answers to as many problems."""
     told = {"condition": UNSTEERED, "feature": -1, "gamma": 0.0, "problem": range(len(texts))}
-    return pd.DataFrame(told | {"text": [prompt + text for text in texts], "thinking_tokens": 7})
+    tokens = [tuple(text.split()) for text in texts]
+    return pd.DataFrame(told | {"text": [prompt + t for t in texts], "tokens": tokens, "thinking_tokens": 7})
 
 
 @pytest.mark.parametrize(
     ("text", "reasoning", "repeated"),
     [
-        ("Wait, let me see: wait, let it be.", 100 * 3 / 8, 100 * 1 / 7),  # "wait let" comes again
+        ("wait, let me see: wait, let it be.", 100 * 3 / 8, 100 * 1 / 7),  # "wait, let" comes again
         ("Let's wait. Let me wait", 100 * 3 / 5, 0),  # let's is one word
         ("no no no no no", 0, 100 * 3 / 4),
         ("wait", 100, 0),
@@ -80,11 +81,12 @@ def test_the_best_features_and_as_many_random_ones_are_steered():
     evidence = pd.DataFrame({"score:reason score": [9.0, 1, 5, 8, 2, 3, 4, 0], "maximum": np.arange(8.0)})
     evidence["density"] = np.linspace(0, 0.4, 8)  # the best by score is never active
     evidence["decoder norm"] = 1.0
-    conditions, kinds = text_conditions(signed_identity(4), evidence, 2, [-1.0, 2.0], seed=0)
-    assert kinds["ReasonScore"] == [3, 2] and len(set(kinds["random"]) - {0, 2, 3}) == 2
+    conditions, kinds = text_conditions(signed_identity(4), evidence, 2, 3, [-1.0, 2.0], seed=0)
+    # the third that ReasonScore chooses, 6, is not random either
+    assert kinds["ReasonScore"] == [3, 2] and len(set(kinds["random"]) & {1, 4, 5, 7}) == 2
     assert [(c.feature, c.gamma) for c in conditions[:4]] == [(3, -1), (3, 2), (2, -1), (2, 2)]
     assert conditions[1].vector is not None and conditions[1].vector.norm() == 2 * 3
-    _, few = text_conditions(signed_identity(4), evidence, 20, [1.0], seed=0)
+    _, few = text_conditions(signed_identity(4), evidence, 20, 20, [1.0], seed=0)
     assert [len(features) for features in few.values()] == [3, 3]  # seven are ever active
 
 
@@ -103,6 +105,7 @@ def test_any_number_of_features_and_strengths_is_drawn(features, gammas):
     assert [label.get_text() for label in legend.get_texts()] == [f"γ = {gamma}" for gamma in gammas]
     # every feature has a mark a strength in every panel, at its change
     drawn = [points.get_offsets() for points in fig.axes[0].collections if len(points.get_offsets()) > 1]
-    np.testing.assert_allclose([o[:, 0] for o in drawn], [np.arange(features) + gamma for gamma in gammas])
+    in_pairs = np.arange(features).reshape(2, half).T.ravel()  # each random feature under its match
+    np.testing.assert_allclose([o[:, 0] for o in drawn], [in_pairs + gamma for gamma in gammas])
     legible(fig)
     plt.close(fig)

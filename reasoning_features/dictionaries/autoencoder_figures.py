@@ -77,7 +77,7 @@ def draw_densities(densities: Mapping[str, NDArray[np.float64]]) -> tuple[Figure
     data = pd.concat(parts, ignore_index=True)
     fig, ax = new_figure(width=4.5, height=2.4)
     distribution(ax, data, "density", "autoencoder", bins=30, log=True)
-    ax.set(xlabel="density (share of tokens a feature is active on)")
+    ax.set(xlabel="share of tokens a feature is active on", ylabel="features, normalised")
     legend_below(fig)
     return fig, data
 

@@ -186,7 +186,10 @@ def draw_layers(table: pd.DataFrame, paper: pd.DataFrame, layer: int) -> tuple[F
         paper: :data:`reasoning_features.diffing.cross_layer.PAPER`.
         layer: the layer whose features are sought.
     """
-    shown = {f"{group}\n(of layer {layer})": rows for group, rows in table.groupby("group", sort=False)}
+    shown = {
+        f"{group}\n({rows['features'].iloc[0]} of layer {layer})": rows
+        for group, rows in table.groupby("group", sort=False)
+    }
     named = paper.assign(
         layer=[f"{n} {group[0]}" for n, group in zip(paper["layer"], paper["group"], strict=True)]
     )

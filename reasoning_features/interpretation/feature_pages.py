@@ -234,6 +234,7 @@ def _example(interface: FeatureInterface, place: int) -> str:
     for i, (piece, value) in enumerate(zip(example.pieces, example.activations, strict=True)):
         text = escaped(piece)
         if value > 0:
+            text = text.replace("\n", "⏎\n")  # a newline alone would show no shade
             share = min(float(value) / max(interface.maximum, 1e-12), 1.0)
             peak = " class=peak" if i == example.peak else ""
             text = f'<span{peak} style="--a:{share:.2f}" title="{value:.3g}">{text}</span>'

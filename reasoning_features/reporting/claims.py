@@ -75,7 +75,8 @@ def verdict(
             holds, fails = high <= line, low > line
     if not holds and not fails:
         return UNDECIDED
-    if claim.source:  # it is about dictionaries, of whatever model
+    # about dictionaries, of whatever model; or a control that the paper does not have
+    if claim.source or (claim.paper == "–" and not planted):
         return HOLDS if holds else HOLDS_NOT
     if planted:
         return RECOVERS if holds else DOES_NOT

@@ -79,7 +79,7 @@ def draw_grid(tables: Mapping[str, pd.DataFrame], k: int) -> tuple[Figure, pd.Da
         at_k = table[(table["k"] == k) & (table["variant"] == "paper")]
         square = at_k.pivot(index="alpha", columns="window", values="overlap")
         square = square[list(dict.fromkeys(at_k["window"]))]
-        style = {"annot_kws": {"size": 6}, "cbar_kws": {"label": "Jaccard overlap"}, "cmap": "cividis"}
+        style = {"annot_kws": {"size": 6}, "cbar_kws": {"label": "Jaccard overlap"}, "cmap": "Blues"}
         sns.heatmap(square, vmin=0, vmax=1, annot=True, fmt=".2f", ax=left, **style)
         left.set(xlabel="window (before-after)", ylabel="α", title=f"{arm}, k = {k}")
         kinds = list(

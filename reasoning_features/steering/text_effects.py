@@ -21,7 +21,7 @@ from reasoning_features.significance import bootstrap_mean
 from reasoning_features.steering.search import matched_features
 from reasoning_features.text.vocabulary import split_words
 
-LENGTH, REASONING, REPEATED = "tokens", "words of R in a hundred", "repeated pairs of words (%)"
+LENGTH, REASONING, REPEATED = "tokens", "words of R in a hundred", "repeated pairs of tokens (%)"
 MEASURES = (LENGTH, REASONING, REPEATED)
 CHOSEN, RANDOM = "ReasonScore", "random"
 _MARK = re.compile(r"<[^<>\s]*>")
@@ -29,7 +29,7 @@ _MARK = re.compile(r"<[^<>\s]*>")
 
 
 def text_conditions(
-    sae: Any, evidence: pd.DataFrame, n: int, gammas: Sequence[float], seed: int
+    sae: Any, evidence: pd.DataFrame, n: int, selected: int, gammas: Sequence[float], seed: int
 ) -> tuple[list[Condition], dict[str, list[int]]]:
     """The best features by ReasonScore, and a random one matched to each, at every strength.
 
@@ -37,6 +37,7 @@ def text_conditions(
         sae: gives the decoder directions.
         evidence: :func:`reasoning_features.truth.evidence.gather`.
         n: how many features of each kind; fewer where fewer are ever active.
+        selected: features that ReasonScore chooses; none of them counts as random.
         gammas: strengths, in units of each feature's largest activation.
         seed: of the random features.
 
@@ -44,8 +45,11 @@ def text_conditions(
         The conditions, the best feature's first; and kind → its features, as :func:`draw_text_effects` reads.
     """
     live = np.flatnonzero(evidence["density"] > 0)
-    best = live[select(evidence["score:reason score"].to_numpy(dtype=float)[live], min(n, len(live) // 2))]
-    kinds = {CHOSEN: best.tolist(), RANDOM: matched_features(evidence, best, live, seed).tolist()}
+    chosen = live[
+        select(evidence["score:reason score"].to_numpy(dtype=float)[live], min(selected, len(live) // 2))
+    ]
+    best, others = chosen[:n], np.setdiff1d(live, chosen[n:])
+    kinds = {CHOSEN: best.tolist(), RANDOM: matched_features(evidence, best, others, seed).tolist()}
     every = [feature for features in kinds.values() for feature in features]
     return feature_conditions(sae, every, gammas, evidence["maximum"].to_numpy(dtype=float)), kinds
 
@@ -60,15 +64,16 @@ def text_measures(answers: pd.DataFrame, prompts: Sequence[str], words: Sequence
 
     Returns:
         ``condition``, ``feature``, ``gamma``, ``problem``, and: ``tokens``; ``words of R in a hundred``
-        words; ``repeated pairs of words (%)``, the share of pairs that stood in the text before (near 100
-        where a text goes in circles). A text without words has 0.
+        words (0 in a text without words); ``repeated pairs of tokens (%)``, the share of pairs of neighbours
+        that stood in the text before (near 100 where a text goes in circles, or is blank lines).
     """
     phrases = [split_words(word) for word in words if split_words(word)]
     rows = []
-    for text, problem in zip(answers["text"].tolist(), answers["problem"].tolist(), strict=True):
+    columns = (answers[name].tolist() for name in ("text", "problem", "tokens"))
+    for text, problem, tokens in zip(*columns, strict=True):
         thinking = text[len(prompts[problem]) :].split(END_THINK)[0]
         written = split_words(_MARK.sub(" ", thinking))
-        pairs = list(pairwise(written))
+        pairs = list(pairwise(tokens))
         hits = sum(written[i : i + len(phrase)] == phrase for phrase in phrases for i in range(len(written)))
         repeated = 100 * (len(pairs) - len(set(pairs))) / max(len(pairs), 1)
         rows.append((100 * hits / max(len(written), 1), repeated))
@@ -105,7 +110,12 @@ def draw_text_effects(effects: pd.DataFrame, kinds: Mapping[str, Sequence[int]])
         kinds: kind → its features (:func:`text_conditions`).
     """
     gammas = sorted(effects["gamma"].unique())
-    rows = [(kind, feature) for kind, features in kinds.items() for feature in features]
+    # each random feature stands under the one that it is matched to
+    rows = [
+        (kind, feature)
+        for matched in zip(*kinds.values(), strict=True)
+        for kind, feature in zip(kinds, matched, strict=True)
+    ]
     fig, axes = new_figure(1, len(MEASURES), height=1 + 0.2 * len(rows), sharey=True)
     for ax, measure in zip(axes, MEASURES, strict=True):
         for place, gamma in enumerate(gammas):

@@ -74,9 +74,11 @@ def question_of(text: str) -> str:
 
 
 def side_by_side(
-    answers: pd.DataFrame, problem: int, conditions: Sequence[str] = ()
+    answers: pd.DataFrame, problem: int, conditions: Sequence[str] = (), prompt: str = ""
 ) -> tuple[str, list[Trace]]:
     """The question, and the traces of one problem: unsteered, then under the conditions.
+
+    With ``prompt``, the text begins after it.
 
     Args:
         answers: :func:`reasoning_features.steering.answering.answers`.
@@ -92,8 +94,8 @@ def side_by_side(
     told = zip(held.index.tolist(), verdicts, held["thinking_tokens"].tolist(), strict=True)
     headings = [f"{name}: {verdict}, {tokens} tokens" for name, verdict, tokens in told]
     texts: list[str] = held["text"].tolist()
-    traces = [Trace(*pair) for pair in zip(headings, texts, strict=True)]
-    return question_of(traces[0].text), traces
+    traces = [Trace(*pair) for pair in zip(headings, [text[len(prompt) :] for text in texts], strict=True)]
+    return question_of(texts[0]), traces
 
 
 def flipped(answers: pd.DataFrame, condition: str) -> dict[str, list[int]]:

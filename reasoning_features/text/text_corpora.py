@@ -61,7 +61,9 @@ def text_corpus(
     tokens, lengths = np.concatenate(pieces), [len(piece) for piece in pieces]
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     special = np.isin(tokens, tokenizer.all_special_ids)
-    special[starts[:-1]] = True
+    # with nothing before it, the first token of text is of no sentence, and in many models an attention sink
+    first = starts[:-1] + len(beginning(tokenizer))
+    special[starts[:-1]] = special[first[first < starts[1:]]] = True
     return Corpus(
         name=name,
         tokens=tokens,
