@@ -42,8 +42,8 @@ def answers(
         sae: the autoencoder, where a condition clamps one of its features.
 
     Returns:
-        The rows of ``questions.grade`` with ``condition``, ``feature`` (−1 unsteered), ``gamma`` and
-        ``problem``; unsteered first, then the conditions in their order.
+        The rows of ``questions.grade`` with ``condition``, ``feature`` (−1 unsteered), ``gamma``,
+        ``problem`` and ``tokens`` (the new ones); unsteered first, then the conditions in their order.
 
     Raises:
         UserError: two conditions of one name, a vector that is not finite or of another width, a clamp
@@ -69,7 +69,8 @@ def answers_under(
     else:
         given = subject, questions, conditions, seed, questions.kept, batch
         written = continuations_in_shards("answers", *given, progress is not None, sae)
-    return pd.concat([told(conditions, len(questions)), questions.grade(numbers, written)], axis=1)
+    known = told(conditions, len(questions)).assign(tokens=[tuple(tokens) for tokens in written])
+    return pd.concat([known, questions.grade(numbers, written)], axis=1)
 
 
 def told(conditions: Sequence[Condition], n: int) -> pd.DataFrame:

@@ -63,7 +63,8 @@ def text_corpus(
     special = np.isin(tokens, tokenizer.all_special_ids)
     # with nothing before it, the first token of text is of no sentence, and in many models an attention sink
     first = starts[:-1] + len(beginning(tokenizer))
-    special[starts[:-1]] = special[first[first < starts[1:]]] = True
+    special[starts[:-1]] = True
+    special[first[first < starts[1:]]] = True
     return Corpus(
         name=name,
         tokens=tokens,
