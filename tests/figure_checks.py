@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from reasoning_features.reporting.figures import DOTS
+from reasoning_features.reporting.plots import DOTS
 
 
 def legible(fig: Figure) -> None:

@@ -24,7 +24,7 @@ from reasoning_features.foundations.causal_editing import (
 from reasoning_features.foundations.names import CEILING, FLOOR
 from reasoning_features.foundations.standings import Standings, draw_pairs, halves, read_standings
 from reasoning_features.models.subject import Subject
-from reasoning_features.significance import Interval
+from reasoning_features.statistics import Interval
 from reasoning_features.truth.decisions import Decisions
 
 CORPUS = make_corpus(60)

@@ -11,7 +11,7 @@ from tiny import signed_identity
 from reasoning_features.dictionaries.autoencoder import quality
 from reasoning_features.foundations import comparison
 from reasoning_features.residual_stream.activations import ActivationBatch
-from reasoning_features.significance import Interval
+from reasoning_features.statistics import Interval
 
 GENERATOR = torch.Generator().manual_seed(0)
 FRESH = ActivationBatch(torch.randn(400, 4, generator=GENERATOR), torch.arange(400))

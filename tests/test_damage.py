@@ -16,7 +16,7 @@ STORE = (
 )
 DRAW = (
     "import pandas as pd\nfrom IPython.display import display\n"
-    "from reasoning_features.reporting.figures import new_figure, save_figure\n"
+    "from reasoning_features.reporting.plots import new_figure, save_figure\n"
     "fig, ax = new_figure()\nax.plot([1, 2])\n"
     "display(save_figure(fig, 'x01_line', pd.DataFrame({'y': [1, 2]}), run, 'A line.'))\n"
     "fig, ax = new_figure()"

@@ -44,7 +44,7 @@ def test_majorities_by_hand():
 
 def test_repeated_questions_have_draws_of_their_own(tiny_subject):
     def grade(numbers, continuations):
-        return pd.DataFrame({"asked": list(numbers), "tokens": [tuple(row) for row in continuations]})
+        return pd.DataFrame({"asked": list(numbers)})
 
     questions = Questions("two", [[0, 5, 6], [0, 9]], ["a", "b"], 1, 8, ("asked",), grade)
     again = answers(tiny_subject, repeated(questions, 3), [], seed=2, progress=None)

@@ -22,7 +22,7 @@ ALONE = (
 )
 STORE = "with run.store('sample', ['seed']) as folder:\n    (folder / 'a').write_text('stored')"
 DRAW = (
-    "import pandas as pd\nfrom reasoning_features.reporting.figures import new_figure, save_figure\n"
+    "import pandas as pd\nfrom reasoning_features.reporting.plots import new_figure, save_figure\n"
     "fig, ax = new_figure()\nax.plot([1, 2])\n"
     "save_figure(fig, 'x01_line', pd.DataFrame({'y': [1, 2]}), run, 'A line.')"
 )
@@ -68,7 +68,7 @@ def test_a_change_reruns_what_depends_on_it_and_nothing_else(house):
     second.write_text(text.replace("print(run)", "print(run.settings.seed)"))
     assert ran(make(house, "all")) == ["run 02", "render 02", "readme"]
 
-    module = house / "reasoning_features/reporting/figures.py"
+    module = house / "reasoning_features/reporting/plots.py"
     module.write_text(module.read_text() + "\n# only 01 imports this\n")
     assert ran(make(house, "all")) == ["run 01", "render 01", "readme"]
 

@@ -18,7 +18,7 @@ from mini_profile import BENCHMARKS, settings_of_miniatures
 from sae_lens import SAE, StandardSAE
 from transformers import AutoTokenizer
 
-from reasoning_features.reporting.figures import COLOURS, LINES, MARKERS
+from reasoning_features.reporting.plots import COLOURS, LINES, MARKERS
 
 
 def test_a_snapshot_is_what_is_served(hub: LocalHub) -> None:

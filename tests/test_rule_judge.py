@@ -27,7 +27,7 @@ from reasoning_features.foundations.rule_judge import (
     rule_kinds,
 )
 from reasoning_features.residual_stream.activations import ActivationBatch
-from reasoning_features.significance import Interval
+from reasoning_features.statistics import Interval
 
 CORPUS = make_corpus(200)
 CORPUS = replace(

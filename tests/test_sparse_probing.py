@@ -22,7 +22,7 @@ from reasoning_features.foundations.sparse_probing import (
     sparse_probes,
 )
 from reasoning_features.residual_stream.activations import ActivationBatch
-from reasoning_features.significance import Interval
+from reasoning_features.statistics import Interval
 from reasoning_features.text.corpus import Corpus
 
 WIDTH = 6

@@ -28,7 +28,7 @@ from reasoning_features.bench.setting import Setting, Sizes
 from reasoning_features.bench.timing import Row, to_frame
 from reasoning_features.devices import check_device
 from reasoning_features.files import write_between, write_json, write_text
-from reasoning_features.reporting.figures import write_csv
+from reasoning_features.reporting.plots import write_csv
 from reasoning_features.reporting.tables import to_markdown
 
 SHOWN = ["what", "against", "measure", "ratio", "lowest", "highest", "runs", "bar", "met", "sizes", "note"]

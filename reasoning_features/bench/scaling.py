@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from reasoning_features.bench.processes import in_a_process
 from reasoning_features.bench.setting import Sizes
 from reasoning_features.bench.timing import Bar, Row
-from reasoning_features.reporting.figures import new_figure
+from reasoning_features.reporting.plots import new_figure
 
 FLAT = Bar("at most", 1.1)
 """Peak memory at the most tokens over that at the fewest: what is called flat."""

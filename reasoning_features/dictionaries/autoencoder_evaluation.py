@@ -17,7 +17,7 @@ from reasoning_features.dictionaries.autoencoder import reconstruct
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import ActivationBatch, no_sink
 from reasoning_features.residual_stream.losses import next_token_loss
-from reasoning_features.significance import Interval, bootstrap_ratio
+from reasoning_features.statistics import Interval, bootstrap_ratio
 from reasoning_features.text.corpus import Corpus, TokenBatch
 
 Edit = Callable[[Tensor], Tensor]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 
-from reasoning_features.reporting.figures import COLOURS, distribution, legend_below, look, new_figure
+from reasoning_features.reporting.plots import COLOURS, distribution, legend_below, look, new_figure
 
 CURVES = ("loss", "L0", "fraction of variance explained", "dead share")
 

@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from reasoning_features.errors import UserError
-from reasoning_features.significance import bootstrap_mean
+from reasoning_features.statistics import bootstrap_mean
 
 Array = NDArray[np.float64]
 Features = NDArray[np.int64]

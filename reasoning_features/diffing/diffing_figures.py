@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reasoning_features.diffing.cross_layer import VERDICTS
-from reasoning_features.reporting.figures import ACROSS, COLOURS, LINES, legend_below, look, name_rows, panels
+from reasoning_features.reporting.plots import ACROSS, COLOURS, LINES, legend_below, look, name_rows, panels
 
 ARROW = "→"
 OFFSET = 0.16

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from reasoning_features.dictionaries.autoencoder import best_cosines
 from reasoning_features.errors import UserError
-from reasoning_features.significance import Interval, percentile_interval
+from reasoning_features.statistics import Interval, percentile_interval
 
 Array = NDArray[np.float64]
 Features = NDArray[np.int64]

@@ -27,7 +27,7 @@ from reasoning_features.diffing.presence import rotated
 from reasoning_features.errors import UserError
 from reasoning_features.foundations.dictionary_geometry import added_directions
 from reasoning_features.foundations.hierarchies import LabelledTokens, Probe, main_latents
-from reasoning_features.significance import Interval, bootstrap_weights, percentile_interval
+from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval
 
 Array = NDArray[np.float64]
 CARRIED = 0.4

@@ -21,7 +21,7 @@ from reasoning_features.foundations.dictionary_geometry import mean_cos_sim, uni
 from reasoning_features.foundations.hierarchies import label_tokens, parent_probe
 from reasoning_features.foundations.meta_autoencoder import composition
 from reasoning_features.residual_stream.activations import ActivationBatch
-from reasoning_features.significance import Interval, independent_difference
+from reasoning_features.statistics import Interval, independent_difference
 from reasoning_features.steering.search import CHOSEN, FEATURES
 from reasoning_features.steering.steering_results import screening_counts
 from reasoning_features.steering.steering_study import Study

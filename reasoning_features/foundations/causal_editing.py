@@ -39,7 +39,7 @@ from reasoning_features.foundations.names import CEILING, FLOOR
 from reasoning_features.foundations.sparse_probing import lengths
 from reasoning_features.foundations.standings import Standings
 from reasoning_features.models.subject import Subject
-from reasoning_features.significance import Interval, bootstrap_ratio, bootstrap_weights
+from reasoning_features.statistics import Interval, bootstrap_ratio, bootstrap_weights
 
 Codes = NDArray[np.int64]
 Flags = NDArray[np.bool_]

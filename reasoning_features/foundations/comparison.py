@@ -18,7 +18,7 @@ from reasoning_features.foundations.causal_editing import Editing
 from reasoning_features.foundations.names import CEILING, FLOOR
 from reasoning_features.foundations.sparse_probing import SparseProbes
 from reasoning_features.residual_stream.activations import ActivationBatch
-from reasoning_features.significance import Interval, bootstrap_weights, percentile_interval
+from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval
 
 ENDS = ["estimate", "low", "high"]
 EXPLAINED = "fraction of variance explained"

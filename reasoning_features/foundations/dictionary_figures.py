@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from reasoning_features.errors import UserError
 from reasoning_features.foundations.styles import styles
-from reasoning_features.reporting.figures import TEXT_WIDTH, legend_below, look, name_rows, new_figure
+from reasoning_features.reporting.plots import TEXT_WIDTH, legend_below, look, name_rows, new_figure
 
 ACROSS = 3
 """The most panels side by side in the text's width."""

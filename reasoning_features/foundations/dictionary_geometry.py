@@ -24,7 +24,7 @@ from reasoning_features.dictionaries.autoencoder import WIDE, best_cosines, gaus
 from reasoning_features.dictionaries.encoding import rows_at_once
 from reasoning_features.diffing.presence import share_of
 from reasoning_features.errors import UserError
-from reasoning_features.significance import Interval, bootstrap_mean, percentile_interval
+from reasoning_features.statistics import Interval, bootstrap_mean, percentile_interval
 
 Array = NDArray[np.float64]
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 12))

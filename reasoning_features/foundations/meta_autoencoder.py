@@ -24,7 +24,7 @@ from torch import Tensor
 from reasoning_features.dictionaries.autoencoder_recipe import AUXILIARY
 from reasoning_features.errors import UserError
 from reasoning_features.residual_stream.activations import shuffled_batches
-from reasoning_features.significance import Interval, bootstrap_weights, percentile_interval
+from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval
 
 Array = NDArray[np.float64]
 ACTIVE = 4

@@ -21,7 +21,7 @@ from reasoning_features.diffing.presence import PAPER_THRESHOLD, share_of
 from reasoning_features.foundations.comparison import row
 from reasoning_features.foundations.names import name_of
 from reasoning_features.models.conditions import UNSTEERED
-from reasoning_features.significance import Interval, paired_difference, percentile_interval
+from reasoning_features.statistics import Interval, paired_difference, percentile_interval
 from reasoning_features.steering.search import CHOSEN, FEATURES
 from reasoning_features.steering.steering_results import overall_table
 from reasoning_features.steering.steering_study import Study

@@ -36,7 +36,7 @@ from reasoning_features.dictionaries.encoding import encoded
 from reasoning_features.errors import UserError
 from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.residual_stream.probes import move_targets
-from reasoning_features.significance import Interval, bootstrap_difference, bootstrap_mean
+from reasoning_features.statistics import Interval, bootstrap_difference, bootstrap_mean
 from reasoning_features.text.corpus import Corpus
 
 Array = NDArray[np.float64]

@@ -28,7 +28,7 @@ from reasoning_features.foundations.dictionary_geometry import added_directions
 from reasoning_features.foundations.names import CEILING, FLOOR
 from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.residual_stream.probes import move_targets
-from reasoning_features.significance import Interval, bootstrap_weights, percentile_interval
+from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval
 from reasoning_features.text.corpus import Corpus
 
 Array = NDArray[np.float64]

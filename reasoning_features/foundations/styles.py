@@ -10,7 +10,7 @@ from typing import Any
 
 from reasoning_features.foundations.names import NAMES
 from reasoning_features.foundations.synthetic_cells import FROZEN, TRAINED
-from reasoning_features.reporting.figures import LINES, MARKERS, look
+from reasoning_features.reporting.plots import LINES, MARKERS, look
 
 GREYS = ("0", "0.4", "0.6")
 OTHERS = ("x", "+", "1", "2", "3", "4", "|", "_")

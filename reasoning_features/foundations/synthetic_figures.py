@@ -20,7 +20,7 @@ from reasoning_features.foundations.names import NAMES
 from reasoning_features.foundations.styles import style
 from reasoning_features.foundations.synthetic_cells import FIRINGS, FROZEN, TRAINED
 from reasoning_features.foundations.synthetic_grid import EXPLAINED, by_frequency, curves, last, summary
-from reasoning_features.reporting.figures import legend_below, new_figure, panels
+from reasoning_features.reporting.plots import legend_below, new_figure, panels
 
 FOUND = "features recovered"
 TITLES = {"equal": "equally frequent", "unequal": "unequally frequent"}

@@ -25,7 +25,7 @@ from reasoning_features.files import write_table
 from reasoning_features.foundations.synthetic import Firing, recovered, recovery_by_frequency
 from reasoning_features.foundations.synthetic_cells import BATCH, CELLS, REVIVAL, USUAL, Cell
 from reasoning_features.residual_stream.activations import Moments
-from reasoning_features.significance import Interval, bootstrap_mean, percentile_interval
+from reasoning_features.statistics import Interval, bootstrap_mean, percentile_interval
 from reasoning_features.workers import Each
 
 EXPLAINED = "fraction of variance explained"

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from reasoning_features.models.conditions import UNSTEERED
-from reasoning_features.significance import bootstrap_weights
+from reasoning_features.statistics import bootstrap_weights
 
 LEVEL = 0.99
 """A change counts when its bootstrap interval of this level leaves out 0: several measures are looked at."""

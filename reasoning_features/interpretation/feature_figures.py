@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from reasoning_features.interpretation.activating_examples import Example
 from reasoning_features.interpretation.feature_interface import FeatureInterface
-from reasoning_features.reporting.figures import COLOURS, narrow, new_figure
+from reasoning_features.reporting.plots import COLOURS, narrow, new_figure
 
 MONOSPACE = "DejaVu Sans Mono"
 CHARACTER_WIDTH = 0.602  # of that font, in font sizes

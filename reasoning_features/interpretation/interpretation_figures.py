@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from reasoning_features.reporting.figures import legend_below, look, name_rows, new_figure
-from reasoning_features.significance import bootstrap_mean
+from reasoning_features.reporting.plots import legend_below, look, name_rows, new_figure
+from reasoning_features.statistics import bootstrap_mean
 
 
 def group_shares(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

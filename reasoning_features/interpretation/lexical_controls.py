@@ -30,7 +30,7 @@ from reasoning_features.dictionaries.encoding import ELEMENTS, encoded_columns
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import stream
-from reasoning_features.significance import bootstrap_weights
+from reasoning_features.statistics import bootstrap_weights
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.injection import (
     INJECTED,

@@ -16,7 +16,7 @@ from reasoning_features.checksums import write_shipped
 from reasoning_features.organism.evaluation import family_summary
 from reasoning_features.organism.problems import FAMILIES, Mixture, families
 from reasoning_features.reporting.tables import to_markdown
-from reasoning_features.significance import Interval, bootstrap_mean, bootstrap_statistic, paired_difference
+from reasoning_features.statistics import Interval, bootstrap_mean, bootstrap_statistic, paired_difference
 
 COUPLED, DECOUPLED = ("coupled-0", "coupled-1", "coupled-2"), ("decoupled-0", "decoupled-1", "decoupled-2")
 SHIPPED = (

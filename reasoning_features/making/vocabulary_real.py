@@ -25,7 +25,7 @@ from reasoning_features.bookkeeping import sources
 from reasoning_features.bookkeeping.provenance import Run
 from reasoning_features.errors import UserError
 from reasoning_features.paths import RunPaths, relative
-from reasoning_features.reporting.figures import save_figure
+from reasoning_features.reporting.plots import save_figure
 from reasoning_features.reporting.tables import save_table
 from reasoning_features.settings import load_settings
 from reasoning_features.text.real_text import INSTRUCT_ROWS, R1_ROWS, read_rows

@@ -11,7 +11,7 @@ from reasoning_features.models.sampling import sample
 from reasoning_features.organism.parser import parse
 from reasoning_features.organism.problems import FAMILIES, Problem
 from reasoning_features.organism.traces import CONTEXT, END_THINK, THINK, prompt_text
-from reasoning_features.significance import Interval, bootstrap_mean, bootstrap_ratio
+from reasoning_features.statistics import Interval, bootstrap_mean, bootstrap_ratio
 
 FEWEST_ERRORS = 20
 """Wrong answers below which no share of early stops is given."""

@@ -16,11 +16,10 @@ from IPython.display import Markdown
 
 from reasoning_features.bookkeeping.provenance import Run
 from reasoning_features.files import read_json, write_between, write_json
-from reasoning_features.multiple_comparisons import finding
 from reasoning_features.reporting.companion_claims import COMPANION_CLAIMS
 from reasoning_features.reporting.paper_claims import CLAIMS, Claim
 from reasoning_features.reporting.tables import to_markdown
-from reasoning_features.significance import Interval
+from reasoning_features.statistics import Interval, finding
 
 RECOVERS, DOES_NOT = "recovers the planted effect", "does not"
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"

@@ -18,7 +18,7 @@ class Claim:
     The rule says what decides: ``above control``: the interval lies above (for the claim), below (against)
     or about (undecided) the control; ``at least`` and ``at most``: the same with the claim's bar; ``effect``:
     a difference of accuracy lies above 0, or below it or so near that it counts as none
-    (:func:`reasoning_features.multiple_comparisons.finding`); ``beside``: the numbers are of different models
+    (:func:`reasoning_features.statistics.finding`); ``beside``: the numbers are of different models
     and are only shown; ``planted``: the organism was built so, hence only a real model can tell.
     """
 

@@ -17,7 +17,7 @@ from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from reasoning_features.reporting.figures import (
+from reasoning_features.reporting.plots import (
     TEXT_WIDTH,
     colour_bar,
     legend_below,

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
-from reasoning_features.significance import Interval, bootstrap_weights, percentile_interval
+from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval
 from reasoning_features.text.corpus import Corpus
 
 EMBEDDINGS = -1

@@ -11,7 +11,7 @@ import torch
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import no_sink, told
 from reasoning_features.residual_stream.losses import next_token_loss
-from reasoning_features.significance import bootstrap_weights
+from reasoning_features.statistics import bootstrap_weights
 from reasoning_features.text.corpus import Corpus
 
 BIN = 16

@@ -27,7 +27,7 @@ from reasoning_features.scoring.reason_score import (
     variant_window,
     vocabulary_scores,
 )
-from reasoning_features.significance import (
+from reasoning_features.statistics import (
     bootstrap_weights,
     chance_jaccard,
     jaccard,

@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from reasoning_features.reporting.figures import (
+from reasoning_features.reporting.plots import (
     COLOURS,
     LINES,
     TEXT_WIDTH,

@@ -69,7 +69,8 @@ def answers_under(
     else:
         given = subject, questions, conditions, seed, questions.kept, batch
         written = continuations_in_shards("answers", *given, progress is not None, sae)
-    known = told(conditions, len(questions)).assign(tokens=[tuple(tokens) for tokens in written])
+    known = told(conditions, len(questions))
+    known["tokens"] = pd.Series([tuple(tokens) for tokens in written], dtype=object)
     return pd.concat([known, questions.grade(numbers, written)], axis=1)
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import Condition
-from reasoning_features.significance import bootstrap_mean, paired_difference
+from reasoning_features.statistics import bootstrap_mean, paired_difference
 from reasoning_features.steering.token_rules import forced_wait
 
 MAJORITY, LONGER = "majority", "thinking longer"

@@ -19,7 +19,7 @@ import pandas as pd
 from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import UNSTEERED, Condition
 from reasoning_features.models.subject import Subject
-from reasoning_features.significance import bootstrap_ratio, paired_difference
+from reasoning_features.statistics import bootstrap_ratio, paired_difference
 from reasoning_features.steering.answering import answers
 from reasoning_features.steering.benchmarks import Questions
 from reasoning_features.steering.token_rules import InTurn, forced_rates

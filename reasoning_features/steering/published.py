@@ -17,7 +17,7 @@ from scipy.stats import hypergeom
 from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import UNSTEERED, Condition, feature_conditions
 from reasoning_features.scoring.reason_score import ranks
-from reasoning_features.significance import Interval, bootstrap_mean, bootstrap_ratio, paired_difference
+from reasoning_features.statistics import Interval, bootstrap_mean, bootstrap_ratio, paired_difference
 from reasoning_features.steering.equal_tokens import majority_votes
 from reasoning_features.steering.search import matched_features
 

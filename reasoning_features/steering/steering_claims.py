@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from reasoning_features.models.conditions import UNSTEERED
-from reasoning_features.significance import bootstrap_mean, paired_difference
+from reasoning_features.statistics import bootstrap_mean, paired_difference
 from reasoning_features.steering.search import CHOSEN, SLOT, best
 from reasoning_features.steering.steering_results import arms_apart
 from reasoning_features.steering.steering_study import Study

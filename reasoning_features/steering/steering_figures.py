@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reasoning_features.models.conditions import UNSTEERED
-from reasoning_features.multiple_comparisons import MARGIN
-from reasoning_features.reporting.figures import COLOURS, legend_below, look, name_rows, new_figure, panels
+from reasoning_features.reporting.plots import COLOURS, legend_below, look, name_rows, new_figure, panels
+from reasoning_features.statistics import MARGIN
 from reasoning_features.steering.steering_results import ALL
 from reasoning_features.steering.steering_study import Study
 

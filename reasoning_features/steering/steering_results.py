@@ -14,13 +14,13 @@ import pandas as pd
 
 from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import UNSTEERED
-from reasoning_features.multiple_comparisons import (
+from reasoning_features.statistics import (
     difference_in_differences,
     finding,
     holm,
+    paired_difference,
     paired_p_value,
 )
-from reasoning_features.significance import paired_difference
 from reasoning_features.steering.search import CHOSEN, SLOT
 from reasoning_features.steering.steering_study import Study
 
@@ -159,7 +159,7 @@ def arms_apart(
     Returns:
         One row a seed of the models and one for all of them together (``seed`` "all"): ``seed``, ``coupled``
         and ``decoupled`` (each arm's mean difference), ``estimate``, ``low``, ``high``, ``n``, ``finding``
-        (:func:`reasoning_features.multiple_comparisons.finding` on the 90% interval).
+        (:func:`reasoning_features.statistics.finding` on the 90% interval).
 
     Raises:
         UserError: no seed has both arms.

@@ -26,8 +26,7 @@ def answers_resumable(
     sae: Any = None,
     size: int | None = None,
 ) -> pd.DataFrame:
-    """The answers of :func:`reasoning_features.steering.answering.answers`, without their texts, kept in a
-    folder.
+    """:func:`reasoning_features.steering.answering.answers` without texts and tokens, kept in a folder.
 
     Args:
         subject: the model, steered at its hook point.

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from reasoning_features.models.conditions import Condition, clamped_conditions, feature_conditions
-from reasoning_features.significance import bootstrap_mean
+from reasoning_features.statistics import bootstrap_mean
 from reasoning_features.steering.benchmarks import COMMON
 
 ADDED, CLAMPED = "added", "clamped"

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 
 from reasoning_features.models.conditions import UNSTEERED, Condition, feature_conditions
 from reasoning_features.organism.traces import END_THINK
-from reasoning_features.reporting.figures import legend_below, name_rows, new_figure
+from reasoning_features.reporting.plots import legend_below, name_rows, new_figure
 from reasoning_features.scoring.reason_score import select
-from reasoning_features.significance import bootstrap_mean
+from reasoning_features.statistics import bootstrap_mean
 from reasoning_features.steering.search import matched_features
 from reasoning_features.text.vocabulary import split_words
 

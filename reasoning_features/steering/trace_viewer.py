@@ -16,7 +16,7 @@ from reasoning_features.interpretation.feature_pages import document, escaped
 from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.organism.parser import parse
 from reasoning_features.organism.traces import ASSISTANT, MOVES, USER
-from reasoning_features.reporting.figures import TEXT_WIDTH, panels
+from reasoning_features.reporting.plots import TEXT_WIDTH, panels
 from reasoning_features.residual_stream.activation_figures import (
     moves_below,
     shades,

@@ -62,9 +62,9 @@ def text_corpus(
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     special = np.isin(tokens, tokenizer.all_special_ids)
     # with nothing before it, the first token of text is of no sentence, and in many models an attention sink
-    first = starts[:-1] + len(beginning(tokenizer))
+    opening = starts[:-1] + len(beginning(tokenizer))
     special[starts[:-1]] = True
-    special[first[first < starts[1:]]] = True
+    special[opening[opening < starts[1:]]] = True
     return Corpus(
         name=name,
         tokens=tokens,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from reasoning_features.reporting.figures import COLOURS, HATCHES, legend_below, name_rows, new_figure
+from reasoning_features.reporting.plots import COLOURS, HATCHES, legend_below, name_rows, new_figure
 
 FLOOR = 1e-7
 """General frequencies are drawn no lower than this (words that general English lacks)."""

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from reasoning_features.interpretation.lexical_controls import CLASSES
-from reasoning_features.reporting.figures import (
+from reasoning_features.reporting.plots import (
     COLOURS,
     HATCHES,
     legend_below,

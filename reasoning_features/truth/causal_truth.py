@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
-from reasoning_features.significance import bootstrap_weights
+from reasoning_features.statistics import bootstrap_weights
 from reasoning_features.truth.decisions import Decisions, log_odds
 
 Array = NDArray[np.float64]

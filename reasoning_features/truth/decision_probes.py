@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from reasoning_features.errors import UserError
-from reasoning_features.significance import Interval, bootstrap_weights, percentile_interval
+from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval
 
 TEST_SHARE = 0.4
 """Share of the traces that a probe is tested on."""

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
-from reasoning_features.significance import bootstrap_ratio
+from reasoning_features.statistics import bootstrap_ratio
 from reasoning_features.text.corpus import Corpus, by_length
 from reasoning_features.text.sentences import sentence_starts
 from reasoning_features.truth.decisions import Decisions, log_odds

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from reasoning_features.errors import UserError
 from reasoning_features.organism.parser import Standing, parse
 from reasoning_features.organism.traces import Document, reasoning_documents
-from reasoning_features.significance import bootstrap_weights
+from reasoning_features.statistics import bootstrap_weights
 from reasoning_features.text.vocabulary import split_words
 
 Array = NDArray[np.float64]

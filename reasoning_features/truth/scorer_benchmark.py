@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from reasoning_features.errors import UserError
-from reasoning_features.significance import null_rank
+from reasoning_features.statistics import null_rank
 from reasoning_features.truth.scorers import Score, Scorer, vocabulary_columns
 from reasoning_features.truth.stored_benchmarks import Benchmark, Truth
 

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
-from reasoning_features.significance import bootstrap_weights
+from reasoning_features.statistics import bootstrap_weights
 from reasoning_features.truth.causal_truth import Effects, slope_of_random
 
 Array = NDArray[np.float64]

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from reasoning_features.reporting.figures import COLOURS, LINES, legend_below, look, name_rows, panels
+from reasoning_features.reporting.plots import COLOURS, LINES, legend_below, look, name_rows, panels
 from reasoning_features.truth.causal_truth import Effects
 from reasoning_features.truth.patching import GROUPS
 from reasoning_features.truth.whole_trace import PASSES

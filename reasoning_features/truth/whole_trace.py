@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from reasoning_features.significance import Interval, percentile_interval
+from reasoning_features.statistics import Interval, percentile_interval
 from reasoning_features.truth.scorer_benchmark import evaluate_all
 from reasoning_features.truth.scorers import Scorer
 from reasoning_features.truth.stored_benchmarks import PLACE, TRACE, Benchmark, Truth

@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from stub_notebooks import write_notebook
 
 from reasoning_features.bookkeeping.provenance import begin
-from reasoning_features.reporting.figures import (
+from reasoning_features.reporting.plots import (
     COLOURS,
     distribution,
     legend_below,
