@@ -87,6 +87,8 @@ $(error nothing was run)
 endif
 
 run = $(patsubst $1:%,%,$(filter $1:%,$(RUNS)))
+# those that the profile's text cannot fill are left out
+NEEDED := $(foreach n,$(NEEDED),$(if $(call run,$n),$n))
 stem = build/$(call run,$1)/$1
 rendered = figures/$(call run,$1)/$(patsubst notebooks/%.ipynb,%.md,$(filter notebooks/$1_%,$(NOTEBOOKS)))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from reasoning_features.dictionaries.autoencoder import load_autoencoder
+from reasoning_features.errors import UserError
 from reasoning_features.models.subject import load_subject
 from reasoning_features.settings import load_settings
 from reasoning_features.truth import causal_benchmark as room
@@ -82,4 +83,5 @@ def test_end_to_end_on_the_organism():
 def test_text_without_labels_has_no_decisions():
     settings = load_settings("smoke", corpus="organism-text", decisions=10)
     subject = load_subject(settings.subject, settings.layer)
-    assert room.held_out_decisions(settings, subject) == {}
+    with pytest.raises(UserError, match="No decisions are known"):
+        room.held_out_decisions(settings, subject)

@@ -7,10 +7,13 @@ import json
 import re
 
 import pytest
+from stub_notebooks import write_notebook
 
 from reasoning_features.bookkeeping.parameters import declared
+from reasoning_features.errors import UserError
 from reasoning_features.paths import root
 from reasoning_features.reporting.claims import ALL_CLAIMS
+from reasoning_features.running.execution import plan
 from reasoning_features.settings import Settings
 
 NOTEBOOKS = sorted((root() / "notebooks").glob("*.ipynb"))
@@ -70,6 +73,14 @@ def test_the_opening_and_the_claims_are_the_notebooks_own(path):
             assert f'"{claim.id}"' in text, f"claim {claim.id} is not recorded"
 
 
-def test_notebooks_are_numbered_without_gaps():
-    numbers = [int(path.stem[:2]) for path in NOTEBOOKS]
-    assert numbers == list(range(1, len(numbers) + 1))
+def test_notebooks_have_numbers_of_their_own():
+    assert len({path.stem[:2] for path in NOTEBOOKS}) == len(NOTEBOOKS)
+
+
+def test_notebooks_about_decisions_are_left_out_where_none_are_known(repository):
+    for name in ("03_reason_score", "12_known_truth"):
+        write_notebook(repository, name)
+    assert [made.number for made in plan(["03", "12"], "smollm2-135m")] == ["03"]
+    assert [made.number for made in plan(["03", "12"], "smoke")] == ["03", "12"]
+    with pytest.raises(UserError, match="12_known_truth needs text whose decisions are known"):
+        plan(["03", "12"], "smollm2-135m", asked=["12"])

@@ -27,7 +27,7 @@ HOLDS, HOLDS_NOT = "holds here", "does not hold here"
 UNDECIDED, UNTESTABLE = "undecided", "not testable here"
 BESIDE = "shown beside, another model"
 Ends = tuple[float, float]
-ALL_CLAIMS = (*CLAIMS, *COMPANION_CLAIMS)
+ALL_CLAIMS = tuple(sorted((*CLAIMS, *COMPANION_CLAIMS), key=lambda claim: claim.notebook))
 BEGIN, END = "<!-- claims: written by make -->", "<!-- claims: end -->"
 
 

@@ -131,7 +131,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "governs",
-        "04_interpretation",
+        "12_known_truth",
         "implied",
         "ReasonScore finds the features that govern reasoning (average precision against causal effects)",
         "–",

@@ -31,6 +31,10 @@ CELL_FAILED, CELL_TOO_LONG, KERNEL_DIED, TOO_LONG, ABANDONED = 3, 4, 5, 6, 7
 INTERRUPTED = 130  # what a shell says of a command that was interrupted
 
 
+NEEDS_DECISIONS = frozenset({"12"})
+"""Notebooks about the effects of features on decisions, which are known in the organism's text alone."""
+
+
 class RunFailed(UserError):
     """A notebook failed; the message says where, and what it said."""
 
@@ -39,6 +43,8 @@ def plan(
     numbers: list[str], profile: str, parameters: str = "", device: str = "", asked: list[str] | None = None
 ) -> list[Plan]:
     """Check parameters against notebooks, and save what each is to run.
+
+    Where the profile's text has no known decisions, the notebooks of ``NEEDS_DECISIONS`` are left out.
 
     Parameters
     ----------
@@ -56,7 +62,8 @@ def plan(
     Raises
     ------
     UserError
-        If a notebook, the profile or a parameter is not there, or a value is of another type.
+        If a notebook, the profile or a parameter is not there, a value is of another type, or all that was
+        asked for is left out.
     """
     from reasoning_features.bookkeeping.parameters import check, declared
     from reasoning_features.settings import load_settings
@@ -69,11 +76,18 @@ def plan(
     for path in notebooks:
         has, overrides = declared(path), taken[path.stem]
         settings = load_settings(place, **overrides)
+        if path.stem[:2] in NEEDS_DECISIONS and settings.corpus != "organism":
+            continue
         given = {"profile": place, "device": device or None}
         given = {n: v for n, v in given.items() if v is not None and n in has and v != has[n].default}
-        made = Plan(path.stem, settings.run, overrides | given, settings.model_dump(mode="json"))
+        plans.append(Plan(path.stem, settings.run, overrides | given, settings.model_dump(mode="json")))
+    if not {made.notebook for made in plans} & set(named):
+        raise UserError(
+            f"{', '.join(named)} needs text whose decisions are known, and that of the profile {profile} has "
+            "none: give PROFILE=organism."
+        )
+    for made in plans:
         made.save()
-        plans.append(made)
     return plans
 
 

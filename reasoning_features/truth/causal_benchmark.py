@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 
 from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import architecture_label
+from reasoning_features.errors import UserError
+from reasoning_features.interpretation.lexical_controls import Controls, measure_controls
 from reasoning_features.models.subject import Subject, short_name
 from reasoning_features.scoring.measurement import draw_vocabularies
 from reasoning_features.settings import READ, Settings
 from reasoning_features.text import vocabulary
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus, solution_texts, thinking_texts
 from reasoning_features.text.corpus import join
+from reasoning_features.text.word_masks import capitalised_with_twins
 from reasoning_features.truth.causal_truth import PLACES, Effects, measure_effects
 from reasoning_features.truth.decisions import Decisions, balanced, find_decisions
 from reasoning_features.truth.evidence import gather
@@ -96,16 +99,19 @@ def gather_evidence(
 def held_out_decisions(settings: Settings, subject: Subject) -> dict[str, Decisions]:
     """Decisions of the evaluation split: ``settings.decisions`` of each kind, balanced by style.
 
-    Empty where decisions are not known.
-
     Raises:
-        UserError: too few of them.
+        UserError: decisions are not known in this kind of text, or too few.
     """
     documents = DOCUMENTS_A_DECISION * settings.decisions
     traces = reasoning_corpus(
         settings, subject.tokenizer, "evaluation", settings.subject, documents=documents
     )
     found = find_decisions(traces, subject.tokenizer, settings.corpus)
+    if not found:
+        raise UserError(
+            f"No decisions are known in the corpus {settings.corpus!r}: their effects can be measured on the "
+            "organism alone."
+        )
     return {kind: balanced(every, settings.decisions, settings.seed) for kind, every in found.items()}
 
 
@@ -161,6 +167,36 @@ def whole_trace_effects(
     place, told = PLACES["trace"], f"{decisions.name}, {len(features)} features over the trace"
     return measure_effects(
         subject, sae, decisions, features, means, place, len(features), settings.seed, told
+    )
+
+
+def word_controls(
+    settings: Settings,
+    subject: Subject,
+    sae: Any,
+    features: NDArray[np.int64],
+    control_words: Sequence[str],
+) -> Controls:
+    """What words of R in plain prose do to some features
+    (:func:`reasoning_features.interpretation.lexical_controls.measure_controls`).
+
+    Raises:
+        UserError: no plain documents, or a word that cannot be written.
+    """
+    twins = vocabulary.lexicon(settings.corpus).twins
+    return measure_controls(
+        subject,
+        sae,
+        features,
+        reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject),
+        general_corpus(settings, subject.tokenizer, "evaluation"),
+        subject.tokenizer,
+        settings.words,
+        control_words,
+        capitalised_with_twins(twins),
+        settings.window,
+        settings.batch_tokens,
+        settings.seed,
     )
 
 

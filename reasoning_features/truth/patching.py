@@ -21,7 +21,7 @@ from reasoning_features.models.subject import Subject
 from reasoning_features.statistics import bootstrap_ratio
 from reasoning_features.text.corpus import Corpus, by_length
 from reasoning_features.text.sentences import sentence_starts
-from reasoning_features.truth.decisions import Decisions, log_odds
+from reasoning_features.truth.decisions import Decisions, balanced, find_decisions, log_odds, swapped
 
 GROUPS = ("decision", "opening", "before", "all")
 """Positions that are replaced: the decision's token; its sentence up to it; all before that sentence; all."""
@@ -90,6 +90,31 @@ def patch(
                 }
             )
     return pd.DataFrame(rows)
+
+
+def patch_wordings(
+    subject: Subject, corpus: Corpus, kind: str, n: int, seed: int, batch_tokens: int
+) -> tuple[str, pd.DataFrame]:
+    """:func:`patch` ``n`` decisions on persistence between two wordings of their traces.
+
+    Args:
+        subject: the model.
+        corpus: the traces.
+        kind: of corpora (``settings.corpus``).
+        n: decisions, balanced by style.
+        seed: draws them.
+        batch_tokens: the most token ids in one forward pass.
+
+    Returns:
+        Of the pairs of wordings (:data:`reasoning_features.truth.decisions.SWAPS`) the name of the pair that
+        moves the log-odds most, and its table.
+    """
+    tables = {}
+    for name, (one, other) in swapped(corpus, subject.tokenizer, kind).items():
+        found = find_decisions(one, subject.tokenizer, kind)["persistence"]
+        tables[name] = patch(subject, balanced(found, n, seed), other, batch_tokens).assign(swap=name)
+    strongest = max(tables, key=lambda name: abs(tables[name]["change"].iloc[0]))
+    return strongest, tables[strongest]
 
 
 def _patched(

@@ -14,6 +14,7 @@ labels were given by a model, which may have gone by those very words: J is then
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from reasoning_features import paths
 from reasoning_features.errors import UserError
 from reasoning_features.organism.parser import Standing, parse
 from reasoning_features.organism.traces import Document, reasoning_documents
+from reasoning_features.settings import load_settings
 from reasoning_features.statistics import bootstrap_weights
 from reasoning_features.text.vocabulary import split_words
 
@@ -32,6 +35,9 @@ Array = NDArray[np.float64]
 Marked = list[tuple[bool, str]]
 """A trace's sentences: whether each keeps the search open, and its text."""
 
+SHIPPED = "reasoning_features/truth/real_coupling.csv"
+"""What :func:`coupling_of_traces` gives of DeepSeek-R1-Distill-Qwen-14B's and 32B's traces and the paper's R,
+100 labelled traces each: ``python -m reasoning_features.truth.real_coupling FOLDER`` measures it again."""
 OPEN_LABELS = frozenset({"backtracking", "uncertainty-estimation"})
 """Labels of real sentences that keep the search open."""
 OPEN_MOVES = frozenset({"backtrack", "uncertain"})
@@ -146,3 +152,9 @@ def on_scale(divergences: Array, scale: pd.DataFrame) -> Array:
     """The κ at which the organism has these divergences, by linear interpolation, within [0, 1]."""
     growing = np.maximum.accumulate(scale["divergence"].to_numpy())
     return np.interp(divergences, growing, scale["kappa"].to_numpy())
+
+
+if __name__ == "__main__":
+    coupling_of_traces(Path(sys.argv[1]), load_settings("organism").words).to_csv(
+        paths.root() / SHIPPED, index=False
+    )
