@@ -77,7 +77,7 @@ def test_few_features_stand_in_memory_at_once(monkeypatch):
     monkeypatch.setattr(sae, "encode", lambda x: seen.append(len(x)) or encode(x))
     one, two = torch.randn(50, 4), torch.randn(50, 4)
     whole = compare(sae, one, sae, two).correlation(), own_correlation(sae, one, two)
-    monkeypatch.setattr("reasoning_features.dictionaries.encoding.ELEMENTS", 10 * sae.cfg.d_sae)
+    monkeypatch.setattr("reasoning_features.dictionaries.autoencoder.ELEMENTS", 10 * sae.cfg.d_sae)
     seen.clear()
     parts = compare(sae, one, sae, two).correlation(), own_correlation(sae, one, two)
     assert max(seen) == 10 and len(seen) == 20

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import signed_identity
 
-from reasoning_features.dictionaries.autoencoder import quality
+from reasoning_features.dictionaries.evaluation import quality
 from reasoning_features.foundations import comparison
 from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.statistics import Interval

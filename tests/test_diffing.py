@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from reasoning_features.dictionaries.autoencoder import best_cosines
-from reasoning_features.dictionaries.autoencoder_recipe import Recipe
-from reasoning_features.dictionaries.autoencoder_training import train_autoencoder
+from reasoning_features.dictionaries.evaluation import best_cosines
+from reasoning_features.dictionaries.training import Recipe, train_autoencoder
 from reasoning_features.diffing.presence import (
     RANDOM,
     Bounds,

@@ -181,7 +181,7 @@ def test_features_in_pieces_are_the_same(monkeypatch):
     activations, masks = rng.normal(size=(90, 5)), rng.random((4, 90)) < 0.4
     groups = rng.integers(0, 3, size=90)
     whole = grouped(activations, masks, groups, 40)
-    monkeypatch.setattr("reasoning_features.dictionaries.encoding.ELEMENTS", 35)  # seven tokens at a time
+    monkeypatch.setattr("reasoning_features.dictionaries.autoencoder.ELEMENTS", 35)  # seven tokens at a time
     pieces = grouped(activations, masks, groups, 40)
     np.testing.assert_allclose(pieces.sums, whole.sums, rtol=1e-12)
     np.testing.assert_array_equal(pieces.counts, whole.counts)

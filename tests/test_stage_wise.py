@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from reasoning_features import paths
-from reasoning_features.dictionaries.autoencoder_recipe import Recipe
-from reasoning_features.dictionaries.autoencoder_training import train_autoencoder
+from reasoning_features.dictionaries.training import Recipe, train_autoencoder
 from reasoning_features.diffing.stage_wise import (
     PATHS,
     check_stored,

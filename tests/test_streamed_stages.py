@@ -11,7 +11,7 @@ import torch
 from sae_lens import SAETrainer
 from tiny import make_tiny_llama
 
-from reasoning_features.dictionaries.autoencoder import best_cosines
+from reasoning_features.dictionaries.evaluation import best_cosines
 from reasoning_features.diffing import stage_wise
 from reasoning_features.diffing.streamed_stages import stage_costs, train_stages
 from reasoning_features.errors import UserError

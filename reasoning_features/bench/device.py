@@ -21,9 +21,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from reasoning_features.bench.processes import peak
 from reasoning_features.bench.record import processor
 from reasoning_features.bench.setting import random_autoencoder
-from reasoning_features.dictionaries.autoencoder_recipe import Recipe
-from reasoning_features.dictionaries.autoencoder_trainer import new_trainer
-from reasoning_features.dictionaries.encoding import encoded
+from reasoning_features.dictionaries.autoencoder import encoded
+from reasoning_features.dictionaries.training import Recipe, new_trainer
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import Moments, shuffled_batches, stream
 from reasoning_features.scoring.feature_statistics import accumulate

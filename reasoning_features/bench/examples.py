@@ -9,7 +9,7 @@ import torch
 
 from reasoning_features.bench.setting import Setting, Sizes
 from reasoning_features.bench.timing import Row, compared, in_turn
-from reasoning_features.dictionaries.encoding import encoded
+from reasoning_features.dictionaries.autoencoder import encoded
 from reasoning_features.interpretation.activating_examples import ActivatingExamples
 from reasoning_features.residual_stream.activations import stream
 from reasoning_features.scoring.feature_statistics import one_pass

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reasoning_features.bench.setting import Setting, Sizes, random_autoencoder
 from reasoning_features.bench.timing import Bar, Row, compared, in_turn
-from reasoning_features.dictionaries.encoding import encoded
+from reasoning_features.dictionaries.autoencoder import encoded
 from reasoning_features.residual_stream import activations
 from reasoning_features.scoring.feature_statistics import FeatureStatistics, accumulate
 from reasoning_features.text.corpus import TokenBatch

@@ -13,8 +13,7 @@ from torch import Tensor
 from reasoning_features import paths
 from reasoning_features.bench.setting import Setting, Sizes
 from reasoning_features.bench.timing import Bar, Row, compared, in_turn
-from reasoning_features.dictionaries.autoencoder_recipe import Recipe
-from reasoning_features.dictionaries.autoencoder_trainer import new_trainer
+from reasoning_features.dictionaries.training import Recipe, new_trainer
 from reasoning_features.residual_stream import activations
 from reasoning_features.residual_stream.activations import Moments, shuffled_batches
 

@@ -1,43 +1,52 @@
-"""Sparse autoencoders as SAELens keeps them, and how good one is.
+"""Sparse autoencoders of this package: loaded, saved, and their features computed.
 
-Features are f = encode(x), reconstructions x̂ = decode(f). Explained variance is measured about the mean of
-the activations, 1 − Σ‖x − x̂‖² / Σ‖x − mean‖², so that an autoencoder that only ever gives the mean scores 0.
+Features are f = encode(x), reconstructions x̂ = decode(f), of raw activations x. Files are SAELens' or those
+of EleutherAI's sparsify. Two things that SAELens 6 makes of them are put right here. SAELens 5 folded the
+scaling of a training into the weights at its end, but wrote the training's own configuration beside them,
+which goes on to tell of scaled activations. And sparsify's ``layers.N.mlp`` is the output of an MLP, encoded
+less the decoder's bias, with one decoder direction a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sae_lens import SAE
-from scipy.sparse import csr_matrix, vstack
-from scipy.sparse.csgraph import maximum_bipartite_matching
+from sae_lens import SAE, TopKSAE, TopKSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+from safetensors.torch import load_file
 from torch import Tensor
 
 from reasoning_features import checksums, hub, paths
-from reasoning_features.dictionaries.autoencoder_files import SAELENS, is_autoencoder, read_autoencoder
-from reasoning_features.dictionaries.autoencoder_recipe import label_of
-from reasoning_features.dictionaries.encoding import rows_at_once
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
-from reasoning_features.residual_stream.activations import Moments
+from reasoning_features.files import read_json
 
-WIDE = 2**24
-"""The most pairs of directions compared in float64 and at once; more are in float32, some at a time."""
+SAELENS, SPARSIFY = "sae_weights.safetensors", "sae.safetensors"
+"""Files of weights, by which the two formats are told apart."""
+SCALED = "expected_average_only_in"
+"""SAELens' name of activations that are scaled to a mean norm of √d, as in training."""
+SITES = {"": "resid_post", ".mlp": "mlp_out", ".self_attn": "attn_out", ".attention": "attn_out"}
+"""What sparsify's folder ``layers.N…`` reads → where TransformerLens has it."""
 CLEARLY = 0.05
-"""The share of variance that must part two scalings of activations for one to be the autoencoder's own."""
-MANY = 2**27
-"""The most numbers of activations that stand in memory in float64: 1 GiB."""
+"""Two scalings of activations whose explained variance differs by more are told apart."""
+ELEMENTS = 2**25
+"""The most feature activations that are held at once: 128 MiB as 32-bit floats, 512 tokens at 65,536."""
 
 
 def load_autoencoder(
     reference: str, d_model: int, hook_name: str | None = None, device: str = "cpu"
 ) -> SAE[Any]:
-    """Load an SAE that works on raw activations, after its checksums.
+    """Load an SAE that works on raw activations, in float32, after its checksums.
 
     Args:
         reference: a directory (absolute, or relative to the repository's root) or
@@ -65,12 +74,12 @@ def load_autoencoder(
         if bad := checksums.damaged_training(path):
             raise CorruptArtefact(
                 f"{paths.relative(bad[0])} is damaged or missing (its checksum is not the stored one): "
-                'restore it, or run `make nb-02 PARAMS="train_saes=true"`, which trains it again.'
+                f'restore it, or delete {name} and run `make nb-02 PARAMS="train_saes=true"`.'
             )
-    if not is_autoencoder(path):
+    if not (path / "cfg.json").is_file() or not any((path / file).is_file() for file in (SAELENS, SPARSIFY)):
         raise MissingArtefact(f"There is no autoencoder in {name}: {advice}.")
     try:
-        sae = read_autoencoder(path, name, device)
+        sae = (_read_sparsify if (path / SPARSIFY).is_file() else _read_saelens)(path, name, device)
     except UserError:
         raise
     except Exception as error:
@@ -93,19 +102,101 @@ def load_autoencoder(
     return sae.requires_grad_(False).eval()
 
 
-def plainly_loaded(reference: str, device: str = "cpu") -> SAE[Any] | None:
-    """The same autoencoder by ``sae_lens.SAE.load_from_disk`` alone; None where it is of another format."""
+def _read_saelens(path: Path, name: str, device: str) -> SAE[Any]:
+    """An autoencoder in SAELens' format; weights of its version 5 are taken for folded (`check_scaling`)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # how SAELens would load the model
+        sae = SAE.load_from_disk(path, device=device, dtype="float32")
+    version = sae.cfg.metadata.sae_lens_training_version or sae.cfg.metadata.sae_lens_version or 6
+    if sae.cfg.normalize_activations == SCALED and int(str(version).split(".")[0]) < 6:
+        sae.cfg.normalize_activations = "none"
+    return sae
+
+
+def _read_sparsify(path: Path, name: str, device: str) -> SAE[Any]:
+    """An autoencoder in sparsify's format; raises UserError for a transcoder or an unknown variant."""
+    told = read_json(path / "cfg.json")
+    if told.get("transcode") or told.get("skip_connection"):
+        raise UserError(f"{name} is a transcoder, not an autoencoder: give one that encodes what it decodes.")
+    if told.get("activation", "topk") != "topk" or told.get("signed"):
+        raise UserError(f"{name} has an activation that is not known here: give a TopK autoencoder.")
+    place = re.fullmatch(r"layers\.(\d+)(\.\w+)?", path.name)
+    if place is None or (place[2] or "") not in SITES:
+        raise UserError(f"{name} does not tell by its folder where it reads: give layers.N or layers.N.mlp.")
+    above = path.parent / "config.json"
+    weights = load_file(path / SPARSIFY, device=device)
+    features, width = weights["encoder.weight"].shape
+    metadata = SAEMetadata(
+        hook_name=f"blocks.{place[1]}.hook_{SITES[place[2] or '']}",
+        model_name=read_json(above).get("model") if above.is_file() else None,
+    )
+    options = {"apply_b_dec_to_input": True, "device": "meta", "metadata": metadata}
+    sae = TopKSAE(TopKSAEConfig(d_in=width, d_sae=features, k=told["k"], **options))
+    named = {
+        "W_enc": weights["encoder.weight"].T,
+        "b_enc": weights["encoder.bias"],
+        "W_dec": weights["W_dec"],
+        "b_dec": weights["b_dec"],
+    }
+    state = {key: tensor.to(torch.float32).contiguous() for key, tensor in named.items()}
+    sae.load_state_dict(state, assign=True)
+    sae.cfg.device = device
+    return sae.to(device=device)
+
+
+def save_autoencoder(
+    sae: SAE[Any], directory: Path, tables: Mapping[str, pd.DataFrame] | None = None
+) -> None:
+    """Write an inference SAE in SAELens' format, whole or not at all, in place of what is there.
+
+    Args:
+        sae: the SAE.
+        directory: where it goes.
+        tables: tables to keep beside it as CSV, by name (how it was trained, how it agrees with another).
+    """
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    sae.save_model(partial)
+    cfg = partial / "cfg.json"
+    cfg.write_text(json.dumps(json.loads(cfg.read_text()), indent=1, sort_keys=True) + "\n")
+    for name, table in (tables or {}).items():
+        table.to_csv(partial / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(partial, directory)
+
+
+def compared_with_plain(sae: SAE[Any], reference: str, residual: Tensor) -> str:
+    """Load an autoencoder by ``sae_lens.SAE.load_from_disk`` alone, and tell that its features are the same.
+
+    Args:
+        sae: the one that :func:`load_autoencoder` gave.
+        reference: where it is.
+        residual: activations ``[n, d]`` to compare features and reconstructions on, bit by bit.
+
+    Raises:
+        AssertionError: they differ.
+    """
     path = hub.directory(reference)
     if not (path / SAELENS).is_file():
-        return None
-    return SAE.load_from_disk(path, device=device, dtype="float32")
+        return "of another format than SAELens'"
+    plain = SAE.load_from_disk(path, device=str(sae.device), dtype="float32")
+    for part in residual.to(sae.device).split(rows_at_once(sae)):
+        features = sae.encode(part)
+        assert torch.equal(plain.encode(part), features)
+        assert torch.equal(plain.decode(features), sae.decode(features))
+    return f"{type(plain).__name__}: the same numbers exactly"
+
+
+def label_of(architecture: str, directions: str) -> str:
+    """The architecture, with where its directions start where that is not usual: "frozen_decoder-iso"."""
+    return architecture if directions == "default" else f"{architecture}-{directions}"
 
 
 def architecture_label(sae: SAE[Any]) -> str:
     """What an autoencoder was trained as, and where its directions started where that is not usual.
 
     One that this package trained tells by its recipe
-    (:class:`reasoning_features.dictionaries.autoencoder_recipe.Recipe`); any other is "topk", or "relu".
+    (:class:`reasoning_features.dictionaries.training.Recipe`); any other is "topk", or "relu".
     """
     recipe = sae.cfg.metadata.recipe
     if recipe is None:
@@ -120,17 +211,17 @@ def check_scaling(sae: SAE[Any], residual: Tensor) -> None:
     A checkpoint from within a training expects activations of mean norm √d; SAELens 5 wrote the same
     configuration beside it and beside the folded weights of the training's end.
     """
-    given = residual.to(sae.device).float()
-    scale = given.shape[1] ** 0.5 / given.norm(dim=1).mean()
-    whole = (given - given.mean(0)).square().sum()
+    residual = residual.to(sae.device).float()
+    scale = residual.shape[1] ** 0.5 / residual.norm(dim=1).mean()
+    total = (residual - residual.mean(0)).square().sum()
     errors = [
         sum(
             float((part - sae.decode(sae.encode(part * by)) / by).square().sum())
-            for part in given.split(rows_at_once(sae))
+            for part in residual.split(rows_at_once(sae))
         )
         for by in (1.0, scale)
     ]
-    raw, scaled = (1 - error / float(whole) for error in errors)
+    raw, scaled = (1 - error / float(total) for error in errors)
     if scaled > max(raw, 0.0) + CLEARLY:  # where activations are about √d long both explain about the same
         raise UserError(
             f"The autoencoder explains {scaled:.0%} of the variance of scaled activations and {raw:.0%} of "
@@ -138,172 +229,35 @@ def check_scaling(sae: SAE[Any], residual: Tensor) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Reconstruction:
-    """How well each token's activation is reconstructed, and how often each feature is active.
+def dictionary_digest(sae: Any) -> str:
+    """SHA-256 of an autoencoder's weights, with their names and types."""
+    digest = hashlib.sha256()
+    for name, values in sorted(sae.state_dict().items()):
+        plain = values.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        digest.update(memoryview(plain.view(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
 
-    Attributes:
-        error: ``[n]`` squared distance of x from its reconstruction.
-        deviation: ``[n]`` squared distance of x from the mean activation.
-        active: ``[n]`` number of active features.
-        density: ``[s]`` share of tokens on which each feature is active.
-    """
 
-    error: NDArray[np.float64]
-    deviation: NDArray[np.float64]
-    active: NDArray[np.int64]
-    density: NDArray[np.float64]
-
-    @property
-    def l0(self) -> float:
-        """Mean number of active features."""
-        return float(self.active.mean())
-
-    @property
-    def explained(self) -> float:
-        """Fraction of variance explained, about the mean."""
-        return float(1 - self.error.sum() / self.deviation.sum())
-
-    @property
-    def live(self) -> NDArray[np.bool_]:
-        """``[s]`` True for features active on at least one token."""
-        return self.density > 0
-
-    @property
-    def dead_share(self) -> float:
-        """Share of features active on no token."""
-        return float(1 - self.live.mean())
-
-    def by_document(self, documents: NDArray[np.int64]) -> pd.DataFrame:
-        """Sums a document, for intervals that resample documents.
-
-        Args:
-            documents: ``[n]`` the document of each token.
-
-        Returns:
-            One row a document: ``tokens``, and summed ``error``, ``deviation``, ``active``.
-        """
-        held = {"document": documents, "error": self.error, "deviation": self.deviation}
-        tokens = pd.DataFrame(held | {"active": self.active, "tokens": 1})
-        return tokens.groupby("document").sum()
-
-    def summary(self) -> dict[str, float]:
-        """The numbers of this reconstruction that have a name."""
-        return {
-            "L0": self.l0,
-            "fraction of variance explained": self.explained,
-            "dead share": self.dead_share,
-            "median density": float(np.median(self.density[self.live])) if self.live.any() else 0.0,
-        }
+def rows_at_once(*saes: Any) -> int:
+    """The most tokens whose features may stand in memory, for the widest of these autoencoders."""
+    return max(1, ELEMENTS // max(sae.cfg.d_sae for sae in saes))
 
 
 @torch.no_grad()
-def reconstruct(
-    sae: SAE[Any], residual: Tensor, mean: NDArray[np.float64] | None = None, size: int = 4096
-) -> Reconstruction:
-    """Reconstruct activations ``[n, d]`` and keep what the quality of an SAE is computed from.
+def encoded(sae: Any, residual: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Features ``[m, f]`` of activations ``[n, d]``, some rows at a time, on the autoencoder's device.
 
-    Args:
-        sae: encodes and decodes raw activations.
-        residual: the activations.
-        mean: ``[d]`` the mean that variance is measured about; by default that of ``residual``. Shards of
-            one sample need the mean of all (:class:`reasoning_features.residual_stream.activations.Moments`).
-        size: the most activations in one pass.
+    65,536 features of many tokens never stand in memory at once.
     """
-    centre = _mean(residual) if mean is None else torch.from_numpy(mean)
-    errors, deviations, actives = [], [], []
-    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
-    for batch in residual.split(min(size, rows_at_once(sae))):
-        features = sae.encode(batch.to(sae.device))
-        output = sae.decode(features).cpu()
-        errors.append((batch.double() - output.double()).square().sum(1))
-        deviations.append((batch.double() - centre).square().sum(1))
-        actives.append((features > 0).sum(1).cpu())
-        fired += (features > 0).sum(0).cpu()
-    return Reconstruction(
-        error=torch.cat(errors).numpy(),
-        deviation=torch.cat(deviations).numpy(),
-        active=torch.cat(actives).numpy(),
-        density=(fired.double() / len(residual)).numpy(),
-    )
+    rows = rows_at_once(sae)
+    for start in range(0, len(residual), rows):
+        part = slice(start, min(start + rows, len(residual)))
+        yield part, sae.encode(residual[part].to(sae.device))
 
 
-def quality(sae: SAE[Any], residual: Tensor) -> dict[str, float]:
-    """L0, fraction of variance explained, dead share and median density of live features on activations."""
-    return reconstruct(sae, residual).summary()
-
-
-def best_cosines(decoder: Tensor, other: Tensor) -> NDArray[np.float64]:
-    """For each decoder direction ``[s, d]`` its largest cosine with a direction of ``other`` ``[r, d]``.
-
-    A direction of length 0 has cosine 0 with everything.
-    """
-    found = [part.max(1).values.double().cpu() for part in _cosines(decoder, other)]
-    return torch.cat(found).numpy()
-
-
-def _cosines(decoder: Tensor, other: Tensor) -> Iterator[Tensor]:
-    """Cosines ``[m, r]`` of some rows of ``decoder`` at a time with all of ``other``."""
-    dtype = torch.float64 if len(decoder) * len(other) <= WIDE else torch.float32
-    unit, others = (
-        torch.nn.functional.normalize(directions.detach().to(dtype), dim=1) for directions in (decoder, other)
-    )
-    for part in unit.split(max(1, WIDE // len(others))):
-        yield part @ others.T
-
-
-def matched_share(decoder: Tensor, other: Tensor, threshold: float = 0.7) -> float:
-    """Share of an SAE's features that another SAE has too: a decoder direction at cosine ≥ ``threshold``.
-
-    Args:
-        decoder: ``[s, d]`` decoder directions; leave dead features out.
-        other: ``[r, d]`` those of the other SAE; leave dead features out.
-        threshold: smallest cosine of a match (0.7 in the paper's model diffing).
-    """
-    return float((best_cosines(decoder, other) >= threshold).mean())
-
-
-def paired_share(decoder: Tensor, other: Tensor, threshold: float = 0.7) -> float:
-    """Share of an SAE's features that can be paired with one of another SAE's, each used once.
-
-    The largest pairing at cosine ≥ ``threshold``. It tells features found again from many features that all
-    point at the same few directions, as early in training: :func:`matched_share` counts each of those.
-    """
-    near = vstack([csr_matrix((part >= threshold).cpu().numpy()) for part in _cosines(decoder, other)])
-    return float((maximum_bipartite_matching(near, perm_type="column") >= 0).mean())
-
-
-def principal_explained(residual: Tensor, k: int) -> float:
-    """Fraction of variance that the ``k`` leading principal components of activations ``[n, d]`` explain.
-
-    What any ``k`` fixed directions can do at most: an SAE with L0 = k has to be better to be worth its name.
-    """
-    variances = torch.linalg.eigvalsh(_covariance(residual)).flip(0)
-    return float(variances[:k].sum() / variances.sum())
-
-
-def gaussian_directions(residual: Tensor, n: int, seed: int) -> Tensor:
-    """``n`` random directions ``[n, d]`` with the covariance of activations: what is shared by chance."""
-    generator = torch.Generator().manual_seed(seed)
-    variances, axes = torch.linalg.eigh(_covariance(residual))
-    noise = torch.randn(n, residual.shape[1], generator=generator, dtype=torch.float64)
-    return (noise * variances.clamp(min=0).sqrt()) @ axes.T
-
-
-def _covariance(residual: Tensor) -> Tensor:
-    """Covariance ``[d, d]`` of activations ``[n, d]`` in float64; of many, some are summed at a time."""
-    if residual.numel() <= MANY:
-        return torch.cov(residual.double().T)
-    mean = _mean(residual)
-    total = torch.zeros(residual.shape[1], residual.shape[1], dtype=torch.float64)
-    for part in residual.split(max(1, MANY // residual.shape[1])):
-        centred = part.double() - mean
-        total += centred.T @ centred
-    return total / (len(residual) - 1)
-
-
-def _mean(residual: Tensor) -> Tensor:
-    """Mean activation ``[d]`` in float64."""
-    if residual.numel() <= MANY:
-        return torch.from_numpy(Moments.of(residual).mean)
-    return residual.mean(0, dtype=torch.float64)
+def encoded_columns(sae: Any, residual: Tensor, features: Sequence[int] | NDArray[Any]) -> Tensor:
+    """Some features ``[n, k]`` of activations ``[n, d]``, float32 in the computer's memory."""
+    columns = torch.as_tensor(features, dtype=torch.int64, device=sae.device)
+    parts = [values[:, columns].float().cpu() for _, values in encoded(sae, residual)]
+    return torch.cat(parts) if parts else torch.empty(0, len(columns))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reasoning_features.dictionaries.encoding import rows_at_once
+from reasoning_features.dictionaries.autoencoder import rows_at_once
 from reasoning_features.errors import UserError
 
 Array = NDArray[np.float64]

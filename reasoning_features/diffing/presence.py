@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import Tensor
 
-from reasoning_features.dictionaries.autoencoder import best_cosines
+from reasoning_features.dictionaries.evaluation import best_cosines
 from reasoning_features.errors import UserError
 from reasoning_features.statistics import Interval, percentile_interval
 

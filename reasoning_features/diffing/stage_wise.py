@@ -18,9 +18,8 @@ from sae_lens import SAE
 from torch import Tensor
 
 from reasoning_features import checksums, paths
-from reasoning_features.dictionaries.autoencoder import load_autoencoder
-from reasoning_features.dictionaries.autoencoder_recipe import Recipe
-from reasoning_features.dictionaries.autoencoder_training import Training, save_autoencoder, train_autoencoder
+from reasoning_features.dictionaries.autoencoder import load_autoencoder, save_autoencoder
+from reasoning_features.dictionaries.training import Recipe, Training, train_autoencoder
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.settings import Settings
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus
@@ -114,7 +113,7 @@ def store(training: Training, directory: Path) -> None:
     """
     for parameter in training.sae.parameters():
         parameter.data = parameter.data.half()
-    save_autoencoder(training.sae, directory, {"training": training.history}, overwrite=True)
+    save_autoencoder(training.sae, directory, {"training": training.history})
 
 
 def load_stage(folder: str, model: str, path: str, d_model: int, hook_name: str | None) -> SAE[Any]:

@@ -20,9 +20,8 @@ import torch
 from sae_lens import SAE
 
 from reasoning_features import paths
-from reasoning_features.dictionaries.autoencoder_recipe import Recipe
-from reasoning_features.dictionaries.streamed_training import check_made, settings_recipe, train_on_rows
-from reasoning_features.dictionaries.training_rows import training_rows
+from reasoning_features.dictionaries.streaming import check_made, train_streamed, training_rows
+from reasoning_features.dictionaries.training import Recipe, settings_recipe
 from reasoning_features.diffing.stage_wise import (
     BASE,
     PATHS,
@@ -172,5 +171,4 @@ def _train(settings: Settings, subject: Subject, training: _Training, home: Path
         model = training.name.split("/")[0]
         given = subject.d_model, subject.hook_name
         before = load_stage(str(home), model, stage_before(training.path), *given)
-    place = settings.batch_tokens, settings.checkpoints, settings.device
-    train_on_rows(subject, rows, training.recipe, home / training.name, *place, before)
+    train_streamed(settings, subject, rows, training.recipe, home / training.name, before)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sae_lens import SAE
 from torch import Tensor
 
-from reasoning_features.dictionaries.encoding import encoded
+from reasoning_features.dictionaries.autoencoder import encoded
 from reasoning_features.diffing.presence import rotated
 from reasoning_features.errors import UserError
 from reasoning_features.foundations.dictionary_geometry import added_directions

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sae_lens import SAE
 
-from reasoning_features.dictionaries.autoencoder import quality, reconstruct
+from reasoning_features.dictionaries.evaluation import quality, reconstruct
 from reasoning_features.foundations import causal_editing, rule_judge, sparse_probing
 from reasoning_features.foundations.causal_editing import Editing
 from reasoning_features.foundations.names import CEILING, FLOOR
@@ -42,7 +42,7 @@ def metrics(
     """Every measure of every dictionary in one long table, floors and ceilings as dictionaries of their own.
 
     Args:
-        reconstruction: :func:`reasoning_features.dictionaries.autoencoder_evaluation.evaluate`.
+        reconstruction: :func:`reasoning_features.dictionaries.evaluation.evaluate`.
         probes: :meth:`reasoning_features.foundations.sparse_probing.SparseProbes.averaged`.
         rules: :func:`reasoning_features.foundations.rule_judge.detection`.
         edited: of causal editing, :func:`at_chosen`.

@@ -20,8 +20,8 @@ from scipy.sparse import csr_matrix
 from scipy.stats import beta
 from torch import Tensor
 
-from reasoning_features.dictionaries.autoencoder import WIDE, best_cosines, gaussian_directions
-from reasoning_features.dictionaries.encoding import rows_at_once
+from reasoning_features.dictionaries.autoencoder import rows_at_once
+from reasoning_features.dictionaries.evaluation import WIDE, best_cosines, gaussian_directions
 from reasoning_features.diffing.presence import share_of
 from reasoning_features.errors import UserError
 from reasoning_features.statistics import Interval, bootstrap_mean, percentile_interval

@@ -21,7 +21,7 @@ from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from reasoning_features.dictionaries.encoding import encoded, encoded_columns
+from reasoning_features.dictionaries.autoencoder import encoded, encoded_columns
 from reasoning_features.errors import UserError
 from reasoning_features.organism.parser import first_tokens
 from reasoning_features.organism.tokenizer import LARGEST_NUMBER

@@ -21,7 +21,7 @@ from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, SAETraine
 from sae_lens.config import SAETrainerConfig
 from torch import Tensor
 
-from reasoning_features.dictionaries.autoencoder_recipe import AUXILIARY
+from reasoning_features.dictionaries.training import AUXILIARY
 from reasoning_features.errors import UserError
 from reasoning_features.residual_stream.activations import shuffled_batches
 from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval

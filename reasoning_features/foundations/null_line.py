@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sae_lens import SAE
 
-from reasoning_features.dictionaries.autoencoder import best_cosines
+from reasoning_features.dictionaries.evaluation import best_cosines
 from reasoning_features.diffing.cross_layer import SAME
 from reasoning_features.diffing.presence import PAPER_THRESHOLD, share_of
 from reasoning_features.foundations.comparison import row

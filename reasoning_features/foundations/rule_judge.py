@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from sae_lens import SAE
 from scipy.sparse import csr_matrix
 
-from reasoning_features.dictionaries.encoding import encoded
+from reasoning_features.dictionaries.autoencoder import encoded
 from reasoning_features.errors import UserError
 from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.residual_stream.probes import move_targets

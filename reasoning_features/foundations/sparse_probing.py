@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from reasoning_features.dictionaries.encoding import encoded
+from reasoning_features.dictionaries.autoencoder import encoded
 from reasoning_features.errors import UserError
 from reasoning_features.foundations.dictionary_geometry import added_directions
 from reasoning_features.foundations.names import CEILING, FLOOR

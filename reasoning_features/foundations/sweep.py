@@ -9,10 +9,8 @@ import pandas as pd
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reasoning_features.dictionaries.autoencoder import reconstruct
-from reasoning_features.dictionaries.autoencoder_recipe import Recipe
-from reasoning_features.dictionaries.autoencoder_trainer import new_trainer
-from reasoning_features.dictionaries.autoencoder_training import train_autoencoder
+from reasoning_features.dictionaries.evaluation import reconstruct
+from reasoning_features.dictionaries.training import Recipe, new_trainer, train_autoencoder
 from reasoning_features.foundations.dictionary_geometry import mean_cos_sim
 from reasoning_features.foundations.meta_autoencoder import composition
 from reasoning_features.residual_stream.activations import Moments, shuffled_batches

@@ -22,7 +22,7 @@ from sae_lens.synthetic import ActivationGenerator, FeatureDictionary
 from torch import Tensor
 from torch.sparse import check_sparse_tensor_invariants
 
-from reasoning_features.dictionaries.autoencoder import best_cosines
+from reasoning_features.dictionaries.evaluation import best_cosines
 from reasoning_features.diffing.presence import share_of
 from reasoning_features.errors import UserError
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reasoning_features.dictionaries.autoencoder_recipe import AUXILIARY, TOPK_AUXILIARY, Architecture, Recipe
+from reasoning_features.dictionaries.training import AUXILIARY, TOPK_AUXILIARY, Architecture, Recipe
 from reasoning_features.foundations.synthetic import Firing, World
 
 TRAINED: tuple[Architecture, ...] = ("relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ortsae")

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from reasoning_features.dictionaries.autoencoder import best_cosines
-from reasoning_features.dictionaries.autoencoder_trainer import HELD_OUT, held_out_quality, new_trainer
+from reasoning_features.dictionaries.evaluation import best_cosines
+from reasoning_features.dictionaries.training import HELD_OUT, held_out_quality, new_trainer
 from reasoning_features.diffing.presence import share_of
 from reasoning_features.errors import MissingArtefact
 from reasoning_features.files import write_table

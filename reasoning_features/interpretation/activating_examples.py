@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reasoning_features.dictionaries.encoding import encoded_columns
+from reasoning_features.dictionaries.autoencoder import encoded_columns
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import stream

@@ -26,7 +26,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from reasoning_features.dictionaries.encoding import ELEMENTS, encoded_columns
+from reasoning_features.dictionaries.autoencoder import ELEMENTS, encoded_columns
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import stream

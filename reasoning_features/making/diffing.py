@@ -19,9 +19,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reasoning_features import paths
-from reasoning_features.dictionaries.autoencoder import best_cosines, load_autoencoder
-from reasoning_features.dictionaries.autoencoder_recipe import Recipe as AutoencoderRecipe
-from reasoning_features.dictionaries.autoencoder_training import train_autoencoder
+from reasoning_features.dictionaries.autoencoder import load_autoencoder
+from reasoning_features.dictionaries.evaluation import best_cosines
+from reasoning_features.dictionaries.training import Recipe as AutoencoderRecipe
+from reasoning_features.dictionaries.training import train_autoencoder
 from reasoning_features.diffing.stage_wise import (
     BASE,
     PATHS,

@@ -18,9 +18,8 @@ import pandas as pd
 import torch
 
 from reasoning_features import paths
-from reasoning_features.dictionaries.autoencoder import load_autoencoder
-from reasoning_features.dictionaries.autoencoder_recipe import Recipe
-from reasoning_features.dictionaries.autoencoder_training import Training, save_autoencoder, train_autoencoder
+from reasoning_features.dictionaries.autoencoder import load_autoencoder, save_autoencoder
+from reasoning_features.dictionaries.training import Recipe, Training, train_autoencoder
 from reasoning_features.diffing.stage_wise import (
     BASE,
     PATHS,
@@ -194,7 +193,7 @@ def _stage_folder(folder: Path, recipe: Recipe, path: str) -> Path:
 
 
 def _store(trained: Training, directory: Path) -> None:
-    save_autoencoder(trained.sae, directory, {"training": trained.history}, overwrite=True)
+    save_autoencoder(trained.sae, directory, {"training": trained.history})
 
 
 def main() -> None:

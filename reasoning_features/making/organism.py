@@ -22,12 +22,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reasoning_features import paths
-from reasoning_features.dictionaries.autoencoder_recipe import Recipe as AutoencoderRecipe
-from reasoning_features.dictionaries.autoencoder_training import (
-    convergence,
-    save_autoencoder,
-    train_autoencoder,
-)
+from reasoning_features.dictionaries.autoencoder import save_autoencoder
+from reasoning_features.dictionaries.training import Recipe as AutoencoderRecipe
+from reasoning_features.dictionaries.training import convergence, train_autoencoder
 from reasoning_features.files import write_table
 from reasoning_features.making import diffing, organism_card, steering
 from reasoning_features.making.activations import main_activations
@@ -170,7 +167,7 @@ def make_autoencoders(folder: Path, model: str) -> None:
     for recipe in (RELU_RECIPE, replace(RELU_RECIPE, seed=1), *others):
         trained = train_autoencoder(residual, recipe, model, subject.hook_name, record_at=records)
         target = folder / "autoencoders" / f"{model}-{recipe.architecture}-{recipe.seed}"
-        save_autoencoder(trained.sae, target, overwrite=True)
+        save_autoencoder(trained.sae, target)
         trainings.append(trained)
     agreement = convergence(trainings[0], trainings[1])
     write_table(folder / "convergence" / f"{model}.parquet", agreement.merge(trainings[0].history))

@@ -17,6 +17,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file
@@ -26,11 +27,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from reasoning_features import paths
 from reasoning_features.bookkeeping.shards import Arrays, Work, map_shards
 from reasoning_features.checksums import file_digest, write_shipped
-from reasoning_features.dictionaries.autoencoder import matched_share, paired_share
-from reasoning_features.dictionaries.autoencoder_training import save_autoencoder, train_autoencoder
-from reasoning_features.dictionaries.streamed_training import settings_recipe
-from reasoning_features.dictionaries.training_buffers import ordinary
-from reasoning_features.dictionaries.training_rows import Rows, training_rows
+from reasoning_features.dictionaries.autoencoder import save_autoencoder
+from reasoning_features.dictionaries.evaluation import matched_share, paired_share
+from reasoning_features.dictionaries.streaming import Rows, ordinary, training_rows
+from reasoning_features.dictionaries.training import settings_recipe, train_autoencoder
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.files import unfinished, write_text
 from reasoning_features.models.subject import Subject, load_subject
@@ -166,7 +166,7 @@ def _trained(settings: Settings, subject: Subject, layer: int, seed: int, work: 
 
 def _read(subject: Subject, rows: Rows, layers: list[int], shard: int) -> Arrays:
     """Activations at each layer of one shard of rows, in half precision: they fit into its range."""
-    held = rows.rows(shard * ROWS_A_SHARD, min((shard + 1) * ROWS_A_SHARD, len(rows)))
+    held = rows[np.arange(shard * ROWS_A_SHARD, min((shard + 1) * ROWS_A_SHARD, len(rows)))]
     special = torch.tensor(sorted(subject.tokenizer.all_special_ids))
     read: dict[str, list[Tensor]] = {str(layer): [] for layer in layers}
     for part in held.split(8):

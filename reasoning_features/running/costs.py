@@ -189,7 +189,7 @@ def _stored(config: dict[str, Any]) -> str:
 
 def _working(settings: Settings, config: dict[str, Any]) -> int:
     """Bytes beside the weights, of the largest: a batch read, one longest answer, a training step."""
-    from reasoning_features.dictionaries.encoding import ELEMENTS
+    from reasoning_features.dictionaries.autoencoder import ELEMENTS
 
     if not config:
         return 0

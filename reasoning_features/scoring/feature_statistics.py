@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from reasoning_features.dictionaries.encoding import encoded
+from reasoning_features.dictionaries.autoencoder import encoded
 from reasoning_features.errors import UserError
 from reasoning_features.text.word_masks import TokenSets
 
@@ -226,8 +226,9 @@ class SetSums:
 def one_pass(batches: Iterable[ActivationBatch], sae: Any, accumulators: Sequence[Accumulator]) -> None:
     """Encode each batch of residual activations once and hand the features to every accumulator.
 
-    Features come in pieces of at most :data:`reasoning_features.dictionaries.encoding.ELEMENTS` activations,
-    so that what a pass needs beside its accumulators and the model does not grow with the batch: about 2 GB.
+    Features come in pieces of at most :data:`reasoning_features.dictionaries.autoencoder.ELEMENTS`
+    activations, so that what a pass needs beside its accumulators and the model does not grow with the batch:
+    about 2 GB.
 
     Raises:
         UserError: the autoencoder has another width than the residual stream.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from reasoning_features.bookkeeping.shards import Arrays, Work, drop_others, map_shards
-from reasoning_features.dictionaries.encoding import dictionary_digest
+from reasoning_features.dictionaries.autoencoder import dictionary_digest
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import reading_key, stream
 from reasoning_features.scoring.feature_statistics import Accumulator, one_pass

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reasoning_features.dictionaries.encoding import ELEMENTS
+from reasoning_features.dictionaries.autoencoder import ELEMENTS
 from reasoning_features.errors import UserError
 from reasoning_features.scoring.feature_statistics import FeatureStatistics
 from reasoning_features.text.word_masks import ALL, Window, vocabulary_set, word_set

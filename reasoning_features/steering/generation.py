@@ -31,7 +31,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from reasoning_features.bookkeeping.shards import Arrays, Work, map_shards
-from reasoning_features.dictionaries.encoding import dictionary_digest
+from reasoning_features.dictionaries.autoencoder import dictionary_digest
 from reasoning_features.models.conditions import Condition, ConditionRules, check_conditions, stream_edit
 from reasoning_features.models.continuous import edited_everywhere, sample_continuously
 from reasoning_features.models.sampling import TEMPERATURE, TOP_P, RowEdit, rows_that_fit, sample

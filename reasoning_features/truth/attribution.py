@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reasoning_features.dictionaries.encoding import ELEMENTS
+from reasoning_features.dictionaries.autoencoder import ELEMENTS
 from reasoning_features.errors import UserError
 from reasoning_features.interpretation.logit_effects import logit_effects
 from reasoning_features.models.subject import Subject

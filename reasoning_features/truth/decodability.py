@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from reasoning_features.dictionaries.encoding import encoded_columns
+from reasoning_features.dictionaries.autoencoder import encoded_columns
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import collect, stream
 from reasoning_features.text.corpus import Corpus

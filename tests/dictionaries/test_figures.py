@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from figure_checks import different, legible
 
-from reasoning_features.dictionaries.autoencoder_figures import (
+from reasoning_features.dictionaries.figures import (
     CURVES,
     draw_agreement,
     draw_curves,

@@ -1,31 +1,32 @@
-"""Metrics of an SAE against closed forms, and what is refused on loading."""
+"""Measures of an autoencoder against closed forms, and the model's loss through known ones."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from sae_lens import SAE
-from safetensors.torch import load_file, save_file
-from tiny import HOOK, signed_identity
+from tiny import WIDTH, signed_identity
 
-import reasoning_features.dictionaries.autoencoder as room
-from reasoning_features.dictionaries.autoencoder import (
+import reasoning_features.dictionaries.evaluation as room
+from reasoning_features.dictionaries.evaluation import (
     best_cosines,
-    check_scaling,
+    evaluate,
     gaussian_directions,
-    load_autoencoder,
+    loss_by_document,
+    loss_recovered,
     matched_share,
     paired_share,
     principal_explained,
     quality,
     reconstruct,
 )
-from reasoning_features.dictionaries.autoencoder_training import save_autoencoder
-from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
+from reasoning_features.models.subject import Subject
+from reasoning_features.residual_stream.activations import ActivationBatch, stream
+from reasoning_features.residual_stream.losses import next_token_loss
+from reasoning_features.text.corpus import Corpus
+
+SAES = {"perfect": signed_identity(WIDTH), "nothing": signed_identity(WIDTH, 0.0)}
 
 
 @pytest.fixture
@@ -37,11 +38,6 @@ def test_perfect_reconstruction(residual: torch.Tensor) -> None:
     found = reconstruct(signed_identity(4), residual)
     assert found.explained == pytest.approx(1.0, abs=1e-12)
     assert found.l0 == 4.0  # each coordinate is either positive or negative
-
-
-def test_mean_only_explains_nothing_although_the_mean_is_large(residual: torch.Tensor) -> None:
-    mean_only = signed_identity(4, gain=0.0, centre=residual.mean(0))
-    assert reconstruct(mean_only, residual).explained == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("gain", [0.5, 0.9, 1.5, 3.0])
@@ -66,7 +62,7 @@ def test_active_features_by_hand() -> None:
     np.testing.assert_allclose(found.density, [1.0, 0.0, 0.0, 1 / 3])
     assert found.live.tolist() == [True, False, False, True]
     assert found.dead_share == 0.5
-    summary = found.summary()
+    summary = quality(signed_identity(2), torch.tensor([[2.0, 0.0], [1.0, -1.0], [3.0, 0.0]]))
     assert summary["L0"] == pytest.approx(4 / 3)
     assert summary["median density"] == pytest.approx(2 / 3)
 
@@ -100,45 +96,6 @@ def test_paired_share_counts_each_partner_once() -> None:
     assert paired_share(axes, crowd) == 1.0
 
 
-def test_reloading_gives_the_same_numbers(tmp_path: Path, residual: torch.Tensor) -> None:
-    sae = signed_identity(4, 0.7, centre=torch.ones(4))
-    save_autoencoder(sae, tmp_path / "sae")
-    reloaded = load_autoencoder(str(tmp_path / "sae"), 4, HOOK)
-    assert quality(reloaded, residual) == quality(sae, residual)
-    assert torch.equal(SAE.load_from_disk(tmp_path / "sae")(residual), sae(residual))
-    with pytest.raises(UserError, match="is there already"):
-        save_autoencoder(sae, tmp_path / "sae")
-
-
-def test_an_sae_of_another_width_or_place_is_refused(tmp_path: Path) -> None:
-    save_autoencoder(signed_identity(4), tmp_path / "sae")
-    with pytest.raises(UserError, match="activations of width 4, but the model's are 128 wide"):
-        load_autoencoder(str(tmp_path / "sae"), 128)
-    with pytest.raises(UserError, match=r"reads blocks\.1\.hook_resid_post, not blocks\.2"):
-        load_autoencoder(str(tmp_path / "sae"), 4, "blocks.2.hook_resid_post")
-
-
-def test_an_sae_that_was_not_folded_is_refused(tmp_path: Path) -> None:
-    save_autoencoder(signed_identity(4), tmp_path / "sae")
-    cfg = tmp_path / "sae" / "cfg.json"
-    cfg.write_text(
-        json.dumps(json.loads(cfg.read_text()) | {"normalize_activations": "expected_average_only_in"})
-    )
-    with pytest.raises(UserError, match=r"expects scaled activations \(expected_average_only_in\)"):
-        load_autoencoder(str(tmp_path / "sae"), 4)
-
-
-def test_missing_and_unreadable(tmp_path: Path) -> None:
-    with pytest.raises(MissingArtefact, match="no autoencoder in nothing: `make organism`"):
-        load_autoencoder(str(tmp_path / "nothing"), 4)
-    save_autoencoder(signed_identity(4), tmp_path / "sae")
-    weights = load_file(tmp_path / "sae" / "sae_weights.safetensors")
-    del weights["W_enc"]
-    save_file(weights, tmp_path / "sae" / "sae_weights.safetensors")
-    with pytest.raises(CorruptArtefact, match="in sae cannot be read"):
-        load_autoencoder(str(tmp_path / "sae"), 4)
-
-
 def test_sums_by_document() -> None:
     found = reconstruct(signed_identity(1, gain=0.5), torch.tensor([[1.0], [3.0], [-2.0]]), np.zeros(1))
     sums = found.by_document(np.array([4, 7, 4]))
@@ -166,14 +123,6 @@ def test_gaussian_directions_have_the_covariance(residual: torch.Tensor) -> None
     assert torch.equal(drawn, gaussian_directions(stretched, 20_000, seed=0))
 
 
-def test_scaling_is_found_out_from_activations(residual: torch.Tensor) -> None:
-    sae = signed_identity(4)
-    sae.b_enc.data -= 0.1  # a threshold tells scales apart: small activations leave features silent
-    check_scaling(sae, residual)
-    with pytest.raises(UserError, match=r"% of the variance of scaled activations and .*% of raw ones"):
-        check_scaling(sae, residual / 1000)
-
-
 def test_many_directions_are_compared_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.randn(300, 8, generator=generator) for _ in range(2))
@@ -190,8 +139,72 @@ def test_many_activations_are_summed_some_at_a_time(
     sae = signed_identity(4, gain=0.5)
     whole = principal_explained(residual, 2), gaussian_directions(residual, 5, 0), reconstruct(sae, residual)
     monkeypatch.setattr(room, "MANY", 50)
-    monkeypatch.setattr("reasoning_features.dictionaries.encoding.ELEMENTS", 50)
+    monkeypatch.setattr("reasoning_features.dictionaries.autoencoder.ELEMENTS", 50)
     parts = principal_explained(residual, 2), gaussian_directions(residual, 5, 0), reconstruct(sae, residual)
     assert parts[0] == pytest.approx(whole[0], abs=1e-12)
     torch.testing.assert_close((parts[1] @ parts[1].T), (whole[1] @ whole[1].T))
     assert parts[2].explained == pytest.approx(whole[2].explained, abs=1e-9) and parts[2].l0 == whole[2].l0
+
+
+@pytest.fixture
+def losses(tiny_subject: Subject, tiny_corpus: Corpus) -> pd.DataFrame:
+    return loss_by_document(tiny_subject, SAES, tiny_corpus, 100, np.zeros(WIDTH))
+
+
+def test_loss_is_recovered_wholly_by_a_perfect_sae_and_not_at_all_by_a_zero_one(
+    losses: pd.DataFrame, tiny_corpus: Corpus
+) -> None:
+    assert losses.index.tolist() == list(range(tiny_corpus.n_documents))
+    # every token but the first (BOS) of each document is predicted
+    assert losses["tokens"].tolist() == (np.diff(tiny_corpus.starts) - 1).tolist()
+    assert loss_recovered(losses, "perfect").estimate == pytest.approx(1.0, abs=1e-5)
+    assert loss_recovered(losses, "nothing").estimate == pytest.approx(0.0, abs=1e-6)
+    np.testing.assert_allclose(losses["averaged"], losses["zeroed"])  # the mean given is zero
+
+
+def test_loss_of_a_document_is_the_models_own(
+    losses: pd.DataFrame, tiny_subject: Subject, tiny_corpus: Corpus
+) -> None:
+    ids = torch.from_numpy(tiny_corpus.document(3)).long()[None]
+    expected = next_token_loss(tiny_subject.logits(ids), ids, torch.ones_like(ids, dtype=torch.bool)).sum()
+    assert losses["clean"][3] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_special_tokens_are_left_as_they_are(tiny_subject: Subject, tiny_corpus: Corpus) -> None:
+    # with everything zeroed but BOS, the prediction of the first ordinary token is untouched
+    first = Corpus(
+        name="two tokens",
+        tokens=tiny_corpus.tokens[:2],
+        starts=np.array([0, 2]),
+        special=tiny_corpus.special[:2],
+        thinking=tiny_corpus.thinking[:2],
+        domains=["a"],
+    )
+    losses = loss_by_document(tiny_subject, {}, first, 100, np.zeros(WIDTH))
+    assert losses["zeroed"][0] == pytest.approx(losses["clean"][0], rel=1e-6)
+
+
+def test_loss_recovered_by_hand() -> None:
+    # clean 2, reconstructed 3, averaged 4, zeroed 7: (7 − 3)/(7 − 2) = 0.8 and (4 − 3)/(4 − 2) = 0.5
+    losses = pd.DataFrame({"clean": [1.0, 1], "sae": [1.0, 2], "averaged": [2.0, 2], "zeroed": [3.0, 4]})
+    assert loss_recovered(losses, "sae").estimate == pytest.approx(0.8)
+    assert loss_recovered(losses, "sae", "averaged").estimate == pytest.approx(0.5)
+
+
+def test_table(losses: pd.DataFrame, tiny_subject: Subject, tiny_corpus: Corpus) -> None:
+    read = list(stream(tiny_subject, tiny_corpus, 100))
+    fresh = ActivationBatch(
+        torch.cat([batch.residual for batch in read]), torch.cat([batch.positions for batch in read])
+    )
+    table = evaluate(SAES, fresh, tiny_corpus.document_of, losses, fresh.residual).set_index("autoencoder")
+    assert table["features"].tolist() == [2 * WIDTH] * 2
+    assert table.loc["perfect", "L0"] == WIDTH
+    assert table.loc["perfect", "fraction of variance explained"] == pytest.approx(1.0)
+    assert table.loc["perfect", "loss recovered"] == pytest.approx(1.0, abs=1e-5)
+    mean = fresh.residual.double().mean(0)
+    # giving zero: error Σ‖x‖² is the deviation about the mean plus n‖mean‖²
+    deviation = (fresh.residual.double() - mean).square().sum()
+    expected = -float(len(fresh.residual) * mean.square().sum() / deviation)
+    assert table.loc["nothing", "fraction of variance explained"] == pytest.approx(expected, rel=1e-6)
+    low, high = (table[f"fraction of variance explained {end}"]["nothing"] for end in ("low", "high"))
+    assert low < expected < high

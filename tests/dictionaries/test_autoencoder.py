@@ -1,4 +1,4 @@
-"""Autoencoders in the published formats: what they read, and that they encode as they were trained to."""
+"""Autoencoders are loaded as they were trained, whatever the format, and what does not fit is refused."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ import miniatures
 import pytest
 import torch
 from local_hub import LocalHub
-from sae_lens import StandardSAE, TopKSAE
+from sae_lens import SAE, StandardSAE, TopKSAE
 from safetensors.torch import load_file, save_file
+from tiny import HOOK, signed_identity
 
-from reasoning_features.dictionaries.autoencoder import check_scaling, load_autoencoder, quality
+from reasoning_features.dictionaries.autoencoder import (
+    check_scaling,
+    compared_with_plain,
+    load_autoencoder,
+    save_autoencoder,
+)
+from reasoning_features.dictionaries.evaluation import quality
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 
 PAPER = f"{miniatures.LLAMA_SAE}:{miniatures.HOOK}"
@@ -160,3 +167,56 @@ def test_a_damaged_file(sparsify: Path) -> None:
     (sparsify / "sae.safetensors").write_bytes(b"nothing")
     with pytest.raises(CorruptArtefact, match="cannot be read"):
         load_autoencoder(str(sparsify), miniatures.WIDTH)
+
+
+@pytest.fixture
+def residual() -> torch.Tensor:
+    return torch.randn(200, 4, generator=torch.Generator().manual_seed(0)) + torch.tensor([5.0, 0, -3, 1])
+
+
+def test_reloading_gives_the_same_numbers(tmp_path: Path, residual: torch.Tensor) -> None:
+    sae = signed_identity(4, 0.7, centre=torch.ones(4))
+    save_autoencoder(sae, tmp_path / "sae")
+    reloaded = load_autoencoder(str(tmp_path / "sae"), 4, HOOK)
+    assert quality(reloaded, residual) == quality(sae, residual)
+    assert torch.equal(SAE.load_from_disk(tmp_path / "sae")(residual), sae(residual))
+    assert compared_with_plain(sae, str(tmp_path / "sae"), residual).startswith("StandardSAE")
+    with pytest.raises(AssertionError):
+        compared_with_plain(signed_identity(4), str(tmp_path / "sae"), residual)
+
+
+def test_an_sae_of_another_width_or_place_is_refused(tmp_path: Path) -> None:
+    save_autoencoder(signed_identity(4), tmp_path / "sae")
+    with pytest.raises(UserError, match="activations of width 4, but the model's are 128 wide"):
+        load_autoencoder(str(tmp_path / "sae"), 128)
+    with pytest.raises(UserError, match=r"reads blocks\.1\.hook_resid_post, not blocks\.2"):
+        load_autoencoder(str(tmp_path / "sae"), 4, "blocks.2.hook_resid_post")
+
+
+def test_an_sae_that_was_not_folded_is_refused(tmp_path: Path) -> None:
+    save_autoencoder(signed_identity(4), tmp_path / "sae")
+    cfg = tmp_path / "sae" / "cfg.json"
+    cfg.write_text(
+        json.dumps(json.loads(cfg.read_text()) | {"normalize_activations": "expected_average_only_in"})
+    )
+    with pytest.raises(UserError, match=r"expects scaled activations \(expected_average_only_in\)"):
+        load_autoencoder(str(tmp_path / "sae"), 4)
+
+
+def test_missing_and_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(MissingArtefact, match="no autoencoder in nothing: `make organism`"):
+        load_autoencoder(str(tmp_path / "nothing"), 4)
+    save_autoencoder(signed_identity(4), tmp_path / "sae")
+    weights = load_file(tmp_path / "sae" / "sae_weights.safetensors")
+    del weights["W_enc"]
+    save_file(weights, tmp_path / "sae" / "sae_weights.safetensors")
+    with pytest.raises(CorruptArtefact, match="in sae cannot be read"):
+        load_autoencoder(str(tmp_path / "sae"), 4)
+
+
+def test_scaling_is_found_out_from_activations(residual: torch.Tensor) -> None:
+    sae = signed_identity(4)
+    sae.b_enc.data -= 0.1  # a threshold tells scales apart: small activations leave features silent
+    check_scaling(sae, residual)
+    with pytest.raises(UserError, match=r"% of the variance of scaled activations and .*% of raw ones"):
+        check_scaling(sae, residual / 1000)

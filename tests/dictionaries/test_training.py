@@ -10,18 +10,22 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from reasoning_features.dictionaries.autoencoder import matched_share, quality
-from reasoning_features.dictionaries.autoencoder_recipe import Recipe
-from reasoning_features.dictionaries.autoencoder_training import (
+from reasoning_features.dictionaries.autoencoder import save_autoencoder
+from reasoning_features.dictionaries.evaluation import matched_share, quality
+from reasoning_features.dictionaries.training import (
+    Recipe,
     Training,
     convergence,
     equal_l0,
-    save_autoencoder,
+    new_trainer,
+    settings_recipe,
     shipped_agreement,
     sweep,
     train_autoencoder,
 )
 from reasoning_features.errors import UserError
+from reasoning_features.residual_stream.activations import Moments
+from reasoning_features.settings import load_settings
 
 HOOK = "blocks.1.hook_resid_post"
 RECIPE = Recipe("topk", d_sae=16, tokens=40 * 128, learning_rate=1e-2, batch=128, k=2)
@@ -187,3 +191,22 @@ def test_equal_l0_by_hand() -> None:
     assert at.loc["topk"].tolist() == pytest.approx([0.7, 0.4, 0.3])
     assert at.loc["relu"].isna().all()
     assert equal_l0(frontier, 9).set_index("architecture").loc["relu"].tolist() == [0.1, 0.9, 0.8]
+
+
+def test_the_papers_schedule():
+    recipe = replace(settings_recipe(load_settings("deepseek-r1-distill-llama-8b")), d_sae=8)
+    assert (recipe.architecture, recipe.steps, recipe.batch) == ("relu", 200_000, 4096)
+    moments = Moments.of(torch.randn(100, 4, generator=torch.Generator().manual_seed(0)))
+    trainer = new_trainer(recipe, "m", "h", moments, iter(()), "cpu")
+    (group,) = trainer.optimizer.param_groups
+    assert (group["lr"], tuple(group["betas"])) == (5e-5, (0.9, 0.999))
+    rates, coefficients = [], []
+    for _ in range(recipe.steps):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        coefficients.append(trainer.get_coefficients()["l1"])
+        trainer.lr_scheduler.step()
+        trainer.coefficient_schedulers["l1"].step()
+    # the rate falls over the last fifth, λ rises over the first twentieth
+    assert rates[:160_000:1000] == [5e-5] * 160
+    assert rates[180_000] == pytest.approx(2.5e-5, rel=1e-3) and rates[-1] < 1e-8
+    assert coefficients[5_000] == pytest.approx(2.5, rel=1e-3) and coefficients[10_000] == 5.0

@@ -1,0 +1,500 @@
+"""Training an autoencoder on activations that stream from a model, where they would not fit on a disk.
+
+Texts are packed end to end into rows of tokens, as the released scripts do (TransformerLens'
+``tokenize_and_concatenate``): joined by EOS, cut up, each row with BOS before it where the tokenizer has one.
+Sources come in equal parts. Rows are read in a seeded order, as many at a time as hold 64 batches, and their
+activations shuffled. A place in the data is a buffer and a batch in it, so a training that was interrupted
+goes on from its newest checkpoint with the very batches it would have had, and ends in the same bytes.
+
+The steps are SAELens' trainer's. Its runner does not serve here: its store of activations knows no attention
+sinks, leaves its half-used buffer and random state out of a checkpoint, and wants the model as a bridge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sae_lens import SAE, SAETrainer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from reasoning_features import paths
+from reasoning_features.checksums import MADE, file_digests
+from reasoning_features.dictionaries.autoencoder import dictionary_digest, save_autoencoder
+from reasoning_features.dictionaries.training import (
+    HELD_OUT,
+    Recipe,
+    finished,
+    held_out_quality,
+    new_trainer,
+)
+from reasoning_features.errors import CorruptArtefact, UserError
+from reasoning_features.files import read_json, write_json
+from reasoning_features.models.subject import Subject
+from reasoning_features.residual_stream.activations import SINK, Moments, no_sink, reading_key
+from reasoning_features.settings import Settings, TextSource
+from reasoning_features.text.text_corpora import beginning, check_ids
+from reasoning_features.text.text_sources import TextRows, open_texts, quiet, without_bos
+
+BATCHES = 64
+"""Batches that a buffer holds: 2 GB of 16-bit activations of width 4,096 at the paper's batch."""
+SAVE_EVERY = 1200.0
+"""Seconds from one checkpoint to the next."""
+PROGRESS = "progress.json"
+COLUMNS = ["step", "tokens", "loss", "L0", "fraction of variance explained", "dead share"]
+"""Of a training's history; all but the first two on activations that were held out."""
+FIRST_TEXTS, MOST_TEXTS = 50, 2000
+"""Texts that are packed together, at least and at most; between these half as many as were packed before.
+
+So little more is tokenised than is needed. The tokens after a piece's last whole row are dropped.
+"""
+TEXTS_AT_ONCE = 64
+"""Texts that are tokenised together: what the tokenizer tells of a token takes far more room than its id."""
+Place = tuple[int, int]
+"""The next batch: number of the buffer, number of the batch in it."""
+
+
+# --- rows of tokens -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One source's rows; ``tokens`` holds rows of ``pieces`` × context ids or more in ``column``."""
+
+    tokens: datasets.Dataset
+    column: str
+    pieces: int
+    order: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of ``context`` tokens in a seeded order; row ``i`` is of source ``i % len(sources)``.
+
+    Attributes:
+        context: tokens of a row.
+        identity: stands for the content and the order of all rows: what a checkpoint is of.
+    """
+
+    context: int
+    identity: str
+    _parts: tuple[_Part, ...]
+
+    def __len__(self) -> int:
+        return len(self._parts) * min(len(part.order) for part in self._parts)
+
+    def __getitem__(self, numbers: NDArray[np.int64]) -> Tensor:
+        """Some rows ``[k, context]`` int64, by their numbers ``[k]``."""
+        out = np.empty((len(numbers), self.context), dtype=np.int64)
+        for k, part in enumerate(self._parts):
+            mine = numbers % len(self._parts) == k
+            if mine.any():
+                chosen = part.order[numbers[mine] // len(self._parts)]
+                whole = part.tokens[(chosen // part.pieces).tolist()][part.column]
+                begin = (chosen % part.pieces * self.context).tolist()
+                out[mine] = np.stack([row[a : a + self.context] for row, a in zip(whole, begin, strict=True)])
+        return torch.from_numpy(out)
+
+
+def training_rows(
+    settings: Settings, tokenizer: Any, sources: Sequence[TextSource], tokens: int | None = None
+) -> Rows:
+    """Rows of ``settings.context`` tokens, the sources' rows in turn, each in an order drawn by the seed.
+
+    A column of token ids is used as it is, longer rows cut up into several; texts are tokenised and packed,
+    at most some half more than are needed, and kept in the cache of ``datasets``. Of a source with a
+    ``split_column`` only the rows for training are used, of any other all.
+
+    Args:
+        settings: context, seed and ``train_tokens``.
+        tokenizer: the subject's.
+        sources: where texts come from.
+        tokens: how many are wanted, of all sources together; by default ``settings.train_tokens``. There may
+            be fewer where a source has fewer, or more.
+
+    Raises:
+        UserError: no sources, one without a single whole row or without rows for training, or token ids
+            that the tokenizer does not have.
+    """
+    if not sources:
+        raise UserError("There are no texts to train on: set `training_text`.")
+    needed = -(-(settings.train_tokens if tokens is None else tokens) // (settings.context * len(sources)))
+    parts, identities = [], []
+    for source in sources:
+        opened = open_texts(source)
+        order = opened.order(settings.seed, "training" if source.split_column else None)
+        identity = _identity(opened, order, tokenizer)
+        if opened.tokens:
+            parts.append(_token_part(opened, order, tokenizer, settings.context))
+        else:
+            parts.append(_text_part(opened, order, tokenizer, settings, needed, identity))
+        identities.append(identity)
+    told = repr((identities, settings.context, settings.seed))
+    return Rows(settings.context, hashlib.sha256(told.encode()).hexdigest(), tuple(parts))
+
+
+def _identity(opened: TextRows, order: NDArray[np.int64], tokenizer: Any) -> str:
+    """What determines a source's tokens: its rows and column, and the tokenizer where texts are encoded."""
+    told: list[Any] = [opened.name, opened.source.column, opened.content]
+    if opened.source.split_column:
+        told.append(hashlib.sha256(order.tobytes()).hexdigest())
+    if not opened.tokens:
+        told += [tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id, tokenizer.chat_template]
+        told += [beginning(tokenizer).tolist(), FIRST_TEXTS, MOST_TEXTS]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def _token_part(opened: TextRows, order: NDArray[np.int64], tokenizer: Any, context: int) -> _Part:
+    """A column of token ids as it is; rows as long as the first, in one order."""
+    column = opened.source.column
+    rows = opened.rows.select_columns([column]).with_format("numpy")
+    check_ids(opened, opened.ids(list(range(min(100, len(rows))))), tokenizer)
+    pieces = len(rows[0][column]) // context
+    if not pieces:
+        raise UserError(
+            f"The rows of {opened.source.dataset} have {len(rows[0][column])} tokens, fewer than the "
+            f"context of {context}: lower `context`."
+        )
+    return _Part(rows, column, pieces, (order[:, None] * pieces + np.arange(pieces)).T.ravel())
+
+
+def _text_part(
+    opened: TextRows,
+    order: NDArray[np.int64],
+    tokenizer: Any,
+    settings: Settings,
+    needed: int,
+    identity: str,
+) -> _Part:
+    """Texts in their seeded order, packed piece by piece until there are rows enough."""
+    packed: list[datasets.Dataset] = []
+    start, texts = 0, FIRST_TEXTS
+    with quiet(), tqdm(total=needed, desc=f"rows of {opened.name}", unit="row", leave=False) as bar:
+        while start < len(order) and sum(map(len, packed)) < needed:
+            chosen = order[start : start + texts].tolist()
+            packed.append(_packed(opened, chosen, tokenizer, settings.context, identity))
+            bar.update(len(packed[-1]))
+            start += texts
+            texts = min(max(FIRST_TEXTS, start // 2), MOST_TEXTS)
+    joined = datasets.concatenate_datasets([piece for piece in packed if len(piece)] or packed[:1])
+    if not len(joined):
+        raise UserError(
+            f"The texts of {opened.source.dataset} do not fill one row of {settings.context} tokens: "
+            "lower `context`."
+        )
+    shuffled = np.random.default_rng([settings.seed, 1]).permutation(len(joined))
+    return _Part(joined.with_format("numpy"), "tokens", 1, shuffled)
+
+
+def _packed(
+    opened: TextRows, chosen: list[int], tokenizer: Any, context: int, identity: str
+) -> datasets.Dataset:
+    """Rows of ``context`` ids from some texts joined by EOS."""
+
+    def pack(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        texts = [opened.text_of(value, tokenizer) for value in batch[opened.source.column]]
+        texts = [without_bos(text, tokenizer) for text in texts if text]
+        pieces = [np.empty(0, dtype=np.int32)]
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            some = texts[start : start + TEXTS_AT_ONCE]
+            encoded = tokenizer.backend_tokenizer.encode_batch_fast(some, add_special_tokens=False)
+            pieces += [np.asarray([*row.ids, tokenizer.eos_token_id], dtype=np.int32) for row in encoded]
+        joined, first = np.concatenate(pieces), beginning(tokenizer)
+        width = context - len(first)
+        n = len(joined) // width
+        return {"tokens": np.hstack([np.tile(first, (n, 1)), joined[: n * width].reshape(n, width)])}
+
+    key = repr((identity, opened.rows._fingerprint, chosen, context))
+    texts = opened.rows.select(chosen)
+    return texts.map(
+        pack,
+        batched=True,
+        batch_size=None,
+        remove_columns=texts.column_names,
+        features=datasets.Features({"tokens": datasets.List(datasets.Value("int32"), length=context)}),
+        new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
+    )
+
+
+# --- their activations --------------------------------------------------------------------------------------
+
+
+def ordinary(tokens: Tensor, special: Tensor) -> Tensor:
+    """Tokens ``[b, t]`` that an autoencoder is trained on: neither special nor the first of a row.
+
+    The first is the attention sink: its activation is a hundred times as long as any other.
+    """
+    kept = ~torch.isin(tokens, special)
+    kept[:, 0] = False
+    return kept
+
+
+class Buffers:
+    """The activations of rows of tokens at a subject's hook point, a buffer at a time.
+
+    The first rows, a tenth at most, are held out; the others come again when they are through, shuffled
+    otherwise. Special tokens (BOS, EOS, padding), the first of every row and attention sinks are left out.
+
+    Args:
+        subject: the model.
+        rows: what it reads.
+        batch: activations in one batch.
+        steps: batches in the whole training.
+        batch_tokens: the most token ids in one forward pass.
+        seed: of the shuffling.
+
+    Raises:
+        UserError: too few rows for one batch, or to hold some out.
+    """
+
+    def __init__(
+        self, subject: Subject, rows: Rows, batch: int, steps: int, batch_tokens: int, seed: int
+    ) -> None:
+        self._subject, self._rows, self._batch, self._steps, self._seed = subject, rows, batch, steps, seed
+        self._rows_at_once = max(1, batch_tokens // rows.context)
+        self._special = torch.tensor(sorted(subject.tokenizer.all_special_ids), dtype=torch.int64)
+        self._first: Tensor | None = None
+        self._held_out = min(-(-HELD_OUT // rows.context), len(rows) // 10)
+        if not self._held_out:
+            raise UserError(
+                "Fewer than ten rows of tokens to train on: take more texts or a shorter context."
+            )
+        # of a short training no more is read than it needs, and a tenth to spare for what is left out
+        batches = min(BATCHES, steps + steps // 10 + 2)
+        self._size = min(max(1, batches * batch // rows.context), len(rows) - self._held_out)
+        if self._size * rows.context < batch:
+            raise UserError(
+                f"There are {len(rows):,} rows of {rows.context} tokens to train on, fewer than one batch of "
+                f"{batch:,}: take more texts or a smaller train_batch."
+            )
+
+    def held_out(self) -> Tensor:
+        """Activations ``[n, d]`` float32 that no batch holds, at most 8,192."""
+        return self._read(self._rows[np.arange(self._held_out)])[:HELD_OUT].float()
+
+    def batches(self, place: Place = (0, 0), done: int = 0) -> Iterator[tuple[Tensor, Place]]:
+        """The batches ``[batch, d]`` float32 that are left, each with the place after it.
+
+        What a buffer holds beyond whole batches is left out.
+
+        Args:
+            place: where to begin.
+            done: batches of the training before that place.
+
+        Raises:
+            UserError: a buffer without one whole batch: nearly all its tokens are special.
+        """
+        number, first = place
+        while done < self._steps:
+            buffer = self._first if number == 0 else None
+            self._first = None  # none is kept while another is read
+            if buffer is None:
+                buffer = self._buffer(number)
+            whole = len(buffer) // self._batch
+            for i in range(first, min(whole, first + self._steps - done)):
+                after = (number, i + 1) if i + 1 < whole else (number + 1, 0)
+                yield buffer[i * self._batch : (i + 1) * self._batch].float(), after
+            done, number, first = done + whole - first, number + 1, 0
+
+    def moments(self) -> Moments:
+        """Moments of the first buffer, for the scale of the input and the mean; its batches come from it."""
+        self._first = self._buffer(0)
+        return Moments.of(self._first.cpu())
+
+    def _buffer(self, number: int) -> Tensor:
+        """Shuffled activations ``[n, d]`` of one buffer, as the model gives them, on its device."""
+        chosen = (number * self._size + np.arange(self._size)) % (len(self._rows) - self._held_out)
+        activations = self._read(self._rows[self._held_out + chosen])
+        if len(activations) < self._batch:
+            raise UserError(
+                f"Of {self._size * self._rows.context:,} tokens {len(activations):,} are neither special nor "
+                f"attention sinks, fewer than one batch of {self._batch:,}: take other texts or a smaller "
+                "train_batch."
+            )
+        drawn = np.random.default_rng([self._seed, number]).permutation(len(activations))
+        return activations[torch.from_numpy(drawn).to(activations.device)]
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        """Activations ``[n, d]`` at the tokens that are neither special nor attention sinks."""
+        read = []
+        for part in tqdm(tokens.split(self._rows_at_once), desc="Reading activations", leave=False):
+            residual = self._subject.residual(part)
+            residual = residual[ordinary(part, self._special).to(residual.device)]
+            read.append(residual[no_sink(residual)])
+        return torch.cat(read)
+
+
+# --- the training -------------------------------------------------------------------------------------------
+
+
+def train_streamed(
+    settings: Settings,
+    subject: Subject,
+    rows: Rows,
+    recipe: Recipe,
+    folder: Path,
+    initial: SAE[Any] | None = None,
+) -> Path:
+    """Train an autoencoder on a subject's activations on rows of tokens; what is there already is kept.
+
+    A checkpoint takes twelve bytes a weight (6.4 GB at the paper's size); the newest is kept, in
+    ``<folder>.training``, until the training is done.
+
+    Args:
+        settings: ``batch_tokens``, ``device`` and ``checkpoints``: evenly spaced steps at which the history
+            is written and a checkpoint made, beside one every twenty minutes.
+        subject: the model, read at its hook point.
+        rows: from :func:`training_rows`.
+        recipe: how (:func:`reasoning_features.dictionaries.training.settings_recipe`).
+        folder: where the autoencoder goes, with ``training.csv`` and what it was made from.
+        initial: an autoencoder on raw activations to go on from.
+
+    Returns:
+        ``folder``, in SAELens' format; the autoencoder works on raw activations.
+
+    Raises:
+        UserError: too few rows or tokens, ``initial`` is of another kind, or the folder or its checkpoint
+            is of a training on something else.
+        CorruptArtefact: what tells of what it was made from cannot be read.
+    """
+    key = reading_key(subject) | {
+        "texts": rows.identity,
+        "rows": len(rows),
+        "context": rows.context,
+        "batch_tokens": settings.batch_tokens,
+        "sinks_from": SINK,
+        "recipe": asdict(recipe),
+        "initial": None if initial is None else dictionary_digest(initial),
+        "device": torch.device(settings.device).type,
+    }
+    work, whole = (folder.with_name(folder.name + ending) for ending in (".training", ".whole"))
+    if folder.exists():
+        check_made(folder, key)
+        shutil.rmtree(work, ignore_errors=True)
+        return folder
+    if (work / MADE).is_file():
+        check_made(work, key)
+    name, hook, device = subject.short_name, subject.hook_name, settings.device
+    buffers = Buffers(subject, rows, recipe.batch, recipe.steps, settings.batch_tokens, recipe.start(name))
+    held_out = buffers.held_out().to(device)
+    with _fast_products(device):
+        trainer = new_trainer(recipe, name, hook, buffers.moments(), iter(()), device, initial)
+        write_json(work / MADE, key)  # only once there is something to train
+        history = _train(trainer, buffers, recipe, held_out, work, settings.checkpoints)
+        sae = finished(trainer)
+    save_autoencoder(sae, whole, {"training": pd.DataFrame(history, columns=COLUMNS)})
+    write_json(whole / MADE, key | {"files": file_digests(whole)})
+    os.replace(whole, folder)
+    shutil.rmtree(work)
+    return folder
+
+
+def _train(
+    trainer: SAETrainer[Any, Any],
+    buffers: Buffers,
+    recipe: Recipe,
+    held_out: Tensor,
+    work: Path,
+    checkpoints: int,
+) -> list[dict[str, float]]:
+    """All steps that are left, with checkpoints in ``work``; gives the history, a row at each spaced step."""
+    place, history = _resume(trainer, work)
+
+    def record() -> None:
+        numbers = held_out_quality(trainer, held_out)[0]
+        history.append({"step": trainer.n_training_steps, "tokens": trainer.n_training_samples} | numbers)
+
+    if not history:
+        record()
+    spaced = {round(recipe.steps * i / (checkpoints + 1)) for i in range(1, checkpoints + 2)}
+    total, saved = recipe.steps * recipe.batch, time.monotonic()
+    bar = tqdm(total=total, initial=trainer.n_training_samples, desc=f"Training {work.stem}", unit_scale=True)
+    with bar:
+        for batch, after in buffers.batches(place, trainer.n_training_steps):
+            trainer.maybe_reset_sparsity()
+            trainer.step(batch)
+            trainer.n_training_steps += 1
+            bar.update(len(batch))
+            if trainer.n_training_steps in spaced:
+                record()
+            if trainer.n_training_steps in spaced or time.monotonic() - saved > SAVE_EVERY:
+                _save(trainer, work, after, history)
+                saved = time.monotonic()
+    return history
+
+
+def _save(trainer: SAETrainer[Any, Any], work: Path, place: Place, history: list[dict[str, float]]) -> None:
+    """Writes everything that decides what comes next, whole or not at all, in place of what was there."""
+    fresh, before = work / "checkpoint.new", list(work.glob("step-*"))
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    weights = {name: value.detach().cpu().contiguous() for name, value in trainer.sae.state_dict().items()}
+    save_file(weights, fresh / "weights.safetensors")
+    trainer.save_trainer_state(fresh)
+    write_json(fresh / PROGRESS, {"place": place, "history": history})
+    os.replace(fresh, work / f"step-{trainer.n_training_steps}")
+    for folder in before:
+        shutil.rmtree(folder)
+
+
+def _resume(trainer: SAETrainer[Any, Any], work: Path) -> tuple[Place, list[dict[str, float]]]:
+    """Puts the trainer where the newest checkpoint stands; where there is none, at the beginning."""
+    found = sorted(work.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    if not found:
+        return (0, 0), []
+    progress = read_json(found[-1] / PROGRESS)
+    trainer.sae.load_state_dict(load_file(found[-1] / "weights.safetensors"))
+    trainer.load_trainer_state(found[-1])
+    number, batch = progress["place"]
+    return (number, batch), progress["history"]
+
+
+def check_made(folder: Path, key: dict[str, Any]) -> None:
+    """See that a training, or its checkpoint, was made from these things, by name.
+
+    Raises:
+        UserError: it was made from something else, or by hand.
+        CorruptArtefact: what tells that cannot be read.
+    """
+    path, name = folder / MADE, paths.relative(folder)
+    if not path.is_file():
+        raise UserError(
+            f"{name} is there already, and no training made it: delete it or choose another name."
+        )
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise CorruptArtefact(
+            f"{paths.relative(path)} is damaged: delete {name}, and it is trained again."
+        ) from error
+    different = [name for name in key if found.get(name) != key[name]]
+    if different:
+        raise UserError(
+            f"{name} is of a training with another {', '.join(different)}: delete it or choose another name."
+        )
+
+
+@contextlib.contextmanager
+def _fast_products(device: str) -> Iterator[None]:
+    """On a GPU float32 matrices are multiplied with its matrix units (TF32), several times as fast."""
+    before = torch.get_float32_matmul_precision()
+    if torch.device(device).type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

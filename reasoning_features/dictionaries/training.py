@@ -1,0 +1,474 @@
+"""Training a sparse autoencoder on activations in memory, by a recipe and SAELens' trainer.
+
+"relu" is the paper's architecture (loss ‖x − x̂‖² + λ Σ_i f_i ‖W_dec,i‖₂). SAELens has "topk", "batchtopk",
+"jumprelu" and "matryoshka"; "ortsae" and the frozen baselines are
+:mod:`reasoning_features.dictionaries.architectures`.
+
+The paper's schedule: Adam (0.9, 0.999), gradient clipped at 1, learning rate falling linearly over the last
+20% of the steps, penalties warming up over the first 5%, input scaled by its expected norm. The scaling is
+folded into the weights at the end, so that an SAE given back here works on raw activations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sae_lens import SAE, BatchTopKTrainingSAE, JumpReLUTrainingSAE, SAETrainer, TrainingSAE
+from sae_lens.config import SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.sae import SAEMetadata, TrainStepInput
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from reasoning_features import checksums, paths
+from reasoning_features.dictionaries.architectures import SoftFrozenDecoder
+from reasoning_features.dictionaries.autoencoder import SCALED, label_of, rows_at_once
+from reasoning_features.dictionaries.evaluation import (
+    gaussian_directions,
+    matched_share,
+    paired_share,
+    quality,
+)
+from reasoning_features.errors import UserError
+from reasoning_features.residual_stream.activations import Moments, shuffled_batches
+from reasoning_features.settings import Settings
+
+Architecture = Literal[
+    "relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ortsae",
+    "frozen_decoder", "soft_frozen_decoder", "frozen_encoder",
+]  # fmt: skip
+AUXILIARY = 1 / 32
+"""Weight of the loss that revives dead features, of all that are BatchTopK (α of OrtSAE's paper)."""
+TOPK_AUXILIARY = 1.0
+"""The same of TopK, as SAELens has it."""
+NESTED = (16, 8, 4, 2, 1)
+"""Matryoshka's levels: the first 1/16 of the features, the first 1/8, …, all."""
+HELD_OUT = 8192
+"""Activations that no step sees, on which a training is judged."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What determines a trained SAE besides its activations.
+
+    Attributes:
+        architecture: one of ``Architecture``.
+        d_sae: number of features.
+        tokens: activations seen in training, repeats included.
+        learning_rate: Adam's, before its decay.
+        batch: activations a step.
+        seed: sets the start and the order of the data. The model's name and the architecture go into it too:
+            two SAEs that start alike would look alike for that reason alone.
+        k: active features; their mean over a batch where the architecture is BatchTopK, and what "jumprelu"
+            is penalised for departing from.
+        l1: λ, in units of the scaled input ("relu"); weight of the L0 penalty ("jumprelu").
+        directions: where decoder directions start: as SAELens draws them, uniform on the sphere ("iso"), or
+            Gaussian with the activations' covariance ("cov").
+        gamma, chunks, every: of OrtSAE's penalty.
+        cap: least cosine of a soft-frozen direction with its start.
+        auxiliary: weight of the loss that revives dead features, of TopK and all that are BatchTopK; None for
+            ``TOPK_AUXILIARY`` and ``AUXILIARY``.
+    """
+
+    architecture: Architecture
+    d_sae: int
+    tokens: int
+    learning_rate: float
+    batch: int = 2048
+    seed: int = 0
+    k: float = 16
+    l1: float = 5.0
+    directions: Literal["default", "iso", "cov"] = "default"
+    gamma: float = 0.25
+    chunks: int = 1
+    every: int = 1
+    cap: float = 0.8
+    auxiliary: float | None = None
+
+    @property
+    def steps(self) -> int:
+        """Number of optimiser steps."""
+        return self.tokens // self.batch
+
+    @property
+    def label(self) -> str:
+        """As :func:`reasoning_features.dictionaries.autoencoder.label_of` has it."""
+        return label_of(self.architecture, self.directions)
+
+    def start(self, model_name: str) -> int:
+        """The seed of the random streams for a model."""
+        text = f"{model_name}/{self.architecture}/{self.seed}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What an SAE's metadata keeps: what every architecture has, and of the rest what is not usual."""
+        usual = {field.name: field.default for field in fields(self)}
+        some = ("directions", "gamma", "chunks", "every", "cap", "auxiliary")
+        return {n: v for n, v in asdict(self).items() if n not in some or v != usual[n]}
+
+
+def settings_recipe(
+    settings: Settings,
+    tokens: int | None = None,
+    seed: int | None = None,
+    architecture: Architecture = "relu",
+) -> Recipe:
+    """The recipe of a profile's settings; ``tokens`` and ``seed`` are theirs unless given."""
+    return Recipe(
+        architecture,
+        d_sae=settings.d_sae,
+        tokens=settings.train_tokens if tokens is None else tokens,
+        learning_rate=settings.learning_rate,
+        batch=settings.train_batch,
+        seed=settings.seed if seed is None else seed,
+        k=settings.k,
+        l1=settings.l1,
+    )
+
+
+@dataclass(frozen=True)
+class Training:
+    """A trained SAE and how it got there.
+
+    Attributes:
+        sae: SAELens' inference SAE, on raw activations.
+        history: one row a recorded step: ``step``, ``tokens``, ``loss`` (held-out, scaled input), ``L0``,
+            ``fraction of variance explained``, ``dead share`` (all on held-out activations).
+        decoders: decoder directions ``[s, d]`` at each recorded step.
+        live: ``[s]`` True for features active on a held-out activation, at each recorded step.
+    """
+
+    sae: SAE[Any]
+    history: pd.DataFrame
+    decoders: dict[int, Tensor]
+    live: dict[int, NDArray[np.bool_]]
+
+
+def train_autoencoder(
+    residual: Tensor,
+    recipe: Recipe,
+    model_name: str,
+    hook_name: str,
+    record_at: Sequence[int] = (),
+    device: str = "cpu",
+    initial: SAE[Any] | None = None,
+) -> Training:
+    """Train an SAE on activations ``[n, d]``; the same arguments give the same bytes on the same machine.
+
+    The first 8,192 activations of a seeded order (at most a tenth) are held out, and seen by no step.
+
+    Args:
+        residual: raw activations, float32.
+        recipe: architecture, size and schedule.
+        model_name: what the activations are of; kept in the SAE's metadata.
+        hook_name: where they were read; kept in the SAE's metadata.
+        record_at: steps after which the held-out metrics and the decoder are recorded, beside 0 and the last.
+        device: where to train.
+        initial: an SAE on raw activations to go on from; by default a random start.
+
+    Raises:
+        UserError: too few activations for one batch, too few tokens for one step, or an SAE to go on from
+            that is not of the recipe's kind and size.
+    """
+    start = recipe.start(model_name)
+    order = torch.randperm(len(residual), generator=torch.Generator().manual_seed(start))
+    n_held_out = min(HELD_OUT, len(residual) // 10)
+    held_out, sample = residual[order[:n_held_out]].to(device), residual[order[n_held_out:]]
+    data = shuffled_batches(sample, recipe.batch, start)
+    directions = start_directions(recipe, sample, start)
+    trainer = new_trainer(
+        recipe, model_name, hook_name, Moments.of(sample), data, device, initial, directions
+    )
+    rows: list[dict[str, float]] = []
+    decoders: dict[int, Tensor] = {}
+    live: dict[int, NDArray[np.bool_]] = {}
+
+    def record(checkpoint_path: Path | None = None) -> None:
+        step = trainer.n_training_samples // recipe.batch
+        numbers, live[step] = held_out_quality(trainer, held_out)
+        rows.append({"step": step, "tokens": trainer.n_training_samples} | numbers)
+        decoders[step] = trainer.sae.W_dec.detach().cpu().clone()
+
+    trainer.save_checkpoint_fn = record
+    last = recipe.steps
+    trainer.checkpoint_thresholds = [
+        step * recipe.batch - 1 for step in sorted({*record_at, last}) if 0 < step <= last
+    ]
+    record()
+    trainer.fit()
+    return Training(finished(trainer), pd.DataFrame(rows), decoders, live)
+
+
+def start_directions(recipe: Recipe, residual: Tensor, seed: int) -> Tensor | None:
+    """Where a recipe's decoder directions start ``[d_sae, d]``; None where SAELens draws them.
+
+    Args:
+        recipe: says how they are drawn.
+        residual: activations ``[n, d]``, for their covariance.
+        seed: of the draw.
+    """
+    if recipe.directions == "cov":
+        return gaussian_directions(residual, recipe.d_sae, seed)
+    if recipe.directions == "iso":
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(recipe.d_sae, residual.shape[1], generator=generator)
+    return None
+
+
+def new_trainer(
+    recipe: Recipe,
+    model_name: str,
+    hook_name: str,
+    moments: Moments,
+    data: Iterator[Tensor],
+    device: str,
+    initial: SAE[Any] | None = None,
+    directions: Tensor | None = None,
+    **metadata: Any,
+) -> SAETrainer[Any, Any]:
+    """SAELens' trainer at the first step; the same arguments give the same start.
+
+    Args:
+        recipe: architecture, size and schedule.
+        model_name: what the activations are of; kept in the SAE's metadata.
+        hook_name: where they were read; kept in the SAE's metadata.
+        moments: of activations, for the scale and the start of the bias.
+        data: endless batches of raw activations.
+        device: where to train.
+        initial: an SAE on raw activations to go on from; by default a random start.
+        directions: ``[d_sae, d]`` where decoder directions start; by default as SAELens draws them.
+        metadata: what else the SAE's metadata keeps.
+
+    Raises:
+        UserError: too few tokens for one step, or an SAE to go on from that is of another kind or size.
+    """
+    if recipe.steps < 1:
+        raise UserError(
+            f"{recipe.tokens:,} training tokens are fewer than one batch of {recipe.batch:,}: "
+            "raise train_tokens."
+        )
+    width = len(moments.total)
+    scale = width**0.5 / moments.mean_norm
+    about = SAEMetadata(model_name=model_name, hook_name=hook_name, recipe=recipe.told, **metadata)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.start(model_name))
+        sae = _random_start(recipe, width, model_name, about).to(device)
+    if directions is not None:
+        _start_at(sae, directions)
+    if initial is not None:
+        _start_from(sae, initial, scale)
+    else:
+        sae.b_dec.data = torch.from_numpy(moments.mean * scale).to(sae.b_dec)
+        if not sae.cfg.apply_b_dec_to_input:  # then the encoder's bias takes the mean away instead
+            sae.b_enc.data = -(sae.b_dec.data @ sae.W_enc.data)
+    schedule = SAETrainerConfig(
+        total_training_samples=recipe.steps * recipe.batch,
+        train_batch_size_samples=recipe.batch,
+        lr=recipe.learning_rate,
+        lr_end=0.0,
+        lr_decay_steps=recipe.steps // 5,
+        device=device,
+    )
+    trainer = SAETrainer(cfg=schedule, sae=sae, data_provider=data)
+    trainer.activation_scaler.scaling_factor = scale
+    return trainer
+
+
+def _random_start(recipe: Recipe, width: int, model_name: str, metadata: SAEMetadata) -> TrainingSAE[Any]:
+    """SAELens' training SAE of a recipe, drawn from torch's global stream."""
+    warm_up = max(1, recipe.steps // 20)
+    usual = TOPK_AUXILIARY if recipe.architecture == "topk" else AUXILIARY
+    revival = {"aux_loss_coefficient": usual if recipe.auxiliary is None else recipe.auxiliary}
+    options: dict[str, Any] = revival | {"k": float(recipe.k)}  # of all that are BatchTopK
+    match recipe.architecture:
+        case "relu":
+            options = {"l1_coefficient": recipe.l1, "l1_warm_up_steps": warm_up}
+            options["apply_b_dec_to_input"] = False
+        case "topk":
+            options["k"] = int(recipe.k)
+        case "jumprelu":
+            options = {"l0_coefficient": recipe.l1, "l0_warm_up_steps": warm_up, "target_l0": recipe.k}
+            options["jumprelu_sparsity_loss_mode"] = "quadratic"
+        case "matryoshka":
+            options["matryoshka_widths"] = sorted({max(1, recipe.d_sae // part) for part in NESTED})
+        case "ortsae":
+            options |= {"gamma": recipe.gamma, "chunks": recipe.chunks, "every": recipe.every}
+            options["partition_seed"] = recipe.start(model_name)
+        case "soft_frozen_decoder":
+            options["cap"] = recipe.cap
+    theirs = {"relu": "standard", "matryoshka": "matryoshka_batchtopk"}
+    kind, config = get_sae_training_class(theirs.get(recipe.architecture, recipe.architecture))
+    sizes = {"d_in": width, "d_sae": recipe.d_sae}
+    return kind(config(**sizes, **options, normalize_activations=SCALED, metadata=metadata))
+
+
+@torch.no_grad()
+def _start_at(sae: TrainingSAE[Any], directions: Tensor) -> None:
+    """Gives a new SAE its decoder directions, and its encoder the same, as SAELens does where it draws."""
+    length = sae.cfg.decoder_init_norm
+    sae.W_dec.data = (normalize(directions, dim=1) * length).to(sae.W_dec)
+    sae.W_enc.data = sae.W_dec.data.T.clone(memory_format=torch.contiguous_format)
+    if isinstance(sae, SoftFrozenDecoder):
+        sae.start = sae.W_dec.data.clone()
+
+
+def _start_from(sae: TrainingSAE[Any], initial: SAE[Any], scale: float) -> None:
+    """Gives a new SAE the features of an SAE on raw activations, while its own inputs are scaled."""
+    kind = sae.cfg.get_inference_config_class().architecture()
+    if initial.cfg.architecture() != kind or initial.W_enc.shape != sae.W_enc.shape:
+        raise UserError(
+            f"Training cannot go on from a {initial.cfg.architecture()} autoencoder of {initial.cfg.d_sae} "
+            f"features on width {initial.cfg.d_in}: the recipe makes a {kind} one of "
+            f"{sae.cfg.d_sae} on {sae.cfg.d_in}."
+        )
+    sae.W_enc.data = (initial.W_enc.data / scale).to(sae.W_enc)
+    sae.W_dec.data = (initial.W_dec.data * scale).to(sae.W_dec)
+    sae.b_dec.data = (initial.b_dec.data * scale).to(sae.b_dec)
+    sae.b_enc.data = initial.b_enc.data.clone().to(sae.b_enc)
+    if isinstance(sae, BatchTopKTrainingSAE):  # its threshold is in units of the decoder's norms
+        sae.topk_threshold = (initial.threshold * initial.W_dec.norm(dim=1)).mean().double() * scale
+    elif isinstance(sae, JumpReLUTrainingSAE):
+        sae.threshold.data = initial.threshold.data.clone().to(sae.threshold)
+
+
+@torch.no_grad()
+def held_out_quality(
+    trainer: SAETrainer[Any, Any], held_out: Tensor
+) -> tuple[dict[str, float], NDArray[np.bool_]]:
+    """Loss (of scaled input), L0, explained variance and dead share on raw activations ``[n, d]``.
+
+    Returns:
+        The numbers by name, and which features are active on any of them ``[f]``.
+    """
+    sae, scaled = trainer.sae, held_out * trainer.activation_scaler.scaling_factor
+    mean, parts = scaled.mean(0), scaled.split(rows_at_once(sae))
+    loss, error, deviation, active = 0.0, 0.0, 0.0, 0.0
+    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=scaled.device)
+    buffers = {name: buffer.clone() for name, buffer in sae.named_buffers(recurse=False)}
+    for part in parts:
+        output = sae.training_forward_pass(
+            TrainStepInput(
+                sae_in=part,
+                coefficients=trainer.get_coefficients(),
+                dead_neuron_mask=None,
+                n_training_steps=trainer.n_training_steps,
+                is_logging_step=False,
+            )
+        )
+        loss += float(output.loss) * len(part) / len(scaled)
+        error += float((part - output.sae_out).double().square().sum())
+        deviation += float((part - mean).double().square().sum())
+        active += float((output.feature_acts > 0).sum(1).double().sum())
+        fired |= (output.feature_acts > 0).any(0)
+    for name, buffer in buffers.items():  # a pass moves BatchTopK's threshold, and this one is no step
+        setattr(sae, name, buffer)
+    live = fired.cpu().numpy()
+    numbers = {
+        "loss": loss,
+        "L0": active / len(scaled),
+        "fraction of variance explained": 1 - error / deviation,
+        "dead share": float(1 - live.mean()),
+    }
+    return numbers, live
+
+
+def finished(trainer: SAETrainer[Any, Any]) -> SAE[Any]:
+    """The inference SAE of a training that is over, on raw activations, exactly as a saved copy loads."""
+    sae, scale = trainer.sae, trainer.activation_scaler.scaling_factor
+    if scale is not None:  # ``trainer.fit`` folds it and says so
+        sae.fold_activation_norm_scaling_factor(scale)
+        trainer.activation_scaler.scaling_factor = None
+        trainer.set_final_sae_metadata()
+    sae.to("cpu").cfg.device = "cpu"
+    with tempfile.TemporaryDirectory() as directory:
+        sae.save_inference_model(directory)
+        return SAE.load_from_disk(directory).requires_grad_(False).eval()
+
+
+def convergence(first: Training, second: Training, threshold: float = 0.7) -> pd.DataFrame:
+    """How much of what one seed finds another finds too, at the steps both recorded.
+
+    Returns:
+        ``step``, ``tokens``, and ``matched share``: the fraction of either's live features that has a live
+        partner in the other at cosine ≥ ``threshold``, averaged over the two directions; and
+        ``paired one to one``: the same where no partner counts twice.
+    """
+    tokens = first.history.set_index("step")["tokens"]
+    rows = []
+    for step in sorted(first.decoders.keys() & second.decoders.keys()):
+        one, other = first.decoders[step][first.live[step]], second.decoders[step][second.live[step]]
+        row = {"step": step, "tokens": tokens[step]}
+        for name, share in (("matched share", matched_share), ("paired one to one", paired_share)):
+            row[name] = (share(one, other, threshold) + share(other, one, threshold)) / 2
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def shipped_agreement(sae: SAE[Any], directory: str) -> pd.DataFrame | None:
+    """What :func:`convergence` gave when a shipped SAE and its second seed were trained; None if not kept.
+
+    Args:
+        sae: the shipped SAE.
+        directory: where it is, as in the settings; the table is ``convergence/<model>.parquet`` beside the
+            folder of autoencoders.
+    """
+    home = (paths.root() / directory).parent.parent
+    table = home / "convergence" / f"{sae.cfg.metadata.model_name}.parquet"
+    if not table.is_file():
+        return None
+    checksums.verify_shipped(table)
+    return pd.read_parquet(table)
+
+
+def sweep(
+    residual: Tensor,
+    held_out: Tensor,
+    recipes: Sequence[Recipe],
+    model_name: str,
+    hook_name: str,
+    device: str = "cpu",
+) -> pd.DataFrame:
+    """Train two seeds of each recipe; measure the first on activations it has not seen, and their agreement.
+
+    Returns:
+        Rows of ``architecture``, ``setting`` (its k or λ), ``L0``, ``fraction of variance explained``,
+        ``dead share``, ``matched share``, ``paired one to one``.
+    """
+    rows = []
+    for recipe in recipes:
+        first, second = (
+            train_autoencoder(residual, replace(recipe, seed=seed), model_name, hook_name, device=device)
+            for seed in (recipe.seed, recipe.seed + 1)
+        )
+        setting = f"λ = {recipe.l1:g}" if recipe.architecture == "relu" else f"k = {recipe.k:g}"
+        shares = convergence(first, second).iloc[-1][["matched share", "paired one to one"]]
+        row = {"architecture": recipe.architecture, "setting": setting}
+        rows.append(row | quality(first.sae, held_out) | shares.to_dict())
+    return pd.DataFrame(rows).drop(columns="median density")
+
+
+def equal_l0(frontier: pd.DataFrame, l0: float) -> pd.DataFrame:
+    """The rows of :func:`sweep` at one L0: for each architecture between its rows, linearly in log L0.
+
+    Returns:
+        A row an architecture, with ``fraction of variance explained``, ``matched share``,
+        ``paired one to one``; NaN outside the range of L0 that its rows span.
+    """
+    found = []
+    for architecture, rows in frontier.sort_values("L0").groupby("architecture"):
+        at = {
+            column: np.interp(np.log(l0), np.log(rows["L0"]), rows[column], left=np.nan, right=np.nan)
+            for column in ("fraction of variance explained", "matched share", "paired one to one")
+        }
+        found.append({"architecture": architecture} | at)
+    return pd.DataFrame(found)

@@ -1,0 +1,392 @@
+"""Streamed training: what is read, that interruptions leave no trace, and that it is the training it says."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import miniatures as mini
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sae_lens import SAE, SAETrainer
+from transformers import AutoTokenizer
+
+from reasoning_features.dictionaries import streaming
+from reasoning_features.dictionaries.autoencoder import load_autoencoder
+from reasoning_features.dictionaries.streaming import Buffers, ordinary, train_streamed, training_rows
+from reasoning_features.dictionaries.training import Recipe, finished, new_trainer
+from reasoning_features.errors import CorruptArtefact, UserError
+from reasoning_features.models.subject import Subject, load_subject
+from reasoning_features.settings import TextSource, load_settings
+from reasoning_features.text.text_sources import TextRows, open_texts
+
+TOKENS = TextSource(dataset=mini.TOKENIZED, column="tokens")
+TALKS = TextSource(dataset=mini.LMSYS, column="conversation")
+SLIM = TextSource(dataset=mini.SLIM)
+PIECES = 6
+"""The miniatures' conversations are packed in so many pieces."""
+
+
+@pytest.fixture(scope="module")
+def tokenizer(miniature_root):
+    return AutoTokenizer.from_pretrained(miniature_root / "models" / mini.LLAMA)
+
+
+def settings(**more):
+    return load_settings("smoke", corpus="text", context=32, **more)
+
+
+# --- rows of tokens -----------------------------------------------------------------------------------------
+
+
+def test_token_ids_are_used_as_they_are_longer_rows_cut_up(hub, tokenizer):
+    rows = training_rows(settings(), tokenizer, [TOKENS])
+    held = open_texts(TOKENS)
+    whole = np.concatenate(held.ids(list(range(len(held.rows))))).reshape(-1, 32)
+    ours = rows[np.arange(len(rows))].numpy()
+    assert len(rows) == len(whole) == 4 * len(held.rows)
+    assert sorted(map(tuple, ours)) == sorted(map(tuple, whole))
+    assert ours.tolist() != whole.tolist()
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_texts_are_packed_with_eos_between_and_bos_before_each_row(hub, tokenizer, miniature_root, bos):
+    if not bos:
+        tokenizer = AutoTokenizer.from_pretrained(miniature_root / "models" / mini.LLAMA)
+        tokenizer.bos_token = None
+    rows = training_rows(settings(), tokenizer, [TALKS], tokens=10**9)
+    tokens = rows[np.arange(len(rows))]
+    assert tokens.shape == (len(rows), 32) and tokens.dtype == torch.int64
+    begun = tokens == tokenizer.convert_tokens_to_ids(mini.BOS)
+    assert begun[:, 0].all() if bos else not begun.any()
+    assert not begun[:, 1:].any()
+    trained_on = ordinary(tokens, torch.tensor(tokenizer.all_special_ids))
+    assert not trained_on[:, 0].any() and not trained_on[tokens == tokenizer.eos_token_id].any()
+    assert trained_on[:, 1:].float().mean() > 0.8
+    texts = [mini.render(turns) for turns in mini.conversations()]
+    lengths = sum(len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
+    left_over = lengths - int((~begun).sum())
+    assert 0 <= left_over < 32 * PIECES  # of each piece less than a row
+    between = sum(len(turns) // 2 for turns in mini.conversations())  # within conversations, and after each
+    assert abs(int((tokens == tokenizer.eos_token_id).sum()) - between) <= 2 * PIECES
+
+
+def test_only_rows_for_training_where_a_column_tells_splits(tmp_path, tokenizer, hub):
+    splits = ("training", "selection", "evaluation")
+    texts = [{"text": f"Wait {i}. " * 20, "split": splits[i % 3]} for i in range(60)]
+    file = tmp_path / "split.jsonl"
+
+    def rows_of(column, name="text", **more):
+        file.write_text("".join(json.dumps(row) + "\n" for row in texts))
+        source = TextSource(dataset=str(file), column=name, split_column=column)
+        return training_rows(settings(), tokenizer, [source], **more)
+
+    rows = rows_of("split")
+    held = tokenizer.decode(rows[np.arange(len(rows))].flatten().tolist())
+    assert {int(number) % 3 for number in re.findall(r"Wait (\d+)\.", held)} == {0}
+    assert len(rows_of(None)) > 2 * len(rows) and rows_of(None).identity != rows.identity
+    with pytest.raises(UserError, match="says of no row that it is for training: name another"):
+        rows_of("text")
+    # the same texts divided otherwise are other rows
+    texts = [row | {"split": splits[(i + 1) % 3]} for i, row in enumerate(texts)]
+    assert rows_of("split").identity != rows.identity
+    # token ids that are taken as they are too
+    texts = [{"ids": [i + 300] * 64, "split": row["split"]} for i, row in enumerate(texts)]
+    rows = rows_of("split", "ids")
+    assert len(rows) == 2 * 20 and {(int(i) + 1 - 300) % 3 for i in rows[np.arange(0, 40)].flatten()} == {0}
+
+
+def test_sources_come_in_turn_and_in_one_order(hub, tokenizer):
+    both = training_rows(settings(), tokenizer, [TALKS, SLIM])
+    alone = [training_rows(settings(), tokenizer, [each]) for each in (TALKS, SLIM)]
+    for k, each in enumerate(alone):
+        mine = set(map(tuple, both[np.arange(len(both))][k::2].tolist()))
+        assert mine <= set(map(tuple, each[np.arange(len(each))].tolist()))
+    assert len(both) == 2 * min(map(len, alone))
+    again = training_rows(settings(), tokenizer, [TALKS, SLIM])
+    assert again.identity == both.identity and torch.equal(again[np.arange(3, 17)], both[np.arange(3, 17)])
+    assert torch.equal(both[np.arange(0, 20)][5:9], both[np.arange(5, 9)])
+    other = training_rows(settings(seed=1), tokenizer, [TALKS, SLIM])
+    assert other.identity != both.identity and not torch.equal(other[np.arange(0, 9)], both[np.arange(0, 9)])
+    assert both[np.arange(4, 4)].shape == (0, 32)
+
+
+def test_only_as_many_texts_as_are_needed_are_tokenised(tmp_path, tokenizer, hub, monkeypatch):
+    file = tmp_path / "many.jsonl"
+    file.write_text("".join(json.dumps({"text": f"Wait, number {i}. " * 4}) + "\n" for i in range(500)))
+    seen = []
+    with_text = TextRows.text_of
+    monkeypatch.setattr(TextRows, "text_of", lambda *given: seen.append(given[1]) or with_text(*given))
+    some = training_rows(settings(), tokenizer, [TextSource(dataset=str(file))], tokens=3000)
+    every = training_rows(settings(), tokenizer, [TextSource(dataset=str(file))], tokens=10**9)
+    assert 3000 <= 32 * len(some) < 6000 < 32 * len(every)
+    # 50 texts, and 50, were enough for the first; the second takes up what was packed already
+    assert len(seen) == len(set(seen)) == 500
+
+
+def test_what_cannot_be_packed_is_told(tmp_path, tokenizer, hub):
+    file = tmp_path / "short.jsonl"
+    file.write_text(json.dumps({"text": "Wait"}) + "\n")
+    with pytest.raises(UserError, match="do not fill one row of 32 tokens"):
+        training_rows(settings(), tokenizer, [TextSource(dataset=str(file))])
+    with pytest.raises(UserError, match="have 128 tokens, fewer than the context of 256"):
+        training_rows(load_settings("smoke", corpus="text", context=256), tokenizer, [TOKENS])
+    with pytest.raises(UserError, match="set `training_text`"):
+        training_rows(settings(), tokenizer, [])
+    file.write_text(json.dumps({"text": [5, 900_000] * 40}) + "\n")
+    with pytest.raises(UserError, match="holds the token id 900000"):
+        training_rows(settings(), tokenizer, [TextSource(dataset=str(file))])
+
+
+# --- their activations and the training ---------------------------------------------------------------------
+
+RECIPE = Recipe("relu", d_sae=48, tokens=30 * 64, learning_rate=1e-2, batch=64, l1=0.1)
+
+
+@dataclass(frozen=True)
+class RandomRows:
+    """Rows of random tokens of the tiny model; 0 and 1 are BOS and EOS."""
+
+    n: int = 60
+    context: int = 16
+    seed: int = 0
+
+    @property
+    def identity(self) -> str:
+        return f"random {self.seed}"
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, numbers: np.ndarray) -> torch.Tensor:
+        drawn = np.random.default_rng(self.seed).integers(0, 40, size=(self.n, self.context))
+        return torch.from_numpy(drawn[numbers])
+
+
+def train(
+    subject: Subject, folder: Path, recipe: Recipe = RECIPE, rows: RandomRows | None = None, **options
+) -> Path:
+    given = load_settings("smoke", batch_tokens=64, checkpoints=2)
+    return train_streamed(given, subject, rows or RandomRows(), recipe, folder, **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module", params=["relu", "topk"])
+def recipe(request: pytest.FixtureRequest) -> Recipe:
+    return replace(RECIPE, architecture=request.param, k=4)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    tiny_subject: Subject, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    return contents(train(tiny_subject, tmp_path_factory.mktemp("whole") / "sae", recipe))
+
+
+def interrupted_at(monkeypatch: pytest.MonkeyPatch, calls: int, method: str = "step") -> None:
+    """The user interrupts at the ``calls``-th call of a method of SAELens' trainer from now."""
+    left, called = [calls], getattr(SAETrainer, method)
+
+    def interrupting(self: SAETrainer, given: object) -> object:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return called(self, given)
+
+    monkeypatch.setattr(SAETrainer, method, interrupting)
+
+
+@pytest.mark.parametrize(
+    ("every", "method", "interruptions"),
+    [
+        (1e9, "step", [1, 13, 15]),
+        (0.0, "step", [2, 9, 1, 6, 30 - 14]),
+        (1e9, "save_trainer_state", [2]),  # while a checkpoint is written
+    ],
+)
+def test_interruptions_leave_no_trace(
+    tiny_subject: Subject,
+    recipe: Recipe,
+    uninterrupted: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    every: float,
+    method: str,
+    interruptions: list[int],
+):
+    monkeypatch.setattr(streaming, "SAVE_EVERY", every)
+    for calls in interruptions:
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            interrupted_at(patched, calls, method)
+            train(tiny_subject, tmp_path / "sae", recipe)
+        assert not (tmp_path / "sae").exists()
+    torch.manual_seed(1)  # the global stream has no say
+    assert contents(train(tiny_subject, tmp_path / "sae", recipe)) == uninterrupted
+    assert [path.name for path in tmp_path.iterdir()] == ["sae"]
+
+
+def test_it_is_the_plain_training_on_the_same_batches(
+    tiny_subject: Subject, recipe: Recipe, uninterrupted: dict[str, bytes], tmp_path: Path
+):
+    name, hook = tiny_subject.short_name, tiny_subject.hook_name
+    buffers = Buffers(tiny_subject, RandomRows(), 64, recipe.steps, 64, recipe.start(name))
+    data = (batch for batch, _ in buffers.batches())
+    trainer = new_trainer(recipe, name, hook, buffers.moments(), data, "cpu")
+    trainer.fit()
+    finished(trainer).save_model(tmp_path)
+    assert (tmp_path / "sae_weights.safetensors").read_bytes() == uninterrupted["sae_weights.safetensors"]
+
+
+def test_what_is_written(tiny_subject: Subject, tmp_path: Path):
+    recipe = replace(RECIPE, tokens=200 * 64, l1=0.01)
+    folder = train(tiny_subject, tmp_path / "sae", recipe)
+    sae = SAE.load_from_disk(folder).requires_grad_(False)
+    assert sae.cfg.normalize_activations == "none"
+    assert sae.cfg.metadata.hook_name == tiny_subject.hook_name
+    table = pd.read_csv(folder / "training.csv")
+    assert table["step"].tolist() == [0, 67, 133, 200]
+    assert table["tokens"].tolist() == [64 * step for step in (0, 67, 133, 200)]
+    # on raw activations that no step has seen it explains what the history says
+    x = Buffers(tiny_subject, RandomRows(), 64, 200, 64, 0).held_out()
+    explained = 1 - (x - sae(x)).square().sum() / (x - x.mean(0)).square().sum()
+    assert float(explained) == pytest.approx(table["fraction of variance explained"].iloc[-1], abs=1e-3)
+    assert float(explained) > 0.8
+    # what is there is kept; going on from it starts where it stood
+    before = (folder / "sae_weights.safetensors").stat().st_mtime_ns
+    assert train(tiny_subject, folder, recipe) == folder
+    assert (folder / "sae_weights.safetensors").stat().st_mtime_ns == before
+    further = train(tiny_subject, tmp_path / "further", RECIPE, initial=sae)
+    start = pd.read_csv(further / "training.csv").iloc[0]
+    assert start["fraction of variance explained"] == pytest.approx(float(explained), abs=1e-3)
+
+
+def test_a_model_in_half_the_bits_and_an_autoencoder_in_all(tiny_llama: Path, tmp_path: Path):
+    subject = load_subject(str(tiny_llama), 1, dtype="bfloat16")
+    buffers = Buffers(subject, RandomRows(), 64, 30, 64, 0)
+    assert next(buffers.batches())[0].dtype == buffers.held_out().dtype == torch.float32
+    sae = SAE.load_from_disk(train(subject, tmp_path / "sae"))
+    assert sae.W_dec.dtype == torch.float32 and sae.cfg.metadata.recipe["tokens"] == RECIPE.tokens
+    with pytest.raises(UserError, match="of a training with another dtype: delete it"):
+        train(load_subject(str(tiny_llama), 1), tmp_path / "sae")
+
+
+def kept(tokens: torch.Tensor) -> torch.Tensor:
+    """Which of the rows' tokens are trained on: neither BOS nor EOS nor the first of a row."""
+    return ordinary(tokens, torch.tensor([0, 1]))
+
+
+def test_batches_of_the_data(tiny_subject: Subject):
+    rows, steps = RandomRows(), 40
+    buffers = Buffers(tiny_subject, rows, 64, steps, 64, 3)
+    held = buffers.held_out()
+    # six rows of sixty are held out, without their special tokens
+    assert len(held) == int(kept(rows[np.arange(6)]).sum()) <= 6 * 15
+    taken = list(buffers.batches())
+    assert len(taken) == steps
+    ours = rows[np.arange(6, 60)]
+    whole = int(kept(ours).sum()) // 64
+    # all other rows are one buffer, which comes again in another order
+    assert [after for _, after in taken[: whole + 1]] == [
+        *((0, i) for i in range(1, whole)),
+        (1, 0),
+        (1, 1),
+    ]
+    first = torch.cat([batch for batch, _ in taken[:whole]])
+    again = torch.cat([batch for batch, _ in taken[whole : 2 * whole]])
+    assert not torch.equal(first, again)
+    every = torch.cat([tiny_subject.residual(part)[kept(part)] for part in ours.split(4)])
+    nearest = torch.cdist(first.double(), every.double()).min(1)
+    assert float(nearest.values.max()) < 1e-3 and len(nearest.indices.unique()) > 0.9 * len(first)
+    # from any place on the same batches come
+    for done, (_, place) in enumerate(taken[:-1], start=1):
+        rest = Buffers(tiny_subject, rows, 64, steps, 64, 3).batches(place, done)
+        assert torch.equal(next(rest)[0], taken[done][0])
+    assert not list(buffers.batches(taken[-1][1], steps))
+
+
+def test_attention_sinks_are_no_batch(tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch):
+    residual, n = Subject.residual, []
+
+    def with_sinks(self: Subject, tokens: torch.Tensor) -> torch.Tensor:
+        n.append(int(kept(tokens)[:, 5].sum()))
+        given = residual(self, tokens)
+        given[:, [0, 5]] *= 100.0
+        return given
+
+    rows = RandomRows()
+    usual = Buffers(tiny_subject, rows, 64, 6, 64, 0)
+    longest = usual.moments().norms / usual.moments().count
+    monkeypatch.setattr(Subject, "residual", with_sinks)
+    buffers = Buffers(tiny_subject, rows, 64, 6, 64, 0)
+    assert buffers.moments().norms / buffers.moments().count == pytest.approx(longest, rel=0.1)
+    assert sum(n) > 20
+    assert all(float(batch.norm(dim=1).max()) < 5 * longest for batch, _ in buffers.batches())
+
+
+class Told(RandomRows):
+    """Rows that keep which of them were asked for."""
+
+    asked: ClassVar[list[tuple[int, int]]] = []
+
+    def __getitem__(self, numbers: np.ndarray) -> torch.Tensor:
+        self.asked.append((int(numbers[0]), int(numbers[-1])))
+        return super().__getitem__(numbers)
+
+
+def test_the_last_row_is_followed_by_the_first_and_no_more_is_read_than_needed(
+    tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(streaming, "BATCHES", 10)
+    monkeypatch.setattr(Told, "asked", [])
+    assert len(list(Buffers(tiny_subject, Told(n=100), 64, 28, 64, 0).batches())) == 28
+    # ten batches of 64 are 40 rows of 16; rows 10 to 99 are not held out
+    assert Told.asked == [(10, 49), (50, 89), (90, 39), (40, 79)][: len(Told.asked)]
+    monkeypatch.setattr(Told, "asked", [])
+    buffers = Buffers(tiny_subject, Told(n=100), 64, 3, 64, 0)
+    buffers.moments()
+    assert len(list(buffers.batches())) == 3 and Told.asked == [(10, 29)]  # five batches, once
+
+
+def test_another_training_is_not_taken_for_this_one(
+    tiny_subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupted_at(patched, 15)
+        train(tiny_subject, tmp_path / "sae")
+    with pytest.raises(UserError, match=r"sae.training is of a training with another texts: delete it"):
+        train(tiny_subject, tmp_path / "sae", rows=RandomRows(seed=1))
+    folder = train(tiny_subject, tmp_path / "sae")
+    with pytest.raises(UserError, match="sae is of a training with another recipe"):
+        train(tiny_subject, folder, replace(RECIPE, l1=0.2))
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="other is there already, and no training made it"):
+        train(tiny_subject, tmp_path / "other")
+
+
+def test_a_damaged_autoencoder_is_named(tiny_subject: Subject, tmp_path: Path):
+    folder = train(tiny_subject, tmp_path / "sae")
+    weights = folder / "sae_weights.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CorruptArtefact, match=r"sae_weights\.safetensors is damaged .*train_saes=true"):
+        load_autoencoder(str(folder), tiny_subject.d_model)
+    (folder / "made_from.json").write_text("{")
+    with pytest.raises(CorruptArtefact, match=r"made_from\.json is damaged: delete sae"):
+        train(tiny_subject, folder)
+
+
+def test_too_little_to_train_on(tiny_subject: Subject, tmp_path: Path):
+    with pytest.raises(UserError, match="rows of 16 tokens to train on, fewer than one batch of 640"):
+        train(tiny_subject, tmp_path / "sae", replace(RECIPE, batch=640), RandomRows(n=12))
+    with pytest.raises(UserError, match="Fewer than ten rows"):
+        train(tiny_subject, tmp_path / "sae", rows=RandomRows(n=8))
+    with pytest.raises(UserError, match="raise train_tokens"):
+        train(tiny_subject, tmp_path / "sae", replace(RECIPE, tokens=60))
