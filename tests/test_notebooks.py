@@ -12,7 +12,7 @@ from stub_notebooks import write_notebook
 from reasoning_features.bookkeeping.parameters import declared
 from reasoning_features.errors import UserError
 from reasoning_features.paths import root
-from reasoning_features.reporting.claims import ALL_CLAIMS
+from reasoning_features.reporting.claims import all_claims
 from reasoning_features.running.execution import plan
 from reasoning_features.settings import Settings
 
@@ -71,7 +71,7 @@ def test_the_opening_and_the_claims_are_the_notebooks_own(path):
         if name != "profile":
             passed = rf'\b{name}={name}\b|"{name}": {name}\b'
             assert re.search(passed, text), f"{name} is not passed to load_settings"
-    for claim in ALL_CLAIMS:
+    for claim in all_claims():
         if claim.notebook == path.stem:
             assert f'"{claim.id}"' in text, f"claim {claim.id} is not recorded"
 

@@ -42,6 +42,11 @@ def test_a_change_in_a_source_changes_only_its_own_digest(package):
     assert [n for n in after if after[n] != before[n]] == ["package/two.py"]
 
 
+def test_what_a_module_reads_from_yaml_of_its_name_counts(package):
+    (package / "four.yaml").write_text("- not: python")
+    assert names("from package import four", package) == ["__init__.py", "four.py", "four.yaml"]
+
+
 def test_the_package_itself_can_be_followed():
     found = sources.imported_sources(["from reasoning_features.reporting.tables import save_table"])
     assert (

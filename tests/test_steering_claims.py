@@ -8,6 +8,8 @@ import pytest
 from test_steering_results import made
 
 from reasoning_features.models.conditions import UNSTEERED
+from reasoning_features.reporting.claims import Measured
+from reasoning_features.statistics import Interval
 from reasoning_features.steering import steering_claims as effects
 from reasoning_features.steering.search import CHOSEN, FEATURES, SLOT
 from reasoning_features.steering.steering_results import ban_table
@@ -20,14 +22,14 @@ def study():
 
 def test_an_effect_has_both_intervals(study):
     found = effects.effect(study, CHOSEN)
-    assert found["n"] == 400 and found["ours"] == pytest.approx(0.2, abs=0.06)
-    (low, high), (inner_low, inner_high) = found["interval"], found["narrow"]
-    assert low < inner_low < found["ours"] < inner_high < high
+    wide, narrow = found.value, found.narrow
+    assert wide.n == 400 and wide.estimate == pytest.approx(0.2, abs=0.06)
+    assert wide.low < narrow.low < wide.estimate < narrow.high < wide.high
 
 
 def test_length_is_relative_to_the_unsteered_model(study):
     found = effects.length_effect(study, [SLOT])
-    assert found["ours"] == pytest.approx(1 / 40) and found["control"] == pytest.approx(1 / 40)
+    assert found.value.estimate == pytest.approx(1 / 40) and found.control == pytest.approx(1 / 40)
 
 
 def test_the_strongest_control_is_chosen_before_fresh_problems(study):
@@ -37,7 +39,7 @@ def test_the_strongest_control_is_chosen_before_fresh_problems(study):
 
 def test_screening_counts_candidates(study):
     found = effects.screening_effect(study, [SLOT])
-    assert found == {"ours": 1, "interval": (1, 1), "n": 1, "control": 0}
+    assert found == Measured(Interval(1, 1, 1, n=1), control=0)
 
 
 def test_the_difference_is_over_all_seeds():
@@ -45,7 +47,7 @@ def test_the_difference_is_over_all_seeds():
         made(kappa, s, {CHOSEN: 0.5 + 0.2 * kappa, SLOT: 0.5}) for s in range(2) for kappa in (1.0, 0.0)
     ]
     found = effects.difference_effect(studies)
-    assert found["ours"] == pytest.approx(0.2, abs=0.05) and found["interval"][0] > 0.1
+    assert found.value.estimate == pytest.approx(0.2, abs=0.05) and found.value.low > 0.1
 
 
 @pytest.fixture
@@ -64,5 +66,5 @@ def test_banning_r_is_compared_with_the_mean_of_random_sets(banned):
     assert table.loc["R", "change"] == -0.75 and table.loc["twins of R", "change"] == 0
     assert table.loc["random words (2 sets)", "accuracy"] == 0.75
     assert table.loc["R less random words", "change"] == -0.5
-    assert effects.ban_effect(banned)["ours"] == 0.5
-    assert effects.run_effect(banned, "R", UNSTEERED)["ours"] == -0.75
+    assert effects.ban_effect(banned).value.estimate == 0.5
+    assert effects.run_effect(banned, "R", UNSTEERED).value.estimate == -0.75

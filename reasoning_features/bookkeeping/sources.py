@@ -61,7 +61,8 @@ def imported_sources(code: Iterable[str], package: Path | None = None) -> dict[s
             continue
         text = path.read_text(encoding="utf-8")
         found[path] = hashlib.sha256(text.encode()).hexdigest()
-        waiting.extend(_imports(text, folder, path.parent))
+        if path.suffix == ".py":
+            waiting.extend(_imports(text, folder, path.parent))
     return {path.relative_to(folder.parent).as_posix(): found[path] for path in sorted(found)}
 
 
@@ -96,12 +97,14 @@ def _base(node: ast.ImportFrom, folder: Path, here: Path) -> list[str]:
 
 
 def _module(parts: list[str], folder: Path) -> Iterator[Path]:
-    """The files that importing a dotted name runs: each package's ``__init__`` and the module's own."""
+    """The files that importing a dotted name runs: each package's ``__init__``, the module's own, and the
+    YAML file of the same name that it reads.
+    """
     if parts[0] != folder.name:
         return
     place = folder.parent
     for part in parts:
         place = place / part
-        for candidate in (place / "__init__.py", place.with_suffix(".py")):
+        for candidate in (place / "__init__.py", place.with_suffix(".py"), place.with_suffix(".yaml")):
             if candidate.is_file():
                 yield candidate

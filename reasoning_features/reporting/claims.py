@@ -1,23 +1,26 @@
-"""What came out for the papers' claims, and the rules of the verdicts.
+"""The claims of the papers, fixed in ``claims.yaml`` before anything ran, and what came out for each.
 
-The rules are fixed before a notebook is run; a notebook gives numbers and never a verdict. On the organism,
-where the effect was planted, a verdict says whether the method recovers it; *reproduced* and *not reproduced*
-are kept for real models. Claims of the companion papers are of dictionaries, and hold here or do not.
+A notebook measures; the rule judges. On the organism, whose effect was planted, a verdict says whether the
+method recovers it; *reproduced* and *not reproduced* are kept for real models. The companion papers' claims
+are about dictionaries of whatever model, and hold here or do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
+import yaml
 from IPython.display import Markdown
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from reasoning_features.bookkeeping.provenance import Run
 from reasoning_features.files import read_json, write_between, write_json
-from reasoning_features.reporting.companion_claims import COMPANION_CLAIMS
-from reasoning_features.reporting.paper_claims import CLAIMS, Claim
 from reasoning_features.reporting.tables import to_markdown
 from reasoning_features.statistics import Interval, finding
 
@@ -26,176 +29,177 @@ REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 HOLDS, HOLDS_NOT = "holds here", "does not hold here"
 UNDECIDED, UNTESTABLE = "undecided", "not testable here"
 BESIDE = "shown beside, another model"
-Ends = tuple[float, float]
-ALL_CLAIMS = tuple(sorted((*CLAIMS, *COMPANION_CLAIMS), key=lambda claim: claim.notebook))
+MAIN_PAPER = "2503.18878"
 BEGIN, END = "<!-- claims: written by make -->", "<!-- claims: end -->"
 
 
-def _claim(run: Run, id: str) -> Claim:
-    claim = next((c for c in ALL_CLAIMS if c.id == id and c.notebook == run.notebook), None)
-    if claim is None:
-        raise ValueError(f"{id!r} is no claim of {run.notebook}")
-    return claim
+class Rule(BaseModel):
+    """What decides a claim: how the interval of ``quantity`` has to lie to ``line``.
+
+    ``line`` is a number, or ``control``: the number that the claim's control gives. Where a ``margin`` is
+    given, a 90% interval that holds the line and lies within the margin of it speaks against the claim too.
+    ``shown beside`` judges nothing: the numbers are about different models. ``real models only``: the
+    organism was built so, hence it cannot tell; real models are shown beside.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    quantity: str
+    unit: str
+    comparison: Literal["above", "at least", "at most", "shown beside", "real models only"]
+    line: float | Literal["control"] | None = None
+    margin: float | None = None
+    n: str | None = None  # what is counted: the independent units
+
+    @model_validator(mode="after")
+    def _complete(self) -> Rule:
+        if (self.line is not None) != (self.comparison in ("above", "at least", "at most")):
+            raise ValueError(f"{self.comparison!r} and the line {self.line!r} do not go together")
+        return self
 
 
-def verdict(
-    claim: Claim,
-    ours: float,
-    interval: Ends | None,
-    control: float | None,
-    planted: bool,
-    narrow: Ends | None = None,
-) -> str:
-    """What a claim's rule says of numbers; see :class:`Claim`, and :func:`record` for the arguments.
+class Claim(BaseModel):
+    """One claim of a paper, or a question that the paper leaves open and the companion tests."""
 
-    ``planted``: whether the numbers are the organism's. Undecided where the interval holds the line.
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    notebook: str  # the notebook that measures it
+    paper: str  # arXiv's number
+    place: str  # where the paper says it
+    number: str  # the paper's number, as printed; – where it has none
+    statement: str
+    falsified: str  # what would speak against it
+    rule: Rule
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came out for one claim.
+
+    Attributes:
+        value: an estimate with its 95% interval, or a number without one.
+        control: the number that the claim's control gave.
+        narrow: the 90% interval of a difference, which alone can show that there is none.
+        n: independent units, where ``value`` is a number.
+    """
+
+    value: Interval | float
+    control: float | None = None
+    narrow: Interval | None = None
+    n: int | None = None
+
+
+@cache
+def all_claims() -> tuple[Claim, ...]:
+    """The claims of ``claims.yaml``, in its order."""
+    text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+    return tuple(Claim(**entry) for entry in yaml.safe_load(text))
+
+
+def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
+    """What a claim's rule says about numbers; undecided where the interval holds the line.
+
+    ``planted``: whether the numbers are the organism's.
 
     Raises:
         ValueError: the claim's rule needs a control or a 90% interval that was not given.
     """
-    if claim.rule == "planted" and planted:
+    rule, value, narrow = claim.rule, measured.value, measured.narrow
+    if rule.comparison == "real models only" and planted:
         return UNTESTABLE
-    if claim.rule in ("beside", "planted"):
+    line = measured.control if rule.line == "control" else rule.line
+    if rule.line is None:
         return BESIDE
-    low, high = interval or (ours, ours)
-    if claim.rule == "effect":
-        if narrow is None:
-            raise ValueError(f"claim {claim.id!r} is of a difference, and no 90% interval was given")
-        none = finding(Interval(ours, *narrow, n=0)) == "no effect"
-        holds, fails = low > 0, high < 0 or none
-    else:
-        line = control if claim.rule == "above control" else claim.bar
-        if line is None:
-            raise ValueError(f"claim {claim.id!r} is judged against a control, and none was given")
+    if line is None:
+        raise ValueError(f"claim {claim.id!r} is judged against a control, and none was given")
+    low, high = _ends(value) or (float(_estimate(value)),) * 2
+    if rule.comparison == "above":
         holds, fails = low > line, high < line
-        if claim.rule == "at least":
-            holds = low >= line
-        elif claim.rule == "at most":
-            holds, fails = high <= line, low > line
+    elif rule.comparison == "at least":
+        holds, fails = low >= line, high < line
+    else:
+        holds, fails = high <= line, low > line
+    if rule.margin is not None:
+        if narrow is None:
+            raise ValueError(f"claim {claim.id!r} is about a difference, and no 90% interval was given")
+        about = Interval(narrow.estimate - line, narrow.low - line, narrow.high - line, narrow.n)
+        fails = fails or finding(about, rule.margin) == "no effect"
     if not holds and not fails:
         return UNDECIDED
-    # about dictionaries, of whatever model; or a control that the paper does not have
-    if claim.source or (claim.paper == "–" and not planted):
+    if claim.paper != MAIN_PAPER or (claim.number == "–" and not planted):  # nothing to reproduce
         return HOLDS if holds else HOLDS_NOT
     if planted:
         return RECOVERS if holds else DOES_NOT
     return REPRODUCED if holds else NOT_REPRODUCED
 
 
-def record(
-    run: Run,
-    id: str,
-    ours: float,
-    interval: Ends | None = None,
-    n: int | None = None,
-    control: float | None = None,
-    narrow: Ends | None = None,
-) -> str:
-    """Record what came out for a claim, in ``figures/<run>/claims_<notebook>.json``.
+def record(run: Run, measured: Mapping[str, Measured | Interval | float]) -> Markdown:
+    """Judge and write a notebook's claims into ``figures/<run>/claims_<notebook>.json``; gives their table.
 
-    Parameters
-    ----------
-    run
-        The notebook's run.
-    id
-        The claim's name in :data:`reasoning_features.reporting.paper_claims.CLAIMS`; one of the run's
-        notebook.
-    ours
-        The number that came out here.
-    interval
-        Its 95% interval, where it is an estimate.
-    n
-        How many independent observations it rests on.
-    control
-        The number that the claim's control gave.
-    narrow
-        Its 90% interval, of a difference of accuracies (1 is 100 points): what shows that there is none.
+    Args:
+        run: the notebook's run.
+        measured: claim's id → what came out. A claim of the notebook that is left out could not be tested.
 
-    Returns
-    -------
-    str
-        The verdict.
+    Raises:
+        ValueError: an id that is no claim of the notebook, or a rule that needs more numbers.
     """
-    said = verdict(_claim(run, id), ours, interval, control, run.settings.planted, narrow)
-    numbers = {"ours": ours, "interval": list(interval) if interval else None, "n": n, "control": control}
-    numbers |= {"interval_90": list(narrow)} if narrow else {}
-    _keep(run, id, _rounded(numbers) | {"verdict": said})
-    return said
-
-
-def missing(run: Run) -> list[str]:
-    """The claims of the run's notebook that it has not recorded yet, in order."""
-    held = read_json(_path(run)) if run.has_written(_path(run)) else {}
-    return [c.id for c in ALL_CLAIMS if c.notebook == run.notebook and c.id not in held]
-
-
-def record_untestable(run: Run, id: str) -> str:
-    """Record that a claim cannot be tested on this text, which lacks what it takes; gives the verdict."""
-    nothing = {"ours": None, "interval": None, "n": None, "control": None}
-    _keep(run, _claim(run, id).id, nothing | {"verdict": UNTESTABLE})
-    return UNTESTABLE
-
-
-def _keep(run: Run, id: str, numbers: dict[str, Any]) -> None:
-    """Write one claim of the notebook into its file, which keeps nothing of an earlier run."""
-    path = _path(run)
-    held = read_json(path) if run.has_written(path) else {}
-    write_json(path, held | {id: numbers})
+    own = {claim.id: claim for claim in all_claims() if claim.notebook == run.notebook}
+    if unknown := sorted(set(measured) - set(own)):
+        raise ValueError(f"{', '.join(unknown)}: no claim of {run.notebook} in claims.yaml")
+    rows = {name: _judged(claim, measured.get(name), run.settings.planted) for name, claim in own.items()}
+    path = run.paths.figures / f"claims_{run.notebook}.json"
+    write_json(path, rows)
     run.wrote([path])
-
-
-def show(run: Run) -> Markdown:
-    """The notebook's claims beside the paper, as recorded so far."""
-    return Markdown(to_markdown(frame([_path(run)])))
+    return Markdown(to_markdown(frame([path])))
 
 
 def frame(files: Iterable[Path]) -> pd.DataFrame:
-    """One row a recorded claim, in the order of :data:`ALL_CLAIMS`."""
-    held: dict[tuple[str, str], dict[str, Any]] = {}
-    for file in files:
-        notebook = file.stem.removeprefix("claims_")
-        for name, value in read_json(file).items():
-            held[notebook, name] = value
+    """One row a recorded claim, in the order of ``claims.yaml``."""
+    recorded = {name: row for file in files for name, row in read_json(file).items()}
     columns = ["claim", "paper", "where", "ours", "95% interval", "n", "control", "verdict", "notebook"]
-    rows = [_row(c, held[c.notebook, c.id]) for c in ALL_CLAIMS if (c.notebook, c.id) in held]
+    rows = [_row(claim, recorded[claim.id]) for claim in all_claims() if claim.id in recorded]
     return pd.DataFrame(rows, columns=columns)
 
 
 def update_readme(readme: Path, figures: Path) -> bool:
     """Write the table of recorded claims between the README's markers; says whether it changed.
 
-    Raises
-    ------
-    UserError
-        If the markers are not there.
+    Raises:
+        UserError: the markers are not there.
     """
-    table = to_markdown(frame(sorted(figures.glob("claims_*.json"))))
-    return write_between(readme, BEGIN, END, table)
+    return write_between(readme, BEGIN, END, to_markdown(frame(sorted(figures.glob("claims_*.json")))))
 
 
-def _path(run: Run) -> Path:
-    return run.paths.figures / f"claims_{run.notebook}.json"
+def _judged(claim: Claim, given: Measured | Interval | float | None, planted: bool) -> dict[str, Any]:
+    """One claim as it is written, numbers to six significant digits."""
+    if given is None:
+        return {"ours": None, "interval": None, "n": None, "control": None, "verdict": UNTESTABLE}
+    measured = given if isinstance(given, Measured) else Measured(given)
+    value, narrow, ends = measured.value, measured.narrow, _ends(measured.value)
+    n = value.n if isinstance(value, Interval) else measured.n
+    row = {"ours": _rounded(_estimate(value)), "interval": ends and [*map(_rounded, ends)]}
+    row |= {"n": None if n is None else int(n), "control": _rounded(measured.control)}
+    if narrow:
+        row["interval_90"] = [_rounded(narrow.low), _rounded(narrow.high)]
+    return row | {"verdict": verdict(claim, measured, planted)}
 
 
-def _row(claim: Claim, held: dict[str, Any]) -> list[Any]:
-    interval = held["interval"]
-    return [
-        claim.statement,
-        claim.paper,
-        claim.where,
-        held["ours"],
-        None if interval is None else f"{interval[0]:.3g} to {interval[1]:.3g}",
-        None if held["n"] is None else str(held["n"]),
-        held["control"],
-        held["verdict"],
-        claim.notebook[:2],
-    ]
+def _estimate(value: Interval | float) -> float:
+    return value.estimate if isinstance(value, Interval) else value
 
 
-def _rounded(value: Any) -> Any:
-    """Numbers to six significant digits, as in the tables."""
-    if isinstance(value, dict):
-        return {name: _rounded(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
+def _ends(value: Interval | float) -> tuple[float, float] | None:
+    return (value.low, value.high) if isinstance(value, Interval) and not math.isnan(value.low) else None
+
+
+def _rounded(value: float | None) -> float | None:
     return value if value is None or isinstance(value, int) else float(f"{value:.6g}")
+
+
+def _row(claim: Claim, recorded: Mapping[str, Any]) -> list[Any]:
+    ends, n = recorded["interval"], recorded["n"]
+    where = claim.place if claim.paper == MAIN_PAPER else f"{claim.paper}, {claim.place}"
+    ours = [recorded["ours"], ends and f"{ends[0]:.3g} to {ends[1]:.3g}", None if n is None else str(n)]
+    judged = [recorded["control"], recorded["verdict"], claim.notebook[:2]]
+    return [claim.statement, claim.number, where, *ours, *judged]

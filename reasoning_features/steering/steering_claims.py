@@ -1,52 +1,43 @@
-"""Steering's results as claims record them: a number, its intervals, how many problems, a control.
-
-Every function gives keyword arguments of :func:`reasoning_features.reporting.claims.record`; ``narrow`` is
-the 90% interval, which alone can show that there is no effect.
-"""
+"""Steering's results as claims record them: an estimate with its intervals, and a control."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 from numpy.typing import ArrayLike
 
 from reasoning_features.models.conditions import UNSTEERED
-from reasoning_features.statistics import bootstrap_mean, paired_difference
+from reasoning_features.reporting.claims import Measured
+from reasoning_features.statistics import Interval, bootstrap_mean, paired_difference
 from reasoning_features.steering.search import CHOSEN, SLOT, best
 from reasoning_features.steering.steering_results import arms_apart
 from reasoning_features.steering.steering_study import Study
 
 
-def effect(study: Study, group: str, against: str = UNSTEERED, seed: int = 0) -> dict[str, Any]:
-    """Accuracy of a class's winner less that of another's on fresh problems, as a claim records it.
-
-    Returns:
-        ``ours``, its ``interval`` (95%), ``n`` problems, and ``narrow``, its 90% interval.
-    """
+def effect(study: Study, group: str, against: str = UNSTEERED, seed: int = 0) -> Measured:
+    """Accuracy of a class's winner less that of another's on fresh problems."""
     return paired_effect(study.outcome(group), study.outcome(against), seed)
 
 
-def paired_effect(a: ArrayLike, b: ArrayLike, seed: int = 0) -> dict[str, Any]:
+def paired_effect(a: ArrayLike, b: ArrayLike, seed: int = 0) -> Measured:
     """Mean of a − b over problems, as a claim records it (:func:`effect`)."""
     wide, narrow = (paired_difference(a, b, seed=seed, level=level) for level in (0.95, 0.90))
-    ends = {"interval": (wide.low, wide.high), "narrow": (narrow.low, narrow.high)}
-    return {"ours": wide.estimate, "n": wide.n} | ends
+    return Measured(wide, narrow=narrow)
 
 
-def length_effect(study: Study, controls: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def length_effect(study: Study, controls: Sequence[str], seed: int = 0) -> Measured:
     """Relative change of thinking tokens under ReasonScore's winner, and the largest of the controls'."""
     plain = study.outcome(UNSTEERED, "thinking_tokens").mean()
     found = paired_difference(
         study.outcome(CHOSEN, "thinking_tokens"), study.outcome(UNSTEERED, "thinking_tokens"), seed=seed
     )
     longest = max(study.outcome(name, "thinking_tokens").mean() for name in controls) / plain - 1
-    ends = {"interval": (found.low / plain, found.high / plain), "n": found.n}
-    return {"ours": found.estimate / plain, "control": longest} | ends
+    relative = Interval(found.estimate / plain, found.low / plain, found.high / plain, found.n)
+    return Measured(relative, longest)
 
 
-def screening_effect(study: Study, controls: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def screening_effect(study: Study, controls: Sequence[str], seed: int = 0) -> Measured:
     """Share of ReasonScore's screened trials that are better by half a point; the control's is the largest.
 
     The interval is over candidates, whose strengths go together.
@@ -55,7 +46,7 @@ def screening_effect(study: Study, controls: Sequence[str], seed: int = 0) -> di
     by_candidate = better.groupby(["group", "candidate"], sort=False)["better"].mean()
     share = bootstrap_mean(by_candidate[CHOSEN], seed=seed)
     usual = max(float(by_candidate[name].mean()) for name in controls)
-    return {"ours": share.estimate, "interval": (share.low, share.high), "n": share.n, "control": usual}
+    return Measured(share, usual)
 
 
 def strongest_control(study: Study, controls: Sequence[str]) -> str:
@@ -66,23 +57,21 @@ def strongest_control(study: Study, controls: Sequence[str]) -> str:
 
 def difference_effect(
     studies: Sequence[Study], against: str = SLOT, measure: str = "correct", seed: int = 0
-) -> dict[str, Any]:
+) -> Measured:
     """The difference in differences over all seeds, as a claim records it."""
-    wide, narrow = (
-        arms_apart(studies, against, measure, level, seed).iloc[-1].to_dict() for level in (0.95, 0.90)
-    )
-    ends = {"interval": (wide["low"], wide["high"]), "narrow": (narrow["low"], narrow["high"])}
-    return {"ours": float(wide["estimate"]), "n": int(wide["n"])} | ends
+    rows = (arms_apart(studies, against, measure, level, seed).iloc[-1] for level in (0.95, 0.90))
+    wide, narrow = (Interval(row["estimate"], row["low"], row["high"], int(row["n"])) for row in rows)
+    return Measured(wide, narrow=narrow)
 
 
-def ban_effect(answered: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
+def ban_effect(answered: pd.DataFrame, seed: int = 0) -> Measured:
     """What banning R costs in accuracy beyond a ban of random words, as a claim records it."""
     right = answered.pivot(index="problem", columns="condition", values="correct").astype(float)
     random = [str(name) for name in right if str(name).startswith("random")]
     return paired_effect(right[random].to_numpy().mean(axis=1), right["R"], seed)
 
 
-def run_effect(answered: pd.DataFrame, condition: str, against: str, seed: int = 0) -> dict[str, Any]:
+def run_effect(answered: pd.DataFrame, condition: str, against: str, seed: int = 0) -> Measured:
     """Accuracy under one condition less that under another, as a claim records it."""
     right = answered.pivot(index="problem", columns="condition", values="correct").astype(float)
     return paired_effect(right[condition], right[against], seed)

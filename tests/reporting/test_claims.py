@@ -1,0 +1,165 @@
+"""Claims: their rules as data, the verdicts that follow, and the tables of what came out."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from pydantic import ValidationError
+from stub_notebooks import write_notebook
+
+from reasoning_features import paths
+from reasoning_features.bookkeeping.provenance import begin
+from reasoning_features.errors import UserError
+from reasoning_features.reporting import claims
+from reasoning_features.reporting.claims import Claim, Interval, Measured
+from reasoning_features.settings import load_settings
+
+ABOUT_HALF = Interval(0.5, 0.4, 0.6, n=10)
+
+
+@pytest.fixture
+def run(repository):
+    write_notebook(repository, "02_sae")
+    return begin("02_sae", load_settings("organism"))
+
+
+def claim(comparison, line=None, paper=claims.MAIN_PAPER, number="1", **rule):
+    rule |= {"quantity": "q", "unit": "u", "comparison": comparison, "line": line}
+    told = {"statement": "s", "falsified": "f", "place": "table 2"}
+    return Claim(id="a", notebook="02_sae", paper=paper, number=number, rule=rule, **told)
+
+
+RULES = [
+    ("above", "control", ABOUT_HALF, 0.3, True),
+    ("above", "control", ABOUT_HALF, 0.4, None),
+    ("above", "control", ABOUT_HALF, 0.5, None),
+    ("above", "control", ABOUT_HALF, 0.7, False),
+    ("above", "control", 0.5, 0.4, True),  # an exact 0.5 is its own interval
+    ("at least", 0.4, ABOUT_HALF, None, True),
+    ("at least", 0.5, ABOUT_HALF, None, None),
+    ("at least", 0.7, ABOUT_HALF, None, False),
+    ("at most", 0.6, ABOUT_HALF, None, True),
+    ("at most", 0.5, ABOUT_HALF, None, None),
+    ("at most", 0.3, ABOUT_HALF, None, False),
+]
+
+
+@pytest.mark.parametrize(("comparison", "line", "value", "control", "holds"), RULES)
+def test_verdicts_follow_from_the_rule_and_the_interval(comparison, line, value, control, holds):
+    def said(planted, **told):
+        return claims.verdict(claim(comparison, line, **told), Measured(value, control), planted)
+
+    # on the organism the method is tested; only a real model can reproduce, and only what the paper measured
+    words = {True: ("recovers the planted effect", "reproduced", "holds here")}
+    words |= {False: ("does not", "not reproduced", "does not hold here"), None: ("undecided",) * 3}
+    assert (said(True), said(False), said(False, number="–")) == words[holds]
+    assert said(True, number="–") == words[holds][0]
+    assert {said(planted, paper="2602.14111v1") for planted in (True, False)} == {words[holds][2]}
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "expected"),
+    [
+        ((0.01, 0.03), (0.012, 0.028), claims.RECOVERS),
+        ((-0.03, -0.01), (-0.028, -0.012), claims.DOES_NOT),
+        ((-0.055, 0.02), (-0.049, 0.015), claims.DOES_NOT),  # at most five points, surely
+        ((-0.03, 0.06), (-0.02, 0.055), claims.UNDECIDED),  # it may be more
+        ((-0.001, 0.03), (0.001, 0.028), claims.UNDECIDED),
+    ],
+)
+def test_a_difference_is_none_only_within_its_margin(wide, narrow, expected):
+    given = Measured(Interval(0.0, *wide, n=9), narrow=Interval(0.0, *narrow, n=9))
+    assert claims.verdict(claim("above", 0, margin=0.05), given, True) == expected
+
+
+def test_what_is_shown_beside_is_not_judged():
+    assert claims.verdict(claim("shown beside"), Measured(0.5), True) == claims.BESIDE
+    assert claims.verdict(claim("real models only"), Measured(0.5), False) == claims.BESIDE
+    assert claims.verdict(claim("real models only"), Measured(0.5), True) == claims.UNTESTABLE
+
+
+def test_a_rule_says_what_numbers_it_lacks():
+    with pytest.raises(ValueError, match="no 90% interval was given"):
+        claims.verdict(claim("above", 0, margin=0.05), Measured(ABOUT_HALF), True)
+    with pytest.raises(ValueError, match="judged against a control, and none"):
+        claims.verdict(claim("above", "control"), Measured(ABOUT_HALF), True)
+    for broken in (("above",), ("shown beside", 0.5), ("near", 0.5)):
+        with pytest.raises(ValidationError):
+            claim(*broken)
+
+
+def test_the_claims_are_complete_and_in_order():
+    listed = claims.all_claims()
+    assert len({c.id for c in listed}) == len(listed) >= 48
+    assert [c.notebook for c in listed] == sorted(c.notebook for c in listed)
+    for c in listed:
+        assert (paths.root() / "notebooks" / f"{c.notebook}.ipynb").is_file()
+        assert c.statement.endswith(".") and c.falsified.endswith(".")
+        # what a paper does not test has no number of its own
+        assert c.place != "not tested" or c.number == "–"
+    by_name = {c.id: c.rule for c in listed}
+    assert by_name["variance_explained"].line == 0.685 and by_name["diffing_absent"].comparison == "at most"
+    assert {"steering_accuracy", "steering_length", "ban", "cross_layer", "ort_cost"} < set(by_name)
+
+
+def test_committed_verdicts_follow_from_the_rules():
+    files = sorted((paths.root() / "figures" / "organism").glob("claims_*.json"))
+    recorded = {name: row for path in files for name, row in json.loads(path.read_text()).items()}
+    assert set(recorded) == {c.id for c in claims.all_claims()}
+    for c in claims.all_claims():
+        row = recorded[c.id]
+        if row["ours"] is not None:
+            value = Interval(row["ours"], *row["interval"], n=row["n"]) if row["interval"] else row["ours"]
+            narrow = Interval(row["ours"], *row["interval_90"], n=0) if "interval_90" in row else None
+            given = Measured(value, row["control"], narrow)
+            assert claims.verdict(c, given, planted=True) == row["verdict"], c.id
+
+
+def test_a_notebooks_claims_are_written_together_and_what_is_left_out_was_untestable(run):
+    path = run.paths.figures / "claims_02_sae.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"l0": {"ours": ')  # torn
+    explained = Interval(0.9711111111, 0.96, 0.98, n=2048)
+    shown = claims.record(run, {"variance_explained": explained, "l0": 16.0})
+    written = json.loads(path.read_text())
+    assert written["variance_explained"] == {
+        "ours": 0.971111, "interval": [0.96, 0.98], "n": 2048, "control": None, "verdict": claims.RECOVERS
+    }  # fmt: skip
+    assert written["l0"]["interval"] is None and written["l0"]["verdict"] == claims.BESIDE
+    assert written["second_seed"]["ours"] is None
+    lines = shown.data.splitlines()
+    assert "86 of 65,536" in lines[2] and "| 16 | – | – | – | shown beside" in lines[2]
+    assert "68.5%" in lines[3] and "| 0.9711 | 0.96 to 0.98 | 2048 |" in lines[3]
+    assert "not testable here" in lines[4] and len(lines) == 5
+    with pytest.raises(ValueError, match="dials: no claim of 02_sae"):
+        claims.record(run, {"dials": 0.5})
+
+
+def test_a_difference_keeps_both_intervals(repository):
+    write_notebook(repository, "05_steering")
+    run = begin("05_steering", load_settings("organism"))
+    value, narrow = Interval(0.01, -0.03, 0.05, n=1000), Interval(0.01, -0.02, 0.04, n=1000)
+    none = Interval(0.01, float("nan"), float("nan"), n=5)  # no interval: too few
+    claims.record(run, {"steering_control": Measured(value, narrow=narrow), "screening": Measured(none, 0.0)})
+    written = json.loads((run.paths.figures / "claims_05_steering.json").read_text())
+    row = written["steering_control"]
+    assert row["interval"] == [-0.03, 0.05] and row["interval_90"] == [-0.02, 0.04]
+    assert row["verdict"] == claims.DOES_NOT
+    assert written["screening"]["interval"] is None and written["screening"]["n"] == 5
+
+
+def test_recorded_claims_make_the_readmes_table(run, repository):
+    claims.record(run, {"l0": 16.0})
+    readme = repository / "README.md"
+    readme.write_text(f"before\n{claims.BEGIN}\nold\n{claims.END}\nafter\n")
+    assert claims.update_readme(readme, run.paths.figures)
+    lines = readme.read_text().splitlines()
+    assert lines[:2] == ["before", claims.BEGIN] and lines[-2:] == [claims.END, "after"]
+    assert re.search(r"86 of 65,536.*\| 16 \|", lines[4])
+    assert not claims.update_readme(readme, run.paths.figures)
+    readme.write_text("nothing\n")
+    with pytest.raises(UserError, match="put them back"):
+        claims.update_readme(readme, run.paths.figures)
+    assert readme.read_text() == "nothing\n"
