@@ -13,37 +13,35 @@ VENV ?= .venv
 STAMP ?= $(VENV)/.reasoning-features
 # processes that test side by side
 WORKERS ?= 2
-CELL_LIMIT ?= 3600
-LIMIT ?= 7200
+# seconds that one cell may take; empty: any time
+CELL_LIMIT ?=
 # who makes what comes in shards: this process, or ENGINE=ray a cluster
 ENGINE ?=
-SHARD ?=
 export REASONING_FEATURES_ENGINE := $(ENGINE)
 # threads that wait must not spin: on two cores they would cost each other several times the work
 export OMP_WAIT_POLICY ?= PASSIVE
 
-quoted = '$(subst ','\'',$1)'
 BIN := $(VENV)/bin
-EXECUTE := $(BIN)/python -m reasoning_features.running.execution
+# a variable as the shell takes it literally, whatever it holds
+quoted = '$(subst ','\'',$(value $1))'
+EXECUTE = $(BIN)/python -m reasoning_features.runs.execution --profile=$(call quoted,PROFILE) \
+  --parameters=$(call quoted,PARAMS) --device=$(call quoted,DEVICE) --engine=$(call quoted,ENGINE) \
+  $(if $(CELL_LIMIT),--cell-limit=$(CELL_LIMIT))
+# notebooks side by side (-j) take one thread each, one after the other all that there are
+THREADS = $(if $(filter -j%,$(MAKEFLAGS)),OMP_NUM_THREADS=1)
 
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 NUMBERS := $(foreach path,$(NOTEBOOKS),$(firstword $(subst _, ,$(notdir $(path)))))
-GOALS := $(filter all nb-%,$(or $(MAKECMDGOALS),all))
-ASKED := $(if $(filter all,$(GOALS)),$(NUMBERS),$(patsubst nb-%,%,$(GOALS)))
-LAST := $(lastword $(sort $(ASKED)))
-# a notebook reads what earlier ones stored
-NEEDED := $(if $(ASKED),$(foreach n,$(NUMBERS),$(if $(filter $n,$(firstword $(sort $n $(LAST)))),$n)))
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all plan test test-fast bench lab organism sanity smollm2 vocabulary-real verify clean help FORCE $(NUMBERS:%=nb-%)
+.PHONY: all plan test test-fast bench lab organism sanity smollm2 vocabulary-real verify clean help $(NUMBERS:%=nb-%)
 
-all: ## every notebook of the profile: figures, tables, claims (PROFILE=, DEVICE=, PARAMS="alpha=0.3")
+all: $(NUMBERS:%=nb-%) ## every notebook of the profile: figures, tables, claims (PROFILE=, DEVICE=, PARAMS="alpha=0.3")
 
 help: ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
-	@echo "share-03          one share of notebook 03's shards, SHARD=3/16; merge-03 goes on when all are there"
-	@echo "nb-01, nb-02, ..  one notebook, and before it what it needs that is not up to date"
+	@echo "nb-01, nb-02, ..  one notebook, and before it what it reads of others; -j2: two side by side"
 
 # --- the environment -----------------------------------------------------------------------------------------
 
@@ -69,84 +67,24 @@ $(SMOLLM2): $(addprefix reasoning_features/,making/smollm2.py text/real_text.py 
 
 # --- the notebooks -------------------------------------------------------------------------------------------
 
-ifneq ($(ASKED),)
-ifeq ($(wildcard $(STAMP)),)
+# what a notebook reads that another stores (run.find); all others can be made side by side
+nb-02: nb-01
+nb-05: nb-04
+nb-06: nb-03
 
-# nothing can be asked of the package yet: set up, and begin again
-$(sort $(GOALS) all) &: $(STAMP)
-	@$(MAKE) --no-print-directory $(GOALS)
-
-else
-
-# checks PARAMS before anything runs, and tells each notebook's run, as 03:organism+alpha=0.3
-RUNS := $(shell $(EXECUTE) check $(NEEDED) --asked $(ASKED) --profile $(call quoted,$(PROFILE)) \
-          --parameters $(call quoted,$(PARAMS)) --device $(call quoted,$(DEVICE)) \
-          --engine $(call quoted,$(ENGINE)))
-ifneq ($(.SHELLSTATUS),0)
-$(error nothing was run)
-endif
-
-run = $(patsubst $1:%,%,$(filter $1:%,$(RUNS)))
-# those that the profile's text cannot fill are left out
-NEEDED := $(foreach n,$(NEEDED),$(if $(call run,$n),$n))
-stem = build/$(call run,$1)/$1
-rendered = figures/$(call run,$1)/$(patsubst notebooks/%.ipynb,%.md,$(filter notebooks/$1_%,$(NOTEBOOKS)))
-
-KEYS := $(foreach n,$(NEEDED),$(call stem,$n).key)
-EXECUTED := $(KEYS:.key=.ipynb)
-
-FORCE:
-
-# a key is asked for every time, and replaced when what the notebook depends on has changed
-$(KEYS): %.key: FORCE
-	@$(EXECUTE) key $*.plan.json
-
-$(EXECUTED): %.ipynb: %.key | $(STAMP)
-	@echo $(EXECUTE) run $*.plan.json
-	@exec $(EXECUTE) run --maker $$PPID --cell-limit $(CELL_LIMIT) --limit $(LIMIT) $*.plan.json
+# runs what changed and nothing else; a notebook made only for another leaves out what that does not read
+$(NUMBERS:%=nb-%): nb-%: $(STAMP)
+	@$(THREADS) $(EXECUTE) $* --asked=$(if $(filter nb-$*,$(MAKECMDGOALS)),'by name',$(if $(filter \
+	  all,$(or $(MAKECMDGOALS),all)),'in all','for another notebook'))
 
 ifeq ($(PROFILE),smollm2-135m)
-$(EXECUTED): | $(SMOLLM2)
+$(NUMBERS:%=nb-%): | $(SMOLLM2)
 endif
-
-# one notebook after the other, also under -j: each is heavy, and reads what those before it stored
-define follow
-$$(call stem,$1).key: | $$(call stem,$2).ipynb
-endef
-
-define render
-$$(call rendered,$1): $$(call stem,$1).ipynb $$(filter notebooks/$1_%,$$(NOTEBOOKS)) \
-    reasoning_features/running/rendering.py
-	$$(EXECUTE) render $$(<:.ipynb=.plan.json)
-nb-$1: $$(call rendered,$1)
-endef
-
-$(foreach n,$(NEEDED),$(eval $(call render,$n)))
-$(foreach n,$(wordlist 2,$(words $(NEEDED)),$(NEEDED)),$(eval $(call follow,$n,$(lastword \
-  $(foreach m,$(NEEDED),$(if $(filter $m,$(firstword $(sort $m $n))),$(filter-out $n,$m)))))))
-
-all: $(foreach n,$(NEEDED),$(call rendered,$n))
 
 ifeq ($(PROFILE)$(strip $(PARAMS)),organism)
-all: build/readme.made
-
-build/readme.made: $(EXECUTED)
-	$(EXECUTE) readme
-	@touch $@
+all:
+	@$(EXECUTE) readme
 endif
-
-endif
-endif
-
-# --- many machines: each job of an array makes its share of a notebook's shards; then they are merged --------
-
-share-%: $(STAMP)
-	@$(EXECUTE) share $* $(call quoted,$(SHARD)) --profile $(call quoted,$(PROFILE)) \
-	  --parameters $(call quoted,$(PARAMS)) --device $(call quoted,$(DEVICE)) \
-	  --cell-limit $(CELL_LIMIT) --limit $(LIMIT)
-
-merge-%: $(STAMP)
-	@REASONING_FEATURES_SHARD=merge $(MAKE) --no-print-directory nb-$*
 
 # --- the checks ----------------------------------------------------------------------------------------------
 
@@ -162,7 +100,7 @@ test-fast: $(STAMP) ## the unit tests that take no time
 	$(BIN)/pytest -m "not slow"
 
 plan: $(STAMP) ## what a profile will take: downloads, disk, memory (PROFILE=)
-	@$(BIN)/python -m reasoning_features.running.costs $(call quoted,$(PROFILE))
+	@$(EXECUTE) plan
 
 verify: $(STAMP) ## rebuild the default profile in a clone, and compare with what is committed
 	$(EXECUTE) verify
@@ -172,7 +110,7 @@ verify: $(STAMP) ## rebuild the default profile in a clone, and compare with wha
 PEERS := build/bench-peers
 
 bench: $(STAMP) $(if $(DEVICE),,$(PEERS)/.made) ## speed, as ratios to other ways; DEVICE=cuda: the 8B's shape
-	$(BIN)/python -m reasoning_features.bench $(if $(DEVICE),--device $(call quoted,$(DEVICE)))
+	$(BIN)/python -m reasoning_features.bench $(if $(DEVICE),--device $(call quoted,DEVICE))
 
 # another library's trainer, whose dependencies clash with these
 $(PEERS)/.made: requirements-bench.lock

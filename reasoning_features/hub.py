@@ -1,42 +1,39 @@
 """Models, autoencoders and data sets of the Hugging Face hub, as folders of this machine's cache.
 
-The only room that talks to the hub. A reference reads ``owner/name[@revision][:folder]``; what it names is
+The only module that talks to the hub. A reference reads ``owner/name[@revision][:folder]``; what it names is
 fetched once and is a folder from then on, known by the sha of its commit, so that everything after works
 offline. Weights are taken as safetensors alone, and no code of a repository is ever run.
 """
 
 from __future__ import annotations
 
+import errno
 import re
+import shutil
 import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from reasoning_features import paths
 from reasoning_features.errors import MissingArtefact, UserError
-from reasoning_features.hub_failures import (
-    Kind,
-    Reference,
-    free_disk,
-    gigabytes,
-    passing,
-    sentence,
-    too_little_disk,
-    unreachable,
-)
 
+Kind = Literal["model", "dataset"]
 REFERENCE = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+))?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 UNUSED = ("original/*", "onnx/*", "consolidated*", "*activations_store_state*", "*sparsity.safetensors", ".*")
-TRIES = 5
-PAUSE = 2.0  # seconds before the second try; each further one waits twice as long
 _told: set[str] = set()
 
 
@@ -48,25 +45,30 @@ class Copy:
     sha: str
 
 
-@dataclass(frozen=True)
-class File:
-    """A file of a repository: its name, its size in bytes, and whether the cache holds it."""
+class Reference(NamedTuple):
+    """A repository of the hub, the revision asked for (None: its main branch), and a folder in it."""
 
-    name: str
-    size: int
-    cached: bool
+    repo: str
+    revision: str | None = None
+    folder: str | None = None
+
+    def __str__(self) -> str:
+        return self.repo + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the revision is a commit, which never changes."""
+        return self.revision is not None and COMMIT.fullmatch(self.revision) is not None
 
 
 def parse(reference: str) -> Reference:
-    """The parts of ``owner/name[@revision][:folder]``.
-
-    Raises:
-        UserError: the reference does not read so.
-    """
+    """The parts of ``owner/name[@revision][:folder]``; UserError where it does not read so."""
     found = REFERENCE.fullmatch(reference)
     if found is None:
-        raise UserError(f"{reference!r} is no reference to the hub: write owner/name, owner/name@revision or "
-                        "owner/name@revision:folder.")  # fmt: skip
+        raise UserError(
+            f"{reference!r} is no reference to the hub: write owner/name, owner/name@revision or "
+            "owner/name@revision:folder."
+        )
     return Reference(*found.groups())
 
 
@@ -78,19 +80,14 @@ def is_local(reference: str) -> bool:
 
 
 def directory(reference: str, patterns: Sequence[str] | None = None) -> Path:
-    """Where a model or an autoencoder lies: a local directory as it is named, or a copy of the hub's.
-
-    Raises:
-        UserError, MissingArtefact: as for :func:`local_copy`.
-    """
+    """Where a model or an autoencoder lies: the local directory, or the hub's by :func:`local_copy`."""
     return paths.resolve(reference) if is_local(reference) else local_copy(reference, patterns=patterns).path
 
 
 def local_copy(reference: str, kind: Kind = "model", patterns: Sequence[str] | None = None) -> Copy:
     """Fetch what a reference names, as far as the cache lacks it; what is pinned and held asks no network.
 
-    A file counts only once it is whole. An unavailable hub or a file that ends half way is tried again a few
-    times, going on where it stopped; every such try is told on the standard error stream.
+    The hub's library goes on where a download stopped, and tries again what failed in passing.
 
     Args:
         reference: ``owner/name[@revision][:folder]``.
@@ -100,56 +97,33 @@ def local_copy(reference: str, kind: Kind = "model", patterns: Sequence[str] | N
     Raises:
         MissingArtefact: it is not in the cache and the hub cannot be reached.
         UserError: no such repository, revision or folder; access is not granted; a wrong token; too little
-            disk; or the hub failed every time.
+            disk; or the hub failed.
     """
     asked = parse(reference)
-    allowed, ignored = _wanted(asked, kind, patterns)
-    chosen: dict[str, Any] = {
-        "repo_id": asked.repo,
-        "repo_type": kind,
-        "revision": asked.revision,
-        "allow_patterns": allowed,
-        "ignore_patterns": ignored,
-    }
-    if (held := _held(asked, kind, chosen)) is not None:
-        return _copy(asked, held)
-    for attempt in range(1, TRIES + 1):
-        try:
-            if not constants.is_offline_mode():
-                _check_disk(asked, kind, patterns)
-            return _copy(asked, Path(snapshot_download(**chosen)))
-        except UserError:
-            raise
-        except Exception as error:
-            reason = passing(error)
-            if (reason or unreachable(error)) and (held := _from_cache(chosen)) is not None:
-                return _copy(asked, held)
-            if reason is None:
-                raise sentence(asked, kind, error) from error
-            if attempt == TRIES:
-                raise UserError(
-                    f"{asked} could not be fetched in {TRIES} tries ({reason}): try again later; "
-                    "what has arrived is kept."
-                ) from error
-            pause = PAUSE * 2 ** (attempt - 1)
-            print(f"{asked}: {reason}; trying again in {pause:g} s.", file=sys.stderr)
-            time.sleep(pause)
-    raise AssertionError("the last try returns or raises")
+    snapshot = Path(_download(asked, kind, patterns))
+    if not asked.pinned and str(asked) not in _told:
+        _told.add(str(asked))
+        told = f"{asked.repo}: {asked.revision or 'main'} is now {snapshot.name}"
+        print(f"{told}; pin it as {asked.repo}@{snapshot.name}.", file=sys.stderr)
+    path = snapshot / asked.folder if asked.folder else snapshot
+    if not path.is_dir():
+        what = f"the folder {asked.folder}" if asked.folder else "the files asked for"
+        raise MissingArtefact(f"{asked} lacks {what}, here or on the hub: name what it has.")
+    return Copy(path, snapshot.name)
 
 
-def files(reference: str, kind: Kind = "model", patterns: Sequence[str] | None = None) -> list[File]:
-    """The files that :func:`local_copy` takes, without fetching any; asks the hub for those it does not know.
+def sizes(reference: str, kind: Kind = "model", patterns: Sequence[str] | None = None) -> tuple[int, int]:
+    """Bytes of what :func:`local_copy` takes, and of what of it the cache lacks; fetches nothing.
 
     Raises:
         UserError, MissingArtefact: as for :func:`local_copy`.
     """
-    asked = parse(reference)
     try:
-        return _files(asked, kind, patterns)
-    except UserError:
-        raise
-    except Exception as error:
-        raise sentence(asked, kind, error) from error
+        files = _download(parse(reference), kind, patterns, dry_run=True)
+    except MissingArtefact:  # without network: whole in the cache, or missing
+        held = Path(_download(parse(reference), kind, patterns, local_files_only=True))
+        return sum(file.stat().st_size for file in held.rglob("*") if file.is_file()), 0
+    return sum(f.file_size for f in files), sum(f.file_size for f in files if f.will_download)
 
 
 def refusal(reference: str, kind: Kind = "model") -> str:
@@ -158,7 +132,7 @@ def refusal(reference: str, kind: Kind = "model") -> str:
     try:
         HfApi().auth_check(asked.repo, repo_type=kind)
     except Exception as error:
-        return "" if passing(error) is not None else str(sentence(asked, kind, error))
+        return str(_explained(asked, kind, error))
     return ""
 
 
@@ -167,115 +141,82 @@ def known_sha(reference: str, kind: Kind = "model") -> str | None:
     asked = parse(reference)
     if asked.pinned:
         return asked.revision
-    ref = _storage(asked, kind) / "refs" / (asked.revision or "main")
+    folder = f"{kind}s--{asked.repo.replace('/', '--')}"
+    ref = Path(constants.HF_HUB_CACHE) / folder / "refs" / (asked.revision or "main")
     return ref.read_text().strip() if ref.is_file() else None
 
 
-def _wanted(
-    asked: Reference, kind: Kind, patterns: Sequence[str] | None
-) -> tuple[list[str] | None, list[str] | None]:
-    """Patterns to take (None: all) and to leave out."""
+def free_disk() -> int:
+    """Bytes that are free on the disk of the cache."""
+    folder = Path(constants.HF_HUB_CACHE)
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _download(asked: Reference, kind: Kind, patterns: Sequence[str] | None, **how: Any) -> Any:
+    """What ``snapshot_download`` gives, its failures as one sentence each."""
+    ignored = list(UNUSED)
     if patterns is not None:
-        return list(patterns), None
-    if kind == "dataset":
-        return None, [".*"]
-    if asked.folder:
-        inside = [f"{asked.folder}/{pattern}" for pattern in ("*.safetensors", "*.json")]
-        return [*inside, "config.json"], list(UNUSED)
-    return list(WEIGHTS), list(UNUSED)
-
-
-def _held(asked: Reference, kind: Kind, chosen: dict[str, Any]) -> Path | None:
-    """The cache's folder of a commit, where it is known to be whole."""
-    if not asked.pinned:
-        return None
+        allowed, ignored = list(patterns), []
+    elif kind == "dataset":
+        allowed, ignored = ["*"], [".*"]
+    elif asked.folder:
+        allowed = [f"{asked.folder}/*.safetensors", f"{asked.folder}/*.json", "config.json"]
+    else:
+        allowed = list(WEIGHTS)
     try:
-        get_cached_repo_tree(asked.repo, repo_type=kind, revision=asked.revision)
-    except CachedRepoTreeNotFoundError:
-        return None
-    return _from_cache(chosen)
-
-
-def _from_cache(chosen: dict[str, Any]) -> Path | None:
-    try:
-        return Path(snapshot_download(**chosen, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-
-
-def _copy(asked: Reference, snapshot: Path) -> Copy:
-    sha = snapshot.name
-    if not asked.pinned and str(asked) not in _told:
-        _told.add(str(asked))
-        branch = asked.revision or "main"
-        print(f"{asked.repo}: {branch} is now {sha}; pin it as {asked.repo}@{sha}.", file=sys.stderr)
-    path = snapshot / asked.folder if asked.folder else snapshot
-    if not path.is_dir():
-        what = f"the folder {asked.folder}" if asked.folder else "the files asked for"
-        raise MissingArtefact(f"{asked} lacks {what}, here or on the hub: name what it has.")
-    return Copy(path, sha)
-
-
-def _tree(asked: Reference, kind: Kind) -> list[tuple[str, int, str]]:
-    """Name, size and commit of every file of the revision."""
-    api = HfApi()
-    sha = _now(api, asked, kind)
-    try:
-        listed: Iterable[Any] = get_cached_repo_tree(asked.repo, repo_type=kind, revision=sha)
-    except CachedRepoTreeNotFoundError:
-        if asked.pinned:  # asked without retries: says at once where the hub is out of reach
-            api.repo_info(asked.repo, repo_type=kind, revision=sha)
-        listed = api.list_repo_tree(asked.repo, repo_type=kind, revision=sha, recursive=True)
-    return [(entry.path, entry.size, sha) for entry in listed if hasattr(entry, "size")]
-
-
-def _now(api: HfApi, asked: Reference, kind: Kind) -> str:
-    """The commit of a revision; of a branch or tag out of reach, the one that it named last."""
-    if asked.pinned and asked.revision:
-        return asked.revision
-    try:
-        sha = api.repo_info(asked.repo, repo_type=kind, revision=asked.revision).sha
-        assert sha is not None
-        return sha
+        return snapshot_download(
+            asked.repo,
+            repo_type=kind,
+            revision=asked.revision,
+            allow_patterns=allowed,
+            ignore_patterns=ignored,
+            **how,
+        )
     except Exception as error:
-        held = known_sha(str(asked), kind)
-        if held is None or not unreachable(error):
-            raise
-        return held
+        raise _explained(asked, kind, error) from error
 
 
-def _is_cached(asked: Reference, kind: Kind, name: str, sha: str) -> bool:
-    return isinstance(try_to_load_from_cache(asked.repo, name, revision=sha, repo_type=kind), str)
-
-
-def _storage(asked: Reference, kind: Kind) -> Path:
-    return Path(constants.HF_HUB_CACHE) / f"{kind}s--{asked.repo.replace('/', '--')}"
-
-
-def _files(asked: Reference, kind: Kind, patterns: Sequence[str] | None) -> list[File]:
-    allowed, ignored = _wanted(asked, kind, patterns)
-    listed = _tree(asked, kind)
-    names = [name for name, _, _ in listed]
-    kept = set(filter_repo_objects(names, allow_patterns=allowed, ignore_patterns=ignored))
-    found = [
-        File(name, size, _is_cached(asked, kind, name, sha)) for name, size, sha in listed if name in kept
-    ]
-    if asked.folder and not any(file.name.startswith(f"{asked.folder}/") for file in found):
-        held = ", ".join(sorted({name.rsplit("/", 1)[0] for name in names if "/" in name})[:8])
-        raise UserError(f"{asked} has no folder {asked.folder}: it holds {held or 'none'}.")
-    return found
-
-
-def _check_disk(asked: Reference, kind: Kind, patterns: Sequence[str] | None) -> None:
-    """Refuse a download that does not fit; where sizes are not to be had, the download itself says why."""
-    try:
-        wanted = _files(asked, kind, patterns)
-    except UserError:
-        raise
-    except Exception as error:
-        if passing(error) is not None or unreachable(error):
-            raise
-        return
-    missing = sum(file.size for file in wanted if not file.cached)
-    if missing > free_disk():
-        raise too_little_disk(f"{asked} needs {gigabytes(missing)}")
+def _explained(asked: Reference, kind: Kind, error: BaseException) -> UserError:
+    """What a failure means and what to do about it, as the error to raise."""
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{asked.repo}"
+    log_in = "log in with `hf auth login`, or set HF_TOKEN"
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    status = None
+    for each in chain:
+        if isinstance(each, GatedRepoError):
+            return UserError(f"{asked.repo} is gated: accept its terms at {page}, and {log_in}.")
+        if isinstance(each, HfHubHTTPError) and "Invalid credentials" in str(each):
+            return UserError(
+                f"The hub refuses the token it was given for {asked.repo}: {log_in} to a valid one."
+            )
+        if isinstance(each, RevisionNotFoundError):
+            return UserError(f"{asked.repo} has no revision {asked.revision}: see {page}/commits/main.")
+        if isinstance(each, RepositoryNotFoundError):
+            return UserError(
+                f"There is no {kind} {asked.repo} on the hub, or it is private: check the name, "
+                f"and for a private one {log_in}."
+            )
+        if isinstance(each, OSError) and each.errno == errno.ENOSPC:
+            return UserError(
+                f"{asked} needs more than is free on the disk of the cache: free some, or set HF_HOME to a "
+                "folder on a larger disk."
+            )
+        if isinstance(each, HfHubHTTPError) and each.response is not None:
+            status = each.response.status_code
+    if status is not None:
+        return UserError(f"The hub answers {status} to the request for {asked}: try again, or see {page}.")
+    if isinstance(error, LocalEntryNotFoundError) or any(
+        isinstance(each, OfflineModeIsEnabled) or "Connect" in type(each).__name__ for each in chain
+    ):
+        offline = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub cannot be reached"
+        return MissingArtefact(
+            f"{asked} is not in the cache, and {offline}: run once with network, or set HF_HOME to a cache "
+            "that holds it."
+        )
+    return UserError(f"{asked} could not be fetched ({str(error).splitlines()[0]}).")

@@ -13,7 +13,7 @@ def root() -> Path:
 
 def resolve(path: str | Path) -> Path:
     """An absolute path as it stands, any other taken from the repository's root."""
-    return root() / path
+    return root() / Path(path).expanduser()
 
 
 def relative(path: str | Path) -> str:
@@ -30,7 +30,6 @@ class RunPaths:
     """The folders of one run (a profile's name, followed by its overrides where there are any)."""
 
     run: str
-    share: str = ""  # which share of the shards is made, as ``3-of-16``: it keeps its figures to itself
 
     @property
     def data(self) -> Path:
@@ -50,7 +49,7 @@ class RunPaths:
     @property
     def figures(self) -> Path:
         """Figures, tables, provenance and notebooks rendered to Markdown: ``figures/<run>``."""
-        return self.build / f"share-{self.share}" if self.share else root() / "figures" / self.run
+        return root() / "figures" / self.run
 
     @property
     def build(self) -> Path:

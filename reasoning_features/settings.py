@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import hashlib
 import re
+import shlex
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, PrivateAttr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+)
 
 from reasoning_features import paths
 from reasoning_features.errors import UserError
@@ -30,6 +43,8 @@ TEXTS = (
     *("training_text", "base_text", "stages_text", "problems"),
 )
 """The settings that name data sets."""
+PINNED = (*MODELS, *AUTOENCODERS, *SECOND, "truth", "diffing", "steering", "foundations")
+"""The settings that name a model, an autoencoder or a folder of results."""
 
 Window = tuple[NonNegativeInt, NonNegativeInt]
 
@@ -174,6 +189,19 @@ class Settings(BaseModel):
         """What differs from the profile and names the run (not the device)."""
         return dict(self._overrides)
 
+    def named(self, name: str) -> list[Any]:
+        """The models (their references) or the sources that a setting names; none where it is empty."""
+        value = getattr(self, name)
+        return list(
+            value.values()
+            if isinstance(value, dict)
+            else value
+            if isinstance(value, list)
+            else [value]
+            if value
+            else []
+        )
+
 
 def load_settings(profile: str, **overrides: Any) -> Settings:
     """Settings of a profile, with overrides; None means the profile's value.
@@ -203,6 +231,31 @@ def load_settings(profile: str, **overrides: Any) -> Settings:
         if name not in UNNAMED and getattr(settings, name) != getattr(plain, name)
     }
     return settings
+
+
+def notebook_settings(profile: str, changes: dict[str, Any], **knobs: Any) -> Settings:
+    """Settings from a notebook's parameters cell.
+
+    The cell shows the organism's values: a knob that still has its value stands for the profile's own.
+
+    Parameters
+    ----------
+    profile
+        As for :func:`load_settings`.
+    changes
+        Settings that differ from the profile's, by name.
+    knobs
+        The settings that have a line of their own in the cell.
+
+    Raises
+    ------
+    UserError
+        As for :func:`load_settings`.
+    """
+    plain = _validated("organism", _read_profile("organism"))
+    turned = _validated("organism", _read_profile("organism") | knobs)
+    moved = {name: knobs[name] for name in knobs if getattr(turned, name) != getattr(plain, name)}
+    return load_settings(profile, **(moved | changes))
 
 
 def shipped_profiles() -> list[str]:
@@ -242,7 +295,48 @@ def _read_profile(profile: str) -> dict[str, Any]:
     if parent is not None and parent not in shipped_profiles():
         raise UserError(f"The profile {path.name} extends {parent!r}, which is not a shipped profile.")
     inherited = _read_profile(parent) if parent else {}
-    return inherited | values | {"profile": path.stem}
+    return inherited | values | {"profile": _slug(path.stem)}
+
+
+def read_overrides(text: str) -> dict[str, Any]:
+    """Settings from ``alpha=0.3 window='[1,2]'``, as a shell reads words and YAML reads values.
+
+    Raises
+    ------
+    UserError
+        If it does not read so, or there is no such setting.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"PARAMS={text!r} cannot be read ({error}): close the quotes.") from error
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"PARAMS has {word!r}, which is not of the form name=value.")
+        if name in ("profile", "device"):
+            raise UserError(f"PARAMS must not set {name}: give {name.upper()}={value} to make instead.")
+        if name in found:
+            raise UserError(f"PARAMS gives {name} twice: give it once.")
+        if name not in Settings.model_fields:
+            near = (
+                ", ".join(difflib.get_close_matches(name, Settings.model_fields)) or "profiles/organism.yaml"
+            )
+            raise UserError(f"There is no setting {name!r} for PARAMS: see {near}.")
+        found[name] = _typed(name, value)
+    return found
+
+
+def _typed(name: str, text: str) -> Any:
+    """What text stands for under a setting's type: as YAML reads it, or else as it stands (``no``)."""
+    kind: TypeAdapter[Any] = TypeAdapter(typing.get_type_hints(Settings)[name])
+    with contextlib.suppress(yaml.YAMLError):
+        value = yaml.safe_load(text)
+        with contextlib.suppress(ValidationError):
+            kind.validate_python(value)
+            return value
+    return text
 
 
 def _slug(value: Any) -> str:

@@ -7,16 +7,15 @@ from pathlib import Path
 import nbformat
 
 PARAMETERS = (
-    "from typing import Optional\n\n"
     'profile: str = "organism"  # the profile, or the path of a YAML file\n'
-    "alpha: Optional[float] = None  # exponent of the entropy\n"
-    "window: Optional[list[int]] = None  # tokens before and after\n"
-    "device: Optional[str] = None  # cpu or cuda"
+    "alpha: float = 0.7  # exponent of the entropy\n"
+    "window: list[int] = [2, 3]  # tokens before and after\n"
+    "changes: dict = {}  # other settings, by name"
 )
 OPENING = (
-    "from reasoning_features.bookkeeping.provenance import begin\n"
-    "from reasoning_features.settings import load_settings\n\n"
-    "settings = load_settings(profile, alpha=alpha, window=window, device=device)\n"
+    "from reasoning_features.runs.provenance import begin\n"
+    "from reasoning_features.settings import notebook_settings\n\n"
+    "settings = notebook_settings(profile, changes, alpha=alpha, window=window)\n"
     'run = begin("{name}", settings)\nprint(run)'
 )
 
@@ -26,12 +25,8 @@ def write_notebook(folder: Path, name: str, *cells: str, parameters: str = PARAM
     notebook = nbformat.v4.new_notebook()
     notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
     first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
-    code = [OPENING.format(name=name), *cells]
-    notebook.cells = [
-        nbformat.v4.new_markdown_cell(f"# {name}"),
-        first,
-        *(nbformat.v4.new_code_cell(text) for text in code),
-    ]
+    code = [nbformat.v4.new_code_cell(text) for text in (OPENING.format(name=name), *cells)]
+    notebook.cells = [nbformat.v4.new_markdown_cell(f"# {name}"), first, *code]
     for place, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{place}"
     path = folder / "notebooks" / f"{name}.ipynb"

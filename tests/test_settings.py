@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 
 from reasoning_features.errors import UserError
-from reasoning_features.settings import TEXTS, Settings, load_settings, shipped_profiles
+from reasoning_features.settings import (
+    TEXTS,
+    Settings,
+    load_settings,
+    notebook_settings,
+    read_overrides,
+    shipped_profiles,
+)
 
 
 def test_the_shipped_profiles_load_under_their_own_names():
@@ -121,3 +128,67 @@ def test_every_setting_that_names_a_data_set_is_known_as_one():
         name for name, field in Settings.model_fields.items() if "Source" in str(field.annotation)
     }  # texts and problems
     assert sources == set(TEXTS)
+
+
+# --- PARAMS, and the parameters cell -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("alpha=0.3", 0.3),
+        ("alpha=1", 1.0),
+        ("alpha=1e-3", 1e-3),  # YAML alone takes it for a word
+        ("layer=1", 1),
+        ("window='[1, 2]'", (1, 2)),
+        ("words='[wait, let me]'", ["wait", "let me"]),
+        ("variant=released", "released"),
+        ("subject=no", "no"),  # and this for false
+        ("subject=a=b", "a=b"),
+        ("full=false", False),
+    ],
+)
+def test_text_becomes_a_value_of_the_settings_type(text, value):
+    found = read_overrides(text)
+    settings = load_settings("organism", **found)
+    assert [getattr(settings, name) for name in found] == [value]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("alpha", "name=value"),
+        ("=3", "name=value"),
+        ("alpha='0.3", "quotes"),
+        ("alpha=1 alpha=2", "twice"),
+        ("profile=smoke", "PROFILE=smoke"),
+        ("device=cuda", "DEVICE=cuda"),
+        ("alfa=1", "There is no setting 'alfa' for PARAMS: see alpha"),
+        ("layer=0.5", "layer"),
+        ("window='[1,2,3]'", "window"),
+        ("variant=mine", "variant"),
+    ],
+)
+def test_words_that_are_no_settings_are_refused(text, words):
+    with pytest.raises(UserError, match=words):
+        load_settings("organism", **read_overrides(text))
+
+
+def test_a_knob_left_as_the_organism_has_it_stands_for_the_profiles_own_value(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: smoke\nalpha: 0.5\n")
+    assert notebook_settings(str(mine), {}, alpha=0.7, window=[2, 3]).alpha == 0.5
+    assert notebook_settings(str(mine), {}, alpha=0.3).run == "mine+alpha=0.3"
+    assert notebook_settings(str(mine), {"alpha": 0.7, "layer": 1}, alpha=0.7).run == "mine+alpha=0.7+layer=1"
+    assert notebook_settings(str(mine), {}, alpha=0.5).run == "mine"
+    with pytest.raises(UserError, match="no setting 'alpa'"):
+        notebook_settings("organism", {"alpa": 1})
+
+
+def test_profiles_with_awkward_names_have_runs_of_their_own(tmp_path):
+    names = ["mine", "mine (1)", "mine_1", "it's", "a&b", "a b", "a_b", "a+b", "cost$5", "50%", "mine "]
+    runs = set()
+    for name in names:
+        (tmp_path / f"{name}.yaml").write_text("extends: smoke\n")
+        runs.add(load_settings(str(tmp_path / f"{name}.yaml")).run)
+    assert len(runs) == len(names) and all(run.replace("_", "").replace("-", "").isalnum() for run in runs)

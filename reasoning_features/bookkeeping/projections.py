@@ -6,8 +6,9 @@ import os
 import time
 from collections.abc import Callable
 
-from reasoning_features.bookkeeping.keys import CELL_LIMIT
 from reasoning_features.errors import UserError
+
+CELL_LIMIT = "REASONING_FEATURES_CELL_LIMIT"
 
 
 def measured_rate(work: Callable[[], float], seconds: float = 2.0) -> float:

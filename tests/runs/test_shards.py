@@ -1,4 +1,4 @@
-"""A Ray cluster of two workers on this machine: the same bytes as one process, a worker killed or not."""
+"""Work in shards: made once, whole or absent, merged in order; by a Ray cluster the same bytes, a worker killed or not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,15 +15,15 @@ import pytest
 import torch
 from tiny import WIDTH, signed_identity
 
-from reasoning_features.bookkeeping.shards import Work, map_shards
-from reasoning_features.bookkeeping.shares import ENGINE
 from reasoning_features.errors import UserError
+from reasoning_features.runs import shards
+from reasoning_features.runs.shards import ENGINE, Work, drop_others, map_shards, shard_file
 from reasoning_features.models.conditions import Condition
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream import activations
 from reasoning_features.residual_stream.activations import harvest
 from reasoning_features.scoring import passes
-from reasoning_features.scoring.feature_statistics import SetSums
+from reasoning_features.scoring.feature_statistics import SetSums, accumulate
 from reasoning_features.scoring.selection import document_blocks
 from reasoning_features.steering.benchmarks import Questions
 from reasoning_features.steering.generation import continuations_in_shards
@@ -30,17 +31,125 @@ from reasoning_features.steering.token_rules import ban
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.word_masks import ALL, TokenSets
 
-ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
+
+def squares(made, shard):
+    made.append(shard)
+    return {"square": np.array([shard**2]), "text": np.arange(shard, dtype=np.float32)}
+
+
+@pytest.fixture
+def made():
+    return []
+
+
+@pytest.fixture
+def work(made):
+    return Work("squares", partial(squares, made), 5, {"seed": 1})
+
+
+def values(work, folder):
+    return [int(arrays["square"][0]) for arrays in map_shards(work, folder, progress=False)]
+
+
+def test_shards_are_made_once_and_given_in_their_order(work, made, tmp_path):
+    assert values(work, tmp_path) == [0, 1, 4, 9, 16] == values(work, tmp_path)
+    assert made == [0, 1, 2, 3, 4]
+    other = Work("squares", work.compute, 5, {"seed": 2})
+    assert other.digest != work.digest and values(other, tmp_path)[-1] == 16
+    assert len(made) == 10
+    drop_others(other, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [other.folder(tmp_path).name]
+
+
+def test_an_interrupted_map_goes_on_and_gives_the_same_bytes(work, made, tmp_path):
+    def broken(shard):
+        if shard == 3:
+            raise KeyboardInterrupt
+        return work.compute(shard)
+
+    cut = Work("squares", broken, 5, {})
+    with pytest.raises(KeyboardInterrupt):
+        values(cut, tmp_path)
+    assert made == [0, 1, 2]
+    cut.folder(tmp_path).rename(work.folder(tmp_path))  # the code is part of what determines a shard
+    assert len(list(work.folder(tmp_path).glob("0*.safetensors"))) == 3
+    again = [shard_file(work, tmp_path, i).read_bytes() for i in range(3)]
+    assert values(work, tmp_path / "whole") == [0, 1, 4, 9, 16]
+    own = [shard_file(work, tmp_path / "whole", i).read_bytes() for i in range(3)]
+    assert [a[-8:] for a in again] == [a[-8:] for a in own]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "of other work"])
+def test_a_damaged_shard_is_named_and_made_again(work, made, tmp_path, capsys, damage):
+    values(work, tmp_path)
+    file = shard_file(work, tmp_path, 2)
+    whole = bytearray(file.read_bytes())
+    if damage == "cut":
+        file.write_bytes(whole[:-3])
+    elif damage == "flipped":
+        whole[-1] ^= 1
+        file.write_bytes(whole)
+    elif damage == "emptied":
+        file.write_bytes(b"")
+    else:
+        other = Work("squares", work.compute, 5, {"seed": 2})
+        values(other, tmp_path)
+        file.write_bytes(shard_file(other, tmp_path, 2).read_bytes())
+    made.clear()
+    assert values(work, tmp_path) == [0, 1, 4, 9, 16] and made == [2]
+    assert "00002.safetensors is damaged: it is made again." in capsys.readouterr().err
+
+
+def test_arrays_come_back_as_they_were(tmp_path):
+    given = {
+        "none": np.array(3),
+        "empty": np.zeros((0, 2), np.float32),
+        "turned": np.arange(6).reshape(2, 3).T,
+    }
+    (found,) = map_shards(Work("arrays", lambda shard: given, 1, {}), tmp_path, progress=False)
+    for name, array in given.items():
+        assert found[name].shape == array.shape and found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("blocks", [None, 3, 50])
+def test_a_pass_in_shards_sums_what_one_pass_does(tiny_subject, tiny_corpus, tmp_path, blocks):
+    sets = TokenSets.of({ALL: ~tiny_corpus.special, "odd": np.arange(tiny_corpus.n_tokens) % 2 == 1})
+    sae = signed_identity(tiny_subject.d_model)
+    groups = document_blocks(tiny_corpus, blocks) if blocks else None
+    found = {}
+    for kept in (None, tmp_path):
+        sums = SetSums(sets, groups, blocks or 1)
+        given = tiny_subject, sae, tiny_corpus, {"sums": sums}, 64, {"sets": sets.digest}
+        passes.one_pass_in_shards("test", *given, kept, blocks, tokens=50)
+        found[kept] = sums.result()
+    assert len(list(tmp_path.glob("test-*/*.safetensors"))) >= 2
+    np.testing.assert_array_equal(found[None].sums, found[tmp_path].sums)
+    from reasoning_features.residual_stream.activations import stream
+
+    whole = accumulate(stream(tiny_subject, tiny_corpus, 64), sae, sets)
+    total = found[None].total() if blocks else found[None]
+    np.testing.assert_allclose(total.sums, whole.sums, rtol=1e-6)
+    np.testing.assert_array_equal(total.counts, whole.counts)
+
+
+def test_the_code_is_part_of_what_determines_a_shard(work, monkeypatch):
+    before = Work("a", partial(passes._shard), 1, {}).digest
+    monkeypatch.setattr(shards, "imported_files", lambda code: {"changed": "x"})
+    assert Work("a", partial(passes._shard), 1, {}).digest != before
+
+
+# --- Ray: a cluster of two workers on this machine -----------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """Two workers with one thread each; what one process does is computed with one thread too."""
+    ray = pytest.importorskip("ray")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     here = {
-        "env_vars": {"PYTHONPATH": str(Path(__file__).parent)}
+        "env_vars": {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[n]) for n in (0, 1)])}
     }  # where the functions below are imported from
     started = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 100 * 2**20}
     ray.init(num_cpus=2, runtime_env=here, **started)
@@ -76,6 +185,7 @@ def answer(subject: Subject, corpus: Corpus, folder: Path) -> None:
     assert len(written) == 15 and len({tuple(tokens) for tokens in written}) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", [score, collect, answer])
 def test_a_cluster_gives_the_same_bytes_as_one_process(
     cluster, tiny_subject, tiny_corpus, tmp_path, monkeypatch, work
@@ -109,6 +219,7 @@ def kill_worker_of(shard: int, log: Path) -> None:
     os.kill(int(begun[0].split()[2]), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_costs_its_own_shard_and_no_other(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv(ENGINE, "ray")
     log = tmp_path / "log"
@@ -131,12 +242,14 @@ def fail(shard: int) -> dict[str, np.ndarray]:
     raise UserError("Alpha is too large: give less.")
 
 
+@pytest.mark.slow
 def test_an_error_of_a_shard_is_told_as_it_is(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv(ENGINE, "ray")
     with pytest.raises(UserError, match=r"^Alpha is too large: give less\.$"):
         list(map_shards(Work("fails", fail, 2, {}), tmp_path, progress=False))
 
 
+@pytest.mark.slow
 def test_what_no_node_has_is_refused_and_not_waited_for(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv(ENGINE, "ray")
     with pytest.raises(UserError, match="A shard takes 1 GPU and the largest node of the Ray cluster has 0"):

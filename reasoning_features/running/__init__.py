@@ -1,1 +1,0 @@
-"""Notebooks run from the command line: planned, executed, rendered, compared."""

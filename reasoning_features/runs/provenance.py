@@ -1,0 +1,324 @@
+"""A run of a notebook: its inputs by their content, its artefacts, and the provenance beside every figure."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reasoning_features import hub, paths
+from reasoning_features.checksums import damaged_files, directory_digest, file_digest, file_digests
+from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
+from reasoning_features.files import drop_unfinished, read_json, write_json
+from reasoning_features.settings import PINNED, TEXTS, Settings, shipped_profiles
+
+PACKAGE = "reasoning_features"
+MANIFEST = "artefact.json"  # a stored artefact's settings, and its files with their digests
+RECORD = "REASONING_FEATURES_RECORD"  # names the file that a run tells what it read and wrote
+PACKAGES = (
+    *("datasets", "matplotlib", "numpy", "pandas", "sae-lens", "scikit-learn", "scipy", "seaborn"),
+    *("tokenizers", "torch", "transformer-lens", "transformers", "wordfreq"),
+)
+TABLES = {".csv", ".tsv", ".json"}
+MAGIC = re.compile(r"^\s*[%!].*$", re.MULTILINE)  # a notebook's own commands
+
+
+def notebook_path(notebook: str) -> Path:
+    """The notebook's file, from its name or its number; UserError if there is none."""
+    found = sorted((paths.root() / "notebooks").glob(f"{notebook}*.ipynb"))
+    if len(found) != 1:
+        raise UserError(f"There is no notebook {notebook!r} in notebooks/: give a number such as 03.")
+    return found[0]
+
+
+def code_cells(notebook: Path) -> list[str]:
+    """The sources of a notebook's code cells, in order."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def digest(texts: Iterable[str]) -> str:
+    """SHA-256 over texts, with their borders."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+
+
+def imported_files(code: Iterable[str]) -> dict[str, str]:
+    """File → SHA-256 of every source of the package that code imports, directly or through others.
+
+    Tables (``.csv``, ``.tsv``, ``.json``) beside an imported source count as well. Imports are absolute here.
+    """
+    found: dict[str, str] = {}
+    waiting = list(code)
+    while waiting:
+        for node in ast.walk(ast.parse(MAGIC.sub("", waiting.pop()))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [name.name for name in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [f"{node.module}.{name.name}" for name in node.names]
+            for name in (name for name in names if name.split(".")[0] == PACKAGE):
+                for file in _files_of(name.split(".")):
+                    if (told := paths.relative(file)) not in found:
+                        found[told] = file_digest(file)
+                        waiting += [file.read_text(encoding="utf-8")] if file.suffix == ".py" else []
+    return dict(sorted(found.items()))
+
+
+def _files_of(parts: list[str]) -> Iterator[Path]:
+    """The files that importing a dotted name reads: each room's ``__init__`` and the module's own."""
+    for n in range(1, len(parts) + 1):
+        place = paths.root().joinpath(*parts[:n])
+        for file in (place / "__init__.py", place.with_suffix(".py")):
+            if file.is_file():
+                yield file
+                yield from (other for other in file.parent.iterdir() if other.suffix in TABLES)
+
+
+def versions() -> dict[str, str]:
+    """Python's version, and those of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:  # a build's own suffix, as in 2.0+cpu, says where it came from
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package).split("+")[0]
+    return found
+
+
+def content(reference: str, kind: hub.Kind = "model") -> str | None:
+    """What pins a file, a folder or a repository of the hub: its digest or commit; None if there is none."""
+    path = paths.resolve(reference)
+    if path.is_file():
+        return file_digest(path)
+    if path.is_dir():
+        return directory_digest(path)
+    return None if hub.is_local(reference) else hub.known_sha(reference, kind)
+
+
+def named(settings: Settings, name: str) -> list[str]:
+    """The references that a setting names: models, autoencoders, or each source's data set."""
+    return sorted({each if isinstance(each, str) else each.dataset for each in settings.named(name)})
+
+
+def inputs(settings: Settings, fields: Iterable[str] = (*PINNED, *TEXTS)) -> dict[str, dict[str, str]]:
+    """Setting → each thing that it names → what pins its content, as far as it is there."""
+    found: dict[str, dict[str, str]] = {}
+    for name in sorted(set(fields) & {*PINNED, *TEXTS}):
+        kind: hub.Kind = "model" if name in PINNED else "dataset"
+        known = {each: told for each in named(settings, name) if (told := content(each, kind))}
+        found |= {name: known} if known else {}
+    return found
+
+
+def determinants(settings: Settings, fields: Iterable[str]) -> dict[str, Any]:
+    """The value of each setting as JSON has it; of what names models or data, its content too."""
+    values = settings.model_dump(mode="json", include=set(fields))
+    for name, known in inputs(settings, fields).items():
+        if name in TEXTS:
+            values[f"{name}_commits"] = {_told(each): sha for each, sha in known.items()}
+        else:
+            ending = "sha256" if hub.is_local(values[name]) else "commit"
+            values[f"{name}_{ending}"], values[name] = known[values[name]], _told(values[name])
+    return dict(sorted(values.items()))
+
+
+def _told(reference: str) -> str:
+    return paths.relative(reference) if hub.is_local(reference) else reference
+
+
+@dataclass(frozen=True)
+class Run:
+    """A notebook under one set of settings; made by :func:`begin`."""
+
+    notebook: str  # the notebook's name, such as 03_reason_score
+    settings: Settings
+    paths: paths.RunPaths
+    provenance: dict[str, Any]  # what every figure and table of the run records
+    _read: dict[str, str] = field(default_factory=dict, repr=False)  # place → content
+    _written: set[str] = field(default_factory=set, repr=False)
+
+    def __str__(self) -> str:
+        made = self.provenance
+        return (
+            f"{self.notebook} · run {self.settings.run} · code {made['code_sha256'][:12]} · "
+            f"python {made['versions']['python']}, torch {made['versions']['torch']} · "
+            f"{self.settings.device} {self.settings.dtype} · seed {self.settings.seed}"
+        )
+
+    def find(self, name: str, fields: Sequence[str], maker: str) -> Path:
+        """The folder of a stored artefact that these settings determine.
+
+        It may be the run's own, the profile's, or that of another run of the profile, so that an override on
+        which an artefact does not depend makes nothing anew.
+
+        Args:
+            name: the artefact's name.
+            fields: the settings that determine it, as when it was stored.
+            maker: the number of the notebook that stores it, such as ``01``.
+
+        Raises:
+            MissingArtefact: there is none; the message names the make target.
+            CorruptArtefact: a file is not what its checksum says, and no other run has the artefact whole.
+        """
+        wanted = determinants(self.settings, fields)
+        damaged: list[Path] = []
+        for manifest in manifests(self.settings, name):
+            stored = stored_manifest(manifest)
+            if stored and stored["determined_by"] != wanted:
+                continue
+            bad = damaged_files(manifest.parent, stored["files"]) if stored else [manifest]
+            if not bad:
+                self.reads(paths.relative(manifest))
+                return manifest.parent
+            damaged += bad
+        target = f"`make nb-{maker}{_make_arguments(self.settings, fields)}`"
+        if damaged:
+            raise CorruptArtefact(
+                f"{paths.relative(damaged[0])} is damaged or missing (its checksum is not the stored one): "
+                f"run {target}, which makes it again."
+            )
+        raise MissingArtefact(
+            f"{self.notebook} needs the artefact {name!r}, which is not stored for these settings: "
+            f"run {target}."
+        )
+
+    @contextlib.contextmanager
+    def store(self, name: str, fields: Sequence[str]) -> Iterator[Path]:
+        """A folder to write an artefact into, stored when the block ends without an error.
+
+        Nothing is seen under the artefact's name until it is whole. What an interrupted block left is given
+        to the next one, to go on from, as long as the settings that determine it and the code are the same.
+
+        Args:
+            name: the artefact's name, such as ``statistics``.
+            fields: the settings that determine its content; models and autoencoders count by their files.
+        """
+        head = {"name": name, "notebook": self.notebook, "determined_by": determinants(self.settings, fields)}
+        begun = head | {"code": [self.provenance["notebook_sha256"], self.provenance["code_sha256"]]}
+        final, partial = self.paths.artefacts / name, self.paths.artefacts / f".{name}.partial"
+        if partial.exists() and stored_manifest(partial / MANIFEST) != begun:
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        drop_unfinished(partial)
+        write_json(partial / MANIFEST, begun)
+        yield partial
+        files = {name: sha for name, sha in file_digests(partial).items() if name != MANIFEST}
+        write_json(partial / MANIFEST, head | {"files": files})
+        shutil.rmtree(final, ignore_errors=True)
+        partial.replace(final)
+        self.wrote([final / MANIFEST, *(final / file for file in files)])
+
+    def reads(self, place: str) -> str:
+        """Note a directory or file that the run reads beyond what its settings name; gives it back.
+
+        Every figure and table names it with its digest, and ``make`` runs the notebook again when it changes.
+
+        Raises:
+            MissingArtefact: it is not there.
+        """
+        if (told := content(place)) is None:
+            raise MissingArtefact(
+                f"There is no {place}: `make organism` and `make sanity` make what is shipped."
+            )
+        self._read[place] = told
+        self._record()
+        return place
+
+    def wrote(self, files: Iterable[Path]) -> None:
+        """Note files that the run has saved, so that ``make`` misses them when they are gone or damaged."""
+        self._written.update(paths.relative(path) for path in files)
+        self._record()
+
+    def has_written(self, file: Path) -> bool:
+        """Whether this run, and not an earlier one, has saved a file."""
+        return paths.relative(file) in self._written
+
+    def _record(self) -> None:
+        """Tell make, where it started this run, what was read so far, by content, and what was written."""
+        if record := os.environ.get(RECORD):
+            write_json(Path(record), {"read": self._read, "written": sorted(self._written)})
+
+
+def begin(notebook: str, settings: Settings) -> Run:
+    """Open a run of a notebook, and seed every source of random numbers with the settings' seed.
+
+    Args:
+        notebook: the notebook's name without its ending, such as ``03_reason_score``.
+        settings: from :func:`reasoning_features.settings.load_settings`.
+    """
+    import torch
+
+    random.seed(settings.seed)
+    np.random.seed(settings.seed)
+    torch.manual_seed(settings.seed)
+    cells = code_cells(notebook_path(notebook))
+    provenance = {
+        "notebook": notebook,
+        "notebook_sha256": digest(cells),
+        "code_sha256": digest(f"{k} {v}" for k, v in imported_files(cells).items()),
+        "run": settings.run,
+        "settings": settings.model_dump(mode="json"),
+        "seeds": [settings.seed],
+        "inputs": determinants(settings, [name for name in (*PINNED, *TEXTS) if settings.named(name)]),
+        "versions": versions(),
+        "device": settings.device,
+        "dtype": settings.dtype,
+    }
+    return Run(notebook, settings, paths.RunPaths(settings.run), provenance)
+
+
+def record_artefact(run: Run, name: str, files: Sequence[Path], caption: str) -> Path:
+    """Write a figure's or table's provenance beside it: ``<name>.json``, with its files' checksums."""
+    path = run.paths.figures / f"{name}.json"
+    made = {"name": name, "caption": caption, "files": {file.name: file_digest(file) for file in files}}
+    fetched = [name for name in (*PINNED, *TEXTS) if not all(map(hub.is_local, named(run.settings, name)))]
+    known = run.provenance["inputs"] | determinants(run.settings, fetched)
+    read = {paths.relative(place): told for place, told in sorted(run._read.items())}
+    write_json(path, made | run.provenance | {"inputs": known, "artefacts": read})
+    run.wrote([*files, path])
+    return path
+
+
+def manifests(settings: Settings, name: str = "*") -> list[Path]:
+    """Manifests of stored artefacts of a name: the run's own, the profile's, those of its other runs."""
+    places = [settings.run, settings.profile, f"{settings.profile}+*"]
+    home = paths.root() / "data"
+    found = [path for place in places for path in sorted(home.glob(f"{place}/artefacts/{name}/{MANIFEST}"))]
+    return list(dict.fromkeys(path for path in found if not path.parent.name.startswith(".")))
+
+
+def stored_manifest(path: Path) -> dict[str, Any] | None:
+    """What a manifest holds; None where it is not there or cannot be read."""
+    try:
+        held = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return held if isinstance(held, dict) and "determined_by" in held else None
+
+
+def _make_arguments(settings: Settings, fields: Sequence[str]) -> str:
+    """What to give to make for a run with these settings, as far as the fields go."""
+    place = "" if settings.profile in shipped_profiles() else "path/of/"
+    profile = f" PROFILE={place}{settings.profile}{'.yaml' if place else ''}"
+    told = [
+        f"{name}={json.dumps(value) if isinstance(value, int | float) else repr(_plain(value))}"
+        for name, value in sorted(settings.overrides.items())
+        if name in fields
+    ]
+    given = f' PARAMS="{" ".join(told)}"' if told else ""
+    return ("" if profile == " PROFILE=organism" else profile) + given
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

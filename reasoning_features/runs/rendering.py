@@ -1,0 +1,81 @@
+"""Executed notebooks as Markdown beside their figures."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+from nbformat import NotebookNode
+
+from reasoning_features import paths
+from reasoning_features.files import write_text
+
+NOISE = re.compile(r" at 0x[0-9a-fA-F]+|\x1b\[[0-9;]*[A-Za-z]")  # addresses in memory, terminal colours
+SHOWN = ["text/markdown", "image/png", "text/html", "text/plain"]  # the first that an output has
+INJECTED = "injected-parameters"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def render(notebook: Path, executed: Path, folder: Path) -> list[Path]:
+    """Write ``<notebook>.md`` into a folder: the notebook's prose with the outputs of its last execution.
+
+    Prose is taken from the notebook as it stands, so that mending a sentence needs no execution. What goes to
+    standard error (progress bars, warnings, times) is left out; images that were saved as figures are linked,
+    others are written beside, in ``<notebook>_files``. Gives the files that were written.
+    """
+    code = iter([cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"])
+    shown = nbformat.read(notebook, as_version=4)
+    figures = {hashlib.sha256(png.read_bytes()).hexdigest(): png.name for png in folder.glob("*.png")}
+    cells: list[NotebookNode] = []
+    for cell in shown.cells:
+        if cell.cell_type == "code":
+            while INJECTED in (ran := next(code)).metadata.get("tags", []):
+                cells.append(ran)
+            cell = ran
+            cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
+            for output in cell.outputs:
+                _tidy(output, figures)
+        cells.append(cell)
+    shown.cells = cells
+    shown, _ = CoalesceStreamsPreprocessor().preprocess(shown, {})
+    images = folder / f"{notebook.stem}_files"
+    shutil.rmtree(images, ignore_errors=True)
+    text, resources = MarkdownExporter(
+        config={"NbConvertBase": {"display_data_priority": SHOWN}}
+    ).from_notebook_node(shown, {"unique_key": "output", "output_files_dir": images.name})
+    for name, content in resources.get("outputs", {}).items():
+        images.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    page = folder / f"{notebook.stem}.md"
+    lines = "\n".join(line.rstrip() for line in text.strip().splitlines())
+    write_text(page, re.sub(r"\n{3,}", "\n\n", lines) + "\n")
+    return [page, *(folder / name for name in resources.get("outputs", {}))]
+
+
+def _is_noise(output: NotebookNode) -> bool:
+    return output.get("name") == "stderr" or WIDGET in output.get("data", {})
+
+
+def _tidy(output: NotebookNode, figures: dict[str, str]) -> None:
+    """Link an image that was saved as a figure; take what differs between machines out of text."""
+    if output.output_type == "stream":
+        output.text = _plain(output.text)
+    data = output.get("data", {})
+    png = data.get("image/png")
+    if png and (name := figures.get(hashlib.sha256(base64.b64decode(png)).hexdigest())):
+        caption = output.get("metadata", {}).get("image/png", {}).get("alt", "")
+        output.data = NotebookNode({"text/markdown": f"![{caption}]({name})"})
+    elif 'class="dataframe"' in data.get("text/html", ""):
+        data.pop("text/html")
+    for kind in {"text/plain", "text/html", "text/markdown"} & set(data):
+        data[kind] = _plain(data[kind])
+
+
+def _plain(text: str) -> str:
+    return NOISE.sub("", text).replace(f"{paths.root()}/", "")

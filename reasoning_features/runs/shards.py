@@ -1,0 +1,222 @@
+"""Work cut into shards: computed here or by a Ray cluster, kept whole or not at all, merged in a fixed order.
+
+How work is cut depends on the work alone and never on who does it, so one process and a cluster give the same
+bytes (on processors of one kind, with as many threads). A shard is one file, in a folder named by all that
+determines it, the code too; one that is there is not made again, and one that is damaged is made anew.
+
+``ENGINE=ray`` hands shards to the cluster that ``RAY_ADDRESS`` names or that runs here, else one is started.
+Results come back to this process, which alone writes them, so nodes need no common disk; each needs the
+package and the model (in the hub's cache, or under the same path).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm.auto import tqdm
+
+from reasoning_features import paths
+from reasoning_features.errors import UserError
+from reasoning_features.files import unfinished, write_json
+from reasoning_features.runs.provenance import imported_files
+
+Arrays = dict[str, NDArray[Any]]
+HEAD = "shard"  # of a file: what determined it, and its checksum
+ENGINE = "REASONING_FEATURES_ENGINE"  # who makes shards: empty for this process, or "ray"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work in shards.
+
+    Attributes:
+        name: what it is, as progress and the folder are named.
+        compute: takes a shard's number and gives its arrays; must be picklable where work is done elsewhere
+            (a partial of a module's function).
+        n: how many shards there are.
+        key: all that determines the arrays, as JSON holds it; the code is added to it.
+        device: where a shard is computed: on "cuda" each takes a GPU.
+    """
+
+    name: str
+    compute: Callable[[int], Arrays]
+    n: int
+    key: Mapping[str, Any]
+    device: str = "cpu"
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Stands for all that determines the shards."""
+        module = inspect.getmodule(self.compute.func if isinstance(self.compute, partial) else self.compute)
+        code = imported_files([f"import {module.__name__}"]) if module else {}
+        told = {"name": self.name, "n": self.n, "code": code} | dict(self.key)
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    def folder(self, kept: Path) -> Path:
+        """Where the shards lie in a folder of shards."""
+        return kept / f"{self.name}-{self.digest[:16]}"
+
+
+def map_shards(work: Work, kept: Path, progress: bool = True) -> Iterator[Arrays]:
+    """The arrays of every shard, in their order; all are computed before the first is given.
+
+    Args:
+        work: the work.
+        kept: folder of shards, of many works.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: no node of the cluster has what a shard takes.
+    """
+    complete(work, kept, progress)
+    return (read_arrays(shard_file(work, kept, shard)) for shard in range(work.n))
+
+
+def complete(work: Work, kept: Path, progress: bool = True) -> None:
+    """Compute the shards that are missing; raises as :func:`map_shards`."""
+    write_json(work.folder(kept) / "key.json", {"name": work.name, "shards": work.n} | dict(work.key))
+    missing = [shard for shard in range(work.n) if not _is_whole(shard_file(work, kept, shard), work.digest)]
+    made: Iterable[tuple[int, Arrays]] = ((shard, work.compute(shard)) for shard in missing)
+    if os.environ.get(ENGINE) and missing:
+        made = _each_by_ray(work.compute, missing, work.device)
+    with tqdm(total=len(missing), desc=work.name, unit="shard", disable=not (progress and missing)) as bar:
+        for shard, arrays in made:
+            held = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+            writing = unfinished(shard_file(work, kept, shard))
+            # one entry: the order of several is drawn anew each time
+            save_file(held, writing, metadata={HEAD: f"{work.digest} {_sum(held)}"})
+            writing.replace(shard_file(work, kept, shard))
+            bar.update(1)
+
+
+def drop_others(work: Work, kept: Path) -> None:
+    """Delete what the same work left when something else determined it: nothing asks for that again."""
+    for other in kept.glob(f"{work.name}-{'?' * 16}"):
+        if other != work.folder(kept):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def shard_file(work: Work, kept: Path, shard: int) -> Path:
+    """Where a shard lies."""
+    return work.folder(kept) / f"{shard:05d}.safetensors"
+
+
+def read_arrays(path: Path) -> Arrays:
+    """The arrays of a shard's file, as it is."""
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+def checksum(path: Path) -> str:
+    """The checksum that a shard was written with."""
+    return _head(path)[1]
+
+
+def intact_arrays(path: Path, expected: str) -> Arrays | None:
+    """The arrays of a shard's file if they have this checksum; None if not, or where it cannot be read."""
+    try:
+        arrays = read_arrays(path)
+    except (SafetensorError, OSError, ValueError):
+        return None
+    return arrays if _sum(arrays) == expected else None
+
+
+def _head(path: Path) -> tuple[str, str]:
+    """What determined a shard, and its checksum; ValueError where the file does not say."""
+    with safe_open(path, framework="numpy") as file:
+        made_by, expected = (file.metadata() or {}).get(HEAD, "").split(" ")
+    return made_by, expected
+
+
+def _is_whole(path: Path, digest: str) -> bool:
+    """Whether a shard is there as it was written; one that is damaged is named."""
+    if not path.is_file():
+        return False
+    try:
+        made_by, expected = _head(path)
+    except (SafetensorError, OSError, ValueError):
+        made_by, expected = "", ""
+    if made_by == digest and intact_arrays(path, expected) is not None:
+        return True
+    print(f"{paths.relative(path)} is damaged: it is made again.", file=sys.stderr)
+    return False
+
+
+def _sum(arrays: Arrays) -> str:
+    """SHA-256 of arrays with their names, types and shapes."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+# --- a Ray cluster: Ray places shards, and does those again whose worker died -------------------------------
+
+
+def _each_by_ray(
+    compute: Callable[[int], Arrays], shards: Sequence[int], device: str
+) -> Iterator[tuple[int, Arrays]]:
+    """Each shard with its arrays, as they finish; an error within a shard is raised as it was there.
+
+    A shard takes one GPU, or as many processors as this process has threads: with another number of threads
+    sums of floats come out otherwise in their last bits.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False)
+    threads = torch.get_num_threads()
+    what, n = ("GPU", 1) if device.startswith("cuda") else ("CPU", threads)
+    most = max((node["Resources"].get(what, 0) for node in ray.nodes() if node["Alive"]), default=0)
+    if most < n:  # Ray would wait for ever
+        raise UserError(
+            f"A shard takes {n} {what} and the largest node of the Ray cluster has {most:g}: "
+            "add a node, or set OMP_NUM_THREADS lower, or DEVICE=cpu."
+        )
+    held = ray.put((compute, threads))
+    task = ray.remote(_shard).options(num_cpus=n if what == "CPU" else 1, num_gpus=n if what == "GPU" else 0)
+    running = {task.remote([held], shard): shard for shard in shards}
+    try:
+        while running:
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            try:
+                arrays = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, Exception) else error from error
+            yield running.pop(done), arrays
+    finally:
+        for left in running:
+            ray.cancel(left)
+
+
+def _shard(held: list[Any], shard: int) -> Arrays:
+    """One shard, in a worker."""
+    compute, threads = _unpickled(held[0])
+    torch.set_num_threads(threads)
+    return compute(shard)
+
+
+@functools.lru_cache(1)
+def _unpickled(held: Any) -> Any:
+    """What the driver pickled: a worker reads it once, and so loads a model once."""
+    import ray
+
+    return ray.get(held)

@@ -1,0 +1,161 @@
+"""A rebuild in another place compared with what is committed: every number within what it may differ by."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from reasoning_features import paths
+from reasoning_features.errors import UserError
+from reasoning_features.files import read_json
+
+COMPUTED = 1e-3  # relative: the same computation in another order
+# What depends on answers that are drawn, on trainings done live, or on labels by thresholds on noisy effects:
+# another processor adds in another order, and one draw or label falls otherwise.
+SAMPLED = (
+    *(
+        "[xt]02_*",
+        "claims_02_*",
+        "[fxt]04_*",
+        "claims_04_*",
+        "[fxt]05_*",
+        "claims_05_*",
+        "x1[23]_*",
+        "claims_1*",
+    ),
+    *("t01_*", "x07_winners*", "x07_steering*", "x08_steered*"),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a rebuilt file compares: whether it agrees, how it was judged, and what was found."""
+
+    agrees: bool
+    judged: str
+    found: str = ""
+
+
+def verify(profile: str) -> int:
+    """Rebuild a profile from what is committed, in a clone elsewhere, and compare its folder of figures.
+
+    Returns 0 when all agree, 1 when not; UserError where nothing is committed, or the rebuild fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        clone, committed = Path(folder) / "clone", Path(folder) / "committed"
+        _succeed(["git", "clone", "--quiet", str(paths.root()), str(clone)], "git clone failed")
+        figures = clone / "figures" / profile
+        if not figures.is_dir():
+            raise UserError(f"No figures of {profile} are committed: there is nothing to compare with.")
+        shutil.move(figures, committed)
+        (clone / "build").mkdir()
+        (clone / "build" / "ready").touch()
+        command = ["make", "-C", str(clone), "all", f"VENV={sys.prefix}", "STAMP=build/ready"]
+        _succeed([*command, f"PROFILE={profile}", "PARAMS=", "DEVICE="], "the rebuild failed")
+        return report(committed, figures)
+
+
+def report(committed: Path, rebuilt: Path) -> int:
+    """Print how the files of two folders compare, and how each was judged; 0 when they agree, 1 when not."""
+    folders = (committed, rebuilt)
+    names = sorted({str(p.relative_to(d)) for d in folders for p in d.rglob("*") if p.is_file()})
+    found = {name: compare(committed / name, rebuilt / name) for name in names}
+    for name, verdict in found.items():
+        print(f"{name}: {verdict.judged}{': ' if verdict.found else ''}{verdict.found}")
+    bad = sum(not verdict.agrees for verdict in found.values())
+    for kind in dict.fromkeys(verdict.judged for verdict in found.values()):
+        print(f"{sum(verdict.judged == kind for verdict in found.values())} files: {kind}")
+    print(f"{len(names)} files, of which {bad} differ beyond what they may.")
+    return 1 if bad else 0
+
+
+def compare(committed: Path, rebuilt: Path) -> Verdict:
+    """Whether a rebuilt file agrees with the committed one: by bytes, else by its numbers."""
+    if not (committed.is_file() and rebuilt.is_file()):
+        return Verdict(False, "not rebuilt" if committed.is_file() else "not committed")
+    if committed.read_bytes() == rebuilt.read_bytes():
+        return Verdict(True, "same bytes")
+    if committed.suffix == ".csv":
+        a, b = pd.read_csv(committed), pd.read_csv(rebuilt)
+    elif committed.name.startswith("claims_"):
+        a, b = _claims(committed), _claims(rebuilt)
+    else:
+        return Verdict(True, "not judged", "images, pages and provenance are drawn from the tables")
+    sampled = any(fnmatch(committed.name, pattern) for pattern in SAMPLED)
+    judge = _within_intervals if sampled else _to_a_thousandth
+    wrong = judge(a, b)
+    kind = "sampled, within its own intervals" if sampled else f"computed, within {COMPUTED:g}"
+    return Verdict(not wrong, kind, wrong)
+
+
+def _to_a_thousandth(a: pd.DataFrame, b: pd.DataFrame) -> str:
+    """What differs beyond the tolerance of computed numbers; empty where nothing does."""
+    if list(a.columns) != list(b.columns) or len(a) != len(b):
+        return f"another shape, {a.shape} and {b.shape}"
+    for column in a.columns:
+        if not all(pd.api.types.is_numeric_dtype(kind) for kind in (a[column].dtype, b[column].dtype)):
+            if list(a[column].astype(str)) != list(b[column].astype(str)):
+                return f"column {column} has other words"
+        elif not np.allclose(_floats(b[column]), _floats(a[column]), COMPUTED, COMPUTED / 10, equal_nan=True):
+            return f"column {column} differs"
+    return ""
+
+
+def _within_intervals(a: pd.DataFrame, b: pd.DataFrame) -> str:
+    """Which sampled number lies outside the other's interval; numbers without an interval are not judged."""
+    if list(a.columns) != list(b.columns):
+        return f"other columns, {', '.join(map(str, {*a.columns} ^ {*b.columns}))}"
+    if len(a) != len(
+        b
+    ):  # rows of features or traces that were chosen: another choice, another number of rows
+        return ""
+    columns = list(a.columns)
+    if "verdict" in columns and list(a["verdict"]) != list(b["verdict"]):
+        return "another verdict"
+    for place, low in enumerate(columns):
+        high = low[: -len("low")] + "high"
+        if not low.endswith("low") or high not in columns:
+            continue
+        estimate = low[:-4] if low[:-4] in columns else columns[place - 1]
+        inside = np.zeros(len(a), dtype=bool)
+        for one, other in ((a, b), (b, a)):
+            value, slack = _floats(one[estimate]), COMPUTED * np.abs(_floats(other[estimate])) + COMPUTED
+            ends = _floats(other[low]) - slack, _floats(other[high]) + slack
+            inside |= ((ends[0] <= value) & (value <= ends[1])) | np.isnan(value) | np.isnan(ends[0])
+        if not inside.all():
+            return f"{estimate} lies outside the interval in {(~inside).sum()} of {len(a)} rows"
+    return ""
+
+
+def _floats(column: pd.Series) -> np.ndarray:
+    return pd.to_numeric(column, errors="coerce").to_numpy(float)
+
+
+def _claims(path: Path) -> pd.DataFrame:
+    """A file of claims, a row each: what came out, its interval, the control, the verdict."""
+    rows = []
+    for name, told in read_json(path).items():
+        low, high = told.get("interval") or (None, None)
+        numbers = {"ours": told.get("ours"), "low": low, "high": high, "control": told.get("control")}
+        rows.append({"claim": name} | {k: np.nan if v is None else v for k, v in numbers.items()})
+        rows[-1]["verdict"] = told.get("verdict")
+    return pd.DataFrame(rows)
+
+
+def _succeed(command: list[str], failed: str) -> None:
+    """Run a command to its end, outside of any make that called us."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }
+    if subprocess.run(command, env=environment).returncode != 0:
+        raise UserError(f"{failed}: {json.dumps(' '.join(command[:3]))} says why above.")

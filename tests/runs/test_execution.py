@@ -1,0 +1,283 @@
+"""The house end to end: stub notebooks in a repository of their own, run by make as a user would."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from houses import build_house, command, contents, environment, make, ran
+from stub_notebooks import write_notebook
+
+pytestmark = pytest.mark.slow
+
+STORE = "with run.store('sample', ['seed']) as folder:\n    (folder / 'a').write_text('stored')"
+DRAW = (
+    "import pandas as pd\nfrom reasoning_features.reporting.plots import new_figure, save_figure\n"
+    "fig, ax = new_figure()\nax.plot([1, 2])\n"
+    "save_figure(fig, 'x01_line', pd.DataFrame({'y': [1, 2]}), run, 'A line.')"
+)
+READ = "print((run.find('sample', ['seed'], '01') / 'a').read_text())"
+FAIL = (
+    "import os, time\nfrom reasoning_features.errors import UserError\n"
+    "assert os.path.basename(os.getcwd()) == 'notebooks'  # as in JupyterLab\n"
+    "if alpha == 9:\n    raise UserError('Alpha is too large: give less.')\n"
+    "if alpha == 8:\n    os.kill(os.getpid(), 9)\n"
+    "if alpha == 7:\n    time.sleep(60)"
+)
+BOTH = ["run 01", "render 01", "run 02", "render 02"]
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with the package, the Makefile and two stub notebooks, already made once."""
+    folder = build_house(tmp_path_factory.mktemp("house"))
+    write_notebook(folder, "01_one", STORE, DRAW)
+    write_notebook(folder, "02_two", READ, FAIL)
+    assert ran(make(folder, "all")) == BOTH
+    return folder
+
+
+def test_everything_is_made_and_a_second_make_does_nothing(house: Path) -> None:
+    made = contents(house / "figures/organism")
+    assert {"01_one.md", "02_two.md", "x01_line.png", "x01_line.json"} <= set(made)
+    assert b"![A line.](x01_line.png)" in made["01_one.md"]
+    assert json.loads((house / "build/organism/01.stamp.json").read_text())["cost"]["peak_mebibytes"] > 0
+    assert ran(make(house, "all")) == []
+    shutil.rmtree(house / "figures/organism")
+    assert ran(make(house, "all")) == ["run 01", "render 01", "render 02"]
+    assert contents(house / "figures/organism") == made
+
+
+def test_a_change_reruns_what_depends_on_it_and_nothing_else(house: Path) -> None:
+    second = house / "notebooks/02_two.ipynb"
+    text = second.read_text()
+    second.write_text(text.replace("# 02_two", "# The second"))
+    assert ran(make(house, "all")) == ["render 02"]
+    assert (house / "figures/organism/02_two.md").read_text().startswith("# The second\n")
+    second.write_text(text.replace("print(run)", "print(run.settings.seed)"))
+    done = make(house, "all")
+    assert ran(done) == ["run 02", "render 02"] and "its code cells changed" in done.stdout
+    for module, does in (("plots", ["run 01", "render 01"]), ("tables", [])):  # 02 draws nothing
+        source = house / f"reasoning_features/reporting/{module}.py"
+        source.write_text(source.read_text() + "\n# changed\n")
+        assert ran(make(house, "all")) == does
+    first = house / "notebooks/01_one.ipynb"
+    first.write_text(first.read_text().replace("'stored'", "'stored anew'"))
+    assert ran(make(house, "all")) == BOTH
+    assert "stored anew" in (house / "figures/organism/02_two.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "does"),
+    [
+        ("data/organism/artefacts/sample/a", ["run 01", "render 01"]),
+        ("data/organism/artefacts/sample/artefact.json", ["run 01", "render 01"]),
+        ("figures/organism/x01_line.png", ["run 01", "render 01"]),
+        ("build/organism/01.stamp.json", ["run 01", "render 01"]),
+        ("figures/organism/01_one.md", ["render 01"]),
+    ],
+)
+@pytest.mark.parametrize("harm", ["torn", "gone"])
+def test_what_is_damaged_or_gone_is_made_again(house: Path, file: str, does: list[str], harm: str) -> None:
+    before = contents(house / "figures/organism") | contents(house / "data")
+    if harm == "torn":
+        (house / file).write_bytes((house / file).read_bytes()[:5])
+    else:
+        (house / file).unlink()
+    done = make(house, "all")
+    assert ran(done) == does and ("stamp" in file or "render" in does[0] or file in done.stdout)
+    assert contents(house / "figures/organism") | contents(house / "data") == before
+
+
+def test_parameters_land_in_a_folder_of_their_own_and_rerun_nothing_that_they_do_not_touch(
+    house: Path,
+) -> None:
+    before = contents(house / "figures/organism")
+    done = make(house, "nb-02", "PARAMS=alpha=0.3 window='[1, 2]' selected=7")
+    assert ran(done) == ["run 02", "render 02"]  # 01's artefact does not depend on any of them
+    assert contents(house / "figures/organism") == before
+    text = (house / "figures/organism+alpha=0.3+selected=7+window=1-2/02_two.md").read_text()
+    assert 'alpha = 0.3\nwindow = [1, 2]\nchanges = {"selected": 7}' in text
+    assert ran(make(house, "nb-02", "PARAMS=alpha=0.3 window='[1,2]' selected=7")) == []
+    assert ran(make(house, "nb-02", "PARAMS=seed=1")) == BOTH
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nb-02", "PARAMS=alfa=0.3"], "There is no setting 'alfa' for PARAMS: see alpha"),
+        (["all", "PARAMS=alpha=much"], "Setting 'alpha' of profile organism: Input should be a valid number"),
+        (["all", "PARAMS=profile=smoke"], "PROFILE=smoke"),
+        (["all", "PROFILE=organsm"], "There is no profile 'organsm'"),
+        (["all", "ENGINE=slurm"], "There is no engine 'slurm'"),
+        (["nb-07"], "No rule to make target 'nb-07'"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_runs(
+    house: Path, arguments: list[str], said: str
+) -> None:
+    before = contents(house / "figures")
+    done = make(house, *arguments)
+    assert done.returncode == 2 and said in done.stderr and done.stdout == ""
+    assert contents(house / "figures") == before
+
+
+@pytest.mark.parametrize(
+    ("alpha", "said"),
+    [
+        ("9", "Alpha is too large: give less."),
+        ("8", "The kernel of 02_two died: is there enough memory?"),
+        ("7", "A cell of 02_two took more than 15 seconds: give CELL_LIMIT= to make."),
+    ],
+)
+def test_a_failed_run_says_why_in_a_sentence_and_leaves_no_output(house: Path, alpha: str, said: str) -> None:
+    done = make(house, "nb-02", f"PARAMS=alpha={alpha}", "CELL_LIMIT=15")
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and lines[-1].startswith("make: ***") and lines[-2] == said
+    assert not (house / f"build/organism+alpha={alpha}.0/02.ipynb").exists()
+    assert not (house / f"figures/organism+alpha={alpha}.0/02_two.md").exists()
+
+
+def test_plain_papermill_works_from_any_directory(house: Path, tmp_path: Path) -> None:
+    given = [
+        str(house / "notebooks/01_one.ipynb"),
+        str(tmp_path / "out.ipynb"),
+        "-k",
+        "python3",
+        "-p",
+        "alpha",
+        "0.4",
+    ]
+    run = [sys.executable, "-m", "papermill", *given]
+    subprocess.run(run, cwd=tmp_path, env=environment(PYTHONPATH=str(house)), check=True, capture_output=True)
+    assert (house / "figures/organism+alpha=0.4/x01_line.png").is_file()
+
+
+# --- what determines a run ----------------------------------------------------------------------------------
+
+
+def write_profile(folder: Path, name: str, **settings: object) -> str:
+    """A profile of one's own, of small local files; gives its path."""
+    (folder / "texts.jsonl").write_text('{"text": "one"}\n')
+    own = {"extends": "smoke", "reasoning_text": {"dataset": "texts.jsonl"}} | settings
+    (folder / name).write_text(json.dumps(own))
+    return name
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A house with a single notebook that prints its exponent."""
+    house = build_house(tmp_path / "a house")
+    write_notebook(house, "01_one", "print('alpha is', settings.alpha)")
+    return house
+
+
+def test_profiles_of_any_name_are_runs_of_their_own(small: Path) -> None:
+    names = [
+        "mine.yaml",
+        "mine (1).yaml",
+        "it's.yaml",
+        "a&b.yaml",
+        "a;b.yaml",
+        "cost$5.yaml",
+        "a:b.yaml",
+        "50% .yaml",
+    ]
+    for alpha, name in enumerate(names):
+        done = make(small, "nb-01", f"PROFILE={write_profile(small, name, alpha=alpha)}")
+        assert ran(done) == ["run 01", "render 01"], name
+        assert ran(make(small, "nb-01", f"PROFILE={name}")) == []
+    pages = list((small / "figures").glob("*/01_one.md"))
+    said = sorted(line for page in pages for line in page.read_text().splitlines() if "alpha is" in line)
+    assert said == [f"    alpha is {alpha}.0" for alpha in range(len(names))]
+
+
+def test_a_changed_text_of_ones_own_reruns(small: Path) -> None:
+    profile = f"PROFILE={write_profile(small, 'mine.yaml')}"
+    assert ran(make(small, "nb-01", profile)) == ["run 01", "render 01"]
+    (small / "texts.jsonl").write_text('{"text": "two"}\n')
+    done = make(small, "nb-01", profile)
+    assert ran(done) == ["run 01", "render 01"] and "its inputs changed (reasoning_text)" in done.stdout
+
+
+def test_the_kernel_is_this_interpreter_and_runs_no_startup_of_a_user(small: Path, tmp_path: Path) -> None:
+    write_notebook(small, "01_one", "import sys\nprint(sys.prefix, 'startup' in globals())")
+    kernel = tmp_path / ".local/share/jupyter/kernels/python3"
+    kernel.mkdir(parents=True)
+    (kernel / "kernel.json").write_text(
+        json.dumps({"argv": ["/bin/false"], "display_name": "x", "language": "python"})
+    )
+    startup = tmp_path / ".ipython/profile_default/startup/00.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text("startup = 1\n")
+    assert ran(make(small, "nb-01", HOME=str(tmp_path))) == ["run 01", "render 01"]
+    assert f"{sys.prefix} False" in (small / "figures/organism/01_one.md").read_text()
+
+
+# --- side by side, killed, rebuilt elsewhere ----------------------------------------------------------------
+
+
+def test_independent_notebooks_run_side_by_side_with_one_thread_each(tmp_path: Path) -> None:
+    house = build_house(tmp_path)
+    meet = (
+        "import os, pathlib, time\nhome = pathlib.Path(run.paths.build)\n(home / '{0}').touch()\n"
+        "until = time.monotonic() + 60\n"
+        "while not (home / '{1}').exists():\n    assert time.monotonic() < until\n    time.sleep(0.1)\n"
+        "assert os.environ['OMP_NUM_THREADS'] == '1'"
+    )
+    write_notebook(house, "03_three", meet.format(3, 7))
+    write_notebook(house, "07_seven", meet.format(7, 3))
+    assert sorted(ran(make(house, "-j2", "all"))) == ["render 03", "render 07", "run 03", "run 07"]
+
+
+def test_what_a_killed_run_finished_is_not_made_again_and_nothing_lives_on(tmp_path: Path) -> None:
+    house = build_house(tmp_path)
+    pieces = (
+        "import time\nhome = run.paths.data.parent.parent\n"
+        "with run.store('pieces', ['seed']) as folder:\n"
+        "    for piece in 'abc':\n"
+        "        if (folder / piece).exists():\n            continue\n"
+        "        print(piece, file=(home / 'made').open('a'))\n"
+        "        while piece == 'c' and not (home / 'go').exists():\n            time.sleep(0.05)\n"
+        "        (folder / piece).write_text(piece)"
+    )
+    write_notebook(house, "01_stub", pieces)
+    with (house / "build/log").open("w") as log:
+        process = subprocess.Popen(command("nb-01"), cwd=house, env=environment(), stdout=log, stderr=log)
+    made, until = house / "made", time.monotonic() + 120
+    while not (made.is_file() and made.read_text().split() == ["a", "b", "c"]):
+        assert time.monotonic() < until and process.poll() is None, (house / "build/log").read_text()
+        time.sleep(0.05)
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    runner = next(each for each in everyone if "reasoning_features.runs.execution" in each.cmdline())
+    runner.send_signal(signal.SIGKILL)
+    assert process.wait(30) != 0
+    assert psutil.wait_procs(everyone, 15)[1] == []  # the kernel ends with who started it
+    assert not (house / "data/organism/artefacts/pieces").exists()
+    (house / "go").touch()
+    assert ran(make(house, "nb-01")) == ["run 01", "render 01"]
+    assert made.read_text().split() == ["a", "b", "c", "c"]
+    assert sorted(contents(house / "data/organism/artefacts/pieces")) == ["a", "artefact.json", "b", "c"]
+
+
+def test_verify_rebuilds_what_is_committed_and_clean_leaves_it(house: Path) -> None:
+    assert ran(make(house, "all")) is not None
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *arguments], cwd=house, check=True)
+    done = make(house, "verify")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "x01_line.csv: same bytes" in done.stdout and "of which 0 differ" in done.stdout
+    (house / "data/organism/models").mkdir(parents=True)
+    (house / "data/organism/models/weights").write_text("trained")
+    make(house, "clean")
+    kept = subprocess.run(["git", "status", "--short"], cwd=house, capture_output=True, text=True, check=True)
+    assert kept.stdout == "?? data/\n"
+    assert not (house / "build").exists() and not (house / "data/organism/artefacts").exists()

@@ -1,0 +1,121 @@
+"""What a profile takes is told before it is spent, and refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import local_hub
+import miniatures
+import pytest
+import torch
+from local_hub import LocalHub
+
+from reasoning_features import hub as hub_room
+from reasoning_features.errors import UserError
+from reasoning_features.hub import local_copy
+from reasoning_features.runs.preflight import check, memory, parts, tell
+from reasoning_features.settings import Settings, load_settings
+
+
+def miniature(**changes: Any) -> Settings:
+    given: dict[str, Any] = {
+        "subject": miniatures.LLAMA,
+        "base": miniatures.LLAMA_BASE,
+        "layer": miniatures.LAYER,
+        "device": "cpu",
+        "autoencoder": f"{miniatures.LLAMA_SAE}:{miniatures.HOOK}",
+        "d_sae": miniatures.FEATURES,
+        "reasoning_text": {"dataset": miniatures.THOUGHTS},
+        "general_text": {"dataset": miniatures.LMSYS, "column": "conversation"},
+        "solutions_text": {"dataset": miniatures.THOUGHTS, "column": "ground_truth_solution"},
+        "problems": {"MATH-500": {"dataset": miniatures.MATH}},
+        "batch_tokens": 512,
+        "max_new_tokens": 64,
+    }
+    return load_settings("deepseek-r1-distill-llama-8b", **(given | changes))
+
+
+def test_parts_are_counted_once_and_fetched_ones_are_here(
+    hub: LocalHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {part.setting: part for part in parts(miniature())}
+    weights = sum(p.stat().st_size for p in (hub.root / "models" / miniatures.LLAMA).glob("*.safetensors"))
+    assert found["subject"].size == found["subject"].missing >= weights
+    assert "solutions_text" not in found and "training_text" not in found  # reasoning_text's file; no training
+    assert "training_text" in {part.setting for part in parts(miniature(train_saes=True))}
+    assert not list(hub.home.rglob("*.safetensors"))
+    local_copy(miniatures.LLAMA)
+    tell(miniature())
+    said = capsys.readouterr().out
+    (line,) = (line for line in said.splitlines() if line.startswith("subject"))
+    assert line.endswith("here") and "To fetch:" in said and "Memory on cpu: about" in said
+
+
+def test_memory_is_of_the_dtype_and_grows_with_what_is_asked(hub: LocalHub) -> None:
+    def takes(**changes: Any) -> int:
+        return memory(miniature(**changes), parts(miniature(**changes)))
+
+    half = takes(dtype="bfloat16")
+    assert half < min(takes(dtype="float32"), takes(batch_tokens=10**6), takes(max_new_tokens=10**7))
+    assert half < takes(train_saes=True, train_batch=10**6)
+
+
+@pytest.mark.parametrize(
+    ("repo", "message"),
+    [
+        (miniatures.LLAMA_BASE, r"is gated: accept its terms at .* Or leave `base` out of the profile"),
+        (miniatures.LMSYS, r"lmsys-chat-1m is gated: accept its terms at http.*/datasets/mini/lmsys"),
+    ],
+)
+def test_what_is_gated_is_refused_before_anything_is_fetched(hub: LocalHub, repo: str, message: str) -> None:
+    hub.gated[repo] = None
+    with pytest.raises(UserError, match=message):
+        check(miniature())
+    assert not list(hub.home.rglob("*.safetensors"))
+
+
+def test_what_does_not_fit_is_refused(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(miniature())
+    with pytest.raises(UserError, match=r"takes about .* on cpu, of which .* are free: give a larger device"):
+        check(miniature(batch_tokens=10**12))
+    with pytest.raises(UserError, match="There is no model mini/nothing on the hub"):
+        check(miniature(subject="mini/nothing"))
+    monkeypatch.setattr(hub_room, "free_disk", lambda: 10_000)
+    with pytest.raises(UserError, match=r"fetches .* MB, but 0\.0 MB are free on the disk of the cache"):
+        check(miniature())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_run_on_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match="no CUDA"):
+        check(load_settings("organism", device="cuda"))
+
+
+def test_without_network_the_cache_tells(hub: LocalHub) -> None:
+    for part in parts(miniature()):
+        local_copy(part.reference, "dataset" if part.setting.endswith(("text", "problems")) else "model")
+    with local_hub.using(hub, offline=True):
+        assert not any(part.missing or part.problem for part in parts(miniature()))
+        with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+            check(miniature(subject=miniatures.QWEN))
+
+
+def test_sizes_that_do_not_fit_are_told_before_any_work(repository: Path) -> None:
+    """A layer that the model lacks, and an autoencoder of another width, by the small files beside them."""
+    for folder, name, held in (
+        ("model", "config.json", {"num_hidden_layers": 3, "hidden_size": 12}),
+        ("fits", "cfg.json", {"d_in": 12}),
+        ("wide", "cfg.json", {"d_in": 20}),
+    ):
+        (repository / folder).mkdir()
+        (repository / folder / name).write_text(json.dumps(held))
+    settings = load_settings("organism", subject="model", autoencoder="fits", layer=2)
+    others = ("autoencoder_relu", "autoencoder_topk", "autoencoder_second")
+    plain = settings.model_copy(update=dict.fromkeys(others))
+    check(plain)
+    with pytest.raises(UserError, match=r"Layer 3 is out of range: model has 3 layers; choose 0 to 2\."):
+        check(plain.model_copy(update={"layer": 3}))
+    with pytest.raises(UserError, match=r"wide \(`autoencoder_topk`\) is for activations of width 20, but model"):
+        check(plain.model_copy(update={"autoencoder_topk": "wide"}))

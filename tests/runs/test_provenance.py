@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import miniatures
+import numpy as np
+import pytest
+import torch
+from local_hub import LocalHub
+from stub_notebooks import write_notebook
+
+from reasoning_features import hub as hub_room
+from reasoning_features.checksums import file_digest
+from reasoning_features.errors import CorruptArtefact, MissingArtefact
+from reasoning_features.paths import root
+from reasoning_features.runs import provenance
+from reasoning_features.runs.provenance import Run, begin, imported_files
+from reasoning_features.settings import load_settings
+
+FIELDS = ("subject", "layer", "seed")
+
+
+@pytest.fixture
+def house(repository: Path) -> Path:
+    write_notebook(repository, "01_one")
+    write_notebook(repository, "02_two")
+    model = repository / "data/organism/models/coupled-0"
+    model.mkdir(parents=True)
+    (model / "weights").write_text("1 2 3")
+    return repository
+
+
+def run(notebook: str = "01_one", profile: str = "organism", **overrides: object) -> Run:
+    return begin(notebook, load_settings(profile, **overrides))
+
+
+def stored(made: Run) -> Path:
+    with made.store("sample", FIELDS) as folder:
+        (folder / "deep").mkdir(exist_ok=True)
+        (folder / "deep" / "numbers.txt").write_text("x")
+    return made.find("sample", FIELDS, "01")
+
+
+def interrupted() -> Path:
+    with pytest.raises(RuntimeError), run().store("sample", FIELDS) as folder:
+        (folder / "half").write_text("half")
+        (folder / ".numbers.json.0x.partial").write_text("[1, ")
+        raise RuntimeError
+    return folder
+
+
+def test_what_is_stored_is_found_by_every_run_that_it_serves(house: Path) -> None:
+    folder = stored(run())
+    assert folder == house / "data/organism/artefacts/sample"
+    assert run("02_two", alpha=0.3).find("sample", FIELDS, "01") == folder
+    made = stored(run(layer=1))
+    assert run("02_two", alpha=0.3, layer=1).find("sample", FIELDS, "01") == made
+
+
+def test_what_is_missing_asks_for_the_make_target(house: Path, tmp_path: Path) -> None:
+    stored(run())
+    (tmp_path / "mine.yaml").write_text("extends: smoke\n")
+    for notebook, target in (
+        (run("02_two", alpha=0.3, layer=1), '`make nb-01 PARAMS="layer=1"`'),
+        (run("02_two", "smoke"), "`make nb-01 PROFILE=smoke`"),
+        (run("02_two", str(tmp_path / "mine.yaml")), "`make nb-01 PROFILE=path/of/mine.yaml`"),
+    ):
+        with pytest.raises(MissingArtefact, match=target):
+            notebook.find("sample", FIELDS, "01")
+
+
+def test_an_artefact_of_another_model_under_the_same_name_is_not_taken(house: Path) -> None:
+    stored(run())
+    (house / "data/organism/models/coupled-0/weights").write_text("4 5 6")
+    with pytest.raises(MissingArtefact):
+        run("02_two").find("sample", FIELDS, "01")
+
+
+@pytest.mark.parametrize("name", ["deep/numbers.txt", "artefact.json"])
+def test_a_damaged_file_is_named_and_another_runs_whole_artefact_is_taken(house: Path, name: str) -> None:
+    folder = stored(run())
+    (folder / name).write_text('{"name":')
+    with pytest.raises(CorruptArtefact, match=rf"sample/{name} is damaged or missing .* `make nb-01`, which"):
+        run("02_two").find("sample", FIELDS, "01")
+    folder.rename(folder.with_name("elsewhere"))
+    other = house / "data/organism+alpha=0.3/artefacts"
+    other.mkdir(parents=True)
+    stored(run()).rename(other / "sample")
+    folder.with_name("elsewhere").rename(folder)
+    assert run("02_two").find("sample", FIELDS, "01") == other / "sample"
+
+
+def test_an_interrupted_store_keeps_the_old_artefact_and_can_go_on(house: Path) -> None:
+    old = stored(run())
+    interrupted()
+    assert not (run().find("sample", FIELDS, "01") / "half").exists()
+    with run().store("sample", FIELDS) as folder:
+        assert (folder / "half").read_text() == "half"
+    assert sorted(path.name for path in old.iterdir()) == ["artefact.json", "half"]
+
+
+@pytest.mark.parametrize("change", ["model", "code", "beginning"])
+def test_what_an_interrupted_store_left_is_dropped_when_anything_changed(house: Path, change: str) -> None:
+    folder = interrupted()
+    if change == "model":
+        (house / "data/organism/models/coupled-0/weights").write_text("other")
+    elif change == "code":
+        write_notebook(house, "01_one", "x = 1")
+    else:
+        (folder / "artefact.json").write_text('{"name": "sam')
+    with run().store("sample", FIELDS) as folder:
+        assert not (folder / "half").exists()
+
+
+def test_provenance_holds_what_made_the_figure_and_nothing_of_the_machine(house: Path) -> None:
+    made = run(alpha=0.3)
+    made.reads("data/organism/models/coupled-0/weights")
+    file = made.paths.figures / "x01_a.csv"
+    file.parent.mkdir(parents=True)
+    file.write_text("a\n1\n")
+    text = provenance.record_artefact(made, "x01_a", [file], "A caption.").read_text()
+    held = json.loads(text)
+    assert held["settings"]["alpha"] == 0.3 and held["run"] == "organism+alpha=0.3"
+    assert held["seeds"] == [0] and held["dtype"] == "float32" and held["device"] == "cpu"
+    assert len(held["inputs"]["subject_sha256"]) == 64
+    assert held["files"] == {"x01_a.csv": file_digest(file)}
+    weights = house / "data/organism/models/coupled-0/weights"
+    assert held["artefacts"] == {"data/organism/models/coupled-0/weights": file_digest(weights)}
+    assert "+" not in held["versions"]["torch"] and str(house) not in text
+    assert "organism+alpha=0.3" in str(made) and "seed 0" in str(made) and "\n" not in str(made)
+
+
+def test_begin_seeds_every_generator(house: Path) -> None:
+    drawn = []
+    for seed in (0, 0, 1):
+        run(seed=seed)
+        drawn.append((np.random.rand(), torch.rand(1).item()))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_make_learns_what_was_read_and_written(
+    house: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(provenance.RECORD, str(tmp_path / "record.json"))
+    stored(run())
+    held = json.loads((tmp_path / "record.json").read_text())
+    folder = "data/organism/artefacts/sample"
+    assert held["written"] == [f"{folder}/artefact.json", f"{folder}/deep/numbers.txt"]
+    assert list(held["read"]) == [f"{folder}/artefact.json"]
+    with pytest.raises(MissingArtefact, match="There is no data/nowhere"):
+        run().reads("data/nowhere")
+
+
+def test_every_model_and_text_is_an_input_by_its_content_wherever_it_lies(house: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "elsewhere" / "mine.jsonl"
+    texts.parent.mkdir()
+    sources = {"reasoning_text": {"dataset": str(texts)}, "problems": {"own": {"dataset": str(texts)}}}
+    sources |= {"general_text": {"dataset": str(texts.parent)}}
+    seen = []
+    for line in ("{}\n", '{"text": "x"}\n'):
+        texts.write_text(line)
+        settings = load_settings("organism", **sources)
+        seen.append(provenance.inputs(settings))
+        held = begin("01_one", settings).provenance["inputs"]
+        assert held["problems_commits"] == held["reasoning_text_commits"] == {"mine.jsonl": file_digest(texts)}
+    for name in sources:
+        assert seen[0][name] != seen[1][name]
+    assert seen[0]["subject"] == seen[1]["subject"] and len(seen[0]["subject"]) == 1
+
+
+def test_commits_of_the_hub_are_recorded_once_they_are_known(house: Path, hub: LocalHub) -> None:
+    names = {"subject": miniatures.LLAMA, "reasoning_text": {"dataset": miniatures.THOUGHTS}}
+    made = run(**names)
+    assert "subject_commit" not in made.provenance["inputs"]
+    hub_room.local_copy(miniatures.LLAMA, patterns=["config.json"])
+    hub_room.local_copy(miniatures.THOUGHTS, "dataset")
+    file = made.paths.figures / "x01_a.csv"
+    file.parent.mkdir(parents=True)
+    file.write_text("a\n1\n")
+    asked = hub.asked("")
+    held = json.loads(provenance.record_artefact(made, "x01_a", [file], "A caption.").read_text())
+    assert held["inputs"]["subject_commit"] == hub.sha(miniatures.LLAMA)
+    data = hub.sha(miniatures.THOUGHTS, "datasets")
+    assert held["inputs"]["reasoning_text_commits"] == {miniatures.THOUGHTS: data}
+    assert hub.asked("") == asked
+
+
+def test_what_another_commit_made_is_not_taken(house: Path, hub: LocalHub) -> None:
+    one, other = (f"{miniatures.LLAMA}@{digit * 40}" for digit in "12")
+    made = stored(run(subject=one))
+    assert run("02_two", subject=one, alpha=0.3).find("sample", FIELDS, "01") == made
+    with pytest.raises(MissingArtefact):
+        run("02_two", subject=other).find("sample", FIELDS, "01")
+
+
+def test_sources_are_followed_through_imports_with_the_tables_beside_them() -> None:
+    found = imported_files(["%matplotlib inline\nfrom reasoning_features.runs.rendering import render\n"])
+    assert {"reasoning_features/runs/rendering.py", "reasoning_features/paths.py"} <= set(found)
+    assert "reasoning_features/runs/verification.py" not in found
+    assert found["reasoning_features/paths.py"] == file_digest(root() / "reasoning_features/paths.py")
+    tables = imported_files(["import reasoning_features.text.real_text as t"])
+    assert any(name.endswith(".tsv") for name in tables)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_output
+from stub_notebooks import write_notebook
+
+from reasoning_features.runs.rendering import render
+
+DRAWN, PASSING = b"\x89PNG drawn", b"\x89PNG passing"
+
+
+def image(content: bytes, **metadata: str) -> nbformat.NotebookNode:
+    data = {"image/png": base64.b64encode(content).decode(), "text/plain": "<Figure at 0x7f00>"}
+    return new_output("display_data", data=data, metadata={"image/png": metadata})
+
+
+@pytest.fixture
+def text(repository: Path) -> str:
+    """The page of a notebook that was executed with an override, and whose prose was mended since."""
+    path = write_notebook(repository, "01_one", "first", "second")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(2, new_code_cell("alpha = 0.3", metadata={"tags": ["injected-parameters"]}))
+    frame = {"text/html": '<table class="dataframe"></table>', "text/plain": "   x\n0  1"}
+    widget = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "bar"}
+    notebook.cells[-2].outputs = [
+        new_output("stream", name="stderr", text="100%|##| 3.1s"),
+        new_output("stream", name="stdout", text=f"\x1b[31m<a.B object at 0x7f12>\x1b[0m {repository}/data\n"),
+        new_output("display_data", data=widget),
+        new_output("execute_result", data=frame, execution_count=3),
+    ]
+    notebook.cells[-1].outputs = [image(DRAWN, alt="A line."), image(PASSING)]
+    nbformat.write(notebook, repository / "executed.ipynb")
+    source = nbformat.read(path, as_version=4)
+    source.cells[0].source = "# A better title"
+    source.cells.insert(3, nbformat.v4.new_markdown_cell("A sentence more."))
+    nbformat.write(source, path)
+    folder = repository / "figures"
+    folder.mkdir()
+    (folder / "x01_line.png").write_bytes(DRAWN)
+    page, other = render(path, repository / "executed.ipynb", folder)
+    assert page == folder / "01_one.md" and other.read_bytes() == PASSING
+    assert f"(01_one_files/{other.name})" in page.read_text()
+    return page.read_text()
+
+
+def test_saved_figures_are_linked_and_prose_is_todays(text: str) -> None:
+    assert "![A line.](x01_line.png)" in text
+    assert text.startswith("# A better title\n") and "A sentence more." in text
+
+
+def test_what_differs_between_executions_is_left_out(text: str, repository: Path) -> None:
+    for noise in ("100%", "bar", "0x7f", "\x1b", str(repository), "dataframe"):
+        assert noise not in text
+    assert "<a.B object> data" in text and "0  1" in text
+
+
+def test_code_is_marked_as_python_and_the_override_is_shown(text: str) -> None:
+    assert "```python\nalpha = 0.3\n```" in text
+    assert text.index("profile: str") < text.index("alpha = 0.3\n") < text.index("notebook_settings(")
