@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from reasoning_features.bookkeeping import sources
 from reasoning_features.paths import root
+from reasoning_features.runs.provenance import code_cells
 
 CARD = {
     "jupyterlab": "jupyterlab",
@@ -64,7 +64,7 @@ def imported() -> set[str]:
     """Top-level names that the package and the notebooks import."""
     texts = [path.read_text() for path in (root() / "reasoning_features").rglob("*.py")]
     for notebook in (root() / "notebooks").glob("*.ipynb"):
-        texts += sources.code_cells(notebook)
+        texts += code_cells(notebook)
     found = set()
     for text in texts:
         for node in ast.walk(ast.parse(text)):

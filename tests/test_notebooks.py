@@ -7,13 +7,10 @@ import json
 import re
 
 import pytest
-from stub_notebooks import write_notebook
 
-from reasoning_features.bookkeeping.parameters import declared
-from reasoning_features.errors import UserError
 from reasoning_features.paths import root
 from reasoning_features.reporting.claims import all_claims
-from reasoning_features.running.execution import plan
+from reasoning_features.runs.execution import defaults, main
 from reasoning_features.settings import Settings
 
 NOTEBOOKS = sorted((root() / "notebooks").glob("*.ipynb"))
@@ -50,15 +47,10 @@ def test_cells_are_short_and_define_nothing(path):
         assert not any(isinstance(node, kinds) for node in ast.walk(tree))
 
 
-def test_parameters_are_settings_typed_and_explained(path):
-    found = declared(path)
-    assert next(iter(found)) == "profile" and found["profile"].default == "organism"
-    assert "device" in found
-    for name, parameter in found.items():
-        assert name in Settings.model_fields
-        assert name == "profile" or (
-            parameter.default is None and parameter.annotation.startswith("Optional[")
-        )
+def test_parameters_are_settings_and_explained(path):
+    found = defaults(path)
+    assert next(iter(found)) == "profile" and found["profile"] == "organism"
+    assert set(found) - {"changes"} <= set(Settings.model_fields)
     (cell,) = [c for c in code(path) if "parameters" in c["metadata"].get("tags", [])]
     lines = [line for line in cell["source"].splitlines() if re.match(r"\w+:", line)]
     assert len(lines) == len(found) and all("  # " in line for line in lines)
@@ -67,7 +59,7 @@ def test_parameters_are_settings_typed_and_explained(path):
 def test_the_opening_and_the_claims_are_the_notebooks_own(path):
     text = "\n".join(cell["source"] for cell in code(path))
     assert f'begin("{path.stem}", settings)' in text
-    for name in declared(path):
+    for name in defaults(path):
         if name != "profile":
             passed = rf'\b{name}={name}\b|"{name}": {name}\b'
             assert re.search(passed, text), f"{name} is not passed to load_settings"
@@ -80,10 +72,7 @@ def test_notebooks_have_numbers_of_their_own():
     assert len({path.stem[:2] for path in NOTEBOOKS}) == len(NOTEBOOKS)
 
 
-def test_notebooks_about_decisions_are_left_out_where_none_are_known(repository):
-    for name in ("03_reason_score", "12_known_truth"):
-        write_notebook(repository, name)
-    assert [made.number for made in plan(["03", "12"], "smollm2-135m")] == ["03"]
-    assert [made.number for made in plan(["03", "12"], "smoke")] == ["03", "12"]
-    with pytest.raises(UserError, match="12_known_truth needs text whose decisions are known"):
-        plan(["03", "12"], "smollm2-135m", asked=["12"])
+def test_notebooks_about_decisions_are_left_out_where_none_are_known(capsys):
+    assert main(["12", "--profile=smollm2-135m", "--asked=in all"]) == 0
+    assert "12_known_truth needs text whose decisions are known" in capsys.readouterr().out
+    assert main(["12", "--profile=smollm2-135m"]) == 2

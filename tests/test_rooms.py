@@ -7,8 +7,8 @@ import graphlib
 from collections import defaultdict
 from pathlib import Path
 
-from reasoning_features.bookkeeping.sources import PACKAGE
 from reasoning_features.paths import root
+from reasoning_features.runs.provenance import PACKAGE
 
 
 def room(parts: tuple[str, ...]) -> str:

@@ -130,7 +130,7 @@ def test_every_setting_that_names_a_data_set_is_known_as_one():
     assert sources == set(TEXTS)
 
 
-# --- PARAMS, and the parameters cell -------------------------------------------------------------------------
+# --- PARAMS, and the parameters cell ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

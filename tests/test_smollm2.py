@@ -45,14 +45,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[paths.RunPaths]:
     profile = tmp_path_factory.mktemp("profile") / f"{NAME}.yaml"
     profile.write_text(yaml.safe_dump(TINY))
     numbers = ["01", "02", "03", "04", "05", "06"]
-    command = [sys.executable, "-m", "reasoning_features.running.execution"]
+    command = [sys.executable, "-m", "reasoning_features.runs.execution"]
     options = {"cwd": paths.root(), "capture_output": True, "text": True, "env": os.environ}
     try:
-        for given in (
-            ["check", *numbers, "--profile", str(profile)],
-            *(["run", f"build/{NAME}/{number}.plan.json"] for number in numbers),
-        ):
-            done = subprocess.run([*command, *given], **options)
+        for number in numbers:
+            done = subprocess.run([*command, number, f"--profile={profile}"], **options)
             assert done.returncode == 0, done.stderr[-2000:]
         yield paths.RunPaths(NAME)
     finally:

@@ -30,7 +30,9 @@ from reasoning_features.settings import Settings, load_settings, read_overrides
 
 USER_ERRORS = frozenset({"UserError", "MissingArtefact", "CorruptArtefact"})
 KERNEL = "python3"
-NEEDS_DECISIONS = frozenset({"12"})  # notebooks about effects on decisions, known in the organism's text alone
+NEEDS_DECISIONS = frozenset(
+    {"12"}
+)  # notebooks about effects on decisions, known in the organism's text alone
 
 
 class RunFailed(UserError):
@@ -83,7 +85,7 @@ class Plan:
         return next((f"{name} is gone or damaged" for name in _damaged(held["written"])), "")
 
     def parameters(self) -> dict[str, Any]:
-        """What papermill puts after the parameters cell: the profile, each knob that differs, other changes."""
+        """What papermill puts after the parameters cell: profile, knobs that differ, other changes."""
         values, cell = self.settings.model_dump(mode="json"), defaults(self.notebook)
         knobs = {name for name in cell if name in values and name != "profile"}
         found = {name: values[name] for name in cell if name in knobs and values[name] != cell[name]}

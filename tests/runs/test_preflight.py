@@ -43,7 +43,9 @@ def test_parts_are_counted_once_and_fetched_ones_are_here(
     found = {part.setting: part for part in parts(miniature())}
     weights = sum(p.stat().st_size for p in (hub.root / "models" / miniatures.LLAMA).glob("*.safetensors"))
     assert found["subject"].size == found["subject"].missing >= weights
-    assert "solutions_text" not in found and "training_text" not in found  # reasoning_text's file; no training
+    assert (
+        "solutions_text" not in found and "training_text" not in found
+    )  # reasoning_text's file; no training
     assert "training_text" in {part.setting for part in parts(miniature(train_saes=True))}
     assert not list(hub.home.rglob("*.safetensors"))
     local_copy(miniatures.LLAMA)
@@ -117,5 +119,7 @@ def test_sizes_that_do_not_fit_are_told_before_any_work(repository: Path) -> Non
     check(plain)
     with pytest.raises(UserError, match=r"Layer 3 is out of range: model has 3 layers; choose 0 to 2\."):
         check(plain.model_copy(update={"layer": 3}))
-    with pytest.raises(UserError, match=r"wide \(`autoencoder_topk`\) is for activations of width 20, but model"):
+    with pytest.raises(
+        UserError, match=r"wide \(`autoencoder_topk`\) is for activations of width 20, but model"
+    ):
         check(plain.model_copy(update={"autoencoder_topk": "wide"}))

@@ -152,7 +152,9 @@ def test_make_learns_what_was_read_and_written(
         run().reads("data/nowhere")
 
 
-def test_every_model_and_text_is_an_input_by_its_content_wherever_it_lies(house: Path, tmp_path: Path) -> None:
+def test_every_model_and_text_is_an_input_by_its_content_wherever_it_lies(
+    house: Path, tmp_path: Path
+) -> None:
     texts = tmp_path / "elsewhere" / "mine.jsonl"
     texts.parent.mkdir()
     sources = {"reasoning_text": {"dataset": str(texts)}, "problems": {"own": {"dataset": str(texts)}}}
@@ -163,7 +165,9 @@ def test_every_model_and_text_is_an_input_by_its_content_wherever_it_lies(house:
         settings = load_settings("organism", **sources)
         seen.append(provenance.inputs(settings))
         held = begin("01_one", settings).provenance["inputs"]
-        assert held["problems_commits"] == held["reasoning_text_commits"] == {"mine.jsonl": file_digest(texts)}
+        assert (
+            held["problems_commits"] == held["reasoning_text_commits"] == {"mine.jsonl": file_digest(texts)}
+        )
     for name in sources:
         assert seen[0][name] != seen[1][name]
     assert seen[0]["subject"] == seen[1]["subject"] and len(seen[0]["subject"]) == 1

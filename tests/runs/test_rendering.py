@@ -28,7 +28,9 @@ def text(repository: Path) -> str:
     widget = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "bar"}
     notebook.cells[-2].outputs = [
         new_output("stream", name="stderr", text="100%|##| 3.1s"),
-        new_output("stream", name="stdout", text=f"\x1b[31m<a.B object at 0x7f12>\x1b[0m {repository}/data\n"),
+        new_output(
+            "stream", name="stdout", text=f"\x1b[31m<a.B object at 0x7f12>\x1b[0m {repository}/data\n"
+        ),
         new_output("display_data", data=widget),
         new_output("execute_result", data=frame, execution_count=3),
     ]

@@ -1,4 +1,4 @@
-"""Work in shards: made once, whole or absent, merged in order; by a Ray cluster the same bytes, a worker killed or not."""
+"""Work in shards: made once, whole or absent, merged in order; a Ray cluster gives the same bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,12 +15,12 @@ import torch
 from tiny import WIDTH, signed_identity
 
 from reasoning_features.errors import UserError
-from reasoning_features.runs import shards
-from reasoning_features.runs.shards import ENGINE, Work, drop_others, map_shards, shard_file
 from reasoning_features.models.conditions import Condition
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream import activations
 from reasoning_features.residual_stream.activations import harvest
+from reasoning_features.runs import shards
+from reasoning_features.runs.shards import ENGINE, Work, drop_others, map_shards, shard_file
 from reasoning_features.scoring import passes
 from reasoning_features.scoring.feature_statistics import SetSums, accumulate
 from reasoning_features.scoring.selection import document_blocks
@@ -139,7 +138,7 @@ def test_the_code_is_part_of_what_determines_a_shard(work, monkeypatch):
     assert Work("a", partial(passes._shard), 1, {}).digest != before
 
 
-# --- Ray: a cluster of two workers on this machine -----------------------------------------------------------
+# --- Ray: a cluster of two workers on this machine ---------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

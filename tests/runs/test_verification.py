@@ -28,7 +28,9 @@ def write(folder: Path, name: str, committed: str | None, rebuilt: str | None) -
         ("x,w\n1,a\n2,a\n", False, "another shape"),
     ],
 )
-def test_computed_numbers_agree_to_a_thousandth(tmp_path: Path, rebuilt: str, agrees: bool, said: str) -> None:
+def test_computed_numbers_agree_to_a_thousandth(
+    tmp_path: Path, rebuilt: str, agrees: bool, said: str
+) -> None:
     verdict = compare(*write(tmp_path, "x03_grid.csv", "x,w\n1,a\n", rebuilt))
     assert verdict.agrees == agrees and said in verdict.found
     assert verdict.judged == ("same bytes" if rebuilt == "x,w\n1,a\n" else "computed, within 0.001")
@@ -38,7 +40,12 @@ def test_computed_numbers_agree_to_a_thousandth(tmp_path: Path, rebuilt: str, ag
     ("header", "row", "rebuilt", "said"),
     [
         ("class,n,gain,low,high", "a,9,0.2,0.1,0.3", "a,8,0.29,0.2,0.4", ""),
-        ("class,n,gain,low,high", "a,9,0.2,0.1,0.3", "a,8,0.35,0.32,0.4", "gain lies outside the interval in 1 of 1"),
+        (
+            "class,n,gain,low,high",
+            "a,9,0.2,0.1,0.3",
+            "a,8,0.35,0.32,0.4",
+            "gain lies outside the interval in 1 of 1",
+        ),
         ("low,longer,longer low,longer high", "9,1,0,2", "5,3,2.5,4", "longer lies outside"),
         ("share,share_low,share_high", "1,0,2", "1.9,1,3", ""),
         ("gain,low,high", ",,", "0.1,0,1", ""),
