@@ -83,7 +83,8 @@ endif
 
 ifeq ($(PROFILE)$(strip $(PARAMS)),organism)
 all:
-	@$(EXECUTE) readme
+	@$(BIN)/python -c 'from pathlib import Path; from reasoning_features.reporting.claims import update_readme; \
+	  update_readme(Path("README.md"), Path("figures/organism"))'
 endif
 
 # --- the checks ----------------------------------------------------------------------------------------------

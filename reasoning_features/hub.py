@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import yaml
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -124,6 +125,33 @@ def sizes(reference: str, kind: Kind = "model", patterns: Sequence[str] | None =
         held = Path(_download(parse(reference), kind, patterns, local_files_only=True))
         return sum(file.stat().st_size for file in held.rglob("*") if file.is_file()), 0
     return sum(f.file_size for f in files), sum(f.file_size for f in files if f.will_download)
+
+
+def dataset_files(reference: str, name: str | None = None, split: str = "train") -> list[str] | None:
+    """Patterns of the files of a configuration and split of a data set, as its card tells; None: all files.
+
+    Raises:
+        UserError: the card knows no such configuration or split, or as :func:`local_copy`.
+    """
+    try:
+        card = local_copy(reference, "dataset", ["README.md"]).path / "README.md"
+        told = yaml.safe_load(card.read_text(encoding="utf-8").split("---\n")[1])["configs"]
+    except (MissingArtefact, FileNotFoundError, yaml.YAMLError, IndexError, KeyError, TypeError):
+        return None  # no card, or none that tells
+    files = {each.get("config_name", "default"): each.get("data_files") for each in told}
+    if not any(files.values()):
+        return None
+    name = name or next((each for each in ("default", *files) if each in files), "")
+    if not files.get(name):
+        raise UserError(f"{reference} has no configuration {name!r}: it has {', '.join(files)}.")
+    splits: dict[str, list[str]] = {}
+    for each in files[name] if isinstance(files[name], list) else [files[name]]:
+        own = each if isinstance(each, dict) else {"split": "train", "path": each}
+        paths_of = own["path"] if isinstance(own["path"], list) else [own["path"]]
+        splits.setdefault(own["split"], []).extend(paths_of)
+    if split not in splits:
+        raise UserError(f"{reference} has no split {split!r}: it has {', '.join(splits)}.")
+    return splits[split]
 
 
 def refusal(reference: str, kind: Kind = "model") -> str:

@@ -117,7 +117,7 @@ def _leave(hub: LocalHub) -> None:
         (
             miniatures.LLAMA,
             _refuse,
-            r"The hub refuses its token .*: log in with `hf auth login`, or set HF_TOKEN",
+            r"The hub refuses the token .*: log in with `hf auth login`, or set HF_TOKEN",
         ),
         (f"{miniatures.LLAMA}@v9", _leave, r"has no revision v9: see http"),
         ("mini/nothing", _leave, r"There is no model mini/nothing on the hub, or it is private"),

@@ -251,13 +251,13 @@ def _known_engine(engine: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make a notebook by its number; or ``plan`` a profile, ``verify`` it, write its ``readme``.
+    """Make a notebook by its number; or ``plan`` a profile, or ``verify`` it.
 
     Returns 0; 1 when a run failed or a comparison differs; 2 when what was asked for cannot be done; 130 when
     interrupted.
     """
     parser = argparse.ArgumentParser(prog="python -m reasoning_features.runs.execution")
-    parser.add_argument("goal", help="a notebook's number, or: plan, verify, readme")
+    parser.add_argument("goal", help="a notebook's number, or: plan, verify")
     parser.add_argument("--profile", default="organism")
     parser.add_argument("--parameters", default="")
     parser.add_argument("--device", default="")
@@ -274,10 +274,6 @@ def main(arguments: list[str] | None = None) -> int:
             from reasoning_features.runs.verification import verify
 
             return verify(asked.profile)
-        elif asked.goal == "readme":
-            from reasoning_features.reporting.claims import update_readme
-
-            update_readme(paths.root() / "README.md", paths.RunPaths(asked.profile).figures)
         else:
             _known_engine(asked.engine)
             needed = asked.asked == "for another notebook"

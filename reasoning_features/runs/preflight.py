@@ -18,7 +18,6 @@ from reasoning_features.settings import (
     Settings,
     TextSource,
 )
-from reasoning_features.text.text_sources import hub_files
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINING = ("training_text", "base_text", "stages_text")  # fetched only where autoencoders are trained
@@ -128,7 +127,9 @@ def _part(setting: str, named: str | TextSource | ProblemSource) -> Part:
         files = [path] if path.is_file() else path.rglob("*.safetensors" if kind == "model" else "*")
         return Part(setting, reference, sum(file.stat().st_size for file in files if file.is_file()))
     try:
-        patterns = None if isinstance(named, str) else hub_files(named)
+        patterns = (
+            None if isinstance(named, str) else hub.dataset_files(named.dataset, named.name, named.split)
+        )
         size, missing = hub.sizes(reference, kind, patterns)
     except UserError as error:
         return Part(setting, reference, problem=str(error))

@@ -42,7 +42,7 @@ def render(notebook: Path, executed: Path, folder: Path) -> list[Path]:
             for output in cell.outputs:
                 _tidy(output, figures)
         cells.append(cell)
-    shown.cells = cells
+    shown.cells, shown.metadata = cells, NotebookNode(language_info={"name": "python"})
     shown, _ = CoalesceStreamsPreprocessor().preprocess(shown, {})
     images = folder / f"{notebook.stem}_files"
     shutil.rmtree(images, ignore_errors=True)

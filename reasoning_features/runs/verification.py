@@ -112,7 +112,7 @@ def _to_a_thousandth(a: pd.DataFrame, b: pd.DataFrame) -> str:
 
 
 def _within_intervals(a: pd.DataFrame, b: pd.DataFrame) -> str:
-    """Which sampled number lies outside the other's interval; numbers without an interval are not judged."""
+    """Which sampled number lies outside the committed interval; those without an interval are not judged."""
     if list(a.columns) != list(b.columns):
         return f"other columns, {', '.join(map(str, {*a.columns} ^ {*b.columns}))}"
     if len(a) != len(
@@ -127,11 +127,9 @@ def _within_intervals(a: pd.DataFrame, b: pd.DataFrame) -> str:
         if not low.endswith("low") or high not in columns:
             continue
         estimate = low[:-4] if low[:-4] in columns else columns[place - 1]
-        inside = np.zeros(len(a), dtype=bool)
-        for one, other in ((a, b), (b, a)):
-            value, slack = _floats(one[estimate]), COMPUTED * np.abs(_floats(other[estimate])) + COMPUTED
-            ends = _floats(other[low]) - slack, _floats(other[high]) + slack
-            inside |= ((ends[0] <= value) & (value <= ends[1])) | np.isnan(value) | np.isnan(ends[0])
+        value, ends = _floats(b[estimate]), (_floats(a[low]), _floats(a[high]))
+        slack = COMPUTED * (1 + np.abs(_floats(a[estimate])))
+        inside = ~((value < ends[0] - slack) | (value > ends[1] + slack))  # what is empty is not outside
         if not inside.all():
             return f"{estimate} lies outside the interval in {(~inside).sum()} of {len(a)} rows"
     return ""

@@ -153,10 +153,9 @@ def test_make_learns_what_was_read_and_written(
 
 
 def test_every_model_and_text_is_an_input_by_its_content_wherever_it_lies(
-    house: Path, tmp_path: Path
+    house: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    texts = tmp_path / "elsewhere" / "mine.jsonl"
-    texts.parent.mkdir()
+    texts = tmp_path_factory.mktemp("elsewhere") / "mine.jsonl"
     sources = {"reasoning_text": {"dataset": str(texts)}, "problems": {"own": {"dataset": str(texts)}}}
     sources |= {"general_text": {"dataset": str(texts.parent)}}
     seen = []
