@@ -10,8 +10,8 @@ import pytest
 
 from reasoning_features.paths import root
 from reasoning_features.reporting.claims import all_claims
-from reasoning_features.runs.execution import defaults, main
-from reasoning_features.settings import Settings
+from reasoning_features.runs.execution import defaults, main, plan
+from reasoning_features.settings import Settings, load_settings, notebook_settings
 
 NOTEBOOKS = sorted((root() / "notebooks").glob("*.ipynb"))
 
@@ -54,6 +54,16 @@ def test_parameters_are_settings_and_explained(path):
     (cell,) = [c for c in code(path) if "parameters" in c["metadata"].get("tags", [])]
     lines = [line for line in cell["source"].splitlines() if re.match(r"\w+:", line)]
     assert len(lines) == len(found) and all("  # " in line for line in lines)
+
+
+@pytest.mark.parametrize("profile", ["organism", "smoke", "smollm2-135m"])
+def test_papermill_gives_a_notebook_the_settings_that_were_asked_for(path, profile):
+    asked = plan(path.stem[:2], profile, "seed=7")
+    given = defaults(path) | asked.parameters()
+    knobs = {name: value for name, value in given.items() if name not in ("profile", "changes")}
+    load = notebook_settings if "changes" in given else lambda name, _, **knobs: load_settings(name, **knobs)
+    assert load(given["profile"], given.get("changes", {}), **knobs) == asked.settings
+    assert asked.settings.run == f"{profile}+seed=7"
 
 
 def test_the_opening_and_the_claims_are_the_notebooks_own(path):

@@ -58,7 +58,8 @@ def digest(texts: Iterable[str]) -> str:
 def imported_files(code: Iterable[str]) -> dict[str, str]:
     """File → SHA-256 of every source of the package that code imports, directly or through others.
 
-    Tables (``.csv``, ``.tsv``, ``.json``) beside an imported source count as well. Imports are absolute here.
+    Tables (``.csv``, ``.tsv``, ``.json``) beside an imported source count as well, and the YAML of its name.
+    Imports are absolute here.
     """
     found: dict[str, str] = {}
     waiting = list(code)
@@ -81,7 +82,7 @@ def _files_of(parts: list[str]) -> Iterator[Path]:
     """The files that importing a dotted name reads: each room's ``__init__`` and the module's own."""
     for n in range(1, len(parts) + 1):
         place = paths.root().joinpath(*parts[:n])
-        for file in (place / "__init__.py", place.with_suffix(".py")):
+        for file in (place / "__init__.py", place.with_suffix(".py"), place.with_suffix(".yaml")):
             if file.is_file():
                 yield file
                 yield from (other for other in file.parent.iterdir() if other.suffix in TABLES)
