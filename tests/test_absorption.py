@@ -21,7 +21,7 @@ from reasoning_features.foundations.hierarchies import (
     organism_hierarchies,
     parent_probe,
 )
-from reasoning_features.models.tokenization import load_tokenizer
+from reasoning_features.models.subject import load_tokenizer
 from reasoning_features.organism.tokenizer import LARGEST_NUMBER
 from reasoning_features.organism.words import OPENERS, TWINS
 from reasoning_features.residual_stream.activations import ActivationBatch

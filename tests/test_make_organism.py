@@ -12,7 +12,7 @@ from reasoning_features import paths
 from reasoning_features.making import organism as make_organism
 from reasoning_features.making import steering as make_steering
 from reasoning_features.settings import load_settings
-from reasoning_features.steering.steering_study import load_study
+from reasoning_features.steering.steering_study import load_studies
 from reasoning_features.truth.stored_benchmarks import load_benchmarks
 
 
@@ -56,7 +56,7 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     assert (benchmark.model, benchmark.kappa, benchmark.autoencoder_seed) == ("coupled-0", 1.0, 0)
     assert len(benchmark.truths["persistence"].features)
     assert benchmark.whole and set(benchmark.over_trace) == set(benchmark.truths)
-    study = load_study(folder / "steering" / "coupled-0-topk-0")
+    study = load_studies(folder / "steering")["coupled-0-topk-0"]
     assert {"unsteered", "ReasonScore", "mean difference"} <= set(study.evaluation["group"])
     diffing = {path.name: {p.name for p in path.iterdir()} for path in (folder / "diffing").iterdir()}
     assert diffing.pop("placebo-model") >= {"model.safetensors", "training.json"}

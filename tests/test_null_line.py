@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from studies import made
 from test_scorer_benchmark import benchmark
-from test_steering_results import made
 from tiny import signed_identity
 
 from reasoning_features.foundations import null_line
-from reasoning_features.steering.search import CHOSEN, FEATURES, SLOT
+from reasoning_features.steering.steering_study import CHOSEN, FEATURES, SLOT
 from reasoning_features.truth.scorer_benchmark import evaluate_all
 from reasoning_features.truth.scorers import Scorer, column
 

@@ -13,8 +13,8 @@ from reasoning_features.bench.setting import Setting, Sizes, questions_of_one_le
 from reasoning_features.bench.timing import Bar, Row, all_in_turn, compared, in_turn
 from reasoning_features.models.conditions import Condition, feature_conditions
 from reasoning_features.models.sampling import TEMPERATURE, TOP_P
+from reasoning_features.steering.answering import write
 from reasoning_features.steering.benchmarks import Questions
-from reasoning_features.steering.generation import continuations
 
 
 def conditions_of(setting: Setting, sizes: Sizes) -> tuple[list[Condition], Tensor]:
@@ -113,8 +113,10 @@ def rows(setting: Setting, sizes: Sizes) -> list[Row]:
     few, peers = conditions[:: max(1, len(conditions) // sizes.few)][: sizes.few], Peers(setting, asked)
 
     def ours(given: Sequence[Condition]) -> float:
-        answers = continuations(setting.subject, asked, given, seed=0, batch=len(asked) * len(given))
-        return float(sum(map(len, answers)))
+        answers: dict[int, list[int]] = {}
+        rows = range(len(asked) * len(given))
+        write(setting.subject, asked, given, 0, rows, answers.__setitem__, batch=len(rows))
+        return float(sum(map(len, answers.values())))
 
     def released() -> float:
         return float(sum(peers.released(c.feature, c.gamma * float(maxima[c.feature])) for c in few))

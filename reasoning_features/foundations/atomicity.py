@@ -22,9 +22,8 @@ from reasoning_features.foundations.hierarchies import label_tokens, parent_prob
 from reasoning_features.foundations.meta_autoencoder import composition
 from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.statistics import Interval, independent_difference
-from reasoning_features.steering.search import CHOSEN, FEATURES
 from reasoning_features.steering.steering_results import screening_counts
-from reasoning_features.steering.steering_study import Study
+from reasoning_features.steering.steering_study import CHOSEN, FEATURES, Study
 from reasoning_features.text.corpus import Corpus
 
 COLUMNS = ["metric", "dictionary", "estimate", "low", "high", "n"]

@@ -22,9 +22,8 @@ from reasoning_features.foundations.comparison import row
 from reasoning_features.foundations.names import name_of
 from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.statistics import Interval, paired_difference, percentile_interval
-from reasoning_features.steering.search import CHOSEN, FEATURES
-from reasoning_features.steering.steering_results import overall_table
-from reasoning_features.steering.steering_study import Study
+from reasoning_features.steering.steering_results import winners_table
+from reasoning_features.steering.steering_study import CHOSEN, FEATURES, Study
 from reasoning_features.truth.scorer_benchmark import CEILING, RESAMPLES, SEED, live_scores, metrics
 from reasoning_features.truth.scorers import column
 from reasoning_features.truth.stored_benchmarks import Benchmark
@@ -85,9 +84,11 @@ def scorer_difference(trained: Benchmark, null: Benchmark, level: float = 0.95) 
 
 def winners(studies: Mapping[str, Study], seed: int = 0) -> pd.DataFrame:
     """Every class's winner on fresh problems, by dictionary: ``dictionary`` and the columns of
-    :func:`reasoning_features.steering.steering_results.overall_table`.
+    :func:`reasoning_features.steering.steering_results.winners_table`.
     """
-    tables = [overall_table(study, seed).assign(dictionary=name) for name, study in studies.items()]
+    tables = [
+        winners_table(study, seed, families=False).assign(dictionary=name) for name, study in studies.items()
+    ]
     table = pd.concat(tables, ignore_index=True).drop(columns="domain")
     return table[["dictionary", *table.columns.drop("dictionary")]]
 

@@ -19,7 +19,7 @@ from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import load_autoencoder
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.settings import Settings, load_settings
-from reasoning_features.steering.studied_model import prepare, study_model
+from reasoning_features.steering.steering_study import prepare, study_model
 from reasoning_features.truth.causal_benchmark import draw_words, gather_evidence, identity
 from reasoning_features.truth.stored_benchmarks import Benchmark, load_benchmarks
 from reasoning_features.workers import Each

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,24 +19,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from reasoning_features.errors import UserError
-from reasoning_features.models.sampling import RowEdit
+from reasoning_features.models.sampling import Change, Rule
 from reasoning_features.models.subject import Subject
 
 UNSTEERED = "unsteered"
-
-
-class ConditionRule(Protocol):
-    """A change of what a condition's answers write: a token rule that is told each row's problem.
-
-    The methods are those of :class:`reasoning_features.models.sampling.TokenRule`, with the numbers of the
-    rows' questions, ``problems``, in the place of ``rows``. Every sampling gets a copy of its own, in which
-    each problem is answered once, so a rule may remember things by problem. Two rules of one ``repr`` do the
-    same.
-    """
-
-    def logits(self, logits: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor: ...
-
-    def drawn(self, tokens: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +35,9 @@ class Condition:
         gamma: the strength, in units of the feature's largest activation.
         vector: ``[d]``, added to the stream at every position, the prompt's too (equation 7).
         clamp: the activation that ``feature`` is set to everywhere, the error kept (the released hook).
-        rule: changes the next token's logits, or what was drawn.
+        rule: changes the next token's logits, or what was drawn; its rows are numbers of problems. Every
+            sampling gets a copy of its own, in which each problem is answered once, so it may remember things
+            by problem. Two rules of one ``repr`` do the same.
     """
 
     name: str
@@ -57,99 +45,48 @@ class Condition:
     gamma: float = 0.0
     vector: Tensor | None = None
     clamp: float | None = None
-    rule: ConditionRule | None = None
+    rule: Rule | None = None
+
+
+def added(name: str, feature: int, gamma: float, direction: Tensor) -> Condition:
+    """Equation 7: γ times a direction ``[d]`` (a feature's: f_max · W_dec) is added at every position."""
+    return Condition(f"{name} at {gamma:g}", feature, gamma, vector=gamma * direction)
 
 
 def feature_conditions(
-    sae: Any, features: Sequence[int], gammas: Sequence[float], maxima: ArrayLike
+    sae: Any, features: Sequence[int], gammas: Sequence[float], maxima: ArrayLike, clamp: bool = False
 ) -> list[Condition]:
-    """Every feature added at every strength (equation 7).
+    """Every feature at every strength: added (equation 7), or clamped (the released hook).
 
     Args:
         sae: gives the decoder directions.
         features: which features.
         gammas: strengths, in units of the feature's largest activation.
         maxima: each feature's largest activation f_i^max ``[d_sae]``, on data that nothing is reported of.
+        clamp: set the activation to γ · f_i^max instead of adding.
 
     Raises:
         UserError: a feature that is not there or never active, or a strength that is not finite.
     """
-    decoder = sae.W_dec.detach().cpu()
-    return [
-        Condition(f"{feature} at {gamma:g}", feature, gamma, vector=activation * decoder[feature])
-        for feature, gamma, activation in _activations(sae, features, gammas, maxima)
-    ]
-
-
-def clamped_conditions(
-    sae: Any, features: Sequence[int], gammas: Sequence[float], maxima: ArrayLike
-) -> list[Condition]:
-    """Every feature clamped at every strength (the released hook); arguments as :func:`feature_conditions`.
-
-    Raises:
-        UserError: a feature that is not there or never active, or a strength that is not finite.
-    """
-    return [
-        Condition(f"{feature} clamped at {gamma:g}", feature, gamma, clamp=activation)
-        for feature, gamma, activation in _activations(sae, features, gammas, maxima)
-    ]
-
-
-def _activations(
-    sae: Any, features: Sequence[int], gammas: Sequence[float], maxima: ArrayLike
-) -> list[tuple[int, float, float]]:
-    """Feature, strength and γ · f_i^max of every pair, after checks."""
-    largest = np.asarray(maxima, dtype=float)
-    for feature in features:
-        if not 0 <= feature < sae.cfg.d_sae:
-            raise UserError(f"Feature {feature} is not there: this autoencoder has 0 to {sae.cfg.d_sae - 1}.")
-        if not largest[feature] > 0:
-            raise UserError(f"Feature {feature} is never active, so it has no strength to steer with.")
+    largest, decoder = np.asarray(maxima, dtype=float), sae.W_dec.detach().cpu()
     if not np.isfinite(gammas).all():
         raise UserError(f"The strengths {list(gammas)} are not all finite numbers: give finite ones.")
-    return [(feature, gamma, gamma * float(largest[feature])) for feature in features for gamma in gammas]
+    made = []
+    for feature in features:
+        _check_feature(feature, sae)
+        if not (most := float(largest[feature])) > 0:
+            raise UserError(f"Feature {feature} is never active, so it has no strength to steer with.")
+        for gamma in gammas:
+            if clamp:
+                made.append(Condition(f"{feature} clamped at {gamma:g}", feature, gamma, clamp=gamma * most))
+            else:
+                made.append(added(str(feature), feature, gamma, most * decoder[feature]))
+    return made
 
 
-def stream_edit(subject: Subject, conditions: Sequence[Condition], n: int, sae: Any = None) -> RowEdit | None:
-    """What conditions do to the stream at the hook point; row ``r`` is of condition ``r // n``.
-
-    Returns None where no condition changes the stream.
-
-    Raises:
-        UserError: as :func:`reasoning_features.steering.answering.answers`.
-    """
-    check_conditions(subject, conditions, sae)
-    if all(condition.vector is None and condition.clamp is None for condition in conditions):
-        return None
-    device, dtype = subject.device, subject.model.dtype
-    still = torch.zeros(subject.d_model)
-    vectors = torch.stack([still if c.vector is None else c.vector for c in conditions]).to(device, dtype)
-    clamps = [(i, c.feature, c.clamp) for i, c in enumerate(conditions) if c.clamp is not None]
-    if not clamps:
-        return RowEdit(subject.hooked_block, lambda stream, rows: stream + vectors[rows // n][:, None])
-    clamped = torch.zeros(len(conditions), dtype=torch.bool, device=device)
-    features = torch.zeros(len(conditions), dtype=torch.int64, device=device)
-    targets = torch.zeros(len(conditions), device=device)
-    for i, feature, target in clamps:
-        clamped[i], features[i], targets[i] = True, feature, target
-
-    def change(stream: Tensor, rows: Tensor) -> Tensor:
-        condition = rows // n
-        changed = stream + vectors[condition][:, None]
-        held = clamped[condition].nonzero().flatten()
-        if len(held):
-            at = condition[held]
-            changed[held] += _clamping(sae, stream[held], features[at], targets[at])
-        return changed
-
-    return RowEdit(subject.hooked_block, change)
-
-
-def _clamping(sae: Any, stream: Tensor, features: Tensor, targets: Tensor) -> Tensor:
-    """What clamping adds to streams ``[b, t, d]``: one feature and one activation for each row ``[b]``."""
-    encoded = sae.encode(stream.to(sae.dtype))
-    active = encoded.gather(-1, features[:, None, None].expand(-1, stream.shape[1], 1))
-    return ((targets[:, None, None] - active) * sae.W_dec[features][:, None]).to(stream.dtype)
+def _check_feature(feature: int, sae: Any) -> None:
+    if not 0 <= feature < sae.cfg.d_sae:
+        raise UserError(f"Feature {feature} is not there: this autoencoder has 0 to {sae.cfg.d_sae - 1}.")
 
 
 def check_conditions(subject: Subject, conditions: Sequence[Condition], sae: Any = None) -> None:
@@ -172,44 +109,67 @@ def check_conditions(subject: Subject, conditions: Sequence[Condition], sae: Any
             continue
         if sae is None:
             raise UserError(f"{condition.name!r} clamps a feature: give the autoencoder as `sae`.")
-        if not 0 <= condition.feature < sae.cfg.d_sae:
-            raise UserError(
-                f"Feature {condition.feature} is not there: this autoencoder has 0 to {sae.cfg.d_sae - 1}."
-            )
+        _check_feature(condition.feature, sae)
         if not np.isfinite(condition.clamp):
             raise UserError(f"{condition.name!r} clamps to {condition.clamp}: give a finite activation.")
 
 
-class ConditionRules:
-    """The conditions' rules as one token rule (:class:`reasoning_features.models.sampling.TokenRule`).
+def stream_change(
+    subject: Subject, conditions: Sequence[Condition], which: Tensor, sae: Any = None
+) -> Change | None:
+    """What conditions do to the stream at the hook point; row ``r`` is of condition ``which[r]``.
 
-    Place ``i`` of what is sampled is row ``asked[i]``, and row ``r`` answers question ``r % n`` under
-    condition ``r // n``.
+    Returns None where no condition changes the stream.
     """
+    if all(condition.vector is None and condition.clamp is None for condition in conditions):
+        return None
+    device, still = subject.device, torch.zeros(subject.d_model)
+    vectors = torch.stack([still if c.vector is None else c.vector for c in conditions])
+    vectors, which = vectors.to(device, subject.model.dtype), which.to(device)
+    clamped = torch.tensor([c.clamp is not None for c in conditions], device=device)
+    features = torch.tensor([max(c.feature, 0) for c in conditions], device=device)
+    targets = torch.tensor([c.clamp or 0.0 for c in conditions], device=device)
 
-    def __init__(self, conditions: Sequence[Condition], n: int, asked: Tensor) -> None:
-        self._n, self._asked = n, asked
+    def change(stream: Tensor, rows: Tensor) -> Tensor:
+        condition = which[rows]
+        changed = stream + vectors[condition][:, None]
+        if sae is not None and len(places := clamped[condition].nonzero().flatten()):
+            at, own = condition[places], stream[places]
+            feature = features[at][:, None, None].expand(-1, stream.shape[1], 1)
+            missing = targets[at][:, None, None] - sae.encode(own.to(sae.dtype)).gather(-1, feature)
+            changed[places] += (missing * sae.W_dec[features[at]][:, None]).to(stream.dtype)
+        return changed
+
+    return change
+
+
+class ConditionRules(Rule):
+    """The conditions' rules as one: row ``r`` is of condition ``which[r]`` and problem ``problems[r]``."""
+
+    def __init__(
+        self, conditions: Sequence[Condition], which: Sequence[int], problems: Sequence[int]
+    ) -> None:
+        self._which, self._problems = np.asarray(which), np.asarray(problems)
         self._rules = {i: copy.deepcopy(c.rule) for i, c in enumerate(conditions) if c.rule is not None}
 
-    def logits(self, logits: Tensor, rows: Tensor, written: Sequence[Sequence[int]]) -> Tensor:
+    def logits(self, logits: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
         changed = logits.clone()
         for rule, at, problems, texts in self._parts(rows, written):
             changed[at] = rule.logits(logits[at], problems, texts)
         return changed
 
-    def drawn(self, tokens: Tensor, rows: Tensor, written: Sequence[Sequence[int]]) -> Tensor:
+    def drawn(self, tokens: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
         changed = tokens.clone()
         for rule, at, problems, texts in self._parts(rows, written):
             changed[at] = rule.drawn(tokens[at], problems, texts)
         return changed
 
     def _parts(
-        self, rows: Tensor, written: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[ConditionRule, Tensor, list[int], list[Sequence[int]]]]:
+        self, rows: Sequence[int], written: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[Rule, list[int], list[int], list[Sequence[int]]]]:
         """Each rule with its rows' places in the batch, their problems, and what they have written."""
-        asked = self._asked[rows]
-        condition, problem = (asked // self._n).numpy(), (asked % self._n).numpy()
+        asked = np.asarray(rows)
         for i, rule in self._rules.items():
-            at = np.flatnonzero(condition == i)
-            if len(at):
-                yield rule, torch.from_numpy(at), problem[at].tolist(), [written[j] for j in at.tolist()]
+            at = np.flatnonzero(self._which[asked] == i).tolist()
+            if at:
+                yield rule, at, self._problems[asked[at]].tolist(), [written[place] for place in at]

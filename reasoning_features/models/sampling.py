@@ -2,23 +2,25 @@
 
 A row's tokens therefore do not depend on which other rows share its batch, and a larger run continues a
 smaller one. The residual stream, the next token's logits and what was drawn may be changed row by row, so
-that many conditions share a batch.
+that many conditions share a batch. :func:`sample_continuously` is transformers' own continuous batching, for
+long answers on a GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers.generation import ContinuousBatchingConfig
 
 from reasoning_features.errors import UserError
 
@@ -30,37 +32,52 @@ _MEMORY_SHARE = 0.6
 """Share of the free memory for keys and values: one layer's are held twice while they grow."""
 _DROP_SHARE = 0.9
 """The cache is cut down to the unfinished rows when fewer than this share of it are left."""
+PAGE = 256
+"""Tokens of a page of keys and values in continuous batching."""
+_CPU_TOKENS = 1024
+"""Tokens of one forward pass of continuous batching on a CPU."""
+
+Ended = Callable[[int, list[int]], None]
+"""Is told a row and its new tokens as it ends."""
+Change = Callable[[Tensor, Tensor], Tensor]
+"""Takes the stream ``[b, t, d]`` and the numbers of its rows ``[b]``; gives the stream to go on with."""
 
 
-@dataclass(frozen=True)
-class RowEdit:
-    """A change of the residual stream after one block while sampling.
+class Rule:
+    """A change of what rows write, token by token; without methods of its own it changes nothing.
 
-    Attributes:
-        block: the module whose output is the stream.
-        change: takes the stream ``[b, t, d]`` of the prompts, then of one new token at a time, and which of
-            the sampled rows these are ``[b]`` int64; gives the stream to go on with.
+    ``rows`` are numbers of rows, ``written`` the new tokens of each so far, without its prompt. What a rule
+    does to a row may depend on that row alone, and a rule that draws does so from a stream of the row's own.
     """
 
-    block: torch.nn.Module
-    change: Callable[[Tensor, Tensor], Tensor]
+    def logits(self, logits: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+        """The next token's logits ``[b, vocabulary]`` to draw from."""
+        return logits
+
+    def drawn(self, tokens: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+        """The token ids ``[b]`` to write in place of those that were drawn."""
+        return tokens
 
 
-class TokenRule(Protocol):
-    """A change of what rows write, token by token.
+@contextlib.contextmanager
+def edited(
+    block: torch.nn.Module | None, change: Callable[..., Tensor] | None, *rows: Tensor
+) -> Iterator[None]:
+    """Within this context the output ``[b, t, d]`` of a block is ``change(output, *rows)``; None: none is."""
+    if block is None or change is None:
+        yield
+        return
 
-    ``rows`` [b] int64 are the sampled rows' numbers, ``written`` the new tokens of each so far, without its
-    prompt. What a rule does to a row may depend on that row alone, and a rule that draws does so from a
-    random stream of the row's own.
-    """
+    def hook(module: Any, inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):  # in some models; a tensor in most since transformers 5
+            return (change(output[0], *rows), *output[1:])
+        return change(output, *rows)
 
-    def logits(self, logits: Tensor, rows: Tensor, written: Sequence[Sequence[int]]) -> Tensor:
-        """The next token's logits [b, vocabulary] to draw from."""
-        ...
-
-    def drawn(self, tokens: Tensor, rows: Tensor, written: Sequence[Sequence[int]]) -> Tensor:
-        """The token ids [b] to write in place of those that were drawn."""
-        ...
+    handle = block.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float = TEMPERATURE, top_p: float = TOP_P) -> Tensor:
@@ -99,45 +116,102 @@ def sample(
     max_new_tokens: int,
     seed: int,
     streams: Sequence[int] | None = None,
-    edit: RowEdit | None = None,
-    rule: TokenRule | None = None,
+    block: torch.nn.Module | None = None,
+    change: Change | None = None,
+    rule: Rule | None = None,
     batch: int = 256,
     progress: str | None = None,
     pad: int | None = None,
-    ended: Callable[[int, list[int]], None] | None = None,
+    ended: Ended | None = None,
 ) -> list[list[int]]:
     """Continues every prompt until ``end`` (kept) or ``max_new_tokens``.
 
     ``prompts`` are token ids; row ``i`` draws from the random stream (``seed``, ``streams[i]``), by default
     (``seed``, ``i``): rows given one stream draw the same uniforms, which pairs the conditions of an
     experiment. Prompts of one length are run together, so nothing is padded; with ``pad``, a token, prompts
-    of any lengths are, padded on the left. ``edit`` and ``rule`` get rows by their place in ``prompts``.
-    ``progress`` names a progress bar. ``ended`` is told each row and its new tokens as it ends. Returns the
-    new tokens of each row.
+    of any lengths are, padded on the left. ``change`` is made on the output of ``block``; it and ``rule`` get
+    rows by their place in ``prompts``. ``progress`` names a progress bar. Returns the new tokens of each row.
 
     Raises:
         UserError: a prompt and the longest answer do not fit into the model's context.
     """
     check_context(model, prompts, max_new_tokens)
-    seeds = [(seed, stream) for stream in (range(len(prompts)) if streams is None else streams)]
     by_length: dict[int, list[int]] = defaultdict(list)
     for row, prompt in enumerate(prompts):
         by_length[len(prompt) if pad is None else 0].append(row)
-    finished: list[list[int]] = [[] for _ in prompts]
+    parts = [rows[i : i + batch] for rows in by_length.values() for i in range(0, len(rows), batch)]
+    written: list[list[int]] = [[] for _ in prompts]
     with tqdm(total=len(prompts), desc=progress, unit="trace", disable=progress is None) as bar:
-        for rows in by_length.values():
-            for start in range(0, len(rows), batch):
-                part = rows[start : start + batch]
-                given = prompts, part, finished, end, max_new_tokens, seeds, edit, rule, pad, ended
-                _sample_batch(model, *given)
-                bar.update(len(part))
-    return finished
+        for rows in parts:
+            draws = [
+                np.random.default_rng((seed, row if streams is None else streams[row])).random(max_new_tokens)
+                for row in rows
+            ]
+            uniforms = torch.from_numpy(np.stack(draws))
+            texts = {row: written[row] for row in rows}
+            _sample_batch(model, prompts, texts, uniforms, end, block, change, rule, pad or 0, ended)
+            bar.update(len(rows))
+    return written
+
+
+def _sample_batch(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    texts: dict[int, list[int]],
+    uniforms: Tensor,
+    end: int,
+    block: torch.nn.Module | None,
+    change: Change | None,
+    rule: Rule | None,
+    pad: int,
+    ended: Ended | None,
+) -> None:
+    """Writes the rows of ``texts`` to their ends, drawing by ``uniforms`` ``[rows, most new tokens]``."""
+    device, cache = model.device, DynamicCache(config=model.config)
+    numbers, lengths = torch.tensor(list(texts)), torch.tensor([len(prompts[row]) for row in texts])
+    width, most = int(lengths.max()), uniforms.shape[1]
+    padded = [[pad] * (width - len(prompts[row])) + list(prompts[row]) for row in texts]
+    tokens = torch.tensor(padded, device=device)
+    # padding before each row, where there is any
+    before = (width - lengths).to(device) if int(lengths.min()) < width else None
+    alive, done = torch.arange(len(texts)), torch.zeros(len(texts), dtype=torch.bool)
+    for step in range(most):
+        here = numbers[alive]
+        masked = {} if before is None else _masked(before, width + step, tokens.shape[1])
+        with edited(block, change, here.to(device)):
+            ran = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1, **masked)
+        logits, rows = ran.logits[:, -1], here.tolist()
+        so_far = [texts[row] for row in rows]
+        if rule is not None:
+            logits = rule.logits(logits, rows, so_far)
+        drawn = draw(logits, uniforms[alive, step].to(device))
+        if rule is not None:
+            drawn = rule.drawn(drawn, rows, so_far)
+        for row, token, was_done in zip(rows, drawn.tolist(), done.tolist(), strict=True):
+            if not was_done:
+                texts[row].append(token)
+                if ended is not None and (token == end or step == most - 1):
+                    ended(row, texts[row])
+        done |= drawn.cpu() == end
+        if bool(done.all()):
+            return
+        tokens = drawn[:, None]
+        if float((~done).float().mean()) < _DROP_SHARE:
+            kept = (~done).nonzero().flatten()
+            cache.batch_select_indices(kept.to(device))
+            tokens, alive, done = tokens[kept.to(device)], alive[kept], done[kept]
+            before = None if before is None else before[kept.to(device)]
+
+
+def _masked(before: Tensor, width: int, new: int) -> dict[str, Tensor]:
+    """Mask ``[b, width]`` and positions ``[b, new]`` of rows with so much padding before them ``[b]``."""
+    places = torch.arange(width, device=before.device) - before[:, None]
+    return {"attention_mask": (places >= 0).long(), "position_ids": places[:, -new:].clamp(min=0)}
 
 
 def check_context(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     """Raises a UserError where a prompt and the longest answer do not fit into the model's context."""
-    context = model.config.max_position_embeddings
-    longest = max(map(len, prompts), default=0)
+    context, longest = model.config.max_position_embeddings, max(map(len, prompts), default=0)
     if longest + max_new_tokens > context:
         raise UserError(
             f"A prompt of {longest} tokens and an answer of up to {max_new_tokens} do not fit into the "
@@ -159,84 +233,58 @@ def rows_that_fit(model: PreTrainedModel, tokens: int) -> int:
     return max(1, int(_MEMORY_SHARE * free / row))
 
 
-def _sample_batch(
+def sample_continuously(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    rows: list[int],
-    finished: list[list[int]],
+    *,
     end: int,
     max_new_tokens: int,
-    seeds: Sequence[tuple[int, int]],
-    edit: RowEdit | None,
-    rule: TokenRule | None,
-    pad: int | None,
-    ended: Callable[[int, list[int]], None] | None,
+    seed: int,
+    ended: Ended,
+    temperature: float = TEMPERATURE,
 ) -> None:
-    """Samples ``rows`` (prompts of one length, or padded) to their ends, into ``finished``."""
-    device = model.device
-    uniforms = torch.from_numpy(
-        np.stack([np.random.default_rng(seeds[row]).random(max_new_tokens) for row in rows])
+    """Continues every prompt as :func:`sample` does, and tells ``ended`` each as it ends; none waits.
+
+    When an answer ends the next prompt takes its place, and keys and values lie in pages, so the device's
+    memory, which fixes how many run together, is full of answers that are still being written. Draws depend
+    on what runs together: an answer is not the same in another run, nor paired with another condition's.
+    Temperature 0 takes the likeliest token.
+
+    Raises:
+        UserError: a prompt and the longest answer do not fit into the model's context.
+        RuntimeError: generation broke off.
+    """
+    check_context(model, prompts, max_new_tokens)
+    on_gpu, room = model.device.type == "cuda", rows_that_fit(model, PAGE)
+    pages = sum(-(-(len(prompt) + max_new_tokens) // PAGE) + 1 for prompt in prompts)
+    batching = ContinuousBatchingConfig(
+        page_size=PAGE,
+        num_blocks=pages if pages <= room else None if on_gpu else room,  # None: what the device has
+        max_batch_tokens=None if on_gpu else _CPU_TOKENS,
+        seed=seed,
+        # only where it is installed: it is not to be fetched while a model runs
+        auto_switch_to_flash=importlib.util.find_spec("flash_attn") is not None,
     )
-    numbers = torch.tensor(rows)
-    cache = DynamicCache(config=model.config)
-    lengths = [len(prompts[row]) for row in rows]
-    width = max(lengths)
-    padded = [[0 if pad is None else pad] * (width - len(prompts[row])) + list(prompts[row]) for row in rows]
-    tokens = torch.tensor(padded, device=device)
-    before = None  # padding before each row, where there is any
-    if min(lengths) < width:
-        before = torch.tensor([width - length for length in lengths], device=device)
-    alive = torch.arange(len(rows))
-    done = torch.zeros(len(rows), dtype=torch.bool)
-    for step in range(max_new_tokens):
-        with _edited(edit, numbers[alive].to(device)):
-            masked = {} if before is None else _masked(before, width + step, tokens.shape[1])
-            ran = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1, **masked)
-        logits = ran.logits[:, -1]
-        if rule is None:
-            drawn = draw(logits, uniforms[alive, step].to(device))
-        else:
-            now, written = numbers[alive], [finished[rows[i]] for i in alive.tolist()]
-            drawn = draw(rule.logits(logits, now, written), uniforms[alive, step].to(device))
-            drawn = rule.drawn(drawn, now, written)
-        last = step == max_new_tokens - 1
-        for row, token, was_done in zip(alive.tolist(), drawn.tolist(), done.tolist(), strict=True):
-            if not was_done:
-                finished[rows[row]].append(token)
-                if ended is not None and (token == end or last):
-                    ended(rows[row], finished[rows[row]])
-        done |= drawn.cpu() == end
-        if bool(done.all()):
-            return
-        tokens = drawn[:, None]
-        if float((~done).float().mean()) < _DROP_SHARE:
-            kept = (~done).nonzero().flatten()
-            cache.batch_select_indices(kept.to(device))
-            tokens, alive, done = tokens[kept.to(device)], alive[kept], done[kept]
-            before = None if before is None else before[kept.to(device)]
-
-
-def _masked(before: Tensor, width: int, new: int) -> dict[str, Tensor]:
-    """Mask ``[b, width]`` and positions ``[b, new]`` of rows with so much padding before them ``[b]``."""
-    places = torch.arange(width, device=before.device) - before[:, None]
-    return {"attention_mask": (places >= 0).long(), "position_ids": places[:, -new:].clamp(min=0)}
-
-
-@contextlib.contextmanager
-def _edited(edit: RowEdit | None, rows: Tensor) -> Iterator[None]:
-    """Within this context the edit, where there is one, is made on these rows."""
-    if edit is None:
-        yield
-        return
-    change = edit.change
-
-    def hook(module: Any, inputs: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (change(output[0], rows), *output[1:])
-        return change(output, rows)
-
-    handle = edit.block.register_forward_hook(hook)
+    nucleus = {"temperature": temperature, "top_p": TOP_P, "top_k": 0} if temperature else {}
+    ends: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": end}
+    config = GenerationConfig(do_sample=temperature > 0, **ends, **nucleus)
+    running: Any = model  # whose types do not know of it
+    manager, whole = running.init_continuous_batching(config, batching), False
     try:
-        yield
-    finally:
-        handle.remove()
+        with torch.no_grad():
+            manager.warmup()
+            manager.start()
+            rows = {manager.add_request(list(prompt)): row for row, prompt in enumerate(prompts)}
+            while rows:
+                told = manager.get_result(timeout=1)
+                if told is None and not manager.is_running():
+                    raise RuntimeError("Generation broke off: see the log above.")
+                if told is None or not told.is_finished():
+                    continue
+                if told.error is not None:
+                    raise RuntimeError(f"An answer could not be generated: {told.error}")
+                ended(rows.pop(told.request_id), list(told.generated_tokens))
+        whole = True
+    finally:  # at once where an error or an interrupt came
+        manager.stop(block=True, hard_stop=not whole)
+        manager.destroy()

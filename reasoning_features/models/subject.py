@@ -9,8 +9,10 @@ TransformerLens ``TransformerBridge`` for exploring. The place, or site, is the 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,21 +22,17 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from reasoning_features import checksums, hub, paths
 from reasoning_features.devices import check_device
 from reasoning_features.errors import MissingArtefact, UserError
-from reasoning_features.models.later_blocks import (
-    Prefix,
-    later_blocks,
-    unembedding_reads,
-    versions_of_one_token,
-)
-from reasoning_features.models.tokenization import encode, load_tokenizer
+from reasoning_features.models.sampling import edited
 
 Site = Literal["resid_post", "mlp_out"]
 DTYPES: dict[str, torch.dtype] = {
@@ -46,6 +44,26 @@ DTYPES: dict[str, torch.dtype] = {
 
 class _Enough(Exception):
     """Raised by a hook to leave the forward pass once the last block that is needed has run."""
+
+
+class _Skipped(torch.nn.Module):
+    """Stands where a block was, so that those after it keep their number: it gives what it gets."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What a model keeps of one sequence, so that versions of one of its tokens can be run after it.
+
+    Attributes:
+        stream: ``[t, d]`` residual stream at the hook point.
+        keys_values: keys and values ``[1, heads, t, d_head]`` of every block.
+    """
+
+    stream: Tensor
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
 
 
 @dataclass(frozen=True)
@@ -109,8 +127,10 @@ class Subject:
         return block.mlp if self.site == "mlp_out" else block
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with BOS where the tokenizer puts one, and never with two."""
-        return encode(self.tokenizer, text)
+        """Token ids of a text, with BOS where the tokenizer puts one; never two: chat templates write one."""
+        ids: list[int] = self.tokenizer.encode(text)
+        bos = self.tokenizer.bos_token_id
+        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
     @torch.no_grad()
     def embeddings(self, tokens: Tensor) -> Tensor:
@@ -163,28 +183,13 @@ class Subject:
         return self.model(input_ids=tokens.to(self.device), use_cache=False).logits
 
     def logits_with(self, tokens: Tensor, edit: Callable[[Tensor], Tensor]) -> Tensor:
-        """Next-token logits ``[b, t, vocabulary]`` with ``edit`` applied at the hook point.
-
-        Args:
-            tokens: token ids ``[b, t]``.
-            edit: takes the activations ``[b, t, d]`` there and gives those to go on with.
-        """
+        """Next-token logits ``[b, t, vocabulary]`` of token ids ``[b, t]`` as in :meth:`edited`."""
         with self.edited(edit):
             return self.logits(tokens)
 
-    @contextlib.contextmanager
-    def edited(self, edit: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def edited(self, edit: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
         """Within this context every forward pass goes on from ``edit(activations)`` at the hook point."""
-
-        def hook(module: Any, inputs: Any, output: Any) -> Any:
-            changed = edit(_stream(output))
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-        handle = self.hooked_block.register_forward_hook(hook)
-        try:
-            yield
-        finally:
-            handle.remove()
+        return edited(self.hooked_block, edit)
 
     @torch.no_grad()
     def logits_from(self, stream: Tensor, layer: int, places: Tensor) -> Tensor:
@@ -204,9 +209,13 @@ class Subject:
         self._needs_the_stream()
         _check_layer(layer, self.n_layers, self.name)
         at, rows = places.to(self.device), torch.arange(len(places), device=self.device)[:, None]
-        tail = later_blocks(self.model, layer)
-        with unembedding_reads(tail, lambda final: final[rows, at]):
+        tail = self._blocks_after(layer)
+        # the unembedding reads these places alone
+        handle = tail.get_output_embeddings().register_forward_pre_hook(lambda _, read: (read[0][rows, at],))
+        try:
             return tail(inputs_embeds=stream.to(self.device, self.model.dtype), use_cache=False).logits
+        finally:
+            handle.remove()
 
     @torch.no_grad()
     def prefix(self, tokens: Tensor) -> Prefix:
@@ -217,21 +226,22 @@ class Subject:
         """
         self._needs_the_stream()
         read: list[Tensor] = []
-        handle = self._block(self.layer).register_forward_hook(lambda *given: read.append(_stream(given[-1])))
+        handle = self._block(self.layer).register_forward_hook(lambda *run: read.append(_stream(run[-1])))
         try:
             ran = self.model(
                 input_ids=tokens[None].to(self.device), past_key_values=DynamicCache(), use_cache=True
             )
         finally:
             handle.remove()
-        return Prefix(read[0][0], tuple((held[0], held[1]) for held in ran.past_key_values))
+        return Prefix(read[0][0], tuple((layer[0], layer[1]) for layer in ran.past_key_values))
 
     @torch.no_grad()
     def logits_of_versions(self, prefix: Prefix, place: int, versions: Tensor, width: int = 128) -> Tensor:
         """Next-token logits ``[m, vocabulary]`` at one place for many versions of the stream there.
 
         Everything before the place stays as it was, so only one token a version runs, and only through the
-        blocks after the hook point.
+        blocks after the hook point. The versions stand side by side as further tokens after the cached ones,
+        each at the position ``place`` and seeing the tokens before it and itself alone.
 
         Args:
             prefix: the sequence.
@@ -240,7 +250,22 @@ class Subject:
             width: versions in one row of the batch.
         """
         given = versions.to(self.device, self.model.dtype)
-        return versions_of_one_token(later_blocks(self.model, self.layer), prefix, place, given, width)
+        rows = -(-len(given) // width)
+        padded = torch.nn.functional.pad(given, (0, 0, 0, rows * width - len(given)))
+        seen = [
+            tuple(part[:, :, :place].expand(rows, -1, -1, -1) for part in layer)
+            for layer in prefix.keys_values
+        ]
+        barred = torch.full((width, width), torch.finfo(padded.dtype).min, device=padded.device)
+        mask = torch.cat([barred.new_zeros(width, place), barred.fill_diagonal_(0)], dim=1)
+        logits = self._blocks_after(self.layer)(
+            inputs_embeds=padded.view(rows, width, -1),
+            attention_mask=mask.expand(rows, 1, -1, -1),
+            position_ids=torch.full((rows, width), place, device=padded.device),
+            past_key_values=DynamicCache(seen),
+            use_cache=True,
+        ).logits
+        return logits.flatten(0, 1)[: len(given)]
 
     def gradient(self, tokens: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
         """∂ target / ∂ stream at the hook point ``[b, t, d]`` for token ids ``[b, t]``.
@@ -266,6 +291,16 @@ class Subject:
         return TransformerBridge.boot_transformers(
             self.directory, dtype=self.model.dtype, device=str(self.device)
         )
+
+    def _blocks_after(self, layer: int) -> PreTrainedModel:
+        """The model without its blocks up to ``layer``: takes a stream as embeddings, shares weights."""
+        tail, base = copy.copy(self.model), copy.copy(self.model.base_model)
+        tail._modules, base._modules = dict(self.model._modules), dict(self.model.base_model._modules)
+        blocks: Any = self.model.base_model.layers
+        kept = [_Skipped() if i <= layer else block for i, block in enumerate(blocks)]
+        base.layers = torch.nn.ModuleList(kept)
+        setattr(tail, tail.base_model_prefix, base)
+        return tail
 
     def _needs_the_stream(self) -> None:
         if self.site != "resid_post":
@@ -310,23 +345,25 @@ def load_subject(
         checksums.verify_shipped(directory)
         revision = checksums.directory_digest(directory)
     else:
-        copy = hub.local_copy(model)
-        directory, name, revision = copy.path, hub.parse(model).repo, copy.sha
+        local = hub.local_copy(model)
+        directory, name, revision = local.path, hub.parse(model).repo, local.sha
         if not any(directory.glob("*.safetensors")):
             raise UserError(f"{name} has no weights as safetensors: give a revision or a model that has.")
     _check_layer(layer, AutoConfig.from_pretrained(directory).num_hidden_layers, name)
     place = {} if device == "cpu" else {"device_map": {"": device}}
     network = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype], **place)
     network.eval().requires_grad_(False)
-    return Subject(
-        model=network,
-        tokenizer=load_tokenizer(directory),
-        layer=layer,
-        name=name,
-        revision=revision,
-        directory=str(directory),
-        site=site,
-    )
+    return Subject(network, load_tokenizer(directory), layer, name, revision, str(directory), site)
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a directory as its file says, whatever class its configuration names.
+
+    R1's names LlamaTokenizerFast, and early versions of transformers 5 then put Llama 2's way with spaces in
+    place of the file's: spaces are lost, and every id differs from those that the model was trained on.
+    """
+    whole = (directory / "tokenizer.json").is_file()
+    return (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(directory)
 
 
 @functools.lru_cache(1)

@@ -94,7 +94,7 @@ def complete(work: Work, kept: Path, progress: bool = True) -> None:
     missing = [shard for shard in range(work.n) if not _is_whole(shard_file(work, kept, shard), work.digest)]
     made: Iterable[tuple[int, Arrays]] = ((shard, work.compute(shard)) for shard in missing)
     if os.environ.get(ENGINE) and missing:
-        made = _each_by_ray(work.compute, missing, work.device)
+        made = each_by_ray(work.compute, missing, work.device)
     with tqdm(total=len(missing), desc=work.name, unit="shard", disable=not (progress and missing)) as bar:
         for shard, arrays in made:
             held = {name: np.asarray(array, order="C") for name, array in arrays.items()}
@@ -171,9 +171,9 @@ def _sum(arrays: Arrays) -> str:
 # --- a Ray cluster: Ray places shards, and does those again whose worker died -------------------------------
 
 
-def _each_by_ray(
-    compute: Callable[[int], Arrays], shards: Sequence[int], device: str
-) -> Iterator[tuple[int, Arrays]]:
+def each_by_ray(
+    compute: Callable[[int], Any], shards: Sequence[int], device: str
+) -> Iterator[tuple[int, Any]]:
     """Each shard with its arrays, as they finish; an error within a shard is raised as it was there.
 
     A shard takes one GPU, or as many processors as this process has threads: with another number of threads
@@ -207,7 +207,7 @@ def _each_by_ray(
             ray.cancel(left)
 
 
-def _shard(held: list[Any], shard: int) -> Arrays:
+def _shard(held: list[Any], shard: int) -> Any:
     """One shard, in a worker."""
     compute, threads = _unpickled(held[0])
     torch.set_num_threads(threads)

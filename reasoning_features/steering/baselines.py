@@ -1,23 +1,44 @@
-"""What steering by a feature is compared with: simpler ways to make a model go on.
+"""What steering by a feature is compared with, and what carries its gain.
 
-The mean difference is told the decisions; biases push the next token itself; a forced "Wait" takes the place
-of the end of thinking. A feature that does no better than these has not been needed.
+Simpler ways to make a model go on: the mean difference is told the decisions; biases push the next token
+itself; a forced "Wait" takes the place of the end of thinking. Other ways to spend as many tokens: a majority
+over several answers, thinking longer.
+
+And mediation by intervention: two crossed runs tell how much of what steering gains is carried by going on at
+dead ends. (a) The unsteered model is forced to go on as often as the steered one does: what it gains needs no
+steering, only the decisions. (b) The steered model is forced to go on as seldom as the unsteered one does:
+what is left of its gain is not carried by the decisions. Each is forced at its own rates too, which should
+change nothing if decisions, beyond their rates, do not depend on the problem.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from reasoning_features.errors import UserError
-from reasoning_features.models.conditions import Condition
+from reasoning_features.models.conditions import UNSTEERED, Condition
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import Moments, collect, stream
-from reasoning_features.steering.token_rules import bias_to_go_on, bias_to_words, forced_wait
+from reasoning_features.statistics import bootstrap_mean, bootstrap_ratio, paired_difference
+from reasoning_features.steering.answering import answers
+from reasoning_features.steering.benchmarks import Questions
+from reasoning_features.steering.token_rules import (
+    InTurn,
+    bias_to_go_on,
+    bias_to_words,
+    forced_rates,
+    forced_wait,
+)
 from reasoning_features.text.corpus import Corpus
+from reasoning_features.truth.decision_rates import Rates, decision_rates, rates_of
 from reasoning_features.truth.decisions import Decisions
 
 MEAN_DIFFERENCE, REASONING_BIAS = "mean difference", "bias on R"
@@ -28,13 +49,21 @@ NATS = (-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
 """Strengths of a bias."""
 WAITS = (1, 2)
 """How often the end of thinking is replaced."""
+MAJORITY, LONGER = "majority", "thinking longer"
+STEERED = "steered"
+RUNS: Mapping[str, tuple[str, str]] = {
+    "unsteered, at the steered rates": (UNSTEERED, STEERED),
+    "steered, at the unsteered rates": (STEERED, UNSTEERED),
+    "unsteered, at its own rates": (UNSTEERED, UNSTEERED),
+    "steered, at its own rates": (STEERED, STEERED),
+}
+"""Name of a forced run → which model it is, and whose rates it is forced to."""
 
 
 def mean_norm(subject: Subject, corpus: Corpus, batch_tokens: int) -> float:
     """Mean norm of the residual stream over a corpus' tokens that are not special."""
-    moments = [Moments.of(batch.residual) for batch in stream(subject, corpus, batch_tokens)]
-    total = moments[0]
-    for part in moments[1:]:
+    total, *rest = (Moments.of(batch.residual) for batch in stream(subject, corpus, batch_tokens))
+    for part in rest:
         total = total.merge(part)
     return total.mean_norm
 
@@ -53,9 +82,9 @@ def mean_difference(subject: Subject, decisions: Decisions, batch_tokens: int) -
     include = np.zeros(corpus.n_tokens, dtype=bool)
     include[decisions.positions] = True
     read = collect(stream(subject, corpus, batch_tokens, include))
-    held = read.residual[torch.from_numpy(read.rows(decisions.positions))].double()
+    own = read.residual[torch.from_numpy(read.rows(decisions.positions))].double()
     towards = torch.from_numpy(sides)
-    return torch.nn.functional.normalize(held[towards].mean(0) - held[~towards].mean(0), dim=0).float()
+    return torch.nn.functional.normalize(own[towards].mean(0) - own[~towards].mean(0), dim=0).float()
 
 
 def baselines(
@@ -97,3 +126,209 @@ def baselines(
         for times in WAITS
     ]
     return made
+
+
+# --- as many tokens, spent otherwise ------------------------------------------------------------------------
+
+
+def majority_votes(answered: pd.DataFrame, n: int, sizes: Sequence[int]) -> pd.DataFrame:
+    """Majority over the first answers to each problem; ties go to the answer that came first.
+
+    With two answers the first always wins, so odd sizes waste nothing.
+
+    Args:
+        answered: unsteered answers to :func:`repeated` questions: ``problem``, ``answer`` (None has no vote),
+            ``correct`` and ``thinking_tokens``.
+        n: number of questions.
+        sizes: how many answers vote.
+
+    Returns:
+        ``method``, ``size``, ``problem``, ``correct`` (of the majority's answer; none is wrong) and
+        ``tokens`` (thinking tokens of all that vote).
+
+    Raises:
+        UserError: fewer answers to a problem than vote.
+    """
+    if max(sizes) * n > len(answered):
+        raise UserError(
+            f"{max(sizes)} answers to each of {n} problems are to vote, but there are {len(answered)} in "
+            "all: sample more, or let fewer vote."
+        )
+    ordered = answered.sort_values("problem", kind="stable")
+    ordered["answer"] = ordered["answer"].astype(object).where(ordered["answer"].notna(), None)
+    ballots = list(ordered[["answer", "correct", "thinking_tokens"]].itertuples(index=False, name=None))
+    rows = []
+    for size in sizes:
+        for problem in range(n):
+            votes = ballots[problem::n][:size]
+            tokens = sum(tokens for *_, tokens in votes)
+            rows.append((MAJORITY, size, problem, _elected(votes), tokens))
+    return pd.DataFrame(rows, columns=["method", "size", "problem", "correct", "tokens"])
+
+
+def _elected(votes: Sequence[tuple[Any, bool, int]]) -> bool:
+    counts = Counter(answer for answer, _, _ in votes if answer is not None)
+    if not counts:
+        return False
+    ((winner, _),) = counts.most_common(1)  # of equals the one seen first
+    return next(bool(correct) for answer, correct, _ in votes if answer == winner)
+
+
+def longer_conditions(tokenizer: Any, times: Sequence[int]) -> list[Condition]:
+    """Thinking made to go on once, twice, …, with "Wait" in the place of its end."""
+    return [Condition(f"{LONGER} {n} times", rule=forced_wait(tokenizer, n)) for n in times]
+
+
+def single_answers(answered: pd.DataFrame, sizes: Mapping[str, int], method: str = LONGER) -> pd.DataFrame:
+    """What single answers spend, as :func:`majority_votes` tells it.
+
+    Args:
+        answered: :func:`reasoning_features.steering.answering.answers`.
+        sizes: name of a condition → the size it stands for.
+        method: what the sizes are of.
+    """
+    own = answered[answered["condition"].isin(list(sizes))].rename(columns={"thinking_tokens": "tokens"})
+    own = own.assign(method=method, size=own["condition"].map(sizes)).reset_index(drop=True)
+    return own[["method", "size", "problem", "correct", "tokens"]]
+
+
+def spending_curve(spent: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Accuracy against mean tokens, with 95% intervals over problems.
+
+    Returns:
+        ``method``, ``size``, ``tokens``, ``accuracy``, ``low``, ``high`` and ``n``.
+    """
+    rows = []
+    for (method, size), part in spent.groupby(["method", "size"], sort=False):
+        found = bootstrap_mean(part["correct"], seed=seed)
+        told = {"method": method, "size": size, "tokens": float(part["tokens"].mean())}
+        rows.append(told | {"accuracy": found.estimate, "low": found.low, "high": found.high, "n": found.n})
+    return pd.DataFrame(rows)
+
+
+def at_equal_tokens(spent: pd.DataFrame, tokens: float) -> pd.Series:
+    """Chance to be right on each problem when one method spends so many tokens on average.
+
+    Between two sizes lies a mixture: a share of the problems, drawn blindly, gets the larger.
+
+    Args:
+        spent: of one method, from :func:`majority_votes` or :func:`single_answers`.
+        tokens: what the mixture of the two nearest sizes spends on average.
+
+    Raises:
+        UserError: less than the smallest size spends, or more than the largest.
+    """
+    means = spent.groupby("size")["tokens"].mean().sort_values(kind="stable")
+    correct = spent.pivot(index="problem", columns="size", values="correct").astype(float)
+    if not means.iloc[0] <= tokens <= means.iloc[-1]:
+        raise UserError(
+            f"{str(spent['method'].iloc[0]).capitalize()} spends {means.iloc[0]:.1f} to "
+            f"{means.iloc[-1]:.1f} tokens, so it cannot be compared at {tokens:.1f}: take other sizes."
+        )
+    upper = max(int(np.searchsorted(means.to_numpy(), tokens)), 1)
+    low, high = means.iloc[upper - 1], means.iloc[upper]
+    share = (tokens - low) / (high - low) if high > low else 1.0
+    return (1 - share) * correct[means.index[upper - 1]] + share * correct[means.index[upper]]
+
+
+def equal_token_comparison(
+    steered: pd.DataFrame, spent: pd.DataFrame, n_resamples: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """A steered answer less each other way to spend as many tokens, paired over problems.
+
+    Tokens are equal on average over the problems at hand; resamples keep the mixture.
+
+    Args:
+        steered: rows of :func:`reasoning_features.steering.answering.answers` of one condition.
+        spent: of one method or more, on the same problems.
+        n_resamples: resamples of problems.
+        seed: of the resamples.
+
+    Returns:
+        One row a method: ``method``, ``tokens``, ``steered`` and ``other`` (accuracies), ``difference``,
+        ``low``, ``high`` (95%) and ``n``.
+
+    Raises:
+        UserError: a method's sizes spend all less, or all more, than the steered answers.
+    """
+    tokens = float(steered["thinking_tokens"].mean())
+    right = steered.set_index("problem")["correct"].astype(float).sort_index()
+    rows = []
+    for method, part in spent.groupby("method", sort=False):
+        other = at_equal_tokens(part, tokens).loc[right.index]
+        found = paired_difference(right, other, n_resamples, seed)
+        told = {"method": method, "tokens": tokens, "steered": right.mean(), "other": other.mean()}
+        rows.append(told | {"difference": found.estimate, "low": found.low, "high": found.high, "n": found.n})
+    return pd.DataFrame(rows)
+
+
+# --- mediation ----------------------------------------------------------------------------------------------
+
+
+def mediation_answers(
+    subject: Subject,
+    measured: Questions,
+    reported: Questions,
+    condition: Condition,
+    seed: int,
+    progress: str | None = "mediation",
+) -> tuple[pd.DataFrame, dict[str, Rates]]:
+    """The answers of the six runs to the reported problems, and the rates that were measured on the others.
+
+    Args:
+        subject: the model, steered at its hook point.
+        measured: problems on which the rates are measured.
+        reported: other problems, which are answered unsteered, steered, and in the forced ``RUNS``.
+        condition: the way of steering.
+        seed: of the draws; forced sides are drawn from it too.
+        progress: names the progress bars; None shows none.
+
+    Returns:
+        Rows of :func:`reasoning_features.steering.answering.answers` whose ``condition`` is ``UNSTEERED``,
+        ``STEERED`` or one of ``RUNS``; and the rates of the unsteered and the steered model.
+
+    Raises:
+        UserError: a problem is in both, or the measured ones have too few dead ends.
+    """
+    if set(map(tuple, measured.prompts)) & set(map(tuple, reported.prompts)):
+        raise UserError("Some problems are both measured and reported: take them from two splits.")
+    models = {UNSTEERED: Condition(UNSTEERED), STEERED: replace(condition, name=STEERED)}
+    asked = answers(subject, measured, [models[STEERED]], seed, progress=progress)
+    rates = {name: rates_of(decision_rates(asked[asked["condition"] == name])) for name in models}
+    forced = []
+    for run, (model, pace) in RUNS.items():
+        rule = forced_rates(subject.tokenizer, rates[pace], reported.domains, seed)
+        own = models[model].rule
+        forced.append(replace(models[model], name=run, rule=InTurn((own, rule)) if own else rule))
+    return answers(subject, reported, [models[STEERED], *forced], seed, progress=progress), rates
+
+
+def mediation_table(
+    answered: pd.DataFrame, measure: str = "correct", n_resamples: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """The gain of every run over unsteered, and what share of the steered gain it is.
+
+    Args:
+        answered: from :func:`mediation_answers`, or some of its domains.
+        measure: what is compared.
+        n_resamples: resamples of problems.
+        seed: of the resamples.
+
+    Returns:
+        One row a run: ``run``, ``mean``, ``gain``, ``low``, ``high`` (95%, paired over problems), ``share``,
+        ``share_low``, ``share_high`` (of the steered gain; missing where its interval holds 0) and ``n``
+        problems.
+    """
+    table = answered.pivot(index="problem", columns="condition", values=measure).astype(float)
+    plain = table[UNSTEERED]
+    all_gained = paired_difference(table[STEERED], plain, n_resamples, seed)
+    rows = []
+    for run in (STEERED, *RUNS):
+        found = paired_difference(table[run], plain, n_resamples, seed)
+        row = {"run": run, "mean": table[run].mean(), "gain": found.estimate, "low": found.low}
+        row |= {"high": found.high, "share": np.nan, "share_low": np.nan, "share_high": np.nan, "n": found.n}
+        if all_gained.low > 0 or all_gained.high < 0:
+            share = bootstrap_ratio(table[run] - plain, table[STEERED] - plain, n_resamples, seed)
+            row |= {"share": share.estimate, "share_low": share.low, "share_high": share.high}
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,37 +1,56 @@
-"""Problems with known answers, asked of a subject: what to ask, and what to make of the answers.
+"""Problems with known answers: the organism's, those of published benchmarks, or of a file of one's own.
 
-The only room besides ``corpora`` that knows which kinds of problems there are.
+A problem of a benchmark belongs to one split for good, drawn from its dataset's name and its place there; the
+run's seed orders problems within a split. Benchmarks are mixed evenly, so the first n problems are a fair
+sample. Prompts are the paper's. What stands in the last box of an answer is compared with the truth as a
+formula (by math-verify, which never runs it as code), a text or a letter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from fractions import Fraction
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+from math_verify import LatexExtractionConfig, parse, verify
+from math_verify.errors import TimeoutException
+from math_verify.utils import timeout
+from numpy.typing import NDArray
 
 from reasoning_features.errors import UserError
 from reasoning_features.organism.evaluation import LONGEST_PROMPT, MOVES_COUNTED, grade, prompts
 from reasoning_features.organism.problems import Mixture, Split, problems
-from reasoning_features.organism.traces import CONTEXT
+from reasoning_features.organism.traces import CONTEXT, END_THINK, THINK
 from reasoning_features.paths import RunPaths
-from reasoning_features.settings import Settings
-from reasoning_features.steering import real_benchmarks
-from reasoning_features.steering.real_benchmarks import RealProblem
+from reasoning_features.settings import ProblemSource, Settings
 from reasoning_features.text.corpora import TEXT
-from reasoning_features.text.text_sources import stable_number
+from reasoning_features.text.text_sources import check_column, dataset_name, open_rows, stable_number
 
 COMMON = ("correct", "thinking_tokens")
 """What is measured of every answer, whatever the problems."""
+INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
+CHOOSE = r"Please reason step by step, and put the letter of your answer within \boxed{}."
+LONGEST = 400
+"""Characters of the longest answer that is compared as a formula."""
+SECONDS = 3
+"""Time for reading a formula, and for comparing two; one that takes longer is wrong."""
+LETTERS = "ABCDEFGHIJ"
+"""Names of choices."""
+_WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|boldsymbol)\s*\{([^{}]*)\}")
+_NOISE = re.compile(r"\\left|\\right|\\[,;:! ]|[$\s]")
+logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # that a formula took too long is no news
 
-
-class Grader(Protocol):
-    """Grades continuations (new token ids) of some of the questions, given by number."""
-
-    def __call__(self, numbers: Sequence[int], continuations: Sequence[Sequence[int]]) -> pd.DataFrame: ...
+Grader = Callable[[Sequence[int], Sequence[Sequence[int]]], pd.DataFrame]
+"""Grades continuations (new token ids) of some of the questions, given by number."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +66,7 @@ class Questions:
         measures: numbers that :attr:`grade` gives of every answer, ``COMMON`` first.
         grade: takes numbers of questions and a continuation of each; gives one row an answer: ``domain``,
             ``answer`` (None: none is given), ``text`` and the ``measures``.
-        engine: how answers are batched (:mod:`reasoning_features.steering.generation`).
+        engine: how answers are batched (:mod:`reasoning_features.steering.answering`).
         kept: folder where finished answers are kept, so that none is made twice; None: nowhere.
         pad: the token that prompts of different lengths are padded with; None: only prompts of one length
             share a batch.
@@ -75,6 +94,23 @@ class Questions:
         return len(self.prompts)
 
 
+@dataclass(frozen=True)
+class RealProblem:
+    """A problem of a benchmark.
+
+    Attributes:
+        benchmark: its name in the settings.
+        question: what is asked, with the choices where there are some.
+        truth: the right answer, or the letter of the right choice.
+        choice: whether a letter is asked for.
+    """
+
+    benchmark: str
+    question: str
+    truth: str
+    choice: bool
+
+
 def has_problems(settings: Settings) -> bool:
     """Whether there are problems with known answers for this kind of corpora."""
     return settings.corpus == "organism" or (settings.corpus == TEXT and bool(settings.problems))
@@ -94,7 +130,7 @@ def load_questions(
             "to a corpus of texts."
         )
     if settings.corpus == TEXT:
-        known = real_benchmarks.problems_of(settings, split)[start : start + n]
+        known = problems_of(settings, split)[start : start + n]
         return _real(settings, tokenizer, f"{split} from {start} on", known)
     asked = problems(split, None, n, start=start, mixture=mixture)
     return Questions(
@@ -104,8 +140,15 @@ def load_questions(
         end=int(tokenizer.eos_token_id),
         max_new_tokens=CONTEXT - LONGEST_PROMPT,
         measures=(*COMMON, "gave_up", "checked", "parseable", *MOVES_COUNTED),
-        grade=partial(_grade, tokenizer, asked),
+        grade=partial(_grade_organism, tokenizer, asked),
     )
+
+
+def _grade_organism(
+    tokenizer: Any, asked: Sequence[Any], numbers: Sequence[int], continuations: Sequence[Sequence[int]]
+) -> pd.DataFrame:
+    graded = grade(tokenizer, [asked[number] for number in numbers], continuations)
+    return graded.rename(columns={"family": "domain"}).drop(columns="question")
 
 
 def published_questions(settings: Settings, tokenizer: Any) -> Questions:
@@ -117,9 +160,12 @@ def published_questions(settings: Settings, tokenizer: Any) -> Questions:
     Raises:
         UserError: no problems.
     """
-    known = real_benchmarks.problems_of(settings, None)
-    if not settings.full:
-        known = real_benchmarks.first_of_each(known, settings.published_problems)
+    seen: Counter[str] = Counter()
+    known = []
+    for problem in problems_of(settings, None):
+        seen[problem.benchmark] += 1
+        if settings.full or seen[problem.benchmark] <= settings.published_problems:
+            known.append(problem)
     return repeated(_real(settings, tokenizer, "all splits", known), settings.samples)
 
 
@@ -146,16 +192,19 @@ def repeated(questions: Questions, times: int) -> Questions:
 def _real(settings: Settings, tokenizer: Any, what: str, known: Sequence[RealProblem]) -> Questions:
     """Problems of benchmarks as questions; finished answers are kept with the profile's data."""
     if not known:
-        raise real_benchmarks.none_left(settings, what)
-    prompts = [real_benchmarks.prompt_ids(problem, tokenizer, settings.system_prompt) for problem in known]
+        names = ", ".join(settings.problems) or "none"
+        raise UserError(
+            f"There are no problems of {what} in the benchmarks ({names}): ask for others, or add some."
+        )
+    prompts = [prompt_ids(problem, tokenizer, settings.system_prompt) for problem in known]
     return Questions(
         name=f"problems of {what}",
         prompts=prompts,
         domains=[problem.benchmark for problem in known],
         end=int(tokenizer.eos_token_id),
         max_new_tokens=settings.max_new_tokens,
-        measures=(*COMMON, *real_benchmarks.MEASURES),
-        grade=partial(real_benchmarks.grade_answers, tokenizer, known, prompts),
+        measures=(*COMMON, "parseable", "finished"),
+        grade=partial(_grade_real, tokenizer, known, prompts),
         engine=settings.engine,
         kept=RunPaths(settings.profile).data / "answers",
         pad=int(tokenizer.eos_token_id),
@@ -164,8 +213,193 @@ def _real(settings: Settings, tokenizer: Any, what: str, known: Sequence[RealPro
     )
 
 
-def _grade(
-    tokenizer: Any, asked: Sequence[Any], numbers: Sequence[int], continuations: Sequence[Sequence[int]]
+def _grade_real(
+    tokenizer: Any,
+    asked: Sequence[RealProblem],
+    prompts: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    continuations: Sequence[Sequence[int]],
 ) -> pd.DataFrame:
-    graded = grade(tokenizer, [asked[number] for number in numbers], continuations)
-    return graded.rename(columns={"family": "domain"}).drop(columns="question")
+    """Grades a continuation of each of some problems, given by number.
+
+    Returns:
+        One row an answer: ``domain`` (the benchmark), ``answer`` (a string that equal answers share; None:
+        no box), ``correct``, ``thinking_tokens`` (before ``</think>``; all where it never comes),
+        ``parseable``, ``finished`` and ``text`` (with the prompt).
+    """
+    rows = []
+    for number, tokens in zip(numbers, continuations, strict=True):
+        problem, written = asked[number], str(tokenizer.decode(list(tokens)))
+        judge = graded_letter if problem.choice else graded_formula
+        correct, said = judge(problem.truth, boxed(written))
+        finished = len(tokens) > 0 and tokens[-1] == tokenizer.eos_token_id
+        text = str(tokenizer.decode(list(prompts[number]))) + written
+        length = thinking_tokens(tokens, tokenizer)
+        rows.append((problem.benchmark, said, correct, length, said is not None, finished, text))
+    columns = ["domain", "answer", "correct", "thinking_tokens", "parseable", "finished", "text"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def thinking_tokens(given: Sequence[int], tokenizer: Any) -> int:
+    """Tokens before the end of the thinking; all of them where it never comes."""
+    end = tokenizer.get_vocab().get(END_THINK)
+    if end is not None:
+        return list(given).index(end) if end in given else len(given)
+    if END_THINK not in tokenizer.decode(list(given)):
+        return len(given)
+    low, high = 0, len(given)  # the mark is several tokens: the longest beginning without it
+    while high - low > 1:
+        middle = (low + high) // 2
+        if END_THINK in tokenizer.decode(list(given[:middle])):
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+def prompt_ids(problem: RealProblem, tokenizer: Any, system: str | None = None) -> list[int]:
+    """The prompt's token ids: the problem and the paper's instruction in the model's own template.
+
+    A model that knows ``<think>`` begins its answer inside the thinking, whether or not its template opens
+    it. There is one BOS where the model has one.
+    """
+    asked = f"{problem.question}\n\n{CHOOSE if problem.choice else INSTRUCTION}"
+    turns = [{"role": "system", "content": system}] if system else []
+    turns.append({"role": "user", "content": asked})
+    if tokenizer.chat_template is None:
+        text = "\n\n".join(turn["content"] for turn in turns) + "\n\n"
+    else:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    if THINK in tokenizer.get_vocab():
+        text = text.rstrip() + "\n" if text.rstrip().endswith(THINK) else f"{text}{THINK}\n"
+    ids = list(tokenizer.encode(text, add_special_tokens=False))
+    bos = tokenizer.bos_token_id
+    adds = bos is not None and tokenizer.encode("a")[0] == bos
+    return [bos, *ids] if adds and ids[0] != bos else ids
+
+
+def problems_of(settings: Settings, split: Split | None) -> list[RealProblem]:
+    """The problems of one split, or all (None), of every benchmark, evenly mixed in an order set by the seed.
+
+    Raises:
+        UserError: a dataset that cannot be read or lacks a column.
+    """
+    placed = []
+    for benchmark, source in settings.problems.items():
+        mine = _of_source(benchmark, source, split, settings.seed)
+        placed += [((i + 0.5) / len(mine), problem) for i, problem in enumerate(mine)]
+    return [problem for _, problem in sorted(placed, key=lambda each: each[0])]
+
+
+def _of_source(benchmark: str, source: ProblemSource, split: Split | None, seed: int) -> list[RealProblem]:
+    """A benchmark's problems of one split in their seeded order."""
+    rows, name = open_rows(source), dataset_name(source.dataset)
+    for column in (source.problem, source.answer, *source.wrong, source.split_column):
+        if column is not None:
+            check_column(source, rows, column)
+    if source.split_column is not None and split is not None:
+        mine = np.flatnonzero(np.asarray(rows[source.split_column][:]) == split)
+    else:
+        mine = split_problems(name, len(rows), source.selection, split)
+    order = np.random.default_rng([seed, stable_number(name)]).permutation(mine)
+    table = rows.to_pandas()
+    return [
+        _problem(benchmark, source, table.iloc[int(row)], [stable_number(name), int(row)]) for row in order
+    ]
+
+
+def split_problems(name: str, n: int, share: float, split: Split | None) -> NDArray[np.int64]:
+    """Places of the problems of a split, or all (None): a share for selection, the rest for evaluation."""
+    drawn = np.random.default_rng(stable_number(name)).permutation(n)
+    cut = round(share * n)
+    parts = {None: drawn, "selection": drawn[:cut], "evaluation": drawn[cut:], "training": drawn[:0]}
+    return np.sort(parts[split])
+
+
+def _problem(benchmark: str, source: ProblemSource, row: pd.Series, seed: list[int]) -> RealProblem:
+    question, answer = str(row[source.problem]).strip(), str(row[source.answer]).strip()
+    if not source.wrong:
+        return RealProblem(benchmark, question, answer, choice=False)
+    choices = [answer, *(str(row[column]).strip() for column in source.wrong)]
+    order = np.random.default_rng(seed).permutation(len(choices))
+    lines = [f"{letter}) {choices[i]}" for letter, i in zip(LETTERS, order, strict=False)]
+    truth = LETTERS[int(np.flatnonzero(order == 0)[0])]
+    return RealProblem(benchmark, "\n".join([question, "", *lines]), truth, choice=True)
+
+
+def boxed(text: str) -> str | None:
+    """What the last ``\\boxed{…}`` of a text holds; None: there is none, or it is empty or open."""
+    start = max(text.rfind(r"\boxed{"), text.rfind(r"\fbox{"))
+    if start < 0:
+        return None
+    begin = text.index("{", start) + 1
+    depth = 1
+    for place in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if depth == 0:
+            return text[begin:place].strip() or None
+    return None
+
+
+def _unwrapped(latex: str) -> str:
+    while (inner := _WRAPPED.sub(r"\1", latex)) != latex:
+        latex = inner
+    return latex
+
+
+def plain(latex: str) -> str:
+    """An answer without wrappers and spacing, for comparison as a text."""
+    shown = _unwrapped(latex).replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
+    return _NOISE.sub("", shown).rstrip(".").lower()
+
+
+def graded_letter(truth: str, answer: str | None) -> tuple[bool, str | None]:
+    """Whether an answer names the right choice, and the choice it names (None: none).
+
+    A choice is a letter, alone or before what it stands for.
+    """
+    found = re.match(rf"[\s($*]*([{LETTERS}])(?![A-Za-z])", _unwrapped(answer or ""))
+    named = found.group(1) if found else None
+    return named == truth, named
+
+
+@cache
+def graded_formula(truth: str, answer: str | None) -> tuple[bool, str | None]:
+    """Whether an answer equals the truth, and a string that equal answers share (None: no answer).
+
+    Right answers share the truth's own string, so that they always vote together.
+    """
+    if answer is None:
+        return False, None
+    if plain(answer) == plain(truth):
+        return True, plain(truth)
+    if len(answer) > LONGEST:
+        return False, plain(answer)
+    with contextlib.suppress(Exception, TimeoutException):
+        said, known = _formula(answer), _formula(truth)
+        if said and known and verify(known, said, timeout_seconds=SECONDS):
+            return True, plain(truth)
+        if said:
+            return False, _canonical(said[0])
+    return False, plain(answer)
+
+
+def _formula(latex: str) -> list[Any]:
+    """What a formula says, as SymPy's objects; nothing where it cannot be read."""
+    found = parse(
+        f"\\boxed{{{latex}}}",
+        extraction_config=[LatexExtractionConfig(boxed_match_priority=0)],
+        fallback_mode="no_fallback",
+        parsing_timeout=SECONDS,
+    )
+    return [each for each in found if not isinstance(each, str)]
+
+
+def _canonical(found: Any) -> str:
+    """One string for formulas that simplify to the same; numbers that are fractions become so."""
+    with contextlib.suppress(Exception):
+        found = timeout(SECONDS)(found.doit)()
+        if getattr(found, "is_Number", False):
+            return str(Fraction(str(found)))
+        found = timeout(SECONDS)(found.simplify)()
+    return str(found)

@@ -18,8 +18,8 @@ from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import UNSTEERED, Condition, feature_conditions
 from reasoning_features.scoring.reason_score import ranks
 from reasoning_features.statistics import Interval, bootstrap_mean, bootstrap_ratio, paired_difference
-from reasoning_features.steering.equal_tokens import majority_votes
-from reasoning_features.steering.search import matched_features
+from reasoning_features.steering.baselines import majority_votes
+from reasoning_features.steering.steering_study import matched_features
 
 BENCHMARKS = ("AIME-2024", "MATH-500", "GPQA-Diamond")
 VERSION_2: dict[int, tuple[float, ...]] = {

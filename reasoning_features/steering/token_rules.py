@@ -1,7 +1,7 @@
 """Rules for what a condition's answers write: tokens biased, words banned, thinking or decisions forced.
 
-Each is a :class:`reasoning_features.models.conditions.ConditionRule`, which a function beside it makes from
-the subject's tokenizer.
+Each is a condition's :class:`reasoning_features.models.sampling.Rule`, whose rows are numbers of problems; a
+function beside it makes it from the subject's tokenizer.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reasoning_features.models.conditions import ConditionRule
-from reasoning_features.models.sampling import TEMPERATURE
+from reasoning_features.models.sampling import TEMPERATURE, Rule
 from reasoning_features.organism import words as organism_words
 from reasoning_features.organism.parser import DECISIONS, first_tokens, standing_at_opener
 from reasoning_features.organism.traces import END_THINK
@@ -27,7 +26,7 @@ from reasoning_features.truth.decision_rates import Rates
 
 
 @dataclass(frozen=True)
-class Bias:
+class Bias(Rule):
     """Adds to the logits of some tokens for as long as the thinking has not ended.
 
     Attributes:
@@ -38,16 +37,12 @@ class Bias:
     nats: Mapping[int, float]
     end_think: tuple[int, ...]
 
-    def logits(self, logits: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+    def logits(self, logits: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
         """Logits ``[b, vocabulary]`` with the bias in the rows that still think."""
         thinking = torch.tensor([not _holds(row, self.end_think) for row in written], device=logits.device)
         added = torch.zeros(logits.shape[1], dtype=logits.dtype, device=logits.device)
         added[list(self.nats)] = torch.tensor(list(self.nats.values())).to(added)
         return logits + thinking[:, None] * added
-
-    def drawn(self, tokens: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
-        """What was drawn, unchanged."""
-        return tokens
 
 
 def bias_to_words(tokenizer: Any, words: Sequence[str], nats: float) -> Bias:
@@ -64,7 +59,7 @@ def bias_to_go_on(tokenizer: Any, nats: float) -> Bias:
 
 
 @dataclass(frozen=True)
-class Ban:
+class Ban(Rule):
     """Never lets some words be written: in any casing and spacing, and in any split into tokens.
 
     A token is forbidden when the text with it would hold or end with a banned word that begins at a word
@@ -83,16 +78,12 @@ class Ban:
     pieces: tuple[str, ...] = field(repr=False)
     _forbidden: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def logits(self, logits: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+    def logits(self, logits: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
         """Logits ``[b, vocabulary]``, −∞ for what is forbidden after each row's text."""
         forbidden = torch.stack([self._forbidden_after(self._begun(row)) for row in written])
         # a model may have room for more tokens than its tokenizer has
         forbidden = torch.nn.functional.pad(forbidden, (0, logits.shape[1] - forbidden.shape[1]))
         return logits.masked_fill(forbidden.to(logits.device), -torch.inf)
-
-    def drawn(self, tokens: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
-        """What was drawn, unchanged."""
-        return tokens
 
     def _begun(self, written: Sequence[int]) -> str:
         """The beginning of a banned word that the text ends with, the longest; else all that matters of it.
@@ -153,7 +144,7 @@ def ban(tokenizer: Any, words: Sequence[str], corpus: Corpus) -> Ban:
 
 
 @dataclass(frozen=True)
-class ForcedWait:
+class ForcedWait(Rule):
     """Thinks longer: the end of the thinking, the first times it is drawn, gives way to a few tokens.
 
     An end of several tokens gives way at its last one: no thinking ends before it is whole.
@@ -170,14 +161,10 @@ class ForcedWait:
     _used: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
     _queue: dict[int, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def logits(self, logits: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
-        """The logits, unchanged."""
-        return logits
-
-    def drawn(self, tokens: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+    def drawn(self, tokens: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
         """What was drawn ``[b]``, or the next forced token."""
-        rows = zip(tokens.tolist(), problems, written, strict=True)
-        return torch.tensor([self._next(*row) for row in rows], device=tokens.device)
+        told = zip(tokens.tolist(), rows, written, strict=True)
+        return torch.tensor([self._next(*row) for row in told], device=tokens.device)
 
     def _next(self, token: int, problem: int, written: Sequence[int]) -> int:
         queue = self._queue.get(problem, ())
@@ -197,7 +184,7 @@ def forced_wait(tokenizer: Any, times: int, text: str = "Wait,") -> ForcedWait:
 
 
 @dataclass(frozen=True)
-class ForcedRates:
+class ForcedRates(Rule):
     """Goes on or gives up at prescribed rates, whatever the model would do.
 
     At each dead end that is to be decided a side is drawn from a random stream of the problem and the dead
@@ -226,10 +213,10 @@ class ForcedRates:
         ids = frozenset(token for token, piece in enumerate(self.pieces) if piece in ends)
         object.__setattr__(self, "_before", ids)
 
-    def logits(self, logits: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
+    def logits(self, logits: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
         """Logits ``[b, vocabulary]``, changed in the rows whose next token decides."""
         changed = logits.clone()
-        for row, (problem, tokens) in enumerate(zip(problems, written, strict=True)):
+        for row, (problem, tokens) in enumerate(zip(rows, written, strict=True)):
             dead_end = self._dead_end(tokens)
             if dead_end is None:
                 continue
@@ -239,10 +226,6 @@ class ForcedRates:
             changed[row, list(taken)] += (gained * TEMPERATURE).to(logits.dtype)
             changed[row, list(barred)] = -torch.inf
         return changed
-
-    def drawn(self, tokens: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
-        """What was drawn, unchanged."""
-        return tokens
 
     def goes_on(self, problem: int, dead_end: int) -> bool:
         """The side of a dead end (from 1) in the answer to a problem."""
@@ -268,21 +251,19 @@ def forced_rates(tokenizer: Any, rates: Rates, domains: Sequence[str], seed: int
 
 
 @dataclass(frozen=True)
-class InTurn:
+class InTurn(Rule):
     """Several rules, each on what the one before it gives."""
 
-    rules: tuple[ConditionRule, ...]
+    rules: tuple[Rule, ...]
 
-    def logits(self, logits: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
-        """Logits ``[b, vocabulary]`` after all rules."""
+    def logits(self, logits: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
         for rule in self.rules:
-            logits = rule.logits(logits, problems, written)
+            logits = rule.logits(logits, rows, written)
         return logits
 
-    def drawn(self, tokens: Tensor, problems: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
-        """What is written ``[b]`` after all rules."""
+    def drawn(self, tokens: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
         for rule in self.rules:
-            tokens = rule.drawn(tokens, problems, written)
+            tokens = rule.drawn(tokens, rows, written)
         return tokens
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny import WIDTH, signed_identity
@@ -24,8 +25,8 @@ from reasoning_features.runs.shards import ENGINE, Work, drop_others, map_shards
 from reasoning_features.scoring import passes
 from reasoning_features.scoring.feature_statistics import SetSums, accumulate
 from reasoning_features.scoring.selection import document_blocks
+from reasoning_features.steering import answering
 from reasoning_features.steering.benchmarks import Questions
-from reasoning_features.steering.generation import continuations_in_shards
 from reasoning_features.steering.token_rules import ban
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.word_masks import ALL, TokenSets
@@ -158,7 +159,11 @@ def cluster():
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*.*")
+        if path.suffix in (".safetensors", ".npz")
+    }
 
 
 def score(subject: Subject, corpus: Corpus, folder: Path) -> None:
@@ -173,15 +178,20 @@ def collect(subject: Subject, corpus: Corpus, folder: Path) -> None:
     harvest(subject, corpus, folder / "sample", 10, progress=False)
 
 
+def grade(numbers, written):
+    return pd.DataFrame({"asked": numbers})
+
+
 def answer(subject: Subject, corpus: Corpus, folder: Path) -> None:
     torch.manual_seed(0)
     conditions = [Condition(f"c{i}", i, 1.0, vector=20 * torch.randn(WIDTH)) for i in range(3)]
     conditions += [Condition("clamped", 3, 0.5, clamp=30.0)]
     conditions += [Condition("ban", rule=ban(subject.tokenizer, ["wait"], corpus))]
-    questions = Questions("three", [[0, 5, 6], [0, 9], [0, 7, 7]], ["a"] * 3, 1, 8, (), lambda *_: None)
-    given = subject, questions, conditions, 3, folder
-    written = continuations_in_shards("answers", *given, sae=signed_identity(WIDTH), size=3)
-    assert len(written) == 15 and len({tuple(tokens) for tokens in written}) > 5
+    questions = Questions("three", [[0, 5, 6], [0, 9], [0, 7, 7]], ["a"] * 3, 1, 8, (), grade)
+    given = {"sae": signed_identity(WIDTH), "progress": None, "kept": folder / "answers"}
+    written = answering.answers(subject, questions, conditions, 3, **given)["tokens"]
+    assert len(written) == 18 and len(set(written)) > 5
+    np.savez(folder / "answers.npz", *map(np.array, written))
 
 
 @pytest.mark.slow
@@ -190,13 +200,14 @@ def test_a_cluster_gives_the_same_bytes_as_one_process(
     cluster, tiny_subject, tiny_corpus, tmp_path, monkeypatch, work
 ):
     monkeypatch.setattr(activations, "BATCHES_A_SHARD", 3)
+    monkeypatch.setattr(answering, "ROWS_A_PART", 3)
     for engine in ("", "ray"):
         monkeypatch.setenv(ENGINE, engine)
         folder = tmp_path / (engine or "one process")
         folder.mkdir()
         work(tiny_subject, tiny_corpus, folder)
     one, many = (contents(tmp_path / name) for name in ("one process", "ray"))
-    assert one == many and len(one) >= 2
+    assert one == many and len(one) >= 1
 
 
 def slowly(log: str, shard: int) -> dict[str, np.ndarray]:

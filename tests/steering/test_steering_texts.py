@@ -1,6 +1,8 @@
-"""What steering does to text, against texts and changes worked out by hand."""
+"""What steering does to text, worked out by hand; traces side by side, long ones cut with a note."""
 
 from __future__ import annotations
+
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,12 +12,19 @@ from figure_checks import legible
 from tiny import signed_identity
 
 from reasoning_features.models.conditions import UNSTEERED
-from reasoning_features.steering.text_effects import (
+from reasoning_features.residual_stream.activation_figures import LONGEST, MARGIN
+from reasoning_features.steering.steering_texts import (
+    CHARACTERS,
     LENGTH,
     MEASURES,
     REASONING,
     REPEATED,
+    Trace,
     draw_text_effects,
+    draw_traces,
+    flipped,
+    moves_of,
+    side_by_side,
     text_conditions,
     text_effects,
     text_measures,
@@ -107,5 +116,84 @@ def test_any_number_of_features_and_strengths_is_drawn(features, gammas):
     drawn = [points.get_offsets() for points in fig.axes[0].collections if len(points.get_offsets()) > 1]
     in_pairs = np.arange(features).reshape(2, half).T.ravel()  # each random feature under its match
     np.testing.assert_allclose([o[:, 0] for o in drawn], [in_pairs + gamma for gamma in gammas])
+    legible(fig)
+    plt.close(fig)
+
+
+PROMPT = "<|bos|><|user|>Two of 3 9 4 with sum 7.<|assistant|><think>\n"
+
+
+GIVES_UP = (
+    PROMPT + "Wait, now try 3 + 9 = 12, high.\nAnd, thus stop with 3 + 9.\n</think>\n\\boxed{ 3 + 9 }<|eos|>"
+)
+
+
+GOES_ON = PROMPT + (
+    "Wait, now try 3 + 9 = 12, high.\nHmm, so undo there.\nWait, now take 3 + 4 = 7, yes.\nSpoilt line\n"
+    "And, so keep 3 + 4.\n</think>\n\\boxed{ 3 + 4 }<|eos|>"
+)
+
+
+@pytest.fixture
+def answers():
+    rows = [
+        (UNSTEERED, 0, False, 12, GIVES_UP),
+        (UNSTEERED, 1, True, 12, GOES_ON),
+        (UNSTEERED, 2, True, 12, GOES_ON),
+        ("on", 0, True, 20, GOES_ON),
+        ("on", 1, False, 20, GIVES_UP),
+        ("on", 2, True, 20, GOES_ON),
+    ]
+    return pd.DataFrame(rows, columns=["condition", "problem", "correct", "thinking_tokens", "text"])
+
+
+def test_moves_are_read_after_the_prompt():
+    runs = moves_of(GOES_ON)
+    assert runs["move"].tolist() == [
+        "explore", "compute", "backtrack", "explore", "compute", "", "conclude", "answer",
+    ]  # fmt: skip
+    assert PROMPT + "".join(runs["text"]) == GOES_ON
+    assert moves_of("Some <b>prose</b>.").values.tolist() == [["", "Some <b>prose</b>."]]
+
+
+def test_a_problem_under_two_conditions(answers):
+    question, traces = side_by_side(answers, 0, ["on"])
+    assert question == "Two of 3 9 4 with sum 7."
+    headings = ["unsteered: wrong, 12 tokens", "on: right, 20 tokens"]
+    assert [trace.heading for trace in traces] == headings
+    assert [trace.text for trace in traces] == [GIVES_UP, GOES_ON]
+    assert flipped(answers, "on") == {"wrong to right": [0], "right to wrong": [1]}
+
+
+def test_the_figure_holds_every_word_within_its_panel(answers):
+    title, traces = side_by_side(answers, 0, ["on"])
+    fig, data = draw_traces("$x$ " + title, traces)
+    for ax, trace in zip(fig.axes, traces, strict=True):
+        drawn = [t.get_text() for t in ax.texts if t.get_family() == ["DejaVu Sans Mono"]]
+        assert "".join(drawn).replace(" ", "") == re.sub(r"\s", "", trace.text.removeprefix(PROMPT))
+        assert max(t.get_position()[0] + len(t.get_text()) for t in ax.texts) <= CHARACTERS
+    assert {text.get_text() for text in fig.legends[0].get_texts()} >= {"explore", "give up", "conclude"}
+    assert data["trace"].unique().tolist() == [trace.heading for trace in traces]
+    fig.draw_without_rendering()
+    plt.close(fig)
+
+
+def test_long_and_strange_traces_are_cut_and_told():
+    long = PROMPT + "Wait, now try 3 + 9 = 12, high.\n" * 50 + "z" * 200 + "\x00\ud800 $\\frac$\n"
+    fig, data = draw_traces("long", [Trace("a", long), Trace("b", "no moves")])
+    texts = [text.get_text() for text in fig.axes[0].texts]
+    assert "… and 15 more lines" in texts  # 50 sentences and 4 lines of the rest, less 39
+    assert len({text.get_position()[1] for text in fig.axes[0].texts}) == LONGEST
+    assert "".join(data.loc[data["trace"] == "a", "text"]).count("high") == 50
+    fig.draw_without_rendering()
+    plt.close(fig)
+
+
+def test_real_text_has_no_margin_and_long_questions_and_many_traces_fit(answers):
+    prose = Trace("a condition with a name of many words " * 3, "It costs $5 and $6_x^2, \\frac. " * 40)
+    fig, _ = draw_traces("How many dollars ($) are left? " * 30, [prose] * 5)
+    assert len(fig.axes) == 5 and not fig.legends
+    assert all(ax.get_xlim() == (0, CHARACTERS + MARGIN) for ax in fig.axes)
+    assert "…" in fig.get_suptitle()
     legible(fig)
     plt.close(fig)

@@ -1,14 +1,22 @@
-"""Sampling: the nucleus, the cache, and rows that do not depend on their batch."""
+"""Sampling: the nucleus, the cache, rows that do not depend on their batch, and continuous batching."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from tiny import WIDTH
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from reasoning_features.errors import UserError
-from reasoning_features.models.sampling import RowEdit, draw, rows_that_fit, sample
+from reasoning_features.models.sampling import (
+    Rule,
+    draw,
+    edited,
+    rows_that_fit,
+    sample,
+    sample_continuously,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +59,7 @@ def test_a_prompt_beyond_the_context_is_told(model):
         sample(model, [[1] * 2040], end=0, max_new_tokens=9, seed=5)
 
 
-class CountingRule:
+class CountingRule(Rule):
     """Bans the tokens a row has written, and turns every third token into its row's number."""
 
     def logits(self, logits, rows, written):
@@ -61,7 +69,7 @@ class CountingRule:
 
     def drawn(self, tokens, rows, written):
         third = torch.tensor([len(row) % 3 == 2 for row in written])
-        return torch.where(third, rows, tokens)
+        return torch.where(third, torch.tensor(rows), tokens)
 
 
 def test_a_rule_sees_each_row_whatever_its_batch(model):
@@ -100,36 +108,14 @@ def test_sampling_stops_at_the_end_token(model):
         assert row[-1] == 7 or len(row) == 200
 
 
-def added(model, vectors: torch.Tensor) -> RowEdit:
-    return RowEdit(model.model.layers[0], lambda stream, rows: stream + vectors[rows][:, None])
-
-
-def test_an_edit_of_zero_changes_nothing(model):
-    prompts = [[1, 2, 3], [4, 5], [6, 7, 8]]
-    plain = sample(model, prompts, end=0, max_new_tokens=20, seed=5)
-    assert (
-        sample(model, prompts, end=0, max_new_tokens=20, seed=5, edit=added(model, torch.zeros(3, 32)))
-        == plain
-    )
-
-
-def test_each_row_gets_its_own_vector_whatever_its_batch(model):
-    torch.manual_seed(1)
-    vectors = 20 * torch.randn(6, 32)
-    prompts = [[1, 2, 3], [4, 5], [6, 7, 8], [1, 2, 3], [9, 9], [3, 2, 1]]
-    together = sample(model, prompts, end=0, max_new_tokens=20, seed=5, edit=added(model, vectors))
-    one_by_one = sample(model, prompts, end=0, max_new_tokens=20, seed=5, edit=added(model, vectors), batch=1)
-    assert together == one_by_one
-    alone = sample(
-        model, prompts[3:4], end=0, max_new_tokens=20, seed=5, streams=[3], edit=added(model, vectors[3:4])
-    )
-    assert alone[0] == together[3]
-    assert together != sample(model, prompts, end=0, max_new_tokens=20, seed=5)
-
-
 def test_rows_of_one_stream_draw_alike(model):
     rows = sample(model, [[1, 2, 3]] * 3, end=0, max_new_tokens=20, seed=5, streams=[4, 4, 2])
     assert rows[0] == rows[1] != rows[2]
+
+
+def added(model, vectors: torch.Tensor) -> dict:
+    """What adds a vector to each row after the first block."""
+    return {"block": model.model.layers[0], "change": lambda stream, rows: stream + vectors[rows][:, None]}
 
 
 GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": 40}
@@ -143,8 +129,7 @@ def test_a_row_of_a_padded_batch_is_what_it_is_alone(config, kind):
     model = kind(config(hidden_size=32, intermediate_size=64, initializer_range=0.3, **GROUPED)).eval()
     prompts = [[1, 2, 3], [4] * 17, [7, 8], list(range(9, 30)), [5]]
     vectors = 5 * torch.randn(5, 32)
-    edit = RowEdit(model.model.layers[0], lambda stream, rows: stream + vectors[rows][:, None])
-    given = {"end": 0, "max_new_tokens": 40, "seed": 5, "edit": edit}
+    given = {"end": 0, "max_new_tokens": 40, "seed": 5, **added(model, vectors)}
     ended = {}
     padded = sample(model, prompts, **given, pad=39, batch=3, ended=ended.__setitem__)
     assert padded == sample(model, prompts, **given) == [ended[row] for row in range(5)]
@@ -154,3 +139,56 @@ def test_a_row_of_a_padded_batch_is_what_it_is_alone(config, kind):
 def test_rows_that_fit_are_fewer_where_they_are_longer(model):
     assert rows_that_fit(model, 1000) > rows_that_fit(model, 100_000) >= 1
     assert rows_that_fit(model, 10**15) == 1
+
+
+def test_an_edit_of_zero_changes_nothing(model):
+    prompts = [[1, 2, 3], [4, 5], [6, 7, 8]]
+    given = {"end": 0, "max_new_tokens": 20, "seed": 5}
+    assert sample(model, prompts, **given, **added(model, torch.zeros(3, 32))) == sample(
+        model, prompts, **given
+    )
+
+
+def test_each_row_gets_its_own_vector_whatever_its_batch(model):
+    torch.manual_seed(1)
+    vectors = 20 * torch.randn(6, 32)
+    prompts = [[1, 2, 3], [4, 5], [6, 7, 8], [1, 2, 3], [9, 9], [3, 2, 1]]
+    given = {"end": 0, "max_new_tokens": 20, "seed": 5}
+    together = sample(model, prompts, **given, **added(model, vectors))
+    assert together == sample(model, prompts, **given, **added(model, vectors), batch=1)
+    alone = sample(model, prompts[3:4], **given, streams=[3], **added(model, vectors[3:4]))
+    assert alone[0] == together[3]
+    assert together != sample(model, prompts, **given)
+
+
+PROMPTS = [[0, 5, 6], [0, 7, 8, 9, 10, 11], [0, 9], [0, 5, 6]]
+
+
+def test_continuous_answers_are_the_likeliest_at_temperature_0(tiny_subject):
+    model, found = tiny_subject.model, {}
+    vector = 3.0 * torch.eye(WIDTH)[5]
+    given = {"end": 1, "max_new_tokens": 20, "temperature": 0.0, "seed": 0, "ended": found.__setitem__}
+    for change in (None, lambda stream: stream + vector):
+        with edited(tiny_subject.hooked_block, change):
+            sample_continuously(model, PROMPTS, **given)
+        for row, prompt in enumerate(PROMPTS):
+            tokens = list(prompt)
+            for token in found[row]:
+                edit = change or (lambda stream: stream)
+                logits = tiny_subject.logits_with(torch.tensor([tokens]), edit)[0, -1]
+                assert logits[token] > logits.max() - 1e-3
+                tokens.append(token)
+            assert found[row][-1] == 1 or len(found[row]) == 20
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_continuous_draws_as_often_as_rows(tiny_subject):
+    model, many = tiny_subject.model, [[0, 5, 6]] * 400
+    found = {}
+    sample_continuously(model, many, end=1, max_new_tokens=1, seed=4, ended=found.__setitem__)
+    rows = sample(model, many, end=1, max_new_tokens=1, seed=4)
+    ours, theirs = (
+        np.bincount([row[0] for row in given], minlength=300) / 400 for given in (list(found.values()), rows)
+    )
+    assert np.abs(ours - theirs).max() < 0.12
+    assert set(np.flatnonzero(ours > 0.02)) <= set(np.flatnonzero(theirs > 0))

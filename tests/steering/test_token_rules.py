@@ -18,7 +18,7 @@ from reasoning_features.organism.parser import DECISIONS, first_tokens
 from reasoning_features.organism.tokenizer import train_tokenizer
 from reasoning_features.organism.traces import base_documents, reasoning_documents
 from reasoning_features.settings import load_settings
-from reasoning_features.steering.answering import answers_under
+from reasoning_features.steering.answering import answers
 from reasoning_features.steering.benchmarks import load_questions
 from reasoning_features.steering.token_rules import (
     Ban,
@@ -234,7 +234,7 @@ def test_answers_of_the_organism_go_on_at_the_rates_they_are_forced_to():
         Condition(name, rule=forced_rates(subject.tokenizer, each, questions.domains, 0))
         for name, each in rates.items()
     ]
-    frame = answers_under(subject, questions, conditions, seed=0)
+    frame = answers(subject, questions, conditions, seed=0, progress=None)
     assert frame["parseable"].mean() > 0.95
     for name, each in rates.items():
         table = decision_rates(frame[frame["condition"] == name])

@@ -1,8 +1,9 @@
-"""Problems of published benchmarks: prompts, splits, and grades of written answers."""
+"""Problems with known answers: prompts, splits, grades, and answers in boxes that are never run."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 
 import miniatures as mini
@@ -12,10 +13,130 @@ from mini_profile import BENCHMARKS, write_profile
 from transformers import AutoTokenizer
 
 from reasoning_features.errors import UserError
+from reasoning_features.organism.problems import problems
+from reasoning_features.organism.tokenizer import train_tokenizer
+from reasoning_features.organism.traces import THINK, base_documents, prompt_text
 from reasoning_features.settings import load_settings
-from reasoning_features.steering.benchmarks import has_problems, load_questions, published_questions
-from reasoning_features.steering.equal_tokens import majority_votes
-from reasoning_features.steering.real_benchmarks import RealProblem, problems_of, prompt_ids, thinking_tokens
+from reasoning_features.steering import benchmarks
+from reasoning_features.steering.baselines import majority_votes
+from reasoning_features.steering.benchmarks import (
+    RealProblem,
+    boxed,
+    graded_formula,
+    graded_letter,
+    has_problems,
+    load_questions,
+    problems_of,
+    prompt_ids,
+    published_questions,
+    thinking_tokens,
+)
+
+
+@pytest.fixture(scope="module")
+def organism_tokenizer():
+    return train_tokenizer(d.text for d in base_documents(500, 0))
+
+
+def test_questions_continue_a_fixed_sequence(organism_tokenizer):
+    settings = load_settings("smoke")
+    questions = load_questions(settings, organism_tokenizer, "selection", 4, start=3)
+    asked = problems("selection", None, 7)[3:]
+    assert len(questions) == 4
+    assert [organism_tokenizer.decode(ids) for ids in questions.prompts] == [
+        prompt_text(p.question) for p in asked
+    ]
+    assert questions.domains == [p.family for p in asked]
+
+
+def test_a_corpus_without_problems_is_told(organism_tokenizer):
+    with pytest.raises(UserError, match="has no problems"):
+        load_questions(load_settings("smoke", corpus="texts"), organism_tokenizer, "selection", 3)
+
+
+def test_grades_are_of_the_question_that_was_answered(organism_tokenizer):
+    questions = load_questions(load_settings("smoke"), organism_tokenizer, "selection", 3)
+    right = problems("selection", None, 3)[2]
+    text = f"{THINK}\nWait, now check {right.answer}, yes.\n</think>\n\\boxed{{ {right.answer} }}<|eos|>"
+    answer = organism_tokenizer.encode(text, add_special_tokens=False)
+    graded = questions.grade([2, 1], [answer, answer])
+    assert graded["correct"].tolist() == [True, False]
+    assert graded["verify"].tolist() == [1, 1]
+    assert graded["domain"].tolist() == [questions.domains[2], questions.domains[1]]
+    assert set(questions.measures) <= set(graded.columns)
+    assert (graded["thinking_tokens"] > 5).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        (r"so \boxed{3}, no: \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"\boxed{ {a} \text{ and } b }", r"{a} \text{ and } b"),
+        (r"\boxed{3", None),
+        (r"\boxed{}", None),
+        ("nothing", None),
+    ],
+)
+def test_the_last_box_counts(text, held):
+    assert boxed(text) == held
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer"),
+    [
+        ("204", "204.0"),
+        ("025", "25"),
+        (r"\frac{1}{2}", "0.5"),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\dfrac{\pi}{2})"),
+        ("p - q", "-q+p"),
+        (r"11\sqrt2", r"\sqrt{242}"),
+        (r"x \in [-2,7]", "[-2,7]"),
+        (r"\text{Evelyn}", "Evelyn"),
+        (r"90^\circ", "90"),
+        ("10,080", "10080"),
+    ],
+)
+def test_equal_answers_are_right_and_vote_with_the_truth(truth, answer):
+    assert graded_formula(truth, answer) == (True, graded_formula(truth, truth)[1])
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer"),
+    [("204", "203"), ("(1,2)", "(2,1)"), ("p - q", "q - p"), ("5", r"\text{"), ("5", "}{"), ("5", "é" * 500)],
+)
+def test_other_answers_are_wrong(truth, answer):
+    assert not graded_formula(truth, answer)[0]
+
+
+def test_equal_wrong_answers_vote_together():
+    votes = {graded_formula("7", answer) for answer in (r"\frac{3}{4}", "0.75", r"\dfrac{6}{8}", "3/4")}
+    assert votes == {(False, "3/4")}
+    assert graded_formula("7", None) == (False, None)
+
+
+def test_nothing_in_an_answer_is_run(tmp_path):
+    target = tmp_path / "written"
+    code = f"__import__('pathlib').Path('{target}').touch()"
+    for answer in (code, rf"\text{{{code}}}", rf"\operatorname{{exec}}({code})"):
+        graded_formula("5", answer)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [("B", "B"), (r"\text{B}", "B"), ("(B)", "B"), ("B) 10 eV", "B"), (r"\textbf{(B)}", "B"), ("Both", None),
+     ("10 eV", None), (None, None)],
+)  # fmt: skip
+def test_choices_are_letters(answer, named):
+    assert graded_letter("B", answer) == (named == "B", named)
+
+
+def test_a_comparison_without_end_is_ended(monkeypatch):
+    monkeypatch.setattr(benchmarks, "SECONDS", 1)
+    began = time.monotonic()
+    assert not graded_formula("5", "9^{9^{9^{9}}}")[0]
+    assert time.monotonic() - began < 4
+    assert graded_formula("6", r"\frac{12}{2}")[0]
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,15 @@
-"""What steering does to text, whatever the model: its length, its words of R, and how it repeats itself."""
+"""What steering does to text: its length, its words of R, how it repeats itself; traces side by side.
+
+Moves are read off the texts; a text without moves that are known is shown uncoloured.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from textwrap import fill
+from textwrap import fill, wrap
 from typing import Any
 
 import numpy as np
@@ -14,18 +18,31 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from reasoning_features.models.conditions import UNSTEERED, Condition, feature_conditions
-from reasoning_features.organism.traces import END_THINK
-from reasoning_features.reporting.plots import legend_below, name_rows, new_figure
+from reasoning_features.organism.parser import parse
+from reasoning_features.organism.traces import ASSISTANT, END_THINK, MOVES, USER
+from reasoning_features.reporting.plots import TEXT_WIDTH, legend_below, name_rows, new_figure, panels
+from reasoning_features.residual_stream.activation_figures import (
+    moves_below,
+    shades,
+    shortened,
+    wrapped,
+    write_lines,
+)
 from reasoning_features.scoring.reason_score import select
 from reasoning_features.statistics import bootstrap_mean
-from reasoning_features.steering.search import matched_features
+from reasoning_features.steering.steering_study import matched_features
 from reasoning_features.text.vocabulary import split_words
 
 LENGTH, REASONING, REPEATED = "tokens", "words of R in a hundred", "repeated pairs of tokens (%)"
 MEASURES = (LENGTH, REASONING, REPEATED)
 CHOSEN, RANDOM = "ReasonScore", "random"
+CHARACTERS = 56
+"""Characters a line of a drawn trace, of two side by side, beside the margin."""
+ACROSS = 2
 _MARK = re.compile(r"<[^<>\s]*>")
 """A mark of the template, such as the end of a text: its letters are no words."""
+_SHADES = shades(MOVES)
+_LINE = 0.118  # inches
 
 
 def text_conditions(
@@ -45,11 +62,11 @@ def text_conditions(
         The conditions, the best feature's first; and kind → its features, as :func:`draw_text_effects` reads.
     """
     live = np.flatnonzero(evidence["density"] > 0)
-    chosen = live[
-        select(evidence["score:reason score"].to_numpy(dtype=float)[live], min(selected, len(live) // 2))
-    ]
-    best, others = chosen[:n], np.setdiff1d(live, chosen[n:])
-    kinds = {CHOSEN: best.tolist(), RANDOM: matched_features(evidence, best, others, seed).tolist()}
+    score = evidence["score:reason score"].to_numpy(dtype=float)[live]
+    chosen = live[select(score, min(selected, len(live) // 2))]
+    others = np.setdiff1d(live, chosen[n:])
+    random = matched_features(evidence, chosen[:n], others, seed)
+    kinds = {CHOSEN: chosen[:n].tolist(), RANDOM: random.tolist()}
     every = [feature for features in kinds.values() for feature in features]
     return feature_conditions(sae, every, gammas, evidence["maximum"].to_numpy(dtype=float)), kinds
 
@@ -69,8 +86,7 @@ def text_measures(answers: pd.DataFrame, prompts: Sequence[str], words: Sequence
     """
     phrases = [split_words(word) for word in words if split_words(word)]
     rows = []
-    columns = (answers[name].tolist() for name in ("text", "problem", "tokens"))
-    for text, problem, tokens in zip(*columns, strict=True):
+    for text, problem, tokens in answers[["text", "problem", "tokens"]].itertuples(index=False, name=None):
         thinking = text[len(prompts[problem]) :].split(END_THINK)[0]
         written = split_words(_MARK.sub(" ", thinking))
         pairs = list(pairwise(tokens))
@@ -130,3 +146,84 @@ def draw_text_effects(effects: pd.DataFrame, kinds: Mapping[str, Sequence[int]])
     name_rows(axes[0], [f"{kind} {feature}" for kind, feature in rows])
     legend_below(fig)
     return fig
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A text, the prompt included, and what stands above it."""
+
+    heading: str
+    text: str
+
+
+def moves_of(text: str) -> pd.DataFrame:
+    """A text after its prompt as runs of one move: ``move`` ("": none is known) and ``text``."""
+    spans = parse(text).spans
+    known = any(move not in ("prompt", "prose", "answer", None) for _, _, move in spans)
+    runs = [
+        (move or "", text[start:end])
+        for start, end, move in (spans if known else [(0, len(text), None)])
+        if move != "prompt" and start < end
+    ]
+    return pd.DataFrame(runs, columns=["move", "text"])
+
+
+def side_by_side(
+    answers: pd.DataFrame, problem: int, conditions: Sequence[str] = (), prompt: str = ""
+) -> tuple[str, list[Trace]]:
+    """The question, and the traces of one problem: unsteered, then under the conditions.
+
+    With ``prompt``, the text begins after it. The question is that of a text in the organism's chat; else "".
+
+    Args:
+        answers: :func:`reasoning_features.steering.answering.answers`.
+        problem: the problem's number.
+        conditions: names of conditions.
+    """
+    own = answers[answers["problem"] == problem].set_index("condition").loc[[UNSTEERED, *conditions]]
+    traces = []
+    for name, row in own.iterrows():
+        verdict = ("right" if row["correct"] else "wrong") if row.get("finished", True) else "cut"
+        heading = f"{name}: {verdict}, {row['thinking_tokens']} tokens"
+        traces.append(Trace(heading, row["text"][len(prompt) :]))
+    text: str = own["text"].iloc[0]
+    start, end = text.find(USER), text.find(ASSISTANT)
+    return text[start + len(USER) : end] if 0 <= start < end else "", traces
+
+
+def flipped(answers: pd.DataFrame, condition: str) -> dict[str, list[int]]:
+    """Problems whose answer a condition changes: "wrong to right" and "right to wrong", in their order."""
+    table = answers.pivot(index="problem", columns="condition", values="correct").astype(bool)
+    plain, steered = table[UNSTEERED], table[condition]
+    changed = {"wrong to right": ~plain & steered, "right to wrong": plain & ~steered}
+    return {name: sorted(int(problem) for problem in table.index[which]) for name, which in changed.items()}
+
+
+def draw_traces(title: str, traces: Sequence[Trace]) -> tuple[Figure, pd.DataFrame]:
+    """Traces drawn two in a row at the width of the text, moves behind and named in the margin.
+
+    Returns:
+        The figure, and its rows: ``trace`` (the heading), ``move``, ``text``, the parts left out too.
+    """
+    runs = [moves_of(_printable(trace.text)) for trace in traces]
+    lines = [shortened(wrapped(part, CHARACTERS)) for part in runs]
+    rows = max(map(len, lines))
+    width = TEXT_WIDTH / min(len(traces), ACROSS)
+    fig, axes = panels(len(traces), ACROSS, height=_LINE * (rows + 6) + 0.2)
+    # a real question may be a paragraph: its first lines
+    asked = wrap(title, 95, max_lines=4, placeholder=" …")
+    fig.suptitle("\n".join(asked), fontsize=8, parse_math=False)
+    fig.set_figheight(fig.get_figheight() + _LINE * (len(asked) - 1))
+    for ax, part, trace in zip(axes, lines, traces, strict=True):
+        write_lines(ax, part, _SHADES, CHARACTERS, width)
+        ax.set_ylim(rows + 0.3, -0.7)
+        ax.set_title("\n".join(wrap(trace.heading, 50)), loc="left", fontsize=7, parse_math=False)
+    moves_below(fig, dict.fromkeys(m for part in lines for line in part for m, _ in line if m), _SHADES)
+    frames = [part.assign(trace=trace.heading) for part, trace in zip(runs, traces, strict=True)]
+    data = pd.concat(frames, ignore_index=True)[["trace", "move", "text"]]
+    return fig, data.assign(text=data["text"].str.replace("\n", "⏎"))
+
+
+def _printable(text: str) -> str:
+    """Text as it is drawn: control characters and lone surrogates as a box, newlines as they are."""
+    return "".join(c if c == "\n" or c.isprintable() else "□" for c in text)

@@ -1,0 +1,123 @@
+"""Ways of steering: equation 7 and the released hook, in batches of many conditions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import WIDTH, signed_identity
+
+from reasoning_features.errors import UserError
+from reasoning_features.models.conditions import (
+    Condition,
+    check_conditions,
+    feature_conditions,
+    stream_change,
+)
+
+
+def test_the_vector_is_equation_7():
+    sae = signed_identity(WIDTH, gain=0.5)
+    maxima = np.arange(2 * WIDTH, dtype=float)
+    (one, other) = feature_conditions(sae, [3], [-0.5, 2.0], maxima)
+    # f_max = 3, W_dec,3 = 0.5 along the fourth axis: γ · 3 · 0.5
+    expected = torch.zeros(WIDTH)
+    expected[3] = 1.5
+    assert torch.equal(one.vector, -0.5 * expected)
+    assert torch.equal(other.vector, 2.0 * expected)
+    assert (other.feature, other.gamma) == (3, 2.0)
+
+
+@pytest.fixture
+def sae():
+    torch.manual_seed(2)
+    found = signed_identity(WIDTH, gain=0.5, centre=torch.linspace(-0.2, 0.2, WIDTH))
+    found.W_enc.data += 0.1 * torch.randn(WIDTH, 2 * WIDTH)
+    found.W_dec.data += 0.1 * torch.randn(2 * WIDTH, WIDTH)
+    return found
+
+
+def changed(tiny_subject, conditions, tokens, condition, sae=None):
+    """The stream that a condition goes on with, and the one it was given, in a mixed batch."""
+    stream = tiny_subject.residual(tokens)
+    which = torch.arange(len(conditions)).repeat_interleave(len(tokens))
+    change = stream_change(tiny_subject, conditions, which, sae)
+    return change(stream.repeat(len(conditions), 1, 1), torch.arange(len(which)))[which == condition], stream
+
+
+TOKENS = torch.tensor([[0, 5, 6, 9], [0, 7, 8, 4]])
+
+
+def test_strength_0_changes_no_logit(tiny_subject, sae):
+    maxima = np.ones(2 * WIDTH)
+    (nothing,) = feature_conditions(sae, [3], [0.0], maxima)
+    change = stream_change(tiny_subject, [nothing], torch.tensor([0, 0]))
+    still = tiny_subject.logits_with(TOKENS, lambda stream: change(stream, torch.tensor([0, 1])))
+    assert torch.equal(still, tiny_subject.logits(TOKENS))
+
+
+def test_exactly_the_vector_is_added_at_every_place_of_its_rows_alone(tiny_subject, sae):
+    (one,) = feature_conditions(sae, [3], [0.5], np.full(2 * WIDTH, 4.0))
+    other = Condition("another", vector=torch.ones(WIDTH))
+    steered, stream = changed(tiny_subject, [Condition("none"), one, other], TOKENS, 1)
+    assert torch.equal(steered, stream + 0.5 * 4.0 * sae.W_dec[3])
+    untouched, _ = changed(tiny_subject, [Condition("none"), one, other], TOKENS, 0)
+    assert torch.equal(untouched, stream)
+
+
+def test_a_clamp_is_encode_edit_decode_with_the_error_kept(tiny_subject, sae):
+    conditions = [
+        Condition("none"),
+        *feature_conditions(sae, [3, 40], [-0.5, 2.0], np.full(2 * WIDTH, 1.5), clamp=True),
+        Condition("added", vector=torch.ones(WIDTH)),
+    ]
+    for i, condition in enumerate(conditions[1:-1], start=1):
+        clamped, stream = changed(tiny_subject, conditions, TOKENS, i, sae)
+        features = sae.encode(stream)
+        error = stream - sae.decode(features)
+        features[..., condition.feature] = condition.gamma * 1.5
+        torch.testing.assert_close(clamped, sae.decode(features) + error)
+        assert not torch.allclose(clamped, stream)
+
+
+def test_a_row_of_a_mixed_batch_has_the_logits_it_has_alone(tiny_subject, sae):
+    conditions = [
+        Condition("none"),
+        *feature_conditions(sae, [3], [2.0], np.full(2 * WIDTH, 1.5)),
+        *feature_conditions(sae, [40], [2.0], np.full(2 * WIDTH, 1.5), clamp=True),
+    ]
+    tokens = TOKENS[:1]
+    mixed = stream_change(tiny_subject, conditions, torch.arange(3), sae)
+    batch = tiny_subject.logits_with(tokens.repeat(3, 1), lambda x: mixed(x, torch.arange(3)))
+    for i, condition in enumerate(conditions):
+        here = torch.zeros(1, dtype=torch.int64)
+        alone = stream_change(tiny_subject, [condition], here, sae) or (lambda x, _: x)
+        logits = tiny_subject.logits_with(tokens, lambda x, change=alone: change(x, here))  # noqa: B023
+        torch.testing.assert_close(batch[i : i + 1], logits)
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        (Condition("twice"), "Two conditions are named 'twice'"),
+        (Condition("short", vector=torch.zeros(3)), "must be 32 finite numbers"),
+        (Condition("endless", vector=torch.full((WIDTH,), torch.inf)), "must be 32 finite numbers"),
+        (Condition("clamped", 3, clamp=1.0), "give the autoencoder"),
+        (Condition("clamped", 2 * WIDTH, clamp=1.0), "is not there"),
+        (Condition("clamped", 3, clamp=float("inf")), "clamps to inf: give a finite activation"),
+    ],
+)
+def test_what_no_condition_can_be_is_told(tiny_subject, condition, said):
+    sae = signed_identity(WIDTH) if "clamps to" in said or "not there" in said else None
+    with pytest.raises(UserError, match=said):
+        check_conditions(tiny_subject, [condition, Condition("twice")], sae)
+
+
+@pytest.mark.parametrize("clamp", [False, True])
+@pytest.mark.parametrize(
+    ("feature", "gamma", "said"),
+    [(2 * WIDTH, 1.0, "is not there"), (0, 1.0, "never active"), (3, float("nan"), "not all finite")],
+)
+def test_what_cannot_be_steered_is_told(clamp, feature, gamma, said):
+    with pytest.raises(UserError, match=said):
+        feature_conditions(signed_identity(WIDTH), [feature], [gamma], np.arange(2.0 * WIDTH), clamp)

@@ -1,0 +1,248 @@
+"""Steered answers: where the vector is added, what is paired, what is kept and what is made again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import WIDTH, make_tiny_llama, signed_identity
+
+from reasoning_features.errors import UserError
+from reasoning_features.models.conditions import UNSTEERED, Condition, feature_conditions
+from reasoning_features.models.sampling import Rule
+from reasoning_features.models.subject import load_subject
+from reasoning_features.steering import answering
+from reasoning_features.steering.answering import AnswerStore, answers
+from reasoning_features.steering.benchmarks import Questions
+from reasoning_features.steering.token_rules import ForcedWait
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    return load_subject(str(make_tiny_llama(tmp_path_factory.mktemp("model"))), 1)
+
+
+@pytest.fixture
+def questions():
+    prompts = [[0, 5, 6], [0, 7, 8], [0, 9]]
+
+    def grade(numbers, continuations):
+        told = {"asked": list(numbers)}
+        return pd.DataFrame(told)
+
+    return Questions("three", prompts, ["a"] * 3, 1, 12, ("asked",), grade)
+
+
+def test_a_prompt_beyond_the_context_is_told_before_it_is_asked(subject, questions):
+    long = replace(questions, prompts=[[5] * 120] * 3)
+    with pytest.raises(UserError, match="do not fit into the model's context of 128"):
+        answers(subject, long, [], seed=0, progress=None)
+
+
+class Only(Rule):
+    """Writes one token alone, and in every place the problem's number instead where asked to."""
+
+    def __init__(self, token, numbers=False):
+        self.token, self.numbers = token, numbers
+
+    def logits(self, logits, rows, written):
+        return torch.full_like(logits, -torch.inf).index_fill(1, torch.tensor([self.token]), 0.0)
+
+    def drawn(self, tokens, rows, written):
+        return 20 + torch.tensor(rows) if self.numbers else tokens
+
+
+def test_rules_change_their_own_condition_alone(subject, questions):
+    conditions = [
+        Condition("ten", rule=Only(10)),
+        Condition("none"),
+        Condition("numbers", rule=Only(10, numbers=True)),
+    ]
+    frame = answers(subject, questions, conditions, seed=3, batch=5, progress=None)
+    by = frame.groupby("condition")["tokens"].apply(list)
+    assert by["ten"] == [(10,) * 12] * 3
+    assert by["numbers"] == [(20,) * 12, (21,) * 12, (22,) * 12]
+    plain = answers(subject, questions, [], seed=3, progress=None)
+    assert by[UNSTEERED] == by["none"] == plain["tokens"].tolist()
+
+
+def test_a_rule_that_remembers_may_be_shared_and_used_again(subject, questions):
+    plain = answers(subject, questions, [], seed=3, progress=None)["tokens"].tolist()
+    often = max(set(sum(plain, ())), key=sum(plain, ()).count)
+    rule = ForcedWait((200, 201), 1, (often,))
+    strong = 40.0 * torch.eye(WIDTH)[2]
+    conditions = [Condition("one", rule=rule), Condition("other", vector=strong, rule=rule)]
+    mixed = answers(subject, questions, conditions, seed=3, progress=None)
+    assert any(200 in tokens for tokens in mixed["tokens"])
+    for condition in conditions:
+        alone = answers(subject, questions, [condition], seed=3, batch=1, progress=None)
+        here, there = (f.loc[f["condition"] == condition.name, "tokens"] for f in (mixed, alone))
+        assert here.tolist() == there.tolist()
+
+
+def test_conditions_share_draws_and_a_batch_changes_nothing(subject, questions):
+    strong = torch.zeros(WIDTH)
+    strong[2] = 40.0
+    conditions = [Condition("none", 4, 0.0, torch.zeros(WIDTH)), Condition("strong", 5, 1.0, strong)]
+    frame = answers(subject, questions, conditions, seed=3, progress=None)
+    assert frame["condition"].tolist() == [UNSTEERED] * 3 + ["none"] * 3 + ["strong"] * 3
+    assert frame["problem"].tolist() == frame["asked"].tolist() == [0, 1, 2] * 3
+    by = frame.groupby("condition")["tokens"].apply(list)
+    assert by["none"] == by[UNSTEERED] != by["strong"]
+    alone = answers(subject, questions, conditions[1:], seed=3, batch=1, progress=None)
+    assert alone.loc[alone["condition"] == "strong", "tokens"].tolist() == by["strong"]
+
+
+def test_the_vector_is_added_everywhere_and_nothing_else(subject, questions):
+    vector = torch.linspace(-1, 1, WIDTH)
+    frame = answers(subject, questions, [Condition("c", 0, 1.0, vector)], seed=3, progress=None)
+    prompt, (drawn,) = questions.prompts[0], frame.loc[frame["condition"] == "c", "tokens"].head(1)
+    tokens = torch.tensor([[*prompt, *drawn]])
+    logits = subject.logits_with(tokens, lambda stream: stream + vector)
+    plain = subject.logits(tokens)
+    assert not torch.allclose(logits, plain)
+    # greedy check: under the edit each drawn token is among the nucleus of the edited logits
+    chances = torch.softmax(logits[0, len(prompt) - 1 : -1].double() / 0.6, -1)
+    own = chances[torch.arange(len(drawn)), torch.tensor(drawn)]
+    before = (chances * (chances > own[:, None])).sum(-1)
+    assert (before < 0.95).all()
+
+
+PROMPTS = [[0, 5, 6], [0, 7, 8, 9, 10, 11], [0, 9], [0, 5, 6]]
+
+
+def four(kept=None, engine="rows", pad=None):
+    def grade(numbers, written):
+        return pd.DataFrame({"asked": list(numbers)})
+
+    return Questions("four", PROMPTS, ["a"] * 4, 1, 16, ("asked",), grade, engine, kept, pad)
+
+
+def written(subject, questions, conditions, seed=3, **given):
+    """New tokens of all answers, those unsteered first."""
+    return answers(subject, questions, conditions, seed, progress=None, **given)["tokens"].tolist()
+
+
+STRONG = Condition("strong", vector=40.0 * torch.eye(WIDTH)[2])
+WAITS = Condition("waits", rule=ForcedWait((200, 201), 1, (7,)))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Prompts that either engine was asked to continue."""
+    seen = []
+    for name in ("sample", "sample_continuously"):
+        real = getattr(answering, name)
+
+        def counting(model, prompts, real=real, **given):
+            seen.extend(prompts)
+            return real(model, prompts, **given)
+
+        monkeypatch.setattr(answering, name, counting)
+    return seen
+
+
+def test_padding_and_keeping_change_no_answer_of_rows(subject, tmp_path):
+    plain = written(subject, four(), [STRONG, WAITS])
+    assert written(subject, four(pad=1), [STRONG, WAITS]) == plain
+    assert written(subject, four(tmp_path, pad=1), [STRONG, WAITS]) == plain
+    assert written(subject, four(), [STRONG, WAITS], kept=tmp_path / "here") == plain
+    assert plain[0] != plain[3]  # one prompt, two streams
+
+
+@pytest.mark.parametrize("engine", ["rows", "continuous"])
+def test_no_answer_is_made_twice(subject, tmp_path, asked, engine):
+    kept = four(tmp_path, engine, 1)
+    first = written(subject, kept, [])
+    assert len(asked) == 4
+    both = written(subject, kept, [STRONG])
+    assert len(asked) == 8 and both[:4] == first
+    assert written(subject, kept, [replace(STRONG, name="renamed")]) == both and len(asked) == 8
+    for changed in (
+        {"conditions": [replace(STRONG, vector=-STRONG.vector)]},
+        {"conditions": [], "seed": 4},
+        {"questions": replace(kept, prompts=[[0, 2], *PROMPTS[1:]]), "conditions": []},
+    ):
+        asked.clear()
+        written(**({"subject": subject, "questions": kept} | changed))
+        assert len(asked) == (1 if "questions" in changed else 4)
+
+
+@pytest.mark.parametrize("engine", ["rows", "continuous"])
+def test_an_interruption_keeps_what_has_finished(subject, tmp_path, monkeypatch, asked, engine):
+    add, added = AnswerStore.add, []
+    hooks = len(subject.hooked_block._forward_hooks)  # transformers leaves some of its own
+
+    def breaking(self, *given):
+        add(self, *given)
+        added.append(given)
+        if len(added) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(AnswerStore, "add", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        written(subject, four(tmp_path, engine, 1), [STRONG])
+    asked.clear()
+    again = written(subject, four(tmp_path, engine, 1), [STRONG])
+    assert len(asked) == 5 and len(again) == 8
+    if engine == "rows":
+        assert again == written(subject, four(), [STRONG])
+    assert subject.model.config._attn_implementation == "sdpa"
+    assert len(subject.hooked_block._forward_hooks) == hooks
+
+
+def test_continuous_answers_are_steered_and_rules_are_followed(subject):
+    sae = signed_identity(WIDTH)
+    clamp = feature_conditions(sae, [3], [20.0], np.ones(2 * WIDTH), clamp=True)[0]
+    long = replace(four(engine="continuous"), max_new_tokens=30)
+    frame = answers(subject, long, [STRONG, clamp, WAITS], 3, progress=None, sae=sae)
+    by = frame.groupby("condition")["tokens"].apply(list)
+    assert by["strong"] != by[UNSTEERED] and by[clamp.name] != by[UNSTEERED]
+    assert by["waits"] == written(subject, replace(long, engine="rows"), [WAITS])[4:]
+
+
+def test_parts_are_whole_conditions_or_parts_of_one():
+    def parts(*given):
+        return [list(part) for part in answering._parts(*given)]
+
+    assert parts(3, 4, 7) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert parts(5, 2, 3) == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
+    assert parts(2, 3, 100) == [[0, 1, 2, 3, 4, 5]]
+
+
+OF = {"model": "m", "seed": 0}
+
+
+def test_kept_answers_are_found_by_prompt_and_stream_whichever_process_wrote_them(tmp_path, monkeypatch):
+    store = AnswerStore(tmp_path, OF)
+    store.add([1, 2], 0, [5, 6])
+    store.add([1, 2], 1, [7])
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    other = AnswerStore(tmp_path, OF)
+    assert other.folder == store.folder != AnswerStore(tmp_path, OF | {"seed": 1}).folder
+    assert (other.get([1, 2], 0), other.get([1, 2], 1), other.get([1], 0)) == ([5, 6], [7], None)
+    other.add([1], 1, [6])
+    files = sorted(store.folder.iterdir())
+    assert len(files) == 2 and all(json.loads(file.read_text().splitlines()[0]) == OF for file in files)
+    assert AnswerStore(tmp_path, OF).get([1], 1) == [6]
+
+
+def test_a_torn_line_is_passed_over_and_does_not_spoil_the_next(tmp_path, capsys):
+    store = AnswerStore(tmp_path, OF)
+    store.add([1], 0, [5, 6])
+    store.add([1], 1, [7, 8])
+    (file,) = store.folder.iterdir()
+    file.write_bytes(file.read_bytes()[:-4])
+    store = AnswerStore(tmp_path, OF)
+    assert f"{file.name}: 1 of its answers are damaged" in capsys.readouterr().err
+    assert store.get([1], 1) is None
+    store.add([1], 2, [9])
+    again = AnswerStore(tmp_path, OF)
+    assert [again.get([1], stream) for stream in range(3)] == [[5, 6], None, [9]]
+    file.write_bytes(b'{"mod')
+    AnswerStore(tmp_path, OF).add([1], 0, [5])
+    assert AnswerStore(tmp_path, OF).get([1], 0) == [5]
