@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from reasoning_features import paths
-from reasoning_features.diffing import stage_wise
+from reasoning_features.diffing import stages as stage_wise
 from reasoning_features.foundations import shipped
 from reasoning_features.making import foundations as make_foundations
 from reasoning_features.settings import load_settings

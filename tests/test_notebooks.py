@@ -82,7 +82,12 @@ def test_notebooks_have_numbers_of_their_own():
     assert len({path.stem[:2] for path in NOTEBOOKS}) == len(NOTEBOOKS)
 
 
-def test_notebooks_about_decisions_are_left_out_where_none_are_known(capsys):
-    assert main(["12", "--profile=smollm2-135m", "--asked=in all"]) == 0
-    assert "12_known_truth needs text whose decisions are known" in capsys.readouterr().out
-    assert main(["12", "--profile=smollm2-135m"]) == 2
+def test_notebooks_are_left_out_where_the_profile_lacks_what_they_need(capsys):
+    needs = {
+        "12_known_truth": "text whose decisions are known",
+        "14_stages_checked": "stages of model diffing",
+    }
+    for name, what in needs.items():
+        assert main([name[:2], "--profile=smollm2-135m", "--asked=in all"]) == 0
+        assert f"{name} needs {what}" in capsys.readouterr().out
+        assert main([name[:2], "--profile=smollm2-135m"]) == 2

@@ -15,13 +15,16 @@ from reasoning_features.bookkeeping.provenance import begin
 from reasoning_features.reporting.plots import (
     COLOURS,
     distribution,
+    grouped_points,
     legend_below,
     look,
     name_rows,
     narrow,
     new_figure,
     panels,
+    points,
     save_figure,
+    scatter,
 )
 from reasoning_features.settings import load_settings
 
@@ -127,3 +130,38 @@ def test_a_distribution_on_a_logarithmic_axis_is_a_density_of_the_logarithm():
 def test_text_is_drawn_in_as_many_places_as_it_has_characters():
     assert narrow("<｜User｜> 3 + 4 = 7⏎") == "<|User|> 3 + 4 = 7⏎"
     assert narrow("数e\u0301x\t\ud800") == "□e□x□□"
+
+
+def test_a_figure_without_data_is_not_saved_and_says_so(run):
+    fig, _ = new_figure()
+    assert "nothing to draw in `x01_none`" in save_figure(fig, "x01_none", pd.DataFrame(), run, "None.").data
+    assert not run.paths.figures.exists() and not plt.get_fignums()
+
+
+def test_groups_stand_side_by_side_at_their_place_with_their_intervals():
+    groups = [f"group {i}" for i in range(12)]
+    grid = pd.MultiIndex.from_product([["S", "S-M"], groups]).to_frame(index=False, name=["stage", "group"])
+    table = grid.assign(share=0.5, low=0.4, high=0.7)
+    fig, (ax,) = panels(1)
+    grouped_points(ax, table, "stage", "group", "share")
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["S", "S-M"]
+    marks = [held[0] for held in ax.containers]
+    assert len(marks) == 12 and different((mark.get_color(), mark.get_marker()) for mark in marks)
+    assert np.ptp([mark.get_xdata()[0] for mark in marks]) < 1  # none stands at another stage
+    (bars,) = ax.containers[0][2]
+    assert bars.get_segments()[0][:, 1] == pytest.approx([0.4, 0.7])
+    legend_below(fig)
+    legible(fig)
+    grouped_points(ax, table.head(0), "stage", "group", "share")
+    plt.close(fig)
+
+
+def test_series_and_points_of_groups_are_told_apart():
+    table = pd.DataFrame({"x": [1, 2, 3], "y": [0.2, 0.3, 0.4], "low": 0.1, "high": 0.5, "kind": list("aab")})
+    fig, (ax, other) = panels(2)
+    points(ax, table["x"], table, "y", ("low", "high"), "line", 1)
+    assert ax.containers[0][0].get_ydata() == pytest.approx([0.2, 0.3, 0.4])
+    scatter(other, table, "x", "y", "kind")
+    first, second = other.collections
+    assert len(first.get_offsets()) == 2 and first.get_sizes() < second.get_sizes()
+    plt.close(fig)

@@ -1,37 +1,64 @@
-"""Model diffing: at which stages a feature is present, between what a second seed and what chance would give.
+"""Model diffing: at which stages and layers a feature is present, between what a second seed and chance give.
 
-The paper calls a feature present at a stage when some decoder direction there has cosine ≥ 0.7 with it.
-What such a number means depends on the dictionary: the *ceiling* is what a second seed of the same
-autoencoder on the same model reaches, the *floor* what a randomly rotated decoder reaches. Only features
-that the second seed finds again can be missed for a reason, so only they are tested.
+The paper calls a feature present at a stage when some decoder direction there has cosine ≥ 0.7 with it. What
+such a number means depends on the dictionary: the *ceiling* is what a second seed of the same autoencoder on
+the same model reaches, the *floor* what a randomly rotated decoder reaches. Only features that the second
+seed finds again can be missed for a reason, so only they are tested. A dictionary may also lack a direction
+and still have a feature that fires where this one does: activations on the same tokens are compared too.
+
+Over depth, the paper pairs the decoder directions of two layers one to one (the permutation with the largest
+summed cosine) and judges each pair by the cosine of its activations over tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from reasoning_features.dictionaries.autoencoder import rows_at_once
 from reasoning_features.dictionaries.evaluation import best_cosines
 from reasoning_features.errors import UserError
-from reasoning_features.statistics import Interval, percentile_interval
+from reasoning_features.statistics import Interval, bootstrap_mean, percentile_interval
 
 Array = NDArray[np.float64]
 Features = NDArray[np.int64]
 PAPER_THRESHOLD = 0.7
 RANDOM = "random, as frequent"
 PAPER_PRESENT = {"S": 0.0, "S-M": 0.0, "S-D": 0.04, "S-D-F": 0.60, "S-M-F": 0.51}
-"""Share of the paper's 46 features that is present at each stage."""
+"""Fraction of the paper's 46 features that is present at each stage."""
 RESAMPLES = 1000
 """Resamples of a difference from random features."""
 NEAREST = 10
 """A random feature is drawn among so many of the nearest frequency."""
+VERDICTS = ("different", "maybe", "same")
+SAME, MAYBE = 0.7, 0.5
+"""The paper's edges over depth: same above 0.7, maybe above 0.5, different up to 0.5."""
+PAPER_LAYERS = pd.DataFrame(
+    [
+        (13, "chosen", 0.525, 0.14, 0.335, 200),
+        (13, "random", 0.76, 0.09, 0.15, 100),
+        (15, "chosen", 0.435, 0.17, 0.395, 200),
+        (15, "random", 0.63, 0.13, 0.24, 100),
+        (17, "chosen", 0.27, 0.17, 0.56, 200),
+        (17, "random", 0.49, 0.13, 0.38, 100),
+        (21, "chosen", 0.175, 0.235, 0.59, 200),
+        (21, "random", 0.50, 0.09, 0.41, 100),
+        (23, "chosen", 0.175, 0.22, 0.605, 200),
+        (23, "random", 0.54, 0.15, 0.31, 100),
+    ],
+    columns=["layer", "group", *VERDICTS, "features"],
+)
+"""The paper's table 3: features of its layer 19, by the layer in which they are sought."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +66,9 @@ class Bounds:
     """What cosines of one dictionary's features mean.
 
     Attributes:
-        ceiling: ``[f]`` each feature's largest cosine with a second seed's directions.
-        floor: ``[draws, f]`` the same with that decoder randomly rotated.
-        threshold: the calibrated cosine from which a feature counts as present.
+        ceiling: ``[f]`` each feature's largest cosine with a second seed's directions; NaN without one.
+        floor: ``[draws, f]`` the same with that decoder (or its own, without one) randomly rotated.
+        threshold: the calibrated cosine from which a feature counts as present; the paper's without a seed.
     """
 
     ceiling: Array
@@ -49,8 +76,12 @@ class Bounds:
     threshold: float
 
     def tested(self, threshold: float) -> NDArray[np.bool_]:
-        """``[f]`` True for features that the second seed finds again at a threshold."""
-        return self.ceiling >= threshold
+        """``[f]`` True for features that the second seed finds again at a threshold; without one, all."""
+        return ~(self.ceiling < threshold)
+
+    def found_again(self, threshold: float) -> Array:
+        """``[f]`` 1 for features that the second seed finds again at a threshold, else 0; NaN without one."""
+        return np.where(np.isnan(self.ceiling), np.nan, self.ceiling >= threshold)
 
 
 def rotated(decoder: Tensor, seed: int) -> Tensor:
@@ -63,39 +94,35 @@ def rotated(decoder: Tensor, seed: int) -> Tensor:
     return (decoder.detach().double() @ rotation).to(decoder.dtype)
 
 
-def bounds(decoder: Tensor, second: Tensor, draws: int = 5, seed: int = 0) -> Bounds:
+def bounds(decoder: Tensor, second: Tensor | None, draws: int = 5, seed: int = 0) -> Bounds:
     """Ceiling and floor of a dictionary's cosines, and the threshold calibrated between them.
 
     Args:
         decoder: ``[f, d]`` directions of the features.
-        second: ``[r, d]`` those of a second seed, trained on the same model and data.
+        second: ``[r, d]`` directions of a second seed, trained on the same model and data. Without it the
+            floor alone is known: every feature is tested, at the paper's threshold.
         draws: rotations.
         seed: of the rotations.
     """
+    other = decoder if second is None else second
+    floor = np.stack([best_cosines(decoder, rotated(other, seed + i)) for i in range(draws)])
+    if second is None:
+        return Bounds(np.full(len(decoder), np.nan), floor, PAPER_THRESHOLD)
     ceiling = best_cosines(decoder, second)
-    floor = np.stack([best_cosines(decoder, rotated(second, seed + i)) for i in range(draws)])
     return Bounds(ceiling, floor, calibrated(ceiling, floor))
-
-
-def floor_alone(decoder: Tensor, draws: int = 5, seed: int = 0) -> Bounds:
-    """What is known without a second seed: the floor. Every feature is tested, at the paper's threshold."""
-    floor = np.stack([best_cosines(decoder, rotated(decoder, seed + i)) for i in range(draws)])
-    return Bounds(np.ones(len(decoder)), floor, PAPER_THRESHOLD)
 
 
 def calibrated(ceiling: Array, floor: Array) -> float:
     """The threshold that best tells a feature found again from chance.
 
-    It makes (share of the ceiling's cosines at or above it) − (share of the floor's) largest; of a range of
-    thresholds that do so equally well, its middle.
+    It makes (fraction of the ceiling's cosines at or above it) − (fraction of the floor's) largest; of a
+    range of thresholds that do so equally well, its middle.
     """
     candidates = np.unique(np.concatenate([ceiling.ravel(), floor.ravel()]))
     above = [1 - np.searchsorted(np.sort(v.ravel()), candidates) / v.size for v in (ceiling, floor)]
-    gain = above[0] - above[1]
-    best = int(gain.argmax())
+    best = int((above[0] - above[1]).argmax())
     # any threshold above the candidate before, up to this one, divides the cosines in the same way
-    lower = candidates[best - 1] if best else candidates[best]
-    return float((lower + candidates[best]) / 2)
+    return float((candidates[max(best - 1, 0)] + candidates[best]) / 2)
 
 
 def by_frequency(
@@ -105,23 +132,23 @@ def by_frequency(
 
     Args:
         limits: of the dictionary.
-        density: ``[f]`` share of tokens on which each feature is active.
+        density: ``[f]`` fraction of tokens on which each feature is active.
         thresholds: name → cosine.
         bins: bins of equally many live features.
 
     Returns:
         A row a bin: ``from``, ``to`` (density), ``features``, medians and the 5% and 95% quantiles of
-        ``ceiling`` and ``floor``, and ``found again, <name>``: the share at or above each threshold.
+        ``ceiling`` and ``floor``, and ``found again, <name>``: the fraction at or above each threshold.
     """
     live = np.flatnonzero(density > 0)
     rows = []
-    for held in np.array_split(live[np.argsort(density[live], kind="stable")], bins):
-        row: dict[str, float] = {"from": density[held[0]], "to": density[held[-1]], "features": len(held)}
-        for name, values in (("ceiling", limits.ceiling[held]), ("floor", limits.floor[:, held])):
+    for members in np.array_split(live[np.argsort(density[live], kind="stable")], bins):
+        row = {"from": density[members[0]], "to": density[members[-1]], "features": len(members)}
+        for name, values in (("ceiling", limits.ceiling[members]), ("floor", limits.floor[:, members])):
             low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
             row |= {name: middle, f"{name} low": low, f"{name} high": high}
         for name, threshold in thresholds.items():
-            row[f"found again, {name}"] = (limits.ceiling[held] >= threshold).mean()
+            row[f"found again, {name}"] = limits.found_again(threshold)[members].mean()
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -159,25 +186,24 @@ def frequency_matched(
         )
     rng = np.random.default_rng(seed)
     logs = np.log(np.maximum(density, 1e-12))
-    found = np.empty((draws, len(features)), dtype=np.int64)
+    drawn = np.empty((draws, len(features)), dtype=np.int64)
     for draw in range(draws):
         left = others
         for place in rng.permutation(len(features)):
             near = np.argsort(np.abs(logs[left] - logs[features[place]]), kind="stable")[:nearest]
-            found[draw, place] = left[rng.choice(near)]
-            left = left[left != found[draw, place]]
-    return found
+            drawn[draw, place] = left[rng.choice(near)]
+            left = left[left != drawn[draw, place]]
+    return drawn
 
 
 def share_of(present: NDArray[np.bool_]) -> Interval:
-    """Share of features with its 95% interval by Wilson, which keeps its width where all are alike.
+    """Fraction of features with its 95% interval by Wilson; NaN of no features.
 
-    A bootstrap over features would not: of 20 features that are all present every resample is too.
+    A bootstrap over features would not do: of 20 features that are all present every resample is too.
     """
     if not len(present):
         return Interval(np.nan, np.nan, np.nan, 0)
-    found = binomtest(int(present.sum()), len(present))
-    ends = found.proportion_ci(method="wilson")
+    ends = binomtest(int(present.sum()), len(present)).proportion_ci(method="wilson")
     return Interval(float(present.mean()), float(ends.low), float(ends.high), len(present))
 
 
@@ -188,7 +214,7 @@ def presence(
     tested: NDArray[np.bool_],
     threshold: float,
 ) -> pd.DataFrame:
-    """Share of each group's features that is present at every stage, of those that can be tested.
+    """Fraction of each group's features that is present at every stage, of those that can be tested.
 
     Args:
         cosines: from :func:`stage_cosines`, or correlations of activations in the same form.
@@ -205,26 +231,25 @@ def presence(
     rows = []
     for stage in cosines:
         present = cosines[stage].to_numpy() >= threshold
-        found = {name: share_of(present[held[tested[held]]]) for name, held in groups.items()}
+        shares = {name: share_of(present[members[tested[members]]]) for name, members in groups.items()}
         drawn = [present[draw[tested[draw]]].mean() for draw in random if tested[draw].any()]
-        found[RANDOM] = share_of(np.empty(0, dtype=bool))
+        shares[RANDOM] = share_of(np.empty(0, dtype=bool))
         if drawn:
-            found[RANDOM] = percentile_interval(float(np.mean(drawn)), drawn, len(np.unique(random)))
-        rows += [(stage, name, s.estimate, s.low, s.high, s.n) for name, s in found.items()]
+            shares[RANDOM] = percentile_interval(float(np.mean(drawn)), drawn, len(np.unique(random)))
+        rows += [(stage, name, s.estimate, s.low, s.high, s.n) for name, s in shares.items()]
     return pd.DataFrame(rows, columns=["stage", "group", "share", "low", "high", "n"])
 
 
 def beyond_random(
     values: Array, features: Features, random: Features, tested: NDArray[np.bool_], seed: int = 0
 ) -> Interval:
-    """Mean of a quantity over features less its mean over frequency-matched ones, of those that can be
-    tested.
+    """Mean of a quantity over features less its mean over frequency-matched features.
 
     Args:
         values: ``[f]`` the quantity: presence at a stage, or at one stage less at another.
         features: ``[k]`` the features.
         random: ``[draws, k]`` from :func:`frequency_matched`.
-        tested: ``[f]`` features that the second seed finds again.
+        tested: ``[f]`` features that the second seed finds again; the others are left out.
         seed: of the resamples.
 
     Returns:
@@ -234,18 +259,17 @@ def beyond_random(
     Raises:
         UserError: no feature can be tested.
     """
-    held = features[tested[features]]
+    kept = features[tested[features]]
     draws = [draw[tested[draw]] for draw in random if tested[draw].any()]
-    if not len(held) or not draws:
+    if not len(kept) or not draws:
         raise UserError("No feature is found again by the second seed: train the autoencoders longer.")
     rng = np.random.default_rng(seed)
     resampled = []
     for i in range(RESAMPLES):
-        other = draws[i % len(draws)]
-        one, two = (values[rng.choice(group, len(group))].mean() for group in (held, other))
+        one, two = (values[rng.choice(group, len(group))].mean() for group in (kept, draws[i % len(draws)]))
         resampled.append(one - two)
     usual = np.mean([values[draw].mean() for draw in draws])
-    return percentile_interval(values[held].mean() - usual, resampled, len(held))
+    return percentile_interval(values[kept].mean() - usual, resampled, len(kept))
 
 
 def changes(
@@ -257,7 +281,7 @@ def changes(
     threshold: float,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Share of each group's tested features that appear or go between a start and every other stage.
+    """Fraction of each group's tested features that appear or go between a start and every other stage.
 
     Arguments are those of :func:`presence`; ``start`` is the stage that the others are compared with.
 
@@ -270,10 +294,10 @@ def changes(
     Raises:
         UserError: no feature of a group can be tested.
     """
-    there, before = cosines >= threshold, cosines[start] >= threshold
+    there = cosines >= threshold
     rows = []
-    for stage in there.columns.drop(start):
-        kinds = {"appears": there[stage] & ~before, "goes": ~there[stage] & before}
+    for stage in there.columns[there.columns != start]:
+        kinds = {"appears": there[stage] & ~there[start], "goes": ~there[stage] & there[start]}
         for change, happened in kinds.items():
             values = happened.to_numpy()
             for name, features in groups.items():
@@ -288,21 +312,190 @@ def changes(
 def threshold_sweep(
     cosines: pd.DataFrame, groups: Mapping[str, Features], limits: Bounds, thresholds: Array
 ) -> pd.DataFrame:
-    """Share of each group present at every stage, by threshold: each feature tested where it is found again.
+    """Fraction of each group present at every stage, by threshold: features tested where found again.
 
     Returns:
-        Rows of ``threshold``, ``stage``, ``group``, ``share``, ``n``; the stages hold ``second seed`` and
-        ``rotated`` too, over the group's features whether tested or not.
+        Rows of ``threshold``, ``stage``, ``group``, ``share``, ``n``, where there are stages; they hold
+        ``second seed`` and ``rotated`` too, over the group's features whether tested or not.
     """
     rows: list[tuple[object, ...]] = []
     for threshold in thresholds:
-        tested = limits.tested(threshold)
-        for name, features in groups.items():
-            held = features[tested[features]]
-            rows.append((threshold, "second seed", name, tested[features].mean(), len(features)))
+        tested, again = limits.tested(threshold), limits.found_again(threshold)
+        for name, features in groups.items() if len(cosines.columns) else ():
+            kept = features[tested[features]]
+            rows.append((threshold, "second seed", name, again[features].mean(), len(features)))
             by_chance = (limits.floor[:, features] >= threshold).mean()
             rows.append((threshold, "rotated", name, by_chance, len(features)))
             for stage in cosines:
-                share = (cosines[stage].to_numpy()[held] >= threshold).mean() if len(held) else np.nan
-                rows.append((threshold, stage, name, share, len(held)))
+                share = (cosines[stage].to_numpy()[kept] >= threshold).mean() if len(kept) else np.nan
+                rows.append((threshold, stage, name, share, len(kept)))
     return pd.DataFrame(rows, columns=["threshold", "stage", "group", "share", "n"])
+
+
+@torch.no_grad()
+def activation_correlation(
+    sae: Any,
+    residual: Tensor,
+    other: Any,
+    its: Tensor,
+    features: NDArray[np.int64] | None = None,
+    size: int = 8192,
+) -> Array:
+    """Pearson correlation over tokens of every feature with every feature of another dictionary ``[s, r]``.
+
+    0 where either never varies.
+
+    Args:
+        sae: one dictionary, on raw activations.
+        residual: ``[n, d]`` what it reads.
+        other: another one, perhaps of another model or layer.
+        its: ``[n, d']`` what the other reads, at the same tokens in the same order.
+        features: features of ``sae`` to compare; by default all.
+        size: the most tokens in one pass.
+
+    Raises:
+        UserError: different numbers of tokens, or none.
+    """
+    chosen = slice(None) if features is None else torch.from_numpy(features)
+    sums: list[Any] = [0.0] * 5
+    for one, two in _same_tokens(sae, residual, other, its, size):
+        a, b = sae.encode(one)[:, chosen], other.encode(two)
+        part = [_total(a), _total(b), _total(a.square()), _total(b.square()), (a.T @ b).double()]
+        sums = [total + new for total, new in zip(sums, part, strict=True)]
+    mean_a, mean_b, square_a, square_b, product = (total.cpu().numpy() / len(residual) for total in sums)
+    spread_a, spread_b = (
+        np.sqrt(np.maximum(square - mean**2, 0)) for square, mean in ((square_a, mean_a), (square_b, mean_b))
+    )
+    return _divided(product - np.outer(mean_a, mean_b), np.outer(spread_a, spread_b))
+
+
+@torch.no_grad()
+def paired_similarity(
+    sae: Any,
+    residual: Tensor,
+    other: Any,
+    its: Tensor,
+    partners: NDArray[np.int64] | None = None,
+    centred: bool = True,
+    size: int = 8192,
+) -> Array:
+    """How alike each feature fires with one partner ``[s]``: Pearson correlation, or cosine over tokens.
+
+    Memory grows with the features, not with their square. 0 for a feature that never varies (never fires).
+
+    Args:
+        sae: one dictionary, on raw activations.
+        residual: ``[n, d]`` what it reads.
+        other: another one; the same to compare what one dictionary does on two models.
+        its: ``[n, d']`` what the other reads, at the same tokens in the same order.
+        partners: ``[s]`` each feature's partner in ``other``; by default the feature of the same number.
+        centred: correlation; otherwise the cosine, which the paper judges layers by.
+        size: the most tokens in one pass.
+
+    Raises:
+        UserError: different numbers of tokens, or none.
+    """
+    matched = slice(None) if partners is None else torch.from_numpy(partners)
+    sums = np.zeros((5, sae.cfg.d_sae))
+    for one, two in _same_tokens(sae, residual, other, its, size):
+        a, b = sae.encode(one), other.encode(two)[:, matched]
+        part = [_total(value) for value in (a, b, a.square(), b.square(), a * b)]
+        sums += torch.stack(part).cpu().numpy()
+    mean_a, mean_b, square_a, square_b, product = sums / len(residual)
+    if not centred:
+        return _divided(product, np.sqrt(square_a * square_b))
+    spread = np.sqrt(np.maximum(square_a - mean_a**2, 0) * np.maximum(square_b - mean_b**2, 0))
+    return _divided(product - mean_a * mean_b, spread)
+
+
+def largest_correlations(
+    sae: Any,
+    residual: Tensor,
+    others: Mapping[str, tuple[Any, Tensor]],
+    features: NDArray[np.int64] | None = None,
+) -> pd.DataFrame:
+    """Each feature's largest correlation with any of other dictionaries: a row a feature, a column each.
+
+    Args:
+        sae: the dictionary, on raw activations.
+        residual: ``[n, d]`` what it reads.
+        others: name → a dictionary and what it reads at the same tokens.
+        features: the features to match, the rest being nan; by default all.
+    """
+    chosen = np.arange(sae.cfg.d_sae) if features is None else np.unique(features)
+    table = pd.DataFrame(index=range(sae.cfg.d_sae), columns=list(others), dtype=float)
+    for name, (other, its) in tqdm(others.items(), desc="Matching activations", unit="dictionary"):
+        table.loc[chosen, name] = activation_correlation(sae, residual, other, its, chosen).max(axis=1)
+    return table
+
+
+def pair_decoders(decoder: Tensor, other: Tensor) -> Features:
+    """The partner of each direction ``[s]``, none used twice: the permutation of largest summed cosine.
+
+    Args:
+        decoder: ``[s, d]``.
+        other: ``[r, d]``, r ≥ s.
+
+    Raises:
+        UserError: fewer directions on the other side, or of another width.
+    """
+    if other.shape[1] != decoder.shape[1] or len(other) < len(decoder):
+        raise UserError(
+            f"{len(decoder)} directions of width {decoder.shape[1]} cannot be paired with {len(other)} of "
+            f"width {other.shape[1]}: give dictionaries of one size and width."
+        )
+    unit, others = (torch.nn.functional.normalize(d.detach().double(), dim=1) for d in (decoder, other))
+    # a square or wide matrix has all its rows assigned, in order
+    return linear_sum_assignment((unit @ others.T).cpu().numpy(), maximize=True)[1].astype(np.int64)
+
+
+def layer_table(cosines: Mapping[str, Array], groups: Mapping[str, Features], seed: int = 0) -> pd.DataFrame:
+    """Fractions of each group that are different, maybe the same and the same at every layer (table 3).
+
+    Args:
+        cosines: layer → cosine of activations of each feature with its partner there ``[s]``.
+        groups: name → features.
+        seed: of the resamples.
+
+    Returns:
+        Rows of ``layer``, ``group``, the three fractions each with ``… low`` and ``… high`` (95%, features
+        resampled), and ``features``.
+    """
+    rows = []
+    for layer, values in cosines.items():
+        verdicts = (values > MAYBE).astype(int) + (values > SAME)
+        for name, features in groups.items():
+            row: dict[str, object] = {"layer": layer, "group": name}
+            for code, verdict in enumerate(VERDICTS):
+                share = bootstrap_mean(verdicts[features] == code, seed=seed)
+                row |= {verdict: share.estimate, f"{verdict} low": share.low, f"{verdict} high": share.high}
+            rows.append(row | {"features": len(features)})
+    ends = [f"{verdict}{end}" for verdict in VERDICTS for end in ("", " low", " high")]
+    return pd.DataFrame(rows, columns=["layer", "group", *ends, "features"])
+
+
+def nearest_layers(layers: Iterable[int], layer: int) -> list[int]:
+    """The nearest of some layers below a layer and above it, where there are any."""
+    below, above = [n for n in layers if n < layer], [n for n in layers if n > layer]
+    return [*sorted(below)[-1:], *sorted(above)[:1]]
+
+
+def _same_tokens(
+    sae: Any, residual: Tensor, other: Any, its: Tensor, size: int
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Both sides' activations in parts of as many tokens as fit, each where its dictionary is."""
+    if len(residual) != len(its) or not len(its):
+        raise UserError(
+            f"Activations of {len(residual)} and {len(its)} tokens cannot be compared: give the same tokens."
+        )
+    rows = min(size, rows_at_once(sae, other))
+    for one, two in zip(residual.split(rows), its.split(rows), strict=True):
+        yield one.to(sae.device), two.to(other.device)
+
+
+def _total(values: Tensor) -> Tensor:
+    return values.sum(0, dtype=torch.float64)
+
+
+def _divided(values: Array, scale: Array) -> Array:
+    return np.divide(values, scale, out=np.zeros_like(values), where=scale > 0)

@@ -13,9 +13,7 @@ from sae_lens import SAE
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reasoning_features.diffing.activation_matching import compare
-from reasoning_features.diffing.cross_layer import SAME
-from reasoning_features.diffing.presence import share_of
+from reasoning_features.diffing.presence import SAME, activation_correlation, share_of
 from reasoning_features.foundations.absorption import absorption
 from reasoning_features.foundations.dictionary_geometry import mean_cos_sim, uniqueness
 from reasoning_features.foundations.hierarchies import label_tokens, parent_probe
@@ -152,7 +150,7 @@ def chosen_overlap(
     """
     rows = []
     for one, other in combinations(saes, 2):
-        found = compare(saes[one], residual, saes[other], residual, features=chosen[one]).correlation()
+        found = activation_correlation(saes[one], residual, saes[other], residual, chosen[one])
         among = share_of(found[:, chosen[other]].max(axis=1) >= SAME)
         anywhere = float((found.max(axis=1) >= SAME).mean())
         rows.append((one, other, among.estimate, among.low, among.high, among.n, anywhere))

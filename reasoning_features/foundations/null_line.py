@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from sae_lens import SAE
 
 from reasoning_features.dictionaries.evaluation import best_cosines
-from reasoning_features.diffing.cross_layer import SAME
-from reasoning_features.diffing.presence import PAPER_THRESHOLD, share_of
+from reasoning_features.diffing.presence import PAPER_THRESHOLD, SAME, share_of
 from reasoning_features.foundations.comparison import row
 from reasoning_features.foundations.names import name_of
 from reasoning_features.models.conditions import UNSTEERED
@@ -117,7 +116,7 @@ def presence(
 
     Args:
         matched: a row a feature, largest correlation of its activations with a latent of each stage
-            (:func:`reasoning_features.diffing.activation_matching.largest_correlations`).
+            (:func:`reasoning_features.diffing.presence.largest_correlations`).
         sae: the dictionary that has the features.
         stages: stage → who is read, and its dictionary; "S" is the first.
         features: ``[k]`` the features, in the rows' order.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reasoning_features import paths
-from reasoning_features.diffing.stage_wise import Stage, stage_corpus
+from reasoning_features.diffing.stages import Stage, stage_corpus
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.residual_stream.activations import stream
 from reasoning_features.settings import load_settings

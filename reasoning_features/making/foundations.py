@@ -20,14 +20,13 @@ import torch
 from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import load_autoencoder, save_autoencoder
 from reasoning_features.dictionaries.training import Recipe, Training, train_autoencoder
-from reasoning_features.diffing.stage_wise import (
+from reasoning_features.diffing.stages import (
     BASE,
     PATHS,
-    fine_tune,
+    last_stage,
     reads_fine_tuned,
     stage_before,
     stage_recipe,
-    stages_of,
 )
 from reasoning_features.files import write_table
 from reasoning_features.foundations import shipped, synthetic_grid
@@ -174,20 +173,21 @@ def study(folder: Path, unfinished: Path, dictionary: Dictionary) -> None:
 def make_stage(folder: Path, recipe: Recipe, path: str) -> None:
     """One stage of model diffing: S from scratch, the last of a longer path from the stage before it."""
     torch.set_num_threads(1)
-    stage, models = stages_of(path)[-1], folder.parent / "models"
-    reader = ARM if reads_fine_tuned(stage) else BASE
-    subject, residual = stage_activations(models / reader, stage, models / ARM, TRACES)
+    models = folder.parent / "models"
+    reader = ARM if reads_fine_tuned(path) else BASE
+    subject, residual = stage_activations(models / reader, last_stage(path), models / ARM, TRACES)
     if path == "S":
         trained = train_autoencoder(residual, recipe, reader, subject.hook_name)
     else:
         before = _stage_folder(folder, recipe, stage_before(path))
         sae = load_autoencoder(paths.relative(before), subject.d_model, subject.hook_name)
-        trained = fine_tune(sae, residual, stage_recipe(recipe, path), reader, subject.hook_name)
+        own = stage_recipe(recipe, path)
+        trained = train_autoencoder(residual, own, reader, subject.hook_name, initial=sae)
     _store(trained, _stage_folder(folder, recipe, path))
 
 
 def _stage_folder(folder: Path, recipe: Recipe, path: str) -> Path:
-    """As :mod:`reasoning_features.diffing.stage_wise` looks for it."""
+    """As :mod:`reasoning_features.diffing.stages` looks for it."""
     owner, name = (BASE, "S-0") if path in ("S", "S-0") else (ARM, path)
     return folder / "diffing" / recipe.label / owner / name
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from cycler import cycler
-from IPython.display import Image
+from IPython.display import Image, Markdown
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
@@ -244,9 +244,47 @@ def distribution(
     ax.set(xlabel=x, ylabel="density")
 
 
-def save_figure(fig: Figure, name: str, data: pd.DataFrame, run: Run, caption: str) -> Image:
+def points(
+    ax: Axes, x: Any, table: pd.DataFrame, value: str, ends: tuple[str, str], label: str, i: int
+) -> None:
+    """Draw a column's values at ``x``, with bars between two other columns, as series ``i``."""
+    spread = np.abs(table[list(ends)].to_numpy().T - table[value].to_numpy())
+    ax.errorbar(x, table[value], spread, label=label, capsize=2, **look(i))
+
+
+def grouped_points(ax: Axes, table: pd.DataFrame, place: str, group: str, value: str) -> None:
+    """Draw values with their intervals (``low``, ``high``), groups side by side at every place along x.
+
+    Parameters
+    ----------
+    ax
+        Where to draw.
+    table
+        One row a group at a place.
+    place, group, value
+        Columns: what stands along x, what is told apart by marks, what is drawn.
+    """
+    places, groups = list(pd.unique(table[place])), list(pd.unique(table[group]))
+    apart = min(0.16, 0.8 / max(len(groups), 1))  # all groups of a place stay within it
+    for i, name in enumerate(groups):
+        rows = table[table[group] == name]
+        x = [places.index(at) + (i - (len(groups) - 1) / 2) * apart for at in rows[place]]
+        spread = np.abs(rows[["low", "high"]].to_numpy().T - rows[value].to_numpy())
+        ax.errorbar(x, rows[value], spread, label=name, capsize=2, **look(i) | {"linestyle": ""})
+    ax.set_xticks(range(len(places)), places, rotation=45, ha="right")
+
+
+def scatter(ax: Axes, table: pd.DataFrame, x: str, y: str, group: str) -> None:
+    """Draw a point a row, the first group's small and grey; the others over them, in marks of their own."""
+    for i, (name, rows) in enumerate(table.groupby(group, sort=False)):
+        style = look(i, "color", "marker") if i else {"color": "0.7", "marker": "."}
+        ax.scatter(rows[x], rows[y], s=16 if i else 8, label=name, **style)
+
+
+def save_figure(fig: Figure, name: str, data: pd.DataFrame, run: Run, caption: str) -> Image | Markdown:
     """Save a figure as PNG and PDF with its data as CSV and its provenance as JSON, and close it.
 
+    A figure without data is not saved, and a sentence says so: the profile lacks what it takes.
     The same figure gives the same bytes (under one version of matplotlib): no dates, no software's name.
 
     Parameters
@@ -265,10 +303,13 @@ def save_figure(fig: Figure, name: str, data: pd.DataFrame, run: Run, caption: s
 
     Returns
     -------
-    Image
-        The saved PNG, for the notebook to show.
+    Image or Markdown
+        The saved PNG for the notebook to show, or that there is none.
     """
     check_name(name)
+    if data.empty:
+        plt.close(fig)
+        return Markdown(f"Not testable here: there is nothing to draw in `{name}`.")
     folder = run.paths.figures
     folder.mkdir(parents=True, exist_ok=True)
     png, pdf, csv = (folder / f"{name}.{ending}" for ending in ("png", "pdf", "csv"))

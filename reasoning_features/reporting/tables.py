@@ -16,7 +16,7 @@ NOTHING = "–"
 
 
 def save_table(data: pd.DataFrame, name: str, run: Run, caption: str) -> Markdown:
-    """Save a table as CSV, Markdown and LaTeX with its provenance as JSON.
+    """Save a table as CSV, Markdown and LaTeX with its provenance as JSON; one without rows is not saved.
 
     Parameters
     ----------
@@ -36,6 +36,8 @@ def save_table(data: pd.DataFrame, name: str, run: Run, caption: str) -> Markdow
         The table, for the notebook to show.
     """
     check_name(name)
+    if data.empty:
+        return Markdown(f"Not testable here: there is nothing in `{name}`.")
     folder = run.paths.figures
     csv, markdown, latex = (folder / f"{name}.{ending}" for ending in ("csv", "md", "tex"))
     write_csv(csv, data)

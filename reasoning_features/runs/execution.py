@@ -30,9 +30,8 @@ from reasoning_features.settings import Settings, load_settings, read_overrides
 
 USER_ERRORS = frozenset({"UserError", "MissingArtefact", "CorruptArtefact"})
 KERNEL = "python3"
-NEEDS_DECISIONS = frozenset(
-    {"12"}
-)  # notebooks about effects on decisions, known in the organism's text alone
+NEEDS_DECISIONS = ("12",)  # notebooks about effects on decisions, known in the organism's text alone
+NEEDS_STAGES = ("14",)  # notebooks about the stages of model diffing
 
 
 class RunFailed(UserError):
@@ -250,6 +249,15 @@ def _known_engine(engine: str) -> None:
         raise UserError("ENGINE=ray needs Ray: `pip install 'ray>=2.40,<3'`, or leave ENGINE out.")
 
 
+def _lacks(number: str, settings: Settings) -> str | None:
+    """What a notebook needs and the profile does not have; None where it has all."""
+    if number in NEEDS_DECISIONS and settings.corpus != "organism":
+        return "text whose decisions are known"
+    if number in NEEDS_STAGES and not (settings.base and (settings.diffing or settings.train_saes)):
+        return "stages of model diffing"
+    return None
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Make a notebook by its number; or ``plan`` a profile, or ``verify`` it.
 
@@ -278,8 +286,8 @@ def main(arguments: list[str] | None = None) -> int:
             _known_engine(asked.engine)
             needed = asked.asked == "for another notebook"
             planned = plan(asked.goal, asked.profile, asked.parameters, asked.device, needed)
-            if asked.goal in NEEDS_DECISIONS and planned.settings.corpus != "organism":
-                told = f"{planned.notebook.stem} needs text whose decisions are known, as the organism's"
+            if lacks := _lacks(asked.goal, planned.settings):
+                told = f"{planned.notebook.stem} needs {lacks}, as the organism's"
                 if asked.asked == "by name":
                     raise UserError(f"{told}: give PROFILE=organism.")
                 print(f"{told}: it is left out.")

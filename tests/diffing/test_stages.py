@@ -1,23 +1,25 @@
-"""Stages trained by streaming: in the layout that is read, one from the other, and kept."""
+"""Stages: their paths, their text, how they are kept; trained by streaming, one from the other."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from sae_lens import SAETrainer
 from tiny import make_tiny_llama
 
+from reasoning_features import paths
 from reasoning_features.dictionaries.evaluation import best_cosines
-from reasoning_features.diffing import stage_wise
-from reasoning_features.diffing.streamed_stages import stage_costs, train_stages
-from reasoning_features.errors import UserError
+from reasoning_features.dictionaries.training import Recipe, train_autoencoder
+from reasoning_features.diffing import stages as staged
+from reasoning_features.diffing.stages import PATHS, planned_trainings, train_stages
+from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.settings import Settings, load_settings
 
+HOOK = "blocks.1.hook_resid_post"
 STAGES = ["S", "S-S", "S-S-S", "S-D", "S-M", "S-D-F", "S-M-F"]
 
 
@@ -75,22 +77,21 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 
 def test_all_stages_are_read_again(settings: Settings, subject: Subject, folder: Path):
-    stage_wise.check_stored(str(folder))
-    found = stage_wise.load_stages(str(folder), subject.short_name, subject.d_model, subject.hook_name)
+    found = staged.load_stages(str(folder), subject.short_name, subject.d_model, subject.hook_name)
     assert list(found) == ["S", "S-S", "S-S-S", "S-D", "S-M", "S-D-F", "S-M-F"]
     assert {name: reader for name, (reader, _) in found.items() if reader != "base"} == {
         "S-M": "tuned", "S-D-F": "tuned", "S-M-F": "tuned",
     }  # fmt: skip
     named = {name: sae.cfg.metadata.model_name for name, (_, sae) in found.items()}
     assert named == {name: "base" if reader == "base" else "tuned" for name, (reader, _) in found.items()}
-    table = stage_wise.stage_qualities(str(folder), "tuned").set_index("path")
+    table = staged.stage_qualities(str(folder), "tuned").set_index("path")
     assert table.loc["S-0", "tokens"] == 60 * 64 and table.loc["S-D", "tokens"] == 18 * 64
-    layers = stage_wise.load_layers(str(folder), "tuned", subject.d_model)
+    layers = staged.load_layers(str(folder), "tuned", subject.d_model)
     assert list(layers) == [0] and layers[0].cfg.metadata.hook_name == "blocks.0.hook_resid_post"
 
 
 def test_each_goes_on_from_the_one_before(subject: Subject, folder: Path):
-    found = stage_wise.load_stages(str(folder), "tuned", subject.d_model, subject.hook_name)
+    found = staged.load_stages(str(folder), "tuned", subject.d_model, subject.hook_name)
     for after, before in (("S-S", "S"), ("S-D", "S"), ("S-D-F", "S-D"), ("S-M-F", "S-M")):
         cosines = best_cosines(found[before][1].W_dec, found[after][1].W_dec)
         assert cosines.mean() > 0.8, (after, before)
@@ -124,25 +125,26 @@ def test_what_is_there_is_kept_and_nothing_is_loaded(
     def never(*given: object, **named: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("reasoning_features.diffing.streamed_stages.load_subject", never)
-    monkeypatch.setattr("reasoning_features.diffing.streamed_stages.training_rows", never)
+    monkeypatch.setattr("reasoning_features.diffing.stages.load_subject", never)
+    monkeypatch.setattr("reasoning_features.diffing.stages.training_rows", never)
     train_stages(settings, subject, folder)
     with pytest.raises(UserError, match="S-0 is of a training with another recipe: delete it"):
         train_stages(settings.model_copy(update={"l1": 0.2}), subject, folder)
 
 
-def test_costs(settings: Settings, folder: Path, tmp_path: Path):
-    table = stage_costs(settings, tmp_path)
-    assert table["training"].tolist() == [*STAGES, "layer 0"]
-    assert table["model"].tolist() == ["base"] * 4 + ["tuned"] * 4
-    assert table["data"].tolist() == [
-        "base", "base", "base", "reasoning", "base", "reasoning", "reasoning", "training",
-    ]  # fmt: skip
-    assert table["tokens"].tolist() == [3840, *[1152] * 6, 3840]
-    assert not table["stored"].any() and stage_costs(settings, folder)["stored"].all()
+def test_what_will_be_trained(settings: Settings, folder: Path, tmp_path: Path):
+    planned = planned_trainings(settings, tmp_path)
+    assert [each.training for each in planned] == [*STAGES, "layer 0"]
+    assert [each.model for each in planned] == ["base"] * 4 + ["tuned"] * 4
+    read = ["base", "base", "base", "stages", "base", "stages", "stages", "training"]
+    assert [each.texts for each in planned] == [f"{texts}_text" for texts in read]
+    assert [each.recipe.tokens for each in planned] == [3840, *[1152] * 6, 3840]
+    assert len({each.recipe.seed for each in planned if each.training in ("S", "S-D", "S-D-F")}) == 3
+    assert not any(each.stored for each in planned)
+    assert all(each.stored for each in planned_trainings(settings, folder))
     # the paper's: 2.3 billion tokens
-    real = stage_costs(load_settings("deepseek-r1-distill-llama-8b"))
-    assert isinstance(real, pd.DataFrame) and real["tokens"].sum() == pytest.approx(2.8 * 819.2e6)
+    real = planned_trainings(load_settings("deepseek-r1-distill-llama-8b"))
+    assert sum(each.recipe.tokens for each in real) == pytest.approx(2.8 * 819.2e6)
 
 
 def test_what_is_missing_is_named(settings: Settings, subject: Subject, tmp_path: Path):
@@ -155,3 +157,56 @@ def test_what_is_missing_is_named(settings: Settings, subject: Subject, tmp_path
         with pytest.raises(UserError, match=told):
             train_stages(settings.model_copy(update=update), subject, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_paths_of_stages():
+    assert [staged.stage_before(path) for path in PATHS] == ["S-0", "S-0", "S-D", "S-M"]
+    assert [staged.reads_fine_tuned(path) for path in PATHS] == [False, True, True, True]
+
+
+def test_text_of_the_stages():
+    settings = load_settings("smoke")
+    tokenizer = load_subject(settings.subject, 0).tokenizer
+    stages = ("S", "D", "M", "F")
+    texts = {s: staged.stage_corpus(s, settings, tokenizer, settings.subject, 20) for s in stages}
+    assert texts["S"].digest == texts["M"].digest != texts["D"].digest == texts["F"].digest
+    assert not texts["S"].thinking.any() and texts["D"].thinking.any()
+    assert settings.contrast is not None and (paths.root() / settings.contrast).is_dir()
+    other = staged.stage_corpus("D", settings, tokenizer, settings.contrast, 20)
+    assert other.digest != texts["D"].digest  # the same traces in the other arm's words
+
+
+def test_all_stages_of_a_model_are_kept_in_half_the_space(repository: Path):
+    residual = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    recipe = Recipe("relu", d_sae=16, tokens=10 * 64, learning_rate=1e-2, batch=64, l1=0.1)
+    home, before = repository / "data" / "diffing", None
+    with pytest.raises(MissingArtefact, match=r"no stages in data/diffing: `make organism` trains"):
+        staged.load_stages("data/diffing", "arm", 8, HOOK)
+    stored = {
+        "base": ("S-0", "S-1", "S-S", "S-S-S"),
+        "arm": PATHS,
+        "placebo": ("S-M", "S-M-F"),
+        "layers": "03",
+    }
+    for owner, names in stored.items():
+        for name in names:
+            training = train_autoencoder(residual, recipe, "arm", HOOK)
+            before = training.sae.W_dec.clone()
+            staged.store_half(training, home / owner / name)
+    loaded = staged.load_stage("data/diffing", "arm", "S-M", 8, HOOK)
+    assert loaded.W_dec.dtype == torch.float32 and torch.allclose(loaded.W_dec, before, rtol=1e-3, atol=1e-4)
+    assert (home / "base/S-0/sae_weights.safetensors").stat().st_size < 2 * (2 * 16 * 8 + 16 + 8) + 600
+    found = staged.load_stages("data/diffing", "arm", 8, HOOK)
+    assert {name: reader for name, (reader, _) in found.items()} == {
+        "S": "base", "S-S": "base", "S-S-S": "base", "S-D": "base", "S-M": "arm", "S-D-F": "arm",
+        "S-M-F": "arm", "placebo S-M": "placebo", "placebo S-M-F": "placebo",
+    }  # fmt: skip
+    table = staged.stage_qualities("data/diffing", "arm")
+    assert table["path"].tolist() == ["S-0", "S-1", "S-S", "S-S-S", *sorted(PATHS), "S-M", "S-M-F"]
+    assert (table["tokens"] == 640).all() and table["fraction of variance explained"].notna().all()
+    assert sorted(staged.load_layers("data/diffing", "arm", 8)) == [0, 3]
+    assert staged.load_layers("data/diffing", "another", 8) == {}
+    with pytest.raises(UserError, match="is for activations of width 8, but the model's are 9"):
+        staged.load_stage("data/diffing", "arm", "S-M", 9, HOOK)
+    with pytest.raises(MissingArtefact, match="make organism"):
+        staged.load_stage("data/diffing", "other", "S-D-F", 8, HOOK)

@@ -1,31 +1,38 @@
-"""Diffing: a planted feature is found where it was planted, bounds and thresholds on constructed decoders."""
+"""Presence: a planted feature is found where it was planted; bounds, pairs and activations by hand."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import signed_identity
 
 from reasoning_features.dictionaries.evaluation import best_cosines
 from reasoning_features.dictionaries.training import Recipe, train_autoencoder
 from reasoning_features.diffing.presence import (
+    PAPER_LAYERS,
     RANDOM,
+    VERDICTS,
     Bounds,
+    activation_correlation,
     beyond_random,
     bounds,
     by_frequency,
     calibrated,
     changes,
     frequency_matched,
+    largest_correlations,
+    layer_table,
+    nearest_layers,
+    pair_decoders,
+    paired_similarity,
     presence,
     rotated,
     stage_cosines,
     threshold_sweep,
 )
-from reasoning_features.diffing.stage_wise import fine_tune, stage_recipe
+from reasoning_features.diffing.stages import stage_recipe
 from reasoning_features.errors import UserError
 
 WIDTH = 16
@@ -52,8 +59,8 @@ def test_a_feature_planted_at_a_stage_is_found_there_and_in_no_placebo():
     assert recipe.tokens == round(0.3 * RECIPE.tokens)
     stages = {
         "S": start.W_dec,
-        "S-S": fine_tune(start, base, stage_recipe(RECIPE, "S-S"), "base", "hook").sae.W_dec,
-        "S-D": fine_tune(start, planted, recipe, "base", "hook").sae.W_dec,
+        "S-S": train_autoencoder(base, stage_recipe(RECIPE, "S-S"), "base", "hook", initial=start).sae.W_dec,
+        "S-D": train_autoencoder(planted, recipe, "base", "hook", initial=start).sae.W_dec,
     }
     cosines = stage_cosines(torch.cat([old, new]), stages)
     assert (cosines.iloc[:8] > 0.9).all(axis=None)  # what was there stays, at every stage
@@ -87,6 +94,8 @@ def test_bounds_of_a_decoder_and_a_permuted_copy():
     assert found.floor.shape == (3, 40) and found.floor.max() < 1
     assert found.floor.max() < found.threshold < 1
     assert found.tested(found.threshold).all()
+    alone = bounds(decoder, None, draws=3)
+    assert alone.tested(0.99).all() and alone.threshold == 0.7 and alone.floor.shape == (3, 40)
 
 
 def test_frequency_matched_features_are_others_and_as_frequent():
@@ -174,7 +183,76 @@ def test_a_stage_of_another_width_is_refused():
         stage_cosines(directions(0), {"F": torch.zeros(3, 8)})
 
 
-def test_stages_take_batches_of_their_own():
-    seeds = [stage_recipe(RECIPE, path).seed for path in ("S-D", "S-D-F")]
-    assert len({RECIPE.seed, *seeds}) == 3
-    assert replace(stage_recipe(RECIPE, "S-D"), tokens=RECIPE.tokens, seed=RECIPE.seed) == RECIPE
+@pytest.fixture
+def residuals() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    one = torch.randn(500, 4, generator=generator)
+    return one, torch.randn(500, 4, generator=generator) + one
+
+
+def test_activations_against_numpy_in_parts_as_at_once(residuals, monkeypatch):
+    one, two = residuals
+    sae, seen = signed_identity(4), []
+    a, b = (sae.encode(x).double().numpy() for x in residuals)
+    expected = np.corrcoef(a.T, b.T)[:8, 8:]
+    assert activation_correlation(sae, one, sae, two) == pytest.approx(expected, abs=1e-5)
+    assert expected[0, 4] < 0  # a coordinate and its opposite
+    partners = np.array([3, 1, 0, 2, 7, 6, 5, 4])
+    correlation = paired_similarity(sae, one, sae, two, partners)
+    assert correlation == pytest.approx(expected[np.arange(8), partners], abs=1e-5)
+    assert paired_similarity(sae, one, sae, one) == pytest.approx(1.0)
+    norms = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
+    cosine = paired_similarity(sae, one, sae, two, centred=False)
+    assert cosine == pytest.approx((a * b).sum(axis=0) / norms, abs=1e-5)
+    encode = sae.encode
+    monkeypatch.setattr(sae, "encode", lambda x: seen.append(len(x)) or encode(x))
+    monkeypatch.setattr("reasoning_features.dictionaries.autoencoder.ELEMENTS", 10 * sae.cfg.d_sae)
+    assert activation_correlation(sae, one, sae, two) == pytest.approx(expected, abs=1e-5)
+    assert paired_similarity(sae, one, sae, two, partners) == pytest.approx(correlation, abs=1e-6)
+    assert max(seen) == 10  # few features stand in memory at once
+
+
+def test_a_feature_that_never_fires_is_like_none(residuals):
+    sae, one = signed_identity(4), residuals[0].clone()
+    one[:, 0] = 0.0
+    assert (activation_correlation(sae, one, sae, one)[[0, 4]] == 0).all()
+    assert (paired_similarity(sae, one, sae, one, centred=False)[[0, 4]] == 0).all()
+
+
+def test_some_features_are_rows_of_all(residuals):
+    one, two = residuals
+    sae = signed_identity(4)
+    every = largest_correlations(sae, one, {"other": (sae, two)})
+    some = largest_correlations(sae, one, {"other": (sae, two)}, features=np.array([5, 1]))
+    assert some["other"].notna().sum() == 2
+    np.testing.assert_allclose(some["other"][[1, 5]], every["other"][[1, 5]], rtol=1e-6)
+    for compare in (activation_correlation, paired_similarity):
+        with pytest.raises(UserError, match="Activations of 500 and 3 tokens cannot be compared"):
+            compare(sae, one, sae, two[:3])
+
+
+def test_a_permuted_decoder_is_put_back_and_no_partner_is_used_twice():
+    generator = torch.Generator().manual_seed(0)
+    decoder = torch.randn(30, 12, generator=generator)
+    order = torch.randperm(30, generator=generator)
+    other = decoder[order] * 7 + 0.05 * torch.randn(30, 12, generator=generator)
+    assert order[pair_decoders(decoder, other)].tolist() == list(range(30))
+    alike = torch.eye(3)[[0, 0, 0]] + 0.1 * torch.eye(3)
+    assert sorted(pair_decoders(alike, torch.eye(3)).tolist()) == [0, 1, 2]
+    with pytest.raises(UserError, match="4 directions of width 3 cannot be paired with 3 of width 3"):
+        pair_decoders(torch.ones(4, 3), torch.eye(3))
+    with pytest.raises(UserError, match="of width 2"):
+        pair_decoders(torch.ones(2, 3), torch.ones(2, 2))
+
+
+def test_verdicts_over_depth_have_the_papers_edges_and_add_up():
+    cosines = {"1": np.array([0.0, 0.5, 0.51, 0.7, 0.71]), "3": np.array([0.9, 0.9, 0.1, 0.6, 0.6])}
+    table = layer_table(cosines, {"every": np.arange(5), "first": np.array([0, 1])})
+    at = table.set_index(["layer", "group"])
+    assert at.loc[("1", "every"), list(VERDICTS)].tolist() == pytest.approx([0.4, 0.4, 0.2])
+    assert at.loc[("3", "first"), "same"] == 1.0 and at.loc[("1", "first"), "different"] == 1.0
+    for shares in (table, PAPER_LAYERS):
+        assert shares[list(VERDICTS)].sum(axis=1).to_numpy() == pytest.approx(1.0)
+    assert table["features"].tolist() == [5, 2, 5, 2]
+    assert nearest_layers([23, 3, 18, 30, 13], 18) == [13, 23]
+    assert nearest_layers([18, 5], 18) == [5] and nearest_layers([], 18) == []

@@ -1,0 +1,317 @@
+"""The stages of model diffing: one autoencoder fine-tuned over models and data, step by step.
+
+A stage is a model and the data it reads. S is the base model on base data, D the base model on reasoning
+data, M the reasoning model on base data, F the reasoning model on reasoning data. An autoencoder is trained
+at S, and each later stage of a path ("S-D-F") goes on from the stage before it with 30% of the tokens, so
+that what changed explains why a feature appears. A *placebo stage* changes nothing: same model, same data.
+The *placebo checkpoint* is the base model fine-tuned on plain prose; only the organism has one.
+
+Stages lie in one folder: ``base/S-0`` (and ``S-1``, a second seed), ``base/S-S``, ``<model>/S-M`` and so on,
+``placebo/S-M``, and ``layers/<n>``, the autoencoders of other layers.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from sae_lens import SAE
+
+from reasoning_features import checksums, paths
+from reasoning_features.dictionaries.autoencoder import load_autoencoder, save_autoencoder
+from reasoning_features.dictionaries.streaming import check_made, train_streamed, training_rows
+from reasoning_features.dictionaries.training import Recipe, Training, settings_recipe
+from reasoning_features.errors import MissingArtefact, UserError
+from reasoning_features.models.subject import Subject, load_subject, short_name
+from reasoning_features.paths import RunPaths
+from reasoning_features.settings import Settings, TextSource
+from reasoning_features.text.corpora import general_corpus, reasoning_corpus
+from reasoning_features.text.corpus import Corpus
+
+Stage = Literal["S", "D", "M", "F"]
+STAGES: tuple[Stage, ...] = ("S", "D", "M", "F")
+PATHS = ("S-D", "S-M", "S-D-F", "S-M-F")
+"""The paper's stages after S, each named by the path that leads to it."""
+PLACEBO_STAGES = ("S-S", "S-S-S")
+"""Stages in which nothing changes, with as many tokens as a path of one and of two steps."""
+PLACEBO_PATHS = ("S-M", "S-M-F")
+"""Stages of the placebo checkpoint; S and D read the base model."""
+TOKENS_OF_STAGE = 0.3
+"""Tokens of a later stage, as a fraction of a training from scratch (the paper's 30%)."""
+BASE = "base"
+"""Folder of all that is trained on the base model and base data: S, its second seed, the placebo stages."""
+PLACEBO = "placebo"
+"""Name of the placebo checkpoint, and folder of its stages."""
+PLACEBO_MODEL = "placebo-model"
+"""Folder of the placebo checkpoint itself."""
+SEED_OF_LAYERS = 20
+"""Seed of the autoencoder of layer 0; one more a layer."""
+
+
+def last_stage(path: str) -> Stage:
+    """The stage that a path ends at."""
+    return next(stage for stage in STAGES if stage == path[-1])
+
+
+def stage_before(path: str) -> str:
+    """The stored stage that the last one of a path starts from: the path without it; "S-0" for S."""
+    before = path.rpartition("-")[0]
+    return "S-0" if before == "S" else before
+
+
+def reads_fine_tuned(path: str) -> bool:
+    """Whether the last stage of a path reads the fine-tuned model (M, F) or the base model (S, D)."""
+    return last_stage(path) in ("M", "F")
+
+
+def stage_recipe(recipe: Recipe, path: str) -> Recipe:
+    """The recipe of a path's last stage: fewer tokens, and batches in an order of their own."""
+    seed = recipe.seed + len(path.split("-"))
+    return replace(recipe, tokens=round(TOKENS_OF_STAGE * recipe.tokens), seed=seed)
+
+
+def stage_corpus(
+    stage: Stage, settings: Settings, tokenizer: Any, reasoning_model: str, documents: int
+) -> Corpus:
+    """The training text of a stage: general documents at S and M, thinking traces at D and F.
+
+    Args:
+        stage: which.
+        settings: kind of corpus, seed, context.
+        tokenizer: the models'.
+        reasoning_model: directory of the model whose kind of traces are the reasoning data.
+        documents: how many.
+    """
+    if stage in ("S", "M"):
+        return general_corpus(settings, tokenizer, "training", documents)
+    return reasoning_corpus(settings, tokenizer, "training", reasoning_model, documents)
+
+
+def store_half(training: Training, directory: Path) -> None:
+    """Write a trained autoencoder and its history, weights as 16-bit floats; loads as 32-bit.
+
+    An autoencoder that is there is replaced, as when an interrupted piece is done again.
+    """
+    for parameter in training.sae.parameters():
+        parameter.data = parameter.data.half()
+    save_autoencoder(training.sae, directory, {"training": training.history})
+
+
+def load_stage(folder: str, model: str, path: str, d_model: int, hook_name: str | None) -> SAE[Any]:
+    """The autoencoder of a stored stage.
+
+    Args:
+        folder: ``settings.diffing``.
+        model: the fine-tuned model's name; stages of the base model on base data are found under any.
+        path: such as "S-D-F", or "S-0" and "S-1" for S and its second seed.
+        d_model: width of the activations.
+        hook_name: where they are read; None accepts any.
+
+    Raises:
+        MissingArtefact: it is not stored; the message names ``make organism``.
+    """
+    home = model if {"D", "M", "F"} & set(path) else BASE
+    return load_autoencoder(f"{folder}/{home}/{path}", d_model, hook_name)
+
+
+def load_stages(
+    folder: str, model: str, d_model: int, hook_name: str | None
+) -> dict[str, tuple[str, SAE[Any]]]:
+    """All stages that concern one fine-tuned model, in the order in which figures show them.
+
+    Returns:
+        Stage → which model it reads (``model``, "base" or "placebo") and its autoencoder. "S", the paths,
+        and, where they are stored, the placebo stages and the placebo checkpoint's ("placebo S-M").
+
+    Raises:
+        MissingArtefact: S or a path is not stored.
+        CorruptArtefact: a file is not what was shipped.
+    """
+    home = paths.resolve(folder)
+    if not (home / BASE / "S-0").is_dir():
+        raise MissingArtefact(f"There are no stages in {folder}: `make organism` trains the shipped ones.")
+    checksums.verify_shipped(home)
+    wanted = [("S", BASE, "S-0")]
+    wanted += [(path, BASE, path) for path in PLACEBO_STAGES if (home / BASE / path).is_dir()]
+    wanted += [(path, model, path) for path in PATHS]
+    wanted += [(f"{PLACEBO} {p}", PLACEBO, p) for p in PLACEBO_PATHS if (home / PLACEBO / p).is_dir()]
+    return {
+        name: (
+            owner if path != "S-0" and reads_fine_tuned(path) else BASE,
+            load_stage(folder, owner, path, d_model, hook_name),
+        )
+        for name, owner, path in wanted
+    }
+
+
+def placebo_model(folder: str) -> str | None:
+    """Directory of the placebo checkpoint in a folder of stages, where there is one."""
+    place = f"{folder}/{PLACEBO_MODEL}"
+    return place if folder and paths.resolve(place).is_dir() else None
+
+
+def load_layers(folder: str, model: str, d_model: int) -> dict[int, SAE[Any]]:
+    """Autoencoders of a model's other layers, where they are stored: layer → autoencoder."""
+    found = {}
+    for directory in sorted((paths.resolve(folder) / "layers").glob("*")) if folder else []:
+        sae = load_autoencoder(f"{folder}/layers/{directory.name}", d_model)
+        if sae.cfg.metadata.model_name == model:
+            found[int(directory.name)] = sae
+    return dict(sorted(found.items()))
+
+
+def stage_qualities(folder: str, model: str) -> pd.DataFrame:
+    """How well each stage's autoencoder reconstructs held-out activations of its own model and data.
+
+    Returns:
+        A row a stored training: ``stages`` (whose), ``path``, and ``tokens``, ``L0``,
+        ``fraction of variance explained``, ``dead share`` at its end.
+    """
+    rows = []
+    for owner in (BASE, model, PLACEBO) if folder else ():
+        for table in sorted((paths.resolve(folder) / owner).glob("*/training.csv")):
+            last = pd.read_csv(table).iloc[-1]
+            rows.append({"stages": owner, "path": table.parent.name} | last.drop(["step", "loss"]).to_dict())
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class PlannedTraining:
+    """One autoencoder to be trained by streaming.
+
+    Attributes:
+        training: what is trained: a path, or "layer n".
+        folder: where it goes.
+        model: name of the model that is read.
+        fine_tuned: whether that is the fine-tuned model, or the base model.
+        layer: where it is read.
+        texts: the setting that names the texts, for a message.
+        sources: the texts.
+        recipe: how.
+        before: the stored stage it starts from; None for a random start.
+        stored: whether it is there already.
+    """
+
+    training: str
+    folder: Path
+    model: str
+    fine_tuned: bool
+    layer: int
+    texts: str
+    sources: list[TextSource]
+    recipe: Recipe
+    before: str | None
+    stored: bool
+
+
+def planned_trainings(settings: Settings, folder: Path | None = None) -> list[PlannedTraining]:
+    """All trainings of :func:`train_stages`, each after the training it goes on from; nothing is trained.
+
+    At the paper's size the stages alone read 2.3 billion tokens: look at ``recipe.tokens`` and ``stored``.
+
+    Args:
+        settings: base model, texts, recipe and ``layers``.
+        folder: where the autoencoders go; by default ``data/<profile>/diffing``.
+    """
+    home = folder if folder is not None else RunPaths(settings.profile).data / "diffing"
+    model, base = short_name(settings.subject), short_name(settings.base) if settings.base else BASE
+    reasoning = settings.stages_text or ([settings.reasoning_text] if settings.reasoning_text else [])
+    recipe = settings_recipe(settings)
+
+    every = []
+    for path in ("S", *sorted((*PLACEBO_STAGES, *PATHS), key=reads_fine_tuned)):
+        general, fine_tuned, first = last_stage(path) in ("S", "M"), reads_fine_tuned(path), path == "S"
+        place = home / (BASE if path in ("S", *PLACEBO_STAGES) else model) / ("S-0" if first else path)
+        every.append(
+            PlannedTraining(
+                training=path,
+                folder=place,
+                model=model if fine_tuned else base,
+                fine_tuned=fine_tuned,
+                layer=settings.layer,
+                texts="base_text" if general else "stages_text",
+                sources=settings.base_text if general else reasoning,
+                recipe=recipe if first else stage_recipe(recipe, path),
+                before=None if first else stage_before(path),
+                stored=place.is_dir(),
+            )
+        )
+    for layer in settings.layers:
+        place = home / "layers" / str(layer)
+        every.append(
+            PlannedTraining(
+                training=f"layer {layer}",
+                folder=place,
+                model=model,
+                fine_tuned=True,
+                layer=layer,
+                texts="training_text",
+                sources=settings.training_text,
+                recipe=replace(recipe, seed=SEED_OF_LAYERS + layer),
+                before=None,
+                stored=place.is_dir(),
+            )
+        )
+    return every
+
+
+def train_stages(settings: Settings, subject: Subject, folder: Path | None = None) -> str:
+    """Train S, the stages of both paths, the placebo stages, and the other layers, by streaming.
+
+    What is there is kept, and an interrupted training goes on where it stopped. There is no placebo
+    checkpoint, and no second seed of S: the main autoencoder's second seed says what chance does.
+
+    Args:
+        settings: base model, texts, recipe, ``layers`` and device.
+        subject: the fine-tuned model.
+        folder: where the autoencoders go; by default ``data/<profile>/diffing``.
+
+    Returns:
+        The folder, as ``settings.diffing`` would name it.
+
+    Raises:
+        UserError: no base model, no texts, too few texts, or a stored stage is of another training.
+    """
+    if settings.base is None:
+        raise UserError("Stages need the model before fine-tuning: set `base`.")
+    every = planned_trainings(settings, folder)
+    for each in every:
+        if not each.sources:
+            raise UserError(f"There are no texts to train {each.training} on: set `{each.texts}`.")
+        if each.stored:
+            check_made(each.folder, {"recipe": asdict(each.recipe)})
+            shutil.rmtree(each.folder.with_name(each.folder.name + ".training"), ignore_errors=True)
+    for fine_tuned in (False, True):
+        missing = [each for each in every if each.fine_tuned is fine_tuned and not each.stored]
+        if missing and fine_tuned:
+            _train(settings, subject, missing)
+        elif missing:
+            device, dtype, site = settings.device, settings.dtype, settings.site
+            base = load_subject(settings.base, settings.layer, device=device, dtype=dtype, site=site)
+            if base.d_model != subject.d_model:
+                raise UserError(
+                    f"{settings.base} is {base.d_model} wide and {subject.name} {subject.d_model}: "
+                    "give the model that it was fine-tuned from."
+                )
+            _train(settings, base, missing)
+            del base
+            gc.collect()
+            torch.cuda.empty_cache()
+    home = every[0].folder.parent.parent
+    return home.relative_to(paths.root()).as_posix() if home.is_relative_to(paths.root()) else str(home)
+
+
+def _train(settings: Settings, subject: Subject, trainings: list[PlannedTraining]) -> None:
+    for each in trainings:
+        at_layer = replace(subject, layer=each.layer)
+        rows = training_rows(settings, subject.tokenizer, each.sources, each.recipe.tokens)
+        before: SAE[Any] | None = None
+        if each.before is not None:
+            home, owner = str(each.folder.parent.parent), each.folder.parent.name
+            before = load_stage(home, owner, each.before, subject.d_model, subject.hook_name)
+        train_streamed(settings, at_layer, rows, each.recipe, each.folder, before)
