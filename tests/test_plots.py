@@ -135,7 +135,7 @@ def test_text_is_drawn_in_as_many_places_as_it_has_characters():
 def test_a_figure_without_data_is_not_saved_and_says_so(run):
     fig, _ = new_figure()
     assert "nothing to draw in `x01_none`" in save_figure(fig, "x01_none", pd.DataFrame(), run, "None.").data
-    assert not run.paths.figures.exists() and not plt.get_fignums()
+    assert not run.paths.figures.exists() and not plt.fignum_exists(fig.number)
 
 
 def test_groups_stand_side_by_side_at_their_place_with_their_intervals():
