@@ -13,7 +13,7 @@ from reasoning_features.making import organism as make_organism
 from reasoning_features.making import steering as make_steering
 from reasoning_features.settings import load_settings
 from reasoning_features.steering.steering_study import load_studies
-from reasoning_features.truth.stored_benchmarks import load_benchmarks
+from reasoning_features.truth.benchmark import load_benchmarks
 
 
 def listing(folder: Path) -> dict[str, int]:

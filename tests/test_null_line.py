@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from studies import made
-from test_scorer_benchmark import benchmark
+from tiny import make_benchmark as benchmark
 from tiny import signed_identity
 
 from reasoning_features.foundations import null_line
 from reasoning_features.steering.steering_study import CHOSEN, FEATURES, SLOT
-from reasoning_features.truth.scorer_benchmark import evaluate_all
-from reasoning_features.truth.scorers import Scorer, column
+from reasoning_features.truth.benchmark import Scorer, column, evaluate_all
 
 EFFECT = np.concatenate([np.full(5, 0.5), np.full(20, 0.01)])
 SCORER = Scorer("ReasonScore", column("score:reason score"), False, False, "")

@@ -44,7 +44,10 @@ def test_steering_without_problems(tmp_path):
 
 @pytest.mark.slow
 def test_interpretation_without_labels(tmp_path):
-    with executed("04_interpretation", tmp_path, reasoning_documents=100, pages=2) as held:
+    with (
+        executed("03_reason_score", tmp_path, reasoning_documents=100),
+        executed("04_interpretation", tmp_path, reasoning_documents=100, pages=2) as held,
+    ):
         claims = read_json(held.figures / "claims_04_interpretation.json")
         assert {name for name, claim in claims.items() if claim["verdict"] == UNTESTABLE} == {
             "modes",

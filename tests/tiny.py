@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
@@ -12,6 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from reasoning_features.text.corpus import Corpus
+from reasoning_features.truth.benchmark import Benchmark
+from reasoning_features.truth.effects import Effects
 
 LAYERS, WIDTH, VOCABULARY = 3, 32, 300
 HOOK = "blocks.1.hook_resid_post"
@@ -88,3 +91,22 @@ def signed_identity(d: int, gain: float = 1.0, centre: torch.Tensor | None = Non
     sae.b_enc.data = torch.zeros(2 * d)
     sae.b_dec.data = torch.zeros(d) if centre is None else centre
     return sae.requires_grad_(False)
+
+
+def make_benchmark(
+    effect: np.ndarray, threshold: float, noise: float = 0.0, dead: int = 0, traces: int = 40
+) -> Benchmark:
+    """Effects as they are ``[f]``, the same in every trace but for noise; ``dead`` features come first."""
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 4, traces).astype(float)
+    sums = -(effect + noise * rng.standard_normal((traces, len(effect)))) * counts[:, None]
+    truth = Effects(
+        features=np.arange(dead, dead + len(effect)),
+        change=sums.sum(0) / counts.sum(),
+        size=np.ones(len(effect)),
+        threshold=np.full(len(effect), threshold),
+        sums=sums,
+        counts=counts,
+    )
+    evidence = pd.DataFrame({"feature": np.arange(dead + len(effect))})
+    return Benchmark("coupled-0", 1.0, 0, "relu", 0, evidence, {"persistence": truth})

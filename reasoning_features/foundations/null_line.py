@@ -23,9 +23,15 @@ from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.statistics import Interval, paired_difference, percentile_interval
 from reasoning_features.steering.steering_results import winners_table
 from reasoning_features.steering.steering_study import CHOSEN, FEATURES, Study
-from reasoning_features.truth.scorer_benchmark import CEILING, RESAMPLES, SEED, live_scores, metrics
-from reasoning_features.truth.scorers import column
-from reasoning_features.truth.stored_benchmarks import Benchmark
+from reasoning_features.truth.benchmark import (
+    CEILING,
+    RESAMPLES,
+    SEED,
+    Benchmark,
+    column,
+    live_scores,
+    metrics,
+)
 
 Array = NDArray[np.float64]
 PRECISION = "average precision"
@@ -37,7 +43,7 @@ def over_chance(scored: pd.DataFrame) -> pd.DataFrame:
     """Average precision less the share of features that pass, which a random ranking gets.
 
     Args:
-        scored: :func:`reasoning_features.truth.scorer_benchmark.evaluate_all`.
+        scored: :func:`reasoning_features.truth.benchmark.evaluate_all`.
 
     Returns:
         Rows of ``model``, ``dictionary``, ``scorer``, ``estimate`` with ``low`` and ``high`` (95%, traces

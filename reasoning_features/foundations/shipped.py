@@ -14,7 +14,7 @@ from reasoning_features.dictionaries.autoencoder import architecture_label, load
 from reasoning_features.errors import MissingArtefact
 from reasoning_features.foundations.names import name_of
 from reasoning_features.steering.steering_study import Study, load_studies
-from reasoning_features.truth.stored_benchmarks import Benchmark, load_benchmarks
+from reasoning_features.truth.benchmark import Benchmark, load_benchmarks
 
 AUTOENCODERS, TRUTH, STEERING, DIFFING = "autoencoders", "truth", "steering", "diffing"
 """Folders of the foundations' folder."""

@@ -307,7 +307,7 @@ def word_detectors(evidence: pd.DataFrame, controls: Controls, features: Sequenc
     """What token identity and words put into plain text say of some features.
 
     Args:
-        evidence: one row a feature (:func:`reasoning_features.truth.evidence.gather`).
+        evidence: one row a feature (:func:`reasoning_features.truth.feature_table.feature_table`).
         controls: :func:`measure_controls` of these features, and perhaps of others.
         features: which, in their order.
 

@@ -36,7 +36,7 @@ from reasoning_features.making.activations import main_activations, stage_activa
 from reasoning_features.making.steering import make_study
 from reasoning_features.making.truth import make_truth
 from reasoning_features.settings import Settings, load_settings
-from reasoning_features.truth.stored_benchmarks import PLACE
+from reasoning_features.truth.benchmark import PLACE
 from reasoning_features.workers import Each, each
 
 TRACES = 9000

@@ -42,7 +42,7 @@ from reasoning_features.organism.traces import (
 )
 from reasoning_features.organism.training import Recipe, new_model, save_model, train
 from reasoning_features.settings import load_settings
-from reasoning_features.truth.stored_benchmarks import PLACE, TRACE
+from reasoning_features.truth.benchmark import PLACE, TRACE
 from reasoning_features.workers import each
 
 FOLDER = Path("data/organism")

@@ -20,8 +20,7 @@ from reasoning_features.dictionaries.autoencoder import load_autoencoder
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.settings import Settings, load_settings
 from reasoning_features.steering.steering_study import prepare, study_model
-from reasoning_features.truth.causal_benchmark import draw_words, gather_evidence, identity
-from reasoning_features.truth.stored_benchmarks import Benchmark, load_benchmarks
+from reasoning_features.truth.benchmark import Benchmark, gather_table, identity, load_benchmarks
 from reasoning_features.workers import Each
 
 
@@ -99,5 +98,5 @@ def make_study(target: Path, settings: Settings, truth: Path, unfinished: Path) 
 
 def _untested(settings: Settings, subject: Subject, sae: Any) -> Benchmark:
     """Evidence of an autoencoder whose features' causal effects were not measured."""
-    evidence = gather_evidence(settings, subject, sae, draw_words(settings, subject))
+    evidence = gather_table(settings, subject, sae)
     return Benchmark(**identity(settings, sae), evidence=evidence, truths={})

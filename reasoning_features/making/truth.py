@@ -1,4 +1,4 @@
-"""One benchmark of ``make organism`` and ``make sanity``: an autoencoder's evidence and causal truth."""
+"""One benchmark of ``make organism`` and ``make sanity``: an autoencoder's feature table and effects."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from pathlib import Path
 from reasoning_features.dictionaries.autoencoder import load_autoencoder
 from reasoning_features.models.subject import load_subject
 from reasoning_features.settings import Settings
-from reasoning_features.truth.causal_benchmark import (
-    causal_effects,
-    draw_words,
-    gather_evidence,
+from reasoning_features.truth.benchmark import (
+    ablation_effects,
+    gather_table,
     held_out_decisions,
     identity,
+    save_benchmark,
 )
-from reasoning_features.truth.stored_benchmarks import save_benchmark
 
 
 def make_truth(target: Path, settings: Settings, places: Sequence[str]) -> None:
-    """Evidence of an autoencoder's features and their causal effects on held-out decisions, whole or not.
+    """The table of an autoencoder's features and their effects on held-out decisions, whole or not at all.
 
     Args:
         target: the benchmark's folder; it is not there yet.
@@ -29,10 +28,12 @@ def make_truth(target: Path, settings: Settings, places: Sequence[str]) -> None:
     """
     subject = load_subject(settings.subject, settings.layer)
     sae = load_autoencoder(settings.autoencoder, subject.d_model, subject.hook_name)
-    evidence = gather_evidence(settings, subject, sae, draw_words(settings, subject))
-    decisions = held_out_decisions(settings, subject)
-    effects = causal_effects(settings, subject, sae, decisions, evidence, places)
+    table = gather_table(settings, subject, sae)
+    effects = {
+        kind: {place: ablation_effects(settings, subject, sae, held, table, place) for place in places}
+        for kind, held in held_out_decisions(settings, subject).items()
+    }
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    save_benchmark(fresh, evidence, effects, identity(settings, sae))
+    save_benchmark(fresh, table, effects, identity(settings, sae))
     fresh.rename(target)

@@ -3,26 +3,32 @@
 They add over batches, documents and machines, so one pass serves every vocabulary, window, α and k; the
 released code runs the language model again for every 48 features (1,366 passes at 65,536). Multiplying an
 activation by its decoder norm, as the released code does first, multiplies the feature's sum: it needs no
-pass of its own either.
+pass of its own either. A pass may be cut into shards of whole blocks of documents, made here or on many
+machines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save_file
 from scipy.sparse import csr_array
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from reasoning_features.dictionaries.autoencoder import encoded
+from reasoning_features.dictionaries.autoencoder import dictionary_digest, encoded
 from reasoning_features.errors import UserError
+from reasoning_features.models.subject import Subject
+from reasoning_features.residual_stream.activations import reading_key, stream
+from reasoning_features.runs.shards import Arrays, Work, drop_others, map_shards
+from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.word_masks import TokenSets
 
 Array = NDArray[np.float64]
@@ -30,6 +36,9 @@ _PIECE = 2**22
 """Activations looked through at a time on a CPU; if all were active they would take 200 MB."""
 _SPARSE = 1 / 16
 """Where fewer than this share of activations is not zero, those alone are added."""
+SHARD_TOKENS = 2**18
+"""Tokens of a shard, where there are blocks enough: some seconds of an 8B model on a large GPU."""
+NOTHING_READ = "No activations came through: the corpus is empty, ask for more documents."
 
 
 class ActivationBatch(Protocol):
@@ -71,16 +80,6 @@ class FeatureStatistics:
     counts: Array
     sums: Array
 
-    def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-        """Statistics of two disjoint shards together; the order of merging does not matter.
-
-        Raises:
-            ValueError: the two were not made with the same sets.
-        """
-        if self.names != other.names or self.sums.shape != other.sums.shape:
-            raise ValueError("statistics merge only when made with the same sets, groups and features")
-        return FeatureStatistics(self.names, self.counts + other.counts, self.sums + other.sums)
-
     def only(self, names: Sequence[str]) -> FeatureStatistics:
         """These sets alone, in this order."""
         where = [self.names.index(name) for name in names]
@@ -99,18 +98,6 @@ class FeatureStatistics:
     def scaled(self, norms: Array) -> FeatureStatistics:
         """Every activation multiplied by its feature's norm ``[f]`` (decoder norms folded in)."""
         return FeatureStatistics(self.names, self.counts, self.sums * norms)
-
-    def save(self, path: Path) -> None:
-        """Store as safetensors; the sets' names go into the file's metadata, one a line."""
-        tensors = {"counts": np.ascontiguousarray(self.counts), "sums": np.ascontiguousarray(self.sums)}
-        save_file(tensors, path, metadata={"names": "\n".join(self.names)})
-
-    @staticmethod
-    def load(path: Path) -> FeatureStatistics:
-        """Read what :meth:`save` wrote."""
-        with safe_open(path, framework="numpy") as file:
-            names = tuple(file.metadata()["names"].split("\n"))
-            return FeatureStatistics(names, file.get_tensor("counts"), file.get_tensor("sums"))
 
 
 class SetSums:
@@ -217,7 +204,7 @@ class SetSums:
             UserError: nothing was.
         """
         if self._sums is None:
-            raise UserError("No activations came through: the corpus is empty, ask for more documents.")
+            raise UserError(NOTHING_READ)
         counts, sums = self._counts.numpy(), self._sums.cpu().numpy()
         return FeatureStatistics(self._names, *((counts, sums) if self._grouped else (counts[0], sums[0])))
 
@@ -253,3 +240,77 @@ def accumulate(batches: Iterable[ActivationBatch], sae: Any, sets: TokenSets) ->
     sums = SetSums(sets)
     one_pass(batches, sae, [sums])
     return sums.result()
+
+
+def one_pass_in_shards(
+    name: str,
+    subject: Subject,
+    sae: Any,
+    corpus: Corpus,
+    accumulators: Mapping[str, Accumulator],
+    batch_tokens: int,
+    key: Mapping[str, Any],
+    kept: Path | None,
+    blocks: int | None = None,
+    tokens: int = SHARD_TOKENS,
+) -> None:
+    """Read a corpus once and hand the features to every accumulator, shard by shard.
+
+    Every shard is accumulated on its own and merged in their order, so who computed which does not matter.
+
+    Args:
+        name: what the pass is for.
+        subject: the model and its hook point.
+        sae: its autoencoder.
+        corpus: what is read; tokens that are special are left out.
+        accumulators: empty ones, by name; they hold everything afterwards.
+        batch_tokens: the most token ids in one forward pass.
+        key: what determines the accumulators beside the rest.
+        kept: folder of shards; None: nothing is kept, and this process does it all.
+        blocks: documents are dealt in turn into so many, none of which is cut; by default as many as shards.
+        tokens: of a shard, about.
+
+    Raises:
+        UserError: the autoencoder has another width, or an engine that is not there.
+        ShareDone: only a share was asked for, and others are not finished.
+    """
+    wanted = max(1, -(-corpus.n_tokens // tokens))
+    n = min(wanted, blocks or wanted, corpus.n_documents)
+    dealt = np.arange(corpus.n_documents) % (blocks or n) * n // (blocks or n)
+    shards, shard_of = np.unique(dealt, return_inverse=True)  # with few documents some would be empty
+    empty = copy.deepcopy(dict(accumulators))  # those given fill up while shards are still being made
+    compute = partial(_shard, subject, sae, corpus, empty, batch_tokens, shard_of)
+    made: Iterator[Arrays]
+    if kept is None:
+        made = map(compute, tqdm(range(len(shards)), desc=name, unit="shard"))
+    else:
+        determined_by = reading_key(subject) | {
+            "autoencoder": dictionary_digest(sae),
+            "corpus": corpus.digest,
+            "blocks": blocks,
+            "batch_tokens": batch_tokens,
+        }
+        named, device = f"{name}-{subject.short_name}", str(subject.device)
+        work = Work(named, compute, len(shards), determined_by | dict(key), device)
+        made = map_shards(work, kept)
+        drop_others(work, kept)
+    for arrays in made:
+        for one, accumulator in accumulators.items():
+            own = f"{one}/"
+            accumulator.merge({n.removeprefix(own): a for n, a in arrays.items() if n.startswith(own)})
+
+
+def _shard(
+    subject: Subject,
+    sae: Any,
+    corpus: Corpus,
+    empty: dict[str, Accumulator],
+    batch_tokens: int,
+    shard_of: NDArray[np.int64],
+    shard: int,
+) -> Arrays:
+    """What one shard's documents give to every accumulator."""
+    fresh = copy.deepcopy(empty)
+    documents = np.flatnonzero(shard_of == shard)
+    one_pass(stream(subject, corpus, batch_tokens, documents=documents), sae, list(fresh.values()))
+    return {f"{one}/{n}": array for one, each in fresh.items() for n, array in each.state().items()}

@@ -229,6 +229,19 @@ def identity_table(
     )
 
 
+def compare_vocabularies(
+    statistics: FeatureStatistics,
+    vocabularies: Mapping[str, Sequence[str]],
+    window: Window,
+    alpha: float,
+    k: int,
+) -> pd.DataFrame:
+    """:func:`null_table` of these vocabularies, from statistics by block ``[blocks, s, f]``."""
+    halves = statistics.weighted(half_weights(len(statistics.counts)))
+    whole = score_all(statistics.total(), vocabularies, window, alpha)
+    return null_table(whole, score_all(halves, vocabularies, window, alpha), vocabularies, k)
+
+
 def null_table(
     whole: Mapping[str, Array], halves: Mapping[str, Array], vocabularies: Mapping[str, Sequence[str]], k: int
 ) -> pd.DataFrame:

@@ -152,4 +152,10 @@ def draw_identity(frames: Mapping[str, pd.DataFrame], k: int) -> tuple[Figure, p
         row[2].set(xlabel="F1 of the best single token", title=arm)
         row[2].legend(title="features")
         row[2].set_ylim(top=1.5 * row[2].get_ylim()[1])  # the legend stands above the outlines
-    return fig, pd.concat([frame.assign(arm=arm) for arm, frame in frames.items()], ignore_index=True)
+    columns = ["feature", "score", "rank", "density", "chosen", "best token", "precision", "recall", "f1"]
+    columns += ["token", "token and the one before"]
+    drawn = [
+        frame[frame.columns.intersection(columns, sort=False)].assign(arm=arm)
+        for arm, frame in frames.items()
+    ]
+    return fig, pd.concat(drawn, ignore_index=True)

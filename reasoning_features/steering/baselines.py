@@ -38,8 +38,7 @@ from reasoning_features.steering.token_rules import (
     forced_wait,
 )
 from reasoning_features.text.corpus import Corpus
-from reasoning_features.truth.decision_rates import Rates, decision_rates, rates_of
-from reasoning_features.truth.decisions import Decisions
+from reasoning_features.truth.decisions import Decisions, Rates, decision_rates, rates_of
 
 MEAN_DIFFERENCE, REASONING_BIAS = "mean difference", "bias on R"
 STOPPING_BIAS, WAIT = "bias against stopping", "forced Wait"

@@ -31,8 +31,8 @@ from reasoning_features.steering.answering import answers
 from reasoning_features.steering.baselines import baselines, mean_norm
 from reasoning_features.steering.benchmarks import COMMON, Questions, load_questions
 from reasoning_features.text.corpora import reasoning_corpus
+from reasoning_features.truth.benchmark import Benchmark
 from reasoning_features.truth.decisions import find_decisions
-from reasoning_features.truth.stored_benchmarks import Benchmark
 
 Features = NDArray[np.int64]
 CHOSEN, SLOT, WORDS = "ReasonScore", "slot-matched words", "random words"

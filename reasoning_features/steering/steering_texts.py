@@ -52,7 +52,7 @@ def text_conditions(
 
     Args:
         sae: gives the decoder directions.
-        evidence: :func:`reasoning_features.truth.evidence.gather`.
+        evidence: :func:`reasoning_features.truth.feature_table.feature_table`.
         n: how many features of each kind; fewer where fewer are ever active.
         selected: features that ReasonScore chooses; none of them counts as random.
         gammas: strengths, in units of each feature's largest activation.

@@ -22,7 +22,7 @@ from reasoning_features.organism.parser import DECISIONS, first_tokens, standing
 from reasoning_features.organism.traces import END_THINK
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.word_masks import TokenIndex, form_ids
-from reasoning_features.truth.decision_rates import Rates
+from reasoning_features.truth.decisions import Rates
 
 
 @dataclass(frozen=True)

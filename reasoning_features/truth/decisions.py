@@ -2,23 +2,30 @@
 
 A decision has two sides, each a set of words that may come next. The organism's are known from its grammar:
 *persistence*, to go on or give up after a dead end, and *verification*, to check a result or conclude. Other
-text has none that are known.
+text has none that are known. Answers of the organism tell how often they go on (:func:`decision_rates`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from reasoning_features.errors import UserError
 from reasoning_features.organism.gate import swap
-from reasoning_features.organism.parser import DECISIONS, decision_places, first_tokens
+from reasoning_features.organism.parser import DECISIONS, decision_places, decisions_of, first_tokens
 from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.sentences import last_before, sentence_starts
+from reasoning_features.text.word_masks import Mask
+
+FEWEST = 20
+"""Decisions below which a rate of their own is not taken: that of the domain, or of all, stands in."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,33 @@ def balanced(decisions: Decisions, n: int, seed: int) -> Decisions:
     return decisions.select(np.sort(np.concatenate(drawn)))
 
 
+def label_sets(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, Mask]:
+    """Sets of tokens that labels give ``[n_tokens]``; none without labels.
+
+    ``mean:<move>``: tokens of a reasoning step. ``before:<move>``: the last token before each sentence that
+    begins with it. ``at <decision>:positive`` and ``:negative``: the positions of decisions by the side the
+    trace took. Arguments are those of :func:`find_decisions`.
+    """
+    sets: dict[str, Mask] = {}
+    if corpus.moves is not None:
+        before = last_before(corpus, sentence_starts(corpus, tokenizer))
+        follows = corpus.moves[before + 1]
+        for code, move in enumerate(corpus.move_names):
+            sets[f"mean:{move}"] = (corpus.moves == code) & ~corpus.special
+            sets[f"before:{move}"] = _at(corpus, before[follows == code])
+    for name, found in find_decisions(corpus, tokenizer, kind).items():
+        sets[f"at {name}:positive"] = _at(corpus, found.positions[found.towards])
+        sets[f"at {name}:negative"] = _at(corpus, found.positions[~found.towards])
+    return {name: mask for name, mask in sets.items() if mask.any()}
+
+
+def _at(corpus: Corpus, positions: NDArray[np.int64]) -> Mask:
+    """True at these positions ``[n_tokens]``."""
+    mask = np.zeros(corpus.n_tokens, dtype=bool)
+    mask[positions] = True
+    return mask
+
+
 def log_odds(logits: Tensor, decisions: Decisions) -> Tensor:
     """Log-odds in nats ``[...]`` of the positive over the negative side, from logits ``[..., V]``."""
     positive, negative = (
@@ -177,3 +211,67 @@ def log_odds(logits: Tensor, decisions: Decisions) -> Tensor:
         for side in (decisions.positive, decisions.negative)
     )
     return positive - negative
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Chances to go on, by domain and by the number of the dead end (from 1)."""
+
+    by_place: Mapping[tuple[str, int], float]
+    by_domain: Mapping[str, float]
+    overall: float
+
+    def of(self, domain: str, dead_end: int) -> float:
+        """The chance at a dead end; where too few were seen that of the domain, then that of all."""
+        return self.by_place.get((domain, dead_end), self.by_domain.get(domain, self.overall))
+
+
+def decision_rates(answers: pd.DataFrame) -> pd.DataFrame:
+    """Share of dead ends at which the answers go on.
+
+    Args:
+        answers: ``domain`` and ``text`` of each answer, the prompt included. Only the organism's texts have
+            decisions that are known; others give an empty table.
+
+    Returns:
+        ``domain``, ``dead_end`` (its number within the answer, from 1), ``went_on`` (share) and ``n``.
+    """
+    going_on, _ = DECISIONS["persistence"]
+    rows = [
+        (domain, standing.dead_ends, sentence.opener in going_on)
+        for domain, text in answers[["domain", "text"]].itertuples(index=False)
+        for kind, sentence, standing in decisions_of(text)
+        if kind == "persistence"
+    ]
+    decided = pd.DataFrame(rows, columns=["domain", "dead_end", "went_on"])
+    grouped = decided.astype({"went_on": float}).groupby(["domain", "dead_end"])["went_on"]
+    return grouped.agg(went_on="mean", n="size").reset_index()
+
+
+def rates_of(table: pd.DataFrame) -> Rates:
+    """The rates of :func:`decision_rates`, places with fewer than ``FEWEST`` decisions pooled.
+
+    Raises:
+        UserError: fewer decisions than that in all.
+    """
+    if table["n"].sum() < FEWEST:
+        raise UserError(
+            f"The answers hold {table['n'].sum()} dead ends, too few to say how often they go on: "
+            "take more problems."
+        )
+    pooled: dict[str, list[tuple[float, int]]] = {}
+    by_place: dict[tuple[str, int], float] = {}
+    columns = (table[name].tolist() for name in ("domain", "dead_end", "went_on", "n"))
+    for domain, dead_end, went_on, n in zip(*columns, strict=True):
+        pooled.setdefault(domain, []).append((went_on, n))
+        if n >= FEWEST:
+            by_place[domain, dead_end] = went_on
+    by_domain = {
+        domain: _mean(cells) for domain, cells in pooled.items() if sum(n for _, n in cells) >= FEWEST
+    }
+    return Rates(by_place, by_domain, _mean([cell for cells in pooled.values() for cell in cells]))
+
+
+def _mean(cells: list[tuple[float, int]]) -> float:
+    """The mean rate of cells (rate, decisions)."""
+    return sum(rate * n for rate, n in cells) / sum(n for _, n in cells)

@@ -22,7 +22,7 @@ from reasoning_features.residual_stream import activations
 from reasoning_features.residual_stream.activations import harvest
 from reasoning_features.runs import shards
 from reasoning_features.runs.shards import ENGINE, Work, drop_others, map_shards, shard_file
-from reasoning_features.scoring import passes
+from reasoning_features.scoring import feature_statistics as passes
 from reasoning_features.scoring.feature_statistics import SetSums, accumulate
 from reasoning_features.scoring.selection import document_blocks
 from reasoning_features.steering import answering

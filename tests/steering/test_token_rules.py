@@ -30,7 +30,7 @@ from reasoning_features.steering.token_rules import (
     token_pieces,
 )
 from reasoning_features.text.corpus import Corpus
-from reasoning_features.truth.decision_rates import Rates, decision_rates, rates_of
+from reasoning_features.truth.decisions import Rates, decision_rates, rates_of
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from test_word_masks import Pieces, corpus_of
 from tiny import make_corpus
 
 from reasoning_features.errors import UserError
@@ -13,7 +16,14 @@ from reasoning_features.organism.parser import DECISIONS
 from reasoning_features.organism.tokenizer import encode_documents, train_tokenizer
 from reasoning_features.organism.traces import base_documents, reasoning_documents
 from reasoning_features.text.corpus import Corpus
-from reasoning_features.truth.decisions import Decisions, balanced, find_decisions, log_odds, swapped
+from reasoning_features.truth.decisions import (
+    Decisions,
+    balanced,
+    find_decisions,
+    label_sets,
+    log_odds,
+    swapped,
+)
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +122,25 @@ def test_a_token_on_both_sides_is_refused():
     decisions = stub(["careful"])
     with pytest.raises(ValueError, match="opens both sides"):
         Decisions(**{**vars(decisions), "negative": np.array([4])})
+
+
+def test_sets_of_labels_by_hand(monkeypatch):
+    corpus = corpus_of(["<s>", " a", ".", " b", " b", ".", " a"])
+    moves = np.array([0, 1, 1, 2, 2, 2, 1], dtype=np.int8)
+    labelled = replace(corpus, moves=moves, move_names=("prompt", "explore", "verify"))
+    taken = replace(
+        stub(["", ""]), corpus=labelled, positions=np.array([1, 4]), towards=np.array([True, False])
+    )
+    monkeypatch.setattr(
+        "reasoning_features.truth.decisions.find_decisions", lambda *_: {"persistence": taken}
+    )
+    sets = label_sets(labelled, Pieces(), "organism")
+    # nothing precedes the first sentence; the token before the sentence of verifying is 2
+    assert {name: np.flatnonzero(mask).tolist() for name, mask in sets.items()} == {
+        "mean:explore": [1, 2, 6],
+        "before:explore": [5],
+        "mean:verify": [3, 4, 5],
+        "before:verify": [2],
+        "at persistence:positive": [1],
+        "at persistence:negative": [4],
+    }

@@ -11,7 +11,7 @@ import torch
 
 from reasoning_features.errors import UserError
 from reasoning_features.scoring.feature_statistics import SetSums, one_pass
-from reasoning_features.scoring.lexical import BestTokens, IdentitySums, token_classes
+from reasoning_features.scoring.token_identity import BestTokens, IdentitySums, token_classes
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.word_masks import ALL, TokenSets
 

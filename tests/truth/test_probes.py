@@ -10,10 +10,18 @@ import torch
 from sklearn.metrics import roc_auc_score
 from tiny import WIDTH, signed_identity
 
+from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.truth.decisions import Decisions
-from reasoning_features.truth.decodability import auc_by_class, best_class, decodability, targets
+from reasoning_features.truth.probes import (
+    Probed,
+    auc_by_class,
+    best_class,
+    decodability,
+    probe_decision,
+    targets,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -125,3 +133,53 @@ def test_without_labels_there_is_nothing_to_report(tiny_subject: Subject, tiny_c
     plain = replace(tiny_corpus, moves=None, move_names=())
     sae, features = signed_identity(WIDTH), np.arange(3)
     assert decodability(tiny_subject, sae, plain, {}, features, 256, 100, seed=0) is None
+
+
+@pytest.fixture
+def decisions():
+    """600 decisions of 200 traces; one direction of twelve tells the side, with noise."""
+    rng = np.random.default_rng(0)
+    documents = np.repeat(np.arange(200), 3)
+    towards = rng.random(600) < 0.5
+    residual = rng.normal(size=(600, 12)).astype(np.float32)
+    residual[:, 4] += 2 * towards
+    return residual, towards, documents
+
+
+def test_a_direction_that_tells_is_found_on_other_traces(decisions):
+    residual, towards, documents = decisions
+    probed = probe_decision(residual, towards, documents)
+    assert len(np.unique(probed.documents)) == 80
+    auc = probed.auc()
+    assert auc.estimate == pytest.approx(roc_auc_score(probed.towards, probed.scores))
+    assert auc.low > 0.8 and auc.n == 80
+
+
+def test_shuffled_labels_and_noise_are_chance(decisions):
+    residual, towards, documents = decisions
+    control = probe_decision(residual, towards, documents, shuffled=True)
+    noise = probe_decision(np.delete(residual, 4, axis=1), towards, documents)
+    for probed in (noise, control):
+        assert probed.auc().low < 0.55
+    difference = probe_decision(residual, towards, documents).auc_less(noise)
+    assert difference.low > 0.2
+    assert (
+        probe_decision(residual, towards, documents)
+        .auc_less(probe_decision(residual, towards, documents))
+        .estimate
+        == 0
+    )
+
+
+def test_the_area_counts_ties_half_and_weights_as_copies():
+    scores = np.array([1.0, 2.0, 2.0, 3.0])
+    probed = Probed(scores, np.array([False, False, True, True]), np.arange(4))
+    assert probed.auc(n_resamples=2).estimate == pytest.approx(roc_auc_score(probed.towards, scores))
+    weights = np.array([1.0, 2.0, 3.0, 0.0])
+    copies = np.repeat(np.arange(4), weights.astype(int))
+    assert probed._weighted(weights) == pytest.approx(roc_auc_score(probed.towards[copies], scores[copies]))
+
+
+def test_too_few_decisions():
+    with pytest.raises(UserError, match="raise reasoning_documents"):
+        probe_decision(np.zeros((4, 2), np.float32), np.array([True] * 4), np.arange(4))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reasoning_features.errors import UserError
-from reasoning_features.scoring.feature_statistics import FeatureStatistics
+from reasoning_features.scoring.feature_statistics import NOTHING_READ, FeatureStatistics
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.word_masks import TokenSets
 
@@ -137,7 +137,7 @@ class BestTokens:
 
     def _active(self) -> Tensor:
         if self._fired is None:
-            raise UserError("No activations came through: the corpus is empty, ask for more documents.")
+            raise UserError(NOTHING_READ)
         return self._fired
 
     def _merge(self) -> None:
@@ -210,5 +210,5 @@ class IdentitySums:
             UserError: nothing was.
         """
         if self._sums is None:
-            raise UserError("No activations came through: the corpus is empty, ask for more documents.")
+            raise UserError(NOTHING_READ)
         return FeatureStatistics(self._names, self._counts, self._sums.cpu().numpy())

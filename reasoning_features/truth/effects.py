@@ -1,0 +1,520 @@
+"""Ablation effects: what setting a feature to its mean does to the log-odds of a decision, in nats.
+
+A feature i is ablated by adding (mean_i − a_i)·W_dec,i to the residual stream at the hook point. What the
+autoencoder does not explain stays as it is, so nothing but the feature changes.
+
+Random directions say which effects are more than any push of that size would do. Each takes the signed sizes
+(mean_j − a_j)·‖W_dec,j‖ of a live feature j drawn at random. For small pushes the effect grows in proportion
+to the size, so the effect of one direction *per unit of size* is the same whichever feature lent the sizes,
+and the 99th percentile of these ratios times feature i's own mean size is the 99th percentile of random
+directions of equal norm: one set of directions serves every feature. :attr:`Effects.slope` tests the
+proportion; it is 1 where it holds.
+
+Beside ablation: gradient attribution, its first-order estimate; the output score (2505.20063, "SAEs Are Good
+for Steering – If You Select the Right Features"), which asks without labels whether forcing a feature raises
+the very tokens that its decoder direction points at; and patching, which says where a decision is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from reasoning_features.dictionaries.autoencoder import ELEMENTS
+from reasoning_features.errors import UserError
+from reasoning_features.interpretation.logit_effects import logit_effects
+from reasoning_features.models.subject import Subject
+from reasoning_features.statistics import bootstrap_ratio, bootstrap_weights
+from reasoning_features.text.corpus import Corpus, by_length
+from reasoning_features.text.sentences import sentence_starts
+from reasoning_features.truth.decisions import Decisions, balanced, find_decisions, log_odds, swapped
+
+Array = NDArray[np.float64]
+Ids = NDArray[np.int64]
+QUANTILE = 0.99
+"""Of random directions of equal norm; the share above it passes by chance."""
+ROWS = 32
+"""Ablated copies of a whole trace in one forward pass."""
+LENS_TOKENS = 20
+"""Tokens of the logit lens that the output score looks for (2505.20063's released code)."""
+AMPLIFICATION = 10.0
+"""A feature is raised by this many times the largest activation at the position (the same code)."""
+GROUPS = ("decision", "opening", "before", "all")
+"""Positions that are patched: the decision's token; its sentence up to it; all before that sentence; all."""
+
+
+@dataclass(frozen=True)
+class Ablations:
+    """Edits of one trace: each moves the stream along its own direction, by its own amount at each token.
+
+    Attributes:
+        amounts: ``[t, m]`` how far each edit moves each token's stream, in units of its direction.
+        directions: ``[m, d]``.
+    """
+
+    amounts: Tensor
+    directions: Tensor
+
+    @property
+    def norms(self) -> Tensor:
+        """Norm of every edit at every token ``[t, m]``."""
+        return self.amounts.abs() * self.directions.norm(dim=1)
+
+
+Place = Callable[[Subject, Decisions, Ids, Ablations], tuple[Tensor, Tensor]]
+"""From a trace's decisions (numbers of ``Decisions``) and edits to changes and sizes, ``[k, m]`` each."""
+
+
+def at_decision(
+    subject: Subject, decisions: Decisions, which: Ids, edits: Ablations
+) -> tuple[Tensor, Tensor]:
+    """Edits at each decision's own token alone: changes of its log-odds and norms of the edits ``[k, m]``."""
+    prefix = subject.prefix(_tokens(decisions, which))
+    changes = []
+    for place in decisions.places[which].tolist():
+        moved = edits.amounts[place, :, None] * edits.directions
+        # the first version is the stream as it is: what the others are compared with
+        versions = prefix.stream[place] + torch.cat([torch.zeros_like(moved[:1]), moved])
+        found = log_odds(subject.logits_of_versions(prefix, place, versions), decisions)
+        changes.append(found[1:] - found[0])
+    return torch.stack(changes), edits.norms[torch.from_numpy(decisions.places[which])]
+
+
+def over_trace(subject: Subject, decisions: Decisions, which: Ids, edits: Ablations) -> tuple[Tensor, Tensor]:
+    """Edits at every token up to each decision: changes of its log-odds and norms of the edits ``[k, m]``.
+
+    The norm of an edit is that of all its tokens up to the decision together. Later tokens cannot be seen by
+    the decision, so one run serves all decisions of a trace.
+    """
+    places = torch.from_numpy(decisions.places[which])
+    stream = subject.residual(_tokens(decisions, which)[None])[0]
+    as_it_is = log_odds(subject.logits_from(stream[None], subject.layer, places[None])[0], decisions)
+    changes = []
+    for amounts, directions in zip(
+        edits.amounts[: len(stream)].T.split(ROWS), edits.directions.split(ROWS), strict=True
+    ):
+        edited = torch.addcmul(stream, amounts[:, :, None], directions[:, None])
+        logits = subject.logits_from(edited, subject.layer, places.expand(len(edited), -1))
+        changes.append(log_odds(logits, decisions) - as_it_is)
+    return torch.cat(changes).T, edits.norms.square().cumsum(0).sqrt()[places]
+
+
+PLACES: dict[str, Place] = {"decision": at_decision, "trace": over_trace}
+"""Where features are ablated: at the decision's own token, or at every token up to it."""
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Effects of features on one kind of decision, ablated at one place.
+
+    Attributes:
+        features: ids of the features that were ablated ``[f]``, ascending.
+        change: mean change of the log-odds on ablation ``[f]``.
+        size: mean norm of the edit ``[f]``.
+        threshold: 99th percentile of |mean change| under random directions of equal norm ``[f]``.
+        sums: change summed over each trace's decisions ``[t, f]``.
+        counts: decisions of each trace ``[t]``.
+        random: mean change, mean |change| and mean size of random directions ``[3, k]``.
+    """
+
+    features: Ids
+    change: Array
+    size: Array
+    threshold: Array
+    sums: NDArray[np.floating]
+    counts: NDArray[Any]
+    random: Array = field(default_factory=lambda: np.empty((3, 0)))
+
+    @property
+    def effect(self) -> Array:
+        """Effect of each feature as it is ``[f]``: positive where it promotes the positive side."""
+        return -self.change
+
+    @property
+    def true(self) -> NDArray[np.bool_]:
+        """``[f]`` True where the mean change passes the threshold."""
+        return np.abs(self.change) > self.threshold
+
+    @property
+    def strongest(self) -> Ids:
+        """All features ``[f]``, the largest mean change first."""
+        return self.features[np.argsort(-np.abs(self.change), kind="stable")]
+
+    @property
+    def passed(self) -> Ids:
+        """The features that pass, the largest mean change first."""
+        return self.strongest[np.isin(self.strongest, self.features[self.true])]
+
+    @property
+    def expected_by_chance(self) -> float:
+        """How many features would pass if all their directions were random."""
+        return (1 - QUANTILE) * len(self.features)
+
+    @property
+    def slope(self) -> float:
+        """Slope of log mean |change| on log size over random directions; nan where none are stored."""
+        _, absolute, size = self.random
+        held = (size > 0) & (absolute > 0)
+        return float(np.polyfit(np.log(size[held]), np.log(absolute[held]), 1)[0]) if held.any() else np.nan
+
+    def of(self, features: Ids) -> Effects:
+        """The effects of some of its features, in ascending order of their ids."""
+        kept = np.isin(self.features, features)
+        own = {name: getattr(self, name)[kept] for name in ("features", "change", "size", "threshold")}
+        return replace(self, **own, sums=self.sums[:, kept])
+
+    def resampled(self, resamples: int, seed: int) -> Array:
+        """Effects on resampled traces ``[resamples, f]``."""
+        weights = bootstrap_weights(len(self.counts), resamples, seed)
+        return -(weights @ self.sums) / (weights @ self.counts)[:, None]
+
+
+@torch.no_grad()
+def measure_effects(
+    subject: Subject,
+    sae: Any,
+    decisions: Decisions,
+    features: Ids,
+    means: Array,
+    place: Place,
+    n_random: int,
+    seed: int,
+    progress: str | None = None,
+) -> Effects:
+    """Ablate each feature to its mean at each decision, and random directions by sizes of those ablations.
+
+    Args:
+        subject: the model, read where the autoencoder reads.
+        sae: encodes raw activations and has decoder directions ``W_dec``.
+        decisions: where the log-odds are read (:func:`reasoning_features.truth.decisions.balanced`).
+        features: ``[f]`` the live features.
+        means: ``[f]`` their mean activations over tokens that are not special.
+        place: one of ``PLACES``; special tokens are never edited.
+        n_random: random directions.
+        seed: draws the directions, and the feature that lends each its sizes.
+        progress: what the progress bar says; None for no bar.
+
+    Raises:
+        UserError: there are no decisions, or no features.
+    """
+    if not len(decisions) or not len(features):
+        raise UserError("Causal effects need a decision and a live feature: take more documents.")
+    sources, directions = _directions(sae, features, n_random, seed)
+    documents, counts = np.unique(decisions.documents, return_counts=True)
+    sums, f = np.zeros((3, len(sources))), len(features)
+    traces = np.empty((len(documents), f), np.float32)
+    with tqdm(total=len(decisions), desc=progress, unit=" decisions", disable=progress is None) as bar:
+        for row, document in enumerate(documents):
+            which = np.flatnonzero(decisions.documents == document)
+            edits = Ablations(
+                _amounts(subject, sae, decisions, document, features, means)[:, sources], directions
+            )
+            found = place(subject, decisions, which, edits)
+            change, size = (values.double().cpu().numpy() for values in found)
+            change[size == 0] = 0  # rounding alone: rows of one product need not round alike
+            sums += change.sum(0), np.abs(change).sum(0), size.sum(0)
+            traces[row] = change[:, :f].sum(0)
+            bar.update(len(which))
+    means_of = sums / len(decisions)
+    effect, _, size = means_of
+    pushed = size[f:] > 0
+    ratio = float(np.quantile(np.abs(effect[f:][pushed]) / size[f:][pushed], QUANTILE))
+    return Effects(
+        features=features,
+        change=means_of[0, :f],
+        size=size[:f],
+        threshold=ratio * size[:f],
+        sums=traces,
+        counts=counts,
+        random=means_of[:, f:],
+    )
+
+
+def _tokens(decisions: Decisions, which: Ids) -> Tensor:
+    """Tokens of the decisions' one document up to the last of them: what comes later plays no part."""
+    document = decisions.corpus.document(int(decisions.documents[which[0]]))
+    return torch.from_numpy(document[: decisions.places[which].max() + 1].astype(np.int64))
+
+
+def _directions(sae: Any, features: Ids, n_random: int, seed: int) -> tuple[Ids, Tensor]:
+    """Which feature lends each edit its amounts ``[m]``, and directions ``[m, d]``: features, then random."""
+    generator = torch.Generator().manual_seed(seed)
+    decoder = sae.W_dec.detach()[torch.from_numpy(features)]
+    drawn = torch.randint(len(features), (n_random,), generator=generator)
+    unit = torch.nn.functional.normalize(torch.randn(n_random, decoder.shape[1], generator=generator), dim=1)
+    random = unit.to(decoder.device) * decoder[drawn].norm(dim=1, keepdim=True)
+    return np.concatenate([np.arange(len(features)), drawn.numpy()]), torch.cat([decoder, random])
+
+
+def _amounts(
+    subject: Subject,
+    sae: Any,
+    decisions: Decisions,
+    document: int,
+    features: Ids,
+    means: Array,
+) -> Tensor:
+    """mean_i − a_i ``[t, f]`` over the tokens of a document; 0 at special tokens."""
+    corpus = decisions.corpus
+    stream = subject.residual(torch.from_numpy(corpus.document(document).astype(np.int64))[None])[0]
+    active = sae.encode(stream.float())[:, torch.from_numpy(features)]
+    special = torch.from_numpy(corpus.special[corpus.span(document)]).to(active.device)
+    return (torch.from_numpy(means).to(active) - active).masked_fill(special[:, None], 0)
+
+
+def gradient_attribution(
+    subject: Subject, sae: Any, decisions: Decisions, means: Array, batch_tokens: int
+) -> Array:
+    """Mean over decisions of (a_i − mean_i) · (W_dec,i · ∂ log-odds / ∂ stream) ``[f]``, in nats.
+
+    Activation and gradient are those at the decision's own position; positive where the feature, as it is,
+    promotes the decision's positive side. Each decision is a row of its own, cut after its position, so that
+    later decisions of a trace do not enter.
+
+    Args:
+        subject: the model and its hook point.
+        sae: encodes the stream.
+        decisions: where to measure.
+        means: each feature's mean activation ``[f]``, what an ablation would set it to.
+        batch_tokens: the most token ids in one pass.
+    """
+    corpus = decisions.corpus
+    begins = corpus.starts[decisions.documents]
+    lengths = decisions.positions - begins + 1
+    mean = torch.from_numpy(means)
+    decoder = sae.W_dec.detach().double().cpu()
+    total = torch.zeros(len(means), dtype=torch.float64)
+    for rows in by_length(lengths, batch_tokens):
+        tokens = np.zeros((len(rows), int(lengths[rows].max())), dtype=np.int64)
+        for row, decision in enumerate(rows):
+            tokens[row, : lengths[decision]] = corpus.tokens[
+                begins[decision] : decisions.positions[decision] + 1
+            ]
+        ids, at = torch.from_numpy(tokens), torch.from_numpy(lengths[rows] - 1)
+        index = torch.arange(len(rows))
+
+        def summed(logits: Tensor, index: Tensor = index, at: Tensor = at) -> Tensor:
+            return log_odds(logits[index, at], decisions).sum()
+
+        gradients = subject.gradient(ids, summed)[index, at].double().cpu()
+        with torch.no_grad():
+            features = sae.encode(subject.residual(ids)[index, at].float()).double().cpu()
+        total += ((features - mean) * (gradients @ decoder.T)).sum(0)
+    return (total / len(decisions.positions)).numpy()
+
+
+def neutral_prompts(general: Corpus, n: int, length: int) -> list[list[int]]:
+    """The first ``length`` tokens of ``n`` documents without thinking, spread evenly over the corpus.
+
+    Raises:
+        UserError: fewer than ``n`` documents are long enough.
+    """
+    span = np.diff(general.starts)
+    plain = [
+        i
+        for i in range(general.n_documents)
+        if span[i] > length and not general.thinking[general.span(i)].any()
+    ]
+    if len(plain) < n:
+        raise UserError(
+            f"The corpus {general.name!r} has {len(plain)} documents without thinking of more than {length} "
+            f"tokens, {n} are needed: raise `general_documents`."
+        )
+    chosen = np.asarray(plain)[np.linspace(0, len(plain) - 1, n).round().astype(int)]
+    return [general.document(int(i))[:length].tolist() for i in chosen]
+
+
+@torch.no_grad()
+def output_scores(
+    subject: Subject,
+    sae: Any,
+    prompts: Sequence[Sequence[int]],
+    batch_tokens: int,
+    features: Ids,
+) -> Array:
+    """The output score of 2505.20063 of each of ``features``, a mean over prompts ``[len(features)]``.
+
+    At the prompt's last position the feature's activation is raised by ten times the largest activation
+    there, the autoencoder's error kept. With T the 20 tokens that the decoder direction raises most through
+    final norm and unembedding, the score is (1 − best rank of T / size of the vocabulary) · max_{t ∈ T} P(t).
+    Where the paper has one prompt, "From my experience,", this takes the openings of some plain documents.
+
+    Args:
+        subject: the model and its hook point.
+        sae: the autoencoder.
+        prompts: token ids.
+        batch_tokens: the most token ids in one pass.
+        features: which features.
+    """
+    decoder = sae.W_dec.detach()[torch.from_numpy(features)]
+    held = max(1, ELEMENTS // subject.model.config.vocab_size)  # rows of logits
+    meant = torch.cat(
+        [logit_effects(subject, part).topk(LENS_TOKENS, dim=1).indices for part in decoder.split(held)]
+    )
+    total = np.zeros(len(features))
+    for prompt in prompts:
+        ids = torch.tensor([list(prompt)])
+        largest = sae.encode(subject.residual(ids)[:, -1].float()).max()
+        size = max(1, min(batch_tokens, 4 * held) // len(prompt))
+        scores = []
+        for start in range(0, len(features), size):
+            rows = slice(start, start + size)
+            added = AMPLIFICATION * largest * decoder[rows]
+
+            def amplified(stream: Tensor, added: Tensor = added) -> Tensor:
+                changed = stream.clone()
+                changed[:, -1] += added.to(stream)
+                return changed
+
+            logits = subject.logits_with(ids.expand(len(added), -1), amplified)[:, -1].float()
+            best = logits.gather(1, meant[rows]).max(1).values
+            rank = (logits > best[:, None]).sum(1).double()
+            probability = logits.softmax(1).gather(1, meant[rows]).max(1).values.double()
+            scores.append((1 - rank / logits.shape[1]) * probability)
+        total += torch.cat(scores).cpu().numpy()
+    return total / len(prompts)
+
+
+def patch(
+    subject: Subject,
+    decisions: Decisions,
+    other: Corpus,
+    batch_tokens: int,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    progress: str | None = None,
+) -> pd.DataFrame:
+    """Share of the change of log-odds that each group of positions carries after each block.
+
+    Args:
+        subject: the model; all of its blocks are looked at.
+        decisions: decisions of one wording (``decisions.corpus``).
+        other: the same traces, token for token, in the other wording.
+        batch_tokens: the most token ids in one forward pass.
+        n_resamples, seed: of the bootstrap, which resamples traces.
+        progress: what the progress bar says; None for no bar.
+
+    Returns:
+        One row a block and group: ``layer``, ``group``, ``share`` (Σ patched change / Σ whole change) with
+        its 95% interval ``low``, ``high``, ``change`` (mean whole change in nats), ``decisions``, ``traces``.
+
+    Raises:
+        UserError: there are no decisions, or the two wordings give the same tokens.
+        ValueError: the two corpora do not have the same documents' lengths.
+    """
+    if not np.array_equal(decisions.corpus.starts, other.starts):
+        raise ValueError("patching needs documents of equal lengths in both corpora")
+    if not len(decisions):
+        raise UserError("Patching needs at least one decision: take more documents.")
+    if np.array_equal(decisions.corpus.tokens, other.tokens):
+        raise UserError("Patching needs two wordings, but both corpora hold the same tokens.")
+    starts = sentence_starts(decisions.corpus, subject.tokenizer)
+    openings = starts[np.searchsorted(starts, decisions.positions, side="right") - 1]
+    openings = openings - decisions.corpus.starts[decisions.documents]
+    changes = np.empty((subject.n_layers, len(GROUPS), len(decisions)))
+    whole = np.empty(len(decisions))
+    with tqdm(total=len(decisions), desc=progress, unit=" decisions", disable=progress is None) as bar:
+        for batch in by_length(decisions.places + 1, batch_tokens):
+            which = np.array(batch)
+            found = _patched(subject, decisions, other, which, openings[which])
+            whole[which], changes[:, :, which] = found
+            bar.update(len(which))
+    _, trace = np.unique(decisions.documents, return_inverse=True)
+    totals = np.bincount(trace, whole)
+    rows: list[dict[str, Any]] = []
+    for layer in range(subject.n_layers):
+        for name, change in zip(GROUPS, changes[layer], strict=True):
+            share = bootstrap_ratio(np.bincount(trace, change), totals, n_resamples, seed)
+            rows.append(
+                {
+                    "layer": layer,
+                    "group": name,
+                    "share": share.estimate,
+                    "low": share.low,
+                    "high": share.high,
+                    "change": whole.mean(),
+                    "decisions": len(decisions),
+                    "traces": share.n,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def patch_wordings(
+    subject: Subject, corpus: Corpus, kind: str, n: int, seed: int, batch_tokens: int
+) -> tuple[str, pd.DataFrame]:
+    """:func:`patch` ``n`` decisions on persistence between two wordings of their traces.
+
+    Args:
+        subject: the model.
+        corpus: the traces.
+        kind: of corpora (``settings.corpus``).
+        n: decisions, balanced by style.
+        seed: draws them.
+        batch_tokens: the most token ids in one forward pass.
+
+    Returns:
+        Of the pairs of wordings (:data:`reasoning_features.truth.decisions.SWAPS`) the name of the pair that
+        moves the log-odds most, and its table.
+    """
+    tables = {}
+    for name, (one, other) in swapped(corpus, subject.tokenizer, kind).items():
+        found = find_decisions(one, subject.tokenizer, kind)["persistence"]
+        tables[name] = patch(subject, balanced(found, n, seed), other, batch_tokens).assign(swap=name)
+    strongest = max(tables, key=lambda name: abs(tables[name]["change"].iloc[0]))
+    return strongest, tables[strongest]
+
+
+def _patched(
+    subject: Subject,
+    decisions: Decisions,
+    other: Corpus,
+    which: Ids,
+    openings: Ids,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Whole changes ``[k]`` and patched changes ``[layers, groups, k]`` of some decisions.
+
+    ``openings`` ``[k]`` are the places where the decisions' sentences begin.
+    """
+    places = torch.from_numpy(decisions.places[which])
+    layers = range(subject.n_layers)
+    ours = subject.residuals(_rows(decisions.corpus, decisions, which), layers)
+    theirs = subject.residuals(_rows(other, decisions, which), layers)
+
+    def odds(stream: Tensor, layer: int) -> NDArray[np.float64]:
+        logits = subject.logits_from(stream, layer, places[:, None])[:, 0]
+        return log_odds(logits, decisions).double().cpu().numpy()
+
+    last = subject.n_layers - 1
+    as_it_is = odds(ours[last], last)
+    masks = _masks(places, torch.from_numpy(openings), ours[last].shape[1])
+    changes = np.empty((subject.n_layers, len(GROUPS), len(which)))
+    for layer in layers:
+        for group, mask in enumerate(masks):
+            mixed = torch.where(mask[..., None].to(subject.device), theirs[layer], ours[layer])
+            changes[layer, group] = odds(mixed, layer) - as_it_is
+    return odds(theirs[last], last) - as_it_is, changes
+
+
+def _rows(corpus: Corpus, decisions: Decisions, which: Ids) -> Tensor:
+    """Tokens ``[k, t]`` of each decision's document, cut after the batch's last decision, padded with 0."""
+    rows = torch.zeros(len(which), int(decisions.places[which].max()) + 1, dtype=torch.long)
+    for row, i in zip(rows, which, strict=True):
+        tokens = corpus.document(int(decisions.documents[i]))[: len(row)]
+        row[: len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
+    return rows
+
+
+def _masks(places: Tensor, openings: Tensor, length: int) -> list[Tensor]:
+    """Which positions each of ``GROUPS`` replaces ``[k, t]``."""
+    at = torch.arange(length)[None]
+    place, opening = places[:, None], openings[:, None]
+    return [at == place, (at >= opening) & (at <= place), at < opening, at <= place]

@@ -1,0 +1,436 @@
+"""The feature table: all that a score of features may look at, one row a feature, from one pass over traces.
+
+The traces are those of the selection split. What features cause is measured on other traces (the evaluation
+split), so a score cannot have seen what it is judged by. Columns about reasoning steps and decisions are
+absent where the corpus has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reasoning_features.errors import UserError
+from reasoning_features.files import read_json, write_json
+from reasoning_features.models.subject import Subject
+from reasoning_features.scoring.feature_statistics import (
+    NOTHING_READ,
+    Accumulator,
+    FeatureStatistics,
+    SetSums,
+    one_pass_in_shards,
+)
+from reasoning_features.scoring.reason_score import (
+    RELEASED_WINDOW,
+    decoder_norms,
+    entropy,
+    ranks,
+    set_means,
+    variant_window,
+    vocabulary_scores,
+)
+from reasoning_features.scoring.selection import REFERENCE, document_blocks
+from reasoning_features.scoring.token_identity import BestTokens, IdentitySums, token_classes
+from reasoning_features.settings import READ, Settings
+from reasoning_features.text.corpora import general_corpus, reasoning_corpus, solution_texts, thinking_texts
+from reasoning_features.text.corpus import Corpus, join
+from reasoning_features.text.vocabulary import (
+    Lexicon,
+    RandomVocabularies,
+    lexicon,
+    random_vocabularies,
+    rank_words,
+    slot_vocabularies,
+)
+from reasoning_features.text.word_masks import (
+    ALL,
+    Mask,
+    TokenIndex,
+    TokenSets,
+    Window,
+    capitalised_with_twins,
+    form_ids,
+    occurrence_table,
+    token_sets,
+    vocabulary_set,
+    word_set,
+)
+from reasoning_features.truth.decisions import label_sets
+
+Array = NDArray[np.float64]
+RARE = 20
+"""Words that occur less often in the scored corpus are not drawn into random vocabularies."""
+IDENTITIES: dict[str, int] = {"token": 0, "token and the one before": 1}
+"""What features of a token-identity baseline depend on → tokens of context."""
+ARTEFACT = "features"
+"""Name of the artefact that notebook 03 stores."""
+DETERMINED_BY = (
+    *READ, "subject", "autoencoder", "seed", "reasoning_documents", "general_documents", "words", "alpha",
+    "window", "windows", "variant", "selected", "blocks", "batch_tokens", "random_vocabularies",
+    "slot_vocabularies",
+)  # fmt: skip
+"""The settings that determine it."""
+
+
+@dataclass(frozen=True)
+class Vocabularies:
+    """R, the vocabularies it is compared with, and how well the random ones match.
+
+    Attributes:
+        words: name → words. "R" first; "twins" and "slot i", the label-swap null, where the matched control
+            word of every word is known; "random i".
+        matching: the random draw.
+        pool: occurrences of all candidate words.
+    """
+
+    words: dict[str, tuple[str, ...]]
+    matching: RandomVocabularies
+    pool: pd.DataFrame
+
+
+def draw_vocabularies(
+    scored: Corpus,
+    everything: Corpus,
+    tokenizer: Any,
+    words: Sequence[str],
+    candidates: Sequence[str],
+    known: Lexicon,
+    n_random: int,
+    n_slot: int,
+    seed: int,
+) -> Vocabularies:
+    """R, its random and its slot-matched vocabularies.
+
+    Frequency and share inside thinking are measured in ``everything`` (reasoning and general text, since all
+    of a reasoning corpus is thinking); a candidate must occur at least 20 times in ``scored``.
+
+    Raises:
+        UserError: too few candidates, or more mixtures than there are.
+    """
+    one_form = capitalised_with_twins(known.twins)
+    frequent = occurrence_table(scored, tokenizer, candidates, one_form)
+    names = frequent.loc[frequent["occurrences"] >= RARE, "word"].tolist()
+    table = occurrence_table(everything, tokenizer, list(dict.fromkeys([*words, *names])), one_form)
+    reference = table[table["word"].isin(words)].set_index("word").reindex(list(words)).dropna().reset_index()
+    inside = {part for word in words for part in word.split()}
+    pool = table[~table["word"].isin(inside)]
+    drawn = random_vocabularies(reference, pool, n_random, seed, excluded=known.decision_words)
+    found = {REFERENCE: tuple(words)}
+    if all(word in known.twins for word in words):
+        found["twins"] = tuple(known.twins[word] for word in words)
+        slots = slot_vocabularies(words, known.twins, n_slot, seed)
+        found |= {f"slot {i}": mixture for i, mixture in enumerate(slots)}
+    found |= {f"random {i}": vocabulary for i, vocabulary in enumerate(drawn.vocabularies)}
+    return Vocabularies(found, drawn, table)
+
+
+def needed_sets(
+    corpus: Corpus,
+    tokenizer: Any,
+    vocabularies: Mapping[str, Sequence[str]],
+    window: Window,
+    windows: Sequence[Window],
+    known: Lexicon,
+    labels: Mapping[str, Mask] | None = None,
+) -> TokenSets:
+    """All sets of tokens that one pass sums over.
+
+    They are the sets of all vocabularies at one window; of R at all ``windows`` and the released one; of R
+    with nothing but the tokens before each word, named ``before|…``; of R at ``window`` with every token of a
+    word of R left out of everything, named ``masked|…``; and ``labels``.
+
+    Raises:
+        UserError: the tokenizer cannot produce a word, or a word never occurs in the corpus.
+    """
+    one_form = capitalised_with_twins(known.twins)
+    words = vocabularies[REFERENCE]
+    grid = list(dict.fromkeys([*windows, window, RELEASED_WINDOW]))
+    sets = token_sets(corpus, tokenizer, vocabularies, [window], one_form)
+    sets = sets.join(token_sets(corpus, tokenizer, {REFERENCE: words}, grid, one_form))
+    index = TokenIndex(corpus)
+    spans = {word: index.occurrences(form_ids(tokenizer, word, one_form)) for word in words}
+    own = np.any([index.mask(span, (0, 0)) for span in spans.values()], axis=0)
+    before, masked = {}, {}
+    for word, span in spans.items():
+        first = corpus.starts[np.searchsorted(corpus.starts, span[:, 0], side="right") - 1]
+        ahead = np.stack([np.maximum(span[:, 0] - window[0], first), span[:, 0]], axis=1)
+        before[word] = index.mask(ahead[ahead[:, 0] < ahead[:, 1]], (0, 0))
+        masked[word] = index.mask(span, window) & ~own
+    more = _variant_masks("before", ~corpus.special, before, (window[0], 0))
+    more |= _variant_masks("masked", ~corpus.special & ~own, masked, window)
+    return sets.join(TokenSets.of(more | dict(labels or {})))
+
+
+def _variant_masks(variant: str, every: Mask, by_word: Mapping[str, Mask], window: Window) -> dict[str, Mask]:
+    """Masks of a variant of R's sets under names of their own."""
+    around = {word_set(word, window): mask for word, mask in by_word.items()}
+    union = np.any(list(by_word.values()), axis=0)
+    masks = {ALL: every} | around | {vocabulary_set(REFERENCE, window): union}
+    return {f"{variant}|{name}": mask for name, mask in masks.items()}
+
+
+def of_variant(statistics: FeatureStatistics, variant: str) -> FeatureStatistics:
+    """The statistics of a variant's sets, under the names that ReasonScore looks for."""
+    names = [name for name in statistics.names if name.startswith(f"{variant}|")]
+    own = statistics.only(names)
+    return FeatureStatistics(tuple(n.removeprefix(f"{variant}|") for n in names), own.counts, own.sums)
+
+
+class Spread:
+    """Accumulates each feature's largest activation and its sum of squares."""
+
+    def __init__(self) -> None:
+        self._held: tuple[Tensor, Tensor] | None = None
+        self._count = 0
+
+    def update(self, features: Tensor, positions: Tensor) -> None:
+        """Add activations ``features`` ``[n, f]``."""
+        self._take(features.max(dim=0).values.double(), features.double().square().sum(0), len(features))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Largest activation, sum of squares, and tokens in all."""
+        maximum, squares = self._found()
+        held = {"maximum": maximum.cpu().numpy(), "squares": squares.cpu().numpy()}
+        return held | {"count": np.array(self._count)}
+
+    def merge(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take another's :meth:`state`."""
+        maximum, squares = (torch.from_numpy(state[name]) for name in ("maximum", "squares"))
+        self._take(maximum, squares, int(state["count"]))
+
+    def _take(self, maximum: Tensor, squares: Tensor, count: int) -> None:
+        self._count += count
+        if self._held is not None:
+            maximum, squares = torch.maximum(self._held[0], maximum), self._held[1] + squares
+        self._held = maximum, squares
+
+    def _found(self) -> tuple[Tensor, Tensor]:
+        if self._held is None:
+            raise UserError(NOTHING_READ)
+        return self._held
+
+    def result(self) -> tuple[Array, Array]:
+        """Largest activation and mean square ``[f]`` each; UserError where nothing came through."""
+        maximum, squares = self._found()
+        return maximum.cpu().numpy(), (squares / self._count).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one pass gives.
+
+    Attributes:
+        statistics: sums over :func:`needed_sets`, by block of documents ``[blocks, s, f]``; or of all
+            documents together ``[s, f]``.
+        identity: what features of a token-identity baseline depend on → their statistics ``[s, f]``.
+        best: the best single token of each feature as a detector, with its text
+            (:class:`reasoning_features.scoring.token_identity.BestTokens`).
+        density: share of tokens on which each feature is active ``[f]``.
+        maximum: largest activation ``[f]``.
+        mean_square: mean squared activation ``[f]``.
+    """
+
+    statistics: FeatureStatistics
+    identity: dict[str, FeatureStatistics]
+    best: pd.DataFrame
+    density: Array
+    maximum: Array
+    mean_square: Array
+
+
+def measure(
+    subject: Subject,
+    sae: Any,
+    corpus: Corpus,
+    sets: TokenSets,
+    words: Sequence[str],
+    window: Window,
+    blocks: int | None,
+    batch_tokens: int,
+    kept: Path | None = None,
+) -> Measurement:
+    """Read the corpus once and accumulate everything.
+
+    Memory, beside the model and the autoencoder: 8 · blocks · sets · features bytes of sums, 2 GB for
+    pieces of activations and best tokens, and (sets / 8 + 150) bytes a token of the corpus.
+
+    Args:
+        subject: the model and its hook point.
+        sae: the autoencoder.
+        corpus: what is read.
+        sets: what to sum over.
+        words: R, for the token-identity baseline.
+        window: R's window, for the same.
+        blocks: blocks of documents to keep apart; None: sums of all documents together.
+        batch_tokens: the most token ids in one forward pass.
+        kept: folder of shards (:func:`reasoning_features.scoring.feature_statistics.one_pass_in_shards`);
+            each holds its own blocks' sums, so all together are as large as the sums.
+
+    Raises:
+        UserError: the autoencoder has another width.
+    """
+    sums = SetSums(sets, document_blocks(corpus, blocks) if blocks else None, blocks or 1)
+    few = sets.only([ALL, *(word_set(word, window) for word in words), vocabulary_set(REFERENCE, window)])
+    by_class = {}
+    for name, context in IDENTITIES.items():
+        classes, ids = token_classes(corpus, context)
+        by_class[name] = IdentitySums(classes, len(ids), few)
+    classes, ids = token_classes(corpus)
+    tokens, spread = BestTokens(classes, len(ids)), Spread()
+    gathered: dict[str, Accumulator] = {"sums": sums, "tokens": tokens, "spread": spread, **by_class}
+    key = {"sets": sets.digest, "words": list(words), "window": list(window)}
+    one_pass_in_shards("features", subject, sae, corpus, gathered, batch_tokens, key, kept, blocks)
+    best = tokens.result()
+    texts = [repr(subject.tokenizer.decode([int(ids[label, -1])])) for label in best["token_class"]]
+    identity = {name: accumulator.result() for name, accumulator in by_class.items()}
+    return Measurement(sums.result(), identity, best.assign(token=texts), tokens.density, *spread.result())
+
+
+def feature_table(
+    measured: Measurement,
+    norms: Array,
+    vocabularies: Mapping[str, Sequence[str]],
+    labels: Sequence[str],
+    window: Window,
+    alpha: float,
+) -> pd.DataFrame:
+    """One row a feature.
+
+    Args:
+        measured: from :func:`measure`, over :func:`needed_sets` of these vocabularies.
+        norms: ‖W_dec,i‖ ``[f]``.
+        vocabularies: name → words: R, and those it is compared with.
+        labels: names of the sets of labels whose means are columns.
+        window: the paper's window.
+        alpha: exponent of the entropy.
+
+    Returns:
+        ``feature``, ``best token``, ``density``, ``mean``, ``standard deviation``, ``maximum``,
+        ``decoder norm``, ``inside`` and ``outside`` (mean activation in R's windows and out of them),
+        ``word:<r>`` (mean activation around each word of R), ``entropy``, ``precision``, ``recall``, ``f1``
+        of the best token, the mean over each set of labels, and ReasonScore ``score:reason score``,
+        ``score:<vocabulary>``, ``score:released``, ``score:before`` (nothing but the tokens before each
+        word), ``score:masked`` (without R's own tokens), ``score:identity`` and ``score:identity of two``
+        (the token-identity baselines). float32, but for ``feature`` and ``best token``.
+    """
+    whole, words = measured.statistics, vocabularies[REFERENCE]
+    if whole.counts.ndim == 2:
+        whole = whole.total()
+    means = whole.sums / np.maximum(whole.counts, 1)[:, None]
+    mean = means[whole.names.index(ALL)]
+    inside, outside, by_word = set_means(whole, REFERENCE, words, window)
+    columns: dict[str, Any] = {
+        "density": measured.density,
+        "mean": mean,
+        "standard deviation": np.sqrt(np.maximum(measured.mean_square - mean**2, 0)),
+        "maximum": measured.maximum,
+        "decoder norm": norms,
+        "inside": inside,
+        "outside": outside,
+        "entropy": entropy(by_word),
+        **{name: measured.best[name].to_numpy() for name in ("precision", "recall", "f1")},
+        **{f"word:{word}": by_word[i] for i, word in enumerate(words)},
+        **{name: means[whole.names.index(name)] for name in labels},
+    }
+    for name, own in vocabularies.items():
+        column = "score:reason score" if name == REFERENCE else f"score:{name}"
+        columns[column] = vocabulary_scores(whole, name, own, window, alpha)
+    variants = {
+        "released": (whole.scaled(norms), RELEASED_WINDOW),
+        "before": (of_variant(whole, "before"), (window[0], 0)),
+        "masked": (of_variant(whole, "masked"), window),
+        "identity": (measured.identity["token"], window),
+        "identity of two": (measured.identity["token and the one before"], window),
+    }
+    for name, (statistics, at) in variants.items():
+        columns[f"score:{name}"] = vocabulary_scores(statistics, REFERENCE, words, at, alpha)
+    table = pd.DataFrame(columns).astype(np.float32)
+    table.insert(0, "feature", np.arange(len(table)))
+    table.insert(1, "best token", measured.best["token"])
+    return table
+
+
+def with_ranks(table: pd.DataFrame, score: Array, k: int) -> pd.DataFrame:
+    """The table with the ``score`` that features are chosen by, its ``rank`` from 1, and ``chosen``."""
+    rank = ranks(score)
+    return table.assign(score=score, rank=rank, chosen=rank <= k)
+
+
+def draw_words(settings: Settings, subject: Subject, ranking: pd.DataFrame | None = None) -> Vocabularies:
+    """R and the vocabularies it is compared with, from the selection split.
+
+    Args:
+        settings: words, numbers of vocabularies, seed.
+        subject: the model whose kind of traces is read.
+        ranking: :func:`reasoning_features.text.vocabulary.rank_words`, where it is there already.
+
+    Raises:
+        UserError: too few other words to draw from.
+    """
+    tokenizer = subject.tokenizer
+    traces = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
+    general = general_corpus(settings, tokenizer, "selection")
+    if ranking is None:
+        ranking = rank_words(thinking_texts(settings, tokenizer), solution_texts(settings, tokenizer))
+    return draw_vocabularies(
+        traces,
+        join("all", [traces, general]),
+        tokenizer,
+        settings.words,
+        ranking["word"].tolist(),
+        lexicon(settings.corpus),
+        settings.random_vocabularies,
+        settings.slot_vocabularies,
+        settings.seed,
+    )
+
+
+def measure_features(
+    settings: Settings,
+    subject: Subject,
+    sae: Any,
+    vocabularies: Mapping[str, Sequence[str]],
+    blocks: int | None = None,
+    kept: Path | None = None,
+) -> tuple[Measurement, pd.DataFrame]:
+    """The pass over the selection split's traces that :func:`measure` makes, and its :func:`feature_table`.
+
+    Args:
+        settings: of the run, with this model as ``subject``.
+        subject: the model and its hook point.
+        sae: its autoencoder.
+        vocabularies: name → words (:func:`draw_words`).
+        blocks: blocks of documents whose sums are kept apart; None: none.
+        kept: folder of shards.
+
+    Raises:
+        UserError: a word that never occurs, or an autoencoder of another width.
+    """
+    traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject)
+    window = variant_window(settings.variant, settings.window)
+    labels = label_sets(traces, subject.tokenizer, settings.corpus)
+    known, words = lexicon(settings.corpus), vocabularies[REFERENCE]
+    sets = needed_sets(traces, subject.tokenizer, vocabularies, window, settings.windows, known, labels)
+    measured = measure(subject, sae, traces, sets, words, window, blocks, settings.batch_tokens, kept)
+    norms = decoder_norms(sae)
+    return measured, feature_table(measured, norms, vocabularies, list(labels), window, settings.alpha)
+
+
+def save_features(folder: Path, table: pd.DataFrame, vocabularies: Mapping[str, Sequence[str]]) -> None:
+    """Store a feature table, and the vocabularies that its scores are of."""
+    table.to_parquet(folder / "features.parquet", index=False)
+    write_json(folder / "vocabularies.json", dict(vocabularies))
+
+
+def load_features(folder: Path) -> tuple[pd.DataFrame, dict[str, tuple[str, ...]]]:
+    """What :func:`save_features` wrote."""
+    words = read_json(folder / "vocabularies.json")
+    return pd.read_parquet(folder / "features.parquet"), {name: tuple(own) for name, own in words.items()}

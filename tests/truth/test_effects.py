@@ -1,0 +1,292 @@
+"""Ablation names the direction a hand-built model reads; gradients, output scores and patching by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_word_masks import corpus_of
+from tiny import LAYERS, VOCABULARY, WIDTH, make_corpus, signed_identity
+
+from reasoning_features.errors import UserError
+from reasoning_features.interpretation.logit_effects import logit_effects
+from reasoning_features.models.subject import Subject, load_subject
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.truth.decisions import Decisions, log_odds
+from reasoning_features.truth.effects import (
+    GROUPS,
+    PLACES,
+    Effects,
+    _masks,
+    gradient_attribution,
+    measure_effects,
+    neutral_prompts,
+    output_scores,
+    patch,
+)
+
+CORPUS = make_corpus()
+GAIN = 3.0
+
+
+def decisions_at(places: list[int], documents: list[int]) -> Decisions:
+    return Decisions(
+        name="persistence",
+        corpus=CORPUS,
+        positions=CORPUS.starts[documents] + np.array(places),
+        documents=np.array(documents),
+        styles=[""] * len(places),
+        towards=np.zeros(len(places), dtype=bool),
+        positive=np.array([10, 11]),
+        negative=np.array([20, 21, 22]),
+    )
+
+
+DECISIONS = decisions_at([3, 4, 2, 4], [0, 0, 1, 5])
+
+
+@pytest.fixture(scope="module")
+def reader(tiny_llama: Path) -> Subject:
+    """A model whose decision is GAIN times the stream's first coordinate at the hook point, and no more."""
+    subject = load_subject(str(tiny_llama), 1)
+    last = subject.model.model.layers[2]
+    last.self_attn.o_proj.weight.zero_()
+    last.mlp.down_proj.weight.zero_()
+    subject.model.model.norm = torch.nn.Identity()
+    unembedding = torch.nn.Linear(WIDTH, 300, bias=False).requires_grad_(False)
+    unembedding.weight.zero_()
+    unembedding.weight[DECISIONS.positive, 0] = GAIN
+    subject.model.set_output_embeddings(unembedding)
+    return subject
+
+
+def measured(
+    subject: Subject, place: str, decisions: Decisions = DECISIONS, means: float = 0.0, sae: object = None
+) -> Effects:
+    features = np.arange(WIDTH)
+    coder = signed_identity(WIDTH) if sae is None else sae
+    return measure_effects(
+        subject, coder, decisions, features, np.full(WIDTH, means), PLACES[place], n_random=200, seed=0
+    )
+
+
+@pytest.mark.parametrize("place", list(PLACES))
+def test_the_direction_that_is_read_is_named_and_nothing_else(reader: Subject, place: str) -> None:
+    found = measured(reader, place)
+    assert found.true.tolist() == [True] + [False] * (WIDTH - 1)
+    # feature 0 is relu(x_0): ablating it to 0 takes GAIN · relu(x_0) from the log-odds
+    streams = {
+        int(i): reader.residual(torch.from_numpy(CORPUS.document(i).astype(int))[None])[0] for i in (0, 1, 5)
+    }
+    active = [
+        max(float(streams[d][p, 0]), 0.0) for d, p in zip(DECISIONS.documents, DECISIONS.places, strict=True)
+    ]
+    assert found.change[0] == pytest.approx(-GAIN * np.mean(active), rel=1e-4)
+    assert found.effect[0] == -found.change[0]
+    assert np.abs(found.change[1:]).max() < 1e-5
+    # by trace: the first document's two decisions are summed
+    assert found.counts.tolist() == [2, 1, 1]
+    assert found.sums[:, 0] == pytest.approx(-GAIN * np.array([active[0] + active[1], *active[2:]]), rel=1e-4)
+    assert found.expected_by_chance == pytest.approx(0.01 * WIDTH)
+
+
+class Constant:
+    """An autoencoder whose feature 0 is always 0.7, and whose others are the stream."""
+
+    W_dec = torch.eye(WIDTH)
+
+    def encode(self, stream: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.full_like(stream[..., :1], 0.7), stream[..., 1:]], dim=-1)
+
+
+@pytest.mark.parametrize("place", list(PLACES))
+def test_a_feature_always_at_its_mean_has_no_effect(tiny_subject: Subject, place: str) -> None:
+    found = measured(tiny_subject, place, means=0.7, sae=Constant())
+    assert found.change[0] == found.size[0] == 0
+    assert not found.true[0]
+    assert np.abs(found.change[1:]).min() > 0
+
+
+@pytest.mark.parametrize("place", list(PLACES))
+def test_the_fast_path_is_the_plain_one(tiny_subject: Subject, place: str) -> None:
+    decisions = decisions_at([4, 3, 3], [0, 1, 5])
+    sae, mean = signed_identity(WIDTH), 0.4
+    found = measured(tiny_subject, place, decisions, means=mean, sae=sae)
+    for row, (document, at) in enumerate(zip(decisions.documents, decisions.places, strict=True)):
+        tokens = torch.from_numpy(CORPUS.document(int(document)).astype(np.int64))[None]
+        as_it_is = log_odds(tiny_subject.logits(tokens)[0, at], decisions)
+        for feature in (0, 7, 31):
+
+            def edit(stream: torch.Tensor, feature: int = feature, at: int = int(at)) -> torch.Tensor:
+                edited = stream.clone()
+                # the first token of every document is special, and stays
+                where = slice(at, at + 1) if place == "decision" else slice(1, at + 1)
+                edited[0, where] += (mean - sae.encode(stream)[0, where, feature])[:, None] * sae.W_dec[
+                    feature
+                ]
+                return edited
+
+            plain = log_odds(tiny_subject.logits_with(tokens, edit)[0, at], decisions) - as_it_is
+            assert abs(float(plain)) > 1e-3
+            assert found.sums[row, feature] == pytest.approx(float(plain), abs=1e-4)
+
+
+def test_random_directions_push_as_far_as_some_feature(tiny_subject: Subject) -> None:
+    found = measured(tiny_subject, "decision")
+    change, _, size = found.random
+    assert len(size) == 200
+    assert np.isclose(size[:, None], found.size[None], rtol=1e-4).any(axis=1).all()
+    pushed = size > 0
+    ratio = np.quantile(np.abs(change[pushed] / size[pushed]), 0.99)
+    assert found.threshold == pytest.approx(ratio * found.size)
+    again = measured(tiny_subject, "decision")
+    assert again.random.tolist() == found.random.tolist()
+
+
+def test_intervals_resample_traces_and_the_slope_is_of_random_directions() -> None:
+    traces = np.array([[1.0, 0.0], [3.0, 0.0], [2.0, 0.0]], dtype=np.float32)
+    empty, sizes = np.zeros(2), np.array([1.0, 2.0, 4.0])
+    counts, random = np.array([1, 1, 2]), np.stack([np.ones(3), 3 * sizes, sizes])
+    found = Effects(np.arange(2), np.array([1.5, 0]), empty, empty, traces, counts, random)
+    low, high = np.quantile(-found.resampled(2000, 0), [0.025, 0.975], axis=0)
+    # the means are 1 and 3 and 1 a trace: a resample lies between drawing one of them three times
+    assert low[0] == pytest.approx(1.0) and 2 < high[0] <= 3.0
+    assert low[1] == high[1] == 0
+    assert found.slope == pytest.approx(1.0)
+    assert replace(found, random=random[[0, 2, 2]] ** [[1], [2], [1]]).slope == pytest.approx(2.0)
+    assert np.isnan(replace(found, random=np.empty((3, 0))).slope)
+
+
+def test_features_that_pass_come_largest_first() -> None:
+    change = np.array([0.5, 0.1, -0.9])
+    found = Effects(np.arange(3), change, np.ones(3), np.full(3, 0.2), change[None], np.ones(1))
+    assert found.passed.tolist() == [2, 0]
+    assert found.of(np.array([2, 7])).change.tolist() == [-0.9]
+
+
+def test_nothing_to_ablate_is_said(tiny_subject: Subject) -> None:
+    with pytest.raises(UserError, match="need a decision and a live feature"):
+        measured(tiny_subject, "decision", DECISIONS.select(np.array([], dtype=np.int64)))
+
+
+# --- gradient attribution and the output score -------------------------------------------------------------
+
+
+def small() -> Corpus:
+    """Three kinds of documents, some of them long enough to open a prompt."""
+    return corpus_of(
+        *[["<s>", " a", " b", " wait", " a", ".", " let", " me", " b"]] * 4,
+        *[["<s>", "wait", " a", " a", " b", " let", " me", ".", " b", " b"]] * 4,
+        *[["<s>", " b", " b", " a", ".", " b", " a", " b", " a"]] * 4,
+    )
+
+
+def test_gradient_attribution_is_the_slope_of_ablation(tiny_subject: Subject):
+    corpus, sae = small(), signed_identity(tiny_subject.d_model)
+    at = np.array([4, 13])
+    decisions = replace(DECISIONS, corpus=corpus, positions=at, documents=corpus.document_of[at])
+    means = np.full(2 * tiny_subject.d_model, 0.1)
+    ours = gradient_attribution(tiny_subject, sae, decisions, means, 64)
+    total, step = np.zeros(len(means)), 1e-2
+    for position, document in zip(decisions.positions, decisions.documents, strict=True):
+        place = int(position - corpus.starts[document])
+        tokens = torch.from_numpy(corpus.document(document).astype(np.int64))[None]
+        stream_ = tiny_subject.residual(tokens)
+        moves = (sae.encode(stream_[0, place][None])[0] - torch.from_numpy(means).float())[
+            :, None
+        ] * sae.W_dec
+        for i, move in enumerate(moves):
+            found = []
+            for sign in (step, -step):
+                edited = stream_.clone()
+                edited[0, place] += sign * move
+                logits = tiny_subject.logits_with(tokens, lambda _, edited=edited: edited)
+                found.append(float(log_odds(logits[0, place], decisions)))
+            total[i] += (found[0] - found[1]) / (2 * step)
+    np.testing.assert_allclose(ours, total / 2, rtol=0.05, atol=2e-3)
+    assert np.abs(ours).max() > 0.02
+
+
+def test_output_score_by_hand(tiny_subject: Subject):
+    sae = signed_identity(tiny_subject.d_model)
+    prompt, features = [0, 5, 9], np.array([3, 40])
+    ours = output_scores(tiny_subject, sae, [prompt], 6, features)
+    tokens = torch.tensor([prompt])
+    stream_ = tiny_subject.residual(tokens)
+    amount = 10 * sae.encode(stream_[0, -1][None]).max()
+    for score, feature in zip(ours, features, strict=True):
+        meant = logit_effects(tiny_subject, sae.W_dec[[feature]])[0].argsort(descending=True)[:20]
+        raised = stream_.clone()
+        raised[0, -1] += amount * sae.W_dec[feature]
+        chances = tiny_subject.logits_with(tokens, lambda _, raised=raised: raised)[0, -1].softmax(0)
+        order = chances.argsort(descending=True).tolist()
+        best = min(order.index(token) for token in meant.tolist())
+        assert score == pytest.approx((1 - best / len(chances)) * float(chances[meant].max()), rel=1e-4)
+
+
+def test_prompts_come_from_documents_without_thinking():
+    corpus = small()
+    corpus.thinking[corpus.span(0)] = True
+    prompts = neutral_prompts(corpus, 3, 8)
+    # document 0 thinks; of the other eleven the first, the middle and the last
+    assert prompts == [corpus.document(i)[:8].tolist() for i in (1, 6, 11)]
+    with pytest.raises(UserError, match="has 4 documents without thinking of more than 9 tokens"):
+        neutral_prompts(corpus, 5, 9)
+
+
+# --- patching ----------------------------------------------------------------------------------------------
+
+PATCHED = make_corpus(8)
+WHERE = np.array([0, 1, 1, 3, 4, 6])
+TAKEN = Decisions(
+    name="persistence",
+    corpus=PATCHED,
+    positions=PATCHED.starts[WHERE] + np.array([3, 2, 4, 4, 3, 4]),
+    documents=WHERE,
+    styles=[""] * 6,
+    towards=np.zeros(6, dtype=bool),
+    positive=np.array([10, 11]),
+    negative=np.array([20]),
+)
+OTHER = replace(
+    PATCHED,
+    tokens=np.where(PATCHED.special, PATCHED.tokens, (PATCHED.tokens + 7) % VOCABULARY).astype(np.int32),
+)
+
+
+def test_shares_that_must_be_all_or_nothing(tiny_subject: Subject) -> None:
+    table = patch(tiny_subject, TAKEN, OTHER, batch_tokens=12, n_resamples=200)
+    assert len(table) == LAYERS * len(GROUPS)
+    share = table.pivot(index="layer", columns="group", values="share")
+    assert share["all"].to_numpy() == pytest.approx(1.0, abs=1e-4)
+    # nothing is read from other tokens after the last block
+    last = share.loc[LAYERS - 1]
+    assert last["decision"] == last["opening"] == pytest.approx(1.0, abs=1e-4)
+    assert last["before"] == pytest.approx(0.0, abs=1e-4)
+    assert abs(share.loc[0, "decision"] - 1) > 0.001
+    assert (table["low"] <= table["share"]).all() and (table["share"] <= table["high"]).all()
+    assert set(table["traces"]) == {5} and set(table["decisions"]) == {6}
+    # the batches' size changes nothing
+    assert patch(tiny_subject, TAKEN, OTHER, 4096, 200)["share"].to_numpy() == pytest.approx(
+        table["share"].to_numpy(), abs=1e-3
+    )
+
+
+def test_groups_of_positions_by_hand() -> None:
+    decision, opening, before, everything = _masks(torch.tensor([3]), torch.tensor([2]), 5)
+    assert decision.int().tolist() == [[0, 0, 0, 1, 0]]
+    assert opening.int().tolist() == [[0, 0, 1, 1, 0]]
+    assert before.int().tolist() == [[1, 1, 0, 0, 0]]
+    assert everything.int().tolist() == [[1, 1, 1, 1, 0]]
+
+
+def test_what_cannot_be_patched_is_said(tiny_subject: Subject) -> None:
+    with pytest.raises(UserError, match="the same tokens"):
+        patch(tiny_subject, TAKEN, PATCHED, 512)
+    with pytest.raises(ValueError, match="equal lengths"):
+        patch(tiny_subject, TAKEN, make_corpus(8, seed=1), 512)
+    with pytest.raises(UserError, match="at least one decision"):
+        patch(tiny_subject, TAKEN.select(np.array([], dtype=np.int64)), OTHER, 512)

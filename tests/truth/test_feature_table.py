@@ -1,0 +1,212 @@
+"""The feature table: vocabularies drawn, sets by hand, one pass and its columns against direct sums."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_word_masks import Pieces, corpus_of
+from tiny import signed_identity
+
+from reasoning_features.models.subject import Subject
+from reasoning_features.residual_stream.activations import collect, stream
+from reasoning_features.scoring.feature_statistics import accumulate
+from reasoning_features.scoring.reason_score import vocabulary_scores
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.vocabulary import Lexicon
+from reasoning_features.text.word_masks import ALL, TokenSets, token_sets, vocabulary_set, word_set
+from reasoning_features.truth.feature_table import (
+    draw_vocabularies,
+    feature_table,
+    load_features,
+    measure,
+    needed_sets,
+    save_features,
+    with_ranks,
+)
+
+WINDOW = (2, 1)
+VOCABULARIES = {"R": ("wait", "let me"), "random 0": ("a", "let me"), "slot 0": ("wait", "a")}
+
+
+def small() -> Corpus:
+    return corpus_of(
+        *[["<s>", " a", " b", " wait", " a", ".", " let", " me", " b"]] * 4,
+        *[["<s>", "wait", " a", " a", " b", " let", " me", ".", " b", " b"]] * 4,
+        *[["<s>", " b", " b", " a", ".", " b", " a", " b", " a"]] * 4,
+    )
+
+
+def table(
+    subject: Subject, labels: dict, blocks: int | None = None, kept: Path | None = None
+) -> pd.DataFrame:
+    corpus, sae, words = small(), signed_identity(subject.d_model), VOCABULARIES["R"]
+    sets = needed_sets(corpus, Pieces(), VOCABULARIES, WINDOW, [], Lexicon(), labels)
+    measured = measure(subject, sae, corpus, sets, words, WINDOW, blocks, 64, kept)
+    return feature_table(measured, np.full(2 * subject.d_model, 2.0), VOCABULARIES, list(labels), WINDOW, 0.7)
+
+
+def at(*positions: int) -> np.ndarray:
+    return np.isin(np.arange(small().n_tokens), positions)
+
+
+LABELS = {"at persistence:positive": at(4, 30), "at persistence:negative": at(13)}
+
+
+@pytest.fixture(scope="module")
+def gathered(tiny_subject: Subject) -> pd.DataFrame:
+    return table(tiny_subject, LABELS)
+
+
+def test_the_table_is_the_same_by_blocks_and_by_shards_that_are_kept(tiny_subject, gathered, tmp_path):
+    for _ in range(2):
+        pd.testing.assert_frame_equal(table(tiny_subject, LABELS, None, tmp_path), gathered)
+    assert len(list(tmp_path.glob("features-*/*.safetensors"))) == 1
+    pd.testing.assert_frame_equal(table(tiny_subject, LABELS, 5), gathered)
+
+
+def test_before_only_and_masked_by_hand():
+    corpus = corpus_of(["<s>", "a", " wait", " b", "."], [" a", " let", " me", " b"])
+    sets = needed_sets(corpus, Pieces(), {"R": ("wait", "let me")}, WINDOW, [], Lexicon())
+
+    def where(name: str) -> list[int]:
+        return np.flatnonzero(sets.mask(name)).tolist()
+
+    assert where(f"before|{word_set('wait', (2, 0))}") == [1]
+    assert where(f"before|{word_set('let me', (2, 0))}") == [5]
+    assert where(f"before|{vocabulary_set('R', (2, 0))}") == [1, 5]
+    # the window is 2 before and 1 after; the words' own tokens 2, 6 and 7 are in no set at all
+    assert where(f"masked|{word_set('wait', WINDOW)}") == [1, 3]
+    assert where(f"masked|{word_set('let me', WINDOW)}") == [5, 8]
+    assert where("masked|all") == [1, 3, 4, 5, 8]
+
+
+def test_scores_equal_those_of_direct_sums(tiny_subject: Subject, gathered: pd.DataFrame):
+    corpus, sae = small(), signed_identity(tiny_subject.d_model)
+    sets = token_sets(corpus, Pieces(), VOCABULARIES, [WINDOW])
+    statistics = accumulate(stream(tiny_subject, corpus, 64), sae, sets)
+    for name, words in VOCABULARIES.items():
+        direct = vocabulary_scores(statistics, name, words, WINDOW, 0.7)
+        column = "score:reason score" if name == "R" else f"score:{name}"
+        np.testing.assert_allclose(gathered[column], direct, rtol=1e-5, atol=1e-7)
+    batch = collect(stream(tiny_subject, corpus, 64))
+    features = sae.encode(batch.residual).double().numpy()
+    for column, values in (
+        ("mean", features.mean(0)),
+        ("maximum", features.max(0)),
+        ("density", (features > 0).mean(0)),
+        ("standard deviation", features.std(0)),
+    ):
+        np.testing.assert_allclose(gathered[column], values, rtol=1e-4, atol=1e-5)
+    rows = {int(position): row for row, position in enumerate(batch.positions)}
+    positive = features[[rows[4], rows[30]]].mean(0)
+    np.testing.assert_allclose(gathered["at persistence:positive"], positive, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gathered["at persistence:negative"], features[rows[13]], rtol=1e-4, atol=1e-6)
+
+
+def test_labels_are_optional(tiny_subject: Subject, gathered: pd.DataFrame):
+    plain = table(tiny_subject, {})
+    assert set(gathered) - set(plain) == set(LABELS)
+    pd.testing.assert_frame_equal(plain, gathered[list(plain)])
+    assert plain["score:masked"].notna().all()
+
+
+def test_ranks_and_round_trip(gathered: pd.DataFrame, tmp_path: Path):
+    ranked = with_ranks(gathered, gathered["score:reason score"].to_numpy(), 3)
+    assert ranked.sort_values("rank")["score"].is_monotonic_decreasing and ranked["chosen"].sum() == 3
+    save_features(tmp_path, ranked, VOCABULARIES)
+    again, words = load_features(tmp_path)
+    pd.testing.assert_frame_equal(again, ranked)
+    assert words == VOCABULARIES
+
+
+NEAR = (0, 1)
+
+
+class FirstEight:
+    """An autoencoder whose features are the first eight dimensions, where positive."""
+
+    def __init__(self, d_in: int) -> None:
+        self.cfg, self.device = SimpleNamespace(d_in=d_in, d_sae=8), torch.device("cpu")
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x[:, :8])
+
+
+def random_sets(corpus: Corpus) -> TokenSets:
+    rng = np.random.default_rng(0)
+    ordinary = ~corpus.special
+    a, b = (ordinary & (rng.random(corpus.n_tokens) < 0.3) for _ in range(2))
+    by_word = {word_set("a", NEAR): a, word_set("b", NEAR): b}
+    return TokenSets.of({ALL: ordinary} | by_word | {vocabulary_set("R", NEAR): a | b})
+
+
+def test_one_pass_equals_direct_sums(tiny_subject: Subject, tiny_corpus: Corpus):
+    sets, sae = random_sets(tiny_corpus), FirstEight(tiny_subject.d_model)
+    found = measure(tiny_subject, sae, tiny_corpus, sets, ["a", "b"], NEAR, blocks=4, batch_tokens=64)
+    features = np.zeros((tiny_corpus.n_tokens, 8))
+    for batch in stream(tiny_subject, tiny_corpus, 64):
+        features[batch.positions.numpy()] = sae.encode(batch.residual).numpy()
+    total = found.statistics.total()
+    np.testing.assert_allclose(total.sums, sets.masks.astype(float) @ features, rtol=1e-6)
+    np.testing.assert_array_equal(total.counts, sets.masks.sum(axis=1))
+    assert found.statistics.sums.shape == (4, 4, 8)
+    ordinary = sets.masks[0]
+    np.testing.assert_allclose(found.density, (features[ordinary] > 0).mean(axis=0))
+    # over all tokens identity changes no sum: the means of each token are weighted by its count
+    for statistics in found.identity.values():
+        np.testing.assert_allclose(statistics.sums[0], total.sums[0], rtol=1e-6)
+    assert len(found.best) == 8 and found.best["token"].str.len().min() > 0
+
+
+def repeated(thinking: bool) -> Corpus:
+    document = [" wait", " a", "But", " b", ".", "let", " me"]
+    corpus = corpus_of(*[document] * 25)
+    corpus.thinking[:] = thinking
+    return corpus
+
+
+def test_vocabularies_of_a_corpus():
+    corpus = repeated(True)
+    known = Lexicon({"wait": "a", "a": "wait"}, ("b",))
+    drawn = draw_vocabularies(
+        corpus,
+        corpus,
+        Pieces(),
+        ["wait"],
+        ["wait", "a", "b", "let me", "me"],
+        known,
+        n_random=6,
+        n_slot=1,
+        seed=0,
+    )
+    # R's own word and the decision word are never drawn; the only mixture other than R is its twin
+    assert {w for name, v in drawn.words.items() if name.startswith("random") for w in v} <= {
+        "a",
+        "let me",
+        "me",
+    }
+    assert drawn.words["R"] == ("wait",) and drawn.words["twins"] == drawn.words["slot 0"] == ("a",)
+    assert drawn.matching.pool == 2 + len({"me"} & set(drawn.pool["word"]))
+    sets = needed_sets(corpus, Pieces(), drawn.words, NEAR, [(1, 1)], known)
+    assert {ALL, vocabulary_set("R", (1, 1)), vocabulary_set("slot 0", NEAR)} <= set(sets.names)
+    assert vocabulary_set("slot 0", (1, 1)) not in sets.names
+
+
+def test_no_slots_where_a_twin_is_not_known():
+    corpus = repeated(False)
+    drawn = draw_vocabularies(
+        corpus, corpus, Pieces(), ["wait", "let me"], ["a", "b"], Lexicon({"wait": "a"}), 2, 2, seed=0
+    )
+    assert set(drawn.words) == {"R", "random 0", "random 1"}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_drawing_repeats(seed: int):
+    corpus = repeated(True)
+    given = corpus, corpus, Pieces(), ["wait"], ["a", "b", "let me"], Lexicon(), 3, 0, seed
+    assert draw_vocabularies(*given).words == draw_vocabularies(*given).words
