@@ -359,9 +359,9 @@ def feature_table(
 
 
 def with_ranks(table: pd.DataFrame, score: Array, k: int) -> pd.DataFrame:
-    """The table with the ``score`` that features are chosen by, its ``rank`` from 1, and ``chosen``."""
+    """The table with each feature's ``rank`` from 1 by a score ``[f]``, and ``chosen``: the ``k`` best."""
     rank = ranks(score)
-    return table.assign(score=score, rank=rank, chosen=rank <= k)
+    return table.assign(rank=rank, chosen=rank <= k)
 
 
 def draw_words(settings: Settings, subject: Subject, ranking: pd.DataFrame | None = None) -> Vocabularies:

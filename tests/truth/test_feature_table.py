@@ -117,7 +117,10 @@ def test_labels_are_optional(tiny_subject: Subject, gathered: pd.DataFrame):
 
 def test_ranks_and_round_trip(gathered: pd.DataFrame, tmp_path: Path):
     ranked = with_ranks(gathered, gathered["score:reason score"].to_numpy(), 3)
-    assert ranked.sort_values("rank")["score"].is_monotonic_decreasing and ranked["chosen"].sum() == 3
+    assert (
+        ranked.sort_values("rank")["score:reason score"].is_monotonic_decreasing
+        and ranked["chosen"].sum() == 3
+    )
     save_features(tmp_path, ranked, VOCABULARIES)
     again, words = load_features(tmp_path)
     pd.testing.assert_frame_equal(again, ranked)
