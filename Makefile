@@ -35,7 +35,7 @@ NUMBERS := $(foreach path,$(NOTEBOOKS),$(firstword $(subst _, ,$(notdir $(path))
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all plan test test-fast bench lab organism sanity smollm2 vocabulary-real verify clean help $(NUMBERS:%=nb-%)
+.PHONY: all plan test test-fast check-house bench lab organism sanity smollm2 vocabulary-real verify clean help $(NUMBERS:%=nb-%)
 
 all: $(NUMBERS:%=nb-%) ## every notebook of the profile: figures, tables, claims (PROFILE=, DEVICE=, PARAMS="alpha=0.3")
 
@@ -109,6 +109,9 @@ verify: $(STAMP) ## rebuild the default profile in a clone, and compare with wha
 # --- speeds --------------------------------------------------------------------------------------------------
 
 PEERS := build/bench-peers
+
+check-house: $(STAMP) ## how large the house is, beside its bars
+	@$(BIN)/python tests/check_house.py
 
 bench: $(STAMP) $(if $(DEVICE),,$(PEERS)/.made) ## speed, as ratios to other ways; DEVICE=cuda: the 8B's shape
 	$(BIN)/python -m reasoning_features.bench $(if $(DEVICE),--device $(call quoted,DEVICE))

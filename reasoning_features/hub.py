@@ -184,22 +184,17 @@ def free_disk() -> int:
 
 def _download(asked: Reference, kind: Kind, patterns: Sequence[str] | None, **how: Any) -> Any:
     """What ``snapshot_download`` gives, its failures as one sentence each."""
-    ignored = list(UNUSED)
-    if patterns is not None:
-        allowed, ignored = list(patterns), []
-    elif kind == "dataset":
-        allowed, ignored = ["*"], [".*"]
-    elif asked.folder:
-        allowed = [f"{asked.folder}/*.safetensors", f"{asked.folder}/*.json", "config.json"]
-    else:
-        allowed = list(WEIGHTS)
+    whole = {"model": WEIGHTS, "dataset": ("*",)}[kind]
+    if asked.folder:
+        whole = (f"{asked.folder}/*.safetensors", f"{asked.folder}/*.json", "config.json")
+    unused = {"model": UNUSED, "dataset": (".*",)}[kind]
     try:
         return snapshot_download(
             asked.repo,
             repo_type=kind,
             revision=asked.revision,
-            allow_patterns=allowed,
-            ignore_patterns=ignored,
+            allow_patterns=list(whole if patterns is None else patterns),
+            ignore_patterns=list(unused if patterns is None else ()),
             **how,
         )
     except Exception as error:
@@ -210,39 +205,33 @@ def _explained(asked: Reference, kind: Kind, error: BaseException) -> UserError:
     """What a failure means and what to do about it, as the error to raise."""
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{asked.repo}"
     log_in = "log in with `hf auth login`, or set HF_TOKEN"
+    offline = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub cannot be reached"
+    meanings: list[tuple[type[BaseException], str]] = [
+        (GatedRepoError, f"{asked.repo} is gated: accept its terms at {page}, and {log_in}."),
+        (RevisionNotFoundError, f"{asked.repo} has no revision {asked.revision}: see {page}/commits/main."),
+        (
+            RepositoryNotFoundError,
+            f"There is no {kind} {asked.repo} on the hub, or it is private: check the name, and for a "
+            f"private one {log_in}.",
+        ),
+        (HfHubHTTPError, f"The hub fails at the request for {asked}: try again, or see {page}."),
+    ]
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
-    status = None
     for each in chain:
-        if isinstance(each, GatedRepoError):
-            return UserError(f"{asked.repo} is gated: accept its terms at {page}, and {log_in}.")
         if isinstance(each, HfHubHTTPError) and "Invalid credentials" in str(each):
-            return UserError(
-                f"The hub refuses the token it was given for {asked.repo}: {log_in} to a valid one."
-            )
-        if isinstance(each, RevisionNotFoundError):
-            return UserError(f"{asked.repo} has no revision {asked.revision}: see {page}/commits/main.")
-        if isinstance(each, RepositoryNotFoundError):
-            return UserError(
-                f"There is no {kind} {asked.repo} on the hub, or it is private: check the name, "
-                f"and for a private one {log_in}."
-            )
+            return UserError(f"The hub refuses the token given for {asked.repo}: {log_in} to a valid one.")
         if isinstance(each, OSError) and each.errno == errno.ENOSPC:
-            return UserError(
-                f"{asked} needs more than is free on the disk of the cache: free some, or set HF_HOME to a "
-                "folder on a larger disk."
-            )
-        if isinstance(each, HfHubHTTPError) and each.response is not None:
-            status = each.response.status_code
-    if status is not None:
-        return UserError(f"The hub answers {status} to the request for {asked}: try again, or see {page}.")
+            return UserError(f"{asked} does not fit on the disk of the cache: set HF_HOME to a larger one.")
+        for meant, told in meanings:
+            if isinstance(each, meant) and not isinstance(each, LocalEntryNotFoundError):
+                return UserError(told)
     if isinstance(error, LocalEntryNotFoundError) or any(
         isinstance(each, OfflineModeIsEnabled) or "Connect" in type(each).__name__ for each in chain
     ):
-        offline = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub cannot be reached"
         return MissingArtefact(
             f"{asked} is not in the cache, and {offline}: run once with network, or set HF_HOME to a cache "
             "that holds it."

@@ -8,7 +8,7 @@ import hashlib
 import re
 import shlex
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -191,20 +191,13 @@ class Settings(BaseModel):
 
     def named(self, name: str) -> list[Any]:
         """The models (their references) or the sources that a setting names; none where it is empty."""
-        value = getattr(self, name)
-        return list(
-            value.values()
-            if isinstance(value, dict)
-            else value
-            if isinstance(value, list)
-            else [value]
-            if value
-            else []
-        )
+        value = getattr(self, name) or []
+        value = list(value.values()) if isinstance(value, dict) else value
+        return value if isinstance(value, list) else [value]
 
 
 def load_settings(profile: str, **overrides: Any) -> Settings:
-    """Settings of a profile, with overrides; None means the profile's value.
+    """Settings of a profile, with overrides.
 
     Parameters
     ----------
@@ -221,41 +214,37 @@ def load_settings(profile: str, **overrides: Any) -> Settings:
     """
     values = _read_profile(profile)
     plain = _validated(profile, values)
-    given = {name: value for name, value in overrides.items() if value is not None}
-    if not given:
-        return plain
-    settings = _validated(profile, values | given)
+    settings = _validated(profile, values | overrides)
     settings._overrides = {
         name: getattr(settings, name)
-        for name in given
+        for name in overrides
         if name not in UNNAMED and getattr(settings, name) != getattr(plain, name)
     }
     return settings
 
 
-def notebook_settings(profile: str, changes: dict[str, Any], **knobs: Any) -> Settings:
-    """Settings from a notebook's parameters cell.
+def notebook_settings(names: Mapping[str, Any]) -> Settings:
+    """Settings from a notebook's parameters cell, whose lines read ``name: type = value``.
 
-    The cell shows the organism's values: a knob that still has its value stands for the profile's own.
+    The cell shows the organism's values: a name that still has its value there stands for the profile's own.
+    Its ``changes`` holds settings without a line of their own.
 
     Parameters
     ----------
-    profile
-        As for :func:`load_settings`.
-    changes
-        Settings that differ from the profile's, by name.
-    knobs
-        The settings that have a line of their own in the cell.
+    names
+        The notebook's ``globals()``.
 
     Raises
     ------
     UserError
         As for :func:`load_settings`.
     """
-    plain = _validated("organism", _read_profile("organism"))
-    turned = _validated("organism", _read_profile("organism") | knobs)
-    moved = {name: knobs[name] for name in knobs if getattr(turned, name) != getattr(plain, name)}
-    return load_settings(profile, **(moved | changes))
+    lines = set(names.get("__annotations__", names)) & set(Settings.model_fields) - {"profile"}
+    shown = _read_profile("organism")
+    plain = _validated("organism", shown)
+    given = _validated("organism", shown | {name: names[name] for name in lines})
+    moved = {name: names[name] for name in lines if getattr(given, name) != getattr(plain, name)}
+    return load_settings(names["profile"], **(moved | names["changes"]))
 
 
 def shipped_profiles() -> list[str]:
@@ -320,10 +309,8 @@ def read_overrides(text: str) -> dict[str, Any]:
         if name in found:
             raise UserError(f"PARAMS gives {name} twice: give it once.")
         if name not in Settings.model_fields:
-            near = (
-                ", ".join(difflib.get_close_matches(name, Settings.model_fields)) or "profiles/organism.yaml"
-            )
-            raise UserError(f"There is no setting {name!r} for PARAMS: see {near}.")
+            near = difflib.get_close_matches(name, Settings.model_fields) or ["profiles/organism.yaml"]
+            raise UserError(f"There is no setting {name!r} for PARAMS: see {', '.join(near)}.")
         found[name] = _typed(name, value)
     return found
 

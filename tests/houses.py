@@ -39,7 +39,7 @@ def environment(**more: str) -> dict[str, str]:
 def make(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run make to its end."""
     options = {"cwd": folder, "env": environment(**more), "capture_output": True, "text": True}
-    return subprocess.run(command(*arguments), timeout=300, **options)
+    return subprocess.run(command(*arguments), timeout=900, **options)
 
 
 def ran(done: subprocess.CompletedProcess[str]) -> list[str]:

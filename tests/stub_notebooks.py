@@ -15,7 +15,7 @@ PARAMETERS = (
 OPENING = (
     "from reasoning_features.runs.provenance import begin\n"
     "from reasoning_features.settings import notebook_settings\n\n"
-    "settings = notebook_settings(profile, changes, alpha=alpha, window=window)\n"
+    "settings = notebook_settings(globals())\n"
     'run = begin("{name}", settings)\nprint(run)'
 )
 

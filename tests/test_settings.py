@@ -44,9 +44,9 @@ def test_overrides_name_the_run_sorted_by_field():
     assert settings.window == (1, 2) and settings.alpha == 0.3
 
 
-def test_none_and_the_profiles_own_value_are_no_overrides():
-    assert load_settings("organism", alpha=None, layer=None).run == "organism"
+def test_the_profiles_own_value_is_no_override_and_none_takes_away():
     assert load_settings("organism", alpha=0.70, window=[2, 3]).run == "organism"
+    assert load_settings("organism", base=None).run == "organism+base=None"
 
 
 def test_the_device_does_not_name_the_run():
@@ -174,15 +174,22 @@ def test_words_that_are_no_settings_are_refused(text, words):
         load_settings("organism", **read_overrides(text))
 
 
-def test_a_knob_left_as_the_organism_has_it_stands_for_the_profiles_own_value(tmp_path):
+def test_a_line_of_the_cell_left_as_the_organism_has_it_stands_for_the_profiles_own_value(tmp_path):
     mine = tmp_path / "mine.yaml"
-    mine.write_text("extends: smoke\nalpha: 0.5\n")
-    assert notebook_settings(str(mine), {}, alpha=0.7, window=[2, 3]).alpha == 0.5
-    assert notebook_settings(str(mine), {}, alpha=0.3).run == "mine+alpha=0.3"
-    assert notebook_settings(str(mine), {"alpha": 0.7, "layer": 1}, alpha=0.7).run == "mine+alpha=0.7+layer=1"
-    assert notebook_settings(str(mine), {}, alpha=0.5).run == "mine"
-    with pytest.raises(UserError, match="no setting 'alpa'"):
-        notebook_settings("organism", {"alpa": 1})
+    mine.write_text("extends: smoke\nalpha: 0.5\ncontrast: null\n")
+
+    def asked(profile, changes=None, **lines):
+        names = {"profile": str(profile), "changes": changes or {}, "layer": 3} | lines
+        return notebook_settings(names | {"__annotations__": dict.fromkeys(["profile", "changes", *lines])})
+
+    assert asked(mine, alpha=0.7, window=[2, 3]).alpha == 0.5 and asked(mine).layer == 2
+    assert asked(mine, alpha=0.3).run == "mine+alpha=0.3"
+    assert asked(mine, {"alpha": 0.7, "layer": 1}, alpha=0.7).run == "mine+alpha=0.7+layer=1"
+    assert asked(mine, alpha=0.5, contrast=None).run == "mine"
+    assert asked("organism", contrast=None).contrast is None
+    for wrong, words in (({"alpa": 1}, "no setting 'alpa'"), ({"alpha": "much"}, "'alpha' of profile")):
+        with pytest.raises(UserError, match=words):
+            asked("organism", wrong)
 
 
 def test_profiles_with_awkward_names_have_runs_of_their_own(tmp_path):
