@@ -13,7 +13,3 @@ class MissingArtefact(UserError):
 
 class CorruptArtefact(UserError):
     """A stored file's content is not what its checksum says; the message names the file."""
-
-
-class ShareDone(Exception):
-    """One share of an array of jobs is finished and others are not; the message says what comes next."""

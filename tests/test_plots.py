@@ -11,7 +11,6 @@ from figure_checks import different, legible
 from matplotlib.colors import to_hex
 from stub_notebooks import write_notebook
 
-from reasoning_features.bookkeeping.provenance import begin
 from reasoning_features.reporting.plots import (
     COLOURS,
     distribution,
@@ -26,6 +25,7 @@ from reasoning_features.reporting.plots import (
     save_figure,
     scatter,
 )
+from reasoning_features.runs.provenance import begin
 from reasoning_features.settings import load_settings
 
 

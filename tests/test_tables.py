@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from stub_notebooks import write_notebook
 
-from reasoning_features.bookkeeping.provenance import begin
 from reasoning_features.reporting.tables import save_table, to_markdown
+from reasoning_features.runs.provenance import begin
 from reasoning_features.settings import load_settings
 
 TABLE = pd.DataFrame({"word": ["wait", "a|b"], "share_%": [1 / 3, np.nan], "n": [10, 20_000]})

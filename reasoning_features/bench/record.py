@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from reasoning_features import paths
-from reasoning_features.bookkeeping import sources
 from reasoning_features.checksums import file_digest
+from reasoning_features.runs.provenance import digest, imported_files
 
 PACKAGES = ("numpy", "sae-lens", "scipy", "torch", "transformer-lens", "transformers")
 
@@ -20,9 +20,9 @@ PACKAGES = ("numpy", "sae-lens", "scipy", "torch", "transformer-lens", "transfor
 def _code() -> str:
     """Digest of these sources and of all that they import."""
     here = sorted(Path(__file__).parent.glob("*.py"))
-    code = sources.imported_sources([file.read_text(encoding="utf-8") for file in here])
+    code = imported_files([file.read_text(encoding="utf-8") for file in here])
     code |= {paths.relative(file): file_digest(file) for file in here}
-    return sources.digest(f"{name} {digest}" for name, digest in sorted(code.items()))
+    return digest(f"{name} {sha}" for name, sha in sorted(code.items()))
 
 
 _CODE = _code()  # as it was when it was loaded, not when minutes later something is written

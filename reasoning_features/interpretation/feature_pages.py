@@ -6,9 +6,9 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from reasoning_features.bookkeeping.provenance import Run, record_artefact
 from reasoning_features.files import write_text
 from reasoning_features.interpretation.feature_interface import FeatureInterface
+from reasoning_features.runs.provenance import Run, record_artefact
 
 FOLDER = "features"
 NOTHING = "–"

@@ -25,7 +25,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from reasoning_features import paths
-from reasoning_features.bookkeeping.shards import Arrays, Work, map_shards
 from reasoning_features.checksums import file_digest, write_shipped
 from reasoning_features.dictionaries.autoencoder import save_autoencoder
 from reasoning_features.dictionaries.evaluation import matched_share, paired_share
@@ -36,6 +35,7 @@ from reasoning_features.files import unfinished, write_text
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.reporting.tables import to_markdown
 from reasoning_features.residual_stream.activations import no_sink, reading_key
+from reasoning_features.runs.shards import Arrays, Work, map_shards
 from reasoning_features.settings import Settings, load_settings
 from reasoning_features.text import real_text
 

@@ -21,12 +21,11 @@ from typing import Any
 import datasets
 import pandas as pd
 
-from reasoning_features.bookkeeping import sources
-from reasoning_features.bookkeeping.provenance import Run
 from reasoning_features.errors import UserError
 from reasoning_features.paths import RunPaths, relative
 from reasoning_features.reporting.plots import save_figure
 from reasoning_features.reporting.tables import save_table
+from reasoning_features.runs.provenance import Run, digest, imported_files
 from reasoning_features.settings import load_settings
 from reasoning_features.text.real_text import INSTRUCT_ROWS, R1_ROWS, read_rows
 from reasoning_features.text.text_corpora import thinking_of
@@ -142,10 +141,10 @@ def save(texts: Texts, source: str, threshold: float, top: int) -> None:
         top: length of the ranking that is drawn.
     """
     settings = load_settings("organism")
-    code = sources.imported_sources(["import reasoning_features.making.vocabulary_real"])
+    code = imported_files(["import reasoning_features.making.vocabulary_real"])
     made = {
         "inputs": {"texts": source, "texts_sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest()},
-        "code_sha256": sources.digest(f"{name} {digest}" for name, digest in code.items()),
+        "code_sha256": digest(f"{name} {sha}" for name, sha in code.items()),
         "versions": {name: importlib.metadata.version(name) for name in ("datasets", "wordfreq")},
     }
     run = Run("vocabulary_real", settings, RunPaths(RUN), made)

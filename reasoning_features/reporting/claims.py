@@ -19,9 +19,9 @@ import yaml
 from IPython.display import Markdown
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from reasoning_features.bookkeeping.provenance import Run
 from reasoning_features.files import read_json, write_between, write_json
 from reasoning_features.reporting.tables import to_markdown
+from reasoning_features.runs.provenance import Run
 from reasoning_features.statistics import Interval, finding
 
 RECOVERS, DOES_NOT = "recovers the planted effect", "does not"

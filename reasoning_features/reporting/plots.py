@@ -21,8 +21,8 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from reasoning_features.bookkeeping.provenance import Run, record_artefact
 from reasoning_features.files import unfinished, write_text
+from reasoning_features.runs.provenance import Run, record_artefact
 
 # Okabe and Ito's colours, told apart with any colour vision; never the only mark of a group. There may be
 # more groups than colours: what draws them asks ``look`` for each

@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown
 
-from reasoning_features.bookkeeping.provenance import Run, record_artefact
 from reasoning_features.files import write_text
 from reasoning_features.reporting.plots import check_name, write_csv
+from reasoning_features.runs.provenance import Run, record_artefact
 
 DIGITS = 4  # significant digits where people read; the CSV has six
 NOTHING = "–"

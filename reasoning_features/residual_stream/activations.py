@@ -1,6 +1,6 @@
 """Residual activations of a corpus: as a stream, and as a checksummed sample on disk.
 
-A harvest is made in shards of whole batches (:mod:`reasoning_features.bookkeeping.shards`), so that one that
+A harvest is made in shards of whole batches (:mod:`reasoning_features.runs.shards`), so that one that
 was interrupted goes on where it stopped and gives the same bytes, and many machines may share it; it is named
 when it is whole. Each token's activation is stored with the token's index in the corpus.
 
@@ -31,7 +31,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from reasoning_features import paths
-from reasoning_features.bookkeeping.shards import (
+from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
+from reasoning_features.models.subject import Subject
+from reasoning_features.runs.shards import (
     Arrays,
     Work,
     checksum,
@@ -40,8 +42,6 @@ from reasoning_features.bookkeeping.shards import (
     read_arrays,
     shard_file,
 )
-from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
-from reasoning_features.models.subject import Subject
 from reasoning_features.settings import READ
 from reasoning_features.text.corpus import Corpus, TokenBatch
 

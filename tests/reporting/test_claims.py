@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from stub_notebooks import write_notebook
 
 from reasoning_features import paths
-from reasoning_features.bookkeeping.provenance import begin
 from reasoning_features.errors import UserError
 from reasoning_features.reporting import claims
 from reasoning_features.reporting.claims import Claim, Interval, Measured
+from reasoning_features.runs.provenance import begin
 from reasoning_features.settings import load_settings
 
 ABOUT_HALF = Interval(0.5, 0.4, 0.6, n=10)
