@@ -272,7 +272,6 @@ def one_pass_in_shards(
 
     Raises:
         UserError: the autoencoder has another width, or an engine that is not there.
-        ShareDone: only a share was asked for, and others are not finished.
     """
     wanted = max(1, -(-corpus.n_tokens // tokens))
     n = min(wanted, blocks or wanted, corpus.n_documents)
