@@ -132,7 +132,7 @@ organism: $(STAMP) ## the models and autoencoders from nothing (four hours on on
 	$(BIN)/python -m reasoning_features.making.organism
 
 sanity: $(STAMP) ## what notebooks 07 and 08 read: dictionaries, frozen and trained, synthetic data (hours; resumes)
-	$(BIN)/python -m reasoning_features.making.foundations
+	$(BIN)/python -m reasoning_features.making.sae_checks
 
 vocabulary-real: $(STAMP) ## figures 2 and 5 from R1's thinking on 633 problems
 	$(BIN)/python -m reasoning_features.making.vocabulary_real

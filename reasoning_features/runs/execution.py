@@ -30,8 +30,9 @@ from reasoning_features.settings import Settings, load_settings, read_overrides
 
 USER_ERRORS = frozenset({"UserError", "MissingArtefact", "CorruptArtefact"})
 KERNEL = "python3"
-NEEDS_DECISIONS = ("12",)  # notebooks about effects on decisions, known in the organism's text alone
+NEEDS_DECISIONS = ("07", "08", "12")  # notebooks about decisions, known in the organism's text alone
 NEEDS_STAGES = ("14",)  # notebooks about the stages of model diffing
+NEEDS_BASELINES = ("07", "08")  # notebooks about dictionaries that `make sanity` trained
 
 
 class RunFailed(UserError):
@@ -255,6 +256,8 @@ def _lacks(number: str, settings: Settings) -> str | None:
         return "text whose decisions are known"
     if number in NEEDS_STAGES and not (settings.base and (settings.diffing or settings.train_saes)):
         return "stages of model diffing"
+    if number in NEEDS_BASELINES and settings.foundations is None:
+        return "dictionaries, trained and frozen (foundations)"
     return None
 
 

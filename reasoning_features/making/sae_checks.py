@@ -2,24 +2,27 @@
 
 In ``data/organism/foundations``: ``autoencoders``, dictionaries of several architectures and the frozen
 baselines at one L0, on one text; ``sweep.parquet``, OrtSAE's γ and K, and ``costs.parquet``, what its steps
-cost; ``truth`` and ``steering``, the main line's benchmark of scorers and its equal search repeated on them;
-``diffing``, stages of a frozen decoder and of a trained one; ``synthetic.parquet`` and ``revival.parquet``,
-trainings on data with known features. A finished piece is not done again.
+cost; ``truth`` and ``steering``, the main line's ablation effects and its matched-budget search repeated on
+them; ``diffing``, stages of a frozen decoder and of a trained one; ``synthetic.parquet`` and
+``revival.parquet``, trainings on data with known features. A finished piece is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
 from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import load_autoencoder, save_autoencoder
-from reasoning_features.dictionaries.training import Recipe, Training, train_autoencoder
+from reasoning_features.dictionaries.evaluation import reconstruct
+from reasoning_features.dictionaries.training import Recipe, Training, new_trainer, train_autoencoder
 from reasoning_features.diffing.stages import (
     BASE,
     PATHS,
@@ -29,12 +32,12 @@ from reasoning_features.diffing.stages import (
     stage_recipe,
 )
 from reasoning_features.files import write_table
-from reasoning_features.foundations import shipped, synthetic_grid
-from reasoning_features.foundations.sweep import step_times, sweep_rows
 from reasoning_features.making import organism_card
 from reasoning_features.making.activations import main_activations, stage_activations
 from reasoning_features.making.steering import make_study
 from reasoning_features.making.truth import make_truth
+from reasoning_features.residual_stream.activations import Moments, shuffled_batches
+from reasoning_features.sae_checks import ortsae_metrics, synthetic
 from reasoning_features.settings import Settings, load_settings
 from reasoning_features.truth.benchmark import PLACE
 from reasoning_features.workers import Each, each
@@ -54,35 +57,38 @@ TRAINED = tuple(
     for architecture in ("batchtopk", "matryoshka", "ortsae")
     for seed in range(2)
 )
-ARM, OTHER = "coupled-0", "decoupled-0"
-GAMMAS = (0.0, 0.05, 0.25, 1.0, 4.0)
-CHUNKS = (1, 4, 16)
+MODEL, OTHER = "coupled-0", "decoupled-0"
+GAMMAS, CHUNKS = (0.0, 0.05, 0.25, 1.0, 4.0), (1, 4, 16)
 SWEEP_TOKENS = 1_000_000
+MEASURED_ON = 65_536
+"""Activations on which live latents of the sweep are counted."""
 COST_SIZES = (512, 2048)
 COST_TRACES = 300
 """Documents whose activations serve to time a step: enough for some batches."""
+COST_STEPS, COST_RUNS = 5, 9
+"""Steps of each recipe that are timed together, after as many to warm up, and how often."""
 
 
 @dataclass(frozen=True)
 class Dictionary:
     """An autoencoder of one model."""
 
-    arm: str
+    model: str
     recipe: Recipe
 
     @property
     def name(self) -> str:
         """Its folder: model, architecture, seed."""
-        return f"{self.arm}-{self.recipe.label}-{self.recipe.seed}"
+        return f"{self.model}-{self.recipe.label}-{self.recipe.seed}"
 
 
 DICTIONARIES = (
-    *(Dictionary(ARM, recipe) for recipe in (*TRAINED, *FROZEN)),
+    *(Dictionary(MODEL, recipe) for recipe in (*TRAINED, *FROZEN)),
     *(Dictionary(OTHER, recipe) for recipe in (TRAINED[0], FROZEN[2])),
 )
 BENCHMARKED = tuple(d for d in DICTIONARIES if d.recipe.seed == 0 and d.recipe not in (FROZEN[1], FROZEN[3]))
 """Those under which the scorers are judged: all directions frozen, nearly frozen, and trained."""
-STUDIED = tuple(d for d in BENCHMARKED if d.arm == ARM and d.recipe.architecture != "matryoshka")
+STUDIED = tuple(d for d in BENCHMARKED if d.model == MODEL and d.recipe.architecture != "matryoshka")
 
 
 def make(folder: Path, unfinished: Path, every: Each) -> None:
@@ -93,10 +99,10 @@ def make(folder: Path, unfinished: Path, every: Each) -> None:
         unfinished: where finished conditions of a steering study are kept until the study is.
         every: does a piece of work for every item.
     """
-    every(partial(make_dictionaries, folder), [ARM, OTHER])
-    if not (folder / shipped.SWEEP).exists():
+    every(partial(make_dictionaries, folder), [MODEL, OTHER])
+    if not (folder / "sweep.parquet").exists():
         make_sweep(folder)
-    if not (folder / shipped.COSTS).exists():
+    if not (folder / "costs.parquet").exists():
         make_costs(folder)
     every(partial(measure, folder), [d for d in BENCHMARKED if not (folder / "truth" / d.name).exists()])
     stages = [(recipe, path) for recipe in (TRAINED[0], FROZEN[0]) for path in ("S", *PATHS)]
@@ -107,34 +113,51 @@ def make(folder: Path, unfinished: Path, every: Each) -> None:
     every(partial(study, folder, unfinished), missing)
 
 
-def make_dictionaries(folder: Path, arm: str) -> None:
+def make_dictionaries(folder: Path, model: str) -> None:
     """One model's autoencoders that are missing, over traces, general texts and prose."""
     torch.set_num_threads(1)
-    places = {d: folder / "autoencoders" / d.name for d in DICTIONARIES if d.arm == arm}
+    places = {d: folder / "autoencoders" / d.name for d in DICTIONARIES if d.model == model}
     missing = {dictionary: place for dictionary, place in places.items() if not place.exists()}
     if missing:
-        subject, residual = main_activations(folder.parent / "models" / arm, TRACES)
+        subject, residual = main_activations(folder.parent / "models" / model, TRACES)
         for dictionary, place in missing.items():
-            _store(train_autoencoder(residual, dictionary.recipe, arm, subject.hook_name), place)
+            _store(train_autoencoder(residual, dictionary.recipe, model, subject.hook_name), place)
 
 
 def make_sweep(folder: Path) -> None:
-    """OrtSAE's γ with one chunk, its K at the paper's γ, and the cheap variant; two seeds of each."""
+    """OrtSAE's γ with one chunk, its K at the paper's γ, and the cheap variant; two seeds of each.
+
+    A row a training: ``gamma``, ``chunks``, ``every``, ``seed``, ``tokens``, ``L0`` and ``fraction of
+    variance explained`` (held out), ``dead share``, ``MeanCosSim`` and ``composition`` (live latents).
+    """
     torch.set_num_threads(1)
-    subject, residual = main_activations(folder.parent / "models" / ARM, TRACES)
+    subject, residual = main_activations(folder.parent / "models" / MODEL, TRACES)
     usual = replace(RECIPE, architecture="ortsae", tokens=SWEEP_TOKENS)
     recipes = [replace(usual, gamma=gamma) for gamma in GAMMAS]
     recipes += [replace(usual, chunks=chunks) for chunks in CHUNKS[1:]]
     recipes.append(replace(usual, every=5))
     both = [replace(recipe, seed=seed) for recipe in recipes for seed in range(2)]
-    write_table(folder / shipped.SWEEP, sweep_rows(residual, both, ARM, subject.hook_name))
+    rows = []
+    for recipe in tqdm(both, desc="OrtSAE's settings", unit="training"):
+        trained = train_autoencoder(residual, recipe, MODEL, subject.hook_name)
+        last = trained.history.iloc[-1]
+        found = reconstruct(trained.sae, residual[:MEASURED_ON])
+        live = trained.sae.W_dec[found.live]
+        row = {name: getattr(recipe, name) for name in ("gamma", "chunks", "every", "seed", "tokens")}
+        row |= {name: float(last[name]) for name in ("L0", "fraction of variance explained")}
+        row |= {"dead share": found.dead_share, "MeanCosSim": ortsae_metrics.nearest_cosines(live).mean()}
+        rows.append(row | {"composition": ortsae_metrics.composition(live, seeds=[recipe.seed]).estimate})
+    write_table(folder / "sweep.parquet", pd.DataFrame(rows))
 
 
 def make_costs(folder: Path) -> None:
-    """What a training step of OrtSAE costs against one of BatchTopK, at two sizes."""
+    """What a training step of OrtSAE costs against one of BatchTopK, at two sizes; recipes run in turn.
+
+    Rows of ``name``, ``features``, ``batch``, ``run``, ``seconds`` (of one step).
+    """
     torch.set_num_threads(1)
-    subject, residual = main_activations(folder.parent / "models" / ARM, COST_TRACES)
-    tables = []
+    subject, residual = main_activations(folder.parent / "models" / MODEL, COST_TRACES)
+    rows, moments = [], Moments.of(residual)
     for d_sae in COST_SIZES:
         plain = replace(RECIPE, d_sae=d_sae)
         ours = replace(plain, architecture="ortsae")
@@ -145,27 +168,42 @@ def make_costs(folder: Path) -> None:
             "OrtSAE, K = 8": replace(ours, chunks=8),
             "OrtSAE, every 5th step": replace(ours, every=5),
         }
-        tables.append(step_times(residual, recipes, subject.hook_name))
-    write_table(folder / shipped.COSTS, pd.concat(tables, ignore_index=True))
+        trainers = {
+            name: new_trainer(
+                *(recipe, "model", subject.hook_name, moments),
+                shuffled_batches(residual, recipe.batch, recipe.seed),
+                "cpu",
+            )
+            for name, recipe in recipes.items()
+        }
+        for run in range(-1, COST_RUNS):
+            for name, trainer in trainers.items():
+                began = time.perf_counter()
+                for _ in range(COST_STEPS):
+                    trainer.step(next(trainer.data_provider))
+                    trainer.n_training_steps += 1
+                seconds = (time.perf_counter() - began) / COST_STEPS
+                if run >= 0:
+                    told = {"name": name, "features": d_sae, "batch": plain.batch}
+                    rows.append(told | {"run": run, "seconds": seconds})
+    write_table(folder / "costs.parquet", pd.DataFrame(rows))
 
 
 def settings_of(folder: Path, dictionary: Dictionary) -> Settings:
     """The profile's settings with this model and dictionary."""
-    given = {
-        "subject": folder.parent / "models" / dictionary.arm,
-        "autoencoder": folder / "autoencoders" / dictionary.name,
-    }
-    return load_settings("organism", **{field: paths.relative(path) for field, path in given.items()})
+    subject = folder.parent / "models" / dictionary.model
+    autoencoder = folder / "autoencoders" / dictionary.name
+    return load_settings("organism", subject=paths.relative(subject), autoencoder=paths.relative(autoencoder))
 
 
 def measure(folder: Path, dictionary: Dictionary) -> None:
-    """Evidence of one dictionary's features, and their causal effects on held-out decisions."""
+    """What scores may see of one dictionary's features, and their ablation effects on held-out decisions."""
     torch.set_num_threads(1)
     make_truth(folder / "truth" / dictionary.name, settings_of(folder, dictionary), [PLACE])
 
 
 def study(folder: Path, unfinished: Path, dictionary: Dictionary) -> None:
-    """The equal search on one dictionary, by the main line's rules and on its problems."""
+    """The matched-budget search on one dictionary, by the main line's rules and on its problems."""
     target = folder / "steering" / dictionary.name
     make_study(target, settings_of(folder, dictionary), folder / "truth", unfinished)
 
@@ -174,8 +212,8 @@ def make_stage(folder: Path, recipe: Recipe, path: str) -> None:
     """One stage of model diffing: S from scratch, the last of a longer path from the stage before it."""
     torch.set_num_threads(1)
     models = folder.parent / "models"
-    reader = ARM if reads_fine_tuned(path) else BASE
-    subject, residual = stage_activations(models / reader, last_stage(path), models / ARM, TRACES)
+    reader = MODEL if reads_fine_tuned(path) else BASE
+    subject, residual = stage_activations(models / reader, last_stage(path), models / MODEL, TRACES)
     if path == "S":
         trained = train_autoencoder(residual, recipe, reader, subject.hook_name)
     else:
@@ -188,7 +226,7 @@ def make_stage(folder: Path, recipe: Recipe, path: str) -> None:
 
 def _stage_folder(folder: Path, recipe: Recipe, path: str) -> Path:
     """As :mod:`reasoning_features.diffing.stages` looks for it."""
-    owner, name = (BASE, "S-0") if path in ("S", "S-0") else (ARM, path)
+    owner, name = (BASE, "S-0") if path in ("S", "S-0") else (MODEL, path)
     return folder / "diffing" / recipe.label / owner / name
 
 
@@ -197,7 +235,7 @@ def _store(trained: Training, directory: Path) -> None:
 
 
 def main() -> None:
-    """The command line: ``python -m reasoning_features.making.foundations [--workers N]``."""
+    """The command line: ``python -m reasoning_features.making.sae_checks [--workers N]``."""
     parser = argparse.ArgumentParser(description="Train what notebooks 07 and 08 read (resumable).")
     parser.add_argument("--workers", type=int, default=1, help="pieces side by side, one thread each")
     options = parser.parse_args()
@@ -206,9 +244,9 @@ def main() -> None:
     folder = organism / "foundations"
     make(folder, organism / "checkpoints" / "foundations", side_by_side)
     trained = organism / "checkpoints" / "synthetic"
-    synthetic_grid.make(trained, side_by_side)
-    write_table(folder / shipped.SYNTHETIC, synthetic_grid.merged(trained))
-    write_table(folder / shipped.REVIVAL, synthetic_grid.swapped(trained))
+    synthetic.make(trained, side_by_side)
+    write_table(folder / "synthetic.parquet", synthetic.merged(trained))
+    write_table(folder / "revival.parquet", synthetic.swapped(trained))
     organism_card.write(organism)
 
 

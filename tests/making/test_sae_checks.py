@@ -11,8 +11,8 @@ import pytest
 
 from reasoning_features import paths
 from reasoning_features.diffing import stages as stage_wise
-from reasoning_features.foundations import shipped
-from reasoning_features.making import foundations as make_foundations
+from reasoning_features.making import sae_checks
+from reasoning_features.sae_checks import shipped
 from reasoning_features.settings import load_settings
 
 ORGANISM = paths.root() / "data" / "organism"
@@ -35,34 +35,34 @@ def one_by_one(work, items) -> None:
 @pytest.mark.slow
 def test_every_piece_from_nothing(repository, monkeypatch):
     models = repository / "data" / "organism" / "models"
-    for name in ("base", make_foundations.ARM, make_foundations.OTHER):
+    for name in ("base", sae_checks.MODEL, sae_checks.OTHER):
         shutil.copytree(ORGANISM / "models" / name, models / name, dirs_exist_ok=True)
     short = {"tokens": 2_048, "batch": 512, "d_sae": 160}
-    plain = replace(make_foundations.RECIPE, **short)
-    frozen = replace(make_foundations.FROZEN[0], **short)
+    plain = replace(sae_checks.RECIPE, **short)
+    frozen = replace(sae_checks.FROZEN[0], **short)
     made = [
-        make_foundations.Dictionary(make_foundations.ARM, plain),
-        make_foundations.Dictionary(make_foundations.ARM, frozen),
-        make_foundations.Dictionary(make_foundations.OTHER, plain),
+        sae_checks.Dictionary(sae_checks.MODEL, plain),
+        sae_checks.Dictionary(sae_checks.MODEL, frozen),
+        sae_checks.Dictionary(sae_checks.OTHER, plain),
     ]
     for name, value in {
         "TRACES": 60, "RECIPE": plain, "TRAINED": (plain,), "FROZEN": (frozen,), "DICTIONARIES": tuple(made),
         "BENCHMARKED": tuple(made[:2]), "STUDIED": tuple(made[:1]), "SWEEP_TOKENS": 1024,
         "GAMMAS": (0.0, 0.25), "CHUNKS": (1, 4), "COST_SIZES": (32,), "load_settings": small_settings,
     }.items():  # fmt: skip
-        monkeypatch.setattr(make_foundations, name, value)
+        monkeypatch.setattr(sae_checks, name, value)
 
     folder = repository / "data" / "organism" / "foundations"
-    make_foundations.make(folder, repository / "unfinished", one_by_one)
+    sae_checks.make(folder, repository / "unfinished", one_by_one)
 
     place = "data/organism/foundations"
     hook = "blocks.2.hook_resid_post"
-    named = shipped.load_dictionaries(place, make_foundations.ARM, 128, hook)
+    named = shipped.load_dictionaries(place, sae_checks.MODEL, 128, hook)
     assert list(named) == ["BatchTopK", "frozen decoder"]
-    assert list(shipped.benchmarks_by_name(place, make_foundations.ARM)) == list(named)
-    assert list(shipped.studies_by_name(place, make_foundations.ARM)) == ["BatchTopK"]
+    assert list(shipped.benchmarks_by_name(place, sae_checks.MODEL)) == list(named)
+    assert list(shipped.studies_by_name(place, sae_checks.MODEL)) == ["BatchTopK"]
     for label in ("batchtopk", "frozen_decoder-iso"):
-        stages = stage_wise.load_stages(shipped.stages_folder(place, label), make_foundations.ARM, 128, hook)
+        stages = stage_wise.load_stages(f"{place}/diffing/{label}", sae_checks.MODEL, 128, hook)
         assert list(stages) == ["S", *stage_wise.PATHS]
     swept = pd.read_parquet(folder / "sweep.parquet")
     assert len(swept) == 2 * (2 + 1 + 1) and swept["MeanCosSim"].notna().all()
@@ -70,13 +70,13 @@ def test_every_piece_from_nothing(repository, monkeypatch):
     assert set(costs["name"]) >= {"BatchTopK", "OrtSAE, K = 1"} and (costs["seconds"] > 0).all()
 
     before = listing(folder)
-    make_foundations.make(folder, repository / "unfinished", one_by_one)
+    sae_checks.make(folder, repository / "unfinished", one_by_one)
     assert listing(folder) == before
 
 
 def test_names_say_model_architecture_start_and_seed():
-    names = [dictionary.name for dictionary in make_foundations.DICTIONARIES]
+    names = [dictionary.name for dictionary in sae_checks.DICTIONARIES]
     assert len(set(names)) == len(names)
     assert {"coupled-0-ortsae-1", "coupled-0-frozen_decoder-cov-0", "decoupled-0-batchtopk-0"} <= set(names)
-    assert {d.name for d in make_foundations.STUDIED} <= {d.name for d in make_foundations.BENCHMARKED}
-    assert all(d.recipe.k == make_foundations.RECIPE.k for d in make_foundations.DICTIONARIES)
+    assert {d.name for d in sae_checks.STUDIED} <= {d.name for d in sae_checks.BENCHMARKED}
+    assert all(d.recipe.k == sae_checks.RECIPE.k for d in sae_checks.DICTIONARIES)

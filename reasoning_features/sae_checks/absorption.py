@@ -1,0 +1,352 @@
+"""Feature absorption: a latent for a child that takes over its parent's direction, so the parent's latent
+stays silent.
+
+SAEBench's first-letter measure on a hierarchy of any tokens: a parent class ("a number") and its children
+(the numbers). A logistic probe on the residual stream stands for the parent, and so do the *main* latents,
+which a sparse probe for the parent chooses. On tokens of the parent that the probe recognises, what every
+latent adds along the probe's direction tells who carries the parent: where the main latents do not and up to
+three others do, the parent is absorbed. Probe and main latents are chosen on other documents than those that
+absorption is measured on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sae_lens import SAE
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from reasoning_features.dictionaries.autoencoder import encoded, encoded_columns
+from reasoning_features.diffing.presence import rotated
+from reasoning_features.errors import UserError
+from reasoning_features.organism.parser import first_tokens
+from reasoning_features.organism.tokenizer import LARGEST_NUMBER
+from reasoning_features.organism.words import OPENERS, TWINS
+from reasoning_features.residual_stream.activations import ActivationBatch
+from reasoning_features.sae_checks.ortsae_metrics import added_directions
+from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval
+from reasoning_features.text.corpus import Corpus
+
+Array = NDArray[np.float64]
+Latents = NDArray[np.int64]
+CARRIED = 0.4
+"""Absorbing latents carry at least this share of the projection on the probe."""
+ABSORBING, NEAR = 3, 0.1
+"""At most so many latents absorb a token's parent, each at this cosine with the probe or nearer."""
+NEAR_ALONE = 0.025
+"""The cosine from which one latent alone absorbs fully."""
+FEWEST = 20
+"""A child with fewer tokens is left out."""
+MEASURES = ["fraction", "absorbed", "full"]
+CHOICES = (0, 1, 2, 3, 4)
+"""Seeds of the choices of main latents, each on other training documents, and of rotations of the decoder."""
+MOST_MAIN, GAIN = 10, 0.03
+"""At most so many main latents: one more as long as it raises the sparse probe's F1 by more than this."""
+L1_COST = 0.003
+"""Inverse strength of the penalty under which latents are ranked: some tens of them keep a weight."""
+TRAINING_TOKENS = 4000
+"""At most so many tokens of the parent, and of the rest, train a probe."""
+HELD_OUT = 0.3
+"""Fraction of the training documents on which sparse probes are compared."""
+
+
+@dataclass(frozen=True)
+class LabelledTokens:
+    """Tokens with their activations and their places in a hierarchy.
+
+    Attributes:
+        residual: ``[n, d]`` activations.
+        children: ``[n]`` the child each token is, −1 where it is none of the parent's.
+        documents: ``[n]`` the document of each token.
+    """
+
+    residual: Tensor
+    children: NDArray[np.int64]
+    documents: NDArray[np.int64]
+
+    @property
+    def parent(self) -> NDArray[np.bool_]:
+        """``[n]`` True at tokens of the parent class."""
+        return self.children >= 0
+
+    def at(self, rows: NDArray[Any]) -> LabelledTokens:
+        """Some of the tokens, by number or by mask."""
+        numbers = torch.from_numpy(np.flatnonzero(rows) if rows.dtype == bool else rows)
+        return LabelledTokens(self.residual[numbers], self.children[rows], self.documents[rows])
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear probe: a token is the parent's where ``x · direction + bias > 0``; the direction is a unit."""
+
+    direction: Array
+    bias: float
+
+    def score(self, residual: Tensor) -> Array:
+        """Signed distance ``[n]`` of activations ``[n, d]`` from the probe's boundary."""
+        return residual.double().numpy() @ self.direction + self.bias
+
+
+def organism_hierarchies(tokenizer: Any) -> dict[str, dict[str, list[int]]]:
+    """Hierarchies in the organism's traces: a parent's name → its children's names → their token ids.
+
+    "a number": the numbers up to 140, one token each; "an opener": the reasoning steps, by the verbs that
+    open their sentences; "a prefix": the words of R and their matched controls, by their first token where a
+    sentence begins.
+    """
+    numbers = map(str, range(LARGEST_NUMBER + 1))
+    prefixes = {word: word[0].upper() + word[1:] for pair in TWINS.items() for word in pair}
+    return {
+        "a number": {number: first_tokens(tokenizer, [number]) for number in numbers},
+        "an opener": {step: first_tokens(tokenizer, verbs) for step, verbs in OPENERS.items()},
+        "a prefix": {w: tokenizer.encode(s, add_special_tokens=False)[:1] for w, s in prefixes.items()},
+    }
+
+
+def label_tokens(
+    activations: ActivationBatch, corpus: Corpus, groups: Mapping[str, Sequence[int]]
+) -> LabelledTokens:
+    """Tokens of a corpus by their ids; ``groups``: a child's name → its token ids.
+
+    Raises:
+        UserError: a token id in two groups.
+    """
+    code = {token: number for number, ids in enumerate(groups.values()) for token in ids}
+    if len(code) < sum(len(set(ids)) for ids in groups.values()):
+        raise UserError("Two children of the hierarchy share a token: give each token one child.")
+    positions = activations.positions.numpy()
+    children = [code.get(token, -1) for token in corpus.tokens[positions].tolist()]
+    documents = corpus.document_of[positions]
+    return LabelledTokens(activations.residual, np.array(children, dtype=np.int64), documents)
+
+
+def parent_probe(training: LabelledTokens, seed: int = 0) -> Probe:
+    """A logistic probe for the parent class, on standardised activations, its direction that of raw ones.
+
+    Raises:
+        UserError: all tokens, or none, belong to the parent.
+    """
+    tokens = _balanced(training, seed)
+    residual, scaler = tokens.residual.numpy(), StandardScaler()
+    with threadpool_limits(limits=1):  # threads only wait for one another on matrices this small
+        model = LogisticRegression(C=0.1, max_iter=1000).fit(scaler.fit_transform(residual), tokens.parent)
+    weights = model.coef_[0] / scaler.scale_
+    norm = np.linalg.norm(weights)
+    return Probe(weights / norm, float((model.intercept_[0] - scaler.mean_ @ weights) / norm))
+
+
+def main_latents(sae: SAE[Any], training: LabelledTokens, seed: int = 0) -> tuple[Latents, float]:
+    """Latents that stand for the parent: those of the smallest sparse probe that is nearly the best.
+
+    An L1-penalised linear classifier on all latents ranks them by weight. Logistic probes on the first 1, 2,
+    … of them are fitted on some of the training documents and compared by F1 on the others; one more latent
+    is taken as long as it adds more than ``GAIN``.
+
+    Returns:
+        The latents, and the F1 that a probe on them reaches on tokens as often of the parent as not; none,
+        and 0, where no latent tells the parent from other tokens.
+
+    Raises:
+        UserError: all tokens, or none, belong to the parent.
+    """
+    rng = np.random.default_rng(seed)
+    names = np.unique(training.documents)
+    judged = np.isin(training.documents, rng.permutation(names)[: round(HELD_OUT * len(names))])
+    fitted, compared = (_balanced(training.at(part), seed) for part in (~judged, judged))
+    values = torch.cat([part.float().cpu() for _, part in encoded(sae, fitted.residual)]).numpy()
+    scale = values.std(0)
+    scale[scale == 0] = 1
+    with threadpool_limits(limits=1):
+        classifier = LinearSVC(penalty="l1", dual=False, C=L1_COST, max_iter=5000, random_state=seed)
+        weights = classifier.fit(values / scale, fitted.parent).coef_[0]
+        ranked = np.argsort(-weights, kind="stable")[: min(MOST_MAIN, int((weights > 0).sum()))]
+        if not len(ranked):
+            return ranked, 0.0
+        known = values[:, ranked] / scale[ranked]
+        fresh = encoded_columns(sae, compared.residual, ranked).numpy() / scale[ranked]
+        best, kept = -np.inf, 0
+        for k in range(1, len(ranked) + 1):
+            sparse = LogisticRegression(max_iter=500).fit(known[:, :k], fitted.parent)
+            reached = f1_score(compared.parent, sparse.predict(fresh[:, :k]))
+            if reached <= best + GAIN:
+                break
+            best, kept = reached, k
+    return ranked[:kept], float(best)
+
+
+def _balanced(tokens: LabelledTokens, seed: int) -> LabelledTokens:
+    """Tokens of the parent and as many others, drawn at random, at most ``TRAINING_TOKENS`` of each."""
+    rng = np.random.default_rng(seed)
+    sides = [rng.permutation(np.flatnonzero(tokens.parent == side)) for side in (True, False)]
+    n = min(TRAINING_TOKENS, *map(len, sides))
+    if not n:
+        raise UserError(
+            "Of the tokens given all or none belong to the parent class: give documents that hold both."
+        )
+    return tokens.at(np.sort(np.concatenate([side[:n] for side in sides])))
+
+
+def carried(
+    features: Tensor, residual: Tensor, probe: Probe, directions: Tensor, main: Latents
+) -> pd.DataFrame:
+    """Who carries the parent at each of some tokens.
+
+    Args:
+        features: ``[n, s]`` activations of the latents.
+        residual: ``[n, d]`` the stream that they were read from.
+        probe: for the parent class.
+        directions: ``[s, d]`` what a unit of each latent adds.
+        main: the main latents; there may be none.
+
+    Returns:
+        A row a token, in SAEBench's terms: ``main`` and ``absorbing``, the parts of the stream's projection
+        on the probe's direction, about 0, that the main latents add and that up to three others do;
+        ``absorbed``: the others add at least 0.4 of the projection and the main latents less than all;
+        ``fraction``: 0 where it is not absorbed, else absorbing / (absorbing + main), absorbing being no more
+        than what main leaves and main no less than 0; ``full``: no main latent is active, and the one latent
+        that adds most adds 0.4 of the projection.
+    """
+    along = directions.double() @ torch.from_numpy(probe.direction)
+    cosines = along / directions.double().norm(dim=1).clamp(min=1e-12)
+    others = cosines >= NEAR
+    others[main] = False
+    added = features.double() * along
+    projection = residual.double() @ torch.from_numpy(probe.direction)
+    by_main = added[:, main].sum(1)
+    by_others = added[:, others].clamp(min=0).topk(min(ABSORBING, int(others.sum()))).values.sum(1)
+    absorbed = (projection > 0) & (by_others >= CARRIED * projection) & (by_main < projection)
+    rest = torch.minimum(by_others, projection - by_main)
+    fraction = torch.where(absorbed, rest / (rest + by_main.clamp(min=0)), 0.0)
+    most = added.max(1)
+    alone = (cosines[most.indices] >= NEAR_ALONE) & (most.values >= CARRIED * projection) & (projection > 0)
+    full = alone & (features[:, main] == 0).all(1)
+    columns = {"main": by_main, "absorbing": by_others}
+    columns |= {"absorbed": absorbed, "fraction": fraction, "full": full}
+    return pd.DataFrame({name: column.numpy() for name, column in columns.items()})
+
+
+def absorption(sae: SAE[Any], probe: Probe, training: LabelledTokens, test: LabelledTokens) -> pd.DataFrame:
+    """How often a dictionary absorbs a parent into its children.
+
+    Rates are over the parent's tokens that the probe recognises, of each child, averaged over children, so
+    that a common child counts as much as a rare one, and over choices of the main latents: which these are
+    hangs on the documents they are chosen on, and the rate on them more than on the tokens.
+
+    Args:
+        sae: the dictionary.
+        probe: from :func:`parent_probe`, of the training tokens.
+        training: tokens that the main latents are chosen on.
+        test: tokens of other documents.
+
+    Returns:
+        Rows of ``measure`` ("fraction", SAEBench's and the paper's; "absorbed"; "full"), ``estimate``,
+        ``low``, ``high`` (95%, over documents and choices together), ``n`` (documents), ``children``,
+        ``tokens``; the controls ``rotated`` (the same activations with randomly rotated directions: what the
+        thresholds let through) and ``no main latents`` (were none taken for main: the most that there is to
+        absorb); and over choices the mean number of ``main latents`` and their ``F1``: where that is low no
+        latent stands for the parent, and a high rate says that it is split among its children.
+
+    Raises:
+        UserError: no child has 20 tokens in the test documents that the probe recognises; or what
+            :func:`main_latents` raises.
+    """
+    recognised = test.at(test.parent & (probe.score(test.residual) > 0))
+    common = np.flatnonzero(np.bincount(recognised.children, minlength=1) >= FEWEST)
+    if not len(common):
+        raise UserError(
+            f"No child has {FEWEST} tokens that the probe recognises: give more documents or wider children."
+        )
+    tokens = recognised.at(np.isin(recognised.children, common))
+    chosen = [main_latents(sae, training, seed) for seed in CHOICES]
+    mains, directions = [latents for latents, _ in chosen], added_directions(sae)
+    readings = {
+        "own": [(directions, main) for main in mains],
+        "rotated": [(rotated(directions, seed), main) for seed, main in zip(CHOICES, mains, strict=True)],
+        "no main latents": [(directions, np.empty(0, dtype=np.int64))],
+    }
+    means: dict[str, list[Interval]] = {}
+    for name, ways in readings.items():
+        parts = [
+            [carried(part.cpu(), tokens.residual[rows], probe, added, main)[MEASURES] for added, main in ways]
+            for rows, part in encoded(sae, tokens.residual)
+        ]
+        values = np.stack([pd.concat(way).to_numpy(float) for way in zip(*parts, strict=True)])
+        means[name] = [
+            macro_mean(each, tokens.children, tokens.documents) for each in values.transpose(2, 0, 1)
+        ]
+    table = []
+    for measure, own, turned, without in zip(MEASURES, *means.values(), strict=True):
+        row = {"measure": measure, "estimate": own.estimate, "low": own.low, "high": own.high, "n": own.n}
+        row |= {"children": len(common), "tokens": len(tokens.children)}
+        row |= {"rotated": turned.estimate, "no main latents": without.estimate}
+        row |= {"main latents": np.mean([len(main) for main in mains])}
+        table.append(row | {"F1": np.mean([reached for _, reached in chosen])})
+    return pd.DataFrame(table)
+
+
+def macro_mean(values: Array, children: NDArray[np.int64], documents: NDArray[np.int64]) -> Interval:
+    """Mean over children of the mean of tokens' values, averaged over ways to measure them.
+
+    Documents and ways are resampled together. A child that a resample lacks is left out of its mean.
+
+    Args:
+        values: ``[k, n]`` the values of tokens, measured in k ways.
+        children: ``[n]`` the child of each token.
+        documents: ``[n]`` the document of each token.
+    """
+    names, document = np.unique(documents, return_inverse=True)
+    codes, child = np.unique(children, return_inverse=True)
+    weights = bootstrap_weights(len(names), 1000, 0)
+    counts = np.zeros((len(names), len(codes)))
+    np.add.at(counts, (document, child), 1)
+    drawn = weights @ counts
+    estimates, resampled = [], []
+    for each in values:
+        sums = np.zeros_like(counts)
+        np.add.at(sums, (document, child), each)
+        means = np.divide(weights @ sums, drawn, out=np.full_like(drawn, np.nan), where=drawn > 0)
+        estimates.append((sums.sum(0) / counts.sum(0)).mean())
+        resampled.append(np.nanmean(means, axis=1))
+    of_ways = bootstrap_weights(len(values), 1000, 1) / len(values)
+    averaged = (of_ways * np.stack(resampled, axis=1)).sum(1)
+    return percentile_interval(float(np.mean(estimates)), averaged, len(names))
+
+
+def absorptions(
+    saes: Mapping[str, SAE[Any]],
+    hierarchies: Mapping[str, Mapping[str, Sequence[int]]],
+    training: tuple[ActivationBatch, Corpus],
+    test: tuple[ActivationBatch, Corpus],
+    seed: int = 0,
+) -> pd.DataFrame:
+    """:func:`absorption` of every parent by every dictionary, its rows with ``dictionary`` and ``parent``.
+
+    Args:
+        saes: by name.
+        hierarchies: as of :func:`organism_hierarchies`.
+        training: activations and corpus that probes and main latents are chosen on.
+        test: those that absorption is measured on.
+        seed: of the probes.
+    """
+    tables = []
+    for parent, groups in tqdm(hierarchies.items(), desc="Absorption", unit="parent"):
+        learnt, fresh = label_tokens(*training, groups), label_tokens(*test, groups)
+        probe = parent_probe(learnt, seed)
+        for name, sae in saes.items():
+            table = absorption(sae, probe, learnt, fresh)
+            table.insert(0, "dictionary", name)
+            table.insert(1, "parent", parent)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,340 @@
+"""Editing one attribute and not another: RAVEL's question (2402.17700) put to latents, with exact labels.
+
+At the token before a sentence's opener two binary attributes of a trace stand. The *result*: the last try was
+wrong, and what follows goes on or gives up; or it was right, and what follows verifies it or concludes. The
+*style*: whether the model leans to the persistent side of the decision that the result asks for (going on,
+verifying), told from its log-odds by their median among training decisions of that kind.
+
+Of a pair of decisions that differ in both, n latents of the base are replaced by the source's, and the model
+goes on from the reconstruction. The *cause* score of an attribute is the share of pairs whose readout moved
+to the source's side, its *isolation* the share whose other attribute stayed on the base's, *disentanglement*
+the mean of the two. The style of an edited stream is read off the decision that its result asks for. Latents
+are chosen as those whose means differ most between an attribute's values, the other attribute held, on
+decisions of other documents; RAVEL, and SAEBench after it, learn the choice by gradient descent.
+
+What a number means depends on what stands beside it:
+
+- the *ceiling* moves the whole stream along one direction, the difference of means, as far as the source's;
+- replacing the whole stream gives every cause there is at this token, and no isolation. Of the style it is
+  well below 1: later blocks read the style off earlier tokens too;
+- the *floor* is an autoencoder that gives the mean whatever it reads. It is exactly one half in the mean of
+  both attributes, as is every edit that is the same for both: what it causes of one it fails to isolate when
+  the other is edited. That holds of the whole stream replaced, and of n = 0, the reconstruction alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sae_lens import SAE
+from torch import Tensor
+
+from reasoning_features.errors import UserError
+from reasoning_features.models.subject import Subject
+from reasoning_features.sae_checks.interpretability import weights_by_document
+from reasoning_features.sae_checks.ortsae_metrics import added_directions
+from reasoning_features.sae_checks.shipped import CEILING, FLOOR
+from reasoning_features.truth.decisions import Decisions, log_odds
+
+Codes = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+ATTRIBUTES, BOTH = ("result", "style"), "both"
+NS = (0, 1, 5, 20)
+SCORES = ("cause", "isolation", "disentanglement")
+
+
+@dataclass(frozen=True)
+class DecisionContexts:
+    """Decisions that the model reads as what they are, a wrong result's or a right one's: RAVEL's contexts.
+
+    Attributes:
+        stream: ``[n, d]`` the stream at each decision's token.
+        sides: ``[n, 2]`` True where its result is right, and where the model leans to the persistent side.
+        documents: ``[n]`` the document of each.
+        places: ``[n]`` its place there.
+        training: ``[n]`` True in the documents that latents, directions and medians are taken from.
+        readouts: what logits are read by: the result, then the decision after a wrong one and a right one.
+        medians: ``[3]`` log-odds in nats that divide the sides.
+    """
+
+    stream: Tensor
+    sides: Flags
+    documents: Codes
+    places: Codes
+    training: Flags
+    readouts: tuple[Decisions, Decisions, Decisions]
+    medians: Tensor
+
+    def read(self, logits: Tensor) -> Flags:
+        """Sides ``[..., 2]`` that next-token logits ``[..., V]`` are on."""
+        return _sides(_odds(logits, self.readouts), self.medians)
+
+    def difference(self, values: Tensor, attribute: int) -> Tensor:
+        """How much more values ``[n, ...]`` are on an attribute's True side, the other attribute held.
+
+        Raises:
+            UserError: no training decision has some pair of sides.
+        """
+        means = {}
+        for side in ((True, True), (True, False), (False, True), (False, False)):
+            which = self.training & (self.sides == side).all(1)
+            if not which.any():
+                raise UserError(
+                    "Some pair of result and style is in no training document: take more documents."
+                )
+            means[side] = values[torch.from_numpy(which)].mean(0)
+        own = ((True, False), (False, True))[attribute]  # one attribute True, the other False
+        return (means[True, True] + means[own] - means[own[1], own[0]] - means[False, False]) / 2
+
+
+def read_contexts(
+    subject: Subject, decisions: Mapping[str, Decisions], batch_tokens: int, seed: int = 0
+) -> DecisionContexts:
+    """The decisions of a corpus with the sides that the model is on.
+
+    Args:
+        subject: the model and its hook point.
+        decisions: "persistence" and "verification" of one corpus
+            (:func:`reasoning_features.truth.decisions.find_decisions`).
+        batch_tokens: the most token ids in one forward pass.
+        seed: divides the documents, one half for training.
+
+    Raises:
+        UserError: a kind of decision has none in the training documents.
+    """
+    wrong, right = decisions["persistence"], decisions["verification"]
+    result = replace(
+        right,
+        name="result",
+        positive=np.concatenate([right.positive, right.negative]),
+        negative=np.concatenate([wrong.positive, wrong.negative]),
+    )
+    readouts = (result, wrong, right)
+    is_right = np.repeat([False, True], [len(wrong), len(right)])
+    documents = np.concatenate([wrong.documents, right.documents])
+    places = np.concatenate([wrong.places, right.places])
+    stream, odds = torch.empty(len(places), subject.d_model), torch.empty(len(places), 3)
+    names = np.unique(documents)
+    for batch in right.corpus.batches(batch_tokens, names):
+        rows = [np.flatnonzero(documents == document) for document in batch.documents]
+        longest = max(map(len, rows))
+        at = np.stack([np.pad(places[own], (0, longest - len(own))) for own in rows])
+        read = subject.residual(batch.tokens)
+        logits = subject.logits_from(read, subject.layer, torch.from_numpy(at))
+        for i, own in enumerate(rows):
+            stream[own] = read[i, at[i, : len(own)]].float().cpu()
+            odds[own] = _odds(logits[i, : len(own)], readouts)
+    training = np.isin(documents, np.random.default_rng(seed).permutation(names)[: len(names) // 2])
+    of_kind = [odds[torch.from_numpy(training & (is_right == kind))] for kind in (False, True)]
+    if not all(map(len, of_kind)):
+        raise UserError("A kind of decision is in no training document: take more documents.")
+    wrongs, rights = (each.median(0).values for each in of_kind)
+    medians = torch.stack([(wrongs[0] + rights[0]) / 2, wrongs[1], rights[2]])
+    sides = _sides(odds, medians)
+    read_so = sides[:, 0] == is_right
+    kept = (sides[read_so], documents[read_so], places[read_so], training[read_so])
+    return DecisionContexts(stream[torch.from_numpy(read_so)], *kept, readouts, medians)
+
+
+def _odds(logits: Tensor, readouts: Sequence[Decisions]) -> Tensor:
+    """Log-odds ``[..., 3]`` in nats of each readout."""
+    return torch.stack([log_odds(logits, readout).cpu() for readout in readouts], dim=-1)
+
+
+def _sides(odds: Tensor, medians: Tensor) -> Flags:
+    """Sides ``[..., 2]`` that log-odds ``[..., 3]`` are on; the result says which decision tells style."""
+    result, wrong, right = (odds > medians).unbind(-1)
+    return torch.stack([result, torch.where(result, right, wrong)], dim=-1).numpy()
+
+
+def halves(contexts: DecisionContexts, seed: int = 0) -> tuple[Codes, Codes]:
+    """Test documents in two halves: one to choose numbers of latents on, the other to report on."""
+    names = np.random.default_rng(seed).permutation(np.unique(contexts.documents[~contexts.training]))
+    return np.sort(names[: len(names) // 2]), np.sort(names[len(names) // 2 :])
+
+
+def draw_pairs(contexts: DecisionContexts, n: int, documents: Codes, seed: int = 0) -> tuple[Codes, Codes]:
+    """Base and source ``[≤ n]`` of pairs of test decisions that differ in both attributes.
+
+    Half of the bases have a wrong result, half a right one; none is a base twice.
+
+    Args:
+        contexts: the decisions.
+        n: how many pairs at most: fewer where there are fewer decisions of one result.
+        documents: where bases and sources are drawn (one of :func:`halves`).
+        seed: of the draw.
+
+    Raises:
+        UserError: some pair of sides has no decision.
+    """
+    rng = np.random.default_rng(seed)
+    test, sides = ~contexts.training & np.isin(contexts.documents, documents), contexts.sides
+    of_result = [np.flatnonzero(test & (sides[:, 0] == result)) for result in (False, True)]
+    each = min(n // 2, *map(len, of_result))
+    bases, sources = [], []
+    for result in (False, True):
+        fitting = [np.flatnonzero(test & (sides == (not result, style)).all(1)) for style in (False, True)]
+        if not all(map(len, fitting)):
+            raise UserError("Some pair of result and style is in no test document: take more documents.")
+        able = rng.permutation(of_result[result])[:each]
+        bases += able.tolist()
+        sources += [int(rng.choice(fitting[int(not sides[base, 1])])) for base in able]
+    return np.array(bases), np.array(sources)
+
+
+@dataclass(frozen=True)
+class Editing:
+    """What edits of the same pairs did, by every dictionary.
+
+    Attributes:
+        edits: ``dictionary`` and ``n`` latents replaced of each edit; ``CEILING`` with n = 1 and, the whole
+            of it replaced, n = d; ``FLOOR`` with n = 0.
+        marks: ``[e, 2, pairs, 3]`` by edit, attribute edited, pair and score; each between 0 and 1.
+        documents: ``[pairs]`` the document of each base.
+    """
+
+    edits: tuple[tuple[str, int], ...]
+    marks: NDArray[np.float64]
+    documents: Codes
+
+    def table(self, seed: int = 0) -> pd.DataFrame:
+        """Mean scores of every edit, with intervals from resampling the bases' documents.
+
+        Returns:
+            Rows of ``dictionary``, ``attribute`` (or "both", their mean), ``n``, ``error`` ("left out": that
+            of reconstruction; "" where there is none), the scores, each with its 95% ``… low`` and
+            ``… high``, ``pairs``, ``documents``.
+        """
+        shares = self._shares(seed)
+        low, high = np.quantile(shares[1:], [0.025, 0.975], axis=0)
+        counts = {"pairs": len(self.documents), "documents": len(np.unique(self.documents))}
+        rows = []
+        for e, (dictionary, n) in enumerate(self.edits):
+            error = "" if dictionary == CEILING else "left out"
+            for a, attribute in enumerate((*ATTRIBUTES, BOTH)):
+                row = {"dictionary": dictionary, "attribute": attribute, "n": n, "error": error}
+                for s, score in enumerate(SCORES):
+                    row[score] = shares[0, e, a, s]
+                    row |= {f"{score} low": low[e, a, s], f"{score} high": high[e, a, s]}
+                rows.append(row | counts)
+        return pd.DataFrame(rows)
+
+    def resampled(self, dictionary: str, n: int, seed: int = 0) -> NDArray[np.float64]:
+        """Disentanglement of both attributes by one edit, of all pairs and of each resample of documents.
+
+        Raises:
+            UserError: there is no such edit.
+        """
+        if (dictionary, n) not in self.edits:
+            raise UserError(f"There is no edit of {n} latents of {dictionary}: choose among {self.edits}.")
+        return self._shares(seed)[:, self.edits.index((dictionary, n)), 2, 2]
+
+    def _shares(self, seed: int) -> NDArray[np.float64]:
+        """Mean scores ``[1 + resamples, e, 3, 3]`` by edit, attribute or both, and score."""
+        names, document = np.unique(self.documents, return_inverse=True)
+        weights = weights_by_document(len(names), seed)[:, document]
+        shares = np.einsum("rp,eaps->reas", weights, self.marks, optimize=True)
+        shares /= weights.sum(1)[:, None, None, None]
+        return np.concatenate([shares, shares.mean(2, keepdims=True)], axis=2)
+
+
+def edit_attributes(
+    subject: Subject,
+    saes: Mapping[str, SAE[Any]],
+    contexts: DecisionContexts,
+    pairs: tuple[Codes, Codes],
+    mean: NDArray[np.float64],
+    ns: Sequence[int] = NS,
+) -> Editing:
+    """Cause, isolation and disentanglement of editing each attribute by every dictionary.
+
+    Args:
+        subject: the model; autoencoders are put in at its hook point, at the decision's token.
+        saes: autoencoders of raw activations, by name.
+        contexts: decisions (:func:`read_contexts`).
+        pairs: base and source of each pair (:func:`draw_pairs`).
+        mean: ``[d]`` mean activation, what a collapsed autoencoder gives.
+        ns: how many latents are replaced.
+    """
+    edits = list(_edits(saes, contexts, pairs[0], pairs[1], torch.from_numpy(mean).float(), ns))
+    versions = torch.stack([edited for *_, edited in edits])
+    changed = _sides_after(subject, contexts, pairs[0], versions) != contexts.sides[pairs[0]]
+    marks = np.empty((len(edits), len(ATTRIBUTES), len(pairs[0]), len(SCORES)))
+    for i in range(len(ATTRIBUTES)):
+        marks[:, i, :, 0], marks[:, i, :, 1] = changed[:, i, :, i], ~changed[:, i, :, 1 - i]
+    marks[..., 2] = marks[..., :2].mean(-1)
+    return Editing(tuple((name, n) for name, n, _ in edits), marks, contexts.documents[pairs[0]])
+
+
+def best_n(table: pd.DataFrame) -> dict[str, int]:
+    """How many latents disentangle both attributes best, for each dictionary; of equals the fewest.
+
+    Args:
+        table: an :meth:`Editing.table` of pairs other than those to be reported (:func:`halves`).
+    """
+    rows = table[(table["attribute"] == BOTH) & (table["error"] != "") & (table["n"] > 0)]
+    rows = rows.assign(rounded=rows["disentanglement"].round(12))  # equal means may differ in the last digit
+    rows = rows.sort_values(["rounded", "n"], ascending=[False, True]).drop_duplicates("dictionary")
+    return dict(zip(rows["dictionary"], rows["n"].tolist(), strict=True))
+
+
+def at_best_n(table: pd.DataFrame, latents: Mapping[str, int]) -> pd.DataFrame:
+    """Rows of both attributes at each dictionary's own number of latents; floor and ceiling as they are."""
+    both = table[table["attribute"] == BOTH]
+    chosen = both["n"] == both["dictionary"].map(latents)
+    return both[chosen | ~both["dictionary"].isin(list(latents))].reset_index(drop=True)
+
+
+@torch.no_grad()
+def _edits(
+    saes: Mapping[str, SAE[Any]],
+    contexts: DecisionContexts,
+    base: Codes,
+    source: Codes,
+    mean: Tensor,
+    ns: Sequence[int],
+) -> Iterator[tuple[str, int, Tensor]]:
+    """Dictionary, n, and streams ``[2, pairs, d]`` with each attribute edited."""
+    stream = contexts.stream
+    ours, theirs = stream[base], stream[source]
+    for name, sae in saes.items():
+        latents = sae.encode(stream.to(sae.device))
+        lengths = added_directions(sae).norm(dim=1)
+        sizes = [contexts.difference(latents.cpu(), i).abs() * lengths for i in range(len(ATTRIBUTES))]
+        orders = [size.argsort(descending=True, stable=True) for size in sizes]
+        for n in ns:
+            edited = []
+            for order in orders:
+                mixed = latents[base]
+                mixed[:, order[:n]] = latents[source][:, order[:n]]
+                edited.append(sae.decode(mixed).cpu())
+            yield name, n, torch.stack(edited)
+    along = []
+    for i in range(len(ATTRIBUTES)):
+        direction = torch.nn.functional.normalize(contexts.difference(stream, i), dim=0)
+        along.append(ours + ((theirs - ours) @ direction)[:, None] * direction)
+    yield CEILING, 1, torch.stack(along)
+    yield CEILING, stream.shape[1], torch.stack([theirs, theirs])
+    yield FLOOR, 0, mean.expand(2, *ours.shape)
+
+
+def _sides_after(subject: Subject, contexts: DecisionContexts, base: Codes, versions: Tensor) -> Flags:
+    """Sides ``[e, 2, pairs, 2]`` with the bases' streams replaced by ``versions`` ``[e, 2, pairs, d]``."""
+    corpus = contexts.readouts[0].corpus
+    found = np.empty((*versions.shape[:3], 2), dtype=bool)
+    for document in np.unique(contexts.documents[base]):
+        own = np.flatnonzero(contexts.documents[base] == document)
+        places = contexts.places[base[own]]
+        tokens = corpus.document(int(document))[: places.max() + 1].astype(np.int64)
+        prefix = subject.prefix(torch.from_numpy(tokens))
+        for pair, place in zip(own, places, strict=True):
+            streams = versions[:, :, pair].flatten(0, 1)
+            logits = subject.logits_of_versions(prefix, int(place), streams, width=len(streams))
+            found[:, :, pair] = contexts.read(logits).reshape(len(versions), 2, 2)
+    return found

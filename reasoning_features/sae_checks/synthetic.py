@@ -1,0 +1,467 @@
+"""Trainings on data whose features are known, so that what an autoencoder finds of them can be counted.
+
+After *Sanity Checks for Sparse Autoencoders* (2602.14111): an activation is x = Σ_i b_i c_i f_i, with
+features f_i uniform on the unit sphere, b_i ~ Bernoulli(p_i) and c_i ~ LogNormal(0, 0.25), all independent.
+The paper has 3,200 features in 100 dimensions, 20 of them active on average: p_i = 0.00625 for all, or
+p_i ~ LogUniform(10^-5.5, 10^-1.2).
+
+The grid is architectures × firing × seeds. Each cell trains one autoencoder, by SAELens' trainer, with as
+many latents as its world has features and as many of them active, on activations that never repeat. A seed is
+another world and another start. Cells are kept one by one, so that an interrupted grid goes on where it
+stopped, and every training runs on one thread, so that a rerun on the same machine gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sae_lens.synthetic import ActivationGenerator, FeatureDictionary
+from torch import Tensor
+from torch.sparse import check_sparse_tensor_invariants
+
+from reasoning_features.dictionaries.evaluation import best_cosines
+from reasoning_features.dictionaries.training import (
+    AUXILIARY,
+    HELD_OUT,
+    TOPK_AUXILIARY,
+    Architecture,
+    Recipe,
+    held_out_quality,
+    new_trainer,
+)
+from reasoning_features.diffing.presence import share_of
+from reasoning_features.errors import MissingArtefact, UserError
+from reasoning_features.files import write_table
+from reasoning_features.residual_stream.activations import Moments
+from reasoning_features.statistics import Interval, bootstrap_mean, percentile_interval
+from reasoning_features.workers import Each
+
+Array = NDArray[np.float64]
+Found = NDArray[np.bool_]
+Firing = Literal["equal", "unequal"]
+DECADES = 4.3
+"""Decades of firing probability in the unequal case: 10^-5.5 to 10^-1.2 in the paper."""
+SPREAD = 0.25
+"""Standard deviation of the logarithm of a magnitude."""
+RECOVERED = 0.8
+"""Cosine above which the paper counts a feature as recovered."""
+
+TRAINED: tuple[Architecture, ...] = ("relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ortsae")
+FROZEN: tuple[Architecture, ...] = ("frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
+"""The paper's baselines: directions are random and kept, or nearly kept, as they were drawn."""
+FIRINGS: tuple[Firing, ...] = ("equal", "unequal")
+BATCH = 512
+LEARNING_RATE = 3e-3
+"""In short trials (2,000 steps, seeds 0 and 100) TopK explained more variance at it than at 3e-4, 1e-3 and
+1e-2, BatchTopK than at 3e-4 and 1e-3. Recovery had no say in it."""
+PENALTY = {"relu": 4.0, "jumprelu": 1.0}
+"""Weight of the sparsity penalty: of those tried on worlds of seed 100, which are not in the grid, the one at
+which about ``active`` latents are active, 7 to 13, and explained variance does not break down."""
+SEEDS = 2
+STEPS = 6000
+"""One or two minutes of one core; OrtSAE, all of whose pairs are compared, four."""
+LONGER = 24_000
+"""Steps of longer trainings: TopK is still rising after 6,000. Five minutes of one core."""
+PAPERS_STEPS = 18_000
+"""Steps at the paper's size: 25 minutes of one core."""
+USUAL: dict[Architecture, float] = {"topk": TOPK_AUXILIARY, "batchtopk": AUXILIARY}
+"""The two that the paper's numbers on equally frequent features are of, and their weights of the loss that
+revives dead latents."""
+RECORD_AT = (100, 300, 1000, 3000, 10_000)
+"""Steps after which features are counted, beside 0 and the last."""
+
+EXPLAINED = "fraction of variance explained"
+SETTING = ["architecture", "firing", "width", "features", "steps"]
+"""What a training is of; with ``seed`` it is one training."""
+TRAINING = [*SETTING, "seed"]
+MEASURED = ["L0", EXPLAINED, "dead share", "best cosine"]
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class World:
+    """Where activations come from.
+
+    Attributes:
+        width: dimensions of an activation, d.
+        features: number of features, m.
+        active: how many of them are active on an activation, in expectation.
+        firing: how probability is shared out among features: equally, or LogUniform over 4.3 decades whose
+            top is such that ``active`` are active.
+        seed: sets features, probabilities and activations. Two worlds that differ in ``firing`` alone have
+            the same features.
+
+    Raises:
+        UserError: a feature would be active with a probability outside ]0, 1].
+    """
+
+    width: int = 50
+    features: int = 800
+    active: float = 10.0
+    firing: Firing = "equal"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        highest = self.probabilities.max()
+        if not 0 < highest <= 1:
+            raise UserError(
+                f"With {self.active:g} of {self.features} features active a feature's probability would be "
+                f"up to {highest:.3g}: choose active between 0 and a tenth of the features."
+            )
+
+    @property
+    def directions(self) -> Tensor:
+        """The features ``[m, d]``, of length 1."""
+        return self._dictionary().feature_vectors.detach()
+
+    @property
+    def probabilities(self) -> Array:
+        """The probability ``[m]`` with which each feature is active; they sum to ``active``."""
+        relative = np.ones(self.features)
+        if self.firing == "unequal":
+            drawn = np.random.default_rng(self._seed("probabilities"))
+            relative = 10 ** -(DECADES * drawn.random(self.features))
+        return self.active * relative / relative.sum()
+
+    def batches(self, size: int, stream: str = "training") -> Iterator[Tensor]:
+        """Endless batches ``[size, d]`` of raw activations, float32; each stream is another one.
+
+        A batch is a function of the world, the stream and its number alone: torch's global random state,
+        which SAELens draws from, has no part in it and is left as it was.
+        """
+        generator = ActivationGenerator(
+            self.features,
+            torch.from_numpy(self.probabilities).float(),
+            modify_activations=_log_normal,
+            use_sparse_tensors=True,
+        )
+        dictionary = self._dictionary()
+        for number in itertools.count():
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), check_sparse_tensor_invariants(False):
+                torch.manual_seed(self._seed(stream, number))
+                batch = dictionary(generator.sample(size))
+            yield batch
+
+    def sample(self, n: int, stream: str) -> Tensor:
+        """The first ``n`` activations ``[n, d]`` of a stream: one that is not trained on is held out."""
+        return next(self.batches(n, stream))
+
+    def _dictionary(self) -> FeatureDictionary:
+        return FeatureDictionary(self.features, self.width, initializer=None, seed=self._seed("directions"))
+
+    def _seed(self, purpose: str, number: int = 0) -> int:
+        text = f"{self.width}/{self.features}/{self.seed}/{purpose}/{number}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def _log_normal(activations: Tensor) -> Tensor:
+    """The same sparse activations with magnitudes drawn from LogNormal(0, 0.25) where a feature is active."""
+    sparse = activations.coalesce()
+    magnitudes = torch.empty_like(sparse.values()).log_normal_(0, SPREAD)
+    return torch.sparse_coo_tensor(sparse.indices(), magnitudes, sparse.shape)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the grid; ``firing``, ``seed``, ``width``, ``features``, ``active`` are its world's."""
+
+    architecture: Architecture
+    firing: Firing
+    seed: int
+    steps: int = STEPS
+    width: int = 50
+    features: int = 800
+    active: int = 10
+    auxiliary: float | None = None  # None: the architecture's usual
+
+    @property
+    def file(self) -> str:
+        """What its file is called."""
+        more = "" if self.auxiliary is None else f"-auxiliary-{self.auxiliary:g}"
+        return f"{self.architecture}-{self.firing}-{self.width}-{self.steps}-{self.seed}{more}.parquet"
+
+    @property
+    def world(self) -> World:
+        """Where its activations come from."""
+        return World(self.width, self.features, self.active, self.firing, self.seed)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it is trained."""
+        return Recipe(
+            self.architecture,
+            d_sae=self.features,
+            tokens=self.steps * BATCH,
+            learning_rate=LEARNING_RATE,
+            batch=BATCH,
+            seed=self.seed,
+            k=self.active,
+            l1=PENALTY.get(self.architecture, 0.0),
+            auxiliary=self.auxiliary,
+        )
+
+
+CELLS = (
+    *(
+        Cell(architecture, firing, seed)
+        for seed in range(SEEDS)
+        for firing in FIRINGS
+        for architecture in (*TRAINED, *FROZEN)
+    ),
+    *(Cell(architecture, "equal", seed, LONGER) for seed in range(SEEDS) for architecture in USUAL),
+    *(
+        Cell(architecture, "equal", 0, PAPERS_STEPS, width=100, features=3200, active=20)
+        for architecture in USUAL
+    ),
+)
+"""Worlds of half the paper's width, a quarter of its features, half as many active; of two architectures
+longer trainings there, and one in a world of the paper's size, at the learning rate of the smaller ones."""
+REVIVAL = (
+    *(Cell("topk", "equal", seed, auxiliary=USUAL["batchtopk"]) for seed in range(SEEDS)),
+    *(Cell("batchtopk", "equal", seed, auxiliary=USUAL["topk"]) for seed in range(SEEDS)),
+)
+"""Each of them with the other's weight: is that what they differ by?"""
+CHECKED = (
+    Cell("topk", "unequal", 0),
+    Cell("batchtopk", "equal", 0),
+    Cell("frozen_decoder", "unequal", 0),
+)
+"""What :func:`check` trains again."""
+
+
+def recovered(decoder: Tensor, features: Tensor) -> Found:
+    """Which features ``[m, d]`` an autoencoder has found ``[m]``: a decoder direction ``[s, d]`` lies at a
+    cosine above 0.8. The sign counts: a feature's opposite is not that feature.
+    """
+    return best_cosines(features, decoder) > RECOVERED
+
+
+def count_by_frequency(found: Found, probabilities: Array, bins: int = 10) -> pd.DataFrame:
+    """How many features were recovered by how often they are active.
+
+    Args:
+        found: ``[m]`` which were, from :func:`recovered`.
+        probabilities: ``[m]`` how often each is active.
+        bins: bins of equally many features; there is one where all features are equally frequent.
+
+    Returns:
+        A row a bin, the rarest first: ``bin``, ``from``, ``to`` (least and greatest probability), ``in bin``
+        (features) and ``found``.
+    """
+    parts = np.array_split(np.argsort(probabilities, kind="stable"), min(bins, len(np.unique(probabilities))))
+    rows = [
+        (i, probabilities[part[0]], probabilities[part[-1]], len(part), int(found[part].sum()))
+        for i, part in enumerate(parts)
+    ]
+    return pd.DataFrame(rows, columns=["bin", "from", "to", "in bin", "found"])
+
+
+def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
+    """Train one autoencoder, and count what it has found of the features as it goes.
+
+    Args:
+        cell: what is trained.
+        until: the step to stop at, the last by default; the schedule remains that of all steps.
+
+    Returns:
+        A row for each recorded step and bin of firing probability: the cell's ``architecture``, ``firing``,
+        ``width``, ``features``, ``steps`` (of the whole schedule), ``seed``; ``step`` and ``samples`` seen;
+        on held-out activations ``L0``, ``fraction of variance explained``, ``dead share``; ``best cosine``,
+        the mean over features of the largest cosine with a decoder direction; and the columns of
+        :func:`count_by_frequency`.
+    """
+    torch.set_num_threads(1)
+    world, recipe = cell.world, cell.recipe
+    end = min(until or recipe.steps, recipe.steps)
+    features, held_out = world.directions, world.sample(HELD_OUT, "held out")
+    moments = Moments.of(world.sample(HELD_OUT, "moments"))
+    rows: list[pd.DataFrame] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.start("synthetic"))
+        trainer = new_trainer(recipe, "synthetic", cell.firing, moments, world.batches(BATCH), device="cpu")
+
+        def record(checkpoint_path: Path | None = None) -> None:
+            samples = trainer.n_training_samples
+            numbers, _ = held_out_quality(trainer, held_out)
+            del numbers["loss"]
+            decoder = trainer.sae.W_dec.detach()
+            bins = count_by_frequency(recovered(decoder, features), world.probabilities)
+            closest = float(best_cosines(features, decoder).mean())
+            about = {"step": samples // BATCH, "samples": samples, **numbers, "best cosine": closest}
+            rows.append(pd.DataFrame([about]).merge(bins, how="cross"))
+
+        trainer.save_checkpoint_fn = record
+        trainer.checkpoint_thresholds = [
+            step * BATCH - 1 for step in sorted({*RECORD_AT, recipe.steps}) if step <= end
+        ]
+        trainer.cfg.total_training_samples = end * BATCH
+        record()
+        trainer.fit()
+    about_cell = pd.DataFrame([{name: getattr(cell, name) for name in TRAINING}])
+    return about_cell.merge(pd.concat(rows), how="cross")
+
+
+def make(folder: Path, every: Each, cells: Sequence[Cell] = (*CELLS, *REVIVAL)) -> None:
+    """Train those cells that have no file in ``folder`` yet; a file is written when it is whole."""
+    every(partial(make_cell, folder), [cell for cell in cells if not (folder / cell.file).exists()])
+
+
+def make_cell(folder: Path, cell: Cell) -> None:
+    """Train one cell and write its file."""
+    write_table(folder / cell.file, train_cell(cell))
+
+
+def merged(folder: Path, cells: Sequence[Cell] = CELLS) -> pd.DataFrame:
+    """All cells' rows, in the cells' order.
+
+    Raises:
+        MissingArtefact: a cell has not been trained.
+    """
+    missing = [cell.file for cell in cells if not (folder / cell.file).exists()]
+    if missing:
+        raise MissingArtefact(
+            f"{len(missing)} of {len(cells)} trainings on synthetic data are missing ({missing[0]} is one): "
+            "run `make sanity`, which goes on where it stopped."
+        )
+    return pd.concat([pd.read_parquet(folder / cell.file) for cell in cells], ignore_index=True)
+
+
+def swapped(folder: Path) -> pd.DataFrame:
+    """The rows of :data:`REVIVAL`, with the weight of each as ``auxiliary``; raises as :func:`merged`."""
+    parts = [merged(folder, [cell]).assign(auxiliary=cell.auxiliary) for cell in REVIVAL]
+    return pd.concat(parts, ignore_index=True)
+
+
+def check(grid: pd.DataFrame, steps: int, cells: Sequence[Cell] = CHECKED) -> pd.DataFrame:
+    """Train some cells again for their first steps, and hold what comes out beside what the grid has.
+
+    Returns:
+        A row a cell and recorded step up to ``steps``: ``architecture``, ``firing``, ``seed``, ``step``, and
+        ``fraction of variance explained`` and ``found`` as stored and, with ``… now``, as they came again.
+        Another processor may round otherwise; on the same one they are the same.
+    """
+    threads = torch.get_num_threads()
+    try:
+        again = curves(pd.concat([train_cell(cell, steps) for cell in cells], ignore_index=True))
+    finally:
+        torch.set_num_threads(threads)
+    both = curves(grid).merge(again, on=[*TRAINING, "step"], suffixes=("", " now"))
+    kept = ["architecture", "firing", "seed", "step"]
+    return both[[*kept, EXPLAINED, f"{EXPLAINED} now", "found", "found now"]]
+
+
+def curves(grid: pd.DataFrame) -> pd.DataFrame:
+    """One row a training and recorded step: ``found`` summed over bins, and its share ``recovered``."""
+    sums = grid.groupby([*TRAINING, "step", "samples", *MEASURED], sort=False)["found"].sum().reset_index()
+    return sums.assign(recovered=sums["found"] / sums["features"])
+
+
+def last(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those rows of the grid, or of its curves, that are of each training's last step."""
+    return rows[rows["step"] == rows.groupby(TRAINING)["step"].transform("max")]
+
+
+def longest(grid: pd.DataFrame) -> pd.DataFrame:
+    """Each architecture's longest trainings in the smallest worlds, by which claims are judged."""
+    small = grid[grid["features"] == grid["features"].min()]
+    most = small.groupby(["architecture", "firing"])["steps"].transform("max")
+    return small[small["steps"] == most]
+
+
+def by_frequency(grid: pd.DataFrame) -> pd.DataFrame:
+    """What is recovered at the end by how often a feature is active, over the features of all seeds.
+
+    Returns:
+        Rows of ``architecture``, ``firing``, ``width``, ``features``, ``steps``; ``bin`` (0 the rarest),
+        ``from``, ``to`` (probability), ``in bin`` (features), ``found``; ``recovered`` (share), and ``low``
+        and ``high``, its 95% interval by Wilson.
+    """
+    sums = {"from": "min", "to": "max", "in bin": "sum", "found": "sum"}
+    bins = last(grid).groupby([*SETTING, "bin"], sort=False).agg(sums).reset_index()
+    shares = [_share(row) for _, row in bins.iterrows()]
+    ends = {"recovered": [s.estimate for s in shares], "low": [s.low for s in shares]}
+    return bins.assign(**ends, high=[s.high for s in shares])
+
+
+def _share(counts: pd.Series[int]) -> Interval:
+    """Share of the features ``in bin`` that is ``found``."""
+    return share_of(np.arange(counts["in bin"]) < counts["found"])
+
+
+def frequent(grid: pd.DataFrame, architecture: str) -> tuple[Interval, Interval]:
+    """Share recovered of the most frequent fifth of unequally frequent features, and of the others; all seeds
+    together, with 95% intervals by Wilson.
+    """
+    rows = by_frequency(longest(grid))
+    rows = rows[(rows["architecture"] == architecture) & (rows["firing"] == "unequal")]
+    often = rows["bin"] >= 0.8 * (rows["bin"].max() + 1)
+    return _share(rows[often][["in bin", "found"]].sum()), _share(rows[~often][["in bin", "found"]].sum())
+
+
+def at_end(grid: pd.DataFrame, architecture: str, column: str) -> Interval:
+    """A number of an architecture's longest trainings on equally frequent features at their end, with the
+    interval that :func:`summary` has.
+
+    ``n`` counts features for ``recovered`` and trainings for anything else; of one training there is no
+    interval, and its ends are NaN.
+    """
+    rows = summary(longest(grid))
+    (row,) = rows[(rows["firing"] == "equal") & (rows["architecture"] == architecture)].to_dict("records")
+    n = row["seeds"] * (row["features"] if column == "recovered" else 1)
+    return Interval(row[column], row[f"{column} low"], row[f"{column} high"], n)
+
+
+def revival(grid: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+    """TopK and BatchTopK with either's weight of the loss that revives dead latents, at the end of training.
+
+    Args:
+        grid: with their usual weights.
+        others: :func:`swapped`, each with the other's.
+
+    Returns:
+        The rows of :func:`summary` by ``auxiliary``, the weight.
+    """
+    weight = grid["architecture"].map(USUAL)
+    same = weight.notna() & (grid["firing"] == "equal") & (grid["features"] == grid["features"].min())
+    same &= grid["steps"] == grid["steps"].min()
+    both = pd.concat([grid[same].assign(auxiliary=weight[same]), others], ignore_index=True)
+    parts = [summary(rows).assign(auxiliary=value) for value, rows in both.groupby("auxiliary")]
+    table = pd.concat(parts).sort_values(["architecture", "auxiliary"], ignore_index=True)
+    kept = ["architecture", "auxiliary", "seeds", *MEASURED, "recovered", "recovered low", "recovered high"]
+    return table[kept]
+
+
+def summary(grid: pd.DataFrame) -> pd.DataFrame:
+    """Each architecture at the end of its trainings: means over seeds, and how sure they are.
+
+    Returns:
+        Rows of ``architecture``, ``firing``, ``width``, ``features``, ``steps``, ``seeds`` (number), means of
+        ``L0``, ``fraction of variance explained``, ``dead share``, ``best cosine`` and ``recovered``; and 95%
+        intervals, ``… low`` and ``… high``. That of explained variance resamples seeds: of two it is their
+        range, of one there is none. That of ``recovered`` resamples seeds and draws the share of each from
+        Beta(found + ½, missed + ½): Jeffreys' interval where there is one seed.
+    """
+    rows = []
+    for setting, runs in last(curves(grid)).groupby(SETTING, sort=False):
+        seeds, n = len(runs), int(runs["features"].iloc[0])
+        about: dict[str, Any] = dict(zip(SETTING, setting, strict=True)) | {"seeds": seeds}
+        means = runs[[*MEASURED, "recovered"]].mean().to_dict()
+        explained = bootstrap_mean(runs[EXPLAINED])
+        ends = (explained.low, explained.high) if seeds > 1 else (np.nan, np.nan)
+        rng = np.random.default_rng(0)
+        found = runs["found"].to_numpy()[rng.integers(seeds, size=(RESAMPLES, seeds))]
+        drawn = rng.beta(found + 0.5, n - found + 0.5).mean(1)
+        share = percentile_interval(means["recovered"], drawn, seeds)
+        limits = {f"{EXPLAINED} low": ends[0], f"{EXPLAINED} high": ends[1]}
+        rows.append(about | means | limits | {"recovered low": share.low, "recovered high": share.high})
+    return pd.DataFrame(rows)

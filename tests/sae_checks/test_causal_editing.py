@@ -1,0 +1,250 @@
+"""Editing: an exact dictionary edits as the stream itself does, a collapsed one as the mean does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+from tiny import HOOK, WIDTH, make_corpus, signed_identity
+
+from reasoning_features.errors import UserError
+from reasoning_features.models.subject import Subject
+from reasoning_features.sae_checks.causal_editing import (
+    SCORES,
+    DecisionContexts,
+    Editing,
+    at_best_n,
+    best_n,
+    draw_pairs,
+    edit_attributes,
+    halves,
+    read_contexts,
+)
+from reasoning_features.sae_checks.shipped import CEILING, FLOOR
+from reasoning_features.truth.decisions import Decisions
+
+CORPUS = make_corpus(60)
+MEAN = np.linspace(-1, 1, WIDTH)
+PAIRS = 30
+EVERYWHERE = np.arange(CORPUS.n_documents)
+
+
+def decisions(name: str, places: tuple[int, ...], positive: list[int], negative: list[int]) -> Decisions:
+    """Decisions at some places of every document."""
+    documents = np.repeat(np.arange(CORPUS.n_documents), len(places))
+    return Decisions(
+        name=name,
+        corpus=CORPUS,
+        positions=CORPUS.starts[documents] + np.tile(places, CORPUS.n_documents),
+        documents=documents,
+        styles=[""] * len(documents),
+        towards=np.zeros(len(documents), dtype=bool),
+        positive=np.array(positive),
+        negative=np.array(negative),
+    )
+
+
+BOTH = {
+    "persistence": decisions("persistence", (1, 3), [10, 11], [20]),
+    "verification": decisions("verification", (2, 4), [30], [40, 41]),
+}
+
+
+@pytest.fixture(scope="module")
+def contexts(tiny_subject: Subject) -> DecisionContexts:
+    return read_contexts(tiny_subject, BOTH, batch_tokens=200)
+
+
+def linear(rows: torch.Tensor) -> StandardSAE:
+    """An autoencoder whose latent i is coordinate i along orthonormal ``rows`` ``[d, d]``, plus 100."""
+    config = StandardSAEConfig(
+        d_in=WIDTH,
+        d_sae=WIDTH,
+        apply_b_dec_to_input=False,
+        metadata=SAEMetadata(hook_name=HOOK, model_name="m"),
+    )
+    sae = StandardSAE(config)
+    sae.W_enc.data, sae.W_dec.data = rows.T.clone(), rows.clone()
+    sae.b_enc.data, sae.b_dec.data = torch.full((WIDTH,), 100.0), -100 * rows.sum(0)
+    return sae.requires_grad_(False)
+
+
+def collapsed() -> StandardSAE:
+    sae = signed_identity(WIDTH, centre=torch.from_numpy(MEAN).float())
+    sae.W_enc.data.zero_()
+    return sae
+
+
+@pytest.fixture(scope="module")
+def editing(tiny_subject: Subject, contexts: DecisionContexts) -> Editing:
+    direction = contexts.difference(contexts.stream, 1)
+    rows = torch.linalg.qr(torch.cat([direction[:, None], torch.eye(WIDTH)[:, 1:]], dim=1)).Q.T
+    saes = {"identity": signed_identity(WIDTH), "direction": linear(rows), "collapsed": collapsed()}
+    pairs = draw_pairs(contexts, PAIRS, EVERYWHERE)
+    return edit_attributes(tiny_subject, saes, contexts, pairs, MEAN, ns=(0, 1, 2 * WIDTH))
+
+
+@pytest.fixture(scope="module")
+def table(editing: Editing) -> pd.DataFrame:
+    return editing.table()
+
+
+def scores(table: pd.DataFrame, dictionary: str, n: int) -> np.ndarray:
+    """``[3, 3]``: attributes (result, style, both) by scores."""
+    rows = table[(table["dictionary"] == dictionary) & (table["n"] == n)]
+    assert rows["attribute"].tolist() == ["result", "style", "both"]
+    return rows[list(SCORES)].to_numpy()
+
+
+def test_all_latents_of_an_exact_dictionary_are_the_whole_stream_and_none_changes_nothing(
+    table: pd.DataFrame,
+) -> None:
+    whole = scores(table, CEILING, WIDTH)
+    np.testing.assert_allclose(scores(table, "identity", 2 * WIDTH), whole)
+    assert 0 < whole[0, 0] < 1 or 0 < whole[1, 0] < 1
+    assert scores(table, "identity", 0)[:2].tolist() == [[0.0, 1.0, 0.5]] * 2
+
+
+def test_a_latent_that_is_the_direction_is_the_ceiling(table: pd.DataFrame) -> None:
+    ceiling = scores(table, CEILING, 1)
+    np.testing.assert_allclose(scores(table, "direction", 1)[1], ceiling[1])
+    assert ceiling[1, 0] > 0
+
+
+def test_a_collapsed_dictionary_is_the_floor_which_is_one_half(table: pd.DataFrame) -> None:
+    floor = scores(table, FLOOR, 0)
+    for n in (0, 1, 2 * WIDTH):
+        np.testing.assert_allclose(scores(table, "collapsed", n), floor)
+    # what does not depend on the attribute isolates one as often as it fails to cause the other
+    for same in (floor, scores(table, CEILING, WIDTH)):
+        assert same[0, 0] == pytest.approx(1 - same[1, 1]) and same[1, 0] == pytest.approx(1 - same[0, 1])
+        assert same[2, 2] == pytest.approx(0.5)
+
+
+def test_the_table_counts_and_has_intervals(editing: Editing, table: pd.DataFrame) -> None:
+    assert set(table["pairs"]) == {PAIRS} and table["documents"].between(10, PAIRS).all()
+    for score in SCORES:
+        assert (table[f"{score} low"] <= table[score] + 1e-12).all()
+        assert (table[score] <= table[f"{score} high"] + 1e-12).all()
+    varying = table[(table["cause"] > 0.1) & (table["cause"] < 0.9)]
+    assert (varying["cause low"] < varying["cause high"]).all()
+    both = table[(table["dictionary"] == "identity") & (table["attribute"] == "both")].set_index("n")
+    found = editing.resampled("identity", 1)
+    assert (
+        found[0]
+        == both.loc[1, "disentanglement"]
+        == pytest.approx(scores(table, "identity", 1)[:2, 2].mean())
+    )
+    assert np.quantile(found[1:], 0.025) == both.loc[1, "disentanglement low"]
+    with pytest.raises(UserError, match="no edit of 7 latents of identity"):
+        editing.resampled("identity", 7)
+
+
+def made(shares: dict[tuple[str, int], np.ndarray], documents: list[int]) -> Editing:
+    """Edits with all scores and attributes alike: ``[pairs]`` for each dictionary and n."""
+    marks = np.stack([np.broadcast_to(share[:, None], (2, len(share), 3)) for share in shares.values()])
+    return Editing(tuple(shares), marks, np.array(documents))
+
+
+def test_resamples_are_of_documents_and_the_same_for_all() -> None:
+    hard = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 0.8])
+    editing = made({("good", 1): hard + 0.2, ("bad", 1): hard}, [3, 3, 3, 4, 7, 7])
+    good, bad = editing.resampled("good", 1), editing.resampled("bad", 1)
+    np.testing.assert_allclose(good - bad, 0.2)
+    # documents, not pairs, are drawn: means of the three are 0.2, 0.6 and 0.8
+    assert (bad[0], bad.min(), bad.max()) == pytest.approx((2.8 / 6, 0.2, 0.8))
+
+
+def test_the_number_of_latents_is_the_best_and_of_equals_the_smallest() -> None:
+    ones = np.ones(3)
+    editing = made(
+        {
+            ("a", 0): ones,  # of no latent: not to be chosen
+            ("a", 20): np.array([0.1, 0.2, 0.6]),
+            ("a", 5): np.array([0.6, 0.2, 0.1]),  # as good, with fewer
+            ("a", 1): 0.2 * ones,
+            ("b", 1): 0.3 * ones,
+            ("b", 20): 0.7 * ones,
+            (CEILING, 1): ones,
+            (FLOOR, 0): 0.5 * ones,
+        },
+        [0, 1, 2],
+    )
+    table = editing.table()
+    result = table["attribute"] == "result"
+    table.loc[result, "disentanglement"] = np.arange(result.sum())  # not what is asked
+    assert best_n(table) == {"a": 5, "b": 20}
+    shown = at_best_n(table, best_n(table))
+    assert set(shown["attribute"]) == {"both"}
+    wanted = [("a", 5), ("b", 20), (CEILING, 1), (FLOOR, 0)]
+    assert list(zip(shown["dictionary"], shown["n"], strict=True)) == wanted
+
+
+def test_sides_are_those_of_the_models_own_log_odds(
+    tiny_subject: Subject, contexts: DecisionContexts
+) -> None:
+    wrong, right = BOTH["persistence"], BOTH["verification"]
+    assert (
+        20 < len(contexts.sides) < len(wrong) + len(right)
+    )  # those that the model reads otherwise are left out
+    for i in (0, 7, len(contexts.sides) - 1):
+        document, place = contexts.documents[i], int(contexts.places[i])
+        ids = torch.from_numpy(CORPUS.document(document)[: place + 1].astype(np.int64))
+        logits = tiny_subject.logits(ids[None])[0, -1]
+        odds = [
+            float(logits[[30, 40, 41]].logsumexp(0) - logits[[10, 11, 20]].logsumexp(0)),
+            float(logits[[10, 11]].logsumexp(0) - logits[20]),
+            float(logits[30] - logits[[40, 41]].logsumexp(0)),
+        ]
+        above = [value > median for value, median in zip(odds, contexts.medians.tolist(), strict=True)]
+        assert contexts.sides[i].tolist() == [above[0], above[2] if above[0] else above[1]]
+        assert contexts.sides[i, 0] == (place in (2, 4))
+        assert contexts.read(logits).tolist() == contexts.sides[i].tolist()
+        stream = tiny_subject.residual(ids[None])[0, -1]
+        torch.testing.assert_close(contexts.stream[i], stream, atol=1e-4, rtol=1e-4)
+
+
+def test_differences_hold_the_other_attribute(contexts: DecisionContexts) -> None:
+    sides = torch.from_numpy(contexts.sides).float()
+    values = 3 * sides[:, 0] + 5 * sides[:, 1]
+    assert float(contexts.difference(values, 0)) == pytest.approx(3)
+    assert float(contexts.difference(values, 1)) == pytest.approx(5)
+    with pytest.raises(UserError, match="take more documents"):
+        replace(contexts, training=contexts.training & contexts.sides[:, 0]).difference(values, 0)
+
+
+def test_pairs_differ_in_both_and_are_of_test_documents(contexts: DecisionContexts) -> None:
+    base, source = draw_pairs(contexts, PAIRS, EVERYWHERE)
+    assert (contexts.sides[base] == ~contexts.sides[source]).all()
+    assert not contexts.training[base].any() and not contexts.training[source].any()
+    trained = set(contexts.documents[contexts.training])
+    assert not trained & set(contexts.documents[~contexts.training])
+    assert len(set(base)) == PAIRS and contexts.sides[base, 0].sum() == PAIRS // 2
+    again = draw_pairs(contexts, PAIRS, EVERYWHERE)
+    assert np.array_equal(again[0], base) and np.array_equal(again[1], source)
+    most, _ = draw_pairs(contexts, 10_000, EVERYWHERE)  # as many as there are, as often of either result
+    assert PAIRS < len(most) == 2 * contexts.sides[most, 0].sum() and len(set(most)) == len(most)
+
+
+def test_halves_share_no_document(contexts: DecisionContexts) -> None:
+    choosing, reporting = halves(contexts)
+    test = set(contexts.documents[~contexts.training].tolist())
+    assert not set(choosing) & set(reporting) and {*choosing, *reporting} == test
+    assert abs(len(choosing) - len(reporting)) <= 1
+    for documents in (choosing, reporting):
+        base, source = draw_pairs(contexts, 10, documents)
+        assert np.isin(contexts.documents[[*base, *source]], documents).all()
+    assert not np.array_equal(halves(contexts, seed=1)[0], choosing)
+    with pytest.raises(UserError, match="Some pair of result and style"):
+        draw_pairs(contexts, 10, choosing[:1])
+
+
+def test_a_kind_that_is_missing_is_said(tiny_subject: Subject) -> None:
+    none = BOTH["persistence"].select(np.empty(0, dtype=np.int64))
+    with pytest.raises(UserError, match="A kind of decision is in no training document"):
+        read_contexts(tiny_subject, BOTH | {"persistence": none}, 200)

@@ -1,0 +1,258 @@
+"""Probes find a latent that is a class; exact rules describe one that follows them; neither tells noise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sae_lens import StandardSAE, TopKSAE, TopKSAEConfig
+from tiny import make_corpus, signed_identity
+
+from reasoning_features.errors import UserError
+from reasoning_features.residual_stream.activations import ActivationBatch
+from reasoning_features.sae_checks.interpretability import (
+    ANOTHER,
+    AS_IT_IS,
+    FIRING,
+    MINIMUM,
+    SHUFFLED,
+    Labelling,
+    SparseProbes,
+    _donors,
+    detection,
+    excess,
+    judge,
+    labellings,
+    rule_kinds,
+    scaled_latents,
+    sparse_probes,
+)
+from reasoning_features.sae_checks.shipped import CEILING, FLOOR
+
+WIDTH = 6
+CORPUS = make_corpus(60)
+WRITTEN = make_corpus(200)
+WRITTEN = replace(
+    WRITTEN,
+    tokens=np.where(WRITTEN.special, 0, 2 + WRITTEN.tokens % 12).astype(np.int32),
+    moves=(np.arange(WRITTEN.n_tokens) // 2 % 3).astype(np.int8),
+    domains=[("a", "b", "c")[i % 3] for i in range(200)],
+    styles=["careful" if i % 2 else "hasty" for i in range(200)],
+)
+
+
+def activations() -> ActivationBatch:
+    """Noise, but coordinates 0 to 2 say which of the three moves a token has; ordinary tokens, shuffled."""
+    rng = np.random.default_rng(0)
+    residual = rng.normal(size=(CORPUS.n_tokens, WIDTH))
+    residual[:, :3] = 3 * np.eye(3)[labellings(CORPUS)[0].codes] + 0.1 * residual[:, :3]
+    positions = rng.permutation(np.flatnonzero(~CORPUS.special))
+    return ActivationBatch(torch.from_numpy(residual[positions]).float(), torch.from_numpy(positions))
+
+
+@pytest.fixture(scope="module")
+def probes() -> SparseProbes:
+    blind = signed_identity(WIDTH)
+    blind.W_enc.data[:3] = 0  # reads nothing but noise
+    return sparse_probes({"knows": signed_identity(WIDTH), "blind": blind}, activations(), CORPUS)
+
+
+def test_a_latent_that_is_a_class_tells_it_and_a_constant_tells_nothing(probes: SparseProbes) -> None:
+    table = probes.averaged().set_index(["dictionary", "labelling", "k"])
+    columns = ["balanced accuracy", "low", "high", "documents"]
+    for name, k in (("knows", 1), (CEILING, 1), (CEILING, WIDTH)):
+        assert table.loc[(name, "move", k), columns].tolist() == [1, 1, 1, 24]
+    found = probes.probes
+    chosen = found[(found["dictionary"] == "knows") & (found["labelling"] == "move") & (found["k"] == 1)]
+    assert chosen.set_index("class")["latents"].to_dict() == {"explore": (0,), "verify": (1,), "answer": (2,)}
+    for k in (1, 5):
+        assert table.loc[(FLOOR, "move", k), columns].tolist() == [0.5, 0.5, 0.5, 24]
+        blind = table.loc[("blind", "move", k)]
+        assert blind["low"] < 0.52 and abs(blind["balanced accuracy"] - 0.5) < 0.05
+        # no coordinate knows the family, which is even or odd
+        assert abs(table.loc[("knows", "family", k), "balanced accuracy"] - 0.5) < 0.06
+
+
+def test_what_documents_alone_tell_is_not_learnt() -> None:
+    """A point a document, and labels by document: other documents' labels cannot be known."""
+    rng = np.random.default_rng(0)
+    corpus = replace(CORPUS, domains=[str(side) for side in rng.permutation([0, 1] * 30)])
+    residual = torch.from_numpy(rng.normal(size=(60, WIDTH))[corpus.document_of]).float()
+    batch = ActivationBatch(residual, torch.arange(corpus.n_tokens))
+    found = sparse_probes({}, batch, corpus, [labellings(corpus)[1]])
+    assert found.resampled(CEILING, "family", WIDTH)[0] < 0.7
+
+
+def test_labellings_by_hand() -> None:
+    thinking = CORPUS.thinking.copy()
+    thinking[CORPUS.span(0)] = False
+    move, family = labellings(replace(CORPUS, thinking=thinking))
+    assert (move.codes[CORPUS.special] == -1).all() and (family.codes[CORPUS.special] == -1).all()
+    assert move.classes == CORPUS.move_names and family.classes == ("even", "odd")
+    assert (family.codes[CORPUS.span(0)] == -1).all()
+    assert (family.codes[CORPUS.starts[3] + 1 : CORPUS.starts[4]] == 1).all()
+
+
+def test_averages_and_intervals_by_hand() -> None:
+    about = {"dictionary": "a", "labelling": "move", "k": 1}
+    probes = pd.DataFrame(about | {"class": ["x", "y"], "latents": [(0,), (1,)]})
+    # x: 1 of 2 and 4 of 4, 0.75; y: 0 of 2 and 3 of 4, 0.375; the second document has no token of y
+    hits = np.array([[[1, 2], [0, 2]], [[0, 1], [0, 2]]], dtype=float)
+    totals = np.array([[[1, 2], [1, 2]], [[2, 1], [0, 3]]], dtype=float)
+    averaged = SparseProbes(probes, hits, totals).averaged().iloc[0]
+    assert averaged["balanced accuracy"] == pytest.approx(0.5625)
+    # resamples: x is .5, .75 or 1; y, where there, .5 (first document alone) or .375
+    assert averaged["low"] == pytest.approx(0.5) and averaged["high"] == pytest.approx(0.75)
+
+
+def test_resamples_are_of_the_same_documents(probes: SparseProbes) -> None:
+    """Two that fail at the same hard document differ by the same amount whichever documents are drawn."""
+    classes = {"class": ["x", "y"] * 2, "latents": [(0,)] * 4, "k": [1, 1, 2, 2]}
+    about = pd.DataFrame({"dictionary": ["a", "a", "b", "b"], "labelling": "move"} | classes)
+    totals = np.full((4, 3, 2), 10.0)
+    totals[1::2, 0, 0] = 0  # the first document has no token of y
+    right = np.array([0.9, 0.5, 0.3])[:, None] + np.array([0.1, 0.1, 0.0, 0.0])[:, None, None]
+    made = SparseProbes(about, right * totals, totals)
+    table = made.averaged()
+    assert (table["high"] - table["low"] > 0.3).all()
+    one, other = made.resampled("a", "move", 1), made.resampled("b", "move", 2)
+    np.testing.assert_allclose(one - other, 0.1)
+    with pytest.raises(UserError, match="no probe of nobody for move with k = 1"):
+        probes.resampled("nobody", "move", 1)
+
+
+def test_how_the_decoder_is_scaled_changes_nothing() -> None:
+    plain, loud = signed_identity(WIDTH), signed_identity(WIDTH)
+    loud.W_enc.data[:, 0], loud.W_dec.data[0] = 50 * loud.W_enc.data[:, 0], loud.W_dec.data[0] / 50
+    residual = activations().residual
+    np.testing.assert_allclose(scaled_latents(loud, residual), scaled_latents(plain, residual), atol=1e-5)
+    rescaled = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=8, k=2, rescale_acts_by_decoder_norm=True))
+    rescaled.W_dec.data *= torch.arange(1, 9)[:, None]  # which divides by the length itself
+    values = rescaled.encode(residual).detach().numpy()
+    np.testing.assert_allclose(scaled_latents(rescaled, residual), values, rtol=1e-5)
+
+
+def test_a_class_that_is_missing_is_said() -> None:
+    move = labellings(CORPUS)[0]
+    rare = np.where(move.codes == 2, 0, move.codes)
+    rare[int(np.flatnonzero(~CORPUS.special)[0])] = 2
+    with pytest.raises(UserError, match="Probes for move need two classes or more"):
+        sparse_probes({}, activations(), CORPUS, [Labelling("move", rare, move.classes)])
+    with pytest.raises(UserError, match="Probes for one need two classes"):
+        sparse_probes({}, activations(), CORPUS, [Labelling("one", 0 * rare, ("a",))])
+
+
+class Letters:
+    """Writes token 2 as a, 3 as b, and so on."""
+
+    def decode(self, ids: list[int]) -> str:
+        return chr(95 + ids[0])
+
+
+@pytest.fixture(scope="module")
+def kinds() -> dict[str, Labelling]:
+    return {kind.name: kind for kind in rule_kinds(WRITTEN, Letters())}
+
+
+def reader(columns: list[np.ndarray]) -> tuple[StandardSAE, ActivationBatch]:
+    """An autoencoder whose latent i is active exactly where ``columns[i]`` holds."""
+    order = np.random.default_rng(0).permutation(np.flatnonzero(~WRITTEN.special))
+    residual = torch.from_numpy(np.stack(columns, axis=1)[order]).float()
+    return signed_identity(len(columns)), ActivationBatch(residual, torch.from_numpy(order))
+
+
+def judged(columns: list[np.ndarray], kinds: dict[str, Labelling], **options: int) -> pd.DataFrame:
+    sae, batch = reader(columns)
+    return judge({"x": sae}, batch, WRITTEN, list(kinds.values()), **options)
+
+
+def test_a_latent_that_follows_a_rule_is_told_exactly(kinds: dict[str, Labelling]) -> None:
+    pair = kinds["token in move"]
+    both = int(np.bincount(pair.codes[pair.codes >= 0]).argmax())
+    wanted = [
+        ("token", "token is 'c'"), ("previous token", "previous token is 'd'"), ("move", "move is verify"),
+        ("next move", "next move is answer"), ("family", "family is b"), ("style", "style is careful"),
+        ("token in move", pair.classes[both]),
+    ]  # fmt: skip
+    columns = [kinds[kind].codes == kinds[kind].classes.index(rule) for kind, rule in wanted]
+    table = judged(columns, kinds).set_index("firing")
+    true = table.loc[AS_IT_IS]
+    assert true["latent"].tolist() == list(range(7))  # the other signs are never active
+    assert list(zip(true["kind"], true["rule"], strict=True)) == wanted
+    assert (true["discovery"] == 1).all() and (true["detection"] == 1).all()
+    ordinary = ~WRITTEN.special
+    assert true["density"].tolist() == pytest.approx([column[ordinary].mean() for column in columns])
+    shuffled = table.loc[SHUFFLED]
+    assert shuffled["detection"].mean() == pytest.approx(0.5, abs=0.03)
+    assert (shuffled["discovery"] > shuffled["detection"]).mean() > 0.5  # the best of many, by chance
+
+
+def test_noise_is_told_by_no_rule_and_places_survive_in_other_documents(kinds: dict[str, Labelling]) -> None:
+    noise = np.random.default_rng(1).random((WRITTEN.n_tokens, 20)) < 0.1
+    early = WRITTEN.position_of == 1  # what follows BOS
+    table = judged([*noise.T, early], kinds).set_index(["firing", "latent"])["detection"]
+    assert table[AS_IT_IS][:20].mean() == pytest.approx(0.5, abs=0.02)
+    assert table[AS_IT_IS, 20] == 1.0 and table[ANOTHER, 20] > 0.7  # of shorter documents places recur
+    assert table[SHUFFLED, 20] < 0.6
+
+
+def test_rules_by_hand(kinds: dict[str, Labelling]) -> None:
+    names = ["token", "move", "next move", "family", "style", "previous token", "token in move"]
+    assert list(kinds) == names
+    first = slice(WRITTEN.starts[1], WRITTEN.starts[2])
+    codes = {name: kind.codes[first] for name, kind in kinds.items()}
+    letters = [f"token is {Letters().decode([int(i)])!r}" for i in WRITTEN.document(1)]
+    assert [kinds["token"].classes[i] for i in codes["token"]] == letters
+    assert codes["previous token"].tolist() == [-1, *codes["token"][:-1]]
+    assert codes["move"][0] == -1 and codes["next move"][-1] == codes["token in move"][0] == -1
+    assert kinds["family"].classes[codes["family"][0]] == "family is b"
+    assert kinds["style"].classes[codes["style"][0]] == "style is careful"
+    said = kinds["token in move"].classes[codes["token in move"][2]]
+    assert said == f"{letters[2]} and move is {WRITTEN.move_names[codes['move'][2]]}"
+
+
+def test_no_document_keeps_its_own_firing() -> None:
+    document = np.array([3, 3, 3, 5, 5, 8, 8, 8, 8])
+    rng = np.random.default_rng(0)
+    assert _donors(AS_IT_IS, document, rng).tolist() == list(range(9))
+    assert sorted(_donors(SHUFFLED, document, rng)) == list(range(9))
+    taken = _donors(ANOTHER, document, rng)
+    place, starts, sizes = [0, 1, 2, 0, 1, 0, 1, 2, 3], {3: 0, 5: 3, 8: 5}, {3: 3, 5: 2, 8: 4}
+    givers: dict[int, int] = {}
+    for row, whose in enumerate(document[taken]):
+        assert givers.setdefault(document[row], whose) == whose != document[row]
+        assert taken[row] - starts[whose] == place[row] % sizes[whose]
+    assert sorted(givers.values()) == [3, 5, 8]
+
+
+def test_few_latents_are_drawn_by_seed(kinds: dict[str, Labelling]) -> None:
+    noise = np.random.default_rng(2).random((WRITTEN.n_tokens, 30)) < 0.1
+    noise[:, 0] = WRITTEN.position_of == 40  # no document is as long
+    noise[:, 1] = True  # always active: nothing to tell
+    one, again, other = (judged(list(noise.T), kinds, latents=10, seed=seed) for seed in (0, 0, 1))
+    pd.testing.assert_frame_equal(one, again)
+    assert not one["latent"].equals(other["latent"])
+    assert len(one) == 10 * len(FIRING) and one["latent"].between(2, 29).all()
+
+
+def test_detection_is_a_mean_over_latents_and_excess_is_latent_by_latent() -> None:
+    firing = [AS_IT_IS] * 2 + [ANOTHER] * 2 + [SHUFFLED] * 2
+    table = pd.DataFrame({"firing": firing, "latent": [0, 1, 1, 0, 0, 1]}).assign(dictionary="x")
+    table["detection"] = [0.5, 1.0, 0.75, 0.5, 1.0, 1.0]
+    found = detection(table).set_index("firing")
+    assert found["detection"].tolist() == [0.75, 0.625, 1] and (found["latents"] == 2).all()
+    assert found.loc[AS_IT_IS, ["low", "high"]].tolist() == [0.5, 1.0]
+    assert excess(table, "x").tolist() == [0, 0.25]
+
+
+def test_what_cannot_be_judged_is_said(kinds: dict[str, Labelling]) -> None:
+    with pytest.raises(UserError, match=f"No latent of x is active on {MINIMUM} tokens"):
+        judged([np.zeros(WRITTEN.n_tokens, dtype=bool)], kinds)
+    one = ActivationBatch(torch.ones(3, 1), torch.arange(1, 4))
+    with pytest.raises(UserError, match="give two"):
+        judge({"x": signed_identity(1)}, one, WRITTEN, list(kinds.values()))
+    with pytest.raises(UserError, match="no styles"):
+        rule_kinds(replace(WRITTEN, styles=None), Letters())

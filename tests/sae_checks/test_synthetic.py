@@ -1,0 +1,310 @@
+"""Data of known features is what it is said to be; the grid learns, goes on where it stopped, and repeats."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from reasoning_features.errors import MissingArtefact, UserError
+from reasoning_features.sae_checks import synthetic
+from reasoning_features.sae_checks.synthetic import (
+    CELLS,
+    CHECKED,
+    DECADES,
+    EXPLAINED,
+    STEPS,
+    USUAL,
+    Cell,
+    World,
+    at_end,
+    by_frequency,
+    check,
+    count_by_frequency,
+    curves,
+    frequent,
+    last,
+    longest,
+    make,
+    make_cell,
+    merged,
+    recovered,
+    revival,
+    summary,
+    swapped,
+    train_cell,
+)
+
+FEW = World(width=64, features=16, active=1.5, firing="unequal", seed=3)
+"""Fewer features than dimensions: their activations can be read back."""
+TINY = Cell("topk", "unequal", 0, steps=6, width=8, features=32, active=2)
+EASY = Cell("topk", "equal", 0, steps=400, width=16, features=16, active=1)
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    monkeypatch.setattr(synthetic, "RECORD_AT", (2, 100))
+
+
+def one_after_the_other(work, cells):
+    for cell in cells:
+        work(cell)
+
+
+def at_cosine(direction: Tensor, cosine: float) -> Tensor:
+    """A direction at a cosine with another one."""
+    aside = torch.randn(len(direction), generator=torch.Generator().manual_seed(0))
+    aside = normalize(aside - (aside @ direction) * direction, dim=0)
+    return cosine * direction + (1 - cosine**2) ** 0.5 * aside
+
+
+def test_probabilities_are_the_papers():
+    assert World(100, 3200, 20, "equal").probabilities == pytest.approx(np.full(3200, 0.00625))
+    unequal = World(100, 3200, 20, "unequal").probabilities
+    assert unequal.sum() == pytest.approx(20)
+    low, high = np.log10([unequal.min(), unequal.max()])
+    assert low == pytest.approx(-5.5, abs=0.05) and high == pytest.approx(-1.2, abs=0.05)
+    # as many features in every part of the span: the logarithm is uniform
+    parts, _ = np.histogram(np.log10(unequal), np.linspace(high - DECADES, high, 5))
+    assert parts == pytest.approx(800, abs=100)
+
+
+def test_features_are_uniform_on_the_sphere_and_shared_by_both_firings():
+    directions = World(20, 2000, 10, "equal", seed=1).directions
+    assert torch.allclose(directions.norm(dim=1), torch.ones(2000)) and not directions.requires_grad
+    assert torch.cov(directions.T).numpy() == pytest.approx(np.eye(20) / 20, abs=0.006)
+    assert torch.equal(directions, World(20, 2000, 10, "unequal", seed=1).directions)
+    assert not torch.allclose(directions, World(20, 2000, 10, "equal", seed=2).directions)
+
+
+def test_features_are_active_as_often_and_as_strongly_as_asked():
+    n, p = 20_000, FEW.probabilities
+    x = FEW.sample(n, "test")
+    strengths = torch.linalg.lstsq(FEW.directions.T.double(), x.T.double()).solution.T
+    active = strengths > 1e-3
+    assert strengths[~active].abs().max() < 1e-4
+    error = np.sqrt(p * (1 - p) / n)
+    assert (np.abs(active.double().mean(0).numpy() - p) < 4 * error + 1e-12).all()
+    logs = strengths[active].log()
+    assert logs.mean().item() == pytest.approx(0, abs=0.01)
+    assert logs.std().item() == pytest.approx(0.25, abs=0.01)
+    # independent: two features are active together as often as chance has it
+    first, second = p.argsort()[-2:]
+    together = (active[:, first] & active[:, second]).double().mean().item()
+    assert together == pytest.approx(p[first] * p[second], rel=0.1)
+
+
+def test_a_stream_is_its_own_whatever_else_draws_random_numbers():
+    world = World(8, 32, 4, "unequal")
+    torch.manual_seed(0)
+    plain = torch.rand(3)
+    torch.manual_seed(0)
+    first = list(islice(world.batches(16), 3))
+    assert torch.equal(torch.rand(3), plain)  # it disturbs nobody
+    batches, other, again = world.batches(16), world.batches(16), []
+    for _ in range(3):
+        again.append(next(batches))
+        torch.manual_seed(5)
+        next(other)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[1])
+    held_out = world.sample(16, "held out")
+    assert torch.equal(world.sample(16, "held out"), held_out) and not torch.equal(first[0], held_out)
+    assert not torch.equal(replace(world, seed=1).sample(16, "held out"), held_out)
+
+
+@pytest.mark.parametrize(
+    "world", [{"active": 0}, {"active": 40, "features": 32}, {"active": 20, "firing": "unequal"}]
+)
+def test_impossible_probabilities_are_refused(world):
+    with pytest.raises(UserError, match="choose active"):
+        World(**({"width": 8, "features": 32} | world))
+
+
+def test_recovered_is_a_cosine_above_the_threshold_with_its_sign():
+    features = normalize(torch.randn(5, 30, generator=torch.Generator().manual_seed(1)), dim=1)
+    found = [
+        7 * at_cosine(features[0], 0.81),  # length does not count
+        at_cosine(features[1], 0.79),
+        -features[2],
+        torch.zeros(30),  # a latent that has no direction
+        features[4],
+        features[4],  # twice the same
+    ]
+    assert recovered(torch.stack(found), features).tolist() == [True, False, False, False, True]
+    random = torch.randn(800, 50, generator=torch.Generator().manual_seed(0))
+    assert recovered(random, World().directions).mean() < 0.01
+
+
+def test_recovery_is_counted_in_bins_of_equally_many_features():
+    probabilities, found = np.array([0.2, 0.002, 0.05, 0.04]), np.array([True, False, True, False])
+    table = count_by_frequency(found, probabilities, bins=2)
+    assert table.to_numpy().tolist() == [[0, 0.002, 0.04, 2, 0], [1, 0.05, 0.2, 2, 2]]
+    assert len(count_by_frequency(found, probabilities)) == 4  # no empty bins
+    equal = count_by_frequency(np.arange(32) < 8, World(8, 32, 4).probabilities)
+    assert equal[["in bin", "found"]].values.tolist() == [[32, 8]]
+
+
+def test_cells_are_what_was_planned():
+    assert len({cell.file for cell in CELLS}) == len(CELLS) == 42
+    usual = [cell for cell in CELLS if cell.steps == STEPS]
+    assert len({(cell.architecture, cell.firing, cell.seed) for cell in usual}) == len(usual) == 9 * 2 * 2
+    others = [cell for cell in CELLS if cell.steps != STEPS]
+    assert {(c.architecture, c.firing) for c in others} == {("topk", "equal"), ("batchtopk", "equal")}
+    sizes = {(cell.features, cell.width, cell.active, cell.seed) for cell in others}
+    assert sizes == {(800, 50, 10, 0), (800, 50, 10, 1), (3200, 100, 20, 0)}
+    assert all(cell.world.firing == cell.firing and cell.recipe.k == cell.active for cell in CELLS)
+    assert set(CHECKED) <= set(CELLS)
+
+
+def test_a_cell_is_recorded_as_it_goes(recorded):
+    rows = train_cell(TINY)
+    assert list(dict.fromkeys(rows["step"])) == [0, 2, 6]
+    assert (rows["samples"] == 512 * rows["step"]).all() and rows["L0"].iloc[-1] <= 2
+    assert (rows.groupby("step")["in bin"].sum() == 32).all() and rows["bin"].tolist() == [*range(10)] * 3
+    assert (rows["found"] <= rows["in bin"]).all()
+    assert rows[["architecture", "firing", "seed"]].drop_duplicates().values.tolist() == [
+        ["topk", "unequal", 0]
+    ]
+
+
+def test_the_same_cell_gives_the_same_rows_and_leaves_random_numbers_alone(tmp_path):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    make_cell(tmp_path / "one", TINY)
+    assert torch.equal(torch.rand(2), expected)
+    make_cell(tmp_path / "two", TINY)
+    one, two = ((tmp_path / name / TINY.file).read_bytes() for name in ("one", "two"))
+    assert one == two
+    assert not train_cell(replace(TINY, seed=1)).equals(train_cell(TINY))
+
+
+@pytest.mark.slow
+def test_an_easy_world_is_learnt_and_a_frozen_decoder_finds_nothing():
+    cells = (EASY, replace(EASY, architecture="frozen_decoder"))
+    learnt, frozen = (last(curves(train_cell(cell))).iloc[0] for cell in cells)
+    assert learnt["recovered"] > 0.8 and learnt[EXPLAINED] > 0.6
+    assert frozen["recovered"] < 0.2 and frozen[EXPLAINED] > 0
+
+
+def test_the_grid_goes_on_where_it_stopped_and_leaves_nothing_half_made(tmp_path, monkeypatch):
+    cells = [replace(TINY, seed=seed) for seed in (1, 0)]
+    with pytest.raises(MissingArtefact, match="2 of 2"):
+        merged(tmp_path, cells)
+    make(tmp_path, one_after_the_other, cells[:1])
+    kept = (tmp_path / cells[0].file).stat().st_mtime_ns
+    with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
+        broken.setattr(synthetic, "held_out_quality", lambda trainer, held_out: 1 / 0)
+        make(tmp_path, one_after_the_other, cells)
+    assert list(tmp_path.iterdir()) == [(tmp_path / cells[0].file)]
+    make(tmp_path, one_after_the_other, cells)
+    assert (tmp_path / cells[0].file).stat().st_mtime_ns == kept
+    assert list(dict.fromkeys(merged(tmp_path, cells)["seed"])) == [1, 0]  # in the order of the cells
+
+
+def test_trainings_can_be_checked_by_their_first_steps(recorded):
+    cells = [replace(TINY, steps=10), replace(TINY, steps=10, architecture="batchtopk")]
+    grid = pd.concat([train_cell(cell) for cell in cells], ignore_index=True)
+    table = check(grid, 2, cells)
+    assert table[["architecture", "step"]].values.tolist() == [
+        ["topk", 0], ["topk", 2], ["batchtopk", 0], ["batchtopk", 2]
+    ]  # fmt: skip
+    assert table[EXPLAINED].equals(table[f"{EXPLAINED} now"]) and table["found"].equals(table["found now"])
+    grid.loc[grid["step"] == 2, EXPLAINED] += 0.1
+    changed = check(grid, 2, cells[:1])
+    assert (changed[EXPLAINED] == changed[f"{EXPLAINED} now"]).tolist() == [True, False]
+
+
+def rows(architecture: str, seed: int, found: list[int], **about) -> pd.DataFrame:
+    """A training that ends with so many features found in each of some bins, of 100 features together."""
+    common = {"architecture": architecture, "firing": "unequal", "width": 8, "features": 100, "seed": seed}
+    common |= {"steps": 10, "step": 10, "samples": 5120, "L0": 2.0, EXPLAINED: 0.5 + seed / 10}
+    bins = {"bin": range(len(found)), "from": 0.01, "to": 0.1, "in bin": 100 // len(found), "found": found}
+    return pd.DataFrame(common | {"dead share": 0.0, "best cosine": 0.6} | about | bins)
+
+
+def joined(*parts: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_curves_sum_bins_and_the_last_step_is_each_trainings_own():
+    table = curves(
+        joined(rows("topk", 0, [0, 0], step=0), rows("topk", 0, [10, 40]), rows("relu", 0, [1, 1], step=4))
+    )
+    assert table["recovered"].tolist() == [0, 0.5, 0.02] and last(table)["step"].tolist() == [10, 4]
+
+
+def test_by_frequency_pools_the_features_of_all_seeds():
+    table = by_frequency(joined(rows("topk", 0, [0, 40]), rows("topk", 1, [10, 50])))
+    assert table["in bin"].tolist() == [100, 100] and table["recovered"].tolist() == [0.1, 0.9]
+    assert (table["high"] - table["low"]).tolist() == pytest.approx([0.119, 0.119], abs=0.002)  # Wilson
+
+
+def test_summary_has_intervals_over_seeds_and_for_one_seed_over_features_alone():
+    apart = [rows("topk", 0, [0, 10]), rows("topk", 1, [40, 50])]
+    alike = [rows("relu", 0, [0, 10]), rows("relu", 1, [0, 10])]
+    table = summary(joined(*apart, *alike, rows("ortsae", 0, [0, 0]))).set_index("architecture")
+    assert table["recovered"].tolist() == pytest.approx([0.5, 0.1, 0])
+    assert table["seeds"].tolist() == [2, 2, 1]
+    assert table.loc["topk", [f"{EXPLAINED} low", f"{EXPLAINED} high"]].tolist() == pytest.approx([0.5, 0.6])
+    low, high = table["recovered low"], table["recovered high"]
+    assert low["topk"] < 0.15 and high["topk"] > 0.85  # worlds that differ count as two, not as 200 features
+    assert 0.05 < low["relu"] < 0.1 < high["relu"] < 0.16
+    assert low["ortsae"] >= 0 and 0.01 < high["ortsae"] < 0.04  # nothing found is not certainly nothing
+    assert table.loc["ortsae", [f"{EXPLAINED} low", f"{EXPLAINED} high"]].isna().all()
+
+
+def test_claims_are_judged_by_the_longest_trainings_in_the_smallest_worlds():
+    equal = {"firing": "equal"}
+    grid = joined(
+        rows("topk", 0, [1, 1], **equal),
+        rows("topk", 0, [5, 5], steps=40, **equal),
+        rows("topk", 0, [3, 3], steps=80, features=3200, **equal),
+        rows("relu", 0, [1, 1], **equal),
+        rows("relu", 1, [1, 1], **equal),
+        rows("topk", 0, [4, 4]),
+    )
+    assert longest(grid)["found"].tolist() == [5, 5, 1, 1, 1, 1, 4, 4]
+    found = at_end(grid, "topk", "recovered")
+    assert (found.estimate, found.n) == (0.1, 100) and 0 < found.low < 0.1 < found.high < 0.3
+    one = at_end(grid, "topk", EXPLAINED)
+    assert (one.estimate, one.n) == (0.5, 1) and math.isnan(one.low) and math.isnan(one.high)
+    two = at_end(grid, "relu", EXPLAINED)
+    assert (two.low, two.high, two.n) == pytest.approx((0.5, 0.6, 2))
+
+
+def test_frequent_features_are_the_top_fifth():
+    ours, others = rows("topk", 0, [0, 0, 0, 0, 0, 0, 0, 4, 9, 10]), rows("relu", 0, [10] * 10)
+    share, rest = frequent(joined(ours, others, rows("topk", 0, [50], firing="equal")), "topk")
+    assert (share.estimate, share.n, rest.estimate) == (0.95, 20, 4 / 80)
+    assert 0.7 < share.low < 0.95 < share.high < 1
+
+
+def test_revival_has_each_architecture_under_both_weights():
+    grid = [rows(name, seed, [40, 40], firing="equal") for name in ("topk", "batchtopk") for seed in (0, 1)]
+    grid += [rows("topk", 0, [1, 1]), rows("topk", 0, [9, 9], firing="equal", features=3200)]
+    grid += [rows("relu", 0, [9, 9], firing="equal"), rows("topk", 0, [9, 9], firing="equal", steps=40)]
+    others = [rows("topk", 0, [10, 10], firing="equal", auxiliary=USUAL["batchtopk"])]
+    others += [rows("batchtopk", 0, [0, 0], firing="equal", auxiliary=USUAL["topk"])]
+    table = revival(joined(*grid), joined(*others)).set_index(["architecture", "auxiliary"])
+    assert table["recovered"].to_dict() == {
+        ("topk", 1.0): 0.8, ("topk", 1 / 32): 0.2, ("batchtopk", 1 / 32): 0.8, ("batchtopk", 1.0): 0.0,
+    }  # fmt: skip
+    assert table["seeds"].sum() == 6
+
+
+def test_swapped_weights_are_those_that_were_trained_with(recorded, tmp_path, monkeypatch):
+    cells = [replace(TINY, auxiliary=0.25), replace(TINY, architecture="batchtopk", auxiliary=2.0)]
+    assert [cell.recipe.auxiliary for cell in cells] == [0.25, 2.0]
+    assert len({cell.file for cell in (TINY, *cells)}) == 3
+    monkeypatch.setattr(synthetic, "REVIVAL", cells)
+    make(tmp_path, one_after_the_other, cells)
+    assert set(swapped(tmp_path)["auxiliary"]) == {0.25, 2.0}
