@@ -32,14 +32,14 @@ from reasoning_features.sae_checks.shipped import CEILING, FLOOR, name_of
 from reasoning_features.statistics import Interval
 from reasoning_features.steering.steering_results import winners_table
 from reasoning_features.steering.steering_study import CHOSEN, FEATURES, Study
-from reasoning_features.truth import benchmark as scorer_benchmark
+from reasoning_features.truth import benchmark as scorers
 
 Array = NDArray[np.float64]
 ENDS = ["estimate", "low", "high"]
 PRECISION = "average precision"
 SHOWN = (
     *("ReasonScore", "word identity", "density", "mean difference", "gradient attribution"),
-    scorer_benchmark.CEILING,
+    scorers.CEILING,
 )
 """Scorers that are drawn; the table has all."""
 
@@ -151,7 +151,7 @@ def dictionary_rows(
 
 def main_line_rows(
     pair: tuple[str, str],
-    benchmarks: Mapping[str, scorer_benchmark.Benchmark],
+    benchmarks: Mapping[str, scorers.Benchmark],
     studies: Mapping[str, Study],
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -211,17 +211,17 @@ def scorer_panels(table: pd.DataFrame, model: str) -> pd.DataFrame:
     return rows.rename(columns={"scorer": "metric"})[["metric", "dictionary", *ENDS]]
 
 
-def precision_over_chance(benchmark: scorer_benchmark.Benchmark) -> Array:
+def precision_over_chance(benchmark: scorers.Benchmark) -> Array:
     """ReasonScore's average precision less chance against effects on persistence, of all traces and of each
     resample ``[1 + resamples]``.
 
     Traces are resampled in one order for all dictionaries of a model, so their differences are paired.
     """
     truth = benchmark.truths["persistence"]
-    score = scorer_benchmark.live_scores(scorer_benchmark.column("score:reason score"), benchmark, truth)
-    resampled = truth.resampled(scorer_benchmark.RESAMPLES, scorer_benchmark.SEED)
+    score = scorers.live_scores(scorers.column("score:reason score"), benchmark, truth)
+    resampled = truth.resampled(scorers.RESAMPLES, scorers.SEED)
     effects = np.concatenate([truth.effect[None], resampled])
-    found = scorer_benchmark.metrics(score, effects, truth.threshold, signed=False)[PRECISION]
+    found = scorers.metrics(score, effects, truth.threshold, signed=False)[PRECISION]
     return found - (np.abs(effects) > truth.threshold).mean(axis=1)
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from reasoning_features.steering.search import CHOSEN, FEATURES
-from tiny import signed_identity
+from studies import made
+from tiny import make_benchmark, signed_identity
 
 from reasoning_features.dictionaries.evaluation import quality
-from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.sae_checks import random_baseline
-from reasoning_features.steering.steering_study import Study
-from reasoning_features.truth.benchmark import Benchmark, Scorer, Truth, column, evaluate_all
+from reasoning_features.truth.benchmark import Benchmark, Scorer, column, evaluate_all
 
 FRESH = ActivationBatch(torch.randn(400, 4, generator=torch.Generator().manual_seed(0)), torch.arange(400))
 DOCUMENTS = np.repeat(np.arange(20), 20)
@@ -25,31 +24,14 @@ SCORER = Scorer("ReasonScore", column("score:reason score"), False, False, "")
 
 
 def benchmark(architecture: str, score: np.ndarray) -> Benchmark:
-    """Five features of which each has an effect, and 20 without, in 40 noisy traces."""
-    rng = np.random.default_rng(0)
-    counts = rng.integers(1, 4, 40).astype(float)
-    sums = -(EFFECT + 0.05 * rng.standard_normal((40, len(EFFECT)))) * counts[:, None]
-    effect, features = -sums.sum(0) / counts.sum(), np.arange(len(EFFECT))
-    truth = Truth(features, effect, sums, counts, threshold=np.full(len(EFFECT), 0.3))
-    evidence = pd.DataFrame({"feature": features, "score:reason score": score})
-    return Benchmark("coupled-0", 1.0, 0, architecture, 0, evidence, {"persistence": truth})
+    """Five features that have an effect and 20 that have none, ranked by a score."""
+    made_of = make_benchmark(EFFECT, 0.3, noise=0.05)
+    evidence = made_of.evidence.assign(**{"score:reason score": score})
+    return replace(made_of, architecture=architecture, evidence=evidence)
 
 
 GOOD, BAD = benchmark("batchtopk", EFFECT), benchmark("soft_frozen_decoder-iso", -EFFECT)
-
-
-def study(chosen: float) -> Study:
-    """Of 400 problems the unsteered model solves half, ReasonScore's winner so many, a random one half."""
-    uniform, frames = np.random.default_rng(0).random(400), []
-    for group, chance in {UNSTEERED: 0.5, CHOSEN: chosen, FEATURES: 0.5}.items():
-        told: dict[str, Any] = {"problem": np.arange(400), "domain": "pair", "group": group, "gamma": 0.2}
-        told |= {"condition": f"{group} at {chance}", "feature": 1, "share of norm": 0.1}
-        frames.append(pd.DataFrame(told | {"correct": uniform < chance, "thinking_tokens": 40}))
-    nothing = pd.DataFrame()
-    return Study({"model": "m"}, nothing, nothing, pd.concat(frames, ignore_index=True))
-
-
-STRONG, WEAK = study(0.8), study(0.5)
+STRONG, WEAK = (made(1.0, 0, {CHOSEN: chance, FEATURES: 0.5, SLOT: 0.5}) for chance in (0.8, 0.5))
 
 
 def test_variance_explained_differs_by_what_is_explained_paired_over_documents() -> None:
