@@ -238,7 +238,8 @@ def winner_panels(won: pd.DataFrame) -> pd.DataFrame:
     """Gains in points of the classes that differ by dictionary, as ``figures.draw_metrics`` draws them."""
     rows = won[won["class"].isin([CHOSEN, FEATURES])]
     points = (100 * rows[["gain", "low", "high"]]).set_axis(ENDS, axis=1)
-    return pd.concat([rows[["dictionary"]], points], axis=1).assign(metric=rows["class"] + ", gain (points)")
+    named = rows[["dictionary"]].assign(metric=rows["class"] + ", gain (points)")
+    return pd.concat([named, points], axis=1)
 
 
 def presence(
