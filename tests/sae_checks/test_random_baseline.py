@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from reasoning_features.steering.search import CHOSEN, FEATURES
+from reasoning_features.steering.steering_study import CHOSEN, FEATURES, SLOT
 from studies import made
 from tiny import make_benchmark, signed_identity
 
