@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from reasoning_features.steering.steering_study import CHOSEN, FEATURES, SLOT
 from studies import made
 from tiny import make_benchmark, signed_identity
 
 from reasoning_features.dictionaries.evaluation import quality
 from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.sae_checks import random_baseline
+from reasoning_features.steering.steering_study import CHOSEN, FEATURES, SLOT
 from reasoning_features.truth.benchmark import Benchmark, Scorer, column, evaluate_all
 
 FRESH = ActivationBatch(torch.randn(400, 4, generator=torch.Generator().manual_seed(0)), torch.arange(400))
