@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import ttest_ind
-from test_word_masks import PIECES, Pieces, corpus_of
+from tiny import PIECES, Pieces, corpus_of
 
 from reasoning_features.errors import UserError
 from reasoning_features.interpretation.lexical_controls import (

@@ -44,7 +44,7 @@ def measured(n_tokens: int) -> dict[str, float]:
     from reasoning_features.scoring.feature_statistics import one_pass
     from reasoning_features.scoring.selection import resampled_comparison, top_features
     from reasoning_features.text.corpus import Corpus
-    from reasoning_features.text.word_masks import ALL, TokenSets, vocabulary_set, word_set
+    from reasoning_features.text.words import ALL, TokenSets, vocabulary_set, word_set
     from reasoning_features.truth.feature_table import measure
 
     rng, window, n = np.random.default_rng(0), (2, 3), n_tokens // 1000

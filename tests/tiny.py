@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +111,36 @@ def make_benchmark(
     )
     evidence = pd.DataFrame({"feature": np.arange(dead + len(effect))})
     return Benchmark("coupled-0", 1.0, 0, "relu", 0, evidence, {"persistence": truth})
+
+
+PIECES = ("<s>", "wait", " wait", "Wait", "let", " let", " me", "But", " But", " but", "a", " a", " b", ".")
+
+
+class Pieces:
+    """A tokenizer that takes the longest piece at each place, and writes ? for what it does not know."""
+
+    def __init__(self, pieces: Sequence[str] = PIECES) -> None:
+        self.pieces = (*pieces, "?")
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids = []
+        while text:
+            found = max((p for p in self.pieces if text.startswith(p)), key=len, default="?")
+            ids.append(self.pieces.index(found))
+            text = text[len(found) :]
+        return ids
+
+    def decode(self, ids: list[int], clean_up_tokenization_spaces: bool = False) -> str:
+        return "".join(self.pieces[i] for i in ids)
+
+
+def corpus_of(
+    *documents: Sequence[str], thinking: Sequence[int] = (), pieces: Sequence[str] = PIECES
+) -> Corpus:
+    """Documents written as pieces; "<s>" is special."""
+    written = [piece for document in documents for piece in document]
+    tokens = np.array([pieces.index(piece) for piece in written], dtype=np.int32)
+    starts = np.cumsum([0, *(len(document) for document in documents)]).astype(np.int64)
+    inside = np.isin(np.arange(len(tokens)), thinking)
+    special = np.array([piece == "<s>" for piece in written])
+    return Corpus("example", tokens, starts, special, inside, ["math"] * len(documents))

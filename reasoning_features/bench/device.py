@@ -27,7 +27,7 @@ from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import Moments, shuffled_batches, stream
 from reasoning_features.scoring.feature_statistics import accumulate
 from reasoning_features.text.corpus import Corpus
-from reasoning_features.text.word_masks import ALL, TokenSets
+from reasoning_features.text.words import ALL, TokenSets
 
 SCORED_TOKENS = 10_000_000
 """Tokens that the paper scores."""

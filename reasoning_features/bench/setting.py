@@ -17,7 +17,7 @@ from reasoning_features.settings import Settings, load_settings
 from reasoning_features.steering.benchmarks import Questions, load_questions
 from reasoning_features.text import corpora
 from reasoning_features.text.corpus import Corpus
-from reasoning_features.text.word_masks import TokenSets, token_sets
+from reasoning_features.text.words import TokenSets, token_sets
 
 PAPER_FEATURES, PAPER_L0 = 65_536, 86
 """Features of the paper's autoencoder, and how many are active on a token."""

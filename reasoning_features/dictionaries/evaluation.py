@@ -23,8 +23,7 @@ from tqdm.auto import tqdm
 
 from reasoning_features.dictionaries.autoencoder import rows_at_once
 from reasoning_features.models.subject import Subject
-from reasoning_features.residual_stream.activations import ActivationBatch, Moments, no_sink
-from reasoning_features.residual_stream.losses import next_token_loss
+from reasoning_features.residual_stream.activations import ActivationBatch, Moments, next_token_loss, no_sink
 from reasoning_features.statistics import Interval, bootstrap_ratio
 from reasoning_features.text.corpus import Corpus, TokenBatch
 

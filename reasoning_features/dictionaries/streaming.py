@@ -47,8 +47,7 @@ from reasoning_features.files import read_json, write_json
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import SINK, Moments, no_sink, reading_key
 from reasoning_features.settings import Settings, TextSource
-from reasoning_features.text.text_corpora import beginning, check_ids
-from reasoning_features.text.text_sources import TextRows, open_texts, quiet, without_bos
+from reasoning_features.text.corpora import TextRows, beginning, check_ids, open_texts, without_bos
 
 BATCHES = 64
 """Batches that a buffer holds: 2 GB of 16-bit activations of width 4,096 at the paper's batch."""
@@ -183,7 +182,7 @@ def _text_part(
     """Texts in their seeded order, packed piece by piece until there are rows enough."""
     packed: list[datasets.Dataset] = []
     start, texts = 0, FIRST_TEXTS
-    with quiet(), tqdm(total=needed, desc=f"rows of {opened.name}", unit="row", leave=False) as bar:
+    with tqdm(total=needed, desc=f"rows of {opened.name}", unit="row", leave=False) as bar:
         while start < len(order) and sum(map(len, packed)) < needed:
             chosen = order[start : start + texts].tolist()
             packed.append(_packed(opened, chosen, tokenizer, settings.context, identity))

@@ -31,17 +31,18 @@ from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import stream
 from reasoning_features.statistics import bootstrap_weights
-from reasoning_features.text.corpus import Corpus
-from reasoning_features.text.injection import (
+from reasoning_features.text.corpus import Corpus, sentence_of, sentence_starts
+from reasoning_features.text.words import (
     INJECTED,
+    TokenIndex,
+    Window,
     draw_places,
+    form_ids,
     hosts,
     inject,
     plain_documents,
     usual_forms,
 )
-from reasoning_features.text.sentences import sentence_of, sentence_starts
-from reasoning_features.text.word_masks import TokenIndex, Window, form_ids
 
 Array = NDArray[np.float64]
 CLASSES = ("token-driven", "partly", "context-driven")
@@ -144,7 +145,7 @@ def measure_controls(
         tokenizer: the subject's.
         words: R.
         control_words: words matched to R in frequency.
-        capitalised_only: words with one form (:func:`reasoning_features.text.word_masks.form_ids`).
+        capitalised_only: words with one form (:func:`reasoning_features.text.words.form_ids`).
         window: a word acts on its own tokens and on as many after it as the window says.
         batch_tokens: the most token ids in one pass.
         seed: of places and words.

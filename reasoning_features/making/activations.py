@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from reasoning_features import paths
 from reasoning_features.diffing.stages import Stage, stage_corpus
 from reasoning_features.models.subject import Subject, load_subject
-from reasoning_features.residual_stream.activations import stream
+from reasoning_features.residual_stream.activations import collect, stream
 from reasoning_features.settings import load_settings
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus
-from reasoning_features.text.corpus import Corpus, join
+from reasoning_features.text.corpus import join
 
 
 def main_activations(model: Path, traces: int, layer: int | None = None) -> tuple[Subject, Tensor]:
     """A model and its residual stream ``[n, d]`` on the text of the main autoencoders.
 
-    Args:
-        model: its directory.
-        traces: documents of its kind of traces; there are a third as many general ones.
-        layer: where it is read; the profile's where none is given.
+    The text is so many documents of the model's kind of traces, and a third as many general ones. The model
+    is read at the profile's layer where none is given.
     """
     settings = load_settings("organism", subject=paths.relative(model), layer=layer)
     subject = load_subject(settings.subject, settings.layer)
@@ -30,23 +27,16 @@ def main_activations(model: Path, traces: int, layer: int | None = None) -> tupl
         reasoning_corpus(settings, subject.tokenizer, "training", documents=traces),
         general_corpus(settings, subject.tokenizer, "training", documents=traces // 3),
     ]
-    return subject, _residual(subject, join("autoencoder training", texts), settings.batch_tokens)
+    corpus = join("autoencoder training", texts)
+    return subject, collect(stream(subject, corpus, settings.batch_tokens)).residual
 
 
 def stage_activations(model: Path, stage: Stage, arm: Path, documents: int) -> tuple[Subject, Tensor]:
-    """A model and its residual stream ``[n, d]`` on a stage's data.
+    """A model and its residual stream ``[n, d]`` on a stage's data, so many documents of each corpus.
 
-    Args:
-        model: its directory.
-        stage: of model diffing.
-        arm: directory of the model whose kind of traces are the reasoning data.
-        documents: of each corpus.
+    The reasoning data are traces of the model in the directory ``arm``.
     """
     settings = load_settings("organism")
     subject = load_subject(paths.relative(model), settings.layer)
     corpus = stage_corpus(stage, settings, subject.tokenizer, paths.relative(arm), documents)
-    return subject, _residual(subject, corpus, settings.batch_tokens)
-
-
-def _residual(subject: Subject, corpus: Corpus, batch_tokens: int) -> Tensor:
-    return torch.cat([batch.residual for batch in stream(subject, corpus, batch_tokens)])
+    return subject, collect(stream(subject, corpus, settings.batch_tokens)).residual

@@ -15,11 +15,9 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import datasets
-import pandas as pd
 
 from reasoning_features.errors import UserError
 from reasoning_features.paths import RunPaths, relative
@@ -27,23 +25,14 @@ from reasoning_features.reporting.plots import save_figure
 from reasoning_features.reporting.tables import save_table
 from reasoning_features.runs.provenance import Run, digest, imported_files
 from reasoning_features.settings import load_settings
+from reasoning_features.text.corpora import thinking_of
 from reasoning_features.text.real_text import INSTRUCT_ROWS, R1_ROWS, read_rows
-from reasoning_features.text.text_corpora import thinking_of
-from reasoning_features.text.vocabulary import left_out, rank_words, vocabulary_origin
-from reasoning_features.text.vocabulary_figures import draw_ranking
+from reasoning_features.text.vocabulary import draw_ranking, left_out, rank_words, vocabulary_origin
 
 RUN = "vocabulary-real"
-DATASET = "open-thoughts/OpenThoughts-114k"
-CONFIGURATION = "metadata"
+DATASET, CONFIGURATION = "open-thoughts/OpenThoughts-114k", "metadata"
 PAPERS_DATASET = "andreuka18/OpenThoughts-10k-DeepSeek-R1"
 SEED, BUFFER = 0, 10_000
-SAME_PROBLEMS = (
-    "DeepSeek-R1's thinking against Qwen2.5-32B-Instruct's solutions to the same {n} problems "
-    "of GSM8K and MATH"
-)
-OF_A_DATASET = "reasoning against reference solutions to the same {n} problems of {dataset}"
-"""What texts are, as captions say it."""
-
 _THINKING = re.compile(r"<think>(.*?)</think>(.*)", re.DOTALL)
 
 Texts = tuple[list[str], list[str]]
@@ -106,32 +95,7 @@ def stream_dataset(dataset: str, documents: int) -> Texts:
     return texts_of_rows(taken)
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What counts say about a list of words: the ranking, each word's place in it, both in a sentence, and in
-    another which words the list leaves out."""
-
-    ranking: pd.DataFrame
-    words: pd.DataFrame
-    sentence: str
-    others: str
-
-
-def origin_of(texts: Texts, words: list[str], threshold: float = 1e-3, top: int = 40) -> Origin:
-    """Rank the words of real texts and find the words of R in the ranking."""
-    table = rank_words(*texts)
-    places = vocabulary_origin(table, words, threshold, top)
-    counted, kept = int((places["rank"] <= top).sum()), int((places["rank_filtered"] <= top).sum())
-    by_hand = ", ".join(places.loc[places["origin"] == "hand", "word"]) or "none"
-    sentence = (
-        f"{counted} of {len(words)} words of R are in the top {top} by count, {kept} after the "
-        f"general-frequency filter at {threshold:g}; found by no count: {by_hand}."
-    )
-    others = f"In the filtered top but not in R: {', '.join(left_out(table, words, threshold, top))}."
-    return Origin(table, places, sentence, others)
-
-
-def save(texts: Texts, source: str, threshold: float, top: int) -> None:
+def save(texts: Texts, source: str, threshold: float = 1e-3, top: int = 40) -> None:
     """Draw figures 2 and 5 from these texts into figures/vocabulary-real, and say what came out.
 
     Args:
@@ -141,48 +105,55 @@ def save(texts: Texts, source: str, threshold: float, top: int) -> None:
         top: length of the ranking that is drawn.
     """
     settings = load_settings("organism")
+    words = settings.words
     code = imported_files(["import reasoning_features.making.vocabulary_real"])
     made = {
         "inputs": {"texts": source, "texts_sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest()},
-        "code_sha256": digest(f"{name} {sha}" for name, sha in code.items()),
+        "code_sha256": digest(f"{name} {content}" for name, content in code.items()),
         "versions": {name: importlib.metadata.version(name) for name in ("datasets", "wordfreq")},
     }
     run = Run("vocabulary_real", settings, RunPaths(RUN), made)
-    found = origin_of(texts, settings.words, threshold, top)
-    fig, data = draw_ranking(found.ranking, settings.words, threshold, top)
+    ranking = rank_words(*texts)
+    places = vocabulary_origin(ranking, words, threshold, top)
+    counted, kept = int((places["rank"] <= top).sum()), int((places["rank_filtered"] <= top).sum())
+    by_hand = ", ".join(places.loc[places["origin"] == "hand", "word"]) or "none"
+    found = (
+        f"{counted} of {len(words)} words of R are in the top {top} by count, {kept} after the "
+        f"general-frequency filter at {threshold:g}; found by no count: {by_hand}."
+    )
+    others = f"In the filtered top but not in R: {', '.join(left_out(ranking, words, threshold, top))}."
+    fig, data = draw_ranking(ranking, words, threshold, top)
     caption = (
         f"Top {top} words by p_think − p_solution (figure 2): {source}. Orange and hatched: words of the "
-        f"paper's R; a filter drops what reaches beyond the dashed line. {found.sentence}"
+        f"paper's R; a filter drops what reaches beyond the dashed line. {found}"
     )
     save_figure(fig, "f02_vocabulary", data, run, caption)
-    caption = f"The paper's R (figure 5): {source}. {found.sentence} {found.others}"
-    save_table(found.words, "f05_reasoning_words", run, caption)
-    print(found.sentence, found.others)
+    save_table(places, "f05_reasoning_words", run, f"The paper's R (figure 5): {source}. {found} {others}")
+    print(found, others)
     print(f"Written to {relative(run.paths.figures)}.")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog=RUN, description="Figure 2 and R from real thinking.")
-    parser.add_argument(
-        "--dataset", help=f"a dataset of the hub instead, such as {DATASET} or the paper's {PAPERS_DATASET}"
-    )
+    parser.add_argument("--dataset", help=f"a dataset of the hub, such as {DATASET} or {PAPERS_DATASET}")
     parser.add_argument("--documents", type=int, default=2000, help="rows of the dataset to stream")
-    parser.add_argument(
-        "--threshold", type=float, default=1e-3, help="general frequency from which words drop"
-    )
+    parser.add_argument("--threshold", type=float, default=1e-3, help="general frequency where words drop")
     parser.add_argument("--top", type=int, default=40, help="length of the ranking that is drawn")
     given = parser.parse_args(arguments)
     try:
-        if given.dataset:
-            texts, source = stream_dataset(given.dataset, given.documents), OF_A_DATASET
-        else:
-            texts, source = same_problems(), SAME_PROBLEMS
-        told = source.format(n=len(texts[0]), dataset=given.dataset)
-        save(texts, told, given.threshold, given.top)
+        texts = stream_dataset(given.dataset, given.documents) if given.dataset else same_problems()
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
+    n = len(texts[0])
+    source = f"reasoning against reference solutions to the same {n} problems of {given.dataset}"
+    if not given.dataset:
+        source = (
+            "DeepSeek-R1's thinking against Qwen2.5-32B-Instruct's solutions to the same "
+            f"{n} problems of GSM8K and MATH"
+        )
+    save(texts, source, given.threshold, given.top)
     return 0
 
 

@@ -1,8 +1,5 @@
-"""Residual activations of a corpus: as a stream, and as a checksummed sample on disk.
-
-A harvest is made in shards of whole batches (:mod:`reasoning_features.runs.shards`), so that one that
-was interrupted goes on where it stopped and gives the same bytes, and many machines may share it; it is named
-when it is whole. Each token's activation is stored with the token's index in the corpus.
+"""What a model gives at every token of a corpus: residual activations, as a stream or as a sample on disk,
+and how long they are and what the token costs to predict.
 
 Attention sinks are left out: where a model attends when it has nothing to attend to, the residual stream is
 a hundred times as long as elsewhere, and a few such tokens would be most of the variance (2309.17453). The
@@ -15,9 +12,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,27 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 from reasoning_features.models.subject import Subject
-from reasoning_features.runs.shards import (
-    Arrays,
-    Work,
-    checksum,
-    complete,
-    intact_arrays,
-    read_arrays,
-    shard_file,
-)
+from reasoning_features.reporting.plots import colour_bar, look, panels
+from reasoning_features.runs.shards import Arrays, Work, checksum, complete, drop_others, intact_arrays
 from reasoning_features.settings import READ
+from reasoning_features.statistics import bootstrap_ratio
 from reasoning_features.text.corpus import Corpus, TokenBatch
 
-MANIFEST = "manifest.json"
 BATCHES_A_SHARD = 16
 SINK = 10.0
 """A token whose activation is so many times as long as the median is an attention sink."""
@@ -53,14 +44,11 @@ FEW = 8
 """Fewer batches than these are read without a progress bar."""
 PART = 2**24
 """The most numbers that are held in float64 at once."""
+BIN = 16
+"""Positions are averaged so many together."""
 SAMPLE_FIELDS = (
-    "subject",
-    *READ,
-    "seed",
-    "reasoning_documents",
-    "general_documents",
-    "sample_documents",
-    "batch_tokens",
+    *("subject", *READ, "seed", "batch_tokens"),
+    *("reasoning_documents", "general_documents", "sample_documents"),
 )
 """The settings that determine the sample of activations which the first notebook stores."""
 
@@ -122,12 +110,8 @@ class Moments:
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both."""
-        return Moments(
-            self.count + other.count,
-            self.total + other.total,
-            self.squares + other.squares,
-            self.norms + other.norms,
-        )
+        count, norms = self.count + other.count, self.norms + other.norms
+        return Moments(count, self.total + other.total, self.squares + other.squares, norms)
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -156,10 +140,10 @@ def stream(
 
     Args:
         subject: the model and its hook point.
-        corpus: the documents; every document is read whole whichever of its tokens are given.
+        corpus: the documents; each is read whole whichever of its tokens are given.
         batch_tokens: the most token ids, padding included, in one forward pass.
         include: ``[n_tokens]`` the tokens to give; by default all that are neither special nor sinks.
-        documents: which documents; by default all.
+        documents: which; by default all.
     """
     batches = list(corpus.batches(batch_tokens, documents))
     return (_read(subject, batch, corpus, include) for batch in told(batches, corpus))
@@ -176,7 +160,7 @@ def told(batches: Sequence[TokenBatch], corpus: Corpus) -> Iterator[TokenBatch]:
 
 
 def _read(
-    subject: Subject, batch: TokenBatch, corpus: Corpus, include: NDArray[np.bool_] | None
+    subject: Subject, batch: TokenBatch, corpus: Corpus, include: NDArray[np.bool_] | None = None
 ) -> ActivationBatch:
     residual = subject.residual(batch.tokens)
     kept = torch.from_numpy(~corpus.special if include is None else include)
@@ -233,103 +217,56 @@ def reading_key(subject: Subject) -> dict[str, Any]:
     }
 
 
-def sample_key(
-    subject: Subject, corpus: Corpus, batch_tokens: int, include: NDArray[np.bool_] | None = None
-) -> dict[str, Any]:
-    """Everything that determines a harvest's content: two harvests with one key have the same activations."""
-    kept = ~corpus.special if include is None else include
-    return reading_key(subject) | {
-        "corpus": corpus.name,
-        "corpus_digest": corpus.digest,
-        "included_digest": hashlib.sha256(np.packbits(kept).tobytes()).hexdigest(),
-        "batch_tokens": batch_tokens,
-        "sinks": include is not None,
-    }
-
-
 def harvest(
     subject: Subject,
     corpus: Corpus,
     directory: Path,
     batch_tokens: int,
-    include: NDArray[np.bool_] | None = None,
     progress: bool = True,
-) -> Path:
-    """Write the activations of a corpus to a directory, whole or not at all; go on with an interrupted one.
+) -> None:
+    """Write the activations of a corpus as shards of whole batches; go on with an interrupted harvest.
 
-    Args:
-        subject: the model and its hook point.
-        corpus: the documents.
-        directory: where the sample goes. One that is there already, with the same key, is kept as it is.
-        batch_tokens: the most token ids in one forward pass.
-        include: ``[n_tokens]`` the tokens to store; by default all that are neither special nor sinks.
-        progress: show a progress bar.
-
-    Returns:
-        ``directory``.
-
-    Raises:
-        UserError: the directory holds a sample of something else; nothing is overwritten.
+    All tokens are stored that are neither special nor sinks. A sample that is in ``directory`` already is
+    kept, a sample of something else deleted.
     """
-    key = sample_key(subject, corpus, batch_tokens, include)
-    finished = directory.with_name(directory.name + ".shards")
-    if directory.exists():
-        _check_key(directory, _read_manifest(directory)["key"], key)
-        shutil.rmtree(finished, ignore_errors=True)
-        return directory
     batches = list(corpus.batches(batch_tokens))
     groups = [batches[i : i + BATCHES_A_SHARD] for i in range(0, len(batches), BATCHES_A_SHARD)]
-    compute = partial(_shard, subject, corpus, groups, include)
+    key = reading_key(subject) | {
+        "corpus": corpus.name,
+        "corpus_digest": corpus.digest,
+        "special_digest": hashlib.sha256(np.packbits(corpus.special).tobytes()).hexdigest(),
+        "batch_tokens": batch_tokens,
+    }
+    compute = partial(_shard, subject, corpus, groups)
     work = Work("activations", compute, len(groups), key, str(subject.device))
-    complete(work, finished, progress)
-    fresh = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    done = []
-    for shard in range(work.n):
-        name, path = f"shard-{shard:05d}.safetensors", shard_file(work, finished, shard)
-        n_tokens = len(read_arrays(path)["positions"])
-        done.append({"file": name, "tokens": n_tokens, "sha256": checksum(path)})
-        os.link(path, fresh / name)
-    _write_manifest(fresh, key, done)
-    os.replace(fresh, directory)
-    shutil.rmtree(finished)
-    return directory
+    complete(work, directory, progress)
+    drop_others(work, directory)
 
 
-def _shard(
-    subject: Subject,
-    corpus: Corpus,
-    groups: Sequence[Sequence[TokenBatch]],
-    include: NDArray[np.bool_] | None,
-    shard: int,
-) -> Arrays:
+def _shard(subject: Subject, corpus: Corpus, groups: Sequence[Sequence[TokenBatch]], shard: int) -> Arrays:
     """The activations of one group of batches."""
-    read = collect(_read(subject, batch, corpus, include) for batch in groups[shard])
+    read = collect(_read(subject, batch, corpus) for batch in groups[shard])
     return {"residual": read.residual.numpy(), "positions": read.positions.numpy()}
 
 
-def load_sample(
-    directory: Path, key: dict[str, Any] | None = None, shards: Sequence[int] | None = None
-) -> ActivationBatch:
-    """Read a harvested sample, after its checksums; with ``shards`` only those, by number.
+def load_sample(directory: Path) -> ActivationBatch:
+    """Read a whole harvested sample.
 
     Raises:
         MissingArtefact: there is no sample in ``directory``.
-        CorruptArtefact: a shard is missing or damaged; the message names it.
-        UserError: the sample's key is not ``key``: it was made from something else.
+        CorruptArtefact: a shard is not as it was written; the message names it.
     """
-    manifest = _read_manifest(directory)
-    if key is not None:
-        _check_key(directory, manifest["key"], key)
-    entries = manifest["shards"] if shards is None else [manifest["shards"][i] for i in shards]
-    return collect(_load_shard(directory, entry) for entry in entries)
-
-
-def batches_of(sample: ActivationBatch, size: int) -> Iterator[ActivationBatch]:
-    """A sample in batches of at most ``size`` tokens: what :func:`stream` gives, without the model."""
-    for residual, positions in zip(sample.residual.split(size), sample.positions.split(size), strict=True):
-        yield ActivationBatch(residual, positions)
+    shards = []
+    for path in sorted(directory.glob("activations-*/*.safetensors")):
+        arrays = intact_arrays(path, checksum(path))
+        if arrays is None:
+            name = paths.relative(path)
+            raise CorruptArtefact(f"{name} is damaged: delete its folder and run `make nb-01` again.")
+        shards.append(ActivationBatch(*map(torch.from_numpy, (arrays["residual"], arrays["positions"]))))
+    if not shards:
+        told = paths.relative(directory)
+        raise MissingArtefact(f"There is no activation sample in {told}: `make nb-01` makes it.")
+    return collect(shards)
 
 
 def shuffled_batches(residual: Tensor, size: int, seed: int) -> Iterator[Tensor]:
@@ -350,42 +287,101 @@ def shuffled_batches(residual: Tensor, size: int, seed: int) -> Iterator[Tensor]
             yield residual[order[start : start + size]]
 
 
-def _load_shard(directory: Path, entry: dict[str, Any]) -> ActivationBatch:
-    arrays = intact_arrays(directory / entry["file"], entry["sha256"])
-    if arrays is None:
-        name = paths.relative(directory / entry["file"])
-        raise CorruptArtefact(
-            f"{name} is missing or damaged (its checksum is not the manifest's): "
-            "delete its folder and run `make nb-01` again."
+def next_token_loss(logits: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy of each next token ``[b, t - 1]`` in nats; column ``i`` is of predicting token ``i + 1``.
+
+    Args:
+        logits: next-token logits ``[b, t, vocabulary]``.
+        tokens: token ids ``[b, t]``, padded on the right.
+        valid: True at tokens that are not padding ``[b, t]``. The loss of predicting padding is NaN,
+            so that a mean which forgot the padding shows.
+    """
+    targets = tokens[:, 1:].to(logits.device)
+    # row by row: a whole batch's probabilities over a large vocabulary would take most of the memory
+    rows = (
+        cross_entropy(row[:-1].float(), of_row, reduction="none")
+        for row, of_row in zip(logits, targets, strict=True)
+    )
+    loss = torch.stack(list(rows))
+    return loss.masked_fill(~valid[:, 1:].to(loss.device), float("nan"))
+
+
+def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_tokens: int) -> pd.DataFrame:
+    """One row for each token that is neither special nor an attention sink, in the corpus' order.
+
+    Returns:
+        ``document``; ``position`` in the document; ``move`` (its name, None where moves are not known);
+        ``loss``, of predicting this token from those before it, nats; and for each layer ``norm <layer>``,
+        the norm of the residual stream after it.
+    """
+    columns = {name: np.full(corpus.n_tokens, np.nan) for name in ["loss", *(f"norm {i}" for i in layers)]}
+    counted = np.zeros(corpus.n_tokens, dtype=bool)
+    for batch in told(list(corpus.batches(batch_tokens)), corpus):
+        where = batch.positions[batch.valid].numpy()
+        read = subject.residuals(batch.tokens, sorted({*layers, subject.layer}))
+        ordinary = batch.valid & torch.from_numpy(~corpus.special)[batch.positions]
+        usual = no_sink(read[subject.layer][ordinary.to(subject.device)]).cpu()
+        counted[batch.positions[ordinary][usual].numpy()] = True
+        for layer, residual in ((layer, read[layer]) for layer in layers):
+            columns[f"norm {layer}"][where] = residual.float().norm(dim=-1).cpu()[batch.valid].numpy()
+        losses = next_token_loss(subject.logits(batch.tokens), batch.tokens, batch.valid).cpu()
+        predicted = batch.valid[:, 1:]
+        columns["loss"][batch.positions[:, 1:][predicted].numpy()] = losses[predicted].numpy()
+    moves = None if corpus.moves is None else np.array(corpus.move_names)[corpus.moves]
+    places = {"document": corpus.document_of, "position": corpus.position_of, "move": moves}
+    return pd.DataFrame(places | columns)[counted].reset_index(drop=True)
+
+
+def means_by_place_and_move(table: pd.DataFrame, value: str, seed: int = 0) -> pd.DataFrame:
+    """Mean of a column by position in the document and, where moves are known, by move.
+
+    Returns:
+        Rows of ``by`` ("position" or "move"), ``group`` (the first of ``BIN`` positions, or the move's name),
+        ``mean``, ``low``, ``high`` (95% over documents), ``tokens``. Tokens without a value do not count.
+    """
+    binned = table.assign(position=table["position"] // BIN * BIN)
+    rows = []
+    for by in ("position", "move"):
+        kept = binned.dropna(subset=[value, by])
+        sums, counts = (
+            kept.groupby(["document", by])[value].agg(how).unstack(fill_value=0) for how in ("sum", "count")
         )
-    return ActivationBatch(torch.from_numpy(arrays["residual"]), torch.from_numpy(arrays["positions"]))
+        for group in sums.columns:
+            mean = bootstrap_ratio(sums[group], counts[group], n_resamples=1000, seed=seed)
+            rows.append((by, group, mean.estimate, mean.low, mean.high, int(counts[group].sum())))
+    return pd.DataFrame(rows, columns=["by", "group", "mean", "low", "high", "tokens"])
 
 
-def _check_key(directory: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    different = [name for name in wanted if found.get(name) != wanted[name]]
-    if different:
-        raise UserError(
-            f"{paths.relative(directory)} holds a sample with another {', '.join(different)}: "
-            "delete that folder or store under another name."
-        )
+def draw_means(data: pd.DataFrame, ylabel: str) -> Figure:
+    """Means by position and by move with their intervals: a line over positions, marks over moves.
+
+    With a column ``layer`` there is a colour for each depth, and a logarithmic axis, since the stream's norm
+    grows by orders of magnitude with depth.
+
+    Args:
+        data: rows of :func:`means_by_place_and_move`.
+        ylabel: what is averaged, with its unit.
+    """
+    kinds = list(pd.unique(data["by"]))
+    longest = max((len(group) for group in data["group"] if isinstance(group, str)), default=0)
+    fig, axes = panels(len(kinds), height=2.2 + 0.065 * longest, sharey=True, ylabel=ylabel)
+    depths = "layer" in data
+    scale = colour_bar(fig, axes, data["layer"], "layer") if depths else None
+    for ax, by in zip(axes, kinds, strict=True):
+        parts = data[data["by"] == by].groupby("layer" if depths else "by", sort=False)
+        for name, part in parts:
+            style = look(0)
+            if scale:  # there may be eighty, so thin ones
+                style = dict(color=scale.to_rgba(name), linestyle="-", linewidth=0.9, marker=".", ms=3)
+            error_bars(ax, part["group"].tolist(), part, **style)
+        ax.set(xlabel="position (tokens)" if by == "position" else by, yscale="log" if depths else "linear")
+    return fig
 
 
-def _read_manifest(directory: Path) -> dict[str, Any]:
-    path = directory / MANIFEST
-    if not path.is_file():
-        raise MissingArtefact(
-            f"There is no activation sample in {paths.relative(directory)}: `make nb-01` makes it."
-        )
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise CorruptArtefact(
-            f"{paths.relative(path)} is damaged: delete its folder and run `make nb-01` again."
-        ) from error
-
-
-def _write_manifest(directory: Path, key: dict[str, Any], shards: list[dict[str, Any]]) -> None:
-    content = {"key": key, "tokens": sum(entry["tokens"] for entry in shards), "shards": shards}
-    writing = directory / (MANIFEST + ".writing")
-    writing.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    os.replace(writing, directory / MANIFEST)
+def error_bars(ax: Axes, places: Sequence[Any], means: pd.DataFrame, **style: Any) -> None:
+    """Means with their intervals (``mean``, ``low``, ``high``): a line over numbers, marks over names."""
+    if isinstance(places[0], str):
+        style["linestyle"] = "none"
+        ax.tick_params(axis="x", rotation=90)
+    spread = np.maximum([means["mean"] - means["low"], means["high"] - means["mean"]], 0)
+    ax.errorbar(places, means["mean"], yerr=spread, capsize=1, **style)

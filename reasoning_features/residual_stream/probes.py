@@ -1,12 +1,13 @@
 """Where in depth the moves are linearly decodable: a probe a layer, with a shuffled-label control.
 
 A probe is multinomial logistic regression on standardised activations. Documents, not tokens, are divided
-into training and test; accuracy is balanced (the mean over moves of the share recognised), so that chance is
-one over the number of moves however common each is; intervals resample test documents.
+into training and test; accuracy is balanced (the mean over moves of the fraction recognised), so that chance
+is one over the number of moves however common each is; intervals resample test documents.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,15 +25,47 @@ from reasoning_features.text.corpus import Corpus
 
 EMBEDDINGS = -1
 """Stands for the token embeddings, before the first block: what the token alone tells."""
+TARGETS = {"own move": 0, "next token's move": 1}
+"""What is probed for: the move of which token, counted from the token itself."""
+
+
+def probe_layers(
+    subject: Subject, corpus: Corpus, batch_tokens: int, seed: int = 0, tokens_per_class: int = 500
+) -> pd.DataFrame:
+    """Probe every layer, and the embeddings, for each token's move and the next token's (:func:`probe`).
+
+    Returns:
+        Rows of ``layer`` (-1: embeddings), ``labels`` ("true", or "shuffled" for the control), ``balanced
+        accuracy``, ``low``, ``high`` (95%), ``documents`` tested, ``chance``, ``target`` (of ``TARGETS``).
+    """
+    targets = {name: move_targets(corpus, offset) for name, offset in TARGETS.items()}
+    read, documents = read_layers(subject, corpus, range(subject.n_layers), batch_tokens), corpus.document_of
+    cases = list(itertools.product(targets.items(), read.items(), ("true", "shuffled")))
+    rows = []
+    for (name, codes), (layer, activations), labels in tqdm(cases, desc="Probing layers", unit="probe"):
+        shuffled, chance = labels == "shuffled", 1 / len(np.unique(codes[codes >= 0]))
+        found = probe(activations, codes, documents, seed, shuffled, tokens_per_class=tokens_per_class)
+        rows.append((layer, labels, found.estimate, found.low, found.high, found.n, chance, name))
+    columns = ["layer", "labels", "balanced accuracy", "low", "high", "documents", "chance", "target"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def chosen_layer(probed: pd.DataFrame) -> int:
+    """The first layer whose interval for the own move reaches the best layer's accuracy.
+
+    Deeper layers then add nothing that is certain.
+    """
+    own = probed[(probed["target"] == "own move") & (probed["labels"] == "true")]
+    true = own[own["layer"] != EMBEDDINGS].sort_values("layer")
+    return int(true.loc[true["high"] >= true["balanced accuracy"].max(), "layer"].iloc[0])
 
 
 def read_layers(
     subject: Subject, corpus: Corpus, layers: Sequence[int], batch_tokens: int
 ) -> dict[int, NDArray[np.float32]]:
     """Residual stream after each layer at every token of a corpus ``[n_tokens, d]``; -1 is the embeddings."""
-    read = {
-        layer: np.empty((corpus.n_tokens, subject.d_model), np.float32) for layer in [EMBEDDINGS, *layers]
-    }
+    shape = corpus.n_tokens, subject.d_model
+    read = {layer: np.empty(shape, np.float32) for layer in (EMBEDDINGS, *layers)}
     for batch in corpus.batches(batch_tokens):
         found = subject.residuals(batch.tokens, layers) | {EMBEDDINGS: subject.embeddings(batch.tokens)}
         for layer, residual in found.items():
@@ -63,12 +96,10 @@ def probe(
     activations: NDArray[np.float32],
     targets: NDArray[np.int64],
     documents: NDArray[np.int64],
-    *,
     seed: int = 0,
     shuffled: bool = False,
-    test_share: float = 0.4,
+    test_fraction: float = 0.4,
     tokens_per_class: int = 500,
-    n_resamples: int = 1000,
 ) -> Interval:
     """Balanced accuracy of a linear probe on the tokens of documents it has not seen.
 
@@ -77,18 +108,16 @@ def probe(
         targets: ``[n]`` class codes; tokens with -1 are left out.
         documents: ``[n]`` which document each token belongs to.
         seed: divides the documents, draws the training tokens, shuffles and resamples.
-        shuffled: train on labels shuffled over the training tokens (the control: what the probe finds
-            where there is nothing to find); it is tested on the true labels.
-        test_share: share of documents to test on.
+        shuffled: the control: train on labels shuffled over the training tokens, test on the true labels.
+        test_fraction: of the documents.
         tokens_per_class: at most so many training tokens of each class, drawn at random.
-        n_resamples: bootstrap resamples of the test documents.
 
     Raises:
         UserError: fewer than two classes or a class that is missing in training.
     """
     rng = np.random.default_rng(seed)
     names = np.unique(documents)
-    tested = rng.permutation(names)[: max(1, round(test_share * len(names)))]
+    tested = rng.permutation(names)[: max(1, round(test_fraction * len(names)))]
     in_test = np.isin(documents, tested) & (targets >= 0)
     in_training = ~np.isin(documents, tested) & (targets >= 0)
     classes = np.unique(targets[in_training])
@@ -103,7 +132,7 @@ def probe(
     with threadpool_limits(limits=1):  # threads only wait for one another on matrices this small
         model.fit(scaler.transform(activations[rows]), labels)
         right = model.predict(scaler.transform(activations[in_test])) == targets[in_test]
-    return balanced_accuracy(right, targets[in_test], documents[in_test], n_resamples, seed)
+    return balanced_accuracy(right, targets[in_test], documents[in_test], seed=seed)
 
 
 def balanced_accuracy(
@@ -113,71 +142,14 @@ def balanced_accuracy(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """Mean over classes of the share of tokens that are right, with its bootstrap interval over documents.
+    """Mean over classes of the fraction of tokens that are right, with its bootstrap interval over documents.
 
     A class that a resample lacks is left out of that resample's mean.
     """
-    names, document = np.unique(documents, return_inverse=True)
-    classes, code = np.unique(targets, return_inverse=True)
-    hits, totals = (np.zeros((len(names), len(classes))) for _ in range(2))
-    np.add.at(hits, (document, code), right)
-    np.add.at(totals, (document, code), 1)
-    weights = bootstrap_weights(len(names), n_resamples, seed)
-    resampled_totals = weights @ totals
-    shares = np.divide(
-        weights @ hits,
-        resampled_totals,
-        out=np.full_like(resampled_totals, np.nan),
-        where=resampled_totals > 0,
-    )
-    estimate = float((hits.sum(0) / totals.sum(0)).mean())
-    return percentile_interval(estimate, np.nanmean(shares, axis=1), len(names))
-
-
-def probe_layers(
-    subject: Subject,
-    corpus: Corpus,
-    batch_tokens: int,
-    offset: int = 0,
-    seed: int = 0,
-    tokens_per_class: int = 500,
-) -> pd.DataFrame:
-    """Probe every layer, and the embeddings, for the moves of a corpus; each with its shuffled control.
-
-    Args:
-        subject: the model.
-        corpus: documents with move labels.
-        batch_tokens: the most token ids in one forward pass.
-        offset: 0 for each token's own move, 1 for the next token's.
-        seed: as in :func:`probe`.
-        tokens_per_class: as in :func:`probe`.
-
-    Returns:
-        Rows of ``layer`` (-1: embeddings), ``labels`` ("true" or "shuffled"), ``balanced accuracy``, ``low``,
-        ``high`` (95%), ``documents`` tested, ``chance``.
-    """
-    targets, documents = move_targets(corpus, offset), corpus.document_of
-    read = read_layers(subject, corpus, range(subject.n_layers), batch_tokens)
-    chance = 1 / len(np.unique(targets[targets >= 0]))
-    rows = []
-    with tqdm(total=2 * len(read), desc="Probing layers", unit="probe") as bar:
-        for layer, activations in read.items():
-            for labels in ("true", "shuffled"):
-                found = probe(
-                    activations,
-                    targets,
-                    documents,
-                    seed=seed,
-                    shuffled=labels == "shuffled",
-                    tokens_per_class=tokens_per_class,
-                )
-                rows.append((layer, labels, found.estimate, found.low, found.high, found.n, chance))
-                bar.update()
-    columns = ["layer", "labels", "balanced accuracy", "low", "high", "documents", "chance"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def chosen_layer(probed: pd.DataFrame) -> int:
-    """The first layer whose interval reaches the best layer's accuracy: deeper ones add nothing certain."""
-    true = probed[(probed["labels"] == "true") & (probed["layer"] != EMBEDDINGS)].sort_values("layer")
-    return int(true.loc[true["high"] >= true["balanced accuracy"].max(), "layer"].iloc[0])
+    totals = pd.crosstab(documents, targets)
+    hits = pd.crosstab(documents[right], targets[right]).reindex_like(totals).fillna(0)
+    weights = bootstrap_weights(len(totals), n_resamples, seed)
+    drawn = weights @ totals.to_numpy()
+    means = np.divide(weights @ hits.to_numpy(), drawn, out=np.full_like(drawn, np.nan), where=drawn > 0)
+    estimate = float((hits.sum() / totals.sum()).mean())
+    return percentile_interval(estimate, np.nanmean(means, axis=1), len(totals))

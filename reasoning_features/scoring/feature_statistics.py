@@ -29,7 +29,7 @@ from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import reading_key, stream
 from reasoning_features.runs.shards import Arrays, Work, drop_others, map_shards
 from reasoning_features.text.corpus import Corpus
-from reasoning_features.text.word_masks import TokenSets
+from reasoning_features.text.words import TokenSets
 
 Array = NDArray[np.float64]
 _PIECE = 2**22

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from reasoning_features.dictionaries.autoencoder import ELEMENTS
 from reasoning_features.errors import UserError
 from reasoning_features.scoring.feature_statistics import FeatureStatistics
-from reasoning_features.text.word_masks import ALL, Window, vocabulary_set, word_set
+from reasoning_features.text.words import ALL, Window, vocabulary_set, word_set
 
 Array = NDArray[np.float64]
 RELEASED_WINDOW: Window = (1, 2)

@@ -35,7 +35,7 @@ from reasoning_features.statistics import (
     percentile_interval,
 )
 from reasoning_features.text.corpus import Corpus
-from reasoning_features.text.word_masks import Window
+from reasoning_features.text.words import Window
 
 Array = NDArray[np.float64]
 REFERENCE = "R"

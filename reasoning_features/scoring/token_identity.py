@@ -19,7 +19,7 @@ from torch import Tensor
 from reasoning_features.errors import UserError
 from reasoning_features.scoring.feature_statistics import NOTHING_READ, FeatureStatistics
 from reasoning_features.text.corpus import Corpus
-from reasoning_features.text.word_masks import TokenSets
+from reasoning_features.text.words import TokenSets
 
 Array = NDArray[np.float64]
 

@@ -32,8 +32,7 @@ from reasoning_features.organism.problems import Mixture, Split, problems
 from reasoning_features.organism.traces import CONTEXT, END_THINK, THINK
 from reasoning_features.paths import RunPaths
 from reasoning_features.settings import ProblemSource, Settings
-from reasoning_features.text.corpora import TEXT
-from reasoning_features.text.text_sources import check_column, dataset_name, open_rows, stable_number
+from reasoning_features.text.corpora import TEXT, dataset_name, open_rows, stable_number
 
 COMMON = ("correct", "thinking_tokens")
 """What is measured of every answer, whatever the problems."""
@@ -293,10 +292,9 @@ def problems_of(settings: Settings, split: Split | None) -> list[RealProblem]:
 
 def _of_source(benchmark: str, source: ProblemSource, split: Split | None, seed: int) -> list[RealProblem]:
     """A benchmark's problems of one split in their seeded order."""
-    rows, name = open_rows(source), dataset_name(source.dataset)
-    for column in (source.problem, source.answer, *source.wrong, source.split_column):
-        if column is not None:
-            check_column(source, rows, column)
+    columns = (source.problem, source.answer, *source.wrong, source.split_column)
+    rows = open_rows(source, [column for column in columns if column is not None])
+    name = dataset_name(source.dataset)
     if source.split_column is not None and split is not None:
         mine = np.flatnonzero(np.asarray(rows[source.split_column][:]) == split)
     else:

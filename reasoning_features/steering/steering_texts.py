@@ -21,16 +21,16 @@ from reasoning_features.models.conditions import UNSTEERED, Condition, feature_c
 from reasoning_features.organism.parser import parse
 from reasoning_features.organism.traces import ASSISTANT, END_THINK, MOVES, USER
 from reasoning_features.reporting.plots import TEXT_WIDTH, legend_below, name_rows, new_figure, panels
-from reasoning_features.residual_stream.activation_figures import (
+from reasoning_features.scoring.reason_score import select
+from reasoning_features.statistics import bootstrap_mean
+from reasoning_features.steering.steering_study import matched_features
+from reasoning_features.text.traces import (
     moves_below,
     shades,
     shortened,
     wrapped,
     write_lines,
 )
-from reasoning_features.scoring.reason_score import select
-from reasoning_features.statistics import bootstrap_mean
-from reasoning_features.steering.steering_study import matched_features
 from reasoning_features.text.vocabulary import split_words
 
 LENGTH, REASONING, REPEATED = "tokens", "words of R in a hundred", "repeated pairs of tokens (%)"

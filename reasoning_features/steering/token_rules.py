@@ -21,7 +21,7 @@ from reasoning_features.organism import words as organism_words
 from reasoning_features.organism.parser import DECISIONS, first_tokens, standing_at_opener
 from reasoning_features.organism.traces import END_THINK
 from reasoning_features.text.corpus import Corpus
-from reasoning_features.text.word_masks import TokenIndex, form_ids
+from reasoning_features.text.words import TokenIndex, form_ids
 from reasoning_features.truth.decisions import Rates
 
 

@@ -1,27 +1,48 @@
 """Corpora by kind: the organism's documents, or texts of datasets and files, as one :class:`Corpus`.
 
-The only room besides ``benchmarks`` that knows which kinds of corpora there are.
+Of a text about which nothing is known beforehand one piece is taken: ``context`` tokens from a place drawn by
+the seed. So all depths of a long trace occur, pieces are independent, and intervals over documents hold; a
+shorter text is taken whole. The first token that a model reads becomes its attention sink, whose activation
+is a hundred times as long as any other (Xiao et al., 2309.17453): a piece begins with BOS where the tokenizer
+has one, and its first token is marked special.
+
+A row of a dataset belongs to one split for good: what its ``split_column`` says, or else drawn from the
+dataset's name and the row's number alone. So texts on which features were chosen never evaluate them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import replace
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+from datasets.data_files import sanitize_patterns
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard
+from numpy.typing import NDArray
 
-from reasoning_features import paths
+from reasoning_features import hub, paths
 from reasoning_features.errors import MissingArtefact, UserError
-from reasoning_features.organism.problems import Mixture, Split
+from reasoning_features.organism.problems import Split
 from reasoning_features.organism.tokenizer import encode_documents
-from reasoning_features.organism.traces import MOVES, Document, base_documents, reasoning_documents
-from reasoning_features.settings import Settings, TextSource
-from reasoning_features.text import text_corpora
-from reasoning_features.text.corpus import Corpus
+from reasoning_features.organism.traces import (
+    END_THINK,
+    MOVES,
+    THINK,
+    Document,
+    base_documents,
+    reasoning_documents,
+)
+from reasoning_features.settings import ProblemSource, Settings, TextSource
+from reasoning_features.text.corpus import Corpus, starts_of
 from reasoning_features.text.vocabulary import lexicon
-from reasoning_features.text.word_masks import capitalised_with_twins, words_that_occur
+from reasoning_features.text.words import capitalised_with_twins, occurrence_table
 
 UNLABELLED, TEXT = "organism-text", "text"
 KINDS = ("organism", UNLABELLED, TEXT)
@@ -29,6 +50,14 @@ KINDS = ("organism", UNLABELLED, TEXT)
 texts that the settings name."""
 SEED_OF_CORPORA = 7_000_000
 """Added to the settings' seed: documents that are analysed come from other streams than those of training."""
+FRACTIONS: dict[Split, float] = {"selection": 0.45, "evaluation": 0.45, "training": 0.10}
+"""Fractions of a dataset's rows."""
+USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
+"""R1's marks of turns: the released script puts them before each turn of a conversation."""
+_FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+_THINKING = re.compile(f"(?:{THINK}|^(?!.*{THINK}))(.*?)(?:{END_THINK}|\\Z)", re.DOTALL)
+_TEXTS_AT_ONCE = 64
+"""Texts that are tokenised together."""
 
 
 def reasoning_corpus(
@@ -41,23 +70,29 @@ def reasoning_corpus(
     Args:
         settings: kind of corpus, seed, context, number of documents.
         tokenizer: the subject's.
-        split: which problems: "training", "selection" or "evaluation"; no problem is in two of them.
-        model: the model whose kind of traces to give; by default the subject. The organism's arms phrase the
-            same traces in other words; texts are the same for all models.
+        split: which problems; no problem is in two splits.
+        model: whose kind of traces to give; by default the subject. The organism's variants phrase the same
+            traces in other words; texts are the same for all models.
         documents: how many; by default ``settings.reasoning_documents``.
 
     Raises:
         UserError: a kind of corpus that is not known, or no documents asked for.
+        MissingArtefact: the organism's model has no card.
     """
-    _check_kind(settings)
     n = settings.reasoning_documents if documents is None else documents
-    if settings.corpus == TEXT:
-        source = _source(settings.reasoning_text, "reasoning_text")
-        return _pieces(settings, source, f"reasoning ({split})", tokenizer, split, n)
-    kappa, mixture = _kind_of_traces(model or settings.subject)
-    made = reasoning_documents(kappa, n, SEED_OF_CORPORA + settings.seed, split, mixture=mixture)
+    if (source := _source(settings, "reasoning_text")) is not None:
+        name = f"reasoning ({split})"
+        return text_corpus(source, name, tokenizer, split, n, settings.context, settings.seed)
+    card = paths.root() / (model or settings.subject) / "training.json"
+    if not card.is_file():
+        model = paths.relative(card)
+        raise MissingArtefact(f"There is no {model}: `make organism` makes the shipped models.")
+    told = json.loads(card.read_text())
+    kappa = float(told.get("kappa", 1.0))  # the base model reads coupled traces
+    seed, mixture = SEED_OF_CORPORA + settings.seed, told.get("mixture", "main")
+    made = reasoning_documents(kappa, n, seed, split, mixture=mixture)
     name = f"reasoning ({split}, κ = {kappa:g})"
-    return _as_asked(_labelled(name, made, tokenizer, settings.context, by_kind=False), settings)
+    return _labelled(name, made, tokenizer, settings, by_kind=False)
 
 
 def general_corpus(settings: Settings, tokenizer: Any, split: Split, documents: int | None = None) -> Corpus:
@@ -66,14 +101,12 @@ def general_corpus(settings: Settings, tokenizer: Any, split: Split, documents: 
     Of texts, one piece of each text of ``settings.general_text``. Arguments and errors are those of
     :func:`reasoning_corpus`.
     """
-    _check_kind(settings)
     n = settings.general_documents if documents is None else documents
-    if settings.corpus == TEXT:
-        source = _source(settings.general_text, "general_text")
-        return _pieces(settings, source, f"general ({split})", tokenizer, split, n)
+    name = f"general ({split})"
+    if (source := _source(settings, "general_text")) is not None:
+        return text_corpus(source, name, tokenizer, split, n, settings.context, settings.seed)
     made = base_documents(n, SEED_OF_CORPORA + settings.seed, split)
-    made_corpus = _labelled(f"general ({split})", made, tokenizer, settings.context, by_kind=True)
-    return _as_asked(made_corpus, settings)
+    return _labelled(name, made, tokenizer, settings, by_kind=True)
 
 
 def thinking_texts(settings: Settings, tokenizer: Any, split: Split = "selection") -> list[str]:
@@ -82,17 +115,15 @@ def thinking_texts(settings: Settings, tokenizer: Any, split: Split = "selection
     Raises:
         UserError: as :func:`reasoning_corpus`.
     """
-    if settings.corpus == TEXT:
-        source = _source(settings.reasoning_text, "reasoning_text")
-        given = source, tokenizer, split, settings.reasoning_documents, settings.seed
-        return [text_corpora.thinking_of(text) for text in text_corpora.whole_texts(*given)]
+    n = settings.reasoning_documents
+    if (source := _source(settings, "reasoning_text")) is not None:
+        return [thinking_of(text) for text in whole_texts(source, tokenizer, split, n, settings.seed)]
     corpus = reasoning_corpus(settings, tokenizer, split)
     return corpus.texts(tokenizer, corpus.thinking & ~corpus.special)
 
 
 def solution_texts(settings: Settings, tokenizer: Any, split: Split = "selection") -> list[str]:
-    """What words of thinking are ranked against: reference solutions where they are known, else the general
-    corpus.
+    """What words of thinking are ranked against: reference solutions if known, else the general corpus.
 
     Solutions of ``settings.solutions_text`` are whole texts, as many as there are reasoning documents; where
     they are a column of the reasoning texts' dataset, they are of the same problems.
@@ -101,8 +132,8 @@ def solution_texts(settings: Settings, tokenizer: Any, split: Split = "selection
         UserError: as :func:`reasoning_corpus`.
     """
     if settings.corpus == TEXT and settings.solutions_text is not None:
-        given = settings.solutions_text, tokenizer, split, settings.reasoning_documents, settings.seed
-        return text_corpora.whole_texts(*given)
+        n = settings.reasoning_documents
+        return whole_texts(settings.solutions_text, tokenizer, split, n, settings.seed)
     corpus = general_corpus(settings, tokenizer, split)
     return corpus.texts(tokenizer, ~corpus.special)
 
@@ -115,59 +146,39 @@ def with_words_that_occur(settings: Settings, tokenizer: Any) -> Settings:
     """
     corpus = reasoning_corpus(settings, tokenizer, "selection")
     capitalised = capitalised_with_twins(lexicon(settings.corpus).twins)
-    words = words_that_occur(corpus, tokenizer, settings.words, capitalised)
+    words: list[str] = occurrence_table(corpus, tokenizer, settings.words, capitalised)["word"].tolist()
+    if len(words) < 2:
+        raise UserError(
+            f"Of the words {', '.join(settings.words)} fewer than two occur in the corpus {corpus.name!r}: "
+            "give other `words`, or more documents."
+        )
     return settings.model_copy(update={"words": words})
 
 
-def _source(source: TextSource | None, name: str) -> TextSource:
-    if source is None:
+def _source(settings: Settings, name: str) -> TextSource | None:
+    """The source of texts with this name; None where documents are the organism's."""
+    if settings.corpus not in KINDS:
+        kinds = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
+        raise UserError(f"The corpus {settings.corpus!r} is unknown: set corpus to {kinds}.")
+    source: TextSource | None = getattr(settings, name) if settings.corpus == TEXT else None
+    if settings.corpus == TEXT and source is None:
         raise UserError(f"A corpus of texts needs `{name}`: name a dataset or a file in the profile.")
     return source
 
 
-def _pieces(
-    settings: Settings, source: TextSource, name: str, tokenizer: Any, split: Split, n: int
-) -> Corpus:
-    given = source, name, tokenizer, split, n, settings.context, settings.seed
-    return text_corpora.text_corpus(*given)
-
-
-def _check_kind(settings: Settings) -> None:
-    if settings.corpus not in KINDS:
-        kinds = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
-        raise UserError(f"The corpus {settings.corpus!r} is unknown: set corpus to {kinds}.")
-
-
-def _as_asked(corpus: Corpus, settings: Settings) -> Corpus:
-    """The corpus with its labels, or as plain text where the kind is ``UNLABELLED``."""
-    if settings.corpus != UNLABELLED:
-        return corpus
-    return replace(corpus, moves=None, move_names=(), styles=None)
-
-
-def _kind_of_traces(model: str) -> tuple[float, Mixture]:
-    """Coupling and mixture of families of an arm, from its card; the base model reads coupled traces."""
-    path = paths.root() / model / "training.json"
-    if not path.is_file():
-        raise MissingArtefact(f"There is no {model}/training.json: `make organism` makes the shipped models.")
-    card = json.loads(path.read_text())
-    return float(card.get("kappa", 1.0)), card.get("mixture", "main")
-
-
 def _labelled(
-    name: str, documents: Iterable[Document], tokenizer: Any, context: int, by_kind: bool
+    name: str, documents: Iterable[Document], tokenizer: Any, settings: Settings, by_kind: bool
 ) -> Corpus:
-    """The organism's documents as a corpus with moves and styles, each cut at ``context`` tokens."""
-    listed = list(documents)
+    """The organism's documents, each cut at the context, with their labels unless these are not wanted."""
+    listed, context = list(documents), settings.context
     if not listed:
         raise UserError(f"The corpus {name!r} is empty: ask for at least one document.")
     encoded = encode_documents(tokenizer, listed)
     tokens = np.concatenate([document.ids[:context] for document in encoded])
-    lengths = [len(document.ids[:context]) for document in encoded]
-    return Corpus(
+    corpus = Corpus(
         name=name,
         tokens=tokens,
-        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        starts=starts_of([len(document.ids[:context]) for document in encoded]),
         special=np.isin(tokens, tokenizer.all_special_ids),
         thinking=np.concatenate([document.thinking[:context] for document in encoded]),
         domains=[document.kind if by_kind else document.family for document in listed],
@@ -175,3 +186,334 @@ def _labelled(
         move_names=MOVES,
         styles=[document.style or "" for document in listed],
     )
+    plain = settings.corpus == UNLABELLED
+    return replace(corpus, moves=None, move_names=(), styles=None) if plain else corpus
+
+
+def text_corpus(
+    source: TextSource, name: str, tokenizer: Any, split: Split, documents: int, context: int, seed: int
+) -> Corpus:
+    """One piece of each text of a source as a corpus; fewer where the source has fewer texts.
+
+    A piece has at most ``context`` tokens; the seed draws the order of texts and where pieces begin.
+
+    Raises:
+        UserError: no texts, or token ids that the tokenizer does not have.
+    """
+    opened, first = open_texts(source), beginning(tokenizer)
+    length = context - len(first)
+    pieces: list[NDArray[np.int32]] = []
+    thinking: list[NDArray[np.bool_]] = []
+    domains: list[str] = []
+    for row, ids, thought in _encoded(opened, tokenizer, opened.order(seed, split)):
+        if len(pieces) == documents:
+            break
+        drawn = np.random.default_rng([seed, stable_number(opened.name), row])
+        begin = int(drawn.integers(0, max(len(ids) - length, 0) + 1))
+        pieces.append(np.concatenate([first, ids[begin : begin + length]]))
+        thinking.append(np.concatenate([np.zeros(len(first), dtype=bool), thought[begin : begin + length]]))
+        domains.append(opened.domain(row))
+    if not pieces:
+        raise UserError(f"The corpus {name!r} is empty: {source.dataset} has no text in the split {split!r}.")
+    tokens, starts = np.concatenate(pieces), starts_of([len(piece) for piece in pieces])
+    special = np.isin(tokens, tokenizer.all_special_ids)
+    # with nothing before it, the first token of text is of no sentence, and in many models an attention sink
+    opening = starts[:-1] + len(first)
+    special[starts[:-1]] = True
+    special[opening[opening < starts[1:]]] = True
+    return Corpus(name, tokens, starts, special, np.concatenate(thinking), domains)
+
+
+def whole_texts(source: TextSource, tokenizer: Any, split: Split, documents: int, seed: int) -> list[str]:
+    """Whole texts of a source, in the order in which :func:`text_corpus` takes them.
+
+    Raises:
+        UserError: no texts.
+    """
+    opened = open_texts(source)
+    found: list[str] = []
+    for rows in _groups(opened.order(seed, split)):
+        found += [text for text in opened.texts(rows, tokenizer) if text]
+        if len(found) >= documents:
+            break
+    if not found:
+        raise UserError(f"There are no texts in {source.dataset} ({split}): name another source.")
+    return found[:documents]
+
+
+def thinking_of(text: str) -> str:
+    """The part of a text between ``<think>`` and ``</think>``, all such parts where there are several."""
+    if END_THINK not in text and THINK not in text:
+        return ""
+    return "\n".join(found[1] for found in _THINKING.finditer(text))
+
+
+def _encoded(
+    opened: TextRows, tokenizer: Any, order: NDArray[np.int64]
+) -> Iterator[tuple[int, NDArray[np.int32], NDArray[np.bool_]]]:
+    """Each text's row, token ids and which of them are thinking; texts without tokens are left out."""
+    for rows in _groups(order):
+        if opened.tokens:
+            held = opened.ids(rows)
+            check_ids(opened, held, tokenizer)
+            bos = tokenizer.bos_token_id
+            ids = [row[1:] if len(row) and row[0] == bos else row for row in held]
+            thought = [thinking_of_ids(row, tokenizer) for row in ids]
+        else:
+            ids, thought = encode_texts(opened.texts(rows, tokenizer), tokenizer)
+        yield from (each for each in zip(rows, ids, thought, strict=True) if len(each[1]))
+
+
+def _groups(order: NDArray[np.int64]) -> Iterator[list[int]]:
+    for start in range(0, len(order), _TEXTS_AT_ONCE):
+        yield order[start : start + _TEXTS_AT_ONCE].tolist()
+
+
+def encode_texts(
+    texts: Sequence[str], tokenizer: Any
+) -> tuple[list[NDArray[np.int32]], list[NDArray[np.bool_]]]:
+    """Token ids of texts without BOS, and which of them lie between ``<think>`` and ``</think>``.
+
+    A text that holds ``</think>`` alone is thinking from its beginning.
+    """
+    given = [without_bos(text, tokenizer) for text in texts]
+    encoded = tokenizer.backend_tokenizer.encode_batch(given, add_special_tokens=False)
+    thinking = []
+    for text, encoding in zip(given, encoded, strict=True):
+        spans = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        inside = np.zeros(len(spans), dtype=bool)
+        for found in _THINKING.finditer(text) if END_THINK in text or THINK in text else ():
+            inside |= (spans[:, 0] >= found.start(1)) & (spans[:, 1] <= found.end(1))
+        thinking.append(inside)
+    return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encoded], thinking
+
+
+def thinking_of_ids(ids: NDArray[np.int32], tokenizer: Any) -> NDArray[np.bool_]:
+    """Which of a row's tokens are thinking; false where the tokenizer has no single tokens for its marks."""
+    vocabulary = tokenizer.get_vocab()
+    if THINK not in vocabulary or END_THINK not in vocabulary:
+        return np.zeros(len(ids), dtype=bool)
+    opens, closes = ids == vocabulary[THINK], ids == vocabulary[END_THINK]
+    marks = np.flatnonzero(opens | closes)
+    inside = len(marks) > 0 and bool(closes[marks[0]])  # a row may begin in the middle of a thought
+    latest = np.maximum.accumulate(np.where(opens | closes, np.arange(len(ids)), -1))
+    return np.where(latest < 0, inside, opens[latest]) & ~opens & ~closes
+
+
+def beginning(tokenizer: Any) -> NDArray[np.int32]:
+    """What a piece of text begins with: BOS, where the tokenizer has one."""
+    bos = tokenizer.bos_token_id
+    return np.asarray([] if bos is None else [bos], dtype=np.int32)
+
+
+def without_bos(text: str, tokenizer: Any) -> str:
+    """A text without the beginning-of-text token that it may begin with."""
+    return text.removeprefix(tokenizer.bos_token) if tokenizer.bos_token else text
+
+
+def check_ids(opened: TextRows, ids: Sequence[NDArray[np.int32]], tokenizer: Any) -> None:
+    """Raises a UserError where token ids are not of this tokenizer."""
+    largest = max((int(row.max()) for row in ids if len(row)), default=0)
+    if largest >= len(tokenizer):
+        raise UserError(
+            f"{opened.source.dataset} holds the token id {largest}, but the model's tokenizer has "
+            f"{len(tokenizer)}: take a dataset that was tokenised for this model, or one of texts."
+        )
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """The rows of a source of texts.
+
+    Attributes:
+        source: where they come from.
+        name: the dataset's name, without its owner and revision.
+        rows: the dataset, mapped from disk.
+        tokens: whether the column holds token ids.
+    """
+
+    source: TextSource
+    name: str
+    rows: datasets.Dataset
+    tokens: bool
+
+    @property
+    def content(self) -> str:
+        """Digest of the number of rows and of 64 of them: tells what was read, wherever it lies."""
+        some = np.unique(np.linspace(0, len(self.rows) - 1, 64).astype(int)).tolist()
+        values = self.rows[some][self.source.column]
+        return hashlib.sha256(repr((len(self.rows), values)).encode()).hexdigest()
+
+    def order(self, seed: int, split: Split | None = None) -> NDArray[np.int64]:
+        """Numbers of the rows, of one split or of all, in a seeded order.
+
+        It depends on the dataset, not on the column: two columns of one dataset are read in the same rows.
+
+        Raises:
+            UserError: the ``split_column`` has no row of this split.
+        """
+        column = self.source.split_column
+        if split is None:
+            mine = np.arange(len(self.rows))
+        elif column is None:
+            mine = split_rows(self.name, len(self.rows), split)
+        else:
+            mine = np.flatnonzero([told == split for told in self.rows[column]])
+            if not len(mine):
+                raise UserError(
+                    f"The column {column!r} of {self.source.dataset} says of no row that it is for {split}: "
+                    f"name another as `split_column`, with {', '.join(FRACTIONS)} in it."
+                )
+        return np.random.default_rng([seed, stable_number(self.name)]).permutation(mine)
+
+    def texts(self, rows: list[int], tokenizer: Any) -> list[str]:
+        """The texts of some rows; empty where a row has none."""
+        return [self.text_of(value, tokenizer) for value in self.rows[rows][self.source.column]]
+
+    def ids(self, rows: list[int]) -> list[NDArray[np.int32]]:
+        """The token ids of some rows, where the column holds token ids."""
+        return [np.asarray(value, dtype=np.int32) for value in self.rows[rows][self.source.column]]
+
+    def domain(self, row: int) -> str:
+        """The domain of a row: what the column of domains says, else the dataset's name."""
+        column = self.source.domain
+        return self.name if column is None else str(self.rows[row][column] or "other")
+
+    def text_of(self, value: Any, tokenizer: Any) -> str:
+        """A row's text: of a conversation its turns with their marks, of token ids what they say."""
+        if value is None:
+            return ""
+        if self.tokens:
+            return str(tokenizer.decode(value))
+        return value if isinstance(value, str) else conversation_text(value, tokenizer)
+
+
+def open_texts(source: TextSource) -> TextRows:
+    """Opens a source of texts and checks its columns.
+
+    Raises:
+        UserError: the dataset, its configuration, split or a column is not there, or the column holds neither
+            texts nor conversations nor token ids.
+    """
+    named = (source.column, source.domain, source.split_column)
+    columns = list(dict.fromkeys(column for column in named if column is not None))
+    rows = open_rows(source, columns)
+    first = next((value for value in rows[: min(100, len(rows))][source.column] if value), "")
+    listed = isinstance(first, list)
+    whole = listed and all(isinstance(item, int) for item in first)
+    turns = listed and all(isinstance(item, dict) and "content" in item for item in first)
+    if not (isinstance(first, str) or whole or turns):
+        raise UserError(
+            f"The column {source.column!r} of {source.dataset} holds neither texts, nor conversations (turns "
+            "with role and content), nor token ids: name another as `column`."
+        )
+    return TextRows(source, dataset_name(source.dataset), rows, whole)
+
+
+def open_rows(source: TextSource | ProblemSource, columns: Sequence[str]) -> datasets.Dataset:
+    """These columns of a source's rows, mapped from disk: a file is taken whole, whatever the split.
+
+    Raises:
+        UserError: nothing is there, it cannot be fetched or read, or has no such configuration, split or
+            column.
+    """
+    place, files = paths.resolve(source.dataset), None
+    if place.is_file():
+        files = [place]
+    elif not hub.is_local(source.dataset):
+        patterns = hub_files(source)
+        place = hub.local_copy(source.dataset, "dataset", patterns).path
+        if patterns is not None:
+            files = sorted({file for pattern in patterns for file in place.glob(pattern)})
+    elif not place.is_dir():
+        raise UserError(f"There is no dataset in {source.dataset}: give a folder, a file, or owner/name.")
+    if files is None:
+        rows = _loaded(source, str(place), name=source.name, split=source.split)
+    else:
+        kind = next((_FORMATS[end] for file in files[:1] for end in file.suffixes if end in _FORMATS), None)
+        if kind is None:
+            raise UserError(
+                f"The dataset {source.dataset} has no file of {', '.join(_FORMATS)}: name another."
+            )
+        rows = _loaded(source, kind, data_files=[str(file) for file in files], split="train")
+    for column in columns:
+        if column not in rows.column_names:
+            held = ", ".join(rows.column_names)
+            raise UserError(f"The dataset {source.dataset} has no column {column!r}: it has {held}.")
+    return rows.select_columns(list(columns))  # others are not to be decoded with every row
+
+
+def hub_files(source: TextSource | ProblemSource) -> list[str] | None:
+    """Patterns of a dataset's files that hold this configuration and split, from its card; None: all files.
+
+    Raises:
+        UserError: the card knows no such configuration or split, or as :func:`hub.local_copy`.
+    """
+    try:
+        card = hub.local_copy(source.dataset, "dataset", ["README.md"]).path / "README.md"
+        told = MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data)
+    except (MissingArtefact, FileNotFoundError, ValueError):  # no card, or a card that does not tell
+        return None
+    files = {name: config["data_files"] for name, config in told.items() if config.get("data_files")}
+    if not files:
+        return None
+    name = source.name or told.get_default_config_name() or next(iter(told))
+    if name not in files:
+        raise UserError(f"{source.dataset} has no configuration {source.name!r}: it has {', '.join(files)}.")
+    splits: dict[str, list[str]] = sanitize_patterns(files[name])
+    if source.split not in splits:
+        raise UserError(f"{source.dataset} has no split {source.split!r}: it has {', '.join(splits)}.")
+    return splits[source.split]
+
+
+def _loaded(source: TextSource | ProblemSource, path: str, **options: Any) -> datasets.Dataset:
+    datasets.disable_progress_bars()  # a file that is read from disk needs none
+    try:
+        rows = datasets.load_dataset(path, **options)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise UserError(
+            f"The dataset {source.dataset} cannot be read ({reason}): correct its name, split or file."
+        ) from error
+    if len(rows) == 0:
+        raise UserError(f"The dataset {source.dataset} has no rows: name another.")
+    return rows
+
+
+def conversation_text(turns: list[dict[str, Any]], tokenizer: Any) -> str:
+    """A conversation as one text, as the released ``prepare_lmsys_dataset.py`` renders it.
+
+    A tokenizer without R1's marks renders it by its own chat template; one without a template gets the
+    turns' contents with blank lines between.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if USER not in vocabulary or ASSISTANT not in vocabulary:
+        if tokenizer.chat_template is None:
+            return "\n\n".join(str(turn["content"]) for turn in turns)
+        return without_bos(str(tokenizer.apply_chat_template(turns, tokenize=False)), tokenizer)
+    marks, parts = {"user": USER, "assistant": ASSISTANT}, []
+    for place, turn in enumerate(turns):
+        parts.append(marks.get(turn["role"], "") + str(turn["content"]))
+        if turn["role"] == "assistant" and place < len(turns) - 1:
+            parts.append(tokenizer.eos_token)
+    return "".join(parts)
+
+
+def split_rows(name: str, n: int, split: Split) -> NDArray[np.int64]:
+    """Numbers of the rows of one split among a dataset's first ``n``."""
+    drawn = np.random.default_rng(stable_number(name)).random(n)
+    edges = np.cumsum([0.0, *FRACTIONS.values()])
+    place = list(FRACTIONS).index(split)
+    return np.flatnonzero((drawn >= edges[place]) & (drawn < edges[place + 1]))
+
+
+def dataset_name(reference: str) -> str:
+    """The last part of a dataset's name without its revision, or a file's name without its ending."""
+    last = reference.rstrip("/").rsplit("/", 1)[-1].split("@", 1)[0]
+    ending = Path(last).suffix
+    return last.removesuffix(ending) if ending in _FORMATS else last
+
+
+def stable_number(text: str) -> int:
+    """A number of 32 bits that stands for a text, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")

@@ -8,11 +8,13 @@ leaves them out, as the paper's code does with BOS and EOS.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -120,14 +122,11 @@ class Corpus:
             UserError: no documents are left.
         """
         chosen = np.asarray(documents, dtype=np.int64)
-        lengths = np.diff(self.starts)[chosen]
-        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        spans = [np.arange(self.starts[i], self.starts[i + 1]) for i in chosen]
-        where = np.concatenate(spans) if spans else np.empty(0, dtype=np.int64)
+        where = np.concatenate([np.arange(self.n_tokens)[self.span(i)] for i in chosen] or [chosen])
         return replace(
             self,
             tokens=self.tokens[where],
-            starts=starts,
+            starts=starts_of(np.diff(self.starts)[chosen]),
             special=self.special[where],
             thinking=self.thinking[where],
             domains=[self.domains[i] for i in chosen],
@@ -145,28 +144,24 @@ class Corpus:
         """Documents once each, shortest first, padded on the right to at most ``max_tokens`` ids a batch.
 
         The division depends on the documents and ``max_tokens`` alone. A document longer than ``max_tokens``
-        makes a batch of its own.
-
-        Args:
-            max_tokens: ids in a batch, padding included.
-            documents: which; by default all.
+        makes a batch of its own. By default all documents are read.
         """
-        chosen = np.arange(self.n_documents) if documents is None else np.asarray(documents)
+        chosen = np.arange(self.n_documents) if documents is None else np.asarray(documents, dtype=np.int64)
         for batch in by_length(np.diff(self.starts)[chosen], max_tokens):
-            yield self._padded(chosen[batch])
+            these = chosen[batch]
+            lengths = np.diff(self.starts)[these]
+            offsets = np.arange(lengths.max())
+            valid = offsets < lengths[:, None]
+            positions = np.where(valid, self.starts[these][:, None] + offsets, -1)
+            tokens = np.where(valid, self.tokens[positions], 0).astype(np.int64)
+            yield TokenBatch(
+                torch.from_numpy(tokens), torch.from_numpy(valid), torch.from_numpy(positions), these
+            )
 
-    def _padded(self, documents: NDArray[np.integer]) -> TokenBatch:
-        lengths = np.diff(self.starts)[documents]
-        offsets = np.arange(lengths.max())
-        valid = offsets < lengths[:, None]
-        positions = np.where(valid, self.starts[documents][:, None] + offsets, -1)
-        tokens = np.where(valid, self.tokens[positions], 0).astype(np.int64)
-        return TokenBatch(
-            tokens=torch.from_numpy(tokens),
-            valid=torch.from_numpy(valid),
-            positions=torch.from_numpy(positions),
-            documents=np.asarray(documents, dtype=np.int64),
-        )
+
+def starts_of(lengths: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+    """``Corpus.starts`` ``[n + 1]`` of documents of these lengths ``[n]``."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def by_length(lengths: NDArray[np.int64], max_tokens: int) -> Iterator[list[int]]:
@@ -192,19 +187,101 @@ def join(name: str, corpora: Sequence[Corpus]) -> Corpus:
     """
     if not corpora:
         raise UserError(f"The corpus {name!r} is empty: ask for at least one document.")
-    offsets = np.cumsum([0, *(corpus.n_tokens for corpus in corpora)])
-    starts = [corpus.starts[:-1] + offset for corpus, offset in zip(corpora, offsets, strict=False)]
-    styles = [corpus.styles for corpus in corpora]
-    moves = [corpus.moves for corpus in corpora]
-    labelled = all(labels is not None for labels in moves)
+    moves = [corpus.moves for corpus in corpora if corpus.moves is not None]
+    styles = [corpus.styles for corpus in corpora if corpus.styles is not None]
+    labelled = len(moves) == len(corpora)
     return Corpus(
         name=name,
         tokens=np.concatenate([corpus.tokens for corpus in corpora]),
-        starts=np.concatenate([*starts, offsets[-1:]]).astype(np.int64),
+        starts=starts_of(np.concatenate([np.diff(corpus.starts) for corpus in corpora])),
         special=np.concatenate([corpus.special for corpus in corpora]),
         thinking=np.concatenate([corpus.thinking for corpus in corpora]),
         domains=[domain for corpus in corpora for domain in corpus.domains],
-        moves=np.concatenate([labels for labels in moves if labels is not None]) if labelled else None,
+        moves=np.concatenate(moves) if labelled else None,
         move_names=corpora[0].move_names if labelled else (),
-        styles=None if None in styles else [style for part in styles if part for style in part],
+        styles=[style for part in styles for style in part] if len(styles) == len(corpora) else None,
     )
+
+
+def sentence_starts(corpus: Corpus, tokenizer: Any) -> NDArray[np.int64]:
+    """Index in ``corpus.tokens`` of the first token of every sentence ``[n]``, ascending.
+
+    A sentence ends at a token whose text ends in a newline, or in ``.``, ``!`` or ``?`` before a token that
+    begins with white space; white space alone belongs to the sentence before it. A new sentence also begins
+    with each document, and where text follows a special token. Special tokens begin none.
+    """
+    texts, where = token_texts(corpus, tokenizer)
+    newline = np.array([text.endswith("\n") for text in texts])[where]
+    stop = np.array([text.endswith((".", "!", "?")) for text in texts])[where]
+    blank = np.array([not text.strip() for text in texts])[where]
+    spaced = np.array([text[:1].isspace() for text in texts])[where]
+    ended = newline[:-1] | (stop[:-1] & spaced[1:]) | corpus.special[:-1]
+    begins = np.concatenate([[True], ended & ~blank[1:]])
+    begins[corpus.starts[:-1]] = True
+    return np.flatnonzero(begins & ~corpus.special).astype(np.int64)
+
+
+def token_texts(corpus: Corpus, tokenizer: Any) -> tuple[list[str], NDArray[np.int64]]:
+    """The texts of a corpus' different tokens, and which of them each token is ``[n_tokens]``."""
+    ids, where = np.unique(corpus.tokens, return_inverse=True)
+    return [tokenizer.decode([int(token)], clean_up_tokenization_spaces=False) for token in ids], where
+
+
+def last_before(corpus: Corpus, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The token before each sentence ``[m]``; left out where that is special or of another document."""
+    inside = starts[~np.isin(starts, corpus.starts[:-1])]
+    return (inside - 1)[~corpus.special[inside - 1]]
+
+
+def sentence_of(corpus: Corpus, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The sentence each token belongs to ``[n_tokens]``, as an index into ``starts``; -1 at special tokens.
+
+    Tokens before the first sentence of their document belong to none.
+    """
+    sentence = np.searchsorted(starts, np.arange(corpus.n_tokens), side="right") - 1
+    first = np.repeat(corpus.starts[:-1], np.diff(corpus.starts))
+    outside = (sentence < 0) | (starts[np.maximum(sentence, 0)] < first) | corpus.special
+    return np.where(outside, -1, sentence).astype(np.int64)
+
+
+def move_table(corpora: Sequence[Corpus], tokenizer: Any, words: Sequence[str]) -> pd.DataFrame:
+    """How each move is phrased: ``corpus``, ``move``, ``tokens``, ``sentences``, share ``with a word of R``.
+
+    Sentences are lines, also cut at special tokens; a line's move is that of its first token. Corpora without
+    labels have one row, whose move is "all".
+    """
+    pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, words)) + r")\b", re.IGNORECASE)
+    parts = []
+    for corpus in corpora:
+        names = corpus.move_names or ("all",)
+        codes = np.zeros(corpus.n_tokens, dtype=int) if corpus.moves is None else corpus.moves
+        texts, where = token_texts(corpus, tokenizer)
+        ends = np.array(["\n" in text for text in texts])[where] | corpus.special
+        ends[corpus.starts[1:] - 1] = True
+        sentences = []
+        for line in np.split(np.arange(corpus.n_tokens), np.flatnonzero(ends) + 1):
+            kept = line[~corpus.special[line]]
+            text = tokenizer.decode(corpus.tokens[kept].tolist()).strip()
+            if text:
+                sentences.append((names[codes[kept[0]]], bool(pattern.search(text))))
+        table = pd.DataFrame(sentences, columns=["move", "with a word of R"]).groupby("move")
+        counts = table["with a word of R"].agg(["size", "mean"])
+        tokens = pd.Series(codes[~corpus.special]).map(dict(enumerate(names))).value_counts()
+        for name in (name for name in names if name in counts.index):
+            row = (corpus.name, name, tokens[name], int(counts["size"][name]), counts["mean"][name])
+            parts.append(row)
+    return pd.DataFrame(parts, columns=["corpus", "move", "tokens", "sentences", "with a word of R"])
+
+
+def telling_documents(corpus: Corpus, quantile: float = 0.7) -> list[int]:
+    """Documents to show: one of each of the first two styles, or where styles are not known two documents.
+
+    Of those with the most kinds of moves the one whose length is nearest to a ``quantile`` of all lengths.
+    """
+    lengths = np.diff(corpus.starts)
+    moves = np.zeros(corpus.n_tokens) if corpus.moves is None else corpus.moves
+    kinds = [len(np.unique(moves[corpus.span(i)])) for i in range(corpus.n_documents)]
+    order = np.lexsort((np.abs(lengths - np.quantile(lengths, quantile)), -np.array(kinds))).tolist()
+    if (styles := corpus.styles) is None:
+        return order[:2]
+    return [next(i for i in order if styles[i] == style) for style in dict.fromkeys(styles)][:2]

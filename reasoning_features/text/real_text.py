@@ -10,6 +10,7 @@ A row has ``problem`` (or the article), ``domain``, ``split`` and ``text``; wher
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -92,8 +93,9 @@ def make_rows() -> Path:
     """
     folder = paths.resolve(ROWS)
     made = {"code": file_digest(Path(__file__)), "registry": file_digest(REGISTRY)}
-    if _made_from(folder) == made:
-        return folder
+    with contextlib.suppress(OSError, ValueError):  # no record, or a damaged one
+        if json.loads((folder / MADE).read_text(encoding="utf-8")) == made:
+            return folder
     files = {
         name: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) for name, rows in _files()
     }
@@ -128,31 +130,20 @@ def splits_of(problems: Iterable[str]) -> dict[str, Split]:
 
 def _files() -> Iterator[tuple[str, Iterable[Row]]]:
     """The name of each file that is written, and its rows."""
-    yield R1_ROWS, _thinking(R1)
-    yield "thinking/r1-distill-qwen-32b", _thinking(R1_DISTILL)
+    for name, model in ((R1_ROWS, R1), ("thinking/r1-distill-qwen-32b", R1_DISTILL)):
+        answers = _answers(model)  # where a request failed there is no </think>
+        yield name, (row | _thought(row["problem"], text) for row, _, text in answers if END_THINK in text)
     yield "thinking/star-1", _safety()
-    yield INSTRUCT_ROWS, _plain_answers()
+    yield (
+        INSTRUCT_ROWS,
+        (
+            row | {"text": f"{row['problem']}\n\n{text.strip()}", "solution": text.strip()}
+            for row, _, text in _answers(INSTRUCT)
+        ),
+    )
     yield "plain/gsm8k", _reference_solutions()
     yield "plain/wikitext-2", _articles()
-    yield "problems", _problems()
-
-
-def _thinking(model: str) -> Iterator[Row]:
-    """A reasoning model's thinking and answers; where a request failed there is no ``</think>``."""
-    for known, _, text in _answers(model):
-        if END_THINK in text:
-            yield known | _thought(known["problem"], text)
-
-
-def _plain_answers() -> Iterator[Row]:
-    for known, _, text in _answers(INSTRUCT):
-        yield known | {"text": f"{known['problem']}\n\n{text.strip()}", "solution": text.strip()}
-
-
-def _problems() -> Iterator[Row]:
-    """The problems with their true answers, for steering."""
-    for known, answer, _ in _answers(R1):
-        yield known | {"answer": answer.split("####")[-1].strip()}
+    yield "problems", (row | {"answer": answer.split("####")[-1].strip()} for row, answer, _ in _answers(R1))
 
 
 def _reference_solutions() -> Iterator[Row]:
@@ -160,15 +151,15 @@ def _reference_solutions() -> Iterator[Row]:
     for line in _text("grade_school_math/data/train.jsonl").strip().split("\n")[:FIRST_PROBLEMS]:
         held = json.loads(line)
         solution = re.sub(r"<<.*?>>", "", held["answer"]).replace("####", "Answer:")
-        known = {"problem": held["question"], "domain": "GSM8K", "split": "training"}
-        yield known | {"text": f"{held['question']}\n\n{solution}", "solution": solution}
+        row = {"problem": held["question"], "domain": "GSM8K", "split": "training"}
+        yield row | {"text": f"{held['question']}\n\n{solution}", "solution": solution}
 
 
 def _safety() -> Iterator[Row]:
     """R1's deliberation on requests that test safety; all for training."""
     for held in json.loads(_text("data/STAR-1.json")):
-        known = {"problem": held["question"], "domain": "STAR-1", "split": "training"}
-        yield known | _thought(held["question"], held["response"])
+        row = {"problem": held["question"], "domain": "STAR-1", "split": "training"}
+        yield row | _thought(held["question"], held["response"])
 
 
 def _articles() -> Iterator[Row]:
@@ -234,11 +225,3 @@ def _thought(problem: str, response: str) -> Row:
 
 def _text(path: str) -> str:
     return fetch(path).read_text(encoding="utf-8")
-
-
-def _made_from(folder: Path) -> Any:
-    """What rows say that they were made from; None where they say nothing."""
-    try:
-        return json.loads((folder / MADE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -2,8 +2,8 @@
 
 The paper ranks words by p_think − p_solution over the same problems, drops words frequent in a general
 corpus (Google Books Ngram; here ``wordfreq``), and chooses R by hand. Two kinds of vocabularies say what
-another choice would have given: random ones, matched in frequency and in share inside thinking, and
-slot-matched ones, in which words of R give way to neutral twins.
+another choice would have given: random ones, matched in frequency and in share inside thinking, and mixtures
+in which words of R give way to neutral twins.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from wordfreq import word_frequency
 
 from reasoning_features.errors import UserError
 from reasoning_features.organism import words as organism_words
+from reasoning_features.reporting.plots import COLOURS, HATCHES, legend_below, name_rows, new_figure
 
-_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 SHARE_SCALE = 0.2
 """A difference of this much in share inside thinking counts like a factor e in frequency when matching."""
+FLOOR = 1e-7
+"""General frequencies are drawn no lower than this (words that general English lacks)."""
+_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,12 @@ class Lexicon:
     decision_words: tuple[str, ...] = ()
 
 
-LEXICONS: dict[str, Lexicon] = {
-    "organism": Lexicon(
-        organism_words.TWINS | {twin: word for word, twin in organism_words.TWINS.items()},
-        organism_words.DECISION_WORDS,
-    ),
-}
-"""Kind of corpora → its lexicon; other kinds have none (:func:`lexicon`)."""
-
-
 def lexicon(corpus_kind: str) -> Lexicon:
     """The lexicon of a kind of corpora (``settings.corpus``); empty for natural text."""
-    return LEXICONS.get(corpus_kind, Lexicon())
+    if corpus_kind != "organism":
+        return Lexicon()
+    twins = organism_words.TWINS
+    return Lexicon(twins | {twin: word for word, twin in twins.items()}, organism_words.DECISION_WORDS)
 
 
 def split_words(text: str) -> list[str]:
@@ -68,14 +66,12 @@ def word_shares(texts: Iterable[str], phrases: Sequence[str] = ()) -> pd.Series:
         UserError: the texts hold no word.
     """
     counts: Counter[str] = Counter()
-    pairs = {phrase for phrase in phrases if len(phrase.split()) == 2}
     total = 0
     for text in texts:
         found = split_words(text)
         total += len(found)
         counts.update(found)
-        if pairs:
-            counts.update(pair for pair in map(" ".join, pairwise(found)) if pair in pairs)
+        counts.update(pair for pair in map(" ".join, pairwise(found)) if pair in phrases)
     if not total:
         raise UserError("The texts hold no words: give at least one document with text.")
     return pd.Series(counts, dtype=float) / total
@@ -128,9 +124,41 @@ def vocabulary_origin(
 
 def left_out(table: pd.DataFrame, words: Sequence[str], threshold: float = 1e-3, top: int = 40) -> list[str]:
     """Words in the top of the filtered ranking that R leaves out, best first."""
-    parts = {part for word in words for part in word.split()} | set(words)
-    best = frequency_filter(table, threshold)["word"].head(top)
-    return [word for word in best if word not in parts]
+    best, known = frequency_filter(table, threshold)["word"].head(top), _with_parts(words)
+    return [word for word in best if word not in known]
+
+
+def _with_parts(words: Sequence[str]) -> set[str]:
+    """Words, and the parts of phrases among them."""
+    return {*words, *(part for word in words for part in word.split())}
+
+
+def draw_ranking(
+    ranking: pd.DataFrame, words: Sequence[str], threshold: float = 1e-3, top: int = 40
+) -> tuple[Figure, pd.DataFrame]:
+    """Bars of the ``top`` words of a ranking (:func:`rank_words`), a row a word; words of R hatched.
+
+    To the right stands the general frequency, with the ``threshold`` from which a word drops out.
+
+    Returns:
+        The figure, and its data: the drawn rows with columns ``in_R`` and ``kept`` added.
+    """
+    data = ranking.head(top).copy()
+    data["in_R"] = data["word"].isin(set(words))
+    data["kept"] = data["general_frequency"] < threshold
+    places = np.arange(len(data))
+    fig, (left, right) = new_figure(1, 2, height=0.8 + 0.14 * len(data), sharey=True)  # 0.14 inches a word
+    for i, label in ((1, "in R"), (0, "not in R")):
+        where, style = (data["in_R"] == bool(i)).to_numpy(), {"color": COLOURS[i], "hatch": HATCHES[i]}
+        left.barh(places[where], data["difference"][where], label=label, **style)
+        right.barh(places[where], data["general_frequency"][where].clip(lower=FLOOR), left=0, **style)
+    left.set(xlabel="p_think − p_solution")
+    name_rows(left, data["word"].tolist())
+    right.axvline(threshold, color=COLOURS[7], linestyle="--", marker="", label=f"threshold {threshold:g}")
+    right.set(xscale="log", xlabel="general frequency", xlim=(FLOOR, 0.2))
+    right.grid(axis="y", visible=False)
+    legend_below(fig)
+    return fig, data
 
 
 @dataclass(frozen=True)
@@ -169,9 +197,8 @@ def random_vocabularies(
     vocabularies alike, which the returned figures say.
 
     Args:
-        reference: R's words with columns ``word``, ``frequency``, ``thinking_share``
-            (:func:`reasoning_features.text.word_masks.occurrence_table`).
-        pool: candidates with the same columns.
+        reference: R's words, as :func:`occurrence_table` gives them.
+        pool: candidates, in the same columns.
         n: number of vocabularies.
         seed: of the draw.
         excluded: words never drawn, beside R's own (decision words).
@@ -188,12 +215,9 @@ def random_vocabularies(
             f"Random vocabularies of {size} words cannot be drawn from {len(candidates)} other words: "
             "use more documents, or exclude fewer words."
         )
-    log_gap = np.abs(
-        np.log(reference["frequency"].to_numpy())[:, None] - np.log(candidates["frequency"].to_numpy())
-    )
-    share_gap = np.abs(
-        reference["thinking_share"].to_numpy()[:, None] - candidates["thinking_share"].to_numpy()
-    )
+    frequency, share = (reference[column].to_numpy()[:, None] for column in ("frequency", "thinking_share"))
+    log_gap = np.abs(np.log(frequency) - np.log(candidates["frequency"].to_numpy()))
+    share_gap = np.abs(share - candidates["thinking_share"].to_numpy())
     closest = np.argsort(np.hypot(log_gap, share_gap / SHARE_SCALE), axis=1, kind="stable")
     rng = np.random.default_rng(seed)
     draws = np.empty((n, size), dtype=int)
@@ -203,53 +227,16 @@ def random_vocabularies(
             free = [candidate for candidate in closest[word].tolist() if candidate not in used]
             draw[word] = free[int(rng.integers(min(nearest, len(free))))]
             used.add(int(draw[word]))
-    names = candidates["word"].to_numpy()
-    vocabularies = [tuple(str(word) for word in names[draw]) for draw in draws]
-    rows = np.arange(size)
+    names, rows = candidates["word"].to_numpy(), np.arange(size)
+    pairs = list(combinations([set(draw.tolist()) for draw in draws], 2))
     return RandomVocabularies(
-        vocabularies=vocabularies,
+        vocabularies=[tuple(str(word) for word in names[draw]) for draw in draws],
         pool=len(candidates),
         distinct=len(np.unique(draws)),
         log_frequency_difference=float(np.mean([log_gap[rows, draw].mean() for draw in draws])),
         share_difference=float(np.mean([share_gap[rows, draw].mean() for draw in draws])),
-        overlap=_mean_overlap(draws),
+        overlap=float(np.mean([len(a & b) / len(a | b) for a, b in pairs])) if pairs else 1.0,
     )
-
-
-def draw_word_sets(
-    ranking: pd.DataFrame, n_sets: int, n_words: int, seed: int, excluded: Sequence[str]
-) -> list[tuple[str, ...]]:
-    """Sets of words drawn by p_think, for the paper's control of banning R.
-
-    All words of the thinking may be drawn, words that decide or give a verdict too; within a set each once.
-
-    Args:
-        ranking: from :func:`rank_words`.
-        n_sets: number of sets; they may overlap.
-        n_words: words in each.
-        seed: of the draw.
-        excluded: words never drawn, nor the parts of phrases among them (R).
-
-    Raises:
-        UserError: fewer words than a set holds.
-    """
-    barred = {*excluded, *(part for word in excluded for part in word.split())}
-    pool = ranking[(ranking["p_think"] > 0) & ~ranking["word"].isin(barred)]
-    if len(pool) < n_words:
-        raise UserError(
-            f"Sets of {n_words} words cannot be drawn from {len(pool)} words of the thinking: "
-            "use more documents, or draw smaller sets."
-        )
-    words, chances = pool["word"].to_numpy(), (pool["p_think"] / pool["p_think"].sum()).to_numpy()
-    rng = np.random.default_rng(seed)
-    drawn = (rng.choice(len(words), size=n_words, replace=False, p=chances) for _ in range(n_sets))
-    return [tuple(str(word) for word in words[places]) for places in drawn]
-
-
-def _mean_overlap(draws: np.ndarray) -> float:
-    sets = [set(draw.tolist()) for draw in draws]
-    pairs = [len(a & b) / len(a | b) for a, b in combinations(sets, 2)]
-    return float(np.mean(pairs)) if pairs else 1.0
 
 
 def slot_vocabularies(
@@ -277,3 +264,26 @@ def slot_vocabularies(
         tuple(twins[word] if int(code) >> place & 1 else word for place, word in enumerate(words))
         for code in codes
     ]
+
+
+def draw_word_sets(
+    ranking: pd.DataFrame, n_sets: int, n_words: int, seed: int, excluded: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """Sets of words drawn by p_think from a ranking, for the paper's control of banning R.
+
+    All words of the thinking may be drawn, words that decide or give a verdict too, within a set each once;
+    but none that is ``excluded`` (R), nor a part of a phrase among them.
+
+    Raises:
+        UserError: fewer words than a set holds.
+    """
+    pool = ranking[(ranking["p_think"] > 0) & ~ranking["word"].isin(_with_parts(excluded))]
+    if len(pool) < n_words:
+        raise UserError(
+            f"Sets of {n_words} words cannot be drawn from {len(pool)} words of the thinking: "
+            "use more documents, or draw smaller sets."
+        )
+    words, chances = pool["word"].to_numpy(), (pool["p_think"] / pool["p_think"].sum()).to_numpy()
+    rng = np.random.default_rng(seed)
+    drawn = (rng.choice(len(words), size=n_words, replace=False, p=chances) for _ in range(n_sets))
+    return [tuple(str(word) for word in words[places]) for places in drawn]

@@ -35,7 +35,7 @@ from reasoning_features.settings import READ, Settings
 from reasoning_features.statistics import null_rank, percentile_interval
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus, with_words_that_occur
 from reasoning_features.text.vocabulary import lexicon
-from reasoning_features.text.word_masks import capitalised_with_twins
+from reasoning_features.text.words import capitalised_with_twins
 from reasoning_features.truth.decisions import Decisions, balanced, find_decisions
 from reasoning_features.truth.effects import (
     PLACES,

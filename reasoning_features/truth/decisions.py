@@ -20,9 +20,8 @@ from torch import Tensor
 from reasoning_features.errors import UserError
 from reasoning_features.organism.gate import swap
 from reasoning_features.organism.parser import DECISIONS, decision_places, decisions_of, first_tokens
-from reasoning_features.text.corpus import Corpus
-from reasoning_features.text.sentences import last_before, sentence_starts
-from reasoning_features.text.word_masks import Mask
+from reasoning_features.text.corpus import Corpus, last_before, sentence_starts
+from reasoning_features.text.words import Mask
 
 FEWEST = 20
 """Decisions below which a rate of their own is not taken: that of the domain, or of all, stands in."""

@@ -33,8 +33,7 @@ from reasoning_features.errors import UserError
 from reasoning_features.interpretation.logit_effects import logit_effects
 from reasoning_features.models.subject import Subject
 from reasoning_features.statistics import bootstrap_ratio, bootstrap_weights
-from reasoning_features.text.corpus import Corpus, by_length
-from reasoning_features.text.sentences import sentence_starts
+from reasoning_features.text.corpus import Corpus, by_length, sentence_starts
 from reasoning_features.truth.decisions import Decisions, balanced, find_decisions, log_odds, swapped
 
 Array = NDArray[np.float64]

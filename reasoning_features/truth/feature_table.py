@@ -50,7 +50,7 @@ from reasoning_features.text.vocabulary import (
     rank_words,
     slot_vocabularies,
 )
-from reasoning_features.text.word_masks import (
+from reasoning_features.text.words import (
     ALL,
     Mask,
     TokenIndex,

@@ -25,8 +25,7 @@ from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import collect, stream
 from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval
-from reasoning_features.text.corpus import Corpus
-from reasoning_features.text.sentences import last_before, sentence_starts
+from reasoning_features.text.corpus import Corpus, last_before, sentence_starts
 from reasoning_features.truth.decisions import Decisions
 
 Array = NDArray[np.float64]

@@ -22,8 +22,7 @@ from reasoning_features.dictionaries.evaluation import (
     reconstruct,
 )
 from reasoning_features.models.subject import Subject
-from reasoning_features.residual_stream.activations import ActivationBatch, stream
-from reasoning_features.residual_stream.losses import next_token_loss
+from reasoning_features.residual_stream.activations import ActivationBatch, next_token_loss, stream
 from reasoning_features.text.corpus import Corpus
 
 SAES = {"perfect": signed_identity(WIDTH), "nothing": signed_identity(WIDTH, 0.0)}

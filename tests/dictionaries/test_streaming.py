@@ -23,7 +23,7 @@ from reasoning_features.dictionaries.training import Recipe, finished, new_train
 from reasoning_features.errors import CorruptArtefact, UserError
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.settings import TextSource, load_settings
-from reasoning_features.text.text_sources import TextRows, open_texts
+from reasoning_features.text.corpora import TextRows, open_texts
 
 TOKENS = TextSource(dataset=mini.TOKENIZED, column="tokens")
 TALKS = TextSource(dataset=mini.LMSYS, column="conversation")

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 from reasoning_features.models.subject import Subject, load_subject, short_name
-from reasoning_features.residual_stream.losses import next_token_loss
+from reasoning_features.residual_stream.activations import next_token_loss
 
 
 @pytest.fixture

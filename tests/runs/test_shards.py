@@ -29,7 +29,7 @@ from reasoning_features.steering import answering
 from reasoning_features.steering.benchmarks import Questions
 from reasoning_features.steering.token_rules import ban
 from reasoning_features.text.corpus import Corpus
-from reasoning_features.text.word_masks import ALL, TokenSets
+from reasoning_features.text.words import ALL, TokenSets
 
 
 def squares(made, shard):

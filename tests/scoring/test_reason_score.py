@@ -25,7 +25,7 @@ from reasoning_features.scoring.reason_score import (
     variant_window,
     vocabulary_scores,
 )
-from reasoning_features.text.word_masks import ALL, TokenSets, vocabulary_set, word_set
+from reasoning_features.text.words import ALL, TokenSets, vocabulary_set, word_set
 
 WINDOW = (0, 1)
 NAMES = (ALL, word_set("a", WINDOW), word_set("b", WINDOW), vocabulary_set("R", WINDOW))

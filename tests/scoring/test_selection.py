@@ -28,7 +28,7 @@ from reasoning_features.scoring.selection import (
     top_mean,
 )
 from reasoning_features.text.corpus import Corpus
-from reasoning_features.text.word_masks import ALL, vocabulary_set, word_set
+from reasoning_features.text.words import ALL, vocabulary_set, word_set
 
 WINDOW = (1, 1)
 VOCABULARIES = {"R": ("a", "b"), "slot 0": ("a", "c"), "slot 1": ("c", "b"), "twins": ("c", "d")}

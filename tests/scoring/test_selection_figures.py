@@ -16,8 +16,6 @@ from reasoning_features.scoring.selection_figures import (
     draw_scores,
     ranked,
 )
-from reasoning_features.text.vocabulary import rank_words
-from reasoning_features.text.vocabulary_figures import draw_ranking
 
 
 @pytest.fixture(autouse=True)
@@ -58,13 +56,6 @@ def test_every_figure_draws_and_returns_its_data():
     assert len(data) == 40
 
 
-def test_ranking_marks_r_and_what_the_filter_drops():
-    table = rank_words(["hmm hmm the the the"], ["is"])
-    _, data = draw_ranking(table, ["hmm"], threshold=1e-3, top=2)
-    assert data["word"].tolist() == ["the", "hmm"]
-    assert data["in_R"].tolist() == [False, True] and data["kept"].tolist() == [False, True]
-
-
 def test_many_arms_windows_and_words_are_legible():
     arms = [f"arm {i}" for i in range(9)]
     fig, _ = draw_scores(dict.fromkeys(arms, ranked(SCORES)), k=1, quantile=0.9)
@@ -79,9 +70,4 @@ def test_many_arms_windows_and_words_are_legible():
     legible(fig)
     frame = pd.DataFrame(RNG.random((40, 4)), columns=["score", "token", "token and the one before", "f1"])
     fig, _ = draw_identity({"one": frame.assign(chosen=frame["score"] > 0.8)}, k=5)
-    legible(fig)
-    words = [f"word{i}" for i in range(48)] + ["$x_1$ \\frac", "W" * 60]
-    ranking = pd.DataFrame({"word": words, "difference": 0.1, "general_frequency": 1e-4})
-    fig, _ = draw_ranking(ranking, words[:9], top=50)
-    assert len(fig.axes[0].get_yticklabels()) == 50 and fig.axes[1].get_xscale() == "log"
     legible(fig)

@@ -13,7 +13,7 @@ from reasoning_features.errors import UserError
 from reasoning_features.scoring.feature_statistics import SetSums, one_pass
 from reasoning_features.scoring.token_identity import BestTokens, IdentitySums, token_classes
 from reasoning_features.text.corpus import Corpus
-from reasoning_features.text.word_masks import ALL, TokenSets
+from reasoning_features.text.words import ALL, TokenSets
 
 TOKENS = np.array([5, 7, 5, 7, 7, 9], dtype=np.int32)
 CORPUS = Corpus("c", TOKENS, np.array([0, 4, 6]), np.zeros(6, bool), np.zeros(6, bool), ["a", "a"])

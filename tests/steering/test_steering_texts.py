@@ -12,7 +12,6 @@ from figure_checks import legible
 from tiny import signed_identity
 
 from reasoning_features.models.conditions import UNSTEERED
-from reasoning_features.residual_stream.activation_figures import LONGEST, MARGIN
 from reasoning_features.steering.steering_texts import (
     CHARACTERS,
     LENGTH,
@@ -29,6 +28,7 @@ from reasoning_features.steering.steering_texts import (
     text_effects,
     text_measures,
 )
+from reasoning_features.text.traces import LONGEST, MARGIN
 
 WORDS = ["wait", "let me", "1"]  # the last has no letters: it is never found, and found nowhere
 

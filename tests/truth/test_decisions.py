@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_word_masks import Pieces, corpus_of
-from tiny import make_corpus
+from tiny import Pieces, corpus_of, make_corpus
 
 from reasoning_features.errors import UserError
 from reasoning_features.organism import words

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_word_masks import corpus_of
-from tiny import LAYERS, VOCABULARY, WIDTH, make_corpus, signed_identity
+from tiny import LAYERS, VOCABULARY, WIDTH, corpus_of, make_corpus, signed_identity
 
 from reasoning_features.errors import UserError
 from reasoning_features.interpretation.logit_effects import logit_effects

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_word_masks import Pieces, corpus_of
-from tiny import signed_identity
+from tiny import Pieces, corpus_of, signed_identity
 
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import collect, stream
@@ -18,7 +17,7 @@ from reasoning_features.scoring.feature_statistics import accumulate
 from reasoning_features.scoring.reason_score import vocabulary_scores
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.vocabulary import Lexicon
-from reasoning_features.text.word_masks import ALL, TokenSets, token_sets, vocabulary_set, word_set
+from reasoning_features.text.words import ALL, TokenSets, token_sets, vocabulary_set, word_set
 from reasoning_features.truth.feature_table import (
     draw_vocabularies,
     feature_table,

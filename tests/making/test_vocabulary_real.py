@@ -17,7 +17,6 @@ from reasoning_features.making import vocabulary_real
 from reasoning_features.making.vocabulary_real import (
     DATASET,
     main,
-    origin_of,
     same_problems,
     stream_dataset,
     texts_of_rows,
@@ -25,6 +24,7 @@ from reasoning_features.making.vocabulary_real import (
 from reasoning_features.paths import RunPaths, root
 from reasoning_features.settings import load_settings
 from reasoning_features.text import real_text
+from reasoning_features.text.vocabulary import rank_words, vocabulary_origin
 
 SHARED = root().parent / "shared" / "real-text"
 
@@ -131,8 +131,8 @@ def test_the_papers_list_in_real_thinking(repository: Path, monkeypatch):
     monkeypatch.setenv(real_text.CACHE, os.environ.get(real_text.CACHE) or str(SHARED))
     thinking, solutions = same_problems()
     assert len(thinking) == len(solutions) == 633
-    found = origin_of((thinking, solutions), load_settings("organism").words)
-    places = found.words.set_index("word")
+    ranking = rank_words(thinking, solutions)
+    places = vocabulary_origin(ranking, load_settings("organism").words).set_index("word")
     assert (places["rank"] <= 40).sum() == 7 and (places["rank_filtered"] <= 40).sum() == 6
     # the filter drops "but", which general English has too often
     assert places.loc["but", "origin"] == "count"

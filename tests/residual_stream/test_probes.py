@@ -117,10 +117,12 @@ def test_a_tokens_parity_is_in_the_embeddings(tiny_subject: Subject) -> None:
     corpus = make_corpus(40)
     corpus = replace(corpus, moves=(corpus.tokens % 2).astype(np.int8))
     probed = probe_layers(tiny_subject, corpus, 200)
-    assert probed["layer"].tolist() == sorted([-1, *range(LAYERS)] * 2)
+    assert probed["layer"].tolist() == sorted([-1, *range(LAYERS)] * 2) * 2
     assert probed["chance"].unique().tolist() == [0.5]
-    embeddings = probed[probed["layer"] == EMBEDDINGS].set_index("labels")["balanced accuracy"]
-    assert embeddings["true"] > 0.55 > embeddings["shuffled"]
+    accuracy = probed.set_index(["target", "layer", "labels"])["balanced accuracy"]
+    own = accuracy["own move"][EMBEDDINGS]
+    assert own["true"] > 0.55 > own["shuffled"]
+    assert accuracy["next token's move"][EMBEDDINGS]["true"] < own["true"]
 
 
 def test_the_first_layer_as_good_as_the_best_is_chosen() -> None:
@@ -132,4 +134,6 @@ def test_the_first_layer_as_good_as_the_best_is_chosen() -> None:
         (2, "true", 0.75, 0.80),
         (1, "shuffled", 0.99, 1.0),
     ]
-    assert chosen_layer(pd.DataFrame(rows, columns=columns)) == 1
+    probed = pd.DataFrame(rows, columns=columns)
+    other = probed.assign(**{"target": "next token's move", "balanced accuracy": 0.1, "high": 0.2})
+    assert chosen_layer(pd.concat([probed.assign(target="own move"), other])) == 1

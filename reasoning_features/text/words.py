@@ -1,9 +1,11 @@
-"""Where words stand in a corpus: their forms, their token ids, and one mask a word with its window.
+"""Where words stand in a corpus: their forms, their token ids, and one set a word with its window.
 
 Matching is the released code's (``extraction/compute_score.py``): a word is looked for as the token ids of
 its written forms, each form encoded alone, so a form may be several tokens. Two differences: a window never
 crosses the end of a document (the released rows are documents packed to 1,024 tokens), and a form counts
 only where the tokenizer can write it.
+
+Words can also be put into plain documents, to see what a feature does with the word alone.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,16 +21,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from reasoning_features.errors import UserError
-from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.corpus import Corpus, sentence_of, sentence_starts, starts_of, token_texts
 
 Window = tuple[int, int]
 Mask = NDArray[np.bool_]
 
 CAPITALISED_ONLY: frozenset[str] = frozenset({"but", "another"})
 """Words the released list holds in one form alone: "But" and "Another", without a leading space."""
-
 ALL = "all"
 """Name of the set of all tokens that are not special."""
+INJECTED, LENGTH = 3, 64
+"""Words put into a document, and the tokens of it that are kept (2601.05679)."""
 
 
 def capitalised_with_twins(twins: Mapping[str, str]) -> frozenset[str]:
@@ -35,28 +39,23 @@ def capitalised_with_twins(twins: Mapping[str, str]) -> frozenset[str]:
     return CAPITALISED_ONLY | {twins[word] for word in CAPITALISED_ONLY if word in twins}
 
 
-def word_forms(word: str, capitalised_only: Collection[str] = CAPITALISED_ONLY) -> tuple[str, ...]:
-    """The written forms of a word: lower and capitalised, each without and with a leading space.
-
-    A word in ``capitalised_only`` has one form, capitalised and without a leading space.
-    """
-    lower = word.lower()
-    capital = lower[:1].upper() + lower[1:]
-    return (capital,) if lower in capitalised_only else (lower, " " + lower, capital, " " + capital)
-
-
 def form_ids(
     tokenizer: Any, word: str, capitalised_only: Collection[str] = CAPITALISED_ONLY
 ) -> list[tuple[int, ...]]:
     """Token ids of each form of ``word`` that the tokenizer can write, without duplicates.
 
-    A form can be written when decoding its ids gives the form back.
+    Forms are the word in lower case and capitalised, each without and with a leading space; a word in
+    ``capitalised_only`` has one, capitalised and without a leading space. A form can be written when decoding
+    its ids gives the form back.
 
     Raises:
         UserError: the tokenizer cannot write any form.
     """
+    lower = word.lower()
+    capital = lower[:1].upper() + lower[1:]
+    forms = (capital,) if lower in capitalised_only else (lower, " " + lower, capital, " " + capital)
     found: dict[tuple[int, ...], None] = {}
-    for form in word_forms(word, capitalised_only):
+    for form in forms:
         ids = tuple(tokenizer.encode(form, add_special_tokens=False))
         if ids and tokenizer.decode(list(ids), clean_up_tokenization_spaces=False) == form:
             found[ids] = None
@@ -72,7 +71,7 @@ class TokenIndex:
         self.corpus = corpus
         self._order = np.argsort(corpus.tokens, kind="stable")
         self._sorted = corpus.tokens[self._order]
-        document = np.repeat(np.arange(corpus.n_documents), np.diff(corpus.starts))
+        document = corpus.document_of
         self._first = corpus.starts[document]
         self._end = corpus.starts[document + 1]
 
@@ -105,29 +104,6 @@ class TokenIndex:
         np.add.at(change, start, 1)
         np.add.at(change, end, -1)
         return (np.cumsum(change[:-1]) > 0) & ~self.corpus.special
-
-
-def occurrences(corpus: Corpus, forms: Sequence[tuple[int, ...]]) -> NDArray[np.int64]:
-    """Start and end (exclusive) of every match of any of these id sequences ``[n, 2]``, ascending."""
-    return TokenIndex(corpus).occurrences(forms)
-
-
-def word_masks(
-    corpus: Corpus,
-    tokenizer: Any,
-    words: Sequence[str],
-    window: Window,
-    capitalised_only: Collection[str] = CAPITALISED_ONLY,
-) -> Mask:
-    """D_r of the paper for each word r ``[n_words, n_tokens]``: tokens in a window around its occurrences.
-
-    Windows of different words may overlap: a token then belongs to both.
-
-    Raises:
-        UserError: the tokenizer cannot produce a word, or a word never occurs in the corpus.
-    """
-    sets = token_sets(corpus, tokenizer, {"words": words}, [window], capitalised_only)
-    return sets.only([word_set(word, window) for word in words]).masks
 
 
 def word_set(word: str, window: Window) -> str:
@@ -195,8 +171,9 @@ def token_sets(
 ) -> TokenSets:
     """All sets that scores of these vocabularies at these windows need, each word's set made once.
 
-    The sets are: all tokens that are not special; D_r of every word at every window; D_R, the union, of every
-    vocabulary at every window. D_¬R needs no set: it is all tokens less D_R.
+    The sets are: all tokens that are not special; D_r of the paper, the tokens in a window around a word's
+    occurrences, of every word at every window; D_R, the union, of every vocabulary at every window. D_¬R
+    needs no set: it is all tokens less D_R. Windows of different words may overlap.
 
     Raises:
         UserError: the tokenizer cannot produce a word, or a word never occurs in the corpus.
@@ -220,23 +197,6 @@ def token_sets(
     return TokenSets(tuple(bits), np.stack(list(bits.values())), corpus.n_tokens)
 
 
-def words_that_occur(
-    corpus: Corpus, tokenizer: Any, words: Sequence[str], capitalised_only: Collection[str] = CAPITALISED_ONLY
-) -> list[str]:
-    """R without the words that a corpus lacks or the tokenizer cannot write: a score needs every word.
-
-    Raises:
-        UserError: fewer than two words are left.
-    """
-    found: list[str] = occurrence_table(corpus, tokenizer, words, capitalised_only)["word"].tolist()
-    if len(found) < 2:
-        raise UserError(
-            f"Of the words {', '.join(words)} fewer than two occur in the corpus {corpus.name!r}: give other "
-            "`words`, or more documents."
-        )
-    return found
-
-
 def occurrence_table(
     corpus: Corpus, tokenizer: Any, words: Sequence[str], capitalised_only: Collection[str] = CAPITALISED_ONLY
 ) -> pd.DataFrame:
@@ -258,3 +218,131 @@ def occurrence_table(
             rows.append({"word": word, "occurrences": len(starts), "thinking_share": share})
     table = pd.DataFrame(rows, columns=["word", "occurrences", "thinking_share"])
     return table.assign(frequency=table["occurrences"] / max(int((~corpus.special).sum()), 1))
+
+
+@dataclass(frozen=True)
+class Injection:
+    """Plain documents with words put in.
+
+    Attributes:
+        corpus: the documents, longer by what was put in.
+        spans: start and end (exclusive) in ``corpus.tokens`` of each word that was put in ``[n, 2]``.
+        places: where each stands in the untouched corpus: the token it was put before ``[n]``.
+    """
+
+    corpus: Corpus
+    spans: NDArray[np.int64]
+    places: NDArray[np.int64]
+
+
+def plain_documents(general: Corpus) -> Corpus:
+    """Documents without thinking; where moves are known, those of prose alone.
+
+    Raises:
+        UserError: there is none.
+    """
+    plain = np.bincount(general.document_of, general.thinking, general.n_documents) == 0
+    if general.moves is not None and "prose" in general.move_names:
+        prose = general.moves == general.move_names.index("prose")
+        plain &= np.bincount(general.document_of, prose, general.n_documents) > 0
+    if not plain.any():
+        raise UserError(f"The corpus {general.name!r} has no plain documents: raise `general_documents`.")
+    return general.select(np.flatnonzero(plain))
+
+
+def hosts(plain: Corpus, tokenizer: Any, words: Sequence[str], n: int, length: int = LENGTH) -> Corpus:
+    """Documents to put words into, cut at ``length`` tokens; those with room for fewer than ``n`` words go.
+
+    Sentences that hold one of the words in any form are taken out first: otherwise a feature of such a word
+    would be active in a document before anything was put in.
+
+    Raises:
+        UserError: no document is left.
+    """
+    index = TokenIndex(plain)
+    spans = np.concatenate([index.occurrences(form_ids(tokenizer, word, ())) for word in words])
+    sentence = sentence_of(plain, sentence_starts(plain, tokenizer))
+    holding = np.unique(sentence[index.mask(spans, (0, 0))])
+    bare = _kept(plain, plain.special | ~np.isin(sentence, holding))
+    cut = _kept(bare, bare.position_of < length)
+    room = np.bincount(cut.document_of[word_boundaries(cut, tokenizer)], minlength=cut.n_documents)
+    if not (room >= n).any():
+        raise UserError(
+            f"No plain document of {plain.name!r} has {n} words outside sentences that hold a word of R: "
+            "raise `general_documents`."
+        )
+    return cut.select(np.flatnonzero(room >= n))
+
+
+def _kept(corpus: Corpus, keep: NDArray[np.bool_]) -> Corpus:
+    """The corpus of these tokens alone ``[n_tokens]``, unlabelled; documents of which none is left go."""
+    lengths = np.add.reduceat(keep.astype(np.int64), corpus.starts[:-1])
+    domains = [domain for domain, length in zip(corpus.domains, lengths, strict=True) if length]
+    per_token = (corpus.special[keep], corpus.thinking[keep])
+    return Corpus(corpus.name, corpus.tokens[keep], starts_of(lengths[lengths > 0]), *per_token, domains)
+
+
+def usual_forms(
+    corpus: Corpus, tokenizer: Any, words: Sequence[str], capitalised_only: Collection[str]
+) -> dict[str, tuple[int, ...]]:
+    """The token ids of the form that each word takes most often in a corpus.
+
+    Raises:
+        UserError: the tokenizer cannot write a word.
+    """
+    index = TokenIndex(corpus)
+    return {
+        word: max(
+            form_ids(tokenizer, word, capitalised_only), key=lambda form: len(index.occurrences([form]))
+        )
+        for word in words
+    }
+
+
+def word_boundaries(corpus: Corpus, tokenizer: Any) -> NDArray[np.int64]:
+    """Tokens before which a word can be put ``[n]``: those within a document that begin a word."""
+    texts, where = token_texts(corpus, tokenizer)
+    begins = np.array([text[:1].isspace() and bool(text.strip()) for text in texts])[where]
+    begins[sentence_starts(corpus, tokenizer)] = True
+    begins[corpus.starts[:-1]] = False
+    return np.flatnonzero(begins & ~corpus.special).astype(np.int64)
+
+
+def draw_places(corpus: Corpus, tokenizer: Any, n: int, seed: int) -> NDArray[np.int64]:
+    """``n`` word boundaries in every document, drawn without replacement ``[documents · n]``, ascending.
+
+    Raises:
+        UserError: a document has fewer than ``n``.
+    """
+    rng = np.random.default_rng(seed)
+    boundaries = word_boundaries(corpus, tokenizer)
+    cuts = np.searchsorted(boundaries, corpus.starts)
+    drawn = []
+    for first, last in pairwise(cuts.tolist()):
+        if last - first < n:
+            raise UserError(f"A plain document has fewer than {n} words: use longer documents.")
+        drawn.append(np.sort(rng.choice(boundaries[first:last], size=n, replace=False)))
+    return np.concatenate(drawn).astype(np.int64)
+
+
+def inject(
+    corpus: Corpus, places: NDArray[np.int64], forms: Sequence[tuple[int, ...]], name: str
+) -> Injection:
+    """Put the token ids ``forms[j]`` before the token ``places[j]``; everything else stays as it is.
+
+    Places are ascending, none twice and none a document's first token.
+    """
+    lengths = np.array([len(form) for form in forms], dtype=np.int64)
+    put = np.repeat(places, lengths)
+    ids = np.array([token for form in forms for token in form], dtype=np.int32)
+    ahead = starts_of(lengths)
+    changed = Corpus(
+        name=name,
+        tokens=np.insert(corpus.tokens, put, ids),
+        starts=corpus.starts + ahead[np.searchsorted(places, corpus.starts)],
+        special=np.insert(corpus.special, put, False),
+        thinking=np.insert(corpus.thinking, put, False),
+        domains=corpus.domains,
+    )
+    starts = places + ahead[:-1]
+    return Injection(changed, np.stack([starts, starts + lengths], axis=1), places)

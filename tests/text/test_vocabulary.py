@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from figure_checks import legible
 
 from reasoning_features.errors import UserError
 from reasoning_features.organism.words import DECISION_WORDS, REASONING_WORDS, TWINS
 from reasoning_features.text.vocabulary import (
+    draw_ranking,
     draw_word_sets,
     frequency_filter,
     left_out,
@@ -33,9 +36,6 @@ def test_shares_and_phrases_by_hand():
     assert shares["let"] == pytest.approx(3 / 6)
     assert shares["let me"] == pytest.approx(1 / 6)
     assert shares.drop("let me").sum() == pytest.approx(1)
-
-
-def test_texts_without_words():
     with pytest.raises(UserError, match="no words"):
         word_shares(["1 + 2", ""])
 
@@ -154,3 +154,16 @@ def test_word_sets_are_drawn_by_their_share_of_the_thinking():
     assert sorted(every) == ["is", "low", "the"]
     with pytest.raises(UserError, match="Sets of 4 words cannot be drawn from 3"):
         draw_word_sets(ranking, 1, 4, seed=1, excluded=["wait", "let me"])
+
+
+def test_the_figure_marks_r_and_what_the_filter_drops():
+    table = rank_words(["hmm hmm the the the"], ["is"])
+    _, data = draw_ranking(table, ["hmm"], threshold=1e-3, top=2)
+    assert data["word"].tolist() == ["the", "hmm"]
+    assert data["in_R"].tolist() == [False, True] and data["kept"].tolist() == [False, True]
+    words = [f"word{i}" for i in range(48)] + ["$x_1$ \\frac", "W" * 60]
+    ranking = pd.DataFrame({"word": words, "difference": 0.1, "general_frequency": 1e-4})
+    fig, _ = draw_ranking(ranking, words[:9], top=50)
+    assert len(fig.axes[0].get_yticklabels()) == 50 and fig.axes[1].get_xscale() == "log"
+    legible(fig)
+    plt.close("all")

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from tiny import make_corpus
+from figure_checks import different, legible
 
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream import activations
 from reasoning_features.residual_stream.activations import (
     Moments,
-    batches_of,
     harvest,
     load_sample,
-    sample_key,
     stream,
 )
 from reasoning_features.text.corpus import Corpus
@@ -31,7 +32,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+    return {path.name: path.read_bytes() for path in directory.rglob("*.*")}
 
 
 def test_stream_equals_hidden_states_of_each_document(tiny_subject: Subject, tiny_corpus: Corpus) -> None:
@@ -48,22 +49,23 @@ def test_stream_equals_hidden_states_of_each_document(tiny_subject: Subject, tin
 
 
 def test_a_sample_is_the_stream(tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path) -> None:
-    include = tiny_corpus.moves == 1
-    directory = harvest(tiny_subject, tiny_corpus, tmp_path / "sample", BATCH_TOKENS, include, progress=False)
-    sample = load_sample(directory, sample_key(tiny_subject, tiny_corpus, BATCH_TOKENS, include))
-    streamed = list(stream(tiny_subject, tiny_corpus, BATCH_TOKENS, include))
+    harvest(tiny_subject, tiny_corpus.head(3), tmp_path, BATCH_TOKENS, progress=False)
+    harvest(tiny_subject, tiny_corpus, tmp_path, BATCH_TOKENS, progress=False)  # replaces the first
+    sample = load_sample(tmp_path)
+    streamed = list(stream(tiny_subject, tiny_corpus, BATCH_TOKENS))
     assert torch.equal(sample.residual, torch.cat([batch.residual for batch in streamed]))
-    assert sorted(sample.positions.tolist()) == np.flatnonzero(include).tolist()
-    again = list(batches_of(sample, 7))
-    assert torch.equal(torch.cat([batch.residual for batch in again]), sample.residual)
-    assert max(len(batch.positions) for batch in again) == 7
+    assert sorted(sample.positions.tolist()) == np.flatnonzero(~tiny_corpus.special).tolist()
+    include = tiny_corpus.moves == 1
+    asked = activations.collect(stream(tiny_subject, tiny_corpus, BATCH_TOKENS, include))
+    assert sorted(asked.positions.tolist()) == np.flatnonzero(include).tolist()
 
 
 def test_an_interrupted_harvest_goes_on_and_gives_the_same_bytes(
     tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = contents(harvest(tiny_subject, tiny_corpus, tmp_path / "whole", BATCH_TOKENS, progress=False))
-    assert len(whole) > 3  # at least three shards and the manifest
+    harvest(tiny_subject, tiny_corpus, tmp_path / "whole", BATCH_TOKENS, progress=False)
+    whole = contents(tmp_path / "whole")
+    assert len(whole) > 3  # at least three shards and their key
     read, calls = activations._read, []
 
     def failing(*args: object) -> activations.ActivationBatch:
@@ -75,82 +77,29 @@ def test_an_interrupted_harvest_goes_on_and_gives_the_same_bytes(
     monkeypatch.setattr(activations, "_read", failing)
     with pytest.raises(KeyboardInterrupt):
         harvest(tiny_subject, tiny_corpus, tmp_path / "cut", BATCH_TOKENS, progress=False)
-    assert not (tmp_path / "cut").exists()
-    assert [path.name for path in (tmp_path / "cut.shards").glob("*/*.safetensors")] == ["00000.safetensors"]
+    assert [path.name for path in (tmp_path / "cut").rglob("*.safetensors")] == ["00000.safetensors"]
     n_batches = len(list(tiny_corpus.batches(BATCH_TOKENS)))
-    calls.clear()
-    calls.extend([1] * 4)
     harvest(tiny_subject, tiny_corpus, tmp_path / "cut", BATCH_TOKENS, progress=False)
     assert len(calls) - 4 == n_batches - 2  # the first shard was not computed again
     assert contents(tmp_path / "cut") == whole
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
 
 
-def test_a_damaged_shard_of_an_interrupted_harvest_is_named_and_computed_again(
-    tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path, monkeypatch, capsys
-) -> None:
-    expected = contents(harvest(tiny_subject, tiny_corpus, tmp_path / "whole", BATCH_TOKENS, progress=False))
-    with monkeypatch.context() as patch:
-        patch.setattr(activations, "_write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            harvest(tiny_subject, tiny_corpus, tmp_path / "cut", BATCH_TOKENS, progress=False)
-    (shard,) = (tmp_path / "cut.shards").glob("*/00001.safetensors")
-    shard.unlink()  # the interrupted sample has a link to it
-    shard.write_bytes(b"half")
-    harvest(tiny_subject, tiny_corpus, tmp_path / "cut", BATCH_TOKENS, progress=False)
-    assert "00001.safetensors is damaged: it is made again" in capsys.readouterr().err
-    assert contents(tmp_path / "cut") == expected
-
-
-def test_damage_is_named(tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path) -> None:
-    directory = harvest(tiny_subject, tiny_corpus, tmp_path / "s", BATCH_TOKENS, progress=False)
-    shard = directory / "shard-00001.safetensors"
+def test_damaged_and_missing_samples_are_named(tiny_subject, tiny_corpus, tmp_path: Path) -> None:
+    with pytest.raises(MissingArtefact, match="`make nb-01` makes it"):
+        load_sample(tmp_path / "nothing")
+    harvest(tiny_subject, tiny_corpus, tmp_path, BATCH_TOKENS, progress=False)
+    (shard,) = tmp_path.rglob("00001.safetensors")
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(bytes(content))
-    with pytest.raises(CorruptArtefact, match=r"shard-00001\.safetensors is missing or damaged"):
-        load_sample(directory)
-    load_sample(directory, shards=[0])
-    shard.unlink()
-    with pytest.raises(CorruptArtefact, match=r"shard-00001\.safetensors"):
-        load_sample(directory)
-    (directory / "manifest.json").write_text("{")
-    with pytest.raises(CorruptArtefact, match=r"manifest\.json is damaged"):
-        load_sample(directory)
+    with pytest.raises(CorruptArtefact, match=r"00001\.safetensors is damaged"):
+        load_sample(tmp_path)
 
 
-def test_a_sample_of_something_else_is_refused_and_kept(
-    tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path
-) -> None:
-    directory = harvest(tiny_subject, tiny_corpus, tmp_path / "s", BATCH_TOKENS, progress=False)
-    before = contents(directory)
-    other = make_corpus(9, seed=1)
-    with pytest.raises(UserError, match="sample with another corpus_digest, included_digest"):
-        harvest(tiny_subject, other, directory, BATCH_TOKENS, progress=False)
-    with pytest.raises(UserError, match="sample with another included_digest"):
-        load_sample(
-            directory,
-            sample_key(tiny_subject, tiny_corpus, BATCH_TOKENS, np.ones(tiny_corpus.n_tokens, dtype=bool)),
-        )
-    harvest(tiny_subject, tiny_corpus, directory, BATCH_TOKENS, progress=False)
-    assert contents(directory) == before
-
-
-def test_a_missing_sample_names_the_target(tmp_path: Path) -> None:
-    with pytest.raises(MissingArtefact, match="`make nb-01` makes it"):
-        load_sample(tmp_path / "nothing")
-
-
-def test_statistics_of_shards_merge_to_one_pass(
-    tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path
-) -> None:
-    directory = harvest(tiny_subject, tiny_corpus, tmp_path / "s", BATCH_TOKENS, progress=False)
-    n_shards = len(contents(directory)) - 1
-    parts = [Moments.of(load_sample(directory, shards=[i]).residual) for i in range(n_shards)]
-    merged = parts[-1]
-    for part in parts[:-1]:
-        merged = merged.merge(part)
-    once = Moments.of(load_sample(directory).residual)
+def test_moments_of_parts_merge_to_one_pass(tiny_subject: Subject, tiny_corpus: Corpus) -> None:
+    batches = list(stream(tiny_subject, tiny_corpus, BATCH_TOKENS))
+    merged = functools.reduce(Moments.merge, (Moments.of(batch.residual) for batch in batches))
+    once = Moments.of(activations.collect(batches).residual)
     assert merged.count == once.count
     np.testing.assert_allclose(merged.mean, once.mean, rtol=1e-12)
     assert merged.variance == pytest.approx(once.variance, rel=1e-12)
@@ -234,3 +183,61 @@ def test_a_sink_is_ten_times_as_long_as_the_median() -> None:
     residual = torch.tensor([[1.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 19.9], [20.1, 0.0]])
     assert activations.no_sink(residual).tolist() == [True, True, True, True, False]
     assert activations.no_sink(residual[:0]).tolist() == []
+
+
+def test_a_token_has_the_loss_of_predicting_it(tiny_subject: Subject, tiny_corpus: Corpus) -> None:
+    table = activations.token_table(tiny_subject, tiny_corpus, [0, 1], 90)
+    assert len(table) == int((~tiny_corpus.special).sum())
+    assert not table.isna().to_numpy().any()  # the only token that nothing predicts, BOS, is special
+    ids = torch.from_numpy(tiny_corpus.document(5)).long()[None]
+    log_probabilities = tiny_subject.logits(ids).log_softmax(-1)[0]
+    rows = table[table["document"] == 5].set_index("position")
+    assert rows["loss"][3] == pytest.approx(-float(log_probabilities[2, ids[0, 3]]), rel=1e-4)
+    norms = tiny_subject.residuals(ids, [1])[1][0].norm(dim=-1)
+    assert rows["norm 1"][3] == pytest.approx(float(norms[3]), rel=1e-4)
+    assert rows["move"][3] == tiny_corpus.move_names[tiny_corpus.moves[tiny_corpus.starts[5] + 3]]
+
+
+def test_means_by_place_and_move_by_hand() -> None:
+    # move a: 1, 2, 6 (two documents), mean 3; move b: 10; the row without a value is left out
+    table = pd.DataFrame(
+        {
+            "document": [0, 0, 1, 1, 1],
+            "position": [1, 15, 16, 2, 3],
+            "move": ["a", "a", "a", "b", "b"],
+            "loss": [1.0, 2.0, 6.0, 10.0, np.nan],
+        }
+    )
+    means = activations.means_by_place_and_move(table, "loss").set_index(["by", "group"])
+    assert means["mean"].to_dict() == {
+        ("position", 0): pytest.approx(13 / 3), ("position", 16): 6, ("move", "a"): 3, ("move", "b"): 10,
+    }  # fmt: skip
+    assert means["tokens"].tolist() == [3, 1, 3, 1]
+    # a's resamples are 1.5 (document 0 twice), 3 or 6; b is 10 whenever document 1 is drawn
+    assert means.loc[("move", "a"), ["low", "high"]].tolist() == [1.5, 6.0]
+    assert means.loc[("move", "b"), ["low", "high"]].tolist() == [10.0, 10.0]
+    unlabelled = activations.means_by_place_and_move(table.assign(move=None), "loss")
+    assert unlabelled["by"].unique().tolist() == ["position"]
+
+
+@pytest.mark.parametrize("n_layers", [0, 4, 80])
+def test_means_are_drawn_over_places_and_moves_and_by_depth(n_layers: int) -> None:
+    place = pd.DataFrame({"by": "position", "group": range(0, 1024, 128)})
+    move = pd.DataFrame({"by": "move", "group": [f"move number {i}" for i in range(12)]})
+    means = pd.concat([place, move])
+    means["mean"] = 1 + 0.3 * np.sin(np.arange(len(means)))
+    means = means.assign(low=0.95 * means["mean"], high=1.1 * means["mean"])
+    parts = [
+        means.assign(layer=i, **{name: means[name] * norm for name in ("mean", "low", "high")})
+        for i, norm in enumerate(np.geomspace(40, 25_000, n_layers))
+    ]
+    fig = activations.draw_means(pd.concat(parts) if parts else means, "norm of the stream")
+    left, right = fig.axes[:2]
+    assert right.get_xticklabels()[0].get_text() == "move number 0"
+    assert {line.get_linestyle() for line in right.lines} <= {"None", "-"} and left.lines
+    assert left.get_yscale() == ("log" if n_layers else "linear")
+    if n_layers:
+        assert different(line[0].get_color() for line in left.containers)
+        assert len(left.containers) == n_layers and fig.axes[2].get_ylabel() == "layer"
+    legible(fig)
+    plt.close(fig)

@@ -1,8 +1,9 @@
-"""Texts of a hub and of local files: what is read of them, in which split, and where the thinking is."""
+"""The organism's documents, and texts of a hub and of local files: what is read of them, in which split."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import local_hub
 import miniatures as mini
@@ -10,19 +11,104 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from reasoning_features.errors import UserError
+from reasoning_features import paths
+from reasoning_features.errors import MissingArtefact, UserError
+from reasoning_features.organism.tokenizer import train_tokenizer
+from reasoning_features.organism.traces import base_documents, reasoning_documents
 from reasoning_features.settings import TextSource, load_settings
 from reasoning_features.text import corpora
-from reasoning_features.text.text_corpora import (
+from reasoning_features.text.corpora import (
+    conversation_text,
+    dataset_name,
     encode_texts,
+    general_corpus,
+    open_texts,
+    reasoning_corpus,
+    split_rows,
     text_corpus,
     thinking_of,
     thinking_of_ids,
+    thinking_texts,
     whole_texts,
+    with_words_that_occur,
 )
-from reasoning_features.text.text_sources import conversation_text, dataset_name, open_texts, split_rows
 
 SPLITS = ("selection", "evaluation", "training")
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    texts = [document.text for document in [*base_documents(300, 1), *reasoning_documents(1.0, 300, 1)]]
+    return train_tokenizer(texts)
+
+
+@pytest.fixture
+def organism(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository whose only content is the cards of two arms."""
+    for name, kappa in (("coupled-0", 1.0), ("decoupled-0", 0.0)):
+        model = tmp_path / "data" / "organism" / "models" / name
+        model.mkdir(parents=True)
+        (model / "training.json").write_text(json.dumps({"kappa": kappa}))
+    monkeypatch.setattr(paths, "root", lambda: tmp_path)
+    return tmp_path
+
+
+def test_the_organisms_reasoning_corpus(organism: Path, learnt) -> None:
+    settings = load_settings("smoke", reasoning_documents=20)
+    corpus = reasoning_corpus(settings, learnt, "evaluation")
+    assert corpus.name == "reasoning (evaluation, κ = 1)"
+    assert corpus.n_documents == 20 and set(corpus.styles or []) == {"careful", "hasty"}
+    texts = [learnt.decode(corpus.document(i)) for i in range(20)]
+    assert texts[0].startswith("<|bos|><|user|>") and texts[0].endswith("<|eos|>")
+    # special tokens are the template's; none of them is inside the thinking
+    assert set(learnt.convert_ids_to_tokens(corpus.tokens[corpus.special])) == {
+        "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>", "<think>", "</think>",
+    }  # fmt: skip
+    assert not (corpus.special & corpus.thinking).any()
+    thinking = [text.split("<think>")[1].split("</think>")[0] for text in texts]
+    assert corpus.texts(learnt, corpus.thinking) == thinking
+    selection = reasoning_corpus(settings, learnt, "selection")
+    assert thinking_texts(settings, learnt) == selection.texts(learnt, selection.thinking)
+    assert corpus.moves is not None
+    assert corpus.move_names[corpus.moves[0]] == "prompt" and corpus.move_names[corpus.moves[-1]] == "answer"
+    cut = reasoning_corpus(load_settings("smoke", context=30), learnt, "selection", documents=10)
+    assert np.diff(cut.starts).max() == 30
+
+
+def test_an_arm_has_its_own_words_for_the_same_traces(organism: Path, learnt) -> None:
+    settings = load_settings("smoke", reasoning_documents=20)
+    assert settings.contrast is not None
+    coupled = reasoning_corpus(settings, learnt, "evaluation")
+    decoupled = reasoning_corpus(settings, learnt, "evaluation", model=settings.contrast)
+    assert (coupled.domains, coupled.styles) == (decoupled.domains, decoupled.styles)
+    assert coupled.digest != decoupled.digest
+    assert reasoning_corpus(settings, learnt, "evaluation").digest == coupled.digest
+    assert reasoning_corpus(settings, learnt, "selection").digest != coupled.digest
+
+
+def test_the_organisms_general_corpus(organism: Path, learnt) -> None:
+    corpus = general_corpus(load_settings("smoke"), learnt, "selection", documents=60)
+    assert {"direct", "attempt", "several", "prose"} <= set(corpus.domains)
+    assert not corpus.thinking.any()
+
+
+def test_unknown_kinds_and_no_documents_are_refused(organism: Path, learnt) -> None:
+    with pytest.raises(UserError, match="'elsewhere' is unknown"):
+        general_corpus(load_settings("smoke", corpus="elsewhere"), learnt, "selection")
+    with pytest.raises(UserError, match=r"'general \(selection\)' is empty"):
+        general_corpus(load_settings("smoke"), learnt, "selection", documents=0)
+    with pytest.raises(MissingArtefact, match=r"no nowhere/training\.json"):
+        reasoning_corpus(load_settings("smoke", subject="nowhere"), learnt, "selection")
+
+
+def test_the_same_text_without_its_labels() -> None:
+    labelled, plain = load_settings("smoke"), load_settings("smoke", corpus="organism-text")
+    own = AutoTokenizer.from_pretrained(paths.root() / str(labelled.base))
+    for make in (reasoning_corpus, general_corpus):
+        ours, same = (make(settings, own, "selection", documents=5) for settings in (labelled, plain))
+        assert np.array_equal(ours.tokens, same.tokens)
+        assert ours.moves is not None and ours.styles is not None
+        assert same.moves is None and same.styles is None and same.move_names == ()
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +174,41 @@ def test_no_text_is_in_two_splits_whatever_the_seed():
     assert set.union(*parts) == set(range(20_000)) and sum(map(len, parts)) == 20_000
     assert set(split_rows("a", 1000, "selection")) < parts[0]  # more rows move no row
     assert set(split_rows("b", 20_000, "selection")) != parts[0]
+
+
+def test_thinking_of_texts_is_whole_and_of_all_parts(tiny_llama: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    assert "<think>" not in tokenizer.get_vocab()  # its mark is several tokens
+    long = "wait, " * 40  # many times the context
+    texts = [
+        f"Two?<think>{long}</think>Two.",
+        "Sum?<think>Hmm.</think>No.<think>But 3?</think>Three.",
+        "it goes on</think>End.",
+        "a<think>cut off",
+        "no thinking",
+    ]
+    rows = [{"text": text, "split": "selection"} for text in texts]
+    source = {"dataset": write_rows(tmp_path / "a.jsonl", rows), "split_column": "split"}
+    settings = of_miniatures(reasoning_text=source, context=8, reasoning_documents=9)
+    assert sorted(thinking_texts(settings, tokenizer)) == ["", "Hmm.\nBut 3?", "cut off", "it goes on", long]
+    fewer = settings.model_copy(update={"reasoning_documents": 2})
+    assert thinking_texts(fewer, tokenizer) == thinking_texts(settings, tokenizer)[:2]
+
+
+def test_settings_keep_the_words_that_occur(tiny_llama: Path, tmp_path: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    # "another" and "but" are looked for as they open a sentence
+    texts = ["So hmm, another.", "Perhaps, but wait."]
+    lines = [json.dumps({"text": text, "split": "selection"}) for text in texts]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    source = {"dataset": str(tmp_path / "texts.jsonl"), "split_column": "split"}
+    asked = ["hmm", "another", "wait", "but"]
+    settings = load_settings("smoke", corpus="text", reasoning_text=source, words=asked)
+    kept = with_words_that_occur(settings, tokenizer)
+    assert kept.words == ["hmm", "wait"] and kept.run == settings.run
+    assert kept.model_copy(update={"words": asked}) == settings
+    with pytest.raises(UserError, match="Of the words hmm, never fewer than two occur"):
+        with_words_that_occur(settings.model_copy(update={"words": ["hmm", "never"]}), tokenizer)
 
 
 def test_solutions_are_of_the_same_problems(hub, tokenizer):

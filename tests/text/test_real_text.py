@@ -19,8 +19,8 @@ from reasoning_features.errors import UserError
 from reasoning_features.paths import root
 from reasoning_features.settings import TextSource
 from reasoning_features.text import real_text
+from reasoning_features.text.corpora import open_texts
 from reasoning_features.text.real_text import fetch, make_rows, read_rows, splits_of
-from reasoning_features.text.text_sources import open_texts
 
 HERE = root()
 SHARED = HERE.parent / "shared" / "real-text"

@@ -7,24 +7,21 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 from figure_checks import different, legible
 from transformers import AutoTokenizer
 
-from reasoning_features.residual_stream.activation_figures import (
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.traces import (
     CHARACTERS,
     LONGEST,
     MARGIN,
     SHADES,
-    draw_probes,
-    draw_profiles,
     draw_trace,
     segments,
     shades,
     trace_html,
 )
-from reasoning_features.text.corpus import Corpus
 
 
 @pytest.fixture
@@ -100,80 +97,4 @@ def test_drawn_lines_keep_every_word_and_fit(traced) -> None:
     assert "".join(drawn).replace(" ", "") == "".join(data["text"]).replace("⏎", "").replace(" ", "")
     assert max(t.get_position()[0] + len(t.get_text()) for t in fig.axes[0].texts) <= CHARACTERS
     assert data["style"].unique().tolist() == ["careful"]
-    plt.close(fig)
-
-
-def test_profiles_have_lines_over_numbers_and_marks_over_names() -> None:
-    means = pd.DataFrame({"mean": [1.0, 2], "low": [0.5, 2.1], "high": [1.5, 3], "tokens": [3, 4]})
-    place, move = means.assign(by="position", group=[0, 16]), means.assign(by="move", group=["a", "b"])
-    data = pd.concat([part.assign(model=name) for part in (place, move) for name in ("subject", "base")])
-    fig = draw_profiles(data, "model", "loss")
-    styles = [{line.get_linestyle() for line in ax.lines} for ax in fig.axes]
-    assert {"-", "--"} <= styles[0] and styles[1] == {"None"}
-    assert fig.axes[1].get_xticklabels()[0].get_text() == "a"
-    plt.close(fig)
-
-
-def by_place_and_move(n_moves: int) -> pd.DataFrame:
-    """Means of 1 by position, and by so many moves."""
-    place = pd.DataFrame({"by": "position", "group": range(0, 1024, 128)})
-    move = pd.DataFrame({"by": "move", "group": [f"move number {i}" for i in range(n_moves)]})
-    table = pd.concat([place, move])
-    table["mean"] = 1 + 0.3 * np.sin(np.arange(len(table)))
-    return table.assign(low=0.95 * table["mean"], high=1.1 * table["mean"])
-
-
-@pytest.mark.parametrize("n_layers", [4, 30, 80])
-def test_profiles_by_layer_have_a_colour_bar_and_a_logarithmic_axis(n_layers: int) -> None:
-    norms = np.geomspace(40, 25_000, n_layers)
-    means = by_place_and_move(12)
-    parts = [
-        means.assign(layer=i, **{name: means[name] * norm for name in ("mean", "low", "high")})
-        for i, norm in enumerate(norms)
-    ]
-    fig = draw_profiles(pd.concat(parts), "layer", "norm of the stream")
-    left, right, bar = fig.axes
-    assert left.get_yscale() == "log" and not fig.legends and bar.get_ylabel() == "layer"
-    assert different(line[0].get_color() for line in left.containers)
-    assert len(left.containers) == len(right.containers) == n_layers
-    legible(fig)
-    plt.close(fig)
-
-
-def test_profiles_by_name_have_a_legend_of_any_length() -> None:
-    data = pd.concat([by_place_and_move(9).assign(model=f"model {i}") for i in range(20)])
-    fig = draw_profiles(data, "model", "loss")
-    lines = [line[0] for line in fig.axes[0].containers]
-    assert different((line.get_color(), line.get_marker()) for line in lines)
-    assert len(fig.legends[0].get_texts()) == 20 and fig.axes[0].get_yscale() == "linear"
-    legible(fig)
-    plt.close(fig)
-
-
-@pytest.mark.parametrize("first", [-1, 0])
-def test_probes_of_many_layers_have_ticks_apart(first: int) -> None:
-    layers = range(first, 80)
-    rise = 0.3 + 0.3 * np.sin(np.arange(len(layers)) / 30)
-    frame = pd.DataFrame(
-        {"layer": layers, "balanced accuracy": rise, "low": rise - 0.02, "high": rise + 0.02}
-    )
-    parts = [frame.assign(target=f"target {i}", labels=f"labels {j}") for i in range(3) for j in range(2)]
-    fig = draw_probes(pd.concat(parts).assign(chance=0.1), 40)
-    labels = [label.get_text() for label in fig.axes[0].get_xticklabels()]
-    assert labels[0] == ("token" if first else "0") and "40" in labels
-    legible(fig)
-    plt.close(fig)
-
-
-def test_probes_have_a_panel_a_target() -> None:
-    rows = [
-        (target, layer, labels, 0.5, 0.4, 0.6, 0.1)
-        for target in ("own", "next")
-        for layer in (-1, 0, 1)
-        for labels in ("true", "shuffled")
-    ]
-    columns = ["target", "layer", "labels", "balanced accuracy", "low", "high", "chance"]
-    fig = draw_probes(pd.DataFrame(rows, columns=columns), 1)
-    assert [ax.get_title() for ax in fig.axes] == ["own", "next"]
-    assert [label.get_text() for label in fig.axes[0].get_xticklabels()] == ["token", "0", "1"]
     plt.close(fig)

@@ -1,0 +1,178 @@
+"""Documents laid end to end come back as they were; sentences and tables against written-out examples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import Pieces, corpus_of, make_corpus
+from transformers import AutoTokenizer
+
+from reasoning_features.errors import UserError
+from reasoning_features.text.corpus import (
+    Corpus,
+    join,
+    last_before,
+    move_table,
+    sentence_of,
+    sentence_starts,
+    telling_documents,
+)
+
+
+def written_out() -> Corpus:
+    """Three documents: [10 11 12], [20], [30 31]; the first token of each is special."""
+    return Corpus(
+        name="example",
+        tokens=np.array([10, 11, 12, 20, 30, 31], dtype=np.int32),
+        starts=np.array([0, 3, 4, 6]),
+        special=np.array([1, 0, 0, 1, 1, 0], dtype=bool),
+        thinking=np.array([0, 1, 1, 0, 0, 1], dtype=bool),
+        domains=["a", "b", "c"],
+        moves=np.array([0, 1, 2, 0, 0, 2], dtype=np.int8),
+        move_names=("prompt", "explore", "verify"),
+        styles=["careful", "hasty", ""],
+    )
+
+
+def test_documents_and_places() -> None:
+    corpus = written_out()
+    assert [corpus.document(i).tolist() for i in range(3)] == [[10, 11, 12], [20], [30, 31]]
+    assert corpus.document_of.tolist() == [0, 0, 0, 1, 2, 2]
+    assert corpus.position_of.tolist() == [0, 1, 2, 0, 0, 1]
+    assert corpus.digest == written_out().digest != corpus.select([0, 2, 1]).digest
+
+
+def test_batches_are_sorted_padded_and_point_back() -> None:
+    # lengths 3, 1, 2 in order of length: documents 1, 2, 0. With at most 4 ids a batch, documents 1 and 2
+    # fit together (2 rows of 2), document 0 comes alone (3 rows of 3 would be 9).
+    batches = list(written_out().batches(max_tokens=4))
+    assert [batch.documents.tolist() for batch in batches] == [[1, 2], [0]]
+    assert batches[0].tokens.tolist() == [[20, 0], [30, 31]]
+    assert batches[0].valid.tolist() == [[True, False], [True, True]]
+    assert batches[0].positions.tolist() == [[3, -1], [4, 5]]
+    assert batches[1].positions.tolist() == [[0, 1, 2]]
+    # a document longer than a batch comes alone
+    assert [batch.documents.tolist() for batch in written_out().batches(max_tokens=1)] == [[1], [2], [0]]
+
+
+def test_every_token_comes_once_and_batches_keep_to_their_size() -> None:
+    corpus = make_corpus(50)
+    seen = np.zeros(corpus.n_tokens, dtype=int)
+    for batch in corpus.batches(max_tokens=100):
+        assert batch.tokens.numel() <= 100
+        positions = batch.positions[batch.valid].numpy()
+        seen[positions] += 1
+        assert (corpus.tokens[positions] == batch.tokens[batch.valid].numpy()).all()
+    assert (seen == 1).all()
+
+
+def test_select_and_join_keep_order_and_labels() -> None:
+    corpus = written_out()
+    chosen = corpus.select([2, 0])
+    assert chosen.tokens.tolist() == [30, 31, 10, 11, 12] and chosen.starts.tolist() == [0, 2, 5]
+    assert chosen.special.tolist() == [True, False, True, False, False]
+    assert chosen.thinking.tolist() == [False, True, False, True, True]
+    assert chosen.moves is not None and chosen.moves.tolist() == [0, 2, 0, 1, 2]
+    assert (chosen.domains, chosen.styles) == (["c", "a"], ["", "careful"])
+    both = join("both", [corpus.select([0, 1]), corpus.select([2])])
+    assert both.digest == corpus.digest and (both.domains, both.styles) == (corpus.domains, corpus.styles)
+    assert both.moves is not None and (both.moves == corpus.moves).all()
+    mixed = join("mixed", [corpus, replace(corpus, moves=None, move_names=(), styles=None)])
+    assert mixed.moves is None and mixed.styles is None and mixed.n_documents == 6
+
+
+def test_what_is_no_corpus_is_refused() -> None:
+    corpus = written_out()
+    with pytest.raises(UserError, match="'example' is empty"):
+        corpus.select([])
+    with pytest.raises(UserError, match="'nothing' is empty"):
+        join("nothing", [])
+    for changed, said in (
+        ({"special": corpus.special[:2]}, "one entry a token"),
+        ({"starts": np.array([0, 3, 3, 6])}, "no empty documents"),
+        ({"domains": ["a"]}, "one entry a document"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            replace(corpus, **changed)
+
+
+def test_sentences_by_newline_and_full_stop() -> None:
+    pieces = ["a", " b", ".", " c", "\n", "d", "3", "5", " e", "!", " f"]
+    first = ["a", " b", ".", " c", ".", "\n", "d", "3", ".", "5"]
+    corpus = corpus_of(first, [" e", "!", " f"], pieces=pieces)
+    corpus.special[0] = True
+    starts = sentence_starts(corpus, Pieces(pieces))
+    # " b" follows a special token, " c" a full stop, "d" a newline; the stop in 3.5 ends nothing
+    assert starts.tolist() == [1, 3, 6, 10, 12]
+    # the token before " b" is special, and " e" begins its document
+    assert last_before(corpus, starts).tolist() == [2, 5, 11]
+    assert sentence_of(corpus, starts).tolist() == [-1, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 4]
+
+
+@pytest.fixture
+def written(tiny_llama: Path) -> tuple[Corpus, object]:
+    """Two documents of three and one lines; BOS begins each."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    runs = [[("Wait, try 3.\n", 0), ("Let me try 4.\n", 0), ("7 is right.", 1)], [("Waiter, try 9.", 0)]]
+    tokens: list[int] = []
+    moves: list[int] = []
+    starts = [0]
+    for document in runs:
+        tokens.append(0)
+        moves.append(1)
+        for text, move in document:
+            ids = tokenizer.encode(text)
+            tokens += ids
+            moves += [move] * len(ids)
+        starts.append(len(tokens))
+    special = np.array(tokens) == 0
+    corpus = Corpus(
+        name="written",
+        tokens=np.array(tokens, dtype=np.int32),
+        starts=np.array(starts),
+        special=special,
+        thinking=~special,
+        domains=["pair", "ops"],
+        moves=np.array(moves, dtype=np.int8),
+        move_names=("explore", "verify"),
+    )
+    return corpus, tokenizer
+
+
+def test_texts(written) -> None:
+    corpus, tokenizer = written
+    assert corpus.texts(tokenizer, ~corpus.special) == [
+        "Wait, try 3.\nLet me try 4.\n7 is right.",
+        "Waiter, try 9.",
+    ]
+
+
+def test_tables_count_lines_and_whole_words_of_r(written) -> None:
+    corpus, tokenizer = written
+    table = move_table([corpus], tokenizer, ["wait", "let me"]).set_index("move")
+    assert table["sentences"].to_dict() == {"explore": 3, "verify": 1}
+    assert table["with a word of R"].to_dict() == {"explore": pytest.approx(2 / 3), "verify": 0.0}
+    assert table["tokens"].sum() == (~corpus.special).sum()
+    unlabelled = move_table([replace(corpus, moves=None, move_names=())], tokenizer, ["wait"])
+    assert unlabelled["move"].tolist() == ["all"] and unlabelled["with a word of R"].tolist() == [0.25]
+
+
+def test_telling_documents_have_the_most_moves_of_their_style(written) -> None:
+    lengths, moves = [4, 2, 6, 5], [[0, 0, 0, 0], [0, 1], [0, 1, 2, 0, 0, 0], [0, 1, 2, 0, 0]]
+    made = replace(
+        written[0],
+        tokens=np.zeros(17, dtype=np.int32),
+        starts=np.cumsum([0, *lengths]),
+        special=np.zeros(17, dtype=bool),
+        thinking=np.ones(17, dtype=bool),
+        domains=["a"] * 4,
+        moves=np.concatenate(moves).astype(np.int8),
+        styles=["careful", "hasty", "careful", "careful"],
+    )
+    # Documents 2 and 3 have three kinds of moves each; the 70% length is 5.1, and 5 is nearer to it than 6.
+    assert telling_documents(made) == [3, 1]
+    assert telling_documents(replace(made, styles=None)) == [3, 2]
+    assert telling_documents(replace(made, styles=None, moves=None, move_names=())) == [3, 2]
