@@ -94,7 +94,7 @@ test: $(STAMP) ## lint, types, every notebook in the smoke profile, and all test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@$(MAKE) --no-print-directory smollm2 || echo "Without SmolLM2 and real text their tests are skipped."
-	@$(MAKE) --no-print-directory all PROFILE=smoke PARAMS= DEVICE=
+	@$(MAKE) --no-print-directory -j$(WORKERS) all PROFILE=smoke PARAMS= DEVICE=
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-fast: $(STAMP) ## the unit tests that take no time

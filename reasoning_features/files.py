@@ -1,26 +1,23 @@
-"""Text, JSON and table files written whole or not at all, so that equal values give equal bytes."""
+"""Files: written whole or not at all, equal values as equal bytes; and checksums, which tell damage."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasoning_features.errors import UserError
+from reasoning_features import paths
+from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def write_text(path: Path, text: str) -> bool:
-    """Write a text file with its newlines as they are; one that holds the text already is not touched.
-
-    Returns
-    -------
-    bool
-        Whether the file changed.
-    """
+    """Write a text file, newlines as they are, unless it holds the text already; says whether it changed."""
     if path.is_file() and path.read_bytes() == text.encode():
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,13 +48,7 @@ def drop_unfinished(folder: Path) -> None:
 
 
 def write_between(path: Path, begin: str, end: str, text: str) -> bool:
-    """Write a text between two lines that a file holds; says whether the file changed.
-
-    Raises
-    ------
-    UserError
-        If the lines are not there, each once.
-    """
+    """Write a text between two lines that a file must hold once each; says whether the file changed."""
     held = path.read_text(encoding="utf-8")
     if held.count(begin) != 1 or held.count(end) != 1:
         raise UserError(f"{path.name} must hold the lines {begin!r} and {end!r} once: put them back.")
@@ -83,3 +74,83 @@ def _alive(number: str) -> bool:
     except PermissionError:
         pass
     return True
+
+
+# --- checksums: what a file was when it was made, and whether it still is -----------------------------------
+
+SHIPPED = "data/*/checksums.json"
+"""Lists of shipped files, by what they belong to: path → SHA-256."""
+MADE = "made_from.json"
+"""Beside what a training here made: what from, and the digests of its files."""
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def directory_digest(directory: Path) -> str:
+    """SHA-256 over the names and digests of all files under a directory: pins what is in it."""
+    lines = [f"{digest}  {name}\n" for name, digest in file_digests(directory).items()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_digests(directory: Path) -> dict[str, str]:
+    """Name, relative to a directory, → SHA-256 of every file under it."""
+    return {
+        path.relative_to(directory).as_posix(): file_digest(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def damaged_files(directory: Path, expected: Mapping[str, str]) -> list[Path]:
+    """The files under a directory that are missing, or not what they were."""
+    paths_of = {directory / name: digest for name, digest in expected.items()}
+    return [path for path, digest in paths_of.items() if not path.is_file() or file_digest(path) != digest]
+
+
+def damaged_training(directory: Path) -> list[Path]:
+    """The same of what a training here made, by the digests that it wrote; of anything else none."""
+    try:
+        told = read_json(directory / MADE)
+    except FileNotFoundError:
+        return []
+    except ValueError:
+        return [directory / MADE]
+    return damaged_files(directory, told.get("files", {}))
+
+
+def verify_shipped(directory: Path) -> None:
+    """Compare the files under a shipped directory with the checksums that were committed with them.
+
+    Directories that the list does not mention (a user's own model) pass unchecked.
+
+    Raises:
+        MissingArtefact: a listed file is not there.
+        CorruptArtefact: a file is not what was shipped; the message names it.
+    """
+    for listing in sorted(paths.root().glob(SHIPPED)):
+        told = paths.relative(listing)
+        try:
+            listed: dict[str, str] = read_json(listing)
+        except ValueError as error:
+            raise CorruptArtefact(f"{told} is damaged: restore it with `git checkout -- {told}`.") from error
+        for name, expected in listed.items():
+            path = paths.root() / name
+            if not path.resolve().is_relative_to(directory.resolve()):
+                continue
+            if not path.is_file():
+                raise MissingArtefact(f"{name} is missing: restore it with `git checkout -- {name}`.")
+            if file_digest(path) != expected:
+                raise CorruptArtefact(
+                    f"{name} is damaged (its checksum is not the one in {told}): "
+                    f"restore it with `git checkout -- {name}`."
+                )
+
+
+def write_shipped(files: Iterable[Path], listing: Path) -> None:
+    """List shipped files with their checksums, for :func:`verify_shipped`."""
+    sums = {paths.relative(path): file_digest(path) for path in sorted(files)}
+    listing.write_text(json.dumps(sums, indent=1) + "\n")

@@ -199,18 +199,13 @@ class Settings(BaseModel):
 def load_settings(profile: str, **overrides: Any) -> Settings:
     """Settings of a profile, with overrides.
 
-    Parameters
-    ----------
-    profile
-        The name of a shipped profile, or the path of a YAML file, absolute or from the repository's root. A
-        file may say ``extends:`` with the name of a shipped profile, and then only its differences.
-    overrides
-        Any other field. One that equals the profile's value does not change the run's name.
+    Args:
+        profile: the name of a shipped profile, or the path of a YAML file, absolute or from the repository's
+            root. A file may say ``extends:`` with a shipped profile's name, and then only its differences.
+        overrides: any other field. One that equals the profile's value does not change the run's name.
 
-    Raises
-    ------
-    UserError
-        If there is no such profile, or a field is unknown or has a value that it cannot take.
+    Raises:
+        UserError: there is no such profile, or a field is unknown or has a value that it cannot take.
     """
     values = _read_profile(profile)
     plain = _validated(profile, values)
@@ -229,15 +224,11 @@ def notebook_settings(names: Mapping[str, Any]) -> Settings:
     The cell shows the organism's values: a name that still has its value there stands for the profile's own.
     Its ``changes`` holds settings without a line of their own.
 
-    Parameters
-    ----------
-    names
-        The notebook's ``globals()``.
+    Args:
+        names: the notebook's ``globals()``.
 
-    Raises
-    ------
-    UserError
-        As for :func:`load_settings`.
+    Raises:
+        UserError: as for :func:`load_settings`.
     """
     lines = set(names.get("__annotations__", names)) & set(Settings.model_fields) - {"profile"}
     shown = _read_profile("organism")
@@ -290,10 +281,8 @@ def _read_profile(profile: str) -> dict[str, Any]:
 def read_overrides(text: str) -> dict[str, Any]:
     """Settings from ``alpha=0.3 window='[1,2]'``, as a shell reads words and YAML reads values.
 
-    Raises
-    ------
-    UserError
-        If it does not read so, or there is no such setting.
+    Raises:
+        UserError: it does not read so, or there is no such setting.
     """
     try:
         words = shlex.split(text)

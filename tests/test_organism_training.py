@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from reasoning_features.checksums import directory_digest
+from reasoning_features.files import directory_digest
 from reasoning_features.organism import gate, training
 from reasoning_features.organism.evaluation import family_summary, solve
 from reasoning_features.organism.parser import decision_places

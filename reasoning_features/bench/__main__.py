@@ -26,10 +26,10 @@ from reasoning_features.bench import (
 from reasoning_features.bench.record import processor, provenance
 from reasoning_features.bench.setting import Setting, Sizes
 from reasoning_features.bench.timing import Row, to_frame
-from reasoning_features.devices import check_device
 from reasoning_features.files import write_between, write_json, write_text
 from reasoning_features.reporting.plots import write_csv
 from reasoning_features.reporting.tables import to_markdown
+from reasoning_features.runs.preflight import check_device
 
 SHOWN = ["what", "against", "measure", "ratio", "lowest", "highest", "runs", "bar", "met", "sizes", "note"]
 BEGIN, END = "<!-- bench: written by make bench -->", "<!-- bench: end -->"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from reasoning_features import paths
-from reasoning_features.checksums import file_digest
+from reasoning_features.files import file_digest
 from reasoning_features.runs.provenance import digest, imported_files
 
 PACKAGES = ("numpy", "sae-lens", "scipy", "torch", "transformer-lens", "transformers")

@@ -27,9 +27,9 @@ from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file
 from torch import Tensor
 
-from reasoning_features import checksums, hub, paths
+from reasoning_features import hub, paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
-from reasoning_features.files import read_json
+from reasoning_features.files import damaged_training, read_json, verify_shipped
 
 SAELENS, SPARSIFY = "sae_weights.safetensors", "sae.safetensors"
 """Files of weights, by which the two formats are told apart."""
@@ -70,8 +70,8 @@ def load_autoencoder(
         advice = (
             '`make organism` makes the shipped ones, `make nb-02 PARAMS="train_saes=true"` one of your own'
         )
-        checksums.verify_shipped(path)
-        if bad := checksums.damaged_training(path):
+        verify_shipped(path)
+        if bad := damaged_training(path):
             raise CorruptArtefact(
                 f"{paths.relative(bad[0])} is damaged or missing (its checksum is not the stored one): "
                 f'restore it, or delete {name} and run `make nb-02 PARAMS="train_saes=true"`.'

@@ -33,7 +33,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from reasoning_features import paths
-from reasoning_features.checksums import MADE, file_digests
 from reasoning_features.dictionaries.autoencoder import dictionary_digest, save_autoencoder
 from reasoning_features.dictionaries.training import (
     HELD_OUT,
@@ -43,7 +42,7 @@ from reasoning_features.dictionaries.training import (
     new_trainer,
 )
 from reasoning_features.errors import CorruptArtefact, UserError
-from reasoning_features.files import read_json, write_json
+from reasoning_features.files import MADE, file_digests, read_json, write_json
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import SINK, Moments, no_sink, reading_key
 from reasoning_features.settings import Settings, TextSource

@@ -29,7 +29,7 @@ from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from reasoning_features import checksums, paths
+from reasoning_features import paths
 from reasoning_features.dictionaries.architectures import SoftFrozenDecoder
 from reasoning_features.dictionaries.autoencoder import SCALED, label_of, rows_at_once
 from reasoning_features.dictionaries.evaluation import (
@@ -39,6 +39,7 @@ from reasoning_features.dictionaries.evaluation import (
     quality,
 )
 from reasoning_features.errors import UserError
+from reasoning_features.files import verify_shipped
 from reasoning_features.residual_stream.activations import Moments, shuffled_batches
 from reasoning_features.settings import Settings
 
@@ -426,7 +427,7 @@ def shipped_agreement(sae: SAE[Any], directory: str) -> pd.DataFrame | None:
     table = home / "convergence" / f"{sae.cfg.metadata.model_name}.parquet"
     if not table.is_file():
         return None
-    checksums.verify_shipped(table)
+    verify_shipped(table)
     return pd.read_parquet(table)
 
 

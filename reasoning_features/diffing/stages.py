@@ -22,11 +22,12 @@ import pandas as pd
 import torch
 from sae_lens import SAE
 
-from reasoning_features import checksums, paths
+from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import load_autoencoder, save_autoencoder
 from reasoning_features.dictionaries.streaming import check_made, train_streamed, training_rows
 from reasoning_features.dictionaries.training import Recipe, Training, settings_recipe
 from reasoning_features.errors import MissingArtefact, UserError
+from reasoning_features.files import verify_shipped
 from reasoning_features.models.subject import Subject, load_subject, short_name
 from reasoning_features.paths import RunPaths
 from reasoning_features.settings import Settings, TextSource
@@ -135,7 +136,7 @@ def load_stages(
     home = paths.resolve(folder)
     if not (home / BASE / "S-0").is_dir():
         raise MissingArtefact(f"There are no stages in {folder}: `make organism` trains the shipped ones.")
-    checksums.verify_shipped(home)
+    verify_shipped(home)
     wanted = [("S", BASE, "S-0")]
     wanted += [(path, BASE, path) for path in PLACEBO_STAGES if (home / BASE / path).is_dir()]
     wanted += [(path, model, path) for path in PATHS]

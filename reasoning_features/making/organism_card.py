@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from safetensors import safe_open
 
-from reasoning_features.checksums import write_shipped
+from reasoning_features.files import write_shipped
 from reasoning_features.organism.evaluation import family_summary
 from reasoning_features.organism.problems import FAMILIES, Mixture, families
 from reasoning_features.reporting.tables import to_markdown

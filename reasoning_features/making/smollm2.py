@@ -25,13 +25,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from reasoning_features import paths
-from reasoning_features.checksums import file_digest, write_shipped
 from reasoning_features.dictionaries.autoencoder import save_autoencoder
 from reasoning_features.dictionaries.evaluation import matched_share, paired_share
 from reasoning_features.dictionaries.streaming import Rows, ordinary, training_rows
 from reasoning_features.dictionaries.training import settings_recipe, train_autoencoder
 from reasoning_features.errors import MissingArtefact, UserError
-from reasoning_features.files import unfinished, write_text
+from reasoning_features.files import file_digest, unfinished, write_shipped, write_text
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.reporting.tables import to_markdown
 from reasoning_features.residual_stream.activations import no_sink, reading_key

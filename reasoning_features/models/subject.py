@@ -29,10 +29,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from reasoning_features import checksums, hub, paths
-from reasoning_features.devices import check_device
+from reasoning_features import hub, paths
 from reasoning_features.errors import MissingArtefact, UserError
+from reasoning_features.files import directory_digest, verify_shipped
 from reasoning_features.models.sampling import edited
+from reasoning_features.runs.preflight import check_device
 
 Site = Literal["resid_post", "mlp_out"]
 DTYPES: dict[str, torch.dtype] = {
@@ -342,8 +343,8 @@ def load_subject(
             raise MissingArtefact(
                 f"There is no model in {model}: `make organism` makes the organism's, `make smollm2` SmolLM2."
             )
-        checksums.verify_shipped(directory)
-        revision = checksums.directory_digest(directory)
+        verify_shipped(directory)
+        revision = directory_digest(directory)
     else:
         local = hub.local_copy(model)
         directory, name, revision = local.path, hub.parse(model).repo, local.sha

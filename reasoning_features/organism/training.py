@@ -22,9 +22,8 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from reasoning_features import paths
-from reasoning_features.checksums import file_digest
 from reasoning_features.errors import UserError
-from reasoning_features.files import read_json
+from reasoning_features.files import file_digest, read_json
 from reasoning_features.organism.tokenizer import EncodedDocument, encode_documents
 from reasoning_features.organism.traces import ASSISTANT, CONTEXT, Document
 

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from reasoning_features import paths
-from reasoning_features.checksums import file_digest
 from reasoning_features.errors import UserError
-from reasoning_features.files import drop_unfinished, read_json, write_json
+from reasoning_features.files import drop_unfinished, file_digest, read_json, write_json
 from reasoning_features.runs import provenance
 from reasoning_features.runs.provenance import RECORD, code_cells, content, imported_files, notebook_path
 from reasoning_features.settings import Settings, load_settings, read_overrides
@@ -211,7 +210,7 @@ def run(plan: Plan, cell_limit: int | None = None) -> None:
 def _pin_kernel(notes: Path) -> None:
     """Have kernels run in this very interpreter, see this package first, read no user's startup files."""
     home = paths.root() / "build" / "jupyter"
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
     write_json(
         home / "kernels" / KERNEL / "kernel.json",
         {"argv": argv, "display_name": "Python 3", "language": "python"},

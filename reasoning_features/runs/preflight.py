@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from reasoning_features import hub, paths
-from reasoning_features.devices import check_device, free_memory
 from reasoning_features.errors import UserError
 from reasoning_features.files import read_json
 from reasoning_features.settings import (
@@ -164,3 +166,31 @@ def _check_shapes(settings: Settings) -> None:
                     f"The autoencoder in {getattr(settings, name)} (`{name}`) is for activations of width "
                     f"{width}, but {getattr(settings, model)} has {hidden}: give one that was trained on it."
                 )
+
+
+def check_device(device: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        UserError: there is no such device on this machine.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"The device {device!r} is unknown: set DEVICE=cpu or DEVICE=cuda.") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"The device {device} is not there (torch finds no CUDA): set DEVICE=cpu, or run where a GPU is."
+        )
+    return found
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that are free on a device, or None where the system does not tell."""
+    table = Path("/proc/meminfo")
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0]) if torch.cuda.is_available() else None
+    if not table.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in table.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024

@@ -20,9 +20,16 @@ from typing import Any
 import numpy as np
 
 from reasoning_features import hub, paths
-from reasoning_features.checksums import damaged_files, directory_digest, file_digest, file_digests
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
-from reasoning_features.files import drop_unfinished, read_json, write_json
+from reasoning_features.files import (
+    damaged_files,
+    directory_digest,
+    drop_unfinished,
+    file_digest,
+    file_digests,
+    read_json,
+    write_json,
+)
 from reasoning_features.settings import PINNED, TEXTS, Settings, shipped_profiles
 
 PACKAGE = "reasoning_features"

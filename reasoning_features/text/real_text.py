@@ -24,9 +24,8 @@ from typing import Any
 import pooch
 
 from reasoning_features import paths
-from reasoning_features.checksums import MADE, file_digest
 from reasoning_features.errors import UserError
-from reasoning_features.files import unfinished, write_json, write_text
+from reasoning_features.files import MADE, file_digest, unfinished, write_json, write_text
 from reasoning_features.organism.problems import Split
 from reasoning_features.organism.traces import END_THINK, THINK
 

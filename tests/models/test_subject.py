@@ -172,7 +172,7 @@ def test_unknown_dtype(tiny_llama: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from reasoning_features.checksums import file_digest
+    from reasoning_features.files import file_digest
 
     model = make_tiny_llama(tmp_path / "data" / "organism" / "models" / "m")
     listing = {p.relative_to(tmp_path).as_posix(): file_digest(p) for p in sorted(model.iterdir())}

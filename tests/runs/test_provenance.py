@@ -11,8 +11,8 @@ from local_hub import LocalHub
 from stub_notebooks import write_notebook
 
 from reasoning_features import hub as hub_room
-from reasoning_features.checksums import file_digest
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
+from reasoning_features.files import file_digest
 from reasoning_features.paths import root
 from reasoning_features.runs import provenance
 from reasoning_features.runs.provenance import Run, begin, imported_files
