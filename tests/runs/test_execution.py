@@ -178,7 +178,9 @@ def test_profiles_of_any_name_are_runs_of_their_own(small: Path) -> None:
         assert ran(make(small, "nb-01", f"PROFILE={write_profile(small, name, alpha=alpha)}")) == FIRST
     assert ran(make(small, "nb-01", f"PROFILE={names[-1]}")) == []
     pages = list((small / "figures").glob("*/01_one.md"))
-    said = sorted(line for page in pages for line in page.read_text().splitlines() if "alpha is" in line)
+    said = sorted(
+        line for page in pages for line in page.read_text().splitlines() if line.startswith("    alpha is")
+    )
     assert said == [f"    alpha is {alpha}.0" for alpha in range(len(names))]
 
 
