@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import pandas as pd
 from sae_lens import SAE
 
-from reasoning_features import checksums, paths
+from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import architecture_label, load_autoencoder
 from reasoning_features.errors import MissingArtefact
+from reasoning_features.files import verify_shipped
 from reasoning_features.steering.steering_study import Study, load_studies
 from reasoning_features.truth.benchmark import Benchmark, load_benchmarks
 
@@ -48,7 +49,7 @@ def load_table(path: str) -> pd.DataFrame:
         CorruptArtefact: it is not what was shipped.
     """
     table = paths.resolve(path)
-    checksums.verify_shipped(table)
+    verify_shipped(table)
     return pd.read_parquet(table)
 
 
@@ -75,7 +76,7 @@ def load_dictionaries(
         raise MissingArtefact(
             f"There are no dictionaries of {model} in {folder}: `make sanity` trains the shipped models'."
         )
-    checksums.verify_shipped(home)
+    verify_shipped(home)
     saes = (load_autoencoder(paths.relative(path), d_model, hook_name, device) for path in found)
     return _trained_first({name_of(architecture_label(sae)): sae for sae in saes})
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from reasoning_features.checksums import write_shipped
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
+from reasoning_features.files import write_shipped
 from reasoning_features.sae_checks.shipped import load_dictionaries, load_table, name_of
 
 PLACE = "data/organism/foundations/table.parquet"
