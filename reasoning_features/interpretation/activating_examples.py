@@ -44,9 +44,9 @@ class Activity:
         positions: ``[f, m]`` the strongest token of each of the m strongest documents, strongest first;
             -1 where a feature is active in fewer.
         activations: ``[f, m]`` float32, there, rounded to :data:`BITS` bits; 0 where there is none.
-        move_names: names of the moves; empty where moves are not known.
-        move_tokens: ``[moves]`` tokens of each move.
-        move_active: ``[moves, f]`` tokens of each move on which the feature is above zero.
+        step_names: names of the labelled steps of reasoning; empty where steps are not labelled.
+        step_tokens: ``[steps]`` tokens of each step.
+        step_active: ``[steps, f]`` tokens of each step on which the feature is above zero.
     """
 
     tokens: int
@@ -55,18 +55,18 @@ class Activity:
     histogram: NDArray[np.int64]
     positions: NDArray[np.int64]
     activations: NDArray[np.float32]
-    move_names: tuple[str, ...]
-    move_tokens: NDArray[np.int64]
-    move_active: NDArray[np.int64]
+    step_names: tuple[str, ...]
+    step_tokens: NDArray[np.int64]
+    step_active: NDArray[np.int64]
 
     @property
     def density(self) -> NDArray[np.float64]:
-        """``[f]`` share of tokens on which each feature is active."""
+        """``[f]`` fraction of tokens on which each feature is active."""
         return self.active / self.tokens
 
-    def density_by_move(self, feature: int) -> dict[str, float]:
-        """Share of each move's tokens on which a feature is active; empty where moves are not known."""
-        shares = zip(self.move_names, self.move_active[:, feature], self.move_tokens, strict=True)
+    def density_by_step(self, feature: int) -> dict[str, float]:
+        """Fraction of each step's tokens on which a feature is active; empty where steps are not labelled."""
+        shares = zip(self.step_names, self.step_active[:, feature], self.step_tokens, strict=True)
         return {name: float(active / tokens) for name, active, tokens in shares if tokens}
 
 
@@ -82,8 +82,8 @@ class ActivatingExamples:
 
     def __init__(self, corpus: Corpus, examples: int) -> None:
         self._document_of = torch.from_numpy(corpus.document_of)
-        self._moves = None if corpus.moves is None else torch.from_numpy(corpus.moves.astype(np.int64))
-        self._move_names = corpus.move_names if corpus.moves is not None else ()
+        self._steps = None if corpus.moves is None else torch.from_numpy(corpus.moves.astype(np.int64))
+        self._step_names = corpus.move_names if corpus.moves is not None else ()
         self._examples = examples
         self._tokens = 0
         self._sums: dict[str, Tensor] = {}
@@ -106,12 +106,12 @@ class ActivatingExamples:
         n_bins = len(EDGES) - 1
         places = feature * n_bins + bins.clamp(0, n_bins - 1)
         held["histogram"] += torch.bincount(places, minlength=held["histogram"].numel()).view(-1, n_bins)
-        if self._moves is not None:
-            moves, n_moves = self._moves[positions], len(self._move_names)
-            held["move_tokens"] += torch.bincount(moves, minlength=n_moves)
-            places = moves[token] * features.shape[1] + feature
-            counts = torch.bincount(places, minlength=n_moves * features.shape[1])
-            held["move_active"] += counts.view(n_moves, -1)
+        if self._steps is not None:
+            steps, n_steps = self._steps[positions], len(self._step_names)
+            held["step_tokens"] += torch.bincount(steps, minlength=n_steps)
+            places = steps[token] * features.shape[1] + feature
+            counts = torch.bincount(places, minlength=n_steps * features.shape[1])
+            held["step_active"] += counts.view(n_steps, -1)
         self._rank(*self._strongest_by_document(features, positions))
 
     def result(self) -> Activity:
@@ -130,17 +130,17 @@ class ActivatingExamples:
             histogram=held["histogram"],
             positions=np.ascontiguousarray(held["positions"].T),
             activations=np.ascontiguousarray(held["activations"].T),
-            move_names=self._move_names,
-            move_tokens=held["move_tokens"],
-            move_active=held["move_active"],
+            step_names=self._step_names,
+            step_tokens=held["step_tokens"],
+            step_active=held["step_active"],
         )
 
     def _begin(self, features: Tensor) -> None:
         """Make room for as many features, where they are computed."""
-        n, bins, moves, device = features.shape[1], len(EDGES) - 1, len(self._move_names), features.device
+        n, bins, steps, device = features.shape[1], len(EDGES) - 1, len(self._step_names), features.device
         self._document_of = self._document_of.to(device)
-        self._moves = None if self._moves is None else self._moves.to(device)
-        zeros = {"active": (n,), "histogram": (n, bins), "move_tokens": (moves,), "move_active": (moves, n)}
+        self._steps = None if self._steps is None else self._steps.to(device)
+        zeros = {"active": (n,), "histogram": (n, bins), "step_tokens": (steps,), "step_active": (steps, n)}
         self._sums = {name: torch.zeros(size, dtype=torch.int64) for name, size in zeros.items()}
         self._sums |= {"maximum": torch.zeros(n), "activations": torch.zeros(self._examples, n)}
         self._sums["positions"] = torch.full((self._examples, n), NOWHERE)

@@ -1,23 +1,41 @@
-"""What steering a feature changes in the answers, and the function group that follows (the paper's appendix).
+"""What a feature is for, without a reader: measured from what steering it changes, or asked of a judge.
 
 The paper lets a language model describe each feature from pairs of generations and clusters the descriptions
 into ten groups. Here the description is what was measured: the change of each measure from the lowest to the
-highest strength, paired over problems. The group follows by a rule fixed before any feature was looked at.
+highest strength, paired over problems. The function group follows by a rule fixed before any feature was
+looked at.
+
+A judge, off by default, is a language model behind any OpenAI-compatible chat endpoint. It sees what a person
+would: activating examples and logits. Each answer is kept on disk as soon as it has come, by feature, model
+and prompt, so that a rerun asks for the others alone. The key is read from the environment and never written.
 """
 
 from __future__ import annotations
 
+import hashlib
+import http.client
+import json
+import os
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from reasoning_features import paths
+from reasoning_features.errors import UserError
+from reasoning_features.interpretation.activating_examples import Example
+from reasoning_features.interpretation.features import MODES
 from reasoning_features.models.conditions import UNSTEERED
-from reasoning_features.statistics import bootstrap_weights
+from reasoning_features.statistics import bootstrap_mean, bootstrap_weights
 
 LEVEL = 0.99
 """A change counts when its bootstrap interval of this level leaves out 0: several measures are looked at."""
-
 GROUPS: Mapping[str, tuple[str, str]] = {
     "parseable": ("keeps the form of the text", "breaks the form of the text"),
     "gave_up": ("gives up", "goes on"),
@@ -33,16 +51,31 @@ GROUPS: Mapping[str, tuple[str, str]] = {
 """Measure → the group of a feature that raises it most, and of one that lowers it most."""
 BROKEN = "breaks the form of the text"
 NO_CHANGE = "no change measured"
-_UNFIT = 0.1
-"""A strength that spoils more than this share of the answers' form is left out of the dose."""
+UNFIT = 0.1
+"""A strength that spoils more than this fraction of the answers' form is left out of the dose."""
+
+KEY = "REASONING_FEATURES_JUDGE_KEY"
+"""The environment variable that holds the endpoint's key, where it needs one."""
+LONGEST_DESCRIPTION = 300  # characters
+LONGEST_ANSWER = 1 << 20  # bytes
+STRONG = 0.5  # of an example's largest activation: tokens the prompt marks
+INSTRUCTIONS = """\
+You are shown texts that activate one feature of a language model; the tokens on which it is strongly active \
+are between « and ». Say what the feature responds to.
+Modes: uncertainty (doubt, hedging), exploration (trying another way), reflection (checking or correcting \
+what was done), mixed (more than one of these), other (none of these).
+Answer with one JSON object and nothing else: {"mode": "<one of the modes>", "description": "<one line>"}"""
 
 
-def words_of_reasoning(texts: Sequence[str], words: Sequence[str]) -> np.ndarray:
+# --- measured -----------------------------------------------------------------------------------------------
+
+
+def words_of_reasoning(texts: Sequence[str], words: Sequence[str]) -> NDArray[np.float64]:
     """How often the words occur in each text, in any casing, as whole words ``[n]``."""
-    counts = pd.Series(texts).str.lower()
-    return sum(counts.str.count(rf"\b{word.lower()}\b").to_numpy(dtype=float) for word in words) + np.zeros(
-        len(texts)
-    )
+    lower, count = pd.Series(texts, dtype=object).str.lower(), np.zeros(len(texts))
+    for word in words:
+        count += lower.str.count(rf"\b{word.lower()}\b").to_numpy(dtype=float)
+    return count
 
 
 def dose(answers: pd.DataFrame) -> pd.DataFrame:
@@ -55,7 +88,7 @@ def dose(answers: pd.DataFrame) -> pd.DataFrame:
     if "parseable" in answers:
         usual = answers.loc[answers["condition"] == UNSTEERED, "parseable"].mean()
         spoilt = usual - answers.groupby("condition")["parseable"].transform("mean")
-    kept = answers[(spoilt <= _UNFIT) & (answers["condition"] != UNSTEERED)]
+    kept = answers[(spoilt <= UNFIT) & (answers["condition"] != UNSTEERED)]
     bounds = kept.groupby("feature")["gamma"].agg(low="min", high="max")
     bounds = bounds.reindex(sorted(answers.loc[answers["feature"] >= 0, "feature"].unique())).fillna(0.0)
     return bounds.assign(low=bounds["low"].clip(upper=0), high=bounds["high"].clip(lower=0)).reset_index()
@@ -67,7 +100,8 @@ def changes(
     """Change of each measure between a feature's lowest and highest kept strength, paired over problems.
 
     Args:
-        answers: :func:`reasoning_features.steering.answering.answers`, with the ``measures`` as columns.
+        answers: one row a problem and condition, ``feature`` and ``gamma`` (-1 and 0 unsteered), with the
+            ``measures`` as columns.
         measures: what to compare.
         n_resamples: resamples of problems.
         seed: of the resamples.
@@ -78,31 +112,18 @@ def changes(
         ``standardised`` (change in standard deviations of the unsteered answers) and ``n`` problems.
     """
     table = answers.pivot(index="problem", columns=["feature", "gamma"], values=list(measures)).astype(float)
-    n = len(table)
-    weights = bootstrap_weights(n, n_resamples, seed) / n
-    bounds = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    rows = []
+    weights = bootstrap_weights(len(table), n_resamples, seed) / len(table)
+    rows: list[dict[str, Any]] = []
     for feature, low, high in dose(answers).itertuples(index=False):
         for measure in measures:
             plain = table[measure][-1, 0.0]
             ends = [plain if end == 0 else table[measure][feature, end] for end in (low, high)]
             difference = (ends[1] - ends[0]).to_numpy()
-            interval = np.quantile(weights @ difference, bounds)
-            spread = plain.std(ddof=1)
-            rows.append(
-                {
-                    "feature": feature,
-                    "low": low,
-                    "high": high,
-                    "measure": measure,
-                    "unsteered": plain.mean(),
-                    "change": difference.mean(),
-                    "change low": interval[0],
-                    "change high": interval[1],
-                    "standardised": difference.mean() / spread if spread > 0 else 0.0,
-                    "n": n,
-                }
-            )
+            interval = np.quantile(weights @ difference, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            change, spread = difference.mean(), plain.std(ddof=1)
+            row = {"feature": feature, "low": low, "high": high, "measure": measure, "change": change}
+            row |= {"change low": interval[0], "change high": interval[1], "unsteered": plain.mean()}
+            rows.append(row | {"standardised": change / spread if spread > 0 else 0.0, "n": len(table)})
     return pd.DataFrame(rows)
 
 
@@ -122,15 +143,200 @@ def function_groups(changed: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for feature, part in changed.groupby("feature", sort=False):
         sure = part[(part["change low"] > 0) | (part["change high"] < 0)]
-        sure = sure.reindex(sure["standardised"].abs().sort_values(ascending=False, kind="stable").index)
+        sure = sure.sort_values("standardised", key=np.abs, ascending=False, kind="stable")
         if (part["low"] == part["high"]).all():
             group = BROKEN
         elif sure.empty:
             group = NO_CHANGE
         else:
-            first = sure.iloc[0]
-            group = GROUPS[first["measure"]][int(first["change"] < 0)]
+            group = GROUPS[sure["measure"].iloc[0]][int(sure["change"].iloc[0] < 0)]
         told = ", ".join(f"{row.measure} {row.change:+.2g}" for row in sure.itertuples())
         span = f"γ from {part['low'].iloc[0]:g} to {part['high'].iloc[0]:g}"
         rows.append({"feature": feature, "group": group, "description": f"{span}: {told or 'nothing'}"})
     return pd.DataFrame(rows)
+
+
+def group_shares(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Fraction of features in each function group, with its 95% interval over features (figure 3b).
+
+    Args:
+        groups: class of features → :func:`function_groups`.
+
+    Returns:
+        ``class``, ``group``, ``share``, ``low``, ``high``, ``n`` features; groups by their mean share.
+    """
+    rows = []
+    for name in sorted(pd.concat(groups.values())["group"].unique()) if groups else ():
+        shares = {kind: bootstrap_mean(frame["group"] == name) for kind, frame in groups.items()}
+        mean = np.mean([share.estimate for share in shares.values()])
+        rows += [(mean, k, name, s.estimate, s.low, s.high, s.n) for k, s in shares.items()]
+    table = pd.DataFrame(rows, columns=["mean", "class", "group", "share", "low", "high", "n"])
+    return table.sort_values("mean", ascending=False, kind="stable", ignore_index=True).drop(columns="mean")
+
+
+# --- asked --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to ask.
+
+    Attributes:
+        url: the address that ``/chat/completions`` is appended to, such as ``http://localhost:8000/v1``.
+        model: the model's name there.
+        timeout: seconds of silence after which an answer is given up.
+
+    Raises:
+        UserError: an address that is not of http, or without a model.
+    """
+
+    url: str
+    model: str | None
+    timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.model is None:
+            raise UserError("A judge needs a model: give judge_model beside judge_url.")
+        if not self.url.startswith(("http://", "https://")):
+            raise UserError(f"The judge's address {self.url!r} is not one of http: give judge_url in full.")
+
+
+class _NoAnswer(Exception):
+    """The endpoint gave no answer, and would give none to the next question either."""
+
+
+class _Garbage(Exception):
+    """The endpoint answered, but not with what was asked for."""
+
+
+def questions(examples: Mapping[int, Sequence[Example]], logits: pd.DataFrame) -> dict[int, str]:
+    """Feature → the question about it: its examples, strong tokens marked, and what it raises and lowers.
+
+    Args:
+        examples: :func:`reasoning_features.interpretation.activating_examples.read_examples`.
+        logits: :func:`reasoning_features.interpretation.features.top_logits` of the same features.
+    """
+    sides = {key: part["text"].tolist() for key, part in logits.groupby(["feature", "side"])}
+    asked = {}
+    for feature, shown in examples.items():
+        raised, lowered = (
+            json.dumps(sides[feature, side], ensure_ascii=False) for side in ("positive", "negative")
+        )
+        texts = [f"{i}. {_marked(example)}" for i, example in enumerate(shown, start=1)]
+        asked[feature] = "\n".join(
+            [*texts, f"It raises the logits of {raised} and lowers those of {lowered}."]
+        )
+    return asked
+
+
+def judge(at: Endpoint, questions: Mapping[int, str], kept: Path) -> tuple[pd.DataFrame, str | None]:
+    """Ask about every feature that has not been answered yet.
+
+    An endpoint that does not answer ends the asking; an answer that cannot be read costs that feature alone.
+
+    Args:
+        at: the endpoint.
+        questions: feature → what :func:`questions` gives.
+        kept: the file of JSON lines where answers are kept.
+
+    Returns:
+        ``feature``, ``mode``, ``description`` of the features that were answered, and what went wrong, in a
+        sentence; None where every feature was answered.
+    """
+    known, garbage, problem = _read(kept), dict[int, str](), None
+    digests = {
+        feature: hashlib.sha256(json.dumps([at.model, INSTRUCTIONS, text]).encode()).hexdigest()
+        for feature, text in questions.items()
+    }
+    for feature, text in questions.items():
+        if (feature, digests[feature]) in known:
+            continue
+        try:
+            answer = parse(_ask(at, text))
+        except _Garbage as error:
+            garbage[feature] = str(error)
+            continue
+        except _NoAnswer as error:
+            problem = f"The judge at {at.url} stopped answering at feature {feature} ({error})"
+            break
+        known[feature, digests[feature]] = answer
+        _append(kept, {"feature": feature, "digest": digests[feature], "model": at.model} | answer)
+    rows = [{"feature": f} | known[f, digest] for f, digest in digests.items() if (f, digest) in known]
+    if problem is None and garbage:
+        feature, said = next(iter(garbage.items()))
+        problem = f"The judge's answers to {len(garbage)} features cannot be used (feature {feature}: {said})"
+    if problem is not None:
+        stored = f"{len(rows)} of {len(questions)} answers are kept in {paths.relative(kept)}"
+        problem += f"; {stored}, and a rerun asks for the others."
+    return pd.DataFrame(rows, columns=["feature", "mode", "description"]), problem
+
+
+def parse(content: str) -> dict[str, str]:
+    """The mode and the description of an answer that is exactly the JSON object which was asked for."""
+    try:
+        value = json.loads(content)
+    except ValueError:
+        raise _Garbage("it is no JSON") from None
+    if not isinstance(value, dict) or set(value) != {"mode", "description"}:
+        raise _Garbage("it is no object of mode and description")
+    mode, description = value["mode"], value["description"]
+    if mode not in MODES:
+        raise _Garbage(f"its mode is none of {', '.join(MODES)}")
+    if not isinstance(description, str) or not description.strip() or len(description) > LONGEST_DESCRIPTION:
+        raise _Garbage(f"its description is no text of 1 to {LONGEST_DESCRIPTION} characters")
+    return {"mode": mode, "description": " ".join(description.split())}
+
+
+def _ask(at: Endpoint, text: str) -> str:
+    """The content of the endpoint's answer."""
+    messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": text}]
+    body = json.dumps({"model": at.model, "messages": messages, "temperature": 0}).encode()
+    address, kind = f"{at.url.rstrip('/')}/chat/completions", {"Content-Type": "application/json"}
+    request = urllib.request.Request(address, body, kind)
+    if key := os.environ.get(KEY):
+        request.add_unredirected_header("Authorization", f"Bearer {key}")  # not to go where it is sent on
+    try:
+        with urllib.request.urlopen(request, timeout=at.timeout) as response:
+            answer = response.read(LONGEST_ANSWER)
+    except urllib.error.HTTPError as error:
+        raise _NoAnswer(f"HTTP {error.code}") from None
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(getattr(error, "reason", error), TimeoutError):
+            raise _NoAnswer(f"no answer in {at.timeout:g} s") from None
+        unreached = isinstance(error, urllib.error.URLError)
+        raise _NoAnswer("it cannot be reached" if unreached else "the connection broke") from None
+    try:
+        content = json.loads(answer)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError):
+        raise _Garbage("it is no chat completion") from None
+    if not isinstance(content, str):
+        raise _Garbage("it has no text")
+    return content
+
+
+def _marked(example: Example) -> str:
+    """An example on one line, strongly active tokens between « and »."""
+    strong = example.activations > STRONG * max(float(np.max(example.activations)), 1e-12)
+    marked = "".join(
+        f"«{piece}»" if active else piece for piece, active in zip(example.pieces, strong, strict=True)
+    )
+    return " ".join(marked.replace("»«", "").split())
+
+
+def _read(kept: Path) -> dict[tuple[int, str], dict[str, str]]:
+    """The answers that are kept; a line that an interruption cut is left out."""
+    known: dict[tuple[int, str], dict[str, str]] = {}
+    for line in kept.read_text(encoding="utf-8", errors="replace").split("\n") if kept.is_file() else []:
+        try:
+            row: dict[str, Any] = json.loads(line)
+            known[row["feature"], row["digest"]] = {name: row[name] for name in ("mode", "description")}
+        except (ValueError, LookupError, TypeError):
+            continue
+    return known
+
+
+def _append(kept: Path, row: dict[str, Any]) -> None:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    cut = kept.is_file() and not kept.read_bytes().endswith(b"\n")
+    with kept.open("a", encoding="utf-8", newline="") as file:
+        file.write("\n" * cut + json.dumps(row, ensure_ascii=False) + "\n")

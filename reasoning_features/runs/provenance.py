@@ -89,7 +89,7 @@ def _files_of(parts: list[str]) -> Iterator[Path]:
     """The files that importing a dotted name reads: each room's ``__init__`` and the module's own."""
     for n in range(1, len(parts) + 1):
         place = paths.root().joinpath(*parts[:n])
-        for file in (place / "__init__.py", place.with_suffix(".py"), place.with_suffix(".yaml")):
+        for file in (place / "__init__.py", *(place.with_suffix(end) for end in (".py", ".yaml", ".html"))):
             if file.is_file():
                 yield file
                 yield from (other for other in file.parent.iterdir() if other.suffix in TABLES)

@@ -1,0 +1,299 @@
+"""A feature to look at: its interface as a figure, snippets of many features, and static pages of HTML.
+
+The pages (``feature_views.html``, a template) work from disk and load nothing: an index that sorts, and a
+page a feature.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from jinja2 import Environment
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reasoning_features.runs.provenance import Run, record_artefact
+from reasoning_features.files import write_text
+from reasoning_features.interpretation.activating_examples import Example
+from reasoning_features.interpretation.features import FeatureInterface
+from reasoning_features.reporting.plots import COLOURS, narrow, new_figure
+
+FOLDER = "features"
+MONOSPACE = "DejaVu Sans Mono"
+CHARACTER_WIDTH = 0.602  # of that font, in font sizes
+CHARACTERS = 96
+"""Characters a line of text."""
+MARGIN = 8
+"""Characters left of it, for the feature's number or the activation."""
+LINE = 0.128  # inches
+LONGEST_LABEL = 14
+Lines = list[list[tuple[str, float]]]
+
+
+# --- figures ------------------------------------------------------------------------------------------------
+
+
+def visible(text: str) -> str:
+    """A token as it is drawn: newlines and tabs as signs, what cannot be drawn in one place as a box."""
+    signs = {"\n": "⏎", "\t": "⇥"}
+    return "".join(signs.get(c, narrow(c)) for c in text)
+
+
+def draw_interface(interface: FeatureInterface, examples: int = 6) -> tuple[Figure, pd.DataFrame]:
+    """Top logits on both sides, the histogram of activations with density, and examples with shaded tokens.
+
+    Args:
+        interface: the feature.
+        examples: how many to draw.
+
+    Returns:
+        The figure, and its rows: ``part`` ("negative", "positive", "histogram", "example"), ``item`` (rank,
+        bin or example, from 1), ``text`` (token, or the bin's lower edge), ``value`` (logit, tokens or
+        activation).
+    """
+    drawn = interface.examples[:examples]
+    blocks = [(f"{example.activations[example.peak]:.2f}", wrapped(example)) for example in drawn]
+    text_height = LINE * sum(len(lines) + 0.6 for _, lines in blocks) + 0.35
+    top_height = max(1.75, 0.55 + 0.12 * max(len(interface.negative), len(interface.positive)))
+    heights = [top_height, text_height]
+    fig, axes = new_figure(2, 3, height=sum(heights) / 2, height_ratios=heights, squeeze=False)
+    for ax in axes[1]:
+        ax.remove()
+    below = fig.add_subplot(axes[1, 0].get_gridspec()[1, :])
+    _bars(axes[0, 0], interface.negative, "lowers", COLOURS[0])
+    _bars(axes[0, 1], interface.positive, "raises", COLOURS[1])
+    if len(interface.histogram):
+        axes[0, 2].stairs(interface.histogram, interface.edges, fill=True, color=COLOURS[2])
+        axes[0, 2].set_xscale("log", base=2)
+    axes[0, 2].set_title(f"active on {interface.density:.2%} of tokens", loc="right")  # wider than the panel
+    axes[0, 2].set(xlabel="activation (log)", ylabel="tokens a bin")
+    _write(below, blocks, max(interface.maximum, 1e-12))
+    below.set_title("strongest examples, one a document (left: activation at the peak)", loc="left")
+    mode = f" · {interface.mode}" if interface.mode else ""
+    title = f"feature {interface.feature} · ReasonScore {interface.score:.3g} (rank {interface.rank}){mode}"
+    fig.suptitle(title, fontsize=9)
+    _fit(fig, [below])
+    return fig, pd.DataFrame(_rows(interface, drawn), columns=["part", "item", "text", "value"])
+
+
+def draw_snippets(
+    groups: Mapping[str, Sequence[Example]], maxima: Mapping[int, float]
+) -> tuple[Figure, pd.DataFrame]:
+    """Snippets a row each, in groups, tokens shaded by activation as a share of the feature's largest.
+
+    Args:
+        groups: heading → snippets, in order; a heading without any is left out.
+        maxima: feature → its largest activation.
+
+    Returns:
+        The figure, and its rows: ``group``, ``feature``, ``snippet`` (from 1 in its group), ``text``,
+        ``activation``.
+    """
+    shown = {heading: list(examples) for heading, examples in groups.items() if examples}
+    blocks = {
+        heading: [(str(each.feature), wrapped(each, max(maxima[each.feature], 1e-12))) for each in examples]
+        for heading, examples in shown.items()
+    }
+    lines = [sum(len(part) + 0.6 for _, part in block) for block in blocks.values()]
+    n = max(len(blocks), 1)
+    height = (LINE * sum(lines) + 0.3 * n + 0.1) / n
+    fig, axes = new_figure(n, 1, height=height, height_ratios=lines or None, squeeze=False)
+    for ax, (heading, block) in zip(axes[:, 0], blocks.items(), strict=False):
+        _write(ax, block, 1.0)
+        ax.set_title(heading, loc="left")
+    if not blocks:
+        axes[0, 0].axis("off")
+    _fit(fig, axes[:, 0])
+    rows = [
+        (heading, example.feature, place, visible(piece), float(value))
+        for heading, examples in shown.items()
+        for place, example in enumerate(examples, start=1)
+        for piece, value in zip(example.pieces, example.activations, strict=True)
+    ]
+    return fig, pd.DataFrame(rows, columns=["group", "feature", "snippet", "text", "activation"])
+
+
+def wrapped(example: Example, scale: float = 1.0, characters: int = CHARACTERS) -> Lines:
+    """An example cut into lines of at most so many characters, between tokens where they fit a line.
+
+    Each piece comes with its activation divided by ``scale``.
+    """
+    lines: Lines = [[]]
+    width = 0
+    for piece, value in zip(example.pieces, example.activations / scale, strict=True):
+        text = visible(piece)
+        if width + len(text) > characters and lines[-1]:
+            lines.append([])
+            width = 0
+        for start in range(0, len(text), characters):  # a token longer than a line
+            if start:
+                lines.append([])
+            lines[-1].append((text[start : start + characters], float(value)))
+            width = len(text) - start if start else width + min(len(text), characters)
+    return [line for line in lines if line]
+
+
+def _write(ax: Axes, blocks: Sequence[tuple[str, Lines]], maximum: float) -> None:
+    """Text line by line, each block's label in the margin, tokens shaded by their value as a share."""
+    rows = sum(len(lines) + 0.6 for _, lines in blocks)
+    ax.set(xlim=(-MARGIN, CHARACTERS), ylim=(max(rows, 1), -0.3))
+    ax.axis("off")
+    style: dict[str, Any] = {"family": MONOSPACE, "va": "center", "parse_math": False, "in_layout": False}
+    row = 0.5
+    for label, lines in blocks:
+        ax.text(-1, row, label, ha="right", color="#444444", **style)
+        for line in lines:
+            column = 0
+            for text, value in line:
+                if value > 0:
+                    shade = {"color": COLOURS[4], "alpha": min(value / maximum, 1.0), "linewidth": 0}
+                    ax.add_patch(plt.Rectangle((column, row - 0.5), len(text), 1, **shade))
+                start = column + len(text) - len(text.lstrip())
+                ax.text(start, row, text.lstrip(), **style)
+                column += len(text)
+            row += 1
+        row += 0.6
+
+
+def _fit(fig: Figure, axes: Sequence[Axes]) -> None:
+    """Set written text a little smaller than a character's place, once the panels have their width."""
+    fig.draw_without_rendering()
+    for ax in axes:
+        inches = ax.get_window_extent().width / fig.dpi
+        for text in ax.texts:
+            text.set_fontsize(0.96 * inches * 72 / (CHARACTERS + MARGIN) / CHARACTER_WIDTH)
+
+
+def _bars(ax: Axes, tokens: Sequence[tuple[str, float]], title: str, colour: str) -> None:
+    names = [visible(text) for text, _ in tokens]
+    names = [name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…" for name in names]
+    ax.barh(range(len(tokens)), [value for _, value in tokens], color=colour, height=0.7)
+    ax.set_yticks(range(len(tokens)), [name.replace(" ", "␣") for name in names])
+    for label in ax.get_yticklabels():
+        label.set(family=MONOSPACE, fontsize=7, parse_math=False)
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.set(title=title, xlabel="logit at unit activation")
+
+
+def _rows(interface: FeatureInterface, examples: Sequence[Example]) -> Iterator[tuple[str, int, str, float]]:
+    for part, tokens in (("negative", interface.negative), ("positive", interface.positive)):
+        for item, (text, value) in enumerate(tokens, start=1):
+            yield part, item, visible(text), value
+    for item, (edge, count) in enumerate(zip(interface.edges, interface.histogram, strict=False), start=1):
+        yield "histogram", item, f"{edge:.4g}", float(count)
+    for item, example in enumerate(examples, start=1):
+        for piece, value in zip(example.pieces, example.activations, strict=True):
+            yield "example", item, visible(piece), float(value)
+
+
+# --- pages --------------------------------------------------------------------------------------------------
+
+
+class Embedded:
+    """A page inside a notebook; where only Markdown is shown, a link to it."""
+
+    def __init__(self, page: str, link: str) -> None:
+        self._page, self._link = page, link
+
+    def _repr_html_(self) -> str:
+        # without sandbox rights: the page needs no script
+        source = html.escape(self._page, quote=True)
+        return (
+            f'<iframe sandbox srcdoc="{source}" title="A feature\'s page" '
+            'style="box-sizing:border-box;width:100%;height:36rem;border:1px solid #8888"></iframe>'
+        )
+
+    def _repr_markdown_(self) -> str:
+        return self._link
+
+
+def write_pages(interfaces: Sequence[FeatureInterface], run: Run, title: str) -> Path:
+    """Write ``figures/<run>/features``: the index and a page a feature; pages of an earlier writing go.
+
+    The same features give the same bytes; their provenance lies beside the folder.
+
+    Args:
+        interfaces: the features, in the index' first order.
+        run: the notebook's run.
+        title: what these features are of, in a few words.
+
+    Returns:
+        The index.
+    """
+    folder = run.paths.figures / FOLDER
+    pages = {f"feature_{interface.feature}.html": feature_page(interface) for interface in interfaces}
+    pages["index.html"] = index_page(interfaces, title)
+    for stale in folder.glob("*.html"):
+        if stale.name not in pages:
+            stale.unlink()
+    for name, text in pages.items():
+        write_text(folder / name, text)
+    record_artefact(run, FOLDER, [folder / name for name in pages], title)
+    return folder / "index.html"
+
+
+def embed(interface: FeatureInterface) -> Embedded:
+    """A feature's page for the notebook to show."""
+    mode = f"{interface.mode}, " if interface.mode else ""
+    link = (
+        f"[Feature {interface.feature}]({FOLDER}/feature_{interface.feature}.html) "
+        f"({mode}ReasonScore {interface.score:.3g}, rank {interface.rank}); "
+        f"[all pages]({FOLDER}/index.html)"
+    )
+    return Embedded(feature_page(interface, navigation=False), link)
+
+
+def index_page(interfaces: Sequence[FeatureInterface], title: str) -> str:
+    """The table of features; a click on a heading sorts by it, a second one the other way."""
+    effects = list(dict.fromkeys(name for interface in interfaces for name in interface.effects))
+    described = any(interface.description for interface in interfaces)
+    return _page(title=title, interfaces=interfaces, effects=effects, described=described)
+
+
+def feature_page(interface: FeatureInterface, navigation: bool = True) -> str:
+    """One feature's page: what is known of it, logits, histogram, examples with shaded tokens.
+
+    Args:
+        interface: the feature.
+        navigation: whether to link to the index, which a page inside another has no way to.
+    """
+    facts = {
+        "ReasonScore": f"{interface.score:.3g} (rank {interface.rank})",
+        "mode": interface.mode or "–",
+        "density": f"{interface.density:.3g} of tokens",
+        "largest activation": f"{interface.maximum:.3g}",
+    }
+    facts |= {f"effect on {name}": f"{value:.3g} nats" for name, value in interface.effects.items()}
+    counts, edges = interface.histogram.tolist(), interface.edges.tolist()
+    bars = [(n, n / max(counts), *ends) for n, *ends in zip(counts, edges[:-1], edges[1:], strict=True)]
+    examples = [
+        [
+            # a newline alone would show no shade
+            (text.replace("\n", "⏎\n") if value > 0 else text, value, min(value / largest, 1), i == each.peak)
+            for i, (text, value) in enumerate(zip(each.pieces, each.activations.tolist(), strict=True))
+        ]
+        for each in interface.examples
+        for largest in [max(interface.maximum, 1e-12)]
+    ]
+    given = {"shown": interface, "facts": facts, "bars": bars, "examples": examples}
+    return _page(title=f"Feature {interface.feature}", navigation=navigation, **given)
+
+
+def _page(**given: Any) -> str:
+    """The template filled and escaped; what no UTF-8 file or parser takes becomes a sign."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_printable)
+    environment.filters["spaced"] = lambda text: text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    return environment.from_string(template).render(given) + "\n"
+
+
+def _printable(value: Any) -> Any:
+    if type(value) is not str:  # numbers, and what macros made
+        return value
+    return "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value)
