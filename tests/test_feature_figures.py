@@ -6,8 +6,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from figure_checks import legible
-
-from reasoning_features.interpretation.activating_examples import Example
 from reasoning_features.interpretation.feature_figures import (
     CHARACTERS,
     draw_interface,
@@ -16,6 +14,8 @@ from reasoning_features.interpretation.feature_figures import (
     wrapped,
 )
 from reasoning_features.interpretation.feature_interface import FeatureInterface
+
+from reasoning_features.interpretation.activating_examples import Example
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from reasoning_features.interpretation.feature_interface import FeatureInterface, by_mode, feature_interfaces
 
 from reasoning_features.interpretation.activating_examples import EDGES, Activity, Example
-from reasoning_features.interpretation.feature_interface import FeatureInterface, by_mode, feature_interfaces
 
 
 def activity(histogram: np.ndarray) -> Activity:

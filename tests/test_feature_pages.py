@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-
-from reasoning_features.interpretation.activating_examples import Example
 from reasoning_features.interpretation.feature_interface import FeatureInterface
 from reasoning_features.interpretation.feature_pages import embed, feature_page, index_page, write_pages
+
+from reasoning_features.interpretation.activating_examples import Example
 from reasoning_features.runs.provenance import begin
 from reasoning_features.settings import load_settings
 

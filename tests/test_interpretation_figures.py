@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 from figure_checks import different, legible
-
 from reasoning_features.interpretation.interpretation_figures import draw_groups, group_shares
 
 

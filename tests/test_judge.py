@@ -11,10 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pandas as pd
 import pytest
+from reasoning_features.interpretation.judge import KEY, Endpoint, endpoint, judge, parse, question, questions
 
 from reasoning_features.errors import UserError
 from reasoning_features.interpretation.activating_examples import Example
-from reasoning_features.interpretation.judge import KEY, Endpoint, endpoint, judge, parse, question, questions
 
 GOOD = json.dumps({"mode": "reflection", "description": "checks a sum"})
 QUESTIONS = {3: "three", 5: "five", 8: "eight"}

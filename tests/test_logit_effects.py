@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from reasoning_features.interpretation.logit_effects import logit_effects, top_logits
 
 from reasoning_features.errors import UserError
-from reasoning_features.interpretation.logit_effects import logit_effects, top_logits
 
 
 def stub(unembedding, scale, bias=None):

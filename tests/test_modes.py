@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-
 from reasoning_features.interpretation.modes import mode_shares, modes, modes_by_words
 
 MOVES = ("explore", "compute", "verify", "backtrack", "uncertain")

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reasoning_features.dictionaries.autoencoder import encoded_columns
+from reasoning_features.dictionaries.autoencoder import encoded, encoded_columns
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import stream
@@ -71,7 +71,7 @@ class Activity:
 
 
 class ActivatingExamples:
-    """Accumulates :class:`Activity`, for :func:`reasoning_features.scoring.feature_statistics.one_pass`.
+    """Accumulates :class:`Activity`, batch by batch in any order.
 
     Memory grows with features and examples, not with tokens.
 
@@ -260,6 +260,32 @@ def read_examples(
             text = tuple(token_pieces(subject.tokenizer, ids))
             held[feature].append(Example(feature, document, text, values, place - shown.start))
     return held
+
+
+def feature_examples(
+    subject: Subject,
+    sae: Any,
+    corpus: Corpus,
+    features: Sequence[int] | NDArray[np.int64],
+    examples: int,
+    batch_tokens: int,
+) -> tuple[Activity, dict[int, list[Example]]]:
+    """How active every feature is, and the strongest examples of some, in two readings of a corpus.
+
+    Args:
+        subject: the model.
+        sae: its autoencoder.
+        corpus: what is read.
+        features: whose examples are read.
+        examples: how many of each feature, one a document.
+        batch_tokens: the most token ids in one forward pass.
+    """
+    accumulator = ActivatingExamples(corpus, examples)
+    for batch in stream(subject, corpus, batch_tokens):
+        for part, activations in encoded(sae, batch.residual):
+            accumulator.update(activations, batch.positions[part])
+    activity = accumulator.result()
+    return activity, read_examples(subject, sae, corpus, activity, features, batch_tokens)
 
 
 def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:

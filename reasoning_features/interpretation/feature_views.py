@@ -17,11 +17,11 @@ from jinja2 import Environment
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reasoning_features.runs.provenance import Run, record_artefact
 from reasoning_features.files import write_text
 from reasoning_features.interpretation.activating_examples import Example
 from reasoning_features.interpretation.features import FeatureInterface
 from reasoning_features.reporting.plots import COLOURS, narrow, new_figure
+from reasoning_features.runs.provenance import Run, record_artefact
 
 FOLDER = "features"
 MONOSPACE = "DejaVu Sans Mono"
@@ -151,8 +151,9 @@ def _write(ax: Axes, blocks: Sequence[tuple[str, Lines]], maximum: float) -> Non
             column = 0
             for text, value in line:
                 if value > 0:
-                    shade = {"color": COLOURS[4], "alpha": min(value / maximum, 1.0), "linewidth": 0}
-                    ax.add_patch(plt.Rectangle((column, row - 0.5), len(text), 1, **shade))
+                    box = plt.Rectangle((column, row - 0.5), len(text), 1, color=COLOURS[4], linewidth=0)
+                    box.set_alpha(min(value / maximum, 1.0))
+                    ax.add_patch(box)
                 start = column + len(text) - len(text.lstrip())
                 ax.text(start, row, text.lstrip(), **style)
                 column += len(text)

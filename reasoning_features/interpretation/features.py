@@ -1,12 +1,12 @@
 """What there is to look at of a feature: its logits, its mode, its examples, and how active it is.
 
-*Logits*: what a feature writes into the next token's logits, W_U (γ ⊙ W_dec,i), the logit lens. γ is the scale
-of the final norm. An RMSNorm divides by the stream's root mean square and does not centre, so up to that
-positive number this is the feature's direct path to the logits; what later blocks make of the feature is left
-out. Units: logits for one unit of activation where the stream's root mean square is 1.
+*Logits*: what a feature writes into the next token's logits, W_U (γ ⊙ W_dec,i), the logit lens. γ is the
+scale of the final norm. An RMSNorm divides by the stream's root mean square and does not centre, so up to
+that positive number this is the feature's direct path to the logits; what later blocks make of the feature is
+left out. Units: logits for one unit of activation where the stream's root mean square is 1.
 
-*Mode*, by a rule from the steps of reasoning, fixed beforehand: uncertainty, exploration, reflection, mixed or
-other. Let m(v) be a feature's mean activation on the tokens of step v, and p(v) = m(v) / Σ_u m(u) over all
+*Mode*, by a rule from the steps of reasoning, fixed beforehand: uncertainty, exploration, reflection, mixed
+or other. Let m(v) be a feature's mean activation on the tokens of step v, and p(v) = m(v) / Σ_u m(u) over all
 steps that occur: its share of activation if every step had equally many tokens. The share of a mode is the
 largest p(v) of its steps (:data:`STEPS_OF`). The same is computed from the mean activation on the last token
 before each step, and the larger of the two counts: a feature may announce a step or stand on it. With ten
@@ -105,14 +105,12 @@ def modes(means: pd.DataFrame) -> list[Mode] | None:
         return None
     shares = np.zeros((len(means), len(STEPS_OF)))
     for place in places:
-        labelled = (
-            means[[name for name in means.columns if name.startswith(f"{place}:")]].astype(float).fillna(0.0)
-        )
+        names = [name for name in means.columns if name.startswith(f"{place}:")]
+        labelled = means[names].astype(float).fillna(0.0)
         by_step = labelled.div(labelled.sum(axis=1).replace(0.0, np.nan), axis=0).fillna(0.0)
         for column, steps in enumerate(STEPS_OF.values()):
-            names = [f"{place}:{step}" for step in steps if f"{place}:{step}" in by_step]
-            largest = by_step[names].max(axis=1) if names else 0.0
-            shares[:, column] = np.maximum(shares[:, column], largest)
+            own = by_step.reindex(columns=[f"{place}:{step}" for step in steps], fill_value=0.0)
+            shares[:, column] = np.maximum(shares[:, column], own.max(axis=1))
     holds = shares >= THRESHOLD
     first = holds.argmax(axis=1)
     return [

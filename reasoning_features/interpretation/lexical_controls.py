@@ -30,12 +30,16 @@ from reasoning_features.dictionaries.autoencoder import ELEMENTS, encoded_column
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import stream
+from reasoning_features.settings import Settings
 from reasoning_features.statistics import bootstrap_weights
+from reasoning_features.text.corpora import general_corpus, reasoning_corpus
 from reasoning_features.text.corpus import Corpus, sentence_of, sentence_starts
+from reasoning_features.text.vocabulary import lexicon
 from reasoning_features.text.words import (
     INJECTED,
     TokenIndex,
     Window,
+    capitalised_with_twins,
     draw_places,
     form_ids,
     hosts,
@@ -50,16 +54,6 @@ LARGE, SMALL = 0.8, 0.2
 """Cohen's d from which a feature is token-driven, and from which it is partly so."""
 P_LARGE, P_SMALL = 0.01, 0.05
 RESAMPLES, SEED = 1000, 0
-
-
-def read_features(
-    subject: Subject, sae: Any, corpus: Corpus, features: NDArray[np.int64], batch_tokens: int
-) -> NDArray[np.float32]:
-    """Activations of these features on every token ``[n_tokens, k]``; 0 at special tokens."""
-    values = np.zeros((corpus.n_tokens, len(features)), dtype=np.float32)
-    for batch in stream(subject, corpus, batch_tokens):
-        values[batch.positions.numpy()] = encoded_columns(sae, batch.residual, features).numpy()
-    return values
 
 
 def largest(
@@ -88,19 +82,15 @@ def largest(
     part = corpus.starts[:-1] * len(features) // ELEMENTS
     for number in np.unique(part):
         chosen = np.flatnonzero(part == number)
-        values = read_features(subject, sae, corpus.select(chosen), features, batch_tokens)
-        begin, lengths = corpus.starts[chosen[0]], corpus.starts[chosen]
-        in_documents[chosen] = np.maximum.reduceat(values, lengths - begin, axis=0)
+        some, begin = corpus.select(chosen), corpus.starts[chosen[0]]
+        values = np.zeros((some.n_tokens + 1, len(features)), dtype=np.float32)  # 0 at special tokens
+        for batch in stream(subject, some, batch_tokens):
+            values[batch.positions.numpy()] = encoded_columns(sae, batch.residual, features).numpy()
+        in_documents[chosen] = np.maximum.reduceat(values[:-1], corpus.starts[chosen] - begin, axis=0)
         inside = np.flatnonzero(np.isin(document, chosen))
         if len(inside):
-            in_spans[inside] = span_maxima(values, spans[inside] - begin)
+            in_spans[inside] = np.maximum.reduceat(values, (spans[inside] - begin).ravel(), axis=0)[::2]
     return in_spans, in_documents
-
-
-def span_maxima(values: NDArray[np.float32], spans: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Largest activation ``[n, k]`` in each span (start, end exclusive, not empty) ``[n, 2]``."""
-    padded = np.concatenate([values, np.zeros((1, values.shape[1]), dtype=values.dtype)])
-    return np.maximum.reduceat(padded, spans.ravel(), axis=0)[::2]
 
 
 @dataclass(frozen=True)
@@ -121,12 +111,43 @@ class Controls:
 
 
 def measure_controls(
+    settings: Settings,
     subject: Subject,
     sae: Any,
     features: NDArray[np.int64],
+    control_words: Sequence[str],
+) -> Controls:
+    """Activate features by words of R alone, and by reasoning without those words (:func:`controls_in`).
+
+    Args:
+        settings: R, window and seed; the traces and general texts of the subject's kind.
+        subject: the model and its hook point.
+        sae: the autoencoder.
+        features: which features.
+        control_words: words matched to R in frequency.
+    """
+    tokenizer = subject.tokenizer
+    return controls_in(
+        reasoning_corpus(settings, tokenizer, "selection", settings.subject),
+        general_corpus(settings, tokenizer, "evaluation"),
+        subject,
+        sae,
+        features,
+        settings.words,
+        control_words,
+        capitalised_with_twins(lexicon(settings.corpus).twins),
+        settings.window,
+        settings.batch_tokens,
+        settings.seed,
+    )
+
+
+def controls_in(
     reasoning: Corpus,
     general: Corpus,
-    tokenizer: Any,
+    subject: Subject,
+    sae: Any,
+    features: NDArray[np.int64],
     words: Sequence[str],
     control_words: Sequence[str],
     capitalised_only: Collection[str],
@@ -137,12 +158,11 @@ def measure_controls(
     """Activate features by words alone, and by reasoning without those words.
 
     Args:
+        reasoning: traces, for the words' usual forms and for sentences with and without them.
+        general: general text; its plain documents take the words.
         subject: the model and its hook point.
         sae: the autoencoder.
         features: which features.
-        reasoning: traces, for the words' usual forms and for sentences with and without them.
-        general: general text; its plain documents take the words.
-        tokenizer: the subject's.
         words: R.
         control_words: words matched to R in frequency.
         capitalised_only: words with one form (:func:`reasoning_features.text.words.form_ids`).
@@ -161,6 +181,7 @@ def measure_controls(
     Raises:
         UserError: no plain documents, none left without R's words, or a word that cannot be written.
     """
+    tokenizer = subject.tokenizer
     rng = np.random.default_rng(seed)
     plain = plain_documents(general)
     bare = hosts(plain, tokenizer, words, INJECTED)
@@ -184,9 +205,7 @@ def measure_controls(
     table |= {f"{name} put in": (maxima > 0).mean(axis=0) for name, maxima in at_place.items()}
     table["untouched"] = (untouched > 0).mean(axis=0)
     table["R in plain text"] = (as_written > 0).mean(axis=0) if len(as_written) else nothing
-    table |= sentence_shares(
-        subject, sae, features, reasoning, tokenizer, words, capitalised_only, batch_tokens
-    )
+    table |= _sentence_shares(subject, sae, features, reasoning, words, capitalised_only, batch_tokens)
     for prefix, first, second in (
         ("", untouched, at_place["R"]),
         ("control ", untouched, at_place["control"]),
@@ -199,12 +218,11 @@ def measure_controls(
     return Controls(pd.DataFrame(table), untouched, at_place["R"], bare.document_of[places])
 
 
-def sentence_shares(
+def _sentence_shares(
     subject: Subject,
     sae: Any,
     features: NDArray[np.int64],
     reasoning: Corpus,
-    tokenizer: Any,
     words: Sequence[str],
     capitalised_only: Collection[str],
     batch_tokens: int,
@@ -213,6 +231,7 @@ def sentence_shares(
 
     R's own tokens are left out, so that a feature of the word itself does not count for the sentence.
     """
+    tokenizer = subject.tokenizer
     starts = sentence_starts(reasoning, tokenizer)
     sentence = sentence_of(reasoning, starts)
     index = TokenIndex(reasoning)
@@ -299,8 +318,8 @@ def class_shares(
             both = float("nan") if causal is None else float((own & causal[member]).mean())
             resampled = (drawn * (again[:, member] == kind)).sum(axis=1) / n
             low, high = np.quantile(resampled, [0.025, 0.975])
-            told = {"group": name, "class": kind, "share": share, "low": float(low), "high": float(high)}
-            rows.append(told | {"causal": both, "features": n, "documents": documents})
+            row = {"group": name, "class": kind, "share": share, "low": float(low), "high": float(high)}
+            rows.append(row | {"causal": both, "features": n, "documents": documents})
     return pd.DataFrame(rows)
 
 
@@ -318,12 +337,12 @@ def word_detectors(evidence: pd.DataFrame, controls: Controls, features: Sequenc
         ``d`` and ``control d`` (Cohen's d of words of R, and of words as frequent, put into plain text) and
         ``class``.
     """
-    told = evidence.set_index("feature").loc[list(features)].reset_index()
-    told["identity"] = told["score:identity"] / told["score:reason score"]
-    told = told.rename(columns={"score:reason score": "score"})
+    table = evidence.set_index("feature").loc[list(features)].reset_index()
+    table["identity"] = table["score:identity"] / table["score:reason score"]
+    table["score"] = table["score:reason score"]
     columns = ["feature", "score", "density", "best token", "precision", "recall", "identity"]
     driven = controls.table.set_index("feature")[["d", "control d", "class"]]
-    return told[columns].join(driven, on="feature")
+    return table[columns].join(driven, on="feature")
 
 
 def _reaching(corpus: Corpus, spans: NDArray[np.int64], after: int) -> NDArray[np.int64]:

@@ -34,8 +34,6 @@ from reasoning_features.models.subject import Subject, load_subject, short_name
 from reasoning_features.settings import READ, Settings
 from reasoning_features.statistics import null_rank, percentile_interval
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus, with_words_that_occur
-from reasoning_features.text.vocabulary import lexicon
-from reasoning_features.text.words import capitalised_with_twins
 from reasoning_features.truth.decisions import Decisions, balanced, find_decisions
 from reasoning_features.truth.effects import (
     PLACES,
@@ -301,20 +299,7 @@ def lexical_shares(
         control_words: words matched to R in frequency.
     """
     features = np.unique(np.concatenate(list(groups.values())))
-    found = measure_controls(
-        subject,
-        sae,
-        features,
-        reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject),
-        general_corpus(settings, subject.tokenizer, "evaluation"),
-        subject.tokenizer,
-        settings.words,
-        control_words,
-        capitalised_with_twins(lexicon(settings.corpus).twins),
-        settings.window,
-        settings.batch_tokens,
-        settings.seed,
-    )
+    found = measure_controls(settings, subject, sae, features, control_words)
     members = {name: np.isin(features, own) for name, own in groups.items()}
     return class_shares(found, members, np.isin(features, causal))
 

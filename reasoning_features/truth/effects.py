@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from reasoning_features.dictionaries.autoencoder import ELEMENTS
 from reasoning_features.errors import UserError
-from reasoning_features.interpretation.logit_effects import logit_effects
+from reasoning_features.interpretation.features import logit_effects
 from reasoning_features.models.subject import Subject
 from reasoning_features.statistics import bootstrap_ratio, bootstrap_weights
 from reasoning_features.text.corpus import Corpus, by_length, sentence_starts

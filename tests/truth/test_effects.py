@@ -11,7 +11,7 @@ import torch
 from tiny import LAYERS, VOCABULARY, WIDTH, corpus_of, make_corpus, signed_identity
 
 from reasoning_features.errors import UserError
-from reasoning_features.interpretation.logit_effects import logit_effects
+from reasoning_features.interpretation.features import logit_effects
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.truth.decisions import Decisions, log_odds
