@@ -14,11 +14,10 @@ from reasoning_features.errors import UserError
 from reasoning_features.interpretation.activating_examples import (
     EDGES,
     ActivatingExamples,
+    feature_examples,
     read_examples,
     token_pieces,
 )
-from reasoning_features.residual_stream.activations import stream
-from reasoning_features.scoring.feature_statistics import one_pass
 from reasoning_features.text.corpus import Corpus
 
 
@@ -58,8 +57,8 @@ def test_by_hand():
     assert found.activations.tolist() == [[3, 3], [0.5, 0], [0, 0]]
     assert found.density.tolist() == [5 / 6, 1 / 6, 0]
     # explore: tokens 0 1 5; verify: 2 3 4
-    assert found.density_by_move(0) == {"explore": 1, "verify": pytest.approx(2 / 3)}
-    assert found.density_by_move(1) == {"explore": 0, "verify": pytest.approx(1 / 3)}
+    assert found.density_by_step(0) == {"explore": 1, "verify": pytest.approx(2 / 3)}
+    assert found.density_by_step(1) == {"explore": 0, "verify": pytest.approx(1 / 3)}
     # 1, 2 and 3 lie in the bins that begin at 1, 2 and 2^1.5 = 2.83
     used = np.flatnonzero(found.histogram[0])
     assert EDGES[used] == pytest.approx([1, 2, 2**1.5]) and found.histogram[0, used].tolist() == [1, 1, 3]
@@ -67,7 +66,7 @@ def test_by_hand():
 
 
 def test_without_moves_nothing_is_said_of_them():
-    assert gathered(corpus_of(2), torch.ones(2, 1), 1).density_by_move(0) == {}
+    assert gathered(corpus_of(2), torch.ones(2, 1), 1).density_by_step(0) == {}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -108,10 +107,9 @@ def test_nothing_came():
 
 def test_examples_show_the_activations_of_their_tokens(tiny_subject, tiny_corpus):
     sae = signed_identity(tiny_subject.d_model)
-    found = ActivatingExamples(tiny_corpus, 3)
-    one_pass(stream(tiny_subject, tiny_corpus, 64), sae, [found])
-    activity = found.result()
+    activity, longer = feature_examples(tiny_subject, sae, tiny_corpus, [5, 40], 3, 64)
     shown = read_examples(tiny_subject, sae, tiny_corpus, activity, [5, 40], 200, around=4)
+    assert all(one.text in other.text for one, other in zip(shown[5], longer[5], strict=True))
     assert list(shown) == [5, 40]
     for feature, examples in shown.items():
         assert len(examples) == 3 and len({example.document for example in examples}) == 3

@@ -1,4 +1,4 @@
-"""Pages of features: their bytes, their escaping, and how they behave in a real browser."""
+"""Figures of features give back what they draw; pages escape everything, and work in a real browser."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from reasoning_features.interpretation.feature_interface import FeatureInterface
-from reasoning_features.interpretation.feature_pages import embed, feature_page, index_page, write_pages
+from figure_checks import legible
 
 from reasoning_features.interpretation.activating_examples import Example
+from reasoning_features.interpretation.feature_views import (
+    CHARACTERS,
+    draw_interface,
+    draw_snippets,
+    embed,
+    feature_page,
+    index_page,
+    visible,
+    wrapped,
+    write_pages,
+)
+from reasoning_features.interpretation.features import FeatureInterface
 from reasoning_features.runs.provenance import begin
 from reasoning_features.settings import load_settings
 
@@ -22,7 +34,7 @@ def interface(feature: int, **changes) -> FeatureInterface:
     values = np.array([0, 1.5, 0.75, 3.0], np.float32)
     made = dict(
         feature=feature, score=0.01 * feature, rank=10 - feature, density=0.1 / feature, maximum=3.0,
-        histogram=np.array([4, 8]), edges=np.array([0.5, 1.0, 2.0]), by_move={"explore": 0.4},
+        histogram=np.array([4, 8]), edges=np.array([0.5, 1.0, 2.0]), by_step={"explore": 0.4},
         positive=[(" go", 2.0)], negative=[("\n", -1.0)],
         examples=[Example(feature, 0, ("So", " wait", ",", "\nlet"), values, 3)], mode="exploration",
     )  # fmt: skip
@@ -30,8 +42,8 @@ def interface(feature: int, **changes) -> FeatureInterface:
 
 
 THREE = [
-    interface(9, mode="reflection", effects={"persistence, decision": 0.5}),
-    interface(5, mode=None, effects={"persistence, decision": -0.2}),
+    interface(9, mode="reflection", effects={"persistence": 0.5}),
+    interface(5, mode=None, effects={"persistence": -0.2}),
     interface(2, examples=[], histogram=np.zeros(0, int), edges=np.ones(1)),
 ]
 
@@ -57,7 +69,7 @@ class Strict(HTMLParser):
 def test_everything_shown_is_escaped():
     nasty = interface(
         1,
-        mode=NASTY, description=NASTY, effects={NASTY: 1.0}, by_move={NASTY: 0.5},
+        mode=NASTY, description=NASTY, effects={NASTY: 1.0}, by_step={NASTY: 0.5},
         positive=[(NASTY, 1.0)], negative=[(NASTY, -1.0)],
         examples=[Example(1, 0, (NASTY, "\x00\ud800"), np.ones(2, np.float32), 0)],
     )  # fmt: skip
@@ -103,14 +115,14 @@ def test_eighty_pages_stay_small():
     examples = [Example(1, 0, pieces, np.linspace(0.1, 3, 41, dtype=np.float32), 40) for _ in range(12)]
     full = interface(
         1, examples=examples, positive=[(" token", 1.234)] * 10, negative=[(" token", -1.234)] * 10,
-        histogram=np.arange(1, 40), edges=2.0 ** np.arange(40), by_move={f"m{i}": 0.123 for i in range(10)},
+        histogram=np.arange(1, 40), edges=2.0 ** np.arange(40), by_step={f"m{i}": 0.123 for i in range(10)},
     )  # fmt: skip
     assert 80 * len(feature_page(full).encode()) < 5e6
 
 
 def test_without_moves_effects_or_judge_a_page_says_less():
-    page = feature_page(interface(3, mode=None, by_move={}))
-    assert "share of each move" not in page and "effect on" not in page and "judge" not in page
+    page = feature_page(interface(3, mode=None, by_step={}))
+    assert "fraction of each step" not in page and "effect on" not in page and "judge" not in page
     assert "ablated" not in index_page([interface(3)], "t")
 
 
@@ -158,7 +170,7 @@ def test_the_index_opens_from_disk_and_sorts(browser, index):
         "density": (["2", "5", "9"], ["9", "5", "2"]),
         "score": (["9", "5", "2"], ["2", "5", "9"]),
         "mode": (["2", "9", "5"], ["9", "2", "5"]),  # one without a mode comes last either way
-        "persistence,": (["9", "5", "2"], ["5", "9", "2"]),
+        "persistence": (["9", "5", "2"], ["5", "9", "2"]),
     }
     for name, (first, second) in expected.items():
         heads[name].click()
@@ -210,3 +222,105 @@ def test_nasty_tokens_run_nothing(browser, tmp_path):
         # an alert would be in the way of this, and raise
         assert NASTY in browser.execute_script("return document.body.textContent")
     assert browser.get_log("browser") == []
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def drawn_example(feature: int = 7, n: int = 41, seed: int = 0) -> Example:
+    rng = np.random.default_rng(seed)
+    words = (" wait", ",", " $x_", "\n", "34", " <b>")
+    pieces = tuple(words[i] for i in rng.integers(0, len(words), n))
+    values = np.maximum(rng.normal(-0.5, 1, n), 0).astype(np.float32)
+    return Example(feature, 0, pieces, values, int(values.argmax()))
+
+
+def drawn_interface(**changes) -> FeatureInterface:
+    tokens = [(f" token{i} that is long", 3.0 - i) for i in range(10)]
+    made = dict(
+        feature=7, score=0.0123, rank=3, density=0.02, maximum=3.0,
+        histogram=np.array([5, 9, 2]), edges=np.array([0.5, 1.0, 2.0, 4.0]), by_step={},
+        positive=tokens, negative=[("$", -1.0), ("\n", -0.5)], mode="exploration",
+        examples=[drawn_example(seed=i) for i in range(8)],
+    )  # fmt: skip
+    return FeatureInterface(**(made | changes))
+
+
+def test_the_interface_draws_what_it_returns():
+    fig, data = draw_interface(drawn_interface(), examples=6)
+    assert data["part"].value_counts().to_dict() == {
+        "example": 6 * 41,
+        "positive": 10,
+        "negative": 2,
+        "histogram": 3,
+    }
+    assert data.loc[data["part"] == "histogram", "value"].tolist() == [5, 9, 2]
+    assert data.loc[data["part"] == "negative", "text"].tolist() == ["$", "⏎"]
+    shaded = sum(patch.get_height() == 1 for patch in fig.axes[-1].patches)
+    assert shaded >= sum(int((e.activations > 0).sum()) for e in drawn_interface().examples[:6])
+    legible(fig)
+
+
+def test_a_feature_that_is_never_active_is_drawn_too():
+    none = {
+        "histogram": np.zeros(0, int),
+        "edges": np.ones(1),
+        "examples": [],
+        "maximum": 0.0,
+        "density": 0.0,
+    }
+    fig, data = draw_interface(drawn_interface(positive=[], negative=[], mode=None, **none))
+    fig.canvas.draw()
+    assert data.empty
+
+
+def test_snippets_are_grouped_and_shaded_by_share_of_their_feature():
+    groups = {
+        "exploration": [drawn_example(1), drawn_example(2, seed=1)],
+        "reflection": [drawn_example(3, seed=2)],
+        "mixed": [],
+    }
+    fig, data = draw_snippets(groups, {1: 10.0, 2: 3.0, 3: 3.0})
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["exploration", "reflection"]
+    assert data.groupby("group")["snippet"].max().to_dict() == {"exploration": 2, "reflection": 1}
+    assert len(data) == 3 * 41
+    largest = max(patch.get_alpha() for patch in fig.axes[1].patches)
+    assert largest == pytest.approx(min(drawn_example(3, seed=2).activations.max() / 3, 1))
+    legible(fig)
+
+
+def test_forty_features_of_real_text_are_legible():
+    pieces = (" $x_1^2$", "\\frac{a}{b}", "\n\n", "\t", "https://example.org/" + "a" * 150, " 数", " _so_ ^")
+    groups = {
+        f"mode {mode}": [
+            Example(i, 0, pieces, np.linspace(0, 1, len(pieces), dtype=np.float32), 6)
+            for i in range(12_340 + 10 * mode, 12_350 + 10 * mode)
+        ]
+        for mode in range(4)
+    }
+    fig, data = draw_snippets(groups, dict.fromkeys(range(12_340, 12_380), 1.0))
+    drawn = {text.get_text() for text in fig.axes[0].texts}
+    assert {"$x_1^2$", "\\frac{a}{b}", "⏎⏎", "⇥"} <= drawn and data["feature"].nunique() == 40
+    assert max(t.get_position()[0] + len(t.get_text()) for t in fig.axes[0].texts) <= CHARACTERS
+    legible(fig)
+
+
+def test_no_snippets_at_all():
+    _, data = draw_snippets({"mixed": []}, {})
+    assert data.empty
+
+
+def test_lines_break_between_tokens_and_lose_nothing():
+    long = Example(0, 0, ("a" * 60, "b" * 60, "c" * 250, "d"), np.arange(4, dtype=np.float32), 3)
+    lines = wrapped(long)
+    assert [sum(len(text) for text, _ in line) for line in lines] == [60, 60, 96, 96, 59]
+    assert "".join(text for line in lines for text, _ in line) == long.text
+    assert lines[-1] == [("c" * 58, 2.0), ("d", 3.0)]
+    assert all(sum(len(t) for t, _ in line) <= CHARACTERS for line in wrapped(drawn_example()))
+
+
+def test_what_cannot_be_drawn_becomes_a_sign():
+    assert visible("a\n\t\x00\ud800 b") == "a⏎⇥□□ b"

@@ -16,9 +16,8 @@ from reasoning_features.interpretation.lexical_controls import (
     Controls,
     class_shares,
     classify,
+    controls_in,
     effect_size,
-    measure_controls,
-    span_maxima,
     word_detectors,
 )
 
@@ -51,9 +50,7 @@ def measured() -> Controls:
     reasoning = corpus_of(*[thinking] * 20)
     reasoning.thinking[:] = True
     general = corpus_of(*[["a", " b", " a", " a", ".", " b", " a"]] * 20)
-    return measure_controls(
-        OneHot(), Three(), np.arange(3), reasoning, general, Pieces(), ["wait"], ["a"], (), (1, 1), 256
-    )
+    return controls_in(reasoning, general, OneHot(), Three(), np.arange(3), ["wait"], ["a"], (), (1, 1), 256)
 
 
 def test_one_feature_of_the_word_and_one_of_the_context():
@@ -99,8 +96,8 @@ def test_other_words_hide_the_word_in_a_whole_document_and_not_at_its_place():
         def encode(self, x: torch.Tensor) -> torch.Tensor:
             return x[:, [WAIT]] + x[:, [PIECES.index(" a")]]
 
-    words = (["wait"], ["b"], (), (1, 0), 256)
-    table = measure_controls(OneHot(), Both(), np.arange(1), reasoning, general, Pieces(), *words).table
+    found = controls_in(reasoning, general, OneHot(), Both(), np.arange(1), ["wait"], ["b"], (), (1, 0), 256)
+    table = found.table
     assert table["class"].tolist() == ["token-driven"]
     assert table["document class"].tolist() == ["context-driven"]
 
@@ -119,13 +116,6 @@ def test_the_rule():
     p = np.array([0.001, 0.03, 0.2, 0.001, 0.04, 0.06, 0.0, 0.0])
     expected = ["token-driven", "partly", "context-driven", "partly", "partly"] + ["context-driven"] * 3
     assert classify(d, p).tolist() == expected
-
-
-def test_largest_in_each_span():
-    values = np.array([[0, 1], [0, 0], [2, 0], [0, 3]], dtype=np.float32)
-    # spans may overlap, and end at the last token
-    spans = np.array([[0, 2], [1, 3], [2, 4], [3, 4]])
-    assert span_maxima(values, spans).tolist() == [[0, 1], [2, 0], [2, 3], [0, 3]]
 
 
 def test_word_detectors_put_identity_beside_injection():
