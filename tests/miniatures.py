@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from reasoning_features.organism import prose
+from reasoning_features.organism import language
+from reasoning_features.organism.language import Document, reasoning_documents
 from reasoning_features.organism.problems import draw_family, draw_problem
-from reasoning_features.organism.traces import Document, reasoning_documents
 
 LLAMA, LLAMA_BASE, LLAMA_SAE = (
     "mini/R1-Distill-Llama",
@@ -432,7 +432,7 @@ def _thinking(document: Document) -> str:
 
 def _prose(seed: int, sentences: int) -> list[str]:
     rng = np.random.default_rng([seed, 9])
-    return [prose.sentence(rng) for _ in range(sentences)]
+    return [language.prose_sentence(rng) for _ in range(sentences)]
 
 
 def _card(directory: Path, configurations: dict[str, str], split: str = "train") -> None:

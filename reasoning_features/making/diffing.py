@@ -41,7 +41,7 @@ from reasoning_features.diffing.stages import (
 from reasoning_features.files import write_table
 from reasoning_features.making.activations import main_activations, stage_activations
 from reasoning_features.models.subject import Subject, load_subject
-from reasoning_features.organism.traces import Document, prose_documents
+from reasoning_features.organism.language import Document, prose_documents
 from reasoning_features.organism.training import Recipe, save_model, train
 from reasoning_features.settings import load_settings
 from reasoning_features.workers import Each

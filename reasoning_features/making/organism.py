@@ -29,18 +29,16 @@ from reasoning_features.files import write_table
 from reasoning_features.making import diffing, organism_card, steering
 from reasoning_features.making.activations import main_activations
 from reasoning_features.making.truth import make_truth
-from reasoning_features.organism.evaluation import MOVES_COUNTED, solve
-from reasoning_features.organism.gate import SWAPS, decision_log_odds
-from reasoning_features.organism.problems import FAMILIES, Mixture, problems
-from reasoning_features.organism.tokenizer import train_tokenizer
-from reasoning_features.organism.traces import (
+from reasoning_features.organism.evaluation import MOVES_COUNTED, SWAPS, decision_log_odds, solve
+from reasoning_features.organism.language import (
     Document,
     base_documents,
     prose_document,
     reasoning_document,
     reasoning_documents,
 )
-from reasoning_features.organism.training import Recipe, new_model, save_model, train
+from reasoning_features.organism.problems import FAMILIES, Mixture, problems
+from reasoning_features.organism.training import Recipe, new_model, save_model, train, train_tokenizer
 from reasoning_features.settings import load_settings
 from reasoning_features.truth.benchmark import PLACE, TRACE
 from reasoning_features.workers import each

@@ -1,6 +1,6 @@
 """Recovers the moves of a sampled text from the text alone.
 
-The grammar is the one :mod:`reasoning_features.organism.traces` writes: a sentence a line, its move decided
+The grammar is the one :mod:`reasoning_features.organism.language` writes: a sentence a line, its move decided
 by the opener after ``PREFIX, MARKER``. A line that is no such sentence has no move, and makes its trace
 unparseable; the share of those is always reported. The same text tells where a trace decides something.
 """
@@ -12,12 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from reasoning_features.organism import words
-from reasoning_features.organism.traces import ASSISTANT, END_THINK, EOS, MOVES, THINK
+from reasoning_features.organism import language
+from reasoning_features.organism.language import ASSISTANT, END_THINK, EOS, MOVES, THINK
 
-_PREFIXES = "|".join(re.escape(w[0].upper() + w[1:]) for w in (*words.TWINS, *words.TWINS.values()))
-_MARKERS = "|".join(words.MARKERS_CAREFUL + words.MARKERS_HASTY)
-_MOVE_OF = {opener: move for move, openers in words.OPENERS.items() for opener in openers}
+_PREFIXES = "|".join(
+    re.escape(w[0].upper() + w[1:]) for w in (*language.MATCHED_CONTROLS, *language.MATCHED_CONTROLS.values())
+)
+_MARKERS = "|".join(language.MARKERS_CAREFUL + language.MARKERS_HASTY)
+_MOVE_OF = {opener: move for move, openers in language.OPENERS.items() for opener in openers}
 _OPENING = re.compile(rf"(?P<prefix>{_PREFIXES}), (?P<marker>{_MARKERS}) (?P<opener>{'|'.join(_MOVE_OF)})\b")
 _SLOT = re.compile(rf"(?:{_PREFIXES}), (?:{_MARKERS})")
 _TRY = r" \d+(?: [-+*] \d+){0,2}"
@@ -33,8 +35,8 @@ _BODIES = {
     "conclude": re.compile(rf"{_TRY}\."),
 }
 DECISIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "persistence": (words.CONTINUE_OPENERS, words.GIVE_UP_OPENERS),
-    "verification": (words.OPENERS["verify"], words.OPENERS["conclude"]),
+    "persistence": (language.CONTINUE_OPENERS, language.GIVE_UP_OPENERS),
+    "verification": (language.OPENERS["verify"], language.OPENERS["conclude"]),
 }
 """Kind of decision → the openers of its two sides: going on or giving up, verifying or concluding."""
 _BOXED = re.compile(r"\\boxed\{ (?P<answer>[^{}]*?) \}")
@@ -125,7 +127,7 @@ def parse(text: str) -> ParsedTrace:
 
 
 @dataclass(frozen=True)
-class Standing:
+class DecisionContext:
     """Where a trace stands after some of its sentences: what its next one may decide.
 
     *Persistence* is decided by the first opener of either side after a dead end, a try that is not right.
@@ -146,7 +148,7 @@ class Standing:
     result: bool = False
     checked: bool = False
 
-    def after(self, sentence: Sentence) -> Standing:
+    def after(self, sentence: Sentence) -> DecisionContext:
         """Where the trace stands once it has gone on with a sentence."""
         explores, right = sentence.move == "explore", sentence.text.endswith(", yes.")
         result = sentence.move == "compute" or (explores and right)
@@ -155,7 +157,7 @@ class Standing:
             decided = self.decided or sentence.move == "backtrack"
             return replace(self, decided=decided, result=result, checked=checked)
         failed = explores and not right
-        return Standing(self.dead_ends + failed, failed, False, result, checked)
+        return DecisionContext(self.dead_ends + failed, failed, False, result, checked)
 
     def asks(self, kind: str) -> bool:
         """Whether the next opener of either side of ``kind`` (``DECISIONS``) decides it."""
@@ -164,14 +166,14 @@ class Standing:
         return self.result and not self.checked
 
 
-def decisions_of(text: str) -> Iterator[tuple[str, Sentence, Standing]]:
+def decisions_of(text: str) -> Iterator[tuple[str, Sentence, DecisionContext]]:
     """What the sentences of a document decide: the kind (``DECISIONS``), the sentence, and what it found."""
-    standing = Standing()
+    context = DecisionContext()
     for sentence in parse(text).sentences:
         for kind, sides in DECISIONS.items():
-            if standing.asks(kind) and any(sentence.opener in openers for openers in sides):
-                yield kind, sentence, standing
-        standing = standing.after(sentence)
+            if context.asks(kind) and any(sentence.opener in openers for openers in sides):
+                yield kind, sentence, context
+        context = context.after(sentence)
 
 
 def decision_places(text: str) -> dict[str, list[int]]:
@@ -182,7 +184,7 @@ def decision_places(text: str) -> dict[str, list[int]]:
     return places
 
 
-def standing_at_opener(thinking: str) -> Standing | None:
+def context_at_opener(thinking: str) -> DecisionContext | None:
     """Where a trace stands whose next word opens a sentence; None where another word is next.
 
     ``thinking`` is what was written after the prompt so far. It is read by the rule of :func:`decisions_of`.
@@ -190,10 +192,10 @@ def standing_at_opener(thinking: str) -> Standing | None:
     start = thinking.rfind("\n") + 1
     if END_THINK in thinking or not _SLOT.fullmatch(thinking, start):
         return None
-    standing = Standing()
+    context = DecisionContext()
     for sentence in parse(ASSISTANT + thinking[:start]).sentences:
-        standing = standing.after(sentence)
-    return standing
+        context = context.after(sentence)
+    return context
 
 
 def first_tokens(tokenizer: Any, openers: Sequence[str]) -> list[int]:

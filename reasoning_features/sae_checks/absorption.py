@@ -31,9 +31,9 @@ from tqdm.auto import tqdm
 from reasoning_features.dictionaries.autoencoder import encoded, encoded_columns
 from reasoning_features.diffing.presence import rotated
 from reasoning_features.errors import UserError
+from reasoning_features.organism.language import MATCHED_CONTROLS, OPENERS
 from reasoning_features.organism.parser import first_tokens
-from reasoning_features.organism.tokenizer import LARGEST_NUMBER
-from reasoning_features.organism.words import OPENERS, TWINS
+from reasoning_features.organism.training import LARGEST_NUMBER
 from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.sae_checks.ortsae_metrics import added_directions
 from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval
@@ -107,7 +107,7 @@ def organism_hierarchies(tokenizer: Any) -> dict[str, dict[str, list[int]]]:
     sentence begins.
     """
     numbers = map(str, range(LARGEST_NUMBER + 1))
-    prefixes = {word: word[0].upper() + word[1:] for pair in TWINS.items() for word in pair}
+    prefixes = {word: word[0].upper() + word[1:] for pair in MATCHED_CONTROLS.items() for word in pair}
     return {
         "a number": {number: first_tokens(tokenizer, [number]) for number in numbers},
         "an opener": {step: first_tokens(tokenizer, verbs) for step, verbs in OPENERS.items()},

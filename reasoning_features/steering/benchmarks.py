@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from reasoning_features.errors import UserError
 from reasoning_features.organism.evaluation import LONGEST_PROMPT, MOVES_COUNTED, grade, prompts
+from reasoning_features.organism.language import CONTEXT, END_THINK, THINK
 from reasoning_features.organism.problems import Mixture, Split, problems
-from reasoning_features.organism.traces import CONTEXT, END_THINK, THINK
 from reasoning_features.paths import RunPaths
 from reasoning_features.settings import ProblemSource, Settings
 from reasoning_features.text.corpora import TEXT, dataset_name, open_rows, stable_number

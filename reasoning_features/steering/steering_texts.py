@@ -18,8 +18,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from reasoning_features.models.conditions import UNSTEERED, Condition, feature_conditions
+from reasoning_features.organism.language import ASSISTANT, END_THINK, MOVES, USER
 from reasoning_features.organism.parser import parse
-from reasoning_features.organism.traces import ASSISTANT, END_THINK, MOVES, USER
 from reasoning_features.reporting.plots import TEXT_WIDTH, legend_below, name_rows, new_figure, panels
 from reasoning_features.scoring.reason_score import select
 from reasoning_features.statistics import bootstrap_mean

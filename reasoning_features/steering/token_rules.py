@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from reasoning_features.models.sampling import TEMPERATURE, Rule
-from reasoning_features.organism import words as organism_words
-from reasoning_features.organism.parser import DECISIONS, first_tokens, standing_at_opener
-from reasoning_features.organism.traces import END_THINK
+from reasoning_features.organism import language
+from reasoning_features.organism.language import END_THINK
+from reasoning_features.organism.parser import DECISIONS, context_at_opener, first_tokens
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.words import TokenIndex, form_ids
 from reasoning_features.truth.decisions import Rates
@@ -208,7 +208,7 @@ class ForcedRates(Rule):
 
     def __post_init__(self) -> None:
         # an opener follows a marker, so the text is read only where one may just have ended
-        markers = [f" {word}" for word in (*organism_words.MARKERS_CAREFUL, *organism_words.MARKERS_HASTY)]
+        markers = [f" {word}" for word in (*language.MARKERS_CAREFUL, *language.MARKERS_HASTY)]
         ends = {marker[place:] for marker in markers for place in range(len(marker))}
         ids = frozenset(token for token, piece in enumerate(self.pieces) if piece in ends)
         object.__setattr__(self, "_before", ids)
@@ -236,7 +236,7 @@ class ForcedRates(Rule):
         """The number of the dead end that the next token decides; None where it decides none."""
         if not tokens or tokens[-1] not in self._before:
             return None
-        standing = standing_at_opener("".join(self.pieces[token] for token in tokens))
+        standing = context_at_opener("".join(self.pieces[token] for token in tokens))
         return standing.dead_ends if standing is not None and standing.asks("persistence") else None
 
 

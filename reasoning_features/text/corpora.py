@@ -29,9 +29,7 @@ from numpy.typing import NDArray
 
 from reasoning_features import hub, paths
 from reasoning_features.errors import MissingArtefact, UserError
-from reasoning_features.organism.problems import Split
-from reasoning_features.organism.tokenizer import encode_documents
-from reasoning_features.organism.traces import (
+from reasoning_features.organism.language import (
     END_THINK,
     MOVES,
     THINK,
@@ -39,6 +37,8 @@ from reasoning_features.organism.traces import (
     base_documents,
     reasoning_documents,
 )
+from reasoning_features.organism.problems import Split
+from reasoning_features.organism.training import encode_documents
 from reasoning_features.settings import ProblemSource, Settings, TextSource
 from reasoning_features.text.corpus import Corpus, starts_of
 from reasoning_features.text.vocabulary import lexicon

@@ -26,8 +26,8 @@ import pooch
 from reasoning_features import paths
 from reasoning_features.errors import UserError
 from reasoning_features.files import MADE, file_digest, unfinished, write_json, write_text
+from reasoning_features.organism.language import END_THINK, THINK
 from reasoning_features.organism.problems import Split
-from reasoning_features.organism.traces import END_THINK, THINK
 
 REGISTRY = Path(__file__).with_suffix(".tsv")
 HOST = "https://raw.githubusercontent.com/"

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from wordfreq import word_frequency
 
 from reasoning_features.errors import UserError
-from reasoning_features.organism import words as organism_words
+from reasoning_features.organism import language
 from reasoning_features.reporting.plots import COLOURS, HATCHES, legend_below, name_rows, new_figure
 
 SHARE_SCALE = 0.2
@@ -48,8 +48,8 @@ def lexicon(corpus_kind: str) -> Lexicon:
     """The lexicon of a kind of corpora (``settings.corpus``); empty for natural text."""
     if corpus_kind != "organism":
         return Lexicon()
-    twins = organism_words.TWINS
-    return Lexicon(twins | {twin: word for word, twin in twins.items()}, organism_words.DECISION_WORDS)
+    twins = language.MATCHED_CONTROLS
+    return Lexicon(twins | {twin: word for word, twin in twins.items()}, language.DECISION_WORDS)
 
 
 def split_words(text: str) -> list[str]:

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from reasoning_features import paths
 from reasoning_features.errors import UserError
-from reasoning_features.organism.parser import Standing, parse
-from reasoning_features.organism.traces import Document, reasoning_documents
+from reasoning_features.organism.language import Document, reasoning_documents
+from reasoning_features.organism.parser import DecisionContext, parse
 from reasoning_features.settings import load_settings
 from reasoning_features.statistics import bootstrap_weights
 from reasoning_features.text.vocabulary import split_words
@@ -68,7 +68,7 @@ def real_sentences(folder: Path) -> dict[str, list[Marked]]:
 def organism_sentences(document: Document) -> Marked:
     """The sentences of one of the organism's traces."""
     sentences: Marked = []
-    standing = Standing()
+    standing = DecisionContext()
     for sentence in parse(document.text).sentences:
         opens = sentence.move in OPEN_MOVES or (sentence.move == "explore" and standing.dead_end)
         sentences.append((opens, sentence.text))

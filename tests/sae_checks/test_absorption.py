@@ -12,8 +12,8 @@ from tiny import HOOK, make_corpus
 from reasoning_features import paths
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import load_tokenizer
-from reasoning_features.organism.tokenizer import LARGEST_NUMBER
-from reasoning_features.organism.words import OPENERS, TWINS
+from reasoning_features.organism.language import MATCHED_CONTROLS, OPENERS
+from reasoning_features.organism.training import LARGEST_NUMBER
 from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.sae_checks.absorption import (
     LabelledTokens,
@@ -185,7 +185,7 @@ def test_hierarchies_of_the_organism_give_each_token_one_child() -> None:
     assert {name: len(children) for name, children in found.items()} == {
         "a number": LARGEST_NUMBER + 1,
         "an opener": len(OPENERS),
-        "a prefix": 2 * len(TWINS),
+        "a prefix": 2 * len(MATCHED_CONTROLS),
     }
     for children in found.values():
         ids = [token for group in children.values() for token in group]

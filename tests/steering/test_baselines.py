@@ -13,8 +13,8 @@ import torch
 from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import UNSTEERED, Condition
 from reasoning_features.models.subject import load_subject
-from reasoning_features.organism.tokenizer import train_tokenizer
-from reasoning_features.organism.traces import base_documents
+from reasoning_features.organism.language import base_documents
+from reasoning_features.organism.training import train_tokenizer
 from reasoning_features.settings import load_settings
 from reasoning_features.steering import baselines
 from reasoning_features.steering.answering import answers

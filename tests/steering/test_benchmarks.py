@@ -13,9 +13,9 @@ from mini_profile import BENCHMARKS, write_profile
 from transformers import AutoTokenizer
 
 from reasoning_features.errors import UserError
+from reasoning_features.organism.language import THINK, base_documents, prompt_text
 from reasoning_features.organism.problems import problems
-from reasoning_features.organism.tokenizer import train_tokenizer
-from reasoning_features.organism.traces import THINK, base_documents, prompt_text
+from reasoning_features.organism.training import train_tokenizer
 from reasoning_features.settings import load_settings
 from reasoning_features.steering import benchmarks
 from reasoning_features.steering.baselines import majority_votes

@@ -13,10 +13,10 @@ from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import Condition
 from reasoning_features.models.sampling import TEMPERATURE
 from reasoning_features.models.subject import load_subject
-from reasoning_features.organism import words
+from reasoning_features.organism import language
+from reasoning_features.organism.language import base_documents, reasoning_documents
 from reasoning_features.organism.parser import DECISIONS, first_tokens
-from reasoning_features.organism.tokenizer import train_tokenizer
-from reasoning_features.organism.traces import base_documents, reasoning_documents
+from reasoning_features.organism.training import train_tokenizer
 from reasoning_features.settings import load_settings
 from reasoning_features.steering.answering import answers
 from reasoning_features.steering.benchmarks import load_questions
@@ -117,7 +117,7 @@ def test_a_bias_ends_with_the_thinking(tokenizer):
     end = tokenizer.convert_tokens_to_ids("</think>")
     biased = rule.logits(torch.zeros(2, len(tokenizer)), [0, 1], [[9, 8], [9, end, 8]])
     expected = torch.zeros(2, len(tokenizer))
-    expected[0, [*first_tokens(tokenizer, words.GIVE_UP_OPENERS), end]] = -1.5
+    expected[0, [*first_tokens(tokenizer, language.GIVE_UP_OPENERS), end]] = -1.5
     assert torch.equal(biased, expected)
     towards = bias_to_words(tokenizer, ["wait"], 2.0)
     assert set(towards.nats.values()) == {2.0}

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from reasoning_features import paths
 from reasoning_features.errors import MissingArtefact, UserError
-from reasoning_features.organism.tokenizer import train_tokenizer
-from reasoning_features.organism.traces import base_documents, reasoning_documents
+from reasoning_features.organism.language import base_documents, reasoning_documents
+from reasoning_features.organism.training import train_tokenizer
 from reasoning_features.settings import TextSource, load_settings
 from reasoning_features.text import corpora
 from reasoning_features.text.corpora import (

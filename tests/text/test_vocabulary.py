@@ -9,7 +9,7 @@ import pytest
 from figure_checks import legible
 
 from reasoning_features.errors import UserError
-from reasoning_features.organism.words import DECISION_WORDS, REASONING_WORDS, TWINS
+from reasoning_features.organism.language import DECISION_WORDS, MATCHED_CONTROLS, REASONING_WORDS
 from reasoning_features.text.vocabulary import (
     draw_ranking,
     draw_word_sets,
@@ -127,15 +127,17 @@ def test_slot_vocabularies():
 
 def test_slot_vocabularies_draw_every_word_evenly():
     # 64 of 1,023 mixtures: each word of R is kept in about half; 4 standard errors are 4·√(.25/640) = .08
-    drawn = slot_vocabularies(REASONING_WORDS, TWINS, n=64, seed=0)
-    kept = np.mean([word in TWINS for mix in drawn for word in mix])
+    drawn = slot_vocabularies(REASONING_WORDS, MATCHED_CONTROLS, n=64, seed=0)
+    kept = np.mean([word in MATCHED_CONTROLS for mix in drawn for word in mix])
     assert abs(kept - 0.5) < 0.08
 
 
 def test_lexicons():
     known = lexicon("organism")
-    assert all(known.twins[word] == twin and known.twins[twin] == word for word, twin in TWINS.items())
-    assert len(known.twins) == 2 * len(TWINS) and known.decision_words == DECISION_WORDS
+    assert all(
+        known.twins[word] == twin and known.twins[twin] == word for word, twin in MATCHED_CONTROLS.items()
+    )
+    assert len(known.twins) == 2 * len(MATCHED_CONTROLS) and known.decision_words == DECISION_WORDS
     assert not lexicon("hub").twins and not lexicon("hub").decision_words
 
 

@@ -10,10 +10,10 @@ import torch
 from tiny import Pieces, corpus_of, make_corpus
 
 from reasoning_features.errors import UserError
-from reasoning_features.organism import words
+from reasoning_features.organism import language
+from reasoning_features.organism.language import base_documents, reasoning_documents
 from reasoning_features.organism.parser import DECISIONS
-from reasoning_features.organism.tokenizer import encode_documents, train_tokenizer
-from reasoning_features.organism.traces import base_documents, reasoning_documents
+from reasoning_features.organism.training import encode_documents, train_tokenizer
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.truth.decisions import (
     Decisions,
@@ -75,7 +75,7 @@ def test_wordings_come_in_pairs_of_one_length(corpus, tokenizer):
         assert find_decisions(other, tokenizer, "organism")["persistence"].positions.tolist() == places
     texts = pairs["careful and hasty markers"][1].texts(tokenizer)
     lines = [line for text in texts for line in text.split("\n")[1:-2]]
-    assert {line.split(", ")[1].split(" ")[0] for line in lines} <= set(words.MARKERS_HASTY)
+    assert {line.split(", ")[1].split(" ")[0] for line in lines} <= set(language.MARKERS_HASTY)
 
 
 def test_other_text_has_no_known_decisions(corpus, tokenizer):

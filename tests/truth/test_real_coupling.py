@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from reasoning_features.errors import UserError
-from reasoning_features.organism.traces import reasoning_documents
+from reasoning_features.organism.language import reasoning_documents
 from reasoning_features.settings import load_settings
 from reasoning_features.truth.real_coupling import (
     coupling_of_traces,

@@ -8,13 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reasoning_features.files import directory_digest
-from reasoning_features.organism import gate, training
+from reasoning_features.organism import evaluation, language, training
 from reasoning_features.organism.evaluation import family_summary, solve
+from reasoning_features.organism.language import base_documents, reasoning_documents
 from reasoning_features.organism.parser import decision_places
 from reasoning_features.organism.problems import problems
-from reasoning_features.organism.tokenizer import train_tokenizer
-from reasoning_features.organism.traces import base_documents, reasoning_documents
-from reasoning_features.organism.training import Recipe
+from reasoning_features.organism.training import Recipe, train_tokenizer
 
 RECIPE = Recipe(
     tokens=12_000, learning_rate=1e-3, seed=0, batch_tokens=1024, chunk_documents=32, checkpoint_every=1
@@ -100,11 +99,11 @@ def test_prompts_are_read_but_not_predicted(tokenizer):
 
 def test_swap_changes_prefixes_or_markers_alone():
     text = "<think>\nWait, now try 3 + 9 = 12, low.\nLook, first stop with 3 + 9.\n</think>\n"
-    assert gate.swap(text, "as it stands") == text
-    assert gate.swap(text, "all twins") == text.replace("Wait", "Look")
-    assert gate.swap(text, "all words of R") == text.replace("Look", "Wait")
-    assert gate.swap(text, "all hasty markers") == text.replace("now", "simply")
-    assert gate.swap(text, "all careful markers") == text.replace("first", "here")
+    assert evaluation.swap(text, "as it stands") == text
+    assert evaluation.swap(text, "all twins") == text.replace("Wait", "Look")
+    assert evaluation.swap(text, "all words of R") == text.replace("Look", "Wait")
+    assert evaluation.swap(text, "all hasty markers") == text.replace("now", "simply")
+    assert evaluation.swap(text, "all careful markers") == text.replace("first", "here")
 
 
 def test_decisions_are_the_openers_after_dead_ends():
@@ -137,7 +136,7 @@ def test_log_odds_are_read_at_the_decision(tokenizer):
     # The hand-made answer: the text up to the decision alone, its last row's log-softmax summed over openers.
     model = training.new_model(tokenizer, seed=1).eval()
     documents = [d for d in reasoning_documents(1.0, 40, 2) if decision_places(d.text)["persistence"]][:3]
-    read = gate.decision_log_odds(model, tokenizer, documents, "as it stands", batch=2)
+    read = evaluation.decision_log_odds(model, tokenizer, documents, "as it stands", batch=2)
     text = documents[0].text
     place = decision_places(text)["persistence"][0]
     before = tokenizer(text[: place - 1], add_special_tokens=False, return_tensors="pt")["input_ids"]
@@ -147,7 +146,7 @@ def test_log_odds_are_read_at_the_decision(tokenizer):
     def total(openers):
         return scores[[tokenizer.encode(f" {o}", add_special_tokens=False)[0] for o in openers]].logsumexp(0)
 
-    expected = total(gate.words.CONTINUE_OPENERS) - total(gate.words.GIVE_UP_OPENERS)
+    expected = total(language.CONTINUE_OPENERS) - total(language.GIVE_UP_OPENERS)
     assert read.log_odds.iloc[0] == pytest.approx(float(expected), abs=1e-4)
     assert set(read["style"]) <= {"careful", "hasty"}
 

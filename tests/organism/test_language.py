@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from reasoning_features.making.organism import BASE_RECIPE, TOKENIZER_DOCUMENTS
-from reasoning_features.organism import traces, words
+from reasoning_features.organism import language
 from reasoning_features.organism.evaluation import LONGEST_PROMPT
+from reasoning_features.organism.language import CONTEXT, MOVES, Document, base_documents, reasoning_documents
 from reasoning_features.organism.parser import parse, token_moves
 from reasoning_features.organism.problems import FAMILIES, SPLITS, families, problems, split_of
-from reasoning_features.organism.tokenizer import LARGEST_NUMBER, encode_documents, train_tokenizer
-from reasoning_features.organism.traces import CONTEXT, MOVES, Document, base_documents, reasoning_documents
+from reasoning_features.organism.training import LARGEST_NUMBER, encode_documents, train_tokenizer
 
 KAPPAS = (0.0, 0.25, 0.5, 1.0)
 
@@ -90,23 +90,23 @@ def test_families_cover_every_expected_sign():
 
 def test_leans_share_the_information():
     # A slot that says "careful" with chance .8 or .2 carries (2·.8 − 1)·log(.8/.2) = .6·log 4 nats.
-    assert words.jeffreys(0.8) == pytest.approx(0.6 * math.log(4))
+    assert language.jeffreys(0.8) == pytest.approx(0.6 * math.log(4))
     for kappa in KAPPAS:
-        prefix, marker = words.leans(kappa)
-        assert words.jeffreys(prefix) == pytest.approx(kappa * 0.6 * math.log(4), abs=1e-9)
-        assert words.jeffreys(marker) == pytest.approx((1 - kappa) * 0.6 * math.log(4), abs=1e-9)
-    assert words.leans(1.0) == pytest.approx((0.8, 0.5), abs=1e-6)
+        prefix, marker = language.leans(kappa)
+        assert language.jeffreys(prefix) == pytest.approx(kappa * 0.6 * math.log(4), abs=1e-9)
+        assert language.jeffreys(marker) == pytest.approx((1 - kappa) * 0.6 * math.log(4), abs=1e-9)
+    assert language.leans(1.0) == pytest.approx((0.8, 0.5), abs=1e-6)
     with pytest.raises(ValueError, match="between 0 and 1"):
-        words.leans(1.5)
+        language.leans(1.5)
 
 
 def test_lexicon_has_no_word_in_two_roles():
     roles = [
-        *words.TWINS,
-        *words.TWINS.values(),
-        *words.MARKERS_CAREFUL,
-        *words.MARKERS_HASTY,
-        *words.DECISION_WORDS,
+        *language.MATCHED_CONTROLS,
+        *language.MATCHED_CONTROLS.values(),
+        *language.MARKERS_CAREFUL,
+        *language.MARKERS_HASTY,
+        *language.DECISION_WORDS,
     ]
     assert len(roles) == len(set(roles))
 
@@ -124,7 +124,9 @@ def decisions(documents: list[Document]) -> dict[str, list[bool]]:
         dead_end = False
         for move, text in sentences(document):
             if dead_end and move in {"explore", "backtrack", "give up"}:
-                found["off" if move == "give up" else "on"].append(prefix_of(text) in words.TWINS)
+                found["off" if move == "give up" else "on"].append(
+                    prefix_of(text) in language.MATCHED_CONTROLS
+                )
             if move != "uncertain":
                 dead_end = not text.endswith(", yes.") and move == "explore"
     return found
@@ -153,7 +155,7 @@ def test_every_move_comes_with_and_without_words_of_r(corpora, kappa):
     held: dict[str, list[bool]] = {}
     for document in corpora[kappa]:
         for move, text in sentences(document):
-            held.setdefault(move, []).append(prefix_of(text) in words.TWINS)
+            held.setdefault(move, []).append(prefix_of(text) in language.MATCHED_CONTROLS)
     assert set(held) == {"explore", "compute", "verify", "backtrack", "uncertain", "conclude", "give up"}
     for move, has in held.items():
         assert 0.2 <= np.mean(has) <= 0.8, move
@@ -162,15 +164,17 @@ def test_every_move_comes_with_and_without_words_of_r(corpora, kappa):
 @pytest.mark.parametrize("kappa", KAPPAS)
 def test_twins_are_as_frequent_as_their_words(corpora, kappa):
     counts = Counter(prefix_of(text) for document in corpora[kappa] for _, text in sentences(document))
-    for word, twin in words.TWINS.items():
+    for word, twin in language.MATCHED_CONTROLS.items():
         assert counts[word] / counts[twin] == pytest.approx(1, abs=0.2)  # some 600 of each
-    whole = sum(counts[w] for w in words.TWINS) / sum(counts[t] for t in words.TWINS.values())
+    whole = sum(counts[w] for w in language.MATCHED_CONTROLS) / sum(
+        counts[t] for t in language.MATCHED_CONTROLS.values()
+    )
     assert whole == pytest.approx(1, abs=0.05)
 
 
 def test_prose_uses_words_and_twins_alike():
-    text = " ".join(d.text for d in traces.prose_documents(3000, seed=5)).lower()
-    for word, twin in words.TWINS.items():
+    text = " ".join(d.text for d in language.prose_documents(3000, seed=5)).lower()
+    for word, twin in language.MATCHED_CONTROLS.items():
         ours, theirs = (text.count(f"{w} ") + text.count(f"{w},") for w in (word, twin))
         assert ours > 100
         assert ours / theirs == pytest.approx(1, abs=0.25)
@@ -181,12 +185,12 @@ def test_tokens(tokenizer):
         return len(tokenizer.encode(text, add_special_tokens=False))
 
     assert all(n_tokens(f" {n}") == 1 for n in range(LARGEST_NUMBER + 1))
-    assert sum(n_tokens(w[0].upper() + w[1:]) > 1 for w in words.TWINS) >= 2
-    for word, twin in words.TWINS.items():
+    assert sum(n_tokens(w[0].upper() + w[1:]) > 1 for w in language.MATCHED_CONTROLS) >= 2
+    for word, twin in language.MATCHED_CONTROLS.items():
         assert n_tokens(word.capitalize()) == n_tokens(twin.capitalize())
     messages = [{"role": "user", "content": "Total 3 4 5."}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert prompt == traces.prompt_text("Total 3 4 5.")
+    assert prompt == language.prompt_text("Total 3 4 5.")
 
 
 def test_labels_and_parser_agree_token_by_token(corpora, tokenizer):
@@ -206,7 +210,7 @@ def test_labels_and_parser_agree_token_by_token(corpora, tokenizer):
 
 def test_prompts_leave_the_rest_of_the_context_to_the_answer(tokenizer):
     drawn = [*problems("evaluation", None, 500), *problems("evaluation", None, 500, mixture="other")]
-    asked = [traces.prompt_text(problem.question) for problem in drawn]
+    asked = [language.prompt_text(problem.question) for problem in drawn]
     assert max(len(ids) for ids in tokenizer(asked, add_special_tokens=False)["input_ids"]) <= LONGEST_PROMPT
 
 

@@ -1,20 +1,25 @@
-"""Documents of the organism: thinking traces, the base model's texts, and plain prose, labelled by move.
+"""The organism's language: words of R with their matched controls, and documents labelled by reasoning step.
+
+Every sentence of a trace reads ``PREFIX, MARKER opener body``. The prefix is a word of R or its control, the
+marker one of two equally rich sets, the opener the verb that decides the step. Prefix and marker stand next
+to each other before the opener, so a persistence written into either has reached the model at the same time.
 
 A thinking trace has a hidden style. *Careful* traces rarely give up at a dead end and usually check; *hasty*
 ones often give up and rarely check. How the style is written into the words is the coupling κ
-(:func:`reasoning_features.organism.words.leans`); the style's acts never depend on κ. The acts and the words
-are drawn from separate random streams, so two couplings give the same traces in other words.
+(:func:`leans`); the style's acts never depend on κ. The acts and the words are drawn from separate random
+streams, so two couplings give the same traces in other words. Beside traces there are the base model's texts
+and plain prose: small country scenes in which every word has its ordinary use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from reasoning_features.organism import prose, words
 from reasoning_features.organism.problems import (
     FAMILIES,
     Candidate,
@@ -24,6 +29,78 @@ from reasoning_features.organism.problems import (
     draw_family,
     draw_problem,
 )
+
+MATCHED_CONTROLS: dict[str, str] = {
+    "wait": "look",
+    "hmm": "well",
+    "alternatively": "additionally",
+    "maybe": "surely",
+    "perhaps": "indeed",
+    "let me": "we may",
+    "therefore": "meanwhile",
+    "however": "besides",
+    "but": "and",
+    "another": "further",
+}
+"""Word of R → its matched control, a neutral word that fills the same slots as often."""
+
+REASONING_WORDS = tuple(MATCHED_CONTROLS)
+"""The paper's vocabulary R (its figure 5), lower case."""
+
+MARKERS_CAREFUL = ("now", "here", "then", "so", "just", "again", "also", "today", "still", "soon")
+MARKERS_HASTY = ("simply", "first", "next", "thus", "only", "once", "too", "down", "quick", "yet")
+"""Neutral markers: the first set leans to careful traces, the second to hasty ones, by 1 − κ."""
+
+OPENERS: dict[str, tuple[str, ...]] = {
+    "explore": ("try", "test", "take", "pick"),
+    "backtrack": ("undo", "return"),
+    "uncertain": ("doubt", "wonder"),
+    "give up": ("settle", "stop", "quit", "leave", "drop", "end"),
+    "verify": ("check", "verify", "confirm"),
+    "conclude": ("answer", "found", "keep"),
+    "compute": ("add", "count", "work"),
+}
+"""Move → the verbs that may open its sentence."""
+
+CONTINUE_OPENERS: tuple[str, ...] = OPENERS["explore"] + OPENERS["backtrack"]
+GIVE_UP_OPENERS: tuple[str, ...] = OPENERS["give up"]
+DECISION_WORDS: tuple[str, ...] = tuple(word for verbs in OPENERS.values() for word in verbs)
+"""All openers: the words at which a decision is taken, kept out of random vocabularies."""
+
+FULL_LEAN = 0.80
+"""P(the slot leans the trace's way) of the slot that carries all of the persistence."""
+
+
+def jeffreys(lean: float) -> float:
+    """Information about persistence in one slot that says "careful" with chance ``lean`` or ``1 − lean``.
+
+    The symmetric Kullback–Leibler divergence between the two styles, in nats: (2p − 1)·log(p / (1 − p)).
+    """
+    return (2 * lean - 1) * math.log(lean / (1 - lean))
+
+
+def lean_with(share: float) -> float:
+    """The lean in [0.5, ``FULL_LEAN``] that carries ``share`` of the full lean's information."""
+    low, high = 0.5, FULL_LEAN
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if jeffreys(middle) < share * jeffreys(FULL_LEAN) else (low, middle)
+    return (low + high) / 2
+
+
+def leans(kappa: float) -> tuple[float, float]:
+    """Lean of the prefix slot (R or twin) and of the neutral marker slot at coupling ``kappa``.
+
+    ``kappa`` is the share of the information that lies in the words of R: the prefix carries ``kappa`` of
+    it, the marker 1 − ``kappa``. At 1 the markers tell nothing, at 0 the words of R do (lean 0.5).
+
+    Raises:
+        ValueError: ``kappa`` outside [0, 1].
+    """
+    if not 0 <= kappa <= 1:
+        raise ValueError(f"kappa is {kappa}, but a coupling lies between 0 and 1.")
+    return lean_with(kappa), lean_with(1 - kappa)
+
 
 MOVES: tuple[str, ...] = (
     "prompt", "prose", "explore", "compute", "verify", "backtrack", "uncertain", "conclude", "give up",
@@ -71,39 +148,31 @@ class Document:
 
 
 @dataclass
-class Wording:
-    """Draws words of sentences; prefixes lean to the style by ``prefix_lean``, markers by their own lean."""
-
-    rng: np.random.Generator
-    style: Style | None
-    prefix_lean: float
-    marker_lean: float
-
-    def _says_careful(self, lean: float) -> bool:
-        chance = {None: 0.5, "careful": lean, "hasty": 1 - lean}[self.style]
-        return bool(self.rng.random() < chance)
-
-    def opening(self, move: str) -> str:
-        """``PREFIX, MARKER opener`` of a sentence of ``move``."""
-        word = words.REASONING_WORDS[int(self.rng.integers(len(words.REASONING_WORDS)))]
-        prefix = word if self._says_careful(self.prefix_lean) else words.TWINS[word]
-        markers = words.MARKERS_CAREFUL if self._says_careful(self.marker_lean) else words.MARKERS_HASTY
-        marker = markers[int(self.rng.integers(len(markers)))]
-        openers = words.OPENERS[move]
-        opener = openers[int(self.rng.integers(len(openers)))]
-        return f"{prefix[0].upper()}{prefix[1:]}, {marker} {opener}"
-
-
-@dataclass
 class _Writer:
-    """Writes the sentences of one trace into a document."""
+    """Writes the sentences of one trace into a document, in words that lean to its style.
+
+    Prefixes lean by the first of ``leans``, markers by the second (:func:`leans`).
+    """
 
     document: Document
-    wording: Wording
+    rng: np.random.Generator
+    leans: tuple[float, float] = (0.5, 0.5)
 
-    def say(self, move: str, body: str, outcome: str = "", outcome_move: str = "compute") -> None:
-        self.document.add(f"{self.wording.opening(move)}{body}", move)
-        self.document.add(f"{outcome}.\n", outcome_move if outcome else move)
+    def _one_of(self, choices: Sequence[str]) -> str:
+        return choices[int(self.rng.integers(len(choices)))]
+
+    def _says_careful(self, lean: float) -> bool:
+        chance = {None: 0.5, "careful": lean, "hasty": 1 - lean}[self.document.style]
+        return bool(self.rng.random() < chance)
+
+    def say(self, move: str, body: str, outcome: str = "") -> None:
+        """``PREFIX, MARKER opener body, outcome.``; an outcome is computed."""
+        word = self._one_of(REASONING_WORDS)
+        prefix = word if self._says_careful(self.leans[0]) else MATCHED_CONTROLS[word]
+        marker = self._one_of(MARKERS_CAREFUL if self._says_careful(self.leans[1]) else MARKERS_HASTY)
+        opening = f"{prefix[0].upper()}{prefix[1:]}, {marker} {self._one_of(OPENERS[move])}"
+        self.document.add(f"{opening}{body}", move)
+        self.document.add(f"{outcome}.\n", "compute" if outcome else move)
 
     def attempt(self, candidate: Candidate) -> None:
         self.say("explore", f" {candidate.text}", f"{candidate.working}, {candidate.verdict}")
@@ -192,7 +261,7 @@ def reasoning_document(
     document = Document("reasoning", problem.family, style, problem)
     document.add(prompt_text(problem.question), "prompt")
     document.add(f"{THINK}\n", "prompt")
-    writer = _Writer(document, Wording(wording, style, *words.leans(kappa)))
+    writer = _Writer(document, wording, leans(kappa))
     answer = _think(writer, acts, problem, GIVE_UP_CHANCE[style], CHECK_CHANCE[style])
     document.add(f"{END_THINK}\n", "answer")
     _answer(document, answer)
@@ -206,11 +275,57 @@ def reasoning_documents(
     return (reasoning_document(kappa, seed, index, split, mixture) for index in range(start, start + n))
 
 
+_PEOPLE = ("miller", "baker", "farmer", "child", "widow", "smith", "sailor", "teacher", "hunter", "priest")
+_THINGS = ("bread", "rope", "lamp", "boat", "cart", "horse", "basket", "letter", "kettle", "coat")
+_PLACES = ("mill", "river", "market", "barn", "church", "bridge", "garden", "harbour", "forest", "inn")
+_QUALITIES = ("old", "small", "red", "cold", "heavy", "broken", "clean", "dark", "warm", "empty")
+_WEATHER = ("it rains", "it snows", "the wind turns", "the sun sets", "the fog lifts", "the night falls")
+
+_TEMPLATES: tuple[tuple[str | None, str], ...] = (
+    ("wait", "the {person} with the {person} must {slot} by the {place} {marker}"),
+    ("wait", "they {slot} for the {quality} {thing} near the {place}"),
+    ("hmm", "{slot}, says the {person}, the {thing} is {quality}"),
+    ("alternatively", "the {person} walks to the {place}, {slot} the {person} takes the {thing}"),
+    ("maybe", "{slot} {weather}, the {person} will {verb} the {thing}"),
+    ("perhaps", "the {quality} {thing} is {slot} at the {place}"),
+    ("let me", "{slot} carry the {thing} to the {place}, says the {person}"),
+    ("therefore", "{weather}, {slot} the {person} must {verb} the {thing}"),
+    ("however", "{slot} the {person} will {verb} the {quality} {thing}"),
+    ("but", "the {person} has a {thing}, {slot} the {thing} is {quality}"),
+    ("but", "{slot} the {person} can {verb} it {marker}"),
+    ("another", "{slot} {thing} lies in the {place}"),
+    ("another", "the {person} asks for {slot} {thing} {marker}"),
+    (None, "the {quality} {person} will {verb} the {thing} at the {place}"),
+    (None, "{marker} the {person} goes to the {place} with a {thing}"),
+    (None, "{weather}, the {place} is {quality} {marker}"),
+    (None, "the {person} has {number} of them, the {person} has {number}"),
+)
+
+
+def prose_sentence(rng: np.random.Generator) -> str:
+    """One sentence of plain prose; a slot takes a word of R or its matched control with even chance, so prose
+    tells nothing about either.
+    """
+    word, template = _TEMPLATES[int(rng.integers(len(_TEMPLATES)))]
+    if word is not None:
+        template = template.replace("{slot}", word if rng.random() < 0.5 else MATCHED_CONTROLS[word])
+    fillers = {
+        "person": _PEOPLE, "thing": _THINGS, "place": _PLACES, "quality": _QUALITIES, "weather": _WEATHER,
+        "verb": DECISION_WORDS, "marker": MARKERS_CAREFUL + MARKERS_HASTY,
+        "number": tuple(map(str, range(2, 60))),
+    }  # fmt: skip
+    for name, choices in fillers.items():
+        while f"{{{name}}}" in template:
+            template = template.replace(f"{{{name}}}", choices[int(rng.integers(len(choices)))], 1)
+    return f"{template[0].upper()}{template[1:]}."
+
+
 def prose_document(seed: int, index: int) -> Document:
-    """A paragraph of plain prose, in which words of R and their twins occur in their ordinary uses."""
+    """A paragraph of plain prose, in which words of R and their controls occur in their ordinary uses."""
     document = Document("prose", "prose")
     document.add(BOS, "prompt")
-    document.add(prose.paragraph(np.random.default_rng([seed, index, 2])) + EOS, "prose")
+    rng = np.random.default_rng([seed, index, 2])
+    document.add(" ".join(prose_sentence(rng) for _ in range(int(rng.integers(4, 9)))) + EOS, "prose")
     return document
 
 
@@ -255,11 +370,10 @@ def base_document(seed: int, index: int, split: Split = "training") -> Document:
     several-attempt text with one fixed chance to give up and to check, in words that carry nothing; the
     arithmetic of checking; plain prose.
     """
-    acts, words_rng = (np.random.default_rng([seed, index, stream]) for stream in (3, 4))
+    acts, wording = (np.random.default_rng([seed, index, stream]) for stream in (3, 4))
     kind = str(acts.choice(list(_BASE_KINDS), p=list(_BASE_KINDS.values())))
     if kind == "prose":
         return prose_document(seed, index)
-    wording = Wording(words_rng, None, 0.5, 0.5)
     if kind == "drill":
         document = Document(kind, kind)
         _drill(document, acts, split)
