@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -133,22 +132,22 @@ def dataset_files(reference: str, name: str | None = None, split: str = "train")
     Raises:
         UserError: the card knows no such configuration or split, or as :func:`local_copy`.
     """
+    from datasets.data_files import sanitize_patterns
+    from datasets.utils.metadata import MetadataConfigs
+    from huggingface_hub import DatasetCard
+
     try:
         card = local_copy(reference, "dataset", ["README.md"]).path / "README.md"
-        told = yaml.safe_load(card.read_text(encoding="utf-8").split("---\n")[1])["configs"]
-    except (MissingArtefact, FileNotFoundError, yaml.YAMLError, IndexError, KeyError, TypeError):
-        return None  # no card, or none that tells
-    files = {each.get("config_name", "default"): each.get("data_files") for each in told}
-    if not any(files.values()):
+        told = MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data)
+    except (MissingArtefact, FileNotFoundError, ValueError):  # no card, or a card that does not tell
         return None
-    name = name or next((each for each in ("default", *files) if each in files), "")
-    if not files.get(name):
+    files = {each: config["data_files"] for each, config in told.items() if config.get("data_files")}
+    if not files:
+        return None
+    chosen = name or told.get_default_config_name() or next(iter(told))
+    if chosen not in files:
         raise UserError(f"{reference} has no configuration {name!r}: it has {', '.join(files)}.")
-    splits: dict[str, list[str]] = {}
-    for each in files[name] if isinstance(files[name], list) else [files[name]]:
-        own = each if isinstance(each, dict) else {"split": "train", "path": each}
-        paths_of = own["path"] if isinstance(own["path"], list) else [own["path"]]
-        splits.setdefault(own["split"], []).extend(paths_of)
+    splits: dict[str, list[str]] = sanitize_patterns(files[chosen])
     if split not in splits:
         raise UserError(f"{reference} has no split {split!r}: it has {', '.join(splits)}.")
     return splits[split]

@@ -22,9 +22,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets.data_files import sanitize_patterns
-from datasets.utils.metadata import MetadataConfigs
-from huggingface_hub import DatasetCard
 from numpy.typing import NDArray
 
 from reasoning_features import hub, paths
@@ -421,7 +418,7 @@ def open_rows(source: TextSource | ProblemSource, columns: Sequence[str]) -> dat
     if place.is_file():
         files = [place]
     elif not hub.is_local(source.dataset):
-        patterns = hub_files(source)
+        patterns = hub.dataset_files(source.dataset, source.name, source.split)
         place = hub.local_copy(source.dataset, "dataset", patterns).path
         if patterns is not None:
             files = sorted({file for pattern in patterns for file in place.glob(pattern)})
@@ -441,29 +438,6 @@ def open_rows(source: TextSource | ProblemSource, columns: Sequence[str]) -> dat
             held = ", ".join(rows.column_names)
             raise UserError(f"The dataset {source.dataset} has no column {column!r}: it has {held}.")
     return rows.select_columns(list(columns))  # others are not to be decoded with every row
-
-
-def hub_files(source: TextSource | ProblemSource) -> list[str] | None:
-    """Patterns of a dataset's files that hold this configuration and split, from its card; None: all files.
-
-    Raises:
-        UserError: the card knows no such configuration or split, or as :func:`hub.local_copy`.
-    """
-    try:
-        card = hub.local_copy(source.dataset, "dataset", ["README.md"]).path / "README.md"
-        told = MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data)
-    except (MissingArtefact, FileNotFoundError, ValueError):  # no card, or a card that does not tell
-        return None
-    files = {name: config["data_files"] for name, config in told.items() if config.get("data_files")}
-    if not files:
-        return None
-    name = source.name or told.get_default_config_name() or next(iter(told))
-    if name not in files:
-        raise UserError(f"{source.dataset} has no configuration {source.name!r}: it has {', '.join(files)}.")
-    splits: dict[str, list[str]] = sanitize_patterns(files[name])
-    if source.split not in splits:
-        raise UserError(f"{source.dataset} has no split {source.split!r}: it has {', '.join(splits)}.")
-    return splits[source.split]
 
 
 def _loaded(source: TextSource | ProblemSource, path: str, **options: Any) -> datasets.Dataset:
