@@ -1,14 +1,14 @@
-"""What the features chosen by ReasonScore depend on: documents, dials, and the vocabulary itself.
+"""What the features chosen by ReasonScore depend on: documents, hyperparameters, and the vocabulary itself.
 
-All comparisons are made from one pass'
-:class:`~reasoning_features.scoring.feature_statistics.FeatureStatistics`,
-kept by block of documents: resampling blocks gives intervals, two halves of the blocks the stability.
+All comparisons are made from the sums of one pass, kept by block of documents: resampling blocks gives
+intervals, two halves of the blocks the stability.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 
 from reasoning_features.scoring.feature_statistics import FeatureStatistics
 from reasoning_features.scoring.reason_score import (
+    RELEASED_WINDOW,
     entropy,
     resampled,
     resampled_scores,
@@ -24,7 +25,6 @@ from reasoning_features.scoring.reason_score import (
     set_means,
     sets_of_score,
     variant_statistics,
-    variant_window,
     vocabulary_scores,
 )
 from reasoning_features.statistics import (
@@ -124,67 +124,58 @@ def top_features(
 
 
 @dataclass(frozen=True)
-class Dial:
+class Hyperparameters:
     """One way to compute the score."""
 
     alpha: float
     window: Window
-    variant: str = "paper"
+    variant: Literal["paper", "released"] = "paper"
 
 
-def dials(alphas: Sequence[float], windows: Sequence[Window], released_alpha: float) -> list[Dial]:
+def hyperparameter_grid(
+    alphas: Sequence[float], windows: Sequence[Window], released_alpha: float
+) -> list[Hyperparameters]:
     """The grid α × window of the paper's variant, and the released code's variant at one α."""
-    grid = [Dial(alpha, window) for alpha in alphas for window in windows]
-    return [*grid, Dial(released_alpha, variant_window("released", (0, 0)), "released")]
+    grid = [Hyperparameters(alpha, window) for alpha in alphas for window in windows]
+    return [*grid, Hyperparameters(released_alpha, RELEASED_WINDOW, "released")]
 
 
-def dial_scores(
-    statistics: FeatureStatistics, norms: Array, words: Sequence[str], grid: Sequence[Dial]
-) -> list[Array]:
-    """ReasonScore for R under each dial ``[..., f]``."""
-    return [_dial_scores(statistics, norms, words, dial) for dial in grid]
-
-
-def _dial_scores(statistics: FeatureStatistics, norms: Array, words: Sequence[str], dial: Dial) -> Array:
-    folded = variant_statistics(statistics, norms, "released" if dial.variant == "released" else "paper")
-    return vocabulary_scores(folded, REFERENCE, words, dial.window, dial.alpha)
+def score_under(
+    statistics: FeatureStatistics, norms: Array, words: Sequence[str], way: Hyperparameters
+) -> Array:
+    """ReasonScore of R ``[..., f]`` under other hyperparameters; ``norms`` ``[f]`` are the decoder's."""
+    folded = variant_statistics(statistics, norms, way.variant)
+    return vocabulary_scores(folded, REFERENCE, words, way.window, way.alpha)
 
 
 def grid_table(
-    grid: Sequence[Dial], scores: Sequence[Array], default: Array, counts: Sequence[int]
+    grid: Sequence[Hyperparameters], scores: Sequence[Array], default: Array, counts: Sequence[int]
 ) -> pd.DataFrame:
-    """Overlap of each dial's selection with the default's, for every number of features chosen.
+    """Overlap of each selection with the default's, for every number of features chosen.
 
     Returns:
         ``alpha``, ``window``, ``variant``, ``k``, ``overlap`` (Jaccard) and ``chance``.
     """
-    return pd.DataFrame(
-        [
-            {
-                "alpha": dial.alpha,
-                "window": f"{dial.window[0]}-{dial.window[1]}",
-                "variant": dial.variant,
-                "k": k,
-                "overlap": jaccard(select(values, k=k), select(default, k=k)),
-                "chance": chance_jaccard(len(default), k, k),
-            }
-            for dial, values in zip(grid, scores, strict=True)
-            for k in counts
-        ]
-    )
+    rows = []
+    for way, values in zip(grid, scores, strict=True):
+        told = {"alpha": way.alpha, "window": f"{way.window[0]}-{way.window[1]}", "variant": way.variant}
+        for k in counts:
+            shared = jaccard(select(values, k=k), select(default, k=k))
+            rows.append(told | {"k": k, "overlap": shared, "chance": chance_jaccard(len(default), k, k)})
+    return pd.DataFrame(rows)
 
 
 def resampled_overlap(
     statistics: FeatureStatistics,
     norms: Array,
     words: Sequence[str],
-    grid: Sequence[Dial],
-    default: Dial,
+    grid: Sequence[Hyperparameters],
+    default: Hyperparameters,
     k: int,
     resamples: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Mean overlap of the other dials' selections with the default's, on the data and on resampled blocks.
+    """Mean overlap of other selections with the default's, on the data and on resampled blocks.
 
     Args:
         statistics: by block ``[blocks, s, f]``.
@@ -195,38 +186,29 @@ def resampled_overlap(
     blocks = len(statistics.counts)
     weights = np.concatenate([np.ones((1, blocks)), bootstrap_weights(blocks, resamples, seed)])
 
-    def selections(dial: Dial) -> NDArray[np.bool_]:
-        parts = resampled(statistics, sets_of_score(REFERENCE, words, dial.window), weights)
-        return np.concatenate([chosen(_dial_scores(part, norms, words, dial), k) for part in parts])
+    def selections(way: Hyperparameters) -> NDArray[np.bool_]:
+        parts = resampled(statistics, sets_of_score(REFERENCE, words, way.window), weights)
+        return np.concatenate([chosen(score_under(part, norms, words, way), k) for part in parts])
 
     reference = selections(default)
-    shared = [overlap(reference, selections(dial)) for dial in grid if dial != default]
+    shared = [overlap(reference, selections(way)) for way in grid if way != default]
     return pd.DataFrame({"resample": np.arange(resamples + 1), "overlap": np.mean(shared, axis=0)})
 
 
 def identity_table(
     score: Array, identity: Mapping[str, Array], live: NDArray[np.bool_], k: int
 ) -> pd.DataFrame:
-    """How far a ranking is what identity alone gives.
-
-    Args:
-        score: ReasonScore ``[f]``.
-        identity: what identity-only features depend on → their ReasonScore ``[f]``.
-        live: features that are active at all ``[f]``.
+    """How far a ranking ``[f]`` is what token identity alone gives, for each token-identity baseline.
 
     Returns:
-        ``identity``, ``spearman`` (over live features), ``overlap`` of the top ``k``.
+        ``identity``, ``spearman`` (over the ``live`` features ``[f]``), ``overlap`` of the top ``k``.
     """
-    return pd.DataFrame(
-        [
-            {
-                "identity": name,
-                "spearman": float(spearmanr(score[live], values[live]).statistic),
-                "overlap": float(overlap(chosen(score, k), chosen(values, k))),
-            }
-            for name, values in identity.items()
-        ]
-    )
+    rows = []
+    for name, values in identity.items():
+        alike = float(spearmanr(score[live], values[live]).statistic)
+        shared = float(overlap(chosen(score, k), chosen(values, k)))
+        rows.append({"identity": name, "spearman": alike, "overlap": shared})
+    return pd.DataFrame(rows)
 
 
 def compare_vocabularies(
@@ -277,7 +259,7 @@ def null_table(
 
 
 def null_ranks(table: pd.DataFrame, statistics: Sequence[str]) -> pd.DataFrame:
-    """Where R stands within each kind of null vocabularies.
+    """Where R stands within each kind of null vocabularies of :func:`null_table`.
 
     Returns:
         One row a kind and statistic: ``null``, ``statistic``, ``ours``, ``null_mean``, ``null_95`` (its 95%
@@ -287,21 +269,16 @@ def null_ranks(table: pd.DataFrame, statistics: Sequence[str]) -> pd.DataFrame:
     rows = []
     for kind in ("random", "slot"):
         null = table[table["kind"] == kind]
-        for statistic in statistics if len(null) else ():
-            rank = null_rank(float(ours[statistic]), null[statistic])
-            rows.append(
-                {
-                    "null": kind,
-                    "statistic": statistic,
-                    "ours": rank.value,
-                    "null_mean": float(null[statistic].mean()),
-                    "null_95": float(null[statistic].quantile(0.95)),
-                    "z": rank.z,
-                    "percentile": rank.percentile,
-                    "p_value": rank.p_value,
-                    "n": rank.n,
-                }
-            )
+        for name in statistics if len(null) else ():
+            rank = null_rank(float(ours[name]), null[name])
+            told = {
+                "null": kind,
+                "statistic": name,
+                "ours": rank.value,
+                "null_mean": float(null[name].mean()),
+            }
+            told |= {"null_95": float(null[name].quantile(0.95)), "z": rank.z}
+            rows.append(told | {"percentile": rank.percentile, "p_value": rank.p_value, "n": rank.n})
     return pd.DataFrame(rows)
 
 

@@ -9,13 +9,12 @@ import pytest
 from reasoning_features.scoring.feature_statistics import FeatureStatistics
 from reasoning_features.scoring.reason_score import vocabulary_scores
 from reasoning_features.scoring.selection import (
-    Dial,
+    Hyperparameters,
     chosen,
-    dial_scores,
-    dials,
     document_blocks,
     grid_table,
     half_weights,
+    hyperparameter_grid,
     identity_table,
     intervals,
     null_ranks,
@@ -24,6 +23,7 @@ from reasoning_features.scoring.selection import (
     resampled_comparison,
     resampled_overlap,
     score_all,
+    score_under,
     top_features,
     top_mean,
 )
@@ -78,11 +78,15 @@ def test_top_features_are_the_best_with_intervals_around_them():
 
 def test_grid():
     data = statistics().total()
-    grid = dials([0.0, 0.7], [WINDOW], released_alpha=0.7)
-    assert grid == [Dial(0.0, WINDOW), Dial(0.7, WINDOW), Dial(0.7, (1, 2), "released")]
+    grid = hyperparameter_grid([0.0, 0.7], [WINDOW], released_alpha=0.7)
+    assert grid == [
+        Hyperparameters(0.0, WINDOW),
+        Hyperparameters(0.7, WINDOW),
+        Hyperparameters(0.7, (1, 2), "released"),
+    ]
     # the released variant at our window: norms that are all equal change nothing
-    same = [Dial(0.7, WINDOW), Dial(0.7, WINDOW, "released")]
-    scores = dial_scores(data, np.full(9, 2.0), "ab", same)
+    same = [Hyperparameters(0.7, WINDOW), Hyperparameters(0.7, WINDOW, "released")]
+    scores = [score_under(data, np.full(9, 2.0), "ab", way) for way in same]
     np.testing.assert_allclose(scores[0], scores[1])
     table = grid_table(same, scores, scores[0], [1, 9])
     assert table["overlap"].tolist() == [1, 1, 1, 1]
@@ -140,7 +144,7 @@ def test_a_planted_vocabulary_beats_its_slots():
 
 def test_overlap_of_dials_on_resamples():
     data = statistics()
-    same = [Dial(0.7, WINDOW), Dial(0.7, WINDOW, "released")]
+    same = [Hyperparameters(0.7, WINDOW), Hyperparameters(0.7, WINDOW, "released")]
     drawn = resampled_overlap(data, np.ones(9), "ab", same, same[0], k=3, resamples=5, seed=0)
     assert drawn["overlap"].tolist() == [1] * 6
 

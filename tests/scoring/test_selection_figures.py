@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from figure_checks import different, legible
 
-from reasoning_features.scoring.selection import dials, grid_table
+from reasoning_features.scoring.selection import grid_table, hyperparameter_grid
 from reasoning_features.scoring.selection_figures import (
     draw_grid,
     draw_identity,
@@ -38,7 +38,7 @@ def test_ranked_sorts_and_bands():
 def test_every_figure_draws_and_returns_its_data():
     fig, data = draw_scores({"one": ranked(SCORES), "two": ranked(SCORES)}, k=1, quantile=0.9)
     assert len(fig.axes) == 2 and len(data) == 6
-    grid = dials([0.0, 0.7], [(1, 2), (2, 3)], 0.7)
+    grid = hyperparameter_grid([0.0, 0.7], [(1, 2), (2, 3)], 0.7)
     table = grid_table(grid, [RNG.random(30) for _ in grid], RNG.random(30), [5, 10])
     _, data = draw_grid({"one": table}, k=5)
     assert len(data) == 10 and set(data["arm"]) == {"one"}
@@ -60,7 +60,7 @@ def test_many_arms_windows_and_words_are_legible():
     arms = [f"arm {i}" for i in range(9)]
     fig, _ = draw_scores(dict.fromkeys(arms, ranked(SCORES)), k=1, quantile=0.9)
     legible(fig)
-    grid = dials([0.0, 0.3, 0.7, 1.0], [(i, i + 1) for i in range(12)], 0.7)
+    grid = hyperparameter_grid([0.0, 0.3, 0.7, 1.0], [(i, i + 1) for i in range(12)], 0.7)
     table = grid_table(grid, [RNG.random(30) for _ in grid], RNG.random(30), [5, 10])
     fig, _ = draw_grid({"one": table}, k=5)
     assert different((line.get_color(), line._dash_pattern) for line in fig.axes[1].lines)
