@@ -254,12 +254,7 @@ def _directions(sae: Any, features: Ids, n_random: int, seed: int) -> tuple[Ids,
 
 
 def _amounts(
-    subject: Subject,
-    sae: Any,
-    decisions: Decisions,
-    document: int,
-    features: Ids,
-    means: Array,
+    subject: Subject, sae: Any, decisions: Decisions, document: int, features: Ids, means: Array
 ) -> Tensor:
     """mean_i − a_i ``[t, f]`` over the tokens of a document; 0 at special tokens."""
     corpus = decisions.corpus
@@ -389,7 +384,6 @@ def patch(
     batch_tokens: int,
     n_resamples: int = 2000,
     seed: int = 0,
-    progress: str | None = None,
 ) -> pd.DataFrame:
     """Share of the change of log-odds that each group of positions carries after each block.
 
@@ -399,7 +393,6 @@ def patch(
         other: the same traces, token for token, in the other wording.
         batch_tokens: the most token ids in one forward pass.
         n_resamples, seed: of the bootstrap, which resamples traces.
-        progress: what the progress bar says; None for no bar.
 
     Returns:
         One row a block and group: ``layer``, ``group``, ``share`` (Σ patched change / Σ whole change) with
@@ -420,49 +413,29 @@ def patch(
     openings = openings - decisions.corpus.starts[decisions.documents]
     changes = np.empty((subject.n_layers, len(GROUPS), len(decisions)))
     whole = np.empty(len(decisions))
-    with tqdm(total=len(decisions), desc=progress, unit=" decisions", disable=progress is None) as bar:
-        for batch in by_length(decisions.places + 1, batch_tokens):
-            which = np.array(batch)
-            found = _patched(subject, decisions, other, which, openings[which])
-            whole[which], changes[:, :, which] = found
-            bar.update(len(which))
+    for batch in by_length(decisions.places + 1, batch_tokens):
+        which = np.array(batch)
+        found = _patched(subject, decisions, other, which, openings[which])
+        whole[which], changes[:, :, which] = found
     _, trace = np.unique(decisions.documents, return_inverse=True)
     totals = np.bincount(trace, whole)
     rows: list[dict[str, Any]] = []
     for layer in range(subject.n_layers):
         for name, change in zip(GROUPS, changes[layer], strict=True):
             share = bootstrap_ratio(np.bincount(trace, change), totals, n_resamples, seed)
-            rows.append(
-                {
-                    "layer": layer,
-                    "group": name,
-                    "share": share.estimate,
-                    "low": share.low,
-                    "high": share.high,
-                    "change": whole.mean(),
-                    "decisions": len(decisions),
-                    "traces": share.n,
-                }
-            )
+            told = {"layer": layer, "group": name, "share": share.estimate, "low": share.low}
+            told |= {"high": share.high, "change": whole.mean(), "decisions": len(decisions)}
+            rows.append(told | {"traces": share.n})
     return pd.DataFrame(rows)
 
 
 def patch_wordings(
     subject: Subject, corpus: Corpus, kind: str, n: int, seed: int, batch_tokens: int
 ) -> tuple[str, pd.DataFrame]:
-    """:func:`patch` ``n`` decisions on persistence between two wordings of their traces.
+    """:func:`patch` ``n`` decisions on persistence, balanced by style, between two wordings of their traces.
 
-    Args:
-        subject: the model.
-        corpus: the traces.
-        kind: of corpora (``settings.corpus``).
-        n: decisions, balanced by style.
-        seed: draws them.
-        batch_tokens: the most token ids in one forward pass.
-
-    Returns:
-        Of the pairs of wordings (:data:`reasoning_features.truth.decisions.SWAPS`) the name of the pair that
-        moves the log-odds most, and its table.
+    Gives, of the pairs of wordings (:data:`reasoning_features.truth.decisions.SWAPS`), the name of the pair
+    that moves the log-odds most, and its table.
     """
     tables = {}
     for name, (one, other) in swapped(corpus, subject.tokenizer, kind).items():
@@ -473,12 +446,8 @@ def patch_wordings(
 
 
 def _patched(
-    subject: Subject,
-    decisions: Decisions,
-    other: Corpus,
-    which: Ids,
-    openings: Ids,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    subject: Subject, decisions: Decisions, other: Corpus, which: Ids, openings: Ids
+) -> tuple[Array, Array]:
     """Whole changes ``[k]`` and patched changes ``[layers, groups, k]`` of some decisions.
 
     ``openings`` ``[k]`` are the places where the decisions' sentences begin.
@@ -488,7 +457,7 @@ def _patched(
     ours = subject.residuals(_rows(decisions.corpus, decisions, which), layers)
     theirs = subject.residuals(_rows(other, decisions, which), layers)
 
-    def odds(stream: Tensor, layer: int) -> NDArray[np.float64]:
+    def odds(stream: Tensor, layer: int) -> Array:
         logits = subject.logits_from(stream, layer, places[:, None])[:, 0]
         return log_odds(logits, decisions).double().cpu().numpy()
 

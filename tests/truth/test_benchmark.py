@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,15 +158,6 @@ def test_what_is_refused():
         evaluate_scorer(lambda evidence: SCORE, [])
     with pytest.raises(UserError, match="no column 'score:released'"):
         evaluate_scorer(column("score:released"), [made])
-
-
-def test_fast_enough():
-    rng = np.random.default_rng(3)
-    effect = rng.laplace(size=512) * 0.1
-    made = benchmark(effect, 0.25, noise=0.2, traces=400)
-    started = time.process_time()
-    evaluate_scorer(lambda evidence: effect, [made])
-    assert time.process_time() - started < 0.3
 
 
 def test_registry_and_mean_difference():
