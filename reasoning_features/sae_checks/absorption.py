@@ -64,12 +64,8 @@ HELD_OUT = 0.3
 
 @dataclass(frozen=True)
 class LabelledTokens:
-    """Tokens with their activations and their places in a hierarchy.
-
-    Attributes:
-        residual: ``[n, d]`` activations.
-        children: ``[n]`` the child each token is, −1 where it is none of the parent's.
-        documents: ``[n]`` the document of each token.
+    """Tokens with their activations ``[n, d]``, the child that each is ``[n]`` (−1 where it is none of the
+    parent's) and its document ``[n]``.
     """
 
     residual: Tensor
@@ -133,11 +129,7 @@ def label_tokens(
 
 
 def parent_probe(training: LabelledTokens, seed: int = 0) -> Probe:
-    """A logistic probe for the parent class, on standardised activations, its direction that of raw ones.
-
-    Raises:
-        UserError: all tokens, or none, belong to the parent.
-    """
+    """A logistic probe for the parent class, on standardised activations, its direction that of raw ones."""
     tokens = _balanced(training, seed)
     residual, scaler = tokens.residual.numpy(), StandardScaler()
     with threadpool_limits(limits=1):  # threads only wait for one another on matrices this small
@@ -157,9 +149,6 @@ def main_latents(sae: SAE[Any], training: LabelledTokens, seed: int = 0) -> tupl
     Returns:
         The latents, and the F1 that a probe on them reaches on tokens as often of the parent as not; none,
         and 0, where no latent tells the parent from other tokens.
-
-    Raises:
-        UserError: all tokens, or none, belong to the parent.
     """
     rng = np.random.default_rng(seed)
     names = np.unique(training.documents)
@@ -204,8 +193,8 @@ def carried(
     """Who carries the parent at each of some tokens.
 
     Args:
-        features: ``[n, s]`` activations of the latents.
-        residual: ``[n, d]`` the stream that they were read from.
+        features: ``[n, s]`` activations of the latents, read from ``residual`` ``[n, d]``.
+        residual: the stream.
         probe: for the parent class.
         directions: ``[s, d]`` what a unit of each latent adds.
         main: the main latents; there may be none.
@@ -246,9 +235,8 @@ def absorption(sae: SAE[Any], probe: Probe, training: LabelledTokens, test: Labe
 
     Args:
         sae: the dictionary.
-        probe: from :func:`parent_probe`, of the training tokens.
-        training: tokens that the main latents are chosen on.
-        test: tokens of other documents.
+        probe: for the parent, of the training tokens.
+        training: tokens that the main latents are chosen on; ``test`` are of other documents.
 
     Returns:
         Rows of ``measure`` ("fraction", SAEBench's and the paper's; "absorbed"; "full"), ``estimate``,
@@ -297,14 +285,9 @@ def absorption(sae: SAE[Any], probe: Probe, training: LabelledTokens, test: Labe
 
 
 def macro_mean(values: Array, children: NDArray[np.int64], documents: NDArray[np.int64]) -> Interval:
-    """Mean over children of the mean of tokens' values, averaged over ways to measure them.
+    """Mean over children of the mean of tokens' values ``[k, n]``, averaged over k ways to measure them.
 
     Documents and ways are resampled together. A child that a resample lacks is left out of its mean.
-
-    Args:
-        values: ``[k, n]`` the values of tokens, measured in k ways.
-        children: ``[n]`` the child of each token.
-        documents: ``[n]`` the document of each token.
     """
     names, document = np.unique(documents, return_inverse=True)
     codes, child = np.unique(children, return_inverse=True)
@@ -331,14 +314,8 @@ def absorptions(
     test: tuple[ActivationBatch, Corpus],
     seed: int = 0,
 ) -> pd.DataFrame:
-    """:func:`absorption` of every parent by every dictionary, its rows with ``dictionary`` and ``parent``.
-
-    Args:
-        saes: by name.
-        hierarchies: as of :func:`organism_hierarchies`.
-        training: activations and corpus that probes and main latents are chosen on.
-        test: those that absorption is measured on.
-        seed: of the probes.
+    """:func:`absorption` of every parent (:func:`organism_hierarchies`) by every dictionary, its rows with
+    ``dictionary`` and ``parent``; probes and main latents are chosen on ``training``.
     """
     tables = []
     for parent, groups in tqdm(hierarchies.items(), desc="Absorption", unit="parent"):

@@ -96,14 +96,8 @@ class DecisionContexts:
 def read_contexts(
     subject: Subject, decisions: Mapping[str, Decisions], batch_tokens: int, seed: int = 0
 ) -> DecisionContexts:
-    """The decisions of a corpus with the sides that the model is on.
-
-    Args:
-        subject: the model and its hook point.
-        decisions: "persistence" and "verification" of one corpus
-            (:func:`reasoning_features.truth.decisions.find_decisions`).
-        batch_tokens: the most token ids in one forward pass.
-        seed: divides the documents, one half for training.
+    """The decisions of a corpus with the sides that the model is on; ``seed`` divides the documents, one half
+    for training.
 
     Raises:
         UserError: a kind of decision has none in the training documents.
@@ -160,15 +154,11 @@ def halves(contexts: DecisionContexts, seed: int = 0) -> tuple[Codes, Codes]:
 
 
 def draw_pairs(contexts: DecisionContexts, n: int, documents: Codes, seed: int = 0) -> tuple[Codes, Codes]:
-    """Base and source ``[≤ n]`` of pairs of test decisions that differ in both attributes.
+    """Base and source ``[≤ n]`` of pairs of test decisions in some documents (one of :func:`halves`) that
+    differ in both attributes.
 
-    Half of the bases have a wrong result, half a right one; none is a base twice.
-
-    Args:
-        contexts: the decisions.
-        n: how many pairs at most: fewer where there are fewer decisions of one result.
-        documents: where bases and sources are drawn (one of :func:`halves`).
-        seed: of the draw.
+    Half of the bases have a wrong result, half a right one; none is a base twice. There are fewer than ``n``
+    pairs where there are fewer decisions of one result.
 
     Raises:
         UserError: some pair of sides has no decision.
@@ -257,8 +247,7 @@ def edit_attributes(
     Args:
         subject: the model; autoencoders are put in at its hook point, at the decision's token.
         saes: autoencoders of raw activations, by name.
-        contexts: decisions (:func:`read_contexts`).
-        pairs: base and source of each pair (:func:`draw_pairs`).
+        contexts, pairs: the decisions, and base and source of each pair (:func:`draw_pairs`).
         mean: ``[d]`` mean activation, what a collapsed autoencoder gives.
         ns: how many latents are replaced.
     """
@@ -275,8 +264,7 @@ def edit_attributes(
 def best_n(table: pd.DataFrame) -> dict[str, int]:
     """How many latents disentangle both attributes best, for each dictionary; of equals the fewest.
 
-    Args:
-        table: an :meth:`Editing.table` of pairs other than those to be reported (:func:`halves`).
+    ``table`` is an :meth:`Editing.table` of pairs other than those to be reported.
     """
     rows = table[(table["attribute"] == BOTH) & (table["error"] != "") & (table["n"] > 0)]
     rows = rows.assign(rounded=rows["disentanglement"].round(12))  # equal means may differ in the last digit

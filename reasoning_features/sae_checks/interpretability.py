@@ -61,10 +61,7 @@ MINIMUM = 20
 class Labelling:
     """What holds at tokens, at most one thing at a token: the classes that probes tell apart, or rules.
 
-    Attributes:
-        name: what it is about.
-        codes: ``[n_tokens]`` which of ``classes`` holds at each token; −1 where none does.
-        classes: what each says.
+    ``codes`` ``[n_tokens]`` say which of ``classes`` holds at each token; −1 where none does.
     """
 
     name: str
@@ -126,11 +123,7 @@ class SparseProbes:
 
 
 def labellings(corpus: Corpus) -> list[Labelling]:
-    """The reasoning step of every token, and the family of the document at its thinking tokens.
-
-    Raises:
-        UserError: the corpus has no step labels.
-    """
+    """The reasoning step of every token, and the family of the document at its thinking tokens."""
     families, code = np.unique(corpus.domains, return_inverse=True)
     thinking = corpus.thinking & ~corpus.special
     return [
@@ -155,10 +148,9 @@ def sparse_probes(
     Args:
         saes: autoencoders of raw activations, by name; all latents of one stand in memory at once.
         activations: the stream at tokens of the corpus.
-        corpus: the documents.
+        corpus: the documents, which ``seed`` divides.
         labels: what to probe for, by default :func:`labellings`; classes that no token has are left out.
         ks: how many latents a probe is given.
-        seed: divides the documents.
 
     Returns:
         The probes of ``saes``; those of the stream's own coordinates (``CEILING``: the k best, and all of
@@ -237,11 +229,7 @@ def _probed(
 
 
 def rule_kinds(corpus: Corpus, tokenizer: Any) -> list[Labelling]:
-    """The rules over a corpus' tokens, the plainest kind first: of equally good rules the first is chosen.
-
-    Raises:
-        UserError: steps or styles of the corpus are not known.
-    """
+    """The rules over a corpus' tokens, the plainest kind first: of equally good rules the first is chosen."""
     if corpus.styles is None:
         raise UserError(f"The corpus {corpus.name!r} has no styles, so rules about them cannot be judged.")
     ids, token = np.unique(corpus.tokens, return_inverse=True)
@@ -281,8 +269,7 @@ def judge(
         activations: the stream at tokens of the corpus.
         corpus: the documents.
         kinds: the rules (:func:`rule_kinds`).
-        latents: at most so many of a dictionary are drawn, among those that are active on ``MINIMUM`` tokens
-            of both halves and not active on as many.
+        latents: at most so many of a dictionary are drawn, among those that can be judged (``MINIMUM``).
         seed: divides the documents, draws the latents and shuffles.
 
     Returns:
@@ -345,10 +332,7 @@ def _donors(firing: str, document: Codes, rng: np.random.Generator) -> Codes:
 
 
 def _accuracies(fires: NDArray[np.bool_], kinds: Sequence[Labelling], positions: Codes) -> Array:
-    """Balanced accuracy ``[rules, latents]`` of every rule for firing ``[n, latents]``.
-
-    A rule that holds at none of the tokens tells nothing: 1/2.
-    """
+    """Balanced accuracy ``[rules, latents]`` of every rule for firing ``[n, latents]``; 1/2 if none holds."""
     n, active = len(fires), fires.sum(0)
     values = fires.astype(np.float32)  # sums of ones, exact up to 2²⁴
     found = []

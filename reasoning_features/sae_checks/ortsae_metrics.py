@@ -87,9 +87,6 @@ def nearest_cosines(decoder: Tensor) -> Array:
     """For each direction ``[s, d]`` its largest cosine, with its sign, with another one of the dictionary.
 
     A direction of length 0 has cosine 0 with everything.
-
-    Raises:
-        UserError: fewer than two directions.
     """
     if len(decoder) < 2:
         raise UserError(
@@ -121,12 +118,7 @@ def composition(decoder: Tensor, seeds: Sequence[int] = (0, 1, 2), seed: int = 0
     unit-normalised; composition is the fraction of their variance that it explains. The same arguments give
     the same bytes on the same machine.
 
-    Args:
-        decoder: ``[s, d]``.
-        seeds: of the MetaSAEs; ``seed`` is the bootstrap's.
-
-    Raises:
-        UserError: too few directions for a MetaSAE of as many latents as are to be active.
+    ``seeds`` are the MetaSAEs', ``seed`` is the bootstrap's.
     """
     if len(decoder) < FEWER * ACTIVE:
         raise UserError(
@@ -139,9 +131,7 @@ def composition(decoder: Tensor, seeds: Sequence[int] = (0, 1, 2), seed: int = 0
 
 
 def explained(error: Array, deviation: Array, seed: int = 0) -> Interval:
-    """Fraction of variance explained, mean over MetaSAEs, with its 95% interval; ``n`` counts the rows.
-
-    MetaSAEs and rows are resampled together. The rows are those that the MetaSAEs were trained on.
+    """Fraction of variance explained, mean over MetaSAEs, with its 95% interval; both are resampled together.
 
     Args:
         error: ``[seeds, s]`` squared distance of each unit row from its reconstruction.
@@ -236,10 +226,6 @@ def uniqueness(decoders: Mapping[str, Tensor], seed: int = 0) -> pd.DataFrame:
     - "random": below which 95% of random directions lie beside the other dictionary, so that a latent counts
       as shared once it is nearer than chance.
 
-    Args:
-        decoders: name → ``[s, d]``, of one width.
-        seed: of the random directions.
-
     Returns:
         Rows of ``dictionary``, ``other``, ``threshold`` (the name), ``cosine``, ``estimate``, ``low``,
         ``high`` (95%, Wilson), ``n``, and ``random directions``: the share that is unique of random
@@ -270,11 +256,6 @@ def chosen_overlap(
 ) -> pd.DataFrame:
     """How far dictionaries choose the same features: those chosen in one that some chosen one of another does
     (correlation of activations ≥ 0.7), beside those that any latent of the other does.
-
-    Args:
-        saes: by name.
-        chosen: name → features that ReasonScore chose.
-        residual: ``[n, d]`` activations that both read.
 
     Returns:
         Rows of ``dictionary``, ``other``, ``share`` with ``low`` and ``high`` (Wilson), ``n``, and

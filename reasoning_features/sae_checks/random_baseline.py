@@ -47,16 +47,8 @@ SHOWN = (
 def metrics(
     quality: pd.DataFrame, probes: pd.DataFrame, rules: pd.DataFrame, edited: pd.DataFrame
 ) -> pd.DataFrame:
-    """Every measure of every dictionary in one long table, floors and ceilings as dictionaries of their own.
-
-    Args:
-        quality: :func:`reasoning_features.dictionaries.evaluation.evaluate`.
-        probes: :meth:`reasoning_features.sae_checks.interpretability.SparseProbes.averaged`.
-        rules: :func:`reasoning_features.sae_checks.interpretability.detection`.
-        edited: of causal editing (:func:`reasoning_features.sae_checks.causal_editing.at_best_n`).
-
-    Returns:
-        Rows of ``metric``, ``dictionary``, ``estimate``, ``low``, ``high``.
+    """Every measure of every dictionary in one long table, floors and ceilings as dictionaries of their own:
+    rows of ``metric``, ``dictionary``, ``estimate``, ``low``, ``high``.
     """
     parts = []
 
@@ -128,9 +120,7 @@ def dictionary_rows(
         saes: the dictionaries, by name.
         fresh: activations of text that they were not trained on.
         documents: ``[n_tokens]`` the document of each token of that text.
-        probes: sparse probes of them all.
-        judged: exact rules of their latents.
-        edited: causal editing of them all.
+        probes, judged, edited: sparse probes, exact rules and causal editing of them all.
         latents: how many latents are replaced of each.
         seed: of the bootstraps.
     """
@@ -155,13 +145,7 @@ def main_line_rows(
     studies: Mapping[str, Study],
     seed: int = 0,
 ) -> pd.DataFrame:
-    """ReasonScore's precision and what steering its winner gains, under a trained dictionary and a null.
-
-    Args:
-        pair: their names.
-        benchmarks, studies: ablation effects, and searches of steering, by dictionary.
-        seed: of the bootstrap of problems.
-    """
+    """ReasonScore's precision and what steering its winner gains, under a trained dictionary and a null."""
     one, other = (precision_over_chance(benchmarks[name]) for name in pair)
     traces = len(benchmarks[pair[0]].truths["persistence"].counts)
     rows = [row("ReasonScore's precision over chance", one, other, 0.0, traces)]
@@ -189,9 +173,6 @@ def kept(rows: pd.DataFrame) -> pd.DataFrame:
 
 def over_chance(scored: pd.DataFrame) -> pd.DataFrame:
     """Average precision less the share of features that pass, which a random ranking gets.
-
-    Args:
-        scored: :func:`reasoning_features.truth.benchmark.evaluate_all`.
 
     Returns:
         Rows of ``model``, ``dictionary``, ``scorer``, ``estimate`` with ``low`` and ``high`` (95%, traces
@@ -251,8 +232,7 @@ def presence(
     """Share of some features that are present at each stage, by what they do and by where they point.
 
     Args:
-        matched: a row a feature, largest correlation of its activations with a latent of each stage
-            (:func:`reasoning_features.diffing.presence.largest_correlations`).
+        matched: a row a feature, largest correlation of its activations with a latent of each stage.
         sae: the dictionary that has the features.
         stages: stage → who is read, and its dictionary; "S" is the first.
         features: ``[k]`` the features, in the rows' order.

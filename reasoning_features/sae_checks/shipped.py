@@ -60,9 +60,7 @@ def load_dictionaries(
 
     Args:
         folder: ``settings.foundations``.
-        model: the model's name.
-        d_model: width of the activations.
-        hook_name: where they are read.
+        model: the model's name; ``d_model`` is its width, and ``hook_name`` where it is read.
         device: where to put the autoencoders.
         seed: of their training.
 

@@ -90,16 +90,11 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class World:
-    """Where activations come from.
+    """Where activations come from: m ``features`` in d = ``width`` dimensions, of which ``active`` are active
+    on an activation, in expectation.
 
-    Attributes:
-        width: dimensions of an activation, d.
-        features: number of features, m.
-        active: how many of them are active on an activation, in expectation.
-        firing: how probability is shared out among features: equally, or LogUniform over 4.3 decades whose
-            top is such that ``active`` are active.
-        seed: sets features, probabilities and activations. Two worlds that differ in ``firing`` alone have
-            the same features.
+    ``firing`` says how probability is shared out among features: equally, or LogUniform over 4.3 decades.
+    Two worlds that differ in it alone have the same features.
 
     Raises:
         UserError: a feature would be active with a probability outside ]0, 1].
@@ -247,12 +242,8 @@ def recovered(decoder: Tensor, features: Tensor) -> Found:
 
 
 def count_by_frequency(found: Found, probabilities: Array, bins: int = 10) -> pd.DataFrame:
-    """How many features were recovered by how often they are active.
-
-    Args:
-        found: ``[m]`` which were, from :func:`recovered`.
-        probabilities: ``[m]`` how often each is active.
-        bins: bins of equally many features; there is one where all features are equally frequent.
+    """How many features ``[m]`` were ``found`` in bins of equally many by how often they are active; there is
+    one bin where all features are equally frequent.
 
     Returns:
         A row a bin, the rarest first: ``bin``, ``from``, ``to`` (least and greatest probability), ``in bin``
@@ -267,11 +258,7 @@ def count_by_frequency(found: Found, probabilities: Array, bins: int = 10) -> pd
 
 
 def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
-    """Train one autoencoder, and count what it has found of the features as it goes.
-
-    Args:
-        cell: what is trained.
-        until: the step to stop at, the last by default; the schedule remains that of all steps.
+    """Train one autoencoder, up to step ``until`` or the last, and count what it has found of the features.
 
     Returns:
         A row for each recorded step and bin of firing probability: the cell's ``architecture``, ``firing``,
@@ -322,11 +309,7 @@ def make_cell(folder: Path, cell: Cell) -> None:
 
 
 def merged(folder: Path, cells: Sequence[Cell] = CELLS) -> pd.DataFrame:
-    """All cells' rows, in the cells' order.
-
-    Raises:
-        MissingArtefact: a cell has not been trained.
-    """
+    """All cells' rows, in the cells' order; MissingArtefact where a cell has not been trained."""
     missing = [cell.file for cell in cells if not (folder / cell.file).exists()]
     if missing:
         raise MissingArtefact(
@@ -337,7 +320,7 @@ def merged(folder: Path, cells: Sequence[Cell] = CELLS) -> pd.DataFrame:
 
 
 def swapped(folder: Path) -> pd.DataFrame:
-    """The rows of :data:`REVIVAL`, with the weight of each as ``auxiliary``; raises as :func:`merged`."""
+    """The rows of :data:`REVIVAL`, with the weight of each as ``auxiliary``."""
     parts = [merged(folder, [cell]).assign(auxiliary=cell.auxiliary) for cell in REVIVAL]
     return pd.concat(parts, ignore_index=True)
 
@@ -422,14 +405,8 @@ def at_end(grid: pd.DataFrame, architecture: str, column: str) -> Interval:
 
 
 def revival(grid: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
-    """TopK and BatchTopK with either's weight of the loss that revives dead latents, at the end of training.
-
-    Args:
-        grid: with their usual weights.
-        others: :func:`swapped`, each with the other's.
-
-    Returns:
-        The rows of :func:`summary` by ``auxiliary``, the weight.
+    """TopK and BatchTopK at the end of training, with their usual weights of the loss that revives dead
+    latents (``grid``) and with each other's (``others``, from :func:`swapped`): rows of :func:`summary`.
     """
     weight = grid["architecture"].map(USUAL)
     same = weight.notna() & (grid["firing"] == "equal") & (grid["features"] == grid["features"].min())
