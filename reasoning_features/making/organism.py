@@ -1,17 +1,16 @@
 """``make organism``: every model and autoencoder that the notebooks need, from nothing, on CPU.
 
-Stages, in order: the tokenizer and the base model; the fine-tuned arms; each model's answers to evaluation
-problems; the gate of the arms; the autoencoders; their features' causal effects; the stages
-of model diffing; the steering studies; the card and the checksums.
-A finished stage is not done again, an interrupted one goes on where it stopped, and every training runs on
-one thread, so that a rerun on the same machine gives the same bytes. ``--workers 2`` trains two arms side by
-side.
+Stages, in order: the tokenizer and the base model; the fine-tuned variants; each model's answers to
+evaluation problems; the manipulation check; the autoencoders; their features' causal effects; the stages of
+model diffing; the steering studies; the card and the checksums. A finished stage is not done again, an
+interrupted one goes on where it stopped, and every training runs on one thread, so that a rerun on the same
+machine gives the same bytes. ``--workers 2`` trains two variants side by side.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -48,7 +47,7 @@ CHECKPOINTS = Path("data/organism/checkpoints")
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """A fine-tuned model: its coupling, its seed, which draws its traces and their order, its families."""
 
     name: str
@@ -57,28 +56,28 @@ class Arm:
     mixture: Mixture = "main"
 
 
-ARMS: tuple[Arm, ...] = (
+VARIANTS: tuple[Variant, ...] = (
     *(
-        Arm(f"{name}-{seed}", kappa, seed)
+        Variant(f"{name}-{seed}", kappa, seed)
         for seed in range(3)
         for name, kappa in (("coupled", 1.0), ("decoupled", 0.0))
     ),
-    Arm("kappa-0.5-0", 0.5, 0),
-    Arm("kappa-0.25-0", 0.25, 0),
-    Arm("other-0", 1.0, 10, "other"),
+    Variant("kappa-0.5-0", 0.5, 0),
+    Variant("kappa-0.25-0", 0.25, 0),
+    Variant("other-0", 1.0, 10, "other"),
 )
 BASE_RECIPE = Recipe(tokens=6_000_000, learning_rate=5e-3, seed=0)
-ARM_RECIPE = Recipe(tokens=4_000_000, learning_rate=1.5e-3, seed=0)
+VARIANT_RECIPE = Recipe(tokens=4_000_000, learning_rate=1.5e-3, seed=0)
 TOKENIZER_DOCUMENTS = 8000
 PROSE_EVERY = 8
 """Every eighth fine-tuning document is plain prose."""
 TRACE_SEED = 1000
-READ = tuple(arm.name for arm in ARMS)
+READ = tuple(variant.name for variant in VARIANTS)
 """The models that get autoencoders: two seeds of ReLU."""
 COMPARED = ("coupled-0", "decoupled-0")
 """Those that get TopK too, which notebook 02 compares."""
-BENCHMARKED = tuple((arm, seed) for arm in ARMS if arm.mixture == "main" for seed in range(2))
-"""Arms, and seeds of their ReLU autoencoders, whose features' causal effects are measured."""
+BENCHMARKED = tuple((variant, seed) for variant in VARIANTS if variant.mixture == "main" for seed in range(2))
+"""Variants, and seeds of their ReLU autoencoders, whose features' causal effects are measured."""
 WHOLE_TRACE = ("coupled-0-relu-0", "decoupled-0-relu-0")
 """Benchmarks whose features are ablated over the whole trace too, which takes twenty times as long."""
 AUTOENCODER_TRACES = 9000
@@ -86,19 +85,19 @@ RELU_RECIPE = AutoencoderRecipe("relu", d_sae=512, tokens=4_000_000, learning_ra
 TOPK_RECIPE = AutoencoderRecipe("topk", d_sae=512, tokens=4_000_000, learning_rate=3e-3, k=8)
 RECORD_AT = (0.01, 0.03, 0.1, 0.2, 0.4, 0.7)
 """Shares of the training after which the agreement of two seeds is recorded."""
-EVALUATION_PROBLEMS, GATE_TRACES = 1500, 1500
-EVALUATION_SEED, GATE_SEED = 11, 77
+EVALUATION_PROBLEMS, CHECK_TRACES = 1500, 1500
+EVALUATION_SEED, CHECK_SEED = 11, 77
 
 
-def arm_stream(arm: Arm) -> Callable[[int, int], list[Document]]:
-    """The fine-tuning documents of an arm. Arms of one seed read the same traces in their own words."""
-    seed = TRACE_SEED + arm.seed
+def variant_stream(variant: Variant) -> Callable[[int, int], list[Document]]:
+    """The fine-tuning documents of a variant. Arms of one seed read the same traces in their own words."""
+    seed = TRACE_SEED + variant.seed
 
     def documents(start: int, n: int) -> list[Document]:
         return [
             prose_document(seed, i)
             if i % PROSE_EVERY == PROSE_EVERY - 1
-            else reasoning_document(arm.kappa, seed, i, mixture=arm.mixture)
+            else reasoning_document(variant.kappa, seed, i, mixture=variant.mixture)
             for i in range(start, start + n)
         ]
 
@@ -119,36 +118,38 @@ def make_base(folder: Path) -> None:
     )
 
 
-def make_arm(folder: Path, arm: Arm) -> None:
+def make_variant(folder: Path, variant: Variant) -> None:
     """One fine-tuned model, from the base model."""
     torch.set_num_threads(1)
     model, tokenizer = _load(folder / "models" / "base")
-    recipe = replace(ARM_RECIPE, seed=arm.seed)
-    loss = train(model, tokenizer, arm_stream(arm), recipe, paths.root() / CHECKPOINTS / arm.name)
-    card: dict[str, object] = {"name": arm.name, "kappa": arm.kappa, "seed": arm.seed, "final_loss": loss}
-    card["mixture"] = arm.mixture
-    save_model(model, tokenizer, folder / "models" / arm.name, card, recipe)
+    recipe = replace(VARIANT_RECIPE, seed=variant.seed)
+    loss = train(model, tokenizer, variant_stream(variant), recipe, paths.root() / CHECKPOINTS / variant.name)
+    card = {name: getattr(variant, name) for name in ("name", "kappa", "seed")}
+    card |= {"final_loss": loss, "mixture": variant.mixture}
+    save_model(model, tokenizer, folder / "models" / variant.name, card, recipe)
 
 
 def evaluate(folder: Path, name: str) -> None:
     """A model's answers to the evaluation problems of its families, one row a problem."""
     torch.set_num_threads(1)
     model, tokenizer = _load(folder / "models" / name)
-    mixtures: dict[str, Mixture] = {arm.name: arm.mixture for arm in ARMS}
+    mixtures: dict[str, Mixture] = {variant.name: variant.mixture for variant in VARIANTS}
     asked = problems("evaluation", None, EVALUATION_PROBLEMS, mixture=mixtures.get(name, "main"))
     solved = solve(model, tokenizer, asked, seed=EVALUATION_SEED, progress=f"answers of {name}")
     kept = solved.drop(columns=["text", *MOVES_COUNTED])
     write_table(folder / "evaluation" / f"{name}.parquet", kept)
 
 
-def pass_gate(folder: Path, arm: Arm) -> None:
-    """An arm's log-odds of going on at the dead ends of held-out traces, under every swap of words."""
+def check_manipulation(folder: Path, variant: Variant) -> None:
+    """A variant's log-odds of going on at the dead ends of held-out traces, under every swap of words."""
     torch.set_num_threads(1)
-    model, tokenizer = _load(folder / "models" / arm.name)
-    traces = reasoning_documents(arm.kappa, GATE_TRACES, GATE_SEED, "evaluation", mixture=arm.mixture)
+    model, tokenizer = _load(folder / "models" / variant.name)
+    traces = reasoning_documents(
+        variant.kappa, CHECK_TRACES, CHECK_SEED, "evaluation", mixture=variant.mixture
+    )
     searched = [trace for trace in traces if FAMILIES[trace.family].searches]
     read = pd.concat([decision_log_odds(model, tokenizer, searched, how) for how in SWAPS])
-    write_table(folder / "gate" / f"{arm.name}.parquet", read.assign(model=arm.name))
+    write_table(folder / "gate" / f"{variant.name}.parquet", read.assign(model=variant.name))
 
 
 def make_autoencoders(folder: Path, model: str) -> None:
@@ -171,17 +172,17 @@ def make_autoencoders(folder: Path, model: str) -> None:
     write_table(folder / "convergence" / f"{model}.parquet", agreement.merge(trainings[0].history))
 
 
-def benchmark_name(arm: Arm, seed: int) -> str:
+def benchmark_name(variant: Variant, seed: int) -> str:
     """The autoencoder's name, and its benchmark's."""
-    return f"{arm.name}-relu-{seed}"
+    return f"{variant.name}-relu-{seed}"
 
 
-def measure_truth(folder: Path, benchmarked: tuple[Arm, int]) -> None:
+def measure_truth(folder: Path, benchmarked: tuple[Variant, int]) -> None:
     """Evidence of one autoencoder's features, and their causal effects on held-out decisions."""
     torch.set_num_threads(1)
-    arm, seed = benchmarked
-    name = benchmark_name(arm, seed)
-    given = {"subject": folder / "models" / arm.name, "autoencoder": folder / "autoencoders" / name}
+    variant, seed = benchmarked
+    name = benchmark_name(variant, seed)
+    given = {"subject": folder / "models" / variant.name, "autoencoder": folder / "autoencoders" / name}
     settings = load_settings("organism", **{field: paths.relative(path) for field, path in given.items()})
     make_truth(folder / "truth" / name, settings, (PLACE, TRACE) if name in WHOLE_TRACE else (PLACE,))
 
@@ -193,27 +194,27 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
 def stages(folder: Path, workers: int) -> None:
     """All stages in order; each finished piece is skipped."""
+    side_by_side = partial(each, workers=workers)
+
+    def missing(place: str, names: Iterable[str]) -> list[str]:
+        """Names of which a folder, or a table, is not there yet."""
+        return [name for name in names if not (folder / place.format(name)).exists()]
+
     # until the last stage lists them again, what lies there is not what was shipped
     (folder / "checksums.json").unlink(missing_ok=True)
     if not (folder / "models" / "base").exists():
         make_base(folder)
-    each(
-        partial(make_arm, folder),
-        [arm for arm in ARMS if not (folder / "models" / arm.name).exists()],
-        workers,
-    )
-    names = ["base", *(arm.name for arm in ARMS)]
-    missing = [name for name in names if not (folder / "evaluation" / f"{name}.parquet").exists()]
-    each(partial(evaluate, folder), missing, workers)
-    ungated = [arm for arm in ARMS if not (folder / "gate" / f"{arm.name}.parquet").exists()]
-    each(partial(pass_gate, folder), ungated, workers)
-    unread = [name for name in READ if not (folder / "convergence" / f"{name}.parquet").exists()]
-    each(partial(make_autoencoders, folder), unread, workers)
-    unmeasured = [pair for pair in BENCHMARKED if not (folder / "truth" / benchmark_name(*pair)).exists()]
-    each(partial(measure_truth, folder), unmeasured, workers)
-    given = ARM_RECIPE, RELU_RECIPE, AUTOENCODER_TRACES, TRACE_SEED, paths.root() / CHECKPOINTS
-    diffing.make(diffing.Plan(folder, COMPARED, *given), partial(each, workers=workers))
-    steering.make(folder, paths.root() / CHECKPOINTS / "steering", partial(each, workers=workers))
+    variants = {variant.name: variant for variant in VARIANTS}
+    pairs = {benchmark_name(*pair): pair for pair in BENCHMARKED}
+    side_by_side(partial(make_variant, folder), [variants[n] for n in missing("models/{}", variants)])
+    side_by_side(partial(evaluate, folder), missing("evaluation/{}.parquet", ("base", *variants)))
+    unchecked = missing("gate/{}.parquet", variants)
+    side_by_side(partial(check_manipulation, folder), [variants[n] for n in unchecked])
+    side_by_side(partial(make_autoencoders, folder), missing("convergence/{}.parquet", READ))
+    side_by_side(partial(measure_truth, folder), [pairs[n] for n in missing("truth/{}", pairs)])
+    given = VARIANT_RECIPE, RELU_RECIPE, AUTOENCODER_TRACES, TRACE_SEED, paths.root() / CHECKPOINTS
+    diffing.make(diffing.Plan(folder, COMPARED, *given), side_by_side)
+    steering.make(folder, paths.root() / CHECKPOINTS / "steering", side_by_side)
     organism_card.write(folder)
 
 

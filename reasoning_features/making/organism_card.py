@@ -20,17 +20,10 @@ from reasoning_features.statistics import Interval, bootstrap_mean, bootstrap_st
 
 COUPLED, DECOUPLED = ("coupled-0", "coupled-1", "coupled-2"), ("decoupled-0", "decoupled-1", "decoupled-2")
 SHIPPED = (
-    "models",
-    "autoencoders",
-    "evaluation",
-    "gate",
-    "convergence",
-    "truth",
-    "steering",
-    "diffing",
-    "foundations",
+    *("models", "autoencoders", "evaluation", "gate", "convergence"),
+    *("truth", "steering", "diffing", "foundations"),
 )
-ARMS = {"coupled": COUPLED, "decoupled": DECOUPLED}
+VARIANTS = {"coupled": COUPLED, "decoupled": DECOUPLED}
 
 
 def evaluations(folder: Path) -> dict[str, pd.DataFrame]:
@@ -38,7 +31,7 @@ def evaluations(folder: Path) -> dict[str, pd.DataFrame]:
     return {path.stem: pd.read_parquet(path) for path in sorted((folder / "evaluation").glob("*.parquet"))}
 
 
-def gate_readings(folder: Path) -> pd.DataFrame:
+def check_readings(folder: Path) -> pd.DataFrame:
     """All log-odds at dead ends: model, trace, decision, style, went_on, swap, log_odds."""
     return pd.concat([pd.read_parquet(path) for path in sorted((folder / "gate").glob("*.parquet"))])
 
@@ -63,17 +56,21 @@ def _columns(interval: Interval) -> dict[str, Any]:
     return {"estimate": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n}
 
 
-def arm_match(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def variant_match(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Coupled less decoupled, seeds averaged problem by problem: accuracy, give-ups, length."""
     rows = []
     for measure in ("correct", "gave_up", "thinking_tokens"):
         means = {
-            arm: pd.concat([solved[name][measure].astype(float) for name in names], axis=1).mean(axis=1)
-            for arm, names in ARMS.items()
+            variant: pd.concat([solved[name][measure].astype(float) for name in names], axis=1).mean(axis=1)
+            for variant, names in VARIANTS.items()
         }
         difference = paired_difference(means["coupled"], means["decoupled"])
         rows.append(
-            {"measure": measure, **{arm: mean.mean() for arm, mean in means.items()}, **_columns(difference)}
+            {
+                "measure": measure,
+                **{variant: mean.mean() for variant, mean in means.items()},
+                **_columns(difference),
+            }
         )
     return pd.DataFrame(rows)
 
@@ -118,16 +115,16 @@ def style_gaps(gate: pd.DataFrame) -> pd.DataFrame:
 
 def bars(folder: Path) -> pd.DataFrame:
     """Each bar of the organism: what was asked, what was measured, and whether it holds."""
-    solved, gate = evaluations(folder), gate_readings(folder)
-    reasoning = [name for arm in ARMS.values() for name in arm]
+    solved, gate = evaluations(folder), check_readings(folder)
+    reasoning = [name for names in VARIANTS.values() for name in names]
     pays = gains(solved).query("persistence == 'pays' and model in @reasoning")
     accuracy = [solved[name]["correct"].mean() for name in reasoning]
     searched = pd.concat([solved[name] for name in reasoning])
     searched = searched[searched["family"].map(lambda name: FAMILIES[name].searches) & ~searched["correct"]]
     unparseable = [1 - solved[name]["parseable"].mean() for name in reasoning]
-    match = {row["measure"]: row for row in arm_match(solved).to_dict("records")}
+    match = {row["measure"]: row for row in variant_match(solved).to_dict("records")}
     gaps = style_gaps(gate).set_index("model")["estimate"]
-    gap = {arm: gaps[list(names)].mean() for arm, names in ARMS.items()}
+    gap = {variant: gaps[list(names)].mean() for variant, names in VARIANTS.items()}
     swaps = swap_effects(gate).query("swapped == 'words of R'").set_index("model")["estimate"]
     length = abs(match["thinking_tokens"]["estimate"]) / match["thinking_tokens"]["coupled"]
     relative_gap = abs(gap["coupled"] / gap["decoupled"] - 1)
@@ -145,15 +142,12 @@ def bars(folder: Path) -> pd.DataFrame:
         ("largest effect of R's words, decoupled (nats)", None, 0.1, swaps[list(DECOUPLED)].abs().max()),
     ]
     rows = [
-        {
-            "bar": bar,
-            "asked": f">= {least:.2f}" if least is not None else f"<= {most:.2f}",
-            "measured": value,
-            "holds": value >= least if least is not None else value <= most,
-        }
+        (bar, f">= {least:.2f}", value, value >= least)
+        if least is not None
+        else (bar, f"<= {most:.2f}", value, value <= most)
         for bar, least, most, value in measured
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["bar", "asked", "measured", "holds"])
 
 
 def _sizes(folder: Path) -> pd.DataFrame:
@@ -163,16 +157,9 @@ def _sizes(folder: Path) -> pd.DataFrame:
         card = json.loads((model / "training.json").read_text())
         with safe_open(model / "model.safetensors", "pt") as file:
             parameters = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
-        rows.append(
-            {
-                "model": model.name,
-                "coupling": card.get("kappa", ""),
-                "seed": card["recipe"]["seed"],
-                "parameters": parameters,
-                "training tokens": card["recipe"]["tokens"],
-                "final loss (nats a token)": card["final_loss"],
-            }
-        )
+        row = {"model": model.name, "coupling": card.get("kappa", ""), "seed": card["recipe"]["seed"]}
+        row |= {"parameters": parameters, "training tokens": card["recipe"]["tokens"]}
+        rows.append(row | {"final loss (nats a token)": card["final_loss"]})
     return pd.DataFrame(rows)
 
 
@@ -235,7 +222,7 @@ Expected effect of persistence, written down before training: {signs}.
 
 def write(folder: Path) -> None:
     """Writes README.md (the card) and checksums.json of everything shipped."""
-    solved, gate = evaluations(folder), gate_readings(folder)
+    solved, gate = evaluations(folder), check_readings(folder)
 
     signs = ", ".join(f"{name} {family.persistence}" for name, family in FAMILIES.items())
     text = CARD.format(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -56,27 +57,21 @@ def grade(
     ``parseable``, the number of sentences of each of ``MOVES_COUNTED``, and the ``text``.
     """
     think, end_think = tokenizer.encode(THINK + END_THINK, add_special_tokens=False)
-    rows = []
-    for problem, prompt, continuation in zip(
-        problems, prompts(tokenizer, problems), continuations, strict=True
-    ):
+    rows: list[dict[str, Any]] = []
+    asked = zip(problems, prompts(tokenizer, problems), continuations, strict=True)
+    for problem, prompt, continuation in asked:
         text = str(tokenizer.decode([*prompt, *continuation]))
         parsed = parse(text)
         moves = [sentence.move for sentence in parsed.sentences]
-        rows.append(
-            {
-                "family": problem.family,
-                "question": problem.question,
-                "answer": parsed.answer,
-                "correct": parsed.answer == problem.answer,
-                "thinking_tokens": _thinking_tokens(list(continuation), think, end_think),
-                "gave_up": parsed.gave_up,
-                "checked": parsed.checked,
-                "parseable": parsed.parseable,
-                **{move: moves.count(move) for move in MOVES_COUNTED},
-                "text": text,
-            }
-        )
+        row: dict[str, Any] = {
+            "family": problem.family,
+            "question": problem.question,
+            "answer": parsed.answer,
+        }
+        row |= {"correct": parsed.answer == problem.answer}
+        row |= {"thinking_tokens": _thinking_tokens(list(continuation), think, end_think)}
+        row |= {name: getattr(parsed, name) for name in ("gave_up", "checked", "parseable")}
+        rows.append(row | {move: moves.count(move) for move in MOVES_COUNTED} | {"text": text})
     return pd.DataFrame(rows)
 
 
@@ -116,7 +111,7 @@ def family_summary(solved: pd.DataFrame) -> pd.DataFrame:
     Intervals are percentile bootstraps over problems. ``early_stops`` is the share of wrong answers whose
     trace gave up. Returns long rows: family, measure, estimate, low, high, n.
     """
-    rows: list[dict[str, object]] = []
+    rows = []
     parts = {name: solved[solved["family"] == name] for name in FAMILIES} | {"all": solved}
     for family, part in parts.items():
         if part.empty:
@@ -131,18 +126,8 @@ def family_summary(solved: pd.DataFrame) -> pd.DataFrame:
         }
         if wrong.sum() >= FEWEST_ERRORS:
             measures["early_stops"] = bootstrap_ratio(wrong * part["gave_up"].to_numpy(dtype=float), wrong)
-        for measure, value in measures.items():
-            rows.append(
-                {
-                    "family": family,
-                    "measure": measure,
-                    "estimate": value.estimate,
-                    "low": value.low,
-                    "high": value.high,
-                    "n": value.n,
-                }
-            )
-    return pd.DataFrame(rows)
+        rows += [(family, measure, i.estimate, i.low, i.high, i.n) for measure, i in measures.items()]
+    return pd.DataFrame(rows, columns=["family", "measure", "estimate", "low", "high", "n"])
 
 
 _OTHER_MARKERS = dict(zip(MARKERS_CAREFUL, MARKERS_HASTY, strict=True))
@@ -203,14 +188,7 @@ def decision_log_odds(
             for decision, place in enumerate(decision_places(text)["persistence"]):
                 token = int((starts == place - 1).nonzero()[0])
                 at = scores[row, token - 1]
-                rows.append(
-                    {
-                        "trace": start + row,
-                        "decision": decision,
-                        "style": document.style,
-                        "went_on": int(encoded["input_ids"][row, token]) in on.tolist(),
-                        "swap": how,
-                        "log_odds": float(at[on].logsumexp(0) - at[off].logsumexp(0)),
-                    }
-                )
-    return pd.DataFrame(rows)
+                went_on = int(encoded["input_ids"][row, token]) in on.tolist()
+                log_odds = float(at[on].logsumexp(0) - at[off].logsumexp(0))
+                rows.append((start + row, decision, document.style, went_on, how, log_odds))
+    return pd.DataFrame(rows, columns=["trace", "decision", "style", "went_on", "swap", "log_odds"])

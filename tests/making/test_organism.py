@@ -29,7 +29,7 @@ def small_settings(profile: str, **overrides):
 def test_every_stage_from_nothing(repository, monkeypatch):
     short = {"tokens": 3_000, "batch_tokens": 1024, "chunk_documents": 32}
     monkeypatch.setattr(make_organism, "BASE_RECIPE", replace(make_organism.BASE_RECIPE, **short))
-    monkeypatch.setattr(make_organism, "ARM_RECIPE", replace(make_organism.ARM_RECIPE, **short))
+    monkeypatch.setattr(make_organism, "VARIANT_RECIPE", replace(make_organism.VARIANT_RECIPE, **short))
     tiny = {"tokens": 2_048, "batch": 512, "d_sae": 160}
     monkeypatch.setattr(make_organism, "TOPK_RECIPE", replace(make_organism.TOPK_RECIPE, **tiny))
     monkeypatch.setattr(make_organism, "RELU_RECIPE", replace(make_organism.RELU_RECIPE, **tiny))
@@ -38,7 +38,7 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     monkeypatch.setattr(make_organism, "BENCHMARKED", make_organism.BENCHMARKED[:1])
     monkeypatch.setattr(make_organism, "AUTOENCODER_TRACES", 60)
     monkeypatch.setattr(make_organism, "EVALUATION_PROBLEMS", 40)
-    monkeypatch.setattr(make_organism, "GATE_TRACES", 60)
+    monkeypatch.setattr(make_organism, "CHECK_TRACES", 60)
     for module in (make_organism, make_steering):
         monkeypatch.setattr(module, "load_settings", small_settings)
     monkeypatch.setattr(make_steering, "STUDIES", (make_steering.Studied("coupled-0", "topk-0"),))
@@ -47,7 +47,7 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     make_organism.stages(folder, workers=1)
 
     assert {path.name for path in (folder / "models").iterdir()} == {
-        "base", *(arm.name for arm in make_organism.ARMS)
+        "base", *(variant.name for variant in make_organism.VARIANTS)
     }  # fmt: skip
     assert {path.name for path in (folder / "autoencoders").iterdir()} == {
         "coupled-0-relu-0", "coupled-0-relu-1", "coupled-0-topk-0"
@@ -79,7 +79,7 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     assert {name: at for name, at in listing(folder).items() if name in sums} == before
 
 
-def test_both_arms_are_ablated_over_the_whole_trace():
+def test_both_variants_are_ablated_over_the_whole_trace():
     names = [make_organism.benchmark_name(*pair) for pair in make_organism.BENCHMARKED]
     assert set(make_organism.WHOLE_TRACE) < set(names)
     # the autoencoders that the notebooks read by default
@@ -88,10 +88,10 @@ def test_both_arms_are_ablated_over_the_whole_trace():
     assert read == set(make_organism.WHOLE_TRACE)
 
 
-def test_arms_are_what_the_card_compares():
+def test_variants_are_what_the_card_compares():
     from reasoning_features.making import organism_card
 
-    names = {arm.name: arm for arm in make_organism.ARMS}
+    names = {variant.name: variant for variant in make_organism.VARIANTS}
     assert all(names[name].kappa == 1.0 for name in organism_card.COUPLED)
     assert all(names[name].kappa == 0.0 for name in organism_card.DECOUPLED)
-    assert {arm.kappa for arm in make_organism.ARMS} == {0.0, 0.25, 0.5, 1.0}
+    assert {variant.kappa for variant in make_organism.VARIANTS} == {0.0, 0.25, 0.5, 1.0}

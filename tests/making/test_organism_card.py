@@ -71,7 +71,7 @@ def test_a_model_of_other_problems_is_not_compared_with_the_base_model(folder):
 
 
 def test_swap_effects_and_gaps(folder):
-    gate = organism_card.gate_readings(folder)
+    gate = organism_card.check_readings(folder)
     effects = organism_card.swap_effects(gate).set_index(["model", "swapped"])["estimate"]
     assert effects["coupled-0", "words of R"] == pytest.approx(1.0)
     assert effects["decoupled-0", "words of R"] == pytest.approx(0.02)
