@@ -81,11 +81,8 @@ ifeq ($(PROFILE),smollm2-135m)
 $(NUMBERS:%=nb-%): | $(SMOLLM2)
 endif
 
-ifeq ($(PROFILE)$(strip $(PARAMS)),organism)
 all:
-	@$(BIN)/python -c 'from pathlib import Path; from reasoning_features.reporting.claims import update_readme; \
-	  update_readme(Path("README.md"), Path("figures/organism"))'
-endif
+	@$(EXECUTE) claims
 
 # --- the checks ----------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The README's steps for a model of one's own, followed word by word: a local folder, and no hub at all."""
+"""The steps of data/README.md for a model of one's own, followed word by word: a local folder, no hub at all."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ NAME = "own-model-of-the-test"
 
 
 def section() -> str:
-    text = (paths.root() / "README.md").read_text(encoding="utf-8")
+    text = (paths.root() / "data" / "README.md").read_text(encoding="utf-8")
     return text.split("## Your own model, step by step")[1].split("\n## ")[0]
 
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """The folder that the README calls data/mine."""
+    """The folder that the steps call data/mine."""
     folder = paths.root() / "data" / NAME
     yield folder
     for place in ("data", "figures", "build"):

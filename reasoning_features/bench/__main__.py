@@ -103,7 +103,7 @@ def main() -> None:
         table = compare(Sizes(), asked.folder)
         print(to_markdown(table[SHOWN]))
         short = table[[name for name in SHOWN if name not in ("runs", "sizes", "note")]]
-        write_between(paths.root() / "README.md", BEGIN, END, to_markdown(short))
+        write_between(paths.root() / "figures" / "bench" / "README.md", BEGIN, END, to_markdown(short))
         print("The paper's true shape was left out: it takes a GPU (make bench DEVICE=cuda).")
     else:
         print(to_markdown(on_device(device.Shape(), name, asked.folder)))

@@ -192,6 +192,8 @@ construction: results on these models test the method, and are no evidence about
 model.** Licence: MIT, as the repository. Everything below is computed by
 `reasoning_features.making.organism_card` from the files beside it.
 
+[ABOUT.md](ABOUT.md) tells the problems, the couplings, and what was tried and dropped.
+
 ## Models
 {sizes}
 

