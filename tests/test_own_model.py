@@ -1,4 +1,4 @@
-"""The steps of data/README.md for a model of one's own, followed word by word: a local folder, no hub at all."""
+"""The steps of data/README.md for a model of one's own, followed word by word: a local folder, no hub."""
 
 from __future__ import annotations
 
