@@ -82,7 +82,8 @@ $(NUMBERS:%=nb-%): | $(SMOLLM2)
 endif
 
 all:
-	@$(EXECUTE) claims
+	@$(BIN)/python -m reasoning_features.reporting.claims --profile=$(call quoted,PROFILE) \
+	  --parameters=$(call quoted,PARAMS) --device=$(call quoted,DEVICE)
 
 # --- the checks ----------------------------------------------------------------------------------------------
 

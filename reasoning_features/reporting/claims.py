@@ -6,6 +6,7 @@ models. Claims about dictionaries of whatever model hold here or do not.
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from typing import Any, Literal
 import pandas as pd
 import yaml
 from IPython.display import Markdown
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, model_validator
 
 from reasoning_features.files import read_json, write_between, write_json, write_text
+from reasoning_features.paths import RunPaths, root
 from reasoning_features.reporting.tables import to_markdown
 from reasoning_features.runs.provenance import Run
+from reasoning_features.settings import load_settings, read_overrides
 from reasoning_features.statistics import Interval, finding
 
 RECOVERS, DOES_NOT = "recovers the planted effect", "does not"
@@ -39,15 +42,13 @@ effect. A difference of accuracy counts as none where its 90% interval lies with
 """
 
 
-class Rule(BaseModel):
+class Rule(BaseModel, extra="forbid", frozen=True):
     """What decides a claim: how the interval of ``quantity`` has to lie to ``line``.
 
     ``line``: a number, or ``control``, the number that the claim's control gives. With a ``margin``, a 90%
     interval that holds the line and lies within the margin of it speaks against the claim too. ``real models
     only``: the organism was built so and cannot tell; real models are shown beside.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     quantity: str
     unit: str
@@ -63,10 +64,8 @@ class Rule(BaseModel):
         return self
 
 
-class Claim(BaseModel):
+class Claim(BaseModel, extra="forbid", frozen=True):
     """One claim of a paper, or a question that it leaves open."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
     notebook: str  # the notebook that measures it
@@ -92,6 +91,11 @@ class Measured:
     def estimate(self) -> float:
         return self.value.estimate if isinstance(self.value, Interval) else self.value
 
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        value = self.value
+        return (value.low, value.high) if isinstance(value, Interval) and not math.isnan(value.low) else None
+
 
 @cache
 def all_claims() -> tuple[Claim, ...]:
@@ -103,10 +107,9 @@ def all_claims() -> tuple[Claim, ...]:
 def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
     """What a claim's rule says about numbers, which are the organism's where ``planted``.
 
-    Raises:
-        ValueError: the claim's rule needs a control or a 90% interval that was not given.
+    ValueError where the claim's rule needs a control or a 90% interval that was not given.
     """
-    rule, value, narrow = claim.rule, measured.value, measured.narrow
+    rule, narrow = claim.rule, measured.narrow
     if rule.comparison == "real models only" and planted:
         return UNTESTABLE
     line = measured.control if rule.line == "control" else rule.line
@@ -114,7 +117,7 @@ def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
         return BESIDE
     if line is None:
         raise ValueError(f"claim {claim.id!r} is judged against a control, and none was given")
-    low, high = _ends(value) or (measured.estimate,) * 2
+    low, high = measured.ends or (measured.estimate,) * 2
     if rule.comparison == "above":
         holds, fails = low > line, high < line
     elif rule.comparison == "at least":
@@ -128,11 +131,10 @@ def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
         fails = fails or finding(about, rule.margin) == "no effect"
     if not holds and not fails:
         return UNDECIDED
-    if claim.paper != MAIN_PAPER or (claim.number == "–" and not planted):  # nothing to reproduce
-        return HOLDS if holds else HOLDS_NOT
-    if planted:
-        return RECOVERS if holds else DOES_NOT
-    return REPRODUCED if holds else NOT_REPRODUCED
+    words = (RECOVERS, DOES_NOT) if planted else (REPRODUCED, NOT_REPRODUCED)
+    if claim.paper != MAIN_PAPER or (claim.number == "–" and not planted):
+        words = HOLDS, HOLDS_NOT  # there is nothing to reproduce
+    return words[0] if holds else words[1]
 
 
 def record(run: Run, measured: Mapping[str, Measured | Interval | float]) -> Markdown:
@@ -159,15 +161,21 @@ def frame(files: Iterable[Path]) -> pd.DataFrame:
     """One row a recorded claim, in the order of ``claims.yaml``."""
     recorded = {name: row for file in files for name, row in read_json(file).items()}
     columns = ["claim", "paper", "where", "ours", "95% interval", "n", "control", "verdict", "notebook"]
-    rows = [_row(claim, recorded[claim.id]) for claim in all_claims() if claim.id in recorded]
+    rows = []
+    for claim in (claim for claim in all_claims() if claim.id in recorded):
+        row = recorded[claim.id]
+        ends, n = row["interval"], row["n"]
+        where = claim.place if claim.paper == MAIN_PAPER else f"{claim.paper}, {claim.place}"
+        ours = [row["ours"], ends and f"{ends[0]:.3g} to {ends[1]:.3g}", None if n is None else str(n)]
+        judged = [row["control"], row["verdict"], claim.notebook[:2]]
+        rows.append([claim.statement, claim.number, where, *ours, *judged])
     return pd.DataFrame(rows, columns=columns)
 
 
 def write_tables(figures: Path, readme: Path | None = None) -> None:
     """Write ``claims.md`` from a run's recorded claims, and the headline claims between the README's markers.
 
-    Raises:
-        UserError: the markers are not there.
+    UserError where the README lacks the markers.
     """
     table = frame(sorted(figures.glob("claims_*.json")))
     write_text(figures / "claims.md", ABOUT + to_markdown(table))
@@ -182,26 +190,23 @@ def _judged(claim: Claim, given: Measured | Interval | float | None, planted: bo
     if given is None:
         return {"ours": None, "interval": None, "n": None, "control": None, "verdict": UNTESTABLE}
     measured = given if isinstance(given, Measured) else Measured(given)
-    value, narrow, ends = measured.value, measured.narrow, _ends(measured.value)
+    value, narrow, ends = measured.value, measured.narrow, measured.ends
     n = value.n if isinstance(value, Interval) else measured.n
     row = {"ours": _rounded(measured.estimate), "interval": ends and [*map(_rounded, ends)]}
     row |= {"n": None if n is None else int(n), "control": _rounded(measured.control)}
-    if narrow:
-        row["interval_90"] = [_rounded(narrow.low), _rounded(narrow.high)]
+    row |= {"interval_90": [_rounded(narrow.low), _rounded(narrow.high)]} if narrow else {}
     return row | {"verdict": verdict(claim, measured, planted)}
-
-
-def _ends(value: Interval | float) -> tuple[float, float] | None:
-    return (value.low, value.high) if isinstance(value, Interval) and not math.isnan(value.low) else None
 
 
 def _rounded(value: float | None) -> float | None:
     return value if value is None or isinstance(value, int) else float(f"{value:.6g}")
 
 
-def _row(claim: Claim, recorded: Mapping[str, Any]) -> list[Any]:
-    ends, n = recorded["interval"], recorded["n"]
-    where = claim.place if claim.paper == MAIN_PAPER else f"{claim.paper}, {claim.place}"
-    ours = [recorded["ours"], ends and f"{ends[0]:.3g} to {ends[1]:.3g}", None if n is None else str(n)]
-    judged = [recorded["control"], recorded["verdict"], claim.notebook[:2]]
-    return [claim.statement, claim.number, where, *ours, *judged]
+if __name__ == "__main__":  # the last step of `make all`
+    parser = argparse.ArgumentParser(prog="python -m reasoning_features.reporting.claims")
+    for option in ("--profile", "--parameters", "--device"):
+        parser.add_argument(option, default="")
+    asked = parser.parse_args()
+    changes = read_overrides(asked.parameters) | ({"device": asked.device} if asked.device else {})
+    name = load_settings(asked.profile, **changes).run
+    write_tables(RunPaths(name).figures, root() / "README.md" if name == "organism" else None)

@@ -261,13 +261,13 @@ def _lacks(number: str, settings: Settings) -> str | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make a notebook by its number; or ``plan`` a profile, write its tables of ``claims``, or ``verify`` it.
+    """Make a notebook by its number; or ``plan`` a profile, or ``verify`` it.
 
     Returns 0; 1 when a run failed or a comparison differs; 2 when what was asked for cannot be done; 130 when
     interrupted.
     """
     parser = argparse.ArgumentParser(prog="python -m reasoning_features.runs.execution")
-    parser.add_argument("goal", help="a notebook's number, or: plan, claims, verify")
+    parser.add_argument("goal", help="a notebook's number, or: plan, verify")
     parser.add_argument("--profile", default="organism")
     parser.add_argument("--parameters", default="")
     parser.add_argument("--device", default="")
@@ -280,13 +280,6 @@ def main(arguments: list[str] | None = None) -> int:
             from reasoning_features.runs.preflight import tell
 
             tell(load_settings(asked.profile))
-        elif asked.goal == "claims":
-            from reasoning_features.reporting.claims import write_tables
-
-            changes = read_overrides(asked.parameters) | ({"device": asked.device} if asked.device else {})
-            run = load_settings(asked.profile, **changes).run
-            readme = paths.root() / "README.md" if run == "organism" else None
-            write_tables(paths.RunPaths(run).figures, readme)
         elif asked.goal == "verify":
             from reasoning_features.runs.verification import verify
 
