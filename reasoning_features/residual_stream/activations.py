@@ -68,8 +68,7 @@ class ActivationBatch:
     def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of some of these tokens ``[k]``, given by their index in ``corpus.tokens``.
 
-        Raises:
-            ValueError: one of them is not among these.
+        Raises ValueError: one of them is not among these.
         """
         held = self.positions.numpy()
         order = np.argsort(held)
@@ -176,8 +175,7 @@ def _read(
 def no_sink(residual: Tensor) -> Tensor:
     """Which activations ``[n, d]`` are of no attention sink ``[n]``: at most ten times the median long.
 
-    Raises:
-        UserError: an activation is not finite.
+    Raises UserError: an activation is not finite.
     """
     norms = residual.float().norm(dim=1)
     if not bool(norms.isfinite().all()):
@@ -272,8 +270,7 @@ def load_sample(directory: Path) -> ActivationBatch:
 def shuffled_batches(residual: Tensor, size: int, seed: int) -> Iterator[Tensor]:
     """Endless batches ``[size, d]`` of a sample in memory, each epoch in a new order drawn from the seed.
 
-    Raises:
-        UserError: the sample holds fewer activations than one batch.
+    Raises UserError: the sample holds fewer activations than one batch.
     """
     if len(residual) < size:
         raise UserError(

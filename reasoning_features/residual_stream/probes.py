@@ -77,9 +77,7 @@ def move_targets(corpus: Corpus, offset: int = 0) -> NDArray[np.int64]:
     """The move each token is to be probed for ``[n_tokens]``: its own, or that of the token ``offset`` later.
 
     -1 where there is nothing to decode: at special tokens, and where the later token is outside the document.
-
-    Raises:
-        UserError: the corpus has no move labels.
+    Raises UserError: the corpus has no move labels.
     """
     if corpus.moves is None:
         raise UserError(f"The corpus {corpus.name!r} has no move labels, so there is nothing to probe for.")

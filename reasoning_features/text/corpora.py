@@ -109,8 +109,7 @@ def general_corpus(settings: Settings, tokenizer: Any, split: Split, documents: 
 def thinking_texts(settings: Settings, tokenizer: Any, split: Split = "selection") -> list[str]:
     """The thinking that words are counted in: of texts whole, however long, of the organism's traces all.
 
-    Raises:
-        UserError: as :func:`reasoning_corpus`.
+    Raises UserError: as :func:`reasoning_corpus`.
     """
     n = settings.reasoning_documents
     if (source := _source(settings, "reasoning_text")) is not None:
@@ -124,9 +123,7 @@ def solution_texts(settings: Settings, tokenizer: Any, split: Split = "selection
 
     Solutions of ``settings.solutions_text`` are whole texts, as many as there are reasoning documents; where
     they are a column of the reasoning texts' dataset, they are of the same problems.
-
-    Raises:
-        UserError: as :func:`reasoning_corpus`.
+    Raises UserError: as :func:`reasoning_corpus`.
     """
     if settings.corpus == TEXT and settings.solutions_text is not None:
         n = settings.reasoning_documents
@@ -138,8 +135,7 @@ def solution_texts(settings: Settings, tokenizer: Any, split: Split = "selection
 def with_words_that_occur(settings: Settings, tokenizer: Any) -> Settings:
     """The settings with the words of R that occur in the reasoning corpus: a score needs every word.
 
-    Raises:
-        UserError: fewer than two of them do; or as :func:`reasoning_corpus`.
+    Raises UserError: fewer than two of them do; or as :func:`reasoning_corpus`.
     """
     corpus = reasoning_corpus(settings, tokenizer, "selection")
     capitalised = capitalised_with_twins(lexicon(settings.corpus).twins)
@@ -193,9 +189,7 @@ def text_corpus(
     """One piece of each text of a source as a corpus; fewer where the source has fewer texts.
 
     A piece has at most ``context`` tokens; the seed draws the order of texts and where pieces begin.
-
-    Raises:
-        UserError: no texts, or token ids that the tokenizer does not have.
+    Raises UserError: no texts, or token ids that the tokenizer does not have.
     """
     opened, first = open_texts(source), beginning(tokenizer)
     length = context - len(first)
@@ -224,8 +218,7 @@ def text_corpus(
 def whole_texts(source: TextSource, tokenizer: Any, split: Split, documents: int, seed: int) -> list[str]:
     """Whole texts of a source, in the order in which :func:`text_corpus` takes them.
 
-    Raises:
-        UserError: no texts.
+    Raises UserError: no texts.
     """
     opened = open_texts(source)
     found: list[str] = []
@@ -345,9 +338,7 @@ class TextRows:
         """Numbers of the rows, of one split or of all, in a seeded order.
 
         It depends on the dataset, not on the column: two columns of one dataset are read in the same rows.
-
-        Raises:
-            UserError: the ``split_column`` has no row of this split.
+        Raises UserError: the ``split_column`` has no row of this split.
         """
         column = self.source.split_column
         if split is None:

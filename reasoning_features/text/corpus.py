@@ -116,11 +116,7 @@ class Corpus:
         return [tokenizer.decode(self.tokens[span][kept[span]].tolist()) for span in spans]
 
     def select(self, documents: Sequence[int] | NDArray[np.integer]) -> Corpus:
-        """The corpus of these documents, in this order.
-
-        Raises:
-            UserError: no documents are left.
-        """
+        """The corpus of these documents, in this order. Raises UserError: no documents are left."""
         chosen = np.asarray(documents, dtype=np.int64)
         where = np.concatenate([np.arange(self.n_tokens)[self.span(i)] for i in chosen] or [chosen])
         return replace(
@@ -182,8 +178,7 @@ def by_length(lengths: NDArray[np.int64], max_tokens: int) -> Iterator[list[int]
 def join(name: str, corpora: Sequence[Corpus]) -> Corpus:
     """Several corpora as one, in this order; labels survive where every part has them.
 
-    Raises:
-        UserError: there is nothing to join.
+    Raises UserError: there is nothing to join.
     """
     if not corpora:
         raise UserError(f"The corpus {name!r} is empty: ask for at least one document.")

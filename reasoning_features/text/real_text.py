@@ -111,8 +111,7 @@ def make_rows() -> Path:
 def read_rows(name: str) -> list[Row]:
     """The rows of one of the files in ``data/real-text``, which is made where it is not there.
 
-    Raises:
-        UserError: as :func:`fetch`.
+    Raises UserError: as :func:`fetch`.
     """
     text = (make_rows() / f"{name}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.strip().split("\n")]

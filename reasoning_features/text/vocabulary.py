@@ -61,9 +61,7 @@ def word_shares(texts: Iterable[str], phrases: Sequence[str] = ()) -> pd.Series:
     """Share of each word among all words of the texts, which sum to 1 over single words.
 
     A phrase of two words (the paper's "let me") is counted beside its parts, relative to the same total.
-
-    Raises:
-        UserError: the texts hold no word.
+    Raises UserError: the texts hold no word.
     """
     counts: Counter[str] = Counter()
     total = 0
@@ -246,9 +244,7 @@ def slot_vocabularies(
 
     Of the 2^|R| mixtures every one but R itself may be drawn, without replacement. Were R and its twins
     interchangeable, R would be one more such draw: its rank among them is then an exact test.
-
-    Raises:
-        UserError: a word has no twin, or fewer mixtures exist than are asked for.
+    Raises UserError: a word has no twin, or fewer mixtures exist than are asked for.
     """
     alone = [word for word in words if word not in twins]
     if alone:
@@ -273,9 +269,7 @@ def draw_word_sets(
 
     All words of the thinking may be drawn, words that decide or give a verdict too, within a set each once;
     but none that is ``excluded`` (R), nor a part of a phrase among them.
-
-    Raises:
-        UserError: fewer words than a set holds.
+    Raises UserError: fewer words than a set holds.
     """
     pool = ranking[(ranking["p_think"] > 0) & ~ranking["word"].isin(_with_parts(excluded))]
     if len(pool) < n_words:

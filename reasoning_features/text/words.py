@@ -47,9 +47,7 @@ def form_ids(
     Forms are the word in lower case and capitalised, each without and with a leading space; a word in
     ``capitalised_only`` has one, capitalised and without a leading space. A form can be written when decoding
     its ids gives the form back.
-
-    Raises:
-        UserError: the tokenizer cannot write any form.
+    Raises UserError: the tokenizer cannot write any form.
     """
     lower = word.lower()
     capital = lower[:1].upper() + lower[1:]
@@ -174,9 +172,7 @@ def token_sets(
     The sets are: all tokens that are not special; D_r of the paper, the tokens in a window around a word's
     occurrences, of every word at every window; D_R, the union, of every vocabulary at every window. D_¬R
     needs no set: it is all tokens less D_R. Windows of different words may overlap.
-
-    Raises:
-        UserError: the tokenizer cannot produce a word, or a word never occurs in the corpus.
+    Raises UserError: the tokenizer cannot produce a word, or a word never occurs in the corpus.
     """
     index = TokenIndex(corpus)
     words = list(dict.fromkeys(word for vocabulary in vocabularies.values() for word in vocabulary))
@@ -238,8 +234,7 @@ class Injection:
 def plain_documents(general: Corpus) -> Corpus:
     """Documents without thinking; where moves are known, those of prose alone.
 
-    Raises:
-        UserError: there is none.
+    Raises UserError: there is none.
     """
     plain = np.bincount(general.document_of, general.thinking, general.n_documents) == 0
     if general.moves is not None and "prose" in general.move_names:
@@ -255,9 +250,7 @@ def hosts(plain: Corpus, tokenizer: Any, words: Sequence[str], n: int, length: i
 
     Sentences that hold one of the words in any form are taken out first: otherwise a feature of such a word
     would be active in a document before anything was put in.
-
-    Raises:
-        UserError: no document is left.
+    Raises UserError: no document is left.
     """
     index = TokenIndex(plain)
     spans = np.concatenate([index.occurrences(form_ids(tokenizer, word, ())) for word in words])
@@ -287,8 +280,7 @@ def usual_forms(
 ) -> dict[str, tuple[int, ...]]:
     """The token ids of the form that each word takes most often in a corpus.
 
-    Raises:
-        UserError: the tokenizer cannot write a word.
+    Raises UserError: the tokenizer cannot write a word.
     """
     index = TokenIndex(corpus)
     return {
@@ -311,8 +303,7 @@ def word_boundaries(corpus: Corpus, tokenizer: Any) -> NDArray[np.int64]:
 def draw_places(corpus: Corpus, tokenizer: Any, n: int, seed: int) -> NDArray[np.int64]:
     """``n`` word boundaries in every document, drawn without replacement ``[documents · n]``, ascending.
 
-    Raises:
-        UserError: a document has fewer than ``n``.
+    Raises UserError: a document has fewer than ``n``.
     """
     rng = np.random.default_rng(seed)
     boundaries = word_boundaries(corpus, tokenizer)

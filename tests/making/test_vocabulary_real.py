@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -102,25 +100,6 @@ def test_streamed_rows_are_mixed_and_counted(monkeypatch):
     assert thinking != [f"wait {i}" for i in range(10)]
     assert [t.split()[1] for t in thinking] == [s.split()[1] for s in solutions]
     assert stream_dataset(DATASET, 10) == (thinking, solutions)
-
-
-@pytest.mark.slow
-def test_without_network_one_sentence_and_failure(tmp_path):
-    environment = os.environ | {
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-        "HF_HOME": str(tmp_path),
-        "HF_HUB_OFFLINE": "0",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "reasoning_features.making.vocabulary_real", "--dataset", DATASET],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode != 0
-    last = done.stderr.strip().splitlines()[-1]
-    assert "cannot be streamed" in last and "--dataset" in last and "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(

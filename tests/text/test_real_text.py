@@ -165,12 +165,10 @@ def test_answers_are_of_their_problem(held: Path):
     assert all(len(rows[name]) == 12 for name in ANSWERS[1:])
     assert rows["problems"]["How many are 3 + 2?"]["answer"] == "5"
     assert "\n<think>\nHmm, wait.\n</think>\n\nIt is" in rows[NAMES[0]]["Find $x^2$."]["text"]
-
-
-def test_marks_of_a_calculator_are_gone(held: Path):
-    rows = read_rows("plain/gsm8k")
-    assert [row["solution"] for row in rows] == [f"4+{i} = {4 + i}\nAnswer: {4 + i}" for i in range(3)]
-    assert all(row["split"] == "training" and "<<" not in row["text"] for row in rows)
+    # the marks of a calculator are gone
+    taught = read_rows("plain/gsm8k")
+    assert [row["solution"] for row in taught] == [f"4+{i} = {4 + i}\nAnswer: {4 + i}" for i in range(3)]
+    assert all(row["split"] == "training" and "<<" not in row["text"] for row in taught)
 
 
 def test_sections_carry_their_article_and_no_marks(held: Path):
@@ -188,21 +186,6 @@ def test_sections_carry_their_article_and_no_marks(held: Path):
     }
 
 
-def test_files_come_from_their_host_once(host: Path, repository: Path):
-    first = make_rows()
-    shutil.rmtree(host)
-    shutil.rmtree(first)
-    assert make_rows() == first  # all lie in the cache now
-    assert (repository / "held" / "some" / "name" / COMMIT / "data" / "STAR-1.json").is_file()
-
-
-def told(raised: pytest.ExceptionInfo[UserError]) -> str:
-    """What an error says: one sentence."""
-    said = str(raised.value)
-    assert "\n" not in said and said.count(". ") == 0 and said.endswith(".")
-    return said
-
-
 @pytest.mark.parametrize("damage", ["missing", "changed"])
 def test_what_is_not_the_pinned_file_is_one_sentence_and_nothing_is_written(
     held: Path, repository: Path, damage: str
@@ -214,19 +197,22 @@ def test_what_is_not_the_pinned_file_is_one_sentence_and_nothing_is_written(
         file.write_text("[]")
     with pytest.raises(UserError, match=rf"some/name/{COMMIT}/data/STAR-1\.json cannot be fetched") as raised:
         make_rows()
-    assert "(ConnectionError): run this where http://127.0.0.1:9/ can be reached" in told(raised)
-    assert real_text.CACHE in told(raised)
+    said = str(raised.value)
+    assert "(ConnectionError): run this where http://127.0.0.1:9/ can be reached" in said
+    assert real_text.CACHE in said and "\n" not in said and said.endswith(".")
     assert not (repository / real_text.ROWS).parent.exists()
     assert damage == "missing" or file.read_text() == "[]"
 
 
-def test_a_host_that_gives_another_file(host: Path):
-    (host / "data" / "STAR-1.json").write_text("[]")
-    with pytest.raises(
-        UserError, match=r"STAR-1\.json cannot be fetched \(what came has another SHA"
-    ) as raised:
-        fetch("data/STAR-1.json")
-    told(raised)
+def test_files_come_from_their_host_once_and_no_others_for_them(host: Path, repository: Path):
+    first = make_rows()
+    shutil.rmtree(first)
+    star = "data/STAR-1.json"
+    (host / star).write_text("[]")
+    assert make_rows() == first  # all lie in the cache now
+    (repository / "held" / "some" / "name" / COMMIT / star).unlink()
+    with pytest.raises(UserError, match=r"STAR-1\.json cannot be fetched \(what came has another SHA"):
+        fetch(star)
 
 
 def test_rows_of_other_code_or_another_registry_are_made_again(held: Path, repository: Path):
