@@ -25,7 +25,7 @@ def executed(notebook: str, folder: Path, **given: object) -> Iterator[paths.Run
         papermill.execute_notebook(
             paths.root() / "notebooks" / f"{notebook}.ipynb",
             folder / "out.ipynb",
-            parameters={"profile": "smoke", "changes": given},
+            parameters={"profile": "smoke"} | given,
             kernel_name="python3",
             progress_bar=False,
         )

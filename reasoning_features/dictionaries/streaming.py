@@ -40,6 +40,7 @@ from reasoning_features.dictionaries.training import (
     finished,
     held_out_quality,
     new_trainer,
+    settings_recipe,
 )
 from reasoning_features.errors import CorruptArtefact, UserError
 from reasoning_features.files import MADE, file_digests, read_json, write_json
@@ -337,6 +338,26 @@ class Buffers:
 
 
 # --- the training -------------------------------------------------------------------------------------------
+
+
+def profile_autoencoders(settings: Settings, subject: Subject) -> dict[str, str]:
+    """The profile's autoencoders: "default", "ReLU", "TopK" and "second seed" → where each is; none twice.
+
+    With ``train_saes`` the default is ``data/<profile>/autoencoder``, trained on ``training_text`` unless it
+    is there.
+
+    Raises:
+        UserError: as :func:`train_streamed` and :func:`training_rows`.
+    """
+    default = settings.autoencoder
+    if settings.train_saes:
+        folder = paths.RunPaths(settings.profile).data / "autoencoder"
+        rows = training_rows(settings, subject.tokenizer, settings.training_text)
+        train_streamed(settings, subject, rows, settings_recipe(settings), folder)
+        default = paths.relative(folder)
+    others = {"ReLU": settings.autoencoder_relu, "TopK": settings.autoencoder_topk}
+    others["second seed"] = settings.autoencoder_second
+    return {"default": default} | {n: to for n, to in others.items() if to and to != settings.autoencoder}
 
 
 def train_streamed(

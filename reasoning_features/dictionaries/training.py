@@ -55,6 +55,8 @@ NESTED = (16, 8, 4, 2, 1)
 """Matryoshka's levels: the first 1/16 of the features, the first 1/8, …, all."""
 HELD_OUT = 8192
 """Activations that no step sees, on which a training is judged."""
+AGREEMENT = ["matched share", "paired one to one"]
+"""How much of what one seed finds another finds too (:func:`convergence`)."""
 
 
 @dataclass(frozen=True)
@@ -409,14 +411,14 @@ def convergence(first: Training, second: Training, threshold: float = 0.7) -> pd
     for step in sorted(first.decoders.keys() & second.decoders.keys()):
         one, other = first.decoders[step][first.live[step]], second.decoders[step][second.live[step]]
         row = {"step": step, "tokens": tokens[step]}
-        for name, share in (("matched share", matched_share), ("paired one to one", paired_share)):
+        for name, share in zip(AGREEMENT, (matched_share, paired_share), strict=True):
             row[name] = (share(one, other, threshold) + share(other, one, threshold)) / 2
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def shipped_agreement(sae: SAE[Any], directory: str) -> pd.DataFrame | None:
-    """What :func:`convergence` gave when a shipped SAE and its second seed were trained; None if not kept.
+def shipped_agreement(sae: SAE[Any], directory: str) -> pd.DataFrame:
+    """What :func:`convergence` gave when a shipped SAE and its second seed were trained; empty if not kept.
 
     Args:
         sae: the shipped SAE.
@@ -426,7 +428,7 @@ def shipped_agreement(sae: SAE[Any], directory: str) -> pd.DataFrame | None:
     home = (paths.root() / directory).parent.parent
     table = home / "convergence" / f"{sae.cfg.metadata.model_name}.parquet"
     if not table.is_file():
-        return None
+        return pd.DataFrame(columns=["step", "tokens", *AGREEMENT])
     verify_shipped(table)
     return pd.read_parquet(table)
 
@@ -452,10 +454,11 @@ def sweep(
             for seed in (recipe.seed, recipe.seed + 1)
         )
         setting = f"λ = {recipe.l1:g}" if recipe.architecture == "relu" else f"k = {recipe.k:g}"
-        shares = convergence(first, second).iloc[-1][["matched share", "paired one to one"]]
+        shares = convergence(first, second).iloc[-1][AGREEMENT]
         row = {"architecture": recipe.architecture, "setting": setting}
         rows.append(row | quality(first.sae, held_out) | shares.to_dict())
-    return pd.DataFrame(rows).drop(columns="median density")
+    columns = ["architecture", "setting", "L0", "fraction of variance explained", "dead share", *AGREEMENT]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def equal_l0(frontier: pd.DataFrame, l0: float) -> pd.DataFrame:
@@ -465,11 +468,11 @@ def equal_l0(frontier: pd.DataFrame, l0: float) -> pd.DataFrame:
         A row an architecture, with ``fraction of variance explained``, ``matched share``,
         ``paired one to one``; NaN outside the range of L0 that its rows span.
     """
-    found = []
+    found, columns = [], ["fraction of variance explained", *AGREEMENT]
     for architecture, rows in frontier.sort_values("L0").groupby("architecture"):
         at = {
             column: np.interp(np.log(l0), np.log(rows["L0"]), rows[column], left=np.nan, right=np.nan)
-            for column in ("fraction of variance explained", "matched share", "paired one to one")
+            for column in columns
         }
         found.append({"architecture": architecture} | at)
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=["architecture", *columns])

@@ -34,7 +34,6 @@ from reasoning_features.dictionaries.training import (
     start_directions,
     train_autoencoder,
 )
-from reasoning_features.errors import UserError
 from reasoning_features.residual_stream.activations import Moments, shuffled_batches
 
 HOOK = "blocks.1.hook_resid_post"
@@ -77,14 +76,6 @@ def test_the_penalty_and_its_gradient_are_those_of_the_formula(chunks: int, seed
     expected.backward()
     torch.testing.assert_close(penalty, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(ours.grad, exact.grad, rtol=1e-9, atol=1e-12)
-
-
-def test_one_chunk_is_all_pairs() -> None:
-    decoder = decoder_of(0)
-    cosines = torch.nn.functional.normalize(decoder, dim=1) @ torch.nn.functional.normalize(decoder, dim=1).T
-    largest = cosines.fill_diagonal_(-1).max(dim=1).values
-    (everything,) = partition(FEATURES, 1, seed=0, step=0)
-    torch.testing.assert_close(orthogonality_penalty(decoder, [everything]), largest.square().mean())
 
 
 def test_an_orthonormal_decoder_costs_nothing_and_a_copy_the_most() -> None:
@@ -245,15 +236,6 @@ def test_directions_start_with_the_activations_covariance_or_without(uneven) -> 
     assert start_directions(wide, uneven, 0) is None
 
 
-def test_frozen_autoencoders_explain_less_than_a_trained_one(uneven) -> None:
-    explained = {}
-    for architecture in ("batchtopk", "soft_frozen_decoder", "frozen_decoder"):
-        recipe = replace(FROZEN, architecture=architecture, directions="iso")
-        history = train_autoencoder(uneven, recipe, "model", HOOK).history
-        explained[architecture] = history["fraction of variance explained"].iloc[-1]
-    assert explained["frozen_decoder"] < explained["soft_frozen_decoder"] < explained["batchtopk"]
-
-
 def test_a_cap_that_is_no_cosine_is_refused() -> None:
     with pytest.raises(ValueError, match="cosine between 0 and 1"):
         SoftFrozenDecoderConfig(d_in=4, d_sae=8, cap=1.2)
@@ -354,10 +336,3 @@ def test_a_training_goes_on_from_one_that_is_over(residual, trainings, architect
     if architecture == "frozen_decoder":
         unit = torch.nn.functional.normalize
         np.testing.assert_allclose(unit(after.sae.W_dec, dim=1), unit(before.W_dec, dim=1), atol=1e-5)
-
-
-@pytest.mark.slow
-def test_a_training_does_not_go_on_from_another_kind(residual, trainings) -> None:
-    recipe = replace(RECIPE, architecture="topk", tokens=256)
-    with pytest.raises(UserError, match="go on from a jumprelu"):
-        train_autoencoder(residual, recipe, "model", HOOK, initial=trainings["batchtopk"].sae)

@@ -79,25 +79,11 @@ def test_a_checkpoint_of_version_5_is_found_out(
 
 
 SHORT = [
-    "architecture",
-    "d_in",
-    "d_sae",
-    "dtype",
-    "device",
-    "model_name",
-    "hook_name",
-    "hook_layer",
-    "hook_head_index",
-    "activation_fn_kwargs",
-    "apply_b_dec_to_input",
-    "sae_lens_training_version",
-    "prepend_bos",
-    "dataset_path",
-    "dataset_trust_remote_code",
-    "context_size",
-    "model_from_pretrained_kwargs",
-    "seqpos_slice",
-]
+    "architecture", "d_in", "d_sae", "dtype", "device", "model_name", "hook_name", "hook_layer",
+    "hook_head_index", "activation_fn_kwargs", "apply_b_dec_to_input", "sae_lens_training_version",
+    "prepend_bos", "dataset_path", "dataset_trust_remote_code", "context_size",
+    "model_from_pretrained_kwargs", "seqpos_slice"
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("told", ["none", "expected_average_only_in"])
@@ -161,12 +147,6 @@ def test_where_sparsify_reads_is_told_by_the_folder(sparsify: Path) -> None:
     assert load_autoencoder(str(stream), miniatures.WIDTH).cfg.metadata.hook_name == miniatures.HOOK
     with pytest.raises(UserError, match=r"does not tell by its folder where it reads: give layers\.N"):
         load_autoencoder(str(stream.rename(stream.with_name("embed_tokens"))), miniatures.WIDTH)
-
-
-def test_a_damaged_file(sparsify: Path) -> None:
-    (sparsify / "sae.safetensors").write_bytes(b"nothing")
-    with pytest.raises(CorruptArtefact, match="cannot be read"):
-        load_autoencoder(str(sparsify), miniatures.WIDTH)
 
 
 @pytest.fixture

@@ -33,13 +33,7 @@ def residual() -> torch.Tensor:
     return torch.randn(200, 4, generator=torch.Generator().manual_seed(0)) + torch.tensor([5.0, 0, -3, 1])
 
 
-def test_perfect_reconstruction(residual: torch.Tensor) -> None:
-    found = reconstruct(signed_identity(4), residual)
-    assert found.explained == pytest.approx(1.0, abs=1e-12)
-    assert found.l0 == 4.0  # each coordinate is either positive or negative
-
-
-@pytest.mark.parametrize("gain", [0.5, 0.9, 1.5, 3.0])
+@pytest.mark.parametrize("gain", [0.0, 0.5, 1.0, 3.0])
 def test_scaled_reconstruction(residual: torch.Tensor, gain: float) -> None:
     # x̂ = mean + gain (x − mean): the error is (1 − gain)² of the deviation
     scaled = signed_identity(4, gain, centre=residual.mean(0))
@@ -64,15 +58,6 @@ def test_active_features_by_hand() -> None:
     summary = quality(signed_identity(2), torch.tensor([[2.0, 0.0], [1.0, -1.0], [3.0, 0.0]]))
     assert summary["L0"] == pytest.approx(4 / 3)
     assert summary["median density"] == pytest.approx(2 / 3)
-
-
-def test_shards_give_what_one_pass_gives(residual: torch.Tensor) -> None:
-    sae = signed_identity(4, 0.5)
-    whole = reconstruct(sae, residual, size=17)
-    mean = residual.double().mean(0).numpy()
-    parts = [reconstruct(sae, part, mean) for part in residual.split(60)]
-    np.testing.assert_allclose(np.concatenate([part.deviation for part in parts]), whole.deviation)
-    np.testing.assert_allclose(np.concatenate([part.error for part in parts]), whole.error, rtol=1e-5)
 
 
 def test_matched_share_by_hand() -> None:

@@ -82,7 +82,8 @@ def test_the_scaling_is_folded_and_reloading_is_exact(
     save_autoencoder(training.sae, tmp_path / "sae")
     reloaded = SAE.load_from_disk(tmp_path / "sae")
     assert reloaded.cfg.normalize_activations == "none"
-    assert reloaded.cfg.metadata.hook_name == HOOK
+    metadata = reloaded.cfg.metadata
+    assert (metadata.hook_name, metadata.model_name, metadata.recipe["k"]) == (HOOK, "model", 2)
     # on raw activations, thirty times as long as what the trainer saw, it explains as much as it did there
     raw = quality(reloaded, residual)
     last = training.history.iloc[-1]
@@ -153,23 +154,14 @@ def test_too_little_to_train_on(residual: torch.Tensor) -> None:
         train(residual[:100], RECIPE)
 
 
-def test_how_it_was_trained_is_kept_beside_it(residual: torch.Tensor, tmp_path: Path) -> None:
-    training = train(residual, RECIPE)
-    save_autoencoder(training.sae, tmp_path / "sae", {"training": training.history})
-    kept = pd.read_csv(tmp_path / "sae" / "training.csv")
-    assert kept["step"].tolist() == [0, 40]
-    metadata = SAE.load_from_disk(tmp_path / "sae").cfg.metadata
-    assert metadata.model_name == "model" and metadata.recipe["k"] == 2
-
-
 def test_the_agreement_of_shipped_saes(residual: torch.Tensor, tmp_path: Path) -> None:
     training = train(residual, RECIPE)
     directory = str(tmp_path / "autoencoders" / "model-topk-0")
-    assert shipped_agreement(training.sae, directory) is None
+    assert shipped_agreement(training.sae, directory).empty
     (tmp_path / "convergence").mkdir()
     convergence(training, training).to_parquet(tmp_path / "convergence" / "model.parquet")
     kept = shipped_agreement(training.sae, directory)
-    assert kept is not None and kept["matched share"].tolist() == [1.0, 1.0]
+    assert kept["matched share"].tolist() == [1.0, 1.0]
 
 
 def test_a_sweep_has_a_row_for_each_recipe(residual: torch.Tensor) -> None:
@@ -178,6 +170,9 @@ def test_a_sweep_has_a_row_for_each_recipe(residual: torch.Tensor) -> None:
     assert found["setting"].tolist() == ["k = 1", "k = 2", "λ = 0.1"]
     assert found["L0"].iloc[0] <= 1 < found["L0"].iloc[1] <= 2
     assert (found["paired one to one"] <= found["matched share"]).all()
+    # without recipes nothing is trained, and the table has its columns
+    assert list(sweep(residual, residual, [], "model", HOOK)) == list(found)
+    assert equal_l0(sweep(residual, residual, [], "model", HOOK), 2).empty
 
 
 def test_equal_l0_by_hand() -> None:

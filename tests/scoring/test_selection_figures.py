@@ -56,11 +56,17 @@ def test_every_figure_draws_and_returns_its_data():
     assert len(data) == 40
 
 
-def test_many_windows_are_legible():
+def test_many_arms_windows_and_words_are_legible():
+    arms = [f"arm {i}" for i in range(9)]
+    fig, _ = draw_scores(dict.fromkeys(arms, ranked(SCORES)), k=1, quantile=0.9)
+    legible(fig)
     grid = hyperparameter_grid([0.0, 0.3, 0.7, 1.0], [(i, i + 1) for i in range(12)], 0.7)
     table = grid_table(grid, [RNG.random(30) for _ in grid], RNG.random(30), [5, 10])
     fig, _ = draw_grid({"one": table}, k=5)
     assert different((line.get_color(), line._dash_pattern) for line in fig.axes[1].lines)
+    legible(fig)
+    kinds = pd.DataFrame({"vocabulary": ["R", "random 0"], "kind": ["R", "random"], "words_of_R": 1})
+    fig, _ = draw_nulls(dict.fromkeys(arms, kinds.assign(score_mass=[0.3, 0.1])), "score_mass", "score mass")
     legible(fig)
     frame = pd.DataFrame(RNG.random((40, 4)), columns=["score", "token", "token and the one before", "f1"])
     fig, _ = draw_identity({"one": frame.assign(chosen=frame["score"] > 0.8)}, k=5)

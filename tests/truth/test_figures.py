@@ -72,6 +72,23 @@ def test_every_figure_draws_and_returns_its_data():
     assert data["causal"].tolist() == [False, True, False, True]
 
 
+def test_many_layers_measurements_and_labels_are_legible():
+    rows = [(layer, group, 0.5, 0.4, 0.7, -1.5) for layer in range(80) for group in GROUPS]
+    patched = pd.DataFrame(rows, columns=["layer", "group", "share", "low", "high", "change"])
+    fig, _ = draw_patching({f"arm {i}": patched for i in range(9)})
+    legible(fig)
+    held = {f"arm {i}: persistence": effects() for i in range(9)}
+    for draw in (draw_effects, draw_effect_against_size):
+        fig, _ = draw(held)
+        assert len(fig.axes) == 9
+        legible(fig)
+    labels = [f"label number {i}" for i in range(12)]
+    table = pd.DataFrame({"feature": range(12), "label": labels, "auc": 0.6})
+    fig, _ = draw_decodability({"one": table.iloc[1:], "two": table}, {"one": [2], "two": []})
+    assert [text.get_text() for text in fig.axes[0].get_yticklabels()] == [*labels[1:], labels[0]]
+    legible(fig)
+
+
 def test_places_are_drawn_in_units_of_their_thresholds():
     table = pd.DataFrame(
         {
