@@ -97,21 +97,21 @@ class ActivatingExamples:
         positions = positions.to(features.device)
         order = torch.argsort(positions)
         positions, features = positions[order], features[order].float()
-        held, active = self._sums, features > 0
+        sums, active = self._sums, features > 0
         self._tokens += len(positions)
-        held["active"] += active.sum(0)
-        held["maximum"] = torch.maximum(held["maximum"], features.amax(0))
+        sums["active"] += active.sum(0)
+        sums["maximum"] = torch.maximum(sums["maximum"], features.amax(0))
         token, feature = active.nonzero(as_tuple=True)
         bins = ((features[token, feature].log2() - OCTAVES[0]) * BINS_AN_OCTAVE).floor().long()
         n_bins = len(EDGES) - 1
         places = feature * n_bins + bins.clamp(0, n_bins - 1)
-        held["histogram"] += torch.bincount(places, minlength=held["histogram"].numel()).view(-1, n_bins)
+        sums["histogram"] += torch.bincount(places, minlength=sums["histogram"].numel()).view(-1, n_bins)
         if self._steps is not None:
             steps, n_steps = self._steps[positions], len(self._step_names)
-            held["step_tokens"] += torch.bincount(steps, minlength=n_steps)
+            sums["step_tokens"] += torch.bincount(steps, minlength=n_steps)
             places = steps[token] * features.shape[1] + feature
             counts = torch.bincount(places, minlength=n_steps * features.shape[1])
-            held["step_active"] += counts.view(n_steps, -1)
+            sums["step_active"] += counts.view(n_steps, -1)
         self._rank(*self._strongest_by_document(features, positions))
 
     def result(self) -> Activity:
@@ -122,18 +122,9 @@ class ActivatingExamples:
         """
         if not self._sums:
             raise UserError("No activations came through: the corpus is empty, ask for more documents.")
-        held = {name: values.cpu().numpy() for name, values in self._sums.items()}
-        return Activity(
-            tokens=self._tokens,
-            active=held["active"],
-            maximum=held["maximum"],
-            histogram=held["histogram"],
-            positions=np.ascontiguousarray(held["positions"].T),
-            activations=np.ascontiguousarray(held["activations"].T),
-            step_names=self._step_names,
-            step_tokens=held["step_tokens"],
-            step_active=held["step_active"],
-        )
+        sums = {name: values.cpu().numpy() for name, values in self._sums.items()}
+        sums |= {name: np.ascontiguousarray(sums[name].T) for name in ("positions", "activations")}
+        return Activity(tokens=self._tokens, step_names=self._step_names, **sums)
 
     def _begin(self, features: Tensor) -> None:
         """Make room for as many features, where they are computed."""
