@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -90,7 +91,7 @@ def _search(family: str, question: str, target: int, tries: list[tuple[str, str,
 
 
 def _two_of(
-    rng: np.random.Generator, family: str, named: str, sign: str, low: int, high: int
+    family: str, named: str, sign: str, low: int, high: int, rng: np.random.Generator
 ) -> Problem | None:
     """Which two of five numbers have a given sum or product."""
     numbers = _integers(rng, low, high, 5, distinct=True)
@@ -100,14 +101,6 @@ def _two_of(
     target = values[int(rng.integers(len(values)))]
     question = f"Two of {' '.join(map(str, numbers))} with {named} {target}."
     return _search(family, question, target, tries)
-
-
-def _pair(rng: np.random.Generator) -> Problem | None:
-    return _two_of(rng, "pair", "sum", "+", 2, 30)
-
-
-def _times(rng: np.random.Generator) -> Problem | None:
-    return _two_of(rng, "times", "product", "*", 2, 12)
 
 
 def _ops(rng: np.random.Generator) -> Problem | None:
@@ -128,18 +121,10 @@ def _total(rng: np.random.Generator) -> Problem:
     )
 
 
-def _extreme(rng: np.random.Generator, family: str, extreme: Callable[[list[int]], int]) -> Problem:
+def _extreme(family: str, extreme: Callable[[list[int]], int], rng: np.random.Generator) -> Problem:
     numbers = _integers(rng, 2, 49, 5, distinct=True)
     question = f"{family.capitalize()} {' '.join(map(str, numbers))}."
     return Problem(family, question, str(extreme(numbers)), numbers=tuple(numbers))
-
-
-def _largest(rng: np.random.Generator) -> Problem:
-    return _extreme(rng, "largest", max)
-
-
-def _smallest(rng: np.random.Generator) -> Problem:
-    return _extreme(rng, "smallest", min)
 
 
 def _differ(rng: np.random.Generator) -> Problem | None:
@@ -167,14 +152,14 @@ def _scale(rng: np.random.Generator) -> Problem | None:
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family("pair", True, "pays", 0.22, _pair),
-        Family("times", True, "pays", 0.22, _times),
+        Family("pair", True, "pays", 0.22, partial(_two_of, "pair", "sum", "+", 2, 30)),
+        Family("times", True, "pays", 0.22, partial(_two_of, "times", "product", "*", 2, 12)),
         Family("ops", True, "pays", 0.22, _ops),
         Family("total", False, "neutral", 0.17, _total),
-        Family("largest", False, "hurts", 0.17, _largest),
+        Family("largest", False, "hurts", 0.17, partial(_extreme, "largest", max)),
         Family("differ", True, "pays", 0.4, _differ, "other"),
         Family("scale", True, "pays", 0.4, _scale, "other"),
-        Family("smallest", False, "hurts", 0.2, _smallest, "other"),
+        Family("smallest", False, "hurts", 0.2, partial(_extreme, "smallest", min), "other"),
     )
 }
 
