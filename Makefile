@@ -31,11 +31,12 @@ EXECUTE = $(BIN)/python -m reasoning_features.runs.execution --profile=$(call qu
 THREADS = $(if $(filter -j%,$(MAKEFLAGS)),OMP_NUM_THREADS=1)
 
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
-NUMBERS := $(foreach path,$(NOTEBOOKS),$(firstword $(subst _, ,$(notdir $(path)))))
+# the quickstart is a page of its own, on one model
+NUMBERS := $(filter-out 00,$(foreach path,$(NOTEBOOKS),$(firstword $(subst _, ,$(notdir $(path))))))
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all plan test test-fast check-house bench lab organism sanity smollm2 vocabulary-real verify clean help $(NUMBERS:%=nb-%)
+.PHONY: all quickstart plan test test-fast check-house bench lab organism sanity smollm2 vocabulary-real verify clean help $(NUMBERS:%=nb-%)
 
 all: $(NUMBERS:%=nb-%) ## every notebook of the profile: figures, tables, claims (PROFILE=, DEVICE=, PARAMS="alpha=0.3")
 
@@ -80,6 +81,9 @@ $(NUMBERS:%=nb-%): nb-%: $(STAMP)
 ifeq ($(PROFILE),smollm2-135m)
 $(NUMBERS:%=nb-%): | $(SMOLLM2)
 endif
+
+quickstart: $(SMOLLM2) ## notebook 00: a real model, ReasonScore in ten lines, one feature steered (minutes)
+	@$(EXECUTE) 00 --profile=smollm2-135m
 
 all:
 	@$(BIN)/python -m reasoning_features.reporting.claims --profile=$(call quoted,PROFILE) \

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import papermill
 import pytest
 import yaml
 from sae_lens import SAE
@@ -87,6 +88,24 @@ def test_all_notebooks(run):
     for number in ("01", "04", "05"):
         executed = json.loads((run.build / f"{number}.ipynb").read_text(encoding="utf-8"))
         assert "unlabelled" not in json.dumps([cell.get("outputs") for cell in executed["cells"]])
+
+
+@made[0]
+@made[1]
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_quickstart(tmp_path):
+    """A few traces give a score that is the package's, three features, and two texts."""
+    notebook = paths.root() / "notebooks" / "00_quickstart.ipynb"
+    done = tmp_path / "00.ipynb"
+    papermill.execute_notebook(notebook, done, {"documents": 8}, cwd=notebook.parent, progress_bar=False)
+    cells = json.loads(done.read_text(encoding="utf-8"))["cells"]
+    assert sum(cell["cell_type"] == "code" for cell in cells) <= 12 + 1  # papermill adds one
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    said = "".join("".join(output.get("text", "")) for output in outputs)
+    assert "from the package's equation 5: 0.0e+00" in said
+    texts = ["".join(o["data"]["text/markdown"]) for o in outputs if "text/markdown" in o.get("data", {})]
+    assert len(texts) == 2 and texts[0].startswith("**unsteered**") and texts[0][15:] != texts[1][15:]
 
 
 def test_the_shipped_autoencoders_load_by_plain_sae_lens():
