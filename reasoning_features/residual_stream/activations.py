@@ -32,7 +32,7 @@ from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 from reasoning_features.models.subject import Subject
 from reasoning_features.reporting.plots import colour_bar, look, panels
-from reasoning_features.runs.shards import Arrays, Work, checksum, complete, drop_others, intact_arrays
+from reasoning_features.runs.shards import Arrays, Work, complete, drop_others, read_shard
 from reasoning_features.settings import READ
 from reasoning_features.statistics import bootstrap_ratio
 from reasoning_features.text.corpus import Corpus, TokenBatch
@@ -256,7 +256,7 @@ def load_sample(directory: Path) -> ActivationBatch:
     """
     shards = []
     for path in sorted(directory.glob("activations-*/*.safetensors")):
-        arrays = intact_arrays(path, checksum(path))
+        arrays = read_shard(path)
         if arrays is None:
             name = paths.relative(path)
             raise CorruptArtefact(f"{name} is damaged: delete its folder and run `make nb-01` again.")

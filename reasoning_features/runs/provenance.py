@@ -317,16 +317,11 @@ def stored_manifest(path: Path) -> dict[str, Any] | None:
 
 def _make_arguments(settings: Settings, fields: Sequence[str]) -> str:
     """What to give to make for a run with these settings, as far as the fields go."""
-    place = "" if settings.profile in shipped_profiles() else "path/of/"
-    profile = f" PROFILE={place}{settings.profile}{'.yaml' if place else ''}"
-    told = [
-        f"{name}={json.dumps(value) if isinstance(value, int | float) else repr(_plain(value))}"
-        for name, value in sorted(settings.overrides.items())
-        if name in fields
-    ]
+    shipped = settings.profile in shipped_profiles()
+    profile = f" PROFILE={settings.profile}" if shipped else f" PROFILE=path/of/{settings.profile}.yaml"
+    told = []
+    for name, value in sorted(settings.overrides.items()):
+        text = value if isinstance(value, str) else json.dumps(value)
+        told += [f"{name}={text if isinstance(value, int | float) else repr(text)}"] if name in fields else []
     given = f' PARAMS="{" ".join(told)}"' if told else ""
-    return ("" if profile == " PROFILE=organism" else profile) + given
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return ("" if settings.profile == "organism" else profile) + given

@@ -85,23 +85,27 @@ def map_shards(work: Work, kept: Path, progress: bool = True) -> Iterator[Arrays
         UserError: no node of the cluster has what a shard takes.
     """
     complete(work, kept, progress)
-    return (read_arrays(shard_file(work, kept, shard)) for shard in range(work.n))
+    return (read_shard(shard_file(work, kept, shard)) or {} for shard in range(work.n))
 
 
 def complete(work: Work, kept: Path, progress: bool = True) -> None:
     """Compute the shards that are missing; raises as :func:`map_shards`."""
     write_json(work.folder(kept) / "key.json", {"name": work.name, "shards": work.n} | dict(work.key))
-    missing = [shard for shard in range(work.n) if not _is_whole(shard_file(work, kept, shard), work.digest)]
+    files = [shard_file(work, kept, shard) for shard in range(work.n)]
+    missing = [shard for shard in range(work.n) if read_shard(files[shard], work.digest) is None]
+    for shard in missing:
+        if files[shard].is_file():
+            print(f"{paths.relative(files[shard])} is damaged: it is made again.", file=sys.stderr)
     made: Iterable[tuple[int, Arrays]] = ((shard, work.compute(shard)) for shard in missing)
     if os.environ.get(ENGINE) and missing:
         made = each_by_ray(work.compute, missing, work.device)
     with tqdm(total=len(missing), desc=work.name, unit="shard", disable=not (progress and missing)) as bar:
         for shard, arrays in made:
             held = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-            writing = unfinished(shard_file(work, kept, shard))
+            writing = unfinished(files[shard])
             # one entry: the order of several is drawn anew each time
             save_file(held, writing, metadata={HEAD: f"{work.digest} {_sum(held)}"})
-            writing.replace(shard_file(work, kept, shard))
+            writing.replace(files[shard])
             bar.update(1)
 
 
@@ -117,45 +121,15 @@ def shard_file(work: Work, kept: Path, shard: int) -> Path:
     return work.folder(kept) / f"{shard:05d}.safetensors"
 
 
-def read_arrays(path: Path) -> Arrays:
-    """The arrays of a shard's file, as it is."""
-    with safe_open(path, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-
-
-def checksum(path: Path) -> str:
-    """The checksum that a shard was written with."""
-    return _head(path)[1]
-
-
-def intact_arrays(path: Path, expected: str) -> Arrays | None:
-    """The arrays of a shard's file if they have this checksum; None if not, or where it cannot be read."""
+def read_shard(path: Path, made_by: str | None = None) -> Arrays | None:
+    """The arrays of a shard; None where it is not there or not as it was written, or by another digest."""
     try:
-        arrays = read_arrays(path)
+        with safe_open(path, framework="numpy") as file:
+            head = (file.metadata() or {}).get(HEAD, "").split(" ")
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError):
         return None
-    return arrays if _sum(arrays) == expected else None
-
-
-def _head(path: Path) -> tuple[str, str]:
-    """What determined a shard, and its checksum; ValueError where the file does not say."""
-    with safe_open(path, framework="numpy") as file:
-        made_by, expected = (file.metadata() or {}).get(HEAD, "").split(" ")
-    return made_by, expected
-
-
-def _is_whole(path: Path, digest: str) -> bool:
-    """Whether a shard is there as it was written; one that is damaged is named."""
-    if not path.is_file():
-        return False
-    try:
-        made_by, expected = _head(path)
-    except (SafetensorError, OSError, ValueError):
-        made_by, expected = "", ""
-    if made_by == digest and intact_arrays(path, expected) is not None:
-        return True
-    print(f"{paths.relative(path)} is damaged: it is made again.", file=sys.stderr)
-    return False
+    return arrays if head[-1] == _sum(arrays) and made_by in (None, head[0]) else None
 
 
 def _sum(arrays: Arrays) -> str:
