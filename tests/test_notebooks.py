@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 
 import pytest
 
@@ -96,3 +97,14 @@ def test_notebooks_are_left_out_where_the_profile_lacks_what_they_need(capsys):
         assert main([name[:2], "--profile=smollm2-135m", "--asked=in all"]) == 0
         assert f"{name} needs {what}" in capsys.readouterr().out
         assert main([name[:2], "--profile=smollm2-135m"]) == 2
+
+
+def test_make_knows_what_each_notebook_reads_of_others_and_no_more(path):
+    nodes = [node for cell in code(path) for node in ast.walk(ast.parse(cell["source"]))]
+    calls = [n for n in nodes if isinstance(n, ast.Call) and ast.unparse(n.func) == "run.find"]
+    read = {ast.literal_eval(call.args[2]) for call in calls} - {path.stem[:2]}
+    edges = re.findall(
+        r"^((?:nb-\d\d ?)+): ((?:nb-\d\d ?)+)$", (root() / "Makefile").read_text(), re.MULTILINE
+    )
+    named = [made.split() for of, made in edges if f"nb-{path.stem[:2]}" in of.split()]
+    assert {name for names in named for name in names} == {f"nb-{number}" for number in read}
