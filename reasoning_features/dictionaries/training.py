@@ -63,39 +63,26 @@ AGREEMENT = ["matched share", "paired one to one"]
 class Recipe:
     """What determines a trained SAE besides its activations.
 
-    Attributes:
-        architecture: one of ``Architecture``.
-        d_sae: number of features.
-        tokens: activations seen in training, repeats included.
-        learning_rate: Adam's, before its decay.
-        batch: activations a step.
-        seed: sets the start and the order of the data. The model's name and the architecture go into it too:
-            two SAEs that start alike would look alike for that reason alone.
-        k: active features; their mean over a batch where the architecture is BatchTopK, and what "jumprelu"
-            is penalised for departing from.
-        l1: λ, in units of the scaled input ("relu"); weight of the L0 penalty ("jumprelu").
-        directions: where decoder directions start: as SAELens draws them, uniform on the sphere ("iso"), or
-            Gaussian with the activations' covariance ("cov").
-        gamma, chunks, every: of OrtSAE's penalty.
-        cap: least cosine of a soft-frozen direction with its start.
-        auxiliary: weight of the loss that revives dead features, of TopK and all that are BatchTopK; None for
-            ``TOPK_AUXILIARY`` and ``AUXILIARY``.
+    ``seed`` sets the start and the order of the data. The model's name and the architecture go into it too:
+    two SAEs that start alike would look alike for that reason alone. ``directions`` says where decoder
+    directions start: as SAELens draws them, uniform on the sphere ("iso"), or Gaussian with the activations'
+    covariance ("cov").
     """
 
     architecture: Architecture
-    d_sae: int
-    tokens: int
-    learning_rate: float
-    batch: int = 2048
+    d_sae: int  # features
+    tokens: int  # activations seen in training, repeats included
+    learning_rate: float  # of Adam, before its decay
+    batch: int = 2048  # activations a step
     seed: int = 0
-    k: float = 16
-    l1: float = 5.0
+    k: float = 16  # active features; of BatchTopK their mean over a batch; what "jumprelu" is held to
+    l1: float = 5.0  # λ, in units of the scaled input ("relu"); weight of the L0 penalty ("jumprelu")
     directions: Literal["default", "iso", "cov"] = "default"
-    gamma: float = 0.25
+    gamma: float = 0.25  # of OrtSAE's penalty, as the next two
     chunks: int = 1
     every: int = 1
-    cap: float = 0.8
-    auxiliary: float | None = None
+    cap: float = 0.8  # least cosine of a soft-frozen direction with its start
+    auxiliary: float | None = None  # weight of the loss that revives dead features; None for the usual one
 
     @property
     def steps(self) -> int:
@@ -215,10 +202,7 @@ def train_autoencoder(
 def start_directions(recipe: Recipe, residual: Tensor, seed: int) -> Tensor | None:
     """Where a recipe's decoder directions start ``[d_sae, d]``; None where SAELens draws them.
 
-    Args:
-        recipe: says how they are drawn.
-        residual: activations ``[n, d]``, for their covariance.
-        seed: of the draw.
+    ``residual`` ``[n, d]`` gives the covariance, ``seed`` the draw.
     """
     if recipe.directions == "cov":
         return gaussian_directions(residual, recipe.d_sae, seed)
@@ -242,13 +226,9 @@ def new_trainer(
     """SAELens' trainer at the first step; the same arguments give the same start.
 
     Args:
-        recipe: architecture, size and schedule.
-        model_name: what the activations are of; kept in the SAE's metadata.
-        hook_name: where they were read; kept in the SAE's metadata.
+        recipe, model_name, hook_name, device, initial: as for :func:`train_autoencoder`.
         moments: of activations, for the scale and the start of the bias.
         data: endless batches of raw activations.
-        device: where to train.
-        initial: an SAE on raw activations to go on from; by default a random start.
         directions: ``[d_sae, d]`` where decoder directions start; by default as SAELens draws them.
         metadata: what else the SAE's metadata keeps.
 
