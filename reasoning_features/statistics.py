@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, hypergeom
+from scipy.stats import binomtest, hypergeom
 
 Array = NDArray[np.float64]
 Finding = Literal["effect", "no effect", "undecided"]
@@ -40,20 +40,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class NullRank:
-    """Where a value stands in a null distribution.
-
-    Attributes:
-        value: the value.
-        p_value: (1 + number of null values at least as large) / (1 + n): valid at any n.
-        percentile: share of null values below, ties counted half.
-        z: distance from the null's mean in its standard deviations; nan where the null does not vary.
-        n: size of the null.
-    """
+    """Where a value stands in a null distribution of ``n`` values."""
 
     value: float
-    p_value: float
-    percentile: float
-    z: float
+    p_value: float  # (1 + number of null values at least as large) / (1 + n): valid at any n
+    percentile: float  # fraction of null values below, ties counted half
+    z: float  # distance from the null's mean in its standard deviations; nan where the null does not vary
     n: int
 
 
@@ -211,8 +203,8 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
     difference = _paired(a, b)
     if not _zero_or_one(a, b):
         raise ValueError("McNemar's test needs outcomes of 0 and 1")
-    first, second = int((difference > 0).sum()), int((difference < 0).sum())
-    return float(min(1.0, 2 * binom.cdf(min(first, second), first + second, 0.5)))
+    differ = int((difference != 0).sum())
+    return float(binomtest(int((difference > 0).sum()), differ).pvalue) if differ else 1.0
 
 
 def sign_flip(a: ArrayLike, b: ArrayLike, permutations: int = 9999, seed: int = 0) -> float:
@@ -270,15 +262,9 @@ def difference_in_differences(
 ) -> Interval:
     """(one − its control) − (other − its control), mean over problems with its paired bootstrap interval.
 
-    Args:
-        one: results ``[n]`` of one model under a condition, a value a problem; or ``[seeds, n]`` of several
-            trainings of it, which are averaged problem by problem.
-        its_control: of the same model under the condition it is compared with.
-        other: of another model under the first condition, on the same problems.
-        others_control: of that model under the second.
-        n_resamples: resamples of problems; a problem is drawn for all four together.
-        seed: of the resamples.
-        level: of the interval. It is about problems: what varies between trainings is not in it.
+    Each is a result a problem ``[n]``, or ``[seeds, n]`` of several trainings, which are averaged problem by
+    problem. A problem is drawn for all four together. The interval is about problems: what varies between
+    trainings is not in it.
 
     Raises:
         ValueError: the four do not have one shape.

@@ -29,8 +29,7 @@ from reasoning_features.statistics import Interval, finding
 RECOVERS, DOES_NOT = "recovers the planted effect", "does not"
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 HOLDS, HOLDS_NOT = "holds here", "does not hold here"
-UNDECIDED, UNTESTABLE = "undecided", "not testable here"
-BESIDE = "shown beside, another model"
+UNDECIDED, UNTESTABLE, BESIDE = "undecided", "not testable here", "shown beside, another model"
 MAIN_PAPER = "2503.18878"
 BEGIN, END = "<!-- claims: written by make -->", "<!-- claims: end -->"
 ABOUT = """# Claims
@@ -45,7 +44,7 @@ effect. A difference of accuracy counts as none where its 90% interval lies with
 class Rule(BaseModel, extra="forbid", frozen=True):
     """What decides a claim: how the interval of ``quantity`` has to lie to ``line``.
 
-    ``line``: a number, or ``control``, the number that the claim's control gives. With a ``margin``, a 90%
+    The line is a number, or ``control``, the number that the claim's control gives. With a ``margin``, a 90%
     interval that holds the line and lies within the margin of it speaks against the claim too. ``real models
     only``: the organism was built so and cannot tell; real models are shown beside.
     """
@@ -140,12 +139,8 @@ def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
 def record(run: Run, measured: Mapping[str, Measured | Interval | float]) -> Markdown:
     """Judge and write a notebook's claims into ``figures/<run>/claims_<notebook>.json``; gives their table.
 
-    Args:
-        run: the notebook's run.
-        measured: claim's id → what came out. A claim of the notebook that is left out could not be tested.
-
-    Raises:
-        ValueError: an id that is no claim of the notebook, or a rule that needs more numbers.
+    ``measured``: claim's id → what came out. A claim of the notebook that is left out could not be tested.
+    ValueError where an id is no claim of the notebook, or a rule needs more numbers.
     """
     own = [claim for claim in all_claims() if claim.notebook == run.notebook]
     if unknown := sorted(set(measured) - {claim.id for claim in own}):
@@ -163,12 +158,13 @@ def frame(files: Iterable[Path]) -> pd.DataFrame:
     columns = ["claim", "paper", "where", "ours", "95% interval", "n", "control", "verdict", "notebook"]
     rows = []
     for claim in (claim for claim in all_claims() if claim.id in recorded):
-        row = recorded[claim.id]
-        ends, n = row["interval"], row["n"]
-        where = claim.place if claim.paper == MAIN_PAPER else f"{claim.paper}, {claim.place}"
-        ours = [row["ours"], ends and f"{ends[0]:.3g} to {ends[1]:.3g}", None if n is None else str(n)]
-        judged = [row["control"], row["verdict"], claim.notebook[:2]]
-        rows.append([claim.statement, claim.number, where, *ours, *judged])
+        row, where = recorded[claim.id], claim.place
+        if claim.paper != MAIN_PAPER:
+            where = f"{claim.paper}, {where}"
+        ends = row["interval"] and "{:.3g} to {:.3g}".format(*row["interval"])
+        n = None if row["n"] is None else str(row["n"])
+        told = [claim.statement, claim.number, where, row["ours"], ends, n, row["control"], row["verdict"]]
+        rows.append([*told, claim.notebook[:2]])
     return pd.DataFrame(rows, columns=columns)
 
 

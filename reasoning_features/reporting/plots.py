@@ -31,13 +31,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (5, 5)))
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "+++", "ooo")
 
-COLUMN_WIDTH = 3.25  # inches, one column of a two-column page
 TEXT_WIDTH = 6.75  # inches, the whole text
 DOTS = 200  # dots an inch in PNG files
 ACROSS = 4  # the most panels side by side
 LETTERS = 36  # the most of a name beside a row
 NAME = re.compile(r"[ftx]\d\d[a-z]?_[a-z0-9_]+")
 STYLE: Any = {
+    "axes.prop_cycle": cycler(color=COLOURS) + cycler(marker=MARKERS) + cycler(linestyle=LINES),
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
     "savefig.dpi": DOTS,
@@ -63,24 +63,15 @@ STYLE: Any = {
 def narrow(text: str) -> str:
     """Text whose characters are each one place wide, as it is drawn beside shades: as many as before.
 
-    Fullwidth forms (R1's ``｜``) become their plain ones; other wide characters, combining marks and what
-    cannot be printed (tabs, lone surrogates) a box.
+    Fullwidth forms (R1's ``｜``) become plain; other wide characters, combining marks and what cannot be
+    printed become a box.
     """
     plain = (unicodedata.normalize("NFKC", c) if unicodedata.east_asian_width(c) == "F" else c for c in text)
     return "".join("□" if _unplaced(c) else c for c in plain)
 
 
 def _unplaced(c: str) -> bool:
-    """Whether a character does not take one place."""
     return unicodedata.east_asian_width(c) in "WF" or bool(unicodedata.combining(c)) or not c.isprintable()
-
-
-def use_style() -> None:
-    """Set the companion's style for everything that matplotlib draws from here on."""
-    plt.rcdefaults()
-    cycle = cycler(color=COLOURS) + cycler(marker=MARKERS) + cycler(linestyle=LINES)
-    plt.rcParams.update(STYLE)
-    plt.rcParams["axes.prop_cycle"] = cycle
 
 
 def new_figure(
@@ -88,34 +79,19 @@ def new_figure(
 ) -> tuple[Figure, Any]:
     """A figure in the companion's style and its axes, as :func:`matplotlib.pyplot.subplots` gives them.
 
-    Parameters
-    ----------
-    rows, columns
-        Panels.
-    width, height
-        Inches: of the whole figure, and of one row of panels.
-    options
-        Anything else for ``subplots``.
+    ``width`` is the whole figure's and ``height`` that of a row of panels, in inches.
     """
-    use_style()
+    plt.rcdefaults()
+    plt.rcParams.update(STYLE)
     return plt.subplots(rows, columns, figsize=(width, height * rows), **options)
 
 
 def panels(
     n: int, across: int = ACROSS, *, ylabel: str = "", height: float = 2.4, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of some panels in rows, and its axes.
+    """A figure of ``n`` panels, at most ``across`` side by side and rows of ``height`` inches, and its axes.
 
-    Parameters
-    ----------
-    n, across
-        Panels, and how many stand side by side at most.
-    ylabel
-        Written left of every row.
-    height
-        Inches, of one row.
-    options
-        Anything else for ``subplots``.
+    ``ylabel`` is written left of every row; other options are those of ``subplots``.
     """
     across = min(n, across)
     fig, axes = new_figure(-(-n // across), across, height=height, squeeze=False, **options)
@@ -129,17 +105,10 @@ def panels(
 
 
 def look(i: int, *parts: str) -> dict[str, Any]:
-    """How series ``i`` of any number looks, as matplotlib's options.
+    """How series ``i`` of any number looks, as matplotlib's options; by default colour, marker and line.
 
     A colour comes back with other marks, lines and hatches: of 64 series no two share a colour with any
     other part, and 512 differ in one part at least.
-
-    Parameters
-    ----------
-    i
-        Which series, from 0.
-    parts
-        Of ``color``, ``marker``, ``linestyle``, ``hatch``; without any, the first three.
     """
     turn = i + i // len(COLOURS)
     every = {
@@ -154,7 +123,7 @@ def look(i: int, *parts: str) -> dict[str, Any]:
 def colour_bar(fig: Figure, axes: Sequence[Axes], values: pd.Series, label: str) -> ScalarMappable:
     """Draw a colour bar right of the panels for series that are numbers (depths), and give their colours.
 
-    Dark to light, told apart with any colour vision; without viridis' yellow, which is faint on white.
+    Without viridis' yellow, which is faint on white.
     """
     colours = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 0.9, 256)))
     scale = ScalarMappable(Normalize(values.min(), values.max()), colours)
@@ -174,14 +143,7 @@ def name_rows(ax: Axes, names: Sequence[str]) -> None:
 def legend_below(fig: Figure, marks: Mapping[str, Any] | None = None, title: str | None = None) -> None:
     """One legend for all panels, below them, in as few rows as fit the width; the figure grows by more rows.
 
-    Parameters
-    ----------
-    fig
-        The figure.
-    marks
-        Label → its mark; without them, those of all panels, each label once.
-    title
-        What stands above it.
+    ``marks``: label → its mark; without them, those of all panels, each label once.
     """
     if marks is None:
         marks = {}
@@ -208,23 +170,9 @@ def distribution(
     bins: int | str = 40,
     log: bool = False,
 ) -> None:
-    """Draw the density of a column, one outline a group, told apart by colour and by line; a legend is for
-    the caller to draw.
+    """Draw the density of column ``x``, one outline a group of column ``hue``; the caller draws the legend.
 
-    Parameters
-    ----------
-    ax
-        Where to draw.
-    frame
-        One row an observation.
-    x
-        The column of values.
-    hue
-        The column of groups, where there are any.
-    bins
-        Bins, as for :func:`numpy.histogram`.
-    log
-        A logarithmic axis of values.
+    ``bins`` are those of :func:`numpy.histogram`; ``log`` makes the axis of values logarithmic.
     """
     groups = [] if hue is None else list(pd.unique(frame[hue]))
     for place, group in enumerate(groups or [None]):
@@ -255,14 +203,7 @@ def points(
 def grouped_points(ax: Axes, table: pd.DataFrame, place: str, group: str, value: str) -> None:
     """Draw values with their intervals (``low``, ``high``), groups side by side at every place along x.
 
-    Parameters
-    ----------
-    ax
-        Where to draw.
-    table
-        One row a group at a place.
-    place, group, value
-        Columns: what stands along x, what is told apart by marks, what is drawn.
+    ``place``, ``group`` and ``value`` name columns: along x, told apart by marks, drawn.
     """
     places, groups = list(pd.unique(table[place])), list(pd.unique(table[group]))
     apart = min(0.16, 0.8 / max(len(groups), 1))  # all groups of a place stay within it
@@ -284,27 +225,16 @@ def scatter(ax: Axes, table: pd.DataFrame, x: str, y: str, group: str) -> None:
 def save_figure(fig: Figure, name: str, data: pd.DataFrame, run: Run, caption: str) -> Image | Markdown:
     """Save a figure as PNG and PDF with its data as CSV and its provenance as JSON, and close it.
 
-    A figure without data is not saved, and a sentence says so: the profile lacks what it takes.
-    The same figure gives the same bytes (under one version of matplotlib): no dates, no software's name.
+    The same figure gives the same bytes under one version of matplotlib. A figure without data is not saved,
+    and a sentence says so: the profile lacks what it takes.
 
-    Parameters
-    ----------
-    fig
-        The figure.
-    name
-        After the paper's figure: ``f02_vocabulary``; what the paper lacks begins with ``x`` and the
-        notebook's number.
-    data
-        The numbers that are drawn, one row a mark.
-    run
-        The notebook's run.
-    caption
-        What the figure shows, in a sentence or two.
-
-    Returns
-    -------
-    Image or Markdown
-        The saved PNG for the notebook to show, or that there is none.
+    Args:
+        fig: the figure.
+        name: after the paper's figure, as ``f02_vocabulary``; what the paper lacks begins with ``x`` and the
+            notebook's number.
+        data: the numbers that are drawn, one row a mark.
+        run: the notebook's run.
+        caption: what the figure shows, in a sentence or two.
     """
     check_name(name)
     if data.empty:

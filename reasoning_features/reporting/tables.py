@@ -16,24 +16,13 @@ NOTHING = "–"
 
 
 def save_table(data: pd.DataFrame, name: str, run: Run, caption: str) -> Markdown:
-    """Save a table as CSV, Markdown and LaTeX with its provenance as JSON; one without rows is not saved.
+    """Save a table as CSV, Markdown and LaTeX with its provenance as JSON, and give it for showing.
 
-    Parameters
-    ----------
-    data
-        The table, its columns named as they should be read; the index is not written.
-    name
-        After the paper's table: ``t01_steering``; what the paper lacks begins with ``x`` and the
-        notebook's number.
-    run
-        The notebook's run.
-    caption
-        What the table shows, in a sentence or two.
-
-    Returns
-    -------
-    Markdown
-        The table, for the notebook to show.
+    Args:
+        data: the table, its columns named as they should be read; the index is not written.
+        name: as for :func:`reasoning_features.reporting.plots.save_figure`.
+        run: the notebook's run.
+        caption: what the table shows, in a sentence or two.
     """
     check_name(name)
     if data.empty:
