@@ -70,8 +70,8 @@ $(SMOLLM2): $(addprefix reasoning_features/,making/smollm2.py text/real_text.py 
 
 # what a notebook reads that another stores (run.find); all others can be made side by side
 nb-02: nb-01
-nb-05: nb-04
-nb-04 nb-06 nb-14: nb-03
+nb-04 nb-05 nb-06 nb-14: nb-03
+nb-13: nb-12
 
 # runs what changed and nothing else; a notebook made only for another leaves out what that does not read
 $(NUMBERS:%=nb-%): nb-%: $(STAMP)

@@ -70,7 +70,7 @@ def test_all_notebooks(root, name, tmp_path):
     assert inputs["subject"] == mini.LLAMA and sha in json.dumps(inputs)
     found = pd.read_csv(figures / "x03_published.csv")
     assert set(found["dials"]) == {"paper", "released code"} and (found["found"] <= found["features"]).all()
-    steered = pd.read_csv(figures / "t01_published.csv")
+    steered = pd.read_csv(figures / "t01_steering.csv")
     assert set(steered["benchmark"]) == set(mini_profile.BENCHMARKS)
     named = {f"{feature} at 2" for feature in (mini_profile.ONE, mini_profile.OTHER)}
     assert {"unsteered", *named} < set(steered["condition"])
@@ -91,13 +91,13 @@ def test_everything_trained(root, name, tmp_path):
     """``train_saes=true`` and ``full=true``: the autoencoder, the stages, the equal search."""
     profile = mini_profile.write_profile(tmp_path, name, train_saes=True, full=True, samples=2)
     with local_hub.serve(root, tmp_path / "home") as hub:
-        done = execute(hub.environment(), profile, NUMBERS)
+        done = execute(hub.environment(), profile, (*NUMBERS, "13"))
         assert done.returncode == 0, done.stderr
     figures = paths.RunPaths(name).figures
     stages = pd.read_csv(figures / "f04_diffing.csv")["stage"]
     assert {"S", "S-D", "S-M", "S-D-F", "S-M-F"} <= set(stages)
-    assert (pd.read_csv(figures / "t01_published.csv")["k"] == 2).all()
-    assert "ReasonScore" in set(pd.read_csv(figures / "t01_steering.csv")["class"])
+    assert (pd.read_csv(figures / "t01_steering.csv")["k"] == 2).all()
+    assert "ReasonScore" in set(pd.read_csv(figures / "t13_winners.csv")["class"])
 
 
 def test_a_hub_that_fails(root, name, tmp_path):

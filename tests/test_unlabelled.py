@@ -36,13 +36,6 @@ def executed(notebook: str, folder: Path, **given: object) -> Iterator[paths.Run
 
 
 @pytest.mark.slow
-def test_steering_without_problems(tmp_path):
-    with executed("05_steering", tmp_path) as held:
-        claims = read_json(held.figures / "claims_05_steering.json")
-        assert len(claims) == 9 and {claim["verdict"] for claim in claims.values()} == {UNTESTABLE}
-
-
-@pytest.mark.slow
 def test_interpretation_without_labels(tmp_path):
     with (
         executed("03_reason_score", tmp_path, reasoning_documents=100),

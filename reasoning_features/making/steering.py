@@ -1,4 +1,4 @@
-"""The part of ``make organism`` that notebook 05 needs: the steering studies of both arms, seed by seed.
+"""The part of ``make organism`` that notebook 13 needs: the steering studies of both arms, seed by seed.
 
 Each study chooses and reports by the rules of :mod:`reasoning_features.steering.steering_study`, fixed before
 any of them was run. Besides the default autoencoder's there are studies of another one, trained from another
@@ -11,37 +11,30 @@ import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import load_autoencoder
-from reasoning_features.models.subject import Subject, load_subject
+from reasoning_features.models.subject import load_subject
 from reasoning_features.settings import Settings, load_settings
-from reasoning_features.steering.steering_study import prepare, study_model
-from reasoning_features.truth.benchmark import Benchmark, gather_table, identity, load_benchmarks
+from reasoning_features.steering.steering_study import prepare, study_model, tested
+from reasoning_features.truth.benchmark import load_benchmarks
 from reasoning_features.workers import Each
 
 
 @dataclass(frozen=True)
 class Studied:
-    """A model and the autoencoder whose features steer it."""
+    """A model and the autoencoder whose features steer it; ``layer`` None is the profile's."""
 
     arm: str
     autoencoder: str
-    layer: int | None = None  # None: the profile's
+    layer: int | None = None
 
     @property
     def name(self) -> str:
         """The study's folder; begins with the arm."""
         return f"{self.arm}-{self.autoencoder}" if self.layer is None else f"{self.arm}-layer-{self.layer}"
-
-    def stored(self, folder: Path) -> Path:
-        """Where the autoencoder lies in the organism's folder."""
-        if self.layer is None:
-            return folder / "autoencoders" / self.name
-        return folder / "diffing" / "layers" / str(self.layer)
 
 
 STUDIES: tuple[Studied, ...] = (
@@ -62,41 +55,30 @@ def study_steering(folder: Path, unfinished: Path, studied: Studied) -> None:
 
     Args:
         folder: the organism's.
-        unfinished: where finished conditions are kept until the study is; one folder serves all studies.
+        unfinished: where finished answers are kept until the study is; one folder serves all studies.
         studied: the model and its autoencoder.
     """
-    given = {
-        "subject": folder / "models" / studied.arm,
-        "autoencoder": studied.stored(folder),
-    }
-    places = {field: paths.relative(path) for field, path in given.items()}
-    settings = load_settings("organism", layer=studied.layer, **places)
+    autoencoder = folder / "autoencoders" / studied.name
+    if studied.layer is not None:
+        autoencoder = folder / "diffing" / "layers" / str(studied.layer)
+    places = {"subject": folder / "models" / studied.arm, "autoencoder": autoencoder}
+    relative = {field: paths.relative(path) for field, path in places.items()}
+    settings = load_settings("organism", layer=studied.layer, **relative)
     make_study(folder / "steering" / studied.name, settings, folder / "truth", unfinished)
 
 
 def make_study(target: Path, settings: Settings, truth: Path, unfinished: Path) -> None:
-    """The equal search on one autoencoder's features, by the main line's rules; whole or not.
+    """The matched-budget search on one autoencoder's features, into ``target``; whole or not.
 
-    Args:
-        target: the study's folder; it is not there yet.
-        settings: of the run, with the model as ``subject`` and its ``autoencoder``.
-        truth: folder of benchmarks; of an autoencoder that has none there the evidence is gathered anew.
-        unfinished: where finished conditions are kept until the study is.
+    ``truth`` is the folder of benchmarks.
     """
     torch.set_num_threads(1)
     subject = load_subject(settings.subject, settings.layer)
     sae = load_autoencoder(settings.autoencoder, subject.d_model, subject.hook_name)
-    stored = [b for b in load_benchmarks(truth) if b.identity == identity(settings, sae)]
-    benchmark = stored[0] if stored else _untested(settings, subject, sae)
+    benchmark = tested(settings, subject, sae, load_benchmarks(truth))
     tried = prepare(settings, subject, sae, benchmark)
     study = study_model(settings, subject, tried, benchmark.identity, unfinished)
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     study.save(fresh)
     fresh.rename(target)
-
-
-def _untested(settings: Settings, subject: Subject, sae: Any) -> Benchmark:
-    """Evidence of an autoencoder whose features' causal effects were not measured."""
-    evidence = gather_table(settings, subject, sae)
-    return Benchmark(**identity(settings, sae), evidence=evidence, truths={})

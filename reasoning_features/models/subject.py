@@ -194,15 +194,10 @@ class Subject:
 
     @torch.no_grad()
     def logits_from(self, stream: Tensor, layer: int, places: Tensor) -> Tensor:
-        """Next-token logits ``[b, k, vocabulary]`` at some places, from a given stream after one block.
+        """Next-token logits ``[b, k, vocabulary]`` at ``places`` ``[b, k]``, from a stream ``[b, t, d]``.
 
-        The blocks up to ``layer`` do not run, which makes many edits of one stream cheap. Rows may be padded
-        on the right.
-
-        Args:
-            stream: ``[b, t, d]`` the residual stream after block ``layer``.
-            layer: the block.
-            places: ``[b, k]`` where in each row the logits are wanted.
+        The stream is that after block ``layer``; the blocks up to it do not run, which makes many edits of
+        one stream cheap. Rows may be padded on the right.
 
         Raises:
             UserError: a layer the model does not have, or the subject is not read at the residual stream.
@@ -238,17 +233,11 @@ class Subject:
 
     @torch.no_grad()
     def logits_of_versions(self, prefix: Prefix, place: int, versions: Tensor, width: int = 128) -> Tensor:
-        """Next-token logits ``[m, vocabulary]`` at one place for many versions of the stream there.
+        """Next-token logits ``[m, vocabulary]`` at a place for many ``versions`` ``[m, d]`` of its stream.
 
         Everything before the place stays as it was, so only one token a version runs, and only through the
-        blocks after the hook point. The versions stand side by side as further tokens after the cached ones,
-        each at the position ``place`` and seeing the tokens before it and itself alone.
-
-        Args:
-            prefix: the sequence.
-            place: the token whose stream is replaced.
-            versions: ``[m, d]`` what to go on with instead of ``prefix.stream[place]``.
-            width: versions in one row of the batch.
+        blocks after the hook point. The versions stand side by side, ``width`` in a row, as further tokens
+        after the cached ones, each at the position ``place`` and seeing those before it and itself alone.
         """
         given = versions.to(self.device, self.model.dtype)
         rows = -(-len(given) // width)
@@ -271,9 +260,7 @@ class Subject:
     def gradient(self, tokens: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
         """∂ target / ∂ stream at the hook point ``[b, t, d]`` for token ids ``[b, t]``.
 
-        Args:
-            tokens: token ids ``[b, t]``.
-            target: takes the next-token logits ``[b, t, vocabulary]`` and gives one number.
+        ``target`` takes the next-token logits ``[b, t, vocabulary]`` and gives one number.
         """
         leaves: list[Tensor] = []
 

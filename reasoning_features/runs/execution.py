@@ -29,6 +29,8 @@ from reasoning_features.settings import Settings, load_settings, read_overrides
 
 USER_ERRORS = frozenset({"UserError", "MissingArtefact", "CorruptArtefact"})
 KERNEL = "python3"
+NEEDS_PROBLEMS = ("05", "13")  # notebooks that steer a model while it answers
+NEEDS_FULL = ("13",)  # notebooks of many answers, which make no sense of a model that solves no problem
 NEEDS_DECISIONS = ("07", "08", "12")  # notebooks about decisions, known in the organism's text alone
 NEEDS_STAGES = ("14",)  # notebooks about the stages of model diffing
 NEEDS_BASELINES = ("07", "08")  # notebooks about dictionaries that `make sanity` trained
@@ -251,6 +253,10 @@ def _known_engine(engine: str) -> None:
 
 def _lacks(number: str, settings: Settings) -> str | None:
     """What a notebook needs and the profile does not have; None where it has all."""
+    if number in NEEDS_PROBLEMS and settings.corpus != "organism" and not settings.problems:
+        return "problems with known answers"
+    if number in NEEDS_FULL and not settings.full:
+        return "a model that solves problems (full: true)"
     if number in NEEDS_DECISIONS and settings.corpus != "organism":
         return "text whose decisions are known"
     if number in NEEDS_STAGES and not (settings.base and (settings.diffing or settings.train_saes)):

@@ -95,12 +95,8 @@ def baselines(
 ) -> dict[str, list[Condition]]:
     """Name → conditions, of which a study chooses one; the mean difference only where decisions are known.
 
-    Args:
-        subject: the model.
-        decisions: decisions of traces of the selection split, by name.
-        words: the vocabulary R.
-        norm: the residual stream's mean norm.
-        batch_tokens: the most token ids in one forward pass.
+    ``decisions`` are those of traces of the selection split, by name; ``words`` is R; ``norm`` is the mean
+    norm of the residual stream.
 
     Raises:
         UserError: a word that the tokenizer cannot write, or decisions that all went one way.
@@ -136,7 +132,7 @@ def majority_votes(answered: pd.DataFrame, n: int, sizes: Sequence[int]) -> pd.D
     With two answers the first always wins, so odd sizes waste nothing.
 
     Args:
-        answered: unsteered answers to :func:`repeated` questions: ``problem``, ``answer`` (None has no vote),
+        answered: unsteered answers to repeated questions: ``problem``, ``answer`` (None has no vote),
             ``correct`` and ``thinking_tokens``.
         n: number of questions.
         sizes: how many answers vote.
@@ -179,13 +175,7 @@ def longer_conditions(tokenizer: Any, times: Sequence[int]) -> list[Condition]:
 
 
 def single_answers(answered: pd.DataFrame, sizes: Mapping[str, int], method: str = LONGER) -> pd.DataFrame:
-    """What single answers spend, as :func:`majority_votes` tells it.
-
-    Args:
-        answered: :func:`reasoning_features.steering.answering.answers`.
-        sizes: name of a condition → the size it stands for.
-        method: what the sizes are of.
-    """
+    """What single answers spend, as :func:`majority_votes` tells it; condition → the size it stands for."""
     own = answered[answered["condition"].isin(list(sizes))].rename(columns={"thinking_tokens": "tokens"})
     own = own.assign(method=method, size=own["condition"].map(sizes)).reset_index(drop=True)
     return own[["method", "size", "problem", "correct", "tokens"]]
@@ -194,8 +184,7 @@ def single_answers(answered: pd.DataFrame, sizes: Mapping[str, int], method: str
 def spending_curve(spent: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Accuracy against mean tokens, with 95% intervals over problems.
 
-    Returns:
-        ``method``, ``size``, ``tokens``, ``accuracy``, ``low``, ``high`` and ``n``.
+    Columns: ``method``, ``size``, ``tokens``, ``accuracy``, ``low``, ``high`` and ``n``.
     """
     rows = []
     for (method, size), part in spent.groupby(["method", "size"], sort=False):
@@ -209,10 +198,6 @@ def at_equal_tokens(spent: pd.DataFrame, tokens: float) -> pd.Series:
     """Chance to be right on each problem when one method spends so many tokens on average.
 
     Between two sizes lies a mixture: a share of the problems, drawn blindly, gets the larger.
-
-    Args:
-        spent: of one method, from :func:`majority_votes` or :func:`single_answers`.
-        tokens: what the mixture of the two nearest sizes spends on average.
 
     Raises:
         UserError: less than the smallest size spends, or more than the largest.
@@ -235,13 +220,8 @@ def equal_token_comparison(
 ) -> pd.DataFrame:
     """A steered answer less each other way to spend as many tokens, paired over problems.
 
-    Tokens are equal on average over the problems at hand; resamples keep the mixture.
-
-    Args:
-        steered: rows of :func:`reasoning_features.steering.answering.answers` of one condition.
-        spent: of one method or more, on the same problems.
-        n_resamples: resamples of problems.
-        seed: of the resamples.
+    Tokens are equal on average over the problems at hand; resamples keep the mixture. ``steered`` are the
+    answers under one condition, ``spent`` those of one method or more to the same problems.
 
     Returns:
         One row a method: ``method``, ``tokens``, ``steered`` and ``other`` (accuracies), ``difference``,
@@ -283,8 +263,8 @@ def mediation_answers(
         progress: names the progress bars; None shows none.
 
     Returns:
-        Rows of :func:`reasoning_features.steering.answering.answers` whose ``condition`` is ``UNSTEERED``,
-        ``STEERED`` or one of ``RUNS``; and the rates of the unsteered and the steered model.
+        Answers whose ``condition`` is ``UNSTEERED``, ``STEERED`` or one of ``RUNS``; and the rates of the
+        unsteered and the steered model.
 
     Raises:
         UserError: a problem is in both, or the measured ones have too few dead ends.
@@ -305,13 +285,7 @@ def mediation_answers(
 def mediation_table(
     answered: pd.DataFrame, measure: str = "correct", n_resamples: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
-    """The gain of every run over unsteered, and what share of the steered gain it is.
-
-    Args:
-        answered: from :func:`mediation_answers`, or some of its domains.
-        measure: what is compared.
-        n_resamples: resamples of problems.
-        seed: of the resamples.
+    """The gain in ``measure`` of every run over unsteered, and what share of the steered gain it is.
 
     Returns:
         One row a run: ``run``, ``mean``, ``gain``, ``low``, ``high`` (95%, paired over problems), ``share``,

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from reasoning_features.errors import UserError
 from reasoning_features.organism.evaluation import LONGEST_PROMPT, MOVES_COUNTED, grade, prompts
 from reasoning_features.organism.language import CONTEXT, END_THINK, THINK
-from reasoning_features.organism.problems import Mixture, Split, problems
+from reasoning_features.organism.problems import Split, problems
 from reasoning_features.paths import RunPaths
 from reasoning_features.settings import ProblemSource, Settings
 from reasoning_features.text.corpora import TEXT, dataset_name, open_rows, stable_number
@@ -42,6 +42,8 @@ LONGEST = 400
 """Characters of the longest answer that is compared as a formula."""
 SECONDS = 3
 """Time for reading a formula, and for comparing two; one that takes longer is wrong."""
+STEERED = "steered in version 2"
+"""The set of ``settings.published`` whose features are steered."""
 LETTERS = "ABCDEFGHIJ"
 """Names of choices."""
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|boldsymbol)\s*\{([^{}]*)\}")
@@ -115,9 +117,7 @@ def has_problems(settings: Settings) -> bool:
     return settings.corpus == "organism" or (settings.corpus == TEXT and bool(settings.problems))
 
 
-def load_questions(
-    settings: Settings, tokenizer: Any, split: Split, n: int, start: int = 0, mixture: Mixture = "main"
-) -> Questions:
+def load_questions(settings: Settings, tokenizer: Any, split: Split, n: int, start: int = 0) -> Questions:
     """Problems ``start`` … ``start + n − 1`` of a split; of benchmarks, as many of these as there are.
 
     Raises:
@@ -131,7 +131,7 @@ def load_questions(
     if settings.corpus == TEXT:
         known = problems_of(settings, split)[start : start + n]
         return _real(settings, tokenizer, f"{split} from {start} on", known)
-    asked = problems(split, None, n, start=start, mixture=mixture)
+    asked = problems(split, None, n, start=start)
     return Questions(
         name=f"problems {start} to {start + n - 1} of {split}",
         prompts=prompts(tokenizer, asked),
@@ -150,15 +150,19 @@ def _grade_organism(
     return graded.rename(columns={"family": "domain"}).drop(columns="question")
 
 
-def published_questions(settings: Settings, tokenizer: Any) -> Questions:
-    """Problems of every benchmark for the features that a paper names, each ``settings.samples`` times.
+def steering_questions(settings: Settings, tokenizer: Any) -> Questions:
+    """Problems on which features are steered, each ``settings.samples`` times (:func:`repeated`).
 
-    The first ``settings.published_problems`` of each benchmark, of both splits, or all where
-    ``settings.full``; laid out as :func:`repeated` does.
+    Where the paper names features: the first ``published_problems`` of each benchmark, of both splits, or all
+    where ``full``. Else ``text_problems`` of the evaluation split, with answers of up to ``text_tokens``.
 
     Raises:
         UserError: no problems.
     """
+    if STEERED not in settings.published:
+        some = load_questions(settings, tokenizer, "evaluation", settings.text_problems, settings.shown_start)
+        longest = min(some.max_new_tokens, settings.text_tokens)
+        return repeated(replace(some, max_new_tokens=longest), settings.samples)
     seen: Counter[str] = Counter()
     known = []
     for problem in problems_of(settings, None):

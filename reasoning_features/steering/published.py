@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,10 +17,12 @@ from scipy.stats import hypergeom
 
 from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import UNSTEERED, Condition, feature_conditions
-from reasoning_features.scoring.reason_score import ranks
+from reasoning_features.scoring.reason_score import ranks, select
+from reasoning_features.settings import Settings
 from reasoning_features.statistics import Interval, bootstrap_mean, bootstrap_ratio, paired_difference
 from reasoning_features.steering.baselines import majority_votes
-from reasoning_features.steering.steering_study import matched_features
+from reasoning_features.steering.benchmarks import STEERED
+from reasoning_features.steering.steering_study import CHOSEN, matched_features
 
 BENCHMARKS = ("AIME-2024", "MATH-500", "GPQA-Diamond")
 VERSION_2: dict[int, tuple[float, ...]] = {
@@ -40,19 +43,11 @@ VERSION_1: dict[int, tuple[float, ...]] = {
     46379: (53.3, 15.5, 92.4, 4.4, 55.5, 9.0),
     62777: (56.6, 12.9, 93.0, 4.1, 48.5, 8.3),
 }
-STEERED = "steered in version 2"
-"""The set of ``settings.published`` whose features are steered."""
-RANDOM = "random feature"
-CONTROLS = 3
-"""Random features that are steered beside the published ones."""
+NAMED, RANDOM = "the paper's", "random"
 
 
 def check_published(published: Mapping[str, Sequence[int]], d_sae: int) -> None:
-    """See that the published features can be features of this autoencoder.
-
-    Raises:
-        UserError: one is not among its features.
-    """
+    """Raises a UserError where a published feature is not among this autoencoder's."""
     beyond = sorted({feature for ids in published.values() for feature in ids if not 0 <= feature < d_sae})
     if beyond:
         raise UserError(
@@ -66,10 +61,7 @@ def found_table(
 ) -> pd.DataFrame:
     """How many published features are among the k with the highest score, beside chance.
 
-    Args:
-        scores: name of the dials → score of every feature ``[f]``.
-        published: name of the set → its features.
-        k: features chosen.
+    ``scores`` is name of the dials → score of every feature ``[f]``; ``published`` is name → features.
 
     Returns:
         A row for each dials and set: ``dials``, ``set``, ``features``, ``found``, ``by chance`` (expected of
@@ -114,45 +106,40 @@ def rank_table(scores: Mapping[str, ArrayLike], published: Mapping[str, Sequence
     return pd.DataFrame({"feature": ids, "sets": sets} | columns)
 
 
-def published_conditions(
-    sae: object,
-    evidence: pd.DataFrame,
-    features: Sequence[int],
-    gamma: float,
-    seed: int,
-    controls: int = CONTROLS,
-) -> list[Condition]:
-    """Published features at one strength (equation 7), and random live ones matched to the first of them.
+def steered_conditions(
+    settings: Settings, sae: Any, evidence: pd.DataFrame
+) -> tuple[list[Condition], dict[str, list[int]]]:
+    """The features that the paper names at its strength, or where none are named the best by ReasonScore.
 
-    Args:
-        sae: gives the decoder directions.
-        evidence: one row a feature: ``maximum``, ``density``, ``decoder norm``.
-        features: the published features.
-        gamma: the strength, in units of each feature's largest activation.
-        seed: draws the random features.
-        controls: how many of them, at most as many as there are published ones.
+    A random live feature is matched to each. A named feature that is never active here has no strength to
+    steer with, and is left out. ``evidence`` has a row a feature: ``maximum``, ``density``, ``decoder norm``,
+    ``score:reason score``.
 
-    A published feature that is never active here has no strength to steer with, and is left out.
+    Returns:
+        The conditions, the first feature's first; and kind → its features, the random ones under ``RANDOM``.
+
+    Raises:
+        UserError: a named feature is not among the autoencoder's.
     """
-    live = np.flatnonzero(evidence["density"].to_numpy() > 0)
-    maxima = evidence["maximum"].to_numpy(dtype=float)
-    active = np.intersect1d(features, live)
-    named = feature_conditions(sae, active.tolist(), [gamma], maxima)
-    drawn = matched_features(evidence, active, live, seed)[:controls]
-    matched = feature_conditions(sae, [int(feature) for feature in drawn], [gamma], maxima)
-    return named + [
-        Condition(f"{RANDOM} {made.feature}", made.feature, gamma, vector=made.vector) for made in matched
-    ]
+    live = np.flatnonzero(evidence["density"] > 0)
+    if named := settings.published.get(STEERED):
+        check_published(settings.published, sae.cfg.d_sae)
+        kind, best, others, gammas = NAMED, np.intersect1d(named, live), live, [settings.gamma]
+    else:
+        score = evidence["score:reason score"].to_numpy(dtype=float)[live]
+        chosen = live[select(score, min(settings.selected, len(live) // 2))]
+        kind, best, gammas = CHOSEN, chosen[: settings.interpreted], settings.gammas
+        others = np.setdiff1d(live, chosen[settings.interpreted :])
+    random = matched_features(evidence, best, others, settings.seed)
+    kinds = {kind: best.tolist(), RANDOM: random.tolist()}
+    every = [feature for features in kinds.values() for feature in features]
+    return feature_conditions(sae, every, gammas, evidence["maximum"].to_numpy(dtype=float)), kinds
 
 
 def steered_table(answered: pd.DataFrame, problems: int, seed: int = 0) -> pd.DataFrame:
     """What steering did on each benchmark, paired over problems with the unsteered model.
 
-    Args:
-        answered: answers with ``condition``, ``problem``, ``domain``, ``answer``, ``correct`` and
-            ``thinking_tokens``; several to a problem have numbers ``problems`` apart.
-        problems: how many different problems there are.
-        seed: of the resamples.
+    ``answered`` are answers; those to one problem have numbers ``problems`` apart.
 
     Returns:
         A row for each benchmark and condition: ``benchmark``, ``condition``, ``feature``, ``problems``,
@@ -213,19 +200,20 @@ class Overall:
     longer_random: Interval
 
 
-def overall(answered: pd.DataFrame, problems: int, seed: int = 0) -> Overall:
-    """The mean over published features, and over random ones; arguments as :func:`steered_table`."""
+def overall(answered: pd.DataFrame, problems: int, random: Sequence[int], seed: int = 0) -> Overall:
+    """The mean over published features, and over the ``random`` ones; else as :func:`steered_table`."""
     frame = answered.assign(item=answered["problem"] % problems)
-    kinds = np.where(frame["condition"].str.startswith(RANDOM), RANDOM, STEERED)
+    kinds = np.where(frame["feature"].isin(random), RANDOM, NAMED)
     frame["kind"] = np.where(frame["condition"] == UNSTEERED, UNSTEERED, kinds)
     means = frame.groupby(["kind", "item"])[["correct", "thinking_tokens"]].mean()
     correct, tokens = (means[name].unstack(0) for name in ("correct", "thinking_tokens"))
-    given = correct[STEERED], correct[UNSTEERED]
     longer = [
         bootstrap_ratio(tokens[kind] - tokens[UNSTEERED], tokens[UNSTEERED], seed=seed)
-        for kind in (STEERED, RANDOM)
+        for kind in (NAMED, RANDOM)
     ]
-    gain, narrow = (paired_difference(*given, seed=seed, level=level) for level in (0.95, 0.9))
+    gain, narrow = (
+        paired_difference(correct[NAMED], correct[UNSTEERED], seed=seed, level=level) for level in (0.95, 0.9)
+    )
     return Overall(gain, narrow, *longer)
 
 
@@ -235,11 +223,11 @@ def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
     Adds ``paper`` (percent right), ``paper tokens`` (thousands) and ``version``; nan where there are none.
     """
     rows = []
-    for benchmark, feature, condition in table[["benchmark", "feature", "condition"]].itertuples(index=False):
-        version, held = (2, VERSION_2) if feature in VERSION_2 else (1, VERSION_1)
-        known = benchmark in BENCHMARKS and feature in held and not str(condition).startswith(RANDOM)
+    for benchmark, feature in table[["benchmark", "feature"]].itertuples(index=False):
+        version, numbers = (2, VERSION_2) if feature in VERSION_2 else (1, VERSION_1)
+        known = benchmark in BENCHMARKS and feature in numbers
         at = 2 * BENCHMARKS.index(benchmark) if known else 0
-        accuracy, tokens = held[feature][at : at + 2] if known else (np.nan, np.nan)
-        told = {"paper": accuracy, "paper tokens": tokens, "version": version if known else np.nan}
-        rows.append(told)
-    return pd.concat([table.reset_index(drop=True), pd.DataFrame(rows)], axis=1)
+        accuracy, tokens = numbers[feature][at : at + 2] if known else (np.nan, np.nan)
+        rows.append((accuracy, tokens, version if known else np.nan))
+    paper = pd.DataFrame(rows, columns=["paper", "paper tokens", "version"])
+    return pd.concat([table.reset_index(drop=True), paper], axis=1)

@@ -41,8 +41,7 @@ _ENDS = ["estimate", "low", "high"]
 def screening_counts(study: Study) -> pd.DataFrame:
     """Shares of each class's screened trials that are better, within 2 points, and worse, and their gains.
 
-    Returns:
-        One row a class: ``class``, ``trials``, the three shares, ``mean gain``, ``largest gain``.
+    Columns: ``class``, ``trials``, the three shares, ``mean gain``, ``largest gain``.
     """
     rows = []
     for group, part in study.screening.groupby("group", sort=False):
@@ -57,12 +56,7 @@ def screening_counts(study: Study) -> pd.DataFrame:
 
 
 def winners_table(study: Study, seed: int = 0, families: bool = True) -> pd.DataFrame:
-    """Table 1: every class's winner on fresh problems, over all of them and by family.
-
-    Args:
-        study: one model's.
-        seed: of the resamples and permutations.
-        families: tell the problems' families too.
+    """Every class's winner on fresh problems, over all of them and, with ``families``, by family.
 
     Returns:
         One row a class and domain (``ALL`` first): ``class``, ``condition``, ``share of norm``, ``domain``,
@@ -101,9 +95,8 @@ def winners_table(study: Study, seed: int = 0, families: bool = True) -> pd.Data
 def contrasts(studies: Sequence[Study], seed: int = 0) -> pd.DataFrame:
     """Accuracy of ReasonScore's winner less every other class's, paired over problems, in every study.
 
-    Returns:
-        One row a study and class: ``model``, ``kappa``, ``model_seed``, ``against``, ``estimate``, ``low``,
-        ``high`` (95%), ``n`` and ``same`` (True where both classes have one winner, so nothing can differ).
+    Columns: ``model``, ``kappa``, ``model_seed``, ``against``, ``estimate``, ``low``, ``high`` (95%), ``n``
+    and ``same`` (True where both classes have one winner, so nothing can differ).
     """
     rows = []
     for study in studies:
@@ -130,13 +123,8 @@ def arms_apart(
 ) -> pd.DataFrame:
     """The difference in differences: (ReasonScore − ``against``) in the coupled arm, less the same decoupled.
 
-    The four winners of a seed answer the same problems, which are resampled for all four together.
-
-    Args:
-        studies: of both arms, one autoencoder a model.
-        against: the class whose winner's accuracy is compared with ReasonScore's.
-        level: of the intervals, which are about problems; the seeds show what varies between trainings.
-        seed: of the resamples.
+    The four winners of a seed answer the same problems, which are resampled for all four together; the seeds
+    show what varies between trainings.
 
     Returns:
         One row a seed of the models and one for all of them together (``seed`` "all"): ``seed``, ``coupled``
@@ -170,9 +158,8 @@ def arms_apart(
 def agreement(fresh: Study, stored: Study) -> dict[str, object]:
     """How far a study that was computed anew agrees with the stored one.
 
-    Returns:
-        ``model``; ``winners`` (share of classes with the same winner); ``answers`` (share of fresh problems
-        that are graded alike, over those classes); ``screening`` (largest difference of a trial's accuracy).
+    ``winners``: share of classes with the same winner; ``answers``: share of fresh problems that are graded
+    alike, over those classes; ``screening``: largest difference of a trial's accuracy.
     """
     ours, theirs = (study.winners.set_index("group")["condition"] for study in (fresh, stored))
     same = [group for group in ours.index if theirs.get(group) == ours[group]]
@@ -202,9 +189,7 @@ def agreements(fresh: Sequence[Study], stored: Sequence[Study]) -> pd.DataFrame:
 def ban_table(answered: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Table 2: accuracy and length under a ban of R and of other words; random sets count by their mean.
 
-    Args:
-        answered: answers unsteered, under "R", "random …" (as many sets as there are), and other sets.
-        seed: of the resamples.
+    ``answered`` are answers unsteered, under "R", "random …" (as many sets as there are), and other sets.
 
     Returns:
         ``banned``, ``accuracy``, ``change`` (from no ban) with ``low`` and ``high`` (95%), ``thinking
@@ -296,11 +281,7 @@ def run_effect(answered: pd.DataFrame, condition: str, against: str, seed: int =
 
 
 def draw_screening(studies: Mapping[str, Study]) -> tuple[Figure, pd.DataFrame]:
-    """Gain in accuracy of every screened trial, a row a class, an arm a panel; colour tells the sign of γ.
-
-    Args:
-        studies: arm → its study.
-    """
+    """Gain in accuracy of every screened trial, a row a class, an arm a panel; colour tells the sign of γ."""
     groups = list(dict.fromkeys(g for study in studies.values() for g in study.screening["group"]))
     fig, axes = panels(len(studies), height=0.9 + 0.32 * len(groups), sharey=True, sharex=True)
     rng = np.random.default_rng(0)
@@ -324,11 +305,7 @@ def draw_screening(studies: Mapping[str, Study]) -> tuple[Figure, pd.DataFrame]:
 
 
 def draw_winners(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
-    """Gain in accuracy and in thinking tokens of each class's winner over all fresh problems.
-
-    Args:
-        tables: arm → :func:`winners_table`.
-    """
+    """Gain in accuracy and thinking tokens of each class's winner, all problems: arm → its winners' table."""
     every = {arm: table[table["domain"] == ALL].set_index("class") for arm, table in tables.items()}
     groups = [g for g in dict.fromkeys(g for table in every.values() for g in table.index) if g != UNSTEERED]
     height = 0.9 + max(0.32, 0.1 * len(every)) * len(groups)
@@ -353,8 +330,7 @@ def draw_winners(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFra
 def draw_arms_apart(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
     """Each arm's difference between two classes, and the difference of the arms, seed by seed and together.
 
-    Args:
-        tables: what ReasonScore is compared with → :func:`arms_apart`.
+    ``tables`` is what ReasonScore is compared with → :func:`arms_apart`.
     """
     fig, axes = panels(len(tables), height=0.8 + 0.3 * max(map(len, tables.values())), sharex=True)
     for ax, (against, table) in zip(axes, tables.items(), strict=True):
@@ -371,14 +347,9 @@ def draw_arms_apart(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.Data
 
 
 def draw_forest(table: pd.DataFrame, rows: str, by: str, label: str, unit: float = 1.0) -> Figure:
-    """Estimates with intervals, a row a name, a panel a group: ``estimate``, ``low``, ``high``.
+    """``estimate``, ``low`` and ``high``, times ``unit``, a row a name, a panel a group.
 
-    Args:
-        table: with the columns named.
-        rows: column of the names.
-        by: column of the panels.
-        label: of the axis.
-        unit: what values are multiplied by.
+    ``rows`` and ``by`` are the columns of the names and of the panels, ``label`` is the axis' own.
     """
     names, groups = list(table[rows].unique()), list(table[by].unique())
     fig, axes = panels(len(groups), height=0.7 + 0.22 * len(names), sharey=True)
@@ -397,11 +368,7 @@ def _forest(ax: Axes, own: pd.DataFrame, at: ArrayLike, unit: float, **style: An
 
 
 def draw_strengths(curves: pd.DataFrame) -> Figure:
-    """Accuracy and thinking tokens against strength, a line a vector, with 95% intervals of the mean.
-
-    Args:
-        curves: :func:`reasoning_features.steering.steering_study.strength_curves`.
-    """
+    """Accuracy and thinking tokens against strength, a line a vector, with 95% intervals of the mean."""
     fig, axes = new_figure(1, 2, height=2.4)
     for ax, (measure, rows) in zip(axes, curves.groupby("measure"), strict=True):
         for number, ((vector, how), own) in enumerate(rows.groupby(["vector", "how"], sort=False)):
@@ -416,11 +383,7 @@ def draw_strengths(curves: pd.DataFrame) -> Figure:
 
 
 def draw_spending(curve: pd.DataFrame) -> Figure:
-    """Accuracy against mean thinking tokens, a line a way to spend them; single points are steered answers.
-
-    Args:
-        curve: :func:`reasoning_features.steering.baselines.spending_curve`.
-    """
+    """Accuracy against mean thinking tokens, a line a way to spend them; steered answers are points."""
     fig, ax = new_figure(height=2.6, width=4.5)
     for number, (method, own) in enumerate(curve.groupby("method", sort=False)):
         own, style = own.sort_values("tokens"), look(number)

@@ -31,7 +31,7 @@ from reasoning_features.steering.answering import answers
 from reasoning_features.steering.baselines import baselines, mean_norm
 from reasoning_features.steering.benchmarks import COMMON, Questions, load_questions
 from reasoning_features.text.corpora import reasoning_corpus
-from reasoning_features.truth.benchmark import Benchmark
+from reasoning_features.truth.benchmark import Benchmark, gather_table, identity
 from reasoning_features.truth.decisions import find_decisions
 
 Features = NDArray[np.int64]
@@ -92,20 +92,13 @@ def candidates(
     """``n`` candidates of each class.
 
     ReasonScore's features are its first ``n``. Those of the slot-matched and of the random vocabularies are
-    taken in turn, the first of each of ``n_vocabularies``, then the second of each, every feature once, until
-    there are ``n``. A random feature is live, none of ReasonScore's, and drawn from the ``NEAREST`` in log
-    f_max‖W_dec‖ and log density to one of them. A random direction has the size of one of them. Causal
-    features have the largest effects on persistence when ablated.
+    taken in turn, the first of each of ``n_vocabularies``, then the second of each, every feature once. A
+    random feature is live, none of ReasonScore's, and drawn from the ``NEAREST`` in log f_max‖W_dec‖ and log
+    density to one of them. A random direction has the size of one of them. Causal features have the largest
+    ``effects`` ``[d_sae]`` on persistence when ablated (nan: never active; None: not known, no such class).
 
-    Args:
-        evidence: one row a feature: ``maximum``, ``density``, ``decoder norm`` and ``score:…`` of every
-            vocabulary. A kind of vocabularies that is not there makes no class.
-        sae: gives the decoder directions.
-        n: candidates a class.
-        n_vocabularies: vocabularies of a kind.
-        seed: draws features and directions.
-        effects: the effect of every feature on persistence ``[d_sae]``, nan where it is never active; None
-            where it is not known: no such class.
+    ``evidence`` has a row a feature: ``maximum``, ``density``, ``decoder norm`` and ``score:…`` of every
+    vocabulary; a kind of vocabularies that is not there makes no class.
 
     Raises:
         UserError: fewer live features or vocabularies than are asked for.
@@ -223,14 +216,19 @@ def _signed_norm(condition: Condition, without: float) -> float:
     return float(np.sign(condition.gamma)) * float(condition.vector.norm())
 
 
-def prepare(settings: Settings, subject: Subject, sae: Any, benchmark: Benchmark) -> Tried:
-    """The candidates and baselines of one model, from texts of the selection split.
+def tested(settings: Settings, subject: Subject, sae: Any, stored: Sequence[Benchmark]) -> Benchmark:
+    """The stored benchmark of a model and its autoencoder; else evidence gathered anew, without effects."""
+    who = identity(settings, sae)
+    for benchmark in stored:
+        if benchmark.identity == who:
+            return benchmark
+    return Benchmark(**who, evidence=gather_table(settings, subject, sae), truths={})
 
-    Args:
-        settings: of the run, with this model as ``subject``.
-        subject: the model, read at the autoencoder's hook point.
-        sae: its autoencoder.
-        benchmark: evidence of its features and, where known, their causal effects.
+
+def prepare(settings: Settings, subject: Subject, sae: Any, benchmark: Benchmark) -> Tried:
+    """The candidates and baselines of one model, ``settings.subject``, from texts of the selection split.
+
+    ``benchmark`` has the evidence of its features and, where known, their causal effects.
 
     Raises:
         UserError: too few features or vocabularies, or a word that the tokenizer cannot write.
@@ -309,10 +307,7 @@ def shipped_study(
 ) -> Study | None:
     """The shipped study of one model, where the run's settings are those that it was made with; else None.
 
-    Args:
-        settings: of the run.
-        shipped: name → study (:func:`load_studies`).
-        identity: what the study is of.
+    ``shipped`` is name → study (:func:`load_studies`), ``identity`` what the study is of.
     """
     own = {"subject", "contrast", "autoencoder", "contrast_autoencoder"}  # these the identity tells
     made_with = load_settings(SHIPPED_WITH)
@@ -324,14 +319,10 @@ def shipped_study(
 def study_model(
     settings: Settings, subject: Subject, tried: Tried, identity: Mapping[str, Any], unfinished: Path
 ) -> Study:
-    """The steering study of one model.
+    """The steering study of one model, ``settings.subject``.
 
-    Args:
-        settings: of the run, with this model as ``subject``.
-        subject: the model, steered at the autoencoder's hook point.
-        tried: candidates and baselines (:func:`prepare`).
-        identity: what the study is of (``model``, ``kappa``, ``model_seed`` …).
-        unfinished: folder of finished answers, from which an interrupted study goes on.
+    ``identity`` is what the study is of (``model``, ``kappa``, ``model_seed`` …); an interrupted study goes
+    on from the finished answers in the folder ``unfinished``.
 
     Raises:
         UserError: there are no problems to ask.
@@ -368,13 +359,8 @@ def run_study(
 ) -> Study:
     """Screen every trial, try each class's best again with the baselines, and put the winners to the test.
 
-    Args:
-        identity: what the study is of.
-        tried: candidates and baselines.
-        strengths: γ at which every candidate is screened, both signs.
-        rescreened: trials of a class that are tried again.
-        measures: columns of the answers that are kept.
-        ask: answers the questions of a stage, other problems each: ``FRAMES``.
+    ``ask`` answers the questions of a stage (``FRAMES``), other problems each; ``strengths`` are γ, both
+    signs; the best ``rescreened`` trials of a class are tried again; ``measures`` are columns to keep.
     """
     trials = tried.trials(strengths)
     first = outcomes(trials, ask("screening", tried.conditions(trials)), measures)
@@ -393,13 +379,7 @@ def run_study(
 
 
 def outcomes(trials: pd.DataFrame, answered: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
-    """The trials with each measure's mean over problems, ``gain`` in accuracy over unsteered, and ``n``.
-
-    Args:
-        trials: with ``condition``.
-        answered: one row an answer, those of the unsteered model too.
-        measures: columns of ``answered``, ``correct`` among them.
-    """
+    """The trials with each measure's mean over problems, ``gain`` in accuracy over unsteered, and ``n``."""
     grouped = answered.groupby("condition")[list(measures)]
     means = grouped.mean()
     means = means.assign(gain=means["correct"] - means["correct"].to_dict()[UNSTEERED], n=grouped.size())
@@ -452,13 +432,7 @@ def strength_trials(
 def strength_curves(answered: pd.DataFrame, trials: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Mean accuracy and thinking tokens of every trial with their 95% intervals over problems.
 
-    Args:
-        answered: :func:`reasoning_features.steering.answering.answers`.
-        trials: from :func:`strength_trials`.
-        seed: of the resamples.
-
-    Returns:
-        One row a trial and measure: the trial's columns, ``measure``, ``mean``, ``low``, ``high``, ``n``.
+    Returns a row a trial and measure: the trial's columns, ``measure``, ``mean``, ``low``, ``high``, ``n``.
     """
     by_condition = dict(list(answered.groupby("condition")))
     rows = []

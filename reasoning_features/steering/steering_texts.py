@@ -10,20 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from textwrap import fill, wrap
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from reasoning_features.models.conditions import UNSTEERED, Condition, feature_conditions
+from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.organism.language import ASSISTANT, END_THINK, MOVES, USER
 from reasoning_features.organism.parser import parse
 from reasoning_features.reporting.plots import TEXT_WIDTH, legend_below, name_rows, new_figure, panels
-from reasoning_features.scoring.reason_score import select
 from reasoning_features.statistics import bootstrap_mean
-from reasoning_features.steering.steering_study import matched_features
 from reasoning_features.text.traces import (
     moves_below,
     shades,
@@ -35,7 +32,6 @@ from reasoning_features.text.vocabulary import split_words
 
 LENGTH, REASONING, REPEATED = "tokens", "words of R in a hundred", "repeated pairs of tokens (%)"
 MEASURES = (LENGTH, REASONING, REPEATED)
-CHOSEN, RANDOM = "ReasonScore", "random"
 CHARACTERS = 56
 """Characters a line of a drawn trace, of two side by side, beside the margin."""
 ACROSS = 2
@@ -43,32 +39,6 @@ _MARK = re.compile(r"<[^<>\s]*>")
 """A mark of the template, such as the end of a text: its letters are no words."""
 _SHADES = shades(MOVES)
 _LINE = 0.118  # inches
-
-
-def text_conditions(
-    sae: Any, evidence: pd.DataFrame, n: int, selected: int, gammas: Sequence[float], seed: int
-) -> tuple[list[Condition], dict[str, list[int]]]:
-    """The best features by ReasonScore, and a random one matched to each, at every strength.
-
-    Args:
-        sae: gives the decoder directions.
-        evidence: :func:`reasoning_features.truth.feature_table.feature_table`.
-        n: how many features of each kind; fewer where fewer are ever active.
-        selected: features that ReasonScore chooses; none of them counts as random.
-        gammas: strengths, in units of each feature's largest activation.
-        seed: of the random features.
-
-    Returns:
-        The conditions, the best feature's first; and kind → its features, as :func:`draw_text_effects` reads.
-    """
-    live = np.flatnonzero(evidence["density"] > 0)
-    score = evidence["score:reason score"].to_numpy(dtype=float)[live]
-    chosen = live[select(score, min(selected, len(live) // 2))]
-    others = np.setdiff1d(live, chosen[n:])
-    random = matched_features(evidence, chosen[:n], others, seed)
-    kinds = {CHOSEN: chosen[:n].tolist(), RANDOM: random.tolist()}
-    every = [feature for features in kinds.values() for feature in features]
-    return feature_conditions(sae, every, gammas, evidence["maximum"].to_numpy(dtype=float)), kinds
 
 
 def text_measures(answers: pd.DataFrame, prompts: Sequence[str], words: Sequence[str]) -> pd.DataFrame:
@@ -121,9 +91,7 @@ def text_effects(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 def draw_text_effects(effects: pd.DataFrame, kinds: Mapping[str, Sequence[int]]) -> Figure:
     """Change of each measure for each feature and strength, one panel a measure, features in their order.
 
-    Args:
-        effects: :func:`text_effects`.
-        kinds: kind → its features (:func:`text_conditions`).
+    ``kinds`` is kind → its features (:func:`reasoning_features.steering.published.steered_conditions`).
     """
     gammas = sorted(effects["gamma"].unique())
     # each random feature stands under the one that it is matched to
@@ -171,14 +139,9 @@ def moves_of(text: str) -> pd.DataFrame:
 def side_by_side(
     answers: pd.DataFrame, problem: int, conditions: Sequence[str] = (), prompt: str = ""
 ) -> tuple[str, list[Trace]]:
-    """The question, and the traces of one problem: unsteered, then under the conditions.
+    """The question, and the traces of one problem: unsteered, then under the conditions named.
 
     With ``prompt``, the text begins after it. The question is that of a text in the organism's chat; else "".
-
-    Args:
-        answers: :func:`reasoning_features.steering.answering.answers`.
-        problem: the problem's number.
-        conditions: names of conditions.
     """
     own = answers[answers["problem"] == problem].set_index("condition").loc[[UNSTEERED, *conditions]]
     traces = []

@@ -28,7 +28,7 @@ from reasoning_features.steering.benchmarks import (
     load_questions,
     problems_of,
     prompt_ids,
-    published_questions,
+    steering_questions,
     thinking_tokens,
 )
 
@@ -191,11 +191,11 @@ def test_benchmarks_are_mixed_split_for_good_and_ordered_by_the_seed(hub, tokeni
 
 
 def test_published_features_are_asked_some_of_every_benchmark_several_times(hub, tokenizer, tmp_path):
-    some = published_questions(settings_of(tmp_path, samples=2), tokenizer)
+    some = steering_questions(settings_of(tmp_path, samples=2), tokenizer)
     n = 3 * len(BENCHMARKS)
     assert len(some) == 2 * n and Counter(some.domains) == dict.fromkeys(BENCHMARKS, 6)
     assert some.prompts[:n] == some.prompts[n:]
-    every = published_questions(settings_of(tmp_path, full=True), tokenizer)
+    every = steering_questions(settings_of(tmp_path, full=True), tokenizer)
     assert len(every) == sum(mini.PROBLEMS.values())
     # an answer that was made for few problems is found when all are asked
     known = {repr(prompt): every.stream(i) for i, prompt in enumerate(every.prompts)}

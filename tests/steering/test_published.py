@@ -8,15 +8,18 @@ import pytest
 from tiny import signed_identity
 
 from reasoning_features.errors import UserError
+from reasoning_features.settings import load_settings
+from reasoning_features.steering.benchmarks import STEERED
 from reasoning_features.steering.published import (
+    NAMED,
     RANDOM,
     beside_paper,
     check_published,
     found_table,
     overall,
-    published_conditions,
     rank_table,
     share_found,
+    steered_conditions,
     steered_table,
 )
 
@@ -43,18 +46,36 @@ def test_a_feature_that_is_not_there():
         check_published({"a": [3, 12], "b": [10]}, 10)
 
 
-def test_controls_are_live_and_not_published():
-    evidence = pd.DataFrame(
-        {"maximum": np.linspace(1, 2, 16), "density": [0.1] * 15 + [0.0], "decoder norm": np.ones(16)}
-    )
-    evidence["density"] += np.linspace(0, 0.01, 16) * (evidence["density"] > 0)
-    made = published_conditions(signed_identity(8), evidence, [2, 3, 15], 2.0, seed=0, controls=2)
-    assert [c.name for c in made[:2]] == ["2 at 2", "3 at 2"]
-    controls = [c for c in made if c.name.startswith(RANDOM)]
-    assert len(controls) == 2 and not {c.feature for c in controls} & {2, 3, 15}
-    for condition in made:
-        size = condition.vector.norm()
-        assert float(size) == pytest.approx(2 * evidence["maximum"][condition.feature], rel=1e-5)
+@pytest.fixture
+def evidence():
+    table = pd.DataFrame({"score:reason score": [9.0, 1, 5, 8, 2, 3, 4, 0], "maximum": np.arange(8.0)})
+    return table.assign(density=np.linspace(0, 0.4, 8), **{"decoder norm": 1.0})  # the best is never active
+
+
+def settings(**changes):
+    return load_settings("smoke").model_copy(update={"seed": 0, "gamma": 2.0} | changes)
+
+
+def test_the_best_features_are_steered_where_none_are_named_and_a_random_one_beside_each(evidence):
+    asked = settings(interpreted=2, selected=3, gammas=[-1.0, 2.0])
+    conditions, kinds = steered_conditions(asked, signed_identity(4), evidence)
+    # the third that ReasonScore chooses, 6, is not random either
+    assert kinds["ReasonScore"] == [3, 2] and len(set(kinds[RANDOM]) & {1, 4, 5, 7}) == 2
+    assert [(c.feature, c.gamma) for c in conditions[:4]] == [(3, -1), (3, 2), (2, -1), (2, 2)]
+    assert conditions[1].vector is not None and conditions[1].vector.norm() == 2 * 3
+    many = settings(interpreted=20, selected=20, gammas=[1.0])
+    _, few = steered_conditions(many, signed_identity(4), evidence)
+    assert [len(features) for features in few.values()] == [3, 3]  # seven are ever active
+
+
+def test_named_features_are_steered_at_the_papers_strength_and_none_is_random(evidence):
+    asked = settings(published={STEERED: [0, 2, 5]})  # 0 is never active
+    conditions, kinds = steered_conditions(asked, signed_identity(4), evidence)
+    assert [c.name for c in conditions[:2]] == ["2 at 2", "5 at 2"] and kinds[NAMED] == [2, 5]
+    assert len(kinds[RANDOM]) == 2 and not set(kinds[RANDOM]) & {0, 2, 5}
+    for condition in conditions:
+        size = 2 * evidence["maximum"][condition.feature]
+        assert condition.vector is not None and float(condition.vector.norm()) == pytest.approx(size)
 
 
 def test_steering_is_paired_over_problems_and_votes_over_answers():
@@ -78,10 +99,11 @@ def test_steering_is_paired_over_problems_and_votes_over_answers():
 
 def test_the_mean_over_features_leaves_random_ones_apart():
     rows = []
-    for condition, right, tokens in (("unsteered", [0, 1], 10), ("a", [1, 1], 12), ("b", [0, 1], 14),
-                                     (f"{RANDOM} 7", [0, 0], 11)):  # fmt: skip
-        rows += [(condition, number, bool(right[number]), tokens) for number in (0, 1)]
-    told = overall(pd.DataFrame(rows, columns=["condition", "problem", "correct", "thinking_tokens"]), 2)
+    for condition, feature, right, tokens in (("unsteered", -1, [0, 1], 10), ("a", 1, [1, 1], 12),
+                                              ("b", 2, [0, 1], 14), ("c", 7, [0, 0], 11)):  # fmt: skip
+        rows += [(condition, feature, number, bool(right[number]), tokens) for number in (0, 1)]
+    columns = ["condition", "feature", "problem", "correct", "thinking_tokens"]
+    told = overall(pd.DataFrame(rows, columns=columns), 2, [7])
     assert told.gain.estimate == pytest.approx(0.25) and told.gain.n == 2
     assert told.longer.estimate == pytest.approx(0.3)
     assert told.longer_random.estimate == pytest.approx(0.1)

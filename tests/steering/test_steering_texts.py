@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from figure_checks import legible
-from tiny import signed_identity
 
 from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.steering.steering_texts import (
@@ -24,7 +23,6 @@ from reasoning_features.steering.steering_texts import (
     flipped,
     moves_of,
     side_by_side,
-    text_conditions,
     text_effects,
     text_measures,
 )
@@ -84,19 +82,6 @@ def test_effects_are_paired_over_problems():
     assert told.loc[(-1, LENGTH), "low"] < -6 < told.loc[(-1, LENGTH), "high"]
     assert told.loc[(-1, REPEATED), ["unsteered", "change"]].tolist() == pytest.approx([10, 20])
     assert (told["problems"] == 3).all() and (told.xs(REASONING, level="measure")["change"] == 0).all()
-
-
-def test_the_best_features_and_as_many_random_ones_are_steered():
-    evidence = pd.DataFrame({"score:reason score": [9.0, 1, 5, 8, 2, 3, 4, 0], "maximum": np.arange(8.0)})
-    evidence["density"] = np.linspace(0, 0.4, 8)  # the best by score is never active
-    evidence["decoder norm"] = 1.0
-    conditions, kinds = text_conditions(signed_identity(4), evidence, 2, 3, [-1.0, 2.0], seed=0)
-    # the third that ReasonScore chooses, 6, is not random either
-    assert kinds["ReasonScore"] == [3, 2] and len(set(kinds["random"]) & {1, 4, 5, 7}) == 2
-    assert [(c.feature, c.gamma) for c in conditions[:4]] == [(3, -1), (3, 2), (2, -1), (2, 2)]
-    assert conditions[1].vector is not None and conditions[1].vector.norm() == 2 * 3
-    _, few = text_conditions(signed_identity(4), evidence, 20, 20, [1.0], seed=0)
-    assert [len(features) for features in few.values()] == [3, 3]  # seven are ever active
 
 
 @pytest.mark.filterwarnings("error")
