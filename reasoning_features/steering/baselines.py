@@ -176,8 +176,8 @@ def longer_conditions(tokenizer: Any, times: Sequence[int]) -> list[Condition]:
 
 def single_answers(answered: pd.DataFrame, sizes: Mapping[str, int], method: str = LONGER) -> pd.DataFrame:
     """What single answers spend, as :func:`majority_votes` tells it; condition → the size it stands for."""
-    own = answered[answered["condition"].isin(list(sizes))].rename(columns={"thinking_tokens": "tokens"})
-    own = own.assign(method=method, size=own["condition"].map(sizes)).reset_index(drop=True)
+    own = answered[answered["condition"].isin(list(sizes))].reset_index(drop=True)
+    own = own.assign(method=method, size=own["condition"].map(sizes), tokens=own["thinking_tokens"])
     return own[["method", "size", "problem", "correct", "tokens"]]
 
 

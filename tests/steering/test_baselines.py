@@ -154,6 +154,7 @@ def test_steered_answers_beside_others_of_equal_tokens(spent):
     def answered(condition, correct, tokens):
         return pd.DataFrame(
             {"condition": condition, "problem": [0, 1], "correct": correct, "thinking_tokens": tokens}
+            | {"tokens": [(5, 6), (7,)]}  # the new ones, as answers have them
         )
 
     plain, wait = answered(UNSTEERED, [True, False], 10), answered("wait", [False, False], 20)
