@@ -139,12 +139,12 @@ def test_a_notebooks_claims_are_written_together_and_what_is_left_out_was_untest
 
 
 def test_a_difference_keeps_both_intervals(repository):
-    write_notebook(repository, "05_steering")
-    run = begin("05_steering", load_settings("organism"))
+    write_notebook(repository, "13_matched_search")
+    run = begin("13_matched_search", load_settings("organism"))
     value, narrow = Interval(0.01, -0.03, 0.05, n=1000), Interval(0.01, -0.02, 0.04, n=1000)
     none = Interval(0.01, float("nan"), float("nan"), n=5)  # no interval: too few
     claims.record(run, {"steering_control": Measured(value, narrow=narrow), "screening": Measured(none, 0.0)})
-    written = json.loads((run.paths.figures / "claims_05_steering.json").read_text())
+    written = json.loads((run.paths.figures / "claims_13_matched_search.json").read_text())
     row = written["steering_control"]
     assert row["interval"] == [-0.03, 0.05] and row["interval_90"] == [-0.02, 0.04]
     assert row["verdict"] == claims.DOES_NOT
