@@ -21,8 +21,8 @@ def main_activations(model: Path, traces: int, layer: int | None = None) -> tupl
     The text is so many documents of the model's kind of traces, and a third as many general ones. The model
     is read at the profile's layer where none is given.
     """
-    settings = load_settings("organism", subject=paths.relative(model), layer=layer)
-    subject = load_subject(settings.subject, settings.layer)
+    settings = load_settings("organism", subject=paths.relative(model))
+    subject = load_subject(settings.subject, settings.layer if layer is None else layer)
     texts = [
         reasoning_corpus(settings, subject.tokenizer, "training", documents=traces),
         general_corpus(settings, subject.tokenizer, "training", documents=traces // 3),

@@ -23,6 +23,7 @@ from reasoning_features.settings import (
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINING = ("training_text", "base_text", "stages_text")  # fetched only where autoencoders are trained
+STAGES = TRAINING[1:]  # and the model has a base
 OPTIONAL = frozenset({"contrast", "base", "second_subject", "second_autoencoder", "solutions_text"})
 
 
@@ -41,7 +42,7 @@ def parts(settings: Settings) -> list[Part]:
     """Everything that a profile names, each once, with the sizes that the machine or the hub tell."""
     found: dict[str, Part] = {}
     for name in (*PINNED, *TEXTS):
-        if name not in TRAINING or settings.train_saes:
+        if (name not in TRAINING or settings.train_saes) and (name not in STAGES or settings.base):
             for each in settings.named(name):
                 key = each if isinstance(each, str) else f"{each.dataset} {each.name} {each.split}"
                 found[key] = found.get(key) or _part(name, each)
