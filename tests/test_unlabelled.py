@@ -25,7 +25,7 @@ def executed(notebook: str, folder: Path, **given: object) -> Iterator[paths.Run
         papermill.execute_notebook(
             paths.root() / "notebooks" / f"{notebook}.ipynb",
             folder / "out.ipynb",
-            parameters={"profile": "smoke"} | given,
+            parameters={"profile": "smoke", "changes": given},
             kernel_name="python3",
             progress_bar=False,
         )

@@ -63,7 +63,9 @@ def study_steering(folder: Path, unfinished: Path, studied: Studied) -> None:
         autoencoder = folder / "diffing" / "layers" / str(studied.layer)
     places = {"subject": folder / "models" / studied.arm, "autoencoder": autoencoder}
     relative = {field: paths.relative(path) for field, path in places.items()}
-    settings = load_settings("organism", layer=studied.layer, **relative)
+    settings = load_settings(
+        "organism", **relative, **({} if studied.layer is None else {"layer": studied.layer})
+    )
     make_study(folder / "steering" / studied.name, settings, folder / "truth", unfinished)
 
 

@@ -23,7 +23,6 @@ from reasoning_features.settings import (
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TRAINING = ("training_text", "base_text", "stages_text")  # fetched only where autoencoders are trained
-STAGES = TRAINING[1:]  # and the model has a base
 OPTIONAL = frozenset({"contrast", "base", "second_subject", "second_autoencoder", "solutions_text"})
 
 
@@ -40,9 +39,11 @@ class Part:
 
 def parts(settings: Settings) -> list[Part]:
     """Everything that a profile names, each once, with the sizes that the machine or the hub tell."""
+    unread = set() if settings.train_saes else {*TRAINING, *([] if settings.diffing else ["base"])}
+    unread |= set() if settings.base else set(TRAINING[1:])  # the data of stages
     found: dict[str, Part] = {}
     for name in (*PINNED, *TEXTS):
-        if (name not in TRAINING or settings.train_saes) and (name not in STAGES or settings.base):
+        if name not in unread:
             for each in settings.named(name):
                 key = each if isinstance(each, str) else f"{each.dataset} {each.name} {each.split}"
                 found[key] = found.get(key) or _part(name, each)
