@@ -74,7 +74,7 @@ def test_memory_is_of_the_dtype_and_grows_with_what_is_asked(hub: LocalHub) -> N
 def test_what_is_gated_is_refused_before_anything_is_fetched(hub: LocalHub, repo: str, message: str) -> None:
     hub.gated[repo] = None
     with pytest.raises(UserError, match=message):
-        check(miniature())
+        check(miniature(train_saes=True))
     assert not list(hub.home.rglob("*.safetensors"))
 
 
