@@ -35,8 +35,7 @@ READ = ("site", "layer", "dtype", "corpus", "reasoning_text", "general_text", "s
 MODELS = ("subject", "contrast", "base")
 SECOND = ("second_subject", "second_autoencoder")
 AUTOENCODERS = (
-    *("autoencoder", "autoencoder_relu", "autoencoder_topk", "autoencoder_second"),
-    *("contrast_autoencoder", "contrast_autoencoder_second"),
+    *("autoencoder", "autoencoder_relu", "autoencoder_topk", "autoencoder_second", "contrast_autoencoder"),
 )
 TEXTS = (
     *("reasoning_text", "general_text", "solutions_text"),
@@ -116,7 +115,6 @@ class Settings(BaseModel):
     autoencoder_topk: str | None = None  # the other architecture
     autoencoder_second: str | None = None  # the default architecture from a second seed
     contrast_autoencoder: str | None = None  # the second arm's autoencoder
-    contrast_autoencoder_second: str | None = None  # its second seed
     d_sae: PositiveInt  # features
     k: PositiveInt  # active features of the TopK architecture
     l1: float = Field(ge=0)  # coefficient of the ReLU architecture's penalty
@@ -183,6 +181,11 @@ class Settings(BaseModel):
     def run(self) -> str:
         """The run's name: the profile, then each override as ``+name=value``, sorted by name."""
         return "+".join([self.profile, *(f"{n}={_slug(v)}" for n, v in sorted(self._overrides.items()))])
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether model diffing has stages: a base model, and autoencoders that are shipped or trained."""
+        return bool(self.base and (self.diffing or self.train_saes))
 
     @property
     def overrides(self) -> dict[str, Any]:

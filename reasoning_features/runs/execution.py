@@ -259,7 +259,7 @@ def _lacks(number: str, settings: Settings) -> str | None:
         return "a model that solves problems (full: true)"
     if number in NEEDS_DECISIONS and settings.corpus != "organism":
         return "text whose decisions are known"
-    if number in NEEDS_STAGES and not (settings.base and (settings.diffing or settings.train_saes)):
+    if number in NEEDS_STAGES and not settings.has_stages:
         return "stages of model diffing"
     if number in NEEDS_BASELINES and settings.foundations is None:
         return "dictionaries, trained and frozen (foundations)"

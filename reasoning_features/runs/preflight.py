@@ -22,7 +22,6 @@ from reasoning_features.settings import (
 )
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-TRAINING = ("training_text", "base_text", "stages_text")  # fetched only where autoencoders are trained
 OPTIONAL = frozenset({"contrast", "base", "second_subject", "second_autoencoder", "solutions_text"})
 
 
@@ -39,11 +38,12 @@ class Part:
 
 def parts(settings: Settings) -> list[Part]:
     """Everything that a profile names, each once, with the sizes that the machine or the hub tell."""
-    unread = set() if settings.train_saes else {*TRAINING, *([] if settings.diffing else ["base"])}
-    unread |= set() if settings.base else set(TRAINING[1:])  # the data of stages
+    staged = settings.train_saes and settings.has_stages
+    read = {"base": settings.has_stages, "training_text": settings.train_saes}
+    read |= {"base_text": staged, "stages_text": staged}
     found: dict[str, Part] = {}
     for name in (*PINNED, *TEXTS):
-        if name not in unread:
+        if read.get(name, True):
             for each in settings.named(name):
                 key = each if isinstance(each, str) else f"{each.dataset} {each.name} {each.split}"
                 found[key] = found.get(key) or _part(name, each)

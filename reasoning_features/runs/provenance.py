@@ -248,10 +248,6 @@ class Run:
         self._written.update(paths.relative(path) for path in files)
         self._record()
 
-    def has_written(self, file: Path) -> bool:
-        """Whether this run, and not an earlier one, has saved a file."""
-        return paths.relative(file) in self._written
-
     def _record(self) -> None:
         """Tell make, where it started this run, what was read so far, by content, and what was written."""
         if record := os.environ.get(RECORD):
