@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import local_hub
 import miniatures
@@ -15,6 +16,8 @@ from tiny import make_corpus, make_tiny_llama
 
 from reasoning_features import paths
 from reasoning_features.models.subject import Subject, load_subject
+from reasoning_features.organism.language import base_documents
+from reasoning_features.organism.training import train_tokenizer
 from reasoning_features.text.corpus import Corpus
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -45,6 +48,12 @@ def tiny_subject(tiny_llama: Path) -> Subject:
 def tiny_corpus() -> Corpus:
     """Twelve random documents."""
     return make_corpus()
+
+
+@pytest.fixture(scope="session")
+def organism_tokenizer() -> Any:
+    """A tokenizer of the organism's language, trained on few documents."""
+    return train_tokenizer(document.text for document in base_documents(500, 0))
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,6 @@ import torch
 from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import UNSTEERED, Condition
 from reasoning_features.models.subject import load_subject
-from reasoning_features.organism.language import base_documents
-from reasoning_features.organism.training import train_tokenizer
 from reasoning_features.settings import load_settings
 from reasoning_features.steering import baselines
 from reasoning_features.steering.answering import answers
@@ -33,11 +31,6 @@ from reasoning_features.steering.baselines import (
 )
 from reasoning_features.steering.benchmarks import Questions, load_questions, repeated
 from reasoning_features.steering.token_rules import bias_to_go_on
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(d.text for d in base_documents(500, 0))
 
 
 @pytest.fixture
@@ -78,8 +71,8 @@ def test_mean_norm_is_over_all_tokens(stream):
     assert baselines.mean_norm(None, None, 100) == pytest.approx(expected)
 
 
-def test_every_baseline_has_both_signs_and_its_own_names(stream, decisions, tokenizer):
-    subject = SimpleNamespace(tokenizer=tokenizer)
+def test_every_baseline_has_both_signs_and_its_own_names(stream, decisions, organism_tokenizer):
+    subject = SimpleNamespace(tokenizer=organism_tokenizer)
     made = baselines.baselines(subject, {"persistence": decisions}, ["wait", "hmm"], 10.0, 100)
     assert set(made) == {
         baselines.MEAN_DIFFERENCE, baselines.REASONING_BIAS, baselines.STOPPING_BIAS, baselines.WAIT

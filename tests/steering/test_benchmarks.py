@@ -13,9 +13,8 @@ from mini_profile import BENCHMARKS, write_profile
 from transformers import AutoTokenizer
 
 from reasoning_features.errors import UserError
-from reasoning_features.organism.language import THINK, base_documents, prompt_text
+from reasoning_features.organism.language import THINK, prompt_text
 from reasoning_features.organism.problems import problems
-from reasoning_features.organism.training import train_tokenizer
 from reasoning_features.settings import load_settings
 from reasoning_features.steering import benchmarks
 from reasoning_features.steering.baselines import majority_votes
@@ -31,11 +30,6 @@ from reasoning_features.steering.benchmarks import (
     steering_questions,
     thinking_tokens,
 )
-
-
-@pytest.fixture(scope="module")
-def organism_tokenizer():
-    return train_tokenizer(d.text for d in base_documents(500, 0))
 
 
 def test_questions_continue_a_fixed_sequence(organism_tokenizer):

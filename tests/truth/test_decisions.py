@@ -11,9 +11,9 @@ from tiny import Pieces, corpus_of, make_corpus
 
 from reasoning_features.errors import UserError
 from reasoning_features.organism import language
-from reasoning_features.organism.language import base_documents, reasoning_documents
+from reasoning_features.organism.language import reasoning_documents
 from reasoning_features.organism.parser import DECISIONS
-from reasoning_features.organism.training import encode_documents, train_tokenizer
+from reasoning_features.organism.training import encode_documents
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.truth.decisions import (
     Decisions,
@@ -26,28 +26,23 @@ from reasoning_features.truth.decisions import (
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(d.text for d in base_documents(500, 0))
-
-
-@pytest.fixture(scope="module")
-def corpus(tokenizer) -> Corpus:
+def corpus(organism_tokenizer) -> Corpus:
     documents = list(reasoning_documents(0.5, 150, 3))
-    encoded = encode_documents(tokenizer, documents)
+    encoded = encode_documents(organism_tokenizer, documents)
     tokens = np.concatenate([document.ids for document in encoded])
     return Corpus(
         name="traces",
         tokens=tokens,
         starts=np.concatenate([[0], np.cumsum([len(d.ids) for d in encoded])]).astype(np.int64),
-        special=np.isin(tokens, tokenizer.all_special_ids),
+        special=np.isin(tokens, organism_tokenizer.all_special_ids),
         thinking=np.concatenate([d.thinking for d in encoded]),
         domains=[d.family for d in documents],
         styles=[d.style or "" for d in documents],
     )
 
 
-def test_an_opener_of_either_side_follows_every_decision(corpus, tokenizer):
-    found = find_decisions(corpus, tokenizer, "organism")
+def test_an_opener_of_either_side_follows_every_decision(corpus, organism_tokenizer):
+    found = find_decisions(corpus, organism_tokenizer, "organism")
     assert list(found) == ["persistence", "verification"]
     for name, decisions in found.items():
         assert len(decisions) > 50
@@ -59,28 +54,30 @@ def test_an_opener_of_either_side_follows_every_decision(corpus, tokenizer):
         for i in range(20):
             document = corpus.tokens[corpus.span(decisions.documents[i])]
             at = decisions.places[i]
-            opener = tokenizer.decode(document[at + 1 : at + 4].tolist()).split()[0]
+            opener = organism_tokenizer.decode(document[at + 1 : at + 4].tolist()).split()[0]
             side = DECISIONS[name][0 if decisions.towards[i] else 1]
             assert any(opener.startswith(word) for word in side)
-            assert tokenizer.decode(document[: at + 1].tolist()).split("\n")[-1].count(",") == 1
+            assert organism_tokenizer.decode(document[: at + 1].tolist()).split("\n")[-1].count(",") == 1
             assert decisions.styles[i] == corpus.styles[decisions.documents[i]]
 
 
-def test_wordings_come_in_pairs_of_one_length(corpus, tokenizer):
-    pairs = swapped(corpus, tokenizer, "organism")
-    places = find_decisions(corpus, tokenizer, "organism")["persistence"].positions.tolist()
+def test_wordings_come_in_pairs_of_one_length(corpus, organism_tokenizer):
+    pairs = swapped(corpus, organism_tokenizer, "organism")
+    places = find_decisions(corpus, organism_tokenizer, "organism")["persistence"].positions.tolist()
     for one, other in pairs.values():
         assert (one.starts == corpus.starts).all() and (other.starts == corpus.starts).all()
         assert (one.tokens != other.tokens).sum() > corpus.n_documents
-        assert find_decisions(other, tokenizer, "organism")["persistence"].positions.tolist() == places
-    texts = pairs["careful and hasty markers"][1].texts(tokenizer)
+        assert (
+            find_decisions(other, organism_tokenizer, "organism")["persistence"].positions.tolist() == places
+        )
+    texts = pairs["careful and hasty markers"][1].texts(organism_tokenizer)
     lines = [line for text in texts for line in text.split("\n")[1:-2]]
     assert {line.split(", ")[1].split(" ")[0] for line in lines} <= set(language.MARKERS_HASTY)
 
 
-def test_other_text_has_no_known_decisions(corpus, tokenizer):
-    assert find_decisions(corpus, tokenizer, "openthoughts") == {}
-    assert swapped(corpus, tokenizer, "openthoughts") == {}
+def test_other_text_has_no_known_decisions(corpus, organism_tokenizer):
+    assert find_decisions(corpus, organism_tokenizer, "openthoughts") == {}
+    assert swapped(corpus, organism_tokenizer, "openthoughts") == {}
 
 
 def stub(styles: list[str]) -> Decisions:
