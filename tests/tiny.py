@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -92,6 +94,24 @@ def signed_identity(d: int, gain: float = 1.0, centre: torch.Tensor | None = Non
     sae.b_enc.data = torch.zeros(2 * d)
     sae.b_dec.data = torch.zeros(d) if centre is None else centre
     return sae.requires_grad_(False)
+
+
+class Positive:
+    """An autoencoder whose features are the residual stream's positive part."""
+
+    def __init__(self, d_in: int, decoder: torch.Tensor | None = None) -> None:
+        self.cfg, self.device = SimpleNamespace(d_in=d_in, d_sae=d_in), torch.device("cpu")
+        self.W_dec = torch.eye(d_in) if decoder is None else decoder
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x)
+
+
+def reversed_batches(activations: np.ndarray, *splits: int) -> Iterator[Any]:
+    """The tokens of activations ``[n, d]`` in batches that end at ``splits``, each in reverse order."""
+    for part in np.split(np.arange(len(activations)), splits):
+        at = torch.from_numpy(part[::-1].copy())
+        yield SimpleNamespace(residual=torch.from_numpy(activations[part[::-1]]), positions=at)
 
 
 def make_benchmark(

@@ -1,10 +1,13 @@
-"""Sums of every feature over named sets of tokens: what one pass over activations accumulates.
+"""What one pass over activations accumulates: sums of every feature over named sets of tokens.
 
-They add over batches, documents and machines, so one pass serves every vocabulary, window, α and k; the
-released code runs the language model again for every 48 features (1,366 passes at 65,536). Multiplying an
-activation by its decoder norm, as the released code does first, multiplies the feature's sum: it needs no
-pass of its own either. A pass may be cut into shards of whole blocks of documents, made here or on many
-machines.
+Sums add over batches, documents and machines, so one pass serves every vocabulary, window, α and k; the
+released code runs the language model again for every 48 features (1,366 passes at 65,536). A pass may be cut
+into shards of whole blocks of documents, made here or on many machines.
+
+Two more accumulators ask how far a feature is explained by which token it stands on, since one that fires on
+a word can have a high ReasonScore without anything to do with reasoning (2601.05679): the token that best
+tells that the feature is active, and the sums that would come out if every activation were replaced by the
+feature's mean on that token.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
@@ -26,54 +30,46 @@ from tqdm.auto import tqdm
 from reasoning_features.dictionaries.autoencoder import dictionary_digest, encoded
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
-from reasoning_features.residual_stream.activations import reading_key, stream
+from reasoning_features.residual_stream.activations import ActivationBatch, reading_key, stream
 from reasoning_features.runs.shards import Arrays, Work, drop_others, map_shards
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.words import TokenSets
 
 Array = NDArray[np.float64]
+# Activations looked through at a time on a CPU; if all were active they would take 200 MB.
 _PIECE = 2**22
-"""Activations looked through at a time on a CPU; if all were active they would take 200 MB."""
+# Where a smaller share of activations than this is not zero, those alone are added.
 _SPARSE = 1 / 16
-"""Where fewer than this share of activations is not zero, those alone are added."""
+# Tokens of a shard, where there are blocks enough: some seconds of an 8B model on a large GPU.
 SHARD_TOKENS = 2**18
-"""Tokens of a shard, where there are blocks enough: some seconds of an 8B model on a large GPU."""
 NOTHING_READ = "No activations came through: the corpus is empty, ask for more documents."
 
 
-class ActivationBatch(Protocol):
-    """Residual activations ``[n, d]`` of the tokens at ``positions`` ``[n]`` of a corpus."""
-
-    @property
-    def residual(self) -> Tensor: ...
-
-    @property
-    def positions(self) -> Tensor: ...
-
-
 class Accumulator(Protocol):
-    """Something that takes feature activations ``[n, f]`` of the tokens at ``positions`` ``[n]``."""
+    """Takes the activations of every feature, some tokens at a time."""
 
-    def update(self, features: Tensor, positions: Tensor) -> None: ...
+    def update(self, features: Tensor, positions: Tensor) -> None:
+        """Add the activations ``[n, f]`` of the tokens at ``positions`` ``[n]`` of the corpus."""
+        ...
 
-    def state(self) -> dict[str, NDArray[Any]]:
+    def state(self) -> Arrays:
         """What was accumulated, as arrays."""
         ...
 
-    def merge(self, state: dict[str, NDArray[Any]]) -> None:
-        """Take what another of the same kind accumulated on other tokens."""
+    def merge(self, state: Arrays) -> None:
+        """Add the :meth:`state` of another of the same kind, on other tokens."""
         ...
+
+
+# --- sums over sets of tokens -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Sums of every feature's activations over named sets of tokens, whole or by group.
+    """Sums of every feature's activations over named sets of tokens.
 
-    Attributes:
-        names: the sets' names ``[s]``.
-        counts: tokens in each set ``[..., s]``.
-        sums: summed activations ``[..., s, f]`` float64. A leading axis, where there is one, counts groups
-            of documents or resamples.
+    A leading axis of ``counts`` (tokens in each set ``[..., s]``) and ``sums`` ``[..., s, f]`` counts groups
+    of documents or resamples, where there is one.
     """
 
     names: tuple[str, ...]
@@ -91,26 +87,20 @@ class FeatureStatistics:
 
     def weighted(self, weights: Array) -> FeatureStatistics:
         """Groups added with these weights ``[g]`` or, a resample a row, ``[b, g]``."""
-        return FeatureStatistics(
-            self.names, weights @ self.counts, np.tensordot(weights, self.sums, axes=(-1, 0))
-        )
+        sums = np.tensordot(weights, self.sums, axes=(-1, 0))
+        return FeatureStatistics(self.names, weights @ self.counts, sums)
 
     def scaled(self, norms: Array) -> FeatureStatistics:
-        """Every activation multiplied by its feature's norm ``[f]`` (decoder norms folded in)."""
+        """Every activation multiplied by its feature's norm ``[f]``, as the released code does first."""
         return FeatureStatistics(self.names, self.counts, self.sums * norms)
 
 
 class SetSums:
-    """Accumulates :class:`FeatureStatistics`: for each set and group, the sum of every feature.
+    """Accumulates :class:`FeatureStatistics`, by group where ``groups`` ``[n_tokens]`` gives each token's.
 
     The sums, 8 · groups · sets · features bytes, are most of what a pass holds: 1.6 GB for 20 groups of 150
     sets at 65,536 features. On a CPU only activations that are not zero are multiplied, as long as few are:
     of 65,536 features some 86 are active on a token.
-
-    Args:
-        sets: what to sum over.
-        groups: each token's group ``[n_tokens]``, 0 ≤ group < ``n_groups``; None for no groups.
-        n_groups: number of groups.
     """
 
     def __init__(self, sets: TokenSets, groups: NDArray[np.int64] | None = None, n_groups: int = 1) -> None:
@@ -122,7 +112,6 @@ class SetSums:
         self._sums: Tensor | None = None
 
     def update(self, features: Tensor, positions: Tensor) -> None:
-        """Add the activations ``features`` ``[n, f]`` of the tokens at ``positions`` ``[n]``."""
         if self._sums is None:
             shape = (len(self._counts), len(self._names), features.shape[1])
             self._sums = torch.zeros(shape, dtype=torch.float64, device=features.device)
@@ -137,16 +126,26 @@ class SetSums:
             else:
                 self._add_dense(self._sums, part, at)
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Counts and sums of the groups that came, and which these are; no copy where all did."""
-        found = self.result()
-        counts, sums = (found.counts, found.sums) if self._grouped else (found.counts[None], found.sums[None])
-        came = np.flatnonzero(counts.any(axis=1))
-        if len(came) == len(counts):
-            return {"groups": came, "counts": counts, "sums": sums}
-        return {"groups": came, "counts": counts[came], "sums": sums[came]}
+    def result(self) -> FeatureStatistics:
+        """What was accumulated, with an axis of groups where there are any; UserError if that is nothing."""
+        if self._sums is None:
+            raise UserError(NOTHING_READ)
+        counts, sums = self._counts.numpy(), self._sums.cpu().numpy()
+        if not self._grouped:
+            counts, sums = counts[0], sums[0]
+        return FeatureStatistics(self._names, counts, sums)
 
-    def merge(self, state: dict[str, NDArray[Any]]) -> None:
+    def state(self) -> Arrays:
+        """Counts and sums of the groups that came, and which these are; no copy where all did."""
+        whole = self.result()
+        shape = self._counts.shape
+        counts, sums = whole.counts.reshape(shape), whole.sums.reshape(*shape, -1)
+        came = np.flatnonzero(counts.any(axis=1))
+        if len(came) < len(counts):
+            counts, sums = counts[came], sums[came]
+        return {"groups": came, "counts": counts, "sums": sums}
+
+    def merge(self, state: Arrays) -> None:
         """Add another's :meth:`state`; the first one with all groups is taken over as it is, and grows."""
         groups = torch.from_numpy(state["groups"])
         sums = torch.from_numpy(state["sums"])
@@ -197,28 +196,180 @@ class SetSums:
         """1 where a token belongs to a set, else 0: ``[s, n]`` uint8."""
         return (self._bits[:, positions >> 3] >> (7 - (positions & 7)).to(torch.uint8)) & 1
 
-    def result(self) -> FeatureStatistics:
-        """What was accumulated.
 
-        Raises:
-            UserError: nothing was.
+# --- token identity -----------------------------------------------------------------------------------------
+
+
+def token_classes(corpus: Corpus, context: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Each token's class ``[n_tokens]``, and the ids that make each class ``[v, context + 1]``.
+
+    A class is a token with the ``context`` tokens before it, -1 before a document's beginning.
+    """
+    place = corpus.position_of
+    size = int(corpus.tokens.max()) + 2
+    keys = np.zeros(corpus.n_tokens, dtype=np.int64)  # ids as the digits of one number, the token's own last
+    for back in range(context, -1, -1):
+        keys = keys * size + np.where(place >= back, np.roll(corpus.tokens, back), -1) + 1
+    different, classes = np.unique(keys, return_inverse=True)
+    ids = [different // size**back % size - 1 for back in range(context, -1, -1)]
+    return classes.reshape(-1).astype(np.int64), np.stack(ids, axis=1).astype(np.int32)
+
+
+class BestTokens:
+    """Accumulates for each feature the class of token whose presence best tells that the feature is active.
+
+    It counts the tokens of every class ``[n_tokens]`` on which every feature is active. Where the pairs of a
+    class and a feature are more than ``most``, each feature goes on with its best classes so far, half as
+    many pairs in all: memory does not grow with tokens (16 bytes a pair, four times as much while pairs are
+    sorted), and what is lost are classes that tell little.
+    """
+
+    def __init__(self, classes: NDArray[np.int64], n_classes: int, most: int = 2**23) -> None:
+        self._classes = torch.from_numpy(classes)
+        self._sizes = torch.zeros(n_classes, dtype=torch.int64)
+        self._most = most
+        self._fired: Tensor | None = None
+        self._pairs: list[Tensor] = []  # feature · n_classes + class, each list item without duplicates
+        self._hits: list[Tensor] = []
+
+    def update(self, features: Tensor, positions: Tensor) -> None:
+        classes, active = self._classes[positions.cpu()], features > 0
+        self._sizes += torch.bincount(classes, minlength=len(self._sizes))
+        if self._fired is None:
+            self._fired = torch.zeros(features.shape[1], dtype=torch.int64, device=features.device)
+        self._fired += active.sum(0)
+        token, feature = active.nonzero(as_tuple=True)
+        pairs, hits = torch.unique(
+            feature * len(self._sizes) + classes.to(features.device)[token], return_counts=True
+        )
+        self._pairs.append(pairs)
+        self._hits.append(hits)
+        if sum(len(part) for part in self._pairs[1:]) > self._most // 4:
+            self._merge()
+
+    @property
+    def density(self) -> Array:
+        """Share of tokens on which each feature is active ``[f]``; UserError if nothing came through."""
+        return self._active().cpu().numpy() / max(int(self._sizes.sum()), 1)
+
+    def result(self) -> pd.DataFrame:
+        """One row a feature: ``feature``, ``token_class``, ``precision``, ``recall``, ``f1``.
+
+        Precision is the share of a feature's active tokens that are of the class; recall the share of the
+        class' tokens on which the feature is active; the best class has the highest F1, of equals it is the
+        first. A feature that is never active has 0 in all. UserError if nothing came through.
         """
+        fired = self._active().cpu().numpy()
+        self._merge()
+        sizes = self._sizes.numpy()
+        feature, label = np.divmod(self._pairs[0].cpu().numpy(), len(sizes))
+        hits = self._hits[0].cpu().numpy()
+        f1 = 2 * hits / (fired[feature] + sizes[label])
+        highest = np.zeros(len(fired))
+        np.maximum.at(highest, feature, f1)
+        first = np.flatnonzero(f1 == highest[feature])[::-1]  # written last, so the first class stays
+        best, most = np.zeros(len(fired), dtype=np.int64), np.zeros(len(fired))
+        best[feature[first]], most[feature[first]] = label[first], hits[first]
+        return pd.DataFrame(
+            {
+                "feature": np.arange(len(fired)),
+                "token_class": best,
+                "precision": most / np.maximum(fired, 1),
+                "recall": most / np.maximum(sizes[best], 1),
+                "f1": highest,
+            }
+        )
+
+    def state(self) -> Arrays:
+        fired = self._active()
+        self._merge()
+        counts = {"fired": fired, "sizes": self._sizes, "pairs": self._pairs[0], "hits": self._hits[0]}
+        return {name: values.cpu().numpy() for name, values in counts.items()}
+
+    def merge(self, state: Arrays) -> None:
+        counts = {name: torch.from_numpy(values) for name, values in state.items()}
+        self._sizes += counts["sizes"]
+        self._fired = counts["fired"] if self._fired is None else self._fired + counts["fired"]
+        self._pairs.append(counts["pairs"])
+        self._hits.append(counts["hits"])
+        self._merge()
+
+    def _active(self) -> Tensor:
+        if self._fired is None:
+            raise UserError(NOTHING_READ)
+        return self._fired
+
+    def _merge(self) -> None:
+        """Add up pairs that came more than once, and drop the least telling where there are too many."""
+        pairs, order = torch.sort(torch.cat(self._pairs))
+        hits = torch.cat(self._hits)[order]
+        pairs, place = torch.unique_consecutive(pairs, return_inverse=True)
+        hits = torch.zeros_like(pairs).index_add_(0, place, hits)
+        if len(pairs) > self._most:
+            kept = self._telling(pairs, hits)
+            pairs, hits = pairs[kept], hits[kept]
+        self._pairs, self._hits = [pairs], [hits]
+
+    def _telling(self, pairs: Tensor, hits: Tensor) -> Tensor:
+        """The pairs to go on with, in their order: as many of each feature, those of the highest F1."""
+        fired = self._active()
+        feature = pairs // len(self._sizes)
+        sizes = self._sizes.to(pairs.device)[pairs % len(self._sizes)]
+        f1 = 2 * hits.double() / (fired[feature] + sizes)
+        order = torch.argsort(f1, descending=True, stable=True)
+        order = order[torch.argsort(feature[order], stable=True)]
+        counts = torch.bincount(feature, minlength=len(fired))
+        begins = (counts.cumsum(0) - counts)[feature]  # pairs come by feature, in this order and in that
+        rank = torch.arange(len(pairs), device=pairs.device) - begins
+        return order[rank < max(1, self._most // 2 // len(fired))].sort().values
+
+
+class IdentitySums:
+    """Accumulates the statistics of features that depend on the token's class ``[n_tokens]`` alone.
+
+    Every activation is replaced by its feature's mean over tokens of that class. The sum over a set S is then
+    Σ_v n_v(S) · mean_v = Σ_t [n_v(t)(S) / n_v(t)] f_t: a sum of the activations as they are, with weights
+    known from the tokens, so no mean of a class has to be kept. The first set holds every token that comes.
+    """
+
+    def __init__(self, classes: NDArray[np.int64], n_classes: int, sets: TokenSets) -> None:
+        self._names = sets.names
+        self._classes = torch.from_numpy(classes)
+        inside = [np.bincount(classes[sets.mask(name)], minlength=n_classes) for name in sets.names]
+        self._counts = np.array([float(counts.sum()) for counts in inside])
+        whole = np.maximum(inside[0], 1)
+        self._weights = torch.from_numpy(np.stack([counts / whole for counts in inside]))
+        self._sums: Tensor | None = None
+
+    def update(self, features: Tensor, positions: Tensor) -> None:
+        weights = self._weights[:, self._classes[positions.cpu()]].to(features.device)
+        self._add(weights @ features.to(torch.float64))
+
+    def state(self) -> Arrays:
+        return {"sums": self.result().sums}
+
+    def merge(self, state: Arrays) -> None:
+        self._add(torch.from_numpy(state["sums"]))
+
+    def _add(self, sums: Tensor) -> None:
+        self._sums = sums if self._sums is None else self._sums + sums.to(self._sums.device)
+
+    def result(self) -> FeatureStatistics:
+        """What was accumulated; UserError if that is nothing."""
         if self._sums is None:
             raise UserError(NOTHING_READ)
-        counts, sums = self._counts.numpy(), self._sums.cpu().numpy()
-        return FeatureStatistics(self._names, *((counts, sums) if self._grouped else (counts[0], sums[0])))
+        return FeatureStatistics(self._names, self._counts, self._sums.cpu().numpy())
+
+
+# --- the pass -----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def one_pass(batches: Iterable[ActivationBatch], sae: Any, accumulators: Sequence[Accumulator]) -> None:
     """Encode each batch of residual activations once and hand the features to every accumulator.
 
-    Features come in pieces of at most :data:`reasoning_features.dictionaries.autoencoder.ELEMENTS`
-    activations, so that what a pass needs beside its accumulators and the model does not grow with the batch:
-    about 2 GB.
-
-    Raises:
-        UserError: the autoencoder has another width than the residual stream.
+    Features come in pieces, so that what a pass needs beside its accumulators and the model does not grow
+    with the batch: about 2 GB. Raises UserError: the autoencoder has another width than the residual stream.
     """
     for batch in batches:
         if batch.residual.shape[-1] != sae.cfg.d_in:
@@ -232,11 +383,7 @@ def one_pass(batches: Iterable[ActivationBatch], sae: Any, accumulators: Sequenc
 
 
 def accumulate(batches: Iterable[ActivationBatch], sae: Any, sets: TokenSets) -> FeatureStatistics:
-    """Statistics of all features over these sets, in one pass.
-
-    Raises:
-        UserError: the autoencoder has another width, or there were no activations.
-    """
+    """Statistics of all features over these sets, in one pass; raises as :func:`one_pass`."""
     sums = SetSums(sets)
     one_pass(batches, sae, [sums])
     return sums.result()
@@ -259,13 +406,9 @@ def one_pass_in_shards(
     Every shard is accumulated on its own and merged in their order, so who computed which does not matter.
 
     Args:
-        name: what the pass is for.
-        subject: the model and its hook point.
-        sae: its autoencoder.
-        corpus: what is read; tokens that are special are left out.
         accumulators: empty ones, by name; they hold everything afterwards.
         batch_tokens: the most token ids in one forward pass.
-        key: what determines the accumulators beside the rest.
+        key: what determines the accumulators beside the model, the autoencoder and the corpus.
         kept: folder of shards; None: nothing is kept, and this process does it all.
         blocks: documents are dealt in turn into so many, none of which is cut; by default as many as shards.
         tokens: of a shard, about.
@@ -289,8 +432,8 @@ def one_pass_in_shards(
             "blocks": blocks,
             "batch_tokens": batch_tokens,
         }
-        named, device = f"{name}-{subject.short_name}", str(subject.device)
-        work = Work(named, compute, len(shards), determined_by | dict(key), device)
+        full_name, device = f"{name}-{subject.short_name}", str(subject.device)
+        work = Work(full_name, compute, len(shards), determined_by | dict(key), device)
         made = map_shards(work, kept)
         drop_others(work, kept)
     for arrays in made:

@@ -6,7 +6,7 @@ Each score needs only the sum of every feature's activations over some sets of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,28 +18,19 @@ from reasoning_features.scoring.feature_statistics import FeatureStatistics
 from reasoning_features.text.words import ALL, Window, vocabulary_set, word_set
 
 Array = NDArray[np.float64]
-RELEASED_WINDOW: Window = (1, 2)
-"""The released script's window (``--expand_range 1,2``): 1 before, 2 after."""
+RELEASED_WINDOW: Window = (1, 2)  # of the released script (``--expand_range 1,2``): 1 before, 2 after
 
 
 def difference_score(inside: Array, outside: Array) -> Array:
-    """Equation 3: share of mean activation inside D_R less the share outside.
-
-    Args:
-        inside: μ(i, D_R) ``[..., f]``.
-        outside: μ(i, D_¬R) ``[..., f]``.
-    """
+    """Equation 3: share of mean activation inside, μ(i, D_R) ``[..., f]``, less the share outside, D_¬R."""
     return _shares(inside) - _shares(outside)
 
 
 def entropy(word_means: Array) -> Array:
-    """Equation 4: entropy over words of each feature's mean activation, in [0, 1].
+    """Equation 4: entropy over words of each feature's mean activation μ(i, D_r) ``[..., words, f]``, 0 to 1.
 
     A feature that fires on no word has H = 0 (0 · log 0 := 0). With one word H = 1: there is nothing to
     spread over, as in the released code.
-
-    Args:
-        word_means: μ(i, D_r) ``[..., words, f]``.
     """
     words = word_means.shape[-2]
     if words == 1:
@@ -69,10 +60,8 @@ def set_means(
 ) -> tuple[Array, Array, Array]:
     """Mean activations of a vocabulary: μ(i, D_R), μ(i, D_¬R) ``[..., f]`` and μ(i, D_r) ``[..., r, f]``.
 
-    A resample in which a word does not occur takes μ(i, D_r) = 0.
-
-    Raises:
-        UserError: a set is empty throughout: a word does not occur, or the windows cover all the text.
+    A resample in which a word does not occur takes μ(i, D_r) = 0. Raises UserError: a set is empty
+    throughout, since a word does not occur or the windows cover all the text.
     """
     union, every = statistics.only([vocabulary_set(vocabulary, window)]), statistics.only([ALL])
     by_word = statistics.only([word_set(word, window) for word in words])
@@ -93,27 +82,10 @@ def sets_of_score(vocabulary: str, words: Sequence[str], window: Window) -> list
     return [ALL, vocabulary_set(vocabulary, window), *(word_set(word, window) for word in words)]
 
 
-def resampled(
-    statistics: FeatureStatistics, names: Sequence[str], weights: Array
-) -> Iterator[FeatureStatistics]:
-    """The statistics of these sets under weights of the groups ``[b, g]``, some resamples at a time.
-
-    Of 65,536 features and twelve sets ten resamples are held at once, 63 MB.
-    """
-    own = statistics.only(names)
-    rows = max(1, ELEMENTS // 4 // own.sums[0].size)
-    for start in range(0, len(weights), rows):
-        yield own.weighted(weights[start : start + rows])
-
-
 def vocabulary_scores(
     statistics: FeatureStatistics, vocabulary: str, words: Sequence[str], window: Window, alpha: float
 ) -> Array:
-    """ReasonScore of every feature for one vocabulary ``[..., f]``.
-
-    Raises:
-        UserError: a set is empty.
-    """
+    """ReasonScore of every feature for one vocabulary ``[..., f]``; raises as :func:`set_means`."""
     return reason_score(*set_means(statistics, vocabulary, words, window), alpha)
 
 
@@ -127,10 +99,11 @@ def resampled_scores(
 ) -> Array:
     """ReasonScore of every feature for one vocabulary under weights of the groups ``[b, g]``: ``[b, f]``.
 
-    Raises:
-        UserError: a set is empty.
+    Some resamples are made at a time: of 65,536 features and twelve sets ten, 63 MB.
     """
-    parts = resampled(statistics, sets_of_score(vocabulary, words, window), weights)
+    own = statistics.only(sets_of_score(vocabulary, words, window))
+    rows = max(1, ELEMENTS // 4 // own.sums[0].size)
+    parts = (own.weighted(weights[start : start + rows]) for start in range(0, len(weights), rows))
     return np.concatenate([vocabulary_scores(part, vocabulary, words, window, alpha) for part in parts])
 
 
@@ -154,18 +127,14 @@ def variant_statistics(
 def ranks(scores: ArrayLike) -> NDArray[np.int64]:
     """Each feature's rank by score ``[f]``, 1 the highest; ties in the order of features."""
     values = np.asarray(scores, dtype=float)
-    found = np.empty(len(values), dtype=np.int64)
-    found[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
-    return found
+    order = np.argsort(-values, kind="stable")
+    return order.argsort() + 1
 
 
 def select(scores: Array, k: int | None = None, quantile: float | None = None) -> NDArray[np.int64]:
     """Features chosen by score, best first: the top ``k``, or those above the ``quantile`` (equation 6).
 
-    Ties go to the lower index.
-
-    Raises:
-        UserError: neither or both are given, or more features are asked for than there are.
+    Ties go to the lower index. Raises UserError: neither or both are given, or there are fewer than ``k``.
     """
     order = np.argsort(-scores, kind="stable")
     if k is not None and quantile is None:

@@ -1,7 +1,7 @@
 """What the features chosen by ReasonScore depend on: documents, hyperparameters, and the vocabulary itself.
 
 All comparisons are made from the sums of one pass, kept by block of documents: resampling blocks gives
-intervals, two halves of the blocks the stability.
+intervals, two halves of the blocks the stability. Statistics "by block" are ``[blocks, s, f]``.
 """
 
 from __future__ import annotations
@@ -12,14 +12,24 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from reasoning_features.reporting.plots import (
+    COLOURS,
+    LINES,
+    TEXT_WIDTH,
+    distribution,
+    legend_below,
+    look,
+    new_figure,
+    panels,
+)
 from reasoning_features.scoring.feature_statistics import FeatureStatistics
 from reasoning_features.scoring.reason_score import (
-    RELEASED_WINDOW,
     entropy,
-    resampled,
     resampled_scores,
     select,
     set_means,
@@ -34,37 +44,16 @@ from reasoning_features.statistics import (
     null_rank,
     percentile_interval,
 )
-from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.words import Window
 
 Array = NDArray[np.float64]
-REFERENCE = "R"
-"""Name of the vocabulary the others are compared with."""
-
-
-def document_blocks(corpus: Corpus, blocks: int) -> NDArray[np.int64]:
-    """Each token's block ``[n_tokens]``: documents dealt in turn into ``blocks`` blocks."""
-    return (np.repeat(np.arange(corpus.n_documents), np.diff(corpus.starts)) % blocks).astype(np.int64)
-
-
-def half_weights(blocks: int) -> Array:
-    """Two rows ``[2, blocks]``: the even blocks, and the odd ones."""
-    even = np.arange(blocks) % 2 == 0
-    return np.stack([even, ~even]).astype(np.float64)
-
-
-def score_all(
-    statistics: FeatureStatistics, vocabularies: Mapping[str, Sequence[str]], window: Window, alpha: float
-) -> dict[str, Array]:
-    """ReasonScore of every feature ``[..., f]`` for each vocabulary."""
-    return {
-        name: vocabulary_scores(statistics, name, words, window, alpha)
-        for name, words in vocabularies.items()
-    }
+REFERENCE = "R"  # the vocabulary that the others are compared with
+NULLS = {"random": "random vocabularies", "slot": "mixtures of R and twins"}  # kinds of null → their labels
+IDENTITIES = ("token", "token and the one before")  # what token-identity baselines depend on
 
 
 def top_mean(scores: Array, k: int) -> Array:
-    """Mean of the ``k`` largest scores ``[..., f]`` → ``[...]``: the score mass of the chosen features."""
+    """Mean of the ``k`` largest scores ``[..., f]`` → ``[...]``."""
     n = scores.shape[-1]
     largest = np.partition(scores, max(0, n - k), axis=-1)[..., max(0, n - k) :]
     return np.sort(largest, axis=-1).mean(axis=-1)
@@ -85,6 +74,16 @@ def overlap(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Array:
     return np.where(union > 0, (first & second).sum(axis=-1) / np.maximum(union, 1), 1.0)
 
 
+def score_all(
+    statistics: FeatureStatistics, vocabularies: Mapping[str, Sequence[str]], window: Window, alpha: float
+) -> dict[str, Array]:
+    """ReasonScore of every feature ``[..., f]`` for each vocabulary."""
+    return {
+        name: vocabulary_scores(statistics, name, words, window, alpha)
+        for name, words in vocabularies.items()
+    }
+
+
 def top_features(
     statistics: FeatureStatistics,
     words: Sequence[str],
@@ -94,19 +93,16 @@ def top_features(
     resamples: int,
     seed: int,
 ) -> pd.DataFrame:
-    """The ``k`` best features for R, best first, with 95% bootstrap intervals over blocks of documents.
+    """The ``k`` best features for R, best first, from statistics by block, with 95% bootstrap intervals.
 
-    Args:
-        statistics: by block ``[blocks, s, f]``.
-
-    Returns:
-        ``rank``, ``feature``, ``score``, ``low``, ``high``, ``entropy``, ``main_word`` (the word around which
-        the feature is most active), ``chosen_again`` (share of resamples in whose top ``k`` it is).
+    Columns: ``rank``, ``feature``, ``score``, ``low``, ``high``, ``entropy``, ``main_word`` (the word around
+    which the feature is most active), ``chosen_again`` (share of resamples in whose top ``k`` it is).
     """
-    scores = vocabulary_scores(statistics.total(), REFERENCE, words, window, alpha)
+    whole = statistics.total()
+    scores = vocabulary_scores(whole, REFERENCE, words, window, alpha)
     weights = bootstrap_weights(len(statistics.counts), resamples, seed)
     again = resampled_scores(statistics, REFERENCE, words, window, alpha, weights)
-    by_word = set_means(statistics.total(), REFERENCE, words, window)[2]
+    by_word = set_means(whole, REFERENCE, words, window)[2]
     best = select(scores, k=k)
     low, high = np.quantile(again[:, best], [0.025, 0.975], axis=0)
     return pd.DataFrame(
@@ -123,6 +119,9 @@ def top_features(
     )
 
 
+# --- hyperparameters ----------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Hyperparameters:
     """One way to compute the score."""
@@ -130,14 +129,6 @@ class Hyperparameters:
     alpha: float
     window: Window
     variant: Literal["paper", "released"] = "paper"
-
-
-def hyperparameter_grid(
-    alphas: Sequence[float], windows: Sequence[Window], released_alpha: float
-) -> list[Hyperparameters]:
-    """The grid α × window of the paper's variant, and the released code's variant at one α."""
-    grid = [Hyperparameters(alpha, window) for alpha in alphas for window in windows]
-    return [*grid, Hyperparameters(released_alpha, RELEASED_WINDOW, "released")]
 
 
 def score_under(
@@ -153,15 +144,14 @@ def grid_table(
 ) -> pd.DataFrame:
     """Overlap of each selection with the default's, for every number of features chosen.
 
-    Returns:
-        ``alpha``, ``window``, ``variant``, ``k``, ``overlap`` (Jaccard) and ``chance``.
+    Columns: ``alpha``, ``window``, ``variant``, ``k``, ``overlap`` (Jaccard) and ``chance``.
     """
     rows = []
     for way, values in zip(grid, scores, strict=True):
-        told = {"alpha": way.alpha, "window": f"{way.window[0]}-{way.window[1]}", "variant": way.variant}
+        setting = {"alpha": way.alpha, "window": f"{way.window[0]}-{way.window[1]}", "variant": way.variant}
         for k in counts:
             shared = jaccard(select(values, k=k), select(default, k=k))
-            rows.append(told | {"k": k, "overlap": shared, "chance": chance_jaccard(len(default), k, k)})
+            rows.append(setting | {"k": k, "overlap": shared, "chance": chance_jaccard(len(default), k, k)})
     return pd.DataFrame(rows)
 
 
@@ -175,71 +165,61 @@ def resampled_overlap(
     resamples: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Mean overlap of other selections with the default's, on the data and on resampled blocks.
+    """Mean overlap of other selections with the default's, from statistics by block.
 
-    Args:
-        statistics: by block ``[blocks, s, f]``.
-
-    Returns:
-        ``resample`` (0 is the data as they are) and ``overlap``.
+    Columns: ``resample`` (0 is the data as they are) and ``overlap``.
     """
-    blocks = len(statistics.counts)
-    weights = np.concatenate([np.ones((1, blocks)), bootstrap_weights(blocks, resamples, seed)])
+    weights = _weights_with_data(statistics, resamples, seed)
 
     def selections(way: Hyperparameters) -> NDArray[np.bool_]:
-        parts = resampled(statistics, sets_of_score(REFERENCE, words, way.window), weights)
-        return np.concatenate([chosen(score_under(part, norms, words, way), k) for part in parts])
+        own = statistics.only(sets_of_score(REFERENCE, words, way.window))
+        folded = variant_statistics(own, norms, way.variant)
+        return chosen(resampled_scores(folded, REFERENCE, words, way.window, way.alpha, weights), k)
 
     reference = selections(default)
     shared = [overlap(reference, selections(way)) for way in grid if way != default]
     return pd.DataFrame({"resample": np.arange(resamples + 1), "overlap": np.mean(shared, axis=0)})
 
 
-def identity_table(
-    score: Array, identity: Mapping[str, Array], live: NDArray[np.bool_], k: int
-) -> pd.DataFrame:
-    """How far a ranking ``[f]`` is what token identity alone gives, for each token-identity baseline.
+def _weights_with_data(statistics: FeatureStatistics, resamples: int, seed: int) -> Array:
+    """Weights of the blocks: the data as they are, then resamples of them."""
+    blocks = len(statistics.counts)
+    return np.concatenate([np.ones((1, blocks)), bootstrap_weights(blocks, resamples, seed)])
 
-    Returns:
-        ``identity``, ``spearman`` (over the ``live`` features ``[f]``), ``overlap`` of the top ``k``.
+
+def intervals(resampled: pd.DataFrame, columns: Sequence[str], blocks: int) -> pd.DataFrame:
+    """Columns whose first row is the data and the others resamples: an estimate and a 95% interval each.
+
+    Returns ``statistic``, ``estimate``, ``low``, ``high``, ``n`` (blocks of documents).
     """
     rows = []
-    for name, values in identity.items():
-        alike = float(spearmanr(score[live], values[live]).statistic)
-        shared = float(overlap(chosen(score, k), chosen(values, k)))
-        rows.append({"identity": name, "spearman": alike, "overlap": shared})
+    for column in columns:
+        estimate, draws = resampled[column].iloc[0], resampled[column].iloc[1:]
+        interval = percentile_interval(float(estimate), draws, blocks)
+        rows.append({"statistic": column, **vars(interval)})
     return pd.DataFrame(rows)
 
 
-def compare_vocabularies(
+# --- other vocabularies, and token identity -----------------------------------------------------------------
+
+
+def null_table(
     statistics: FeatureStatistics,
     vocabularies: Mapping[str, Sequence[str]],
     window: Window,
     alpha: float,
     k: int,
 ) -> pd.DataFrame:
-    """:func:`null_table` of these vocabularies, from statistics by block ``[blocks, s, f]``."""
-    halves = statistics.weighted(half_weights(len(statistics.counts)))
-    whole = score_all(statistics.total(), vocabularies, window, alpha)
-    return null_table(whole, score_all(halves, vocabularies, window, alpha), vocabularies, k)
+    """Every vocabulary beside R, from statistics by block; a name's first word is its kind.
 
-
-def null_table(
-    whole: Mapping[str, Array], halves: Mapping[str, Array], vocabularies: Mapping[str, Sequence[str]], k: int
-) -> pd.DataFrame:
-    """Every vocabulary's statistics beside R's.
-
-    Args:
-        whole: scores by vocabulary ``[f]``, on all documents.
-        halves: the same on two halves of the documents ``[2, f]``.
-        vocabularies: the words of each; the name's first word is its kind ("R", "random", "slot", "twins").
-        k: features chosen.
-
-    Returns:
-        ``vocabulary``, ``kind``, ``words_of_R`` (how many), ``score_mass`` (mean of the k best scores),
-        ``maximum``, ``overlap`` (with R's top k, all documents), ``overlap_halves`` (with R's top k on the
-        other half: for R itself, its stability).
+    Columns: ``vocabulary``, ``kind`` ("R", "random", "slot", "twins"), ``words_of_R`` (how many),
+    ``score_mass`` (mean of the k best scores), ``maximum``, ``overlap`` (with R's top k, all documents),
+    ``overlap_halves`` (with R's top k on the other half of the blocks: for R itself, its stability).
     """
+    even = np.arange(len(statistics.counts)) % 2 == 0
+    parts = statistics.weighted(np.stack([even, ~even]).astype(np.float64))
+    whole = score_all(statistics.total(), vocabularies, window, alpha)
+    halves = score_all(parts, vocabularies, window, alpha)
     own, own_halves = chosen(whole[REFERENCE], k), chosen(halves[REFERENCE], k)
     reference = set(vocabularies[REFERENCE])
     return pd.DataFrame(
@@ -259,26 +239,30 @@ def null_table(
 
 
 def null_ranks(table: pd.DataFrame, statistics: Sequence[str]) -> pd.DataFrame:
-    """Where R stands within each kind of null vocabularies of :func:`null_table`.
+    """Where R stands within each kind of null vocabularies of :func:`null_table`, a row a statistic.
 
-    Returns:
-        One row a kind and statistic: ``null``, ``statistic``, ``ours``, ``null_mean``, ``null_95`` (its 95%
-        quantile), ``z``, ``percentile``, ``p_value`` and ``n``.
+    Columns: ``null``, ``statistic``, ``ours``, ``null_mean``, ``null_95`` (its 95% quantile), ``z``,
+    ``percentile``, ``p_value`` and ``n``.
     """
     ours = table[table["kind"] == REFERENCE].iloc[0]
     rows = []
-    for kind in ("random", "slot"):
+    for kind in NULLS:
         null = table[table["kind"] == kind]
         for name in statistics if len(null) else ():
             rank = null_rank(float(ours[name]), null[name])
-            told = {
-                "null": kind,
-                "statistic": name,
-                "ours": rank.value,
-                "null_mean": float(null[name].mean()),
-            }
-            told |= {"null_95": float(null[name].quantile(0.95)), "z": rank.z}
-            rows.append(told | {"percentile": rank.percentile, "p_value": rank.p_value, "n": rank.n})
+            rows.append(
+                {
+                    "null": kind,
+                    "statistic": name,
+                    "ours": rank.value,
+                    "null_mean": float(null[name].mean()),
+                    "null_95": float(null[name].quantile(0.95)),
+                    "z": rank.z,
+                    "percentile": rank.percentile,
+                    "p_value": rank.p_value,
+                    "n": rank.n,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -291,49 +275,137 @@ def resampled_comparison(
     resamples: int,
     seed: int,
 ) -> pd.DataFrame:
-    """R against these vocabularies on the data and on bootstrap resamples of its blocks, the same for all.
+    """R against the other vocabularies, from statistics by block: a row a resample, the same for all.
 
-    Args:
-        statistics: by block ``[blocks, s, f]``.
-        vocabularies: R and those it is compared with.
-
-    Returns:
-        One row a resample (the first, ``resample`` 0, is the data as they are): ``score_mass`` of R,
-        ``null_mean`` and ``z`` of R's score mass among the others', ``overlap`` (mean, of R's top k with
-        theirs).
+    Columns: ``resample`` (0 is the data as they are), ``score_mass`` of R, ``null_mean`` and ``z`` of R's
+    score mass among the others', ``overlap`` (mean, of R's top k with theirs).
     """
-    blocks = len(statistics.counts)
-    weights = np.concatenate([np.ones((1, blocks)), bootstrap_weights(blocks, resamples, seed)])
-    dial = window, alpha, weights
-    own = resampled_scores(statistics, REFERENCE, vocabularies[REFERENCE], *dial)
+    weights = _weights_with_data(statistics, resamples, seed)
+    own = resampled_scores(statistics, REFERENCE, vocabularies[REFERENCE], window, alpha, weights)
     mass, member = top_mean(own, k), chosen(own, k)
     masses, overlaps = [], []
     for name, words in vocabularies.items():
         if name != REFERENCE:
-            scores = resampled_scores(statistics, name, words, *dial)
+            scores = resampled_scores(statistics, name, words, window, alpha, weights)
             masses.append(top_mean(scores, k))
             overlaps.append(overlap(member, chosen(scores, k)))
-    null, shared = np.stack(masses), np.stack(overlaps)
+    null_mean, null_deviation = np.mean(masses, axis=0), np.std(masses, axis=0, ddof=1)
     return pd.DataFrame(
         {
             "resample": np.arange(resamples + 1),
             "score_mass": mass,
-            "null_mean": null.mean(axis=0),
-            "z": (mass - null.mean(axis=0)) / null.std(axis=0, ddof=1),
-            "overlap": shared.mean(axis=0),
+            "null_mean": null_mean,
+            "z": (mass - null_mean) / null_deviation,
+            "overlap": np.mean(overlaps, axis=0),
         }
     )
 
 
-def intervals(resampled: pd.DataFrame, columns: Sequence[str], blocks: int) -> pd.DataFrame:
-    """Estimate and 95% interval of columns of :func:`resampled_comparison`.
+def identity_table(
+    score: Array, identity: Mapping[str, Array], live: NDArray[np.bool_], k: int
+) -> pd.DataFrame:
+    """How far a ranking ``[f]`` is what token identity alone gives, a row for each token-identity baseline.
 
-    Returns:
-        ``statistic``, ``estimate``, ``low``, ``high``, ``n`` (blocks of documents).
+    Columns: ``identity``, ``spearman`` (over the ``live`` features ``[f]``), ``overlap`` of the top ``k``.
     """
     rows = []
-    for column in columns:
-        estimate, draws = resampled[column].iloc[0], resampled[column].iloc[1:]
-        interval = percentile_interval(float(estimate), draws, blocks)
-        rows.append({"statistic": column, **vars(interval)})
+    for name, values in identity.items():
+        alike = float(spearmanr(score[live], values[live]).statistic)
+        shared = float(overlap(chosen(score, k), chosen(values, k)))
+        rows.append({"identity": name, "spearman": alike, "overlap": shared})
     return pd.DataFrame(rows)
+
+
+# --- figures ------------------------------------------------------------------------------------------------
+
+
+def draw_scores(
+    scores: Mapping[str, Array], name: str, k: int, quantile: float
+) -> tuple[Figure, pd.DataFrame]:
+    """Figure 6: R's scores ``[f]`` by rank, with k, a quantile, and the random vocabularies' middle 95%."""
+    own = np.sort(scores[REFERENCE])[::-1]
+    data = pd.DataFrame({"rank": np.arange(1, len(own) + 1), REFERENCE: own})
+    fig, (ax,) = panels(1, height=2.6, ylabel="ReasonScore")
+    random = [np.sort(values)[::-1] for each, values in scores.items() if each != REFERENCE]
+    if random:
+        low, high = np.quantile(random, [0.025, 0.975], axis=0)
+        data["random low"], data["random high"] = low, high
+        label = NULLS["random"]
+        ax.fill_between(data["rank"], low, high, color=COLOURS[5], alpha=0.5, linewidth=0, label=label)
+    ax.plot(data["rank"], own, color=COLOURS[0], marker="", label=REFERENCE)
+    threshold = np.quantile(own, quantile)
+    ax.axvline(k, color=COLOURS[7], linestyle=LINES[1], marker="", label=f"k = {k}")
+    ax.axhline(threshold, color=COLOURS[7], linestyle=LINES[3], marker="", label=f"quantile {quantile}")
+    ax.set(xscale="log", xlabel="rank", title=name)
+    legend_below(fig)
+    return fig, data.assign(arm=name)
+
+
+def draw_grid(table: pd.DataFrame, name: str, k: int) -> tuple[Figure, pd.DataFrame]:
+    """:func:`grid_table`: overlap with the default's selection over α × window at one k, and over k."""
+    fig, (left, right) = new_figure(1, 2, height=max(2.5, 0.9 + 0.2 * table["alpha"].nunique()))
+    at_k = table[(table["k"] == k) & (table["variant"] == "paper")]
+    square = at_k.pivot(index="alpha", columns="window", values="overlap")
+    square = square[list(dict.fromkeys(at_k["window"]))]
+    style = {"annot_kws": {"size": 6}, "cbar_kws": {"label": "Jaccard overlap"}, "cmap": "Blues"}
+    sns.heatmap(square, vmin=0, vmax=1, annot=True, fmt=".2f", ax=left, **style)
+    left.set(xlabel="window (before-after)", ylabel="α", title=f"{name}, k = {k}")
+    label = table["window"] + table["variant"].map({"paper": "", "released": " released"})
+    for place, (window, rows) in enumerate(table.groupby(label, sort=False)):
+        line = rows.groupby("k")["overlap"].mean()
+        right.plot(line.index, line, label=window, **look(place))
+    chance = table.groupby("k")["chance"].first()
+    right.plot(chance.index, chance, color="0.6", marker="", label="chance")
+    right.set(xscale="log", ylim=(0, 1.05), xlabel="k", ylabel="overlap, mean over α", title=name)
+    right.set_xticks(chance.index, [str(count) for count in chance.index])
+    right.minorticks_off()
+    legend_below(fig, title="window")
+    return fig, table.assign(arm=name)
+
+
+def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -> tuple[Figure, pd.DataFrame]:
+    """A statistic of :func:`null_table` over null vocabularies, with R's and the twins', a model a panel."""
+    fig, axes = panels(len(tables), sharex=True)
+    for ax, (name, table) in zip(axes, tables.items(), strict=True):
+        values = table.groupby("kind")[statistic]
+        edges = np.histogram_bin_edges(table[statistic], bins=30)
+        for place, (kind, of_kind) in enumerate(NULLS.items()):
+            if kind in values.groups:
+                style = look(place, "color", "linestyle") | {"marker": "", "label": of_kind, "fill": False}
+                null = values.get_group(kind)
+                sns.histplot(x=null, bins=edges, stat="proportion", element="step", ax=ax, **style)
+        for kind, line in ((REFERENCE, LINES[0]), ("twins", LINES[3])):
+            if kind in values.groups:
+                (value,) = values.get_group(kind)
+                ax.axvline(value, color=COLOURS[7], linestyle=line, marker="", label=kind)
+        ax.set(xlabel=label, ylabel="share of vocabularies", title=name)
+        ax.locator_params(axis="x", nbins=4)
+    legend_below(fig)
+    columns = ["vocabulary", "kind", "words_of_R", statistic]
+    data = pd.concat([table[columns].assign(arm=name) for name, table in tables.items()], ignore_index=True)
+    return fig, data
+
+
+def draw_identity(frame: pd.DataFrame, name: str, k: int) -> tuple[Figure, pd.DataFrame]:
+    """ReasonScore against what identity alone gives, and how well a token tells each feature.
+
+    ``frame`` has a row a live feature: ``score``, the scores of the :data:`IDENTITIES`, ``f1`` of the best
+    single token, and whether it is ``chosen``.
+    """
+    fig, axes = new_figure(1, 3, height=2.1, width=TEXT_WIDTH)
+    for ax, column in zip(axes[:2], IDENTITIES, strict=True):
+        for picked, colour, marker in ((False, COLOURS[5], "o"), (True, COLOURS[1], "^")):
+            points = frame[frame["chosen"] == picked]
+            label = f"top {k}" if picked else "other features"
+            ax.scatter(points[column], points["score"], s=8, color=colour, marker=marker, label=label)
+        ax.axline((0, 0), slope=1, color="0.5", linewidth=0.7, marker="")
+        ax.set(xlabel=f"score by identity:\n{column}", ylabel="ReasonScore", title=name)
+    axes[0].legend()
+    groups = frame.assign(features=np.where(frame["chosen"], f"top {k}", "other features"))
+    distribution(axes[2], groups.sort_values("chosen"), "f1", "features", bins=20)
+    axes[2].set(xlabel="F1 of the best single token", title=name)
+    axes[2].legend(title="features")
+    axes[2].set_ylim(top=1.5 * axes[2].get_ylim()[1])  # the legend stands above the outlines
+    columns = ["feature", "score", "rank", "density", "chosen", "best token", "precision", "recall", "f1"]
+    drawn = frame.columns.intersection([*columns, *IDENTITIES], sort=False)
+    return fig, frame[drawn].assign(arm=name)

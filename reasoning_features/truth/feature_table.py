@@ -24,9 +24,12 @@ from reasoning_features.models.subject import Subject
 from reasoning_features.scoring.feature_statistics import (
     NOTHING_READ,
     Accumulator,
+    BestTokens,
     FeatureStatistics,
+    IdentitySums,
     SetSums,
     one_pass_in_shards,
+    token_classes,
 )
 from reasoning_features.scoring.reason_score import (
     RELEASED_WINDOW,
@@ -37,8 +40,7 @@ from reasoning_features.scoring.reason_score import (
     variant_window,
     vocabulary_scores,
 )
-from reasoning_features.scoring.selection import REFERENCE, document_blocks
-from reasoning_features.scoring.token_identity import BestTokens, IdentitySums, token_classes
+from reasoning_features.scoring.selection import REFERENCE
 from reasoning_features.settings import READ, Settings
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus, solution_texts, thinking_texts
 from reasoning_features.text.corpus import Corpus, join
@@ -232,7 +234,7 @@ class Measurement:
             documents together ``[s, f]``.
         identity: what features of a token-identity baseline depend on → their statistics ``[s, f]``.
         best: the best single token of each feature as a detector, with its text
-            (:class:`reasoning_features.scoring.token_identity.BestTokens`).
+            (:class:`reasoning_features.scoring.feature_statistics.BestTokens`).
         density: share of tokens on which each feature is active ``[f]``.
         maximum: largest activation ``[f]``.
         mean_square: mean squared activation ``[f]``.
@@ -277,7 +279,7 @@ def measure(
     Raises:
         UserError: the autoencoder has another width.
     """
-    sums = SetSums(sets, document_blocks(corpus, blocks) if blocks else None, blocks or 1)
+    sums = SetSums(sets, corpus.document_of % blocks if blocks else None, blocks or 1)
     few = sets.only([ALL, *(word_set(word, window) for word in words), vocabulary_set(REFERENCE, window)])
     by_class = {}
     for name, context in IDENTITIES.items():

@@ -24,7 +24,6 @@ from reasoning_features.runs import shards
 from reasoning_features.runs.shards import ENGINE, Work, drop_others, map_shards, shard_file
 from reasoning_features.scoring import feature_statistics as passes
 from reasoning_features.scoring.feature_statistics import SetSums, accumulate
-from reasoning_features.scoring.selection import document_blocks
 from reasoning_features.steering import answering
 from reasoning_features.steering.benchmarks import Questions
 from reasoning_features.steering.token_rules import ban
@@ -116,7 +115,7 @@ def test_arrays_come_back_as_they_were(tmp_path):
 def test_a_pass_in_shards_sums_what_one_pass_does(tiny_subject, tiny_corpus, tmp_path, blocks):
     sets = TokenSets.of({ALL: ~tiny_corpus.special, "odd": np.arange(tiny_corpus.n_tokens) % 2 == 1})
     sae = signed_identity(tiny_subject.d_model)
-    groups = document_blocks(tiny_corpus, blocks) if blocks else None
+    groups = tiny_corpus.document_of % blocks if blocks else None
     found = {}
     for kept in (None, tmp_path):
         sums = SetSums(sets, groups, blocks or 1)
@@ -168,7 +167,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def score(subject: Subject, corpus: Corpus, folder: Path) -> None:
     sets = TokenSets.of({ALL: ~corpus.special})
-    sums = SetSums(sets, document_blocks(corpus, 6), 6)
+    sums = SetSums(sets, corpus.document_of % 6, 6)
     given = subject, signed_identity(WIDTH), corpus, {"sums": sums}, 64, {"sets": sets.digest}
     passes.one_pass_in_shards("scores", *given, folder / "shards", 6, tokens=60)
     np.save(folder / "sums.npy", sums.result().sums)

@@ -1,26 +1,24 @@
-"""ReasonScore worked by hand, against loops, and in shards."""
+"""ReasonScore worked by hand and against loops."""
 
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tiny import Positive, reversed_batches
 
 from reasoning_features.errors import UserError
-from reasoning_features.scoring.feature_statistics import FeatureStatistics, SetSums, accumulate, one_pass
+from reasoning_features.scoring.feature_statistics import SetSums, accumulate, one_pass
 from reasoning_features.scoring.reason_score import (
     decoder_norms,
     difference_score,
     entropy,
     reason_score,
-    resampled,
     resampled_scores,
     select,
     set_means,
-    sets_of_score,
     variant_statistics,
     variant_window,
     vocabulary_scores,
@@ -29,28 +27,12 @@ from reasoning_features.text.words import ALL, TokenSets, vocabulary_set, word_s
 
 WINDOW = (0, 1)
 NAMES = (ALL, word_set("a", WINDOW), word_set("b", WINDOW), vocabulary_set("R", WINDOW))
+BY_HAND = np.array([[2, 3, 0], [2, 0, 1], [2, 0, 2], [0, 1, 3], [0, 1, 0], [0, 1, 0]], dtype=float)
+BY_HAND_SETS = np.array([[1] * 6, [1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]], bool)
 
 
 def named(masks: np.ndarray) -> TokenSets:
     return TokenSets.of(dict(zip(NAMES, masks, strict=True)))
-
-
-class Identity:
-    """An autoencoder whose features are the residual stream's positive part."""
-
-    def __init__(self, d_in: int, decoder: torch.Tensor | None = None) -> None:
-        self.cfg, self.device = SimpleNamespace(d_in=d_in, d_sae=d_in), torch.device("cpu")
-        self.W_dec = torch.eye(d_in) if decoder is None else decoder
-
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(x)
-
-
-def batches(activations: np.ndarray, *splits: int):
-    """The tokens in batches that end at ``splits``, each batch in reverse order."""
-    for part in np.split(np.arange(len(activations)), splits):
-        at = torch.from_numpy(part[::-1].copy())
-        yield SimpleNamespace(residual=torch.from_numpy(activations[part[::-1]]), positions=at)
 
 
 def test_three_features_by_hand():
@@ -62,9 +44,7 @@ def test_three_features_by_hand():
     # Σ μ_R = 4: shares 1/2, 1/4, 1/4.  Σ μ_¬R = 2: shares 0, 1/2, 1/2.
     # Equation 3: 1/2, −1/4, −1/4.
     # Equation 5 with α = 0.7: 1/2 · 1 − 0, 1/4 · 0 − 1/2, 1/4 · H^0.7 − 1/2.
-    activations = np.array([[2, 3, 0], [2, 0, 1], [2, 0, 2], [0, 1, 3], [0, 1, 0], [0, 1, 0]], dtype=float)
-    masks = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]], bool)
-    statistics = accumulate(batches(activations, 2, 5), Identity(3), named(masks))
+    statistics = accumulate(reversed_batches(BY_HAND, 2, 5), Positive(3), named(BY_HAND_SETS))
     assert statistics.counts.tolist() == [6, 2, 2, 3]
     inside, outside, by_word = set_means(statistics, "R", ["a", "b"], WINDOW)
     assert inside.tolist() == [2, 1, 1] and outside.tolist() == [0, 1, 1]
@@ -80,10 +60,8 @@ def test_three_features_by_hand():
 def test_released_variant_by_hand():
     # The same with decoder norms 1, 2, 4: μ_R = 2, 2, 4 (shares 1/4, 1/4, 1/2), μ_¬R = 0, 2, 4 (0, 1/3, 2/3).
     # H does not change: a feature's norm cancels in p.
-    activations = np.array([[2, 3, 0], [2, 0, 1], [2, 0, 2], [0, 1, 3], [0, 1, 0], [0, 1, 0]], dtype=float)
-    masks = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]], bool)
-    sae = Identity(3, torch.diag(torch.tensor([1.0, 2.0, 4.0])))
-    statistics = accumulate(batches(activations), sae, named(masks))
+    sae = Positive(3, torch.diag(torch.tensor([1.0, 2.0, 4.0])))
+    statistics = accumulate(reversed_batches(BY_HAND), sae, named(BY_HAND_SETS))
     folded = variant_statistics(statistics, decoder_norms(sae), "released")
     h = 2 - 0.75 * math.log2(3)
     expected = [0.25, -1 / 3, 0.5 * h**0.7 - 2 / 3]
@@ -124,80 +102,23 @@ def test_against_loops(seed):
     masks = np.stack([np.ones(200, bool), *by_word.values(), np.any(list(by_word.values()), axis=0)])
     names = [ALL, *(word_set(word, WINDOW) for word in by_word), vocabulary_set("R", WINDOW)]
     sets = TokenSets.of(dict(zip(names, masks, strict=True)))
-    statistics = accumulate(batches(activations, 30, 31, 120), Identity(12), sets)
+    statistics = accumulate(reversed_batches(activations, 30, 31, 120), Positive(12), sets)
     ours = vocabulary_scores(statistics, "R", list(by_word), WINDOW, 0.7)
     np.testing.assert_allclose(ours, naive_scores(np.maximum(activations, 0), by_word, 0.7), rtol=1e-12)
-
-
-def grouped(
-    activations: np.ndarray, masks: np.ndarray, groups: np.ndarray, *splits: int
-) -> FeatureStatistics:
-    sums = SetSums(named(masks), groups, int(groups.max()) + 1)
-    one_pass(batches(activations, *splits), Identity(activations.shape[1]), [sums])
-    return sums.result()
-
-
-def test_parts_merge_to_one_pass():
-    rng = np.random.default_rng(0)
-    activations, masks = rng.normal(size=(300, 7)), rng.random((4, 300)) < 0.3
-    groups = np.repeat(np.arange(10), 30)
-    whole = grouped(activations, masks, groups, 100, 170)
-    parts = []
-    for tokens in (slice(0, 130), slice(130, 300)):
-        sums = SetSums(named(masks), groups, 10)
-        part = SimpleNamespace(
-            residual=torch.from_numpy(activations[tokens]), positions=torch.arange(300)[tokens]
-        )
-        one_pass([part], Identity(7), [sums])
-        parts.append(sums.state())
-    for order in (parts, parts[::-1]):
-        merged = SetSums(named(masks), groups, 10)
-        for state in order:
-            merged.merge(state)
-        np.testing.assert_array_equal(merged.result().counts, whole.counts)
-        np.testing.assert_allclose(merged.result().sums, whole.sums, rtol=1e-12)
-    # groups add to the pass without groups
-    plain = accumulate(batches(activations), Identity(7), named(masks))
-    np.testing.assert_allclose(whole.total().sums, plain.sums, rtol=1e-12)
-
-
-def test_resample_equals_repeating_documents():
-    rng = np.random.default_rng(1)
-    activations, masks = rng.normal(size=(60, 3)), rng.random((4, 60)) < 0.4
-    groups = np.repeat(np.arange(3), 20)
-    statistics = grouped(activations, masks, groups)
-    resampled = statistics.weighted(np.array([[2.0, 0.0, 1.0], [1.0, 1.0, 1.0]]))
-    drawn = np.concatenate([np.arange(20), np.arange(20), np.arange(40, 60)])
-    repeated = accumulate(batches(activations[drawn]), Identity(3), named(masks[:, drawn]))
-    np.testing.assert_allclose(resampled.sums[0], repeated.sums, rtol=1e-12)
-    np.testing.assert_array_equal(resampled.counts[0], repeated.counts)
-    assert resampled.sums.shape == (2, 4, 3)
-
-
-def test_features_in_pieces_are_the_same(monkeypatch):
-    rng = np.random.default_rng(2)
-    activations, masks = rng.normal(size=(90, 5)), rng.random((4, 90)) < 0.4
-    groups = rng.integers(0, 3, size=90)
-    whole = grouped(activations, masks, groups, 40)
-    monkeypatch.setattr("reasoning_features.dictionaries.autoencoder.ELEMENTS", 35)  # seven tokens at a time
-    pieces = grouped(activations, masks, groups, 40)
-    np.testing.assert_allclose(pieces.sums, whole.sums, rtol=1e-12)
-    np.testing.assert_array_equal(pieces.counts, whole.counts)
 
 
 def test_resampled_some_at_a_time(monkeypatch):
     rng = np.random.default_rng(3)
     activations, masks = np.abs(rng.normal(size=(60, 6))), rng.random((4, 60)) < 0.4
     masks[3] = masks[1] | masks[2]
-    statistics = grouped(activations, masks, np.repeat(np.arange(6), 10))
+    sums = SetSums(named(masks), np.repeat(np.arange(6), 10), 6)
+    one_pass(reversed_batches(activations), Positive(6), [sums])
     weights = rng.integers(1, 4, size=(8, 6)).astype(float)
-    dial = "R", ["a", "b"], WINDOW, 0.7
-    direct = vocabulary_scores(statistics.weighted(weights), *dial)
-    monkeypatch.setattr(
-        "reasoning_features.scoring.reason_score.ELEMENTS", 4 * 3 * 24
-    )  # three resamples of 4 sets
-    assert [len(p.counts) for p in resampled(statistics, sets_of_score(*dial[:3]), weights)] == [3, 3, 2]
-    np.testing.assert_allclose(resampled_scores(statistics, *dial, weights), direct, rtol=1e-12)
+    given = "R", ["a", "b"], WINDOW, 0.7
+    direct = vocabulary_scores(sums.result().weighted(weights), *given)
+    three_resamples = 4 * 3 * 24  # of four sets of six features
+    monkeypatch.setattr("reasoning_features.scoring.reason_score.ELEMENTS", three_resamples)
+    np.testing.assert_allclose(resampled_scores(sums.result(), *given, weights), direct, rtol=1e-12)
 
 
 def test_feature_that_never_fires_scores_zero():
@@ -232,40 +153,13 @@ def test_the_papers_quantile_keeps_197_of_65536():
     assert len(select(np.random.default_rng(0).random(65536), quantile=0.997)) == 197
 
 
-def test_autoencoder_of_another_width():
-    with pytest.raises(UserError, match="takes 4 dimensions but the residual stream has 3"):
-        accumulate(batches(np.ones((6, 3))), Identity(4), named(np.ones((4, 6), bool)))
-
-
-def test_no_activations():
-    with pytest.raises(UserError, match="corpus is empty"):
-        accumulate([], Identity(3), named(np.ones((4, 6), bool)))
-
-
 def test_empty_sets():
     activations = np.ones((6, 3))
     masks = np.array([[1] * 6, [0] * 6, [1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]], bool)
-    statistics = accumulate(batches(activations), Identity(3), named(masks))
+    statistics = accumulate(reversed_batches(activations), Positive(3), named(masks))
     with pytest.raises(UserError, match="'a' never occurs"):
         vocabulary_scores(statistics, "R", ["a", "b"], WINDOW, 0.7)
     masks[1] = masks[3] = True
-    statistics = accumulate(batches(activations), Identity(3), named(masks))
+    statistics = accumulate(reversed_batches(activations), Positive(3), named(masks))
     with pytest.raises(UserError, match="covers every token"):
         vocabulary_scores(statistics, "R", ["a", "b"], WINDOW, 0.7)
-
-
-@pytest.mark.parametrize("threshold", [-0.5, 2.5])  # two of three are active, and one of 160
-def test_few_active_features_are_summed_as_many_are(monkeypatch, threshold):
-    rng = np.random.default_rng(4)
-    activations, masks = rng.normal(size=(120, 9)) - threshold, rng.random((4, 120)) < 0.4
-    groups = rng.integers(0, 3, size=120)
-    found = grouped(activations, masks, groups, 50)
-    features = np.maximum(activations, 0)
-    for group in range(3):
-        members = masks & (groups == group)
-        np.testing.assert_allclose(found.sums[group], members.astype(float) @ features, rtol=1e-12)
-        np.testing.assert_array_equal(found.counts[group], members.sum(axis=1))
-    monkeypatch.setattr(
-        "reasoning_features.scoring.feature_statistics._SPARSE", 0
-    )  # every activation, zero or not
-    np.testing.assert_allclose(grouped(activations, masks, groups, 50).sums, found.sums, rtol=1e-12)

@@ -1,20 +1,23 @@
-"""Stability, grid and nulls of a selection, on small statistics worked by hand."""
+"""Stability, grid and nulls of a selection, on small statistics worked by hand; their figures."""
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from figure_checks import different, legible
 
 from reasoning_features.scoring.feature_statistics import FeatureStatistics
 from reasoning_features.scoring.reason_score import vocabulary_scores
 from reasoning_features.scoring.selection import (
     Hyperparameters,
     chosen,
-    document_blocks,
+    draw_grid,
+    draw_identity,
+    draw_nulls,
+    draw_scores,
     grid_table,
-    half_weights,
-    hyperparameter_grid,
     identity_table,
     intervals,
     null_ranks,
@@ -27,7 +30,6 @@ from reasoning_features.scoring.selection import (
     top_features,
     top_mean,
 )
-from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.words import ALL, vocabulary_set, word_set
 
 WINDOW = (1, 1)
@@ -45,14 +47,6 @@ def statistics(blocks: int = 12, features: int = 9, seed: int = 0) -> FeatureSta
     names = (ALL, *(word_set(w, WINDOW) for w in WORDS), *(vocabulary_set(v, WINDOW) for v in VOCABULARIES))
     counts = np.tile(np.array([60.0, 5, 5, 5, 5, 10, 10, 10, 10]), (blocks, 1))
     return FeatureStatistics(names, counts, sums)
-
-
-def test_blocks_and_halves():
-    # documents of 2, 1 and 3 tokens dealt into two blocks: 0 1 0
-    zeros = np.zeros(6, bool)
-    corpus = Corpus("c", np.zeros(6, np.int32), np.array([0, 2, 3, 6]), zeros, zeros, ["x"] * 3)
-    assert document_blocks(corpus, 2).tolist() == [0, 0, 1, 0, 0, 0]
-    assert half_weights(5).tolist() == [[1, 0, 1, 0, 1], [0, 1, 0, 1, 0]]
 
 
 def test_top_mean_chosen_and_overlap():
@@ -78,12 +72,6 @@ def test_top_features_are_the_best_with_intervals_around_them():
 
 def test_grid():
     data = statistics().total()
-    grid = hyperparameter_grid([0.0, 0.7], [WINDOW], released_alpha=0.7)
-    assert grid == [
-        Hyperparameters(0.0, WINDOW),
-        Hyperparameters(0.7, WINDOW),
-        Hyperparameters(0.7, (1, 2), "released"),
-    ]
     # the released variant at our window: norms that are all equal change nothing
     same = [Hyperparameters(0.7, WINDOW), Hyperparameters(0.7, WINDOW, "released")]
     scores = [score_under(data, np.full(9, 2.0), "ab", way) for way in same]
@@ -92,26 +80,25 @@ def test_grid():
     assert table["overlap"].tolist() == [1, 1, 1, 1]
     assert table.loc[table["k"] == 9, "chance"].tolist() == pytest.approx([1, 1])
     assert table["chance"].iloc[0] == pytest.approx(1 / 9)  # one of nine, twice the same
+    drawn = resampled_overlap(statistics(), np.ones(9), "ab", same, same[0], k=3, resamples=5, seed=0)
+    assert drawn["overlap"].tolist() == [1] * 6
 
 
 def test_null_table_and_ranks():
     data = statistics()
     whole = score_all(data.total(), VOCABULARIES, WINDOW, 0.7)
-    halves = score_all(data.weighted(half_weights(12)), VOCABULARIES, WINDOW, 0.7)
-    table = null_table(whole, halves, VOCABULARIES, k=3).set_index("vocabulary")
+    table = null_table(data, VOCABULARIES, WINDOW, 0.7, k=3).set_index("vocabulary")
     assert table.loc["R", "overlap"] == 1
     assert table["words_of_R"].to_dict() == {"R": 2, "slot 0": 1, "slot 1": 1, "twins": 0}
     assert table.loc["twins", "score_mass"] == pytest.approx(np.sort(whole["twins"])[-3:].mean())
+    # R's stability: its tops on the even and on the odd blocks
+    halves = [FeatureStatistics(data.names, data.counts[i::2], data.sums[i::2]).total() for i in (0, 1)]
+    even, odd = (chosen(vocabulary_scores(half, "R", "ab", WINDOW, 0.7), 3) for half in halves)
+    assert table.loc["R", "overlap_halves"] == pytest.approx(overlap(even, odd))
     ranks = null_ranks(table.reset_index(), ["score_mass"])
     assert ranks["null"].tolist() == ["slot"] and ranks["n"].tolist() == [2]
     above = (table.loc[["slot 0", "slot 1"], "score_mass"] >= table.loc["R", "score_mass"]).sum()
     assert ranks.loc[0, "p_value"] == pytest.approx((1 + above) / 3)
-
-
-def test_stability_is_the_overlap_of_the_two_halves():
-    one = np.array([[3.0, 2, 1, 0], [3, 0, 2, 0]])  # tops of two: {0, 1} and {0, 2}: 1/3
-    table = null_table({"R": one[0]}, {"R": one}, {"R": ("a",)}, k=2)
-    assert table.loc[0, "overlap_halves"] == pytest.approx(1 / 3)
 
 
 def test_resampled_comparison_begins_with_the_data():
@@ -139,14 +126,6 @@ def test_a_planted_vocabulary_beats_its_slots():
     vocabularies = {name: words for name, words in VOCABULARIES.items() if name != "twins"}
     drawn = resampled_comparison(planted, vocabularies, WINDOW, 0.7, k=2, resamples=20, seed=0)
     assert (drawn["score_mass"] > drawn["null_mean"]).all()
-    assert isinstance(drawn, pd.DataFrame)
-
-
-def test_overlap_of_dials_on_resamples():
-    data = statistics()
-    same = [Hyperparameters(0.7, WINDOW), Hyperparameters(0.7, WINDOW, "released")]
-    drawn = resampled_overlap(data, np.ones(9), "ab", same, same[0], k=3, resamples=5, seed=0)
-    assert drawn["overlap"].tolist() == [1] * 6
 
 
 def test_identity_table():
@@ -157,3 +136,45 @@ def test_identity_table():
     assert table["spearman"].tolist() == pytest.approx([0.6, 1])
     # tops {3, 2} and {4, 2}: one of three
     assert table["overlap"].tolist() == pytest.approx([1 / 3, 1])
+
+
+@pytest.fixture
+def figures():
+    yield np.random.default_rng(0)
+    plt.close("all")
+
+
+def test_figure_of_scores_sorts_and_bands(figures):
+    scores = {"R": np.array([0.1, 0.3, 0.2]), "random 0": np.array([0.0, 0.1, 0.2]), "random 1": np.zeros(3)}
+    fig, data = draw_scores(scores, "one", k=1, quantile=0.9)
+    assert data["R"].tolist() == [0.3, 0.2, 0.1] and set(data["arm"]) == {"one"}
+    # best scores of the two: 0.2 and 0; their 2.5% and 97.5% quantiles
+    assert data.loc[0, ["random low", "random high"]].tolist() == pytest.approx([0.005, 0.195])
+    legible(fig)
+
+
+def test_figure_of_the_grid_tells_many_windows_apart(figures):
+    windows = [(i, i + 1) for i in range(12)]
+    grid = [Hyperparameters(alpha, window) for alpha in (0.0, 0.3, 0.7, 1.0) for window in windows]
+    grid.append(Hyperparameters(0.7, (1, 2), "released"))
+    table = grid_table(grid, [figures.random(30) for _ in grid], figures.random(30), [5, 10])
+    fig, data = draw_grid(table, "one", k=5)
+    assert len(data) == len(table) and len(fig.axes[1].lines) == 14  # windows, released, chance
+    assert different((line.get_color(), line._dash_pattern) for line in fig.axes[1].lines)
+    legible(fig)
+
+
+def test_figure_of_nulls_of_many_models(figures):
+    kinds = {"vocabulary": ["R", "random 0", "random 1"], "kind": ["R", "random", "random"], "words_of_R": 0}
+    nulls = pd.DataFrame(kinds).assign(score_mass=[0.3, 0.1, 0.2])
+    fig, data = draw_nulls({f"model {i}": nulls for i in range(9)}, "score_mass", "mean score")
+    assert data["score_mass"].tolist() == [0.3, 0.1, 0.2] * 9 and data["arm"].nunique() == 9
+    legible(fig)
+
+
+def test_figure_of_identity(figures):
+    columns = ["score", "token", "token and the one before", "f1"]
+    frame = pd.DataFrame(figures.random((40, 4)), columns=columns)
+    fig, data = draw_identity(frame.assign(chosen=frame["score"] > 0.8), "one", k=5)
+    assert len(data) == 40 and len(fig.axes[0].collections) == 2
+    legible(fig)
