@@ -343,7 +343,7 @@ def harvesting_rows(given: Organism, sizes: Sizes) -> list[dict[str, Any]]:
 def training_rows(given: Organism, sizes: Sizes) -> list[dict[str, Any]]:
     """SAELens' trainer from disk against from memory; dictionary_learning, where its environment is there."""
     batch = min(given.settings.train_batch, sizes.train_tokens)
-    recipe = replace(settings_recipe(given.settings, sizes.train_tokens), batch=batch)
+    recipe = replace(settings_recipe(given.settings), tokens=sizes.train_tokens, batch=batch)
     found = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "sample"

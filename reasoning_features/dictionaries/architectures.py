@@ -1,20 +1,18 @@
 """Architectures that SAELens does not have: importing this registers them there.
 
-All are BatchTopK in what they compute, so an autoencoder that has been trained is saved as SAELens saves
-BatchTopK, a JumpReLU of one threshold, and plain SAELens loads it.
+All are BatchTopK in what they compute, so a trained autoencoder is saved as SAELens saves BatchTopK, a
+JumpReLU of one threshold, and plain SAELens loads it.
 
-*OrtSAE* (2509.22033): a penalty on decoder directions that point alike. At each step the latents are divided
-at random into K chunks C_k of equal size, and
+*OrtSAE* (2509.22033) adds γ L_orth to the loss, a penalty on decoder directions that point alike. At each
+step the latents are divided at random into K chunks C_k of equal size, and
 
     L_orth = 1/K Σ_k 1/|C_k| Σ_{i ∈ C_k} [max_{j ∈ C_k, j ≠ i} cos(W_i, W_j)]²
 
-is added γ times to the loss. The cosine is signed, and its denominator is at least δ. The cheap variant adds
-it at every n-th step, n γ times. K chunks cost 1/K of all pairs.
+with signed cosines. The cheap variant adds it at every n-th step, n γ times.
 
-*Frozen baselines* (2602.14111), of which a part stays at, or near, its random start. *Frozen decoder*: the
-directions never move. *Soft-frozen decoder*: after each step every direction is put back into the cap of
-cosine τ about its start. *Frozen encoder*: the encoder's directions never move; biases, the threshold and the
-decoder are learnt.
+*Frozen baselines* (2602.14111): a *frozen decoder* keeps its random directions; the directions of a
+*soft-frozen decoder* are put back after each step into the cap of cosine τ about their start; of a *frozen
+encoder* only the biases, the threshold and the decoder are learnt.
 """
 
 from __future__ import annotations
@@ -29,35 +27,27 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from torch.nn.functional import normalize
 
-DELTA = 1e-8
-"""δ: the least denominator of a cosine."""
+LEAST_DENOMINATOR = 1e-8  # of a cosine
 
 
 def partition(n: int, chunks: int, seed: int, step: int) -> list[Tensor]:
     """Latents 0 … n − 1 divided at random into chunks whose sizes differ by one at most.
 
-    A partition is drawn from the seed and the step alone, so a training that goes on from a checkpoint draws
-    the same ones.
+    Drawn from the seed and the step alone, so a training that goes on from a checkpoint draws the same ones.
     """
     drawn = np.random.default_rng([seed, step]).permutation(n)
     return list(torch.from_numpy(drawn).tensor_split(chunks))
 
 
-def orthogonality_penalty(decoder: Tensor, chunks: list[Tensor], delta: float = DELTA) -> Tensor:
-    """L_orth of decoder directions ``[s, d]``, a scalar.
-
-    Args:
-        decoder: rows need not have length 1.
-        chunks: indices of the latents of each chunk; one of a single latent has no pair and counts 0.
-        delta: the least denominator of a cosine.
-    """
+def orthogonality_penalty(decoder: Tensor, chunks: list[Tensor]) -> Tensor:
+    """L_orth of decoder directions ``[s, d]`` of any lengths; a chunk of one latent counts 0."""
     total = decoder.new_zeros(())
     for chunk in chunks:
         rows = decoder[chunk.to(decoder.device)]
         if len(rows) < 2:
             continue
         norms = rows.norm(dim=1)
-        cosines = (rows @ rows.T) / (norms[:, None] * norms[None, :]).clamp(min=delta)
+        cosines = (rows @ rows.T) / (norms[:, None] * norms[None, :]).clamp(min=LEAST_DENOMINATOR)
         itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
         total = total + cosines.masked_fill(itself, -torch.inf).max(dim=1).values.square().mean()
     return total / len(chunks)
@@ -65,18 +55,11 @@ def orthogonality_penalty(decoder: Tensor, chunks: list[Tensor], delta: float = 
 
 @dataclass
 class OrtSAEConfig(BatchTopKTrainingSAEConfig):
-    """SAELens' BatchTopK, and the penalty.
-
-    Attributes:
-        gamma: γ.
-        chunks: K; the paper takes d_sae / 8,192, rounded up.
-        every: steps from one penalty to the next.
-        partition_seed: seed of the partitions.
-    """
+    """SAELens' BatchTopK, and the penalty."""
 
     gamma: float = 0.25
-    chunks: int = 1
-    every: int = 1
+    chunks: int = 1  # K; the paper takes d_sae / 8,192, rounded up
+    every: int = 1  # steps from one penalty to the next
     partition_seed: int = 0
 
     @classmethod
@@ -110,24 +93,19 @@ class OrtSAE(BatchTopKTrainingSAE):
 
 
 def into_cap(directions: Tensor, start: Tensor, cosine: float) -> Tensor:
-    """Directions ``[s, d]``, those too far from their start put back on the cap's edge, in their own length.
+    """Directions ``[s, d]`` put back onto the nearest edge of the cap of a cosine τ about their start.
 
     Where cos(w, w₀) < τ: w ← ‖w‖ (τ ŵ₀ + √(1 − τ²) ŵ_⊥), ŵ_⊥ being the direction of the part of w that is
-    perpendicular to w₀: of all directions of the cap the nearest. Those inside are left as they are, to the
-    bit. One that points straight away from its start has no nearest, and is set to the start.
-
-    Args:
-        directions: what training has made of them.
-        start: ``[s, d]`` where they began; of any length but 0.
-        cosine: τ.
+    perpendicular to w₀. Those inside are left as they are, to the bit; one that points straight away from
+    its start has no nearest edge, and is set to the start.
     """
     first = normalize(start, dim=1)
     norms = directions.norm(dim=1, keepdim=True)
     along = (directions * first).sum(1, keepdim=True)
     aside = directions - along * first
     edge = norms * (cosine * first + (1 - cosine**2) ** 0.5 * normalize(aside, dim=1))
-    lost = aside.norm(dim=1, keepdim=True) <= 1e-6 * norms
-    edge = torch.where(lost, norms * first, edge)
+    opposite = aside.norm(dim=1, keepdim=True) <= 1e-6 * norms
+    edge = torch.where(opposite, norms * first, edge)
     return torch.where(along < cosine * norms, edge, directions)
 
 
@@ -143,8 +121,6 @@ class FrozenDecoderConfig(BatchTopKTrainingSAEConfig):
 class FrozenDecoder(BatchTopKTrainingSAE):
     """BatchTopK whose decoder directions are never trained."""
 
-    cfg: FrozenDecoderConfig
-
     def initialize_weights(self) -> None:
         super().initialize_weights()
         self.W_dec.requires_grad_(False)
@@ -152,13 +128,9 @@ class FrozenDecoder(BatchTopKTrainingSAE):
 
 @dataclass
 class SoftFrozenDecoderConfig(BatchTopKTrainingSAEConfig):
-    """SAELens' BatchTopK with a decoder that stays near its start.
+    """SAELens' BatchTopK with a decoder that stays near its start."""
 
-    Attributes:
-        cap: τ, the least cosine of a direction with its start.
-    """
-
-    cap: float = 0.8
+    cap: float = 0.8  # τ, the least cosine of a direction with its start
 
     @classmethod
     def architecture(cls) -> str:
@@ -182,7 +154,7 @@ class SoftFrozenDecoder(BatchTopKTrainingSAE):
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Every direction into its cap."""
+        """Put every direction into its cap."""
         self.W_dec.data = into_cap(self.W_dec.data, self.start, self.cfg.cap)
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
@@ -211,8 +183,6 @@ class FrozenEncoderConfig(BatchTopKTrainingSAEConfig):
 
 class FrozenEncoder(BatchTopKTrainingSAE):
     """BatchTopK whose encoder directions are never trained."""
-
-    cfg: FrozenEncoderConfig
 
     def initialize_weights(self) -> None:
         super().initialize_weights()

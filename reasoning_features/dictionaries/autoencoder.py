@@ -31,16 +31,27 @@ from reasoning_features import hub, paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 from reasoning_features.files import damaged_training, read_json, verify_shipped
 
+# files of weights, by which the two formats are told apart
 SAELENS, SPARSIFY = "sae_weights.safetensors", "sae.safetensors"
-"""Files of weights, by which the two formats are told apart."""
-SCALED = "expected_average_only_in"
-"""SAELens' name of activations that are scaled to a mean norm of √d, as in training."""
+SCALED = (
+    "expected_average_only_in"  # SAELens' name of activations scaled to a mean norm of √d, as in training
+)
+# what sparsify's folder ``layers.N…`` reads → where TransformerLens has it
 SITES = {"": "resid_post", ".mlp": "mlp_out", ".self_attn": "attn_out", ".attention": "attn_out"}
-"""What sparsify's folder ``layers.N…`` reads → where TransformerLens has it."""
-CLEARLY = 0.05
-"""Two scalings of activations whose explained variance differs by more are told apart."""
-ELEMENTS = 2**25
-"""The most feature activations that are held at once: 128 MiB as 32-bit floats, 512 tokens at 65,536."""
+CLEARLY = 0.05  # two scalings of activations are told apart where explained variance differs by more
+ELEMENTS = 2**25  # the most feature activations held at once: 128 MiB in float32, 512 tokens at 65,536
+# architecture → its name in figures and tables
+NAMES = {
+    "relu": "ReLU",
+    "topk": "TopK",
+    "batchtopk": "BatchTopK",
+    "jumprelu": "JumpReLU",
+    "matryoshka": "Matryoshka",
+    "ortsae": "OrtSAE",
+    "frozen_decoder": "frozen decoder",
+    "soft_frozen_decoder": "soft-frozen decoder",
+    "frozen_encoder": "frozen encoder",
+}
 
 
 def load_autoencoder(
@@ -58,10 +69,9 @@ def load_autoencoder(
 
     Raises:
         MissingArtefact: there is no SAE in the directory.
-        CorruptArtefact: the checksum of a file that is shipped, or was trained here, does not match, or the
-            files cannot be read.
-        UserError: the SAE has another width or hook point, or expects scaled activations, or is of a kind
-            that is not known; or what :func:`reasoning_features.hub.local_copy` refuses.
+        CorruptArtefact: a checksum does not match, or the files cannot be read.
+        UserError: the SAE has another width or hook point, expects scaled activations, or is of a kind that
+            is not known; or what :func:`reasoning_features.hub.local_copy` refuses.
     """
     path, name = hub.directory(reference), reference
     advice = "name the folder that has cfg.json, as owner/name:folder"
@@ -115,10 +125,10 @@ def _read_saelens(path: Path, name: str, device: str) -> SAE[Any]:
 
 def _read_sparsify(path: Path, name: str, device: str) -> SAE[Any]:
     """An autoencoder in sparsify's format; raises UserError for a transcoder or an unknown variant."""
-    told = read_json(path / "cfg.json")
-    if told.get("transcode") or told.get("skip_connection"):
+    config = read_json(path / "cfg.json")
+    if config.get("transcode") or config.get("skip_connection"):
         raise UserError(f"{name} is a transcoder, not an autoencoder: give one that encodes what it decodes.")
-    if told.get("activation", "topk") != "topk" or told.get("signed"):
+    if config.get("activation", "topk") != "topk" or config.get("signed"):
         raise UserError(f"{name} has an activation that is not known here: give a TopK autoencoder.")
     place = re.fullmatch(r"layers\.(\d+)(\.\w+)?", path.name)
     if place is None or (place[2] or "") not in SITES:
@@ -131,7 +141,7 @@ def _read_sparsify(path: Path, name: str, device: str) -> SAE[Any]:
         model_name=read_json(above).get("model") if above.is_file() else None,
     )
     options = {"apply_b_dec_to_input": True, "device": "meta", "metadata": metadata}
-    sae = TopKSAE(TopKSAEConfig(d_in=width, d_sae=features, k=told["k"], **options))
+    sae = TopKSAE(TopKSAEConfig(d_in=width, d_sae=features, k=config["k"], **options))
     named = {
         "W_enc": weights["encoder.weight"].T,
         "b_enc": weights["encoder.bias"],
@@ -147,12 +157,8 @@ def _read_sparsify(path: Path, name: str, device: str) -> SAE[Any]:
 def save_autoencoder(
     sae: SAE[Any], directory: Path, tables: Mapping[str, pd.DataFrame] | None = None
 ) -> None:
-    """Write an inference SAE in SAELens' format, whole or not at all, in place of what is there.
-
-    Args:
-        sae: the SAE.
-        directory: where it goes.
-        tables: tables to keep beside it as CSV, by name (how it was trained, how it agrees with another).
+    """Write an inference SAE in SAELens' format, whole or not at all, in place of what is there; ``tables``
+    by name are kept beside it as CSV.
     """
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -166,15 +172,9 @@ def save_autoencoder(
 
 
 def compared_with_plain(sae: SAE[Any], reference: str, residual: Tensor) -> str:
-    """Load an autoencoder by ``sae_lens.SAE.load_from_disk`` alone, and tell that its features are the same.
-
-    Args:
-        sae: the one that :func:`load_autoencoder` gave.
-        reference: where it is.
-        residual: activations ``[n, d]`` to compare features and reconstructions on, bit by bit.
-
-    Raises:
-        AssertionError: they differ.
+    """Load an autoencoder by ``sae_lens.SAE.load_from_disk`` alone, and say that it gives the same features
+    and reconstructions of activations ``[n, d]``, bit by bit, as :func:`load_autoencoder`'s; AssertionError
+    where it does not.
     """
     path = hub.directory(reference)
     if not (path / SAELENS).is_file():
@@ -193,15 +193,20 @@ def label_of(architecture: str, directions: str) -> str:
 
 
 def architecture_label(sae: SAE[Any]) -> str:
-    """What an autoencoder was trained as, and where its directions started where that is not usual.
-
-    One that this package trained tells by its recipe
-    (:class:`reasoning_features.dictionaries.training.Recipe`); any other is "topk", or "relu".
-    """
+    """The :func:`label_of` an autoencoder that was trained here; any other is "topk" or "relu"."""
     recipe = sae.cfg.metadata.recipe
     if recipe is None:
         return "topk" if sae.cfg.architecture() == "topk" else "relu"
     return label_of(recipe["architecture"], recipe.get("directions", "default"))
+
+
+def name_of(label: str) -> str:
+    """The name of an architecture's label: "frozen_decoder-cov" is the frozen decoder (cov).
+
+    The start "iso" (on the sphere) is left out: a baseline starts there unless another start is named.
+    """
+    architecture, _, start = label.partition("-")
+    return NAMES[architecture] + ("" if start in ("", "iso") else f" ({start})")
 
 
 @torch.no_grad()

@@ -25,29 +25,22 @@ from reasoning_features.dictionaries.autoencoder import rows_at_once
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import ActivationBatch, Moments, next_token_loss, no_sink
 from reasoning_features.statistics import Interval, bootstrap_ratio
-from reasoning_features.text.corpus import Corpus, TokenBatch
+from reasoning_features.text.corpus import Corpus
 
-WIDE = 2**24
-"""The most pairs of directions compared in float64 and at once; more are in float32, some at a time."""
-MANY = 2**27
-"""The most numbers of activations that stand in memory in float64: 1 GiB."""
+EXPLAINED = "fraction of variance explained"
+WIDE = 2**24  # the most pairs of directions compared in float64 and at once; more: float32, some at a time
+MANY = 2**27  # the most numbers of activations that stand in memory in float64: 1 GiB
+ROWS = 4096  # the most activations that are reconstructed at once
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How well each token's activation is reconstructed, and how often each feature is active.
+    """How well each of n activations is reconstructed, and how often each of s features is active."""
 
-    Attributes:
-        error: ``[n]`` squared distance of x from its reconstruction.
-        deviation: ``[n]`` squared distance of x from the mean activation.
-        active: ``[n]`` number of active features.
-        density: ``[s]`` fraction of tokens on which each feature is active.
-    """
-
-    error: NDArray[np.float64]
-    deviation: NDArray[np.float64]
-    active: NDArray[np.int64]
-    density: NDArray[np.float64]
+    error: NDArray[np.float64]  # [n] squared distance of x from its reconstruction
+    deviation: NDArray[np.float64]  # [n] squared distance of x from the mean activation
+    active: NDArray[np.int64]  # [n] number of active features
+    density: NDArray[np.float64]  # [s] fraction of tokens on which each feature is active
 
     @property
     def l0(self) -> float:
@@ -70,39 +63,24 @@ class Reconstruction:
         return float(1 - self.live.mean())
 
     def by_document(self, documents: NDArray[np.int64]) -> pd.DataFrame:
-        """Sums a document, for intervals that resample documents.
-
-        Args:
-            documents: ``[n]`` the document of each token.
-
-        Returns:
-            One row a document: ``tokens``, and summed ``error``, ``deviation``, ``active``.
+        """``tokens`` and summed ``error``, ``deviation``, ``active``, a row a document; ``documents`` ``[n]``
+        says which each token is of.
         """
         columns = {"document": documents, "error": self.error, "deviation": self.deviation}
         return pd.DataFrame(columns | {"active": self.active, "tokens": 1}).groupby("document").sum()
 
 
 @torch.no_grad()
-def reconstruct(
-    sae: SAE[Any], residual: Tensor, mean: NDArray[np.float64] | None = None, size: int = 4096
-) -> Reconstruction:
-    """Reconstruct activations ``[n, d]`` and keep what the quality of an SAE is computed from.
-
-    Args:
-        sae: encodes and decodes raw activations.
-        residual: the activations.
-        mean: ``[d]`` the mean that variance is measured about; by default that of ``residual``. Shards of
-            one sample need the mean of all (:class:`reasoning_features.residual_stream.activations.Moments`).
-        size: the most activations in one pass.
-    """
-    centre = _mean(residual) if mean is None else torch.from_numpy(mean)
+def reconstruct(sae: SAE[Any], residual: Tensor) -> Reconstruction:
+    """Reconstruct raw activations ``[n, d]`` and keep what the quality of an SAE is computed from."""
+    mean = torch.from_numpy(Moments.of(residual).mean)
     errors, deviations, actives = [], [], []
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
-    for batch in residual.split(min(size, rows_at_once(sae))):
+    for batch in residual.split(min(ROWS, rows_at_once(sae))):
         features = sae.encode(batch.to(sae.device))
         output = sae.decode(features).cpu()
         errors.append((batch.double() - output.double()).square().sum(1))
-        deviations.append((batch.double() - centre).square().sum(1))
+        deviations.append((batch.double() - mean).square().sum(1))
         actives.append((features > 0).sum(1).cpu())
         fired += (features > 0).sum(0).cpu()
     return Reconstruction(
@@ -118,7 +96,7 @@ def quality(sae: SAE[Any], residual: Tensor) -> dict[str, float]:
     found = reconstruct(sae, residual)
     return {
         "L0": found.l0,
-        "fraction of variance explained": found.explained,
+        EXPLAINED: found.explained,
         "dead share": found.dead_share,
         "median density": float(np.median(found.density[found.live])) if found.live.any() else 0.0,
     }
@@ -129,31 +107,27 @@ def best_cosines(decoder: Tensor, other: Tensor) -> NDArray[np.float64]:
 
     A direction of length 0 has cosine 0 with everything.
     """
-    return torch.cat([part.max(1).values.double().cpu() for part in _cosines(decoder, other)]).numpy()
+    return torch.cat([part.max(1).values.double().cpu() for part in cosines(decoder, other)]).numpy()
 
 
 def matched_share(decoder: Tensor, other: Tensor, threshold: float = 0.7) -> float:
-    """Fraction of an SAE's features that another SAE has too: a decoder direction at cosine ≥ ``threshold``.
-
-    Args:
-        decoder: ``[s, d]`` decoder directions; leave dead features out.
-        other: ``[r, d]`` directions of the other SAE; leave dead features out.
-        threshold: smallest cosine of a match (0.7 in the paper's model diffing).
+    """Fraction of live decoder directions ``[s, d]`` that another SAE's live directions ``[r, d]`` have too:
+    one lies at a cosine of at least 0.7, as in the paper's model diffing.
     """
     return float((best_cosines(decoder, other) >= threshold).mean())
 
 
 def paired_share(decoder: Tensor, other: Tensor, threshold: float = 0.7) -> float:
-    """Fraction of an SAE's features that can be paired with features of another SAE, each used once.
+    """The same where each direction of the other SAE may be the partner of one only: the largest pairing.
 
-    The largest pairing at cosine ≥ ``threshold``. It tells features found again from many features that all
-    point at the same few directions, as early in training: :func:`matched_share` counts each of those.
+    It tells features found again from many features that all point at the same few directions, as early in
+    training: :func:`matched_share` counts each of those.
     """
-    near = vstack([csr_matrix((part >= threshold).cpu().numpy()) for part in _cosines(decoder, other)])
+    near = vstack([csr_matrix((part >= threshold).cpu().numpy()) for part in cosines(decoder, other)])
     return float((maximum_bipartite_matching(near, perm_type="column") >= 0).mean())
 
 
-def _cosines(decoder: Tensor, other: Tensor) -> Iterator[Tensor]:
+def cosines(decoder: Tensor, other: Tensor) -> Iterator[Tensor]:
     """Cosines ``[m, r]`` of some rows of ``decoder`` at a time with all of ``other``."""
     dtype = torch.float64 if len(decoder) * len(other) <= WIDE else torch.float32
     unit, others = (normalize(directions.detach().to(dtype), dim=1) for directions in (decoder, other))
@@ -182,95 +156,67 @@ def _covariance(residual: Tensor) -> Tensor:
     """Covariance ``[d, d]`` of activations ``[n, d]`` in float64; of many, some are summed at a time."""
     if residual.numel() <= MANY:
         return torch.cov(residual.double().T)
-    mean, total = _mean(residual), torch.zeros(2 * residual.shape[1:], dtype=torch.float64)
+    mean = torch.from_numpy(Moments.of(residual).mean)
+    total = torch.zeros(2 * residual.shape[1:], dtype=torch.float64)
     for part in residual.split(max(1, MANY // residual.shape[1])):
         centred = part.double() - mean
         total += centred.T @ centred
     return total / (len(residual) - 1)
 
 
-def _mean(residual: Tensor) -> Tensor:
-    """Mean activation ``[d]`` in float64."""
-    if residual.numel() <= MANY:
-        return torch.from_numpy(Moments.of(residual).mean)
-    return residual.mean(0, dtype=torch.float64)
-
-
+@torch.no_grad()
 def loss_by_document(
-    subject: Subject,
-    saes: Mapping[str, SAE[Any]],
-    corpus: Corpus,
-    batch_tokens: int,
-    mean: NDArray[np.float64],
+    subject: Subject, saes: Mapping[str, SAE[Any]], corpus: Corpus, batch_tokens: int
 ) -> pd.DataFrame:
-    """Next-token loss with the stream as it is, as each SAE reconstructs it, set to its mean, and to zero.
+    """Next-token loss with the stream as it is, set to zero, and as each SAE reconstructs it.
 
     The stream is changed at every token that is neither special nor an attention sink (an SAE never saw the
     others), and the loss is that of predicting tokens that are not special.
 
-    Args:
-        subject: the model; SAEs are put in at its hook point.
-        saes: by name.
-        corpus: documents to predict.
-        batch_tokens: the most token ids in one forward pass.
-        mean: ``[d]`` mean activation.
-
     Returns:
         One row a document, in the corpus' order: ``tokens`` predicted, and the summed loss in nats ``clean``,
-        ``averaged``, ``zeroed``, and one column an SAE under its name.
+        ``zeroed``, and one column an SAE under its name.
     """
-    average = torch.from_numpy(mean).float().to(subject.device)
+
+    def through(sae: SAE[Any]) -> Callable[[Tensor], Tensor]:
+        return lambda stream: sae.decode(sae.encode(stream.float())).to(stream.dtype)
+
     edits: dict[str, Callable[[Tensor], Tensor]] = {
         "clean": lambda stream: stream,
-        "averaged": lambda stream: average.to(stream.dtype).expand_as(stream),
         "zeroed": torch.zeros_like,
     }
-    edits |= {name: _through(sae) for name, sae in saes.items()}
-    batches = tqdm(list(corpus.batches(batch_tokens)), desc="Losses with the stream replaced", unit="batch")
-    parts = [_losses(subject, batch, corpus.special, edits) for batch in batches]
+    edits |= {name: through(sae) for name, sae in saes.items()}
+    special = torch.from_numpy(corpus.special)
+    parts = []
+    for batch in tqdm(
+        list(corpus.batches(batch_tokens)), desc="Losses with the stream replaced", unit="batch"
+    ):
+        ordinary = batch.valid & ~special[batch.positions]  # position -1 is not valid anyway
+        where, counted = ordinary[..., None].to(subject.device), ordinary[:, 1:]
+        columns: dict[str, Any] = {"document": batch.documents, "tokens": counted.sum(1).numpy()}
+        for name, edit in edits.items():
+
+            def at_ordinary(
+                stream: Tensor, edit: Callable[[Tensor], Tensor] = edit, where: Tensor = where
+            ) -> Tensor:
+                usual = no_sink(stream.flatten(0, 1)).view(stream.shape[:2])[..., None]
+                return torch.where(where & usual, edit(stream), stream)
+
+            logits = subject.logits_with(batch.tokens, at_ordinary)
+            losses = next_token_loss(logits, batch.tokens, batch.valid).cpu().double()
+            columns[name] = losses.where(counted, 0.0).sum(1).numpy()
+        parts.append(pd.DataFrame(columns))
     return pd.concat(parts).sort_values("document").set_index("document")
 
 
-def _through(sae: SAE[Any]) -> Callable[[Tensor], Tensor]:
-    return lambda stream: sae.decode(sae.encode(stream.float())).to(stream.dtype)
+def loss_recovered(losses: pd.DataFrame, name: str, seed: int = 0) -> Interval:
+    """Fraction of the loss that zeroing the stream costs and the reconstruction of an SAE gives back,
+    (L_zeroed − L_reconstructed) / (L_zeroed − L_clean), with an interval over documents.
 
-
-@torch.no_grad()
-def _losses(
-    subject: Subject,
-    batch: TokenBatch,
-    special: NDArray[np.bool_],
-    edits: Mapping[str, Callable[[Tensor], Tensor]],
-) -> pd.DataFrame:
-    """The rows of one batch."""
-    ordinary = batch.valid & ~torch.from_numpy(special)[batch.positions]  # position -1 is not valid anyway
-    where = ordinary[..., None].to(subject.device)
-    counted = ordinary[:, 1:]
-    columns: dict[str, Any] = {"document": batch.documents, "tokens": counted.sum(1).numpy()}
-    for name, edit in edits.items():
-
-        def at_ordinary(stream: Tensor, edit: Callable[[Tensor], Tensor] = edit) -> Tensor:
-            kept = where & no_sink(stream.flatten(0, 1)).view(stream.shape[:2])[..., None]
-            return torch.where(kept, edit(stream), stream)
-
-        losses = next_token_loss(subject.logits_with(batch.tokens, at_ordinary), batch.tokens, batch.valid)
-        columns[name] = losses.cpu().double().where(counted, 0.0).sum(1).numpy()
-    return pd.DataFrame(columns)
-
-
-def loss_recovered(losses: pd.DataFrame, name: str, reference: str = "zeroed", seed: int = 0) -> Interval:
-    """Fraction of the loss that ablating the stream costs and a reconstruction gives back, over documents.
-
-    (L_ablated − L_reconstructed) / (L_ablated − L_clean).
-
-    Args:
-        losses: from :func:`loss_by_document`.
-        name: the SAE's column.
-        reference: "zeroed" or "averaged".
-        seed: draws the bootstrap's resamples of documents.
+    ``losses`` are :func:`loss_by_document`'s, ``name`` the SAE's column.
     """
-    ablated = losses[reference]
-    return bootstrap_ratio(ablated - losses[name], ablated - losses["clean"], seed=seed)
+    zeroed = losses["zeroed"]
+    return bootstrap_ratio(zeroed - losses[name], zeroed - losses["clean"], seed=seed)
 
 
 def evaluate(
@@ -299,13 +245,12 @@ def evaluate(
     for name, sae in saes.items():
         sums = reconstruct(sae, fresh.residual).by_document(documents[fresh.positions.numpy()])
         lost = bootstrap_ratio(sums["error"], sums["deviation"], seed=seed)
-        explained = Interval(1 - lost.estimate, 1 - lost.high, 1 - lost.low, lost.n)
         row: dict[str, Any] = {"autoencoder": name, "architecture": sae.cfg.architecture()}
         row["features"] = sae.cfg.d_sae
         for column, value in (
             ("L0", bootstrap_ratio(sums["active"], sums["tokens"], seed=seed)),
-            ("fraction of variance explained", explained),
-            ("loss recovered", loss_recovered(losses, name, seed=seed)),
+            (EXPLAINED, Interval(1 - lost.estimate, 1 - lost.high, 1 - lost.low, lost.n)),
+            ("loss recovered", loss_recovered(losses, name, seed)),
         ):
             row |= {column: value.estimate, f"{column} low": value.low, f"{column} high": value.high}
         many = quality(sae, sample)

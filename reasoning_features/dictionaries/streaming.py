@@ -49,22 +49,15 @@ from reasoning_features.residual_stream.activations import SINK, Moments, no_sin
 from reasoning_features.settings import Settings, TextSource
 from reasoning_features.text.corpora import TextRows, beginning, check_ids, open_texts, without_bos
 
-BATCHES = 64
-"""Batches that a buffer holds: 2 GB of 16-bit activations of width 4,096 at the paper's batch."""
-SAVE_EVERY = 1200.0
-"""Seconds from one checkpoint to the next."""
+BATCHES = 64  # batches that a buffer holds: 2 GB of 16-bit activations of width 4,096 at the paper's batch
+SAVE_EVERY = 1200.0  # seconds from one checkpoint to the next
 PROGRESS = "progress.json"
-COLUMNS = ["step", "tokens", "loss", "L0", "fraction of variance explained", "dead share"]
-"""Of a training's history; all but the first two on activations that were held out."""
+COLUMNS = ["step", "tokens", "loss", "L0", "fraction of variance explained", "dead share"]  # of the history
+# texts that are packed together, at least and at most; between these half as many as were packed before, so
+# that little more is tokenised than is needed
 FIRST_TEXTS, MOST_TEXTS = 50, 2000
-"""Texts that are packed together, at least and at most; between these half as many as were packed before.
-
-So little more is tokenised than is needed. The tokens after a piece's last whole row are dropped.
-"""
-TEXTS_AT_ONCE = 64
-"""Texts that are tokenised together: what the tokenizer tells of a token takes far more room than its id."""
-Place = tuple[int, int]
-"""The next batch: number of the buffer, number of the batch in it."""
+TEXTS_AT_ONCE = 64  # tokenised together: what the tokenizer tells of a token takes far more room than its id
+Place = tuple[int, int]  # the next batch: number of the buffer, number of the batch in it
 
 
 # --- rows of tokens -----------------------------------------------------------------------------------------
@@ -72,10 +65,9 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class _Part:
-    """One source's rows; ``tokens`` holds rows of ``pieces`` × context ids or more in ``column``."""
+    """One source's rows of ``pieces`` × context ids or more, in column "tokens", and their order."""
 
     tokens: datasets.Dataset
-    column: str
     pieces: int
     order: NDArray[np.int64]
 
@@ -84,9 +76,7 @@ class _Part:
 class Rows:
     """Rows of ``context`` tokens in a seeded order; row ``i`` is of source ``i % len(sources)``.
 
-    Attributes:
-        context: tokens of a row.
-        identity: stands for the content and the order of all rows: what a checkpoint is of.
+    ``identity`` stands for the content and the order of all rows: what a checkpoint is of.
     """
 
     context: int
@@ -103,7 +93,7 @@ class Rows:
             mine = numbers % len(self._parts) == k
             if mine.any():
                 chosen = part.order[numbers[mine] // len(self._parts)]
-                whole = part.tokens[(chosen // part.pieces).tolist()][part.column]
+                whole = part.tokens[(chosen // part.pieces).tolist()]["tokens"]
                 begin = (chosen % part.pieces * self.context).tolist()
                 out[mine] = np.stack([row[a : a + self.context] for row, a in zip(whole, begin, strict=True)])
         return torch.from_numpy(out)
@@ -116,14 +106,8 @@ def training_rows(
 
     A column of token ids is used as it is, longer rows cut up into several; texts are tokenised and packed,
     at most some half more than are needed, and kept in the cache of ``datasets``. Of a source with a
-    ``split_column`` only the rows for training are used, of any other all.
-
-    Args:
-        settings: context, seed and ``train_tokens``.
-        tokenizer: the subject's.
-        sources: where texts come from.
-        tokens: how many are wanted, of all sources together; by default ``settings.train_tokens``. There may
-            be fewer where a source has fewer, or more.
+    ``split_column`` only the rows for training are used, of any other all. ``tokens`` says how many are
+    wanted of all sources together (by default ``settings.train_tokens``); there may be fewer or more.
 
     Raises:
         UserError: no sources, one without a single whole row or without rows for training, or token ids
@@ -136,39 +120,39 @@ def training_rows(
     for source in sources:
         opened = open_texts(source)
         order = opened.order(settings.seed, "training" if source.split_column else None)
-        identity = _identity(opened, order, tokenizer)
+        identities.append(_identity(opened, order, tokenizer))
         if opened.tokens:
             parts.append(_token_part(opened, order, tokenizer, settings.context))
         else:
-            parts.append(_text_part(opened, order, tokenizer, settings, needed, identity))
-        identities.append(identity)
-    told = repr((identities, settings.context, settings.seed))
-    return Rows(settings.context, hashlib.sha256(told.encode()).hexdigest(), tuple(parts))
+            parts.append(_text_part(opened, order, tokenizer, settings, needed, identities[-1]))
+    identity = repr((identities, settings.context, settings.seed))
+    return Rows(settings.context, hashlib.sha256(identity.encode()).hexdigest(), tuple(parts))
 
 
 def _identity(opened: TextRows, order: NDArray[np.int64], tokenizer: Any) -> str:
     """What determines a source's tokens: its rows and column, and the tokenizer where texts are encoded."""
-    told: list[Any] = [opened.name, opened.source.column, opened.content]
+    parts: list[Any] = [opened.name, opened.source.column, opened.content]
     if opened.source.split_column:
-        told.append(hashlib.sha256(order.tobytes()).hexdigest())
+        parts.append(hashlib.sha256(order.tobytes()).hexdigest())
     if not opened.tokens:
-        told += [tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id, tokenizer.chat_template]
-        told += [beginning(tokenizer).tolist(), FIRST_TEXTS, MOST_TEXTS]
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+        parts += [tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id, tokenizer.chat_template]
+        parts += [beginning(tokenizer).tolist(), FIRST_TEXTS, MOST_TEXTS]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _token_part(opened: TextRows, order: NDArray[np.int64], tokenizer: Any, context: int) -> _Part:
     """A column of token ids as it is; rows as long as the first, in one order."""
     column = opened.source.column
-    rows = opened.rows.select_columns([column]).with_format("numpy")
+    rows = opened.rows.select_columns([column]).rename_column(column, "tokens").with_format("numpy")
     check_ids(opened, opened.ids(list(range(min(100, len(rows))))), tokenizer)
-    pieces = len(rows[0][column]) // context
+    length = len(rows[0]["tokens"])
+    pieces = length // context
     if not pieces:
         raise UserError(
-            f"The rows of {opened.source.dataset} have {len(rows[0][column])} tokens, fewer than the "
-            f"context of {context}: lower `context`."
+            f"The rows of {opened.source.dataset} have {length} tokens, fewer than the context of {context}: "
+            "lower `context`."
         )
-    return _Part(rows, column, pieces, (order[:, None] * pieces + np.arange(pieces)).T.ravel())
+    return _Part(rows, pieces, (order[:, None] * pieces + np.arange(pieces)).T.ravel())
 
 
 def _text_part(
@@ -196,7 +180,7 @@ def _text_part(
             "lower `context`."
         )
     shuffled = np.random.default_rng([settings.seed, 1]).permutation(len(joined))
-    return _Part(joined.with_format("numpy"), "tokens", 1, shuffled)
+    return _Part(joined.with_format("numpy"), 1, shuffled)
 
 
 def _packed(
@@ -246,15 +230,9 @@ class Buffers:
     """The activations of rows of tokens at a subject's hook point, a buffer at a time.
 
     The first rows, a tenth at most, are held out; the others come again when they are through, shuffled
-    otherwise. Special tokens (BOS, EOS, padding), the first of every row and attention sinks are left out.
-
-    Args:
-        subject: the model.
-        rows: what it reads.
-        batch: activations in one batch.
-        steps: batches in the whole training.
-        batch_tokens: the most token ids in one forward pass.
-        seed: of the shuffling.
+    otherwise by the seed. Special tokens (BOS, EOS, padding), the first of every row and attention sinks are
+    left out. ``batch`` is a batch's activations, ``steps`` the batches of the whole training, and
+    ``batch_tokens`` the most token ids in one forward pass.
 
     Raises:
         UserError: too few rows for one batch, or to hold some out.
@@ -286,16 +264,8 @@ class Buffers:
         return self._read(self._rows[np.arange(self._held_out)])[:HELD_OUT].float()
 
     def batches(self, place: Place = (0, 0), done: int = 0) -> Iterator[tuple[Tensor, Place]]:
-        """The batches ``[batch, d]`` float32 that are left, each with the place after it.
-
-        What a buffer holds beyond whole batches is left out.
-
-        Args:
-            place: where to begin.
-            done: batches of the training before that place.
-
-        Raises:
-            UserError: a buffer without one whole batch: nearly all its tokens are special.
+        """The batches ``[batch, d]`` float32 that are left from a place on, ``done`` of them being before it,
+        each with the place after it. What a buffer holds beyond whole batches is left out.
         """
         number, first = place
         while done < self._steps:
@@ -345,9 +315,6 @@ def profile_autoencoders(settings: Settings, subject: Subject) -> dict[str, str]
 
     With ``train_saes`` the default is ``data/<profile>/autoencoder``, trained on ``training_text`` unless it
     is there.
-
-    Raises:
-        UserError: as :func:`train_streamed` and :func:`training_rows`.
     """
     default = settings.autoencoder
     if settings.train_saes:
@@ -367,7 +334,7 @@ def train_streamed(
     recipe: Recipe,
     folder: Path,
     initial: SAE[Any] | None = None,
-) -> Path:
+) -> None:
     """Train an autoencoder on a subject's activations on rows of tokens; what is there already is kept.
 
     A checkpoint takes twelve bytes a weight (6.4 GB at the paper's size); the newest is kept, in
@@ -378,17 +345,15 @@ def train_streamed(
             is written and a checkpoint made, beside one every twenty minutes.
         subject: the model, read at its hook point.
         rows: from :func:`training_rows`.
-        recipe: how (:func:`reasoning_features.dictionaries.training.settings_recipe`).
-        folder: where the autoencoder goes, with ``training.csv`` and what it was made from.
+        recipe: how.
+        folder: where the autoencoder goes, in SAELens' format and for raw activations, with
+            ``training.csv`` and what it was made from.
         initial: an autoencoder on raw activations to go on from.
-
-    Returns:
-        ``folder``, in SAELens' format; the autoencoder works on raw activations.
 
     Raises:
         UserError: too few rows or tokens, ``initial`` is of another kind, or the folder or its checkpoint
             is of a training on something else.
-        CorruptArtefact: what tells of what it was made from cannot be read.
+        CorruptArtefact: the record of what it was made from cannot be read.
     """
     key = reading_key(subject) | {
         "texts": rows.identity,
@@ -404,7 +369,7 @@ def train_streamed(
     if folder.exists():
         check_made(folder, key)
         shutil.rmtree(work, ignore_errors=True)
-        return folder
+        return
     if (work / MADE).is_file():
         check_made(work, key)
     name, hook, device = subject.short_name, subject.hook_name, settings.device
@@ -419,7 +384,6 @@ def train_streamed(
     write_json(whole / MADE, key | {"files": file_digests(whole)})
     os.replace(whole, folder)
     shutil.rmtree(work)
-    return folder
 
 
 def _train(
@@ -483,11 +447,8 @@ def _resume(trainer: SAETrainer[Any, Any], work: Path) -> tuple[Place, list[dict
 
 
 def check_made(folder: Path, key: dict[str, Any]) -> None:
-    """See that a training, or its checkpoint, was made from these things, by name.
-
-    Raises:
-        UserError: it was made from something else, or by hand.
-        CorruptArtefact: what tells that cannot be read.
+    """Raises UserError where a training, or its checkpoint, was made by hand or from other things than these,
+    by name; CorruptArtefact where the record of it cannot be read.
     """
     path, name = folder / MADE, paths.relative(folder)
     if not path.is_file():

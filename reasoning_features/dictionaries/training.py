@@ -33,6 +33,7 @@ from reasoning_features import paths
 from reasoning_features.dictionaries.architectures import SoftFrozenDecoder
 from reasoning_features.dictionaries.autoencoder import SCALED, label_of, rows_at_once
 from reasoning_features.dictionaries.evaluation import (
+    EXPLAINED,
     gaussian_directions,
     matched_share,
     paired_share,
@@ -47,23 +48,18 @@ Architecture = Literal[
     "relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ortsae",
     "frozen_decoder", "soft_frozen_decoder", "frozen_encoder",
 ]  # fmt: skip
-AUXILIARY = 1 / 32
-"""Weight of the loss that revives dead features, of all that are BatchTopK (α of OrtSAE's paper)."""
-TOPK_AUXILIARY = 1.0
-"""The same of TopK, as SAELens has it."""
-NESTED = (16, 8, 4, 2, 1)
-"""Matryoshka's levels: the first 1/16 of the features, the first 1/8, …, all."""
-HELD_OUT = 8192
-"""Activations that no step sees, on which a training is judged."""
-AGREEMENT = ["matched share", "paired one to one"]
-"""How much of what one seed finds another finds too (:func:`convergence`)."""
+# weight of the loss that revives dead features: of all that are BatchTopK (α of OrtSAE's paper), and of TopK
+AUXILIARY, TOPK_AUXILIARY = 1 / 32, 1.0
+NESTED = (16, 8, 4, 2, 1)  # Matryoshka's levels: the first 1/16 of the features, the first 1/8, …, all
+HELD_OUT = 8192  # activations that no step sees, on which a training is judged
+AGREEMENT = ["matched share", "paired one to one"]  # columns of :func:`convergence`
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What determines a trained SAE besides its activations.
 
-    ``seed`` sets the start and the order of the data. The model's name and the architecture go into it too:
+    ``seed`` sets the start and the order of the data, together with the model's name and the architecture:
     two SAEs that start alike would look alike for that reason alone. ``directions`` says where decoder
     directions start: as SAELens draws them, uniform on the sphere ("iso"), or Gaussian with the activations'
     covariance ("cov").
@@ -91,7 +87,7 @@ class Recipe:
 
     @property
     def label(self) -> str:
-        """As :func:`reasoning_features.dictionaries.autoencoder.label_of` has it."""
+        """The architecture, and its start where that is not usual."""
         return label_of(self.architecture, self.directions)
 
     def start(self, model_name: str) -> int:
@@ -100,27 +96,22 @@ class Recipe:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
     @property
-    def told(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What an SAE's metadata keeps: what every architecture has, and of the rest what is not usual."""
         usual = {field.name: field.default for field in fields(self)}
         some = ("directions", "gamma", "chunks", "every", "cap", "auxiliary")
         return {n: v for n, v in asdict(self).items() if n not in some or v != usual[n]}
 
 
-def settings_recipe(
-    settings: Settings,
-    tokens: int | None = None,
-    seed: int | None = None,
-    architecture: Architecture = "relu",
-) -> Recipe:
-    """The recipe of a profile's settings; ``tokens`` and ``seed`` are theirs unless given."""
+def settings_recipe(settings: Settings) -> Recipe:
+    """The recipe of a profile's settings: the paper's architecture."""
     return Recipe(
-        architecture,
+        "relu",
         d_sae=settings.d_sae,
-        tokens=settings.train_tokens if tokens is None else tokens,
+        tokens=settings.train_tokens,
         learning_rate=settings.learning_rate,
         batch=settings.train_batch,
-        seed=settings.seed if seed is None else seed,
+        seed=settings.seed,
         k=settings.k,
         l1=settings.l1,
     )
@@ -128,20 +119,16 @@ def settings_recipe(
 
 @dataclass(frozen=True)
 class Training:
-    """A trained SAE and how it got there.
+    """An SAE and how it came about.
 
-    Attributes:
-        sae: SAELens' inference SAE, on raw activations.
-        history: one row a recorded step: ``step``, ``tokens``, ``loss`` (held-out, scaled input), ``L0``,
-            ``fraction of variance explained``, ``dead share`` (all on held-out activations).
-        decoders: decoder directions ``[s, d]`` at each recorded step.
-        live: ``[s]`` True for features active on a held-out activation, at each recorded step.
+    ``history`` has one row a recorded step: ``step``, ``tokens``, and on held-out activations ``loss`` (of
+    scaled input), ``L0``, ``fraction of variance explained``, ``dead share``.
     """
 
-    sae: SAE[Any]
+    sae: SAE[Any]  # works on raw activations
     history: pd.DataFrame
-    decoders: dict[int, Tensor]
-    live: dict[int, NDArray[np.bool_]]
+    decoders: dict[int, Tensor]  # decoder directions [s, d] at each recorded step
+    live: dict[int, NDArray[np.bool_]]  # [s] features active on a held-out activation, at each recorded step
 
 
 def train_autoencoder(
@@ -153,15 +140,14 @@ def train_autoencoder(
     device: str = "cpu",
     initial: SAE[Any] | None = None,
 ) -> Training:
-    """Train an SAE on activations ``[n, d]``; the same arguments give the same bytes on the same machine.
+    """Train an SAE on raw activations ``[n, d]``; the same arguments give the same bytes on the same machine.
 
     The first 8,192 activations of a seeded order (at most a tenth) are held out, and seen by no step.
 
     Args:
-        residual: raw activations, float32.
+        residual: float32.
         recipe: architecture, size and schedule.
-        model_name: what the activations are of; kept in the SAE's metadata.
-        hook_name: where they were read; kept in the SAE's metadata.
+        model_name, hook_name: what the activations are of; kept in the SAE's metadata.
         record_at: steps after which the held-out metrics and the decoder are recorded, beside 0 and the last.
         device: where to train.
         initial: an SAE on raw activations to go on from; by default a random start.
@@ -202,7 +188,7 @@ def train_autoencoder(
 def start_directions(recipe: Recipe, residual: Tensor, seed: int) -> Tensor | None:
     """Where a recipe's decoder directions start ``[d_sae, d]``; None where SAELens draws them.
 
-    ``residual`` ``[n, d]`` gives the covariance, ``seed`` the draw.
+    Activations ``[n, d]`` give the covariance.
     """
     if recipe.directions == "cov":
         return gaussian_directions(residual, recipe.d_sae, seed)
@@ -221,7 +207,6 @@ def new_trainer(
     device: str,
     initial: SAE[Any] | None = None,
     directions: Tensor | None = None,
-    **metadata: Any,
 ) -> SAETrainer[Any, Any]:
     """SAELens' trainer at the first step; the same arguments give the same start.
 
@@ -230,7 +215,6 @@ def new_trainer(
         moments: of activations, for the scale and the start of the bias.
         data: endless batches of raw activations.
         directions: ``[d_sae, d]`` where decoder directions start; by default as SAELens draws them.
-        metadata: what else the SAE's metadata keeps.
 
     Raises:
         UserError: too few tokens for one step, or an SAE to go on from that is of another kind or size.
@@ -242,7 +226,7 @@ def new_trainer(
         )
     width = len(moments.total)
     scale = width**0.5 / moments.mean_norm
-    about = SAEMetadata(model_name=model_name, hook_name=hook_name, recipe=recipe.told, **metadata)
+    about = SAEMetadata(model_name=model_name, hook_name=hook_name, recipe=recipe.metadata)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.start(model_name))
         sae = _random_start(recipe, width, model_name, about).to(device)
@@ -268,7 +252,7 @@ def new_trainer(
 
 
 def _random_start(recipe: Recipe, width: int, model_name: str, metadata: SAEMetadata) -> TrainingSAE[Any]:
-    """SAELens' training SAE of a recipe, drawn from torch's global stream."""
+    """SAELens' training SAE of a recipe, drawn from torch's global random stream."""
     warm_up = max(1, recipe.steps // 20)
     usual = TOPK_AUXILIARY if recipe.architecture == "topk" else AUXILIARY
     revival = {"aux_loss_coefficient": usual if recipe.auxiliary is None else recipe.auxiliary}
@@ -328,10 +312,8 @@ def _start_from(sae: TrainingSAE[Any], initial: SAE[Any], scale: float) -> None:
 def held_out_quality(
     trainer: SAETrainer[Any, Any], held_out: Tensor
 ) -> tuple[dict[str, float], NDArray[np.bool_]]:
-    """Loss (of scaled input), L0, explained variance and dead share on raw activations ``[n, d]``.
-
-    Returns:
-        The numbers by name, and which features are active on any of them ``[f]``.
+    """Loss (of scaled input), L0, explained variance and dead share on raw activations ``[n, d]``, by name;
+    and which features are active on any of them ``[f]``.
     """
     sae, scaled = trainer.sae, held_out * trainer.activation_scaler.scaling_factor
     mean, parts = scaled.mean(0), scaled.split(rows_at_once(sae))
@@ -359,7 +341,7 @@ def held_out_quality(
     numbers = {
         "loss": loss,
         "L0": active / len(scaled),
-        "fraction of variance explained": 1 - error / deviation,
+        EXPLAINED: 1 - error / deviation,
         "dead share": float(1 - live.mean()),
     }
     return numbers, live
@@ -378,12 +360,12 @@ def finished(trainer: SAETrainer[Any, Any]) -> SAE[Any]:
         return SAE.load_from_disk(directory).requires_grad_(False).eval()
 
 
-def convergence(first: Training, second: Training, threshold: float = 0.7) -> pd.DataFrame:
+def convergence(first: Training, second: Training) -> pd.DataFrame:
     """How much of what one seed finds another finds too, at the steps both recorded.
 
     Returns:
         ``step``, ``tokens``, and ``matched share``: the fraction of either's live features that has a live
-        partner in the other at cosine ≥ ``threshold``, averaged over the two directions; and
+        partner in the other at cosine 0.7 or nearer, averaged over the two directions; and
         ``paired one to one``: the same where no partner counts twice.
     """
     tokens = first.history.set_index("step")["tokens"]
@@ -392,7 +374,7 @@ def convergence(first: Training, second: Training, threshold: float = 0.7) -> pd
         one, other = first.decoders[step][first.live[step]], second.decoders[step][second.live[step]]
         row = {"step": step, "tokens": tokens[step]}
         for name, share in zip(AGREEMENT, (matched_share, paired_share), strict=True):
-            row[name] = (share(one, other, threshold) + share(other, one, threshold)) / 2
+            row[name] = (share(one, other) + share(other, one)) / 2
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -400,10 +382,7 @@ def convergence(first: Training, second: Training, threshold: float = 0.7) -> pd
 def shipped_agreement(sae: SAE[Any], directory: str) -> pd.DataFrame:
     """What :func:`convergence` gave when a shipped SAE and its second seed were trained; empty if not kept.
 
-    Args:
-        sae: the shipped SAE.
-        directory: where it is, as in the settings; the table is ``convergence/<model>.parquet`` beside the
-            folder of autoencoders.
+    The table is ``convergence/<model>.parquet`` beside the folder of autoencoders that ``directory`` is in.
     """
     home = (paths.root() / directory).parent.parent
     table = home / "convergence" / f"{sae.cfg.metadata.model_name}.parquet"
@@ -437,18 +416,15 @@ def sweep(
         shares = convergence(first, second).iloc[-1][AGREEMENT]
         row = {"architecture": recipe.architecture, "setting": setting}
         rows.append(row | quality(first.sae, held_out) | shares.to_dict())
-    columns = ["architecture", "setting", "L0", "fraction of variance explained", "dead share", *AGREEMENT]
+    columns = ["architecture", "setting", "L0", EXPLAINED, "dead share", *AGREEMENT]
     return pd.DataFrame(rows, columns=columns)
 
 
 def equal_l0(frontier: pd.DataFrame, l0: float) -> pd.DataFrame:
-    """The rows of :func:`sweep` at one L0: for each architecture between its rows, linearly in log L0.
-
-    Returns:
-        A row an architecture, with ``fraction of variance explained``, ``matched share``,
-        ``paired one to one``; NaN outside the range of L0 that its rows span.
+    """Explained variance and agreement of seeds at one L0, a row an architecture: between its rows of
+    :func:`sweep`, linearly in log L0; NaN outside the range of L0 that they span.
     """
-    found, columns = [], ["fraction of variance explained", *AGREEMENT]
+    found, columns = [], [EXPLAINED, *AGREEMENT]
     for architecture, rows in frontier.sort_values("L0").groupby("architecture"):
         at = {
             column: np.interp(np.log(l0), np.log(rows["L0"]), rows[column], left=np.nan, right=np.nan)

@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import shutil
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def _trained(settings: Settings, subject: Subject, layer: int, seed: int, work: 
     residual = torch.cat([torch.from_numpy(arrays[str(layer)]).float() for arrays in shards])
     # the profile's layer is trained the longest; the others serve to look for its features over depth
     tokens = settings.train_tokens if layer == settings.layer else READ_TOKENS
-    recipe = settings_recipe(settings, tokens, seed, "topk")
+    recipe = replace(settings_recipe(settings), architecture="topk", tokens=tokens, seed=seed)
     print(f"layer {layer}, seed {seed}: {len(residual):,} activations, {recipe.steps:,} steps", flush=True)
     steps = [recipe.steps * part // 8 for part in range(1, 8)]
     name = f"blocks.{layer}.hook_resid_post"

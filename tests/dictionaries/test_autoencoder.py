@@ -19,6 +19,7 @@ from reasoning_features.dictionaries.autoencoder import (
     check_scaling,
     compared_with_plain,
     load_autoencoder,
+    name_of,
     save_autoencoder,
 )
 from reasoning_features.dictionaries.evaluation import quality
@@ -86,15 +87,15 @@ SHORT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("told", ["none", "expected_average_only_in"])
+@pytest.mark.parametrize("normalized", ["none", "expected_average_only_in"])
 def test_as_version_5_uploads_an_autoencoder_that_it_has_loaded(
-    miniature_root: Path, tmp_path: Path, told: str
+    miniature_root: Path, tmp_path: Path, normalized: str
 ) -> None:
     source = miniature_root / "models" / miniatures.LLAMA_SAE / miniatures.HOOK
     shutil.copytree(source, tmp_path / "sae")
     runner = json.loads((source / "cfg.json").read_text())
-    short = {key: runner[key] for key in SHORT} | {"normalize_activations": told, "activation_fn_str": "relu"}
-    short |= {"finetuning_scaling_factor": False, "neuronpedia_id": None}
+    short = {key: runner[key] for key in SHORT} | {"normalize_activations": normalized}
+    short |= {"activation_fn_str": "relu", "finetuning_scaling_factor": False, "neuronpedia_id": None}
     (tmp_path / "sae" / "cfg.json").write_text(json.dumps(short))
     sae = load_autoencoder(str(tmp_path / "sae"), miniatures.WIDTH, miniatures.HOOK)
     assert isinstance(sae, StandardSAE) and sae.cfg.normalize_activations == "none"
@@ -127,17 +128,17 @@ def test_a_folder_is_named_where_it_is_forgotten(hub: LocalHub) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("changed", "message"),
     [
         ({"transcode": True}, "is a transcoder, not an autoencoder"),
         ({"activation": "groupmax"}, "has an activation that is not known here"),
     ],
 )
 def test_other_variants_of_sparsify_are_refused(
-    sparsify: Path, told: dict[str, object], message: str
+    sparsify: Path, changed: dict[str, object], message: str
 ) -> None:
     file = sparsify / "cfg.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | told))
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
     with pytest.raises(UserError, match=message):
         load_autoencoder(str(sparsify), miniatures.WIDTH)
 
@@ -147,6 +148,11 @@ def test_where_sparsify_reads_is_told_by_the_folder(sparsify: Path) -> None:
     assert load_autoencoder(str(stream), miniatures.WIDTH).cfg.metadata.hook_name == miniatures.HOOK
     with pytest.raises(UserError, match=r"does not tell by its folder where it reads: give layers\.N"):
         load_autoencoder(str(stream.rename(stream.with_name("embed_tokens"))), miniatures.WIDTH)
+
+
+def test_names_say_the_start_where_it_is_not_the_sphere() -> None:
+    labels = ("batchtopk", "frozen_decoder-iso", "frozen_decoder-cov")
+    assert [name_of(label) for label in labels] == ["BatchTopK", "frozen decoder", "frozen decoder (cov)"]
 
 
 @pytest.fixture
@@ -165,22 +171,18 @@ def test_reloading_gives_the_same_numbers(tmp_path: Path, residual: torch.Tensor
         compared_with_plain(signed_identity(4), str(tmp_path / "sae"), residual)
 
 
-def test_an_sae_of_another_width_or_place_is_refused(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    place = str(tmp_path / "sae")
     save_autoencoder(signed_identity(4), tmp_path / "sae")
     with pytest.raises(UserError, match="activations of width 4, but the model's are 128 wide"):
-        load_autoencoder(str(tmp_path / "sae"), 128)
+        load_autoencoder(place, 128)
     with pytest.raises(UserError, match=r"reads blocks\.1\.hook_resid_post, not blocks\.2"):
-        load_autoencoder(str(tmp_path / "sae"), 4, "blocks.2.hook_resid_post")
-
-
-def test_an_sae_that_was_not_folded_is_refused(tmp_path: Path) -> None:
-    save_autoencoder(signed_identity(4), tmp_path / "sae")
+        load_autoencoder(place, 4, "blocks.2.hook_resid_post")
     cfg = tmp_path / "sae" / "cfg.json"
-    cfg.write_text(
-        json.dumps(json.loads(cfg.read_text()) | {"normalize_activations": "expected_average_only_in"})
-    )
+    not_folded = json.loads(cfg.read_text()) | {"normalize_activations": "expected_average_only_in"}
+    cfg.write_text(json.dumps(not_folded))
     with pytest.raises(UserError, match=r"expects scaled activations \(expected_average_only_in\)"):
-        load_autoencoder(str(tmp_path / "sae"), 4)
+        load_autoencoder(place, 4)
 
 
 def test_missing_and_unreadable(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from reasoning_features.dictionaries.evaluation import (
     reconstruct,
 )
 from reasoning_features.models.subject import Subject
-from reasoning_features.residual_stream.activations import ActivationBatch, next_token_loss, stream
+from reasoning_features.residual_stream.activations import collect, next_token_loss, stream
 from reasoning_features.text.corpus import Corpus
 
 SAES = {"perfect": signed_identity(WIDTH), "nothing": signed_identity(WIDTH, 0.0)}
@@ -81,10 +81,10 @@ def test_paired_share_counts_each_partner_once() -> None:
 
 
 def test_sums_by_document() -> None:
-    found = reconstruct(signed_identity(1, gain=0.5), torch.tensor([[1.0], [3.0], [-2.0]]), np.zeros(1))
+    found = reconstruct(signed_identity(1, gain=0.5), torch.tensor([[1.0], [3.0], [-4.0]]))
     sums = found.by_document(np.array([4, 7, 4]))
-    # errors x²/4, deviations x², one feature active on each token
-    assert sums.loc[4].to_dict() == {"error": 1.25, "deviation": 5.0, "active": 2.0, "tokens": 2.0}
+    # errors x²/4, deviations x² (the mean is 0), one feature active on each token
+    assert sums.loc[4].to_dict() == {"error": 4.25, "deviation": 17.0, "active": 2.0, "tokens": 2.0}
     assert sums.loc[7, "error"] == 2.25
 
 
@@ -107,32 +107,30 @@ def test_gaussian_directions_have_the_covariance(residual: torch.Tensor) -> None
     assert torch.equal(drawn, gaussian_directions(stretched, 20_000, seed=0))
 
 
-def test_many_directions_are_compared_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    one, other = (torch.randn(300, 8, generator=generator) for _ in range(2))
-    whole = best_cosines(one, other), paired_share(one, other, 0.8), matched_share(one, other, 0.8)
-    monkeypatch.setattr(room, "WIDE", 1000)
-    parts = best_cosines(one, other), paired_share(one, other, 0.8), matched_share(one, other, 0.8)
-    np.testing.assert_allclose(parts[0], whole[0], atol=1e-6)
-    assert parts[1:] == whole[1:]
-
-
-def test_many_activations_are_summed_some_at_a_time(
+def test_many_are_compared_and_summed_some_at_a_time(
     residual: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sae = signed_identity(4, gain=0.5)
-    whole = principal_explained(residual, 2), gaussian_directions(residual, 5, 0), reconstruct(sae, residual)
+    one, other, sae = residual[:80], residual[100:190], signed_identity(4, gain=0.5)
+
+    def measured() -> tuple[list[float], torch.Tensor, np.ndarray]:
+        found, drawn = reconstruct(sae, residual), gaussian_directions(residual, 5, 0)
+        shares = [paired_share(one, other, 0.99), matched_share(one, other, 0.99)]
+        numbers = [found.l0, found.explained, principal_explained(residual, 2), *shares]
+        return numbers, drawn @ drawn.T, best_cosines(one, other)
+
+    whole = measured()
+    monkeypatch.setattr(room, "WIDE", 1000)
     monkeypatch.setattr(room, "MANY", 50)
     monkeypatch.setattr("reasoning_features.dictionaries.autoencoder.ELEMENTS", 50)
-    parts = principal_explained(residual, 2), gaussian_directions(residual, 5, 0), reconstruct(sae, residual)
-    assert parts[0] == pytest.approx(whole[0], abs=1e-12)
-    torch.testing.assert_close((parts[1] @ parts[1].T), (whole[1] @ whole[1].T))
-    assert parts[2].explained == pytest.approx(whole[2].explained, abs=1e-9) and parts[2].l0 == whole[2].l0
+    parts = measured()
+    assert parts[0] == pytest.approx(whole[0], abs=1e-9)
+    torch.testing.assert_close(parts[1], whole[1])
+    np.testing.assert_allclose(parts[2], whole[2], atol=1e-6)
 
 
 @pytest.fixture
 def losses(tiny_subject: Subject, tiny_corpus: Corpus) -> pd.DataFrame:
-    return loss_by_document(tiny_subject, SAES, tiny_corpus, 100, np.zeros(WIDTH))
+    return loss_by_document(tiny_subject, SAES, tiny_corpus, 100)
 
 
 def test_loss_is_recovered_wholly_by_a_perfect_sae_and_not_at_all_by_a_zero_one(
@@ -143,7 +141,6 @@ def test_loss_is_recovered_wholly_by_a_perfect_sae_and_not_at_all_by_a_zero_one(
     assert losses["tokens"].tolist() == (np.diff(tiny_corpus.starts) - 1).tolist()
     assert loss_recovered(losses, "perfect").estimate == pytest.approx(1.0, abs=1e-5)
     assert loss_recovered(losses, "nothing").estimate == pytest.approx(0.0, abs=1e-6)
-    np.testing.assert_allclose(losses["averaged"], losses["zeroed"])  # the mean given is zero
 
 
 def test_loss_of_a_document_is_the_models_own(
@@ -164,22 +161,18 @@ def test_special_tokens_are_left_as_they_are(tiny_subject: Subject, tiny_corpus:
         thinking=tiny_corpus.thinking[:2],
         domains=["a"],
     )
-    losses = loss_by_document(tiny_subject, {}, first, 100, np.zeros(WIDTH))
+    losses = loss_by_document(tiny_subject, {}, first, 100)
     assert losses["zeroed"][0] == pytest.approx(losses["clean"][0], rel=1e-6)
 
 
 def test_loss_recovered_by_hand() -> None:
-    # clean 2, reconstructed 3, averaged 4, zeroed 7: (7 − 3)/(7 − 2) = 0.8 and (4 − 3)/(4 − 2) = 0.5
-    losses = pd.DataFrame({"clean": [1.0, 1], "sae": [1.0, 2], "averaged": [2.0, 2], "zeroed": [3.0, 4]})
+    # clean 2, reconstructed 3, zeroed 7: (7 − 3)/(7 − 2) = 0.8
+    losses = pd.DataFrame({"clean": [1.0, 1], "sae": [1.0, 2], "zeroed": [3.0, 4]})
     assert loss_recovered(losses, "sae").estimate == pytest.approx(0.8)
-    assert loss_recovered(losses, "sae", "averaged").estimate == pytest.approx(0.5)
 
 
 def test_table(losses: pd.DataFrame, tiny_subject: Subject, tiny_corpus: Corpus) -> None:
-    read = list(stream(tiny_subject, tiny_corpus, 100))
-    fresh = ActivationBatch(
-        torch.cat([batch.residual for batch in read]), torch.cat([batch.positions for batch in read])
-    )
+    fresh = collect(stream(tiny_subject, tiny_corpus, 100))
     table = evaluate(SAES, fresh, tiny_corpus.document_of, losses, fresh.residual).set_index("autoencoder")
     assert table["features"].tolist() == [2 * WIDTH] * 2
     assert table.loc["perfect", "L0"] == WIDTH

@@ -77,14 +77,17 @@ def test_texts_are_packed_with_eos_between_and_bos_before_each_row(hub, tokenize
 
 
 def test_only_rows_for_training_where_a_column_tells_splits(tmp_path, tokenizer, hub):
-    splits = ("training", "selection", "evaluation")
-    texts = [{"text": f"Wait {i}. " * 20, "split": splits[i % 3]} for i in range(60)]
-    file = tmp_path / "split.jsonl"
+    file, splits = tmp_path / "split.jsonl", ("training", "selection", "evaluation")
 
-    def rows_of(column, name="text", **more):
-        file.write_text("".join(json.dumps(row) + "\n" for row in texts))
-        source = TextSource(dataset=str(file), column=name, split_column=column)
-        return training_rows(settings(), tokenizer, [source], **more)
+    def rows_of(column, name="text", moved=0):
+        rows = [
+            {"text": f"Wait {i}. " * 20, "ids": [i + 300] * 64, "split": splits[(i + moved) % 3]}
+            for i in range(60)
+        ]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return training_rows(
+            settings(), tokenizer, [TextSource(dataset=str(file), column=name, split_column=column)]
+        )
 
     rows = rows_of("split")
     held = tokenizer.decode(rows[np.arange(len(rows))].flatten().tolist())
@@ -93,12 +96,10 @@ def test_only_rows_for_training_where_a_column_tells_splits(tmp_path, tokenizer,
     with pytest.raises(UserError, match="says of no row that it is for training: name another"):
         rows_of("text")
     # the same texts divided otherwise are other rows
-    texts = [row | {"split": splits[(i + 1) % 3]} for i, row in enumerate(texts)]
-    assert rows_of("split").identity != rows.identity
+    assert rows_of("split", moved=1).identity != rows.identity
     # token ids that are taken as they are too
-    texts = [{"ids": [i + 300] * 64, "split": row["split"]} for i, row in enumerate(texts)]
-    rows = rows_of("split", "ids")
-    assert len(rows) == 2 * 20 and {(int(i) + 1 - 300) % 3 for i in rows[np.arange(0, 40)].flatten()} == {0}
+    ids = rows_of("split", "ids")
+    assert len(ids) == 2 * 20 and {(int(i) - 300) % 3 for i in ids[np.arange(0, 40)].flatten()} == {0}
 
 
 def test_sources_come_in_turn_and_in_one_order(hub, tokenizer):
@@ -172,7 +173,8 @@ def train(
     subject: Subject, folder: Path, recipe: Recipe = RECIPE, rows: RandomRows | None = None, **options
 ) -> Path:
     given = load_settings("smoke", batch_tokens=64, checkpoints=2)
-    return train_streamed(given, subject, rows or RandomRows(), recipe, folder, **options)
+    train_streamed(given, subject, rows or RandomRows(), recipe, folder, **options)
+    return folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -322,16 +324,19 @@ def test_attention_sinks_are_no_batch(tiny_subject: Subject, monkeypatch: pytest
         return given
 
     rows = RandomRows()
-    usual = Buffers(tiny_subject, rows, 64, 6, 64, 0)
-    longest = usual.moments().norms / usual.moments().count
+
+    def mean_norm(buffers: Buffers) -> float:
+        return buffers.moments().mean_norm
+
+    usual = mean_norm(Buffers(tiny_subject, rows, 64, 6, 64, 0))
     monkeypatch.setattr(Subject, "residual", with_sinks)
     buffers = Buffers(tiny_subject, rows, 64, 6, 64, 0)
-    assert buffers.moments().norms / buffers.moments().count == pytest.approx(longest, rel=0.1)
+    assert mean_norm(buffers) == pytest.approx(usual, rel=0.1)
     assert sum(n) > 20
-    assert all(float(batch.norm(dim=1).max()) < 5 * longest for batch, _ in buffers.batches())
+    assert all(float(batch.norm(dim=1).max()) < 5 * usual for batch, _ in buffers.batches())
 
 
-class Told(RandomRows):
+class RecordedRows(RandomRows):
     """Rows that keep which of them were asked for."""
 
     asked: ClassVar[list[tuple[int, int]]] = []
@@ -345,17 +350,17 @@ def test_the_last_row_is_followed_by_the_first_and_no_more_is_read_than_needed(
     tiny_subject: Subject, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(streaming, "BATCHES", 10)
-    monkeypatch.setattr(Told, "asked", [])
-    assert len(list(Buffers(tiny_subject, Told(n=100), 64, 28, 64, 0).batches())) == 28
+    rows = RecordedRows(n=100)
+    assert len(list(Buffers(tiny_subject, rows, 64, 28, 64, 0).batches())) == 28
     # ten batches of 64 are 40 rows of 16; rows 10 to 99 are not held out
-    assert Told.asked == [(10, 49), (50, 89), (90, 39), (40, 79)][: len(Told.asked)]
-    monkeypatch.setattr(Told, "asked", [])
-    buffers = Buffers(tiny_subject, Told(n=100), 64, 3, 64, 0)
+    assert rows.asked == [(10, 49), (50, 89), (90, 39), (40, 79)][: len(rows.asked)]
+    rows.asked.clear()
+    buffers = Buffers(tiny_subject, rows, 64, 3, 64, 0)
     buffers.moments()
-    assert len(list(buffers.batches())) == 3 and Told.asked == [(10, 29)]  # five batches, once
+    assert len(list(buffers.batches())) == 3 and rows.asked == [(10, 29)]  # five batches, once
 
 
-def test_another_training_is_not_taken_for_this_one(
+def test_another_training_is_not_taken_for_this_one_and_damage_is_named(
     tiny_subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -370,9 +375,6 @@ def test_another_training_is_not_taken_for_this_one(
     with pytest.raises(UserError, match="other is there already, and no training made it"):
         train(tiny_subject, tmp_path / "other")
 
-
-def test_a_damaged_autoencoder_is_named(tiny_subject: Subject, tmp_path: Path):
-    folder = train(tiny_subject, tmp_path / "sae")
     weights = folder / "sae_weights.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))

@@ -11,7 +11,7 @@ import torch
 from sae_lens import SAE
 
 from reasoning_features.dictionaries.autoencoder import save_autoencoder
-from reasoning_features.dictionaries.evaluation import matched_share, quality
+from reasoning_features.dictionaries.evaluation import EXPLAINED, matched_share, quality
 from reasoning_features.dictionaries.training import (
     Recipe,
     Training,
@@ -68,13 +68,12 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
 
 
 def test_two_models_start_from_different_places_with_one_seed(residual: torch.Tensor) -> None:
-    one = train_autoencoder(residual, RECIPE, "one", HOOK)
-    two = train_autoencoder(residual, RECIPE, "two", HOOK)
+    one, two = (train_autoencoder(residual, RECIPE, name, HOOK) for name in ("one", "two"))
     assert matched_share(one.decoders[0], two.decoders[0], 0.99) == 0.0
 
 
 @pytest.mark.parametrize("architecture", ["relu", "topk"])
-def test_the_scaling_is_folded_and_reloading_is_exact(
+def test_the_scaling_is_folded_reloading_is_exact_and_training_goes_on(
     residual: torch.Tensor, tmp_path: Path, architecture: str
 ) -> None:
     recipe = replace(RECIPE, architecture=architecture, tokens=400 * 128, l1=0.05)
@@ -85,33 +84,34 @@ def test_the_scaling_is_folded_and_reloading_is_exact(
     metadata = reloaded.cfg.metadata
     assert (metadata.hook_name, metadata.model_name, metadata.recipe["k"]) == (HOOK, "model", 2)
     # on raw activations, thirty times as long as what the trainer saw, it explains as much as it did there
-    raw = quality(reloaded, residual)
-    last = training.history.iloc[-1]
-    assert raw["fraction of variance explained"] == pytest.approx(
-        last["fraction of variance explained"], abs=0.02
-    )
-    assert raw["fraction of variance explained"] > 0.9
-    assert quality(training.sae, residual) == raw
+    end = training.history[EXPLAINED].iloc[-1]
+    assert end > 0.9 and quality(reloaded, residual)[EXPLAINED] == pytest.approx(end, abs=0.02)
     assert torch.equal(training.sae(residual), reloaded(residual))
 
+    short = replace(recipe, tokens=20 * 128, seed=1)
+    # other activations, a third as long: their scale is another, and the features are still the same ones
+    went_on = train_autoencoder(residual / 3, short, "model", HOOK, initial=training.sae)
+    assert matched_share(training.sae.W_dec, went_on.decoders[0], 0.9999) == 1.0
+    again = train_autoencoder(residual, short, "model", HOOK, initial=training.sae).history[EXPLAINED]
+    assert again.iloc[0] == pytest.approx(end, abs=0.02) and again.iloc[-1] > 0.9
+    with pytest.raises(UserError, match=r"features on width 12: .* one of 20 on 12"):
+        train_autoencoder(residual, replace(short, d_sae=20), "model", HOOK, initial=training.sae)
 
-def test_topk_finds_the_directions_that_are_there(residual: torch.Tensor, truth: torch.Tensor) -> None:
-    training = train(residual, replace(RECIPE, tokens=1500 * 128))
-    assert matched_share(truth, training.sae.W_dec, 0.95) == 1.0
 
-
-def test_history_and_convergence(residual: torch.Tensor) -> None:
+def test_it_finds_the_directions_that_are_there_and_records_how(
+    residual: torch.Tensor, truth: torch.Tensor
+) -> None:
     long = replace(RECIPE, tokens=1500 * 128)
     first = train(residual, long, record_at=[1, 10, 5000])
     second = train(residual, replace(long, seed=1), record_at=[10])
+    assert matched_share(truth, first.sae.W_dec, 0.95) == 1.0
     assert first.history["step"].tolist() == [0, 1, 10, 1500]
     assert first.history["tokens"].tolist() == [0, 128, 1280, 192000]
     assert first.history["L0"].max() <= 2
     assert first.history["loss"].iloc[-1] < 0.1 * first.history["loss"].iloc[0]
     curve = convergence(first, second)
     assert curve["step"].tolist() == [0, 10, 1500]
-    assert curve["matched share"].iloc[0] < 0.5
-    assert curve["matched share"].iloc[-1] > 0.7
+    assert curve["matched share"].iloc[0] < 0.5 and curve["matched share"].iloc[-1] > 0.7
 
 
 def test_the_relu_loss_is_the_papers(residual: torch.Tensor) -> None:
@@ -129,22 +129,6 @@ def test_the_relu_loss_is_the_papers(residual: torch.Tensor) -> None:
     penalty = (features * sae.W_dec.norm(dim=1)).sum(1) * scale
     expected = (error + 2.0 * penalty).mean()
     assert training.history["loss"].iloc[-1] == pytest.approx(float(expected), rel=1e-4)
-
-
-@pytest.mark.parametrize("architecture", ["relu", "topk"])
-def test_training_goes_on_from_a_trained_one(residual: torch.Tensor, architecture: str) -> None:
-    recipe = replace(RECIPE, architecture=architecture, tokens=400 * 128, l1=0.05)
-    first = train(residual, recipe)
-    short = replace(recipe, tokens=20 * 128, seed=1)
-    # other activations, a third as long: their scale is another, and the features are still the same ones
-    went_on = train_autoencoder(residual / 3, short, "model", HOOK, initial=first.sae)
-    assert matched_share(first.sae.W_dec, went_on.decoders[0], 0.9999) == 1.0
-    again = train_autoencoder(residual, short, "model", HOOK, initial=first.sae)
-    start, end = (again.history["fraction of variance explained"].iloc[i] for i in (0, -1))
-    assert start == pytest.approx(first.history["fraction of variance explained"].iloc[-1], abs=0.02)
-    assert end > 0.9
-    with pytest.raises(UserError, match=r"features on width 12: .* one of 20 on 12"):
-        train_autoencoder(residual, replace(short, d_sae=20), "model", HOOK, initial=first.sae)
 
 
 def test_too_little_to_train_on(residual: torch.Tensor) -> None:
