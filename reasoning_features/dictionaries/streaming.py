@@ -65,7 +65,7 @@ Place = tuple[int, int]  # the next batch: number of the buffer, number of the b
 
 @dataclass(frozen=True)
 class _Part:
-    """One source's rows of ``pieces`` × context ids or more, in column "tokens", and their order."""
+    """One source's rows of ``pieces`` × context ids or more, and their order."""
 
     tokens: datasets.Dataset
     pieces: int
@@ -93,7 +93,7 @@ class Rows:
             mine = numbers % len(self._parts) == k
             if mine.any():
                 chosen = part.order[numbers[mine] // len(self._parts)]
-                whole = part.tokens[(chosen // part.pieces).tolist()]["tokens"]
+                (whole,) = part.tokens[(chosen // part.pieces).tolist()].values()  # of its only column
                 begin = (chosen % part.pieces * self.context).tolist()
                 out[mine] = np.stack([row[a : a + self.context] for row, a in zip(whole, begin, strict=True)])
         return torch.from_numpy(out)
@@ -143,9 +143,9 @@ def _identity(opened: TextRows, order: NDArray[np.int64], tokenizer: Any) -> str
 def _token_part(opened: TextRows, order: NDArray[np.int64], tokenizer: Any, context: int) -> _Part:
     """A column of token ids as it is; rows as long as the first, in one order."""
     column = opened.source.column
-    rows = opened.rows.select_columns([column]).rename_column(column, "tokens").with_format("numpy")
+    rows = opened.rows.select_columns([column]).with_format("numpy")
     check_ids(opened, opened.ids(list(range(min(100, len(rows))))), tokenizer)
-    length = len(rows[0]["tokens"])
+    length = len(rows[0][column])
     pieces = length // context
     if not pieces:
         raise UserError(

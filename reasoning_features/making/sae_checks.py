@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 
 from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import load_autoencoder, save_autoencoder
-from reasoning_features.dictionaries.evaluation import reconstruct
-from reasoning_features.dictionaries.training import Recipe, Training, new_trainer, train_autoencoder
+from reasoning_features.dictionaries.evaluation import EXPLAINED, reconstruct
+from reasoning_features.dictionaries.training import Recipe, new_trainer, train_autoencoder
 from reasoning_features.diffing.stages import (
     BASE,
     PATHS,
@@ -42,10 +42,10 @@ from reasoning_features.settings import Settings, load_settings
 from reasoning_features.truth.benchmark import PLACE
 from reasoning_features.workers import Each, each
 
+# documents of traces that dictionaries are trained on, and a third as many general ones: the main line's
 TRACES = 9000
-"""Documents of traces that dictionaries are trained on, and a third as many general ones: the main line's."""
+# of all dictionaries, as the main autoencoders but for architecture; L0 is matched by k
 RECIPE = Recipe("batchtopk", d_sae=512, tokens=4_000_000, learning_rate=3e-3, k=8)
-"""Of all dictionaries, as the main autoencoders but for architecture; L0 is matched by k."""
 FROZEN = (
     replace(RECIPE, architecture="frozen_decoder", directions="iso"),
     replace(RECIPE, architecture="frozen_decoder", directions="cov"),
@@ -60,13 +60,10 @@ TRAINED = tuple(
 MODEL, OTHER = "coupled-0", "decoupled-0"
 GAMMAS, CHUNKS = (0.0, 0.05, 0.25, 1.0, 4.0), (1, 4, 16)
 SWEEP_TOKENS = 1_000_000
-MEASURED_ON = 65_536
-"""Activations on which live latents of the sweep are counted."""
+MEASURED_ON = 65_536  # activations on which live latents of the sweep are counted
 COST_SIZES = (512, 2048)
-COST_TRACES = 300
-"""Documents whose activations serve to time a step: enough for some batches."""
-COST_STEPS, COST_RUNS = 5, 9
-"""Steps of each recipe that are timed together, after as many to warm up, and how often."""
+COST_TRACES = 300  # documents whose activations serve to time a step: enough for some batches
+COST_STEPS, COST_RUNS = 5, 9  # steps that are timed together, after as many to warm up, and how often
 
 
 @dataclass(frozen=True)
@@ -81,23 +78,27 @@ class Dictionary:
         """Its folder: model, architecture, seed."""
         return f"{self.model}-{self.recipe.label}-{self.recipe.seed}"
 
+    def settings(self, folder: Path) -> Settings:
+        """The profile's settings with this model and autoencoder."""
+        autoencoder = paths.relative(folder / "autoencoders" / self.name)
+        subject = paths.relative(folder.parent / "models" / self.model)
+        return load_settings("organism", subject=subject, autoencoder=autoencoder)
+
 
 DICTIONARIES = (
     *(Dictionary(MODEL, recipe) for recipe in (*TRAINED, *FROZEN)),
     *(Dictionary(OTHER, recipe) for recipe in (TRAINED[0], FROZEN[2])),
 )
+# those under which the scorers are judged: all directions frozen, nearly frozen, and trained
 BENCHMARKED = tuple(d for d in DICTIONARIES if d.recipe.seed == 0 and d.recipe not in (FROZEN[1], FROZEN[3]))
-"""Those under which the scorers are judged: all directions frozen, nearly frozen, and trained."""
 STUDIED = tuple(d for d in BENCHMARKED if d.model == MODEL and d.recipe.architecture != "matryoshka")
 
 
 def make(folder: Path, unfinished: Path, every: Each) -> None:
     """All pieces in order; those that are there are skipped.
 
-    Args:
-        folder: ``foundations`` of the organism's folder.
-        unfinished: where finished conditions of a steering study are kept until the study is.
-        every: does a piece of work for every item.
+    ``folder`` is ``foundations`` of the organism's folder; finished conditions of a steering study are kept
+    in ``unfinished`` until the study is; ``every`` does a piece of work for every item.
     """
     every(partial(make_dictionaries, folder), [MODEL, OTHER])
     if not (folder / "sweep.parquet").exists():
@@ -121,7 +122,8 @@ def make_dictionaries(folder: Path, model: str) -> None:
     if missing:
         subject, residual = main_activations(folder.parent / "models" / model, TRACES)
         for dictionary, place in missing.items():
-            _store(train_autoencoder(residual, dictionary.recipe, model, subject.hook_name), place)
+            trained = train_autoencoder(residual, dictionary.recipe, model, subject.hook_name)
+            save_autoencoder(trained.sae, place, {"training": trained.history})
 
 
 def make_sweep(folder: Path) -> None:
@@ -141,20 +143,17 @@ def make_sweep(folder: Path) -> None:
     for recipe in tqdm(both, desc="OrtSAE's settings", unit="training"):
         trained = train_autoencoder(residual, recipe, MODEL, subject.hook_name)
         last = trained.history.iloc[-1]
-        found = reconstruct(trained.sae, residual[:MEASURED_ON])
-        live = trained.sae.W_dec[found.live]
+        measured = reconstruct(trained.sae, residual[:MEASURED_ON])
+        live = trained.sae.W_dec[measured.live]
         row = {name: getattr(recipe, name) for name in ("gamma", "chunks", "every", "seed", "tokens")}
-        row |= {name: float(last[name]) for name in ("L0", "fraction of variance explained")}
-        row |= {"dead share": found.dead_share, "MeanCosSim": ortsae_metrics.nearest_cosines(live).mean()}
+        row |= {name: float(last[name]) for name in ("L0", EXPLAINED)}
+        row |= {"dead share": measured.dead_share, "MeanCosSim": ortsae_metrics.nearest_cosines(live).mean()}
         rows.append(row | {"composition": ortsae_metrics.composition(live, seeds=[recipe.seed]).estimate})
     write_table(folder / "sweep.parquet", pd.DataFrame(rows))
 
 
 def make_costs(folder: Path) -> None:
-    """What a training step of OrtSAE costs against one of BatchTopK, at two sizes; recipes run in turn.
-
-    Rows of ``name``, ``features``, ``batch``, ``run``, ``seconds`` (of one step).
-    """
+    """Seconds of a training step of OrtSAE, BatchTopK and Matryoshka, at two sizes; recipes run in turn."""
     torch.set_num_threads(1)
     subject, residual = main_activations(folder.parent / "models" / MODEL, COST_TRACES)
     rows, moments = [], Moments.of(residual)
@@ -168,14 +167,10 @@ def make_costs(folder: Path) -> None:
             "OrtSAE, K = 8": replace(ours, chunks=8),
             "OrtSAE, every 5th step": replace(ours, every=5),
         }
-        trainers = {
-            name: new_trainer(
-                *(recipe, "model", subject.hook_name, moments),
-                shuffled_batches(residual, recipe.batch, recipe.seed),
-                "cpu",
-            )
-            for name, recipe in recipes.items()
-        }
+        trainers = {}
+        for name, recipe in recipes.items():
+            data = shuffled_batches(residual, recipe.batch, recipe.seed)
+            trainers[name] = new_trainer(recipe, "model", subject.hook_name, moments, data, "cpu")
         for run in range(-1, COST_RUNS):
             for name, trainer in trainers.items():
                 began = time.perf_counter()
@@ -184,28 +179,21 @@ def make_costs(folder: Path) -> None:
                     trainer.n_training_steps += 1
                 seconds = (time.perf_counter() - began) / COST_STEPS
                 if run >= 0:
-                    told = {"name": name, "features": d_sae, "batch": plain.batch}
-                    rows.append(told | {"run": run, "seconds": seconds})
-    write_table(folder / "costs.parquet", pd.DataFrame(rows))
-
-
-def settings_of(folder: Path, dictionary: Dictionary) -> Settings:
-    """The profile's settings with this model and dictionary."""
-    subject = folder.parent / "models" / dictionary.model
-    autoencoder = folder / "autoencoders" / dictionary.name
-    return load_settings("organism", subject=paths.relative(subject), autoencoder=paths.relative(autoencoder))
+                    rows.append((name, d_sae, plain.batch, run, seconds))
+    columns = ["name", "features", "batch", "run", "seconds"]
+    write_table(folder / "costs.parquet", pd.DataFrame(rows, columns=columns))
 
 
 def measure(folder: Path, dictionary: Dictionary) -> None:
     """What scores may see of one dictionary's features, and their ablation effects on held-out decisions."""
     torch.set_num_threads(1)
-    make_truth(folder / "truth" / dictionary.name, settings_of(folder, dictionary), [PLACE])
+    make_truth(folder / "truth" / dictionary.name, dictionary.settings(folder), [PLACE])
 
 
 def study(folder: Path, unfinished: Path, dictionary: Dictionary) -> None:
     """The matched-budget search on one dictionary, by the main line's rules and on its problems."""
     target = folder / "steering" / dictionary.name
-    make_study(target, settings_of(folder, dictionary), folder / "truth", unfinished)
+    make_study(target, dictionary.settings(folder), folder / "truth", unfinished)
 
 
 def make_stage(folder: Path, recipe: Recipe, path: str) -> None:
@@ -214,24 +202,19 @@ def make_stage(folder: Path, recipe: Recipe, path: str) -> None:
     models = folder.parent / "models"
     reader = MODEL if reads_fine_tuned(path) else BASE
     subject, residual = stage_activations(models / reader, last_stage(path), models / MODEL, TRACES)
-    if path == "S":
-        trained = train_autoencoder(residual, recipe, reader, subject.hook_name)
-    else:
+    own, initial = recipe, None
+    if path != "S":
         before = _stage_folder(folder, recipe, stage_before(path))
-        sae = load_autoencoder(paths.relative(before), subject.d_model, subject.hook_name)
+        initial = load_autoencoder(paths.relative(before), subject.d_model, subject.hook_name)
         own = stage_recipe(recipe, path)
-        trained = train_autoencoder(residual, own, reader, subject.hook_name, initial=sae)
-    _store(trained, _stage_folder(folder, recipe, path))
+    trained = train_autoencoder(residual, own, reader, subject.hook_name, initial=initial)
+    save_autoencoder(trained.sae, _stage_folder(folder, recipe, path), {"training": trained.history})
 
 
 def _stage_folder(folder: Path, recipe: Recipe, path: str) -> Path:
     """As :mod:`reasoning_features.diffing.stages` looks for it."""
     owner, name = (BASE, "S-0") if path in ("S", "S-0") else (MODEL, path)
     return folder / "diffing" / recipe.label / owner / name
-
-
-def _store(trained: Training, directory: Path) -> None:
-    save_autoencoder(trained.sae, directory, {"training": trained.history})
 
 
 def main() -> None:

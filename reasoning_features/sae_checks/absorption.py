@@ -12,7 +12,7 @@ absorption is measured on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -41,36 +41,29 @@ from reasoning_features.text.corpus import Corpus
 
 Array = NDArray[np.float64]
 Latents = NDArray[np.int64]
-CARRIED = 0.4
-"""Absorbing latents carry at least this share of the projection on the probe."""
-ABSORBING, NEAR = 3, 0.1
-"""At most so many latents absorb a token's parent, each at this cosine with the probe or nearer."""
-NEAR_ALONE = 0.025
-"""The cosine from which one latent alone absorbs fully."""
-FEWEST = 20
-"""A child with fewer tokens is left out."""
+CARRIED = 0.4  # absorbing latents carry at least this share of the projection on the probe
+ABSORBING, NEAR = (
+    3,
+    0.1,
+)  # so many latents at most absorb a token's parent, each at this cosine with the probe
+NEAR_ALONE = 0.025  # the cosine from which one latent alone absorbs fully
+FEWEST = 20  # a child with fewer tokens is left out
 MEASURES = ["fraction", "absorbed", "full"]
+# seeds of the choices of main latents, each on other training documents, and of rotations of the decoder
 CHOICES = (0, 1, 2, 3, 4)
-"""Seeds of the choices of main latents, each on other training documents, and of rotations of the decoder."""
-MOST_MAIN, GAIN = 10, 0.03
-"""At most so many main latents: one more as long as it raises the sparse probe's F1 by more than this."""
-L1_COST = 0.003
-"""Inverse strength of the penalty under which latents are ranked: some tens of them keep a weight."""
-TRAINING_TOKENS = 4000
-"""At most so many tokens of the parent, and of the rest, train a probe."""
-HELD_OUT = 0.3
-"""Fraction of the training documents on which sparse probes are compared."""
+MOST_MAIN, GAIN = 10, 0.03  # main latents at most; one more as long as it raises F1 by more than this
+L1_COST = 0.003  # inverse strength of the penalty under which latents are ranked: some tens keep a weight
+TRAINING_TOKENS = 4000  # the most tokens of the parent, and of the rest, that train a probe
+HELD_OUT = 0.3  # fraction of the training documents on which sparse probes are compared
 
 
 @dataclass(frozen=True)
 class LabelledTokens:
-    """Tokens with their activations ``[n, d]``, the child that each is ``[n]`` (−1 where it is none of the
-    parent's) and its document ``[n]``.
-    """
+    """Tokens with their activations, the child that each is, and its document."""
 
-    residual: Tensor
-    children: NDArray[np.int64]
-    documents: NDArray[np.int64]
+    residual: Tensor  # [n, d]
+    children: NDArray[np.int64]  # [n] −1 where it is none of the parent's
+    documents: NDArray[np.int64]  # [n]
 
     @property
     def parent(self) -> NDArray[np.bool_]:
@@ -114,11 +107,7 @@ def organism_hierarchies(tokenizer: Any) -> dict[str, dict[str, list[int]]]:
 def label_tokens(
     activations: ActivationBatch, corpus: Corpus, groups: Mapping[str, Sequence[int]]
 ) -> LabelledTokens:
-    """Tokens of a corpus by their ids; ``groups``: a child's name → its token ids.
-
-    Raises:
-        UserError: a token id in two groups.
-    """
+    """Tokens of a corpus by their ids; ``groups``: a child's name → its token ids, each in one group only."""
     code = {token: number for number, ids in enumerate(groups.values()) for token in ids}
     if len(code) < sum(len(set(ids)) for ids in groups.values()):
         raise UserError("Two children of the hierarchy share a token: give each token one child.")
@@ -140,15 +129,13 @@ def parent_probe(training: LabelledTokens, seed: int = 0) -> Probe:
 
 
 def main_latents(sae: SAE[Any], training: LabelledTokens, seed: int = 0) -> tuple[Latents, float]:
-    """Latents that stand for the parent: those of the smallest sparse probe that is nearly the best.
+    """Latents that stand for the parent, those of the smallest sparse probe that is nearly the best; and the
+    F1 that a probe on them reaches on tokens as often of the parent as not. None, and 0, where no latent
+    tells the parent from other tokens.
 
     An L1-penalised linear classifier on all latents ranks them by weight. Logistic probes on the first 1, 2,
     … of them are fitted on some of the training documents and compared by F1 on the others; one more latent
     is taken as long as it adds more than ``GAIN``.
-
-    Returns:
-        The latents, and the F1 that a probe on them reaches on tokens as often of the parent as not; none,
-        and 0, where no latent tells the parent from other tokens.
     """
     rng = np.random.default_rng(seed)
     names = np.unique(training.documents)
@@ -190,22 +177,17 @@ def _balanced(tokens: LabelledTokens, seed: int) -> LabelledTokens:
 def carried(
     features: Tensor, residual: Tensor, probe: Probe, directions: Tensor, main: Latents
 ) -> pd.DataFrame:
-    """Who carries the parent at each of some tokens.
+    """Who carries the parent at each of some tokens: a row a token, in SAEBench's terms.
 
-    Args:
-        features: ``[n, s]`` activations of the latents, read from ``residual`` ``[n, d]``.
-        residual: the stream.
-        probe: for the parent class.
-        directions: ``[s, d]`` what a unit of each latent adds.
-        main: the main latents; there may be none.
+    ``features`` ``[n, s]`` are activations of the latents, read from ``residual`` ``[n, d]``, ``directions``
+    ``[s, d]`` what a unit of each adds, ``main`` the main latents, of which there may be none.
 
     Returns:
-        A row a token, in SAEBench's terms: ``main`` and ``absorbing``, the parts of the stream's projection
-        on the probe's direction, about 0, that the main latents add and that up to three others do;
-        ``absorbed``: the others add at least 0.4 of the projection and the main latents less than all;
-        ``fraction``: 0 where it is not absorbed, else absorbing / (absorbing + main), absorbing being no more
-        than what main leaves and main no less than 0; ``full``: no main latent is active, and the one latent
-        that adds most adds 0.4 of the projection.
+        ``main`` and ``absorbing``, the parts of the stream's projection on the probe's direction, about 0,
+        that the main latents add and that up to three others do; ``absorbed``: the others add at least 0.4
+        of the projection and the main latents less than all; ``fraction``: 0 where it is not absorbed, else
+        absorbing / (absorbing + main), absorbing being no more than what main leaves and main no less than 0;
+        ``full``: no main latent is active, and the one latent that adds most adds 0.4 of the projection.
     """
     along = directions.double() @ torch.from_numpy(probe.direction)
     cosines = along / directions.double().norm(dim=1).clamp(min=1e-12)
@@ -231,12 +213,7 @@ def absorption(sae: SAE[Any], probe: Probe, training: LabelledTokens, test: Labe
 
     Rates are over the parent's tokens that the probe recognises, of each child, averaged over children, so
     that a common child counts as much as a rare one, and over choices of the main latents: which these are
-    hangs on the documents they are chosen on, and the rate on them more than on the tokens.
-
-    Args:
-        sae: the dictionary.
-        probe: for the parent, of the training tokens.
-        training: tokens that the main latents are chosen on; ``test`` are of other documents.
+    hangs on the training documents, and the rate on them more than on the tokens.
 
     Returns:
         Rows of ``measure`` ("fraction", SAEBench's and the paper's; "absorbed"; "full"), ``estimate``,
@@ -247,8 +224,7 @@ def absorption(sae: SAE[Any], probe: Probe, training: LabelledTokens, test: Labe
         latent stands for the parent, and a high rate says that it is split among its children.
 
     Raises:
-        UserError: no child has 20 tokens in the test documents that the probe recognises; or what
-            :func:`main_latents` raises.
+        UserError: no child has 20 tokens in the test documents that the probe recognises.
     """
     recognised = test.at(test.parent & (probe.score(test.residual) > 0))
     common = np.flatnonzero(np.bincount(recognised.children, minlength=1) >= FEWEST)
@@ -274,14 +250,17 @@ def absorption(sae: SAE[Any], probe: Probe, training: LabelledTokens, test: Labe
         means[name] = [
             macro_mean(each, tokens.children, tokens.documents) for each in values.transpose(2, 0, 1)
         ]
-    table = []
-    for measure, own, turned, without in zip(MEASURES, *means.values(), strict=True):
-        row = {"measure": measure, "estimate": own.estimate, "low": own.low, "high": own.high, "n": own.n}
-        row |= {"children": len(common), "tokens": len(tokens.children)}
-        row |= {"rotated": turned.estimate, "no main latents": without.estimate}
-        row |= {"main latents": np.mean([len(main) for main in mains])}
-        table.append(row | {"F1": np.mean([reached for _, reached in chosen])})
-    return pd.DataFrame(table)
+    counts = {"children": len(common), "tokens": len(tokens.children)}
+    found = {"main latents": np.mean([len(main) for main in mains]), "F1": np.mean([f1 for _, f1 in chosen])}
+    rows = [
+        {"measure": measure}
+        | asdict(own)
+        | counts
+        | {"rotated": turned.estimate, "no main latents": without.estimate}
+        | found
+        for measure, own, turned, without in zip(MEASURES, *means.values(), strict=True)
+    ]
+    return pd.DataFrame(rows)
 
 
 def macro_mean(values: Array, children: NDArray[np.int64], documents: NDArray[np.int64]) -> Interval:
@@ -314,16 +293,12 @@ def absorptions(
     test: tuple[ActivationBatch, Corpus],
     seed: int = 0,
 ) -> pd.DataFrame:
-    """:func:`absorption` of every parent (:func:`organism_hierarchies`) by every dictionary, its rows with
-    ``dictionary`` and ``parent``; probes and main latents are chosen on ``training``.
-    """
+    """:func:`absorption` of every parent (:func:`organism_hierarchies`) by every ``dictionary``."""
     tables = []
     for parent, groups in tqdm(hierarchies.items(), desc="Absorption", unit="parent"):
         learnt, fresh = label_tokens(*training, groups), label_tokens(*test, groups)
         probe = parent_probe(learnt, seed)
         for name, sae in saes.items():
-            table = absorption(sae, probe, learnt, fresh)
-            table.insert(0, "dictionary", name)
-            table.insert(1, "parent", parent)
-            tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+            tables.append(absorption(sae, probe, learnt, fresh).assign(dictionary=name, parent=parent))
+    table = pd.concat(tables, ignore_index=True)
+    return table[["dictionary", "parent", *table.columns.drop(["dictionary", "parent"])]]

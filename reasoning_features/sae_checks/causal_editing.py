@@ -12,14 +12,12 @@ the mean of the two. The style of an edited stream is read off the decision that
 are chosen as those whose means differ most between an attribute's values, the other attribute held, on
 decisions of other documents; RAVEL, and SAEBench after it, learn the choice by gradient descent.
 
-What a number means depends on what stands beside it:
-
-- the *ceiling* moves the whole stream along one direction, the difference of means, as far as the source's;
-- replacing the whole stream gives every cause there is at this token, and no isolation. Of the style it is
-  well below 1: later blocks read the style off earlier tokens too;
-- the *floor* is an autoencoder that gives the mean whatever it reads. It is exactly one half in the mean of
-  both attributes, as is every edit that is the same for both: what it causes of one it fails to isolate when
-  the other is edited. That holds of the whole stream replaced, and of n = 0, the reconstruction alone.
+What a number means depends on what stands beside it. The *ceiling* moves the whole stream along one
+direction, the difference of means, as far as the source's. Replacing the whole stream gives every cause there
+is at this token and no isolation; of the style it is well below 1, as later blocks read it off earlier tokens
+too. The *floor* is an autoencoder that gives the mean whatever it reads. It is exactly one half in the mean
+of both attributes, as is every edit that is the same for both (the whole stream replaced; n = 0, the
+reconstruction alone): what it causes of one it fails to isolate when the other is edited.
 """
 
 from __future__ import annotations
@@ -37,9 +35,8 @@ from torch import Tensor
 
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
-from reasoning_features.sae_checks.interpretability import weights_by_document
+from reasoning_features.sae_checks.interpretability import CEILING, FLOOR, weights_by_document
 from reasoning_features.sae_checks.ortsae_metrics import added_directions
-from reasoning_features.sae_checks.shipped import CEILING, FLOOR
 from reasoning_features.truth.decisions import Decisions, log_odds
 
 Codes = NDArray[np.int64]
@@ -51,35 +48,25 @@ SCORES = ("cause", "isolation", "disentanglement")
 
 @dataclass(frozen=True)
 class DecisionContexts:
-    """Decisions that the model reads as what they are, a wrong result's or a right one's: RAVEL's contexts.
+    """Decisions that the model reads as what they are, wrong or right results: RAVEL's contexts."""
 
-    Attributes:
-        stream: ``[n, d]`` the stream at each decision's token.
-        sides: ``[n, 2]`` True where its result is right, and where the model leans to the persistent side.
-        documents: ``[n]`` the document of each.
-        places: ``[n]`` its place there.
-        training: ``[n]`` True in the documents that latents, directions and medians are taken from.
-        readouts: what logits are read by: the result, then the decision after a wrong one and a right one.
-        medians: ``[3]`` log-odds in nats that divide the sides.
-    """
-
-    stream: Tensor
-    sides: Flags
-    documents: Codes
-    places: Codes
-    training: Flags
-    readouts: tuple[Decisions, Decisions, Decisions]
-    medians: Tensor
+    stream: Tensor  # [n, d] at each decision's token
+    sides: Flags  # [n, 2] True where its result is right, and where the model leans to the persistent side
+    documents: Codes  # [n] the document of each
+    places: Codes  # [n] its place there
+    training: Flags  # [n] in the documents that latents, directions and medians are taken from
+    readouts: tuple[
+        Decisions, Decisions, Decisions
+    ]  # the result; decisions after a wrong one and a right one
+    medians: Tensor  # [3] log-odds of the readouts, in nats, that divide the sides
 
     def read(self, logits: Tensor) -> Flags:
         """Sides ``[..., 2]`` that next-token logits ``[..., V]`` are on."""
         return _sides(_odds(logits, self.readouts), self.medians)
 
     def difference(self, values: Tensor, attribute: int) -> Tensor:
-        """How much more values ``[n, ...]`` are on an attribute's True side, the other attribute held.
-
-        Raises:
-            UserError: no training decision has some pair of sides.
+        """How much more values ``[n, ...]`` are on an attribute's True side, the other attribute held;
+        UserError where no training decision has some pair of sides.
         """
         means = {}
         for side in ((True, True), (True, False), (False, True), (False, False)):
@@ -97,10 +84,7 @@ def read_contexts(
     subject: Subject, decisions: Mapping[str, Decisions], batch_tokens: int, seed: int = 0
 ) -> DecisionContexts:
     """The decisions of a corpus with the sides that the model is on; ``seed`` divides the documents, one half
-    for training.
-
-    Raises:
-        UserError: a kind of decision has none in the training documents.
+    for training. UserError where a kind of decision has none in the training documents.
     """
     wrong, right = decisions["persistence"], decisions["verification"]
     result = replace(
@@ -155,13 +139,10 @@ def halves(contexts: DecisionContexts, seed: int = 0) -> tuple[Codes, Codes]:
 
 def draw_pairs(contexts: DecisionContexts, n: int, documents: Codes, seed: int = 0) -> tuple[Codes, Codes]:
     """Base and source ``[≤ n]`` of pairs of test decisions in some documents (one of :func:`halves`) that
-    differ in both attributes.
+    differ in both attributes; UserError where some pair of sides has no decision.
 
     Half of the bases have a wrong result, half a right one; none is a base twice. There are fewer than ``n``
     pairs where there are fewer decisions of one result.
-
-    Raises:
-        UserError: some pair of sides has no decision.
     """
     rng = np.random.default_rng(seed)
     test, sides = ~contexts.training & np.isin(contexts.documents, documents), contexts.sides
@@ -180,18 +161,13 @@ def draw_pairs(contexts: DecisionContexts, n: int, documents: Codes, seed: int =
 
 @dataclass(frozen=True)
 class Editing:
-    """What edits of the same pairs did, by every dictionary.
+    """What edits of the same pairs did, by every dictionary."""
 
-    Attributes:
-        edits: ``dictionary`` and ``n`` latents replaced of each edit; ``CEILING`` with n = 1 and, the whole
-            of it replaced, n = d; ``FLOOR`` with n = 0.
-        marks: ``[e, 2, pairs, 3]`` by edit, attribute edited, pair and score; each between 0 and 1.
-        documents: ``[pairs]`` the document of each base.
-    """
-
+    # dictionary and number of latents replaced of each edit; CEILING with n = 1 and, the whole of it
+    # replaced, n = d; FLOOR with n = 0
     edits: tuple[tuple[str, int], ...]
-    marks: NDArray[np.float64]
-    documents: Codes
+    marks: NDArray[np.float64]  # [e, 2, pairs, 3] by edit, attribute edited, pair and score, each 0 to 1
+    documents: Codes  # [pairs] the document of each base
 
     def table(self, seed: int = 0) -> pd.DataFrame:
         """Mean scores of every edit, with intervals from resampling the bases' documents.
@@ -216,13 +192,9 @@ class Editing:
         return pd.DataFrame(rows)
 
     def resampled(self, dictionary: str, n: int, seed: int = 0) -> NDArray[np.float64]:
-        """Disentanglement of both attributes by one edit, of all pairs and of each resample of documents.
-
-        Raises:
-            UserError: there is no such edit.
+        """Disentanglement of both attributes by one edit ``[1 + resamples]``: of all pairs, and of each
+        resample of documents.
         """
-        if (dictionary, n) not in self.edits:
-            raise UserError(f"There is no edit of {n} latents of {dictionary}: choose among {self.edits}.")
         return self._shares(seed)[:, self.edits.index((dictionary, n)), 2, 2]
 
     def _shares(self, seed: int) -> NDArray[np.float64]:
@@ -242,29 +214,27 @@ def edit_attributes(
     mean: NDArray[np.float64],
     ns: Sequence[int] = NS,
 ) -> Editing:
-    """Cause, isolation and disentanglement of editing each attribute by every dictionary.
+    """Cause, isolation and disentanglement of editing each attribute by every dictionary of raw activations.
 
-    Args:
-        subject: the model; autoencoders are put in at its hook point, at the decision's token.
-        saes: autoencoders of raw activations, by name.
-        contexts, pairs: the decisions, and base and source of each pair (:func:`draw_pairs`).
-        mean: ``[d]`` mean activation, what a collapsed autoencoder gives.
-        ns: how many latents are replaced.
+    Streams are replaced at the model's hook point, at the decision's token. ``pairs`` are base and source
+    (:func:`draw_pairs`), ``mean`` ``[d]`` what a collapsed autoencoder gives, ``ns`` how many latents are
+    replaced.
     """
-    edits = list(_edits(saes, contexts, pairs[0], pairs[1], torch.from_numpy(mean).float(), ns))
+    base, source = pairs
+    edits = list(_edits(saes, contexts, base, source, torch.from_numpy(mean).float(), ns))
     versions = torch.stack([edited for *_, edited in edits])
-    changed = _sides_after(subject, contexts, pairs[0], versions) != contexts.sides[pairs[0]]
-    marks = np.empty((len(edits), len(ATTRIBUTES), len(pairs[0]), len(SCORES)))
+    changed = _sides_after(subject, contexts, base, versions) != contexts.sides[base]
+    marks = np.empty((len(edits), len(ATTRIBUTES), len(base), len(SCORES)))
     for i in range(len(ATTRIBUTES)):
         marks[:, i, :, 0], marks[:, i, :, 1] = changed[:, i, :, i], ~changed[:, i, :, 1 - i]
     marks[..., 2] = marks[..., :2].mean(-1)
-    return Editing(tuple((name, n) for name, n, _ in edits), marks, contexts.documents[pairs[0]])
+    return Editing(tuple((name, n) for name, n, _ in edits), marks, contexts.documents[base])
 
 
 def best_n(table: pd.DataFrame) -> dict[str, int]:
     """How many latents disentangle both attributes best, for each dictionary; of equals the fewest.
 
-    ``table`` is an :meth:`Editing.table` of pairs other than those to be reported.
+    ``table`` is an :meth:`Editing.table` of other pairs than those to be reported.
     """
     rows = table[(table["attribute"] == BOTH) & (table["error"] != "") & (table["n"] > 0)]
     rows = rows.assign(rounded=rows["disentanglement"].round(12))  # equal means may differ in the last digit

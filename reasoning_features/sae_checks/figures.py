@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
+from reasoning_features.dictionaries.autoencoder import NAMES
+from reasoning_features.dictionaries.evaluation import EXPLAINED
 from reasoning_features.reporting.plots import (
     LINES,
     MARKERS,
@@ -29,9 +31,7 @@ from reasoning_features.reporting.plots import (
     new_figure,
     panels,
 )
-from reasoning_features.sae_checks.shipped import NAMES
 from reasoning_features.sae_checks.synthetic import (
-    EXPLAINED,
     FIRINGS,
     FROZEN,
     TRAINED,
@@ -42,10 +42,8 @@ from reasoning_features.sae_checks.synthetic import (
 )
 
 GREYS = ("0", "0.4", "0.6")
-OTHERS = ("x", "+", "1", "2", "3", "4", "|", "_")
-"""Marks of what is no architecture."""
-LETTERS = 30
-"""Letters of a metric's name in one line under its panel."""
+OTHERS = ("x", "+", "1", "2", "3", "4", "|", "_")  # marks of what is no architecture
+LETTERS = 30  # of a metric's name in one line under its panel
 RECOVERED = "features recovered"
 TITLES = {"equal": "equally frequent", "unequal": "unequally frequent"}
 
@@ -68,40 +66,30 @@ def styles(dictionaries: Sequence[str]) -> dict[str, dict[str, Any]]:
     hollow where that one's is full, and full where it is hollow; the next variant has the next mark.
     """
     architectures = {name: architecture for architecture, name in NAMES.items()}
-    found: dict[str, dict[str, Any]] = {}
+    looks: dict[str, dict[str, Any]] = {}
     others, variants = 0, Counter[str]()
     for name in dictionaries:
         plain = name.partition(",")[0].partition(" (")[0]
         if plain in architectures:
-            found[name] = style(architectures[plain]) | {"label": name}
-            if name != plain:
-                full, place = found[name]["markerfacecolor"] != "white", MARKERS.index(found[name]["marker"])
-                found[name] |= {
-                    "marker": MARKERS[(place + variants[plain]) % len(MARKERS)],
-                    "markerfacecolor": "white" if full else found[name]["color"],
-                    "linestyle": (0, (1, 1)),
-                    "markersize": 5,
-                    "mew": 0.8,
-                }
-                variants[plain] += 1
-        else:
-            # dotted as long as their marks are all different
+            looks[name] = style(architectures[plain]) | {"label": name}
+        else:  # dotted as long as their marks are all different
             mark, line = OTHERS[others % len(OTHERS)], LINES[(3 + others // len(OTHERS)) % len(LINES)]
-            found[name] = {"color": "black", "marker": mark, "linestyle": line, "label": name}
+            looks[name] = {"color": "black", "marker": mark, "linestyle": line, "label": name}
             others += 1
-    return found
+        if plain in architectures and name != plain:
+            own, place = looks[name], MARKERS.index(looks[name]["marker"])
+            own["marker"] = MARKERS[(place + variants[plain]) % len(MARKERS)]
+            own["markerfacecolor"] = own["color"] if own["markerfacecolor"] == "white" else "white"
+            own |= {"linestyle": (0, (1, 1)), "markersize": 5, "mew": 0.8}
+            variants[plain] += 1
+    return looks
 
 
 def draw_metrics(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """A small panel a metric, with one dictionary a row and its interval.
+    """A small panel a metric, with one dictionary a row and its interval; and the rows in the order drawn.
 
-    Args:
-        table: rows of ``metric``, ``dictionary``, ``estimate``, ``low``, ``high`` (NaN where there is no
-            interval). Metrics and dictionaries are drawn in the order in which they come first; a dictionary
-            may lack a metric.
-
-    Returns:
-        The figure, and the rows that are drawn, metric by metric.
+    ``table`` has rows of ``metric``, ``dictionary``, ``estimate``, ``low``, ``high`` (NaN where there is no
+    interval). Both are drawn in the order in which they come first; a dictionary may lack a metric.
     """
     metrics, dictionaries = list(pd.unique(table["metric"])), list(pd.unique(table["dictionary"]))
     looks = styles(dictionaries)
@@ -131,14 +119,8 @@ def draw_sweep(swept: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """OrtSAE's settings, a row of panels each, against what they change: means over seeds, bands their range.
 
     The values of a setting stand side by side at equal distances, so that 0 has a place among powers.
-
-    Args:
-        swept: a row a training (``data/organism/foundations/sweep.parquet``): ``gamma``, ``chunks``,
-            ``every``, ``seed``, and the metrics.
-
-    Returns:
-        The figure, and rows of ``setting`` ("γ" at one chunk, "K" at the paper's γ), ``value``, ``metric``,
-        ``estimate``, ``low``, ``high``.
+    ``swept`` has a row a training: ``gamma``, ``chunks``, ``every``, ``seed``, and the metrics. The settings
+    are "γ" at one chunk and "K" at the paper's γ.
     """
     usual = swept[swept["every"] == 1]
     parts = {
@@ -164,13 +146,10 @@ def draw_sweep(swept: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def draw_recovery(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Share of features recovered against variance explained at the end of training, a panel a firing.
+    """Share of features recovered against variance explained at the end of training, a panel a firing; and
+    its :func:`~reasoning_features.sae_checks.synthetic.summary`, whose 95% intervals are the bars.
 
-    Worlds larger than the smallest, and longer trainings, have larger marks. Bars are the 95% intervals of
-    :func:`~reasoning_features.sae_checks.synthetic.summary`.
-
-    Returns:
-        The figure, and the summary.
+    Worlds larger than the smallest, and longer trainings, have larger marks.
     """
     data = summary(grid)
     smallest, shortest = data["features"].min(), data["steps"].min()
@@ -198,13 +177,10 @@ def draw_recovery(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def draw_steps(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Share of features recovered against training steps, a panel a size and firing that was trained.
+    """Share of features recovered against training steps, a panel a size and firing; and the grid's curves.
 
     Lines are means over seeds, bands go from the lowest seed to the highest; a longer training, whose
     schedule is longer too, is a line of its own.
-
-    Returns:
-        The figure, and the grid's curves: a row a training and step.
     """
     data = curves(grid)
     sizes = sorted(set(data["features"]))
@@ -232,26 +208,18 @@ def draw_steps(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def draw_frequency(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Share of features recovered by how often they are active, where that differs: trained, and frozen.
+    """Share of features recovered by how often they are active, where that differs: trained, and frozen; and
+    what is drawn, a row an architecture and bin.
 
     Bands are Wilson's 95% intervals over the features of all seeds. The axis above says how many activations
     with the feature a training has seen: what it has hardly seen it cannot find.
-
-    Returns:
-        The figure, and what is drawn: a row an architecture and bin.
     """
     unequal = grid[grid["firing"] == "unequal"]
     data = by_frequency(unequal)
     kinds = np.where(data["architecture"].isin(TRAINED), "trained", "frozen")
-    shown = [
-        (features, kind)
-        for features in sorted(set(data["features"]))
-        for kind in ("trained", "frozen")
-        if ((data["features"] == features) & (kinds == kind)).any()
-    ]
+    shown = list(data.groupby(["features", pd.Categorical(kinds, ["trained", "frozen"])], observed=True))
     fig, axes = panels(len(shown), 3, height=3.1, sharey=True, sharex=True, ylabel=RECOVERED)
-    for ax, (features, kind) in zip(axes, shown, strict=True):
-        rows = data[(data["features"] == features) & (kinds == kind)]
+    for ax, ((features, kind), rows) in zip(axes, shown, strict=True):
         for (architecture, _), bins in rows.groupby(["architecture", "steps"], sort=False):
             line = style(str(architecture))
             middle = np.sqrt(bins["from"] * bins["to"])

@@ -9,20 +9,18 @@ nobody trained; the *floor* is an autoencoder that gives the mean whatever it re
 **Exact rules.** A language model that describes a latent from examples, and then tells from the description
 where the latent is active (Paulo et al., 2410.13928; SAEBench), may see more or less than is there. The
 organism's texts are written by a known grammar, so descriptions can be rules over a token's context, each
-exactly true or false at every token: which token it is, and which the one before it; which reasoning step it
-belongs to, and the token after it; both token and step; the document's family and its hidden style. On one
-half of the documents the rule is chosen that best tells where the latent is active (balanced accuracy, so
-that a rare latent is not told by "never"); its balanced accuracy on the other half is the latent's *detection
-accuracy*. Active means > 0: a top quantile would spare a latent its weak activations, which are part of every
-reconstruction. Two controls choose and test in the same way: firing *shuffled* over a half's tokens, which
-leaves what a rule finds by chance; and firing of *another document* at the same places, which leaves in it
-that a document has a beginning, a middle and an end.
+exactly true or false at every token: the token, the one before it, its reasoning step and the next token's,
+token and step together, the document's family and its hidden style. On one half of the documents the rule is
+chosen that best tells where the latent is active (> 0) in balanced accuracy; its balanced accuracy on the
+other half is the latent's *detection accuracy*. Two controls choose and test in the same way: firing
+*shuffled* over a half's tokens, which leaves what a rule finds by chance; and firing of *another document* at
+the same places, which leaves in it that a document has a beginning, a middle and an end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -40,21 +38,18 @@ from reasoning_features.errors import UserError
 from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.residual_stream.probes import move_targets
 from reasoning_features.sae_checks.ortsae_metrics import added_directions
-from reasoning_features.sae_checks.shipped import CEILING, FLOOR
 from reasoning_features.statistics import bootstrap_mean, bootstrap_weights, percentile_interval
 from reasoning_features.text.corpus import Corpus
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
-KS = (1, 5)
-"""How many latents a probe is given."""
-TESTED = 0.4
-"""Fraction of the documents that probes are tested on."""
-PROBE = ["dictionary", "labelling", "k"]
+# dictionaries that measures stand between: nothing is lost, and nothing is kept but the mean
+CEILING, FLOOR = "residual stream", "mean reconstruction"
+KS = (1, 5)  # how many latents a probe is given
+TESTED = 0.4  # fraction of the documents that probes are tested on
 AS_IT_IS, SHUFFLED, ANOTHER = "as it is", "shuffled", "another document"
 FIRING = (AS_IT_IS, ANOTHER, SHUFFLED)
-MINIMUM = 20
-"""Tokens of each half on which a latent must be active, and on which it must not, to be judged."""
+MINIMUM = 20  # tokens of each half on which a latent must be active, and on which it must not, to be judged
 
 
 @dataclass(frozen=True)
@@ -76,50 +71,35 @@ def weights_by_document(documents: int, seed: int, n_resamples: int = 1000) -> A
 
 @dataclass(frozen=True)
 class SparseProbes:
-    """Probes' answers on test documents, one probe a dictionary, labelling, k and class.
-
-    Attributes:
-        probes: a row a probe: ``dictionary``, ``labelling``, ``k``, ``class``, ``latents`` (those chosen).
-        hits: ``[p, t, 2]`` tokens of each test document that each probe got right: of the class, of the rest.
-        totals: ``[p, t, 2]`` tokens of each test document: of the class, of the rest.
+    """Balanced accuracy averaged over classes of every dictionary, labelling and k, ``[1 + resamples]``: of
+    all test documents, and of each resample of them. Resamples are the same for all, so differences are
+    paired.
     """
 
-    probes: pd.DataFrame
-    hits: Array
-    totals: Array
+    accuracy: dict[tuple[str, str, int], Array]
+    documents: int
 
-    def averaged(self, seed: int = 0) -> pd.DataFrame:
-        """Balanced accuracy averaged over classes, test documents resampled.
-
-        Returns:
-            Rows of ``dictionary``, ``labelling``, ``k``, ``balanced accuracy`` with its 95% ``low`` and
-            ``high``, and ``documents`` tested.
+    def table(self) -> pd.DataFrame:
+        """Rows of ``dictionary``, ``labelling``, ``k``, ``balanced accuracy`` with its 95% ``low`` and
+        ``high``, and ``documents`` tested.
         """
-        documents, rows = self.totals.shape[1], []
-        for dictionary, labelling, k in self.probes[PROBE].drop_duplicates().itertuples(index=False):
-            means = self.resampled(dictionary, labelling, k, seed)
-            found = percentile_interval(means[0], means[1:], documents)
-            rows.append((dictionary, labelling, k, found.estimate, found.low, found.high, documents))
-        return pd.DataFrame(rows, columns=[*PROBE, "balanced accuracy", "low", "high", "documents"])
+        rows = [
+            (*probe, *astuple(percentile_interval(values[0], values[1:], self.documents)))
+            for probe, values in self.accuracy.items()
+        ]
+        columns = ["dictionary", "labelling", "k", "balanced accuracy", "low", "high", "documents"]
+        return pd.DataFrame(rows, columns=columns)
 
-    def resampled(self, dictionary: str, labelling: str, k: int, seed: int = 0) -> Array:
-        """Balanced accuracy averaged over classes, of all test documents and of each resample.
 
-        Two dictionaries lack the same classes in the same resamples, so their differences are paired.
+def mean_accuracy(hits: Array, totals: Array, weights: Array) -> Array:
+    """Balanced accuracy averaged over classes ``[r]`` for weights of documents ``[r, t]``.
 
-        Raises:
-            UserError: there is no such probe.
-        """
-        asked = (self.probes[PROBE] == [dictionary, labelling, k]).all(axis=1).to_numpy()
-        if not asked.any():
-            raise UserError(f"There is no probe of {dictionary} for {labelling} with k = {k}.")
-        weights = weights_by_document(self.totals.shape[1], seed)
-        hits, totals = (
-            np.einsum("rt,pts->rps", weights, of[asked], optimize=True) for of in (self.hits, self.totals)
-        )
-        sides = np.divide(hits, totals, out=np.full_like(hits, np.nan), where=totals > 0)
-        accuracy = sides.mean(-1)  # nan where a resample lacks the class: left out of its mean
-        return np.nanmean(accuracy[~np.isnan(accuracy).all(1)], axis=1)
+    ``hits`` of ``totals`` ``[classes, t, 2]`` tokens of each document were right: of the class, of the rest.
+    A class that a resample lacks is left out of its mean.
+    """
+    right, drawn = (np.einsum("rt,cts->rcs", weights, of, optimize=True) for of in (hits, totals))
+    accuracy = np.divide(right, drawn, out=np.full_like(right, np.nan), where=drawn > 0).mean(-1)
+    return np.nanmean(accuracy[~np.isnan(accuracy).all(1)], axis=1)
 
 
 def labellings(corpus: Corpus) -> list[Labelling]:
@@ -137,24 +117,14 @@ def sparse_probes(
     activations: ActivationBatch,
     corpus: Corpus,
     labels: Sequence[Labelling] | None = None,
-    ks: Sequence[int] = KS,
     seed: int = 0,
 ) -> SparseProbes:
-    """Probe every dictionary, the residual stream and the mean for every class of every labelling.
+    """Probe every dictionary of raw activations, the residual stream and the mean for every class of every
+    labelling (by default :func:`labellings`); ``seed`` divides the documents and draws resamples.
 
     A latent counts by its activation times the length of its decoder direction, in the stream's units, so
-    that a dictionary scaled up and down again is the same dictionary.
-
-    Args:
-        saes: autoencoders of raw activations, by name; all latents of one stand in memory at once.
-        activations: the stream at tokens of the corpus.
-        corpus: the documents, which ``seed`` divides.
-        labels: what to probe for, by default :func:`labellings`; classes that no token has are left out.
-        ks: how many latents a probe is given.
-
-    Returns:
-        The probes of ``saes``; those of the stream's own coordinates (``CEILING``: the k best, and all of
-        them, which is the ceiling); and those of constant latents (``FLOOR``).
+    that a dictionary scaled up and down again is the same dictionary. Besides ``saes`` there are the stream's
+    own coordinates (``CEILING``: the k best, and all of them) and constant latents (``FLOOR``).
 
     Raises:
         UserError: fewer than two classes, or one that is missing among the training or the test documents.
@@ -164,25 +134,25 @@ def sparse_probes(
     tested = np.random.default_rng(seed).permutation(len(names))[: max(1, round(TESTED * len(names)))]
     test_document = np.full(len(names), -1)
     test_document[tested] = np.arange(len(tested))
-    probes: list[tuple[Any, ...]] = []
-    counts: list[tuple[Array, Array]] = []
+    weights = weights_by_document(len(tested), seed)
+    accuracy = {}
     with threadpool_limits(limits=1):  # threads only wait for one another on matrices this small
         for name in (*saes, CEILING, FLOOR):
+            ks: tuple[int, ...] = KS
             if name in saes:
-                latents, few = scaled_latents(saes[name], activations.residual), list(ks)
+                latents = scaled_latents(saes[name], activations.residual)
             elif name == CEILING:
-                latents, few = activations.residual.numpy(), [*ks, activations.residual.shape[1]]
+                latents, ks = activations.residual.numpy(), (*KS, activations.residual.shape[1])
             else:
-                latents, few = np.zeros((len(positions), max(ks)), np.float32), list(ks)
+                latents = np.zeros((len(positions), max(KS)), np.float32)
             for labelling in labels or labellings(corpus):
                 codes = labelling.codes[positions]
-                probed = _probed(latents, codes, test_document[document], len(tested), few, labelling.name)
-                for code, chosen, hits, totals in probed:
-                    what = (labelling.name, len(chosen), labelling.classes[code])
-                    probes.append((name, *what, tuple(chosen.tolist())))
-                    counts.append((hits, totals))
-    hits, totals = (np.array(of) for of in zip(*counts, strict=True))
-    return SparseProbes(pd.DataFrame(probes, columns=[*PROBE, "class", "latents"]), hits, totals)
+                hits, totals = _probed(
+                    latents, codes, test_document[document], len(tested), ks, labelling.name
+                )
+                for k, of_k in zip(ks, hits, strict=True):
+                    accuracy[name, labelling.name, k] = mean_accuracy(of_k, totals, weights)
+    return SparseProbes(accuracy, len(tested))
 
 
 def scaled_latents(sae: SAE[Any], residual: torch.Tensor) -> NDArray[np.float32]:
@@ -198,8 +168,10 @@ def _probed(
     n_tested: int,
     ks: Sequence[int],
     labelling: str,
-) -> Iterator[tuple[int, Codes, Array, Array]]:
-    """For every class and k: its code, the latents chosen, hits and totals ``[t, 2]`` by test document."""
+) -> tuple[Array, Array]:
+    """Tokens of each test document that probes got right ``[ks, classes, t, 2]``, of the class and of the
+    rest, and how many there are ``[classes, t, 2]``; ``test_document`` ``[n]`` is −1 in training.
+    """
     labelled, held_out = codes >= 0, test_document >= 0
     training, test = labelled & ~held_out, labelled & held_out
     classes = np.unique(codes[labelled])
@@ -209,23 +181,24 @@ def _probed(
                 f"Probes for {labelling} need two classes or more, each among the {part} documents: "
                 "take more documents."
             )
-    known, fresh = latents[training], latents[test]
-    true, at = codes[test], test_document[test]
-    for code in classes:
-        inside = codes[training] == code
+    known, fresh, at = latents[training], latents[test], test_document[test]
+    hits = np.empty((len(ks), len(classes), n_tested, 2))
+    totals = np.empty((len(classes), n_tested, 2))
+    for c, code in enumerate(classes):
+        inside, truly = codes[training] == code, codes[test] == code
         sums = inside.astype(np.float32) @ known
         difference = sums / inside.sum() - (known.sum(0) - sums) / (~inside).sum()
         order = np.argsort(-np.abs(difference), kind="stable")
-        sides = (true == code, true != code)
-        for k in ks:
+        totals[c] = np.stack([np.bincount(at, side, n_tested) for side in (truly, ~truly)], axis=1)
+        for i, k in enumerate(ks):
             chosen = order[:k]
             scaler = StandardScaler().fit(known[:, chosen])
             model = LogisticRegression(class_weight="balanced", max_iter=500)
             model.fit(scaler.transform(known[:, chosen]), inside)
-            right = model.predict(scaler.transform(fresh[:, chosen])) == sides[0]
-            hits = np.array([np.bincount(at, right & side, n_tested) for side in sides], float)
-            totals = np.array([np.bincount(at, side, n_tested) for side in sides], float)
-            yield int(code), chosen.astype(np.int64), hits.T, totals.T
+            right = model.predict(scaler.transform(fresh[:, chosen])) == truly
+            both = [np.bincount(at, right & side, n_tested) for side in (truly, ~truly)]
+            hits[i, c] = np.stack(both, axis=1)
+    return hits, totals
 
 
 def rule_kinds(corpus: Corpus, tokenizer: Any) -> list[Labelling]:
@@ -264,13 +237,8 @@ def judge(
 ) -> pd.DataFrame:
     """The best rule of each of some latents of every dictionary, and how well it tells where they are active.
 
-    Args:
-        saes: encode raw activations, by name.
-        activations: the stream at tokens of the corpus.
-        corpus: the documents.
-        kinds: the rules (:func:`rule_kinds`).
-        latents: at most so many of a dictionary are drawn, among those that can be judged (``MINIMUM``).
-        seed: divides the documents, draws the latents and shuffles.
+    At most ``latents`` of a dictionary are drawn, among those that can be judged (``MINIMUM``); ``seed``
+    divides the documents, draws the latents and shuffles. ``kinds`` are the rules (:func:`rule_kinds`).
 
     Returns:
         Rows of ``dictionary``, ``firing`` (``FIRING``), ``latent``, ``density`` (fraction of tokens it is
@@ -347,16 +315,11 @@ def _accuracies(fires: NDArray[np.bool_], kinds: Sequence[Labelling], positions:
 
 
 def detection(judged: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Mean detection accuracy of each dictionary's latents (:func:`judge`), and of its controls.
-
-    Returns:
-        Rows of ``dictionary``, ``firing``, ``detection`` with ``low`` and ``high`` (95%, latents resampled),
-        ``latents``.
+    """Mean detection accuracy of each dictionary's latents (:func:`judge`), and of its controls: rows of
+    ``dictionary``, ``firing``, ``detection`` with ``low`` and ``high`` (95%, latents resampled), ``latents``.
     """
-    rows = []
-    for (name, firing), accuracies in judged.groupby(["dictionary", "firing"], sort=False)["detection"]:
-        found = bootstrap_mean(accuracies, seed=seed)
-        rows.append((name, firing, found.estimate, found.low, found.high, found.n))
+    grouped = judged.groupby(["dictionary", "firing"], sort=False)["detection"]
+    rows = [(*about, *astuple(bootstrap_mean(of_latents, seed=seed))) for about, of_latents in grouped]
     return pd.DataFrame(rows, columns=["dictionary", "firing", "detection", "low", "high", "latents"])
 
 

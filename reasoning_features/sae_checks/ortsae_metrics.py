@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
+from dataclasses import astuple
 from io import StringIO
 from itertools import combinations, permutations
 from typing import Any
@@ -25,7 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from reasoning_features.dictionaries.autoencoder import rows_at_once
-from reasoning_features.dictionaries.evaluation import WIDE, best_cosines
+from reasoning_features.dictionaries.evaluation import best_cosines, cosines
 from reasoning_features.dictionaries.training import AUXILIARY
 from reasoning_features.diffing.presence import SAME, activation_correlation, share_of
 from reasoning_features.errors import UserError
@@ -40,20 +41,16 @@ from reasoning_features.statistics import (
 
 Array = NDArray[np.float64]
 NEIGHBOURS, COMPOSITION = "MeanCosSim", "composition (MetaSAE's explained variance)"
+# ten cosines from which two latents are joined in a graph: from where random directions are joined often
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 12))
-"""Ten cosines from which two latents are joined in a graph: from where random directions are joined often."""
+# a latent is unique below this cosine with all of another dictionary (OrtSAE), in Gemma-2-2B's stream
 PAPER_UNIQUE, PAPER_WIDTH = 0.2, 2304
-"""A latent is unique below this cosine with all of another dictionary (OrtSAE), in Gemma-2-2B's stream."""
-RANDOM_QUANTILE = 0.95
-"""Share of random directions that are to count as unique beside a dictionary."""
-RANDOM_DIRECTIONS = 2**13
-"""Random directions that a quantile, and a share, is estimated from."""
-ACTIVE, FEWER = 4, 4
-"""A MetaSAE has so many active latents a row, on average, and so many times fewer latents than rows."""
-DEAD_AFTER = 100
-"""Steps without activity after which a latent of a MetaSAE is dead."""
+RANDOM_QUANTILE = 0.95  # share of random directions that are to count as unique beside a dictionary
+RANDOM_DIRECTIONS = 2**13  # that a quantile, and a share, is estimated from
+ACTIVE, FEWER = 4, 4  # a MetaSAE has so many active latents a row, and so many times fewer latents than rows
+DEAD_AFTER = 100  # steps without activity after which a latent of a MetaSAE is dead
+# of 512 rows, all at a step; five times as many explained 0.02 more of ReLU's rows, 0.003 of TopK's
 STEPS, BATCH, LEARNING_RATE = 400, 2048, 3e-3
-"""Of 512 rows, all at a step; five times as many explained 0.02 more of ReLU's rows, 0.003 of TopK's."""
 
 
 @torch.no_grad()
@@ -66,19 +63,16 @@ def added_directions(sae: SAE[Any]) -> Tensor:
 
 
 def geometry(decoders: Mapping[str, Tensor], seed: int = 0) -> pd.DataFrame:
-    """MeanCosSim and composition of dictionaries, name → live directions ``[s, d]``; 95% intervals.
+    """MeanCosSim and composition of dictionaries, name → live directions ``[s, d]``: rows of ``metric``,
+    ``dictionary``, ``estimate``, ``low``, ``high`` (95%), ``n``.
 
     MeanCosSim = mean_i max_{j≠i} cos(W_i, W_j). Latents are resampled with the neighbours they have in the
     whole dictionary: a resampled dictionary would hold copies, which are neighbours at cosine 1.
-
-    Returns:
-        Rows of ``metric``, ``dictionary``, ``estimate``, ``low``, ``high``, ``n``.
     """
-    found = {}
+    rows = []
     for name, decoder in tqdm(decoders.items(), desc="Geometry", unit="dictionary"):
-        found[NEIGHBOURS, name] = bootstrap_mean(nearest_cosines(decoder), seed=seed)
-        found[COMPOSITION, name] = composition(decoder, seed=seed)
-    rows = [(*key, i.estimate, i.low, i.high, i.n) for key, i in found.items()]
+        rows.append((NEIGHBOURS, name, *astuple(bootstrap_mean(nearest_cosines(decoder), seed=seed))))
+        rows.append((COMPOSITION, name, *astuple(composition(decoder, seed=seed))))
     table = pd.DataFrame(rows, columns=["metric", "dictionary", "estimate", "low", "high", "n"])
     return table.sort_values("metric", kind="stable", ignore_index=True)
 
@@ -93,15 +87,12 @@ def nearest_cosines(decoder: Tensor) -> Array:
             f"A dictionary of {len(decoder)} latents has no neighbours to measure: give one with two live "
             "latents at least."
         )
-    dtype = torch.float64 if len(decoder) ** 2 <= WIDE else torch.float32
-    unit = torch.nn.functional.normalize(decoder.detach().to(dtype), dim=1)
-    rows = max(1, WIDE // len(unit))
-    found = []
-    for start in range(0, len(unit), rows):
-        cosines = unit[start : start + rows] @ unit.T
-        cosines.diagonal(start).fill_(-torch.inf)  # a direction is no neighbour of its own
-        found.append(cosines.max(1).values.double().cpu())
-    return torch.cat(found).numpy()
+    nearest, start = [], 0
+    for part in cosines(decoder, decoder):
+        part.diagonal(start).fill_(-torch.inf)  # a direction is no neighbour of its own
+        nearest.append(part.max(1).values.double().cpu())
+        start += len(part)
+    return torch.cat(nearest).numpy()
 
 
 def isotropic_directions(n: int, width: int, seed: int) -> Tensor:
@@ -115,10 +106,8 @@ def composition(decoder: Tensor, seeds: Sequence[int] = (0, 1, 2), seed: int = 0
     """How far a dictionary's directions are sums of a few others: lower is more atomic.
 
     A MetaSAE, BatchTopK with a quarter as many latents and four active ones a row, is trained on the rows,
-    unit-normalised; composition is the fraction of their variance that it explains. The same arguments give
-    the same bytes on the same machine.
-
-    ``seeds`` are the MetaSAEs', ``seed`` is the bootstrap's.
+    unit-normalised, from each of ``seeds``; composition is the fraction of their variance that it explains.
+    The same arguments give the same bytes on the same machine; ``seed`` is the bootstrap's.
     """
     if len(decoder) < FEWER * ACTIVE:
         raise UserError(
@@ -133,10 +122,8 @@ def composition(decoder: Tensor, seeds: Sequence[int] = (0, 1, 2), seed: int = 0
 def explained(error: Array, deviation: Array, seed: int = 0) -> Interval:
     """Fraction of variance explained, mean over MetaSAEs, with its 95% interval; both are resampled together.
 
-    Args:
-        error: ``[seeds, s]`` squared distance of each unit row from its reconstruction.
-        deviation: ``[s]`` squared distance of each unit row from their mean.
-        seed: of the bootstrap.
+    ``error`` ``[seeds, s]`` and ``deviation`` ``[s]`` are squared distances of each unit row from its
+    reconstruction and from their mean.
     """
     seeds, rows = error.shape
     by_seed = 1 - error.sum(1) / deviation.sum()
@@ -184,25 +171,24 @@ def clustering(decoder: Tensor, thresholds: Sequence[float] = THRESHOLDS, seed: 
 
     The mean over latents of the share of their pairs of neighbours that are neighbours too; a latent with
     fewer than two neighbours counts 0. In a graph with as many edges laid at random it would be the share of
-    pairs that are joined. Latents are resampled with the coefficients they have in the whole graph.
-
-    Returns:
-        Rows of ``threshold``, ``estimate``, ``low``, ``high`` (95%), ``joined`` (share of pairs), ``n``.
+    pairs that are joined, which is the column ``joined``. Latents are resampled with the coefficients they
+    have in the whole graph.
     """
     unit = torch.nn.functional.normalize(decoder.detach().double(), dim=1)
-    cosines = (unit @ unit.T).cpu().numpy()
-    np.fill_diagonal(cosines, -np.inf)
+    nearness = (unit @ unit.T).cpu().numpy()
+    np.fill_diagonal(nearness, -np.inf)
     rows = []
     for threshold in thresholds:
-        joined = csr_matrix(cosines >= threshold, dtype=np.float64)
+        joined = csr_matrix(nearness >= threshold, dtype=np.float64)
         degree = np.asarray(joined.sum(1)).ravel()
         closed = np.asarray((joined @ joined).multiply(joined).sum(1)).ravel()
         pairs = degree * (degree - 1)
         local = np.divide(closed, pairs, out=np.zeros_like(closed), where=pairs > 0)
         found = bootstrap_mean(local, seed=seed)
         share = degree.sum() / (len(unit) * (len(unit) - 1))
-        rows.append((threshold, found.estimate, found.low, found.high, share, found.n))
-    return pd.DataFrame(rows, columns=["threshold", "estimate", "low", "high", "joined", "n"])
+        rows.append((threshold, *astuple(found), share))
+    columns = ["threshold", "estimate", "low", "high", "n", "joined"]
+    return pd.DataFrame(rows, columns=columns)[[*columns[:4], "joined", "n"]]
 
 
 def as_rare(cosine: float, width: int, other_width: int) -> float:
@@ -238,15 +224,15 @@ def uniqueness(decoders: Mapping[str, Tensor], seed: int = 0) -> pd.DataFrame:
             best_cosines(isotropic_directions(RANDOM_DIRECTIONS, width, each), directions)
             for each in (seed, seed + 1)
         )
-        cosines = {
+        limits = {
             "paper": PAPER_UNIQUE,
             "as rare": as_rare(PAPER_UNIQUE, width, PAPER_WIDTH),
             "random": float(np.quantile(first, RANDOM_QUANTILE)),
         }
         nearest = best_cosines(decoder, directions)
-        for threshold, cosine in cosines.items():
-            i, by_chance = share_of(nearest < cosine), float((second < cosine).mean())
-            rows.append((name, other, threshold, cosine, i.estimate, i.low, i.high, i.n, by_chance))
+        for threshold, cosine in limits.items():
+            unique, by_chance = share_of(nearest < cosine), float((second < cosine).mean())
+            rows.append((name, other, threshold, cosine, *astuple(unique), by_chance))
     columns = ["dictionary", "other", "threshold", "cosine", "estimate", "low", "high", "n"]
     return pd.DataFrame(rows, columns=[*columns, "random directions"])
 
@@ -255,18 +241,14 @@ def chosen_overlap(
     saes: Mapping[str, SAE[Any]], chosen: Mapping[str, NDArray[np.int64]], residual: Tensor
 ) -> pd.DataFrame:
     """How far dictionaries choose the same features: those chosen in one that some chosen one of another does
-    (correlation of activations ≥ 0.7), beside those that any latent of the other does.
-
-    Returns:
-        Rows of ``dictionary``, ``other``, ``share`` with ``low`` and ``high`` (Wilson), ``n``, and
-        ``in the other at all``.
+    (correlation of activations ≥ 0.7), with Wilson's interval, beside those that any latent of the other does
+    (``in the other at all``).
     """
     rows = []
     for one, other in combinations(saes, 2):
-        found = activation_correlation(saes[one], residual, saes[other], residual, chosen[one])
-        among = share_of(found[:, chosen[other]].max(axis=1) >= SAME)
-        anywhere = float((found.max(axis=1) >= SAME).mean())
-        rows.append((one, other, among.estimate, among.low, among.high, among.n, anywhere))
+        correlation = activation_correlation(saes[one], residual, saes[other], residual, chosen[one])
+        among = share_of(correlation[:, chosen[other]].max(axis=1) >= SAME)
+        rows.append((one, other, *astuple(among), float((correlation.max(axis=1) >= SAME).mean())))
     columns = ["dictionary", "other", "share", "low", "high", "n", "in the other at all"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -275,22 +257,16 @@ def less(table: pd.DataFrame, one: str = "BatchTopK", other: str = "OrtSAE") -> 
     """A measure of one dictionary less another's, of independent estimates; ``table`` has rows of
     ``dictionary``, ``estimate``, ``low``, ``high``, ``n``.
     """
-    found = {
-        row["dictionary"]: Interval(row["estimate"], row["low"], row["high"], row["n"])
-        for row in table.to_dict("records")
-    }
-    return independent_difference(found[one], found[other])
+    rows = table[["dictionary", "estimate", "low", "high", "n"]].itertuples(index=False)
+    intervals = {name: Interval(*interval) for name, *interval in rows}
+    return independent_difference(intervals[one], intervals[other])
 
 
 def cost_ratios(costs: pd.DataFrame) -> pd.DataFrame:
-    """What a training step costs against one of BatchTopK, by size: median over runs done in turn.
+    """What a training step costs against one of BatchTopK, by size, over runs done in turn: rows of ``name``,
+    ``features``, ``ratio`` (median), ``lowest``, ``highest``, ``runs``.
 
-    Args:
-        costs: rows of ``name``, ``features``, ``run``, ``seconds`` of a step
-            (``data/organism/foundations/costs.parquet``).
-
-    Returns:
-        Rows of ``name``, ``features``, ``ratio`` (median), ``lowest``, ``highest``, ``runs``.
+    ``costs`` has rows of ``name``, ``features``, ``run``, ``seconds`` of a step.
     """
     rows = []
     wide = costs.pivot(index=["features", "run"], columns="name", values="seconds")

@@ -1,4 +1,4 @@
-"""Trained dictionaries beside the random-SAE baseline: levels, floors and ceilings, and their differences.
+"""What ``make sanity`` trained of one model, and trained dictionaries beside the random-SAE baseline.
 
 A difference is of two arrays ``[1 + resamples]``: a measure of all units (documents, pairs, traces, problems,
 latents) and of each resample. Where both dictionaries are measured on the same units the resamples are the
@@ -8,40 +8,97 @@ same, and the difference is paired.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import astuple
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sae_lens import SAE
 
-from reasoning_features.dictionaries.evaluation import best_cosines, reconstruct
+from reasoning_features import paths
+from reasoning_features.dictionaries.autoencoder import architecture_label, load_autoencoder, name_of
+from reasoning_features.dictionaries.evaluation import EXPLAINED, best_cosines, reconstruct
 from reasoning_features.diffing.presence import PAPER_THRESHOLD, SAME, share_of
+from reasoning_features.errors import MissingArtefact
+from reasoning_features.files import verify_shipped
 from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.reporting.claims import Measured
 from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.sae_checks.causal_editing import Editing
 from reasoning_features.sae_checks.interpretability import (
     AS_IT_IS,
+    CEILING,
+    FLOOR,
     KS,
     SparseProbes,
     excess,
     weights_by_document,
 )
-from reasoning_features.sae_checks.shipped import CEILING, FLOOR, name_of
 from reasoning_features.statistics import Interval
 from reasoning_features.steering.steering_results import winners_table
-from reasoning_features.steering.steering_study import CHOSEN, FEATURES, Study
+from reasoning_features.steering.steering_study import CHOSEN, FEATURES, Study, load_studies
 from reasoning_features.truth import benchmark as scorers
 
 Array = NDArray[np.float64]
+Value = TypeVar("Value")
 ENDS = ["estimate", "low", "high"]
 PRECISION = "average precision"
+# scorers that are drawn; the table has all
 SHOWN = (
     *("ReasonScore", "word identity", "density", "mean difference", "gradient attribution"),
     scorers.CEILING,
 )
-"""Scorers that are drawn; the table has all."""
+
+
+# --- what was trained and measured of one model, by the dictionary's name, trained ones first ---------------
+
+
+def load_table(path: str) -> pd.DataFrame:
+    """A shipped table, after its checksum; the path is absolute or taken from the repository's root."""
+    table = paths.resolve(path)
+    verify_shipped(table)
+    return pd.read_parquet(table)
+
+
+def load_dictionaries(
+    folder: str, model: str, d_model: int, hook_name: str, device: str = "cpu", seed: int = 0
+) -> dict[str, SAE[Any]]:
+    """The autoencoders of a model and a seed in ``settings.foundations``.
+
+    Raises:
+        MissingArtefact: there are none.
+        CorruptArtefact: a file is not what was shipped.
+    """
+    home = paths.resolve(folder) / "autoencoders"
+    found = sorted(path for path in home.glob(f"{model}-*-{seed}") if path.is_dir())
+    if not found:
+        raise MissingArtefact(
+            f"There are no dictionaries of {model} in {folder}: `make sanity` trains the shipped models'."
+        )
+    verify_shipped(home)
+    saes = (load_autoencoder(paths.relative(path), d_model, hook_name, device) for path in found)
+    return _trained_first({name_of(architecture_label(sae)): sae for sae in saes})
+
+
+def benchmarks_by_name(folder: str, model: str) -> dict[str, scorers.Benchmark]:
+    """Ablation effects of the features of a model's dictionaries."""
+    found = sorted(scorers.load_benchmarks(f"{folder}/truth"), key=lambda benchmark: benchmark.architecture)
+    return _trained_first({name_of(b.architecture): b for b in found if b.model == model})
+
+
+def studies_by_name(folder: str, model: str) -> dict[str, Study]:
+    """Matched-budget searches of steering on a model's dictionaries."""
+    found = load_studies(paths.resolve(folder) / "steering").values()
+    named = {name_of(s.identity["architecture"]): s for s in found if s.identity["model"] == model}
+    return _trained_first(named)
+
+
+def _trained_first(named: Mapping[str, Value]) -> dict[str, Value]:
+    return dict(sorted(named.items(), key=lambda item: "frozen" in item[0]))
+
+
+# --- every measure, with floors and ceilings ----------------------------------------------------------------
 
 
 def metrics(
@@ -55,7 +112,7 @@ def metrics(
     def add(metric: str, rows: pd.DataFrame, *columns: str) -> None:
         parts.append(rows[list(columns)].set_axis(["dictionary", *ENDS], axis=1).assign(metric=metric))
 
-    for name in ("fraction of variance explained", "loss recovered"):
+    for name in (EXPLAINED, "loss recovered"):
         metric = name.removeprefix("fraction of ")
         add(metric, quality, "autoencoder", name, f"{name} low", f"{name} high")
     for labelling, rows in probes.groupby("labelling", sort=False):
@@ -73,19 +130,19 @@ def metrics(
     return pd.concat(parts, ignore_index=True)[["metric", "dictionary", *ENDS]]
 
 
-def row(measure: str, trained: Array, null: Array, floor: float, n: int) -> dict[str, Any]:
-    """One measure of a trained dictionary beside a null's, from resamples of both ``[1 + resamples]``.
+# --- trained less random ------------------------------------------------------------------------------------
 
-    Returns:
-        ``measure``, ``trained``, ``null``, ``floor``, ``difference`` with its 95% ends ``low`` and ``high``,
-        ``low 90`` and ``high 90``, and ``n``.
+
+def row(measure: str, trained: Array, null: Array, floor: float, n: int) -> dict[str, Any]:
+    """One measure of a trained dictionary beside a null's, from resamples of both ``[1 + resamples]``: their
+    ``difference`` with its 95% ends ``low`` and ``high``, and ``low 90`` and ``high 90``.
     """
     difference = trained - null
     drawn = difference[1:][np.isfinite(difference[1:])]
     names = ("low", "high", "low 90", "high 90")
     ends = dict(zip(names, np.quantile(drawn, [0.025, 0.975, 0.05, 0.95]), strict=True))
-    told = {"measure": measure, "trained": trained[0], "null": null[0], "floor": floor}
-    return told | {"difference": difference[0]} | ends | {"n": n}
+    values = {"measure": measure, "trained": trained[0], "null": null[0], "floor": floor}
+    return values | {"difference": difference[0]} | ends | {"n": n}
 
 
 def variance_explained(
@@ -110,28 +167,20 @@ def dictionary_rows(
     latents: Mapping[str, int],
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Measures of a trained dictionary and a null's, :func:`row` by :func:`row`.
+    """Measures of a trained dictionary and a null's, the ``pair``, :func:`row` by :func:`row`.
 
-    Exact rules are of different latents, which are resampled on their own, and count beyond what they score
-    on another document's firing.
-
-    Args:
-        pair: names of the trained dictionary and the null.
-        saes: the dictionaries, by name.
-        fresh: activations of text that they were not trained on.
-        documents: ``[n_tokens]`` the document of each token of that text.
-        probes, judged, edited: sparse probes, exact rules and causal editing of them all.
-        latents: how many latents are replaced of each.
-        seed: of the bootstraps.
+    ``fresh`` are activations of text that neither was trained on, ``documents`` ``[n_tokens]`` the document
+    of each of its tokens, ``latents`` how many are replaced of each dictionary. Exact rules are of different
+    latents, which are resampled on their own, and count beyond what they score on another document's firing.
     """
     one, other = (variance_explained(saes[name], fresh, documents, seed) for name in pair)
     n = len(np.unique(documents[fresh.positions.numpy()]))
     rows = [row("variance explained", one, other, 0.0, n)]
     for labelling in ("move", "family"):
         for k in KS:
-            one, other, floor = (probes.resampled(d, labelling, k, seed) for d in (*pair, FLOOR))
+            one, other, floor = (probes.accuracy[name, labelling, k] for name in (*pair, FLOOR))
             measure = f"probing, {labelling}, k = {k}"
-            rows.append(row(measure, one, other, float(floor[0]), probes.totals.shape[1]))
+            rows.append(row(measure, one, other, float(floor[0]), probes.documents))
     beyond = [excess(judged, name).to_numpy() for name in pair]
     one, other = (weights_by_document(len(x), seed + i, 2000) @ x / len(x) for i, x in enumerate(beyond))
     rows.append(row("exact rules, beyond chance", one, other, 0.0, sum(map(len, beyond))))
@@ -157,9 +206,9 @@ def main_line_rows(
 
 def outcome(rows: pd.DataFrame, measure: str) -> Measured:
     """The difference in one :func:`row` of a table, as claims are judged by it."""
-    told = next(row for row in rows.to_dict("records") if row["measure"] == measure)
-    wide = Interval(told["difference"], told["low"], told["high"], told["n"])
-    return Measured(wide, narrow=Interval(told["difference"], told["low 90"], told["high 90"], told["n"]))
+    (of,) = rows[rows["measure"] == measure].to_dict("records")
+    wide = Interval(of["difference"], of["low"], of["high"], of["n"])
+    return Measured(wide, narrow=Interval(of["difference"], of["low 90"], of["high 90"], of["n"]))
 
 
 def kept(rows: pd.DataFrame) -> pd.DataFrame:
@@ -171,6 +220,9 @@ def kept(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"measure": rows["measure"], "kept": (rows["null"] - rows["floor"]) / distance})
 
 
+# --- scorers, steering and stages under each dictionary -----------------------------------------------------
+
+
 def over_chance(scored: pd.DataFrame) -> pd.DataFrame:
     """Average precision less the share of features that pass, which a random ranking gets.
 
@@ -178,11 +230,10 @@ def over_chance(scored: pd.DataFrame) -> pd.DataFrame:
         Rows of ``model``, ``dictionary``, ``scorer``, ``estimate`` with ``low`` and ``high`` (95%, traces
         resampled, the features that pass held), ``chance``, ``positives``, ``live``, ``traces``.
     """
-    rows = scored[scored["metric"] == PRECISION].copy()
+    rows = scored[scored["metric"] == PRECISION].reset_index(drop=True)
     rows["dictionary"] = [name_of(label) for label in rows["architecture"]]
     rows[ENDS] = rows[ENDS].sub(rows["chance"], axis=0)
-    columns = ["model", "dictionary", "scorer", *ENDS, "chance", "positives", "live", "traces"]
-    return rows[columns].reset_index(drop=True)
+    return rows[["model", "dictionary", "scorer", *ENDS, "chance", "positives", "live", "traces"]]
 
 
 def scorer_panels(table: pd.DataFrame, model: str) -> pd.DataFrame:
@@ -194,16 +245,14 @@ def scorer_panels(table: pd.DataFrame, model: str) -> pd.DataFrame:
 
 def precision_over_chance(benchmark: scorers.Benchmark) -> Array:
     """ReasonScore's average precision less chance against effects on persistence, of all traces and of each
-    resample ``[1 + resamples]``.
-
-    Traces are resampled in one order for all dictionaries of a model, so their differences are paired.
+    resample, which are the same for all dictionaries of a model: their differences are paired.
     """
     truth = benchmark.truths["persistence"]
     score = scorers.live_scores(scorers.column("score:reason score"), benchmark, truth)
     resampled = truth.resampled(scorers.RESAMPLES, scorers.SEED)
     effects = np.concatenate([truth.effect[None], resampled])
-    found = scorers.metrics(score, effects, truth.threshold, signed=False)[PRECISION]
-    return found - (np.abs(effects) > truth.threshold).mean(axis=1)
+    precision = scorers.metrics(score, effects, truth.threshold, signed=False)[PRECISION]
+    return precision - (np.abs(effects) > truth.threshold).mean(axis=1)
 
 
 def winners(studies: Mapping[str, Study], seed: int = 0) -> pd.DataFrame:
@@ -229,13 +278,11 @@ def presence(
     stages: Mapping[str, tuple[str, SAE[Any]]],
     features: NDArray[np.int64],
 ) -> pd.DataFrame:
-    """Share of some features that are present at each stage, by what they do and by where they point.
+    """Share of some features of a dictionary that are present at each stage, by what they do and by where
+    they point.
 
-    Args:
-        matched: a row a feature, largest correlation of its activations with a latent of each stage.
-        sae: the dictionary that has the features.
-        stages: stage → who is read, and its dictionary; "S" is the first.
-        features: ``[k]`` the features, in the rows' order.
+    ``matched`` has a row a feature, in their order: the largest correlation of its activations with a latent
+    of each stage. ``stages``: who is read, and its dictionary; "S" is the first.
 
     Returns:
         Rows of ``stage``, ``share`` present by activations with ``low`` and ``high`` (Wilson), ``n``,
@@ -244,10 +291,10 @@ def presence(
     """
     rows, start = [], stages["S"][1].W_dec
     for stage, (_, other) in stages.items():
-        found = share_of(matched[stage].to_numpy(dtype=float) >= SAME)
+        share = share_of(matched[stage].to_numpy(dtype=float) >= SAME)
         cosine = float((best_cosines(sae.W_dec[features], other.W_dec) >= PAPER_THRESHOLD).mean())
         same = float((best_cosines(start, other.W_dec) >= PAPER_THRESHOLD).mean())
-        rows.append((stage, found.estimate, found.low, found.high, found.n, cosine, same))
+        rows.append((stage, *astuple(share), cosine, same))
     columns = ["stage", "share", "low", "high", "n", "by cosine", "between stages"]
     return pd.DataFrame(rows, columns=columns)
 

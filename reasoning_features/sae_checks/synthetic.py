@@ -29,7 +29,7 @@ from sae_lens.synthetic import ActivationGenerator, FeatureDictionary
 from torch import Tensor
 from torch.sparse import check_sparse_tensor_invariants
 
-from reasoning_features.dictionaries.evaluation import best_cosines
+from reasoning_features.dictionaries.evaluation import EXPLAINED, best_cosines
 from reasoning_features.dictionaries.training import (
     AUXILIARY,
     HELD_OUT,
@@ -49,41 +49,32 @@ from reasoning_features.workers import Each
 Array = NDArray[np.float64]
 Found = NDArray[np.bool_]
 Firing = Literal["equal", "unequal"]
-DECADES = 4.3
-"""Decades of firing probability in the unequal case: 10^-5.5 to 10^-1.2 in the paper."""
-SPREAD = 0.25
-"""Standard deviation of the logarithm of a magnitude."""
-RECOVERED = 0.8
-"""Cosine above which the paper counts a feature as recovered."""
+DECADES = 4.3  # of firing probability in the unequal case: 10^-5.5 to 10^-1.2 in the paper
+SPREAD = 0.25  # standard deviation of the logarithm of a magnitude
+RECOVERED = 0.8  # the cosine above which the paper counts a feature as recovered
 
 TRAINED: tuple[Architecture, ...] = ("relu", "topk", "batchtopk", "jumprelu", "matryoshka", "ortsae")
+# the paper's baselines: directions are random and kept, or nearly kept, as they were drawn
 FROZEN: tuple[Architecture, ...] = ("frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
-"""The paper's baselines: directions are random and kept, or nearly kept, as they were drawn."""
 FIRINGS: tuple[Firing, ...] = ("equal", "unequal")
 BATCH = 512
+# in short trials (2,000 steps, seeds 0 and 100) TopK explained more variance at it than at 3e-4, 1e-3 and
+# 1e-2, BatchTopK than at 3e-4 and 1e-3; recovery had no say in it
 LEARNING_RATE = 3e-3
-"""In short trials (2,000 steps, seeds 0 and 100) TopK explained more variance at it than at 3e-4, 1e-3 and
-1e-2, BatchTopK than at 3e-4 and 1e-3. Recovery had no say in it."""
+# weight of the sparsity penalty: of those tried on worlds of seed 100, which are not in the grid, the one at
+# which about ``active`` latents are active, 7 to 13, and explained variance does not break down
 PENALTY = {"relu": 4.0, "jumprelu": 1.0}
-"""Weight of the sparsity penalty: of those tried on worlds of seed 100, which are not in the grid, the one at
-which about ``active`` latents are active, 7 to 13, and explained variance does not break down."""
 SEEDS = 2
-STEPS = 6000
-"""One or two minutes of one core; OrtSAE, all of whose pairs are compared, four."""
-LONGER = 24_000
-"""Steps of longer trainings: TopK is still rising after 6,000. Five minutes of one core."""
-PAPERS_STEPS = 18_000
-"""Steps at the paper's size: 25 minutes of one core."""
+STEPS = 6000  # one or two minutes of one core; OrtSAE, all of whose pairs are compared, four
+LONGER = 24_000  # steps of longer trainings: TopK is still rising after 6,000; five minutes of one core
+PAPERS_STEPS = 18_000  # at the paper's size: 25 minutes of one core
+# the two that the paper's numbers on equally frequent features are of, and their weights of the loss that
+# revives dead latents
 USUAL: dict[Architecture, float] = {"topk": TOPK_AUXILIARY, "batchtopk": AUXILIARY}
-"""The two that the paper's numbers on equally frequent features are of, and their weights of the loss that
-revives dead latents."""
-RECORD_AT = (100, 300, 1000, 3000, 10_000)
-"""Steps after which features are counted, beside 0 and the last."""
+RECORD_AT = (100, 300, 1000, 3000, 10_000)  # steps after which features are counted, beside 0 and the last
 
-EXPLAINED = "fraction of variance explained"
-SETTING = ["architecture", "firing", "width", "features", "steps"]
-"""What a training is of; with ``seed`` it is one training."""
-TRAINING = [*SETTING, "seed"]
+SETTING = ["architecture", "firing", "width", "features", "steps"]  # what a training is of
+TRAINING = [*SETTING, "seed"]  # one training
 MEASURED = ["L0", EXPLAINED, "dead share", "best cosine"]
 RESAMPLES = 2000
 
@@ -168,70 +159,58 @@ def _log_normal(activations: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of the grid; ``firing``, ``seed``, ``width``, ``features``, ``active`` are its world's."""
+    """One training of the grid."""
 
     architecture: Architecture
-    firing: Firing
-    seed: int
+    world: World = World()
     steps: int = STEPS
-    width: int = 50
-    features: int = 800
-    active: int = 10
-    auxiliary: float | None = None  # None: the architecture's usual
+    auxiliary: float | None = None  # weight of the loss that revives dead latents; None: the usual one
 
     @property
     def file(self) -> str:
         """What its file is called."""
-        more = "" if self.auxiliary is None else f"-auxiliary-{self.auxiliary:g}"
-        return f"{self.architecture}-{self.firing}-{self.width}-{self.steps}-{self.seed}{more}.parquet"
-
-    @property
-    def world(self) -> World:
-        """Where its activations come from."""
-        return World(self.width, self.features, self.active, self.firing, self.seed)
+        world, more = self.world, "" if self.auxiliary is None else f"-auxiliary-{self.auxiliary:g}"
+        return f"{self.architecture}-{world.firing}-{world.width}-{self.steps}-{world.seed}{more}.parquet"
 
     @property
     def recipe(self) -> Recipe:
         """How it is trained."""
         return Recipe(
             self.architecture,
-            d_sae=self.features,
+            d_sae=self.world.features,
             tokens=self.steps * BATCH,
             learning_rate=LEARNING_RATE,
             batch=BATCH,
-            seed=self.seed,
-            k=self.active,
+            seed=self.world.seed,
+            k=self.world.active,
             l1=PENALTY.get(self.architecture, 0.0),
             auxiliary=self.auxiliary,
         )
 
 
+# worlds of half the paper's width, a quarter of its features, half as many active; of two architectures
+# longer trainings there, and one in a world of the paper's size, at the learning rate of the smaller ones
 CELLS = (
     *(
-        Cell(architecture, firing, seed)
+        Cell(architecture, World(firing=firing, seed=seed))
         for seed in range(SEEDS)
         for firing in FIRINGS
         for architecture in (*TRAINED, *FROZEN)
     ),
-    *(Cell(architecture, "equal", seed, LONGER) for seed in range(SEEDS) for architecture in USUAL),
-    *(
-        Cell(architecture, "equal", 0, PAPERS_STEPS, width=100, features=3200, active=20)
-        for architecture in USUAL
-    ),
+    *(Cell(architecture, World(seed=seed), LONGER) for seed in range(SEEDS) for architecture in USUAL),
+    *(Cell(architecture, World(width=100, features=3200, active=20), PAPERS_STEPS) for architecture in USUAL),
 )
-"""Worlds of half the paper's width, a quarter of its features, half as many active; of two architectures
-longer trainings there, and one in a world of the paper's size, at the learning rate of the smaller ones."""
+# each of the two with the other's weight: is that what they differ by?
 REVIVAL = (
-    *(Cell("topk", "equal", seed, auxiliary=USUAL["batchtopk"]) for seed in range(SEEDS)),
-    *(Cell("batchtopk", "equal", seed, auxiliary=USUAL["topk"]) for seed in range(SEEDS)),
+    *(Cell("topk", World(seed=seed), auxiliary=USUAL["batchtopk"]) for seed in range(SEEDS)),
+    *(Cell("batchtopk", World(seed=seed), auxiliary=USUAL["topk"]) for seed in range(SEEDS)),
 )
-"""Each of them with the other's weight: is that what they differ by?"""
+# what :func:`check` trains again
 CHECKED = (
-    Cell("topk", "unequal", 0),
-    Cell("batchtopk", "equal", 0),
-    Cell("frozen_decoder", "unequal", 0),
+    Cell("topk", World(firing="unequal")),
+    Cell("batchtopk"),
+    Cell("frozen_decoder", World(firing="unequal")),
 )
-"""What :func:`check` trains again."""
 
 
 def recovered(decoder: Tensor, features: Tensor) -> Found:
@@ -242,12 +221,9 @@ def recovered(decoder: Tensor, features: Tensor) -> Found:
 
 
 def count_by_frequency(found: Found, probabilities: Array, bins: int = 10) -> pd.DataFrame:
-    """How many features ``[m]`` were ``found`` in bins of equally many by how often they are active; there is
-    one bin where all features are equally frequent.
-
-    Returns:
-        A row a bin, the rarest first: ``bin``, ``from``, ``to`` (least and greatest probability), ``in bin``
-        (features) and ``found``.
+    """How many features ``[m]`` were ``found``, in bins of equally many by how often they are active, the
+    rarest first; there is one bin where all features are equally frequent. ``from`` and ``to`` are the least
+    and greatest probability.
     """
     parts = np.array_split(np.argsort(probabilities, kind="stable"), min(bins, len(np.unique(probabilities))))
     rows = [
@@ -261,11 +237,10 @@ def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
     """Train one autoencoder, up to step ``until`` or the last, and count what it has found of the features.
 
     Returns:
-        A row for each recorded step and bin of firing probability: the cell's ``architecture``, ``firing``,
-        ``width``, ``features``, ``steps`` (of the whole schedule), ``seed``; ``step`` and ``samples`` seen;
-        on held-out activations ``L0``, ``fraction of variance explained``, ``dead share``; ``best cosine``,
-        the mean over features of the largest cosine with a decoder direction; and the columns of
-        :func:`count_by_frequency`.
+        A row for each recorded step and bin of firing probability: ``architecture``, ``firing``, ``width``,
+        ``features``, ``steps`` (of the whole schedule), ``seed``; ``step`` and ``samples`` seen; on held-out
+        activations ``L0``, ``fraction of variance explained``, ``dead share``; ``best cosine``, the mean over
+        features of the largest cosine with a decoder direction; the columns of :func:`count_by_frequency`.
     """
     torch.set_num_threads(1)
     world, recipe = cell.world, cell.recipe
@@ -275,7 +250,7 @@ def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
     rows: list[pd.DataFrame] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.start("synthetic"))
-        trainer = new_trainer(recipe, "synthetic", cell.firing, moments, world.batches(BATCH), device="cpu")
+        trainer = new_trainer(recipe, "synthetic", world.firing, moments, world.batches(BATCH), "cpu")
 
         def record(checkpoint_path: Path | None = None) -> None:
             samples = trainer.n_training_samples
@@ -284,8 +259,8 @@ def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
             decoder = trainer.sae.W_dec.detach()
             bins = count_by_frequency(recovered(decoder, features), world.probabilities)
             closest = float(best_cosines(features, decoder).mean())
-            about = {"step": samples // BATCH, "samples": samples, **numbers, "best cosine": closest}
-            rows.append(pd.DataFrame([about]).merge(bins, how="cross"))
+            at_step = {"step": samples // BATCH, "samples": samples, **numbers, "best cosine": closest}
+            rows.append(pd.DataFrame([at_step]).merge(bins, how="cross"))
 
         trainer.save_checkpoint_fn = record
         trainer.checkpoint_thresholds = [
@@ -294,8 +269,9 @@ def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
         trainer.cfg.total_training_samples = end * BATCH
         record()
         trainer.fit()
-    about_cell = pd.DataFrame([{name: getattr(cell, name) for name in TRAINING}])
-    return about_cell.merge(pd.concat(rows), how="cross")
+    about = {"architecture": cell.architecture, "firing": world.firing, "width": world.width}
+    about |= {"features": world.features, "steps": cell.steps, "seed": world.seed}
+    return pd.DataFrame([about]).merge(pd.concat(rows), how="cross")
 
 
 def make(folder: Path, every: Each, cells: Sequence[Cell] = (*CELLS, *REVIVAL)) -> None:
@@ -326,12 +302,11 @@ def swapped(folder: Path) -> pd.DataFrame:
 
 
 def check(grid: pd.DataFrame, steps: int, cells: Sequence[Cell] = CHECKED) -> pd.DataFrame:
-    """Train some cells again for their first steps, and hold what comes out beside what the grid has.
+    """Some cells trained again for their first steps, beside what the grid has of them: a row a cell and
+    recorded step, ``fraction of variance explained`` and ``found`` as stored and, with ``… now``, as they
+    came again.
 
-    Returns:
-        A row a cell and recorded step up to ``steps``: ``architecture``, ``firing``, ``seed``, ``step``, and
-        ``fraction of variance explained`` and ``found`` as stored and, with ``… now``, as they came again.
-        Another processor may round otherwise; on the same one they are the same.
+    Another processor may round otherwise; on the same one they are the same.
     """
     threads = torch.get_num_threads()
     try:
@@ -362,18 +337,14 @@ def longest(grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_frequency(grid: pd.DataFrame) -> pd.DataFrame:
-    """What is recovered at the end by how often a feature is active, over the features of all seeds.
-
-    Returns:
-        Rows of ``architecture``, ``firing``, ``width``, ``features``, ``steps``; ``bin`` (0 the rarest),
-        ``from``, ``to`` (probability), ``in bin`` (features), ``found``; ``recovered`` (share), and ``low``
-        and ``high``, its 95% interval by Wilson.
+    """What is recovered at the end by how often a feature is active, over the features of all seeds: a row a
+    setting and ``bin`` (0 the rarest), with its share ``recovered``, and ``low`` and ``high`` (95%, Wilson).
     """
     sums = {"from": "min", "to": "max", "in bin": "sum", "found": "sum"}
     bins = last(grid).groupby([*SETTING, "bin"], sort=False).agg(sums).reset_index()
     shares = [_share(row) for _, row in bins.iterrows()]
-    ends = {"recovered": [s.estimate for s in shares], "low": [s.low for s in shares]}
-    return bins.assign(**ends, high=[s.high for s in shares])
+    ends = {name: [getattr(share, name) for share in shares] for name in ("low", "high")}
+    return bins.assign(recovered=[share.estimate for share in shares], **ends)
 
 
 def _share(counts: pd.Series[int]) -> Interval:
@@ -382,8 +353,8 @@ def _share(counts: pd.Series[int]) -> Interval:
 
 
 def frequent(grid: pd.DataFrame, architecture: str) -> tuple[Interval, Interval]:
-    """Share recovered of the most frequent fifth of unequally frequent features, and of the others; all seeds
-    together, with 95% intervals by Wilson.
+    """Share recovered of the most frequent fifth of unequally frequent features, and of the others, over all
+    seeds; 95% intervals by Wilson.
     """
     rows = by_frequency(longest(grid))
     rows = rows[(rows["architecture"] == architecture) & (rows["firing"] == "unequal")]
@@ -393,10 +364,7 @@ def frequent(grid: pd.DataFrame, architecture: str) -> tuple[Interval, Interval]
 
 def at_end(grid: pd.DataFrame, architecture: str, column: str) -> Interval:
     """A number of an architecture's longest trainings on equally frequent features at their end, with the
-    interval that :func:`summary` has.
-
-    ``n`` counts features for ``recovered`` and trainings for anything else; of one training there is no
-    interval, and its ends are NaN.
+    interval of :func:`summary`: NaN of one training. ``n`` counts features for ``recovered``, else trainings.
     """
     rows = summary(longest(grid))
     (row,) = rows[(rows["firing"] == "equal") & (rows["architecture"] == architecture)].to_dict("records")
@@ -419,14 +387,12 @@ def revival(grid: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(grid: pd.DataFrame) -> pd.DataFrame:
-    """Each architecture at the end of its trainings: means over seeds, and how sure they are.
+    """Each architecture at the end of its trainings: means over seeds, and 95% intervals ``… low``, ``…
+    high``.
 
-    Returns:
-        Rows of ``architecture``, ``firing``, ``width``, ``features``, ``steps``, ``seeds`` (number), means of
-        ``L0``, ``fraction of variance explained``, ``dead share``, ``best cosine`` and ``recovered``; and 95%
-        intervals, ``… low`` and ``… high``. That of explained variance resamples seeds: of two it is their
-        range, of one there is none. That of ``recovered`` resamples seeds and draws the share of each from
-        Beta(found + ½, missed + ½): Jeffreys' interval where there is one seed.
+    That of explained variance resamples seeds: of two it is their range, of one there is none. That of
+    ``recovered`` resamples seeds and draws the share of each from Beta(found + ½, missed + ½): Jeffreys'
+    interval where there is one seed.
     """
     rows = []
     for setting, runs in last(curves(grid)).groupby(SETTING, sort=False):

@@ -12,7 +12,11 @@ import pytest
 from reasoning_features import paths
 from reasoning_features.diffing import stages as stage_wise
 from reasoning_features.making import sae_checks
-from reasoning_features.sae_checks import shipped
+from reasoning_features.sae_checks.random_baseline import (
+    benchmarks_by_name,
+    load_dictionaries,
+    studies_by_name,
+)
 from reasoning_features.settings import load_settings
 
 ORGANISM = paths.root() / "data" / "organism"
@@ -57,10 +61,10 @@ def test_every_piece_from_nothing(repository, monkeypatch):
 
     place = "data/organism/foundations"
     hook = "blocks.2.hook_resid_post"
-    named = shipped.load_dictionaries(place, sae_checks.MODEL, 128, hook)
+    named = load_dictionaries(place, sae_checks.MODEL, 128, hook)
     assert list(named) == ["BatchTopK", "frozen decoder"]
-    assert list(shipped.benchmarks_by_name(place, sae_checks.MODEL)) == list(named)
-    assert list(shipped.studies_by_name(place, sae_checks.MODEL)) == ["BatchTopK"]
+    assert list(benchmarks_by_name(place, sae_checks.MODEL)) == list(named)
+    assert list(studies_by_name(place, sae_checks.MODEL)) == ["BatchTopK"]
     for label in ("batchtopk", "frozen_decoder-iso"):
         stages = stage_wise.load_stages(f"{place}/diffing/{label}", sae_checks.MODEL, 128, hook)
         assert list(stages) == ["S", *stage_wise.PATHS]

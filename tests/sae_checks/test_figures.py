@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 from figure_checks import legible
 
+from reasoning_features.dictionaries.autoencoder import NAMES
+from reasoning_features.dictionaries.evaluation import EXPLAINED
 from reasoning_features.sae_checks.figures import (
     draw_frequency,
     draw_metrics,
@@ -17,8 +19,8 @@ from reasoning_features.sae_checks.figures import (
     style,
     styles,
 )
-from reasoning_features.sae_checks.shipped import CEILING, FLOOR, NAMES
-from reasoning_features.sae_checks.synthetic import EXPLAINED, FIRINGS, FROZEN, TRAINED
+from reasoning_features.sae_checks.interpretability import CEILING, FLOOR
+from reasoning_features.sae_checks.synthetic import FIRINGS, FROZEN, TRAINED
 
 
 @pytest.fixture(autouse=True)

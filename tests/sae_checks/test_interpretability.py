@@ -16,7 +16,9 @@ from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.sae_checks.interpretability import (
     ANOTHER,
     AS_IT_IS,
+    CEILING,
     FIRING,
+    FLOOR,
     MINIMUM,
     SHUFFLED,
     Labelling,
@@ -26,11 +28,12 @@ from reasoning_features.sae_checks.interpretability import (
     excess,
     judge,
     labellings,
+    mean_accuracy,
     rule_kinds,
     scaled_latents,
     sparse_probes,
+    weights_by_document,
 )
-from reasoning_features.sae_checks.shipped import CEILING, FLOOR
 
 WIDTH = 6
 CORPUS = make_corpus(60)
@@ -61,13 +64,10 @@ def probes() -> SparseProbes:
 
 
 def test_a_latent_that_is_a_class_tells_it_and_a_constant_tells_nothing(probes: SparseProbes) -> None:
-    table = probes.averaged().set_index(["dictionary", "labelling", "k"])
+    table = probes.table().set_index(["dictionary", "labelling", "k"])
     columns = ["balanced accuracy", "low", "high", "documents"]
     for name, k in (("knows", 1), (CEILING, 1), (CEILING, WIDTH)):
         assert table.loc[(name, "move", k), columns].tolist() == [1, 1, 1, 24]
-    found = probes.probes
-    chosen = found[(found["dictionary"] == "knows") & (found["labelling"] == "move") & (found["k"] == 1)]
-    assert chosen.set_index("class")["latents"].to_dict() == {"explore": (0,), "verify": (1,), "answer": (2,)}
     for k in (1, 5):
         assert table.loc[(FLOOR, "move", k), columns].tolist() == [0.5, 0.5, 0.5, 24]
         blind = table.loc[("blind", "move", k)]
@@ -83,7 +83,7 @@ def test_what_documents_alone_tell_is_not_learnt() -> None:
     residual = torch.from_numpy(rng.normal(size=(60, WIDTH))[corpus.document_of]).float()
     batch = ActivationBatch(residual, torch.arange(corpus.n_tokens))
     found = sparse_probes({}, batch, corpus, [labellings(corpus)[1]])
-    assert found.resampled(CEILING, "family", WIDTH)[0] < 0.7
+    assert found.accuracy[CEILING, "family", WIDTH][0] < 0.7
 
 
 def test_labellings_by_hand() -> None:
@@ -96,32 +96,21 @@ def test_labellings_by_hand() -> None:
     assert (family.codes[CORPUS.starts[3] + 1 : CORPUS.starts[4]] == 1).all()
 
 
-def test_averages_and_intervals_by_hand() -> None:
-    about = {"dictionary": "a", "labelling": "move", "k": 1}
-    probes = pd.DataFrame(about | {"class": ["x", "y"], "latents": [(0,), (1,)]})
+def test_averages_and_resamples_by_hand() -> None:
     # x: 1 of 2 and 4 of 4, 0.75; y: 0 of 2 and 3 of 4, 0.375; the second document has no token of y
     hits = np.array([[[1, 2], [0, 2]], [[0, 1], [0, 2]]], dtype=float)
     totals = np.array([[[1, 2], [1, 2]], [[2, 1], [0, 3]]], dtype=float)
-    averaged = SparseProbes(probes, hits, totals).averaged().iloc[0]
-    assert averaged["balanced accuracy"] == pytest.approx(0.5625)
+    found = mean_accuracy(hits, totals, weights_by_document(2, seed=0))
     # resamples: x is .5, .75 or 1; y, where there, .5 (first document alone) or .375
-    assert averaged["low"] == pytest.approx(0.5) and averaged["high"] == pytest.approx(0.75)
-
-
-def test_resamples_are_of_the_same_documents(probes: SparseProbes) -> None:
-    """Two that fail at the same hard document differ by the same amount whichever documents are drawn."""
-    classes = {"class": ["x", "y"] * 2, "latents": [(0,)] * 4, "k": [1, 1, 2, 2]}
-    about = pd.DataFrame({"dictionary": ["a", "a", "b", "b"], "labelling": "move"} | classes)
-    totals = np.full((4, 3, 2), 10.0)
-    totals[1::2, 0, 0] = 0  # the first document has no token of y
-    right = np.array([0.9, 0.5, 0.3])[:, None] + np.array([0.1, 0.1, 0.0, 0.0])[:, None, None]
-    made = SparseProbes(about, right * totals, totals)
-    table = made.averaged()
-    assert (table["high"] - table["low"] > 0.3).all()
-    one, other = made.resampled("a", "move", 1), made.resampled("b", "move", 2)
+    assert found[0] == 0.5625 and set(found[1:].round(6)) == {0.5, 0.5625, 0.75}
+    # two that fail at the same hard document differ by the same amount whichever documents are drawn
+    totals = np.full((2, 3, 2), 10.0)
+    totals[1, 0, 0] = 0  # the first document has no token of y
+    right = np.array([0.9, 0.5, 0.3])[:, None] * totals
+    weights = weights_by_document(3, seed=0)
+    one, other = (mean_accuracy(hits, totals, weights) for hits in (right + 0.1 * totals, right))
+    assert np.ptp(one) > 0.3
     np.testing.assert_allclose(one - other, 0.1)
-    with pytest.raises(UserError, match="no probe of nobody for move with k = 1"):
-        probes.resampled("nobody", "move", 1)
 
 
 def test_how_the_decoder_is_scaled_changes_nothing() -> None:

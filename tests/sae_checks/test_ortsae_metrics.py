@@ -46,7 +46,7 @@ def test_neighbours_are_signed_and_by_hand(monkeypatch: pytest.MonkeyPatch) -> N
         nearest_cosines(torch.ones(1, 3))
     many = isotropic_directions(200, 8, seed=0)
     whole = nearest_cosines(many)
-    monkeypatch.setattr(ortsae_metrics, "WIDE", 3000)  # some at a time
+    monkeypatch.setattr("reasoning_features.dictionaries.evaluation.WIDE", 3000)  # some at a time
     np.testing.assert_allclose(nearest_cosines(many), whole, atol=1e-6)
 
 

@@ -12,6 +12,8 @@ from studies import made
 from tiny import make_benchmark, signed_identity
 
 from reasoning_features.dictionaries.evaluation import quality
+from reasoning_features.errors import CorruptArtefact, MissingArtefact
+from reasoning_features.files import write_shipped
 from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.sae_checks import random_baseline
 from reasoning_features.steering.steering_study import CHOSEN, FEATURES, SLOT
@@ -104,3 +106,22 @@ def test_presence_counts_by_activation_and_by_cosine() -> None:
     gone = random_baseline.absent(both, "a", "b")
     assert gone.value.estimate == 0.5 and gone.value.low == 1 - found.loc["S", "high"]
     assert gone.control == 0.75
+
+
+def test_a_shipped_table_is_checked_before_it_is_read(repository, monkeypatch) -> None:
+    place = "data/organism/foundations/table.parquet"
+    table, path = pd.DataFrame({"gamma": [0.0, 0.25]}), repository / place
+    path.parent.mkdir(parents=True)
+    table.to_parquet(path)
+    write_shipped([path], repository / "data/organism/checksums.json")
+    monkeypatch.chdir(path.parent)  # read wherever the caller stands
+    assert random_baseline.load_table(place).equals(table)
+    assert random_baseline.load_table(str(path)).equals(table)
+    table.iloc[:1].to_parquet(path)
+    with pytest.raises(CorruptArtefact, match=place):
+        random_baseline.load_table(place)
+    path.unlink()
+    with pytest.raises(MissingArtefact, match=place):
+        random_baseline.load_table(place)
+    with pytest.raises(MissingArtefact, match="no dictionaries of nobody"):
+        random_baseline.load_dictionaries("data/organism/foundations", "nobody", 8, "hook")

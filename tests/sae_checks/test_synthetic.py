@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from reasoning_features.dictionaries.evaluation import EXPLAINED
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.sae_checks import synthetic
 from reasoning_features.sae_checks.synthetic import (
     CELLS,
     CHECKED,
     DECADES,
-    EXPLAINED,
     STEPS,
     USUAL,
     Cell,
@@ -43,8 +43,8 @@ from reasoning_features.sae_checks.synthetic import (
 
 FEW = World(width=64, features=16, active=1.5, firing="unequal", seed=3)
 """Fewer features than dimensions: their activations can be read back."""
-TINY = Cell("topk", "unequal", 0, steps=6, width=8, features=32, active=2)
-EASY = Cell("topk", "equal", 0, steps=400, width=16, features=16, active=1)
+TINY = Cell("topk", World(8, 32, 2, "unequal"), steps=6)
+EASY = Cell("topk", World(16, 16, 1), steps=400)
 
 
 @pytest.fixture
@@ -154,12 +154,10 @@ def test_recovery_is_counted_in_bins_of_equally_many_features():
 def test_cells_are_what_was_planned():
     assert len({cell.file for cell in CELLS}) == len(CELLS) == 42
     usual = [cell for cell in CELLS if cell.steps == STEPS]
-    assert len({(cell.architecture, cell.firing, cell.seed) for cell in usual}) == len(usual) == 9 * 2 * 2
+    assert len({(cell.architecture, cell.world) for cell in usual}) == len(usual) == 9 * 2 * 2
     others = [cell for cell in CELLS if cell.steps != STEPS]
-    assert {(c.architecture, c.firing) for c in others} == {("topk", "equal"), ("batchtopk", "equal")}
-    sizes = {(cell.features, cell.width, cell.active, cell.seed) for cell in others}
-    assert sizes == {(800, 50, 10, 0), (800, 50, 10, 1), (3200, 100, 20, 0)}
-    assert all(cell.world.firing == cell.firing and cell.recipe.k == cell.active for cell in CELLS)
+    assert {(c.architecture, c.world.firing) for c in others} == {("topk", "equal"), ("batchtopk", "equal")}
+    assert {cell.world for cell in others} == {World(), World(seed=1), World(100, 3200, 20)}
     assert set(CHECKED) <= set(CELLS)
 
 
@@ -188,7 +186,7 @@ def test_an_easy_world_is_learnt_and_a_frozen_decoder_finds_nothing():
 
 
 def test_the_grid_goes_on_where_it_stopped_and_leaves_nothing_half_made(tmp_path, monkeypatch):
-    cells = [replace(TINY, seed=seed) for seed in (1, 0)]
+    cells = [replace(TINY, world=replace(TINY.world, seed=seed)) for seed in (1, 0)]
     with pytest.raises(MissingArtefact, match="2 of 2"):
         merged(tmp_path, cells)
     make(tmp_path, one_after_the_other, cells[:1])
