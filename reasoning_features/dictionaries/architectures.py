@@ -1,6 +1,6 @@
 """Architectures that SAELens does not have: importing this registers them there.
 
-All are BatchTopK in what they compute, so a trained autoencoder is saved as SAELens saves BatchTopK, a
+Both are BatchTopK in what they compute, so a trained autoencoder is saved as SAELens saves BatchTopK, a
 JumpReLU of one threshold, and plain SAELens loads it.
 
 *OrtSAE* (2509.22033) adds γ L_orth to the loss, a penalty on decoder directions that point alike. At each
@@ -10,9 +10,8 @@ step the latents are divided at random into K chunks C_k of equal size, and
 
 with signed cosines. The cheap variant adds it at every n-th step, n γ times.
 
-*Frozen baselines* (2602.14111): a *frozen decoder* keeps its random directions; the directions of a
-*soft-frozen decoder* are put back after each step into the cap of cosine τ about their start; of a *frozen
-encoder* only the biases, the threshold and the decoder are learnt.
+A *soft-frozen decoder* (2602.14111) is a random baseline: after each step its directions are put back into
+the cap of cosine τ about their random start.
 """
 
 from __future__ import annotations
@@ -110,23 +109,6 @@ def into_cap(directions: Tensor, start: Tensor, cosine: float) -> Tensor:
 
 
 @dataclass
-class FrozenDecoderConfig(BatchTopKTrainingSAEConfig):
-    """SAELens' BatchTopK with a decoder that stays at its start."""
-
-    @classmethod
-    def architecture(cls) -> str:
-        return "frozen_decoder"
-
-
-class FrozenDecoder(BatchTopKTrainingSAE):
-    """BatchTopK whose decoder directions are never trained."""
-
-    def initialize_weights(self) -> None:
-        super().initialize_weights()
-        self.W_dec.requires_grad_(False)
-
-
-@dataclass
 class SoftFrozenDecoderConfig(BatchTopKTrainingSAEConfig):
     """SAELens' BatchTopK with a decoder that stays near its start."""
 
@@ -172,27 +154,7 @@ class SoftFrozenDecoder(BatchTopKTrainingSAE):
         state_dict.pop("start")
 
 
-@dataclass
-class FrozenEncoderConfig(BatchTopKTrainingSAEConfig):
-    """SAELens' BatchTopK with encoder directions that stay at their start."""
-
-    @classmethod
-    def architecture(cls) -> str:
-        return "frozen_encoder"
-
-
-class FrozenEncoder(BatchTopKTrainingSAE):
-    """BatchTopK whose encoder directions are never trained."""
-
-    def initialize_weights(self) -> None:
-        super().initialize_weights()
-        self.W_enc.requires_grad_(False)
-
-
-for _class, _config in (
-    (OrtSAE, OrtSAEConfig),
-    (FrozenDecoder, FrozenDecoderConfig),
-    (SoftFrozenDecoder, SoftFrozenDecoderConfig),
-    (FrozenEncoder, FrozenEncoderConfig),
-):
-    register_sae_training_class(_config.architecture(), _class, _config)
+register_sae_training_class(OrtSAEConfig.architecture(), OrtSAE, OrtSAEConfig)
+register_sae_training_class(
+    SoftFrozenDecoderConfig.architecture(), SoftFrozenDecoder, SoftFrozenDecoderConfig
+)

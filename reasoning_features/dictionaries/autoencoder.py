@@ -59,13 +59,9 @@ def load_autoencoder(
 ) -> SAE[Any]:
     """Load an SAE that works on raw activations, in float32, after its checksums.
 
-    Args:
-        reference: a directory (absolute, or relative to the repository's root) or
-            ``owner/name[@revision][:folder]`` of the hub, with ``cfg.json`` and weights as SAELens or
-            EleutherAI's sparsify keep them.
-        d_model: width of the activations it is meant for.
-        hook_name: hook point it is meant for; None accepts any.
-        device: where to put it.
+    ``reference`` is a directory (absolute, or relative to the repository's root) or
+    ``owner/name[@revision][:folder]`` of the hub, with ``cfg.json`` and weights as SAELens or EleutherAI's
+    sparsify keep them. ``d_model`` and ``hook_name`` are what it is meant for; None accepts any hook point.
 
     Raises:
         MissingArtefact: there is no SAE in the directory.

@@ -227,15 +227,11 @@ def evaluate(
     sample: Tensor,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """A table of SAEs: one row each, intervals (95%) over documents.
+    """A table of SAEs, a row each, with intervals (95%) over documents.
 
-    Args:
-        saes: by name.
-        fresh: activations of text that no SAE was trained on; L0 and explained variance are measured on them.
-        documents: ``[n_tokens]`` the document of each token of that text.
-        losses: from :func:`loss_by_document`, with these SAEs.
-        sample: activations ``[n, d]``, more of them, on which dead features and densities are counted.
-        seed: draws the resamples.
+    L0, explained variance and loss recovered are measured on ``fresh`` activations, of text that no SAE was
+    trained on (``documents`` ``[n_tokens]``: the document of each of its tokens; ``losses`` from
+    :func:`loss_by_document`); dead features and densities on ``sample`` ``[n, d]``, more of them.
 
     Returns:
         ``autoencoder``, ``architecture``, ``features``, ``L0``, ``fraction of variance explained``,

@@ -337,22 +337,15 @@ def train_streamed(
 ) -> None:
     """Train an autoencoder on a subject's activations on rows of tokens; what is there already is kept.
 
-    A checkpoint takes twelve bytes a weight (6.4 GB at the paper's size); the newest is kept, in
-    ``<folder>.training``, until the training is done.
-
-    Args:
-        settings: ``batch_tokens``, ``device`` and ``checkpoints``: evenly spaced steps at which the history
-            is written and a checkpoint made, beside one every twenty minutes.
-        subject: the model, read at its hook point.
-        rows: from :func:`training_rows`.
-        recipe: how.
-        folder: where the autoencoder goes, in SAELens' format and for raw activations, with
-            ``training.csv`` and what it was made from.
-        initial: an autoencoder on raw activations to go on from.
+    It goes on from ``initial``, if given, and comes into ``folder`` in SAELens' format, for raw activations,
+    with ``training.csv`` and what it was made from. ``settings.checkpoints`` evenly spaced steps have a row
+    of history and a checkpoint, beside one every twenty minutes. A checkpoint takes twelve bytes a weight
+    (6.4 GB at the paper's size); the newest is kept, in ``<folder>.training``, until the training is done.
 
     Raises:
-        UserError: too few rows or tokens, ``initial`` is of another kind, or the folder or its checkpoint
-            is of a training on something else.
+        UserError: too few rows or tokens, ``initial`` is of another kind, or the folder or its checkpoint is
+        of
+            a training on something else.
         CorruptArtefact: the record of what it was made from cannot be read.
     """
     key = reading_key(subject) | {

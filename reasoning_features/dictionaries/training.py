@@ -1,8 +1,9 @@
 """Training a sparse autoencoder on activations in memory, by a recipe and SAELens' trainer.
 
 "relu" is the paper's architecture (loss ‖x − x̂‖² + λ Σ_i f_i ‖W_dec,i‖₂). SAELens has "topk", "batchtopk",
-"jumprelu" and "matryoshka"; "ortsae" and the frozen baselines are
-:mod:`reasoning_features.dictionaries.architectures`.
+"jumprelu" and "matryoshka"; "ortsae" and "soft_frozen_decoder" are in
+:mod:`reasoning_features.dictionaries.architectures`. "frozen_decoder" and "frozen_encoder" are BatchTopK
+whose decoder, or encoder, stays as it was drawn: the baselines of the sanity checks (2602.14111).
 
 The paper's schedule: Adam (0.9, 0.999), gradient clipped at 1, learning rate falling linearly over the last
 20% of the steps, penalties warming up over the first 5%, input scaled by its expected norm. The scaling is
@@ -142,19 +143,15 @@ def train_autoencoder(
 ) -> Training:
     """Train an SAE on raw activations ``[n, d]``; the same arguments give the same bytes on the same machine.
 
-    The first 8,192 activations of a seeded order (at most a tenth) are held out, and seen by no step.
-
-    Args:
-        residual: float32.
-        recipe: architecture, size and schedule.
-        model_name, hook_name: what the activations are of; kept in the SAE's metadata.
-        record_at: steps after which the held-out metrics and the decoder are recorded, beside 0 and the last.
-        device: where to train.
-        initial: an SAE on raw activations to go on from; by default a random start.
+    The first 8,192 activations of a seeded order (at most a tenth) are held out, and seen by no step. The
+    SAE's metadata keep ``model_name`` and ``hook_name``, what the activations are of. The held-out metrics
+    and the decoder are recorded after the steps ``record_at``, beside 0 and the last. ``initial`` is an SAE
+    on raw activations to go on from.
 
     Raises:
         UserError: too few activations for one batch, too few tokens for one step, or an SAE to go on from
-            that is not of the recipe's kind and size.
+        that
+            is not of the recipe's kind and size.
     """
     start = recipe.start(model_name)
     order = torch.randperm(len(residual), generator=torch.Generator().manual_seed(start))
@@ -210,11 +207,9 @@ def new_trainer(
 ) -> SAETrainer[Any, Any]:
     """SAELens' trainer at the first step; the same arguments give the same start.
 
-    Args:
-        recipe, model_name, hook_name, device, initial: as for :func:`train_autoencoder`.
-        moments: of activations, for the scale and the start of the bias.
-        data: endless batches of raw activations.
-        directions: ``[d_sae, d]`` where decoder directions start; by default as SAELens draws them.
+    ``moments`` of activations give the scale and the start of the bias, ``data`` endless batches of raw
+    activations, ``directions`` ``[d_sae, d]`` where decoder directions start (by default as SAELens draws
+    them).
 
     Raises:
         UserError: too few tokens for one step, or an SAE to go on from that is of another kind or size.
@@ -274,9 +269,13 @@ def _random_start(recipe: Recipe, width: int, model_name: str, metadata: SAEMeta
         case "soft_frozen_decoder":
             options["cap"] = recipe.cap
     theirs = {"relu": "standard", "matryoshka": "matryoshka_batchtopk"}
+    theirs |= {"frozen_decoder": "batchtopk", "frozen_encoder": "batchtopk"}
     kind, config = get_sae_training_class(theirs.get(recipe.architecture, recipe.architecture))
-    sizes = {"d_in": width, "d_sae": recipe.d_sae}
-    return kind(config(**sizes, **options, normalize_activations=SCALED, metadata=metadata))
+    options |= {"d_in": width, "d_sae": recipe.d_sae, "normalize_activations": SCALED, "metadata": metadata}
+    sae = kind(config(**options))
+    sae.W_dec.requires_grad_(recipe.architecture != "frozen_decoder")
+    sae.W_enc.requires_grad_(recipe.architecture != "frozen_encoder")
+    return sae
 
 
 @torch.no_grad()

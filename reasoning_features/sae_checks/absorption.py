@@ -180,14 +180,12 @@ def carried(
     """Who carries the parent at each of some tokens: a row a token, in SAEBench's terms.
 
     ``features`` ``[n, s]`` are activations of the latents, read from ``residual`` ``[n, d]``, ``directions``
-    ``[s, d]`` what a unit of each adds, ``main`` the main latents, of which there may be none.
-
-    Returns:
-        ``main`` and ``absorbing``, the parts of the stream's projection on the probe's direction, about 0,
-        that the main latents add and that up to three others do; ``absorbed``: the others add at least 0.4
-        of the projection and the main latents less than all; ``fraction``: 0 where it is not absorbed, else
-        absorbing / (absorbing + main), absorbing being no more than what main leaves and main no less than 0;
-        ``full``: no main latent is active, and the one latent that adds most adds 0.4 of the projection.
+    ``[s, d]`` what a unit of each adds, ``main`` the main latents, of which there may be none. The columns
+    ``main`` and ``absorbing`` are the parts of the stream's projection on the probe's direction, about 0,
+    that the main latents add and that up to three others do; ``absorbed``: the others add at least 0.4 of the
+    projection and the main latents less than all; ``fraction``: 0 where it is not absorbed, else absorbing /
+    (absorbing + main), absorbing being no more than what main leaves and main no less than 0; ``full``: no
+    main latent is active, and the one latent that adds most adds 0.4 of the projection.
     """
     along = directions.double() @ torch.from_numpy(probe.direction)
     cosines = along / directions.double().norm(dim=1).clamp(min=1e-12)
@@ -209,22 +207,17 @@ def carried(
 
 
 def absorption(sae: SAE[Any], probe: Probe, training: LabelledTokens, test: LabelledTokens) -> pd.DataFrame:
-    """How often a dictionary absorbs a parent into its children.
+    """How often a dictionary absorbs a parent into its children: a row a ``measure``, "fraction" (SAEBench's
+    and the paper's), "absorbed" and "full".
 
     Rates are over the parent's tokens that the probe recognises, of each child, averaged over children, so
     that a common child counts as much as a rare one, and over choices of the main latents: which these are
-    hangs on the training documents, and the rate on them more than on the tokens.
-
-    Returns:
-        Rows of ``measure`` ("fraction", SAEBench's and the paper's; "absorbed"; "full"), ``estimate``,
-        ``low``, ``high`` (95%, over documents and choices together), ``n`` (documents), ``children``,
-        ``tokens``; the controls ``rotated`` (the same activations with randomly rotated directions: what the
-        thresholds let through) and ``no main latents`` (were none taken for main: the most that there is to
-        absorb); and over choices the mean number of ``main latents`` and their ``F1``: where that is low no
-        latent stands for the parent, and a high rate says that it is split among its children.
-
-    Raises:
-        UserError: no child has 20 tokens in the test documents that the probe recognises.
+    hangs on the training documents. Intervals (95%) are over documents, ``n`` of them, and choices together.
+    Controls: ``rotated``, the same activations with randomly rotated directions, is what the thresholds let
+    through; ``no main latents``, were none taken for main, is the most that there is to absorb. ``main
+    latents`` is their mean number and ``F1`` what a probe on them reaches: where that is low no latent stands
+    for the parent, and a high rate says that it is split among its children. UserError where no child has 20
+    tokens in the test documents that the probe recognises.
     """
     recognised = test.at(test.parent & (probe.score(test.residual) > 0))
     common = np.flatnonzero(np.bincount(recognised.children, minlength=1) >= FEWEST)

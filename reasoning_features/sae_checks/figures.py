@@ -209,10 +209,8 @@ def draw_steps(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 def draw_frequency(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Share of features recovered by how often they are active, where that differs: trained, and frozen; and
-    what is drawn, a row an architecture and bin.
-
-    Bands are Wilson's 95% intervals over the features of all seeds. The axis above says how many activations
-    with the feature a training has seen: what it has hardly seen it cannot find.
+    what is drawn. Bands are Wilson's 95% intervals over the features of all seeds. The axis above says how
+    many activations with the feature a training has seen: what it has hardly seen it cannot find.
     """
     unequal = grid[grid["firing"] == "unequal"]
     data = by_frequency(unequal)

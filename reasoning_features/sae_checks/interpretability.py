@@ -244,9 +244,6 @@ def judge(
         Rows of ``dictionary``, ``firing`` (``FIRING``), ``latent``, ``density`` (fraction of tokens it is
         active on), ``kind`` and ``rule`` (the best on the discovery half), and balanced accuracies
         ``discovery`` and ``detection`` (on the half that did not choose the rule).
-
-    Raises:
-        UserError: fewer than two documents, or no latent of a dictionary is active often enough.
     """
     order = np.argsort(activations.positions.numpy(), kind="stable")
     positions = activations.positions.numpy()[order]

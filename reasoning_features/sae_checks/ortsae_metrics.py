@@ -203,19 +203,14 @@ def as_rare(cosine: float, width: int, other_width: int) -> float:
 
 
 def uniqueness(decoders: Mapping[str, Tensor], seed: int = 0) -> pd.DataFrame:
-    """Share of each dictionary's latents that another lacks: no direction of it at a cosine or nearer.
+    """Share of each dictionary's latents that another lacks: no direction of it at a cosine or nearer
+    (Wilson).
 
-    At three cosines, because the paper's lies among random directions' in 128 dimensions:
-
-    - "paper": 0.2;
-    - "as rare": what random directions reach as rarely in this width as 0.2 in the paper's;
-    - "random": below which 95% of random directions lie beside the other dictionary, so that a latent counts
-      as shared once it is nearer than chance.
-
-    Returns:
-        Rows of ``dictionary``, ``other``, ``threshold`` (the name), ``cosine``, ``estimate``, ``low``,
-        ``high`` (95%, Wilson), ``n``, and ``random directions``: the share that is unique of random
-        directions, others than those the quantile was taken from.
+    At three cosines, because the paper's lies among random directions' in 128 dimensions: the paper's 0.2;
+    what random directions reach "as rare" in this width as 0.2 in the paper's; and "random", below which 95%
+    of random directions lie beside the other dictionary, so that a latent counts as shared once it is nearer
+    than chance. ``random directions`` is the share that is unique of others than those the quantile was taken
+    from.
     """
     rows: list[tuple[Any, ...]] = []
     for (name, decoder), (other, directions) in permutations(decoders.items(), 2):

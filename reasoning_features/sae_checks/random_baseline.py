@@ -64,11 +64,8 @@ def load_table(path: str) -> pd.DataFrame:
 def load_dictionaries(
     folder: str, model: str, d_model: int, hook_name: str, device: str = "cpu", seed: int = 0
 ) -> dict[str, SAE[Any]]:
-    """The autoencoders of a model and a seed in ``settings.foundations``.
-
-    Raises:
-        MissingArtefact: there are none.
-        CorruptArtefact: a file is not what was shipped.
+    """The autoencoders of a model and a seed in ``settings.foundations``; MissingArtefact where there are
+    none.
     """
     home = paths.resolve(folder) / "autoencoders"
     found = sorted(path for path in home.glob(f"{model}-*-{seed}") if path.is_dir())
@@ -282,12 +279,9 @@ def presence(
     they point.
 
     ``matched`` has a row a feature, in their order: the largest correlation of its activations with a latent
-    of each stage. ``stages``: who is read, and its dictionary; "S" is the first.
-
-    Returns:
-        Rows of ``stage``, ``share`` present by activations with ``low`` and ``high`` (Wilson), ``n``,
-        ``by cosine`` (share with a direction of the stage at 0.7 or nearer) and ``between stages`` (share of
-        S's latents that have one).
+    of each stage; ``share`` is of those at 0.7 or more (Wilson). ``by cosine`` is the share with a direction
+    of the stage at 0.7 or nearer, ``between stages`` the share of S's latents that have one. ``stages``: who
+    is read, and its dictionary; "S" is the first.
     """
     rows, start = [], stages["S"][1].W_dec
     for stage, (_, other) in stages.items():

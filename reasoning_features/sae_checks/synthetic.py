@@ -234,13 +234,9 @@ def count_by_frequency(found: Found, probabilities: Array, bins: int = 10) -> pd
 
 
 def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
-    """Train one autoencoder, up to step ``until`` or the last, and count what it has found of the features.
-
-    Returns:
-        A row for each recorded step and bin of firing probability: ``architecture``, ``firing``, ``width``,
-        ``features``, ``steps`` (of the whole schedule), ``seed``; ``step`` and ``samples`` seen; on held-out
-        activations ``L0``, ``fraction of variance explained``, ``dead share``; ``best cosine``, the mean over
-        features of the largest cosine with a decoder direction; the columns of :func:`count_by_frequency`.
+    """Train one autoencoder, up to step ``until`` or the last, and count what it has found of the features: a
+    row for each recorded step and bin of firing probability, with the measures on held-out activations.
+    ``best cosine`` is the mean over features of the largest cosine with a decoder direction.
     """
     torch.set_num_threads(1)
     world, recipe = cell.world, cell.recipe
