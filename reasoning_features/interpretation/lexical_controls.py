@@ -194,9 +194,9 @@ def controls_in(
     untouched, before = read(bare, np.stack([places, places + 1], axis=1))
     at_place, whole = {}, {}
     for name, chosen in (("R", words), ("control", control_words)):
-        forms = list(usual_forms(reasoning, tokenizer, chosen, capitalised_only).values())
-        made = inject(bare, places, [forms[draw % len(forms)] for draw in drawn], f"{name} put in")
-        at_place[name], whole[name] = read(made.corpus, made.spans)
+        forms = usual_forms(reasoning, tokenizer, chosen, capitalised_only)
+        put_in = [forms[draw % len(forms)] for draw in drawn]
+        at_place[name], whole[name] = read(*inject(bare, places, put_in, f"{name} put in"))
     index = TokenIndex(plain)
     natural = [index.occurrences(form_ids(tokenizer, word, capitalised_only)) for word in words]
     as_written = read(plain, np.concatenate(natural))[0]

@@ -41,36 +41,26 @@ from reasoning_features.text.corpus import Corpus, starts_of
 from reasoning_features.text.vocabulary import lexicon
 from reasoning_features.text.words import capitalised_with_twins, occurrence_table
 
-UNLABELLED, TEXT = "organism-text", "text"
-KINDS = ("organism", UNLABELLED, TEXT)
-"""Kinds of corpora: the organism's documents with their labels, as text of which nothing is known, and the
-texts that the settings name."""
+# Kinds of corpora: the organism's documents with their labels, the same without, texts of the settings.
+KINDS = ORGANISM, UNLABELLED, TEXT = "organism", "organism-text", "text"
+# Added to the settings' seed: documents that are analysed come from other streams than those of training.
 SEED_OF_CORPORA = 7_000_000
-"""Added to the settings' seed: documents that are analysed come from other streams than those of training."""
+# Fractions of a dataset's rows.
 FRACTIONS: dict[Split, float] = {"selection": 0.45, "evaluation": 0.45, "training": 0.10}
-"""Fractions of a dataset's rows."""
-USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
-"""R1's marks of turns: the released script puts them before each turn of a conversation."""
+USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"  # R1's marks of turns, as the released script puts them
 _FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 _THINKING = re.compile(f"(?:{THINK}|^(?!.*{THINK}))(.*?)(?:{END_THINK}|\\Z)", re.DOTALL)
-_TEXTS_AT_ONCE = 64
-"""Texts that are tokenised together."""
+_TEXTS_AT_ONCE = 64  # are tokenised together
 
 
 def reasoning_corpus(
     settings: Settings, tokenizer: Any, split: Split, model: str | None = None, documents: int | None = None
 ) -> Corpus:
-    """The reasoning corpus: thinking traces, domains being problem families.
+    """The reasoning corpus: thinking traces, domains being problem families; of texts, a piece of each.
 
-    Of texts, one piece of each text of ``settings.reasoning_text``, fewer where there are fewer.
-
-    Args:
-        settings: kind of corpus, seed, context, number of documents.
-        tokenizer: the subject's.
-        split: which problems; no problem is in two splits.
-        model: whose kind of traces to give; by default the subject. The organism's variants phrase the same
-            traces in other words; texts are the same for all models.
-        documents: how many; by default ``settings.reasoning_documents``.
+    There are ``documents`` of them (by default as the settings say), fewer where there are fewer texts. No
+    problem is in two splits. The organism's variants phrase the same traces in other words: those of
+    ``model`` are given, by default the subject's.
 
     Raises:
         UserError: a kind of corpus that is not known, or no documents asked for.
@@ -80,40 +70,36 @@ def reasoning_corpus(
     if (source := _source(settings, "reasoning_text")) is not None:
         name = f"reasoning ({split})"
         return text_corpus(source, name, tokenizer, split, n, settings.context, settings.seed)
-    card = paths.root() / (model or settings.subject) / "training.json"
-    if not card.is_file():
-        model = paths.relative(card)
-        raise MissingArtefact(f"There is no {model}: `make organism` makes the shipped models.")
-    told = json.loads(card.read_text())
-    kappa = float(told.get("kappa", 1.0))  # the base model reads coupled traces
-    seed, mixture = SEED_OF_CORPORA + settings.seed, told.get("mixture", "main")
+    path = paths.root() / (model or settings.subject) / "training.json"
+    if not path.is_file():
+        missing = paths.relative(path)
+        raise MissingArtefact(f"There is no {missing}: `make organism` makes the shipped models.")
+    card = json.loads(path.read_text())
+    kappa = float(card.get("kappa", 1.0))  # the base model reads coupled traces
+    seed, mixture = SEED_OF_CORPORA + settings.seed, card.get("mixture", "main")
     made = reasoning_documents(kappa, n, seed, split, mixture=mixture)
     name = f"reasoning ({split}, κ = {kappa:g})"
-    return _labelled(name, made, tokenizer, settings, by_kind=False)
+    return _organism_corpus(name, made, tokenizer, settings, by_kind=False)
 
 
 def general_corpus(settings: Settings, tokenizer: Any, split: Split, documents: int | None = None) -> Corpus:
     """The general corpus: answers without thinking, drills and plain prose, domains being kinds of document.
 
-    Of texts, one piece of each text of ``settings.general_text``. Arguments and errors are those of
-    :func:`reasoning_corpus`.
+    Of texts, one piece of each text of ``settings.general_text``; raises as :func:`reasoning_corpus`.
     """
     n = settings.general_documents if documents is None else documents
     name = f"general ({split})"
     if (source := _source(settings, "general_text")) is not None:
         return text_corpus(source, name, tokenizer, split, n, settings.context, settings.seed)
     made = base_documents(n, SEED_OF_CORPORA + settings.seed, split)
-    return _labelled(name, made, tokenizer, settings, by_kind=True)
+    return _organism_corpus(name, made, tokenizer, settings, by_kind=True)
 
 
 def thinking_texts(settings: Settings, tokenizer: Any, split: Split = "selection") -> list[str]:
-    """The thinking that words are counted in: of texts whole, however long, of the organism's traces all.
-
-    Raises UserError: as :func:`reasoning_corpus`.
-    """
-    n = settings.reasoning_documents
+    """The thinking that words are counted in: of texts whole, however long, of the organism's traces all."""
     if (source := _source(settings, "reasoning_text")) is not None:
-        return [thinking_of(text) for text in whole_texts(source, tokenizer, split, n, settings.seed)]
+        texts = whole_texts(source, tokenizer, split, settings.reasoning_documents, settings.seed)
+        return [thinking_of(text) for text in texts]
     corpus = reasoning_corpus(settings, tokenizer, split)
     return corpus.texts(tokenizer, corpus.thinking & ~corpus.special)
 
@@ -123,7 +109,6 @@ def solution_texts(settings: Settings, tokenizer: Any, split: Split = "selection
 
     Solutions of ``settings.solutions_text`` are whole texts, as many as there are reasoning documents; where
     they are a column of the reasoning texts' dataset, they are of the same problems.
-    Raises UserError: as :func:`reasoning_corpus`.
     """
     if settings.corpus == TEXT and settings.solutions_text is not None:
         n = settings.reasoning_documents
@@ -159,7 +144,7 @@ def _source(settings: Settings, name: str) -> TextSource | None:
     return source
 
 
-def _labelled(
+def _organism_corpus(
     name: str, documents: Iterable[Document], tokenizer: Any, settings: Settings, by_kind: bool
 ) -> Corpus:
     """The organism's documents, each cut at the context, with their labels unless these are not wanted."""
@@ -183,6 +168,9 @@ def _labelled(
     return replace(corpus, moves=None, move_names=(), styles=None) if plain else corpus
 
 
+# --- texts --------------------------------------------------------------------------------------------------
+
+
 def text_corpus(
     source: TextSource, name: str, tokenizer: Any, split: Split, documents: int, context: int, seed: int
 ) -> Corpus:
@@ -191,19 +179,19 @@ def text_corpus(
     A piece has at most ``context`` tokens; the seed draws the order of texts and where pieces begin.
     Raises UserError: no texts, or token ids that the tokenizer does not have.
     """
-    opened, first = open_texts(source), beginning(tokenizer)
+    rows, first = open_texts(source), beginning(tokenizer)
     length = context - len(first)
     pieces: list[NDArray[np.int32]] = []
     thinking: list[NDArray[np.bool_]] = []
     domains: list[str] = []
-    for row, ids, thought in _encoded(opened, tokenizer, opened.order(seed, split)):
+    for row, ids, thought in _encoded(rows, tokenizer, rows.order(seed, split)):
         if len(pieces) == documents:
             break
-        drawn = np.random.default_rng([seed, stable_number(opened.name), row])
-        begin = int(drawn.integers(0, max(len(ids) - length, 0) + 1))
+        rng = np.random.default_rng([seed, stable_number(rows.name), row])
+        begin = int(rng.integers(0, max(len(ids) - length, 0) + 1))
         pieces.append(np.concatenate([first, ids[begin : begin + length]]))
         thinking.append(np.concatenate([np.zeros(len(first), dtype=bool), thought[begin : begin + length]]))
-        domains.append(opened.domain(row))
+        domains.append(rows.domain(row))
     if not pieces:
         raise UserError(f"The corpus {name!r} is empty: {source.dataset} has no text in the split {split!r}.")
     tokens, starts = np.concatenate(pieces), starts_of([len(piece) for piece in pieces])
@@ -216,42 +204,32 @@ def text_corpus(
 
 
 def whole_texts(source: TextSource, tokenizer: Any, split: Split, documents: int, seed: int) -> list[str]:
-    """Whole texts of a source, in the order in which :func:`text_corpus` takes them.
-
-    Raises UserError: no texts.
-    """
-    opened = open_texts(source)
-    found: list[str] = []
-    for rows in _groups(opened.order(seed, split)):
-        found += [text for text in opened.texts(rows, tokenizer) if text]
-        if len(found) >= documents:
+    """Whole texts of a source, in the order in which :func:`text_corpus` takes them; UserError: no texts."""
+    rows = open_texts(source)
+    texts: list[str] = []
+    for numbers in _groups(rows.order(seed, split)):
+        texts += [text for text in rows.texts(numbers, tokenizer) if text]
+        if len(texts) >= documents:
             break
-    if not found:
+    if not texts:
         raise UserError(f"There are no texts in {source.dataset} ({split}): name another source.")
-    return found[:documents]
-
-
-def thinking_of(text: str) -> str:
-    """The part of a text between ``<think>`` and ``</think>``, all such parts where there are several."""
-    if END_THINK not in text and THINK not in text:
-        return ""
-    return "\n".join(found[1] for found in _THINKING.finditer(text))
+    return texts[:documents]
 
 
 def _encoded(
-    opened: TextRows, tokenizer: Any, order: NDArray[np.int64]
+    rows: TextRows, tokenizer: Any, order: NDArray[np.int64]
 ) -> Iterator[tuple[int, NDArray[np.int32], NDArray[np.bool_]]]:
-    """Each text's row, token ids and which of them are thinking; texts without tokens are left out."""
-    for rows in _groups(order):
-        if opened.tokens:
-            held = opened.ids(rows)
-            check_ids(opened, held, tokenizer)
+    """Each row's number, token ids and which of them are thinking; texts without tokens are left out."""
+    for numbers in _groups(order):
+        if rows.tokens:
+            given = rows.ids(numbers)
+            check_ids(rows, given, tokenizer)
             bos = tokenizer.bos_token_id
-            ids = [row[1:] if len(row) and row[0] == bos else row for row in held]
+            ids = [row[1:] if len(row) and row[0] == bos else row for row in given]
             thought = [thinking_of_ids(row, tokenizer) for row in ids]
         else:
-            ids, thought = encode_texts(opened.texts(rows, tokenizer), tokenizer)
-        yield from (each for each in zip(rows, ids, thought, strict=True) if len(each[1]))
+            ids, thought = encode_texts(rows.texts(numbers, tokenizer), tokenizer)
+        yield from (each for each in zip(numbers, ids, thought, strict=True) if len(each[1]))
 
 
 def _groups(order: NDArray[np.int64]) -> Iterator[list[int]]:
@@ -259,21 +237,33 @@ def _groups(order: NDArray[np.int64]) -> Iterator[list[int]]:
         yield order[start : start + _TEXTS_AT_ONCE].tolist()
 
 
+def _thinking_spans(text: str) -> list[tuple[int, int]]:
+    """Where the parts between ``<think>`` and ``</think>`` begin and end.
+
+    Before a ``</think>`` alone all is thinking, after a ``<think>`` alone as well.
+    """
+    if END_THINK not in text and THINK not in text:
+        return []
+    return [part.span(1) for part in _THINKING.finditer(text)]
+
+
+def thinking_of(text: str) -> str:
+    """The part of a text that is thinking, all such parts where there are several."""
+    return "\n".join(text[start:end] for start, end in _thinking_spans(text))
+
+
 def encode_texts(
     texts: Sequence[str], tokenizer: Any
 ) -> tuple[list[NDArray[np.int32]], list[NDArray[np.bool_]]]:
-    """Token ids of texts without BOS, and which of them lie between ``<think>`` and ``</think>``.
-
-    A text that holds ``</think>`` alone is thinking from its beginning.
-    """
-    given = [without_bos(text, tokenizer) for text in texts]
-    encoded = tokenizer.backend_tokenizer.encode_batch(given, add_special_tokens=False)
+    """Token ids of texts without BOS, and which of them are thinking."""
+    plain = [without_bos(text, tokenizer) for text in texts]
+    encoded = tokenizer.backend_tokenizer.encode_batch(plain, add_special_tokens=False)
     thinking = []
-    for text, encoding in zip(given, encoded, strict=True):
-        spans = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        inside = np.zeros(len(spans), dtype=bool)
-        for found in _THINKING.finditer(text) if END_THINK in text or THINK in text else ():
-            inside |= (spans[:, 0] >= found.start(1)) & (spans[:, 1] <= found.end(1))
+    for text, encoding in zip(plain, encoded, strict=True):
+        places = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        inside = np.zeros(len(places), dtype=bool)
+        for start, end in _thinking_spans(text):
+            inside |= (places[:, 0] >= start) & (places[:, 1] <= end)
         thinking.append(inside)
     return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encoded], thinking
 
@@ -301,31 +291,50 @@ def without_bos(text: str, tokenizer: Any) -> str:
     return text.removeprefix(tokenizer.bos_token) if tokenizer.bos_token else text
 
 
-def check_ids(opened: TextRows, ids: Sequence[NDArray[np.int32]], tokenizer: Any) -> None:
+def check_ids(rows: TextRows, ids: Sequence[NDArray[np.int32]], tokenizer: Any) -> None:
     """Raises a UserError where token ids are not of this tokenizer."""
     largest = max((int(row.max()) for row in ids if len(row)), default=0)
     if largest >= len(tokenizer):
         raise UserError(
-            f"{opened.source.dataset} holds the token id {largest}, but the model's tokenizer has "
+            f"{rows.source.dataset} holds the token id {largest}, but the model's tokenizer has "
             f"{len(tokenizer)}: take a dataset that was tokenised for this model, or one of texts."
         )
 
 
+def conversation_text(turns: list[dict[str, Any]], tokenizer: Any) -> str:
+    """A conversation as one text, as the released ``prepare_lmsys_dataset.py`` renders it.
+
+    A tokenizer without R1's marks renders it by its own chat template; one without a template gets the
+    turns' contents with blank lines between.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if USER not in vocabulary or ASSISTANT not in vocabulary:
+        if tokenizer.chat_template is None:
+            return "\n\n".join(str(turn["content"]) for turn in turns)
+        return without_bos(str(tokenizer.apply_chat_template(turns, tokenize=False)), tokenizer)
+    marks, parts = {"user": USER, "assistant": ASSISTANT}, []
+    for place, turn in enumerate(turns):
+        parts.append(marks.get(turn["role"], "") + str(turn["content"]))
+        if turn["role"] == "assistant" and place < len(turns) - 1:
+            parts.append(tokenizer.eos_token)
+    return "".join(parts)
+
+
+# --- rows of datasets ---------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class TextRows:
-    """The rows of a source of texts.
-
-    Attributes:
-        source: where they come from.
-        name: the dataset's name, without its owner and revision.
-        rows: the dataset, mapped from disk.
-        tokens: whether the column holds token ids.
-    """
+    """The rows of a source of texts."""
 
     source: TextSource
-    name: str
-    rows: datasets.Dataset
-    tokens: bool
+    rows: datasets.Dataset  # mapped from disk
+    tokens: bool  # whether the column holds token ids
+
+    @property
+    def name(self) -> str:
+        """The dataset's name, without its owner and revision."""
+        return dataset_name(self.source.dataset)
 
     @property
     def content(self) -> str:
@@ -346,7 +355,7 @@ class TextRows:
         elif column is None:
             mine = split_rows(self.name, len(self.rows), split)
         else:
-            mine = np.flatnonzero([told == split for told in self.rows[column]])
+            mine = np.flatnonzero([of == split for of in self.rows[column]])
             if not len(mine):
                 raise UserError(
                     f"The column {column!r} of {self.source.dataset} says of no row that it is for {split}: "
@@ -354,18 +363,18 @@ class TextRows:
                 )
         return np.random.default_rng([seed, stable_number(self.name)]).permutation(mine)
 
-    def texts(self, rows: list[int], tokenizer: Any) -> list[str]:
+    def texts(self, numbers: list[int], tokenizer: Any) -> list[str]:
         """The texts of some rows; empty where a row has none."""
-        return [self.text_of(value, tokenizer) for value in self.rows[rows][self.source.column]]
+        return [self.text_of(value, tokenizer) for value in self.rows[numbers][self.source.column]]
 
-    def ids(self, rows: list[int]) -> list[NDArray[np.int32]]:
+    def ids(self, numbers: list[int]) -> list[NDArray[np.int32]]:
         """The token ids of some rows, where the column holds token ids."""
-        return [np.asarray(value, dtype=np.int32) for value in self.rows[rows][self.source.column]]
+        return [np.asarray(value, dtype=np.int32) for value in self.rows[numbers][self.source.column]]
 
-    def domain(self, row: int) -> str:
+    def domain(self, number: int) -> str:
         """The domain of a row: what the column of domains says, else the dataset's name."""
         column = self.source.domain
-        return self.name if column is None else str(self.rows[row][column] or "other")
+        return self.name if column is None else str(self.rows[number][column] or "other")
 
     def text_of(self, value: Any, tokenizer: Any) -> str:
         """A row's text: of a conversation its turns with their marks, of token ids what they say."""
@@ -379,31 +388,27 @@ class TextRows:
 def open_texts(source: TextSource) -> TextRows:
     """Opens a source of texts and checks its columns.
 
-    Raises:
-        UserError: the dataset, its configuration, split or a column is not there, or the column holds neither
-            texts nor conversations nor token ids.
+    Raises UserError: as :func:`open_rows`, or the column holds neither texts nor conversations nor token ids.
     """
     named = (source.column, source.domain, source.split_column)
-    columns = list(dict.fromkeys(column for column in named if column is not None))
-    rows = open_rows(source, columns)
+    rows = open_rows(source, list(dict.fromkeys(column for column in named if column is not None)))
     first = next((value for value in rows[: min(100, len(rows))][source.column] if value), "")
     listed = isinstance(first, list)
-    whole = listed and all(isinstance(item, int) for item in first)
+    tokens = listed and all(isinstance(item, int) for item in first)
     turns = listed and all(isinstance(item, dict) and "content" in item for item in first)
-    if not (isinstance(first, str) or whole or turns):
+    if not (isinstance(first, str) or tokens or turns):
         raise UserError(
             f"The column {source.column!r} of {source.dataset} holds neither texts, nor conversations (turns "
             "with role and content), nor token ids: name another as `column`."
         )
-    return TextRows(source, dataset_name(source.dataset), rows, whole)
+    return TextRows(source, rows, tokens)
 
 
 def open_rows(source: TextSource | ProblemSource, columns: Sequence[str]) -> datasets.Dataset:
     """These columns of a source's rows, mapped from disk: a file is taken whole, whatever the split.
 
-    Raises:
-        UserError: nothing is there, it cannot be fetched or read, or has no such configuration, split or
-            column.
+    Raises UserError: nothing is there, it cannot be fetched or read, or has no such configuration, split or
+    column.
     """
     place, files = paths.resolve(source.dataset), None
     if place.is_file():
@@ -426,8 +431,8 @@ def open_rows(source: TextSource | ProblemSource, columns: Sequence[str]) -> dat
         rows = _loaded(source, kind, data_files=[str(file) for file in files], split="train")
     for column in columns:
         if column not in rows.column_names:
-            held = ", ".join(rows.column_names)
-            raise UserError(f"The dataset {source.dataset} has no column {column!r}: it has {held}.")
+            there = ", ".join(rows.column_names)
+            raise UserError(f"The dataset {source.dataset} has no column {column!r}: it has {there}.")
     return rows.select_columns(list(columns))  # others are not to be decoded with every row
 
 
@@ -443,25 +448,6 @@ def _loaded(source: TextSource | ProblemSource, path: str, **options: Any) -> da
     if len(rows) == 0:
         raise UserError(f"The dataset {source.dataset} has no rows: name another.")
     return rows
-
-
-def conversation_text(turns: list[dict[str, Any]], tokenizer: Any) -> str:
-    """A conversation as one text, as the released ``prepare_lmsys_dataset.py`` renders it.
-
-    A tokenizer without R1's marks renders it by its own chat template; one without a template gets the
-    turns' contents with blank lines between.
-    """
-    vocabulary = tokenizer.get_vocab()
-    if USER not in vocabulary or ASSISTANT not in vocabulary:
-        if tokenizer.chat_template is None:
-            return "\n\n".join(str(turn["content"]) for turn in turns)
-        return without_bos(str(tokenizer.apply_chat_template(turns, tokenize=False)), tokenizer)
-    marks, parts = {"user": USER, "assistant": ASSISTANT}, []
-    for place, turn in enumerate(turns):
-        parts.append(marks.get(turn["role"], "") + str(turn["content"]))
-        if turn["role"] == "assistant" and place < len(turns) - 1:
-            parts.append(tokenizer.eos_token)
-    return "".join(parts)
 
 
 def split_rows(name: str, n: int, split: Split) -> NDArray[np.int64]:

@@ -24,46 +24,29 @@ from reasoning_features.errors import UserError
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Some documents of a corpus, padded on the right.
+    """Some documents of a corpus, padded on the right."""
 
-    Attributes:
-        tokens: ids ``[b, t]`` int64; padding holds 0.
-        valid: ``[b, t]`` False at padding.
-        positions: ``[b, t]`` int64, index of each token in ``corpus.tokens``; -1 at padding.
-        documents: ``[b]`` int64, which documents these are.
-    """
-
-    tokens: Tensor
-    valid: Tensor
-    positions: Tensor
-    documents: NDArray[np.int64]
+    tokens: Tensor  # ids [b, t] int64; padding holds 0
+    valid: Tensor  # [b, t] False at padding
+    positions: Tensor  # [b, t] int64, index of each token in `corpus.tokens`; -1 at padding
+    documents: NDArray[np.int64]  # [b] which documents these are
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents laid end to end.
-
-    Attributes:
-        name: what these documents are.
-        tokens: ids of all documents ``[n_tokens]`` int32.
-        starts: ``[n_documents + 1]`` int64; document i is ``tokens[starts[i]:starts[i + 1]]``.
-        special: ``[n_tokens]`` True at BOS, EOS and template tokens: left out of every statistic.
-        thinking: ``[n_tokens]`` True inside the thinking part.
-        domains: each document's domain (the problem family of the organism).
-        moves: ``[n_tokens]`` int8 index into ``move_names``, or None where moves are not known.
-        move_names: names of the moves; empty where moves are not known.
-        styles: each document's hidden style, "" where it has none, or None where styles are not known.
-    """
+    """Documents laid end to end: document i is ``tokens[starts[i]:starts[i + 1]]``."""
 
     name: str
-    tokens: NDArray[np.int32]
-    starts: NDArray[np.int64]
-    special: NDArray[np.bool_]
-    thinking: NDArray[np.bool_]
-    domains: list[str]
-    moves: NDArray[np.int8] | None = None
+    tokens: NDArray[np.int32]  # ids of all documents [n_tokens]
+    starts: NDArray[np.int64]  # [n_documents + 1]
+    special: NDArray[np.bool_]  # [n_tokens] BOS, EOS and template tokens: left out of every statistic
+    thinking: NDArray[np.bool_]  # [n_tokens] inside the thinking part
+    domains: list[str]  # each document's (the problem family of the organism)
+    moves: NDArray[np.int8] | None = None  # [n_tokens] index into `move_names`; None where not known
     move_names: tuple[str, ...] = ()
-    styles: list[str] | None = None
+    styles: list[str] | None = (
+        None  # each document's hidden style, "" where it has none; None where not known
+    )
 
     def __post_init__(self) -> None:
         if self.n_documents == 0 or len(self.tokens) == 0:
@@ -78,12 +61,10 @@ class Corpus:
 
     @property
     def n_documents(self) -> int:
-        """Number of documents."""
         return len(self.starts) - 1
 
     @property
     def n_tokens(self) -> int:
-        """Number of tokens, special ones included."""
         return len(self.tokens)
 
     @property
@@ -102,11 +83,9 @@ class Corpus:
         return np.arange(self.n_tokens) - np.repeat(self.starts[:-1], np.diff(self.starts))
 
     def span(self, i: int) -> slice:
-        """The slice of ``tokens`` that is document ``i``."""
         return slice(int(self.starts[i]), int(self.starts[i + 1]))
 
     def document(self, i: int) -> NDArray[np.int32]:
-        """Token ids of document ``i``."""
         return self.tokens[self.span(i)]
 
     def texts(self, tokenizer: Any, where: NDArray[np.bool_] | None = None) -> list[str]:
@@ -137,10 +116,10 @@ class Corpus:
         return self.select(range(documents))
 
     def batches(self, max_tokens: int, documents: NDArray[np.integer] | None = None) -> Iterator[TokenBatch]:
-        """Documents once each, shortest first, padded on the right to at most ``max_tokens`` ids a batch.
+        """These documents (by default all) once each, shortest first, padded to ``max_tokens`` ids at most.
 
         The division depends on the documents and ``max_tokens`` alone. A document longer than ``max_tokens``
-        makes a batch of its own. By default all documents are read.
+        makes a batch of its own.
         """
         chosen = np.arange(self.n_documents) if documents is None else np.asarray(documents, dtype=np.int64)
         for batch in by_length(np.diff(self.starts)[chosen], max_tokens):
@@ -176,12 +155,7 @@ def by_length(lengths: NDArray[np.int64], max_tokens: int) -> Iterator[list[int]
 
 
 def join(name: str, corpora: Sequence[Corpus]) -> Corpus:
-    """Several corpora as one, in this order; labels survive where every part has them.
-
-    Raises UserError: there is nothing to join.
-    """
-    if not corpora:
-        raise UserError(f"The corpus {name!r} is empty: ask for at least one document.")
+    """Several corpora as one, in this order; labels survive where every part has them."""
     moves = [corpus.moves for corpus in corpora if corpus.moves is not None]
     styles = [corpus.styles for corpus in corpora if corpus.styles is not None]
     labelled = len(moves) == len(corpora)
@@ -246,26 +220,26 @@ def move_table(corpora: Sequence[Corpus], tokenizer: Any, words: Sequence[str]) 
     labels have one row, whose move is "all".
     """
     pattern = re.compile(r"\b(?:" + "|".join(map(re.escape, words)) + r")\b", re.IGNORECASE)
-    parts = []
+    tables = []
     for corpus in corpora:
         names = corpus.move_names or ("all",)
         codes = np.zeros(corpus.n_tokens, dtype=int) if corpus.moves is None else corpus.moves
         texts, where = token_texts(corpus, tokenizer)
         ends = np.array(["\n" in text for text in texts])[where] | corpus.special
         ends[corpus.starts[1:] - 1] = True
-        sentences = []
+        lines = []
         for line in np.split(np.arange(corpus.n_tokens), np.flatnonzero(ends) + 1):
             kept = line[~corpus.special[line]]
             text = tokenizer.decode(corpus.tokens[kept].tolist()).strip()
             if text:
-                sentences.append((names[codes[kept[0]]], bool(pattern.search(text))))
-        table = pd.DataFrame(sentences, columns=["move", "with a word of R"]).groupby("move")
-        counts = table["with a word of R"].agg(["size", "mean"])
+                lines.append((names[codes[kept[0]]], bool(pattern.search(text))))
+        by_move = pd.DataFrame(lines, columns=["move", "R"]).groupby("move")["R"]
+        table = pd.DataFrame({"sentences": by_move.size(), "with a word of R": by_move.mean()})
         tokens = pd.Series(codes[~corpus.special]).map(dict(enumerate(names))).value_counts()
-        for name in (name for name in names if name in counts.index):
-            row = (corpus.name, name, tokens[name], int(counts["size"][name]), counts["mean"][name])
-            parts.append(row)
-    return pd.DataFrame(parts, columns=["corpus", "move", "tokens", "sentences", "with a word of R"])
+        table = table.reindex([name for name in names if name in table.index])
+        tables.append(table.assign(corpus=corpus.name, tokens=tokens).reset_index())
+    columns = ["corpus", "move", "tokens", "sentences", "with a word of R"]
+    return pd.concat(tables, ignore_index=True)[columns]
 
 
 def telling_documents(corpus: Corpus, quantile: float = 0.7) -> list[int]:

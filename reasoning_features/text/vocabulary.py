@@ -23,10 +23,8 @@ from reasoning_features.errors import UserError
 from reasoning_features.organism import language
 from reasoning_features.reporting.plots import COLOURS, HATCHES, legend_below, name_rows, new_figure
 
-SHARE_SCALE = 0.2
-"""A difference of this much in share inside thinking counts like a factor e in frequency when matching."""
-FLOOR = 1e-7
-"""General frequencies are drawn no lower than this (words that general English lacks)."""
+SHARE_SCALE = 0.2  # so much in share inside thinking counts like a factor e in frequency when matching
+FLOOR = 1e-7  # the lowest general frequency that is drawn (of words that general English lacks)
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 
 
@@ -34,10 +32,8 @@ _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 class Lexicon:
     """What is known beforehand about the words of a kind of corpora.
 
-    Attributes:
-        twins: word → its partner: for a word of R a neutral word that fills the same slots as often, and for
-            that word the word of R; empty where none are known.
-        decision_words: words at which the text decides to go on or give up; never in a random vocabulary.
+    ``twins``: for a word of R a neutral word that fills the same slots as often, and the other way round.
+    ``decision_words``: at these the text decides to go on or give up; never in a random vocabulary.
     """
 
     twins: Mapping[str, str] = field(default_factory=dict)
@@ -53,7 +49,7 @@ def lexicon(corpus_kind: str) -> Lexicon:
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text in lower case: letters, with an apostrophe inside allowed (``let's``)."""
+    """The words of a text in lower case: letters, perhaps with an apostrophe inside (``let's``)."""
     return _WORD.findall(text.lower().replace("’", "'"))
 
 
@@ -80,9 +76,8 @@ def rank_words(
 ) -> pd.DataFrame:
     """All words by p_think − p_solution, largest first (figure 2).
 
-    Returns:
-        Columns ``rank`` (from 1), ``word``, ``p_think``, ``p_solution``, ``difference`` and
-        ``general_frequency`` (share of general English; wordfreq combines it from the parts of a phrase).
+    Columns: ``rank`` (from 1), ``word``, ``p_think``, ``p_solution``, ``difference`` and
+    ``general_frequency`` (share of general English; wordfreq combines it from the parts of a phrase).
     """
     think, solution = word_shares(thinking_texts, phrases), word_shares(solution_texts, phrases)
     table = pd.DataFrame({"p_think": think, "p_solution": solution}).fillna(0.0)
@@ -105,10 +100,9 @@ def vocabulary_origin(
 ) -> pd.DataFrame:
     """Where each word of R stands in a ranking: what the list owes to counts, and what to choice by hand.
 
-    Returns:
-        One row a word: ``rank`` before the frequency filter, ``rank_filtered`` after it (missing where the
-        filter drops the word or it never occurs) and ``origin``: "count and filter" (top of the filtered
-        ranking), "count" (top of the plain one alone) or "hand" (neither).
+    Columns, beside the ranking's: ``rank_filtered`` after the frequency filter (missing where it drops the
+    word or the word never occurs) and ``origin``: "count and filter" (top of the filtered ranking), "count"
+    (top of the plain one alone) or "hand" (neither).
     """
     plain = table.set_index("word")
     filtered = frequency_filter(table, threshold).set_index("word")["rank"]
@@ -136,10 +130,8 @@ def draw_ranking(
 ) -> tuple[Figure, pd.DataFrame]:
     """Bars of the ``top`` words of a ranking (:func:`rank_words`), a row a word; words of R hatched.
 
-    To the right stands the general frequency, with the ``threshold`` from which a word drops out.
-
-    Returns:
-        The figure, and its data: the drawn rows with columns ``in_R`` and ``kept`` added.
+    To the right stands the general frequency, with the ``threshold`` from which a word drops out. The data
+    are the drawn rows with columns ``in_R`` and ``kept`` added.
     """
     data = ranking.head(top).copy()
     data["in_R"] = data["word"].isin(set(words))
@@ -161,23 +153,14 @@ def draw_ranking(
 
 @dataclass(frozen=True)
 class RandomVocabularies:
-    """Random vocabularies and how well they match.
+    """Random vocabularies and how well they match."""
 
-    Attributes:
-        vocabularies: each aligned with R: its word i was matched to R's word i.
-        pool: number of words that could be drawn.
-        distinct: number of words that were drawn at all.
-        log_frequency_difference: mean |ln frequency − ln frequency of the matched word of R|.
-        share_difference: mean |share inside thinking − that of the matched word of R|.
-        overlap: mean Jaccard overlap of two of the vocabularies.
-    """
-
-    vocabularies: list[tuple[str, ...]]
-    pool: int
-    distinct: int
-    log_frequency_difference: float
-    share_difference: float
-    overlap: float
+    vocabularies: list[tuple[str, ...]]  # each aligned with R: its word i was matched to R's word i
+    pool: int  # number of words that could be drawn
+    distinct: int  # number of words that were drawn at all
+    log_frequency_difference: float  # mean |ln frequency − ln frequency of the matched word of R|
+    share_difference: float  # mean |share inside thinking − that of the matched word of R|
+    overlap: float  # mean Jaccard overlap of two of the vocabularies
 
 
 def random_vocabularies(
@@ -190,20 +173,11 @@ def random_vocabularies(
 ) -> RandomVocabularies:
     """Draw ``n`` vocabularies matched to R word by word in frequency and share inside thinking.
 
-    Each vocabulary takes R's words in random order; for each it draws evenly among the ``nearest`` words of
-    the pool that it has not used yet. A small pool does not stop the draw: matches then get worse, and
-    vocabularies alike, which the returned figures say.
-
-    Args:
-        reference: R's words, as :func:`occurrence_table` gives them.
-        pool: candidates, in the same columns.
-        n: number of vocabularies.
-        seed: of the draw.
-        excluded: words never drawn, beside R's own (decision words).
-        nearest: number of closest candidates each word is drawn from.
-
-    Raises:
-        UserError: the pool has fewer words than R.
+    ``reference`` (R) and ``pool`` are rows of :func:`reasoning_features.text.words.occurrence_table`; R's own
+    words and those ``excluded`` are never drawn. Each vocabulary takes R's words in random order; for each it
+    draws evenly among the ``nearest`` words of the pool that it has not used yet. A small pool does not stop
+    the draw: matches then get worse, and vocabularies alike, which the returned figures say.
+    Raises UserError: the pool has fewer words than R.
     """
     barred = set(reference["word"]) | set(excluded)
     candidates = pool[~pool["word"].isin(barred)].reset_index(drop=True)

@@ -23,15 +23,13 @@ from numpy.typing import NDArray
 from reasoning_features.errors import UserError
 from reasoning_features.text.corpus import Corpus, sentence_of, sentence_starts, starts_of, token_texts
 
-Window = tuple[int, int]
+Window = tuple[int, int]  # tokens before a word's first token, and after its last
 Mask = NDArray[np.bool_]
 
+# Words that the released list holds in one form alone: "But" and "Another", without a leading space.
 CAPITALISED_ONLY: frozenset[str] = frozenset({"but", "another"})
-"""Words the released list holds in one form alone: "But" and "Another", without a leading space."""
-ALL = "all"
-"""Name of the set of all tokens that are not special."""
-INJECTED, LENGTH = 3, 64
-"""Words put into a document, and the tokens of it that are kept (2601.05679)."""
+ALL = "all"  # the set of all tokens that are not special
+INJECTED, LENGTH = 3, 64  # words put into a document, and the tokens of it that are kept (2601.05679)
 
 
 def capitalised_with_twins(twins: Mapping[str, str]) -> frozenset[str]:
@@ -46,20 +44,20 @@ def form_ids(
 
     Forms are the word in lower case and capitalised, each without and with a leading space; a word in
     ``capitalised_only`` has one, capitalised and without a leading space. A form can be written when decoding
-    its ids gives the form back.
-    Raises UserError: the tokenizer cannot write any form.
+    its ids gives the form back. Raises UserError: the tokenizer cannot write any form.
     """
     lower = word.lower()
     capital = lower[:1].upper() + lower[1:]
     forms = (capital,) if lower in capitalised_only else (lower, " " + lower, capital, " " + capital)
-    found: dict[tuple[int, ...], None] = {}
-    for form in forms:
-        ids = tuple(tokenizer.encode(form, add_special_tokens=False))
-        if ids and tokenizer.decode(list(ids), clean_up_tokenization_spaces=False) == form:
-            found[ids] = None
-    if not found:
+    encoded = [(form, tuple(tokenizer.encode(form, add_special_tokens=False))) for form in forms]
+    writable = [
+        ids
+        for form, ids in encoded
+        if ids and tokenizer.decode(list(ids), clean_up_tokenization_spaces=False) == form
+    ]
+    if not writable:
         raise UserError(f"The tokenizer cannot produce the word {word!r}: take it out of `words`.")
-    return list(found)
+    return list(dict.fromkeys(writable))
 
 
 class TokenIndex:
@@ -92,16 +90,16 @@ class TokenIndex:
         return spans[np.lexsort((spans[:, 1], spans[:, 0]))]
 
     def mask(self, spans: NDArray[np.int64], window: Window) -> Mask:
-        """Tokens within ``window`` (before the first token, after the last) of any span ``[n_tokens]``.
-
-        Windows are clipped at the ends of their document; special tokens are left out.
-        """
+        """Tokens within the window of any span ``[n_tokens]``, in its document and not special."""
         start = np.maximum(spans[:, 0] - window[0], self._first[spans[:, 0]])
         end = np.minimum(spans[:, 1] + window[1], self._end[spans[:, 0]])
         change = np.zeros(self.corpus.n_tokens + 1, dtype=np.int64)
         np.add.at(change, start, 1)
         np.add.at(change, end, -1)
         return (np.cumsum(change[:-1]) > 0) & ~self.corpus.special
+
+
+# --- sets of tokens -----------------------------------------------------------------------------------------
 
 
 def word_set(word: str, window: Window) -> str:
@@ -118,10 +116,7 @@ def vocabulary_set(name: str, window: Window) -> str:
 class TokenSets:
     """Named sets of a corpus' tokens, one bit a set and token: 300 sets of ten million tokens are 375 MB.
 
-    Attributes:
-        names: one name a set; the first is :data:`ALL`.
-        bits: ``[n_sets, ⌈n_tokens / 8⌉]`` uint8, as numpy.packbits packs them.
-        n_tokens: tokens of the corpus.
+    ``bits`` is ``[n_sets, ⌈n_tokens / 8⌉]``, as numpy.packbits packs them; the first set is :data:`ALL`.
     """
 
     names: tuple[str, ...]
@@ -138,11 +133,6 @@ class TokenSets:
     def digest(self) -> str:
         """SHA-256 of names and members."""
         return hashlib.sha256(repr(self.names).encode() + self.bits.tobytes()).hexdigest()
-
-    @property
-    def masks(self) -> Mask:
-        """``[n_sets, n_tokens]``, True where the token belongs to the set: eight times the memory."""
-        return np.unpackbits(self.bits, axis=1, count=self.n_tokens).view(bool)
 
     def mask(self, name: str) -> Mask:
         """One set's ``[n_tokens]``."""
@@ -196,11 +186,10 @@ def token_sets(
 def occurrence_table(
     corpus: Corpus, tokenizer: Any, words: Sequence[str], capitalised_only: Collection[str] = CAPITALISED_ONLY
 ) -> pd.DataFrame:
-    """How often each word occurs in the corpus, and which share of that is inside thinking.
+    """How often each word occurs in the corpus; a word that never occurs or cannot be written has no row.
 
-    Returns:
-        Columns ``word``, ``occurrences``, ``frequency`` (per token that is not special) and
-        ``thinking_share``; a word that never occurs or cannot be produced has no row.
+    Columns: ``word``, ``occurrences``, ``thinking_share`` (of them, inside thinking) and ``frequency`` (per
+    token that is not special).
     """
     index = TokenIndex(corpus)
     rows: list[dict[str, Any]] = []
@@ -216,19 +205,7 @@ def occurrence_table(
     return table.assign(frequency=table["occurrences"] / max(int((~corpus.special).sum()), 1))
 
 
-@dataclass(frozen=True)
-class Injection:
-    """Plain documents with words put in.
-
-    Attributes:
-        corpus: the documents, longer by what was put in.
-        spans: start and end (exclusive) in ``corpus.tokens`` of each word that was put in ``[n, 2]``.
-        places: where each stands in the untouched corpus: the token it was put before ``[n]``.
-    """
-
-    corpus: Corpus
-    spans: NDArray[np.int64]
-    places: NDArray[np.int64]
+# --- words put into plain documents -------------------------------------------------------------------------
 
 
 def plain_documents(general: Corpus) -> Corpus:
@@ -277,18 +254,11 @@ def _kept(corpus: Corpus, keep: NDArray[np.bool_]) -> Corpus:
 
 def usual_forms(
     corpus: Corpus, tokenizer: Any, words: Sequence[str], capitalised_only: Collection[str]
-) -> dict[str, tuple[int, ...]]:
-    """The token ids of the form that each word takes most often in a corpus.
-
-    Raises UserError: the tokenizer cannot write a word.
-    """
+) -> list[tuple[int, ...]]:
+    """The token ids of the form that each word takes most often in a corpus; raises as :func:`form_ids`."""
     index = TokenIndex(corpus)
-    return {
-        word: max(
-            form_ids(tokenizer, word, capitalised_only), key=lambda form: len(index.occurrences([form]))
-        )
-        for word in words
-    }
+    forms = (form_ids(tokenizer, word, capitalised_only) for word in words)
+    return [max(of_word, key=lambda form: len(index.occurrences([form]))) for of_word in forms]
 
 
 def word_boundaries(corpus: Corpus, tokenizer: Any) -> NDArray[np.int64]:
@@ -318,16 +288,17 @@ def draw_places(corpus: Corpus, tokenizer: Any, n: int, seed: int) -> NDArray[np
 
 def inject(
     corpus: Corpus, places: NDArray[np.int64], forms: Sequence[tuple[int, ...]], name: str
-) -> Injection:
+) -> tuple[Corpus, NDArray[np.int64]]:
     """Put the token ids ``forms[j]`` before the token ``places[j]``; everything else stays as it is.
 
-    Places are ascending, none twice and none a document's first token.
+    Places are ascending, none twice and none a document's first token. Returns the longer corpus, and start
+    and end (exclusive) in it of what was put in ``[n, 2]``.
     """
     lengths = np.array([len(form) for form in forms], dtype=np.int64)
     put = np.repeat(places, lengths)
     ids = np.array([token for form in forms for token in form], dtype=np.int32)
     ahead = starts_of(lengths)
-    changed = Corpus(
+    longer = Corpus(
         name=name,
         tokens=np.insert(corpus.tokens, put, ids),
         starts=corpus.starts + ahead[np.searchsorted(places, corpus.starts)],
@@ -336,4 +307,4 @@ def inject(
         domains=corpus.domains,
     )
     starts = places + ahead[:-1]
-    return Injection(changed, np.stack([starts, starts + lengths], axis=1), places)
+    return longer, np.stack([starts, starts + lengths], axis=1)

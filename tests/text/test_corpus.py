@@ -88,8 +88,6 @@ def test_what_is_no_corpus_is_refused() -> None:
     corpus = written_out()
     with pytest.raises(UserError, match="'example' is empty"):
         corpus.select([])
-    with pytest.raises(UserError, match="'nothing' is empty"):
-        join("nothing", [])
     for changed, said in (
         ({"special": corpus.special[:2]}, "one entry a token"),
         ({"starts": np.array([0, 3, 3, 6])}, "no empty documents"),

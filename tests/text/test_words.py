@@ -73,11 +73,10 @@ def test_token_sets_share_words_between_vocabularies_and_join_by_name():
     corpus = corpus_of(["<s>", " wait", " a", " b", " a"])
     sets = token_sets(corpus, Pieces(), {"R": ["wait", "b"], "S": ["b"]}, [(0, 0), (0, 1)])
     assert sets.names[0] == ALL and len(sets.names) == 1 + 2 * (2 + 2)
-    rows = dict(zip(sets.names, sets.masks, strict=True))
-    assert where(rows[ALL]) == [1, 2, 3, 4]
-    assert where(rows[word_set("b", (0, 1))]) == [3, 4]
-    assert where(rows[vocabulary_set("R", (0, 0))]) == [1, 3]
-    assert where(rows[vocabulary_set("R", (0, 1))]) == [1, 2, 3, 4]
+    assert where(sets.mask(ALL)) == [1, 2, 3, 4]
+    assert where(sets.mask(word_set("b", (0, 1)))) == [3, 4]
+    assert where(sets.mask(vocabulary_set("R", (0, 0)))) == [1, 3]
+    assert where(sets.mask(vocabulary_set("R", (0, 1)))) == [1, 2, 3, 4]
     wide = token_sets(corpus, Pieces(), {"R": ["wait"]}, [(0, 1)])
     both = token_sets(corpus, Pieces(), {"R": ["wait"]}, [(0, 0)]).join(wide)
     expected = token_sets(corpus, Pieces(), {"R": ["wait"]}, [(0, 0), (0, 1)])
@@ -91,9 +90,9 @@ def test_sets_are_kept_as_bits():
     masks = {name: rng.random(21) < 0.5 for name in "abc"}
     sets = TokenSets.of(masks)
     assert sets.bits.shape == (3, 3) and sets.n_tokens == 21
-    np.testing.assert_array_equal(sets.masks, np.stack(list(masks.values())))
-    np.testing.assert_array_equal(sets.mask("b"), masks["b"])
-    np.testing.assert_array_equal(sets.only(["c", "a"]).masks, [masks["c"], masks["a"]])
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(sets.mask(name), mask)
+        np.testing.assert_array_equal(sets.only(["c", name]).mask(name), mask)
 
 
 def test_occurrence_table():
@@ -119,11 +118,11 @@ def test_places_and_spans_by_hand():
     corpus = plain(DOCUMENT, ["d", " b", " c"])
     # words begin with a space; "a" and "d" begin documents, "." continues
     assert word_boundaries(corpus, Pieces(PIECES)).tolist() == [1, 2, 4, 5, 7, 8]
-    made = inject(corpus, np.array([2, 4, 7]), [(6, 7), (5,), (9,)], "changed")
-    written = [PIECES[token] for token in made.corpus.tokens]
+    longer, spans = inject(corpus, np.array([2, 4, 7]), [(6, 7), (5,), (9,)], "changed")
+    written = [PIECES[token] for token in longer.tokens]
     assert written == ["a", " b", "3", "5", " c", ".", "d", " e", " f", "d", "!", " b", " c"]
-    assert made.spans.tolist() == [[2, 4], [6, 7], [10, 11]]
-    assert made.corpus.starts.tolist() == [0, 9, 13]
+    assert spans.tolist() == [[2, 4], [6, 7], [10, 11]]
+    assert longer.starts.tolist() == [0, 9, 13]
 
 
 def test_random_places_land_where_stated_and_repeat():
@@ -135,15 +134,15 @@ def test_random_places_land_where_stated_and_repeat():
     np.testing.assert_array_equal(places, draw_places(corpus, tokenizer, 3, seed=5))
     rng = np.random.default_rng(0)
     forms = [tuple(rng.integers(0, 11, rng.integers(1, 4)).tolist()) for _ in places]
-    made = inject(corpus, places, forms, "changed")
-    inside = np.zeros(made.corpus.n_tokens, dtype=bool)
-    for (start, end), form, place in zip(made.spans, forms, places, strict=True):
-        assert tuple(made.corpus.tokens[start:end]) == form
-        assert made.corpus.tokens[end] == corpus.tokens[place]
-        assert made.corpus.document_of[start] == corpus.document_of[place]
+    longer, spans = inject(corpus, places, forms, "changed")
+    inside = np.zeros(longer.n_tokens, dtype=bool)
+    for (start, end), form, place in zip(spans, forms, places, strict=True):
+        assert tuple(longer.tokens[start:end]) == form
+        assert longer.tokens[end] == corpus.tokens[place]
+        assert longer.document_of[start] == corpus.document_of[place]
         inside[start:end] = True
     # what was put in taken out again is the corpus as it was
-    np.testing.assert_array_equal(made.corpus.tokens[~inside], corpus.tokens)
+    np.testing.assert_array_equal(longer.tokens[~inside], corpus.tokens)
 
 
 def test_plain_documents_have_no_thinking_and_are_prose():
@@ -168,4 +167,4 @@ def test_sentences_that_hold_the_words_are_taken_out():
         hosts(corpus, Pieces(), ["wait"], 9)
     with pytest.raises(UserError, match="fewer than 9 words"):
         draw_places(corpus, Pieces(), 9, seed=0)
-    assert usual_forms(corpus, Pieces(), ["wait"], ()) == {"wait": (2,)}
+    assert usual_forms(corpus, Pieces(), ["wait"], ()) == [(2,)]

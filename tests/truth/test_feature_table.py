@@ -154,10 +154,11 @@ def test_one_pass_equals_direct_sums(tiny_subject: Subject, tiny_corpus: Corpus)
     for batch in stream(tiny_subject, tiny_corpus, 64):
         features[batch.positions.numpy()] = sae.encode(batch.residual).numpy()
     total = found.statistics.total()
-    np.testing.assert_allclose(total.sums, sets.masks.astype(float) @ features, rtol=1e-6)
-    np.testing.assert_array_equal(total.counts, sets.masks.sum(axis=1))
+    masks = np.stack([sets.mask(name) for name in sets.names])
+    np.testing.assert_allclose(total.sums, masks.astype(float) @ features, rtol=1e-6)
+    np.testing.assert_array_equal(total.counts, masks.sum(axis=1))
     assert found.statistics.sums.shape == (4, 4, 8)
-    ordinary = sets.masks[0]
+    ordinary = masks[0]
     np.testing.assert_allclose(found.density, (features[ordinary] > 0).mean(axis=0))
     # over all tokens identity changes no sum: the means of each token are weighted by its count
     for statistics in found.identity.values():
