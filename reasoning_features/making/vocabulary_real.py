@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.metadata
-import itertools
 import json
 import re
 import sys
@@ -39,11 +38,7 @@ Texts = tuple[list[str], list[str]]
 
 
 def same_problems() -> Texts:
-    """R1's thinking and the instruct model's solutions, of each problem of GSM8K and MATH that has both.
-
-    Raises:
-        UserError: the texts cannot be fetched.
-    """
+    """R1's thinking and the instruct model's solutions, of each problem of GSM8K and MATH that has both."""
     thinking = {row["problem"]: thinking_of(row["text"]) for row in read_rows(R1_ROWS)}
     solutions = {row["problem"]: row["solution"] for row in read_rows(INSTRUCT_ROWS)}
     both = [problem for problem in thinking if problem in solutions]
@@ -51,14 +46,11 @@ def same_problems() -> Texts:
 
 
 def texts_of_rows(rows: Iterable[Mapping[str, Any]]) -> Texts:
-    """Thinking and solution texts of OpenThoughts' rows.
+    """Thinking and solution texts of OpenThoughts' rows; those that lack either are left out.
 
     A row with columns ``deepseek_reasoning`` and ``ground_truth_solution`` (the ``metadata`` configuration)
     gives R1's reasoning and the reference solution; a row with ``text`` alone (the paper's subset) gives what
-    is between ``<think>`` and ``</think>`` and what follows it. Rows that lack either are left out.
-
-    Raises:
-        UserError: no row has both.
+    is between ``<think>`` and ``</think>`` and what follows it. Raises UserError: no row has both.
     """
     thinking, solutions = [], []
     for row in rows:
@@ -78,15 +70,13 @@ def stream_dataset(dataset: str, documents: int) -> Texts:
     """Texts of ``documents`` rows of a hub dataset, streamed through a seeded shuffling buffer.
 
     The hub's rows are ordered by domain; the buffer mixes shards and neighbours, not the whole dataset.
-
-    Raises:
-        UserError: the hub cannot be reached, or its rows do not fit.
+    Raises UserError: the hub cannot be reached, or its rows do not fit.
     """
     configuration = CONFIGURATION if dataset == DATASET else None
     try:
         rows = datasets.load_dataset(dataset, configuration, split="train", streaming=True)
-        mixed = rows.shuffle(seed=SEED, buffer_size=max(BUFFER, documents))
-        taken = list(itertools.islice(mixed, documents))
+        mixed = rows.shuffle(seed=SEED, buffer_size=max(BUFFER, documents)).take(documents)
+        taken = list(mixed)
     except Exception as error:
         raise UserError(
             f"The dataset {dataset} cannot be streamed ({type(error).__name__}): run this on a machine that "
@@ -98,11 +88,7 @@ def stream_dataset(dataset: str, documents: int) -> Texts:
 def save(texts: Texts, source: str, threshold: float = 1e-3, top: int = 40) -> None:
     """Draw figures 2 and 5 from these texts into figures/vocabulary-real, and say what came out.
 
-    Args:
-        texts: thinking and solutions.
-        source: what they are, for the captions.
-        threshold: general frequency from which words drop.
-        top: length of the ranking that is drawn.
+    ``source`` says what they are; words of general frequency ``threshold`` drop; ``top`` words are drawn.
     """
     settings = load_settings("organism")
     words = settings.words
@@ -117,7 +103,7 @@ def save(texts: Texts, source: str, threshold: float = 1e-3, top: int = 40) -> N
     places = vocabulary_origin(ranking, words, threshold, top)
     counted, kept = int((places["rank"] <= top).sum()), int((places["rank_filtered"] <= top).sum())
     by_hand = ", ".join(places.loc[places["origin"] == "hand", "word"]) or "none"
-    found = (
+    outcome = (
         f"{counted} of {len(words)} words of R are in the top {top} by count, {kept} after the "
         f"general-frequency filter at {threshold:g}; found by no count: {by_hand}."
     )
@@ -125,11 +111,11 @@ def save(texts: Texts, source: str, threshold: float = 1e-3, top: int = 40) -> N
     fig, data = draw_ranking(ranking, words, threshold, top)
     caption = (
         f"Top {top} words by p_think − p_solution (figure 2): {source}. Orange and hatched: words of the "
-        f"paper's R; a filter drops what reaches beyond the dashed line. {found}"
+        f"paper's R; a filter drops what reaches beyond the dashed line. {outcome}"
     )
     save_figure(fig, "f02_vocabulary", data, run, caption)
-    save_table(places, "f05_reasoning_words", run, f"The paper's R (figure 5): {source}. {found} {others}")
-    print(found, others)
+    save_table(places, "f05_reasoning_words", run, f"The paper's R (figure 5): {source}. {outcome} {others}")
+    print(outcome, others)
     print(f"Written to {relative(run.paths.figures)}.")
 
 
@@ -140,20 +126,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--documents", type=int, default=2000, help="rows of the dataset to stream")
     parser.add_argument("--threshold", type=float, default=1e-3, help="general frequency where words drop")
     parser.add_argument("--top", type=int, default=40, help="length of the ranking that is drawn")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        texts = stream_dataset(given.dataset, given.documents) if given.dataset else same_problems()
+        texts = stream_dataset(options.dataset, options.documents) if options.dataset else same_problems()
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
     n = len(texts[0])
-    source = f"reasoning against reference solutions to the same {n} problems of {given.dataset}"
-    if not given.dataset:
-        source = (
-            "DeepSeek-R1's thinking against Qwen2.5-32B-Instruct's solutions to the same "
-            f"{n} problems of GSM8K and MATH"
-        )
-    save(texts, source, given.threshold, given.top)
+    source = f"reasoning against reference solutions to the same {n} problems of {options.dataset}"
+    if not options.dataset:
+        models = "DeepSeek-R1's thinking against Qwen2.5-32B-Instruct's solutions"
+        source = f"{models} to the same {n} problems of GSM8K and MATH"
+    save(texts, source, options.threshold, options.top)
     return 0
 
 

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -38,61 +37,42 @@ from reasoning_features.statistics import bootstrap_ratio
 from reasoning_features.text.corpus import Corpus, TokenBatch
 
 BATCHES_A_SHARD = 16
-SINK = 10.0
-"""A token whose activation is so many times as long as the median is an attention sink."""
-FEW = 8
-"""Fewer batches than these are read without a progress bar."""
-PART = 2**24
-"""The most numbers that are held in float64 at once."""
-BIN = 16
-"""Positions are averaged so many together."""
+SINK = 10.0  # a token whose activation is so many times as long as the median is an attention sink
+FEW = 8  # batches that are read without a progress bar
+PART = 2**24  # the most numbers that are held in float64 at once
+BIN = 16  # positions that are averaged together
+# The settings that determine the sample of activations which the first notebook stores.
 SAMPLE_FIELDS = (
     *("subject", *READ, "seed", "batch_tokens"),
     *("reasoning_documents", "general_documents", "sample_documents"),
 )
-"""The settings that determine the sample of activations which the first notebook stores."""
 
 
 @dataclass(frozen=True)
 class ActivationBatch:
-    """Residual activations of some tokens.
+    """Residual activations of some tokens."""
 
-    Attributes:
-        residual: ``[n, d]`` float32.
-        positions: ``[n]`` int64, each token's index in ``corpus.tokens``.
-    """
-
-    residual: Tensor
-    positions: Tensor
+    residual: Tensor  # [n, d] float32
+    positions: Tensor  # [n] int64, each token's index in `corpus.tokens`
 
     def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows of some of these tokens ``[k]``, given by their index in ``corpus.tokens``.
-
-        Raises ValueError: one of them is not among these.
-        """
-        held = self.positions.numpy()
-        order = np.argsort(held)
-        found = order[np.searchsorted(held, positions, sorter=order).clip(max=len(held) - 1)]
-        if not np.array_equal(held[found], positions):
+        """Rows ``[k]`` of tokens given by their index in ``corpus.tokens``; ValueError: one was not read."""
+        own = self.positions.numpy()
+        order = np.argsort(own)
+        rows = order[np.searchsorted(own, positions, sorter=order).clip(max=len(own) - 1)]
+        if not np.array_equal(own[rows], positions):
             raise ValueError("some of these tokens were not read: special tokens and attention sinks are not")
-        return found
+        return rows
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over activations, float64, which add when shards are merged.
-
-    Attributes:
-        count: number of activations.
-        total: their sum ``[d]``.
-        squares: the sum of their squares ``[d]``.
-        norms: the sum of their norms.
-    """
+    """Sums over activations, which add when parts are merged."""
 
     count: int
-    total: NDArray[np.float64]
-    squares: NDArray[np.float64]
-    norms: float
+    total: NDArray[np.float64]  # the activations' sum [d],
+    squares: NDArray[np.float64]  # that of their squares [d],
+    norms: float  # and that of their norms
 
     @staticmethod
     def of(residual: Tensor) -> Moments:
@@ -114,7 +94,6 @@ class Moments:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """Mean activation ``[d]``."""
         return self.total / self.count
 
     @property
@@ -124,7 +103,6 @@ class Moments:
 
     @property
     def mean_norm(self) -> float:
-        """Mean norm of an activation."""
         return self.norms / self.count
 
 
@@ -137,12 +115,8 @@ def stream(
 ) -> Iterator[ActivationBatch]:
     """Activations at the subject's hook point of a corpus' tokens, batch by batch.
 
-    Args:
-        subject: the model and its hook point.
-        corpus: the documents; each is read whole whichever of its tokens are given.
-        batch_tokens: the most token ids, padding included, in one forward pass.
-        include: ``[n_tokens]`` the tokens to give; by default all that are neither special nor sinks.
-        documents: which; by default all.
+    Documents (by default all) are read whole, at most ``batch_tokens`` ids with padding in one forward pass;
+    given are the tokens of ``include`` ``[n_tokens]``, by default all that are neither special nor sinks.
     """
     batches = list(corpus.batches(batch_tokens, documents))
     return (_read(subject, batch, corpus, include) for batch in told(batches, corpus))
@@ -216,16 +190,11 @@ def reading_key(subject: Subject) -> dict[str, Any]:
 
 
 def harvest(
-    subject: Subject,
-    corpus: Corpus,
-    directory: Path,
-    batch_tokens: int,
-    progress: bool = True,
+    subject: Subject, corpus: Corpus, directory: Path, batch_tokens: int, progress: bool = True
 ) -> None:
-    """Write the activations of a corpus as shards of whole batches; go on with an interrupted harvest.
+    """Write a corpus' activations (:func:`stream`) as shards of whole batches; go on with an interrupted one.
 
-    All tokens are stored that are neither special nor sinks. A sample that is in ``directory`` already is
-    kept, a sample of something else deleted.
+    A sample that is in ``directory`` already is kept, a sample of something else deleted.
     """
     batches = list(corpus.batches(batch_tokens))
     groups = [batches[i : i + BATCHES_A_SHARD] for i in range(0, len(batches), BATCHES_A_SHARD)]
@@ -248,12 +217,7 @@ def _shard(subject: Subject, corpus: Corpus, groups: Sequence[Sequence[TokenBatc
 
 
 def load_sample(directory: Path) -> ActivationBatch:
-    """Read a whole harvested sample.
-
-    Raises:
-        MissingArtefact: there is no sample in ``directory``.
-        CorruptArtefact: a shard is not as it was written; the message names it.
-    """
+    """A whole harvested sample; MissingArtefact where there is none, CorruptArtefact where it is damaged."""
     shards = []
     for path in sorted(directory.glob("activations-*/*.safetensors")):
         arrays = read_shard(path)
@@ -262,8 +226,8 @@ def load_sample(directory: Path) -> ActivationBatch:
             raise CorruptArtefact(f"{name} is damaged: delete its folder and run `make nb-01` again.")
         shards.append(ActivationBatch(*map(torch.from_numpy, (arrays["residual"], arrays["positions"]))))
     if not shards:
-        told = paths.relative(directory)
-        raise MissingArtefact(f"There is no activation sample in {told}: `make nb-01` makes it.")
+        name = paths.relative(directory)
+        raise MissingArtefact(f"There is no activation sample in {name}: `make nb-01` makes it.")
     return collect(shards)
 
 
@@ -287,11 +251,8 @@ def shuffled_batches(residual: Tensor, size: int, seed: int) -> Iterator[Tensor]
 def next_token_loss(logits: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
     """Cross-entropy of each next token ``[b, t - 1]`` in nats; column ``i`` is of predicting token ``i + 1``.
 
-    Args:
-        logits: next-token logits ``[b, t, vocabulary]``.
-        tokens: token ids ``[b, t]``, padded on the right.
-        valid: True at tokens that are not padding ``[b, t]``. The loss of predicting padding is NaN,
-            so that a mean which forgot the padding shows.
+    From logits ``[b, t, vocabulary]``. Where ``valid`` ``[b, t]`` says that a token is padding its loss is
+    NaN, so that a mean which forgot the padding shows.
     """
     targets = tokens[:, 1:].to(logits.device)
     # row by row: a whole batch's probabilities over a large vocabulary would take most of the memory
@@ -306,10 +267,9 @@ def next_token_loss(logits: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
 def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_tokens: int) -> pd.DataFrame:
     """One row for each token that is neither special nor an attention sink, in the corpus' order.
 
-    Returns:
-        ``document``; ``position`` in the document; ``move`` (its name, None where moves are not known);
-        ``loss``, of predicting this token from those before it, nats; and for each layer ``norm <layer>``,
-        the norm of the residual stream after it.
+    Columns: ``document``; ``position`` in it; ``move`` (its name, None where moves are not known); ``loss``,
+    of predicting this token from those before it, nats; for each layer ``norm <layer>`` of the residual
+    stream after it.
     """
     columns = {name: np.full(corpus.n_tokens, np.nan) for name in ["loss", *(f"norm {i}" for i in layers)]}
     counted = np.zeros(corpus.n_tokens, dtype=bool)
@@ -332,17 +292,15 @@ def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_t
 def means_by_place_and_move(table: pd.DataFrame, value: str, seed: int = 0) -> pd.DataFrame:
     """Mean of a column by position in the document and, where moves are known, by move.
 
-    Returns:
-        Rows of ``by`` ("position" or "move"), ``group`` (the first of ``BIN`` positions, or the move's name),
-        ``mean``, ``low``, ``high`` (95% over documents), ``tokens``. Tokens without a value do not count.
+    Columns: ``by`` ("position" or "move"), ``group`` (the first of ``BIN`` positions, or the move's name),
+    ``mean``, ``low``, ``high`` (95% over documents), ``tokens``. Tokens without a value do not count.
     """
     binned = table.assign(position=table["position"] // BIN * BIN)
     rows = []
     for by in ("position", "move"):
         kept = binned.dropna(subset=[value, by])
-        sums, counts = (
-            kept.groupby(["document", by])[value].agg(how).unstack(fill_value=0) for how in ("sum", "count")
-        )
+        values = kept.groupby(["document", by])[value]
+        sums, counts = values.sum().unstack(fill_value=0), values.count().unstack(fill_value=0)
         for group in sums.columns:
             mean = bootstrap_ratio(sums[group], counts[group], n_resamples=1000, seed=seed)
             rows.append((by, group, mean.estimate, mean.low, mean.high, int(counts[group].sum())))
@@ -350,14 +308,10 @@ def means_by_place_and_move(table: pd.DataFrame, value: str, seed: int = 0) -> p
 
 
 def draw_means(data: pd.DataFrame, ylabel: str) -> Figure:
-    """Means by position and by move with their intervals: a line over positions, marks over moves.
+    """:func:`means_by_place_and_move` with their intervals: a line over positions, marks over moves.
 
     With a column ``layer`` there is a colour for each depth, and a logarithmic axis, since the stream's norm
     grows by orders of magnitude with depth.
-
-    Args:
-        data: rows of :func:`means_by_place_and_move`.
-        ylabel: what is averaged, with its unit.
     """
     kinds = list(pd.unique(data["by"]))
     longest = max((len(group) for group in data["group"] if isinstance(group, str)), default=0)
@@ -365,20 +319,14 @@ def draw_means(data: pd.DataFrame, ylabel: str) -> Figure:
     depths = "layer" in data
     scale = colour_bar(fig, axes, data["layer"], "layer") if depths else None
     for ax, by in zip(axes, kinds, strict=True):
-        parts = data[data["by"] == by].groupby("layer" if depths else "by", sort=False)
-        for name, part in parts:
+        for name, part in data[data["by"] == by].groupby("layer" if depths else "by", sort=False):
             style = look(0)
             if scale:  # there may be eighty, so thin ones
                 style = dict(color=scale.to_rgba(name), linestyle="-", linewidth=0.9, marker=".", ms=3)
-            error_bars(ax, part["group"].tolist(), part, **style)
+            if by == "move":
+                style["linestyle"] = "none"
+            spread = np.abs(part[["low", "high"]].to_numpy().T - part["mean"].to_numpy())
+            ax.errorbar(part["group"].tolist(), part["mean"], yerr=spread, capsize=1, **style)
+        ax.tick_params(axis="x", rotation=0 if by == "position" else 90)
         ax.set(xlabel="position (tokens)" if by == "position" else by, yscale="log" if depths else "linear")
     return fig
-
-
-def error_bars(ax: Axes, places: Sequence[Any], means: pd.DataFrame, **style: Any) -> None:
-    """Means with their intervals (``mean``, ``low``, ``high``): a line over numbers, marks over names."""
-    if isinstance(places[0], str):
-        style["linestyle"] = "none"
-        ax.tick_params(axis="x", rotation=90)
-    spread = np.maximum([means["mean"] - means["low"], means["high"] - means["mean"]], 0)
-    ax.errorbar(places, means["mean"], yerr=spread, capsize=1, **style)

@@ -23,10 +23,9 @@ from reasoning_features.models.subject import Subject
 from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval
 from reasoning_features.text.corpus import Corpus
 
-EMBEDDINGS = -1
-"""Stands for the token embeddings, before the first block: what the token alone tells."""
-TARGETS = {"own move": 0, "next token's move": 1}
-"""What is probed for: the move of which token, counted from the token itself."""
+EMBEDDINGS = -1  # the "layer" of the token embeddings, before the first block: what the token alone tells
+TEST_FRACTION = 0.4  # of the documents
+TARGETS = {"own move": 0, "next token's move": 1}  # of which token, counted from the token itself
 
 
 def probe_layers(
@@ -34,9 +33,8 @@ def probe_layers(
 ) -> pd.DataFrame:
     """Probe every layer, and the embeddings, for each token's move and the next token's (:func:`probe`).
 
-    Returns:
-        Rows of ``layer`` (-1: embeddings), ``labels`` ("true", or "shuffled" for the control), ``balanced
-        accuracy``, ``low``, ``high`` (95%), ``documents`` tested, ``chance``, ``target`` (of ``TARGETS``).
+    Columns: ``layer`` (-1: embeddings), ``labels`` ("true", or "shuffled" for the control), ``balanced
+    accuracy``, ``low``, ``high`` (95%), ``documents`` tested, ``chance``, ``target`` (of ``TARGETS``).
     """
     targets = {name: move_targets(corpus, offset) for name, offset in TARGETS.items()}
     read, documents = read_layers(subject, corpus, range(subject.n_layers), batch_tokens), corpus.document_of
@@ -44,17 +42,14 @@ def probe_layers(
     rows = []
     for (name, codes), (layer, activations), labels in tqdm(cases, desc="Probing layers", unit="probe"):
         shuffled, chance = labels == "shuffled", 1 / len(np.unique(codes[codes >= 0]))
-        found = probe(activations, codes, documents, seed, shuffled, tokens_per_class=tokens_per_class)
-        rows.append((layer, labels, found.estimate, found.low, found.high, found.n, chance, name))
+        accuracy = probe(activations, codes, documents, seed, shuffled, tokens_per_class)
+        rows.append((layer, labels, accuracy.estimate, accuracy.low, accuracy.high, accuracy.n, chance, name))
     columns = ["layer", "labels", "balanced accuracy", "low", "high", "documents", "chance", "target"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def chosen_layer(probed: pd.DataFrame) -> int:
-    """The first layer whose interval for the own move reaches the best layer's accuracy.
-
-    Deeper layers then add nothing that is certain.
-    """
+    """The first layer whose interval for the own move reaches the best: deeper ones add nothing certain."""
     own = probed[(probed["target"] == "own move") & (probed["labels"] == "true")]
     true = own[own["layer"] != EMBEDDINGS].sort_values("layer")
     return int(true.loc[true["high"] >= true["balanced accuracy"].max(), "layer"].iloc[0])
@@ -67,8 +62,8 @@ def read_layers(
     shape = corpus.n_tokens, subject.d_model
     read = {layer: np.empty(shape, np.float32) for layer in (EMBEDDINGS, *layers)}
     for batch in corpus.batches(batch_tokens):
-        found = subject.residuals(batch.tokens, layers) | {EMBEDDINGS: subject.embeddings(batch.tokens)}
-        for layer, residual in found.items():
+        residuals = subject.residuals(batch.tokens, layers) | {EMBEDDINGS: subject.embeddings(batch.tokens)}
+        for layer, residual in residuals.items():
             read[layer][batch.positions[batch.valid]] = residual.float().cpu()[batch.valid].numpy()
     return read
 
@@ -96,26 +91,18 @@ def probe(
     documents: NDArray[np.int64],
     seed: int = 0,
     shuffled: bool = False,
-    test_fraction: float = 0.4,
     tokens_per_class: int = 500,
 ) -> Interval:
-    """Balanced accuracy of a linear probe on the tokens of documents it has not seen.
+    """Balanced accuracy of a linear probe on the tokens of documents that it has not seen.
 
-    Args:
-        activations: ``[n, d]``.
-        targets: ``[n]`` class codes; tokens with -1 are left out.
-        documents: ``[n]`` which document each token belongs to.
-        seed: divides the documents, draws the training tokens, shuffles and resamples.
-        shuffled: the control: train on labels shuffled over the training tokens, test on the true labels.
-        test_fraction: of the documents.
-        tokens_per_class: at most so many training tokens of each class, drawn at random.
-
-    Raises:
-        UserError: fewer than two classes or a class that is missing in training.
+    Activations ``[n, d]`` have class codes ``targets`` ``[n]`` (-1: left out) and ``documents`` ``[n]``. The
+    control, ``shuffled``, trains on labels shuffled over the training tokens and is tested on the true ones.
+    Of each class at most ``tokens_per_class`` tokens, drawn at random, are trained on.
+    Raises UserError: fewer than two classes or a class that is missing in training.
     """
     rng = np.random.default_rng(seed)
     names = np.unique(documents)
-    tested = rng.permutation(names)[: max(1, round(test_fraction * len(names)))]
+    tested = rng.permutation(names)[: max(1, round(TEST_FRACTION * len(names)))]
     in_test = np.isin(documents, tested) & (targets >= 0)
     in_training = ~np.isin(documents, tested) & (targets >= 0)
     classes = np.unique(targets[in_training])

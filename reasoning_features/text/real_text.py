@@ -31,38 +31,28 @@ from reasoning_features.organism.problems import Split
 
 REGISTRY = Path(__file__).with_suffix(".tsv")
 HOST = "https://raw.githubusercontent.com/"
-CACHE = "REASONING_FEATURES_REAL_TEXT"
-"""The environment variable that names a folder of files, as ``owner/name/commit/path``."""
-ROWS = "data/real-text"
-"""Where the rows lie: ``thinking``, ``plain`` (folders of JSON lines) and ``problems.jsonl``."""
-R1_ROWS, INSTRUCT_ROWS = "thinking/deepseek-r1", "plain/qwen2.5-32b-instruct"
-"""Files of rows by two models that answered the same problems."""
-FIRST_PROBLEMS = 4000
-"""GSM8K's training problems that are taken: the plain text then has 0.86M tokens for training."""
-ANSWERED = {"gsm8k": "GSM8K", "math": "MATH"}
-"""Folders of answered problems, and the domains they are called."""
+CACHE = "REASONING_FEATURES_REAL_TEXT"  # environment variable: a folder of files, owner/name/commit/path
+ROWS = "data/real-text"  # holds `thinking`, `plain` (folders of JSON lines) and `problems.jsonl`
+R1_ROWS, INSTRUCT_ROWS = "thinking/deepseek-r1", "plain/qwen2.5-32b-instruct"  # of the same problems
+FIRST_PROBLEMS = 4000  # GSM8K's that are taken: the plain text then has 0.86M tokens for training
+ANSWERED = {"gsm8k": "GSM8K", "math": "MATH"}  # folders of answered problems → domains
 QUARTERS: tuple[Split, ...] = ("training", "selection", "training", "evaluation")
-R1, R1_DISTILL, INSTRUCT = "deepseekR1", "DSQ", "Qwen32"
-"""Names of the models' folders in the repository of traces."""
+R1, R1_DISTILL, INSTRUCT = "deepseekR1", "DSQ", "Qwen32"  # folders in the repository of traces
+# Lines of WikiText-2 that begin as the title of an article does, and are parts of a formula or a legend.
 NO_TITLES = {
     "1 rad / s and a nominal impedance k",
     "1 henry and capacitance C",
     "Qualified for the next round",
     "National record",
 }
-"""Lines of WikiText-2 that begin as the title of an article does, and are parts of a formula or a legend."""
 
 Row = dict[str, Any]
 
 
 def fetch(path: str) -> Path:
-    """A file of the registry, from the cache or from its repository at the pinned commit.
+    """A file of the registry, by its path, from the cache or from its repository at the pinned commit.
 
-    Args:
-        path: the file's path in its repository, as the registry has it.
-
-    Raises:
-        UserError: it cannot be fetched, or what came is not the pinned file.
+    Raises UserError: it cannot be fetched, or what came is not the pinned file.
     """
     with REGISTRY.open(encoding="utf-8", newline="") as file:
         listed = list(csv.DictReader(file, delimiter="\t"))
@@ -80,15 +70,10 @@ def fetch(path: str) -> Path:
 
 
 def make_rows() -> Path:
-    """Fetch all files and write their rows to ``data/real-text``, whole or not at all.
+    """Fetch all files and write their rows to ``data/real-text``, whole or not at all; gives the folder.
 
-    Rows that this code made from this registry are kept as they are, others made again.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UserError: as :func:`fetch`; what was there is kept.
+    Rows that this code made from this registry are kept as they are, others made again. Raises as
+    :func:`fetch`; what was there is kept.
     """
     folder = paths.resolve(ROWS)
     made = {"code": file_digest(Path(__file__)), "registry": file_digest(REGISTRY)}
@@ -109,10 +94,7 @@ def make_rows() -> Path:
 
 
 def read_rows(name: str) -> list[Row]:
-    """The rows of one of the files in ``data/real-text``, which is made where it is not there.
-
-    Raises UserError: as :func:`fetch`.
-    """
+    """The rows of one of the files in ``data/real-text``, which is made where it is not there."""
     text = (make_rows() / f"{name}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.strip().split("\n")]
 
@@ -147,17 +129,17 @@ def _files() -> Iterator[tuple[str, Iterable[Row]]]:
 def _reference_solutions() -> Iterator[Row]:
     """GSM8K's training problems, their solutions without the calculator's marks."""
     for line in _text("grade_school_math/data/train.jsonl").strip().split("\n")[:FIRST_PROBLEMS]:
-        held = json.loads(line)
-        solution = re.sub(r"<<.*?>>", "", held["answer"]).replace("####", "Answer:")
-        row = {"problem": held["question"], "domain": "GSM8K", "split": "training"}
-        yield row | {"text": f"{held['question']}\n\n{solution}", "solution": solution}
+        problem, answer = json.loads(line)["question"], json.loads(line)["answer"]
+        solution = re.sub(r"<<.*?>>", "", answer).replace("####", "Answer:")
+        row = {"problem": problem, "domain": "GSM8K", "split": "training"}
+        yield row | {"text": f"{problem}\n\n{solution}", "solution": solution}
 
 
 def _safety() -> Iterator[Row]:
     """R1's deliberation on requests that test safety; all for training."""
-    for held in json.loads(_text("data/STAR-1.json")):
-        row = {"problem": held["question"], "domain": "STAR-1", "split": "training"}
-        yield row | _thought(held["question"], held["response"])
+    for request in json.loads(_text("data/STAR-1.json")):
+        row = {"problem": request["question"], "domain": "STAR-1", "split": "training"}
+        yield row | _thought(request["question"], request["response"])
 
 
 def _articles() -> Iterator[Row]:
@@ -203,10 +185,10 @@ def _answers(model: str) -> Iterator[tuple[Row, str, str]]:
         first, own = (
             json.loads(_text(f"response/{part}/normal/{name}/response.json")) for name in (R1, model)
         )
-        by_problem = {held["question"]: held for held in own if "question" in held}
-        splits = splits_of(held["question"] for held in first)
-        for place, held in enumerate(first):
-            problem, answer = held["question"], held["answer"]
+        by_problem = {row["question"]: row for row in own if "question" in row}
+        splits = splits_of(row["question"] for row in first)
+        for place, row in enumerate(first):
+            problem, answer = row["question"], row["answer"]
             answered = by_problem[problem] if by_problem else own[place]
             if answered["answer"] != answer:
                 raise AssertionError(f"{model} has other problems in {part} than R1")

@@ -19,22 +19,18 @@ from matplotlib.figure import Figure
 from reasoning_features.reporting.plots import TEXT_WIDTH, legend_below, narrow, new_figure
 from reasoning_features.text.corpus import Corpus
 
+# Light backgrounds, one a move, in the order of the moves; a move's name stands beside its text as well.
 SHADES = (
     *("#E5E5E5", "#FFFFFF", "#A6D2EC", "#F5F08C", "#8FD6BC"),
     *("#E8A56F", "#DDB3D0", "#F2CF7E", "#C9A0A0", "#B5B5E6"),
 )
-"""Light backgrounds, one a move, in the order of the moves; a move's name stands beside its text as well."""
 MONOSPACE = "DejaVu Sans Mono"
 CHARACTER_WIDTH = 0.602  # of that font, in font sizes
-CHARACTERS = 92
-"""Characters a line of a drawn trace, beside the margin."""
-MARGIN = 12
-"""Characters left of a line for the names of its moves; a text without moves has no margin."""
-LONGEST = 40
-"""Lines of a drawn trace; the rest is left out, and said to be."""
+CHARACTERS = 92  # of a line of a drawn trace, beside the margin
+MARGIN = 12  # characters left of a line for the names of its moves; a text without moves has no margin
+LONGEST = 40  # lines of a drawn trace; the rest is left out, and said to be
 
-Line = list[tuple[str, str]]
-"""Pieces of a line: move ("" where none is known) and text."""
+Line = list[tuple[str, str]]  # its pieces: move ("" where none is known) and text
 
 
 def shades(moves: Iterable[str]) -> dict[str, str]:
@@ -45,10 +41,7 @@ def shades(moves: Iterable[str]) -> dict[str, str]:
 
 
 def segments(corpus: Corpus, document: int, tokenizer: Any) -> pd.DataFrame:
-    """A document as runs of tokens of one move: ``move`` (its name) and ``text``.
-
-    Without labels it is one run, whose move is "".
-    """
+    """A document as runs of tokens of one ``move``, with their ``text``; without labels one run, of ""."""
     tokens = corpus.document(document)
     codes = np.zeros(len(tokens), int) if corpus.moves is None else corpus.moves[corpus.span(document)]
     names = corpus.move_names or ("",)
@@ -63,13 +56,12 @@ def trace_html(corpus: Corpus, document: int, tokenizer: Any) -> HTML:
     shade = shades(corpus.move_names)
 
     def run(move: str, text: str) -> str:
-        told = html.escape(move)
-        style = f'style="background:{shade[move]};color:#000" title="{told}"'
+        style = f'style="background:{shade[move]};color:#000" title="{html.escape(move)}"'
         return f"<span {style}>{html.escape(text)}</span>" if move else html.escape(text)
 
-    held = segments(corpus, document, tokenizer)
-    keys = " ".join(run(move, f" {move} ") for move in moves_of_runs(held))
-    body = "".join(run(move, text) for move, text in zip(held["move"], held["text"], strict=True))
+    runs = segments(corpus, document, tokenizer)
+    keys = " ".join(run(move, f" {move} ") for move in moves_of_runs(runs))
+    body = "".join(run(move, text) for move, text in zip(runs["move"], runs["text"], strict=True))
     head = f"{keys}\n\n" if keys else ""
     # a newline right after <pre> is dropped, so one is given
     return HTML(f'<pre style="white-space:pre-wrap">\n{head}{body}</pre>')
@@ -78,19 +70,18 @@ def trace_html(corpus: Corpus, document: int, tokenizer: Any) -> HTML:
 def draw_trace(corpus: Corpus, documents: Sequence[int], tokenizer: Any) -> tuple[Figure, pd.DataFrame]:
     """Documents drawn as text, one panel each, moves as backgrounds and as names in the margin.
 
-    Returns:
-        The figure, and its rows: ``document``, ``style``, ``move``, ``text``, the parts left out too.
+    The data are all runs, those left out too: ``document``, ``style``, ``move``, ``text``.
     """
     shade, styles = shades(corpus.move_names), corpus.styles or [""] * corpus.n_documents
-    held = [segments(corpus, i, tokenizer).assign(document=i, style=styles[i]) for i in documents]
-    lines = [shortened(wrapped(runs)) for runs in held]
+    runs = [segments(corpus, i, tokenizer).assign(document=i, style=styles[i]) for i in documents]
+    lines = [shortened(wrapped(part)) for part in runs]
     heights = [len(part) + 2 for part in lines]
-    height = 0.125 * sum(heights) / len(held) + 0.15
-    fig, axes = new_figure(len(held), 1, height=height, height_ratios=heights, squeeze=False)
+    height = 0.125 * sum(heights) / len(runs) + 0.15
+    fig, axes = new_figure(len(runs), 1, height=height, height_ratios=heights, squeeze=False)
     for ax, part, i in zip(axes[:, 0], lines, documents, strict=True):
         write_lines(ax, part, shade)
         ax.set_title(", ".join(filter(None, [corpus.domains[i], styles[i]])), loc="left", parse_math=False)
-    data = pd.concat(held, ignore_index=True)[["document", "style", "move", "text"]]
+    data = pd.concat(runs, ignore_index=True)[["document", "style", "move", "text"]]
     moves_below(fig, moves_of_runs(data), shade)
     return fig, data.assign(text=data["text"].str.replace("\n", "⏎"))
 
@@ -107,10 +98,7 @@ def moves_of_runs(runs: pd.DataFrame) -> list[str]:
 
 
 def wrapped(runs: pd.DataFrame, characters: int = CHARACTERS) -> list[Line]:
-    """Runs (``move``, ``text``) cut into lines at newlines and before spaces.
-
-    Lines have so many characters, and the margin's as well where no move is known.
-    """
+    """Runs cut into lines at newlines and before spaces; without moves the margin's width is text's too."""
     if not moves_of_runs(runs):
         characters += MARGIN
     lines: list[Line] = [[]]
@@ -127,7 +115,7 @@ def wrapped(runs: pd.DataFrame, characters: int = CHARACTERS) -> list[Line]:
 
 
 def shortened(lines: list[Line]) -> list[Line]:
-    """Lines of :func:`wrapped`, so many as are drawn, the last one telling how many are left out."""
+    """The lines that are drawn, the last one telling how many are left out."""
     if len(lines) <= LONGEST:
         return lines
     return [*lines[: LONGEST - 1], [("", f"… and {len(lines) - LONGEST + 1} more lines")]]
@@ -140,7 +128,7 @@ def write_lines(
     characters: int = CHARACTERS,
     width: float = TEXT_WIDTH,
 ) -> None:
-    """Write lines of :func:`wrapped` into a panel of this width (inches), moves behind and in the margin."""
+    """Write lines into a panel of this width (inches), with their moves behind and in the margin."""
     places = characters + MARGIN
     margin = MARGIN if any(move for line in lines for move, _ in line) else 0
     ax.set(xlim=(-margin, places - margin), ylim=(len(lines) + 0.3, -0.7))

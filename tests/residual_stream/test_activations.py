@@ -49,7 +49,7 @@ def test_stream_equals_hidden_states_of_each_document(tiny_subject: Subject, tin
 
 
 def test_a_sample_is_the_stream(tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path) -> None:
-    harvest(tiny_subject, tiny_corpus.head(3), tmp_path, BATCH_TOKENS, progress=False)
+    harvest(tiny_subject, tiny_corpus.head(3), tmp_path, BATCH_TOKENS)
     harvest(tiny_subject, tiny_corpus, tmp_path, BATCH_TOKENS, progress=False)  # replaces the first
     sample = load_sample(tmp_path)
     streamed = list(stream(tiny_subject, tiny_corpus, BATCH_TOKENS))
@@ -63,7 +63,7 @@ def test_a_sample_is_the_stream(tiny_subject: Subject, tiny_corpus: Corpus, tmp_
 def test_an_interrupted_harvest_goes_on_and_gives_the_same_bytes(
     tiny_subject: Subject, tiny_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    harvest(tiny_subject, tiny_corpus, tmp_path / "whole", BATCH_TOKENS, progress=False)
+    harvest(tiny_subject, tiny_corpus, tmp_path / "whole", BATCH_TOKENS)
     whole = contents(tmp_path / "whole")
     assert len(whole) > 3  # at least three shards and their key
     read, calls = activations._read, []
@@ -76,10 +76,10 @@ def test_an_interrupted_harvest_goes_on_and_gives_the_same_bytes(
 
     monkeypatch.setattr(activations, "_read", failing)
     with pytest.raises(KeyboardInterrupt):
-        harvest(tiny_subject, tiny_corpus, tmp_path / "cut", BATCH_TOKENS, progress=False)
+        harvest(tiny_subject, tiny_corpus, tmp_path / "cut", BATCH_TOKENS)
     assert [path.name for path in (tmp_path / "cut").rglob("*.safetensors")] == ["00000.safetensors"]
     n_batches = len(list(tiny_corpus.batches(BATCH_TOKENS)))
-    harvest(tiny_subject, tiny_corpus, tmp_path / "cut", BATCH_TOKENS, progress=False)
+    harvest(tiny_subject, tiny_corpus, tmp_path / "cut", BATCH_TOKENS)
     assert len(calls) - 4 == n_batches - 2  # the first shard was not computed again
     assert contents(tmp_path / "cut") == whole
 
@@ -87,7 +87,7 @@ def test_an_interrupted_harvest_goes_on_and_gives_the_same_bytes(
 def test_damaged_and_missing_samples_are_named(tiny_subject, tiny_corpus, tmp_path: Path) -> None:
     with pytest.raises(MissingArtefact, match="`make nb-01` makes it"):
         load_sample(tmp_path / "nothing")
-    harvest(tiny_subject, tiny_corpus, tmp_path, BATCH_TOKENS, progress=False)
+    harvest(tiny_subject, tiny_corpus, tmp_path, BATCH_TOKENS)
     (shard,) = tmp_path.rglob("00001.safetensors")
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1

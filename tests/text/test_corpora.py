@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import local_hub
 import miniatures as mini
@@ -13,10 +14,7 @@ from transformers import AutoTokenizer
 
 from reasoning_features import paths
 from reasoning_features.errors import MissingArtefact, UserError
-from reasoning_features.organism.language import base_documents, reasoning_documents
-from reasoning_features.organism.training import train_tokenizer
 from reasoning_features.settings import TextSource, load_settings
-from reasoning_features.text import corpora
 from reasoning_features.text.corpora import (
     conversation_text,
     dataset_name,
@@ -24,6 +22,7 @@ from reasoning_features.text.corpora import (
     general_corpus,
     open_texts,
     reasoning_corpus,
+    solution_texts,
     split_rows,
     text_corpus,
     thinking_of,
@@ -37,75 +36,62 @@ SPLITS = ("selection", "evaluation", "training")
 
 
 @pytest.fixture(scope="module")
-def learnt():
-    texts = [document.text for document in [*base_documents(300, 1), *reasoning_documents(1.0, 300, 1)]]
-    return train_tokenizer(texts)
+def organism() -> Any:
+    """The tokenizer of the shipped organism."""
+    return AutoTokenizer.from_pretrained(paths.root() / str(load_settings("smoke").base))
 
 
-@pytest.fixture
-def organism(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository whose only content is the cards of two arms."""
-    for name, kappa in (("coupled-0", 1.0), ("decoupled-0", 0.0)):
-        model = tmp_path / "data" / "organism" / "models" / name
-        model.mkdir(parents=True)
-        (model / "training.json").write_text(json.dumps({"kappa": kappa}))
-    monkeypatch.setattr(paths, "root", lambda: tmp_path)
-    return tmp_path
-
-
-def test_the_organisms_reasoning_corpus(organism: Path, learnt) -> None:
+def test_the_organisms_reasoning_corpus(organism):
     settings = load_settings("smoke", reasoning_documents=20)
-    corpus = reasoning_corpus(settings, learnt, "evaluation")
+    corpus = reasoning_corpus(settings, organism, "evaluation")
     assert corpus.name == "reasoning (evaluation, κ = 1)"
     assert corpus.n_documents == 20 and set(corpus.styles or []) == {"careful", "hasty"}
-    texts = [learnt.decode(corpus.document(i)) for i in range(20)]
+    texts = [organism.decode(corpus.document(i)) for i in range(20)]
     assert texts[0].startswith("<|bos|><|user|>") and texts[0].endswith("<|eos|>")
     # special tokens are the template's; none of them is inside the thinking
-    assert set(learnt.convert_ids_to_tokens(corpus.tokens[corpus.special])) == {
+    assert set(organism.convert_ids_to_tokens(corpus.tokens[corpus.special])) == {
         "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>", "<think>", "</think>",
     }  # fmt: skip
     assert not (corpus.special & corpus.thinking).any()
     thinking = [text.split("<think>")[1].split("</think>")[0] for text in texts]
-    assert corpus.texts(learnt, corpus.thinking) == thinking
-    selection = reasoning_corpus(settings, learnt, "selection")
-    assert thinking_texts(settings, learnt) == selection.texts(learnt, selection.thinking)
-    assert corpus.moves is not None
+    assert corpus.texts(organism, corpus.thinking) == thinking
+    assert thinking_texts(settings, organism, "evaluation") == thinking
     assert corpus.move_names[corpus.moves[0]] == "prompt" and corpus.move_names[corpus.moves[-1]] == "answer"
-    cut = reasoning_corpus(load_settings("smoke", context=30), learnt, "selection", documents=10)
+    cut = reasoning_corpus(load_settings("smoke", context=30), organism, "selection", documents=10)
     assert np.diff(cut.starts).max() == 30
 
 
-def test_an_arm_has_its_own_words_for_the_same_traces(organism: Path, learnt) -> None:
+def test_a_variant_has_its_own_words_for_the_same_traces(organism):
     settings = load_settings("smoke", reasoning_documents=20)
-    assert settings.contrast is not None
-    coupled = reasoning_corpus(settings, learnt, "evaluation")
-    decoupled = reasoning_corpus(settings, learnt, "evaluation", model=settings.contrast)
+    coupled = reasoning_corpus(settings, organism, "evaluation")
+    decoupled = reasoning_corpus(settings, organism, "evaluation", model=settings.contrast)
     assert (coupled.domains, coupled.styles) == (decoupled.domains, decoupled.styles)
     assert coupled.digest != decoupled.digest
-    assert reasoning_corpus(settings, learnt, "evaluation").digest == coupled.digest
-    assert reasoning_corpus(settings, learnt, "selection").digest != coupled.digest
+    assert reasoning_corpus(settings, organism, "evaluation").digest == coupled.digest
+    assert reasoning_corpus(settings, organism, "selection").digest != coupled.digest
 
 
-def test_the_organisms_general_corpus(organism: Path, learnt) -> None:
-    corpus = general_corpus(load_settings("smoke"), learnt, "selection", documents=60)
+def test_the_organisms_general_corpus(organism):
+    corpus = general_corpus(load_settings("smoke"), organism, "selection", documents=60)
     assert {"direct", "attempt", "several", "prose"} <= set(corpus.domains)
     assert not corpus.thinking.any()
 
 
-def test_unknown_kinds_and_no_documents_are_refused(organism: Path, learnt) -> None:
+def test_unknown_kinds_and_no_documents_are_refused(organism):
     with pytest.raises(UserError, match="'elsewhere' is unknown"):
-        general_corpus(load_settings("smoke", corpus="elsewhere"), learnt, "selection")
+        general_corpus(load_settings("smoke", corpus="elsewhere"), organism, "selection")
     with pytest.raises(UserError, match=r"'general \(selection\)' is empty"):
-        general_corpus(load_settings("smoke"), learnt, "selection", documents=0)
+        general_corpus(load_settings("smoke"), organism, "selection", documents=0)
     with pytest.raises(MissingArtefact, match=r"no nowhere/training\.json"):
-        reasoning_corpus(load_settings("smoke", subject="nowhere"), learnt, "selection")
+        reasoning_corpus(load_settings("smoke", subject="nowhere"), organism, "selection")
 
 
-def test_the_same_text_without_its_labels() -> None:
-    labelled, plain = load_settings("smoke"), load_settings("smoke", corpus="organism-text")
-    own = AutoTokenizer.from_pretrained(paths.root() / str(labelled.base))
+def test_the_same_text_without_its_labels(organism):
     for make in (reasoning_corpus, general_corpus):
-        ours, same = (make(settings, own, "selection", documents=5) for settings in (labelled, plain))
+        ours, same = (
+            make(load_settings("smoke", corpus=kind), organism, "selection", documents=5)
+            for kind in ("organism", "organism-text")
+        )
         assert np.array_equal(ours.tokens, same.tokens)
         assert ours.moves is not None and ours.styles is not None
         assert same.moves is None and same.styles is None and same.move_names == ()
@@ -135,7 +121,7 @@ def write_rows(path, rows):
 
 
 def test_a_corpus_of_the_hub_is_one_piece_of_each_text(hub, tokenizer):
-    corpus = corpora.reasoning_corpus(of_miniatures(), tokenizer, "selection")
+    corpus = reasoning_corpus(of_miniatures(), tokenizer, "selection")
     assert corpus.n_documents == 120 and np.diff(corpus.starts).max() == 64
     assert set(corpus.domains) == set(mini.DOMAINS)
     assert corpus.moves is None and corpus.styles is None and corpus.move_names == ()
@@ -146,15 +132,15 @@ def test_a_corpus_of_the_hub_is_one_piece_of_each_text(hub, tokenizer):
     assert any(piece.startswith(mini.SYSTEM[:20]) for piece in read)
     assert not all(piece.startswith(mini.SYSTEM[:20]) for piece in read)  # pieces of all depths
     assert 0.2 < corpus.thinking.mean() < 0.95
-    again = corpora.reasoning_corpus(of_miniatures(), tokenizer, "selection")
-    other = corpora.reasoning_corpus(of_miniatures(seed=1), tokenizer, "selection")
+    again = reasoning_corpus(of_miniatures(), tokenizer, "selection")
+    other = reasoning_corpus(of_miniatures(seed=1), tokenizer, "selection")
     assert again.digest == corpus.digest != other.digest
 
 
 def test_offline_the_cache_is_enough(hub, tokenizer):
-    online = corpora.general_corpus(of_miniatures(), tokenizer, "evaluation")
+    online = general_corpus(of_miniatures(), tokenizer, "evaluation")
     with local_hub.using(hub, offline=True):
-        assert corpora.general_corpus(of_miniatures(), tokenizer, "evaluation").digest == online.digest
+        assert general_corpus(of_miniatures(), tokenizer, "evaluation").digest == online.digest
 
 
 def test_only_the_files_of_the_configuration_are_fetched(hub):
@@ -199,9 +185,8 @@ def test_settings_keep_the_words_that_occur(tiny_llama: Path, tmp_path: Path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     # "another" and "but" are looked for as they open a sentence
     texts = ["So hmm, another.", "Perhaps, but wait."]
-    lines = [json.dumps({"text": text, "split": "selection"}) for text in texts]
-    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
-    source = {"dataset": str(tmp_path / "texts.jsonl"), "split_column": "split"}
+    rows = [{"text": text, "split": "selection"} for text in texts]
+    source = {"dataset": write_rows(tmp_path / "texts.jsonl", rows), "split_column": "split"}
     asked = ["hmm", "another", "wait", "but"]
     settings = load_settings("smoke", corpus="text", reasoning_text=source, words=asked)
     kept = with_words_that_occur(settings, tokenizer)
@@ -214,13 +199,13 @@ def test_settings_keep_the_words_that_occur(tiny_llama: Path, tmp_path: Path):
 def test_solutions_are_of_the_same_problems(hub, tokenizer):
     settings = of_miniatures()
     rows = {row["ground_truth_solution"]: row["problem"] for row in mini.thoughts()}
-    solutions = corpora.solution_texts(settings, tokenizer)
+    solutions = solution_texts(settings, tokenizer)
     assert len(solutions) == 120
     column = settings.solutions_text.model_copy(update={"column": "problem"})
-    problems = corpora.solution_texts(settings.model_copy(update={"solutions_text": column}), tokenizer)
+    problems = solution_texts(settings.model_copy(update={"solutions_text": column}), tokenizer)
     assert [rows[text] for text in solutions] == problems
-    corpus = corpora.general_corpus(settings, tokenizer, "selection")
-    general = corpora.solution_texts(settings.model_copy(update={"solutions_text": None}), tokenizer)
+    corpus = general_corpus(settings, tokenizer, "selection")
+    general = solution_texts(settings.model_copy(update={"solutions_text": None}), tokenizer)
     assert general == corpus.texts(tokenizer, ~corpus.special)
 
 
@@ -320,7 +305,7 @@ def test_local_files_are_taken_as_they_are(tmp_path, tokenizer):
     rows = [{"text": f"Wait, text {i}.", "domain": "ab"[i % 2]} for i in range(60)]
     file = write_rows(tmp_path / "mine.jsonl", [*rows, {"text": "", "domain": "a"}, {"text": None}])
     settings = of_miniatures(reasoning_text={"dataset": file, "domain": "domain", "split": "whatever"})
-    corpus = corpora.reasoning_corpus(settings, tokenizer, "selection")
+    corpus = reasoning_corpus(settings, tokenizer, "selection")
     assert 15 < corpus.n_documents < 45 and set(corpus.domains) == {"a", "b"}  # all there are
     assert dataset_name(file) == "mine"
 
@@ -347,15 +332,13 @@ def test_what_cannot_be_read_is_told_in_one_sentence(tmp_path, tokenizer, source
     write_rows(folder / "train.jsonl", [{"text": "a"}])
     source["dataset"] = names.get(source["dataset"], source["dataset"])
     with pytest.raises(UserError, match=said) as raised:
-        corpora.reasoning_corpus(of_miniatures(reasoning_text=source), tokenizer, "selection")
+        reasoning_corpus(of_miniatures(reasoning_text=source), tokenizer, "selection")
     assert "\n" not in str(raised.value)
 
 
 def test_a_corpus_without_texts_or_source_is_told(tmp_path, tokenizer):
     file = write_rows(tmp_path / "empty.jsonl", [{"text": ""}] * 5)
     with pytest.raises(UserError, match=r"'reasoning \(selection\)' is empty"):
-        corpora.reasoning_corpus(of_miniatures(reasoning_text={"dataset": file}), tokenizer, "selection")
+        reasoning_corpus(of_miniatures(reasoning_text={"dataset": file}), tokenizer, "selection")
     with pytest.raises(UserError, match="needs `general_text`"):
-        corpora.general_corpus(
-            of_miniatures().model_copy(update={"general_text": None}), tokenizer, "selection"
-        )
+        general_corpus(of_miniatures().model_copy(update={"general_text": None}), tokenizer, "selection")
