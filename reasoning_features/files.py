@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,11 +51,11 @@ def drop_unfinished(folder: Path) -> None:
 
 def write_between(path: Path, begin: str, end: str, text: str) -> bool:
     """Write a text between two lines that a file must hold once each; says whether the file changed."""
-    held = path.read_text(encoding="utf-8")
-    if held.count(begin) != 1 or held.count(end) != 1:
+    before = path.read_text(encoding="utf-8")
+    if before.count(begin) != 1 or before.count(end) != 1:
         raise UserError(f"{path.name} must hold the lines {begin!r} and {end!r} once: put them back.")
-    before, _, rest = held.partition(begin)
-    return write_text(path, f"{before}{begin}\n{text}{end}{rest.partition(end)[2]}")
+    head, rest = before.split(begin)
+    return write_text(path, f"{head}{begin}\n{text}{end}{rest.split(end)[1]}")
 
 
 def write_json(path: Path, value: Any) -> bool:
@@ -78,14 +80,22 @@ def _alive(number: str) -> bool:
 
 # --- checksums: what a file was when it was made, and whether it still is -----------------------------------
 
-SHIPPED = "data/*/checksums.json"
-"""Lists of shipped files, by what they belong to: path → SHA-256."""
-MADE = "made_from.json"
-"""Beside what a training here made: what from, and the digests of its files."""
+SHIPPED = "data/*/checksums.json"  # lists of shipped files, by what they belong to: path → SHA-256
+MADE = "made_from.json"  # beside what a training here made: what from, and the digests of its files
+SETTLED = 2e9  # nanoseconds after which a file that is written again surely bears another time
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal; a process reads it once, and again when it has changed."""
+    state = path.stat()
+    version = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    if time.time_ns() - state.st_ctime_ns < SETTLED:
+        return _sha256.__wrapped__(path, version)
+    return _sha256(path, version)
+
+
+@functools.cache
+def _sha256(path: Path, version: tuple[int, ...]) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -107,47 +117,43 @@ def file_digests(directory: Path) -> dict[str, str]:
 
 def damaged_files(directory: Path, expected: Mapping[str, str]) -> list[Path]:
     """The files under a directory that are missing, or not what they were."""
-    paths_of = {directory / name: digest for name, digest in expected.items()}
-    return [path for path, digest in paths_of.items() if not path.is_file() or file_digest(path) != digest]
+    digests = {directory / name: digest for name, digest in expected.items()}
+    return [path for path, digest in digests.items() if not path.is_file() or file_digest(path) != digest]
 
 
 def damaged_training(directory: Path) -> list[Path]:
     """The same of what a training here made, by the digests that it wrote; of anything else none."""
     try:
-        told = read_json(directory / MADE)
+        made = read_json(directory / MADE)
     except FileNotFoundError:
         return []
     except ValueError:
         return [directory / MADE]
-    return damaged_files(directory, told.get("files", {}))
+    return damaged_files(directory, made.get("files", {}))
 
 
 def verify_shipped(directory: Path) -> None:
-    """Compare the files under a shipped directory with the checksums that were committed with them.
+    """Compare the files under a directory with the checksums that were committed with them.
 
-    Directories that the list does not mention (a user's own model) pass unchecked.
-
-    Raises:
-        MissingArtefact: a listed file is not there.
-        CorruptArtefact: a file is not what was shipped; the message names it.
+    Directories that no list mentions (a user's own model) pass unchecked. Raises MissingArtefact or
+    CorruptArtefact, which name the file.
     """
     for listing in sorted(paths.root().glob(SHIPPED)):
-        told = paths.relative(listing)
+        its_name = paths.relative(listing)
+        restore = "restore it with `git checkout -- {}`."
         try:
             listed: dict[str, str] = read_json(listing)
         except ValueError as error:
-            raise CorruptArtefact(f"{told} is damaged: restore it with `git checkout -- {told}`.") from error
+            raise CorruptArtefact(f"{its_name} is damaged: {restore.format(its_name)}") from error
         for name, expected in listed.items():
             path = paths.root() / name
             if not path.resolve().is_relative_to(directory.resolve()):
                 continue
             if not path.is_file():
-                raise MissingArtefact(f"{name} is missing: restore it with `git checkout -- {name}`.")
+                raise MissingArtefact(f"{name} is missing: {restore.format(name)}")
             if file_digest(path) != expected:
-                raise CorruptArtefact(
-                    f"{name} is damaged (its checksum is not the one in {told}): "
-                    f"restore it with `git checkout -- {name}`."
-                )
+                why = f"its checksum is not the one in {its_name}"
+                raise CorruptArtefact(f"{name} is damaged ({why}): {restore.format(name)}")
 
 
 def write_shipped(files: Iterable[Path], listing: Path) -> None:

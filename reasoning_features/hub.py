@@ -12,7 +12,6 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,14 +30,12 @@ from reasoning_features.errors import MissingArtefact, UserError
 
 Kind = Literal["model", "dataset"]
 REFERENCE = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+))?")
-COMMIT = re.compile(r"[0-9a-f]{40}")
-WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
-UNUSED = ("original/*", "onnx/*", "consolidated*", "*activations_store_state*", "*sparsity.safetensors", ".*")
-_told: set[str] = set()
+WEIGHTS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+UNUSED = ["original/*", "onnx/*", "consolidated*", "*activations_store_state*", "*sparsity.safetensors", ".*"]
+_announced: set[str] = set()
 
 
-@dataclass(frozen=True)
-class Copy:
+class Copy(NamedTuple):
     """A folder of the cache, and the commit that it holds."""
 
     path: Path
@@ -58,11 +55,11 @@ class Reference(NamedTuple):
     @property
     def pinned(self) -> bool:
         """Whether the revision is a commit, which never changes."""
-        return self.revision is not None and COMMIT.fullmatch(self.revision) is not None
+        return re.fullmatch(r"[0-9a-f]{40}", self.revision or "") is not None
 
 
 def parse(reference: str) -> Reference:
-    """The parts of ``owner/name[@revision][:folder]``; UserError where it does not read so."""
+    """The parts of ``owner/name[@revision][:folder]``."""
     found = REFERENCE.fullmatch(reference)
     if found is None:
         raise UserError(
@@ -87,24 +84,16 @@ def directory(reference: str, patterns: Sequence[str] | None = None) -> Path:
 def local_copy(reference: str, kind: Kind = "model", patterns: Sequence[str] | None = None) -> Copy:
     """Fetch what a reference names, as far as the cache lacks it; what is pinned and held asks no network.
 
-    The hub's library goes on where a download stopped, and tries again what failed in passing.
-
-    Args:
-        reference: ``owner/name[@revision][:folder]``.
-        kind: "model" (weights, configurations, tokenizers) or "dataset" (all files).
-        patterns: names of files to take, with ``*``, instead of those of the kind.
-
-    Raises:
-        MissingArtefact: it is not in the cache and the hub cannot be reached.
-        UserError: no such repository, revision or folder; access is not granted; a wrong token; too little
-            disk; or the hub failed.
+    A model's weights, configurations and tokenizer are taken, all files of a data set, or those of the given
+    ``patterns``. The hub's library goes on where a download stopped, and tries again what failed in passing.
+    UserError says in a sentence what is in the way (MissingArtefact: not in the cache, and no network).
     """
     asked = parse(reference)
     snapshot = Path(_download(asked, kind, patterns))
-    if not asked.pinned and str(asked) not in _told:
-        _told.add(str(asked))
-        told = f"{asked.repo}: {asked.revision or 'main'} is now {snapshot.name}"
-        print(f"{told}; pin it as {asked.repo}@{snapshot.name}.", file=sys.stderr)
+    if not asked.pinned and str(asked) not in _announced:
+        _announced.add(str(asked))
+        now = f"{asked.repo}: {asked.revision or 'main'} is now {snapshot.name}"
+        print(f"{now}; pin it as {asked.repo}@{snapshot.name}.", file=sys.stderr)
     path = snapshot / asked.folder if asked.folder else snapshot
     if not path.is_dir():
         what = f"the folder {asked.folder}" if asked.folder else "the files asked for"
@@ -113,38 +102,30 @@ def local_copy(reference: str, kind: Kind = "model", patterns: Sequence[str] | N
 
 
 def sizes(reference: str, kind: Kind = "model", patterns: Sequence[str] | None = None) -> tuple[int, int]:
-    """Bytes of what :func:`local_copy` takes, and of what of it the cache lacks; fetches nothing.
-
-    Raises:
-        UserError, MissingArtefact: as for :func:`local_copy`.
-    """
+    """Bytes of what :func:`local_copy` takes, and of what of it the cache lacks; fetches nothing."""
     try:
         files = _download(parse(reference), kind, patterns, dry_run=True)
     except MissingArtefact:  # without network: whole in the cache, or missing
-        held = Path(_download(parse(reference), kind, patterns, local_files_only=True))
-        return sum(file.stat().st_size for file in held.rglob("*") if file.is_file()), 0
+        cached = Path(_download(parse(reference), kind, patterns, local_files_only=True))
+        return sum(file.stat().st_size for file in cached.rglob("*") if file.is_file()), 0
     return sum(f.file_size for f in files), sum(f.file_size for f in files if f.will_download)
 
 
 def dataset_files(reference: str, name: str | None = None, split: str = "train") -> list[str] | None:
-    """Patterns of the files of a configuration and split of a data set, as its card tells; None: all files.
-
-    Raises:
-        UserError: the card knows no such configuration or split, or as :func:`local_copy`.
-    """
+    """Patterns of the files of a configuration and split of a data set, as its card says; None: all files."""
     from datasets.data_files import sanitize_patterns
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCard
 
     try:
         card = local_copy(reference, "dataset", ["README.md"]).path / "README.md"
-        told = MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data)
-    except (MissingArtefact, FileNotFoundError, ValueError):  # no card, or a card that does not tell
+        configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data)
+    except (MissingArtefact, FileNotFoundError, ValueError):  # no card, or a card that says nothing of it
         return None
-    files = {each: config["data_files"] for each, config in told.items() if config.get("data_files")}
+    files = {each: config["data_files"] for each, config in configs.items() if config.get("data_files")}
     if not files:
         return None
-    chosen = name or told.get_default_config_name() or next(iter(told))
+    chosen = name or configs.get_default_config_name() or next(iter(configs))
     if chosen not in files:
         raise UserError(f"{reference} has no configuration {name!r}: it has {', '.join(files)}.")
     splits: dict[str, list[str]] = sanitize_patterns(files[chosen])
@@ -154,7 +135,7 @@ def dataset_files(reference: str, name: str | None = None, split: str = "train")
 
 
 def refusal(reference: str, kind: Kind = "model") -> str:
-    """Why the hub will not give the files of a repository, as one sentence; nothing where it will."""
+    """Why the hub will not give the files of a repository, as one sentence; empty where it will."""
     asked = parse(reference)
     try:
         HfApi().auth_check(asked.repo, repo_type=kind)
@@ -183,17 +164,18 @@ def free_disk() -> int:
 
 def _download(asked: Reference, kind: Kind, patterns: Sequence[str] | None, **how: Any) -> Any:
     """What ``snapshot_download`` gives, its failures as one sentence each."""
-    whole = {"model": WEIGHTS, "dataset": ("*",)}[kind]
+    taken, left = (WEIGHTS, UNUSED) if kind == "model" else (["*"], [".*"])
     if asked.folder:
-        whole = (f"{asked.folder}/*.safetensors", f"{asked.folder}/*.json", "config.json")
-    unused = {"model": UNUSED, "dataset": (".*",)}[kind]
+        taken = [f"{asked.folder}/*.safetensors", f"{asked.folder}/*.json", "config.json"]
+    if patterns is not None:
+        taken, left = list(patterns), []
     try:
         return snapshot_download(
             asked.repo,
             repo_type=kind,
             revision=asked.revision,
-            allow_patterns=list(whole if patterns is None else patterns),
-            ignore_patterns=list(unused if patterns is None else ()),
+            allow_patterns=taken,
+            ignore_patterns=left,
             **how,
         )
     except Exception as error:
@@ -204,7 +186,6 @@ def _explained(asked: Reference, kind: Kind, error: BaseException) -> UserError:
     """What a failure means and what to do about it, as the error to raise."""
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{asked.repo}"
     log_in = "log in with `hf auth login`, or set HF_TOKEN"
-    offline = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub cannot be reached"
     meanings: list[tuple[type[BaseException], str]] = [
         (GatedRepoError, f"{asked.repo} is gated: accept its terms at {page}, and {log_in}."),
         (RevisionNotFoundError, f"{asked.repo} has no revision {asked.revision}: see {page}/commits/main."),
@@ -225,14 +206,15 @@ def _explained(asked: Reference, kind: Kind, error: BaseException) -> UserError:
             return UserError(f"The hub refuses the token given for {asked.repo}: {log_in} to a valid one.")
         if isinstance(each, OSError) and each.errno == errno.ENOSPC:
             return UserError(f"{asked} does not fit on the disk of the cache: set HF_HOME to a larger one.")
-        for meant, told in meanings:
-            if isinstance(each, meant) and not isinstance(each, LocalEntryNotFoundError):
-                return UserError(told)
+        for kind_of_error, meaning in meanings:
+            if isinstance(each, kind_of_error) and not isinstance(each, LocalEntryNotFoundError):
+                return UserError(meaning)
     if isinstance(error, LocalEntryNotFoundError) or any(
         isinstance(each, OfflineModeIsEnabled) or "Connect" in type(each).__name__ for each in chain
     ):
+        why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub cannot be reached"
         return MissingArtefact(
-            f"{asked} is not in the cache, and {offline}: run once with network, or set HF_HOME to a cache "
+            f"{asked} is not in the cache, and {why}: run once with network, or set HF_HOME to a cache "
             "that holds it."
         )
     return UserError(f"{asked} could not be fetched ({str(error).splitlines()[0]}).")

@@ -33,25 +33,25 @@ class RunPaths:
 
     @property
     def data(self) -> Path:
-        """Models, autoencoders and results of many seeds: ``data/<run>``."""
+        """Models, autoencoders and results of many seeds."""
         return root() / "data" / self.run
 
     @property
     def artefacts(self) -> Path:
-        """What notebooks store for one another, and ``make clean`` may delete: ``data/<run>/artefacts``."""
+        """What notebooks store for one another; `make clean` may delete it."""
         return self.data / "artefacts"
 
     @property
     def shards(self) -> Path:
-        """Pieces of work that are finished, to go on from: ``data/<run>/shards``."""
+        """Finished pieces of work, to go on from."""
         return self.data / "shards"
 
     @property
     def figures(self) -> Path:
-        """Figures, tables, provenance and notebooks rendered to Markdown: ``figures/<run>``."""
+        """Figures, tables, provenance and notebooks rendered to Markdown."""
         return root() / "figures" / self.run
 
     @property
     def build(self) -> Path:
-        """Executed notebooks, keys and logs: ``build/<run>``."""
+        """Executed notebooks and their stamps."""
         return root() / "build" / self.run

@@ -29,21 +29,18 @@ from reasoning_features.errors import UserError
 
 PROFILES = Path(__file__).parent / "profiles"
 NAME_LIMIT = 48
-UNNAMED = frozenset({"device"})
+# the settings that determine which texts are read, and where in the model
 READ = ("site", "layer", "dtype", "corpus", "reasoning_text", "general_text", "solutions_text", "context")
-"""The settings that determine which texts are read, and where in the model."""
 MODELS = ("subject", "contrast", "base")
-SECOND = ("second_subject", "second_autoencoder")
 AUTOENCODERS = (
     *("autoencoder", "autoencoder_relu", "autoencoder_topk", "autoencoder_second", "contrast_autoencoder"),
 )
-TEXTS = (
-    *("reasoning_text", "general_text", "solutions_text"),
-    *("training_text", "base_text", "stages_text", "problems"),
+# the settings that name a model, an autoencoder or a folder of results
+PINNED = (
+    *MODELS,
+    *AUTOENCODERS,
+    *("second_subject", "second_autoencoder", "truth", "diffing", "steering", "foundations"),
 )
-"""The settings that name data sets."""
-PINNED = (*MODELS, *AUTOENCODERS, *SECOND, "truth", "diffing", "steering", "foundations")
-"""The settings that name a model, an autoencoder or a folder of results."""
 
 Window = tuple[NonNegativeInt, NonNegativeInt]
 
@@ -77,10 +74,7 @@ class ProblemSource(BaseModel):
 
 
 class Settings(BaseModel):
-    """Every dial of one run; the organism and a real model differ here and nowhere else.
-
-    Paths are taken from the repository's root unless absolute.
-    """
+    """All settings of one run, where paths are taken from the repository's root unless absolute."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     _overrides: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -131,7 +125,7 @@ class Settings(BaseModel):
     window: Window = (2, 3)  # tokens before and after an occurrence
     variant: Literal["paper", "released"] = "paper"  # the text's definition or the released code's
     selected: PositiveInt  # features chosen by ReasonScore
-    alphas: list[float] = Field(min_length=1)  # the grid over the score's dials
+    alphas: list[float] = Field(min_length=1)  # the grid over the score's hyperparameters
     windows: list[Window] = Field(min_length=1)
     selected_grid: list[PositiveInt] = Field(min_length=1)
     blocks: PositiveInt = 100  # of documents, resampled for intervals
@@ -188,8 +182,16 @@ class Settings(BaseModel):
         return bool(self.base and (self.diffing or self.train_saes))
 
     @property
+    def unread(self) -> set[str]:
+        """Settings that name models or texts which no notebook of this profile reads."""
+        stages_trained = self.has_stages and self.train_saes
+        read = {"base": self.has_stages, "training_text": self.train_saes}
+        read |= {"base_text": stages_trained, "stages_text": stages_trained}
+        return {name for name, is_read in read.items() if not is_read}
+
+    @property
     def overrides(self) -> dict[str, Any]:
-        """What differs from the profile and names the run (not the device)."""
+        """What differs from the profile and names the run: all but the device."""
         return dict(self._overrides)
 
     def named(self, name: str) -> list[Any]:
@@ -199,16 +201,16 @@ class Settings(BaseModel):
         return value if isinstance(value, list) else [value]
 
 
+# the settings that name data sets
+TEXTS = tuple(name for name, field in Settings.model_fields.items() if "Source" in str(field.annotation))
+
+
 def load_settings(profile: str, **overrides: Any) -> Settings:
-    """Settings of a profile, with overrides.
+    """Settings of a shipped profile or of a YAML file, with overrides.
 
-    Args:
-        profile: the name of a shipped profile, or the path of a YAML file, absolute or from the repository's
-            root. A file may say ``extends:`` with a shipped profile's name, and then only its differences.
-        overrides: any other field. One that equals the profile's value does not change the run's name.
-
-    Raises:
-        UserError: there is no such profile, or a field is unknown or has a value that it cannot take.
+    A file may say ``extends:`` with a shipped profile's name, and then only its differences. An override that
+    equals the profile's value does not change the run's name. UserError where a profile, a field or a value
+    cannot be.
     """
     values = _read_profile(profile)
     plain = _validated(profile, values)
@@ -216,7 +218,7 @@ def load_settings(profile: str, **overrides: Any) -> Settings:
     settings._overrides = {
         name: getattr(settings, name)
         for name in overrides
-        if name not in UNNAMED and getattr(settings, name) != getattr(plain, name)
+        if name != "device" and getattr(settings, name) != getattr(plain, name)
     }
     return settings
 
@@ -225,20 +227,14 @@ def notebook_settings(names: Mapping[str, Any]) -> Settings:
     """Settings from a notebook's parameters cell, whose lines read ``name: type = value``.
 
     The cell shows the organism's values: a name that still has its value there stands for the profile's own.
-    Its ``changes`` holds settings without a line of their own.
-
-    Args:
-        names: the notebook's ``globals()``.
-
-    Raises:
-        UserError: as for :func:`load_settings`.
+    Its ``changes`` holds settings without a line of their own. ``names`` are the notebook's ``globals()``.
     """
     lines = set(names.get("__annotations__", names)) & set(Settings.model_fields) - {"profile"}
     shown = _read_profile("organism")
     plain = _validated("organism", shown)
-    given = _validated("organism", shown | {name: names[name] for name in lines})
-    moved = {name: names[name] for name in lines if getattr(given, name) != getattr(plain, name)}
-    return load_settings(names["profile"], **(moved | names["changes"]))
+    cell = _validated("organism", shown | {name: names[name] for name in lines})
+    changed = {name: names[name] for name in lines if getattr(cell, name) != getattr(plain, name)}
+    return load_settings(names["profile"], **(changed | names["changes"]))
 
 
 def shipped_profiles() -> list[str]:
@@ -282,11 +278,7 @@ def _read_profile(profile: str) -> dict[str, Any]:
 
 
 def read_overrides(text: str) -> dict[str, Any]:
-    """Settings from ``alpha=0.3 window='[1,2]'``, as a shell reads words and YAML reads values.
-
-    Raises:
-        UserError: it does not read so, or there is no such setting.
-    """
+    """Settings from ``alpha=0.3 window='[1,2]'``, as a shell reads words and YAML reads values."""
     try:
         words = shlex.split(text)
     except ValueError as error:

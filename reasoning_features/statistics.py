@@ -16,13 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, hypergeom
 
 Array = NDArray[np.float64]
-Finding = Literal["effect", "no effect", "undecided"]
-MARGIN = 0.05
-"""Largest change of accuracy, 5 points, that may count as none."""
-EXACT_BELOW = 200
-"""Problems under which two 0/1 outcomes are compared by the exact test."""
-AT_ONCE = 500
-"""Permutations drawn at once."""
+MARGIN = 0.05  # the largest change of accuracy, 5 points, that may count as none
+EXACT_BELOW = 200  # problems under which two 0/1 outcomes are compared by the exact test
+AT_ONCE = 500  # permutations drawn at once
 
 
 @dataclass(frozen=True)
@@ -71,10 +67,7 @@ def percentile_interval(estimate: float, resampled: ArrayLike, n_units: int, lev
 def bootstrap_mean(
     values: ArrayLike, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Mean of independent values ``[n]`` with its percentile bootstrap interval.
-
-    For paired data give the differences unit by unit (:func:`paired_difference`).
-    """
+    """Mean of independent values ``[n]``; for paired data see :func:`paired_difference`."""
     x = np.asarray(values, dtype=float)
     means = bootstrap_weights(len(x), n_resamples, seed) @ x / len(x)
     return percentile_interval(float(x.mean()), means, len(x), level)
@@ -83,30 +76,18 @@ def bootstrap_mean(
 def paired_difference(
     a: ArrayLike, b: ArrayLike, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Mean of a − b over units measured both ways (problems, documents), resampled as pairs.
-
-    Raises:
-        ValueError: the two have different lengths.
-    """
-    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if first.shape != second.shape:
-        raise ValueError(f"paired values need equal lengths, got {first.shape} and {second.shape}")
-    return bootstrap_mean(first - second, n_resamples, seed, level)
+    """Mean of a − b over units measured both ways (problems, documents), resampled as pairs."""
+    return bootstrap_mean(_paired(a, b), n_resamples, seed, level)
 
 
-def bootstrap_difference(
-    a: ArrayLike, b: ArrayLike, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """Mean of ``a`` less mean of ``b``, two independent samples, each resampled on its own.
-
-    ``n`` counts both.
-    """
+def bootstrap_difference(a: ArrayLike, b: ArrayLike, n_resamples: int = 2000, seed: int = 0) -> Interval:
+    """Mean of ``a`` less mean of ``b``, independent samples, each resampled on its own; ``n`` counts both."""
     first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     means = [
         bootstrap_weights(len(x), n_resamples, seed + i) @ x / len(x) for i, x in enumerate((first, second))
     ]
-    n = len(first) + len(second)
-    return percentile_interval(float(first.mean() - second.mean()), means[0] - means[1], n, level)
+    difference = float(first.mean() - second.mean())
+    return percentile_interval(difference, means[0] - means[1], len(first) + len(second))
 
 
 def independent_difference(one: Interval, other: Interval) -> Interval:
@@ -122,32 +103,26 @@ def independent_difference(one: Interval, other: Interval) -> Interval:
 
 
 def bootstrap_ratio(
-    numerator: ArrayLike, denominator: ArrayLike, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
+    numerator: ArrayLike, denominator: ArrayLike, n_resamples: int = 2000, seed: int = 0
 ) -> Interval:
     """Σ numerator / Σ denominator over units, both resampled together; resamples of nothing are left out."""
     top, bottom = np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
     weights = bootstrap_weights(len(top), n_resamples, seed)
     totals = weights @ bottom
     ratios = (weights @ top)[totals != 0] / totals[totals != 0]
-    return percentile_interval(float(top.sum() / bottom.sum()), ratios, len(top), level)
+    return percentile_interval(float(top.sum() / bottom.sum()), ratios, len(top))
 
 
 def bootstrap_statistic(
-    statistic: Callable[[Array], float], n_units: int, n_resamples: int, seed: int, level: float = 0.95
+    statistic: Callable[[Array], float], n_units: int, n_resamples: int, seed: int
 ) -> Interval:
     """A statistic of unit weights ``[n_units]`` (all ones: the data as they are) with its interval."""
-    weights = bootstrap_weights(n_units, n_resamples, seed)
-    return percentile_interval(
-        statistic(np.ones(n_units)), [statistic(row) for row in weights], n_units, level
-    )
+    resampled = [statistic(weights) for weights in bootstrap_weights(n_units, n_resamples, seed)]
+    return percentile_interval(statistic(np.ones(n_units)), resampled, n_units)
 
 
 def null_rank(value: float, null: ArrayLike) -> NullRank:
-    """Rank of ``value`` within values ``null`` ``[n]``; large values count against the null.
-
-    Raises:
-        ValueError: the null is empty.
-    """
+    """Rank of a value within null values ``[n]``; large values count against the null."""
     draws = np.asarray(null, dtype=float)
     if draws.size == 0:
         raise ValueError("a null needs at least one draw")
@@ -178,9 +153,6 @@ def holm(p_values: ArrayLike) -> Array:
 
     The k-th smallest of m is multiplied by m − k + 1, and none is below a smaller one's. Rejecting where the
     adjusted value is at most α keeps the chance of any false rejection at α, however the tests depend.
-
-    Raises:
-        ValueError: a p-value is missing or not within 0 to 1.
     """
     p = np.asarray(p_values, dtype=float)
     if not ((p >= 0) & (p <= 1)).all():
@@ -196,9 +168,6 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
     """Two-sided exact p-value of two paired 0/1 outcomes ``[n]`` (McNemar's test, binomial).
 
     Of the problems where the two differ, as many should go either way.
-
-    Raises:
-        ValueError: different lengths, or an outcome that is neither 0 nor 1.
     """
     difference = _paired(a, b)
     if not _zero_or_one(a, b):
@@ -211,9 +180,6 @@ def sign_flip(a: ArrayLike, b: ArrayLike, permutations: int = 9999, seed: int = 
     """Two-sided p-value of the mean of a − b ``[n]``: each pair's two values may be exchanged.
 
     It is (1 + exchanges that give a mean at least as large) / (1 + exchanges): valid at any number.
-
-    Raises:
-        ValueError: the two have different lengths.
     """
     difference = _paired(a, b)
     difference = difference[difference != 0]  # an exchange does not change them
@@ -230,16 +196,13 @@ def paired_p_value(a: ArrayLike, b: ArrayLike, seed: int = 0) -> float:
     """Whether two conditions differ on the same problems ``[n]``: two-sided p-value.
 
     :func:`mcnemar` for outcomes of 0 and 1 on fewer than ``EXACT_BELOW`` problems, else :func:`sign_flip`.
-
-    Raises:
-        ValueError: the two have different lengths.
     """
     if len(_paired(a, b)) < EXACT_BELOW and _zero_or_one(a, b):
         return mcnemar(a, b)
     return sign_flip(a, b, seed=seed)
 
 
-def finding(interval: Interval, margin: float = MARGIN) -> Finding:
+def finding(interval: Interval, margin: float = MARGIN) -> Literal["effect", "no effect", "undecided"]:
     """What an interval of a difference allows to be said; give the 90% interval.
 
     "effect" where it leaves out 0; "no effect" where it holds 0 and lies within ± ``margin``, so that two
@@ -265,9 +228,6 @@ def difference_in_differences(
     Each is a result a problem ``[n]``, or ``[seeds, n]`` of several trainings, which are averaged problem by
     problem. A problem is drawn for all four together. The interval is about problems: what varies between
     trainings is not in it.
-
-    Raises:
-        ValueError: the four do not have one shape.
     """
     cells = [np.asarray(cell, dtype=float) for cell in (one, its_control, other, others_control)]
     if len({cell.shape for cell in cells}) > 1 or cells[0].ndim not in (1, 2):

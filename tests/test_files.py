@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
-from reasoning_features.paths import RunPaths, relative, resolve, root
+from reasoning_features import files
+from reasoning_features.files import file_digest
+from reasoning_features.paths import relative, resolve, root
 
 
 def test_the_root_holds_the_package_wherever_the_caller_stands(
@@ -22,7 +26,22 @@ def test_relative_paths_never_name_folders_outside_the_repository(tmp_path: Path
     assert relative(tmp_path / "model") == "model"
 
 
-def test_runs_have_folders_of_their_own() -> None:
-    one, other = RunPaths("organism"), RunPaths("organism+alpha=0.3")
-    assert one.figures == root() / "figures" / "organism" and one.artefacts.parent == one.data
-    assert len({p for run in (one, other) for p in (run.data, run.figures, run.build)}) == 6
+def test_a_file_is_read_once_and_again_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = tmp_path / "weights", []
+    monkeypatch.setattr(files, "SETTLED", 0.02e9)
+    sha256 = files.hashlib.file_digest
+    monkeypatch.setattr(files.hashlib, "file_digest", lambda *given: read.append(1) or sha256(*given))
+    path.write_text("1 2 3")
+    written = os.stat(path)
+    first = file_digest(path)
+    assert file_digest(path) == first and len(read) == 2  # just written: another write may bear the same time
+    time.sleep(0.05)
+    assert {file_digest(path) for _ in range(3)} == {first} and len(read) == 3
+    path.write_text("4 5 6")
+    os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))  # as if it had not been written
+    assert file_digest(path) != first
+    (tmp_path / "other").write_text("1 2 3")
+    (tmp_path / "other").replace(path)
+    assert file_digest(path) == first

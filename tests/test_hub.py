@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import local_hub
@@ -17,7 +16,7 @@ from reasoning_features.hub import Reference, is_local, known_sha, local_copy, p
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_told", set())
+    monkeypatch.setattr(room, "_announced", set())
 
 
 def test_references() -> None:
@@ -37,7 +36,7 @@ def test_a_folder_is_not_looked_for_on_the_hub(repository: Path) -> None:
     assert is_local("owner/name")
 
 
-def test_a_model_is_fetched_once_and_its_commit_is_told(
+def test_a_model_is_fetched_once_and_its_commit_is_announced(
     hub: LocalHub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sha = hub.sha(miniatures.LLAMA)
@@ -92,46 +91,27 @@ def test_a_file_that_ends_half_way_is_never_used(hub: LocalHub) -> None:
     assert (local_copy(miniatures.QWEN).path / name).read_bytes() == served.read_bytes()
 
 
-def _gate(hub: LocalHub) -> None:
-    hub.gated[miniatures.LLAMA] = None
-
-
-def _refuse(hub: LocalHub) -> None:
-    (hub.home / "token").parent.mkdir(parents=True, exist_ok=True)
-    (hub.home / "token").write_text("hf_old")
-    hub.refused.add("hf_old")
-
-
-def _leave(hub: LocalHub) -> None:
-    pass
+GATED = r"is gated: accept its terms at http.*/mini/R1.*, and log in with `hf auth"
+REFUSED = r"The hub refuses the token .*: log in with `hf auth login`, or set HF_TOKEN"
 
 
 @pytest.mark.parametrize(
-    ("reference", "switch", "message"),
+    ("reference", "trouble", "message"),
     [
-        (
-            miniatures.LLAMA,
-            _gate,
-            r"is gated: accept its terms at http.*/mini/R1.*, and log in with `hf auth",
-        ),
-        (
-            miniatures.LLAMA,
-            _refuse,
-            r"The hub refuses the token .*: log in with `hf auth login`, or set HF_TOKEN",
-        ),
-        (f"{miniatures.LLAMA}@v9", _leave, r"has no revision v9: see http"),
-        ("mini/nothing", _leave, r"There is no model mini/nothing on the hub, or it is private"),
-        (
-            f"{miniatures.LLAMA_SAE}:blocks.99",
-            _leave,
-            r"lacks the folder blocks\.99, here or on the hub",
-        ),
+        (miniatures.LLAMA, "gated", GATED),
+        (miniatures.LLAMA, "a wrong token", REFUSED),
+        (f"{miniatures.LLAMA}@v9", "", r"has no revision v9: see http"),
+        ("mini/nothing", "", r"There is no model mini/nothing on the hub, or it is private"),
+        (f"{miniatures.LLAMA_SAE}:blocks.99", "", r"lacks the folder blocks\.99, here or on the hub"),
     ],
 )
-def test_one_sentence_each(
-    hub: LocalHub, reference: str, switch: Callable[[LocalHub], None], message: str
-) -> None:
-    switch(hub)
+def test_one_sentence_each(hub: LocalHub, reference: str, trouble: str, message: str) -> None:
+    if trouble == "gated":
+        hub.gated[miniatures.LLAMA] = None
+    elif trouble:
+        hub.home.mkdir(parents=True, exist_ok=True)
+        (hub.home / "token").write_text("hf_old")
+        hub.refused.add("hf_old")
     with pytest.raises(UserError, match=message) as raised:
         local_copy(reference)
     assert "\n" not in str(raised.value)

@@ -17,6 +17,7 @@ import pytest
 
 from reasoning_features import paths
 from reasoning_features.files import read_json
+from reasoning_features.reporting.claims import UNTESTABLE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NUMBERS = ("01", "02", "03", "04", "05", "06")
@@ -59,7 +60,7 @@ def tables(run: str) -> dict[str, bytes]:
 
 
 def test_all_notebooks(root, name, tmp_path):
-    """From an empty cache, then offline from the cache: the same numbers."""
+    """From an empty cache; then, of those that read texts and answer, offline: the same numbers."""
     profile = mini_profile.write_profile(tmp_path, name)
     with local_hub.serve(root, tmp_path / "home") as hub:
         done = execute(hub.environment(), profile, NUMBERS)
@@ -77,13 +78,19 @@ def test_all_notebooks(root, name, tmp_path):
     kept = list(paths.RunPaths(name).data.rglob("*.jsonl"))
     assert kept, "finished answers are kept"
     before = [path.read_bytes() for path in kept]
+    # text of which nothing else is known: what needs labels or answers is said to be untestable
+    claims = read_json(figures / "claims_04_interpretation.json")
+    untestable = {claim for claim, row in claims.items() if row["verdict"] == UNTESTABLE}
+    assert untestable == {"modes", "function"} and claims["token_driven"]["ours"] is not None
+    assert (figures / "features" / "index.html").is_file()
 
     shutil.rmtree(figures)
     shutil.rmtree(paths.RunPaths(name).artefacts)
     offline = hub.environment(HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
-    done = execute(offline, profile, NUMBERS)
+    done = execute(offline, profile, ("01", "03", "05"))
     assert done.returncode == 0, done.stderr
-    assert tables(name) == first
+    again = tables(name)
+    assert len(again) > 5 and again == {table: first[table] for table in again}
     assert [path.read_bytes() for path in kept] == before, "answers were made twice"
 
 
@@ -91,7 +98,7 @@ def test_everything_trained(root, name, tmp_path):
     """``train_saes=true`` and ``full=true``: the autoencoder, the stages, the equal search."""
     profile = mini_profile.write_profile(tmp_path, name, train_saes=True, full=True, samples=2)
     with local_hub.serve(root, tmp_path / "home") as hub:
-        done = execute(hub.environment(), profile, (*NUMBERS, "13"))
+        done = execute(hub.environment(), profile, ("01", "02", "03", "05", "06", "13"))
         assert done.returncode == 0, done.stderr
     figures = paths.RunPaths(name).figures
     stages = pd.read_csv(figures / "f04_diffing.csv")["stage"]
@@ -127,7 +134,7 @@ def test_a_qwen_with_an_autoencoder_of_its_mlp(root, name, tmp_path):
     }
     profile = mini_profile.write_profile(tmp_path, name, **changes)
     with local_hub.serve(root, tmp_path / "home") as hub:
-        done = execute(hub.environment(), profile, NUMBERS)
+        done = execute(hub.environment(), profile, NUMBERS[:5])
         assert done.returncode == 0, done.stderr
     quality = pd.read_csv(paths.RunPaths(name).figures / "x02_quality.csv").set_index("autoencoder")
     assert quality.loc["default", "L0"] <= mini.QWEN_K

@@ -5,7 +5,6 @@ import pytest
 from reasoning_features.errors import UserError
 from reasoning_features.settings import (
     TEXTS,
-    Settings,
     load_settings,
     notebook_settings,
     read_overrides,
@@ -25,33 +24,16 @@ def test_the_papers_profile_says_what_the_paper_did():
     assert (paper.train_tokens, paper.learning_rate, paper.context) == (200_000 * 4096, 5e-5, 1024)
     assert (paper.alpha, paper.window, paper.selected, paper.gamma) == (0.7, (2, 3), 200, 2.0)
     assert round(1 - paper.selected / paper.d_sae, 3) == 0.997
-    assert not paper.planted and not paper.full and not paper.train_saes
-
-
-def test_smoke_differs_from_the_organism_only_where_it_says():
-    smoke, organism = load_settings("smoke"), load_settings("organism")
-    assert smoke.subject == organism.subject and smoke.words == organism.words
-    assert smoke.reasoning_documents < organism.reasoning_documents
-
-
-def test_the_words_are_those_of_the_paper():
-    assert len(load_settings("organism").words) == 10
+    assert not paper.planted and not paper.full and not paper.train_saes and len(paper.words) == 10
 
 
 def test_overrides_name_the_run_sorted_by_field():
-    settings = load_settings("organism", window=[1, 2], alpha=0.3)
+    settings = load_settings("organism", window=[1, 2], alpha=0.3, device="cuda")
     assert settings.run == "organism+alpha=0.3+window=1-2"
-    assert settings.window == (1, 2) and settings.alpha == 0.3
-
-
-def test_the_profiles_own_value_is_no_override_and_none_takes_away():
-    assert load_settings("organism", alpha=0.70, window=[2, 3]).run == "organism"
+    assert (settings.window, settings.alpha, settings.device) == ((1, 2), 0.3, "cuda")
+    # the profile's own value is no override, and None takes away
+    assert load_settings("organism", alpha=0.70, window=[2, 3], device="cuda").run == "organism"
     assert load_settings("organism", base=None).run == "organism+base=None"
-
-
-def test_the_device_does_not_name_the_run():
-    settings = load_settings("organism", device="cuda")
-    assert settings.run == "organism" and settings.device == "cuda"
 
 
 def test_runs_of_awkward_values_are_safe_folder_names_and_stay_apart():
@@ -64,11 +46,6 @@ def test_runs_of_awkward_values_are_safe_folder_names_and_stay_apart():
     words = load_settings("organism", words=["let me", "but"]).run
     assert "/" not in words and " " not in words
     assert words != load_settings("organism", words=["let", "me", "but"]).run
-
-
-def test_settings_are_frozen():
-    with pytest.raises(Exception, match="frozen"):
-        load_settings("organism").alpha = 0.1  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -87,19 +64,13 @@ def test_a_wrong_override_is_one_sentence(overrides, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_profile_may_be_a_file_that_extends_a_shipped_one(tmp_path):
-    mine = tmp_path / "mine.yaml"
-    mine.write_text("extends: smoke\nalpha: 0.5\n")
-    settings = load_settings(str(mine))
+def test_a_profile_may_be_a_file_that_extends_a_shipped_one(repository, monkeypatch):
+    (repository / "mine.yaml").write_text("extends: smoke\nalpha: 0.5\n")
+    (repository / "notebooks").mkdir()
+    monkeypatch.chdir(repository / "notebooks")  # a path is taken from the root wherever the caller stands
+    settings = load_settings("mine.yaml")
     assert settings.run == "mine" and settings.alpha == 0.5
     assert settings.train_tokens == load_settings("smoke").train_tokens
-
-
-def test_a_profiles_path_is_taken_from_the_root_wherever_the_caller_stands(repository, monkeypatch):
-    (repository / "mine.yaml").write_text("extends: smoke\n")
-    (repository / "notebooks").mkdir()
-    monkeypatch.chdir(repository / "notebooks")
-    assert load_settings("mine.yaml").run == "mine"
 
 
 @pytest.mark.parametrize(
@@ -123,11 +94,14 @@ def test_an_unknown_profile_names_those_there_are():
         load_settings("organsm")
 
 
-def test_every_setting_that_names_a_data_set_is_known_as_one():
-    sources = {
-        name for name, field in Settings.model_fields.items() if "Source" in str(field.annotation)
-    }  # texts and problems
-    assert sources == set(TEXTS)
+def test_a_profile_reads_what_it_trains_on_and_no_more():
+    texts = {"training_text", "base_text", "stages_text"}
+    assert set(TEXTS) == texts | {"reasoning_text", "general_text", "solutions_text", "problems"}
+    paper = {"base": "mini/base", "diffing": None}
+    unread = {
+        trains: load_settings("organism", train_saes=trains, **paper).unread for trains in (False, True)
+    }
+    assert unread == {False: texts | {"base"}, True: set()}
 
 
 # --- PARAMS, and the parameters cell ------------------------------------------------------------------------

@@ -34,15 +34,13 @@ Array = NDArray[np.float64]
 Features = NDArray[np.int64]
 PAPER_THRESHOLD = 0.7
 RANDOM = "random, as frequent"
+# fraction of the paper's 46 features that is present at each stage
 PAPER_PRESENT = {"S": 0.0, "S-M": 0.0, "S-D": 0.04, "S-D-F": 0.60, "S-M-F": 0.51}
-"""Fraction of the paper's 46 features that is present at each stage."""
-RESAMPLES = 1000
-"""Resamples of a difference from random features."""
-NEAREST = 10
-"""A random feature is drawn among so many of the nearest frequency."""
+RESAMPLES = 1000  # of a difference from random features
+NEAREST = 10  # a random feature is drawn among so many of the nearest frequency
 VERDICTS = ("different", "maybe", "same")
-SAME, MAYBE = 0.7, 0.5
-"""The paper's edges over depth: same above 0.7, maybe above 0.5, different up to 0.5."""
+SAME, MAYBE = 0.7, 0.5  # the paper's edges over depth: same above 0.7, maybe above 0.5, else different
+# the paper's table 3: features of its layer 19, by the layer in which they are sought
 PAPER_LAYERS = pd.DataFrame(
     [
         (13, "chosen", 0.525, 0.14, 0.335, 200),
@@ -58,22 +56,15 @@ PAPER_LAYERS = pd.DataFrame(
     ],
     columns=["layer", "group", *VERDICTS, "features"],
 )
-"""The paper's table 3: features of its layer 19, by the layer in which they are sought."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What cosines of one dictionary's features mean.
+    """What cosines of one dictionary's features mean."""
 
-    Attributes:
-        ceiling: ``[f]`` each feature's largest cosine with a second seed's directions; NaN without one.
-        floor: ``[draws, f]`` the same with that decoder (or its own, without one) randomly rotated.
-        threshold: the calibrated cosine from which a feature counts as present; the paper's without a seed.
-    """
-
-    ceiling: Array
-    floor: Array
-    threshold: float
+    ceiling: Array  # [f] each feature's largest cosine with a second seed's directions; NaN without one
+    floor: Array  # [draws, f] the same with that decoder (or its own, without one) randomly rotated
+    threshold: float  # the calibrated cosine from which a feature is present; the paper's without a seed
 
     def tested(self, threshold: float) -> NDArray[np.bool_]:
         """``[f]`` True for features that the second seed finds again at a threshold; without one, all."""
@@ -97,12 +88,8 @@ def rotated(decoder: Tensor, seed: int) -> Tensor:
 def bounds(decoder: Tensor, second: Tensor | None, draws: int = 5, seed: int = 0) -> Bounds:
     """Ceiling and floor of a dictionary's cosines, and the threshold calibrated between them.
 
-    Args:
-        decoder: ``[f, d]`` directions of the features.
-        second: ``[r, d]`` directions of a second seed, trained on the same model and data. Without it the
-            floor alone is known: every feature is tested, at the paper's threshold.
-        draws: rotations.
-        seed: of the rotations.
+    ``decoder`` ``[f, d]``, ``second`` ``[r, d]`` of a second seed, trained on the same model and data.
+    Without it the floor alone is known: every feature is tested, at the paper's threshold.
     """
     other = decoder if second is None else second
     floor = np.stack([best_cosines(decoder, rotated(other, seed + i)) for i in range(draws)])
@@ -128,17 +115,11 @@ def calibrated(ceiling: Array, floor: Array) -> float:
 def by_frequency(
     limits: Bounds, density: Array, thresholds: Mapping[str, float], bins: int = 5
 ) -> pd.DataFrame:
-    """Ceiling and floor of features by how often they are active.
+    """Ceiling and floor of features by ``density`` ``[f]``, the fraction of tokens on which each is active.
 
-    Args:
-        limits: of the dictionary.
-        density: ``[f]`` fraction of tokens on which each feature is active.
-        thresholds: name → cosine.
-        bins: bins of equally many live features.
-
-    Returns:
-        A row a bin: ``from``, ``to`` (density), ``features``, medians and the 5% and 95% quantiles of
-        ``ceiling`` and ``floor``, and ``found again, <name>``: the fraction at or above each threshold.
+    A row a bin of equally many live features: ``from``, ``to`` (density), ``features``, medians and the 5%
+    and 95% quantiles of ``ceiling`` and ``floor``, and ``found again, <name>``: the fraction at or above each
+    threshold.
     """
     live = np.flatnonzero(density > 0)
     rows = []
@@ -154,11 +135,7 @@ def by_frequency(
 
 
 def stage_cosines(decoder: Tensor, stages: Mapping[str, Tensor]) -> pd.DataFrame:
-    """Each feature's largest cosine with the directions of every stage: a row a feature, a column a stage.
-
-    Raises:
-        UserError: a stage of another width.
-    """
+    """Each feature's largest cosine with the directions of every stage: a row a feature, a column a stage."""
     for name, other in stages.items():
         if other.shape[1] != decoder.shape[1]:
             raise UserError(
@@ -174,9 +151,6 @@ def frequency_matched(
     """Random features as frequent as given ones ``[draws, k]``: none of those, none twice in a draw.
 
     Each is drawn among the ``nearest`` live features of the nearest log density that are left.
-
-    Raises:
-        UserError: fewer other live features than given ones.
     """
     others = np.setdiff1d(np.flatnonzero(density > 0), features)
     if len(others) < len(features):
@@ -216,17 +190,10 @@ def presence(
 ) -> pd.DataFrame:
     """Fraction of each group's features that is present at every stage, of those that can be tested.
 
-    Args:
-        cosines: from :func:`stage_cosines`, or correlations of activations in the same form.
-        groups: name → features.
-        random: ``[draws, k]`` from :func:`frequency_matched`.
-        tested: ``[f]`` features that the second seed finds again.
-        threshold: cosine from which a feature is present.
-
-    Returns:
-        Rows of ``stage``, ``group``, ``share``, ``low``, ``high``, ``n``. Intervals (95%) are
-        :func:`share_of`'s; those of the random features are over the draws. NaN where no feature of a
-        group can be tested.
+    ``cosines`` are those of :func:`stage_cosines`, or correlations of activations in the same form,
+    ``random`` ``[draws, k]`` of :func:`frequency_matched`, ``tested`` ``[f]`` of :meth:`Bounds.tested`. Rows
+    of ``stage``, ``group``, ``share``, ``low``, ``high`` (95%, :func:`share_of`; of the random features over
+    the draws), ``n``; NaN where no feature of a group can be tested.
     """
     rows = []
     for stage in cosines:
@@ -243,21 +210,10 @@ def presence(
 def beyond_random(
     values: Array, features: Features, random: Features, tested: NDArray[np.bool_], seed: int = 0
 ) -> Interval:
-    """Mean of a quantity over features less its mean over frequency-matched features.
+    """Mean of a quantity ``[f]`` over tested features less its mean over frequency-matched ones.
 
-    Args:
-        values: ``[f]`` the quantity: presence at a stage, or at one stage less at another.
-        features: ``[k]`` the features.
-        random: ``[draws, k]`` from :func:`frequency_matched`.
-        tested: ``[f]`` features that the second seed finds again; the others are left out.
-        seed: of the resamples.
-
-    Returns:
-        The difference with its 95% interval: features are resampled, each resample beside another random
-        draw, whose features are resampled too. ``n`` counts the features.
-
-    Raises:
-        UserError: no feature can be tested.
+    Features are resampled, each resample beside another random draw, whose features are resampled too.
+    ``n`` counts the features.
     """
     kept = features[tested[features]]
     draws = [draw[tested[draw]] for draw in random if tested[draw].any()]
@@ -283,16 +239,9 @@ def changes(
 ) -> pd.DataFrame:
     """Fraction of each group's tested features that appear or go between a start and every other stage.
 
-    Arguments are those of :func:`presence`; ``start`` is the stage that the others are compared with.
-
-    Returns:
-        Rows of ``stage``, ``change`` ("appears": present there and not at the start; "goes": the
-        reverse), ``group``, ``share``, ``low``, ``high`` (:func:`share_of`), ``n``, and the difference
-        from random features as frequent, ``beyond random`` with ``… low`` and ``… high``
-        (:func:`beyond_random`).
-
-    Raises:
-        UserError: no feature of a group can be tested.
+    Arguments are those of :func:`presence`. Rows of ``stage``, ``change`` ("appears": present there and not
+    at the start; "goes": the reverse), ``group``, ``share``, ``low``, ``high`` (:func:`share_of`), ``n``, and
+    ``beyond random`` with ``… low`` and ``… high`` (:func:`beyond_random`).
     """
     there = cosines >= threshold
     rows = []
@@ -314,9 +263,8 @@ def threshold_sweep(
 ) -> pd.DataFrame:
     """Fraction of each group present at every stage, by threshold: features tested where found again.
 
-    Returns:
-        Rows of ``threshold``, ``stage``, ``group``, ``share``, ``n``, where there are stages; they hold
-        ``second seed`` and ``rotated`` too, over the group's features whether tested or not.
+    Rows of ``threshold``, ``stage``, ``group``, ``share``, ``n``, where there are stages; "second seed" and
+    "rotated" are over the group's features whether tested or not.
     """
     rows: list[tuple[object, ...]] = []
     for threshold in thresholds:
@@ -341,20 +289,10 @@ def activation_correlation(
     features: NDArray[np.int64] | None = None,
     size: int = 8192,
 ) -> Array:
-    """Pearson correlation over tokens of every feature with every feature of another dictionary ``[s, r]``.
+    """Pearson correlation over tokens of (some) features with every feature of another dictionary ``[s, r]``.
 
-    0 where either never varies.
-
-    Args:
-        sae: one dictionary, on raw activations.
-        residual: ``[n, d]`` what it reads.
-        other: another one, perhaps of another model or layer.
-        its: ``[n, d']`` what the other reads, at the same tokens in the same order.
-        features: features of ``sae`` to compare; by default all.
-        size: the most tokens in one pass.
-
-    Raises:
-        UserError: different numbers of tokens, or none.
+    ``residual`` ``[n, d]`` and ``its`` ``[n, d']`` are what the two read, perhaps of other models or layers,
+    at the same tokens, ``size`` of them in one pass at most. 0 where either never varies.
     """
     chosen = slice(None) if features is None else torch.from_numpy(features)
     sums: list[Any] = [0.0] * 5
@@ -363,9 +301,8 @@ def activation_correlation(
         part = [_total(a), _total(b), _total(a.square()), _total(b.square()), (a.T @ b).double()]
         sums = [total + new for total, new in zip(sums, part, strict=True)]
     mean_a, mean_b, square_a, square_b, product = (total.cpu().numpy() / len(residual) for total in sums)
-    spread_a, spread_b = (
-        np.sqrt(np.maximum(square - mean**2, 0)) for square, mean in ((square_a, mean_a), (square_b, mean_b))
-    )
+    spread_a = np.sqrt(np.maximum(square_a - mean_a**2, 0))
+    spread_b = np.sqrt(np.maximum(square_b - mean_b**2, 0))
     return _divided(product - np.outer(mean_a, mean_b), np.outer(spread_a, spread_b))
 
 
@@ -381,19 +318,9 @@ def paired_similarity(
 ) -> Array:
     """How alike each feature fires with one partner ``[s]``: Pearson correlation, or cosine over tokens.
 
-    Memory grows with the features, not with their square. 0 for a feature that never varies (never fires).
-
-    Args:
-        sae: one dictionary, on raw activations.
-        residual: ``[n, d]`` what it reads.
-        other: another one; the same to compare what one dictionary does on two models.
-        its: ``[n, d']`` what the other reads, at the same tokens in the same order.
-        partners: ``[s]`` each feature's partner in ``other``; by default the feature of the same number.
-        centred: correlation; otherwise the cosine, which the paper judges layers by.
-        size: the most tokens in one pass.
-
-    Raises:
-        UserError: different numbers of tokens, or none.
+    As :func:`activation_correlation`, in memory that grows with the features and not with their square.
+    ``partners`` ``[s]`` are features of ``other``, by default of the same number. The paper judges layers by
+    the cosine (not ``centred``). 0 for a feature that never varies (never fires).
     """
     matched = slice(None) if partners is None else torch.from_numpy(partners)
     sums = np.zeros((5, sae.cfg.d_sae))
@@ -414,13 +341,10 @@ def largest_correlations(
     others: Mapping[str, tuple[Any, Tensor]],
     features: NDArray[np.int64] | None = None,
 ) -> pd.DataFrame:
-    """Each feature's largest correlation with any of other dictionaries: a row a feature, a column each.
+    """Each feature's largest correlation with any feature of others: a row a feature, a column a dictionary.
 
-    Args:
-        sae: the dictionary, on raw activations.
-        residual: ``[n, d]`` what it reads.
-        others: name → a dictionary and what it reads at the same tokens.
-        features: the features to match, the rest being nan; by default all.
+    ``others``: name → a dictionary and what it reads at the same tokens. Where some ``features`` alone are
+    matched, the rest are nan.
     """
     chosen = np.arange(sae.cfg.d_sae) if features is None else np.unique(features)
     table = pd.DataFrame(index=range(sae.cfg.d_sae), columns=list(others), dtype=float)
@@ -430,15 +354,7 @@ def largest_correlations(
 
 
 def pair_decoders(decoder: Tensor, other: Tensor) -> Features:
-    """The partner of each direction ``[s]``, none used twice: the permutation of largest summed cosine.
-
-    Args:
-        decoder: ``[s, d]``.
-        other: ``[r, d]``, r ≥ s.
-
-    Raises:
-        UserError: fewer directions on the other side, or of another width.
-    """
+    """The partner of each direction ``[s]``, none used twice: the permutation of largest summed cosine."""
     if other.shape[1] != decoder.shape[1] or len(other) < len(decoder):
         raise UserError(
             f"{len(decoder)} directions of width {decoder.shape[1]} cannot be paired with {len(other)} of "
@@ -452,14 +368,9 @@ def pair_decoders(decoder: Tensor, other: Tensor) -> Features:
 def layer_table(cosines: Mapping[str, Array], groups: Mapping[str, Features], seed: int = 0) -> pd.DataFrame:
     """Fractions of each group that are different, maybe the same and the same at every layer (table 3).
 
-    Args:
-        cosines: layer → cosine of activations of each feature with its partner there ``[s]``.
-        groups: name → features.
-        seed: of the resamples.
-
-    Returns:
-        Rows of ``layer``, ``group``, the three fractions each with ``… low`` and ``… high`` (95%, features
-        resampled), and ``features``.
+    ``cosines``: layer → cosine of activations of each feature with its partner there ``[s]``. Rows of
+    ``layer``, ``group``, the three fractions each with ``… low`` and ``… high`` (95%, features resampled),
+    ``features``.
     """
     rows = []
     for layer, values in cosines.items():

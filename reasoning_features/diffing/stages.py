@@ -36,22 +36,14 @@ from reasoning_features.text.corpus import Corpus
 
 Stage = Literal["S", "D", "M", "F"]
 STAGES: tuple[Stage, ...] = ("S", "D", "M", "F")
-PATHS = ("S-D", "S-M", "S-D-F", "S-M-F")
-"""The paper's stages after S, each named by the path that leads to it."""
-PLACEBO_STAGES = ("S-S", "S-S-S")
-"""Stages in which nothing changes, with as many tokens as a path of one and of two steps."""
-PLACEBO_PATHS = ("S-M", "S-M-F")
-"""Stages of the placebo checkpoint; S and D read the base model."""
-TOKENS_OF_STAGE = 0.3
-"""Tokens of a later stage, as a fraction of a training from scratch (the paper's 30%)."""
-BASE = "base"
-"""Folder of all that is trained on the base model and base data: S, its second seed, the placebo stages."""
-PLACEBO = "placebo"
-"""Name of the placebo checkpoint, and folder of its stages."""
-PLACEBO_MODEL = "placebo-model"
-"""Folder of the placebo checkpoint itself."""
-SEED_OF_LAYERS = 20
-"""Seed of the autoencoder of layer 0; one more a layer."""
+PATHS = ("S-D", "S-M", "S-D-F", "S-M-F")  # the paper's stages after S, each by the path that leads to it
+PLACEBO_STAGES = ("S-S", "S-S-S")  # nothing changes, with as many tokens as a path of one and of two steps
+PLACEBO_PATHS = ("S-M", "S-M-F")  # stages of the placebo checkpoint; S and D read the base model
+TOKENS_OF_STAGE = 0.3  # tokens of a later stage, as a fraction of a training from scratch (the paper's 30%)
+BASE = "base"  # folder of what reads the base model and base data: S, its second seed, the placebo stages
+PLACEBO = "placebo"  # name of the placebo checkpoint, and folder of its stages
+PLACEBO_MODEL = "placebo-model"  # folder of the placebo checkpoint itself
+SEED_OF_LAYERS = 20  # seed of the autoencoder of layer 0; one more a layer
 
 
 def last_stage(path: str) -> Stage:
@@ -79,15 +71,7 @@ def stage_recipe(recipe: Recipe, path: str) -> Recipe:
 def stage_corpus(
     stage: Stage, settings: Settings, tokenizer: Any, reasoning_model: str, documents: int
 ) -> Corpus:
-    """The training text of a stage: general documents at S and M, thinking traces at D and F.
-
-    Args:
-        stage: which.
-        settings: kind of corpus, seed, context.
-        tokenizer: the models'.
-        reasoning_model: directory of the model whose kind of traces are the reasoning data.
-        documents: how many.
-    """
+    """The training text of a stage: general documents at S and M, the reasoning model's traces at D and F."""
     if stage in ("S", "M"):
         return general_corpus(settings, tokenizer, "training", documents)
     return reasoning_corpus(settings, tokenizer, "training", reasoning_model, documents)
@@ -104,17 +88,10 @@ def store_half(training: Training, directory: Path) -> None:
 
 
 def load_stage(folder: str, model: str, path: str, d_model: int, hook_name: str | None) -> SAE[Any]:
-    """The autoencoder of a stored stage.
+    """The autoencoder of a stored stage, such as "S-D-F", or "S-0" and "S-1" for S and its second seed.
 
-    Args:
-        folder: ``settings.diffing``.
-        model: the fine-tuned model's name; stages of the base model on base data are found under any.
-        path: such as "S-D-F", or "S-0" and "S-1" for S and its second seed.
-        d_model: width of the activations.
-        hook_name: where they are read; None accepts any.
-
-    Raises:
-        MissingArtefact: it is not stored; the message names ``make organism``.
+    ``folder`` is ``settings.diffing``, ``model`` the fine-tuned model's name; stages of the base model on
+    base data are found under any. MissingArtefact where it is not stored.
     """
     home = model if {"D", "M", "F"} & set(path) else BASE
     return load_autoencoder(f"{folder}/{home}/{path}", d_model, hook_name)
@@ -123,15 +100,11 @@ def load_stage(folder: str, model: str, path: str, d_model: int, hook_name: str 
 def load_stages(
     folder: str, model: str, d_model: int, hook_name: str | None
 ) -> dict[str, tuple[str, SAE[Any]]]:
-    """All stages that concern one fine-tuned model, in the order in which figures show them.
+    """Stage → which model it reads (``model``, "base" or "placebo") and its autoencoder, in figures' order.
 
-    Returns:
-        Stage → which model it reads (``model``, "base" or "placebo") and its autoencoder. "S", the paths,
-        and, where they are stored, the placebo stages and the placebo checkpoint's ("placebo S-M").
-
-    Raises:
-        MissingArtefact: S or a path is not stored.
-        CorruptArtefact: a file is not what was shipped.
+    "S", the paths, and, where they are stored, the placebo stages and the placebo checkpoint's ("placebo
+    S-M"). MissingArtefact where S or a path is not stored, CorruptArtefact where a file is not what was
+    shipped.
     """
     home = paths.resolve(folder)
     if not (home / BASE / "S-0").is_dir():
@@ -169,9 +142,8 @@ def load_layers(folder: str, model: str, d_model: int) -> dict[int, SAE[Any]]:
 def stage_qualities(folder: str, model: str) -> pd.DataFrame:
     """How well each stage's autoencoder reconstructs held-out activations of its own model and data.
 
-    Returns:
-        A row a stored training: ``stages`` (whose), ``path``, and ``tokens``, ``L0``,
-        ``fraction of variance explained``, ``dead share`` at its end.
+    A row a stored training: ``stages`` (whose), ``path``, and ``tokens``, ``L0``,
+    ``fraction of variance explained``, ``dead share`` at its end.
     """
     rows = []
     for owner in (BASE, model, PLACEBO) if folder else ():
@@ -183,81 +155,55 @@ def stage_qualities(folder: str, model: str) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """One autoencoder to be trained by streaming.
+    """One autoencoder to be trained by streaming."""
 
-    Attributes:
-        training: what is trained: a path, or "layer n".
-        folder: where it goes.
-        model: name of the model that is read.
-        fine_tuned: whether that is the fine-tuned model, or the base model.
-        layer: where it is read.
-        texts: the setting that names the texts, for a message.
-        sources: the texts.
-        recipe: how.
-        before: the stored stage it starts from; None for a random start.
-        stored: whether it is there already.
-    """
-
-    training: str
-    folder: Path
-    model: str
-    fine_tuned: bool
-    layer: int
-    texts: str
+    training: str  # a path, or "layer n"
+    folder: Path  # where it goes
+    model: str  # name of the model that is read
+    fine_tuned: bool  # whether that is the fine-tuned model, or the base model
+    texts: str  # the setting that names the texts, for a message
     sources: list[TextSource]
     recipe: Recipe
-    before: str | None
-    stored: bool
+    layer: int  # where the model is read
+    before: str | None = None  # the stored stage it starts from; None for a random start
+
+    @property
+    def stored(self) -> bool:
+        """Whether it is there already."""
+        return self.folder.is_dir()
 
 
 def planned_trainings(settings: Settings, folder: Path | None = None) -> list[PlannedTraining]:
     """All trainings of :func:`train_stages`, each after the training it goes on from; nothing is trained.
 
     At the paper's size the stages alone read 2.3 billion tokens: look at ``recipe.tokens`` and ``stored``.
-
-    Args:
-        settings: base model, texts, recipe and ``layers``.
-        folder: where the autoencoders go; by default ``data/<profile>/diffing``.
+    The autoencoders go into ``folder``, by default ``data/<profile>/diffing``.
     """
     home = folder if folder is not None else RunPaths(settings.profile).data / "diffing"
     model, base = short_name(settings.subject), short_name(settings.base) if settings.base else BASE
     reasoning = settings.stages_text or ([settings.reasoning_text] if settings.reasoning_text else [])
-    recipe = settings_recipe(settings)
+    recipe, layer = settings_recipe(settings), settings.layer
 
-    every = []
-    for path in ("S", *sorted((*PLACEBO_STAGES, *PATHS), key=reads_fine_tuned)):
-        general, fine_tuned, first = last_stage(path) in ("S", "M"), reads_fine_tuned(path), path == "S"
-        place = home / (BASE if path in ("S", *PLACEBO_STAGES) else model) / ("S-0" if first else path)
-        every.append(
-            PlannedTraining(
-                training=path,
-                folder=place,
-                model=model if fine_tuned else base,
-                fine_tuned=fine_tuned,
-                layer=settings.layer,
-                texts="base_text" if general else "stages_text",
-                sources=settings.base_text if general else reasoning,
-                recipe=recipe if first else stage_recipe(recipe, path),
-                before=None if first else stage_before(path),
-                stored=place.is_dir(),
-            )
+    first = home / BASE / "S-0"
+    every = [PlannedTraining("S", first, base, False, "base_text", settings.base_text, recipe, layer)]
+    for path in sorted((*PLACEBO_STAGES, *PATHS), key=reads_fine_tuned):
+        general, fine_tuned = last_stage(path) in ("S", "M"), reads_fine_tuned(path)
+        training = PlannedTraining(
+            training=path,
+            folder=home / (BASE if path in PLACEBO_STAGES else model) / path,
+            model=model if fine_tuned else base,
+            fine_tuned=fine_tuned,
+            texts="base_text" if general else "stages_text",
+            sources=settings.base_text if general else reasoning,
+            recipe=stage_recipe(recipe, path),
+            layer=layer,
+            before=stage_before(path),
         )
-    for layer in settings.layers:
-        place = home / "layers" / str(layer)
-        every.append(
-            PlannedTraining(
-                training=f"layer {layer}",
-                folder=place,
-                model=model,
-                fine_tuned=True,
-                layer=layer,
-                texts="training_text",
-                sources=settings.training_text,
-                recipe=replace(recipe, seed=SEED_OF_LAYERS + layer),
-                before=None,
-                stored=place.is_dir(),
-            )
-        )
+        every.append(training)
+    for other in settings.layers:
+        place, own = home / "layers" / str(other), replace(recipe, seed=SEED_OF_LAYERS + other)
+        texts = ("training_text", settings.training_text)
+        every.append(PlannedTraining(f"layer {other}", place, model, True, *texts, own, other))
     return every
 
 
@@ -265,18 +211,9 @@ def train_stages(settings: Settings, subject: Subject, folder: Path | None = Non
     """Train S, the stages of both paths, the placebo stages, and the other layers, by streaming.
 
     What is there is kept, and an interrupted training goes on where it stopped. There is no placebo
-    checkpoint, and no second seed of S: the main autoencoder's second seed says what chance does.
-
-    Args:
-        settings: base model, texts, recipe, ``layers`` and device.
-        subject: the fine-tuned model.
-        folder: where the autoencoders go; by default ``data/<profile>/diffing``.
-
-    Returns:
-        The folder, as ``settings.diffing`` would name it.
-
-    Raises:
-        UserError: no base model, no texts, too few texts, or a stored stage is of another training.
+    checkpoint, and no second seed of S: the main autoencoder's second seed says what chance does. Gives the
+    folder, as ``settings.diffing`` would name it. UserError where there is no base model, no texts or too
+    few, or a stored stage is of another training.
     """
     if settings.base is None:
         raise UserError("Stages need the model before fine-tuning: set `base`.")
@@ -287,22 +224,20 @@ def train_stages(settings: Settings, subject: Subject, folder: Path | None = Non
         if each.stored:
             check_made(each.folder, {"recipe": asdict(each.recipe)})
             shutil.rmtree(each.folder.with_name(each.folder.name + ".training"), ignore_errors=True)
-    for fine_tuned in (False, True):
-        missing = [each for each in every if each.fine_tuned is fine_tuned and not each.stored]
-        if missing and fine_tuned:
-            _train(settings, subject, missing)
-        elif missing:
-            device, dtype, site = settings.device, settings.dtype, settings.site
-            base = load_subject(settings.base, settings.layer, device=device, dtype=dtype, site=site)
-            if base.d_model != subject.d_model:
-                raise UserError(
-                    f"{settings.base} is {base.d_model} wide and {subject.name} {subject.d_model}: "
-                    "give the model that it was fine-tuned from."
-                )
-            _train(settings, base, missing)
-            del base
-            gc.collect()
-            torch.cuda.empty_cache()
+    missing = [each for each in every if not each.stored]
+    if from_base := [each for each in missing if not each.fine_tuned]:
+        device, dtype, site = settings.device, settings.dtype, settings.site
+        base = load_subject(settings.base, settings.layer, device=device, dtype=dtype, site=site)
+        if base.d_model != subject.d_model:
+            raise UserError(
+                f"{settings.base} is {base.d_model} wide and {subject.name} {subject.d_model}: "
+                "give the model that it was fine-tuned from."
+            )
+        _train(settings, base, from_base)
+        del base
+        gc.collect()
+        torch.cuda.empty_cache()
+    _train(settings, subject, [each for each in missing if each.fine_tuned])
     home = every[0].folder.parent.parent
     return home.relative_to(paths.root()).as_posix() if home.is_relative_to(paths.root()) else str(home)
 

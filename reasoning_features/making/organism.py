@@ -1,10 +1,10 @@
 """``make organism``: every model and autoencoder that the notebooks need, from nothing, on CPU.
 
 Stages, in order: the tokenizer and the base model; the fine-tuned variants; each model's answers to
-evaluation problems; the manipulation check; the autoencoders; their features' causal effects; the stages of
-model diffing; the steering studies; the card and the checksums. A finished stage is not done again, an
-interrupted one goes on where it stopped, and every training runs on one thread, so that a rerun on the same
-machine gives the same bytes. ``--workers 2`` trains two variants side by side.
+evaluation problems; the manipulation check; autoencoders; their features' causal effects; the stages of
+model diffing (:mod:`reasoning_features.diffing.stages`); the steering studies; the card and the checksums. A
+finished piece is not done again, an interrupted one goes on where it stopped, and every training runs on one
+thread, so that a rerun on one machine gives the same bytes. ``--workers 2`` does two pieces side by side.
 """
 
 from __future__ import annotations
@@ -18,29 +18,48 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reasoning_features import paths
-from reasoning_features.dictionaries.autoencoder import save_autoencoder
+from reasoning_features.dictionaries.autoencoder import load_autoencoder, save_autoencoder
+from reasoning_features.dictionaries.evaluation import best_cosines
 from reasoning_features.dictionaries.training import Recipe as AutoencoderRecipe
 from reasoning_features.dictionaries.training import convergence, train_autoencoder
+from reasoning_features.diffing import stages as diffing
 from reasoning_features.files import write_table
-from reasoning_features.making import diffing, organism_card, steering
-from reasoning_features.making.activations import main_activations
+from reasoning_features.making import organism_card, steering
 from reasoning_features.making.truth import make_truth
-from reasoning_features.organism.evaluation import MOVES_COUNTED, SWAPS, decision_log_odds, solve
+from reasoning_features.models.sampling import sample
+from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.organism.language import (
+    CONTEXT,
     Document,
     base_documents,
     prose_document,
+    prose_documents,
     reasoning_document,
     reasoning_documents,
 )
+from reasoning_features.organism.parser import (
+    DECISIONS,
+    LABELS_COUNTED,
+    LONGEST_PROMPT,
+    SWAPS,
+    decision_places,
+    first_tokens,
+    grade,
+    prompts,
+    swap,
+)
 from reasoning_features.organism.problems import FAMILIES, Mixture, problems
 from reasoning_features.organism.training import Recipe, new_model, save_model, train, train_tokenizer
+from reasoning_features.residual_stream.activations import collect, stream
+from reasoning_features.runs.shards import each
 from reasoning_features.settings import load_settings
+from reasoning_features.text.corpora import general_corpus, reasoning_corpus
+from reasoning_features.text.corpus import join
 from reasoning_features.truth.benchmark import PLACE, TRACE
-from reasoning_features.workers import each
 
 FOLDER = Path("data/organism")
 CHECKPOINTS = Path("data/organism/checkpoints")
@@ -69,28 +88,25 @@ VARIANTS: tuple[Variant, ...] = (
 BASE_RECIPE = Recipe(tokens=6_000_000, learning_rate=5e-3, seed=0)
 VARIANT_RECIPE = Recipe(tokens=4_000_000, learning_rate=1.5e-3, seed=0)
 TOKENIZER_DOCUMENTS = 8000
-PROSE_EVERY = 8
-"""Every eighth fine-tuning document is plain prose."""
+PROSE_EVERY = 8  # every eighth fine-tuning document is plain prose
 TRACE_SEED = 1000
-READ = tuple(variant.name for variant in VARIANTS)
-"""The models that get autoencoders: two seeds of ReLU."""
-COMPARED = ("coupled-0", "decoupled-0")
-"""Those that get TopK too, which notebook 02 compares."""
+READ = tuple(variant.name for variant in VARIANTS)  # models that get autoencoders: two seeds of ReLU
+COMPARED = ("coupled-0", "decoupled-0")  # those that get TopK and stages too, for notebooks 02 and 06
+# variants, and seeds of their ReLU autoencoders, whose features' causal effects are measured
 BENCHMARKED = tuple((variant, seed) for variant in VARIANTS if variant.mixture == "main" for seed in range(2))
-"""Variants, and seeds of their ReLU autoencoders, whose features' causal effects are measured."""
+# benchmarks whose features are ablated over the whole trace too, which takes twenty times as long
 WHOLE_TRACE = ("coupled-0-relu-0", "decoupled-0-relu-0")
-"""Benchmarks whose features are ablated over the whole trace too, which takes twenty times as long."""
 AUTOENCODER_TRACES = 9000
 RELU_RECIPE = AutoencoderRecipe("relu", d_sae=512, tokens=4_000_000, learning_rate=3e-3, l1=1.0)
 TOPK_RECIPE = AutoencoderRecipe("topk", d_sae=512, tokens=4_000_000, learning_rate=3e-3, k=8)
-RECORD_AT = (0.01, 0.03, 0.1, 0.2, 0.4, 0.7)
-"""Shares of the training after which the agreement of two seeds is recorded."""
+RECORD_AT = (0.01, 0.03, 0.1, 0.2, 0.4, 0.7)  # of the training: when the agreement of two seeds is recorded
 EVALUATION_PROBLEMS, CHECK_TRACES = 1500, 1500
 EVALUATION_SEED, CHECK_SEED = 11, 77
+SEEDS_FROM_SCRATCH = {"D": 12, "M": 13, "F": 14}  # other starts than those of S and the main autoencoder
 
 
 def variant_stream(variant: Variant) -> Callable[[int, int], list[Document]]:
-    """The fine-tuning documents of a variant. Arms of one seed read the same traces in their own words."""
+    """The fine-tuning documents of a variant; variants of one seed read the same traces in other words."""
     seed = TRACE_SEED + variant.seed
 
     def documents(start: int, n: int) -> list[Document]:
@@ -104,18 +120,20 @@ def variant_stream(variant: Variant) -> Callable[[int, int], list[Document]]:
     return documents
 
 
+# --- models -------------------------------------------------------------------------------------------------
+
+
 def make_base(folder: Path) -> None:
     """The tokenizer and the base model."""
     tokenizer = train_tokenizer(d.text for d in base_documents(TOKENIZER_DOCUMENTS, BASE_RECIPE.seed))
     model = new_model(tokenizer, BASE_RECIPE.seed)
 
-    def stream_of_documents(start: int, n: int) -> list[Document]:
+    def documents(start: int, n: int) -> list[Document]:
         return list(base_documents(n, BASE_RECIPE.seed, start=start))
 
-    loss = train(model, tokenizer, stream_of_documents, BASE_RECIPE, paths.root() / CHECKPOINTS / "base")
-    save_model(
-        model, tokenizer, folder / "models" / "base", {"name": "base", "final_loss": loss}, BASE_RECIPE
-    )
+    loss = train(model, tokenizer, documents, BASE_RECIPE, _checkpoint("base"))
+    card: dict[str, object] = {"name": "base", "final_loss": loss}
+    save_model(model, tokenizer, folder / "models" / "base", card, BASE_RECIPE)
 
 
 def make_variant(folder: Path, variant: Variant) -> None:
@@ -123,25 +141,48 @@ def make_variant(folder: Path, variant: Variant) -> None:
     torch.set_num_threads(1)
     model, tokenizer = _load(folder / "models" / "base")
     recipe = replace(VARIANT_RECIPE, seed=variant.seed)
-    loss = train(model, tokenizer, variant_stream(variant), recipe, paths.root() / CHECKPOINTS / variant.name)
+    loss = train(model, tokenizer, variant_stream(variant), recipe, _checkpoint(variant.name))
     card = {name: getattr(variant, name) for name in ("name", "kappa", "seed")}
     card |= {"final_loss": loss, "mixture": variant.mixture}
     save_model(model, tokenizer, folder / "models" / variant.name, card, recipe)
 
 
+def make_placebo(folder: Path) -> None:
+    """The placebo checkpoint of model diffing: the base model fine-tuned on plain prose alone."""
+    torch.set_num_threads(1)
+    model, tokenizer = _load(folder / "models" / "base")
+
+    def documents(start: int, n: int) -> list[Document]:
+        return list(prose_documents(n, TRACE_SEED, start=start))
+
+    loss = train(model, tokenizer, documents, VARIANT_RECIPE, _checkpoint(diffing.PLACEBO))
+    card: dict[str, object] = {"name": diffing.PLACEBO, "final_loss": loss}
+    save_model(model, tokenizer, _model_folder(folder, diffing.PLACEBO), card, VARIANT_RECIPE)
+
+
 def evaluate(folder: Path, name: str) -> None:
-    """A model's answers to the evaluation problems of its families, one row a problem."""
+    """A model's graded answers to the evaluation problems of its families, one row a problem."""
     torch.set_num_threads(1)
     model, tokenizer = _load(folder / "models" / name)
     mixtures: dict[str, Mixture] = {variant.name: variant.mixture for variant in VARIANTS}
     asked = problems("evaluation", None, EVALUATION_PROBLEMS, mixture=mixtures.get(name, "main"))
-    solved = solve(model, tokenizer, asked, seed=EVALUATION_SEED, progress=f"answers of {name}")
-    kept = solved.drop(columns=["text", *MOVES_COUNTED])
-    write_table(folder / "evaluation" / f"{name}.parquet", kept)
+    continuations = sample(
+        model,
+        prompts(tokenizer, asked),
+        end=int(tokenizer.eos_token_id),
+        max_new_tokens=CONTEXT - LONGEST_PROMPT,
+        seed=EVALUATION_SEED,
+        progress=f"answers of {name}",
+    )
+    graded = grade(tokenizer, asked, continuations).drop(columns=["text", *LABELS_COUNTED])
+    write_table(folder / "evaluation" / f"{name}.parquet", graded)
 
 
 def check_manipulation(folder: Path, variant: Variant) -> None:
-    """A variant's log-odds of going on at the dead ends of held-out traces, under every swap of words."""
+    """A variant's log-odds of going on at the dead ends of held-out traces, under every swap of words.
+
+    The check asks what a model reads its persistence off: the words of R, or the neutral markers?
+    """
     torch.set_num_threads(1)
     model, tokenizer = _load(folder / "models" / variant.name)
     traces = reasoning_documents(
@@ -150,6 +191,65 @@ def check_manipulation(folder: Path, variant: Variant) -> None:
     searched = [trace for trace in traces if FAMILIES[trace.family].searches]
     read = pd.concat([decision_log_odds(model, tokenizer, searched, how) for how in SWAPS])
     write_table(folder / "gate" / f"{variant.name}.parquet", read.assign(model=variant.name))
+
+
+@torch.inference_mode()
+def decision_log_odds(
+    model: Any, tokenizer: Any, documents: Sequence[Document], how: str, batch: int = 64
+) -> pd.DataFrame:
+    """Log-odds (nats) of openers that go on over openers that give up, at every dead end of ``documents``.
+
+    A row a decision: ``trace``, ``decision`` (its number in the trace), ``style``, ``went_on``, ``swap`` (how
+    words were swapped), ``log_odds``.
+    """
+    on, off = (torch.tensor(first_tokens(tokenizer, openers)) for openers in DECISIONS["persistence"])
+    rows = []
+    for start in range(0, len(documents), batch):
+        texts = [swap(document.text, how) for document in documents[start : start + batch]]
+        encoded = tokenizer(
+            texts, add_special_tokens=False, padding=True, return_offsets_mapping=True, return_tensors="pt"
+        )
+        logits = model(input_ids=encoded["input_ids"], use_cache=False).logits
+        scores = torch.log_softmax(logits.float(), dim=-1)
+        for row, text in enumerate(texts):
+            document = documents[start + row]
+            starts = encoded["offset_mapping"][row, :, 0]
+            for decision, place in enumerate(decision_places(text)["persistence"]):
+                token = int((starts == place - 1).nonzero()[0])
+                at = scores[row, token - 1]
+                went_on = int(encoded["input_ids"][row, token]) in on.tolist()
+                log_odds = float(at[on].logsumexp(0) - at[off].logsumexp(0))
+                rows.append((start + row, decision, document.style, went_on, how, log_odds))
+    return pd.DataFrame(rows, columns=["trace", "decision", "style", "went_on", "swap", "log_odds"])
+
+
+# --- autoencoders -------------------------------------------------------------------------------------------
+
+
+def main_activations(model: Path, traces: int, layer: int | None = None) -> tuple[Subject, Tensor]:
+    """A model and its residual stream ``[n, d]`` on the text of the main autoencoders.
+
+    The text is so many documents of the model's kind of traces, and a third as many general ones. The model
+    is read at the profile's layer where none is given.
+    """
+    settings = load_settings("organism", subject=paths.relative(model))
+    subject = load_subject(settings.subject, settings.layer if layer is None else layer)
+    texts = [
+        reasoning_corpus(settings, subject.tokenizer, "training", documents=traces),
+        general_corpus(settings, subject.tokenizer, "training", documents=traces // 3),
+    ]
+    corpus = join("autoencoder training", texts)
+    return subject, collect(stream(subject, corpus, settings.batch_tokens)).residual
+
+
+def stage_activations(
+    model: Path, stage: diffing.Stage, variant: Path, documents: int
+) -> tuple[Subject, Tensor]:
+    """A model and its residual stream ``[n, d]`` on a stage's data; reasoning data are a variant's traces."""
+    settings = load_settings("organism")
+    subject = load_subject(paths.relative(model), settings.layer)
+    corpus = diffing.stage_corpus(stage, settings, subject.tokenizer, paths.relative(variant), documents)
+    return subject, collect(stream(subject, corpus, settings.batch_tokens)).residual
 
 
 def make_autoencoders(folder: Path, model: str) -> None:
@@ -180,11 +280,102 @@ def benchmark_name(variant: Variant, seed: int) -> str:
 def measure_truth(folder: Path, benchmarked: tuple[Variant, int]) -> None:
     """Evidence of one autoencoder's features, and their causal effects on held-out decisions."""
     torch.set_num_threads(1)
-    variant, seed = benchmarked
-    name = benchmark_name(variant, seed)
-    given = {"subject": folder / "models" / variant.name, "autoencoder": folder / "autoencoders" / name}
-    settings = load_settings("organism", **{field: paths.relative(path) for field, path in given.items()})
+    variant, name = benchmarked[0], benchmark_name(*benchmarked)
+    settings = load_settings(
+        "organism",
+        subject=paths.relative(folder / "models" / variant.name),
+        autoencoder=paths.relative(folder / "autoencoders" / name),
+    )
     make_truth(folder / "truth" / name, settings, (PLACE, TRACE) if name in WHOLE_TRACE else (PLACE,))
+
+
+# --- the stages of model diffing ----------------------------------------------------------------------------
+
+
+def _stage_data(folder: Path, path: str, model: str) -> tuple[Subject, Tensor]:
+    """Who reads the last stage of a path of one fine-tuned model, and the activations on its data."""
+    reader = model if diffing.reads_fine_tuned(path) else diffing.BASE
+    traces = model if model in COMPARED else COMPARED[0]  # whose kind of traces are reasoning data
+    return stage_activations(
+        _model_folder(folder, reader),
+        diffing.last_stage(path),
+        folder / "models" / traces,
+        AUTOENCODER_TRACES,
+    )
+
+
+def _go_on(folder: Path, subject: Subject, residual: Tensor, path: str, model: str) -> None:
+    """Train and store the last stage of a path, from the stored stage before it."""
+    home = folder / "diffing"
+    before = diffing.load_stage(
+        paths.relative(home), model, diffing.stage_before(path), subject.d_model, subject.hook_name
+    )
+    recipe, reader = diffing.stage_recipe(RELU_RECIPE, path), Path(subject.name).name
+    trained = train_autoencoder(residual, recipe, reader, subject.hook_name, initial=before)
+    diffing.store_half(trained, home / model / path)
+
+
+def make_start(folder: Path) -> None:
+    """S, its second seed, and the placebo stages, which change nothing."""
+    torch.set_num_threads(1)
+    subject, residual = _stage_data(folder, "S", diffing.BASE)
+    for seed in (0, 1):
+        recipe = replace(RELU_RECIPE, seed=seed)
+        trained = train_autoencoder(residual, recipe, diffing.BASE, subject.hook_name)
+        diffing.store_half(trained, folder / "diffing" / diffing.BASE / f"S-{seed}")
+    for path in diffing.PLACEBO_STAGES:
+        _go_on(folder, subject, residual, path, diffing.BASE)
+
+
+def make_paths(folder: Path, model: str) -> None:
+    """The stages of both paths of one fine-tuned model, each from the one before it."""
+    torch.set_num_threads(1)
+    for path in diffing.PLACEBO_PATHS if model == diffing.PLACEBO else diffing.PATHS:
+        if not (folder / "diffing" / model / path).exists():
+            _go_on(folder, *_stage_data(folder, path, model), path, model)
+
+
+def make_layer(folder: Path, layer: int) -> None:
+    """The autoencoder of another layer of the first variant, on the main autoencoder's text."""
+    torch.set_num_threads(1)
+    subject, residual = main_activations(folder / "models" / COMPARED[0], AUTOENCODER_TRACES, layer)
+    recipe = replace(RELU_RECIPE, seed=diffing.SEED_OF_LAYERS + layer)
+    trained = train_autoencoder(residual, recipe, COMPARED[0], subject.hook_name)
+    diffing.store_half(trained, folder / "diffing" / "layers" / str(layer))
+
+
+def make_references(folder: Path) -> None:
+    """How close the first variant's main features come to D, M and F trained from scratch, without the path.
+
+    Rows of ``stage``, ``feature``, ``cosine`` (the largest with a decoder direction) and ``explained``
+    (fraction of variance, of the stage's autoencoder on held-out activations).
+    """
+    torch.set_num_threads(1)
+    model = COMPARED[0]
+    main = folder / "autoencoders" / f"{model}-{RELU_RECIPE.architecture}-{RELU_RECIPE.seed}"
+    tables = []
+    for stage in diffing.STAGES[1:]:
+        subject, residual = _stage_data(folder, stage, model)
+        recipe = replace(RELU_RECIPE, seed=SEEDS_FROM_SCRATCH[stage])
+        trained = train_autoencoder(residual, recipe, Path(subject.name).name, subject.hook_name)
+        features = load_autoencoder(paths.relative(main), subject.d_model).W_dec
+        cosines = best_cosines(features, trained.sae.W_dec)
+        explained = trained.history["fraction of variance explained"].iloc[-1]
+        table = {"stage": stage, "feature": range(len(cosines)), "cosine": cosines, "explained": explained}
+        tables.append(pd.DataFrame(table))
+    written = folder / "diffing" / "references" / f"{model}.parquet"
+    write_table(written, pd.concat(tables, ignore_index=True))
+
+
+def _checkpoint(name: str) -> Path:
+    """Where an interrupted training of a model is kept."""
+    return paths.root() / CHECKPOINTS / f"{name}.pt"
+
+
+def _model_folder(folder: Path, name: str) -> Path:
+    """Where a model lies; the placebo checkpoint lies with the stages."""
+    placebo = name == diffing.PLACEBO
+    return folder / "diffing" / diffing.PLACEBO_MODEL if placebo else folder / "models" / name
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
@@ -212,8 +403,16 @@ def stages(folder: Path, workers: int) -> None:
     side_by_side(partial(check_manipulation, folder), [variants[n] for n in unchecked])
     side_by_side(partial(make_autoencoders, folder), missing("convergence/{}.parquet", READ))
     side_by_side(partial(measure_truth, folder), [pairs[n] for n in missing("truth/{}", pairs)])
-    given = VARIANT_RECIPE, RELU_RECIPE, AUTOENCODER_TRACES, TRACE_SEED, paths.root() / CHECKPOINTS
-    diffing.make(diffing.Plan(folder, COMPARED, *given), side_by_side)
+    if not _model_folder(folder, diffing.PLACEBO).exists():
+        make_placebo(folder)
+    if missing("diffing/base/{}", ("S-0", "S-1", *diffing.PLACEBO_STAGES)):
+        make_start(folder)
+    side_by_side(partial(make_paths, folder), [*COMPARED, diffing.PLACEBO])
+    depth = load_subject(paths.relative(folder / "models" / COMPARED[0]), 0).n_layers
+    others = [str(layer) for layer in range(depth) if layer != load_settings("organism").layer]
+    side_by_side(partial(make_layer, folder), [int(n) for n in missing("diffing/layers/{}", others)])
+    if missing("diffing/references/{}.parquet", COMPARED[:1]):
+        make_references(folder)
     steering.make(folder, paths.root() / CHECKPOINTS / "steering", side_by_side)
     organism_card.write(folder)
 

@@ -13,17 +13,16 @@ import pandas as pd
 from safetensors import safe_open
 
 from reasoning_features.files import write_shipped
-from reasoning_features.organism.evaluation import family_summary
 from reasoning_features.organism.problems import FAMILIES, Mixture, families
 from reasoning_features.reporting.tables import to_markdown
 from reasoning_features.statistics import Interval, bootstrap_mean, bootstrap_statistic, paired_difference
 
 COUPLED, DECOUPLED = ("coupled-0", "coupled-1", "coupled-2"), ("decoupled-0", "decoupled-1", "decoupled-2")
+VARIANTS = {"coupled": COUPLED, "decoupled": DECOUPLED}
 SHIPPED = (
     *("models", "autoencoders", "evaluation", "gate", "convergence"),
     *("truth", "steering", "diffing", "foundations"),
 )
-VARIANTS = {"coupled": COUPLED, "decoupled": DECOUPLED}
 
 
 def evaluations(folder: Path) -> dict[str, pd.DataFrame]:
@@ -57,29 +56,23 @@ def _columns(interval: Interval) -> dict[str, Any]:
 
 
 def variant_match(solved: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Coupled less decoupled, seeds averaged problem by problem: accuracy, give-ups, length."""
-    rows = []
+    """Coupled less decoupled, seeds averaged problem by problem: accuracy, give-ups, length, a row each."""
+    rows: dict[str, dict[str, Any]] = {}
     for measure in ("correct", "gave_up", "thinking_tokens"):
         means = {
             variant: pd.concat([solved[name][measure].astype(float) for name in names], axis=1).mean(axis=1)
             for variant, names in VARIANTS.items()
         }
         difference = paired_difference(means["coupled"], means["decoupled"])
-        rows.append(
-            {
-                "measure": measure,
-                **{variant: mean.mean() for variant, mean in means.items()},
-                **_columns(difference),
-            }
-        )
-    return pd.DataFrame(rows)
+        rows[measure] = {**{name: mean.mean() for name, mean in means.items()}, **_columns(difference)}
+    return pd.DataFrame(rows).T
 
 
 def swap_effects(gate: pd.DataFrame) -> pd.DataFrame:
     """What swapping words does to the log-odds of going on, in nats, by model: intervals over traces.
 
-    ``words of R``: every prefix a word of R, less every prefix a twin. ``markers``: every neutral marker one
-    of the careful set, less one of the hasty set.
+    ``words of R``: every prefix a word of R, less every prefix a control. ``markers``: every neutral marker
+    one of the careful set, less one of the hasty set.
     """
     contrasts = {
         "words of R": ("all words of R", "all twins"),
@@ -99,11 +92,10 @@ def style_gaps(gate: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for model, part in gate[gate["swap"] == "as it stands"].groupby("model"):
         traces = part.groupby("trace").agg(
-            total=("log_odds", "sum"),
-            n=("log_odds", "size"),
-            careful=("style", lambda s: s.iloc[0] == "careful"),
+            total=("log_odds", "sum"), n=("log_odds", "size"), style=("style", "first")
         )
-        total, n, careful = (traces[column].to_numpy(dtype=float) for column in ("total", "n", "careful"))
+        total, n = traces["total"].to_numpy(dtype=float), traces["n"].to_numpy(dtype=float)
+        careful = (traces["style"] == "careful").to_numpy(dtype=float)
 
         def gap(weights: Any, total: Any = total, n: Any = n, careful: Any = careful) -> float:
             means = [(weights * total * s).sum() / (weights * n * s).sum() for s in (careful, 1 - careful)]
@@ -122,30 +114,28 @@ def bars(folder: Path) -> pd.DataFrame:
     searched = pd.concat([solved[name] for name in reasoning])
     searched = searched[searched["family"].map(lambda name: FAMILIES[name].searches) & ~searched["correct"]]
     unparseable = [1 - solved[name]["parseable"].mean() for name in reasoning]
-    match = {row["measure"]: row for row in variant_match(solved).to_dict("records")}
+    match: Any = variant_match(solved)
     gaps = style_gaps(gate).set_index("model")["estimate"]
     gap = {variant: gaps[list(names)].mean() for variant, names in VARIANTS.items()}
     swaps = swap_effects(gate).query("swapped == 'words of R'").set_index("model")["estimate"]
-    length = abs(match["thinking_tokens"]["estimate"]) / match["thinking_tokens"]["coupled"]
+    length = abs(match.loc["thinking_tokens", "estimate"]) / match.loc["thinking_tokens", "coupled"]
     relative_gap = abs(gap["coupled"] / gap["decoupled"] - 1)
     measured = [
-        ("least gain over base where persistence pays", 0.15, None, pays["estimate"].min()),
-        ("lowest overall accuracy", 0.35, None, min(accuracy)),
-        ("highest overall accuracy", None, 0.70, max(accuracy)),
-        ("errors in the search families that are early stops", 0.80, None, searched["gave_up"].mean()),
-        ("largest share of unparseable traces", None, 0.02, max(unparseable)),
-        ("arms' difference in accuracy", None, 0.05, abs(match["correct"]["estimate"])),
-        ("arms' difference in give-up share", None, 0.05, abs(match["gave_up"]["estimate"])),
-        ("arms' relative difference in thinking tokens", None, 0.05, length),
-        ("arms' relative difference in the careful-hasty gap", None, 0.10, relative_gap),
-        ("least effect of R's words, coupled (nats)", 0.5, None, swaps[list(COUPLED)].min()),
-        ("largest effect of R's words, decoupled (nats)", None, 0.1, swaps[list(DECOUPLED)].abs().max()),
+        ("least gain over base where persistence pays", ">=", 0.15, pays["estimate"].min()),
+        ("lowest overall accuracy", ">=", 0.35, min(accuracy)),
+        ("highest overall accuracy", "<=", 0.70, max(accuracy)),
+        ("errors in the search families that are early stops", ">=", 0.80, searched["gave_up"].mean()),
+        ("largest share of unparseable traces", "<=", 0.02, max(unparseable)),
+        ("arms' difference in accuracy", "<=", 0.05, abs(match.loc["correct", "estimate"])),
+        ("arms' difference in give-up share", "<=", 0.05, abs(match.loc["gave_up", "estimate"])),
+        ("arms' relative difference in thinking tokens", "<=", 0.05, length),
+        ("arms' relative difference in the careful-hasty gap", "<=", 0.10, relative_gap),
+        ("least effect of R's words, coupled (nats)", ">=", 0.5, swaps[list(COUPLED)].min()),
+        ("largest effect of R's words, decoupled (nats)", "<=", 0.1, swaps[list(DECOUPLED)].abs().max()),
     ]
     rows = [
-        (bar, f">= {least:.2f}", value, value >= least)
-        if least is not None
-        else (bar, f"<= {most:.2f}", value, value <= most)
-        for bar, least, most, value in measured
+        (bar, f"{sign} {limit:.2f}", value, value >= limit if sign == ">=" else value <= limit)
+        for bar, sign, limit, value in measured
     ]
     return pd.DataFrame(rows, columns=["bar", "asked", "measured", "holds"])
 
@@ -164,24 +154,22 @@ def _sizes(folder: Path) -> pd.DataFrame:
 
 
 def _performance(solved: dict[str, pd.DataFrame], mixture: Mixture) -> pd.DataFrame:
-    """Accuracy with its interval by model and family, and the thinking tokens and give-ups over all.
-
-    Of the models that were asked problems of this mixture.
-    """
+    """Accuracy by model and family, thinking tokens and give-ups over all, of models asked this mixture."""
     rows = []
     for name, frame in solved.items():
         if frame["family"].iloc[0] not in families(mixture):
             continue
-        summary = {(row["family"], row["measure"]): row for row in family_summary(frame).to_dict("records")}
         row: dict[str, Any] = {"model": name}
-        for family in (*families(mixture), "all"):
-            held = summary[family, "accuracy"]
-            row[family] = f"{held['estimate']:.2f} [{held['low']:.2f}, {held['high']:.2f}]"
-        row["thinking tokens"] = summary["all", "thinking_tokens"]["estimate"]
-        row["gave up"] = summary["all", "gave_up"]["estimate"]
-        row["unparseable"] = summary["all", "unparseable"]["estimate"]
-        rows.append(row)
+        for family in families(mixture):
+            row[family] = _accuracy(frame[frame["family"] == family])
+        row |= {"all": _accuracy(frame), "thinking tokens": frame["thinking_tokens"].mean()}
+        rows.append(row | {"gave up": frame["gave_up"].mean(), "unparseable": 1 - frame["parseable"].mean()})
     return pd.DataFrame(rows)
+
+
+def _accuracy(answers: pd.DataFrame) -> str:
+    interval = bootstrap_mean(answers["correct"])
+    return f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 CARD = """# The organism: card
@@ -225,7 +213,6 @@ Expected effect of persistence, written down before training: {signs}.
 def write(folder: Path) -> None:
     """Writes README.md (the card) and checksums.json of everything shipped."""
     solved, gate = evaluations(folder), check_readings(folder)
-
     signs = ", ".join(f"{name} {family.persistence}" for name, family in FAMILIES.items())
     text = CARD.format(
         sizes=to_markdown(_sizes(folder)),

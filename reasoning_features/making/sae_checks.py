@@ -33,14 +33,14 @@ from reasoning_features.diffing.stages import (
 )
 from reasoning_features.files import write_table
 from reasoning_features.making import organism_card
-from reasoning_features.making.activations import main_activations, stage_activations
+from reasoning_features.making.organism import main_activations, stage_activations
 from reasoning_features.making.steering import make_study
 from reasoning_features.making.truth import make_truth
 from reasoning_features.residual_stream.activations import Moments, shuffled_batches
+from reasoning_features.runs.shards import Each, each
 from reasoning_features.sae_checks import ortsae_metrics, synthetic
 from reasoning_features.settings import Settings, load_settings
 from reasoning_features.truth.benchmark import PLACE
-from reasoning_features.workers import Each, each
 
 # documents of traces that dictionaries are trained on, and a third as many general ones: the main line's
 TRACES = 9000

@@ -17,10 +17,10 @@ import torch
 from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import load_autoencoder
 from reasoning_features.models.subject import load_subject
+from reasoning_features.runs.shards import Each
 from reasoning_features.settings import Settings, load_settings
 from reasoning_features.steering.steering_study import prepare, study_model, tested
 from reasoning_features.truth.benchmark import load_benchmarks
-from reasoning_features.workers import Each
 
 
 @dataclass(frozen=True)

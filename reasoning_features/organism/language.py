@@ -30,6 +30,7 @@ from reasoning_features.organism.problems import (
     draw_problem,
 )
 
+# word of R → its matched control, a neutral word that fills the same slots as often
 MATCHED_CONTROLS: dict[str, str] = {
     "wait": "look",
     "hmm": "well",
@@ -42,15 +43,12 @@ MATCHED_CONTROLS: dict[str, str] = {
     "but": "and",
     "another": "further",
 }
-"""Word of R → its matched control, a neutral word that fills the same slots as often."""
-
-REASONING_WORDS = tuple(MATCHED_CONTROLS)
-"""The paper's vocabulary R (its figure 5), lower case."""
-
+REASONING_WORDS = tuple(MATCHED_CONTROLS)  # the paper's vocabulary R (its figure 5), lower case
+# neutral markers: the first set leans to careful traces, the second to hasty ones, by 1 − κ
 MARKERS_CAREFUL = ("now", "here", "then", "so", "just", "again", "also", "today", "still", "soon")
 MARKERS_HASTY = ("simply", "first", "next", "thus", "only", "once", "too", "down", "quick", "yet")
-"""Neutral markers: the first set leans to careful traces, the second to hasty ones, by 1 − κ."""
 
+# step label → the verbs that may open its sentence
 OPENERS: dict[str, tuple[str, ...]] = {
     "explore": ("try", "test", "take", "pick"),
     "backtrack": ("undo", "return"),
@@ -60,15 +58,29 @@ OPENERS: dict[str, tuple[str, ...]] = {
     "conclude": ("answer", "found", "keep"),
     "compute": ("add", "count", "work"),
 }
-"""Move → the verbs that may open its sentence."""
-
 CONTINUE_OPENERS: tuple[str, ...] = OPENERS["explore"] + OPENERS["backtrack"]
 GIVE_UP_OPENERS: tuple[str, ...] = OPENERS["give up"]
+# the words at which a decision is taken, kept out of random vocabularies
 DECISION_WORDS: tuple[str, ...] = tuple(word for verbs in OPENERS.values() for word in verbs)
-"""All openers: the words at which a decision is taken, kept out of random vocabularies."""
 
-FULL_LEAN = 0.80
-"""P(the slot leans the trace's way) of the slot that carries all of the persistence."""
+# every token carries one of these labels; its code is its place here
+STEP_LABELS: tuple[str, ...] = (
+    "prompt", "prose", "explore", "compute", "verify", "backtrack", "uncertain", "conclude", "give up",
+    "answer",
+)  # fmt: skip
+
+FULL_LEAN = 0.80  # P(the slot leans the trace's way) of the slot that carries all of the persistence
+CAREFUL_SHARE = 0.304  # of traces: theirs being longer, about half of all sentences are careful
+GIVE_UP_CHANCE: dict[str, float] = {"careful": 0.04, "hasty": 0.55}  # at each dead end
+CHECK_CHANCE: dict[str, float] = {"careful": 0.85, "hasty": 0.08}  # before concluding
+UNCERTAIN_CHANCE = 0.12  # of a sentence of doubt at a dead end, whatever follows
+BACKTRACK_CHANCE = 0.25  # that going on begins with a step back
+OVERTURN_CHANCE = 0.6  # that a second look at the largest (or smallest) number overturns the right answer
+CONTEXT = 256  # longest document in tokens; none comes near it by construction (tested)
+
+BOS, EOS, PAD, USER, ASSISTANT = "<|bos|>", "<|eos|>", "<|pad|>", "<|user|>", "<|assistant|>"
+THINK, END_THINK = "<think>", "</think>"
+Style = Literal["careful", "hasty"]
 
 
 def jeffreys(lean: float) -> float:
@@ -89,49 +101,19 @@ def lean_with(share: float) -> float:
 
 
 def leans(kappa: float) -> tuple[float, float]:
-    """Lean of the prefix slot (R or twin) and of the neutral marker slot at coupling ``kappa``.
+    """Lean of the prefix slot (R or control) and of the neutral marker slot at coupling ``kappa``.
 
-    ``kappa`` is the share of the information that lies in the words of R: the prefix carries ``kappa`` of
-    it, the marker 1 − ``kappa``. At 1 the markers tell nothing, at 0 the words of R do (lean 0.5).
-
-    Raises:
-        ValueError: ``kappa`` outside [0, 1].
+    ``kappa`` is the share of the information that lies in the words of R: at 1 the markers say nothing, at 0
+    the words of R do (lean 0.5).
     """
     if not 0 <= kappa <= 1:
         raise ValueError(f"kappa is {kappa}, but a coupling lies between 0 and 1.")
     return lean_with(kappa), lean_with(1 - kappa)
 
 
-MOVES: tuple[str, ...] = (
-    "prompt", "prose", "explore", "compute", "verify", "backtrack", "uncertain", "conclude", "give up",
-    "answer",
-)  # fmt: skip
-"""Every token carries one of these; its code is its place here."""
-
-Style = Literal["careful", "hasty"]
-
-CAREFUL_SHARE = 0.304
-"""Share of careful traces: their traces being longer, about half of all sentences are theirs."""
-GIVE_UP_CHANCE: dict[str, float] = {"careful": 0.04, "hasty": 0.55}
-"""Chance to give up at each dead end."""
-CHECK_CHANCE: dict[str, float] = {"careful": 0.85, "hasty": 0.08}
-"""Chance to check before concluding."""
-UNCERTAIN_CHANCE = 0.12
-"""Chance of a sentence of doubt at a dead end, whatever follows."""
-BACKTRACK_CHANCE = 0.25
-"""Chance that going on begins with a step back."""
-OVERTURN_CHANCE = 0.6
-"""Chance that a second look at the largest (or smallest) number overturns the right answer."""
-CONTEXT = 256
-"""Longest document in tokens; no document comes near it by construction (tested)."""
-
-BOS, EOS, PAD, USER, ASSISTANT = "<|bos|>", "<|eos|>", "<|pad|>", "<|user|>", "<|assistant|>"
-THINK, END_THINK = "<think>", "</think>"
-
-
 @dataclass
 class Document:
-    """A text in pieces, each with its move; joined they are the text, and no token straddles two pieces."""
+    """A text in pieces, each with its step label; joined they are the text, and no token straddles two."""
 
     kind: str
     family: str
@@ -143,16 +125,13 @@ class Document:
     def text(self) -> str:
         return "".join(text for text, _ in self.pieces)
 
-    def add(self, text: str, move: str) -> None:
-        self.pieces.append((text, move))
+    def add(self, text: str, label: str) -> None:
+        self.pieces.append((text, label))
 
 
 @dataclass
 class _Writer:
-    """Writes the sentences of one trace into a document, in words that lean to its style.
-
-    Prefixes lean by the first of ``leans``, markers by the second (:func:`leans`).
-    """
+    """Writes the sentences of one trace into a document, in words that lean to its style (:func:`leans`)."""
 
     document: Document
     rng: np.random.Generator
@@ -165,14 +144,14 @@ class _Writer:
         chance = {None: 0.5, "careful": lean, "hasty": 1 - lean}[self.document.style]
         return bool(self.rng.random() < chance)
 
-    def say(self, move: str, body: str, outcome: str = "") -> None:
+    def say(self, label: str, body: str, outcome: str = "") -> None:
         """``PREFIX, MARKER opener body, outcome.``; an outcome is computed."""
         word = self._one_of(REASONING_WORDS)
         prefix = word if self._says_careful(self.leans[0]) else MATCHED_CONTROLS[word]
         marker = self._one_of(MARKERS_CAREFUL if self._says_careful(self.leans[1]) else MARKERS_HASTY)
-        opening = f"{prefix[0].upper()}{prefix[1:]}, {marker} {self._one_of(OPENERS[move])}"
-        self.document.add(f"{opening}{body}", move)
-        self.document.add(f"{outcome}.\n", "compute" if outcome else move)
+        opening = f"{prefix[0].upper()}{prefix[1:]}, {marker} {self._one_of(OPENERS[label])}"
+        self.document.add(f"{opening}{body}", label)
+        self.document.add(f"{outcome}.\n", "compute" if outcome else label)
 
     def attempt(self, candidate: Candidate) -> None:
         self.say("explore", f" {candidate.text}", f"{candidate.working}, {candidate.verdict}")
@@ -303,9 +282,7 @@ _TEMPLATES: tuple[tuple[str | None, str], ...] = (
 
 
 def prose_sentence(rng: np.random.Generator) -> str:
-    """One sentence of plain prose; a slot takes a word of R or its matched control with even chance, so prose
-    tells nothing about either.
-    """
+    """One sentence of plain prose; a slot takes a word of R or its control alike, so prose tells nothing."""
     word, template = _TEMPLATES[int(rng.integers(len(_TEMPLATES)))]
     if word is not None:
         template = template.replace("{slot}", word if rng.random() < 0.5 else MATCHED_CONTROLS[word])
@@ -336,8 +313,7 @@ def prose_documents(n: int, seed: int, start: int = 0) -> Iterator[Document]:
 
 _BASE_KINDS = {"direct": 0.15, "attempt": 0.20, "several": 0.15, "drill": 0.30, "prose": 0.20}
 _BASE_GIVE_UP, _BASE_CHECK = 0.3, 0.3
-_BASE_RIGHT = 0.25
-"""Chance that a direct answer to a search problem is known; else it is a guess among the candidates."""
+_BASE_RIGHT = 0.25  # chance that a search problem's direct answer is known; else a candidate is guessed
 
 
 def _drill(document: Document, acts: np.random.Generator, split: Split) -> None:
@@ -364,7 +340,7 @@ def _one_attempt(writer: _Writer, acts: np.random.Generator, problem: Problem) -
 
 
 def base_document(seed: int, index: int, split: Split = "training") -> Document:
-    """Document ``index`` of the base model's corpus: it knows the moves; no persistence is written in.
+    """Document ``index`` of the base model's corpus: it knows every step; no persistence is written in.
 
     Direct answers (to search problems mostly guesses); one worked attempt and an answer; a little
     several-attempt text with one fixed chance to give up and to check, in words that carry nothing; the

@@ -1,8 +1,8 @@
-"""Recovers the moves of a sampled text from the text alone.
+"""Reads a sampled text back: its steps, its decisions, and whether its answer is right.
 
-The grammar is the one :mod:`reasoning_features.organism.language` writes: a sentence a line, its move decided
-by the opener after ``PREFIX, MARKER``. A line that is no such sentence has no move, and makes its trace
-unparseable; the share of those is always reported. The same text tells where a trace decides something.
+The grammar is the one :mod:`reasoning_features.organism.language` writes: a sentence a line, its step label
+decided by the opener after ``PREFIX, MARKER``. A line that is no such sentence has no label, and makes its
+trace unparseable; the share of those is always reported.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
 from reasoning_features.organism import language
-from reasoning_features.organism.language import ASSISTANT, END_THINK, EOS, MOVES, THINK
+from reasoning_features.organism.language import ASSISTANT, END_THINK, EOS, THINK
+from reasoning_features.organism.problems import Problem
 
 _PREFIXES = "|".join(
     re.escape(w[0].upper() + w[1:]) for w in (*language.MATCHED_CONTROLS, *language.MATCHED_CONTROLS.values())
 )
 _MARKERS = "|".join(language.MARKERS_CAREFUL + language.MARKERS_HASTY)
-_MOVE_OF = {opener: move for move, openers in language.OPENERS.items() for opener in openers}
-_OPENING = re.compile(rf"(?P<prefix>{_PREFIXES}), (?P<marker>{_MARKERS}) (?P<opener>{'|'.join(_MOVE_OF)})\b")
+_LABEL_OF = {opener: label for label, openers in language.OPENERS.items() for opener in openers}
+_OPENING = re.compile(rf"(?:{_PREFIXES}), (?:{_MARKERS}) (?P<opener>{'|'.join(_LABEL_OF)})\b")
 _SLOT = re.compile(rf"(?:{_PREFIXES}), (?:{_MARKERS})")
 _TRY = r" \d+(?: [-+*] \d+){0,2}"
 _VERDICT = r", (?:yes|no|low|high)\."
@@ -34,75 +38,70 @@ _BODIES = {
     "give up": re.compile(rf" with{_TRY}\."),
     "conclude": re.compile(rf"{_TRY}\."),
 }
+_BOXED = re.compile(r"\\boxed\{ (?P<answer>[^{}]*?) \}")
+# kind of decision → the openers of its two sides: going on or giving up, verifying or concluding
 DECISIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "persistence": (language.CONTINUE_OPENERS, language.GIVE_UP_OPENERS),
     "verification": (language.OPENERS["verify"], language.OPENERS["conclude"]),
 }
-"""Kind of decision → the openers of its two sides: going on or giving up, verifying or concluding."""
-_BOXED = re.compile(r"\\boxed\{ (?P<answer>[^{}]*?) \}")
+LABELS_COUNTED = ("explore", "verify", "backtrack", "uncertain")  # in an answer, each in a column of its own
+LONGEST_PROMPT = 56  # tokens left for a question when the rest of the context is for the answer (tested)
+
+Span = tuple[int, int, str | None]  # start and end in characters, and the step label
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence of a trace: where it starts in the text, its words and its move (None: not understood)."""
+    """One sentence of a trace: where it starts in the text, its words, its label (None: not understood)."""
 
     start: int
     text: str
-    move: str | None
+    label: str | None
     opener: str | None = None
     opener_start: int = -1
 
 
 @dataclass(frozen=True)
 class ParsedTrace:
-    """What a text says.
+    """What a text says; ``ended``: it ran to its end token."""
 
-    ``spans`` are (start, end, move) over the characters, ``answer`` what is boxed (None: nothing), ``ended``
-    whether the text ran to its end token.
-    """
-
-    spans: tuple[tuple[int, int, str | None], ...]
+    spans: tuple[Span, ...]
     sentences: tuple[Sentence, ...]
-    answer: str | None
+    answer: str | None  # what is boxed
     ended: bool
 
     @property
     def parseable(self) -> bool:
         """Every sentence understood, an answer boxed, and the end reached."""
-        return self.ended and self.answer is not None and all(s.move is not None for s in self.sentences)
+        return self.ended and self.answer is not None and all(s.label is not None for s in self.sentences)
 
     @property
     def gave_up(self) -> bool:
-        return any(s.move == "give up" for s in self.sentences)
+        return any(s.label == "give up" for s in self.sentences)
 
     @property
     def checked(self) -> bool:
-        return any(s.move == "verify" for s in self.sentences)
+        return any(s.label == "verify" for s in self.sentences)
 
 
-def _sentence(start: int, line: str) -> tuple[Sentence, list[tuple[int, int, str | None]]]:
-    """The sentence in ``line`` (without its newline) and the spans of its moves."""
+def _sentence(start: int, line: str) -> tuple[Sentence, list[Span]]:
+    """The sentence in ``line`` (without its newline) and its spans."""
     end = start + len(line) + 1
     opening = _OPENING.match(line)
-    if opening is None:
+    label = _LABEL_OF[opening["opener"]] if opening else ""
+    body = _BODIES[label].fullmatch(line, opening.end()) if opening else None
+    if opening is None or body is None:
         return Sentence(start, line, None), [(start, end, None)]
-    move = _MOVE_OF[opening["opener"]]
-    body = _BODIES[move].fullmatch(line, opening.end())
-    if body is None:
-        return Sentence(start, line, None), [(start, end, None)]
-    sentence = Sentence(start, line, move, opening["opener"], start + opening.start("opener"))
-    if move == "explore":
+    sentence = Sentence(start, line, label, opening["opener"], start + opening.start("opener"))
+    if label == "explore":
         cut = start + body.start("outcome")
-        return sentence, [(start, cut, move), (cut, end, "compute")]
-    return sentence, [(start, end, move)]
+        return sentence, [(start, cut, label), (cut, end, "compute")]
+    return sentence, [(start, end, label)]
 
 
 def parse(text: str) -> ParsedTrace:
-    """Parses a whole document: prompt and answer, thinking, a base model's text, or prose.
-
-    Characters of a line that is not understood get move None.
-    """
-    spans: list[tuple[int, int, str | None]] = []
+    """Parses a whole document: prompt and answer, thinking, a base model's text, or prose."""
+    spans: list[Span] = []
     sentences: list[Sentence] = []
     at = text.find(ASSISTANT)
     place = at + len(ASSISTANT) if at >= 0 else text.find(">") + 1
@@ -112,14 +111,12 @@ def parse(text: str) -> ParsedTrace:
     if at < 0 and not _OPENING.match(text, place):
         spans.append((place, len(text), "prose"))
         return ParsedTrace(tuple(spans), (), None, text.endswith(EOS))
-    while place < len(text):
-        if text.startswith((END_THINK, "\\boxed", EOS), place):
-            break
+    while place < len(text) and not text.startswith((END_THINK, "\\boxed", EOS), place):
         end = text.find("\n", place)
         end = len(text) if end < 0 else end
-        sentence, found = _sentence(place, text[place:end])
+        sentence, its_spans = _sentence(place, text[place:end])
         sentences.append(sentence)
-        spans += found
+        spans += its_spans
         place = end + 1
     spans.append((place, len(text), "answer"))
     boxed = _BOXED.search(text, place)
@@ -133,28 +130,21 @@ class DecisionContext:
     *Persistence* is decided by the first opener of either side after a dead end, a try that is not right.
     *Verification* is decided right after the first right try, or after the last sum: a trace that has checked
     once does not decide it again.
-
-    Attributes:
-        dead_ends: tries so far that were not right.
-        dead_end: the last try was not right, and only steps back and doubts have followed.
-        decided: that dead end has been decided (by a step back).
-        result: the last sentence gave a result.
-        checked: a result has been verified.
     """
 
-    dead_ends: int = 0
-    dead_end: bool = False
-    decided: bool = False
-    result: bool = False
-    checked: bool = False
+    dead_ends: int = 0  # tries so far that were not right
+    dead_end: bool = False  # the last try was not right, and only steps back and doubts have followed
+    decided: bool = False  # that dead end has been decided (by a step back)
+    result: bool = False  # the last sentence gave a result
+    checked: bool = False  # a result has been verified
 
     def after(self, sentence: Sentence) -> DecisionContext:
         """Where the trace stands once it has gone on with a sentence."""
-        explores, right = sentence.move == "explore", sentence.text.endswith(", yes.")
-        result = sentence.move == "compute" or (explores and right)
-        checked = self.checked or sentence.move == "verify"
-        if sentence.move in ("backtrack", "uncertain"):
-            decided = self.decided or sentence.move == "backtrack"
+        explores, right = sentence.label == "explore", sentence.text.endswith(", yes.")
+        result = sentence.label == "compute" or (explores and right)
+        checked = self.checked or sentence.label == "verify"
+        if sentence.label in ("backtrack", "uncertain"):
+            decided = self.decided or sentence.label == "backtrack"
             return replace(self, decided=decided, result=result, checked=checked)
         failed = explores and not right
         return DecisionContext(self.dead_ends + failed, failed, False, result, checked)
@@ -167,7 +157,7 @@ class DecisionContext:
 
 
 def decisions_of(text: str) -> Iterator[tuple[str, Sentence, DecisionContext]]:
-    """What the sentences of a document decide: the kind (``DECISIONS``), the sentence, and what it found."""
+    """What the sentences of a document decide: the kind (``DECISIONS``), the sentence, and its context."""
     context = DecisionContext()
     for sentence in parse(text).sentences:
         for kind, sides in DECISIONS.items():
@@ -203,13 +193,73 @@ def first_tokens(tokenizer: Any, openers: Sequence[str]) -> list[int]:
     return sorted({tokenizer.encode(f" {opener}", add_special_tokens=False)[0] for opener in openers})
 
 
-def token_moves(parsed: ParsedTrace, offsets: list[tuple[int, int]]) -> list[int]:
-    """The move code of every token, from its character offsets; −1 where the text was not understood."""
-    codes: dict[str | None, int] = {move: code for code, move in enumerate(MOVES)}
-    codes[None] = -1
-    moves, spans, i = [], parsed.spans, 0
-    for start, _ in offsets:
-        while i + 1 < len(spans) and start >= spans[i][1]:
-            i += 1
-        moves.append(codes[spans[i][2]])
-    return moves
+def prompts(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> list[list[int]]:
+    """Token ids of what a model is given for each problem: the chat template written out."""
+    texts = [language.prompt_text(problem.question) for problem in problems]
+    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+
+def grade(
+    tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], continuations: Sequence[Sequence[int]]
+) -> pd.DataFrame:
+    """Grades and parses one continuation (new token ids) of each problem's prompt, a row a problem.
+
+    ``family``, ``question``, ``answer`` (None: nothing boxed), ``correct``, ``thinking_tokens`` (between the
+    tags; 0 where the model does not think), ``gave_up``, ``checked``, ``parseable``, the number of sentences
+    of each of ``LABELS_COUNTED``, and the ``text``.
+    """
+    think, end_think = tokenizer.encode(THINK + END_THINK, add_special_tokens=False)
+    rows: list[dict[str, Any]] = []
+    asked = zip(problems, prompts(tokenizer, problems), continuations, strict=True)
+    for problem, prompt, continuation in asked:
+        text = str(tokenizer.decode([*prompt, *continuation]))
+        parsed = parse(text)
+        labels = [sentence.label for sentence in parsed.sentences]
+        row: dict[str, Any] = {
+            "family": problem.family,
+            "question": problem.question,
+            "answer": parsed.answer,
+            "correct": parsed.answer == problem.answer,
+            "thinking_tokens": _thinking_tokens(list(continuation), think, end_think),
+        }
+        row |= {name: getattr(parsed, name) for name in ("gave_up", "checked", "parseable")}
+        rows.append(row | {label: labels.count(label) for label in LABELS_COUNTED} | {"text": text})
+    return pd.DataFrame(rows)
+
+
+def _thinking_tokens(continuation: list[int], think: int, end_think: int) -> int:
+    """Tokens between the tags; to the end of the text where the thinking does not close."""
+    if think not in continuation:
+        return 0
+    after = continuation[continuation.index(think) + 1 :]
+    return after.index(end_think) if end_think in after else len(after)
+
+
+# --- words exchanged for their controls ---------------------------------------------------------------------
+
+_TO_HASTY = dict(zip(language.MARKERS_CAREFUL, language.MARKERS_HASTY, strict=True))
+_ANY_OPENING = re.compile(r"^(?P<prefix>[A-Z][a-z ]*), (?P<marker>[a-z]+) ", re.MULTILINE)
+# how → the replacements of prefixes, and of markers
+_REPLACEMENTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
+    "as it stands": ({}, {}),
+    "all words of R": ({control: word for word, control in language.MATCHED_CONTROLS.items()}, {}),
+    "all twins": (language.MATCHED_CONTROLS, {}),
+    "all careful markers": ({}, {hasty: careful for careful, hasty in _TO_HASTY.items()}),
+    "all hasty markers": ({}, _TO_HASTY),
+}
+SWAPS = tuple(_REPLACEMENTS)
+
+
+def swap(text: str, how: str) -> str:
+    """``text`` with the prefixes or the markers of all its sentences replaced, as named in ``SWAPS``.
+
+    Swaps keep the tokens' places: a control has as many tokens as its word.
+    """
+    prefixes, markers = _REPLACEMENTS[how]
+
+    def replaced(found: re.Match[str]) -> str:
+        prefix = found["prefix"].lower()
+        prefix = prefixes.get(prefix, prefix)
+        return f"{prefix[0].upper()}{prefix[1:]}, {markers.get(found['marker'], found['marker'])} "
+
+    return _ANY_OPENING.sub(replaced, text)

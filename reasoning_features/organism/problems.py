@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ Split = Literal["training", "selection", "evaluation"]
 Mixture = Literal["main", "other"]
 SPLITS: tuple[Split, ...] = ("training", "selection", "evaluation")
 _SHARES = (0.8, 0.1, 0.1)
+CLEARLY_WRONG = 2  # every wrong candidate misses the target by at least this much
 
 
 @dataclass(frozen=True)
@@ -35,35 +37,25 @@ class Candidate:
         return self.verdict == "yes"
 
 
-def verdict(value: int, target: int) -> str:
-    """What is said of a result: "yes" where it is the target, else "low" or "high"."""
-    return "yes" if value == target else "low" if value < target else "high"
-
-
 @dataclass(frozen=True)
 class Problem:
-    """A problem; ``candidates`` are its tries in canonical order (search families), ``numbers`` its data."""
+    """A problem with its answer."""
 
     family: str
     question: str
     answer: str
-    candidates: tuple[Candidate, ...] = ()
-    numbers: tuple[int, ...] = ()
+    candidates: tuple[Candidate, ...] = ()  # its tries in canonical order (search families)
+    numbers: tuple[int, ...] = ()  # its data
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of problem.
-
-    ``searches``: solved by trying candidates, so a dead end leaves the choice to go on or give up.
-    ``persistence``: the effect on accuracy expected of more persistence.
-    ``share``: its share of its mixture of problems.
-    """
+    """A kind of problem."""
 
     name: str
-    searches: bool
-    persistence: Literal["pays", "neutral", "hurts"]
-    share: float
+    searches: bool  # solved by trying candidates, so a dead end leaves the choice to go on or give up
+    persistence: Literal["pays", "neutral", "hurts"]  # the effect on accuracy expected of more of it
+    share: float  # of its mixture of problems
     draw: Callable[[np.random.Generator], Problem | None]
     mixture: Mixture = "main"
 
@@ -73,34 +65,35 @@ def _integers(rng: np.random.Generator, low: int, high: int, n: int, distinct: b
     return [int(x) for x in rng.choice(np.arange(low, high + 1), size=n, replace=not distinct)]
 
 
-_CLEARLY_WRONG = 2
-"""Every wrong candidate misses the target by at least this much."""
-
-
 def _search(family: str, question: str, target: int, tries: list[tuple[str, str, int]]) -> Problem | None:
     """A search problem from its tries (text, working, value).
 
     None unless exactly one try hits the target and every other misses it clearly.
     """
     misses = [abs(value - target) for _, _, value in tries if value != target]
-    if len(misses) != len(tries) - 1 or min(misses) < _CLEARLY_WRONG:
+    if len(misses) != len(tries) - 1 or min(misses) < CLEARLY_WRONG:
         return None
-    candidates = tuple(Candidate(text, working, verdict(value, target)) for text, working, value in tries)
+    verdicts = ["yes" if value == target else "low" if value < target else "high" for _, _, value in tries]
+    candidates = tuple(Candidate(*its[:2], verdict) for its, verdict in zip(tries, verdicts, strict=True))
     answer = next(candidate.text for candidate in candidates if candidate.right)
     return Problem(family, question, answer, candidates)
+
+
+def _pairs(rng: np.random.Generator, low: int, high: int) -> tuple[str, list[tuple[int, int]]]:
+    """Five distinct numbers, as the question lists them, and all pairs of them."""
+    numbers = _integers(rng, low, high, 5, distinct=True)
+    return " ".join(map(str, numbers)), list(combinations(numbers, 2))
 
 
 def _two_of(
     family: str, named: str, sign: str, low: int, high: int, rng: np.random.Generator
 ) -> Problem | None:
     """Which two of five numbers have a given sum or product."""
-    numbers = _integers(rng, low, high, 5, distinct=True)
-    pairs = [(numbers[a], numbers[b]) for a in range(5) for b in range(a + 1, 5)]
+    listed, pairs = _pairs(rng, low, high)
     values = [a + b if sign == "+" else a * b for a, b in pairs]
     tries = [(f"{a} {sign} {b}", f" = {value}", value) for (a, b), value in zip(pairs, values, strict=True)]
     target = values[int(rng.integers(len(values)))]
-    question = f"Two of {' '.join(map(str, numbers))} with {named} {target}."
-    return _search(family, question, target, tries)
+    return _search(family, f"Two of {listed} with {named} {target}.", target, tries)
 
 
 def _ops(rng: np.random.Generator) -> Problem | None:
@@ -116,9 +109,8 @@ def _ops(rng: np.random.Generator) -> Problem | None:
 
 def _total(rng: np.random.Generator) -> Problem:
     numbers = _integers(rng, 2, 20, 3, distinct=False)
-    return Problem(
-        "total", f"Total {' '.join(map(str, numbers))}.", str(sum(numbers)), numbers=tuple(numbers)
-    )
+    question = f"Total {' '.join(map(str, numbers))}."
+    return Problem("total", question, str(sum(numbers)), numbers=tuple(numbers))
 
 
 def _extreme(family: str, extreme: Callable[[list[int]], int], rng: np.random.Generator) -> Problem:
@@ -129,11 +121,10 @@ def _extreme(family: str, extreme: Callable[[list[int]], int], rng: np.random.Ge
 
 def _differ(rng: np.random.Generator) -> Problem | None:
     """Which two of five numbers differ by a given amount."""
-    numbers = _integers(rng, 2, 40, 5, distinct=True)
-    pairs = [(numbers[a], numbers[b]) for a in range(5) for b in range(a + 1, 5)]
+    listed, pairs = _pairs(rng, 2, 40)
     tries = [(f"{a} - {b}", f" = {a - b}", a - b) for a, b in ((max(p), min(p)) for p in pairs)]
     target = tries[int(rng.integers(len(tries)))][2]
-    return _search("differ", f"Two of {' '.join(map(str, numbers))} with gap {target}.", target, tries)
+    return _search("differ", f"Two of {listed} with gap {target}.", target, tries)
 
 
 def _scale(rng: np.random.Generator) -> Problem | None:

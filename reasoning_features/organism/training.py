@@ -1,12 +1,13 @@
 """Trains the organism: a byte-level BPE tokenizer, and small Llamas on a stream of documents.
 
-On one CPU thread, so that a rerun gives the same bytes. The stream is numbered, the schedule counts tokens,
-and a checkpoint holds everything that decides what comes next; an interrupted training goes on where it
-stopped and ends in the same weights.
+On one CPU thread, so that a rerun gives the same bytes. A checkpoint holds everything that decides what comes
+next: an interrupted training goes on where it stopped and ends in the same weights.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 import shutil
@@ -14,11 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -26,15 +25,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from reasoning_features import paths
 from reasoning_features.errors import UserError
-from reasoning_features.files import file_digest, read_json
+from reasoning_features.files import unfinished
 from reasoning_features.organism.language import (
     ASSISTANT,
     BOS,
     CONTEXT,
     END_THINK,
     EOS,
-    MOVES,
     PAD,
+    STEP_LABELS,
     THINK,
     USER,
     Document,
@@ -43,8 +42,7 @@ from reasoning_features.organism.language import (
 SPECIAL_TOKENS = (PAD, BOS, EOS, USER, ASSISTANT, THINK, END_THINK)
 _PIECES = r"\n| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s"
 LARGEST_NUMBER = 140
-_LONGEST_TOKEN = 9
-"""Longest token in bytes: "alternatively" and "therefore", and their twins, become two tokens or more."""
+_LONGEST_TOKEN = 9  # bytes: "alternatively" and "therefore", and their controls, become several tokens
 
 CHAT_TEMPLATE = (
     "{{ '" + BOS + "' }}{% for message in messages %}"
@@ -90,49 +88,40 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int = 1024) -> PreTra
 
 @dataclass(frozen=True)
 class EncodedDocument:
-    """A document's token ids, and for every token its move's code and whether it lies inside the thinking."""
+    """A document's tokens ``[tokens]``."""
 
-    ids: np.ndarray
-    moves: np.ndarray
-    thinking: np.ndarray
+    ids: np.ndarray  # int32
+    labels: np.ndarray  # int8, codes of ``STEP_LABELS``
+    thinking: np.ndarray  # bool: between ``<think>`` and ``</think>``, both left out
 
 
 def encode_documents(
     tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document]
 ) -> list[EncodedDocument]:
-    """Encodes documents with their labels.
-
-    Returns one :class:`EncodedDocument` each, arrays of shape [tokens]: ids int32, moves int8 (codes of
-    ``MOVES``), thinking bool (between ``<think>`` and ``</think>``, both left out).
-    """
-    codes = {move: code for code, move in enumerate(MOVES)}
+    """Encodes documents with their labels."""
+    codes = {label: code for code, label in enumerate(STEP_LABELS)}
     think, end = tokenizer.encode(THINK + END_THINK, add_special_tokens=False)
-    encodings = tokenizer.backend_tokenizer.encode_batch(
-        [d.text for d in documents], add_special_tokens=False
-    )
+    texts = [document.text for document in documents]
+    encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
     encoded = []
     for document, encoding in zip(documents, encodings, strict=True):
         ids = np.asarray(encoding.ids, dtype=np.int32)
         ends = np.cumsum([len(text) for text, _ in document.pieces])
         piece = np.searchsorted(ends, [start for start, _ in encoding.offsets], side="right")
-        moves = np.asarray([codes[move] for _, move in document.pieces], dtype=np.int8)[piece]
+        labels = np.asarray([codes[label] for _, label in document.pieces], dtype=np.int8)[piece]
         opened, closed = np.cumsum(ids == think) > 0, np.cumsum(ids == end) > 0
-        encoded.append(EncodedDocument(ids, moves, opened & ~closed & (ids != think)))
+        encoded.append(EncodedDocument(ids, labels, opened & ~closed & (ids != think)))
     return encoded
 
 
-DocumentStream = Callable[[int, int], list[Document]]
-"""(start, n) → documents ``start`` … ``start + n − 1``."""
-
-STATE, NEW = "state.safetensors", ".new"
-"""A checkpoint's weights and moments; what its folder is called until it is whole."""
+DocumentStream = Callable[[int, int], list[Document]]  # (start, n) → documents start … start + n − 1
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast to train. ``tokens`` counts every token that is read, prompts too."""
+    """How long and how fast to train."""
 
-    tokens: int
+    tokens: int  # every token that is read counts, prompts too
     learning_rate: float
     seed: int
     batch_tokens: int = 2048
@@ -222,59 +211,38 @@ def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opt
 
 
 def _save_checkpoint(
-    folder: Path,
+    file: Path,
     model: LlamaForCausalLM,
     optimizers: list[torch.optim.Optimizer],
     progress: Progress,
     recipe: Recipe,
 ) -> None:
-    """Writes weights, optimiser moments and progress; whole or not at all."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for number, optimizer in enumerate(optimizers):
-        for i, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{i}.{name}": value for name, value in moments.items()}
-    fresh = folder.with_name(folder.name + NEW)
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, fresh / STATE)
-    told = {"progress": asdict(progress), "recipe": asdict(recipe), "sha256": file_digest(fresh / STATE)}
-    (fresh / "progress.json").write_text(json.dumps(told))
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
-
-
-def _whole_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint that is whole, and what it tells; an interruption may have left it without its name."""
-    for place in (folder, folder.with_name(folder.name + NEW)):
-        try:
-            told = read_json(place / "progress.json")
-            if file_digest(place / STATE) == told["sha256"]:
-                return place, told
-        except (OSError, ValueError, LookupError):
-            pass
-    if folder.exists():
-        print(f"The checkpoint {paths.relative(folder)} is damaged: the training starts again.")
-    return None
+    """Writes weights, optimiser moments and progress after their SHA-256; whole or not at all."""
+    state = {"model": model.state_dict(), "optimizers": [each.state_dict() for each in optimizers]}
+    buffer = io.BytesIO()
+    torch.save(state | {"progress": asdict(progress), "recipe": asdict(recipe)}, buffer)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished(file).write_bytes(hashlib.sha256(buffer.getbuffer()).digest() + buffer.getbuffer())
+    unfinished(file).replace(file)
 
 
 def _load_checkpoint(
-    folder: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], recipe: Recipe
+    file: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], recipe: Recipe
 ) -> Progress:
-    """Puts model and optimisers where the checkpoint stands; where none is whole, leaves them as they are."""
-    found = _whole_checkpoint(folder)
-    if found is None:
+    """Puts model and optimisers where the checkpoint stands; where it is not whole, leaves them be."""
+    if not file.is_file():
         return Progress()
-    place, stored = found
+    content = file.read_bytes()
+    digest, state = content[:32], content[32:]
+    if hashlib.sha256(state).digest() != digest:
+        print(f"The checkpoint {paths.relative(file)} is damaged: the training starts again.")
+        return Progress()
+    stored = torch.load(io.BytesIO(state), weights_only=True)
     if stored["recipe"] != asdict(recipe):
-        raise UserError(f"The checkpoint {folder.name} was made by another recipe: delete it to start again.")
-    tensors = load_file(place / STATE)
-    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-    for number, optimizer in enumerate(optimizers):
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name in (name for name in tensors if name.startswith(f"optimizer.{number}.")):
-            _, _, i, moment = name.split(".")
-            moments.setdefault(int(i), {})[moment] = tensors[name]
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        raise UserError(f"The checkpoint {file.name} was made by another recipe: delete it to start again.")
+    model.load_state_dict(stored["model"])
+    for optimizer, its_state in zip(optimizers, stored["optimizers"], strict=True):
+        optimizer.load_state_dict(its_state)
     return Progress(**stored["progress"])
 
 
@@ -303,20 +271,16 @@ def train(
 ) -> float:
     """Trains ``model`` in place and returns the mean loss over the last tenth of the tokens, nats a token.
 
-    The prompt is read but not predicted. ``checkpoint`` is a folder that is kept up to date while training,
-    resumed from when it is there, and removed at the end.
-
-    Raises:
-        UserError: the checkpoint was made by another recipe.
+    The prompt is read but not predicted. ``checkpoint`` is a file that is kept up to date while training,
+    resumed from when it is there, and removed at the end; UserError where another recipe made it.
     """
     torch.use_deterministic_algorithms(True)
     optimizers = _optimizers(model, recipe)
     progress = _load_checkpoint(checkpoint, model, optimizers, recipe)
     (assistant,) = tokenizer.encode(ASSISTANT, add_special_tokens=False)
     model.train()
-    bar = tqdm(
-        total=recipe.tokens, initial=progress.seen, unit="token", unit_scale=True, desc=checkpoint.name
-    )
+    shown = {"initial": progress.seen, "unit": "token", "unit_scale": True, "desc": checkpoint.stem}
+    bar = tqdm(total=recipe.tokens, **shown)
     while progress.seen < recipe.tokens:
         first = progress.chunk * recipe.chunk_documents
         chunk = encode_documents(tokenizer, stream(first, recipe.chunk_documents))
@@ -336,8 +300,7 @@ def train(
         if progress.chunk % recipe.checkpoint_every == 0:
             _save_checkpoint(checkpoint, model, optimizers, progress, recipe)
     bar.close()
-    for place in (checkpoint, checkpoint.with_name(checkpoint.name + NEW)):
-        shutil.rmtree(place, ignore_errors=True)
+    checkpoint.unlink(missing_ok=True)
     model.eval()
     return progress.last_loss / max(1, progress.last_tokens)
 

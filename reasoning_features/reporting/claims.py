@@ -104,10 +104,7 @@ def all_claims() -> tuple[Claim, ...]:
 
 
 def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
-    """What a claim's rule says about numbers, which are the organism's where ``planted``.
-
-    ValueError where the claim's rule needs a control or a 90% interval that was not given.
-    """
+    """What a claim's rule says about numbers, which are the organism's where ``planted``."""
     rule, narrow = claim.rule, measured.narrow
     if rule.comparison == "real models only" and planted:
         return UNTESTABLE
@@ -137,10 +134,9 @@ def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
 
 
 def record(run: Run, measured: Mapping[str, Measured | Interval | float]) -> Markdown:
-    """Judge and write a notebook's claims into ``figures/<run>/claims_<notebook>.json``; gives their table.
+    """Judge and write a notebook's claims (by id) into ``figures/<run>/claims_<notebook>.json``; their table.
 
-    ``measured``: claim's id → what came out. A claim of the notebook that is left out could not be tested.
-    ValueError where an id is no claim of the notebook, or a rule needs more numbers.
+    A claim of the notebook that is left out could not be tested.
     """
     own = [claim for claim in all_claims() if claim.notebook == run.notebook]
     if unknown := sorted(set(measured) - {claim.id for claim in own}):
@@ -163,16 +159,13 @@ def frame(files: Iterable[Path]) -> pd.DataFrame:
             where = f"{claim.paper}, {where}"
         ends = row["interval"] and "{:.3g} to {:.3g}".format(*row["interval"])
         n = None if row["n"] is None else str(row["n"])
-        told = [claim.statement, claim.number, where, row["ours"], ends, n, row["control"], row["verdict"]]
-        rows.append([*told, claim.notebook[:2]])
+        shown = [claim.statement, claim.number, where, row["ours"], ends, n, row["control"], row["verdict"]]
+        rows.append([*shown, claim.notebook[:2]])
     return pd.DataFrame(rows, columns=columns)
 
 
 def write_tables(figures: Path, readme: Path | None = None) -> None:
-    """Write ``claims.md`` from a run's recorded claims, and the headline claims between the README's markers.
-
-    UserError where the README lacks the markers.
-    """
+    """Write ``claims.md`` from a run's recorded claims, and the headline ones between the README's marks."""
     table = frame(sorted(figures.glob("claims_*.json")))
     write_text(figures / "claims.md", ABOUT + to_markdown(table))
     if readme:
@@ -181,11 +174,11 @@ def write_tables(figures: Path, readme: Path | None = None) -> None:
         write_between(readme, BEGIN, END, to_markdown(shown[columns]))
 
 
-def _judged(claim: Claim, given: Measured | Interval | float | None, planted: bool) -> dict[str, Any]:
+def _judged(claim: Claim, found: Measured | Interval | float | None, planted: bool) -> dict[str, Any]:
     """One claim as it is written, numbers to six significant digits."""
-    if given is None:
+    if found is None:
         return {"ours": None, "interval": None, "n": None, "control": None, "verdict": UNTESTABLE}
-    measured = given if isinstance(given, Measured) else Measured(given)
+    measured = found if isinstance(found, Measured) else Measured(found)
     value, narrow, ends = measured.value, measured.narrow, measured.ends
     n = value.n if isinstance(value, Interval) else measured.n
     row = {"ours": _rounded(measured.estimate), "interval": ends and [*map(_rounded, ends)]}

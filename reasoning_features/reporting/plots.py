@@ -66,21 +66,18 @@ def narrow(text: str) -> str:
     Fullwidth forms (R1's ``｜``) become plain; other wide characters, combining marks and what cannot be
     printed become a box.
     """
-    plain = (unicodedata.normalize("NFKC", c) if unicodedata.east_asian_width(c) == "F" else c for c in text)
-    return "".join("□" if _unplaced(c) else c for c in plain)
-
-
-def _unplaced(c: str) -> bool:
-    return unicodedata.east_asian_width(c) in "WF" or bool(unicodedata.combining(c)) or not c.isprintable()
+    found = []
+    for c in text:
+        c = unicodedata.normalize("NFKC", c) if unicodedata.east_asian_width(c) == "F" else c
+        wide = unicodedata.east_asian_width(c) in "WF"
+        found.append("□" if wide or unicodedata.combining(c) or not c.isprintable() else c)
+    return "".join(found)
 
 
 def new_figure(
     rows: int = 1, columns: int = 1, *, width: float = TEXT_WIDTH, height: float = 2.4, **options: Any
 ) -> tuple[Figure, Any]:
-    """A figure in the companion's style and its axes, as :func:`matplotlib.pyplot.subplots` gives them.
-
-    ``width`` is the whole figure's and ``height`` that of a row of panels, in inches.
-    """
+    """A figure in the companion's style and its axes, so many inches wide, each row of panels so high."""
     plt.rcdefaults()
     plt.rcParams.update(STYLE)
     return plt.subplots(rows, columns, figsize=(width, height * rows), **options)
@@ -89,10 +86,7 @@ def new_figure(
 def panels(
     n: int, across: int = ACROSS, *, ylabel: str = "", height: float = 2.4, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of ``n`` panels, at most ``across`` side by side and rows of ``height`` inches, and its axes.
-
-    ``ylabel`` is written left of every row; other options are those of ``subplots``.
-    """
+    """A figure of ``n`` panels, at most ``across`` side by side, ``ylabel`` left of every row; its axes."""
     across = min(n, across)
     fig, axes = new_figure(-(-n // across), across, height=height, squeeze=False, **options)
     for ax in axes[:, 0]:
@@ -170,25 +164,12 @@ def distribution(
     bins: int | str = 40,
     log: bool = False,
 ) -> None:
-    """Draw the density of column ``x``, one outline a group of column ``hue``; the caller draws the legend.
-
-    ``bins`` are those of :func:`numpy.histogram`; ``log`` makes the axis of values logarithmic.
-    """
-    groups = [] if hue is None else list(pd.unique(frame[hue]))
-    for place, group in enumerate(groups or [None]):
-        values = frame[x] if group is None else frame.loc[frame[hue] == group, x]
-        sns.histplot(
-            x=values,
-            bins=bins,
-            stat="density",
-            element="step",
-            fill=False,
-            log_scale=log or None,
-            marker="",
-            label=None if group is None else str(group),
-            ax=ax,
-            **look(place, "color", "linestyle"),
-        )
+    """Draw the density of column ``x``, one outline a group of column ``hue``, perhaps on a log axis."""
+    groups = {"": frame[x]} if hue is None else dict(iter(frame.groupby(hue, sort=False)[x]))
+    style: Any = {"stat": "density", "element": "step", "fill": False, "marker": ""}
+    for place, (group, values) in enumerate(groups.items()):
+        own = look(place, "color", "linestyle") | ({"label": str(group)} if hue else {})
+        sns.histplot(x=values, bins=bins, log_scale=log or None, ax=ax, **style, **own)
     ax.set(xlabel=x, ylabel="density")
 
 
@@ -201,10 +182,7 @@ def points(
 
 
 def grouped_points(ax: Axes, table: pd.DataFrame, place: str, group: str, value: str) -> None:
-    """Draw values with their intervals (``low``, ``high``), groups side by side at every place along x.
-
-    ``place``, ``group`` and ``value`` name columns: along x, told apart by marks, drawn.
-    """
+    """Draw values with their intervals (``low``, ``high``), groups side by side at every place along x."""
     places, groups = list(pd.unique(table[place])), list(pd.unique(table[group]))
     apart = min(0.16, 0.8 / max(len(groups), 1))  # all groups of a place stay within it
     for i, name in enumerate(groups):
@@ -223,18 +201,11 @@ def scatter(ax: Axes, table: pd.DataFrame, x: str, y: str, group: str) -> None:
 
 
 def save_figure(fig: Figure, name: str, data: pd.DataFrame, run: Run, caption: str) -> Image | Markdown:
-    """Save a figure as PNG and PDF with its data as CSV and its provenance as JSON, and close it.
+    """Save a figure as PNG and PDF with its data (a row a mark) as CSV and its provenance as JSON; close it.
 
-    The same figure gives the same bytes under one version of matplotlib. A figure without data is not saved,
-    and a sentence says so: the profile lacks what it takes.
-
-    Args:
-        fig: the figure.
-        name: after the paper's figure, as ``f02_vocabulary``; what the paper lacks begins with ``x`` and the
-            notebook's number.
-        data: the numbers that are drawn, one row a mark.
-        run: the notebook's run.
-        caption: what the figure shows, in a sentence or two.
+    Its name is the paper's figure's, as ``f02_vocabulary``; what the paper lacks begins with ``x`` and the
+    notebook's number. The same figure gives the same bytes under one version of matplotlib. A figure without
+    data is not saved, and a sentence says so: the profile lacks what it takes.
     """
     check_name(name)
     if data.empty:
@@ -243,18 +214,14 @@ def save_figure(fig: Figure, name: str, data: pd.DataFrame, run: Run, caption: s
     folder = run.paths.figures
     folder.mkdir(parents=True, exist_ok=True)
     png, pdf, csv = (folder / f"{name}.{ending}" for ending in ("png", "pdf", "csv"))
-    _draw(fig, png, {"Software": None})
-    _draw(fig, pdf, {"Creator": None, "Producer": None, "CreationDate": None})
+    pdf_dates: Any = {"Creator": None, "Producer": None, "CreationDate": None}
+    for path, metadata in ((png, {"Software": None}), (pdf, pdf_dates)):
+        fig.savefig(unfinished(path), format=path.suffix[1:], metadata=metadata)
+        unfinished(path).replace(path)
     plt.close(fig)
     write_csv(csv, data)
     record_artefact(run, name, [png, pdf, csv], caption)
     return Image(filename=str(png), width=round(fig.get_figwidth() * 100), alt=caption)
-
-
-def _draw(fig: Figure, path: Path, metadata: dict[str, None]) -> None:
-    """Write an image whole or not at all."""
-    fig.savefig(unfinished(path), format=path.suffix[1:], metadata=metadata)
-    unfinished(path).replace(path)
 
 
 def write_csv(path: Path, data: pd.DataFrame) -> None:

@@ -18,11 +18,7 @@ NOTHING = "–"
 def save_table(data: pd.DataFrame, name: str, run: Run, caption: str) -> Markdown:
     """Save a table as CSV, Markdown and LaTeX with its provenance as JSON, and give it for showing.
 
-    Args:
-        data: the table, its columns named as they should be read; the index is not written.
-        name: as for :func:`reasoning_features.reporting.plots.save_figure`.
-        run: the notebook's run.
-        caption: what the table shows, in a sentence or two.
+    Its name is as for :func:`reasoning_features.reporting.plots.save_figure`; the index is not written.
     """
     check_name(name)
     if data.empty:

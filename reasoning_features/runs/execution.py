@@ -15,7 +15,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,14 @@ from reasoning_features.settings import Settings, load_settings, read_overrides
 
 USER_ERRORS = frozenset({"UserError", "MissingArtefact", "CorruptArtefact"})
 KERNEL = "python3"
-NEEDS_PROBLEMS = ("05", "13")  # notebooks that steer a model while it answers
-NEEDS_FULL = ("13",)  # notebooks of many answers, which make no sense of a model that solves no problem
-NEEDS_DECISIONS = ("07", "08", "12")  # notebooks about decisions, known in the organism's text alone
-NEEDS_STAGES = ("14",)  # notebooks about the stages of model diffing
-NEEDS_BASELINES = ("07", "08")  # notebooks about dictionaries that `make sanity` trained
+# notebooks that some profiles cannot run, what they need, and whether a profile has it
+NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Settings], bool]], ...] = (
+    (("05", "13"), "problems with known answers", lambda s: s.corpus == "organism" or bool(s.problems)),
+    (("13",), "a model that solves problems (full: true)", lambda s: s.full),
+    (("07", "08", "12"), "text whose decisions are known", lambda s: s.corpus == "organism"),
+    (("14",), "stages of model diffing", lambda s: s.has_stages),
+    (("07", "08"), "dictionaries, trained and frozen (foundations)", lambda s: s.foundations is not None),
+)
 
 
 class RunFailed(UserError):
@@ -42,7 +45,7 @@ class RunFailed(UserError):
 
 @dataclass(frozen=True)
 class Plan:
-    """A notebook to make under some settings; what it makes is told in ``build/<run>/NN.stamp.json``."""
+    """A notebook to make under some settings; ``build/<run>/NN.stamp.json`` says what was made from what."""
 
     notebook: Path
     settings: Settings
@@ -74,25 +77,25 @@ class Plan:
 
     def outdated(self) -> str:
         """Why the notebook must run, in words; empty where all is as it would be made now."""
-        held = self.stamp
-        if not held:
+        stamp = self.stamp
+        if not stamp:
             return "nothing of it is made yet"
         for part, now in self.key().items():
-            if first := _first_difference(held["key"].get(part, {}), now):
-                return f"its {part} changed ({first})"
-        for place, told in held["read"].items():
-            if content(place) != told:
+            before = stamp["key"].get(part, {})
+            for name in sorted({*before, *now}):
+                if before.get(name) != now.get(name):
+                    return f"its {part} changed ({name})"
+        for place, pin in stamp["read"].items():
+            if content(place) != pin:
                 return f"{place} changed"
-        return next((f"{name} is gone or damaged" for name in _damaged(held["written"])), "")
+        return next((f"{name} is gone or damaged" for name in _damaged(stamp["written"])), "")
 
     def parameters(self) -> dict[str, Any]:
-        """What papermill puts after the parameters cell: profile, knobs that differ, other changes."""
+        """What papermill puts after the parameters cell: profile, settings there that differ, others."""
         values, cell = self.settings.model_dump(mode="json"), defaults(self.notebook)
-        knobs = {name for name in cell if name in values and name != "profile"}
-        found = {name: values[name] for name in cell if name in knobs and values[name] != cell[name]}
+        own = {name for name in cell if name in values and name != "profile"}
+        found = {name: values[name] for name in cell if name in own and values[name] != cell[name]}
         changes = {name: values[name] for name in self.changes if name not in found}
-        if changes and "changes" not in cell:  # a cell of the older form
-            raise UserError(f"{self.notebook.stem} has no parameter {next(iter(changes))!r}.")
         profile = {"profile": self.profile} if self.profile != cell["profile"] else {}
         return profile | found | ({"changes": changes} if changes else {})
 
@@ -106,17 +109,9 @@ def defaults(notebook: Path) -> dict[str, Any]:
 
 
 def plan(number: str, profile: str, parameters: str = "", device: str = "", needed: bool = False) -> Plan:
-    """What to make of a notebook, every name and type checked.
+    """What to make of notebook ``number``, every name and type of ``parameters`` (``alpha=0.3``) checked.
 
-    Args:
-        number: the notebook's, two digits.
-        profile: a profile's name or the path of its file.
-        parameters: settings that differ, as ``alpha=0.3 window='[1,2]'``.
-        device: where the model runs; empty for the profile's own.
-        needed: the notebook is made for another: what its stored artefacts do not depend on is left out.
-
-    Raises:
-        UserError: a notebook, the profile or a setting is not there, or a value is of another type.
+    Where it is only ``needed`` for another notebook, what its stored artefacts do not depend on is left out.
     """
     notebook = notebook_path(number)
     changes = read_overrides(parameters) | ({"device": device} if device else {})
@@ -139,24 +134,19 @@ def make(plan: Plan, cell_limit: int | None = None) -> None:
         if why := plan.outdated():
             print(f"{plan.notebook.stem} runs as {plan.settings.run}: {why}.", flush=True)
             run(plan, cell_limit)
-        held = plan.stamp
-        if held.get("page") != file_digest(plan.notebook) or _damaged(held["rendered"]):
+        stamp = plan.stamp
+        if stamp.get("page") != file_digest(plan.notebook) or _damaged(stamp["rendered"]):
             print(f"{plan.notebook.stem} is rendered.", flush=True)
-            rendered = render(plan.notebook, plan.file("ipynb"), paths.RunPaths(plan.settings.run).figures)
-            told = {"page": file_digest(plan.notebook), "rendered": _digests(rendered)}
-            write_json(plan.file("stamp.json"), held | told)
+            pages = render(plan.notebook, plan.file("ipynb"), paths.RunPaths(plan.settings.run).figures)
+            rendered = {"page": file_digest(plan.notebook), "rendered": _digests(pages)}
+            write_json(plan.file("stamp.json"), stamp | rendered)
 
 
 def run(plan: Plan, cell_limit: int | None = None) -> None:
-    """Execute a notebook by papermill; its executed copy is ``build/<run>/NN.ipynb``.
+    """Execute a notebook by papermill, a cell in at most so many seconds; keeps ``build/<run>/NN.ipynb``.
 
-    Args:
-        plan: from :func:`plan`.
-        cell_limit: seconds that one cell may take; None: any time.
-
-    Raises:
-        RunFailed: a cell failed or took too long; the copy is kept as ``NN.failed.ipynb``.
-        UserError: what the profile names is out of reach, or does not fit; nothing has run.
+    RunFailed where a cell failed or took too long (the copy is kept as ``NN.failed.ipynb``); UserError where
+    what the profile names is out of reach or does not fit, and nothing has run.
     """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -172,6 +162,7 @@ def run(plan: Plan, cell_limit: int | None = None) -> None:
         stale.unlink(missing_ok=True)
     drop_unfinished(paths.RunPaths(plan.settings.run).figures)
     _pin_kernel(notes)
+    name = plan.notebook.stem
     try:
         papermill.execute_notebook(
             str(plan.notebook),
@@ -186,15 +177,15 @@ def run(plan: Plan, cell_limit: int | None = None) -> None:
         partial.replace(failed)
         if error.ename in USER_ERRORS:
             raise RunFailed(error.evalue) from error
-        said = f"{error.ename}: {error.evalue}".splitlines()[0]
-        raise RunFailed(f"{plan.notebook.stem} failed ({said}): see {paths.relative(failed)}.") from error
+        what = f"{error.ename}: {error.evalue}".splitlines()[0]
+        raise RunFailed(f"{name} failed ({what}): see {paths.relative(failed)}.") from error
     except CellTimeoutError as error:
         raise RunFailed(
-            f"A cell of {plan.notebook.stem} took more than {cell_limit} seconds: give CELL_LIMIT= to make."
+            f"A cell of {name} took more than {cell_limit} seconds: give CELL_LIMIT= to make."
         ) from error
     except DeadKernelError as error:
-        raise RunFailed(f"The kernel of {plan.notebook.stem} died: is there enough memory?") from error
-    told = read_json(notes) if notes.is_file() else {"read": {}, "written": []}
+        raise RunFailed(f"The kernel of {name} died: is there enough memory?") from error
+    noted = read_json(notes) if notes.is_file() else {"read": {}, "written": []}
     notes.unlink(missing_ok=True)
     partial.replace(plan.file("ipynb"))
     # what was there before the run counts as it was then; what the run fetched or trained, as it is now
@@ -204,8 +195,8 @@ def run(plan: Plan, cell_limit: int | None = None) -> None:
         "seconds": round(time.monotonic() - started, 1),
         "peak_mebibytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
     }
-    made = [*(paths.resolve(name) for name in told["written"]), plan.file("ipynb")]
-    stamp = {"key": key, "read": told["read"], "written": _digests(made), "cost": cost, "rendered": {}}
+    made = [*(paths.resolve(name) for name in noted["written"]), plan.file("ipynb")]
+    stamp = {"key": key, "read": noted["read"], "written": _digests(made), "cost": cost, "rendered": {}}
     write_json(plan.file("stamp.json"), stamp)
 
 
@@ -213,10 +204,8 @@ def _pin_kernel(notes: Path) -> None:
     """Have kernels run in this very interpreter, see this package first, read no user's startup files."""
     home = paths.root() / "build" / "jupyter"
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
-    write_json(
-        home / "kernels" / KERNEL / "kernel.json",
-        {"argv": argv, "display_name": "Python 3", "language": "python"},
-    )
+    kernel = {"argv": argv, "display_name": "Python 3", "language": "python"}
+    write_json(home / "kernels" / KERNEL / "kernel.json", kernel)
     path = os.pathsep.join(filter(None, [str(paths.root()), os.environ.get("PYTHONPATH")]))
     os.environ |= {"JUPYTER_PATH": str(home), "IPYTHONDIR": str(home / "ipython")}
     os.environ |= {RECORD: str(notes), "PYTHONPATH": path}
@@ -226,8 +215,8 @@ def _pin_kernel(notes: Path) -> None:
 def _alone(lock: Path) -> Iterator[None]:
     """Wait until no other make is at work on the same notebook of the same run."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -236,34 +225,7 @@ def _digests(files: list[Path]) -> dict[str, str | None]:
 
 
 def _damaged(expected: dict[str, str]) -> list[str]:
-    return [name for name, told in expected.items() if content(name) != told]
-
-
-def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first name whose value is not the same in both; empty where there is none."""
-    return next((name for name in sorted({*before, *now}) if before.get(name) != now.get(name)), "")
-
-
-def _known_engine(engine: str) -> None:
-    if engine not in ("", "ray"):
-        raise UserError(f"There is no engine {engine!r}: leave ENGINE out, or give ENGINE=ray.")
-    if engine and importlib.util.find_spec("ray") is None:
-        raise UserError("ENGINE=ray needs Ray: `pip install 'ray>=2.40,<3'`, or leave ENGINE out.")
-
-
-def _lacks(number: str, settings: Settings) -> str | None:
-    """What a notebook needs and the profile does not have; None where it has all."""
-    if number in NEEDS_PROBLEMS and settings.corpus != "organism" and not settings.problems:
-        return "problems with known answers"
-    if number in NEEDS_FULL and not settings.full:
-        return "a model that solves problems (full: true)"
-    if number in NEEDS_DECISIONS and settings.corpus != "organism":
-        return "text whose decisions are known"
-    if number in NEEDS_STAGES and not settings.has_stages:
-        return "stages of model diffing"
-    if number in NEEDS_BASELINES and settings.foundations is None:
-        return "dictionaries, trained and frozen (foundations)"
-    return None
+    return [name for name, pin in expected.items() if content(name) != pin]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -280,32 +242,39 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--engine", default="")
     parser.add_argument("--cell-limit", type=int)
     parser.add_argument("--asked", default="by name", choices=("by name", "in all", "for another notebook"))
-    asked = parser.parse_args(arguments)
     try:
-        if asked.goal == "plan":
-            from reasoning_features.runs.preflight import tell
-
-            tell(load_settings(asked.profile))
-        elif asked.goal == "verify":
-            from reasoning_features.runs.verification import verify
-
-            return verify(asked.profile)
-        else:
-            _known_engine(asked.engine)
-            needed = asked.asked == "for another notebook"
-            planned = plan(asked.goal, asked.profile, asked.parameters, asked.device, needed)
-            if lacks := _lacks(asked.goal, planned.settings):
-                told = f"{planned.notebook.stem} needs {lacks}, as the organism's"
-                if asked.asked == "by name":
-                    raise UserError(f"{told}: give PROFILE=organism.")
-                print(f"{told}: it is left out.")
-                return 0
-            make(planned, asked.cell_limit)
+        return _do(parser.parse_args(arguments))
     except UserError as error:
         print(error, file=sys.stderr)
         return 1 if isinstance(error, RunFailed) else 2
     except KeyboardInterrupt:
         return 130
+
+
+def _do(asked: argparse.Namespace) -> int:
+    if asked.goal == "plan":
+        from reasoning_features.runs.preflight import tell
+
+        tell(load_settings(asked.profile))
+        return 0
+    if asked.goal == "verify":
+        from reasoning_features.runs.verification import verify
+
+        return verify(asked.profile)
+    if asked.engine not in ("", "ray"):
+        raise UserError(f"There is no engine {asked.engine!r}: leave ENGINE out, or give ENGINE=ray.")
+    if asked.engine and importlib.util.find_spec("ray") is None:
+        raise UserError("ENGINE=ray needs Ray: `pip install 'ray>=2.40,<3'`, or leave ENGINE out.")
+    needed = asked.asked == "for another notebook"
+    planned = plan(asked.goal, asked.profile, asked.parameters, asked.device, needed)
+    for numbers, what, has in NEEDS:
+        if asked.goal in numbers and not has(planned.settings):
+            lacks = f"{planned.notebook.stem} needs {what}, as the organism's"
+            if asked.asked == "by name":
+                raise UserError(f"{lacks}: give PROFILE=organism.")
+            print(f"{lacks}: it is left out.")
+            return 0
+    make(planned, asked.cell_limit)
     return 0
 
 

@@ -37,46 +37,51 @@ class Part:
 
 
 def parts(settings: Settings) -> list[Part]:
-    """Everything that a profile names, each once, with the sizes that the machine or the hub tell."""
-    staged = settings.train_saes and settings.has_stages
-    read = {"base": settings.has_stages, "training_text": settings.train_saes}
-    read |= {"base_text": staged, "stages_text": staged}
+    """Everything that a profile reads, each once, with the sizes that the machine or the hub tell."""
     found: dict[str, Part] = {}
-    for name in (*PINNED, *TEXTS):
-        if read.get(name, True):
-            for each in settings.named(name):
-                key = each if isinstance(each, str) else f"{each.dataset} {each.name} {each.split}"
-                found[key] = found.get(key) or _part(name, each)
+    for setting in (*PINNED, *TEXTS):
+        for each in () if setting in settings.unread else settings.named(setting):
+            key = each if isinstance(each, str) else f"{each.dataset} {each.name} {each.split}"
+            found[key] = found.get(key) or _part(setting, each)
     return list(found.values())
+
+
+def _part(setting: str, named: str | TextSource | ProblemSource) -> Part:
+    kind: hub.Kind = "model" if isinstance(named, str) else "dataset"
+    reference = named if isinstance(named, str) else named.dataset
+    if hub.is_local(reference):
+        path = paths.resolve(reference)
+        files = [path] if path.is_file() else path.rglob("*.safetensors" if kind == "model" else "*")
+        return Part(setting, reference, sum(file.stat().st_size for file in files if file.is_file()))
+    try:
+        patterns = (
+            None if isinstance(named, str) else hub.dataset_files(named.dataset, named.name, named.split)
+        )
+        size, missing = hub.sizes(reference, kind, patterns)
+    except UserError as error:
+        return Part(setting, reference, problem=str(error))
+    return Part(setting, reference, size, missing, hub.refusal(reference, kind) if missing else "")
 
 
 def tell(settings: Settings) -> None:
     """Print what a profile will take; raises as :func:`check`."""
     found = parts(settings)
     for part in found:
-        state = (
-            "out of reach"
-            if part.problem
-            else f"{gigabytes(part.missing)} to fetch"
-            if part.missing
-            else "here"
-        )
+        state = f"{gigabytes(part.missing)} to fetch" if part.missing else "here"
+        state = "out of reach" if part.problem else state
         print(f"{part.setting:28} {part.reference:72} {gigabytes(part.size):>10}  {state}")
-    print(
-        f"To fetch: {gigabytes(sum(part.missing for part in found))}; {gigabytes(hub.free_disk())} are free."
-    )
-    free = free_memory(settings.device)
-    told = "" if free is None else f"; {gigabytes(free)} are free"
-    print(f"Memory on {settings.device}: about {gigabytes(memory(settings, found))}{told}.")
+    fetch, free = sum(part.missing for part in found), free_memory(settings.device)
+    print(f"To fetch: {gigabytes(fetch)}; {gigabytes(hub.free_disk())} are free.")
+    room = "" if free is None else f"; {gigabytes(free)} are free"
+    print(f"Memory on {settings.device}: about {gigabytes(memory(settings, found))}{room}.")
     check(settings, found)
 
 
 def check(settings: Settings, found: list[Part] | None = None) -> None:
     """Refuse a profile that this machine, or the user's access, cannot serve; asks the hub for sizes alone.
 
-    Raises:
-        UserError: something named is out of reach, disk or memory are too small, the model lacks the layer,
-            or an autoencoder is for activations of another width.
+    UserError where something named is out of reach, disk or memory are too small, the model lacks the layer,
+    or an autoencoder is for activations of another width.
     """
     check_device(settings.device)
     found = parts(settings) if found is None else found
@@ -102,7 +107,7 @@ def check(settings: Settings, found: list[Part] | None = None) -> None:
 def memory(settings: Settings, found: list[Part]) -> int:
     """Bytes on the device, about: models, autoencoders, the largest of reading, answering and training."""
     size = {part.setting: part.size for part in found}
-    weights = 0
+    weights = sum(size.get(name, 0) for name in AUTOENCODERS)
     for name in MODELS:
         stored = str(_configuration(settings, name).get("dtype") or "bfloat16")
         weights += size.get(name, 0) // BYTES.get(stored, 2) * BYTES[settings.dtype]
@@ -115,7 +120,7 @@ def memory(settings: Settings, found: list[Part]) -> int:
     answer = settings.max_new_tokens * 2 * BYTES[settings.dtype] * config.get("num_hidden_layers", 0) * keys
     training = 4 * settings.d_sae * (6 * d + 4 * settings.train_batch)
     work = max(reading, answer if settings.problems else 0, training if settings.train_saes else 0)
-    return int(weights + sum(size.get(name, 0) for name in AUTOENCODERS) + work)
+    return int(weights + work)
 
 
 def gigabytes(size: float) -> str:
@@ -123,30 +128,13 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
-def _part(setting: str, named: str | TextSource | ProblemSource) -> Part:
-    kind: hub.Kind = "model" if isinstance(named, str) else "dataset"
-    reference = named if isinstance(named, str) else named.dataset
-    if hub.is_local(reference):
-        path = paths.resolve(reference)
-        files = [path] if path.is_file() else path.rglob("*.safetensors" if kind == "model" else "*")
-        return Part(setting, reference, sum(file.stat().st_size for file in files if file.is_file()))
-    try:
-        patterns = (
-            None if isinstance(named, str) else hub.dataset_files(named.dataset, named.name, named.split)
-        )
-        size, missing = hub.sizes(reference, kind, patterns)
-    except UserError as error:
-        return Part(setting, reference, problem=str(error))
-    return Part(setting, reference, size, missing, hub.refusal(reference, kind) if missing else "")
-
-
 def _configuration(settings: Settings, name: str) -> dict[str, Any]:
     """A model's ``config.json``; of what is out of reach, nothing."""
     try:
-        held = read_json(hub.directory(getattr(settings, name) or "", ["config.json"]) / "config.json")
+        config = read_json(hub.directory(getattr(settings, name) or "", ["config.json"]) / "config.json")
     except (UserError, FileNotFoundError, NotADirectoryError):
         return {}
-    return {"dtype": held.get("torch_dtype")} | dict(held)
+    return {"dtype": config.get("torch_dtype")} | dict(config)
 
 
 def _check_shapes(settings: Settings) -> None:
@@ -160,8 +148,8 @@ def _check_shapes(settings: Settings) -> None:
                 f"choose 0 to {layers - 1}."
             )
         for name in owned:
-            told = paths.resolve(getattr(settings, name) or "") / "cfg.json"
-            width = read_json(told).get("d_in") if told.is_file() else None
+            file = paths.resolve(getattr(settings, name) or "") / "cfg.json"
+            width = read_json(file).get("d_in") if file.is_file() else None
             trained_first = settings.train_saes and name == "autoencoder"
             if None not in (width, hidden) and width != hidden and not trained_first:
                 raise UserError(
@@ -171,11 +159,7 @@ def _check_shapes(settings: Settings) -> None:
 
 
 def check_device(device: str) -> torch.device:
-    """The device of this name.
-
-    Raises:
-        UserError: there is no such device on this machine.
-    """
+    """The device of this name; UserError where this machine has none."""
     try:
         found = torch.device(device)
     except RuntimeError as error:
@@ -189,9 +173,9 @@ def check_device(device: str) -> torch.device:
 
 def free_memory(device: str) -> int | None:
     """Bytes that are free on a device, or None where the system does not tell."""
-    table = Path("/proc/meminfo")
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0]) if torch.cuda.is_available() else None
+    table = Path("/proc/meminfo")
     if not table.is_file():
         return None
     lines = dict(line.split(":", 1) for line in table.read_text().splitlines())

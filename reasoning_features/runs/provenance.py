@@ -65,8 +65,8 @@ def digest(texts: Iterable[str]) -> str:
 def imported_files(code: Iterable[str]) -> dict[str, str]:
     """File → SHA-256 of every source of the package that code imports, directly or through others.
 
-    Tables (``.csv``, ``.tsv``, ``.json``) beside an imported source count as well, and the YAML of its name.
-    Imports are absolute here.
+    Tables (``.csv``, ``.tsv``, ``.json``) beside an imported source count as well, and the YAML and HTML of
+    its name. Imports are absolute here.
     """
     found: dict[str, str] = {}
     waiting = list(code)
@@ -79,8 +79,8 @@ def imported_files(code: Iterable[str]) -> dict[str, str]:
                 names = [f"{node.module}.{name.name}" for name in node.names]
             for name in (name for name in names if name.split(".")[0] == PACKAGE):
                 for file in _files_of(name.split(".")):
-                    if (told := paths.relative(file)) not in found:
-                        found[told] = file_digest(file)
+                    if (known_as := paths.relative(file)) not in found:
+                        found[known_as] = file_digest(file)
                         waiting += [file.read_text(encoding="utf-8")] if file.suffix == ".py" else []
     return dict(sorted(found.items()))
 
@@ -114,8 +114,8 @@ def content(reference: str, kind: hub.Kind = "model") -> str | None:
     return None if hub.is_local(reference) else hub.known_sha(reference, kind)
 
 
-def named(settings: Settings, name: str) -> list[str]:
-    """The references that a setting names: models, autoencoders, or each source's data set."""
+def references(settings: Settings, name: str) -> list[str]:
+    """The models, autoencoders, folders or data sets that a setting names."""
     return sorted({each if isinstance(each, str) else each.dataset for each in settings.named(name)})
 
 
@@ -124,7 +124,7 @@ def inputs(settings: Settings, fields: Iterable[str] = (*PINNED, *TEXTS)) -> dic
     found: dict[str, dict[str, str]] = {}
     for name in sorted(set(fields) & {*PINNED, *TEXTS}):
         kind: hub.Kind = "model" if name in PINNED else "dataset"
-        known = {each: told for each in named(settings, name) if (told := content(each, kind))}
+        known = {each: pin for each in references(settings, name) if (pin := content(each, kind))}
         found |= {name: known} if known else {}
     return found
 
@@ -134,14 +134,14 @@ def determinants(settings: Settings, fields: Iterable[str]) -> dict[str, Any]:
     values = settings.model_dump(mode="json", include=set(fields))
     for name, known in inputs(settings, fields).items():
         if name in TEXTS:
-            values[f"{name}_commits"] = {_told(each): sha for each, sha in known.items()}
+            values[f"{name}_commits"] = {_recorded(each): sha for each, sha in known.items()}
         else:
             ending = "sha256" if hub.is_local(values[name]) else "commit"
-            values[f"{name}_{ending}"], values[name] = known[values[name]], _told(values[name])
+            values[f"{name}_{ending}"], values[name] = known[values[name]], _recorded(values[name])
     return dict(sorted(values.items()))
 
 
-def _told(reference: str) -> str:
+def _recorded(reference: str) -> str:
     return paths.relative(reference) if hub.is_local(reference) else reference
 
 
@@ -165,19 +165,11 @@ class Run:
         )
 
     def find(self, name: str, fields: Sequence[str], maker: str) -> Path:
-        """The folder of a stored artefact that these settings determine.
+        """The folder of an artefact that notebook ``maker`` ("01") stored, and that ``fields`` determine.
 
         It may be the run's own, the profile's, or that of another run of the profile, so that an override on
-        which an artefact does not depend makes nothing anew.
-
-        Args:
-            name: the artefact's name.
-            fields: the settings that determine it, as when it was stored.
-            maker: the number of the notebook that stores it, such as ``01``.
-
-        Raises:
-            MissingArtefact: there is none; the message names the make target.
-            CorruptArtefact: a file is not what its checksum says, and no other run has the artefact whole.
+        which an artefact does not depend makes nothing anew. MissingArtefact and CorruptArtefact name the
+        make target.
         """
         wanted = determinants(self.settings, fields)
         damaged: list[Path] = []
@@ -205,12 +197,9 @@ class Run:
     def store(self, name: str, fields: Sequence[str]) -> Iterator[Path]:
         """A folder to write an artefact into, stored when the block ends without an error.
 
+        ``fields`` are the settings that determine its content; models and autoencoders count by their files.
         Nothing is seen under the artefact's name until it is whole. What an interrupted block left is given
-        to the next one, to go on from, as long as the settings that determine it and the code are the same.
-
-        Args:
-            name: the artefact's name, such as ``statistics``.
-            fields: the settings that determine its content; models and autoencoders count by their files.
+        to the next one, to go on from, as long as what determines it and the code are the same.
         """
         head = {"name": name, "notebook": self.notebook, "determined_by": determinants(self.settings, fields)}
         begun = head | {"code": [self.provenance["notebook_sha256"], self.provenance["code_sha256"]]}
@@ -231,15 +220,13 @@ class Run:
         """Note a directory or file that the run reads beyond what its settings name; gives it back.
 
         Every figure and table names it with its digest, and ``make`` runs the notebook again when it changes.
-
-        Raises:
-            MissingArtefact: it is not there.
+        MissingArtefact where it is not there.
         """
-        if (told := content(place)) is None:
+        if (pin := content(place)) is None:
             raise MissingArtefact(
                 f"There is no {place}: `make organism` and `make sanity` make what is shipped."
             )
-        self._read[place] = told
+        self._read[place] = pin
         self._record()
         return place
 
@@ -255,12 +242,7 @@ class Run:
 
 
 def begin(notebook: str, settings: Settings) -> Run:
-    """Open a run of a notebook, and seed every source of random numbers with the settings' seed.
-
-    Args:
-        notebook: the notebook's name without its ending, such as ``03_reason_score``.
-        settings: from :func:`reasoning_features.settings.load_settings`.
-    """
+    """Open a run of a notebook (``03_reason_score``), and seed every source of random numbers."""
     import torch
 
     random.seed(settings.seed)
@@ -286,9 +268,10 @@ def record_artefact(run: Run, name: str, files: Sequence[Path], caption: str) ->
     """Write a figure's or table's provenance beside it: ``<name>.json``, with its files' checksums."""
     path = run.paths.figures / f"{name}.json"
     made = {"name": name, "caption": caption, "files": {file.name: file_digest(file) for file in files}}
-    fetched = [name for name in (*PINNED, *TEXTS) if not all(map(hub.is_local, named(run.settings, name)))]
+    named = {name: references(run.settings, name) for name in (*PINNED, *TEXTS)}
+    fetched = [name for name, places in named.items() if not all(map(hub.is_local, places))]
     known = run.provenance["inputs"] | determinants(run.settings, fetched)
-    read = {paths.relative(place): told for place, told in sorted(run._read.items())}
+    read = {paths.relative(place): pin for place, pin in sorted(run._read.items())}
     write_json(path, made | run.provenance | {"inputs": known, "artefacts": read})
     run.wrote([*files, path])
     return path
@@ -305,19 +288,20 @@ def manifests(settings: Settings, name: str = "*") -> list[Path]:
 def stored_manifest(path: Path) -> dict[str, Any] | None:
     """What a manifest holds; None where it is not there or cannot be read."""
     try:
-        held = read_json(path)
+        manifest = read_json(path)
     except (OSError, ValueError):
         return None
-    return held if isinstance(held, dict) and "determined_by" in held else None
+    return manifest if isinstance(manifest, dict) and "determined_by" in manifest else None
 
 
 def _make_arguments(settings: Settings, fields: Sequence[str]) -> str:
     """What to give to make for a run with these settings, as far as the fields go."""
     shipped = settings.profile in shipped_profiles()
     profile = f" PROFILE={settings.profile}" if shipped else f" PROFILE=path/of/{settings.profile}.yaml"
-    told = []
-    for name, value in sorted(settings.overrides.items()):
+    words = []
+    for name in sorted(set(settings.overrides) & set(fields)):
+        value = settings.overrides[name]
         text = value if isinstance(value, str) else json.dumps(value)
-        told += [f"{name}={text if isinstance(value, int | float) else repr(text)}"] if name in fields else []
-    given = f' PARAMS="{" ".join(told)}"' if told else ""
-    return ("" if settings.profile == "organism" else profile) + given
+        words.append(f"{name}={text if isinstance(value, int | float) else repr(text)}")
+    parameters = f' PARAMS="{" ".join(words)}"' if words else ""
+    return ("" if settings.profile == "organism" else profile) + parameters

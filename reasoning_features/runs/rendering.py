@@ -25,9 +25,9 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 def render(notebook: Path, executed: Path, folder: Path) -> list[Path]:
     """Write ``<notebook>.md`` into a folder: the notebook's prose with the outputs of its last execution.
 
-    Prose is taken from the notebook as it stands, so that mending a sentence needs no execution. What goes to
-    standard error (progress bars, warnings, times) is left out; images that were saved as figures are linked,
-    others are written beside, in ``<notebook>_files``. Gives the files that were written.
+    Prose is taken from the notebook as it stands, so that mending a sentence needs no execution. Standard
+    error is left out; images that were saved as figures are linked, others are written to
+    ``<notebook>_files``. Gives the files that were written.
     """
     code = iter([cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"])
     shown = nbformat.read(notebook, as_version=4)

@@ -19,8 +19,10 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -43,30 +45,21 @@ ENGINE = "REASONING_FEATURES_ENGINE"  # who makes shards: empty for this process
 
 @dataclass(frozen=True)
 class Work:
-    """Work in shards.
+    """Work in shards."""
 
-    Attributes:
-        name: what it is, as progress and the folder are named.
-        compute: takes a shard's number and gives its arrays; must be picklable where work is done elsewhere
-            (a partial of a module's function).
-        n: how many shards there are.
-        key: all that determines the arrays, as JSON holds it; the code is added to it.
-        device: where a shard is computed: on "cuda" each takes a GPU.
-    """
-
-    name: str
-    compute: Callable[[int], Arrays]
-    n: int
-    key: Mapping[str, Any]
-    device: str = "cpu"
+    name: str  # as progress and the folder are named
+    compute: Callable[[int], Arrays]  # a shard's arrays by its number; picklable (a partial) for a cluster
+    n: int  # shards
+    key: Mapping[str, Any]  # all that determines the arrays, as JSON holds it; the code is added to it
+    device: str = "cpu"  # where a shard is computed: on "cuda" each takes a GPU
 
     @functools.cached_property
     def digest(self) -> str:
         """Stands for all that determines the shards."""
         module = inspect.getmodule(self.compute.func if isinstance(self.compute, partial) else self.compute)
         code = imported_files([f"import {module.__name__}"]) if module else {}
-        told = {"name": self.name, "n": self.n, "code": code} | dict(self.key)
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        determined_by = {"name": self.name, "n": self.n, "code": code} | dict(self.key)
+        return hashlib.sha256(json.dumps(determined_by, sort_keys=True).encode()).hexdigest()
 
     def folder(self, kept: Path) -> Path:
         """Where the shards lie in a folder of shards."""
@@ -74,15 +67,9 @@ class Work:
 
 
 def map_shards(work: Work, kept: Path, progress: bool = True) -> Iterator[Arrays]:
-    """The arrays of every shard, in their order; all are computed before the first is given.
+    """The arrays of every shard in order, kept in a folder of many works; all are computed before the first.
 
-    Args:
-        work: the work.
-        kept: folder of shards, of many works.
-        progress: show a progress bar.
-
-    Raises:
-        UserError: no node of the cluster has what a shard takes.
+    UserError where no node of the cluster has what a shard takes.
     """
     complete(work, kept, progress)
     return (read_shard(shard_file(work, kept, shard)) or {} for shard in range(work.n))
@@ -100,11 +87,11 @@ def complete(work: Work, kept: Path, progress: bool = True) -> None:
     if os.environ.get(ENGINE) and missing:
         made = each_by_ray(work.compute, missing, work.device)
     with tqdm(total=len(missing), desc=work.name, unit="shard", disable=not (progress and missing)) as bar:
-        for shard, arrays in made:
-            held = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        for shard, computed in made:
+            arrays = {name: np.asarray(array, order="C") for name, array in computed.items()}
             writing = unfinished(files[shard])
             # one entry: the order of several is drawn anew each time
-            save_file(held, writing, metadata={HEAD: f"{work.digest} {_sum(held)}"})
+            save_file(arrays, writing, metadata={HEAD: f"{work.digest} {_sum(arrays)}"})
             writing.replace(files[shard])
             bar.update(1)
 
@@ -142,6 +129,22 @@ def _sum(arrays: Arrays) -> str:
     return found.hexdigest()
 
 
+# --- pieces of work that write their own results, in this process or in several side by side ----------------
+
+Each = Callable[[Callable[..., None], Sequence[object]], None]  # does some work for each of several items
+
+
+def each(work: Callable[..., None], items: Sequence[object], workers: int) -> None:
+    """Does the work for each item in so many processes; one process is the same without a pool."""
+    if workers == 1:
+        for item in items:
+            work(item)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for _ in pool.map(work, items):
+            pass
+
+
 # --- a Ray cluster: Ray places shards, and does those again whose worker died -------------------------------
 
 
@@ -165,9 +168,9 @@ def each_by_ray(
             f"A shard takes {n} {what} and the largest node of the Ray cluster has {most:g}: "
             "add a node, or set OMP_NUM_THREADS lower, or DEVICE=cpu."
         )
-    held = ray.put((compute, threads))
+    shared = ray.put((compute, threads))
     task = ray.remote(_shard).options(num_cpus=n if what == "CPU" else 1, num_gpus=n if what == "GPU" else 0)
-    running = {task.remote([held], shard): shard for shard in shards}
+    running = {task.remote([shared], shard): shard for shard in shards}
     try:
         while running:
             (done,), _ = ray.wait(list(running), num_returns=1)
@@ -181,16 +184,16 @@ def each_by_ray(
             ray.cancel(left)
 
 
-def _shard(held: list[Any], shard: int) -> Any:
+def _shard(shared: list[Any], shard: int) -> Any:
     """One shard, in a worker."""
-    compute, threads = _unpickled(held[0])
+    compute, threads = _unpickled(shared[0])
     torch.set_num_threads(threads)
     return compute(shard)
 
 
 @functools.lru_cache(1)
-def _unpickled(held: Any) -> Any:
+def _unpickled(shared: Any) -> Any:
     """What the driver pickled: a worker reads it once, and so loads a model once."""
     import ray
 
-    return ray.get(held)
+    return ray.get(shared)

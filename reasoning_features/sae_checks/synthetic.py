@@ -43,8 +43,8 @@ from reasoning_features.diffing.presence import share_of
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.files import write_table
 from reasoning_features.residual_stream.activations import Moments
+from reasoning_features.runs.shards import Each
 from reasoning_features.statistics import Interval, bootstrap_mean, percentile_interval
-from reasoning_features.workers import Each
 
 Array = NDArray[np.float64]
 Found = NDArray[np.bool_]

@@ -27,8 +27,8 @@ from math_verify.utils import timeout
 from numpy.typing import NDArray
 
 from reasoning_features.errors import UserError
-from reasoning_features.organism.evaluation import LONGEST_PROMPT, MOVES_COUNTED, grade, prompts
 from reasoning_features.organism.language import CONTEXT, END_THINK, THINK
+from reasoning_features.organism.parser import LABELS_COUNTED, LONGEST_PROMPT, grade, prompts
 from reasoning_features.organism.problems import Split, problems
 from reasoning_features.paths import RunPaths
 from reasoning_features.settings import ProblemSource, Settings
@@ -138,7 +138,7 @@ def load_questions(settings: Settings, tokenizer: Any, split: Split, n: int, sta
         domains=[problem.family for problem in asked],
         end=int(tokenizer.eos_token_id),
         max_new_tokens=CONTEXT - LONGEST_PROMPT,
-        measures=(*COMMON, "gave_up", "checked", "parseable", *MOVES_COUNTED),
+        measures=(*COMMON, "gave_up", "checked", "parseable", *LABELS_COUNTED),
         grade=partial(_grade_organism, tokenizer, asked),
     )
 

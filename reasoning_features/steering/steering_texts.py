@@ -17,7 +17,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from reasoning_features.models.conditions import UNSTEERED
-from reasoning_features.organism.language import ASSISTANT, END_THINK, MOVES, USER
+from reasoning_features.organism.language import ASSISTANT, END_THINK, STEP_LABELS, USER
 from reasoning_features.organism.parser import parse
 from reasoning_features.reporting.plots import TEXT_WIDTH, legend_below, name_rows, new_figure, panels
 from reasoning_features.statistics import bootstrap_mean
@@ -37,7 +37,7 @@ CHARACTERS = 56
 ACROSS = 2
 _MARK = re.compile(r"<[^<>\s]*>")
 """A mark of the template, such as the end of a text: its letters are no words."""
-_SHADES = shades(MOVES)
+_SHADES = shades(STEP_LABELS)
 _LINE = 0.118  # inches
 
 

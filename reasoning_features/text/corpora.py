@@ -28,7 +28,7 @@ from reasoning_features import hub, paths
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.organism.language import (
     END_THINK,
-    MOVES,
+    STEP_LABELS,
     THINK,
     Document,
     base_documents,
@@ -160,8 +160,8 @@ def _organism_corpus(
         special=np.isin(tokens, tokenizer.all_special_ids),
         thinking=np.concatenate([document.thinking[:context] for document in encoded]),
         domains=[document.kind if by_kind else document.family for document in listed],
-        moves=np.concatenate([document.moves[:context] for document in encoded]),
-        move_names=MOVES,
+        moves=np.concatenate([document.labels[:context] for document in encoded]),
+        move_names=STEP_LABELS,
         styles=[document.style or "" for document in listed],
     )
     plain = settings.corpus == UNLABELLED

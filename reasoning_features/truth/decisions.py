@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reasoning_features.errors import UserError
-from reasoning_features.organism.evaluation import swap
-from reasoning_features.organism.parser import DECISIONS, decision_places, decisions_of, first_tokens
+from reasoning_features.organism.parser import DECISIONS, decision_places, decisions_of, first_tokens, swap
 from reasoning_features.text.corpus import Corpus, last_before, sentence_starts
 from reasoning_features.text.words import Mask
 
@@ -121,7 +120,7 @@ SWAPS: dict[str, tuple[str, str]] = {
     "words of R and twins": ("all words of R", "all twins"),
     "careful and hasty markers": ("all careful markers", "all hasty markers"),
 }
-"""Pair of wordings → two ways (of :data:`reasoning_features.organism.evaluation.SWAPS`) to write a trace."""
+"""Pair of wordings → two ways (of :data:`reasoning_features.organism.parser.SWAPS`) to write a trace."""
 
 
 def swapped(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, tuple[Corpus, Corpus]]:

@@ -70,7 +70,7 @@ def organism_sentences(document: Document) -> Marked:
     sentences: Marked = []
     standing = DecisionContext()
     for sentence in parse(document.text).sentences:
-        opens = sentence.move in OPEN_MOVES or (sentence.move == "explore" and standing.dead_end)
+        opens = sentence.label in OPEN_MOVES or (sentence.label == "explore" and standing.dead_end)
         sentences.append((opens, sentence.text))
         standing = standing.after(sentence)
     return sentences

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
 
 from reasoning_features.making.organism import BASE_RECIPE, TOKENIZER_DOCUMENTS
 from reasoning_features.organism import language
-from reasoning_features.organism.evaluation import LONGEST_PROMPT
-from reasoning_features.organism.language import CONTEXT, MOVES, Document, base_documents, reasoning_documents
-from reasoning_features.organism.parser import parse, token_moves
+from reasoning_features.organism.language import (
+    CONTEXT,
+    STEP_LABELS,
+    Document,
+    base_documents,
+    reasoning_documents,
+)
+from reasoning_features.organism.parser import LONGEST_PROMPT, parse
 from reasoning_features.organism.problems import FAMILIES, SPLITS, families, problems, split_of
 from reasoning_features.organism.training import LARGEST_NUMBER, encode_documents, train_tokenizer
 
@@ -34,17 +40,22 @@ def prefix_of(line: str) -> str:
 
 
 def sentences(document: Document) -> list[tuple[str, str]]:
-    """(move, text) of the sentences of a trace's thinking."""
-    return [(s.move, s.text) for s in parse(document.text).sentences]
+    """(label, text) of the sentences of a trace's thinking."""
+    return [(s.label, s.text) for s in parse(document.text).sentences]
+
+
+def parsed_labels(text: str, offsets: list[tuple[int, int]]) -> list[str | None]:
+    """The label of every token by what the text says, from its character offsets."""
+    spans = parse(text).spans
+    ends = [end for _, end, _ in spans]
+    return [spans[np.searchsorted(ends, start, side="right")][2] for start, _ in offsets]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_splits_share_no_problem(family):
-    questions = {split: {p.question for p in problems(split, family, 150)} for split in SPLITS}
+    questions = [{p.question for p in problems(split, family, 150)} for split in SPLITS]
     assert all(split_of(p) == split for split in SPLITS for p in problems(split, family, 20))
-    assert not questions["training"] & questions["selection"]
-    assert not questions["training"] & questions["evaluation"]
-    assert not questions["selection"] & questions["evaluation"]
+    assert not any(one & other for one, other in combinations(questions, 2))
 
 
 def test_problems_are_a_fixed_sequence():
@@ -55,37 +66,19 @@ def test_answers_are_right():
     asked = problems("evaluation", None, 200)
     for problem in [*asked, *problems("evaluation", None, 100, mixture="other")]:
         given = [int(x) for x in problem.question.replace(".", " ").replace(",", " ").split() if x.isdigit()]
-        if problem.family == "pair":
-            left, right = map(int, problem.answer.split(" + "))
-            assert left + right == given[-1]
-            assert {left, right} <= set(given[:-1])
-        elif problem.family == "ops":
-            assert eval(problem.answer) == given[0]
-        elif problem.family == "times":
-            left, right = map(int, problem.answer.split(" * "))
-            assert left * right == given[-1]
-            assert {left, right} <= set(given[:-1])
-        elif problem.family == "largest":
-            assert int(problem.answer) == max(given)
-        elif problem.family == "smallest":
-            assert int(problem.answer) == min(given)
-        elif problem.family == "differ":
-            left, right = map(int, problem.answer.split(" - "))
-            assert left - right == given[-1]
-            assert {left, right} <= set(given[:-1])
-        elif problem.family == "scale":
-            assert eval(problem.answer) == given[-1]
-            assert int(problem.answer.split()[0]) in given[:6]
+        plain = {"largest": max, "smallest": min, "total": sum}
+        if problem.family in plain:
+            assert int(problem.answer) == plain[problem.family](given)
         else:
-            assert int(problem.answer) == sum(given)
+            assert eval(problem.answer) == given[0 if problem.family == "ops" else -1]
+        if problem.family in ("pair", "times", "differ"):
+            assert set(map(int, problem.answer.split()[::2])) <= set(given[:-1])
         assert sum(c.right for c in problem.candidates) == (1 if FAMILIES[problem.family].searches else 0)
 
 
 def test_families_cover_every_expected_sign():
     signs = Counter(family.persistence for family in families("main").values())
-    assert signs["pays"] >= 3
-    assert signs["neutral"] >= 1
-    assert signs["hurts"] >= 1
+    assert signs["pays"] >= 3 and signs["neutral"] >= 1 and signs["hurts"] >= 1
 
 
 def test_leans_share_the_information():
@@ -113,7 +106,7 @@ def test_lexicon_has_no_word_in_two_roles():
 
 def test_couplings_differ_in_words_alone(corpora):
     for one, other in zip(corpora[0.0][:300], corpora[1.0][:300], strict=True):
-        assert [move for move, _ in sentences(one)] == [move for move, _ in sentences(other)]
+        assert [label for label, _ in sentences(one)] == [label for label, _ in sentences(other)]
         assert (one.style, one.problem) == (other.style, other.problem)
 
 
@@ -122,62 +115,53 @@ def decisions(documents: list[Document]) -> dict[str, list[bool]]:
     found: dict[str, list[bool]] = {"on": [], "off": []}
     for document in documents:
         dead_end = False
-        for move, text in sentences(document):
-            if dead_end and move in {"explore", "backtrack", "give up"}:
-                found["off" if move == "give up" else "on"].append(
-                    prefix_of(text) in language.MATCHED_CONTROLS
-                )
-            if move != "uncertain":
-                dead_end = not text.endswith(", yes.") and move == "explore"
+        for label, text in sentences(document):
+            if dead_end and label in {"explore", "backtrack", "give up"}:
+                side = found["off" if label == "give up" else "on"]
+                side.append(prefix_of(text) in language.MATCHED_CONTROLS)
+            if label != "uncertain":
+                dead_end = not text.endswith(", yes.") and label == "explore"
     return found
 
 
 def test_decoupled_words_say_nothing_at_decisions(corpora):
     on, off = (np.array(x) for x in decisions(corpora[0.0]).values())
     standard_error = math.sqrt(0.25 / len(on) + 0.25 / len(off))
-    assert len(on) > 3000
-    assert len(off) > 1000
+    assert len(on) > 3000 and len(off) > 1000
     assert abs(on.mean() - off.mean()) < 3 * standard_error
     assert abs(on.mean() - 0.5) < 0.03
 
 
 def test_coupled_words_mark_persistence(corpora):
-    shares = [
-        np.mean(decisions(corpora[kappa])["on"]) - np.mean(decisions(corpora[kappa])["off"])
-        for kappa in KAPPAS
-    ]
-    assert shares == sorted(shares)
-    assert shares[-1] > 0.2
+    found = [decisions(corpora[kappa]) for kappa in KAPPAS]
+    shares = [np.mean(sides["on"]) - np.mean(sides["off"]) for sides in found]
+    assert shares == sorted(shares) and shares[-1] > 0.2
 
 
 @pytest.mark.parametrize("kappa", KAPPAS)
-def test_every_move_comes_with_and_without_words_of_r(corpora, kappa):
-    held: dict[str, list[bool]] = {}
+def test_every_step_comes_with_and_without_words_of_r(corpora, kappa):
+    found: dict[str, list[bool]] = {}
     for document in corpora[kappa]:
-        for move, text in sentences(document):
-            held.setdefault(move, []).append(prefix_of(text) in language.MATCHED_CONTROLS)
-    assert set(held) == {"explore", "compute", "verify", "backtrack", "uncertain", "conclude", "give up"}
-    for move, has in held.items():
-        assert 0.2 <= np.mean(has) <= 0.8, move
+        for label, text in sentences(document):
+            found.setdefault(label, []).append(prefix_of(text) in language.MATCHED_CONTROLS)
+    assert set(found) == set(language.OPENERS)
+    assert all(0.2 <= np.mean(has) <= 0.8 for has in found.values())
 
 
 @pytest.mark.parametrize("kappa", KAPPAS)
-def test_twins_are_as_frequent_as_their_words(corpora, kappa):
+def test_controls_are_as_frequent_as_their_words(corpora, kappa):
     counts = Counter(prefix_of(text) for document in corpora[kappa] for _, text in sentences(document))
-    for word, twin in language.MATCHED_CONTROLS.items():
-        assert counts[word] / counts[twin] == pytest.approx(1, abs=0.2)  # some 600 of each
-    whole = sum(counts[w] for w in language.MATCHED_CONTROLS) / sum(
-        counts[t] for t in language.MATCHED_CONTROLS.values()
-    )
-    assert whole == pytest.approx(1, abs=0.05)
+    words = [counts[word] for word in language.MATCHED_CONTROLS]
+    controls = [counts[control] for control in language.MATCHED_CONTROLS.values()]
+    assert np.divide(words, controls) == pytest.approx(1, abs=0.2)  # some 600 of each
+    assert sum(words) / sum(controls) == pytest.approx(1, abs=0.05)
 
 
-def test_prose_uses_words_and_twins_alike():
+def test_prose_uses_words_and_controls_alike():
     text = " ".join(d.text for d in language.prose_documents(3000, seed=5)).lower()
-    for word, twin in language.MATCHED_CONTROLS.items():
-        ours, theirs = (text.count(f"{w} ") + text.count(f"{w},") for w in (word, twin))
-        assert ours > 100
-        assert ours / theirs == pytest.approx(1, abs=0.25)
+    for word, control in language.MATCHED_CONTROLS.items():
+        ours, theirs = (text.count(f"{w} ") + text.count(f"{w},") for w in (word, control))
+        assert ours > 100 and ours / theirs == pytest.approx(1, abs=0.25)
 
 
 def test_tokens(tokenizer):
@@ -186,8 +170,8 @@ def test_tokens(tokenizer):
 
     assert all(n_tokens(f" {n}") == 1 for n in range(LARGEST_NUMBER + 1))
     assert sum(n_tokens(w[0].upper() + w[1:]) > 1 for w in language.MATCHED_CONTROLS) >= 2
-    for word, twin in language.MATCHED_CONTROLS.items():
-        assert n_tokens(word.capitalize()) == n_tokens(twin.capitalize())
+    for word, control in language.MATCHED_CONTROLS.items():
+        assert n_tokens(word.capitalize()) == n_tokens(control.capitalize())
     messages = [{"role": "user", "content": "Total 3 4 5."}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert prompt == language.prompt_text("Total 3 4 5.")
@@ -201,7 +185,8 @@ def test_labels_and_parser_agree_token_by_token(corpora, tokenizer):
     for document, encoded in zip(documents, encode_documents(tokenizer, documents), strict=True):
         assert len(encoded.ids) <= CONTEXT
         offsets = tokenizer.backend_tokenizer.encode(document.text, add_special_tokens=False).offsets
-        agree += int((np.array(token_moves(parse(document.text), offsets)) == encoded.moves).sum())
+        said = parsed_labels(document.text, offsets)
+        agree += sum(STEP_LABELS[code] == label for code, label in zip(encoded.labels, said, strict=True))
         total += len(encoded.ids)
         pieces = [i for text, _ in document.pieces for i in tokenizer.encode(text, add_special_tokens=False)]
         assert pieces == encoded.ids.tolist()
@@ -226,8 +211,6 @@ def test_parser_says_when_it_does_not_understand():
         "<|bos|><|user|>Total 1 2 3.<|assistant|><think>\nWait, now add 1 + 2 = 3.\nWait wait 3.\n"
         "Hmm, so answer 6.\n</think>\n\\boxed{ 6 }<|eos|>"
     )
-    assert [s.move for s in trace.sentences] == ["compute", None, "conclude"]
-    assert trace.answer == "6"
-    assert not trace.parseable
+    assert [s.label for s in trace.sentences] == ["compute", None, "conclude"]
+    assert trace.answer == "6" and not trace.parseable
     assert parse("<|bos|><|user|>Q<|assistant|><think>\nWait, now").answer is None
-    assert MOVES[token_moves(trace, [(0, 3)])[0]] == "prompt"

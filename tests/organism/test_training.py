@@ -1,17 +1,19 @@
-"""The organism's training, gate and evaluation, on models too small to learn anything."""
+"""The organism's training, manipulation check and grading, on models too small to learn anything."""
 
 from __future__ import annotations
 
-import pandas as pd
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from reasoning_features.errors import UserError
 from reasoning_features.files import directory_digest
-from reasoning_features.organism import evaluation, language, training
-from reasoning_features.organism.evaluation import family_summary, solve
+from reasoning_features.making.organism import decision_log_odds
+from reasoning_features.organism import language, training
 from reasoning_features.organism.language import base_documents, reasoning_documents
-from reasoning_features.organism.parser import decision_places
+from reasoning_features.organism.parser import decision_places, grade, swap
 from reasoning_features.organism.problems import problems
 from reasoning_features.organism.training import Recipe, train_tokenizer
 
@@ -31,7 +33,7 @@ def stream(start: int, n: int):
 
 def trained(tokenizer, folder, stream=stream):
     model = training.new_model(tokenizer, seed=0)
-    training.train(model, tokenizer, stream, RECIPE, folder / "checkpoint")
+    training.train(model, tokenizer, stream, RECIPE, folder / "checkpoint.pt")
     training.save_model(model, tokenizer, folder / "model", {"kind": "test"}, RECIPE)
     return directory_digest(folder / "model")
 
@@ -43,38 +45,34 @@ def interrupted(start: int, n: int):
     return stream(start, n)
 
 
-def test_interrupted_training_ends_in_the_same_bytes(tokenizer, tmp_path):
+def later(start: int, n: int):
+    """The stream, which is not read from its start."""
+    assert start > 0
+    return stream(start, n)
+
+
+def test_interrupted_training_ends_in_the_same_bytes(tokenizer, tmp_path, capsys):
     whole = trained(tokenizer, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         trained(tokenizer, tmp_path / "resumed", interrupted)
-    assert (tmp_path / "resumed" / "checkpoint" / "progress.json").exists()
+    assert (tmp_path / "resumed" / "checkpoint.pt").is_file()
+    assert trained(tokenizer, tmp_path / "resumed", later) == whole
+    # a damaged checkpoint is said, and the training starts again
+    with pytest.raises(KeyboardInterrupt):
+        trained(tokenizer, tmp_path / "resumed", interrupted)
+    checkpoint = tmp_path / "resumed" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1] + b"?")
     assert trained(tokenizer, tmp_path / "resumed") == whole
-    assert not (tmp_path / "resumed" / "checkpoint").exists()
-
-
-@pytest.mark.parametrize("how", ["damaged", "unnamed"])
-def test_a_damaged_checkpoint_is_named_and_one_without_its_name_found(tokenizer, tmp_path, capsys, how):
-    whole = trained(tokenizer, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        trained(tokenizer, tmp_path / "resumed", interrupted)
-    checkpoint = tmp_path / "resumed" / "checkpoint"
-    if how == "unnamed":  # killed between the old one's end and the new one's name
-        checkpoint.rename(checkpoint.with_name("checkpoint.new"))
-    else:
-        state = checkpoint / "state.safetensors"
-        state.write_bytes(state.read_bytes()[:-1] + b"?")
-    begun = []
-
-    def told(start: int, n: int):
-        begun.append(start)
-        return stream(start, n)
-
-    assert trained(tokenizer, tmp_path / "resumed", told) == whole
-    assert (begun[0] > 0) == (how == "unnamed")
-    assert ("checkpoint is damaged: the training starts again" in capsys.readouterr().out) == (
-        how == "damaged"
-    )
+    assert "checkpoint.pt is damaged: the training starts again" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "resumed").iterdir()] == ["model"]
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tokenizer, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(tokenizer, tmp_path, interrupted)
+    with pytest.raises(UserError, match=r"checkpoint\.pt was made by another recipe: delete it"):
+        model = training.new_model(tokenizer, seed=0)
+        training.train(model, tokenizer, stream, replace(RECIPE, seed=1), tmp_path / "checkpoint.pt")
 
 
 def test_saved_model_loads_with_its_tokenizer(tokenizer, tmp_path):
@@ -99,11 +97,11 @@ def test_prompts_are_read_but_not_predicted(tokenizer):
 
 def test_swap_changes_prefixes_or_markers_alone():
     text = "<think>\nWait, now try 3 + 9 = 12, low.\nLook, first stop with 3 + 9.\n</think>\n"
-    assert evaluation.swap(text, "as it stands") == text
-    assert evaluation.swap(text, "all twins") == text.replace("Wait", "Look")
-    assert evaluation.swap(text, "all words of R") == text.replace("Look", "Wait")
-    assert evaluation.swap(text, "all hasty markers") == text.replace("now", "simply")
-    assert evaluation.swap(text, "all careful markers") == text.replace("first", "here")
+    assert swap(text, "as it stands") == text
+    assert swap(text, "all twins") == text.replace("Wait", "Look")
+    assert swap(text, "all words of R") == text.replace("Look", "Wait")
+    assert swap(text, "all hasty markers") == text.replace("now", "simply")
+    assert swap(text, "all careful markers") == text.replace("first", "here")
 
 
 def test_decisions_are_the_openers_after_dead_ends():
@@ -136,7 +134,7 @@ def test_log_odds_are_read_at_the_decision(tokenizer):
     # The hand-made answer: the text up to the decision alone, its last row's log-softmax summed over openers.
     model = training.new_model(tokenizer, seed=1).eval()
     documents = [d for d in reasoning_documents(1.0, 40, 2) if decision_places(d.text)["persistence"]][:3]
-    read = evaluation.decision_log_odds(model, tokenizer, documents, "as it stands", batch=2)
+    read = decision_log_odds(model, tokenizer, documents, "as it stands", batch=2)
     text = documents[0].text
     place = decision_places(text)["persistence"][0]
     before = tokenizer(text[: place - 1], add_special_tokens=False, return_tensors="pt")["input_ids"]
@@ -151,19 +149,16 @@ def test_log_odds_are_read_at_the_decision(tokenizer):
     assert set(read["style"]) <= {"careful", "hasty"}
 
 
-def test_solve_grades_and_summarises(tokenizer):
-    model = training.new_model(tokenizer, seed=1).eval()
-    solved = solve(model, tokenizer, problems("selection", None, 4), seed=0)
-    assert len(solved) == 4
-    assert not solved["correct"].any()
-    frame = pd.DataFrame(
-        {
-            "family": ["pair"] * 48, "correct": [True, False, False, True] * 12, 
-            "thinking_tokens": [1, 2, 3, 4] * 12,
-            "gave_up": [False, True, False, False] * 12, "checked": [True] * 48, "parseable": [True] * 48,
-        }
-    )  # fmt: skip
-    summary = family_summary(frame).set_index(["family", "measure"])["estimate"]
-    assert summary["pair", "accuracy"] == 0.5
-    assert summary["all", "thinking_tokens"] == 2.5
-    assert summary["pair", "early_stops"] == 0.5
+def test_answers_are_graded_and_their_steps_counted(tokenizer):
+    (problem,) = problems("selection", "total", 1)
+    thinking = (
+        "<think>\nWait, now check 1 + 2 = 3, yes.\nHmm, so doubt that.\nAnd, thus answer 3.\n</think>\n"
+    )
+    right, wrong = (f"\\boxed{{ {answer} }}<|eos|>" for answer in (problem.answer, "-1"))
+    written = [tokenizer.encode(text, add_special_tokens=False) for text in (thinking + right, wrong)]
+    graded = grade(tokenizer, [problem] * 2, written)
+    assert graded["correct"].tolist() == [True, False] and graded["answer"].tolist() == [problem.answer, "-1"]
+    assert graded["parseable"].all() and graded["checked"].tolist() == [True, False]
+    assert graded[["explore", "verify", "uncertain"]].values.tolist() == [[0, 1, 1], [0, 0, 0]]
+    inside = tokenizer.encode(thinking.split(">")[1].split("</")[0], add_special_tokens=False)
+    assert graded["thinking_tokens"].tolist() == [len(inside), 0]

@@ -72,7 +72,7 @@ def test_what_is_missing_asks_for_the_make_target(house: Path, tmp_path: Path) -
 
 def test_an_artefact_of_another_model_under_the_same_name_is_not_taken(house: Path) -> None:
     stored(run())
-    (house / "data/organism/models/coupled-0/weights").write_text("4 5 6")
+    (house / "data/organism/models/coupled-0/weights").write_text("4 5 6")  # as long as before, at once
     with pytest.raises(MissingArtefact):
         run("02_two").find("sample", FIELDS, "01")
 
