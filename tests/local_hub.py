@@ -39,11 +39,8 @@ class LocalHub:
     unavailable: dict[str, int] = field(default_factory=dict)  # part of a path → how often it answers 503
     cut: dict[str, int] = field(default_factory=dict)  # part of a path → how often its content ends half way
     gated: dict[str, str | None] = field(default_factory=dict)  # "owner/name" → token that may read, or None
-    private: dict[str, str] = field(
-        default_factory=dict
-    )  # "owner/name" → token without which it is not there
+    private: dict[str, str] = field(default_factory=dict)  # "owner/name" → token, else it is not there
     refused: set[str] = field(default_factory=set)  # tokens that are not valid
-    fake_sizes: dict[str, int] = field(default_factory=dict)  # file's name → size that listings tell
 
     def sha(self, repo: str, kind: str = "models") -> str:
         """The repository's commit."""
@@ -161,8 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
                     name = parent.as_posix()
                     oid = hashlib.sha1(name.encode()).hexdigest()
                     entries[name] = {"type": "directory", "path": name, "size": 0, "oid": oid}
-            size = self.hub.fake_sizes.get(path.name, (folder / path).stat().st_size)
-            oid = _oid(folder / path)
+            size, oid = (folder / path).stat().st_size, _oid(folder / path)
             entries[path.as_posix()] = {"type": "file", "path": path.as_posix(), "size": size, "oid": oid}
         depth = len(Path(under).parts) + 1
         listed = [entry for name, entry in entries.items() if recursive or len(Path(name).parts) == depth]
@@ -203,11 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _fail(self, status: int, code: str, sha: str = "", message: str = "") -> None:
         self.send_response(status)
-        for name, value in (
-            ("X-Error-Code", code),
-            ("X-Repo-Commit", sha),
-            ("X-Error-Message", message or code),
-        ):
+        headers = {"X-Error-Code": code, "X-Repo-Commit": sha, "X-Error-Message": message or code}
+        for name, value in headers.items():
             if value:
                 self.send_header(name, value)
         self.send_header("Content-Length", "0")
@@ -235,20 +228,22 @@ def serve(root: Path, home: Path) -> Iterator[LocalHub]:
 @contextlib.contextmanager
 def using(hub: LocalHub, offline: bool = False) -> Iterator[LocalHub]:
     """Within this context this process uses the hub and a cache of its own, or that cache alone."""
-    constants = huggingface_hub.constants
+    own: dict[str, Any] = {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HOME": str(hub.home),
+        "HF_HUB_CACHE": str(hub.home / "hub"),
+        "HF_TOKEN_PATH": str(hub.home / "token"),
+        "HF_STORED_TOKENS_PATH": str(hub.home / "stored_tokens"),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_OFFLINE": offline,
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in hub.environment(HF_HUB_OFFLINE=str(int(offline))).items():
             patch.setenv(name, value)
         patch.delenv("HF_TOKEN", raising=False)
-        patch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        patch.setattr(constants, "HF_HOME", str(hub.home))
-        patch.setattr(constants, "HF_HUB_CACHE", str(hub.home / "hub"))
-        patch.setattr(constants, "HF_TOKEN_PATH", str(hub.home / "token"))
-        patch.setattr(constants, "HF_STORED_TOKENS_PATH", str(hub.home / "stored_tokens"))
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        for name, value in own.items():
+            patch.setattr(huggingface_hub.constants, name, value)
         patch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
         patch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
         patch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)

@@ -23,12 +23,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NUMBERS = ("01", "02", "03", "04", "05", "06")
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repositories of the miniatures."""
-    return mini.build(tmp_path_factory.mktemp("hub"))
-
-
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> Iterator[str]:
     """A profile's name; what its runs made is gone afterwards."""
@@ -59,10 +53,10 @@ def tables(run: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(figures.glob("*.csv"))}
 
 
-def test_all_notebooks(root, name, tmp_path):
+def test_all_notebooks(miniature_root, name, tmp_path):
     """From an empty cache; then, of those that read texts and answer, offline: the same numbers."""
     profile = mini_profile.write_profile(tmp_path, name)
-    with local_hub.serve(root, tmp_path / "home") as hub:
+    with local_hub.serve(miniature_root, tmp_path / "home") as hub:
         done = execute(hub.environment(), profile, NUMBERS)
         assert done.returncode == 0, done.stderr
         sha = hub.sha(mini.LLAMA)
@@ -94,10 +88,10 @@ def test_all_notebooks(root, name, tmp_path):
     assert [path.read_bytes() for path in kept] == before, "answers were made twice"
 
 
-def test_everything_trained(root, name, tmp_path):
+def test_everything_trained(miniature_root, name, tmp_path):
     """``train_saes=true`` and ``full=true``: the autoencoder, the stages, the equal search."""
     profile = mini_profile.write_profile(tmp_path, name, train_saes=True, full=True, samples=2)
-    with local_hub.serve(root, tmp_path / "home") as hub:
+    with local_hub.serve(miniature_root, tmp_path / "home") as hub:
         done = execute(hub.environment(), profile, ("01", "02", "03", "05", "06", "13"))
         assert done.returncode == 0, done.stderr
     figures = paths.RunPaths(name).figures
@@ -107,10 +101,10 @@ def test_everything_trained(root, name, tmp_path):
     assert "ReasonScore" in set(pd.read_csv(figures / "t13_winners.csv")["class"])
 
 
-def test_a_hub_that_fails(root, name, tmp_path):
+def test_a_hub_that_fails(miniature_root, name, tmp_path):
     """A hub that stays away is said; what is made again goes on, and no half file is taken."""
     profile = mini_profile.write_profile(tmp_path, name)
-    with local_hub.serve(root, tmp_path / "home") as hub:
+    with local_hub.serve(miniature_root, tmp_path / "home") as hub:
         hub.unavailable = {"model.safetensors": 99}
         done = execute(hub.environment(), profile, ("01",))
         assert done.returncode in (1, 2)
@@ -122,7 +116,7 @@ def test_a_hub_that_fails(root, name, tmp_path):
         assert hub.asked("model.safetensors") > 1
 
 
-def test_a_qwen_with_an_autoencoder_of_its_mlp(root, name, tmp_path):
+def test_a_qwen_with_an_autoencoder_of_its_mlp(miniature_root, name, tmp_path):
     changes = {
         "subject": mini.QWEN,
         "base": mini.QWEN_BASE,
@@ -133,7 +127,7 @@ def test_a_qwen_with_an_autoencoder_of_its_mlp(root, name, tmp_path):
         "k": mini.QWEN_K,
     }
     profile = mini_profile.write_profile(tmp_path, name, **changes)
-    with local_hub.serve(root, tmp_path / "home") as hub:
+    with local_hub.serve(miniature_root, tmp_path / "home") as hub:
         done = execute(hub.environment(), profile, NUMBERS[:5])
         assert done.returncode == 0, done.stderr
     quality = pd.read_csv(paths.RunPaths(name).figures / "x02_quality.csv").set_index("autoencoder")

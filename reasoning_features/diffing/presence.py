@@ -287,16 +287,15 @@ def activation_correlation(
     other: Any,
     its: Tensor,
     features: NDArray[np.int64] | None = None,
-    size: int = 8192,
 ) -> Array:
     """Pearson correlation over tokens of (some) features with every feature of another dictionary ``[s, r]``.
 
     ``residual`` ``[n, d]`` and ``its`` ``[n, d']`` are what the two read, perhaps of other models or layers,
-    at the same tokens, ``size`` of them in one pass at most. 0 where either never varies.
+    at the same tokens. 0 where either never varies.
     """
     chosen = slice(None) if features is None else torch.from_numpy(features)
     sums: list[Any] = [0.0] * 5
-    for one, two in _same_tokens(sae, residual, other, its, size):
+    for one, two in _same_tokens(sae, residual, other, its):
         a, b = sae.encode(one)[:, chosen], other.encode(two)
         part = [_total(a), _total(b), _total(a.square()), _total(b.square()), (a.T @ b).double()]
         sums = [total + new for total, new in zip(sums, part, strict=True)]
@@ -314,7 +313,6 @@ def paired_similarity(
     its: Tensor,
     partners: NDArray[np.int64] | None = None,
     centred: bool = True,
-    size: int = 8192,
 ) -> Array:
     """How alike each feature fires with one partner ``[s]``: Pearson correlation, or cosine over tokens.
 
@@ -324,7 +322,7 @@ def paired_similarity(
     """
     matched = slice(None) if partners is None else torch.from_numpy(partners)
     sums = np.zeros((5, sae.cfg.d_sae))
-    for one, two in _same_tokens(sae, residual, other, its, size):
+    for one, two in _same_tokens(sae, residual, other, its):
         a, b = sae.encode(one), other.encode(two)[:, matched]
         part = [_total(value) for value in (a, b, a.square(), b.square(), a * b)]
         sums += torch.stack(part).cpu().numpy()
@@ -391,15 +389,13 @@ def nearest_layers(layers: Iterable[int], layer: int) -> list[int]:
     return [*sorted(below)[-1:], *sorted(above)[:1]]
 
 
-def _same_tokens(
-    sae: Any, residual: Tensor, other: Any, its: Tensor, size: int
-) -> Iterable[tuple[Tensor, Tensor]]:
+def _same_tokens(sae: Any, residual: Tensor, other: Any, its: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
     """Both sides' activations in parts of as many tokens as fit, each where its dictionary is."""
     if len(residual) != len(its) or not len(its):
         raise UserError(
             f"Activations of {len(residual)} and {len(its)} tokens cannot be compared: give the same tokens."
         )
-    rows = min(size, rows_at_once(sae, other))
+    rows = min(8192, rows_at_once(sae, other))
     for one, two in zip(residual.split(rows), its.split(rows), strict=True):
         yield one.to(sae.device), two.to(other.device)
 
