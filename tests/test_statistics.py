@@ -153,11 +153,9 @@ def test_mcnemar_by_hand():
 
 def test_the_permutation_test_is_scipys():
     rng = np.random.default_rng(1)
-    a = rng.normal(0.6, 1, 9)
-    b = rng.normal(0, 1, 9)
-    exact = permutation_test(
-        (a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=10_000
-    ).pvalue  # all 2^9 exchanges
+    a, b = rng.normal(0.6, 1, 9), rng.normal(0, 1, 9)
+    every = {"permutation_type": "samples", "n_resamples": 10_000}  # all 2^9 exchanges
+    exact = permutation_test((a, b), lambda x, y: np.mean(x - y), **every).pvalue
     assert sign_flip(a, b, permutations=20_000) == pytest.approx(exact, abs=0.01)
     assert sign_flip(a, a) == 1
     with pytest.raises(ValueError, match="equal lengths"):

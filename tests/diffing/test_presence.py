@@ -66,6 +66,8 @@ def test_a_feature_planted_at_a_stage_is_found_there_and_in_no_placebo():
     assert (cosines.iloc[:8] > 0.9).all(axis=None)  # what was there stays, at every stage
     assert cosines["S-D"].iloc[8] > 0.9
     assert cosines["S"].iloc[8] < 0.7 and cosines["S-S"].iloc[8] < 0.7
+    with pytest.raises(UserError, match="Stage F is of width 8, the features are of 16"):
+        stage_cosines(directions(0), {"F": torch.zeros(3, 8)})
 
 
 def test_a_rotation_keeps_angles_and_loses_places():
@@ -178,11 +180,6 @@ def test_ceiling_by_frequency():
     assert table["found again, calibrated"].tolist() == [0.5, 1.0]
 
 
-def test_a_stage_of_another_width_is_refused():
-    with pytest.raises(UserError, match="Stage F is of width 8, the features are of 16"):
-        stage_cosines(directions(0), {"F": torch.zeros(3, 8)})
-
-
 @pytest.fixture
 def residuals() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
@@ -210,11 +207,7 @@ def test_activations_against_numpy_in_parts_as_at_once(residuals, monkeypatch):
     assert activation_correlation(sae, one, sae, two) == pytest.approx(expected, abs=1e-5)
     assert paired_similarity(sae, one, sae, two, partners) == pytest.approx(correlation, abs=1e-6)
     assert max(seen) == 10  # few features stand in memory at once
-
-
-def test_a_feature_that_never_fires_is_like_none(residuals):
-    sae, one = signed_identity(4), residuals[0].clone()
-    one[:, 0] = 0.0
+    one[:, 0] = 0.0  # a feature that never fires is like none
     assert (activation_correlation(sae, one, sae, one)[[0, 4]] == 0).all()
     assert (paired_similarity(sae, one, sae, one, centred=False)[[0, 4]] == 0).all()
 
