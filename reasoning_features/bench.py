@@ -45,7 +45,7 @@ from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import encoded, load_autoencoder
 from reasoning_features.dictionaries.training import Recipe, new_trainer, settings_recipe
 from reasoning_features.files import file_digest, write_between, write_json, write_text
-from reasoning_features.interpretation.activating_examples import ActivatingExamples
+from reasoning_features.interpretation.features import ActivatingExamples
 from reasoning_features.models.conditions import Condition, feature_conditions
 from reasoning_features.models.sampling import TEMPERATURE, TOP_P
 from reasoning_features.models.subject import Subject, load_subject

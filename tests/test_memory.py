@@ -39,7 +39,7 @@ def peak() -> int:
 
 def measured(n_tokens: int) -> dict[str, float]:
     """What notebook 03 does with one arm: how much memory it took, and what the bound is made of."""
-    from reasoning_features.interpretation.activating_examples import ActivatingExamples
+    from reasoning_features.interpretation.features import ActivatingExamples
     from reasoning_features.residual_stream.activations import stream
     from reasoning_features.scoring.feature_statistics import one_pass
     from reasoning_features.scoring.selection import resampled_comparison, top_features

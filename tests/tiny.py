@@ -164,3 +164,12 @@ def corpus_of(
     inside = np.isin(np.arange(len(tokens)), thinking)
     special = np.array([piece == "<s>" for piece in written])
     return Corpus("example", tokens, starts, special, inside, ["math"] * len(documents))
+
+
+def small_corpus() -> Corpus:
+    """Twelve documents of three kinds; two of these hold "wait" and "let me"."""
+    return corpus_of(
+        *[["<s>", " a", " b", " wait", " a", ".", " let", " me", " b"]] * 4,
+        *[["<s>", "wait", " a", " a", " b", " let", " me", ".", " b", " b"]] * 4,
+        *[["<s>", " b", " b", " a", ".", " b", " a", " b", " a"]] * 4,
+    )

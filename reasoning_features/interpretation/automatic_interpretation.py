@@ -29,14 +29,15 @@ from numpy.typing import NDArray
 
 from reasoning_features import paths
 from reasoning_features.errors import UserError
-from reasoning_features.interpretation.activating_examples import Example
-from reasoning_features.interpretation.features import MODES
+from reasoning_features.files import read_json, write_json
+from reasoning_features.interpretation.features import MODES, Example
 from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.statistics import bootstrap_mean, bootstrap_weights
 
+# a change counts when its bootstrap interval of this level leaves out 0: several measures are looked at
 LEVEL = 0.99
-"""A change counts when its bootstrap interval of this level leaves out 0: several measures are looked at."""
-GROUPS: Mapping[str, tuple[str, str]] = {
+# measure → the group of a feature that raises it most, and of one that lowers it most
+GROUPS = {
     "parseable": ("keeps the form of the text", "breaks the form of the text"),
     "gave_up": ("gives up", "goes on"),
     "explore": ("goes on", "gives up"),
@@ -48,14 +49,11 @@ GROUPS: Mapping[str, tuple[str, str]] = {
     "thinking_tokens": ("thinks longer", "thinks shorter"),
     "correct": ("answers better", "answers worse"),
 }
-"""Measure → the group of a feature that raises it most, and of one that lowers it most."""
 BROKEN = "breaks the form of the text"
 NO_CHANGE = "no change measured"
-UNFIT = 0.1
-"""A strength that spoils more than this fraction of the answers' form is left out of the dose."""
+UNFIT = 0.1  # a strength that spoils more than this fraction of the answers' form is left out of the dose
 
-KEY = "REASONING_FEATURES_JUDGE_KEY"
-"""The environment variable that holds the endpoint's key, where it needs one."""
+KEY = "REASONING_FEATURES_JUDGE_KEY"  # names the variable that holds the endpoint's key, where it needs one
 LONGEST_DESCRIPTION = 300  # characters
 LONGEST_ANSWER = 1 << 20  # bytes
 STRONG = 0.5  # of an example's largest activation: tokens the prompt marks
@@ -99,12 +97,8 @@ def changes(
 ) -> pd.DataFrame:
     """Change of each measure between a feature's lowest and highest kept strength, paired over problems.
 
-    Args:
-        answers: one row a problem and condition, ``feature`` and ``gamma`` (-1 and 0 unsteered), with the
-            ``measures`` as columns.
-        measures: what to compare.
-        n_resamples: resamples of problems.
-        seed: of the resamples.
+    ``answers`` has one row a problem and condition, ``feature`` and ``gamma`` (-1 and 0 unsteered), with the
+    ``measures`` as columns.
 
     Returns:
         One row a feature and measure: ``feature``, ``low``, ``high`` (strengths), ``measure``,
@@ -128,17 +122,11 @@ def changes(
 
 
 def function_groups(changed: pd.DataFrame) -> pd.DataFrame:
-    """The function group of each feature, and its description in words.
+    """``feature``, its function ``group`` and ``description`` in words, from :func:`changes`.
 
     The rule: of the changes whose interval leaves out 0, the largest in standard deviations of the unsteered
     answers names the group (``GROUPS``); none, and the feature is of "no change measured". A feature none of
     whose strengths leaves the form of the answers whole breaks it.
-
-    Args:
-        changed: :func:`changes`.
-
-    Returns:
-        One row a feature: ``feature``, ``group``, ``description``.
     """
     rows = []
     for feature, part in changed.groupby("feature", sort=False):
@@ -150,20 +138,16 @@ def function_groups(changed: pd.DataFrame) -> pd.DataFrame:
             group = NO_CHANGE
         else:
             group = GROUPS[sure["measure"].iloc[0]][int(sure["change"].iloc[0] < 0)]
-        told = ", ".join(f"{row.measure} {row.change:+.2g}" for row in sure.itertuples())
+        changed_most = ", ".join(f"{row.measure} {row.change:+.2g}" for row in sure.itertuples())
         span = f"γ from {part['low'].iloc[0]:g} to {part['high'].iloc[0]:g}"
-        rows.append({"feature": feature, "group": group, "description": f"{span}: {told or 'nothing'}"})
-    return pd.DataFrame(rows)
+        rows.append((feature, group, f"{span}: {changed_most or 'nothing'}"))
+    return pd.DataFrame(rows, columns=["feature", "group", "description"])
 
 
 def group_shares(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Fraction of features in each function group, with its 95% interval over features (figure 3b).
+    """Fraction of features in each function group, by class, with its 95% interval over features (figure 3b).
 
-    Args:
-        groups: class of features → :func:`function_groups`.
-
-    Returns:
-        ``class``, ``group``, ``share``, ``low``, ``high``, ``n`` features; groups by their mean share.
+    Columns ``class``, ``group``, ``share``, ``low``, ``high``, ``n`` features; groups by their mean share.
     """
     rows = []
     for name in sorted(pd.concat(groups.values())["group"].unique()) if groups else ():
@@ -179,20 +163,11 @@ def group_shares(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask.
+    """Where to ask; UserError for an address that is not of http, or without a model."""
 
-    Attributes:
-        url: the address that ``/chat/completions`` is appended to, such as ``http://localhost:8000/v1``.
-        model: the model's name there.
-        timeout: seconds of silence after which an answer is given up.
-
-    Raises:
-        UserError: an address that is not of http, or without a model.
-    """
-
-    url: str
+    url: str  # that ``/chat/completions`` is appended to, such as http://localhost:8000/v1
     model: str | None
-    timeout: float = 60.0
+    timeout: float = 60.0  # seconds of silence after which an answer is given up
 
     def __post_init__(self) -> None:
         if self.model is None:
@@ -210,58 +185,45 @@ class _Garbage(Exception):
 
 
 def questions(examples: Mapping[int, Sequence[Example]], logits: pd.DataFrame) -> dict[int, str]:
-    """Feature → the question about it: its examples, strong tokens marked, and what it raises and lowers.
-
-    Args:
-        examples: :func:`reasoning_features.interpretation.activating_examples.read_examples`.
-        logits: :func:`reasoning_features.interpretation.features.top_logits` of the same features.
-    """
+    """Feature → the question about it: its examples, strong tokens marked, and what it raises and lowers."""
     sides = {key: part["text"].tolist() for key, part in logits.groupby(["feature", "side"])}
     asked = {}
     for feature, shown in examples.items():
         raised, lowered = (
-            json.dumps(sides[feature, side], ensure_ascii=False) for side in ("positive", "negative")
+            json.dumps(sides[feature, s], ensure_ascii=False) for s in ("positive", "negative")
         )
-        texts = [f"{i}. {_marked(example)}" for i, example in enumerate(shown, start=1)]
-        asked[feature] = "\n".join(
-            [*texts, f"It raises the logits of {raised} and lowers those of {lowered}."]
-        )
+        lines = [f"{i}. {_marked(example)}" for i, example in enumerate(shown, start=1)]
+        lines.append(f"It raises the logits of {raised} and lowers those of {lowered}.")
+        asked[feature] = "\n".join(lines)
     return asked
 
 
 def judge(at: Endpoint, questions: Mapping[int, str], kept: Path) -> tuple[pd.DataFrame, str | None]:
-    """Ask about every feature that has not been answered yet.
+    """Ask about every feature that has no answer in the JSON file ``kept`` yet.
 
     An endpoint that does not answer ends the asking; an answer that cannot be read costs that feature alone.
-
-    Args:
-        at: the endpoint.
-        questions: feature → what :func:`questions` gives.
-        kept: the file of JSON lines where answers are kept.
-
-    Returns:
-        ``feature``, ``mode``, ``description`` of the features that were answered, and what went wrong, in a
-        sentence; None where every feature was answered.
+    Gives ``feature``, ``mode``, ``description`` of the features that were answered, and what went wrong in a
+    sentence, None where every feature was answered.
     """
-    known, garbage, problem = _read(kept), dict[int, str](), None
-    digests = {
-        feature: hashlib.sha256(json.dumps([at.model, INSTRUCTIONS, text]).encode()).hexdigest()
-        for feature, text in questions.items()
+    known: dict[str, dict[str, str]] = read_json(kept) if kept.is_file() else {}
+    garbage, problem = dict[int, str](), None
+    asked = {
+        feature: json.dumps([at.model, INSTRUCTIONS, feature, text]) for feature, text in questions.items()
     }
+    digests = {feature: hashlib.sha256(each.encode()).hexdigest() for feature, each in asked.items()}
     for feature, text in questions.items():
-        if (feature, digests[feature]) in known:
+        if digests[feature] in known:
             continue
         try:
-            answer = parse(_ask(at, text))
+            known[digests[feature]] = parse(_ask(at, text))
         except _Garbage as error:
             garbage[feature] = str(error)
             continue
         except _NoAnswer as error:
             problem = f"The judge at {at.url} stopped answering at feature {feature} ({error})"
             break
-        known[feature, digests[feature]] = answer
-        _append(kept, {"feature": feature, "digest": digests[feature], "model": at.model} | answer)
-    rows = [{"feature": f} | known[f, digest] for f, digest in digests.items() if (f, digest) in known]
+        write_json(kept, known)
+    rows = [{"feature": feature} | known[each] for feature, each in digests.items() if each in known]
     if problem is None and garbage:
         feature, said = next(iter(garbage.items()))
         problem = f"The judge's answers to {len(garbage)} features cannot be used (feature {feature}: {said})"
@@ -317,26 +279,6 @@ def _ask(at: Endpoint, text: str) -> str:
 def _marked(example: Example) -> str:
     """An example on one line, strongly active tokens between « and »."""
     strong = example.activations > STRONG * max(float(np.max(example.activations)), 1e-12)
-    marked = "".join(
-        f"«{piece}»" if active else piece for piece, active in zip(example.pieces, strong, strict=True)
-    )
+    pieces = zip(example.pieces, strong, strict=True)
+    marked = "".join(f"«{piece}»" if active else piece for piece, active in pieces)
     return " ".join(marked.replace("»«", "").split())
-
-
-def _read(kept: Path) -> dict[tuple[int, str], dict[str, str]]:
-    """The answers that are kept; a line that an interruption cut is left out."""
-    known: dict[tuple[int, str], dict[str, str]] = {}
-    for line in kept.read_text(encoding="utf-8", errors="replace").split("\n") if kept.is_file() else []:
-        try:
-            row: dict[str, Any] = json.loads(line)
-            known[row["feature"], row["digest"]] = {name: row[name] for name in ("mode", "description")}
-        except (ValueError, LookupError, TypeError):
-            continue
-    return known
-
-
-def _append(kept: Path, row: dict[str, Any]) -> None:
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    cut = kept.is_file() and not kept.read_bytes().endswith(b"\n")
-    with kept.open("a", encoding="utf-8", newline="") as file:
-        file.write("\n" * cut + json.dumps(row, ensure_ascii=False) + "\n")

@@ -18,18 +18,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reasoning_features.files import write_text
-from reasoning_features.interpretation.activating_examples import Example
-from reasoning_features.interpretation.features import FeatureInterface
+from reasoning_features.interpretation.features import Example, FeatureInterface
 from reasoning_features.reporting.plots import COLOURS, narrow, new_figure
 from reasoning_features.runs.provenance import Run, record_artefact
 
 FOLDER = "features"
 MONOSPACE = "DejaVu Sans Mono"
 CHARACTER_WIDTH = 0.602  # of that font, in font sizes
-CHARACTERS = 96
-"""Characters a line of text."""
-MARGIN = 8
-"""Characters left of it, for the feature's number or the activation."""
+CHARACTERS, MARGIN = 96, 8  # of a line of text, and left of it for the feature's number or the activation
 LINE = 0.128  # inches
 LONGEST_LABEL = 14
 Lines = list[list[tuple[str, float]]]
@@ -47,14 +43,8 @@ def visible(text: str) -> str:
 def draw_interface(interface: FeatureInterface, examples: int = 6) -> tuple[Figure, pd.DataFrame]:
     """Top logits on both sides, the histogram of activations with density, and examples with shaded tokens.
 
-    Args:
-        interface: the feature.
-        examples: how many to draw.
-
-    Returns:
-        The figure, and its rows: ``part`` ("negative", "positive", "histogram", "example"), ``item`` (rank,
-        bin or example, from 1), ``text`` (token, or the bin's lower edge), ``value`` (logit, tokens or
-        activation).
+    Its rows: ``part`` ("negative", "positive", "histogram", "example"), ``item`` (rank, bin or example, from
+    1), ``text`` (token, or the bin's lower edge), ``value`` (logit, tokens or activation).
     """
     drawn = interface.examples[:examples]
     blocks = [(f"{example.activations[example.peak]:.2f}", wrapped(example)) for example in drawn]
@@ -84,15 +74,10 @@ def draw_interface(interface: FeatureInterface, examples: int = 6) -> tuple[Figu
 def draw_snippets(
     groups: Mapping[str, Sequence[Example]], maxima: Mapping[int, float]
 ) -> tuple[Figure, pd.DataFrame]:
-    """Snippets a row each, in groups, tokens shaded by activation as a share of the feature's largest.
+    """Snippets a row each by heading, tokens shaded by activation as a share of the feature's largest.
 
-    Args:
-        groups: heading → snippets, in order; a heading without any is left out.
-        maxima: feature → its largest activation.
-
-    Returns:
-        The figure, and its rows: ``group``, ``feature``, ``snippet`` (from 1 in its group), ``text``,
-        ``activation``.
+    A heading without snippets is left out. Its rows: ``group``, ``feature``, ``snippet`` (from 1 in its
+    group), ``text``, ``activation``.
     """
     shown = {heading: list(examples) for heading, examples in groups.items() if examples}
     blocks = {
@@ -118,23 +103,20 @@ def draw_snippets(
     return fig, pd.DataFrame(rows, columns=["group", "feature", "snippet", "text", "activation"])
 
 
-def wrapped(example: Example, scale: float = 1.0, characters: int = CHARACTERS) -> Lines:
-    """An example cut into lines of at most so many characters, between tokens where they fit a line.
-
-    Each piece comes with its activation divided by ``scale``.
-    """
+def wrapped(example: Example, scale: float = 1.0) -> Lines:
+    """An example cut into lines, between tokens where they fit one; activations divided by ``scale``."""
     lines: Lines = [[]]
     width = 0
     for piece, value in zip(example.pieces, example.activations / scale, strict=True):
         text = visible(piece)
-        if width + len(text) > characters and lines[-1]:
+        if width + len(text) > CHARACTERS and lines[-1]:
             lines.append([])
             width = 0
-        for start in range(0, len(text), characters):  # a token longer than a line
+        for start in range(0, len(text), CHARACTERS):  # a token longer than a line
             if start:
                 lines.append([])
-            lines[-1].append((text[start : start + characters], float(value)))
-            width = len(text) - start if start else width + min(len(text), characters)
+            lines[-1].append((text[start : start + CHARACTERS], float(value)))
+            width = len(text) - start if start else width + min(len(text), CHARACTERS)
     return [line for line in lines if line]
 
 
@@ -215,17 +197,10 @@ class Embedded:
 
 
 def write_pages(interfaces: Sequence[FeatureInterface], run: Run, title: str) -> Path:
-    """Write ``figures/<run>/features``: the index and a page a feature; pages of an earlier writing go.
+    """Write ``figures/<run>/features`` and give its index, which first lists the features in this order.
 
-    The same features give the same bytes; their provenance lies beside the folder.
-
-    Args:
-        interfaces: the features, in the index' first order.
-        run: the notebook's run.
-        title: what these features are of, in a few words.
-
-    Returns:
-        The index.
+    Pages of an earlier writing go. The same features give the same bytes; their provenance lies beside the
+    folder.
     """
     folder = run.paths.figures / FOLDER
     pages = {f"feature_{interface.feature}.html": feature_page(interface) for interface in interfaces}
@@ -260,9 +235,7 @@ def index_page(interfaces: Sequence[FeatureInterface], title: str) -> str:
 def feature_page(interface: FeatureInterface, navigation: bool = True) -> str:
     """One feature's page: what is known of it, logits, histogram, examples with shaded tokens.
 
-    Args:
-        interface: the feature.
-        navigation: whether to link to the index, which a page inside another has no way to.
+    Without ``navigation`` it has no link to the index: a page inside another has no way there.
     """
     facts = {
         "ReasonScore": f"{interface.score:.3g} (rank {interface.rank})",
@@ -282,16 +255,22 @@ def feature_page(interface: FeatureInterface, navigation: bool = True) -> str:
         for each in interface.examples
         for largest in [max(interface.maximum, 1e-12)]
     ]
-    given = {"shown": interface, "facts": facts, "bars": bars, "examples": examples}
-    return _page(title=f"Feature {interface.feature}", navigation=navigation, **given)
+    return _page(
+        title=f"Feature {interface.feature}",
+        navigation=navigation,
+        shown=interface,
+        facts=facts,
+        bars=bars,
+        examples=examples,
+    )
 
 
-def _page(**given: Any) -> str:
+def _page(**values: Any) -> str:
     """The template filled and escaped; what no UTF-8 file or parser takes becomes a sign."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_printable)
     environment.filters["spaced"] = lambda text: text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(given) + "\n"
+    return environment.from_string(template).render(values) + "\n"
 
 
 def _printable(value: Any) -> Any:

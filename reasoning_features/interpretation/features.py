@@ -1,4 +1,9 @@
-"""What there is to look at of a feature: its logits, its mode, its examples, and how active it is.
+"""What there is to look at of a feature: where and how much it is active, its logits, its mode, its examples.
+
+*Activity*: the strongest examples of all features in one pass. The histogram has fixed edges, a quarter of an
+octave apart, so that it streams and merges: nothing has to be known of a feature before its first token
+comes. Examples are ranked by activation rounded to 12 bits, then by position: the same text padded otherwise
+differs in the last bits, and those must not decide.
 
 *Logits*: what a feature writes into the next token's logits, W_U (γ ⊙ W_dec,i), the logit lens. γ is the
 scale of the final norm. An RMSNorm divides by the stream's root mean square and does not centre, so up to
@@ -26,42 +31,276 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reasoning_features.dictionaries.autoencoder import encoded, encoded_columns
 from reasoning_features.errors import UserError
-from reasoning_features.interpretation.activating_examples import EDGES, Activity, Example
 from reasoning_features.models.subject import Subject
+from reasoning_features.residual_stream.activations import stream
+from reasoning_features.text.corpus import Corpus
 
+BINS_AN_OCTAVE, OCTAVES = 4, (-12, 12)  # what lies outside is counted in the first or last bin
+EDGES: NDArray[np.float64] = 2.0 ** np.arange(OCTAVES[0], OCTAVES[1] + 1 / 8, 1 / BINS_AN_OCTAVE)
+BITS = 12
+NOWHERE = -1
 Mode = Literal["uncertainty", "exploration", "reflection", "mixed", "other"]
 MODES: tuple[Mode, ...] = ("uncertainty", "exploration", "reflection", "mixed", "other")
-PAPER_MODES: tuple[Mode, ...] = MODES[:4]
-"""Modes that the paper found; "other" is none of them."""
-STEPS_OF: dict[Mode, tuple[str, ...]] = {
+PAPER_MODES: tuple[Mode, ...] = MODES[:4]  # that the paper found; "other" is none of them
+STEPS_OF: dict[Mode, tuple[str, ...]] = {  # other labelled steps belong to no mode
     "uncertainty": ("uncertain",),
     "exploration": ("explore",),
     "reflection": ("verify", "backtrack"),
 }
-"""The labelled steps of each mode; the others belong to none."""
-THRESHOLD = 0.3
-"""Three times what one of ten steps has by chance."""
-WORDS_OF: dict[Mode, tuple[str, ...]] = {
+THRESHOLD = 0.3  # three times what one of ten steps has by chance
+WORDS_OF: dict[Mode, tuple[str, ...]] = {  # *therefore*, and words of one's own, belong to none
     "uncertainty": ("hmm", "maybe", "perhaps"),
     "exploration": ("alternatively", "another", "let me"),
     "reflection": ("wait", "but", "however"),
 }
-"""The words of R of each mode; *therefore*, and words of one's own, belong to none."""
 WORD, HALF = "word:", 0.5
+# columns are named ``mean:<step>`` (on its tokens) and ``before:<step>`` (on the last token before it)
 PLACES = ("mean", "before")
-"""Columns are named ``mean:<step>`` (on its tokens) and ``before:<step>`` (on the last token before it)."""
-EFFECT = "effect:"
-"""Columns of ablation effects are named ``effect:<decision>``."""
+EFFECT = "effect:"  # begins names of columns of ablation effects, one a kind of decision
 LOGITS = 10
+
+
+# --- where features are active -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Activity:
+    """How active every feature is, and where most."""
+
+    tokens: int  # that were read
+    active: NDArray[np.int64]  # [f] tokens on which the feature is above zero
+    maximum: NDArray[np.float32]  # [f] largest activation
+    histogram: NDArray[np.int64]  # [f, bins] active tokens by activation, between EDGES
+    # [f, m] the strongest token of each of the m strongest documents, strongest first; -1 where a feature is
+    # active in fewer; and the activation there, rounded to BITS bits, 0 where there is none
+    positions: NDArray[np.int64]
+    activations: NDArray[np.float32]
+    step_names: tuple[str, ...]  # of the labelled steps of reasoning; empty where these are not labelled
+    step_tokens: NDArray[np.int64]  # [steps] tokens of each step
+    step_active: NDArray[np.int64]  # [steps, f] those on which the feature is above zero
+
+    @property
+    def density(self) -> NDArray[np.float64]:
+        """``[f]`` fraction of tokens on which each feature is active."""
+        return self.active / self.tokens
+
+    def density_by_step(self, feature: int) -> dict[str, float]:
+        """Fraction of each step's tokens on which a feature is active; empty where steps are not labelled."""
+        shares = zip(self.step_names, self.step_active[:, feature], self.step_tokens, strict=True)
+        return {name: float(active / tokens) for name, active, tokens in shares if tokens}
+
+
+class ActivatingExamples:
+    """Accumulates :class:`Activity` of a corpus, batch by batch in any order, with m examples a feature.
+
+    At most one example of a feature comes from each document. Memory does not grow with tokens.
+    """
+
+    def __init__(self, corpus: Corpus, examples: int) -> None:
+        self._document_of = torch.from_numpy(corpus.document_of)
+        self._steps = None if corpus.moves is None else torch.from_numpy(corpus.moves.astype(np.int64))
+        self._step_names = corpus.move_names if corpus.moves is not None else ()
+        self._examples = examples
+        self._tokens = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def update(self, features: Tensor, positions: Tensor) -> None:
+        """Take the activations ``features`` ``[n, f]`` of the tokens at ``positions`` ``[n]``."""
+        if not len(positions):
+            return
+        if not self._sums:
+            self._begin(features)
+        positions = positions.to(features.device)
+        order = torch.argsort(positions)
+        positions, features = positions[order], features[order].float()
+        sums, active = self._sums, features > 0
+        self._tokens += len(positions)
+        sums["active"] += active.sum(0)
+        sums["maximum"] = torch.maximum(sums["maximum"], features.amax(0))
+        token, feature = active.nonzero(as_tuple=True)
+        bins = ((features[token, feature].log2() - OCTAVES[0]) * BINS_AN_OCTAVE).floor().long()
+        n_bins = len(EDGES) - 1
+        places = feature * n_bins + bins.clamp(0, n_bins - 1)
+        sums["histogram"] += torch.bincount(places, minlength=sums["histogram"].numel()).view(-1, n_bins)
+        if self._steps is not None:
+            steps, n_steps = self._steps[positions], len(self._step_names)
+            sums["step_tokens"] += torch.bincount(steps, minlength=n_steps)
+            places = steps[token] * features.shape[1] + feature
+            counts = torch.bincount(places, minlength=n_steps * features.shape[1])
+            sums["step_active"] += counts.view(n_steps, -1)
+        self._rank(*self._strongest_by_document(features, positions))
+
+    def result(self) -> Activity:
+        """What was accumulated; UserError where nothing was."""
+        if not self._sums:
+            raise UserError("No activations came through: the corpus is empty, ask for more documents.")
+        sums = {name: values.cpu().numpy() for name, values in self._sums.items()}
+        sums |= {name: np.ascontiguousarray(sums[name].T) for name in ("positions", "activations")}
+        return Activity(tokens=self._tokens, step_names=self._step_names, **sums)
+
+    def _begin(self, features: Tensor) -> None:
+        """Make room for as many features, where they are computed."""
+        n, bins, steps, device = features.shape[1], len(EDGES) - 1, len(self._step_names), features.device
+        self._document_of = self._document_of.to(device)
+        self._steps = None if self._steps is None else self._steps.to(device)
+        zeros = {"active": (n,), "histogram": (n, bins), "step_tokens": (steps,), "step_active": (steps, n)}
+        self._sums = {name: torch.zeros(size, dtype=torch.int64) for name, size in zeros.items()}
+        self._sums |= {"maximum": torch.zeros(n), "activations": torch.zeros(self._examples, n)}
+        self._sums["positions"] = torch.full((self._examples, n), NOWHERE)
+        self._sums = {name: values.to(device) for name, values in self._sums.items()}
+
+    def _strongest_by_document(self, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The strongest token of each document, earliest of equals: activations and positions ``[d, f]``."""
+        _, document = torch.unique_consecutive(self._document_of[positions], return_inverse=True)
+        at = document[:, None].expand_as(features)
+        values = _rounded(features)
+        best = values.new_zeros(int(document[-1]) + 1, features.shape[1]).scatter_reduce(
+            0, at, values, "amax"
+        )
+        last = int(positions[-1]) + 1
+        candidates = torch.where(values == best[document], positions[:, None], last)
+        where = torch.full_like(best, last, dtype=torch.int64).scatter_reduce(0, at, candidates, "amin")
+        return best, torch.where(best > 0, where, NOWHERE)
+
+    def _rank(self, values: Tensor, positions: Tensor) -> None:
+        """Keep the strongest of what was kept and what came, at most one of a document."""
+        m = self._examples
+        values, positions = _strongest(values, positions, m)
+        values, positions = _strongest(
+            torch.cat([self._sums["activations"], values]), torch.cat([self._sums["positions"], positions])
+        )
+        document = self._document_of[positions]
+        for i in range(1, len(values)):  # a document may come in two batches
+            again = (document[:i] == document[i]).any(0) & (positions[i] >= 0)
+            values[i] = values[i].masked_fill(again, 0)
+            positions[i] = positions[i].masked_fill(again, NOWHERE)
+        self._sums["activations"], self._sums["positions"] = _strongest(values, positions, m)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A stretch of text around a feature's activation."""
+
+    feature: int
+    document: int  # of the corpus
+    pieces: tuple[str, ...]  # the text of each token [t]
+    activations: NDArray[np.float32]  # [t], 0 at special tokens
+    peak: int  # the place in ``pieces`` of the token that it was chosen for
+
+    @property
+    def text(self) -> str:
+        """The text."""
+        return "".join(self.pieces)
+
+
+def read_examples(
+    subject: Subject,
+    sae: Any,
+    corpus: Corpus,
+    activity: Activity,
+    features: Sequence[int] | NDArray[np.int64],
+    batch_tokens: int,
+    around: int = 20,
+) -> dict[int, list[Example]]:
+    """Feature → examples with the activation of every token, strongest first: reads only their documents.
+
+    ``activity`` is of the same corpus; ``around`` tokens are shown before and after the peak.
+    """
+    chosen = [int(feature) for feature in features]
+    examples: dict[int, list[Example]] = {feature: [] for feature in chosen}
+    peaks = activity.positions[chosen]
+    if not (peaks >= 0).any():
+        return examples
+    document_of = corpus.document_of
+    needed = np.unique(document_of[peaks[peaks >= 0]])
+    # features with an example in each document
+    wanted = {int(d): np.flatnonzero(((document_of[peaks] == d) & (peaks >= 0)).any(1)) for d in needed}
+    read: dict[tuple[int, int], NDArray[np.float32]] = {}
+    part = corpus.select(needed)
+    part_of = part.document_of
+    for batch in stream(subject, part, batch_tokens):
+        columns = encoded_columns(sae, batch.residual, chosen).numpy()
+        positions = batch.positions.numpy()
+        for i in np.unique(part_of[positions]):
+            here = part_of[positions] == i
+            values = np.zeros((part.span(i).stop - part.span(i).start, len(chosen)), np.float32)
+            values[positions[here] - part.starts[i]] = columns[here]
+            document = int(needed[i])
+            read |= {(document, chosen[place]): values[:, place].copy() for place in wanted[document]}
+    for feature, row in zip(chosen, peaks, strict=True):
+        for peak in row[row >= 0]:
+            document = int(document_of[peak])
+            begin, place = int(corpus.starts[document]), int(peak - corpus.starts[document])
+            length = int(corpus.starts[document + 1]) - begin
+            text_begins = int(np.argmin(corpus.special[begin : begin + length]))  # after BOS
+            shown = slice(max(text_begins, place - around), min(length, place + around + 1))
+            ids = corpus.tokens[begin : begin + length][shown].tolist()
+            values = read[document, feature][shown]
+            text = tuple(token_pieces(subject.tokenizer, ids))
+            examples[feature].append(Example(feature, document, text, values, place - shown.start))
+    return examples
+
+
+def feature_examples(
+    subject: Subject,
+    sae: Any,
+    corpus: Corpus,
+    features: Sequence[int] | NDArray[np.int64],
+    examples: int,
+    batch_tokens: int,
+) -> tuple[Activity, dict[int, list[Example]]]:
+    """How active every feature is, and the strongest ``examples`` of some features, one a document."""
+    accumulator = ActivatingExamples(corpus, examples)
+    for batch in stream(subject, corpus, batch_tokens):
+        for part, activations in encoded(sae, batch.residual):
+            accumulator.update(activations, batch.positions[part])
+    activity = accumulator.result()
+    return activity, read_examples(subject, sae, corpus, activity, features, batch_tokens)
+
+
+def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text of each token; joined they are the text.
+
+    Where tokens are no whole characters, or lose a space when decoded alone, each piece is what its token
+    adds to the text before it; a character split over tokens goes to the one that completes it.
+    """
+    whole = tokenizer.decode(list(ids))
+    alone = [tokenizer.decode([token]) for token in ids]
+    if "".join(alone) == whole:
+        return alone
+    pieces, told = [], ""
+    for end in range(1, len(ids) + 1):
+        text = whole if end == len(ids) else tokenizer.decode(list(ids[:end]))
+        grows = whole.startswith(text)
+        pieces.append(text[len(told) :] if grows else "")
+        told = text if grows else told
+    return pieces
+
+
+def _rounded(values: Tensor) -> Tensor:
+    """Values to ``BITS`` binary digits."""
+    mantissa, exponent = torch.frexp(values)
+    return torch.ldexp(torch.round(mantissa * 2**BITS) / 2**BITS, exponent)
+
+
+def _strongest(values: Tensor, positions: Tensor, m: int | None = None) -> tuple[Tensor, Tensor]:
+    """The first ``m`` rows of ``[c, f]``, every column sorted by value, largest first, then by position."""
+    order = torch.argsort(positions, dim=0, stable=True)
+    values, positions = values.gather(0, order), positions.gather(0, order)
+    order = torch.argsort(values, dim=0, descending=True, stable=True)[:m]
+    return values.gather(0, order), positions.gather(0, order)
+
+
+# --- logits and modes --------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def logit_effects(subject: Subject, directions: Tensor) -> Tensor:
     """Effects ``[n, vocabulary]`` float32 of directions ``[n, d]`` in the residual stream.
 
-    Raises:
-        UserError: the model's final norm is no RMSNorm (it has a bias, or no scale).
+    Raises UserError: the model's final norm is no RMSNorm (it has a bias, or no scale).
     """
     norm: Any = getattr(subject.model.base_model, "norm", None)
     if getattr(norm, "weight", None) is None or getattr(norm, "bias", None) is not None:
@@ -78,9 +317,8 @@ def top_logits(
 ) -> pd.DataFrame:
     """The ``n`` tokens that each feature raises most, and those that it lowers most.
 
-    Returns:
-        ``feature``, ``side`` ("positive", "negative"), ``rank`` (from 1), ``token`` (its id), ``text``,
-        ``value``. Equal values keep the order of ids.
+    Columns ``feature``, ``side`` ("positive", "negative"), ``rank`` (from 1), ``token`` (its id), ``text``,
+    ``value``; equal values keep the order of ids.
     """
     rows = []
     for feature in features:
@@ -96,9 +334,8 @@ def top_logits(
 def modes(means: pd.DataFrame) -> list[Mode] | None:
     """The mode of every feature by the rule; None where the text's steps are not labelled.
 
-    Args:
-        means: one row a feature with ``mean:<step>`` and, where there are any, ``before:<step>``; a step that
-            does not occur is left out or NaN.
+    ``means`` has one row a feature, with ``mean:<step>`` and ``before:<step>``; a step that does not occur is
+    left out or NaN.
     """
     places = [place for place in PLACES if any(name.startswith(f"{place}:") for name in means.columns)]
     if not places:
@@ -126,10 +363,7 @@ def modes_by_words(means: pd.DataFrame) -> list[Mode]:
     (equation 4). The mode whose words (:data:`WORDS_OF`) have more than half of it is the feature's mode.
     Where words of no mode have more than half, or it is active around no word, it is other; all else is
     mixed. So a mode says around which words a feature is active, and not that it stands for what they
-    express.
-
-    Args:
-        means: one row a feature with ``word:<r>``, its mean activation in the window around each word of R.
+    express. ``means`` has ``word:<r>``, mean activations in the window around each word of R.
     """
     names = [name for name in means.columns if name.startswith(WORD)]
     known = {word: mode for mode, words in WORDS_OF.items() for word in words}
@@ -146,53 +380,31 @@ def modes_by_words(means: pd.DataFrame) -> list[Mode]:
 
 @dataclass(frozen=True)
 class FeatureInterface:
-    """One feature, ready to be drawn.
-
-    Attributes:
-        feature: its number.
-        score: ReasonScore.
-        rank: by that score, from 1.
-        density: fraction of tokens on which it is active.
-        maximum: its largest activation.
-        histogram: active tokens by activation, one a bin, from the first to the last bin that holds anything.
-        edges: of the bins, ascending, one more than there are bins.
-        by_step: fraction of each step's tokens on which it is active; empty where steps are not labelled.
-        positive: tokens it raises and by how much, most first.
-        negative: tokens it lowers.
-        examples: strongest first.
-        mode: see :func:`modes`; None where it is not known.
-        effects: decision → change of its log-odds when the feature is ablated, nats; empty where there was no
-            measuring.
-        description: a judge's, None where none was asked.
-    """
+    """One feature, ready to be drawn."""
 
     feature: int
-    score: float
-    rank: int
-    density: float
-    maximum: float
-    histogram: NDArray[np.int64]
-    edges: NDArray[np.float64]
-    by_step: dict[str, float]
-    positive: list[tuple[str, float]]
-    negative: list[tuple[str, float]]
-    examples: list[Example]
+    score: float  # ReasonScore
+    rank: int  # by that score, from 1
+    density: float  # fraction of tokens on which it is active
+    maximum: float  # its largest activation
+    histogram: NDArray[np.int64]  # active tokens by activation, from the first to the last bin that is used
+    edges: NDArray[np.float64]  # of the bins, ascending, one more than there are bins
+    by_step: dict[str, float]  # fraction of each step's tokens on which it is active, where known
+    positive: list[tuple[str, float]]  # tokens it raises and by how much, most first
+    negative: list[tuple[str, float]]  # tokens it lowers
+    examples: list[Example]  # strongest first
     mode: str | None = None
-    effects: dict[str, float] = field(default_factory=dict)
-    description: str | None = None
+    effects: dict[str, float] = field(default_factory=dict)  # of ablation on a decision's log-odds, nats
+    description: str | None = None  # a judge's
 
 
 def feature_interfaces(
     table: pd.DataFrame, activity: Activity, logits: pd.DataFrame, examples: Mapping[int, Sequence[Example]]
 ) -> list[FeatureInterface]:
-    """The interfaces of a table's features, in its order.
+    """The interfaces of a table's features, in its order, with their :func:`top_logits` and examples.
 
-    Args:
-        table: one row a feature: ``feature``, ``score``, ``rank`` and, where they are known, ``mode``,
-            ``description`` and ``effect:<decision>``.
-        activity: of all features.
-        logits: :func:`top_logits` of these.
-        examples: :func:`reasoning_features.interpretation.activating_examples.read_examples` of these.
+    The table has ``feature``, ``score``, ``rank`` and, where they are known, ``mode``, ``description`` and
+    ``effect:<decision>``.
     """
     sides = {
         key: list(zip(part["text"], part["value"], strict=True))

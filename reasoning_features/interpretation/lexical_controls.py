@@ -1,4 +1,4 @@
-"""Are features driven by tokens or by context? Words put into plain text, and moves without those words.
+"""Are features driven by tokens or by context? Words put into plain text, and sentences without those words.
 
 After 2601.05679 ("Do Sparse Autoencoders Identify Reasoning Features in Language Models?"): three words are
 put into each plain document of 64 tokens. Its rule, by Cohen's d and a t-test of activations with the words
@@ -38,7 +38,6 @@ from reasoning_features.text.vocabulary import lexicon
 from reasoning_features.text.words import (
     INJECTED,
     TokenIndex,
-    Window,
     capitalised_with_twins,
     draw_places,
     form_ids,
@@ -50,8 +49,7 @@ from reasoning_features.text.words import (
 
 Array = NDArray[np.float64]
 CLASSES = ("token-driven", "partly", "context-driven")
-LARGE, SMALL = 0.8, 0.2
-"""Cohen's d from which a feature is token-driven, and from which it is partly so."""
+LARGE, SMALL = 0.8, 0.2  # Cohen's d from which a feature is token-driven, and from which it is partly so
 P_LARGE, P_SMALL = 0.01, 0.05
 RESAMPLES, SEED = 1000, 0
 
@@ -66,15 +64,8 @@ def largest(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Each feature's largest activation in each span ``[n, k]`` and in each document ``[d, k]``.
 
-    Documents are read some at a time, so that memory grows with spans and not with tokens.
-
-    Args:
-        subject: the model and its hook point.
-        sae: the autoencoder.
-        corpus: what is read.
-        features: ``[k]`` which features.
-        spans: ``[n, 2]`` start and end (exclusive), not empty, each within a document.
-        batch_tokens: the most token ids in one pass.
+    ``spans`` ``[n, 2]`` are start and end (exclusive), not empty, each within a document. Documents are read
+    some at a time, so that memory grows with spans and not with tokens.
     """
     in_spans = np.zeros((len(spans), len(features)), dtype=np.float32)
     in_documents = np.zeros((corpus.n_documents, len(features)), dtype=np.float32)
@@ -95,80 +86,26 @@ def largest(
 
 @dataclass(frozen=True)
 class Controls:
-    """What words do to features, feature by feature.
+    """What words do to features, feature by feature."""
 
-    Attributes:
-        table: one row a feature: see :func:`measure_controls`.
-        untouched: largest activation at each place as it stands ``[n, k]``,
-        with_words: and with a word of R put in ``[n, k]``.
-        documents: the document of each place ``[n]``.
-    """
-
-    table: pd.DataFrame
-    untouched: NDArray[np.float32]
-    with_words: NDArray[np.float32]
-    documents: NDArray[np.int64]
+    table: pd.DataFrame  # one row a feature (:func:`measure_controls`)
+    untouched: NDArray[np.float32]  # largest activation at each place as it stands [n, k],
+    with_words: NDArray[np.float32]  # and with a word of R put in [n, k]
+    documents: NDArray[np.int64]  # the document of each place [n]
 
 
 def measure_controls(
     settings: Settings,
     subject: Subject,
     sae: Any,
-    features: NDArray[np.int64],
+    groups: Mapping[str, NDArray[np.int64]],
     control_words: Sequence[str],
 ) -> Controls:
-    """Activate features by words of R alone, and by reasoning without those words (:func:`controls_in`).
+    """Activate the features of some groups by words of R alone, and by reasoning without those words.
 
-    Args:
-        settings: R, window and seed; the traces and general texts of the subject's kind.
-        subject: the model and its hook point.
-        sae: the autoencoder.
-        features: which features.
-        control_words: words matched to R in frequency.
-    """
-    tokenizer = subject.tokenizer
-    return controls_in(
-        reasoning_corpus(settings, tokenizer, "selection", settings.subject),
-        general_corpus(settings, tokenizer, "evaluation"),
-        subject,
-        sae,
-        features,
-        settings.words,
-        control_words,
-        capitalised_with_twins(lexicon(settings.corpus).twins),
-        settings.window,
-        settings.batch_tokens,
-        settings.seed,
-    )
-
-
-def controls_in(
-    reasoning: Corpus,
-    general: Corpus,
-    subject: Subject,
-    sae: Any,
-    features: NDArray[np.int64],
-    words: Sequence[str],
-    control_words: Sequence[str],
-    capitalised_only: Collection[str],
-    window: Window,
-    batch_tokens: int,
-    seed: int = SEED,
-) -> Controls:
-    """Activate features by words alone, and by reasoning without those words.
-
-    Args:
-        reasoning: traces, for the words' usual forms and for sentences with and without them.
-        general: general text; its plain documents take the words.
-        subject: the model and its hook point.
-        sae: the autoencoder.
-        features: which features.
-        words: R.
-        control_words: words matched to R in frequency.
-        capitalised_only: words with one form (:func:`reasoning_features.text.words.form_ids`).
-        window: a word acts on its own tokens and on as many after it as the window says.
-        batch_tokens: the most token ids in one pass.
-        seed: of places and words.
+    The subject's traces give the words' usual forms, and sentences with and without them; plain documents of
+    its general text take the words. ``control_words`` are matched to R in frequency. A word acts on its own
+    tokens and on as many after it as the window says.
 
     Returns:
         Controls whose table has ``feature``; shares of places at which the feature is active: ``R put in``,
@@ -178,39 +115,37 @@ def controls_in(
         of R put in at the places, ``control d``, ``control p``; ``class``; ``document d``, ``document p`` and
         ``document class`` of whole documents' largest activations, as in 2601.05679.
 
-    Raises:
-        UserError: no plain documents, none left without R's words, or a word that cannot be written.
+    Raises UserError: no plain documents, none left without R's words, or a word that cannot be written.
     """
-    tokenizer = subject.tokenizer
-    rng = np.random.default_rng(seed)
-    plain = plain_documents(general)
-    bare = hosts(plain, tokenizer, words, INJECTED)
-    places = draw_places(bare, tokenizer, INJECTED, seed)
-    drawn = rng.integers(0, 2**31, size=len(places))
+    tokenizer, features = subject.tokenizer, np.unique(np.concatenate(list(groups.values())))
+    reasoning = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
+    plain = plain_documents(general_corpus(settings, tokenizer, "evaluation"))
+    one_form = capitalised_with_twins(lexicon(settings.corpus).twins)
+    bare = hosts(plain, tokenizer, settings.words, INJECTED)
+    places = draw_places(bare, tokenizer, INJECTED, settings.seed)
+    drawn = np.random.default_rng(settings.seed).integers(0, 2**31, size=len(places))
 
     def read(corpus: Corpus, spans: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        return largest(subject, sae, corpus, features, _reaching(corpus, spans, window[1]), batch_tokens)
+        reached = _reaching(corpus, spans, settings.window[1])
+        return largest(subject, sae, corpus, features, reached, settings.batch_tokens)
 
     untouched, before = read(bare, np.stack([places, places + 1], axis=1))
     at_place, whole = {}, {}
-    for name, chosen in (("R", words), ("control", control_words)):
-        forms = usual_forms(reasoning, tokenizer, chosen, capitalised_only)
+    for name, chosen in {"R": settings.words, "control": control_words}.items():
+        forms = usual_forms(reasoning, tokenizer, chosen, one_form)
         put_in = [forms[draw % len(forms)] for draw in drawn]
         at_place[name], whole[name] = read(*inject(bare, places, put_in, f"{name} put in"))
     index = TokenIndex(plain)
-    natural = [index.occurrences(form_ids(tokenizer, word, capitalised_only)) for word in words]
+    natural = [index.occurrences(form_ids(tokenizer, word, one_form)) for word in settings.words]
     as_written = read(plain, np.concatenate(natural))[0]
     nothing = np.full(len(features), np.nan)
     table: dict[str, Any] = {"feature": features}
     table |= {f"{name} put in": (maxima > 0).mean(axis=0) for name, maxima in at_place.items()}
     table["untouched"] = (untouched > 0).mean(axis=0)
     table["R in plain text"] = (as_written > 0).mean(axis=0) if len(as_written) else nothing
-    table |= _sentence_shares(subject, sae, features, reasoning, words, capitalised_only, batch_tokens)
-    for prefix, first, second in (
-        ("", untouched, at_place["R"]),
-        ("control ", untouched, at_place["control"]),
-        ("document ", before, whole["R"]),
-    ):
+    table |= _sentence_shares(settings, subject, sae, features, reasoning, one_form)
+    pairs = {"": (untouched, at_place["R"]), "control ": (untouched, at_place["control"])}
+    for prefix, (first, second) in (pairs | {"document ": (before, whole["R"])}).items():
         d, p = effect_size(first, second, np.ones((1, len(first))))
         table |= {f"{prefix}d": d[0], f"{prefix}p": p[0]}
     table["class"] = classify(table["d"], table["p"])
@@ -219,30 +154,28 @@ def controls_in(
 
 
 def _sentence_shares(
+    settings: Settings,
     subject: Subject,
     sae: Any,
     features: NDArray[np.int64],
     reasoning: Corpus,
-    words: Sequence[str],
-    capitalised_only: Collection[str],
-    batch_tokens: int,
+    one_form: Collection[str],
 ) -> dict[str, Array]:
     """Share of sentences of thinking with and without a word of R in which each feature is active ``[k]``.
 
     R's own tokens are left out, so that a feature of the word itself does not count for the sentence.
     """
-    tokenizer = subject.tokenizer
-    starts = sentence_starts(reasoning, tokenizer)
+    starts = sentence_starts(reasoning, subject.tokenizer)
     sentence = sentence_of(reasoning, starts)
     index = TokenIndex(reasoning)
-    spans = [index.occurrences(form_ids(tokenizer, word, capitalised_only)) for word in words]
+    spans = [index.occurrences(form_ids(subject.tokenizer, word, one_form)) for word in settings.words]
     own = index.mask(np.concatenate(spans), (0, 0))
     inside = (sentence >= 0) & reasoning.thinking
     holds, counted = (np.zeros(len(starts), dtype=bool) for _ in range(2))
     holds[sentence[own & inside]] = True
     counted[sentence[inside]] = True
     active = np.zeros((len(starts), len(features)), dtype=bool)
-    for batch in stream(subject, reasoning, batch_tokens, inside & ~own & ~reasoning.special):
+    for batch in stream(subject, reasoning, settings.batch_tokens, inside & ~own & ~reasoning.special):
         values = encoded_columns(sae, batch.residual, features).numpy()
         np.logical_or.at(active, sentence[batch.positions.numpy()], values > 0)
     groups = {"sentences with R": counted & holds, "sentences without R": counted & ~holds}
@@ -253,15 +186,11 @@ def _sentence_shares(
 def effect_size(
     untouched: NDArray[np.floating], changed: NDArray[np.floating], weights: Array
 ) -> tuple[Array, Array]:
-    """Cohen's d of activations changed against untouched, and p of the t-test, both ``[b, k]``.
+    """Cohen's d of activations changed against untouched ``[n, k]``, and p of the t-test, both ``[b, k]``.
 
-    Args:
-        untouched: largest activations ``[n, k]``.
-        changed: the same with words put in ``[n, k]``.
-        weights: how often each counts ``[b, n]``.
-
-    d is the difference of means over the pooled standard deviation (0 where neither varies nor differs,
-    infinite where a difference has no spread); p is of Student's two-sample test, two-sided.
+    Rows count as often as the weights ``[b, n]`` say. d is the difference of means over the pooled
+    standard deviation (0 where neither varies nor differs, infinite where a difference has no spread); p is
+    of Student's two-sample test, two-sided.
     """
     n = weights.sum(axis=1, keepdims=True)
     moments = []
@@ -285,57 +214,45 @@ def classify(d: Array, p: Array) -> NDArray[np.str_]:
 
 
 def class_shares(
-    controls: Controls, groups: Mapping[str, NDArray[np.bool_]], causal: NDArray[np.bool_] | None = None
+    controls: Controls,
+    groups: Mapping[str, NDArray[np.int64]],
+    causal: NDArray[np.int64] | None = None,
 ) -> pd.DataFrame:
     """Share of each class in groups of features, with intervals over features and documents.
 
-    Args:
-        controls: what was measured.
-        groups: name → which of the table's features ``[k]``.
-        causal: which of them have a true causal effect ``[k]``, where that is known.
+    ``causal``: the features with a true causal effect, where that is known.
 
-    Returns:
-        One row a group and class: ``group``, ``class``, ``share``, ``low``, ``high`` (95%: features and
-        documents both resampled), ``causal`` (share of the group that is of the class and truly causal;
-        missing where not known), ``features``, ``documents``.
-
-    Raises:
-        UserError: a group has no features.
+    Columns ``group``, ``class``, ``share``, ``low``, ``high`` (95%: features and documents both resampled),
+    ``causal`` (share of the group that is of the class and truly causal; missing where not known),
+    ``features``, ``documents``. Raises UserError: a group has no features.
     """
     documents = int(controls.documents.max()) + 1
     weights = bootstrap_weights(documents, RESAMPLES, SEED)[:, controls.documents]
     d, p = effect_size(controls.untouched, controls.with_words, weights)
     again = classify(d, p)
+    table = controls.table
     rows: list[dict[str, Any]] = []
-    for name, member in groups.items():
-        if not member.any():
-            raise UserError(f"There are no features in the group {name!r}: choose at least one.")
+    for name, features in groups.items():
+        member = np.isin(table["feature"], features)
         n = int(member.sum())
+        if not n:
+            raise UserError(f"There are no features in the group {name!r}: choose at least one.")
         drawn = bootstrap_weights(n, RESAMPLES, SEED + 1)
         for kind in CLASSES:
-            own = controls.table["class"].to_numpy()[member] == kind
-            share = float(own.mean())
-            both = float("nan") if causal is None else float((own & causal[member]).mean())
+            own = table["class"].to_numpy()[member] == kind
+            both = np.nan if causal is None else (own & np.isin(table["feature"][member], causal)).mean()
             resampled = (drawn * (again[:, member] == kind)).sum(axis=1) / n
             low, high = np.quantile(resampled, [0.025, 0.975])
-            row = {"group": name, "class": kind, "share": share, "low": float(low), "high": float(high)}
+            row = {"group": name, "class": kind, "share": own.mean(), "low": low, "high": high}
             rows.append(row | {"causal": both, "features": n, "documents": documents})
     return pd.DataFrame(rows)
 
 
 def word_detectors(evidence: pd.DataFrame, controls: Controls, features: Sequence[int]) -> pd.DataFrame:
-    """What token identity and words put into plain text say of some features.
+    """What token identity and words put into plain text say of some features of a feature table.
 
-    Args:
-        evidence: one row a feature (:func:`reasoning_features.truth.feature_table.feature_table`).
-        controls: :func:`measure_controls` of these features, and perhaps of others.
-        features: which, in their order.
-
-    Returns:
-        ``feature``, ``score``, ``density``; ``best token`` with its ``precision`` and ``recall`` in telling
-        when the feature is active; ``identity`` (the score by token identity alone, as a share of the score);
-        ``d`` and ``control d`` (Cohen's d of words of R, and of words as frequent, put into plain text) and
-        ``class``.
+    ``best token`` comes with its ``precision`` and ``recall`` in telling when the feature is active;
+    ``identity`` is the score by token identity alone, as a share of the score.
     """
     table = evidence.set_index("feature").loc[list(features)].reset_index()
     table["identity"] = table["score:identity"] / table["score:reason score"]

@@ -29,7 +29,6 @@ from reasoning_features.dictionaries.training import convergence, train_autoenco
 from reasoning_features.diffing import stages as diffing
 from reasoning_features.files import write_table
 from reasoning_features.making import organism_card, steering
-from reasoning_features.making.truth import make_truth
 from reasoning_features.models.sampling import sample
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.organism.language import (
@@ -59,7 +58,7 @@ from reasoning_features.runs.shards import each
 from reasoning_features.settings import load_settings
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus
 from reasoning_features.text.corpus import join
-from reasoning_features.truth.benchmark import PLACE, TRACE
+from reasoning_features.truth.benchmark import measure_benchmark
 
 FOLDER = Path("data/organism")
 CHECKPOINTS = Path("data/organism/checkpoints")
@@ -286,7 +285,7 @@ def measure_truth(folder: Path, benchmarked: tuple[Variant, int]) -> None:
         subject=paths.relative(folder / "models" / variant.name),
         autoencoder=paths.relative(folder / "autoencoders" / name),
     )
-    make_truth(folder / "truth" / name, settings, (PLACE, TRACE) if name in WHOLE_TRACE else (PLACE,))
+    measure_benchmark(folder / "truth" / name, settings, over_trace=name in WHOLE_TRACE)
 
 
 # --- the stages of model diffing ----------------------------------------------------------------------------

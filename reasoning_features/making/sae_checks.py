@@ -35,12 +35,11 @@ from reasoning_features.files import write_table
 from reasoning_features.making import organism_card
 from reasoning_features.making.organism import main_activations, stage_activations
 from reasoning_features.making.steering import make_study
-from reasoning_features.making.truth import make_truth
 from reasoning_features.residual_stream.activations import Moments, shuffled_batches
 from reasoning_features.runs.shards import Each, each
 from reasoning_features.sae_checks import ortsae_metrics, synthetic
 from reasoning_features.settings import Settings, load_settings
-from reasoning_features.truth.benchmark import PLACE
+from reasoning_features.truth.benchmark import measure_benchmark
 
 # documents of traces that dictionaries are trained on, and a third as many general ones: the main line's
 TRACES = 9000
@@ -187,7 +186,7 @@ def make_costs(folder: Path) -> None:
 def measure(folder: Path, dictionary: Dictionary) -> None:
     """What scores may see of one dictionary's features, and their ablation effects on held-out decisions."""
     torch.set_num_threads(1)
-    make_truth(folder / "truth" / dictionary.name, dictionary.settings(folder), [PLACE])
+    measure_benchmark(folder / "truth" / dictionary.name, dictionary.settings(folder), over_trace=False)
 
 
 def study(folder: Path, unfinished: Path, dictionary: Dictionary) -> None:

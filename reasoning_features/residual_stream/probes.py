@@ -1,4 +1,4 @@
-"""Where in depth the moves are linearly decodable: a probe a layer, with a shuffled-label control.
+"""What can be read linearly from the stream: moves, a probe a layer, and decisions; shuffled as a control.
 
 A probe is multinomial logistic regression on standardised activations. Documents, not tokens, are divided
 into training and test; accuracy is balanced (the mean over moves of the fraction recognised), so that chance
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
@@ -138,3 +140,67 @@ def balanced_accuracy(
     means = np.divide(weights @ hits.to_numpy(), drawn, out=np.full_like(drawn, np.nan), where=drawn > 0)
     estimate = float((hits.sum() / totals.sum()).mean())
     return percentile_interval(estimate, np.nanmean(means, axis=1), len(totals))
+
+
+# --- a decision, from the stream at its token --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A probe's answers on traces it has not seen: a score, the truth and the trace of each decision."""
+
+    scores: NDArray[np.float64]  # [n] larger where it expects the positive side
+    towards: NDArray[np.bool_]  # [n] True where the trace took it
+    documents: NDArray[np.int64]  # [n]
+
+    def auc(self, n_resamples: int = 1000, seed: int = 0) -> Interval:
+        """Area under the ROC curve, with its 95% interval over test traces."""
+        areas, n = self._areas(n_resamples, seed)
+        return percentile_interval(areas[0], areas[1:], n)
+
+    def auc_less(self, other: Probed, n_resamples: int = 1000, seed: int = 0) -> Interval:
+        """This probe's area less another's on the same decisions, resampled together."""
+        (ours, n), (theirs, _) = (probe._areas(n_resamples, seed) for probe in (self, other))
+        return percentile_interval(ours[0] - theirs[0], ours[1:] - theirs[1:], n)
+
+    def _areas(self, n_resamples: int, seed: int) -> tuple[NDArray[np.float64], int]:
+        """Areas of all traces and of each resample ``[1 + resamples]``, and the number of traces."""
+        traces, trace = np.unique(self.documents, return_inverse=True)
+        drawn = bootstrap_weights(len(traces), n_resamples, seed)[:, trace]
+        areas = [weighted_auc(self.scores, self.towards, row) for row in (np.ones(len(trace)), *drawn)]
+        return np.array(areas), len(traces)
+
+
+def weighted_auc(
+    scores: NDArray[np.float64], towards: NDArray[np.bool_], weights: NDArray[np.float64]
+) -> float:
+    """Area under the ROC curve with each row counted so many times; ties count half."""
+    order = rankdata(scores, method="dense") - 1
+    positive, negative = np.bincount(order, weights * towards), np.bincount(order, weights * ~towards)
+    below = np.cumsum(negative) - negative / 2
+    return float((positive * below).sum() / (positive.sum() * negative.sum()))
+
+
+def probe_decision(
+    residual: NDArray[np.float32],
+    towards: NDArray[np.bool_],
+    documents: NDArray[np.int64],
+    seed: int = 0,
+    shuffled: bool = False,
+) -> Probed:
+    """Train a logistic regression on the stream ``[n, d]`` at some traces' decisions, and ask it of others'.
+
+    The same seed divides the same ``documents`` alike. ``shuffled`` labels are the control: what a probe
+    finds where there is nothing to find. Raises UserError: too few traces for both sides on either part.
+    """
+    rng = np.random.default_rng(seed)
+    traces = np.unique(documents)
+    tested = np.isin(documents, rng.permutation(traces)[: round(TEST_FRACTION * len(traces))])
+    if any(len(np.unique(towards[part])) < 2 for part in (tested, ~tested)):
+        raise UserError("There are too few decisions for a probe of them: raise reasoning_documents.")
+    labels = rng.permutation(towards[~tested]) if shuffled else towards[~tested]
+    scaler = StandardScaler().fit(residual[~tested])
+    with threadpool_limits(limits=1):  # threads only wait for one another on matrices this small
+        model = LogisticRegression(C=0.1, max_iter=500).fit(scaler.transform(residual[~tested]), labels)
+        scores = model.decision_function(scaler.transform(residual[tested]))
+    return Probed(scores, towards[tested], documents[tested])

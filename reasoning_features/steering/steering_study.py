@@ -31,7 +31,7 @@ from reasoning_features.steering.answering import answers
 from reasoning_features.steering.baselines import baselines, mean_norm
 from reasoning_features.steering.benchmarks import COMMON, Questions, load_questions
 from reasoning_features.text.corpora import reasoning_corpus
-from reasoning_features.truth.benchmark import Benchmark, gather_table, identity
+from reasoning_features.truth.benchmark import Benchmark, Variant, gather_table, identity
 from reasoning_features.truth.decisions import find_decisions
 
 Features = NDArray[np.int64]
@@ -222,7 +222,7 @@ def tested(settings: Settings, subject: Subject, sae: Any, stored: Sequence[Benc
     for benchmark in stored:
         if benchmark.identity == who:
             return benchmark
-    return Benchmark(**who, evidence=gather_table(settings, subject, sae), truths={})
+    return Benchmark(**who, evidence=gather_table(Variant(settings, subject, sae)), truths={})
 
 
 def prepare(settings: Settings, subject: Subject, sae: Any, benchmark: Benchmark) -> Tried:
@@ -236,12 +236,9 @@ def prepare(settings: Settings, subject: Subject, sae: Any, benchmark: Benchmark
     traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject)
     decisions = find_decisions(traces, subject.tokenizer, settings.corpus)
     norm = mean_norm(subject, traces, settings.batch_tokens)
-    evidence, effects = benchmark.evidence, None
-    if truth := benchmark.truths.get("persistence"):
-        effects = np.full(len(evidence), np.nan)
-        effects[truth.features] = truth.effect
+    effects = benchmark.effect("persistence") if "persistence" in benchmark.truths else None
     n, vocabularies = settings.candidates, settings.search_vocabularies
-    made = candidates(evidence, sae, n, vocabularies, settings.seed, effects)
+    made = candidates(benchmark.evidence, sae, n, vocabularies, settings.seed, effects)
     return Tried(made, baselines(subject, decisions, settings.words, norm, settings.batch_tokens), norm)
 
 

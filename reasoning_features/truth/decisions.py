@@ -1,55 +1,74 @@
-"""Decisions of a text: the places where its next word settles what it does, and the model's log-odds there.
+"""Decisions of a text: the places where its next word settles what it does, and what tells their side.
 
 A decision has two sides, each a set of words that may come next. The organism's are known from its grammar:
 *persistence*, to go on or give up after a dead end, and *verification*, to check a result or conclude. Other
-text has none that are known. Answers of the organism tell how often they go on (:func:`decision_rates`).
+text has none that are known. Answers of the organism tell how often they go on (:func:`decision_rates`);
+features tell a side by their activation (:func:`decodability`); and words of R tell, in the organism's traces
+and in real labelled ones, which sentences keep the search open (:func:`coupling_of_traces`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from torch import Tensor
 
+from reasoning_features import paths
+from reasoning_features.dictionaries.autoencoder import encoded_columns
 from reasoning_features.errors import UserError
-from reasoning_features.organism.parser import DECISIONS, decision_places, decisions_of, first_tokens, swap
+from reasoning_features.models.subject import Subject
+from reasoning_features.organism.language import Document, reasoning_documents
+from reasoning_features.organism.parser import (
+    DECISIONS,
+    DecisionContext,
+    decision_places,
+    decisions_of,
+    first_tokens,
+    parse,
+    swap,
+)
+from reasoning_features.residual_stream.activations import collect, stream
+from reasoning_features.settings import load_settings
+from reasoning_features.statistics import bootstrap_weights
 from reasoning_features.text.corpus import Corpus, last_before, sentence_starts
+from reasoning_features.text.vocabulary import split_words
 from reasoning_features.text.words import Mask
 
+Array = NDArray[np.float64]
+Ids = NDArray[np.int64]
+# decisions below which a rate of their own is not taken: that of the domain, or of all, stands in
 FEWEST = 20
-"""Decisions below which a rate of their own is not taken: that of the domain, or of all, stands in."""
+# pair of wordings → two ways (of ``organism.parser.SWAPS``) to write a trace
+SWAPS = {
+    "words of R and twins": ("all words of R", "all twins"),
+    "careful and hasty markers": ("all careful markers", "all hasty markers"),
+}
+# kind of decision → names of its negative and its positive side
+SIDES = {"persistence": ("give up", "go on"), "verification": ("conclude", "verify")}
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """The decisions of one kind in a corpus.
+    """The decisions of one kind in a corpus."""
 
-    Attributes:
-        name: "persistence" or "verification".
-        corpus: the traces that hold them.
-        positions: ``[n]`` index in ``corpus.tokens`` of the token whose next-token logits decide: the last
-            one before the opener.
-        documents: ``[n]`` the document of each.
-        styles: each decision's hidden style, "" where it has none.
-        towards: ``[n]`` True where the trace took the positive side (went on; verified).
-        positive: token ids that open the positive side.
-        negative: token ids that open the other.
-    """
-
-    name: str
-    corpus: Corpus
-    positions: NDArray[np.int64]
-    documents: NDArray[np.int64]
-    styles: list[str]
-    towards: NDArray[np.bool_]
-    positive: NDArray[np.int64]
-    negative: NDArray[np.int64]
+    name: str  # "persistence" or "verification"
+    corpus: Corpus  # the traces that hold them
+    positions: Ids  # [n] of the token in ``corpus.tokens`` whose logits decide: the last before the opener
+    documents: Ids  # [n] the document of each
+    styles: list[str]  # each decision's hidden style, "" where it has none
+    towards: NDArray[np.bool_]  # [n] True where the trace took the positive side (went on; verified)
+    positive: Ids  # token ids that open the positive side
+    negative: Ids  # token ids that open the other
 
     def __post_init__(self) -> None:
         if set(self.positive.tolist()) & set(self.negative.tolist()):
@@ -75,18 +94,12 @@ class Decisions:
 
 
 def find_decisions(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, Decisions]:
-    """All decisions of a corpus, by name; empty where a kind of corpora has none that are known.
+    """All decisions of a corpus, by name; none where they are not known in its kind (``settings.corpus``).
 
-    Args:
-        corpus: the traces.
-        tokenizer: the subject's.
-        kind: the kind of corpora (``settings.corpus``).
+    Tokens are decoded one by one, so that each knows its place in the text.
     """
-    return _organism_decisions(corpus, tokenizer) if kind == "organism" else {}
-
-
-def _organism_decisions(corpus: Corpus, tokenizer: Any) -> dict[str, Decisions]:
-    """Decisions read off the text. Tokens are decoded one by one, so that each knows its place in it."""
+    if kind != "organism":
+        return {}
     ids, which = np.unique(corpus.tokens, return_inverse=True)
     pieces = np.array([tokenizer.decode([int(i)]) for i in ids], dtype=object)[which]
     positions: dict[str, list[int]] = {name: [] for name in DECISIONS}
@@ -116,20 +129,10 @@ def _organism_decisions(corpus: Corpus, tokenizer: Any) -> dict[str, Decisions]:
     return found
 
 
-SWAPS: dict[str, tuple[str, str]] = {
-    "words of R and twins": ("all words of R", "all twins"),
-    "careful and hasty markers": ("all careful markers", "all hasty markers"),
-}
-"""Pair of wordings → two ways (of :data:`reasoning_features.organism.parser.SWAPS`) to write a trace."""
-
-
 def swapped(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, tuple[Corpus, Corpus]]:
-    """The traces of a corpus in pairs of wordings, token for token of one length; empty where none are known.
+    """The traces of a corpus in pairs of wordings, token for token of one length; none in other kinds.
 
-    Arguments are those of :func:`find_decisions`.
-
-    Raises:
-        ValueError: the tokenizer writes a word and its twin with different numbers of tokens.
+    Raises ValueError: the tokenizer writes a word and its twin with different numbers of tokens.
     """
     if kind != "organism":
         return {}
@@ -152,8 +155,7 @@ def swapped(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, tuple[Corpus
 def balanced(decisions: Decisions, n: int, seed: int) -> Decisions:
     """``n`` decisions, as many of one style as of the other, drawn by seed and kept in the corpus' order.
 
-    Raises:
-        UserError: a style has too few, or there are not two styles.
+    Raises UserError: a style has too few, or there are not two styles.
     """
     styles = np.array(decisions.styles)
     names = sorted(set(decisions.styles) - {""})
@@ -165,13 +167,13 @@ def balanced(decisions: Decisions, n: int, seed: int) -> Decisions:
     rng = np.random.default_rng(seed)
     drawn = []
     for name in names:
-        held = np.flatnonzero(styles == name)
-        if len(held) < n // 2:
+        own = np.flatnonzero(styles == name)
+        if len(own) < n // 2:
             raise UserError(
                 f"{n // 2} decisions of {decisions.name} in {name} traces are asked for, but there are "
-                f"{len(held)}: lower `decisions`, or take more documents."
+                f"{len(own)}: lower `decisions`, or take more documents."
             )
-        drawn.append(rng.choice(held, n // 2, replace=False))
+        drawn.append(rng.choice(own, n // 2, replace=False))
     return decisions.select(np.sort(np.concatenate(drawn)))
 
 
@@ -180,7 +182,7 @@ def label_sets(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, Mask]:
 
     ``mean:<move>``: tokens of a reasoning step. ``before:<move>``: the last token before each sentence that
     begins with it. ``at <decision>:positive`` and ``:negative``: the positions of decisions by the side the
-    trace took. Arguments are those of :func:`find_decisions`.
+    trace took.
     """
     sets: dict[str, Mask] = {}
     if corpus.moves is not None:
@@ -215,8 +217,8 @@ def log_odds(logits: Tensor, decisions: Decisions) -> Tensor:
 class Rates:
     """Chances to go on, by domain and by the number of the dead end (from 1)."""
 
-    by_place: Mapping[tuple[str, int], float]
-    by_domain: Mapping[str, float]
+    by_place: Mapping[Any, float]
+    by_domain: Mapping[Any, float]
     overall: float
 
     def of(self, domain: str, dead_end: int) -> float:
@@ -249,27 +251,244 @@ def decision_rates(answers: pd.DataFrame) -> pd.DataFrame:
 def rates_of(table: pd.DataFrame) -> Rates:
     """The rates of :func:`decision_rates`, places with fewer than ``FEWEST`` decisions pooled.
 
-    Raises:
-        UserError: fewer decisions than that in all.
+    Raises UserError: fewer decisions than that in all.
     """
     if table["n"].sum() < FEWEST:
         raise UserError(
             f"The answers hold {table['n'].sum()} dead ends, too few to say how often they go on: "
             "take more problems."
         )
-    pooled: dict[str, list[tuple[float, int]]] = {}
-    by_place: dict[tuple[str, int], float] = {}
-    columns = (table[name].tolist() for name in ("domain", "dead_end", "went_on", "n"))
-    for domain, dead_end, went_on, n in zip(*columns, strict=True):
-        pooled.setdefault(domain, []).append((went_on, n))
-        if n >= FEWEST:
-            by_place[domain, dead_end] = went_on
-    by_domain = {
-        domain: _mean(cells) for domain, cells in pooled.items() if sum(n for _, n in cells) >= FEWEST
-    }
-    return Rates(by_place, by_domain, _mean([cell for cells in pooled.values() for cell in cells]))
+    counted = table.assign(went=table["went_on"] * table["n"])
+    seen = counted[counted["n"] >= FEWEST].set_index(["domain", "dead_end"])["went_on"]
+    pooled = counted.groupby("domain")[["went", "n"]].sum()
+    pooled = pooled[pooled["n"] >= FEWEST]
+    by_domain = pooled["went"] / pooled["n"]
+    return Rates(seen.to_dict(), by_domain.to_dict(), float(counted["went"].sum() / counted["n"].sum()))
 
 
-def _mean(cells: list[tuple[float, int]]) -> float:
-    """The mean rate of cells (rate, decisions)."""
-    return sum(rate * n for rate, n in cells) / sum(n for _, n in cells)
+# --- what features tell ------------------------------------------------------------------------------------
+
+
+def auc_by_class(activations: NDArray[np.float32], classes: Ids, n_classes: int) -> Array:
+    """Area under the ROC curve of each feature ``[n, f]`` for each class ``[n]`` against others ``[f, c]``.
+
+    Ties count half. NaN for a class with no token, or with all of them.
+    """
+    ranks = rankdata(activations, axis=0)
+    of_class = (classes[:, None] == np.arange(n_classes)).astype(np.float64)
+    inside = of_class.sum(0)
+    pairs = inside * (len(classes) - inside)
+    above = ranks.T @ of_class - inside * (inside + 1) / 2
+    return np.divide(above, pairs, out=np.full_like(above, np.nan), where=pairs > 0)
+
+
+def best_class(
+    activations: NDArray[np.float32], classes: Ids, first_half: NDArray[np.bool_], n_classes: int
+) -> tuple[Ids, NDArray[np.bool_], Array]:
+    """Each feature's best class ``[f]``, whether it is high there ``[f]``, and its held-out AUC ``[f]``.
+
+    Class and side are those that are farthest from chance on ``first_half``; the AUC is of the other half,
+    and below 0.5 where the choice does not carry over. Classes missing from either half are not chosen; the
+    AUC is NaN where that leaves none.
+    """
+    first, second = (
+        auc_by_class(activations[half], classes[half], n_classes) for half in (first_half, ~first_half)
+    )
+    usable = ~np.isnan(first) & ~np.isnan(second)
+    best = np.where(usable, np.abs(first - 0.5), -1).argmax(axis=1)
+    rows = np.arange(len(best))
+    high = first[rows, best] >= 0.5
+    auc = second[rows, best]
+    return best, high, np.where(high, auc, 1 - auc)
+
+
+def targets(
+    corpus: Corpus, tokenizer: Any, decisions: Mapping[str, Decisions]
+) -> dict[str, tuple[tuple[str, ...], Ids]]:
+    """What there is to tell at which tokens: label → names of its classes and class ``[n_tokens]``, -1: none.
+
+    "current move" at every token of thinking; "next move", the move that the next sentence begins with, at
+    the last token of every sentence; and each decision's side at its token. No moves, no labels of moves.
+    """
+    found: dict[str, tuple[tuple[str, ...], Ids]] = {}
+    if corpus.moves is not None:
+        usable = corpus.thinking & ~corpus.special
+        found["current move"] = corpus.move_names, np.where(usable, corpus.moves, -1).astype(np.int64)
+        following = np.full(corpus.n_tokens, -1, dtype=np.int64)
+        last = last_before(corpus, sentence_starts(corpus, tokenizer))
+        last = last[usable[last] & usable[last + 1]]
+        following[last] = corpus.moves[last + 1]
+        found["next move"] = corpus.move_names, following
+    for name, own in decisions.items():
+        sides = np.full(corpus.n_tokens, -1, dtype=np.int64)
+        sides[own.positions] = own.towards
+        found[name] = SIDES[name], sides
+    return found
+
+
+def decodability(
+    subject: Subject,
+    sae: Any,
+    corpus: Corpus,
+    decisions: Mapping[str, Decisions],
+    features: Ids,
+    batch_tokens: int,
+    most_tokens: int,
+    seed: int,
+) -> pd.DataFrame | None:
+    """The held-out AUC of every feature for moves and decisions; None where neither is known.
+
+    Decodable is not causal: a feature may tell what comes next and play no part in it. Which class a feature
+    tells best, and whether by being high, is chosen on half of the traces and reported on the other. Of a
+    label with more than ``most_tokens`` so many are drawn.
+
+    Returns:
+        One row a label and feature: ``feature``, ``label``, ``best`` (the class it tells best), ``high``
+        (whether it is high there), ``auc`` (held-out half), ``tokens`` (of both halves).
+    """
+    labels = targets(corpus, subject.tokenizer, decisions)
+    if not labels:
+        return None
+    rng = np.random.default_rng(seed)
+    first_half = rng.permutation(corpus.n_documents) < corpus.n_documents // 2
+    drawn = {}
+    for label, (_, classes) in labels.items():
+        known = np.flatnonzero(classes >= 0)
+        drawn[label] = np.sort(rng.choice(known, min(len(known), most_tokens), replace=False))
+    include = np.zeros(corpus.n_tokens, dtype=bool)
+    include[np.concatenate(list(drawn.values()))] = True
+    read = collect(stream(subject, corpus, batch_tokens, include))
+    parts = read.residual.split(batch_tokens)
+    activations = torch.cat([encoded_columns(sae, part, features) for part in parts]).numpy()
+    tables = []
+    for label, (names, classes) in labels.items():
+        at = drawn[label]
+        half = first_half[corpus.document_of[at]]
+        best, high, auc = best_class(activations[read.rows(at)], classes[at], half, len(names))
+        table = pd.DataFrame({"feature": features, "label": label, "best": np.array(names)[best]})
+        tables.append(table.assign(high=high, auc=auc, tokens=len(at)))
+    return pd.concat(tables, ignore_index=True)
+
+
+# --- how strongly words of R mark going on in real labelled traces, on the scale of the organism's κ -------
+#
+# In the organism κ is the share of the information about persistence (a Jeffreys divergence) that lies in the
+# words of R. Real traces have no hidden persistence to measure that by, but sentences with labels. So one
+# statistic is taken on both: the Jeffreys divergence between "holds a word of R" in sentences that keep the
+# search open and in all others, J = (p − q)(logit p − logit q). On the organism it grows with κ, and the κ at
+# which the organism's traces have the real traces' J is their coupling. It says how well the words tell such
+# sentences from others in text. It cannot say that a model reads its persistence off the words, nor that an
+# organism of that κ is like the real model in anything else. The real labels were given by a model, which may
+# have gone by those very words: J is then too large.
+
+Marked = list[tuple[bool, str]]  # a trace's sentences: whether each keeps the search open, and its text
+# what ``coupling_of_traces`` gives of DeepSeek-R1-Distill-Qwen-14B's and 32B's traces and the paper's R, 100
+# labelled traces each: ``python -m reasoning_features.truth.decisions FOLDER`` measures it again
+SHIPPED = "reasoning_features/truth/real_coupling.csv"
+OPEN_LABELS = frozenset(
+    {"backtracking", "uncertainty-estimation"}
+)  # real sentences that keep the search open
+OPEN_MOVES = frozenset({"backtrack", "uncertain"})  # the organism's; a try after a dead end does too
+KAPPAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+DOCUMENTS, RESAMPLES, SEED = 600, 1000, 0
+
+
+def real_sentences(folder: Path) -> dict[str, list[Marked]]:
+    """Sentences of every ``deepseek-r1*.jsonl`` in a folder, by file name; a labelled span is a sentence.
+
+    Raises UserError: there is no such file, or its rows have no labelled ``spans``.
+    """
+    traces: dict[str, list[Marked]] = {}
+    for file in sorted(folder.glob("deepseek-r1*.jsonl")):
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+        if not all("spans" in row for row in rows):
+            raise UserError(f"{file.name} has no labelled spans: give traces with `spans` of label and text.")
+        traces[file.stem] = [
+            [(span["label"] in OPEN_LABELS, span["text"]) for span in row["spans"]] for row in rows
+        ]
+    if not traces:
+        raise UserError(f"{folder} has no labelled traces: it needs deepseek-r1*.jsonl with `spans`.")
+    return traces
+
+
+def organism_sentences(document: Document) -> Marked:
+    """The sentences of one of the organism's traces."""
+    sentences: Marked = []
+    standing = DecisionContext()
+    for sentence in parse(document.text).sentences:
+        opens = sentence.label in OPEN_MOVES or (sentence.label == "explore" and standing.dead_end)
+        sentences.append((opens, sentence.text))
+        standing = standing.after(sentence)
+    return sentences
+
+
+def marking_counts(traces: Iterable[Marked], words: Sequence[str]) -> Array:
+    """Sentences of each trace ``[t, 2, 2]``: by whether they keep the search open, and hold a word of R."""
+    counts = []
+    for trace in traces:
+        table = np.zeros((2, 2))
+        for opens, text in trace:
+            written = f" {' '.join(split_words(text))} "
+            table[int(opens), int(any(f" {word} " in written for word in words))] += 1
+        counts.append(table)
+    return np.stack(counts)
+
+
+def shares(counts: Array) -> tuple[Array, Array]:
+    """P(holds a word of R) in sentences that keep the search open, and in others, from ``[..., 2, 2]``.
+
+    Half a sentence is added to every cell, so that a share is never 0 or 1.
+    """
+    smoothed = counts + 0.5
+    share = smoothed[..., 1] / smoothed.sum(axis=-1)
+    return share[..., 1], share[..., 0]
+
+
+def divergence(counts: Array) -> Array:
+    """Jeffreys divergence in nats between the two shares, from counts ``[..., 2, 2]``."""
+    p, q = shares(counts)
+    return (p - q) * (np.log(p / (1 - p)) - np.log(q / (1 - q)))
+
+
+def organism_scale(words: Sequence[str], documents: int = DOCUMENTS) -> pd.DataFrame:
+    """J on the organism's traces at each κ: columns ``kappa`` and ``divergence``."""
+    by_kappa = []
+    for kappa in KAPPAS:
+        traces = map(organism_sentences, reasoning_documents(kappa, documents, SEED, "selection"))
+        by_kappa.append(float(divergence(marking_counts(traces, words).sum(axis=0))))
+    return pd.DataFrame({"kappa": KAPPAS, "divergence": by_kappa})
+
+
+def on_scale(divergences: Array, scale: pd.DataFrame) -> Array:
+    """The κ at which the organism has these divergences, by linear interpolation, within [0, 1]."""
+    growing = np.maximum.accumulate(scale["divergence"].to_numpy())
+    return np.interp(divergences, growing, scale["kappa"].to_numpy())
+
+
+def coupling_of_traces(folder: Path, words: Sequence[str]) -> pd.DataFrame:
+    """The coupling of the real labelled traces in a folder, one row a model; UserError where there are none.
+
+    Returns:
+        ``model``, ``open_share`` and ``other_share`` (of sentences with a word of R), ``divergence``,
+        ``low``, ``high`` (95%, traces resampled), ``kappa``, ``kappa_low``, ``kappa_high`` (within [0, 1]),
+        ``outside`` (True where J is beyond that of every κ, so that κ is only a bound), ``traces``.
+    """
+    scale = organism_scale(words)
+    rows: list[dict[str, Any]] = []
+    for model, traces in real_sentences(folder).items():
+        counts = marking_counts(traces, words)
+        weights = bootstrap_weights(len(counts), RESAMPLES, SEED)
+        resampled = divergence(np.tensordot(weights, counts, axes=1))
+        found = np.array([divergence(counts.sum(axis=0)), *np.quantile(resampled, [0.025, 0.975])])
+        opens, others = shares(counts.sum(axis=0))
+        row = {"model": model, "open_share": float(opens), "other_share": float(others)}
+        row |= dict(zip(("divergence", "low", "high"), found.tolist(), strict=True))
+        row |= dict(zip(("kappa", "kappa_low", "kappa_high"), on_scale(found, scale).tolist(), strict=True))
+        rows.append(row | {"outside": bool(found[0] > scale["divergence"].max()), "traces": len(counts)})
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    coupling_of_traces(Path(sys.argv[1]), load_settings("organism").words).to_csv(
+        paths.root() / SHIPPED, index=False
+    )

@@ -38,98 +38,67 @@ from reasoning_features.truth.decisions import Decisions, balanced, find_decisio
 
 Array = NDArray[np.float64]
 Ids = NDArray[np.int64]
-QUANTILE = 0.99
-"""Of random directions of equal norm; the share above it passes by chance."""
-ROWS = 32
-"""Ablated copies of a whole trace in one forward pass."""
-LENS_TOKENS = 20
-"""Tokens of the logit lens that the output score looks for (2505.20063's released code)."""
-AMPLIFICATION = 10.0
-"""A feature is raised by this many times the largest activation at the position (the same code)."""
+QUANTILE = 0.99  # of random directions of equal norm; the share above it passes by chance
+ROWS = 32  # ablated copies of a whole trace in one forward pass
+LENS_TOKENS = 20  # of the logit lens that the output score looks for (2505.20063's released code)
+AMPLIFICATION = 10.0  # a feature is raised by so many times the largest activation there (the same code)
+# positions that are patched: the decision's token; its sentence up to it; all before that sentence; all
 GROUPS = ("decision", "opening", "before", "all")
-"""Positions that are patched: the decision's token; its sentence up to it; all before that sentence; all."""
 
-
-@dataclass(frozen=True)
-class Ablations:
-    """Edits of one trace: each moves the stream along its own direction, by its own amount at each token.
-
-    Attributes:
-        amounts: ``[t, m]`` how far each edit moves each token's stream, in units of its direction.
-        directions: ``[m, d]``.
-    """
-
-    amounts: Tensor
-    directions: Tensor
-
-    @property
-    def norms(self) -> Tensor:
-        """Norm of every edit at every token ``[t, m]``."""
-        return self.amounts.abs() * self.directions.norm(dim=1)
-
-
-Place = Callable[[Subject, Decisions, Ids, Ablations], tuple[Tensor, Tensor]]
-"""From a trace's decisions (numbers of ``Decisions``) and edits to changes and sizes, ``[k, m]`` each."""
+# from a trace's decisions (their numbers [k]) and its edits, how far each moves each token's stream [t, m]
+# and along which direction [m, d], to changes of the log-odds and norms of the edits, [k, m] each
+Place = Callable[[Subject, Decisions, Ids, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def at_decision(
-    subject: Subject, decisions: Decisions, which: Ids, edits: Ablations
+    subject: Subject, decisions: Decisions, which: Ids, amounts: Tensor, directions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Edits at each decision's own token alone: changes of its log-odds and norms of the edits ``[k, m]``."""
+    """Edits at each decision's own token alone."""
     prefix = subject.prefix(_tokens(decisions, which))
     changes = []
     for place in decisions.places[which].tolist():
-        moved = edits.amounts[place, :, None] * edits.directions
+        moved = amounts[place, :, None] * directions
         # the first version is the stream as it is: what the others are compared with
         versions = prefix.stream[place] + torch.cat([torch.zeros_like(moved[:1]), moved])
-        found = log_odds(subject.logits_of_versions(prefix, place, versions), decisions)
-        changes.append(found[1:] - found[0])
-    return torch.stack(changes), edits.norms[torch.from_numpy(decisions.places[which])]
+        odds = log_odds(subject.logits_of_versions(prefix, place, versions), decisions)
+        changes.append(odds[1:] - odds[0])
+    norms = amounts.abs() * directions.norm(dim=1)
+    return torch.stack(changes), norms[torch.from_numpy(decisions.places[which])]
 
 
-def over_trace(subject: Subject, decisions: Decisions, which: Ids, edits: Ablations) -> tuple[Tensor, Tensor]:
-    """Edits at every token up to each decision: changes of its log-odds and norms of the edits ``[k, m]``.
+def over_trace(
+    subject: Subject, decisions: Decisions, which: Ids, amounts: Tensor, directions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Edits at every token up to each decision; an edit's norm is that of all these tokens together.
 
-    The norm of an edit is that of all its tokens up to the decision together. Later tokens cannot be seen by
-    the decision, so one run serves all decisions of a trace.
+    Later tokens cannot be seen by the decision, so one run serves all decisions of a trace.
     """
     places = torch.from_numpy(decisions.places[which])
     stream = subject.residual(_tokens(decisions, which)[None])[0]
     as_it_is = log_odds(subject.logits_from(stream[None], subject.layer, places[None])[0], decisions)
     changes = []
-    for amounts, directions in zip(
-        edits.amounts[: len(stream)].T.split(ROWS), edits.directions.split(ROWS), strict=True
-    ):
-        edited = torch.addcmul(stream, amounts[:, :, None], directions[:, None])
+    for some, along in zip(amounts[: len(stream)].T.split(ROWS), directions.split(ROWS), strict=True):
+        edited = torch.addcmul(stream, some[:, :, None], along[:, None])
         logits = subject.logits_from(edited, subject.layer, places.expand(len(edited), -1))
         changes.append(log_odds(logits, decisions) - as_it_is)
-    return torch.cat(changes).T, edits.norms.square().cumsum(0).sqrt()[places]
+    norms = amounts.abs() * directions.norm(dim=1)
+    return torch.cat(changes).T, norms.square().cumsum(0).sqrt()[places]
 
 
 PLACES: dict[str, Place] = {"decision": at_decision, "trace": over_trace}
-"""Where features are ablated: at the decision's own token, or at every token up to it."""
 
 
 @dataclass(frozen=True)
 class Effects:
-    """Effects of features on one kind of decision, ablated at one place.
+    """Effects of features on one kind of decision, ablated at one place."""
 
-    Attributes:
-        features: ids of the features that were ablated ``[f]``, ascending.
-        change: mean change of the log-odds on ablation ``[f]``.
-        size: mean norm of the edit ``[f]``.
-        threshold: 99th percentile of |mean change| under random directions of equal norm ``[f]``.
-        sums: change summed over each trace's decisions ``[t, f]``.
-        counts: decisions of each trace ``[t]``.
-        random: mean change, mean |change| and mean size of random directions ``[3, k]``.
-    """
-
-    features: Ids
-    change: Array
-    size: Array
-    threshold: Array
-    sums: NDArray[np.floating]
-    counts: NDArray[Any]
+    features: Ids  # that were ablated [f], ascending
+    change: Array  # mean change of the log-odds on ablation [f]
+    size: Array  # mean norm of the edit [f]
+    threshold: Array  # 99th percentile of |mean change| under random directions of equal norm [f]
+    sums: NDArray[np.floating]  # change summed over each trace's decisions [t, f]
+    counts: NDArray[Any]  # decisions of each trace [t]
+    # mean change, mean |change| and mean size of random directions [3, k]
     random: Array = field(default_factory=lambda: np.empty((3, 0)))
 
     @property
@@ -153,16 +122,13 @@ class Effects:
         return self.strongest[np.isin(self.strongest, self.features[self.true])]
 
     @property
-    def expected_by_chance(self) -> float:
-        """How many features would pass if all their directions were random."""
-        return (1 - QUANTILE) * len(self.features)
-
-    @property
     def slope(self) -> float:
         """Slope of log mean |change| on log size over random directions; nan where none are stored."""
         _, absolute, size = self.random
-        held = (size > 0) & (absolute > 0)
-        return float(np.polyfit(np.log(size[held]), np.log(absolute[held]), 1)[0]) if held.any() else np.nan
+        known = (size > 0) & (absolute > 0)
+        if not known.any():
+            return np.nan
+        return float(np.polyfit(np.log(size[known]), np.log(absolute[known]), 1)[0])
 
     def of(self, features: Ids) -> Effects:
         """The effects of some of its features, in ascending order of their ids."""
@@ -190,19 +156,8 @@ def measure_effects(
 ) -> Effects:
     """Ablate each feature to its mean at each decision, and random directions by sizes of those ablations.
 
-    Args:
-        subject: the model, read where the autoencoder reads.
-        sae: encodes raw activations and has decoder directions ``W_dec``.
-        decisions: where the log-odds are read (:func:`reasoning_features.truth.decisions.balanced`).
-        features: ``[f]`` the live features.
-        means: ``[f]`` their mean activations over tokens that are not special.
-        place: one of ``PLACES``; special tokens are never edited.
-        n_random: random directions.
-        seed: draws the directions, and the feature that lends each its sizes.
-        progress: what the progress bar says; None for no bar.
-
-    Raises:
-        UserError: there are no decisions, or no features.
+    ``means`` ``[f]`` are mean activations over tokens that are not special; special tokens are never edited.
+    ``progress`` names the progress bar; None: no bar. Raises UserError without decisions or features.
     """
     if not len(decisions) or not len(features):
         raise UserError("Causal effects need a decision and a live feature: take more documents.")
@@ -213,10 +168,8 @@ def measure_effects(
     with tqdm(total=len(decisions), desc=progress, unit=" decisions", disable=progress is None) as bar:
         for row, document in enumerate(documents):
             which = np.flatnonzero(decisions.documents == document)
-            edits = Ablations(
-                _amounts(subject, sae, decisions, document, features, means)[:, sources], directions
-            )
-            found = place(subject, decisions, which, edits)
+            amounts = _amounts(subject, sae, decisions, document, features, means)[:, sources]
+            found = place(subject, decisions, which, amounts, directions)
             change, size = (values.double().cpu().numpy() for values in found)
             change[size == 0] = 0  # rounding alone: rows of one product need not round alike
             sums += change.sum(0), np.abs(change).sum(0), size.sum(0)
@@ -271,14 +224,7 @@ def gradient_attribution(
 
     Activation and gradient are those at the decision's own position; positive where the feature, as it is,
     promotes the decision's positive side. Each decision is a row of its own, cut after its position, so that
-    later decisions of a trace do not enter.
-
-    Args:
-        subject: the model and its hook point.
-        sae: encodes the stream.
-        decisions: where to measure.
-        means: each feature's mean activation ``[f]``, what an ablation would set it to.
-        batch_tokens: the most token ids in one pass.
+    later decisions of a trace do not enter. ``means`` ``[f]`` is what an ablation would set features to.
     """
     corpus = decisions.corpus
     begins = corpus.starts[decisions.documents]
@@ -289,9 +235,8 @@ def gradient_attribution(
     for rows in by_length(lengths, batch_tokens):
         tokens = np.zeros((len(rows), int(lengths[rows].max())), dtype=np.int64)
         for row, decision in enumerate(rows):
-            tokens[row, : lengths[decision]] = corpus.tokens[
-                begins[decision] : decisions.positions[decision] + 1
-            ]
+            own = slice(begins[decision], decisions.positions[decision] + 1)
+            tokens[row, : lengths[decision]] = corpus.tokens[own]
         ids, at = torch.from_numpy(tokens), torch.from_numpy(lengths[rows] - 1)
         index = torch.arange(len(rows))
 
@@ -308,56 +253,39 @@ def gradient_attribution(
 def neutral_prompts(general: Corpus, n: int, length: int) -> list[list[int]]:
     """The first ``length`` tokens of ``n`` documents without thinking, spread evenly over the corpus.
 
-    Raises:
-        UserError: fewer than ``n`` documents are long enough.
+    Raises UserError: fewer than ``n`` documents are long enough.
     """
-    span = np.diff(general.starts)
-    plain = [
-        i
-        for i in range(general.n_documents)
-        if span[i] > length and not general.thinking[general.span(i)].any()
-    ]
+    thinks = np.bincount(general.document_of, general.thinking, general.n_documents) > 0
+    plain = np.flatnonzero(~thinks & (np.diff(general.starts) > length))
     if len(plain) < n:
         raise UserError(
             f"The corpus {general.name!r} has {len(plain)} documents without thinking of more than {length} "
             f"tokens, {n} are needed: raise `general_documents`."
         )
-    chosen = np.asarray(plain)[np.linspace(0, len(plain) - 1, n).round().astype(int)]
+    chosen = plain[np.linspace(0, len(plain) - 1, n).round().astype(int)]
     return [general.document(int(i))[:length].tolist() for i in chosen]
 
 
 @torch.no_grad()
 def output_scores(
-    subject: Subject,
-    sae: Any,
-    prompts: Sequence[Sequence[int]],
-    batch_tokens: int,
-    features: Ids,
+    subject: Subject, sae: Any, prompts: Sequence[Sequence[int]], batch_tokens: int, features: Ids
 ) -> Array:
-    """The output score of 2505.20063 of each of ``features``, a mean over prompts ``[len(features)]``.
+    """The output score of 2505.20063 of each of ``features``, a mean over prompts of token ids ``[f]``.
 
     At the prompt's last position the feature's activation is raised by ten times the largest activation
     there, the autoencoder's error kept. With T the 20 tokens that the decoder direction raises most through
     final norm and unembedding, the score is (1 − best rank of T / size of the vocabulary) · max_{t ∈ T} P(t).
     Where the paper has one prompt, "From my experience,", this takes the openings of some plain documents.
-
-    Args:
-        subject: the model and its hook point.
-        sae: the autoencoder.
-        prompts: token ids.
-        batch_tokens: the most token ids in one pass.
-        features: which features.
     """
     decoder = sae.W_dec.detach()[torch.from_numpy(features)]
-    held = max(1, ELEMENTS // subject.model.config.vocab_size)  # rows of logits
-    meant = torch.cat(
-        [logit_effects(subject, part).topk(LENS_TOKENS, dim=1).indices for part in decoder.split(held)]
-    )
+    rows_at_once = max(1, ELEMENTS // subject.model.config.vocab_size)  # rows of logits
+    parts = decoder.split(rows_at_once)
+    meant = torch.cat([logit_effects(subject, part).topk(LENS_TOKENS, dim=1).indices for part in parts])
     total = np.zeros(len(features))
     for prompt in prompts:
         ids = torch.tensor([list(prompt)])
         largest = sae.encode(subject.residual(ids)[:, -1].float()).max()
-        size = max(1, min(batch_tokens, 4 * held) // len(prompt))
+        size = max(1, min(batch_tokens, 4 * rows_at_once) // len(prompt))
         scores = []
         for start in range(0, len(features), size):
             rows = slice(start, start + size)
@@ -387,12 +315,8 @@ def patch(
 ) -> pd.DataFrame:
     """Share of the change of log-odds that each group of positions carries after each block.
 
-    Args:
-        subject: the model; all of its blocks are looked at.
-        decisions: decisions of one wording (``decisions.corpus``).
-        other: the same traces, token for token, in the other wording.
-        batch_tokens: the most token ids in one forward pass.
-        n_resamples, seed: of the bootstrap, which resamples traces.
+    ``other`` holds the traces of ``decisions.corpus``, token for token, in another wording. Traces are
+    resampled.
 
     Returns:
         One row a block and group: ``layer``, ``group``, ``share`` (Σ patched change / Σ whole change) with
@@ -411,36 +335,34 @@ def patch(
     starts = sentence_starts(decisions.corpus, subject.tokenizer)
     openings = starts[np.searchsorted(starts, decisions.positions, side="right") - 1]
     openings = openings - decisions.corpus.starts[decisions.documents]
-    changes = np.empty((subject.n_layers, len(GROUPS), len(decisions)))
-    whole = np.empty(len(decisions))
+    changes, whole = np.empty((subject.n_layers, len(GROUPS), len(decisions))), np.empty(len(decisions))
     for batch in by_length(decisions.places + 1, batch_tokens):
         which = np.array(batch)
-        found = _patched(subject, decisions, other, which, openings[which])
-        whole[which], changes[:, :, which] = found
+        whole[which], changes[:, :, which] = _patched(subject, decisions, other, which, openings[which])
     _, trace = np.unique(decisions.documents, return_inverse=True)
     totals = np.bincount(trace, whole)
     rows: list[dict[str, Any]] = []
     for layer in range(subject.n_layers):
         for name, change in zip(GROUPS, changes[layer], strict=True):
             share = bootstrap_ratio(np.bincount(trace, change), totals, n_resamples, seed)
-            told = {"layer": layer, "group": name, "share": share.estimate, "low": share.low}
-            told |= {"high": share.high, "change": whole.mean(), "decisions": len(decisions)}
-            rows.append(told | {"traces": share.n})
+            row = {"layer": layer, "group": name, "share": share.estimate, "low": share.low}
+            row |= {"high": share.high, "change": whole.mean(), "decisions": len(decisions)}
+            rows.append(row | {"traces": share.n})
     return pd.DataFrame(rows)
 
 
 def patch_wordings(
     subject: Subject, corpus: Corpus, kind: str, n: int, seed: int, batch_tokens: int
 ) -> tuple[str, pd.DataFrame]:
-    """:func:`patch` ``n`` decisions on persistence, balanced by style, between two wordings of their traces.
+    """:func:`patch` ``n`` decisions on persistence of each style between two wordings of their traces.
 
     Gives, of the pairs of wordings (:data:`reasoning_features.truth.decisions.SWAPS`), the name of the pair
     that moves the log-odds most, and its table.
     """
     tables = {}
     for name, (one, other) in swapped(corpus, subject.tokenizer, kind).items():
-        found = find_decisions(one, subject.tokenizer, kind)["persistence"]
-        tables[name] = patch(subject, balanced(found, n, seed), other, batch_tokens).assign(swap=name)
+        decisions = balanced(find_decisions(one, subject.tokenizer, kind)["persistence"], 2 * n, seed)
+        tables[name] = patch(subject, decisions, other, batch_tokens).assign(swap=name)
     strongest = max(tables, key=lambda name: abs(tables[name]["change"].iloc[0]))
     return strongest, tables[strongest]
 

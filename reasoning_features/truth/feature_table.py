@@ -8,7 +8,7 @@ absent where the corpus has none.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,70 +68,56 @@ from reasoning_features.text.words import (
 from reasoning_features.truth.decisions import label_sets
 
 Array = NDArray[np.float64]
-RARE = 20
-"""Words that occur less often in the scored corpus are not drawn into random vocabularies."""
-IDENTITIES: dict[str, int] = {"token": 0, "token and the one before": 1}
-"""What features of a token-identity baseline depend on → tokens of context."""
-ARTEFACT = "features"
-"""Name of the artefact that notebook 03 stores."""
+RARE = 20  # words that occur less often in the scored corpus are not drawn into random vocabularies
+# what features of a token-identity baseline depend on → tokens of context
+IDENTITIES = {"token": 0, "token and the one before": 1}
+ARTEFACT = "features"  # that notebook 03 stores, and the settings that determine it
 DETERMINED_BY = (
     *READ, "subject", "autoencoder", "seed", "reasoning_documents", "general_documents", "words", "alpha",
     "window", "windows", "variant", "selected", "blocks", "batch_tokens", "random_vocabularies",
     "slot_vocabularies",
 )  # fmt: skip
-"""The settings that determine it."""
 
 
 @dataclass(frozen=True)
 class Vocabularies:
-    """R, the vocabularies it is compared with, and how well the random ones match.
+    """R, the vocabularies it is compared with, and how well the random ones match."""
 
-    Attributes:
-        words: name → words. "R" first; "twins" and "slot i", the label-swap null, where the matched control
-            word of every word is known; "random i".
-        matching: the random draw.
-        pool: occurrences of all candidate words.
-    """
-
+    # name → words: "R" first; "twins" and "slot i", the label-swap null, where the matched control word of
+    # every word is known; "random i"
     words: dict[str, tuple[str, ...]]
     matching: RandomVocabularies
-    pool: pd.DataFrame
 
 
-def draw_vocabularies(
-    scored: Corpus,
-    everything: Corpus,
-    tokenizer: Any,
-    words: Sequence[str],
-    candidates: Sequence[str],
-    known: Lexicon,
-    n_random: int,
-    n_slot: int,
-    seed: int,
-) -> Vocabularies:
-    """R, its random and its slot-matched vocabularies.
+def draw_words(settings: Settings, subject: Subject, ranking: pd.DataFrame | None = None) -> Vocabularies:
+    """R, its random and its slot-matched vocabularies, from the selection split.
 
-    Frequency and share inside thinking are measured in ``everything`` (reasoning and general text, since all
-    of a reasoning corpus is thinking); a candidate must occur at least 20 times in ``scored``.
-
-    Raises:
-        UserError: too few candidates, or more mixtures than there are.
+    ``ranking`` is :func:`reasoning_features.text.vocabulary.rank_words`, where it is there already. Frequency
+    and share inside thinking are measured in reasoning and general text, since all of a reasoning corpus is
+    thinking; a candidate must occur at least 20 times in the traces.
+    Raises UserError: too few candidates, or more mixtures than there are.
     """
+    tokenizer, words, known = subject.tokenizer, settings.words, lexicon(settings.corpus)
+    traces = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
+    everything = join("all", [traces, general_corpus(settings, tokenizer, "selection")])
+    if ranking is None:
+        ranking = rank_words(thinking_texts(settings, tokenizer), solution_texts(settings, tokenizer))
     one_form = capitalised_with_twins(known.twins)
-    frequent = occurrence_table(scored, tokenizer, candidates, one_form)
+    frequent = occurrence_table(traces, tokenizer, ranking["word"].tolist(), one_form)
     names = frequent.loc[frequent["occurrences"] >= RARE, "word"].tolist()
     table = occurrence_table(everything, tokenizer, list(dict.fromkeys([*words, *names])), one_form)
     reference = table[table["word"].isin(words)].set_index("word").reindex(list(words)).dropna().reset_index()
     inside = {part for word in words for part in word.split()}
     pool = table[~table["word"].isin(inside)]
-    drawn = random_vocabularies(reference, pool, n_random, seed, excluded=known.decision_words)
-    found = {REFERENCE: tuple(words)}
+    n, seed = settings.random_vocabularies, settings.seed
+    drawn = random_vocabularies(reference, pool, n, seed, excluded=known.decision_words)
+    vocabularies = {REFERENCE: tuple(words)}
     if all(word in known.twins for word in words):
-        found["twins"] = tuple(known.twins[word] for word in words)
-        slots = slot_vocabularies(words, known.twins, n_slot, seed)
-        found |= {f"slot {i}": mixture for i, mixture in enumerate(slots)}
-    found |= {f"random {i}": vocabulary for i, vocabulary in enumerate(drawn.vocabularies)}
-    return Vocabularies(found, drawn, table)
+        vocabularies["twins"] = tuple(known.twins[word] for word in words)
+        slots = slot_vocabularies(words, known.twins, settings.slot_vocabularies, seed)
+        vocabularies |= {f"slot {i}": mixture for i, mixture in enumerate(slots)}
+    vocabularies |= {f"random {i}": vocabulary for i, vocabulary in enumerate(drawn.vocabularies)}
+    return Vocabularies(vocabularies, drawn)
 
 
 def needed_sets(
@@ -148,9 +134,7 @@ def needed_sets(
     They are the sets of all vocabularies at one window; of R at all ``windows`` and the released one; of R
     with nothing but the tokens before each word, named ``before|…``; of R at ``window`` with every token of a
     word of R left out of everything, named ``masked|…``; and ``labels``.
-
-    Raises:
-        UserError: the tokenizer cannot produce a word, or a word never occurs in the corpus.
+    Raises UserError: the tokenizer cannot produce a word, or a word never occurs in the corpus.
     """
     one_form = capitalised_with_twins(known.twins)
     words = vocabularies[REFERENCE]
@@ -181,71 +165,49 @@ def _variant_masks(variant: str, every: Mask, by_word: Mapping[str, Mask], windo
 
 def of_variant(statistics: FeatureStatistics, variant: str) -> FeatureStatistics:
     """The statistics of a variant's sets, under the names that ReasonScore looks for."""
-    names = [name for name in statistics.names if name.startswith(f"{variant}|")]
-    own = statistics.only(names)
-    return FeatureStatistics(tuple(n.removeprefix(f"{variant}|") for n in names), own.counts, own.sums)
+    own = statistics.only([name for name in statistics.names if name.startswith(f"{variant}|")])
+    return replace(own, names=tuple(name.removeprefix(f"{variant}|") for name in own.names))
 
 
 class Spread:
     """Accumulates each feature's largest activation and its sum of squares."""
 
     def __init__(self) -> None:
-        self._held: tuple[Tensor, Tensor] | None = None
+        self._maximum: Tensor | None = None
+        self._squares: Tensor | None = None
         self._count = 0
 
     def update(self, features: Tensor, positions: Tensor) -> None:
         """Add activations ``features`` ``[n, f]``."""
-        self._take(features.max(dim=0).values.double(), features.double().square().sum(0), len(features))
+        self._add(features.amax(0).double(), features.double().square().sum(0), len(features))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Largest activation, sum of squares, and tokens in all."""
-        maximum, squares = self._found()
-        held = {"maximum": maximum.cpu().numpy(), "squares": squares.cpu().numpy()}
-        return held | {"count": np.array(self._count)}
+        if self._maximum is None or self._squares is None:
+            raise UserError(NOTHING_READ)
+        sums = {"maximum": self._maximum.cpu().numpy(), "squares": self._squares.cpu().numpy()}
+        return sums | {"count": np.array(self._count)}
 
     def merge(self, state: dict[str, NDArray[Any]]) -> None:
         """Take another's :meth:`state`."""
-        maximum, squares = (torch.from_numpy(state[name]) for name in ("maximum", "squares"))
-        self._take(maximum, squares, int(state["count"]))
+        self._add(torch.from_numpy(state["maximum"]), torch.from_numpy(state["squares"]), int(state["count"]))
 
-    def _take(self, maximum: Tensor, squares: Tensor, count: int) -> None:
+    def _add(self, maximum: Tensor, squares: Tensor, count: int) -> None:
         self._count += count
-        if self._held is not None:
-            maximum, squares = torch.maximum(self._held[0], maximum), self._held[1] + squares
-        self._held = maximum, squares
-
-    def _found(self) -> tuple[Tensor, Tensor]:
-        if self._held is None:
-            raise UserError(NOTHING_READ)
-        return self._held
-
-    def result(self) -> tuple[Array, Array]:
-        """Largest activation and mean square ``[f]`` each; UserError where nothing came through."""
-        maximum, squares = self._found()
-        return maximum.cpu().numpy(), (squares / self._count).cpu().numpy()
+        self._maximum = maximum if self._maximum is None else torch.maximum(self._maximum, maximum)
+        self._squares = squares if self._squares is None else self._squares + squares
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one pass gives.
+    """What one pass gives."""
 
-    Attributes:
-        statistics: sums over :func:`needed_sets`, by block of documents ``[blocks, s, f]``; or of all
-            documents together ``[s, f]``.
-        identity: what features of a token-identity baseline depend on → their statistics ``[s, f]``.
-        best: the best single token of each feature as a detector, with its text
-            (:class:`reasoning_features.scoring.feature_statistics.BestTokens`).
-        density: share of tokens on which each feature is active ``[f]``.
-        maximum: largest activation ``[f]``.
-        mean_square: mean squared activation ``[f]``.
-    """
-
-    statistics: FeatureStatistics
-    identity: dict[str, FeatureStatistics]
-    best: pd.DataFrame
-    density: Array
-    maximum: Array
-    mean_square: Array
+    statistics: FeatureStatistics  # over the sets, by block of documents [blocks, s, f] or of all [s, f]
+    identity: dict[str, FeatureStatistics]  # of token-identity baselines, by what these depend on [s, f]
+    best: pd.DataFrame  # of ``BestTokens``, with the token's text
+    density: Array  # share of tokens on which each feature is active [f]
+    maximum: Array  # largest activation [f]
+    mean_square: Array  # [f]
 
 
 def measure(
@@ -262,22 +224,10 @@ def measure(
     """Read the corpus once and accumulate everything.
 
     Memory, beside the model and the autoencoder: 8 · blocks · sets · features bytes of sums, 2 GB for
-    pieces of activations and best tokens, and (sets / 8 + 150) bytes a token of the corpus.
-
-    Args:
-        subject: the model and its hook point.
-        sae: the autoencoder.
-        corpus: what is read.
-        sets: what to sum over.
-        words: R, for the token-identity baseline.
-        window: R's window, for the same.
-        blocks: blocks of documents to keep apart; None: sums of all documents together.
-        batch_tokens: the most token ids in one forward pass.
-        kept: folder of shards (:func:`reasoning_features.scoring.feature_statistics.one_pass_in_shards`);
-            each holds its own blocks' sums, so all together are as large as the sums.
-
-    Raises:
-        UserError: the autoencoder has another width.
+    pieces of activations and best tokens, and (sets / 8 + 150) bytes a token of the corpus. R's ``words`` and
+    ``window`` are those of the token-identity baselines. ``blocks`` of documents are kept apart, or summed
+    where it is None. Shards ``kept`` in a folder are together as large as the sums.
+    Raises UserError: the autoencoder has another width.
     """
     sums = SetSums(sets, corpus.document_of % blocks if blocks else None, blocks or 1)
     few = sets.only([ALL, *(word_set(word, window) for word in words), vocabulary_set(REFERENCE, window)])
@@ -293,7 +243,11 @@ def measure(
     best = tokens.result()
     texts = [repr(subject.tokenizer.decode([int(ids[label, -1])])) for label in best["token_class"]]
     identity = {name: accumulator.result() for name, accumulator in by_class.items()}
-    return Measurement(sums.result(), identity, best.assign(token=texts), tokens.density, *spread.result())
+    seen = spread.state()
+    squares = seen["squares"] / seen["count"]
+    return Measurement(
+        sums.result(), identity, best.assign(token=texts), tokens.density, seen["maximum"], squares
+    )
 
 
 def feature_table(
@@ -304,15 +258,9 @@ def feature_table(
     window: Window,
     alpha: float,
 ) -> pd.DataFrame:
-    """One row a feature.
+    """One row a feature, from :func:`measure` over :func:`needed_sets` of these vocabularies and labels.
 
-    Args:
-        measured: from :func:`measure`, over :func:`needed_sets` of these vocabularies.
-        norms: ‖W_dec,i‖ ``[f]``.
-        vocabularies: name → words: R, and those it is compared with.
-        labels: names of the sets of labels whose means are columns.
-        window: the paper's window.
-        alpha: exponent of the entropy.
+    ``norms`` are ‖W_dec,i‖ ``[f]``.
 
     Returns:
         ``feature``, ``best token``, ``density``, ``mean``, ``standard deviation``, ``maximum``,
@@ -366,35 +314,6 @@ def with_ranks(table: pd.DataFrame, score: Array, k: int) -> pd.DataFrame:
     return table.assign(rank=rank, chosen=rank <= k)
 
 
-def draw_words(settings: Settings, subject: Subject, ranking: pd.DataFrame | None = None) -> Vocabularies:
-    """R and the vocabularies it is compared with, from the selection split.
-
-    Args:
-        settings: words, numbers of vocabularies, seed.
-        subject: the model whose kind of traces is read.
-        ranking: :func:`reasoning_features.text.vocabulary.rank_words`, where it is there already.
-
-    Raises:
-        UserError: too few other words to draw from.
-    """
-    tokenizer = subject.tokenizer
-    traces = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
-    general = general_corpus(settings, tokenizer, "selection")
-    if ranking is None:
-        ranking = rank_words(thinking_texts(settings, tokenizer), solution_texts(settings, tokenizer))
-    return draw_vocabularies(
-        traces,
-        join("all", [traces, general]),
-        tokenizer,
-        settings.words,
-        ranking["word"].tolist(),
-        lexicon(settings.corpus),
-        settings.random_vocabularies,
-        settings.slot_vocabularies,
-        settings.seed,
-    )
-
-
 def measure_features(
     settings: Settings,
     subject: Subject,
@@ -405,16 +324,7 @@ def measure_features(
 ) -> tuple[Measurement, pd.DataFrame]:
     """The pass over the selection split's traces that :func:`measure` makes, and its :func:`feature_table`.
 
-    Args:
-        settings: of the run, with this model as ``subject``.
-        subject: the model and its hook point.
-        sae: its autoencoder.
-        vocabularies: name → words (:func:`draw_words`).
-        blocks: blocks of documents whose sums are kept apart; None: none.
-        kept: folder of shards.
-
-    Raises:
-        UserError: a word that never occurs, or an autoencoder of another width.
+    Raises UserError: a word that never occurs, or an autoencoder of another width.
     """
     traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject)
     window = variant_window(settings.variant, settings.window)

@@ -29,23 +29,15 @@ from reasoning_features.reporting.plots import (
 from reasoning_features.truth.benchmark import PASSES
 from reasoning_features.truth.effects import GROUPS, Effects
 
-GROUP_NAMES = dict(
-    zip(
-        GROUPS,
-        ("the decision's token", "its sentence so far", "before its sentence", "everything"),
-        strict=True,
-    )
-)
-PASS_NAMES = dict(
-    zip(PASSES, ("pass at neither", "at the decision alone", "over the trace alone", "at both"), strict=True)
-)
+GROUP_NAMES = ("the decision's token", "its sentence so far", "before its sentence", "everything")
+PASS_NAMES = ("pass at neither", "at the decision alone", "over the trace alone", "at both")
+# whether a feature's effect passes → label, colour, marker
 PASSED = {False: ("other features", COLOURS[0], "o"), True: ("features that pass", COLOURS[1], "^")}
-"""Whether a feature's effect passes → label, colour, marker."""
+# ticks of effects in units of their thresholds, on an axis that is linear between −1 and 1
 THRESHOLDS = (-30, -10, -3, -1, 0, 1, 3, 10, 30)
-"""Ticks of effects in units of their thresholds, on an axis that is linear between −1 and 1."""
 GUIDE: dict[str, Any] = {"color": "0.4", "linestyle": LINES[1], "linewidth": 0.7, "marker": ""}
-JITTER, SPREAD = 0.3, 0.012
-"""Largest distance of a point from its row; distance in κ of two scorers that stand side by side."""
+DOTTED: dict[str, Any] = {"color": "0.4", "linestyle": ":", "marker": ""}
+JITTER, SPREAD = 0.3, 0.012  # of a point from its row; in κ, of two scorers that stand side by side
 
 
 def _stacked(tables: Mapping[str, pd.DataFrame], key: str) -> pd.DataFrame:
@@ -54,12 +46,9 @@ def _stacked(tables: Mapping[str, pd.DataFrame], key: str) -> pd.DataFrame:
 
 
 def effect_table(effects: Effects) -> pd.DataFrame:
-    """Features and random directions of one measurement, one row each.
+    """Features and random directions (``feature`` −1, with effect and size alone), one row each.
 
-    Returns:
-        ``feature`` (−1: a random direction), ``effect`` on ablation with its 95% interval ``low``, ``high``,
-        ``size``, ``threshold``, ``true`` and ``rank`` by |effect| from 1; of random directions effect and
-        size alone.
+    ``effect`` on ablation has its 95% interval ``low``, ``high``; ``rank`` is by its size, from 1.
     """
     low, high = np.quantile(-effects.resampled(2000, 0), [0.025, 0.975], axis=0)
     columns = {"feature": effects.features, "effect": effects.change, "low": low, "high": high}
@@ -76,11 +65,11 @@ def draw_patching(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFr
     """
     fig, axes = panels(len(tables), height=2.6, sharey=True, ylabel="share of the change\nof log-odds")
     for ax, (title, table) in zip(axes, tables.items(), strict=True):
-        for place, group in enumerate(GROUPS):
+        for place, (group, label) in enumerate(zip(GROUPS, GROUP_NAMES, strict=True)):
             rows = table[table["group"] == group]
             # side by side, so that intervals do not hide one another
             x = rows["layer"] + (place - (len(GROUPS) - 1) / 2) * 0.08
-            points(ax, x, rows, "share", ("low", "high"), GROUP_NAMES[group], place)
+            points(ax, x, rows, "share", ("low", "high"), label, place)
         ax.axhline(0, color="0.6", linewidth=0.7, marker="")
         ax.set(xlabel="after block", title=f"{title}\n{table['change'].iloc[0]:+.2f} nats")
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
@@ -91,7 +80,7 @@ def draw_patching(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFr
 def draw_effects(effects: Mapping[str, Effects]) -> tuple[Figure, pd.DataFrame]:
     """Signed effects by rank with what random directions of equal norm reach."""
     fig, axes = panels(len(effects), 2, height=2.3)
-    tables = {title: effect_table(found) for title, found in effects.items()}
+    tables = {title: effect_table(own) for title, own in effects.items()}
     for ax, (title, table) in zip(axes, tables.items(), strict=True):
         features = table[table["feature"] >= 0].sort_values("rank")
         band = features["threshold"]
@@ -111,7 +100,7 @@ def draw_effects(effects: Mapping[str, Effects]) -> tuple[Figure, pd.DataFrame]:
 def draw_effect_against_size(effects: Mapping[str, Effects]) -> tuple[Figure, pd.DataFrame]:
     """|Effect| against the edit's mean norm: features, random directions and the threshold, log scales."""
     fig, axes = panels(len(effects), 2, height=2.3, sharey=True, ylabel="|change of log-odds|\n(nats)")
-    tables = {title: effect_table(found) for title, found in effects.items()}
+    tables = {title: effect_table(own) for title, own in effects.items()}
     for ax, (title, table) in zip(axes, tables.items(), strict=True):
         random, features = table[table["feature"] < 0], table[table["feature"] >= 0]
         ax.scatter(
@@ -145,20 +134,16 @@ def draw_places(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFram
     limit = 1.5 * max(1, *(part.abs().max().max() for both in scaled.values() for part in both))
     for ax, (title, table) in zip(axes, tables.items(), strict=True):
         here, over = scaled[title]
-        for place, passes in enumerate(PASSES):
+        for place, (passes, label) in enumerate(zip(PASSES, PASS_NAMES, strict=True)):
             rows = table["passes"] == passes
             style = look(place) | {"linestyle": "", "markersize": 2.5}
             style |= {"color": "0.6"} if passes == "neither" else {}
-            y, x = (
-                np.abs(part.loc[rows, ["low", "high"]].to_numpy().T - part.loc[rows, "effect"].to_numpy())
-                for part in (over, here)
-            )
-            at = here.loc[rows, "effect"], over.loc[rows, "effect"]
-            ax.errorbar(*at, y, x, label=PASS_NAMES[passes], elinewidth=0.6, **style)
+            x, y = here[rows], over[rows]
+            ends = (np.abs(part[["low", "high"]].to_numpy().T - part["effect"].to_numpy()) for part in (y, x))
+            ax.errorbar(x["effect"], y["effect"], *ends, label=label, elinewidth=0.6, **style)
         ring: Any = {"facecolors": "none", "edgecolors": COLOURS[7], "linewidths": 0.7, "zorder": 4}
-        chosen = table["chosen"]
-        at = here.loc[chosen, "effect"], over.loc[chosen, "effect"]
-        ax.scatter(*at, s=26, label="chosen", marker="o", **ring)
+        x, y = here.loc[table["chosen"], "effect"], over.loc[table["chosen"], "effect"]
+        ax.scatter(x, y, s=26, label="chosen", marker="o", **ring)
         for line in (-1, 1):
             ax.axhline(line, **GUIDE)
             ax.axvline(line, **GUIDE)
@@ -168,8 +153,8 @@ def draw_places(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFram
             getattr(ax, f"set_{name}ticks")(ticks, [f"{tick:g}" for tick in ticks])
         counts = table["passes"].value_counts()
         both, here_alone, over_alone = (int(counts.get(p, 0)) for p in ("both", "decision", "trace"))
-        told = f"pass: {here_alone + both} at the decision, {over_alone + both} over, {both} both"
-        ax.set(xlabel="ablated at the decision / threshold", title=f"{title}\n{told}")
+        passing = f"pass: {here_alone + both} at the decision, {over_alone + both} over, {both} both"
+        ax.set(xlabel="ablated at the decision / threshold", title=f"{title}\n{passing}")
         ax.set(xlim=(-limit, limit), ylim=(-limit, limit))
     legend_below(fig)
     return fig, _stacked(tables, "measured")
@@ -178,18 +163,15 @@ def draw_places(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFram
 def _beyond(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
     """Changes at one place with their intervals, in units of the feature's threshold there."""
     effect = table["over the trace" if prefix else "at the decision"]
-    found = pd.DataFrame({"effect": effect, "low": table[f"{prefix}low"], "high": table[f"{prefix}high"]})
-    return found.div(table[f"{prefix}threshold"], axis=0)
+    changes = pd.DataFrame({"effect": effect, "low": table[f"{prefix}low"], "high": table[f"{prefix}high"]})
+    return changes.div(table[f"{prefix}threshold"], axis=0)
 
 
 def draw_decodability(
     tables: Mapping[str, pd.DataFrame], causal: Mapping[str, Collection[int]]
 ) -> tuple[Figure, pd.DataFrame]:
-    """Held-out AUC of every feature for each label, a row a label; causal features marked.
-
-    Args:
-        tables: variant → :func:`reasoning_features.truth.probes.decodability`.
-        causal: variant → features that pass.
+    """Held-out AUC of every feature for each label, a row a label; ``causal`` features of each variant marked
+    (:func:`reasoning_features.truth.decisions.decodability`).
     """
     data = _stacked(tables, "arm")
     causes = [table["feature"].isin(list(causal[variant])) for variant, table in tables.items()]
@@ -220,13 +202,8 @@ def draw_precision_against_kappa(
 ) -> tuple[Figure, pd.DataFrame]:
     """A metric of some scorers against κ: a point an autoencoder, a line through the means, chance dashed.
 
-    Args:
-        results: :func:`reasoning_features.truth.benchmark.evaluate_all`.
-        scorers: which rows to draw.
-        bands: :func:`reasoning_features.truth.benchmark.null_band`; may be empty.
-        coupling: :func:`reasoning_features.truth.real_coupling.coupling_of_traces`, where real traces are
-            there.
-        metric: which metric.
+    The band of other vocabularies (:func:`reasoning_features.truth.benchmark.null_band`) may be empty; the
+    ``coupling`` of real traces is :func:`reasoning_features.truth.decisions.coupling_of_traces`.
     """
     fig, ax = new_figure(height=3.2)
     rows = results[(results["metric"] == metric) & results["scorer"].isin(list(scorers))]
@@ -246,7 +223,7 @@ def draw_precision_against_kappa(
         mean = own.groupby("kappa")["estimate"].mean()
         ax.plot(mean.index + shift, mean, label=scorer, **look(place))
     chance = rows.groupby("kappa")["chance"].mean()
-    ax.plot(chance.index, chance, color="0.4", linestyle=":", marker="", label="chance (base rate)")
+    ax.plot(chance.index, chance, label="chance (base rate)", **DOTTED)
     marked = pd.DataFrame() if coupling is None else coupling
     for row in marked.to_dict("records"):
         beyond = " (beyond the scale)" if marked["outside"].all() else ""
@@ -259,38 +236,32 @@ def draw_precision_against_kappa(
     return fig, pd.concat([part for part in drawn if len(part)], ignore_index=True)
 
 
-def draw_scorers(results: pd.DataFrame, columns: Mapping[str, float]) -> tuple[Figure, pd.DataFrame]:
-    """Average precision, scorers as rows: a dot and interval an autoencoder, the mean as a bar.
-
-    Args:
-        results: :func:`reasoning_features.truth.benchmark.evaluate_all`.
-        columns: title → κ of the benchmarks in that column.
-    """
+def draw_scorers(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Average precision by κ, scorers as rows: a dot and interval an autoencoder, the mean as a bar."""
     metric = "average precision"
     rows = results[results["metric"] == metric]
     scorers = list(dict.fromkeys(rows["scorer"]))
-    height = 0.9 + 0.36 * len(scorers)
-    fig, axes = panels(len(columns), height=height, sharex=True, sharey=True)
-    for ax, (arm, kappa) in zip(axes, columns.items(), strict=True):
+    by_kappa = rows.groupby("kappa")
+    fig, axes = panels(len(by_kappa), height=0.9 + 0.36 * len(scorers), sharex=True, sharey=True)
+    for ax, (kappa, of_kappa) in zip(axes, by_kappa, strict=True):
         for place, scorer in enumerate(scorers):
-            own = rows[(rows["scorer"] == scorer) & (rows["kappa"] == kappa)].dropna(subset=["estimate"])
-            labels = bool(rows.loc[rows["scorer"] == scorer, "labels"].any())
+            own = of_kappa[of_kappa["scorer"] == scorer].dropna(subset=["estimate"])
+            labels = bool(own["labels"].any())
             at = place + np.linspace(-0.28, 0.28, len(own)) if len(own) > 1 else np.full(len(own), place)
             colour, marker = (COLOURS[1], "s") if labels else (COLOURS[0], "o")
             ax.hlines(at, own["low"], own["high"], color=colour, linewidth=0.7, alpha=0.6)
             ax.scatter(own["estimate"], at, s=7, color=colour, marker=marker)
             if len(own):
                 ax.vlines(own["estimate"].mean(), place - 0.4, place + 0.4, color="black", linewidth=1.4)
-        chance = rows.loc[rows["kappa"] == kappa, "chance"].mean()
-        ax.axvline(chance, color="0.4", linestyle=":", marker="")
-        ax.set(title=arm, xlabel=metric)
+        ax.axvline(of_kappa["chance"].mean(), **DOTTED)
+        ax.set(title=f"κ = {kappa:g}", xlabel=metric)
         name_rows(ax, scorers)
     for label, colour, marker in (("no labels", COLOURS[0], "o"), ("uses labels", COLOURS[1], "s")):
         ax.plot([], [], color=colour, marker=marker, linestyle="-", linewidth=0.7, label=label)
     ax.plot([], [], color="black", marker="|", linestyle="", label="mean over autoencoders")
-    ax.plot([], [], color="0.4", linestyle=":", marker="", label="chance")
+    ax.plot([], [], label="chance", **DOTTED)
     legend_below(fig)
-    return fig, rows[rows["kappa"].isin(list(columns.values()))].reset_index(drop=True)
+    return fig, rows.reset_index(drop=True)
 
 
 def draw_lexical(shares: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
@@ -300,7 +271,7 @@ def draw_lexical(shares: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFra
     most = max(table["group"].nunique() for table in shares.values())
     hatched: Any = {"edgecolor": "white", "hatch": HATCHES[1], "linewidth": 0}
     fig, axes = panels(len(shares), height=0.8 + 0.35 * most)
-    for ax, (arm, table) in zip(axes, shares.items(), strict=True):
+    for ax, (title, table) in zip(axes, shares.items(), strict=True):
         groups = list(dict.fromkeys(table["group"]))
         for place, group in enumerate(groups):
             left = 0.0
@@ -314,7 +285,7 @@ def draw_lexical(shares: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFra
         counts = table.groupby("group", sort=False)["features"].first()
         if (table["causal"] > 0).any():
             ax.barh([0], [0], color="0.7", label="truly causal", **hatched)
-        ax.set(title=arm, xlim=(0, 1), xlabel="share of features")
+        ax.set(title=title, xlim=(0, 1), xlabel="share of features")
         name_rows(ax, [f"{group} (n = {counts[group]})" for group in groups])
     legend_below(fig)
     return fig, _stacked(shares, "arm")

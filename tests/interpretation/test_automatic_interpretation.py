@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +12,6 @@ import pandas as pd
 import pytest
 
 from reasoning_features.errors import UserError
-from reasoning_features.interpretation.activating_examples import Example
 from reasoning_features.interpretation.automatic_interpretation import (
     BROKEN,
     KEY,
@@ -28,6 +26,7 @@ from reasoning_features.interpretation.automatic_interpretation import (
     questions,
     words_of_reasoning,
 )
+from reasoning_features.interpretation.features import Example
 from reasoning_features.models.conditions import UNSTEERED
 
 N = 30
@@ -80,8 +79,8 @@ def test_words_are_counted_whole_and_in_any_casing():
 
 
 def test_shares_of_each_class():
-    chosen = pd.DataFrame({"feature": range(4), "group": ["goes on", "goes on", "checks", "goes on"]})
-    random = pd.DataFrame({"feature": range(2), "group": ["none", "checks"]})
+    chosen = pd.DataFrame({"group": ["goes on", "goes on", "checks", "goes on"]})
+    random = pd.DataFrame({"group": ["none", "checks"]})
     shares = group_shares({"chosen": chosen, "random": random})
     found = shares.set_index(["class", "group"])["share"]
     assert found["chosen", "goes on"] == pytest.approx(0.75)
@@ -148,7 +147,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def kept(repository):
-    return repository / "build" / "judge.jsonl"
+    return repository / "build" / "judge.json"
 
 
 def test_good_answers_are_kept_and_not_asked_for_again(server, kept):
@@ -186,7 +185,7 @@ def test_garbage_costs_its_own_feature_alone(server, kept, answer, said):
     answers, problem = judge(Endpoint(server.url, "m"), QUESTIONS, kept)
     assert answers["feature"].tolist() == [3, 8]
     assert problem.startswith("The judge's answers to 1 features cannot be used (feature 5: it")
-    assert said in problem and "2 of 3 answers are kept in build/judge.jsonl" in problem
+    assert said in problem and "2 of 3 answers are kept in build/judge.json" in problem
     assert problem.count(". ") == 0  # one sentence
     server.answers.clear()
     assert judge(Endpoint(server.url, "m"), QUESTIONS, kept)[0]["feature"].tolist() == [3, 5, 8]
@@ -207,23 +206,12 @@ def test_trouble_ends_the_asking_and_loses_nothing(server, kept, answer, said):
     assert problem is None and len(answers) == 3 and len(server.asked) == 4
 
 
-def test_an_endpoint_that_is_not_there(kept, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    answers, problem = judge(Endpoint(f"http://127.0.0.1:{port}/v1", "m"), QUESTIONS, kept)
+def test_an_endpoint_that_is_not_there(server, kept):
+    server.shutdown()
+    server.server_close()
+    answers, problem = judge(Endpoint(server.url, "m"), QUESTIONS, kept)
     assert "(it cannot be reached); 0 of 3" in problem and answers.empty
     assert not kept.exists()
-
-
-def test_a_line_that_was_cut_is_asked_for_again(server, kept):
-    judge(Endpoint(server.url, "m"), QUESTIONS, kept)
-    kept.write_bytes(kept.read_bytes()[:-30])
-    answers, _ = judge(Endpoint(server.url, "m"), QUESTIONS, kept)
-    assert len(answers) == 3 and len(server.asked) == 4
-    judge(Endpoint(server.url, "m"), QUESTIONS, kept)
-    assert len(server.asked) == 4
 
 
 def test_the_key_is_sent_and_never_written(server, kept, monkeypatch):
@@ -234,14 +222,11 @@ def test_the_key_is_sent_and_never_written(server, kept, monkeypatch):
     assert "sesame" not in kept.read_text() + problem
 
 
-def test_settings_of_an_endpoint():
+def test_questions_and_endpoints():
     with pytest.raises(UserError, match="judge_model"):
         Endpoint("http://a", None)
     with pytest.raises(UserError, match="not one of http"):
         Endpoint("file:///etc/passwd", "m")
-
-
-def test_a_question_marks_strong_tokens():
     example = Example(3, 0, ("Wait", ",", " let", " me", "\nsee"), np.array([2, 1.2, 0.9, 2, 0.0]), 0)
     logits = pd.DataFrame(
         [[3, "positive", " no"], [3, "negative", '"'], [5, "positive", "x"], [5, "negative", "y"]],
@@ -253,7 +238,4 @@ def test_a_question_marks_strong_tokens():
         'It raises the logits of [" no"] and lowers those of ["\\""].',
     ]
     assert asked[5] == 'It raises the logits of ["x"] and lowers those of ["y"].'
-
-
-def test_descriptions_become_one_line():
     assert parse('{"mode": "mixed", "description": " two\\nlines "}')["description"] == "two lines"

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from figure_checks import legible
 
-from reasoning_features.interpretation.activating_examples import Example
 from reasoning_features.interpretation.feature_views import (
     CHARACTERS,
     draw_interface,
@@ -23,7 +22,7 @@ from reasoning_features.interpretation.feature_views import (
     wrapped,
     write_pages,
 )
-from reasoning_features.interpretation.features import FeatureInterface
+from reasoning_features.interpretation.features import Example, FeatureInterface
 from reasoning_features.runs.provenance import begin
 from reasoning_features.settings import load_settings
 
@@ -110,23 +109,11 @@ def test_pages_are_written_noted_and_the_same_again(repository):
     assert {path.name for path in index.parent.iterdir()} == {"index.html", "feature_9.html"}
 
 
-def test_eighty_pages_stay_small():
-    pieces = tuple(f" {'explore'[: i % 7 + 1]}" for i in range(41))
-    examples = [Example(1, 0, pieces, np.linspace(0.1, 3, 41, dtype=np.float32), 40) for _ in range(12)]
-    full = interface(
-        1, examples=examples, positive=[(" token", 1.234)] * 10, negative=[(" token", -1.234)] * 10,
-        histogram=np.arange(1, 40), edges=2.0 ** np.arange(40), by_step={f"m{i}": 0.123 for i in range(10)},
-    )  # fmt: skip
-    assert 80 * len(feature_page(full).encode()) < 5e6
-
-
 def test_without_moves_effects_or_judge_a_page_says_less():
     page = feature_page(interface(3, mode=None, by_step={}))
     assert "fraction of each step" not in page and "effect on" not in page and "judge" not in page
     assert "ablated" not in index_page([interface(3)], "t")
-
-
-def test_a_markdown_reader_gets_a_link():
+    # a reader of Markdown gets a link
     said = embed(THREE[0])._repr_markdown_()
     assert said.startswith("[Feature 9](features/feature_9.html) (reflection, ReasonScore 0.09, rank 1)")
     assert "[all pages](features/index.html)" in said
@@ -238,43 +225,28 @@ def drawn_example(feature: int = 7, n: int = 41, seed: int = 0) -> Example:
     return Example(feature, 0, pieces, values, int(values.argmax()))
 
 
-def drawn_interface(**changes) -> FeatureInterface:
-    tokens = [(f" token{i} that is long", 3.0 - i) for i in range(10)]
-    made = dict(
-        feature=7, score=0.0123, rank=3, density=0.02, maximum=3.0,
-        histogram=np.array([5, 9, 2]), edges=np.array([0.5, 1.0, 2.0, 4.0]), by_step={},
-        positive=tokens, negative=[("$", -1.0), ("\n", -0.5)], mode="exploration",
+def test_the_interface_draws_what_it_returns():
+    shown = interface(
+        7, positive=[(f" token{i} that is long", 3.0 - i) for i in range(10)],
+        negative=[("$", -1.0), ("\n", -0.5)],
         examples=[drawn_example(seed=i) for i in range(8)],
     )  # fmt: skip
-    return FeatureInterface(**(made | changes))
-
-
-def test_the_interface_draws_what_it_returns():
-    fig, data = draw_interface(drawn_interface(), examples=6)
-    assert data["part"].value_counts().to_dict() == {
-        "example": 6 * 41,
-        "positive": 10,
-        "negative": 2,
-        "histogram": 3,
-    }
-    assert data.loc[data["part"] == "histogram", "value"].tolist() == [5, 9, 2]
+    fig, data = draw_interface(shown, examples=6)
+    counts = {"example": 6 * 41, "positive": 10, "negative": 2, "histogram": 2}
+    assert data["part"].value_counts().to_dict() == counts
+    assert data.loc[data["part"] == "histogram", "value"].tolist() == [4, 8]
     assert data.loc[data["part"] == "negative", "text"].tolist() == ["$", "⏎"]
     shaded = sum(patch.get_height() == 1 for patch in fig.axes[-1].patches)
-    assert shaded >= sum(int((e.activations > 0).sum()) for e in drawn_interface().examples[:6])
+    assert shaded >= sum(int((e.activations > 0).sum()) for e in shown.examples[:6])
     legible(fig)
 
 
-def test_a_feature_that_is_never_active_is_drawn_too():
-    none = {
-        "histogram": np.zeros(0, int),
-        "edges": np.ones(1),
-        "examples": [],
-        "maximum": 0.0,
-        "density": 0.0,
-    }
-    fig, data = draw_interface(drawn_interface(positive=[], negative=[], mode=None, **none))
+def test_nothing_to_draw_is_drawn_too():
+    never = interface(7, positive=[], negative=[], mode=None, maximum=0.0, density=0.0, examples=[],
+        histogram=np.zeros(0, int), edges=np.ones(1))  # fmt: skip
+    fig, data = draw_interface(never)
     fig.canvas.draw()
-    assert data.empty
+    assert data.empty and draw_snippets({"mixed": []}, {})[1].empty
 
 
 def test_snippets_are_grouped_and_shaded_by_share_of_their_feature():
@@ -308,11 +280,6 @@ def test_forty_features_of_real_text_are_legible():
     legible(fig)
 
 
-def test_no_snippets_at_all():
-    _, data = draw_snippets({"mixed": []}, {})
-    assert data.empty
-
-
 def test_lines_break_between_tokens_and_lose_nothing():
     long = Example(0, 0, ("a" * 60, "b" * 60, "c" * 250, "d"), np.arange(4, dtype=np.float32), 3)
     lines = wrapped(long)
@@ -320,7 +287,5 @@ def test_lines_break_between_tokens_and_lose_nothing():
     assert "".join(text for line in lines for text, _ in line) == long.text
     assert lines[-1] == [("c" * 58, 2.0), ("d", 3.0)]
     assert all(sum(len(t) for t, _ in line) <= CHARACTERS for line in wrapped(drawn_example()))
-
-
-def test_what_cannot_be_drawn_becomes_a_sign():
+    # what cannot be drawn becomes a sign
     assert visible("a\n\t\x00\ud800 b") == "a⏎⇥□□ b"

@@ -12,14 +12,16 @@ from scipy.stats import ttest_ind
 from tiny import PIECES, Pieces, corpus_of
 
 from reasoning_features.errors import UserError
+from reasoning_features.interpretation import lexical_controls
 from reasoning_features.interpretation.lexical_controls import (
     Controls,
     class_shares,
     classify,
-    controls_in,
     effect_size,
+    measure_controls,
     word_detectors,
 )
+from reasoning_features.text.corpus import Corpus
 
 WAIT = PIECES.index(" wait")
 
@@ -45,16 +47,26 @@ class Three:
         return torch.stack([x[:, WAIT], x[:, -1], torch.zeros(len(x))], dim=1)
 
 
-def measured() -> Controls:
-    thinking = ["let", " wait", " a", ".", " b", " a", "."]
-    reasoning = corpus_of(*[thinking] * 20)
-    reasoning.thinking[:] = True
-    general = corpus_of(*[["a", " b", " a", " a", ".", " b", " a"]] * 20)
-    return controls_in(reasoning, general, OneHot(), Three(), np.arange(3), ["wait"], ["a"], (), (1, 1), 256)
+TRACES = corpus_of(*[["let", " wait", " a", ".", " b", " a", "."]] * 20, thinking=range(140))
 
 
-def test_one_feature_of_the_word_and_one_of_the_context():
-    controls = measured()
+def measured(monkeypatch, sae: Three, general: Corpus, control: str, window: tuple[int, int]) -> Controls:
+    """What "wait", and a control word, do to features where these are the texts."""
+    monkeypatch.setattr(lexical_controls, "reasoning_corpus", lambda *_: TRACES)
+    monkeypatch.setattr(lexical_controls, "general_corpus", lambda *_: general)
+    settings = SimpleNamespace(
+        words=["wait"], corpus="text", subject="", window=window, batch_tokens=256, seed=0
+    )
+    return measure_controls(
+        settings, OneHot(), sae, {"one": np.arange(2), "two": np.array([1, 2])}, [control]
+    )
+
+
+GENERAL = corpus_of(*[["a", " b", " a", " a", ".", " b", " a"]] * 20)
+
+
+def test_one_feature_of_the_word_and_one_of_the_context(monkeypatch):
+    controls = measured(monkeypatch, Three(), GENERAL, "a", (1, 1))
     table = controls.table
     assert table["class"].tolist() == ["token-driven", "context-driven", "context-driven"]
     assert table["R put in"].tolist() == [1, 0, 0]
@@ -66,8 +78,8 @@ def test_one_feature_of_the_word_and_one_of_the_context():
     # a document is driven by its words too, and the controls do nothing
     assert table["document class"].tolist() == table["class"].tolist()
     assert np.isinf(table.loc[0, "d"]) and table.loc[0, "control d"] == 0
-    groups = {"selected": np.array([True, True, False]), "others": np.array([False, False, True])}
-    shares = class_shares(controls, groups, causal=np.array([True, False, False]))
+    groups = {"selected": np.array([1, 0]), "others": np.array([2])}
+    shares = class_shares(controls, groups, causal=np.array([0]))
     selected = shares[shares["group"] == "selected"].set_index("class")
     assert selected["share"].to_dict() == {"token-driven": 0.5, "partly": 0.0, "context-driven": 0.5}
     assert selected.loc["token-driven", "causal"] == 0.5 and selected.loc["context-driven", "causal"] == 0
@@ -75,31 +87,27 @@ def test_one_feature_of_the_word_and_one_of_the_context():
     assert (selected.loc["token-driven", "low"], selected.loc["token-driven", "high"]) == (0, 1)
     assert (shares["documents"] == 20).all()
     with pytest.raises(UserError, match="no features in the group 'none'"):
-        class_shares(controls, {"none": np.zeros(3, bool)})
+        class_shares(controls, {"none": np.array([9])})
 
 
 def test_documents_read_some_at_a_time_give_the_same(monkeypatch):
-    whole = measured()
+    whole = measured(monkeypatch, Three(), GENERAL, "a", (1, 1))
     monkeypatch.setattr("reasoning_features.interpretation.lexical_controls.ELEMENTS", 3 * 30)
-    pieces = measured()
+    pieces = measured(monkeypatch, Three(), GENERAL, "a", (1, 1))
     pd.testing.assert_frame_equal(whole.table, pieces.table)
     np.testing.assert_array_equal(whole.with_words, pieces.with_words)
 
 
-def test_other_words_hide_the_word_in_a_whole_document_and_not_at_its_place():
-    thinking = ["let", " wait", " a", ".", " b", " a", "."]
-    reasoning = corpus_of(*[thinking] * 20)
+def test_other_words_hide_the_word_in_a_whole_document_and_not_at_its_place(monkeypatch):
     general = corpus_of(*[[" a", " b", " a", " a", " b", " b", " b", " b"]] * 40)
 
     # a feature that fires on " wait", and as much on the " a" that every document begins with
     class Both(Three):
         def encode(self, x: torch.Tensor) -> torch.Tensor:
-            return x[:, [WAIT]] + x[:, [PIECES.index(" a")]]
+            return (x[:, [WAIT]] + x[:, [PIECES.index(" a")]]).expand(-1, 3)
 
-    found = controls_in(reasoning, general, OneHot(), Both(), np.arange(1), ["wait"], ["b"], (), (1, 0), 256)
-    table = found.table
-    assert table["class"].tolist() == ["token-driven"]
-    assert table["document class"].tolist() == ["context-driven"]
+    table = measured(monkeypatch, Both(), general, "b", (1, 0)).table
+    assert set(table["class"]) == {"token-driven"} and set(table["document class"]) == {"context-driven"}
 
 
 def test_effect_size_is_cohens_and_students():
@@ -119,27 +127,13 @@ def test_the_rule():
 
 
 def test_word_detectors_put_identity_beside_injection():
-    evidence = pd.DataFrame(
-        {
-            "feature": [0, 1, 2],
-            "score:reason score": [0.1, 0.4, 0.2],
-            "score:identity": [0.05, 0.4, 0.02],
-            "density": [0.1, 0.2, 0.3],
-            "best token": ["' wait'", "' but'", "','"],
-            "precision": [0.5, 0.9, 0.1],
-            "recall": [0.6, 0.8, 0.2],
-        }
-    )
-    measured = pd.DataFrame(
-        {
-            "feature": [2, 1],
-            "d": [0.1, 2.0],
-            "control d": [0.0, 0.3],
-            "class": ["context-driven", "token-driven"],
-        }
-    )
+    evidence = pd.DataFrame({"feature": [0, 1, 2], "score:reason score": [0.1, 0.4, 0.2]})
+    evidence["score:identity"] = [0.05, 0.4, 0.02]
+    evidence = evidence.assign(density=0.1, precision=0.5, recall=0.6, **{"best token": ["a", "b", "c"]})
+    driven = pd.DataFrame({"feature": [2, 1], "d": [0.1, 2.0], "control d": [0.0, 0.3]})
+    driven["class"] = ["context-driven", "token-driven"]
     nothing = np.zeros((1, 2), dtype=np.float32)
-    table = word_detectors(evidence, Controls(measured, nothing, nothing, np.zeros(1, dtype=int)), [1, 2])
+    table = word_detectors(evidence, Controls(driven, nothing, nothing, np.zeros(1, dtype=int)), [1, 2])
     assert table["feature"].tolist() == [1, 2]
     np.testing.assert_allclose(table["identity"], [1.0, 0.1])
     assert table["class"].tolist() == ["token-driven", "context-driven"]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from tiny import LAYERS, make_corpus
 
 from reasoning_features.errors import UserError
@@ -18,8 +19,10 @@ from reasoning_features.residual_stream.probes import (
     chosen_layer,
     move_targets,
     probe,
+    probe_decision,
     probe_layers,
     read_layers,
+    weighted_auc,
 )
 from reasoning_features.text.corpus import Corpus
 
@@ -123,3 +126,50 @@ def test_the_first_layer_as_good_as_the_best_is_chosen() -> None:
     probed = pd.DataFrame(rows, columns=columns)
     other = probed.assign(**{"target": "next token's move", "balanced accuracy": 0.1, "high": 0.2})
     assert chosen_layer(pd.concat([probed.assign(target="own move"), other])) == 1
+
+
+# --- a decision, from the stream at its token --------------------------------------------------------------
+
+
+@pytest.fixture
+def decisions():
+    """600 decisions of 200 traces; one direction of twelve tells the side, with noise."""
+    rng = np.random.default_rng(0)
+    documents = np.repeat(np.arange(200), 3)
+    towards = rng.random(600) < 0.5
+    residual = rng.normal(size=(600, 12)).astype(np.float32)
+    residual[:, 4] += 2 * towards
+    return residual, towards, documents
+
+
+def test_a_direction_that_tells_is_found_on_other_traces(decisions):
+    residual, towards, documents = decisions
+    probed = probe_decision(residual, towards, documents)
+    assert len(np.unique(probed.documents)) == 80
+    auc = probed.auc()
+    assert auc.estimate == pytest.approx(roc_auc_score(probed.towards, probed.scores))
+    assert auc.low > 0.8 and auc.n == 80
+
+
+def test_shuffled_labels_and_noise_are_chance(decisions):
+    residual, towards, documents = decisions
+    control = probe_decision(residual, towards, documents, shuffled=True)
+    noise = probe_decision(np.delete(residual, 4, axis=1), towards, documents)
+    for probed in (noise, control):
+        assert probed.auc().low < 0.55
+    probed = probe_decision(residual, towards, documents)
+    assert probed.auc_less(noise).low > 0.2
+    assert probed.auc_less(probed).estimate == 0
+
+
+def test_the_area_counts_ties_half_and_weights_as_copies():
+    scores, towards = np.array([1.0, 2.0, 2.0, 3.0]), np.array([False, False, True, True])
+    weights = np.array([1.0, 2.0, 3.0, 0.0])
+    for each in (np.ones(4), weights):
+        expected = roc_auc_score(towards, scores, sample_weight=each)
+        assert weighted_auc(scores, towards, each) == pytest.approx(expected)
+
+
+def test_too_few_decisions():
+    with pytest.raises(UserError, match="raise reasoning_documents"):
+        probe_decision(np.zeros((4, 2), np.float32), np.array([True] * 4), np.arange(4))

@@ -22,7 +22,7 @@ from reasoning_features.truth.benchmark import Benchmark, Scorer, column, evalua
 FRESH = ActivationBatch(torch.randn(400, 4, generator=torch.Generator().manual_seed(0)), torch.arange(400))
 DOCUMENTS = np.repeat(np.arange(20), 20)
 EFFECT = np.concatenate([np.full(5, 0.5), np.full(20, 0.01)])
-SCORER = Scorer("ReasonScore", column("score:reason score"), False, False, "")
+SCORER = Scorer("ReasonScore", column("score:reason score"))
 
 
 def benchmark(architecture: str, score: np.ndarray) -> Benchmark:

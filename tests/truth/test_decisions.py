@@ -1,28 +1,50 @@
-"""Decisions are where openers follow, on both sides, and the draw is balanced."""
+"""Decisions are where openers follow; what tells their side is chosen on one half, reported on the other."""
 
 from __future__ import annotations
 
+import json
+import math
+import os
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from tiny import Pieces, corpus_of, make_corpus
+from sklearn.metrics import roc_auc_score
+from tiny import WIDTH, Pieces, corpus_of, make_corpus, signed_identity
 
 from reasoning_features.errors import UserError
+from reasoning_features.models.subject import Subject
 from reasoning_features.organism import language
 from reasoning_features.organism.language import reasoning_documents
 from reasoning_features.organism.parser import DECISIONS
 from reasoning_features.organism.training import encode_documents
+from reasoning_features.settings import load_settings
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.truth.decisions import (
     Decisions,
+    auc_by_class,
     balanced,
+    best_class,
+    coupling_of_traces,
+    decodability,
+    divergence,
     find_decisions,
     label_sets,
     log_odds,
+    marking_counts,
+    on_scale,
+    organism_scale,
+    organism_sentences,
     swapped,
+    targets,
 )
+
+TRACES = os.environ.get("REASONING_TRACES")
+WORDS = ("wait", "let me")
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +93,10 @@ def test_wordings_come_in_pairs_of_one_length(corpus, organism_tokenizer):
             find_decisions(other, organism_tokenizer, "organism")["persistence"].positions.tolist() == places
         )
     texts = pairs["careful and hasty markers"][1].texts(organism_tokenizer)
-    lines = [line for text in texts for line in text.split("\n")[1:-2]]
-    assert {line.split(", ")[1].split(" ")[0] for line in lines} <= set(language.MARKERS_HASTY)
-
-
-def test_other_text_has_no_known_decisions(corpus, organism_tokenizer):
     assert find_decisions(corpus, organism_tokenizer, "openthoughts") == {}
     assert swapped(corpus, organism_tokenizer, "openthoughts") == {}
+    lines = [line for text in texts for line in text.split("\n")[1:-2]]
+    assert {line.split(", ")[1].split(" ")[0] for line in lines} <= set(language.MARKERS_HASTY)
 
 
 def stub(styles: list[str]) -> Decisions:
@@ -112,12 +131,8 @@ def test_log_odds_by_hand():
     logits[1, 4] = 1.0
     # two tokens against one: ln 2; with one of them raised by a nat: ln(1 + e)
     assert log_odds(logits, stub(["", ""])).tolist() == pytest.approx([np.log(2), np.log(1 + np.e)])
-
-
-def test_a_token_on_both_sides_is_refused():
-    decisions = stub(["careful"])
     with pytest.raises(ValueError, match="opens both sides"):
-        Decisions(**{**vars(decisions), "negative": np.array([4])})
+        replace(stub(["careful"]), negative=np.array([4]))
 
 
 def test_sets_of_labels_by_hand(monkeypatch):
@@ -140,3 +155,138 @@ def test_sets_of_labels_by_hand(monkeypatch):
         "at persistence:positive": [1],
         "at persistence:negative": [4],
     }
+
+
+# --- what features tell ------------------------------------------------------------------------------------
+
+
+def test_auc_is_scikit_learns():
+    rng = np.random.default_rng(0)
+    activations = rng.integers(0, 4, size=(60, 5)).astype(np.float32)  # with many ties
+    classes = rng.integers(0, 3, size=60)
+    found = auc_by_class(activations, classes, 4)
+    assert found.shape == (5, 4)
+    for feature in range(5):
+        for label in range(3):
+            expected = roc_auc_score(classes == label, activations[:, feature])
+            assert found[feature, label] == pytest.approx(expected)
+    assert np.isnan(found[:, 3]).all()
+
+
+def test_class_and_side_are_chosen_on_the_first_half():
+    classes = np.tile([0, 1, 2], 40)
+    half = np.arange(120) < 60
+    activations = np.zeros((120, 3), dtype=np.float32)
+    activations[:, 0] = classes == 1  # high at class 1
+    activations[:, 1] = classes != 2  # low at class 2
+    activations[:, 2] = np.where(half, classes == 0, classes != 0)  # the other half says the opposite
+    best, high, auc = best_class(activations, classes, half, 3)
+    assert best.tolist() == [1, 2, 0]
+    assert high.tolist() == [True, False, True]
+    assert auc.tolist() == pytest.approx([1, 1, 0])
+    # class 2 only in the first half: it cannot be reported, so it is not chosen
+    missing = np.where(half, classes, classes % 2)
+    assert 2 not in best_class(activations, missing, half, 3)[0]
+
+
+def test_targets_by_hand(tiny_subject: Subject) -> None:
+    text = "Try 3. Hm.\nNo."
+    ids = tiny_subject.tokenizer.encode(text, add_special_tokens=False)
+    pieces = [tiny_subject.tokenizer.decode([i]) for i in ids]
+    begins = np.cumsum([0, *map(len, pieces)])[:-1]
+    # one move a sentence
+    moves = np.where(begins < text.index(" Hm"), 0, np.where(begins < text.index("No"), 1, 2))
+    n = len(ids) + 1
+    corpus = Corpus(
+        name="one",
+        tokens=np.array([0, *ids], dtype=np.int32),
+        starts=np.array([0, n]),
+        special=np.arange(n) == 0,
+        thinking=np.arange(n) > 0,
+        domains=["a"],
+        moves=np.array([0, *moves], dtype=np.int8),
+        move_names=("explore", "uncertain", "backtrack"),
+    )
+    found = targets(corpus, tiny_subject.tokenizer, {})
+    assert found["current move"][1].tolist() == [-1, *moves]
+    following = found["next move"][1]
+    told = {int(at): int(following[at]) for at in np.flatnonzero(following >= 0)}
+    assert list(told.values()) == [1, 2]
+    assert ["".join(pieces[:at]) for at in told] == ["Try 3.", "Try 3. Hm.\n"]
+
+
+def test_a_table_a_label(tiny_subject: Subject, tiny_corpus: Corpus) -> None:
+    features, n, sae = np.array([0, 3, WIDTH]), tiny_corpus.n_documents, signed_identity(WIDTH)
+    documents = np.arange(n)
+    at = {"corpus": tiny_corpus, "positions": tiny_corpus.starts[:-1] + 2, "documents": documents}
+    own = replace(stub([""] * n), **at, towards=documents % 2 == 0)
+    table = decodability(tiny_subject, sae, tiny_corpus, {"persistence": own}, features, 256, 150, seed=0)
+    counts = table.groupby("label")["tokens"].first().to_dict()
+    assert counts["current move"] == 150 and counts["persistence"] == n
+    assert table["feature"].tolist() == features.tolist() * (len(table) // 3)
+    of_label = table.set_index("label")
+    assert set(of_label.loc["persistence", "best"]) <= {"go on", "give up"}
+    # moves at random ends of sentences: no class is in both halves
+    assert of_label.loc["next move", "auc"].isna().all()
+    assert of_label.drop(index="next move")["auc"].between(0, 1).all()
+    # by hand: feature 3 is the positive part of coordinate 3
+    first = np.random.default_rng(0).permutation(n) < n // 2
+    texts = [torch.from_numpy(tiny_corpus.document(i).astype(np.int64))[None] for i in range(n)]
+    active = np.array([max(float(tiny_subject.residual(text)[0, 2, 3]), 0.0) for text in texts])
+    row = table[(table["label"] == "persistence") & (table["feature"] == 3)].iloc[0]
+    expected = roc_auc_score(own.towards[~first], active[~first])
+    assert row["auc"] == pytest.approx(expected) or row["auc"] == pytest.approx(1 - expected)
+    # without labels there is nothing to report
+    plain = replace(tiny_corpus, moves=None, move_names=())
+    assert decodability(tiny_subject, sae, plain, {}, features, 256, 100, seed=0) is None
+
+
+# --- the coupling of labelled traces -----------------------------------------------------------------------
+
+
+def test_counts_and_divergence_by_hand():
+    trace = [(True, "Wait, no."), (True, "I let me see"), (True, "letting me")]
+    trace += [(False, "waiter"), (False, "so")]
+    counts = marking_counts([trace, [(False, "But wait")]], WORDS)
+    assert counts.tolist() == [[[2, 0], [1, 2]], [[0, 1], [0, 0]]]
+    # with half a sentence more in each cell: 2.5 of 4 and 1.5 of 4
+    p, q = 2.5 / 4, 1.5 / 4
+    expected = (p - q) * (math.log(p / (1 - p)) - math.log(q / (1 - q)))
+    assert divergence(counts.sum(axis=0)) == pytest.approx(expected)
+
+
+def test_sentences_that_keep_the_search_open():
+    for document in reasoning_documents(1.0, 60, 0):
+        sentences = organism_sentences(document)
+        assert len(sentences) == document.text.count(".\n")
+        assert not sentences[0][0]  # nothing was tried before the first sentence
+        for (_, before), (opens, text) in pairwise(sentences):
+            if any(f" {word} with" in text for word in ("settle", "stop", "quit", "leave", "drop", "end")):
+                assert not opens
+            if before.endswith((", no.", ", low.", ", high.")) and " try " in text:
+                assert opens
+
+
+def test_the_scale_grows_with_kappa_and_is_read_backwards():
+    scale = organism_scale(load_settings("organism").words, documents=150)
+    assert scale["divergence"].iloc[0] < 0.02 < scale["divergence"].iloc[-1]
+    made = pd.DataFrame({"kappa": [0.0, 0.5, 1.0], "divergence": [0.0, 0.1, 0.4]})
+    assert on_scale(np.array([-1, 0.05, 0.25, 3]), made).tolist() == pytest.approx([0, 0.25, 0.75, 1])
+
+
+def test_local_files(tmp_path: Path):
+    with pytest.raises(UserError, match="no labelled traces"):
+        coupling_of_traces(tmp_path, WORDS)
+    path = tmp_path / "deepseek-r1-small.jsonl"
+    path.write_text(json.dumps({"thinking": "x"}) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="has no labelled spans"):
+        coupling_of_traces(tmp_path, WORDS)
+
+
+@pytest.mark.skipif(not TRACES, reason="REASONING_TRACES does not name a folder with real traces")
+def test_real_traces_mark_going_on_more_than_any_organism(capsys):
+    found = coupling_of_traces(Path(str(TRACES)), load_settings("organism").words)
+    with capsys.disabled():
+        print(f"\n{found.to_string()}")
+    assert (found["open_share"] > 0.85).all() and (found["other_share"] < 0.55).all()
+    assert found["outside"].all() and (found["kappa"] == 1).all()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import LAYERS, VOCABULARY, WIDTH, corpus_of, make_corpus, signed_identity
+from tiny import LAYERS, VOCABULARY, WIDTH, make_corpus, signed_identity, small_corpus
 
 from reasoning_features.errors import UserError
 from reasoning_features.interpretation.features import logit_effects
@@ -31,11 +31,11 @@ CORPUS = make_corpus()
 GAIN = 3.0
 
 
-def decisions_at(places: list[int], documents: list[int]) -> Decisions:
+def decisions_at(places: list[int], documents: list[int], corpus: Corpus = CORPUS) -> Decisions:
     return Decisions(
         name="persistence",
-        corpus=CORPUS,
-        positions=CORPUS.starts[documents] + np.array(places),
+        corpus=corpus,
+        positions=corpus.starts[documents] + np.array(places),
         documents=np.array(documents),
         styles=[""] * len(places),
         towards=np.zeros(len(places), dtype=bool),
@@ -45,6 +45,10 @@ def decisions_at(places: list[int], documents: list[int]) -> Decisions:
 
 
 DECISIONS = decisions_at([3, 4, 2, 4], [0, 0, 1, 5])
+
+
+def document_tokens(corpus: Corpus, document: int) -> torch.Tensor:
+    return torch.from_numpy(corpus.document(document).astype(np.int64))[None]
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +69,8 @@ def reader(tiny_llama: Path) -> Subject:
 def measured(
     subject: Subject, place: str, decisions: Decisions = DECISIONS, means: float = 0.0, sae: object = None
 ) -> Effects:
-    features = np.arange(WIDTH)
-    coder = signed_identity(WIDTH) if sae is None else sae
-    return measure_effects(
-        subject, coder, decisions, features, np.full(WIDTH, means), PLACES[place], n_random=200, seed=0
-    )
+    coder, every, to = sae or signed_identity(WIDTH), np.arange(WIDTH), np.full(WIDTH, means)
+    return measure_effects(subject, coder, decisions, every, to, PLACES[place], n_random=200, seed=0)
 
 
 @pytest.mark.parametrize("place", list(PLACES))
@@ -77,19 +78,14 @@ def test_the_direction_that_is_read_is_named_and_nothing_else(reader: Subject, p
     found = measured(reader, place)
     assert found.true.tolist() == [True] + [False] * (WIDTH - 1)
     # feature 0 is relu(x_0): ablating it to 0 takes GAIN · relu(x_0) from the log-odds
-    streams = {
-        int(i): reader.residual(torch.from_numpy(CORPUS.document(i).astype(int))[None])[0] for i in (0, 1, 5)
-    }
-    active = [
-        max(float(streams[d][p, 0]), 0.0) for d, p in zip(DECISIONS.documents, DECISIONS.places, strict=True)
-    ]
+    streams = [reader.residual(document_tokens(CORPUS, int(i)))[0] for i in DECISIONS.documents]
+    active = [max(float(x[p, 0]), 0.0) for x, p in zip(streams, DECISIONS.places, strict=True)]
     assert found.change[0] == pytest.approx(-GAIN * np.mean(active), rel=1e-4)
     assert found.effect[0] == -found.change[0]
     assert np.abs(found.change[1:]).max() < 1e-5
     # by trace: the first document's two decisions are summed
     assert found.counts.tolist() == [2, 1, 1]
     assert found.sums[:, 0] == pytest.approx(-GAIN * np.array([active[0] + active[1], *active[2:]]), rel=1e-4)
-    assert found.expected_by_chance == pytest.approx(0.01 * WIDTH)
 
 
 class Constant:
@@ -115,7 +111,7 @@ def test_the_fast_path_is_the_plain_one(tiny_subject: Subject, place: str) -> No
     sae, mean = signed_identity(WIDTH), 0.4
     found = measured(tiny_subject, place, decisions, means=mean, sae=sae)
     for row, (document, at) in enumerate(zip(decisions.documents, decisions.places, strict=True)):
-        tokens = torch.from_numpy(CORPUS.document(int(document)).astype(np.int64))[None]
+        tokens = document_tokens(CORPUS, int(document))
         as_it_is = log_odds(tiny_subject.logits(tokens)[0, at], decisions)
         for feature in (0, 7, 31):
 
@@ -123,9 +119,8 @@ def test_the_fast_path_is_the_plain_one(tiny_subject: Subject, place: str) -> No
                 edited = stream.clone()
                 # the first token of every document is special, and stays
                 where = slice(at, at + 1) if place == "decision" else slice(1, at + 1)
-                edited[0, where] += (mean - sae.encode(stream)[0, where, feature])[:, None] * sae.W_dec[
-                    feature
-                ]
+                amount = mean - sae.encode(stream)[0, where, feature]
+                edited[0, where] += amount[:, None] * sae.W_dec[feature]
                 return edited
 
             plain = log_odds(tiny_subject.logits_with(tokens, edit)[0, at], decisions) - as_it_is
@@ -159,14 +154,11 @@ def test_intervals_resample_traces_and_the_slope_is_of_random_directions() -> No
     assert np.isnan(replace(found, random=np.empty((3, 0))).slope)
 
 
-def test_features_that_pass_come_largest_first() -> None:
+def test_features_that_pass_come_largest_first(tiny_subject: Subject) -> None:
     change = np.array([0.5, 0.1, -0.9])
     found = Effects(np.arange(3), change, np.ones(3), np.full(3, 0.2), change[None], np.ones(1))
     assert found.passed.tolist() == [2, 0]
     assert found.of(np.array([2, 7])).change.tolist() == [-0.9]
-
-
-def test_nothing_to_ablate_is_said(tiny_subject: Subject) -> None:
     with pytest.raises(UserError, match="need a decision and a live feature"):
         measured(tiny_subject, "decision", DECISIONS.select(np.array([], dtype=np.int64)))
 
@@ -174,17 +166,8 @@ def test_nothing_to_ablate_is_said(tiny_subject: Subject) -> None:
 # --- gradient attribution and the output score -------------------------------------------------------------
 
 
-def small() -> Corpus:
-    """Three kinds of documents, some of them long enough to open a prompt."""
-    return corpus_of(
-        *[["<s>", " a", " b", " wait", " a", ".", " let", " me", " b"]] * 4,
-        *[["<s>", "wait", " a", " a", " b", " let", " me", ".", " b", " b"]] * 4,
-        *[["<s>", " b", " b", " a", ".", " b", " a", " b", " a"]] * 4,
-    )
-
-
 def test_gradient_attribution_is_the_slope_of_ablation(tiny_subject: Subject):
-    corpus, sae = small(), signed_identity(tiny_subject.d_model)
+    corpus, sae = small_corpus(), signed_identity(tiny_subject.d_model)
     at = np.array([4, 13])
     decisions = replace(DECISIONS, corpus=corpus, positions=at, documents=corpus.document_of[at])
     means = np.full(2 * tiny_subject.d_model, 0.1)
@@ -192,12 +175,10 @@ def test_gradient_attribution_is_the_slope_of_ablation(tiny_subject: Subject):
     total, step = np.zeros(len(means)), 1e-2
     for position, document in zip(decisions.positions, decisions.documents, strict=True):
         place = int(position - corpus.starts[document])
-        tokens = torch.from_numpy(corpus.document(document).astype(np.int64))[None]
+        tokens = document_tokens(corpus, document)
         stream_ = tiny_subject.residual(tokens)
-        moves = (sae.encode(stream_[0, place][None])[0] - torch.from_numpy(means).float())[
-            :, None
-        ] * sae.W_dec
-        for i, move in enumerate(moves):
+        away = sae.encode(stream_[0, place][None])[0] - torch.from_numpy(means).float()
+        for i, move in enumerate(away[:, None] * sae.W_dec):
             found = []
             for sign in (step, -step):
                 edited = stream_.clone()
@@ -227,7 +208,7 @@ def test_output_score_by_hand(tiny_subject: Subject):
 
 
 def test_prompts_come_from_documents_without_thinking():
-    corpus = small()
+    corpus = small_corpus()
     corpus.thinking[corpus.span(0)] = True
     prompts = neutral_prompts(corpus, 3, 8)
     # document 0 thinks; of the other eleven the first, the middle and the last
@@ -239,21 +220,10 @@ def test_prompts_come_from_documents_without_thinking():
 # --- patching ----------------------------------------------------------------------------------------------
 
 PATCHED = make_corpus(8)
-WHERE = np.array([0, 1, 1, 3, 4, 6])
-TAKEN = Decisions(
-    name="persistence",
-    corpus=PATCHED,
-    positions=PATCHED.starts[WHERE] + np.array([3, 2, 4, 4, 3, 4]),
-    documents=WHERE,
-    styles=[""] * 6,
-    towards=np.zeros(6, dtype=bool),
-    positive=np.array([10, 11]),
-    negative=np.array([20]),
-)
-OTHER = replace(
-    PATCHED,
-    tokens=np.where(PATCHED.special, PATCHED.tokens, (PATCHED.tokens + 7) % VOCABULARY).astype(np.int32),
-)
+WHERE = [0, 1, 1, 3, 4, 6]
+TAKEN = replace(decisions_at([3, 2, 4, 4, 3, 4], WHERE, PATCHED), negative=np.array([20]))
+SHIFTED = np.where(PATCHED.special, PATCHED.tokens, (PATCHED.tokens + 7) % VOCABULARY).astype(np.int32)
+OTHER = replace(PATCHED, tokens=SHIFTED)
 
 
 def test_shares_that_must_be_all_or_nothing(tiny_subject: Subject) -> None:

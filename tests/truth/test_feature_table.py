@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from tiny import Pieces, corpus_of, signed_identity
+from tiny import Pieces, corpus_of, signed_identity, small_corpus
 
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import collect, stream
@@ -18,8 +17,9 @@ from reasoning_features.scoring.reason_score import vocabulary_scores
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.vocabulary import Lexicon
 from reasoning_features.text.words import ALL, TokenSets, token_sets, vocabulary_set, word_set
+from reasoning_features.truth import feature_table as room
 from reasoning_features.truth.feature_table import (
-    draw_vocabularies,
+    Vocabularies,
     feature_table,
     load_features,
     measure,
@@ -32,25 +32,17 @@ WINDOW = (2, 1)
 VOCABULARIES = {"R": ("wait", "let me"), "random 0": ("a", "let me"), "slot 0": ("wait", "a")}
 
 
-def small() -> Corpus:
-    return corpus_of(
-        *[["<s>", " a", " b", " wait", " a", ".", " let", " me", " b"]] * 4,
-        *[["<s>", "wait", " a", " a", " b", " let", " me", ".", " b", " b"]] * 4,
-        *[["<s>", " b", " b", " a", ".", " b", " a", " b", " a"]] * 4,
-    )
-
-
 def table(
     subject: Subject, labels: dict, blocks: int | None = None, kept: Path | None = None
 ) -> pd.DataFrame:
-    corpus, sae, words = small(), signed_identity(subject.d_model), VOCABULARIES["R"]
+    corpus, sae, words = small_corpus(), signed_identity(subject.d_model), VOCABULARIES["R"]
     sets = needed_sets(corpus, Pieces(), VOCABULARIES, WINDOW, [], Lexicon(), labels)
     measured = measure(subject, sae, corpus, sets, words, WINDOW, blocks, 64, kept)
     return feature_table(measured, np.full(2 * subject.d_model, 2.0), VOCABULARIES, list(labels), WINDOW, 0.7)
 
 
 def at(*positions: int) -> np.ndarray:
-    return np.isin(np.arange(small().n_tokens), positions)
+    return np.isin(np.arange(small_corpus().n_tokens), positions)
 
 
 LABELS = {"at persistence:positive": at(4, 30), "at persistence:negative": at(13)}
@@ -85,7 +77,7 @@ def test_before_only_and_masked_by_hand():
 
 
 def test_scores_equal_those_of_direct_sums(tiny_subject: Subject, gathered: pd.DataFrame):
-    corpus, sae = small(), signed_identity(tiny_subject.d_model)
+    corpus, sae = small_corpus(), signed_identity(tiny_subject.d_model)
     sets = token_sets(corpus, Pieces(), VOCABULARIES, [WINDOW])
     statistics = accumulate(stream(tiny_subject, corpus, 64), sae, sets)
     for name, words in VOCABULARIES.items():
@@ -129,87 +121,52 @@ def test_ranks_and_round_trip(gathered: pd.DataFrame, tmp_path: Path):
 NEAR = (0, 1)
 
 
-class FirstEight:
-    """An autoencoder whose features are the first eight dimensions, where positive."""
-
-    def __init__(self, d_in: int) -> None:
-        self.cfg, self.device = SimpleNamespace(d_in=d_in, d_sae=8), torch.device("cpu")
-
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(x[:, :8])
-
-
-def random_sets(corpus: Corpus) -> TokenSets:
-    rng = np.random.default_rng(0)
-    ordinary = ~corpus.special
-    a, b = (ordinary & (rng.random(corpus.n_tokens) < 0.3) for _ in range(2))
-    by_word = {word_set("a", NEAR): a, word_set("b", NEAR): b}
-    return TokenSets.of({ALL: ordinary} | by_word | {vocabulary_set("R", NEAR): a | b})
-
-
 def test_one_pass_equals_direct_sums(tiny_subject: Subject, tiny_corpus: Corpus):
-    sets, sae = random_sets(tiny_corpus), FirstEight(tiny_subject.d_model)
+    rng, sae, ordinary = np.random.default_rng(0), signed_identity(tiny_subject.d_model), ~tiny_corpus.special
+    a, b = (ordinary & (rng.random(tiny_corpus.n_tokens) < 0.3) for _ in range(2))
+    masks = {ALL: ordinary, word_set("a", NEAR): a, word_set("b", NEAR): b, vocabulary_set("R", NEAR): a | b}
+    sets = TokenSets.of(masks)
     found = measure(tiny_subject, sae, tiny_corpus, sets, ["a", "b"], NEAR, blocks=4, batch_tokens=64)
-    features = np.zeros((tiny_corpus.n_tokens, 8))
+    features = np.zeros((tiny_corpus.n_tokens, 2 * tiny_subject.d_model))
     for batch in stream(tiny_subject, tiny_corpus, 64):
         features[batch.positions.numpy()] = sae.encode(batch.residual).numpy()
     total = found.statistics.total()
     masks = np.stack([sets.mask(name) for name in sets.names])
     np.testing.assert_allclose(total.sums, masks.astype(float) @ features, rtol=1e-6)
     np.testing.assert_array_equal(total.counts, masks.sum(axis=1))
-    assert found.statistics.sums.shape == (4, 4, 8)
-    ordinary = masks[0]
+    assert found.statistics.sums.shape == (4, *total.sums.shape)
     np.testing.assert_allclose(found.density, (features[ordinary] > 0).mean(axis=0))
     # over all tokens identity changes no sum: the means of each token are weighted by its count
     for statistics in found.identity.values():
         np.testing.assert_allclose(statistics.sums[0], total.sums[0], rtol=1e-6)
-    assert len(found.best) == 8 and found.best["token"].str.len().min() > 0
-
-
-def repeated(thinking: bool) -> Corpus:
-    document = [" wait", " a", "But", " b", ".", "let", " me"]
-    corpus = corpus_of(*[document] * 25)
-    corpus.thinking[:] = thinking
-    return corpus
-
-
-def test_vocabularies_of_a_corpus():
-    corpus = repeated(True)
-    known = Lexicon({"wait": "a", "a": "wait"}, ("b",))
-    drawn = draw_vocabularies(
-        corpus,
-        corpus,
-        Pieces(),
-        ["wait"],
-        ["wait", "a", "b", "let me", "me"],
-        known,
-        n_random=6,
-        n_slot=1,
-        seed=0,
-    )
-    # R's own word and the decision word are never drawn; the only mixture other than R is its twin
-    assert {w for name, v in drawn.words.items() if name.startswith("random") for w in v} <= {
-        "a",
-        "let me",
-        "me",
-    }
-    assert drawn.words["R"] == ("wait",) and drawn.words["twins"] == drawn.words["slot 0"] == ("a",)
-    assert drawn.matching.pool == 2 + len({"me"} & set(drawn.pool["word"]))
-    sets = needed_sets(corpus, Pieces(), drawn.words, NEAR, [(1, 1)], known)
-    assert {ALL, vocabulary_set("R", (1, 1)), vocabulary_set("slot 0", NEAR)} <= set(sets.names)
-    assert vocabulary_set("slot 0", (1, 1)) not in sets.names
-
-
-def test_no_slots_where_a_twin_is_not_known():
-    corpus = repeated(False)
-    drawn = draw_vocabularies(
-        corpus, corpus, Pieces(), ["wait", "let me"], ["a", "b"], Lexicon({"wait": "a"}), 2, 2, seed=0
-    )
-    assert set(drawn.words) == {"R", "random 0", "random 1"}
+    assert len(found.best) == features.shape[1] and found.best["token"].str.len().min() > 0
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_drawing_repeats(seed: int):
-    corpus = repeated(True)
-    given = corpus, corpus, Pieces(), ["wait"], ["a", "b", "let me"], Lexicon(), 3, 0, seed
-    assert draw_vocabularies(*given).words == draw_vocabularies(*given).words
+def test_vocabularies_of_a_corpus(monkeypatch, seed: int):
+    corpus = corpus_of(*[[" wait", " a", "But", " b", ".", "let", " me"]] * 25, thinking=range(175))
+    for name in ("reasoning_corpus", "general_corpus"):
+        monkeypatch.setattr(room, name, lambda *_: corpus)
+    subject, numbers = SimpleNamespace(tokenizer=Pieces()), {"seed": seed, "corpus": "", "subject": ""}
+
+    def drawn(
+        known: Lexicon, words: list[str], candidates: list[str], random: int, slot: int
+    ) -> Vocabularies:
+        monkeypatch.setattr(room, "lexicon", lambda _: known)
+        settings = SimpleNamespace(words=words, random_vocabularies=random, slot_vocabularies=slot, **numbers)
+        return room.draw_words(settings, subject, pd.DataFrame({"word": candidates}))
+
+    known = Lexicon({"wait": "a", "a": "wait"}, ("b",))
+    words = ["wait", "a", "b", "let me", "me"]
+    first, found = (drawn(known, ["wait"], words, 6, 1).words for _ in range(2))
+    assert first == found
+    # R's own word and the decision word are never drawn; the only mixture other than R is its twin
+    random = [own for name, own in found.items() if name.startswith("random")]
+    assert {word for own in random for word in own} <= {"a", "let me", "me"}
+    assert found["R"] == ("wait",) and found["twins"] == found["slot 0"] == ("a",)
+    sets = needed_sets(corpus, Pieces(), found, NEAR, [(1, 1)], known)
+    assert {ALL, vocabulary_set("R", (1, 1)), vocabulary_set("slot 0", NEAR)} <= set(sets.names)
+    assert vocabulary_set("slot 0", (1, 1)) not in sets.names
+    # no slots where a twin is not known
+    found = drawn(Lexicon({"wait": "a"}), ["wait", "let me"], ["a", "b"], 2, 2).words
+    assert set(found) == {"R", "random 0", "random 1"}
