@@ -19,7 +19,6 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -161,21 +160,6 @@ def group_shares(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 # --- asked --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """Where to ask; UserError for an address that is not of http, or without a model."""
-
-    url: str  # that ``/chat/completions`` is appended to, such as http://localhost:8000/v1
-    model: str | None
-    timeout: float = 60.0  # seconds of silence after which an answer is given up
-
-    def __post_init__(self) -> None:
-        if self.model is None:
-            raise UserError("A judge needs a model: give judge_model beside judge_url.")
-        if not self.url.startswith(("http://", "https://")):
-            raise UserError(f"The judge's address {self.url!r} is not one of http: give judge_url in full.")
-
-
 class _NoAnswer(Exception):
     """The endpoint gave no answer, and would give none to the next question either."""
 
@@ -198,29 +182,34 @@ def questions(examples: Mapping[int, Sequence[Example]], logits: pd.DataFrame) -
     return asked
 
 
-def judge(at: Endpoint, questions: Mapping[int, str], kept: Path) -> tuple[pd.DataFrame, str | None]:
+def judge(
+    url: str, model: str | None, questions: Mapping[int, str], kept: Path, timeout: float = 60.0
+) -> tuple[pd.DataFrame, str | None]:
     """Ask about every feature that has no answer in the JSON file ``kept`` yet.
 
-    An endpoint that does not answer ends the asking; an answer that cannot be read costs that feature alone.
-    Gives ``feature``, ``mode``, ``description`` of the features that were answered, and what went wrong in a
-    sentence, None where every feature was answered.
+    The address is that to which ``/chat/completions`` is appended, such as ``http://localhost:8000/v1``. An
+    endpoint that does not answer, or is silent for ``timeout`` seconds, ends the asking; an answer that
+    cannot be read costs that feature alone. Gives ``feature``, ``mode``, ``description`` of the features
+    that were answered, and what went wrong in a sentence, None where every feature was answered.
     """
+    if model is None:
+        raise UserError("A judge needs a model: give judge_model beside judge_url.")
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"The judge's address {url!r} is not one of http: give judge_url in full.")
     known: dict[str, dict[str, str]] = read_json(kept) if kept.is_file() else {}
     garbage, problem = dict[int, str](), None
-    asked = {
-        feature: json.dumps([at.model, INSTRUCTIONS, feature, text]) for feature, text in questions.items()
-    }
+    asked = {feature: json.dumps([model, INSTRUCTIONS, feature, text]) for feature, text in questions.items()}
     digests = {feature: hashlib.sha256(each.encode()).hexdigest() for feature, each in asked.items()}
     for feature, text in questions.items():
         if digests[feature] in known:
             continue
         try:
-            known[digests[feature]] = parse(_ask(at, text))
+            known[digests[feature]] = parse(_ask(url, model, text, timeout))
         except _Garbage as error:
             garbage[feature] = str(error)
             continue
         except _NoAnswer as error:
-            problem = f"The judge at {at.url} stopped answering at feature {feature} ({error})"
+            problem = f"The judge at {url} stopped answering at feature {feature} ({error})"
             break
         write_json(kept, known)
     rows = [{"feature": feature} | known[each] for feature, each in digests.items() if each in known]
@@ -249,22 +238,22 @@ def parse(content: str) -> dict[str, str]:
     return {"mode": mode, "description": " ".join(description.split())}
 
 
-def _ask(at: Endpoint, text: str) -> str:
+def _ask(url: str, model: str, text: str, timeout: float) -> str:
     """The content of the endpoint's answer."""
     messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": text}]
-    body = json.dumps({"model": at.model, "messages": messages, "temperature": 0}).encode()
-    address, kind = f"{at.url.rstrip('/')}/chat/completions", {"Content-Type": "application/json"}
+    body = json.dumps({"model": model, "messages": messages, "temperature": 0}).encode()
+    address, kind = f"{url.rstrip('/')}/chat/completions", {"Content-Type": "application/json"}
     request = urllib.request.Request(address, body, kind)
     if key := os.environ.get(KEY):
         request.add_unredirected_header("Authorization", f"Bearer {key}")  # not to go where it is sent on
     try:
-        with urllib.request.urlopen(request, timeout=at.timeout) as response:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
             answer = response.read(LONGEST_ANSWER)
     except urllib.error.HTTPError as error:
         raise _NoAnswer(f"HTTP {error.code}") from None
     except (OSError, http.client.HTTPException) as error:
         if isinstance(getattr(error, "reason", error), TimeoutError):
-            raise _NoAnswer(f"no answer in {at.timeout:g} s") from None
+            raise _NoAnswer(f"no answer in {timeout:g} s") from None
         unreached = isinstance(error, urllib.error.URLError)
         raise _NoAnswer("it cannot be reached" if unreached else "the connection broke") from None
     try:

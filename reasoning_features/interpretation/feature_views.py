@@ -178,24 +178,6 @@ def _rows(interface: FeatureInterface, examples: Sequence[Example]) -> Iterator[
 # --- pages --------------------------------------------------------------------------------------------------
 
 
-class Embedded:
-    """A page inside a notebook; where only Markdown is shown, a link to it."""
-
-    def __init__(self, page: str, link: str) -> None:
-        self._page, self._link = page, link
-
-    def _repr_html_(self) -> str:
-        # without sandbox rights: the page needs no script
-        source = html.escape(self._page, quote=True)
-        return (
-            f'<iframe sandbox srcdoc="{source}" title="A feature\'s page" '
-            'style="box-sizing:border-box;width:100%;height:36rem;border:1px solid #8888"></iframe>'
-        )
-
-    def _repr_markdown_(self) -> str:
-        return self._link
-
-
 def write_pages(interfaces: Sequence[FeatureInterface], run: Run, title: str) -> Path:
     """Write ``figures/<run>/features`` and give its index, which first lists the features in this order.
 
@@ -214,15 +196,20 @@ def write_pages(interfaces: Sequence[FeatureInterface], run: Run, title: str) ->
     return folder / "index.html"
 
 
-def embed(interface: FeatureInterface) -> Embedded:
-    """A feature's page for the notebook to show."""
+def embed(interface: FeatureInterface) -> dict[str, str]:
+    """A feature's page in a frame and, for where only Markdown is shown, a link to it, by MIME type."""
+    source = html.escape(feature_page(interface, navigation=False), quote=True)
+    frame = (  # without sandbox rights: the page needs no script
+        f'<iframe sandbox srcdoc="{source}" title="A feature\'s page" '
+        'style="box-sizing:border-box;width:100%;height:36rem;border:1px solid #8888"></iframe>'
+    )
     mode = f"{interface.mode}, " if interface.mode else ""
     link = (
         f"[Feature {interface.feature}]({FOLDER}/feature_{interface.feature}.html) "
         f"({mode}ReasonScore {interface.score:.3g}, rank {interface.rank}); "
         f"[all pages]({FOLDER}/index.html)"
     )
-    return Embedded(feature_page(interface, navigation=False), link)
+    return {"text/html": frame, "text/markdown": link}
 
 
 def index_page(interfaces: Sequence[FeatureInterface], title: str) -> str:

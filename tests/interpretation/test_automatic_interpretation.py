@@ -16,7 +16,6 @@ from reasoning_features.interpretation.automatic_interpretation import (
     BROKEN,
     KEY,
     NO_CHANGE,
-    Endpoint,
     changes,
     dose,
     function_groups,
@@ -151,17 +150,17 @@ def kept(repository):
 
 
 def test_good_answers_are_kept_and_not_asked_for_again(server, kept):
-    answers, problem = judge(Endpoint(server.url, "m"), QUESTIONS, kept)
+    answers, problem = judge(server.url, "m", QUESTIONS, kept)
     assert problem is None and answers["feature"].tolist() == [3, 5, 8]
     assert set(answers["mode"]) == {"reflection"} and set(answers["description"]) == {"checks a sum"}
     assert [body["path"] for body in server.asked] == ["/v1/chat/completions"] * 3
     assert server.asked[0]["model"] == "m" and server.asked[0]["temperature"] == 0
     before = kept.read_bytes()
-    again, _ = judge(Endpoint(server.url, "m"), QUESTIONS, kept)
+    again, _ = judge(server.url, "m", QUESTIONS, kept)
     assert again.equals(answers) and len(server.asked) == 3 and kept.read_bytes() == before
     # another model, or another question about the feature, is another answer
-    judge(Endpoint(server.url, "n"), {3: "three"}, kept)
-    judge(Endpoint(server.url, "m"), {3: "more"}, kept)
+    judge(server.url, "n", {3: "three"}, kept)
+    judge(server.url, "m", {3: "more"}, kept)
     assert len(server.asked) == 5
 
 
@@ -170,10 +169,8 @@ def test_good_answers_are_kept_and_not_asked_for_again(server, kept):
     [
         ("I think it is reflection.", "no JSON"),
         ('```json\n{"mode": "other", "description": "x"}\n```', "no JSON"),
-        ('{"mode": "joy", "description": "x"}', "mode is none of"),
         ('{"mode": ["other"], "description": "x"}', "mode is none of"),
         ('{"mode": "other", "description": "x", "more": 1}', "no object"),
-        ('{"mode": "other", "description": ""}', "description"),
         ('{"mode": "other", "description": "' + "x" * 400 + '"}', "description"),
         (b"<html>", "no chat completion"),
         (b'{"choices": []}', "no chat completion"),
@@ -182,13 +179,13 @@ def test_good_answers_are_kept_and_not_asked_for_again(server, kept):
 )
 def test_garbage_costs_its_own_feature_alone(server, kept, answer, said):
     server.answers["five"] = answer
-    answers, problem = judge(Endpoint(server.url, "m"), QUESTIONS, kept)
+    answers, problem = judge(server.url, "m", QUESTIONS, kept)
     assert answers["feature"].tolist() == [3, 8]
     assert problem.startswith("The judge's answers to 1 features cannot be used (feature 5: it")
     assert said in problem and "2 of 3 answers are kept in build/judge.json" in problem
     assert problem.count(". ") == 0  # one sentence
     server.answers.clear()
-    assert judge(Endpoint(server.url, "m"), QUESTIONS, kept)[0]["feature"].tolist() == [3, 5, 8]
+    assert judge(server.url, "m", QUESTIONS, kept)[0]["feature"].tolist() == [3, 5, 8]
     assert len(server.asked) == 4
 
 
@@ -196,20 +193,20 @@ def test_garbage_costs_its_own_feature_alone(server, kept, answer, said):
 def test_trouble_ends_the_asking_and_loses_nothing(server, kept, answer, said):
     server.answers["five"] = answer
     started = time.monotonic()
-    answers, problem = judge(Endpoint(server.url, "m", timeout=3), QUESTIONS, kept)
+    answers, problem = judge(server.url, "m", QUESTIONS, kept, timeout=3)
     assert time.monotonic() - started < 25
     assert answers["feature"].tolist() == [3]
     assert f"stopped answering at feature 5 ({said}); 1 of 3 answers are kept" in problem
     assert len(server.asked) == 2  # the endpoint is not asked a third time
     server.answers.clear()
-    answers, problem = judge(Endpoint(server.url, "m"), QUESTIONS, kept)
+    answers, problem = judge(server.url, "m", QUESTIONS, kept)
     assert problem is None and len(answers) == 3 and len(server.asked) == 4
 
 
 def test_an_endpoint_that_is_not_there(server, kept):
     server.shutdown()
     server.server_close()
-    answers, problem = judge(Endpoint(server.url, "m"), QUESTIONS, kept)
+    answers, problem = judge(server.url, "m", QUESTIONS, kept)
     assert "(it cannot be reached); 0 of 3" in problem and answers.empty
     assert not kept.exists()
 
@@ -217,16 +214,16 @@ def test_an_endpoint_that_is_not_there(server, kept):
 def test_the_key_is_sent_and_never_written(server, kept, monkeypatch):
     monkeypatch.setenv(KEY, "sesame")
     server.answers["five"] = 401
-    _, problem = judge(Endpoint(server.url, "m"), QUESTIONS, kept)
+    _, problem = judge(server.url, "m", QUESTIONS, kept)
     assert server.keys == ["Bearer sesame"] * 2
     assert "sesame" not in kept.read_text() + problem
 
 
-def test_questions_and_endpoints():
+def test_questions_and_endpoints(kept):
     with pytest.raises(UserError, match="judge_model"):
-        Endpoint("http://a", None)
+        judge("http://a", None, {}, kept)
     with pytest.raises(UserError, match="not one of http"):
-        Endpoint("file:///etc/passwd", "m")
+        judge("file:///etc/passwd", "m", {}, kept)
     example = Example(3, 0, ("Wait", ",", " let", " me", "\nsee"), np.array([2, 1.2, 0.9, 2, 0.0]), 0)
     logits = pd.DataFrame(
         [[3, "positive", " no"], [3, "negative", '"'], [5, "positive", "x"], [5, "negative", "y"]],
