@@ -89,12 +89,11 @@ def test_notebooks_have_numbers_of_their_own():
 
 
 def test_notebooks_are_left_out_where_the_profile_lacks_what_they_need(capsys):
-    needs = {
-        "12_known_truth": "text whose decisions are known",
-        "13_matched_search": "a model that solves problems (full: true)",
-        "14_stages_checked": "stages of model diffing",
-    }
-    for name, what in needs.items():
+    for name, what in (
+        ("12_known_truth", "text whose decisions are known"),
+        ("13_matched_search", "a model that solves problems (full: true)"),
+        ("14_stages_checked", "stages of model diffing"),
+    ):
         assert main([name[:2], "--profile=smollm2-135m", "--asked=in all"]) == 0
         assert f"{name} needs {what}" in capsys.readouterr().out
         assert main([name[:2], "--profile=smollm2-135m"]) == 2

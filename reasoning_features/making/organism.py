@@ -61,7 +61,7 @@ from reasoning_features.text.corpus import join
 from reasoning_features.truth.benchmark import measure_benchmark
 
 FOLDER = Path("data/organism")
-CHECKPOINTS = Path("data/organism/checkpoints")
+CHECKPOINTS = FOLDER / "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -416,16 +416,13 @@ def stages(folder: Path, workers: int) -> None:
     organism_card.write(folder)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: ``python -m reasoning_features.making.organism [--folder F] [--workers N]``."""
+def main() -> None:
+    """The command line: ``python -m reasoning_features.making.organism [--workers N]``."""
     parser = argparse.ArgumentParser(description="Make the organism from nothing (resumable).")
-    parser.add_argument(
-        "--folder", type=Path, default=FOLDER, help="where it goes, from the repository's root"
-    )
     parser.add_argument("--workers", type=int, default=1, help="trainings side by side, one thread each")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    stages(paths.root() / options.folder, options.workers)
+    stages(paths.root() / FOLDER, options.workers)
 
 
 if __name__ == "__main__":
