@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -69,20 +70,28 @@ def imported_files(code: Iterable[str]) -> dict[str, str]:
     its name. Imports are absolute here.
     """
     found: dict[str, str] = {}
-    waiting = list(code)
+    seen: set[str] = set()
+    waiting = [name for text in code for name in _imports(text)]
     while waiting:
-        for node in ast.walk(ast.parse(MAGIC.sub("", waiting.pop()))):
-            names: list[str] = []
-            if isinstance(node, ast.Import):
-                names = [name.name for name in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names = [f"{node.module}.{name.name}" for name in node.names]
-            for name in (name for name in names if name.split(".")[0] == PACKAGE):
-                for file in _files_of(name.split(".")):
-                    if (known_as := paths.relative(file)) not in found:
-                        found[known_as] = file_digest(file)
-                        waiting += [file.read_text(encoding="utf-8")] if file.suffix == ".py" else []
+        if (name := waiting.pop()) not in seen:
+            seen.add(name)
+            for file in _files_of(name.split(".")):
+                if (place := paths.relative(file)) not in found:
+                    found[place] = file_digest(file)
+                    waiting += _imports(file.read_text(encoding="utf-8")) if file.suffix == ".py" else ()
     return dict(sorted(found.items()))
+
+
+@functools.cache
+def _imports(source: str) -> tuple[str, ...]:
+    """The names within the package that a source imports."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(MAGIC.sub("", source))):
+        if isinstance(node, ast.Import):
+            names += [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [f"{node.module}.{name.name}" for name in node.names]
+    return tuple(name for name in names if name.split(".")[0] == PACKAGE)
 
 
 def _files_of(parts: list[str]) -> Iterator[Path]:
