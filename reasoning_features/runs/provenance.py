@@ -69,17 +69,17 @@ def imported_files(code: Iterable[str]) -> dict[str, str]:
     Tables (``.csv``, ``.tsv``, ``.json``) beside an imported source count as well, and the YAML and HTML of
     its name. Imports are absolute here.
     """
-    found: dict[str, str] = {}
+    found: dict[Path, str] = {}
     seen: set[str] = set()
     waiting = [name for text in code for name in _imports(text)]
     while waiting:
         if (name := waiting.pop()) not in seen:
             seen.add(name)
             for file in _files_of(name.split(".")):
-                if (place := paths.relative(file)) not in found:
-                    found[place] = file_digest(file)
+                if file not in found:
+                    found[file] = file_digest(file)
                     waiting += _imports(file.read_text(encoding="utf-8")) if file.suffix == ".py" else ()
-    return dict(sorted(found.items()))
+    return dict(sorted((paths.relative(file), digest) for file, digest in found.items()))
 
 
 @functools.cache
