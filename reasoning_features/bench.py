@@ -52,7 +52,6 @@ from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.reporting.plots import write_csv
 from reasoning_features.reporting.tables import to_markdown
 from reasoning_features.residual_stream.activations import (
-    Moments,
     collect,
     harvest,
     load_sample,
@@ -354,7 +353,7 @@ def training_rows(given: Organism, sizes: Sizes) -> list[dict[str, Any]]:
             sample = read()
             data = shuffled_batches(sample, recipe.batch, recipe.seed)
             name, hook = given.settings.subject, given.subject.hook_name
-            new_trainer(recipe, name, hook, Moments.of(sample), data, "cpu").fit()
+            new_trainer(recipe, name, hook, sample, data, "cpu").fit()
             return float(recipe.steps * recipe.batch)
 
         from_memory = partial(train, lambda: residual)
@@ -749,7 +748,7 @@ def training_rate(shape: Shape, sample: Tensor, device: str) -> float:
     warm, steps = 2, shape.train_steps
     recipe = Recipe("relu", shape.features, (warm + steps) * shape.train_batch, 1e-4, shape.train_batch)
     data = shuffled_batches(residual, shape.train_batch, 0)
-    trainer = new_trainer(recipe, "random", "blocks.0.hook_resid_post", Moments.of(sample), data, device)
+    trainer = new_trainer(recipe, "random", "blocks.0.hook_resid_post", sample, data, device)
     marks: list[float] = []
 
     def mark(checkpoint_path: Any = None) -> None:

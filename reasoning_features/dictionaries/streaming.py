@@ -45,7 +45,7 @@ from reasoning_features.dictionaries.training import (
 from reasoning_features.errors import CorruptArtefact, UserError
 from reasoning_features.files import MADE, file_digests, read_json, write_json
 from reasoning_features.models.subject import Subject
-from reasoning_features.residual_stream.activations import SINK, Moments, no_sink, reading_key
+from reasoning_features.residual_stream.activations import SINK, no_sink, reading_key
 from reasoning_features.settings import Settings, TextSource
 from reasoning_features.text.corpora import TextRows, beginning, check_ids, open_texts, without_bos
 
@@ -279,10 +279,10 @@ class Buffers:
                 yield buffer[i * self._batch : (i + 1) * self._batch].float(), after
             done, number, first = done + whole - first, number + 1, 0
 
-    def moments(self) -> Moments:
-        """Moments of the first buffer, for the scale of the input and the mean; its batches come from it."""
+    def first(self) -> Tensor:
+        """The first buffer ``[n, d]``, for the scale of the input and the mean; its batches come from it."""
         self._first = self._buffer(0)
-        return Moments.of(self._first.cpu())
+        return self._first.cpu()
 
     def _buffer(self, number: int) -> Tensor:
         """Shuffled activations ``[n, d]`` of one buffer, as the model gives them, on its device."""
@@ -344,8 +344,7 @@ def train_streamed(
 
     Raises:
         UserError: too few rows or tokens, ``initial`` is of another kind, or the folder or its checkpoint is
-        of
-            a training on something else.
+            of a training on something else.
         CorruptArtefact: the record of what it was made from cannot be read.
     """
     key = reading_key(subject) | {
@@ -369,7 +368,7 @@ def train_streamed(
     buffers = Buffers(subject, rows, recipe.batch, recipe.steps, settings.batch_tokens, recipe.start(name))
     held_out = buffers.held_out().to(device)
     with _fast_products(device):
-        trainer = new_trainer(recipe, name, hook, buffers.moments(), iter(()), device, initial)
+        trainer = new_trainer(recipe, name, hook, buffers.first(), iter(()), device, initial)
         write_json(work / MADE, key)  # only once there is something to train
         history = _train(trainer, buffers, recipe, held_out, work, settings.checkpoints)
         sae = finished(trainer)

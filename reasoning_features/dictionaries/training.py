@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -149,19 +149,14 @@ def train_autoencoder(
     on raw activations to go on from.
 
     Raises:
-        UserError: too few activations for one batch, too few tokens for one step, or an SAE to go on from
-        that
-            is not of the recipe's kind and size.
+        UserError: too few activations for one batch, or what :func:`new_trainer` raises.
     """
     start = recipe.start(model_name)
     order = torch.randperm(len(residual), generator=torch.Generator().manual_seed(start))
     n_held_out = min(HELD_OUT, len(residual) // 10)
     held_out, sample = residual[order[:n_held_out]].to(device), residual[order[n_held_out:]]
     data = shuffled_batches(sample, recipe.batch, start)
-    directions = start_directions(recipe, sample, start)
-    trainer = new_trainer(
-        recipe, model_name, hook_name, Moments.of(sample), data, device, initial, directions
-    )
+    trainer = new_trainer(recipe, model_name, hook_name, sample, data, device, initial)
     rows: list[dict[str, float]] = []
     decoders: dict[int, Tensor] = {}
     live: dict[int, NDArray[np.bool_]] = {}
@@ -172,44 +167,23 @@ def train_autoencoder(
         rows.append({"step": step, "tokens": trainer.n_training_samples} | numbers)
         decoders[step] = trainer.sae.W_dec.detach().cpu().clone()
 
-    trainer.save_checkpoint_fn = record
-    last = recipe.steps
-    trainer.checkpoint_thresholds = [
-        step * recipe.batch - 1 for step in sorted({*record_at, last}) if 0 < step <= last
-    ]
-    record()
-    trainer.fit()
+    fit_and_record(trainer, record, [*record_at, recipe.steps])
     return Training(finished(trainer), pd.DataFrame(rows), decoders, live)
-
-
-def start_directions(recipe: Recipe, residual: Tensor, seed: int) -> Tensor | None:
-    """Where a recipe's decoder directions start ``[d_sae, d]``; None where SAELens draws them.
-
-    Activations ``[n, d]`` give the covariance.
-    """
-    if recipe.directions == "cov":
-        return gaussian_directions(residual, recipe.d_sae, seed)
-    if recipe.directions == "iso":
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(recipe.d_sae, residual.shape[1], generator=generator)
-    return None
 
 
 def new_trainer(
     recipe: Recipe,
     model_name: str,
     hook_name: str,
-    moments: Moments,
+    sample: Tensor,
     data: Iterator[Tensor],
     device: str,
     initial: SAE[Any] | None = None,
-    directions: Tensor | None = None,
 ) -> SAETrainer[Any, Any]:
     """SAELens' trainer at the first step; the same arguments give the same start.
 
-    ``moments`` of activations give the scale and the start of the bias, ``data`` endless batches of raw
-    activations, ``directions`` ``[d_sae, d]`` where decoder directions start (by default as SAELens draws
-    them).
+    A ``sample`` of raw activations ``[n, d]`` gives the scale, the start of the bias and the covariance of
+    directions; ``data`` are endless batches.
 
     Raises:
         UserError: too few tokens for one step, or an SAE to go on from that is of another kind or size.
@@ -219,14 +193,14 @@ def new_trainer(
             f"{recipe.tokens:,} training tokens are fewer than one batch of {recipe.batch:,}: "
             "raise train_tokens."
         )
-    width = len(moments.total)
+    moments, width, start = Moments.of(sample), sample.shape[1], recipe.start(model_name)
     scale = width**0.5 / moments.mean_norm
     about = SAEMetadata(model_name=model_name, hook_name=hook_name, recipe=recipe.metadata)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.start(model_name))
-        sae = _random_start(recipe, width, model_name, about).to(device)
-    if directions is not None:
-        _start_at(sae, directions)
+        torch.manual_seed(start)
+        sae = _random_start(recipe, width, start, about).to(device)
+    if recipe.directions != "default":
+        _start_at(sae, start_directions(recipe, sample, start))
     if initial is not None:
         _start_from(sae, initial, scale)
     else:
@@ -246,7 +220,7 @@ def new_trainer(
     return trainer
 
 
-def _random_start(recipe: Recipe, width: int, model_name: str, metadata: SAEMetadata) -> TrainingSAE[Any]:
+def _random_start(recipe: Recipe, width: int, start: int, metadata: SAEMetadata) -> TrainingSAE[Any]:
     """SAELens' training SAE of a recipe, drawn from torch's global random stream."""
     warm_up = max(1, recipe.steps // 20)
     usual = TOPK_AUXILIARY if recipe.architecture == "topk" else AUXILIARY
@@ -265,7 +239,7 @@ def _random_start(recipe: Recipe, width: int, model_name: str, metadata: SAEMeta
             options["matryoshka_widths"] = sorted({max(1, recipe.d_sae // part) for part in NESTED})
         case "ortsae":
             options |= {"gamma": recipe.gamma, "chunks": recipe.chunks, "every": recipe.every}
-            options["partition_seed"] = recipe.start(model_name)
+            options["partition_seed"] = start
         case "soft_frozen_decoder":
             options["cap"] = recipe.cap
     theirs = {"relu": "standard", "matryoshka": "matryoshka_batchtopk"}
@@ -276,6 +250,13 @@ def _random_start(recipe: Recipe, width: int, model_name: str, metadata: SAEMeta
     sae.W_dec.requires_grad_(recipe.architecture != "frozen_decoder")
     sae.W_enc.requires_grad_(recipe.architecture != "frozen_encoder")
     return sae
+
+
+def start_directions(recipe: Recipe, sample: Tensor, seed: int) -> Tensor:
+    """Where a recipe's decoder directions start ``[d_sae, d]``, where SAELens does not draw them."""
+    if recipe.directions == "cov":
+        return gaussian_directions(sample, recipe.d_sae, seed)
+    return torch.randn(recipe.d_sae, sample.shape[1], generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
@@ -305,6 +286,15 @@ def _start_from(sae: TrainingSAE[Any], initial: SAE[Any], scale: float) -> None:
         sae.topk_threshold = (initial.threshold * initial.W_dec.norm(dim=1)).mean().double() * scale
     elif isinstance(sae, JumpReLUTrainingSAE):
         sae.threshold.data = initial.threshold.data.clone().to(sae.threshold)
+
+
+def fit_and_record(trainer: SAETrainer[Any, Any], record: Callable[..., None], steps: Iterable[int]) -> None:
+    """Train to the end, and call ``record`` before the first step and after each of some steps."""
+    batch = trainer.cfg.train_batch_size_samples
+    trainer.save_checkpoint_fn = record
+    trainer.checkpoint_thresholds = [step * batch - 1 for step in sorted(set(steps)) if step > 0]
+    record()
+    trainer.fit()
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ from reasoning_features.files import write_table
 from reasoning_features.making import organism_card
 from reasoning_features.making.organism import main_activations, stage_activations
 from reasoning_features.making.steering import make_study
-from reasoning_features.residual_stream.activations import Moments, shuffled_batches
+from reasoning_features.residual_stream.activations import shuffled_batches
 from reasoning_features.runs.shards import Each, each
 from reasoning_features.sae_checks import ortsae_metrics, synthetic
 from reasoning_features.settings import Settings, load_settings
@@ -155,7 +155,7 @@ def make_costs(folder: Path) -> None:
     """Seconds of a training step of OrtSAE, BatchTopK and Matryoshka, at two sizes; recipes run in turn."""
     torch.set_num_threads(1)
     subject, residual = main_activations(folder.parent / "models" / MODEL, COST_TRACES)
-    rows, moments = [], Moments.of(residual)
+    rows = []
     for d_sae in COST_SIZES:
         plain = replace(RECIPE, d_sae=d_sae)
         ours = replace(plain, architecture="ortsae")
@@ -169,7 +169,7 @@ def make_costs(folder: Path) -> None:
         trainers = {}
         for name, recipe in recipes.items():
             data = shuffled_batches(residual, recipe.batch, recipe.seed)
-            trainers[name] = new_trainer(recipe, "model", subject.hook_name, moments, data, "cpu")
+            trainers[name] = new_trainer(recipe, "model", subject.hook_name, residual, data, "cpu")
         for run in range(-1, COST_RUNS):
             for name, trainer in trainers.items():
                 began = time.perf_counter()

@@ -36,13 +36,13 @@ from reasoning_features.dictionaries.training import (
     TOPK_AUXILIARY,
     Architecture,
     Recipe,
+    fit_and_record,
     held_out_quality,
     new_trainer,
 )
 from reasoning_features.diffing.presence import share_of
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.files import write_table
-from reasoning_features.residual_stream.activations import Moments
 from reasoning_features.runs.shards import Each
 from reasoning_features.statistics import Interval, bootstrap_mean, percentile_interval
 
@@ -242,11 +242,11 @@ def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
     world, recipe = cell.world, cell.recipe
     end = min(until or recipe.steps, recipe.steps)
     features, held_out = world.directions, world.sample(HELD_OUT, "held out")
-    moments = Moments.of(world.sample(HELD_OUT, "moments"))
+    sample = world.sample(HELD_OUT, "moments")
     rows: list[pd.DataFrame] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.start("synthetic"))
-        trainer = new_trainer(recipe, "synthetic", world.firing, moments, world.batches(BATCH), "cpu")
+        trainer = new_trainer(recipe, "synthetic", world.firing, sample, world.batches(BATCH), "cpu")
 
         def record(checkpoint_path: Path | None = None) -> None:
             samples = trainer.n_training_samples
@@ -258,13 +258,8 @@ def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
             at_step = {"step": samples // BATCH, "samples": samples, **numbers, "best cosine": closest}
             rows.append(pd.DataFrame([at_step]).merge(bins, how="cross"))
 
-        trainer.save_checkpoint_fn = record
-        trainer.checkpoint_thresholds = [
-            step * BATCH - 1 for step in sorted({*RECORD_AT, recipe.steps}) if step <= end
-        ]
         trainer.cfg.total_training_samples = end * BATCH
-        record()
-        trainer.fit()
+        fit_and_record(trainer, record, [*RECORD_AT, recipe.steps])
     about = {"architecture": cell.architecture, "firing": world.firing, "width": world.width}
     about |= {"features": world.features, "steps": cell.steps, "seed": world.seed}
     return pd.DataFrame([about]).merge(pd.concat(rows), how="cross")

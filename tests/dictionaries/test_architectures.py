@@ -33,7 +33,7 @@ from reasoning_features.dictionaries.training import (
     start_directions,
     train_autoencoder,
 )
-from reasoning_features.residual_stream.activations import Moments, shuffled_batches
+from reasoning_features.residual_stream.activations import shuffled_batches
 
 HOOK = "blocks.1.hook_resid_post"
 WIDTH, FEATURES = 6, 24
@@ -138,9 +138,8 @@ def uneven() -> Tensor:
 
 def trained(uneven: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor, TrainingSAE]:
     """Decoder and encoder before, and the training SAE after the last step, its scaling not yet folded."""
-    directions = start_directions(recipe, uneven, 5)
     data = shuffled_batches(uneven, recipe.batch, 1)
-    trainer = new_trainer(recipe, "model", HOOK, Moments.of(uneven), data, "cpu", directions=directions)
+    trainer = new_trainer(recipe, "model", HOOK, uneven, data, "cpu")
     before = trainer.sae.W_dec.detach().clone(), trainer.sae.W_enc.detach().clone()
     for _ in range(recipe.steps):
         trainer.step(next(trainer.data_provider))
@@ -206,7 +205,6 @@ def test_directions_start_with_the_activations_covariance_or_without(uneven) -> 
     for kind, ratio in (("iso", 1.0), ("cov", 81.0)):
         spread = start_directions(replace(wide, directions=kind), uneven, 0).double().var(0)
         assert float(spread[0] / spread[7]) == pytest.approx(ratio, rel=0.15)
-    assert start_directions(wide, uneven, 0) is None
 
 
 # --- all of them --------------------------------------------------------------------------------------------

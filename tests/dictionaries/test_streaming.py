@@ -241,7 +241,7 @@ def test_it_is_the_plain_training_on_the_same_batches(
     name, hook = tiny_subject.short_name, tiny_subject.hook_name
     buffers = Buffers(tiny_subject, RandomRows(), 64, recipe.steps, 64, recipe.start(name))
     data = (batch for batch, _ in buffers.batches())
-    trainer = new_trainer(recipe, name, hook, buffers.moments(), data, "cpu")
+    trainer = new_trainer(recipe, name, hook, buffers.first(), data, "cpu")
     trainer.fit()
     finished(trainer).save_model(tmp_path)
     assert (tmp_path / "sae_weights.safetensors").read_bytes() == uninterrupted["sae_weights.safetensors"]
@@ -326,7 +326,7 @@ def test_attention_sinks_are_no_batch(tiny_subject: Subject, monkeypatch: pytest
     rows = RandomRows()
 
     def mean_norm(buffers: Buffers) -> float:
-        return buffers.moments().mean_norm
+        return float(buffers.first().norm(dim=1).mean())
 
     usual = mean_norm(Buffers(tiny_subject, rows, 64, 6, 64, 0))
     monkeypatch.setattr(Subject, "residual", with_sinks)
@@ -356,7 +356,7 @@ def test_the_last_row_is_followed_by_the_first_and_no_more_is_read_than_needed(
     assert rows.asked == [(10, 49), (50, 89), (90, 39), (40, 79)][: len(rows.asked)]
     rows.asked.clear()
     buffers = Buffers(tiny_subject, rows, 64, 3, 64, 0)
-    buffers.moments()
+    buffers.first()
     assert len(list(buffers.batches())) == 3 and rows.asked == [(10, 29)]  # five batches, once
 
 

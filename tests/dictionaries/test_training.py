@@ -24,7 +24,6 @@ from reasoning_features.dictionaries.training import (
     train_autoencoder,
 )
 from reasoning_features.errors import UserError
-from reasoning_features.residual_stream.activations import Moments
 from reasoning_features.settings import load_settings
 
 HOOK = "blocks.1.hook_resid_post"
@@ -175,8 +174,8 @@ def test_equal_l0_by_hand() -> None:
 def test_the_papers_schedule():
     recipe = replace(settings_recipe(load_settings("deepseek-r1-distill-llama-8b")), d_sae=8)
     assert (recipe.architecture, recipe.steps, recipe.batch) == ("relu", 200_000, 4096)
-    moments = Moments.of(torch.randn(100, 4, generator=torch.Generator().manual_seed(0)))
-    trainer = new_trainer(recipe, "m", "h", moments, iter(()), "cpu")
+    sample = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    trainer = new_trainer(recipe, "m", "h", sample, iter(()), "cpu")
     (group,) = trainer.optimizer.param_groups
     assert (group["lr"], tuple(group["betas"])) == (5e-5, (0.9, 0.999))
     rates, coefficients = [], []

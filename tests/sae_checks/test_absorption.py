@@ -133,25 +133,21 @@ def test_main_latents_that_carry_all_leave_nothing_and_far_latents_do_not_absorb
 def test_the_probe_finds_the_parent_on_other_documents() -> None:
     training, test = tokens(4), tokens(5)
     shifted = LabelledTokens(training.residual * 3 + 7, training.children, training.documents)
-    for held, fresh in ((training, test.residual), (shifted, test.residual * 3 + 7)):
-        probe = parent_probe(held)
-        assert np.linalg.norm(probe.direction) == pytest.approx(1)
-        assert probe.direction.argmax() == 0
+    for learnt, fresh in ((training, test.residual), (shifted, test.residual * 3 + 7)):
+        probe = parent_probe(learnt)
+        assert np.linalg.norm(probe.direction) == pytest.approx(1) and probe.direction.argmax() == 0
         assert ((probe.score(fresh) > 0) == test.parent).all()
 
 
-def test_a_probe_needs_both_sides_and_a_child_needs_tokens() -> None:
+def test_a_probe_needs_both_sides_a_child_tokens_and_a_parent_a_latent_that_tells_it() -> None:
     held = tokens(6, n=200)
     with pytest.raises(UserError, match="all or none belong to the parent"):
         parent_probe(held.at(held.parent))
     with pytest.raises(UserError, match="No child has 20 tokens"):
         absorption(dictionary(absorbed=()), PARENT, tokens(7), tokens(8, n=40))
-
-
-def test_where_no_latent_tells_the_parent_there_is_no_main_one() -> None:
     silent = dictionary(absorbed=(), off=tuple(range(WIDTH)))
-    found, reached = main_latents(silent, tokens(9))
-    assert len(found) == 0 and reached == 0
+    latents, reached = main_latents(silent, tokens(9))
+    assert len(latents) == 0 and reached == 0
     table = absorption(silent, PARENT, tokens(9), tokens(10, n=2000))
     assert (table["main latents"] == 0).all() and (table["estimate"] == table["no main latents"]).all()
 

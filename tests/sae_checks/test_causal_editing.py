@@ -101,27 +101,21 @@ def scores(table: pd.DataFrame, dictionary: str, n: int) -> np.ndarray:
     return rows[list(SCORES)].to_numpy()
 
 
-def test_all_latents_of_an_exact_dictionary_are_the_whole_stream_and_none_changes_nothing(
-    table: pd.DataFrame,
-) -> None:
+def test_exact_dictionaries_are_the_ceilings_and_collapsed_ones_the_floor(table: pd.DataFrame) -> None:
+    # all latents of an exact dictionary are the whole stream, and none changes nothing
     whole = scores(table, CEILING, WIDTH)
     np.testing.assert_allclose(scores(table, "identity", 2 * WIDTH), whole)
     assert 0 < whole[0, 0] < 1 or 0 < whole[1, 0] < 1
     assert scores(table, "identity", 0)[:2].tolist() == [[0.0, 1.0, 0.5]] * 2
-
-
-def test_a_latent_that_is_the_direction_is_the_ceiling(table: pd.DataFrame) -> None:
+    # a latent that is the direction moves the stream along it
     ceiling = scores(table, CEILING, 1)
     np.testing.assert_allclose(scores(table, "direction", 1)[1], ceiling[1])
     assert ceiling[1, 0] > 0
-
-
-def test_a_collapsed_dictionary_is_the_floor_which_is_one_half(table: pd.DataFrame) -> None:
     floor = scores(table, FLOOR, 0)
     for n in (0, 1, 2 * WIDTH):
         np.testing.assert_allclose(scores(table, "collapsed", n), floor)
     # what does not depend on the attribute isolates one as often as it fails to cause the other
-    for same in (floor, scores(table, CEILING, WIDTH)):
+    for same in (floor, whole):
         assert same[0, 0] == pytest.approx(1 - same[1, 1]) and same[1, 0] == pytest.approx(1 - same[0, 1])
         assert same[2, 2] == pytest.approx(0.5)
 
@@ -131,16 +125,11 @@ def test_the_table_counts_and_has_intervals(editing: Editing, table: pd.DataFram
     for score in SCORES:
         assert (table[f"{score} low"] <= table[score] + 1e-12).all()
         assert (table[score] <= table[f"{score} high"] + 1e-12).all()
-    varying = table[(table["cause"] > 0.1) & (table["cause"] < 0.9)]
-    assert (varying["cause low"] < varying["cause high"]).all()
-    both = table[(table["dictionary"] == "identity") & (table["attribute"] == "both")].set_index("n")
-    found = editing.resampled("identity", 1)
-    assert (
-        found[0]
-        == both.loc[1, "disentanglement"]
-        == pytest.approx(scores(table, "identity", 1)[:2, 2].mean())
-    )
-    assert np.quantile(found[1:], 0.025) == both.loc[1, "disentanglement low"]
+    both = table[(table["dictionary"] == "identity") & (table["attribute"] == "both")].set_index("n").loc[1]
+    resampled = editing.resampled("identity", 1)
+    assert resampled[0] == both["disentanglement"]
+    assert resampled[0] == pytest.approx(scores(table, "identity", 1)[:2, 2].mean())
+    assert np.quantile(resampled[1:], 0.025) == both["disentanglement low"]
 
 
 def made(shares: dict[tuple[str, int], np.ndarray], documents: list[int]) -> Editing:
@@ -216,22 +205,19 @@ def test_differences_hold_the_other_attribute(contexts: DecisionContexts) -> Non
         replace(contexts, training=contexts.training & contexts.sides[:, 0]).difference(values, 0)
 
 
-def test_pairs_differ_in_both_and_are_of_test_documents(contexts: DecisionContexts) -> None:
+def test_pairs_differ_in_both_and_are_of_test_documents_in_two_halves(contexts: DecisionContexts) -> None:
     base, source = draw_pairs(contexts, PAIRS, EVERYWHERE)
     assert (contexts.sides[base] == ~contexts.sides[source]).all()
-    assert not contexts.training[base].any() and not contexts.training[source].any()
-    trained = set(contexts.documents[contexts.training])
-    assert not trained & set(contexts.documents[~contexts.training])
+    assert not contexts.training[[*base, *source]].any()
+    test = set(contexts.documents[~contexts.training])
+    assert not test & set(contexts.documents[contexts.training])
     assert len(set(base)) == PAIRS and contexts.sides[base, 0].sum() == PAIRS // 2
     again = draw_pairs(contexts, PAIRS, EVERYWHERE)
     assert np.array_equal(again[0], base) and np.array_equal(again[1], source)
     most, _ = draw_pairs(contexts, 10_000, EVERYWHERE)  # as many as there are, as often of either result
     assert PAIRS < len(most) == 2 * contexts.sides[most, 0].sum() and len(set(most)) == len(most)
 
-
-def test_halves_share_no_document(contexts: DecisionContexts) -> None:
     choosing, reporting = halves(contexts)
-    test = set(contexts.documents[~contexts.training].tolist())
     assert not set(choosing) & set(reporting) and {*choosing, *reporting} == test
     assert abs(len(choosing) - len(reporting)) <= 1
     for documents in (choosing, reporting):

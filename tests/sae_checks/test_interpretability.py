@@ -124,16 +124,6 @@ def test_how_the_decoder_is_scaled_changes_nothing() -> None:
     np.testing.assert_allclose(scaled_latents(rescaled, residual), values, rtol=1e-5)
 
 
-def test_a_class_that_is_missing_is_said() -> None:
-    move = labellings(CORPUS)[0]
-    rare = np.where(move.codes == 2, 0, move.codes)
-    rare[int(np.flatnonzero(~CORPUS.special)[0])] = 2
-    with pytest.raises(UserError, match="Probes for move need two classes or more"):
-        sparse_probes({}, activations(), CORPUS, [Labelling("move", rare, move.classes)])
-    with pytest.raises(UserError, match="Probes for one need two classes"):
-        sparse_probes({}, activations(), CORPUS, [Labelling("one", 0 * rare, ("a",))])
-
-
 class Letters:
     """Writes token 2 as a, 3 as b, and so on."""
 
@@ -237,7 +227,14 @@ def test_detection_is_a_mean_over_latents_and_excess_is_latent_by_latent() -> No
     assert excess(table, "x").tolist() == [0, 0.25]
 
 
-def test_what_cannot_be_judged_is_said(kinds: dict[str, Labelling]) -> None:
+def test_what_cannot_be_probed_or_judged_is_said(kinds: dict[str, Labelling]) -> None:
+    move = labellings(CORPUS)[0]
+    rare = np.where(move.codes == 2, 0, move.codes)
+    rare[int(np.flatnonzero(~CORPUS.special)[0])] = 2
+    with pytest.raises(UserError, match="Probes for move need two classes or more"):
+        sparse_probes({}, activations(), CORPUS, [Labelling("move", rare, move.classes)])
+    with pytest.raises(UserError, match="Probes for one need two classes"):
+        sparse_probes({}, activations(), CORPUS, [Labelling("one", 0 * rare, ("a",))])
     with pytest.raises(UserError, match=f"No latent of x is active on {MINIMUM} tokens"):
         judged([np.zeros(WRITTEN.n_tokens, dtype=bool)], kinds)
     one = ActivationBatch(torch.ones(3, 1), torch.arange(1, 4))
