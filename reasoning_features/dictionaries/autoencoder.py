@@ -262,3 +262,12 @@ def encoded_columns(sae: Any, residual: Tensor, features: Sequence[int] | NDArra
     columns = torch.as_tensor(features, dtype=torch.int64, device=sae.device)
     parts = [values[:, columns].float().cpu() for _, values in encoded(sae, residual)]
     return torch.cat(parts) if parts else torch.empty(0, len(columns))
+
+
+@torch.no_grad()
+def added_directions(sae: SAE[Any]) -> Tensor:
+    """What a unit of each latent adds to the reconstruction ``[s, d]``, however the decoder scales it."""
+    origin = sae.decode(torch.zeros(1, sae.cfg.d_sae, device=sae.device))
+    parts = torch.arange(sae.cfg.d_sae, device=sae.device).split(rows_at_once(sae))
+    ones = (torch.nn.functional.one_hot(part, sae.cfg.d_sae).float() for part in parts)
+    return torch.cat([(sae.decode(one) - origin).float().cpu() for one in ones])

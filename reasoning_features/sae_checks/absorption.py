@@ -28,14 +28,13 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reasoning_features.dictionaries.autoencoder import encoded, encoded_columns
+from reasoning_features.dictionaries.autoencoder import added_directions, encoded, encoded_columns
 from reasoning_features.diffing.presence import rotated
 from reasoning_features.errors import UserError
 from reasoning_features.organism.language import MATCHED_CONTROLS, OPENERS
 from reasoning_features.organism.parser import first_tokens
 from reasoning_features.organism.training import LARGEST_NUMBER
 from reasoning_features.residual_stream.activations import ActivationBatch
-from reasoning_features.sae_checks.ortsae_metrics import added_directions
 from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval
 from reasoning_features.text.corpus import Corpus
 

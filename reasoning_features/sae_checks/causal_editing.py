@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 from sae_lens import SAE
 from torch import Tensor
 
+from reasoning_features.dictionaries.autoencoder import added_directions
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
 from reasoning_features.sae_checks.interpretability import CEILING, FLOOR, weights_by_document
-from reasoning_features.sae_checks.ortsae_metrics import added_directions
 from reasoning_features.truth.decisions import Decisions, log_odds
 
 Codes = NDArray[np.int64]

@@ -30,14 +30,14 @@ from numpy.typing import NDArray
 from sae_lens import SAE
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from reasoning_features.dictionaries.autoencoder import encoded
+from reasoning_features.dictionaries.autoencoder import added_directions, encoded
 from reasoning_features.errors import UserError
 from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.residual_stream.probes import move_targets
-from reasoning_features.sae_checks.ortsae_metrics import added_directions
 from reasoning_features.statistics import bootstrap_mean, bootstrap_weights, percentile_interval
 from reasoning_features.text.corpus import Corpus
 
@@ -192,10 +192,9 @@ def _probed(
         totals[c] = np.stack([np.bincount(at, side, n_tested) for side in (truly, ~truly)], axis=1)
         for i, k in enumerate(ks):
             chosen = order[:k]
-            scaler = StandardScaler().fit(known[:, chosen])
-            model = LogisticRegression(class_weight="balanced", max_iter=500)
-            model.fit(scaler.transform(known[:, chosen]), inside)
-            right = model.predict(scaler.transform(fresh[:, chosen])) == truly
+            regression = LogisticRegression(class_weight="balanced", max_iter=500)
+            probe = make_pipeline(StandardScaler(), regression).fit(known[:, chosen], inside)
+            right = probe.predict(fresh[:, chosen]) == truly
             both = [np.bincount(at, right & side, n_tested) for side in (truly, ~truly)]
             hits[i, c] = np.stack(both, axis=1)
     return hits, totals

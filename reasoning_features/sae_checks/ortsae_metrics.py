@@ -25,7 +25,6 @@ from scipy.stats import beta
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from reasoning_features.dictionaries.autoencoder import rows_at_once
 from reasoning_features.dictionaries.evaluation import best_cosines, cosines
 from reasoning_features.dictionaries.training import AUXILIARY
 from reasoning_features.diffing.presence import SAME, activation_correlation, share_of
@@ -51,15 +50,6 @@ ACTIVE, FEWER = 4, 4  # a MetaSAE has so many active latents a row, and so many 
 DEAD_AFTER = 100  # steps without activity after which a latent of a MetaSAE is dead
 # of 512 rows, all at a step; five times as many explained 0.02 more of ReLU's rows, 0.003 of TopK's
 STEPS, BATCH, LEARNING_RATE = 400, 2048, 3e-3
-
-
-@torch.no_grad()
-def added_directions(sae: SAE[Any]) -> Tensor:
-    """What a unit of each latent adds to the reconstruction ``[s, d]``, however the decoder scales it."""
-    origin = sae.decode(torch.zeros(1, sae.cfg.d_sae, device=sae.device))
-    parts = torch.arange(sae.cfg.d_sae, device=sae.device).split(rows_at_once(sae))
-    ones = (torch.nn.functional.one_hot(part, sae.cfg.d_sae).float() for part in parts)
-    return torch.cat([(sae.decode(one) - origin).float().cpu() for one in ones])
 
 
 def geometry(decoders: Mapping[str, Tensor], seed: int = 0) -> pd.DataFrame:

@@ -11,11 +11,12 @@ import miniatures
 import pytest
 import torch
 from local_hub import LocalHub
-from sae_lens import SAE, StandardSAE, TopKSAE
+from sae_lens import SAE, StandardSAE, TopKSAE, TopKSAEConfig
 from safetensors.torch import load_file, save_file
 from tiny import HOOK, signed_identity
 
 from reasoning_features.dictionaries.autoencoder import (
+    added_directions,
     check_scaling,
     compared_with_plain,
     load_autoencoder,
@@ -202,3 +203,11 @@ def test_scaling_is_found_out_from_activations(residual: torch.Tensor) -> None:
     check_scaling(sae, residual)
     with pytest.raises(UserError, match=r"% of the variance of scaled activations and .*% of raw ones"):
         check_scaling(sae, residual / 1000)
+
+
+def test_directions_are_what_the_decoder_adds() -> None:
+    sae = TopKSAE(TopKSAEConfig(d_in=4, d_sae=4, k=2, rescale_acts_by_decoder_norm=True))
+    sae.W_dec.data, sae.b_dec.data = 3 * torch.eye(4), torch.ones(4)
+    torch.testing.assert_close(added_directions(sae), torch.eye(4))
+    standard = signed_identity(4, gain=0.5)
+    torch.testing.assert_close(added_directions(standard), standard.W_dec)

@@ -10,6 +10,7 @@ from sae_lens.saes.sae import SAEMetadata
 from tiny import HOOK, make_corpus
 
 from reasoning_features import paths
+from reasoning_features.dictionaries.autoencoder import added_directions
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import load_tokenizer
 from reasoning_features.organism.language import MATCHED_CONTROLS, OPENERS
@@ -26,7 +27,6 @@ from reasoning_features.sae_checks.absorption import (
     organism_hierarchies,
     parent_probe,
 )
-from reasoning_features.sae_checks.ortsae_metrics import added_directions
 
 WIDTH, CHILDREN = 16, 4
 PARENT = Probe(np.eye(WIDTH)[0], bias=-2.5)

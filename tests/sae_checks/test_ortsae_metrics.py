@@ -6,14 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sae_lens import TopKSAE, TopKSAEConfig
 from scipy.stats import norm
 from tiny import signed_identity
 
 from reasoning_features.errors import UserError
 from reasoning_features.sae_checks import ortsae_metrics
 from reasoning_features.sae_checks.ortsae_metrics import (
-    added_directions,
     as_rare,
     clustering,
     composition,
@@ -25,14 +23,6 @@ from reasoning_features.sae_checks.ortsae_metrics import (
 )
 
 SCALES = torch.tensor([0.5, 3.0, 1.0, 20.0])[:, None]
-
-
-def test_directions_are_what_the_decoder_adds() -> None:
-    sae = TopKSAE(TopKSAEConfig(d_in=4, d_sae=4, k=2, rescale_acts_by_decoder_norm=True))
-    sae.W_dec.data, sae.b_dec.data = 3 * torch.eye(4), torch.ones(4)
-    torch.testing.assert_close(added_directions(sae), torch.eye(4))
-    standard = signed_identity(4, gain=0.5)
-    torch.testing.assert_close(added_directions(standard), standard.W_dec)
 
 
 def test_neighbours_are_signed_and_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
