@@ -97,8 +97,8 @@ def draw_metrics(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     across = -(-len(metrics) // rows)
     width = TEXT_WIDTH * (across + 0.5) / 3.5  # half a panel for the names on the left
     height = 0.6 + 0.2 * len(dictionaries)
-    fig, axes = new_figure(rows, across, width=width, height=height, squeeze=False, sharey=True)
-    for ax, metric in zip(axes.flat, metrics, strict=False):
+    fig, axes = panels(len(metrics), across, width=width, height=height, sharey=True)
+    for ax, metric in zip(axes, metrics, strict=True):
         values = table[table["metric"] == metric].set_index("dictionary")[["estimate", "low", "high"]]
         for place, name in enumerate(dictionaries):
             if name in values.index:
@@ -109,8 +109,6 @@ def draw_metrics(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         ax.margins(x=0.1)
         ax.locator_params(axis="x", nbins=4)
         name_rows(ax, dictionaries)
-    for ax in axes.flat[len(metrics) :]:
-        ax.set_axis_off()
     drawn = [table[table["metric"] == metric] for metric in metrics]
     return fig, pd.concat(drawn, ignore_index=True)
 
@@ -183,26 +181,18 @@ def draw_steps(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     schedule is longer too, is a line of its own.
     """
     data = curves(grid)
-    sizes = sorted(set(data["features"]))
-    fig, axes = new_figure(len(sizes), 2, height=2.2, sharex=True, sharey=True, squeeze=False)
+    shown = list(data.groupby(["features", pd.Categorical(data["firing"], FIRINGS)], observed=True))
+    fig, axes = panels(len(shown), 2, height=2.2, sharex=True, sharey=True, ylabel=RECOVERED)
     first = int(data.loc[data["step"] > 0, "step"].min())
-    for row, features in zip(axes, sizes, strict=True):
-        row[0].set_ylabel(RECOVERED)
-        for ax, firing in zip(row, FIRINGS, strict=True):
-            rows = data[(data["features"] == features) & (data["firing"] == firing)]
-            for (architecture, _), runs in rows.groupby(["architecture", "steps"], sort=False):
-                seeds, line = runs.groupby("step")["recovered"], style(str(architecture))
-                steps = list(seeds.groups)
-                ax.fill_between(steps, seeds.min(), seeds.max(), color=line["color"], alpha=0.15, linewidth=0)
-                ax.plot(steps, seeds.mean(), **line)
-            ax.set_visible(not rows.empty)
-            ax.set_title(f"{features:,} {TITLES[firing]} features")
-            ax.set_xscale("symlog", linthresh=first, linscale=0.4)
-    axes[0, 0].set_xlim(-first / 5, 1.3 * data["step"].max())  # all panels'; some train for longer
-    for column in axes.T:
-        lowest = [ax for ax in column if ax.get_visible()][-1]
-        lowest.set_xlabel("training steps")
-        lowest.tick_params(labelbottom=True)
+    for ax, ((features, firing), rows) in zip(axes, shown, strict=True):
+        for (architecture, _), runs in rows.groupby(["architecture", "steps"], sort=False):
+            seeds, line = runs.groupby("step")["recovered"], style(str(architecture))
+            steps = list(seeds.groups)
+            ax.fill_between(steps, seeds.min(), seeds.max(), color=line["color"], alpha=0.15, linewidth=0)
+            ax.plot(steps, seeds.mean(), **line)
+        ax.set(title=f"{features:,} {TITLES[firing]} features", xlabel="training steps")
+        ax.set_xscale("symlog", linthresh=first, linscale=0.4)
+    axes[0].set_xlim(-first / 5, 1.3 * data["step"].max())  # all panels'; some train for longer
     _finish(fig)
     return fig, data
 
