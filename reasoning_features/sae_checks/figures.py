@@ -186,11 +186,12 @@ def draw_steps(grid: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     first = int(data.loc[data["step"] > 0, "step"].min())
     for ax, ((features, firing), rows) in zip(axes, shown, strict=True):
         for (architecture, _), runs in rows.groupby(["architecture", "steps"], sort=False):
-            seeds, line = runs.groupby("step")["recovered"], style(str(architecture))
-            steps = list(seeds.groups)
-            ax.fill_between(steps, seeds.min(), seeds.max(), color=line["color"], alpha=0.15, linewidth=0)
-            ax.plot(steps, seeds.mean(), **line)
-        ax.set(title=f"{features:,} {TITLES[firing]} features", xlabel="training steps")
+            line = style(str(architecture))
+            seeds = runs.groupby("step")["recovered"].agg(["mean", "min", "max"])
+            band = {"color": line["color"], "alpha": 0.15, "linewidth": 0}
+            ax.fill_between(seeds.index, seeds["min"], seeds["max"], **band)
+            ax.plot(seeds.index, seeds["mean"], **line)
+        ax.set(title=f"{features:,} {TITLES[str(firing)]} features", xlabel="training steps")
         ax.set_xscale("symlog", linthresh=first, linscale=0.4)
     axes[0].set_xlim(-first / 5, 1.3 * data["step"].max())  # all panels'; some train for longer
     _finish(fig)
