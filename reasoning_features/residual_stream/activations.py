@@ -119,10 +119,10 @@ def stream(
     given are the tokens of ``include`` ``[n_tokens]``, by default all that are neither special nor sinks.
     """
     batches = list(corpus.batches(batch_tokens, documents))
-    return (_read(subject, batch, corpus, include) for batch in told(batches, corpus))
+    return (_read(subject, batch, corpus, include) for batch in _with_bar(batches, corpus))
 
 
-def told(batches: Sequence[TokenBatch], corpus: Corpus) -> Iterator[TokenBatch]:
+def _with_bar(batches: Sequence[TokenBatch], corpus: Corpus) -> Iterator[TokenBatch]:
     """The batches of a corpus, with a bar that shows tokens a second where they take a while."""
     total = sum(int(batch.valid.sum()) for batch in batches)
     options = {"unit": "token", "unit_scale": True, "leave": False, "disable": len(batches) < FEW}
@@ -172,11 +172,9 @@ def in_common(batches: Mapping[str, ActivationBatch]) -> dict[str, ActivationBat
 
 def collect(batches: Iterable[ActivationBatch]) -> ActivationBatch:
     """All batches of a stream as one."""
-    held = list(batches)
-    return ActivationBatch(
-        residual=torch.cat([batch.residual for batch in held]),
-        positions=torch.cat([batch.positions for batch in held]),
-    )
+    parts = list(batches)
+    residual = torch.cat([batch.residual for batch in parts])
+    return ActivationBatch(residual, torch.cat([batch.positions for batch in parts]))
 
 
 def reading_key(subject: Subject) -> dict[str, Any]:
@@ -273,7 +271,7 @@ def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_t
     """
     columns = {name: np.full(corpus.n_tokens, np.nan) for name in ["loss", *(f"norm {i}" for i in layers)]}
     counted = np.zeros(corpus.n_tokens, dtype=bool)
-    for batch in told(list(corpus.batches(batch_tokens)), corpus):
+    for batch in _with_bar(list(corpus.batches(batch_tokens)), corpus):
         where = batch.positions[batch.valid].numpy()
         read = subject.residuals(batch.tokens, sorted({*layers, subject.layer}))
         ordinary = batch.valid & torch.from_numpy(~corpus.special)[batch.positions]

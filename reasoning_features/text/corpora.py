@@ -222,10 +222,10 @@ def _encoded(
     """Each row's number, token ids and which of them are thinking; texts without tokens are left out."""
     for numbers in _groups(order):
         if rows.tokens:
-            given = rows.ids(numbers)
-            check_ids(rows, given, tokenizer)
+            whole = rows.ids(numbers)
+            check_ids(rows, whole, tokenizer)
             bos = tokenizer.bos_token_id
-            ids = [row[1:] if len(row) and row[0] == bos else row for row in given]
+            ids = [row[1:] if len(row) and row[0] == bos else row for row in whole]
             thought = [thinking_of_ids(row, tokenizer) for row in ids]
         else:
             ids, thought = encode_texts(rows.texts(numbers, tokenizer), tokenizer)

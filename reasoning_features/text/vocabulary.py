@@ -62,10 +62,10 @@ def word_shares(texts: Iterable[str], phrases: Sequence[str] = ()) -> pd.Series:
     counts: Counter[str] = Counter()
     total = 0
     for text in texts:
-        found = split_words(text)
-        total += len(found)
-        counts.update(found)
-        counts.update(pair for pair in map(" ".join, pairwise(found)) if pair in phrases)
+        words = split_words(text)
+        total += len(words)
+        counts.update(words)
+        counts.update(pair for pair in map(" ".join, pairwise(words)) if pair in phrases)
     if not total:
         raise UserError("The texts hold no words: give at least one document with text.")
     return pd.Series(counts, dtype=float) / total

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -96,36 +95,21 @@ def test_damaged_and_missing_samples_are_named(tiny_subject, tiny_corpus, tmp_pa
         load_sample(tmp_path)
 
 
-def test_moments_of_parts_merge_to_one_pass(tiny_subject: Subject, tiny_corpus: Corpus) -> None:
-    batches = list(stream(tiny_subject, tiny_corpus, BATCH_TOKENS))
-    merged = functools.reduce(Moments.merge, (Moments.of(batch.residual) for batch in batches))
-    once = Moments.of(activations.collect(batches).residual)
-    assert merged.count == once.count
-    np.testing.assert_allclose(merged.mean, once.mean, rtol=1e-12)
-    assert merged.variance == pytest.approx(once.variance, rel=1e-12)
-    assert merged.mean_norm == pytest.approx(once.mean_norm, rel=1e-12)
-
-
-def test_moments_by_hand() -> None:
-    # (0, 0) and (6, 8): mean (3, 4), each point 5 away from it, norms 0 and 10
-    moments = Moments.of(torch.tensor([[0.0, 0.0], [6.0, 8.0]]))
-    assert moments.mean.tolist() == [3.0, 4.0]
-    assert (moments.variance, moments.mean_norm) == (25.0, 5.0)
-
-
 @pytest.mark.parametrize("part", [1, 6, 200, 2**24])
-def test_moments_in_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+def test_moments_by_hand_in_parts_and_merged(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
     monkeypatch.setattr(activations, "PART", part)
     # (3i, −4i) for i < n, of norm 5i: Σ i = n(n − 1)/2, Σ i² = n(n − 1)(2n − 1)/6, all whole numbers
     n = 101
     i = torch.arange(float(n))
-    moments = Moments.of(torch.stack([3 * i, -4 * i], dim=1))
+    residual = torch.stack([3 * i, -4 * i], dim=1)
     linear, square = n * (n - 1) // 2, n * (n - 1) * (2 * n - 1) // 6
-    assert moments.count == n and moments.norms == 5 * linear
-    assert moments.total.tolist() == [3 * linear, -4 * linear]
-    assert moments.squares.tolist() == [9 * square, 16 * square]
+    for moments in (Moments.of(residual), Moments.of(residual[:40]).merge(Moments.of(residual[40:]))):
+        assert moments.count == n and moments.norms == 5 * linear
+        assert moments.total.tolist() == [3 * linear, -4 * linear]
+        assert moments.squares.tolist() == [9 * square, 16 * square]
     # the variance of i is (n² − 1)/12
     assert moments.variance == pytest.approx(25 * (n**2 - 1) / 12, rel=1e-12)
+    assert moments.mean.tolist() == [150, -200] and moments.mean_norm == 250
 
 
 def test_shuffled_batches_are_epochs_in_seeded_orders() -> None:

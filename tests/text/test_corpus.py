@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny import Pieces, corpus_of, make_corpus
-from transformers import AutoTokenizer
 
 from reasoning_features.errors import UserError
 from reasoning_features.text.corpus import (
@@ -110,67 +108,42 @@ def test_sentences_by_newline_and_full_stop() -> None:
     assert sentence_of(corpus, starts).tolist() == [-1, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 4]
 
 
-@pytest.fixture
-def written(tiny_llama: Path) -> tuple[Corpus, object]:
-    """Two documents of three and one lines; BOS begins each."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    runs = [[("Wait, try 3.\n", 0), ("Let me try 4.\n", 0), ("7 is right.", 1)], [("Waiter, try 9.", 0)]]
-    tokens: list[int] = []
-    moves: list[int] = []
-    starts = [0]
-    for document in runs:
-        tokens.append(0)
-        moves.append(1)
-        for text, move in document:
-            ids = tokenizer.encode(text)
-            tokens += ids
-            moves += [move] * len(ids)
-        starts.append(len(tokens))
-    special = np.array(tokens) == 0
-    corpus = Corpus(
-        name="written",
-        tokens=np.array(tokens, dtype=np.int32),
-        starts=np.array(starts),
-        special=special,
-        thinking=~special,
-        domains=["pair", "ops"],
-        moves=np.array(moves, dtype=np.int8),
-        move_names=("explore", "verify"),
+LINES = ["<s>", "Wait, try 3.\n", "Let me try 4.\n", "7 is right.", "Waiter, try 9."]
+
+
+def labelled() -> Corpus:
+    """Two documents of three lines and of one."""
+    corpus = corpus_of(LINES[:4], [LINES[0], LINES[4]], pieces=LINES)
+    return replace(
+        corpus, moves=np.array([1, 0, 0, 1, 1, 0], dtype=np.int8), move_names=("explore", "verify")
     )
-    return corpus, tokenizer
 
 
-def test_texts(written) -> None:
-    corpus, tokenizer = written
-    assert corpus.texts(tokenizer, ~corpus.special) == [
-        "Wait, try 3.\nLet me try 4.\n7 is right.",
-        "Waiter, try 9.",
-    ]
+def test_texts() -> None:
+    corpus, tokenizer = labelled(), Pieces(LINES)
+    assert corpus.texts(tokenizer) == ["".join(LINES[:4]), "<s>Waiter, try 9."]
+    assert corpus.texts(tokenizer, ~corpus.special) == ["".join(LINES[1:4]), "Waiter, try 9."]
 
 
-def test_tables_count_lines_and_whole_words_of_r(written) -> None:
-    corpus, tokenizer = written
+def test_tables_count_lines_and_whole_words_of_r() -> None:
+    corpus, tokenizer = labelled(), Pieces(LINES)
     table = move_table([corpus], tokenizer, ["wait", "let me"]).set_index("move")
     assert table["sentences"].to_dict() == {"explore": 3, "verify": 1}
     assert table["with a word of R"].to_dict() == {"explore": pytest.approx(2 / 3), "verify": 0.0}
-    assert table["tokens"].sum() == (~corpus.special).sum()
+    assert table["tokens"].to_dict() == {"explore": 3, "verify": 1}
     unlabelled = move_table([replace(corpus, moves=None, move_names=())], tokenizer, ["wait"])
     assert unlabelled["move"].tolist() == ["all"] and unlabelled["with a word of R"].tolist() == [0.25]
 
 
-def test_telling_documents_have_the_most_moves_of_their_style(written) -> None:
+def test_telling_documents_have_the_most_moves_of_their_style() -> None:
     lengths, moves = [4, 2, 6, 5], [[0, 0, 0, 0], [0, 1], [0, 1, 2, 0, 0, 0], [0, 1, 2, 0, 0]]
-    made = replace(
-        written[0],
-        tokens=np.zeros(17, dtype=np.int32),
-        starts=np.cumsum([0, *lengths]),
-        special=np.zeros(17, dtype=bool),
-        thinking=np.ones(17, dtype=bool),
-        domains=["a"] * 4,
+    corpus = replace(
+        corpus_of(*[["a"] * length for length in lengths]),
         moves=np.concatenate(moves).astype(np.int8),
+        move_names=("prompt", "explore", "verify"),
         styles=["careful", "hasty", "careful", "careful"],
     )
     # Documents 2 and 3 have three kinds of moves each; the 70% length is 5.1, and 5 is nearer to it than 6.
-    assert telling_documents(made) == [3, 1]
-    assert telling_documents(replace(made, styles=None)) == [3, 2]
-    assert telling_documents(replace(made, styles=None, moves=None, move_names=())) == [3, 2]
+    assert telling_documents(corpus) == [3, 1]
+    assert telling_documents(replace(corpus, styles=None)) == [3, 2]
+    assert telling_documents(replace(corpus, styles=None, moves=None, move_names=())) == [3, 2]
