@@ -219,13 +219,6 @@ def test_thinking_lies_between_its_marks(tokenizer):
         assert thinking_of_ids(row, tokenizer).tolist() == inside.tolist()
 
 
-def test_there_is_never_a_second_bos(tokenizer):
-    (ids,), _ = encode_texts([f"{mini.BOS}{mini.USER}Hi"], tokenizer)
-    assert tokenizer.bos_token_id not in ids
-    turns = [{"role": "user", "content": "Hi"}]
-    assert mini.BOS not in conversation_text(turns, tokenizer)
-
-
 def test_conversations_read_as_the_released_script_renders_them(tokenizer, miniature_root):
     for turns in mini.conversations(6):
         assert conversation_text(turns, tokenizer) == mini.render(turns)
@@ -262,13 +255,14 @@ def test_pieces_begin_with_bos_and_their_first_token_is_special(tmp_path, tokeni
     assert mini.BOS not in other.decode(plain.tokens) and np.diff(plain.starts).max() == 12
 
 
-def test_token_ids_that_begin_with_bos_get_no_second(tmp_path, tokenizer):
+def test_there_is_never_a_second_bos(tmp_path, tokenizer):
+    (ids,), _ = encode_texts([f"{mini.BOS}{mini.USER}Hi"], tokenizer)
+    assert tokenizer.bos_token_id not in ids
+    assert mini.BOS not in conversation_text([{"role": "user", "content": "Hi"}], tokenizer)
     rows = [{"text": [tokenizer.bos_token_id, 300, 301, 302]}] * 9
-    corpus = text_corpus(
-        TextSource(dataset=write_rows(tmp_path / "a.jsonl", rows)), "ids", tokenizer, "selection", 9, 100, 0
-    )
-    for i in range(corpus.n_documents):
-        assert corpus.document(i).tolist() == rows[0]["text"]
+    source = TextSource(dataset=write_rows(tmp_path / "a.jsonl", rows))
+    corpus = text_corpus(source, "ids", tokenizer, "selection", 9, 100, 0)
+    assert all(corpus.document(i).tolist() == rows[0]["text"] for i in range(corpus.n_documents))
 
 
 def test_a_split_column_gives_exactly_its_rows(tmp_path, tokenizer):

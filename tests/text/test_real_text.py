@@ -54,27 +54,26 @@ WIKI = """
 
 def contents() -> dict[str, str]:
     """The registry's files, each with a few rows of the form that the pinned ones have."""
-    gsm8k = [
-        {"question": f"How many are {i} + 2?", "answer": f"{i} + 2 = {i + 2}\n#### {i + 2}"} for i in range(8)
-    ]
-    math = [{"question": f"Find $x^{i}$.", "answer": f"x^{i}"} for i in range(4)]
-    column = "deepseek-reasoner (question)"
-    thinking = "<think>\nHmm, wait.\n</think>\n\nIt is {}."
+    problems = {
+        "gsm8k": [(f"How many are {i} + 2?", f"{i} + 2 = {i + 2}\n#### {i + 2}") for i in range(8)],
+        "math": [(f"Find $x^{i}$.", f"x^{i}") for i in range(4)],
+    }
     files = {}
-    for part, rows in (("gsm8k", gsm8k), ("math", math)):
+    for part, pairs in problems.items():
+        rows = [{"question": question, "answer": answer} for question, answer in pairs]
+        thinking = "<think>\nHmm, wait.\n</think>\n\nIt is {}."
+        column = "deepseek-reasoner (question)"
         r1 = [row | {column: thinking.format(row["answer"]), "level": 1} for row in rows]
-        if part == "gsm8k":
+        distill = [row | {"model_answer": f"First.\n</think>\n\n{row['answer']}."} for row in rows]
+        instruct = [row | {"model_answer": f" It is {row['answer']}. "} for row in rows]
+        if part == "gsm8k":  # the others' rows are in another order, and name the problem
             r1[3][column] = "Error after 6 attempts: Error code: 500"
-        other = [row | {"model_answer": f"First.\n</think>\n\n{row['answer']}."} for row in rows]
-        plain = [row | {"model_answer": f" It is {row['answer']}. "} for row in rows]
-        if part == "gsm8k":  # their rows are in another order, and name the problem
-            other, plain = other[::-1], plain[3:] + plain[:3]
+            distill, instruct = distill[::-1], instruct[3:] + instruct[:3]
         else:  # and here they do not
-            other, plain = (
-                [{k: v for k, v in row.items() if k != "question"} for row in g] for g in (other, plain)
-            )
-        for name, given in (("deepseekR1", r1), ("DSQ", other), ("Qwen32", plain)):
-            files[f"response/{part}/normal/{name}/response.json"] = json.dumps(given)
+            for row in distill + instruct:
+                del row["question"]
+        for name, answers in (("deepseekR1", r1), ("DSQ", distill), ("Qwen32", instruct)):
+            files[f"response/{part}/normal/{name}/response.json"] = json.dumps(answers)
     lines = [
         {"question": f"{i}?", "answer": f"4+{i} = <<4+{i}={4 + i}>>{4 + i}\n#### {4 + i}"} for i in range(3)
     ]
@@ -181,9 +180,7 @@ def test_sections_carry_their_article_and_no_marks(held: Path):
     # a line of a formula is no title, and a section of headings alone is none
     assert rows[1]["text"].startswith("= = Design = =\n= = = Armour = = =\nIt weighed 2.5 tons; where")
     assert rows[1]["text"].endswith("\n= 1 henry and capacitance C =\n1 farad.")
-    assert {row["problem"]: row["split"] for row in rows} == {
-        row["problem"]: row["split"] for row in rows[::-1]
-    }
+    assert len({(row["problem"], row["split"]) for row in rows}) == 2
 
 
 @pytest.mark.parametrize("damage", ["missing", "changed"])
