@@ -162,7 +162,7 @@ class Settings(BaseModel):
     max_new_tokens: PositiveInt = 32_768  # the longest answer to a problem of a benchmark
     samples: PositiveInt = 1  # answers to each problem of a benchmark
     engine: Literal["rows", "continuous"] = "rows"  # how long answers are batched
-    full: bool = True  # the equal search and all that follows from it; without it, published features alone
+    full: bool = True  # the matched-budget search and what follows from it; else published features alone
     published: dict[str, list[int]] = {}  # features that a paper names, by what it says of them
     published_problems: PositiveInt = 30  # problems of each benchmark that they are steered on
     text_problems: PositiveInt = 24  # prompts on which it is seen what steering does to text

@@ -89,7 +89,7 @@ def test_all_notebooks(miniature_root, name, tmp_path):
 
 
 def test_everything_trained(miniature_root, name, tmp_path):
-    """``train_saes=true`` and ``full=true``: the autoencoder, the stages, the equal search."""
+    """``train_saes=true`` and ``full=true``: the autoencoder, the stages, the matched-budget search."""
     profile = mini_profile.write_profile(tmp_path, name, train_saes=True, full=True, samples=2)
     with local_hub.serve(miniature_root, tmp_path / "home") as hub:
         done = execute(hub.environment(), profile, ("01", "02", "03", "05", "06", "13"))
