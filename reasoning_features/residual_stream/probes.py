@@ -155,20 +155,10 @@ class Probed:
 
     def auc(self, n_resamples: int = 1000, seed: int = 0) -> Interval:
         """Area under the ROC curve, with its 95% interval over test traces."""
-        areas, n = self._areas(n_resamples, seed)
-        return percentile_interval(areas[0], areas[1:], n)
-
-    def auc_less(self, other: Probed, n_resamples: int = 1000, seed: int = 0) -> Interval:
-        """This probe's area less another's on the same decisions, resampled together."""
-        (ours, n), (theirs, _) = (probe._areas(n_resamples, seed) for probe in (self, other))
-        return percentile_interval(ours[0] - theirs[0], ours[1:] - theirs[1:], n)
-
-    def _areas(self, n_resamples: int, seed: int) -> tuple[NDArray[np.float64], int]:
-        """Areas of all traces and of each resample ``[1 + resamples]``, and the number of traces."""
         traces, trace = np.unique(self.documents, return_inverse=True)
         drawn = bootstrap_weights(len(traces), n_resamples, seed)[:, trace]
         areas = [weighted_auc(self.scores, self.towards, row) for row in (np.ones(len(trace)), *drawn)]
-        return np.array(areas), len(traces)
+        return percentile_interval(areas[0], areas[1:], len(traces))
 
 
 def weighted_auc(

@@ -193,6 +193,12 @@ def draw_decodability(
     return fig, data
 
 
+def _of(results: pd.DataFrame, metric: str, decision: str) -> pd.DataFrame:
+    """Rows of one metric and kind of decision, without the column that names the kind."""
+    rows = results[(results["metric"] == metric) & (results["decision"] == decision)]
+    return rows.drop(columns="decision")
+
+
 def draw_precision_against_kappa(
     results: pd.DataFrame,
     scorers: Sequence[str],
@@ -202,11 +208,14 @@ def draw_precision_against_kappa(
 ) -> tuple[Figure, pd.DataFrame]:
     """A metric of some scorers against κ: a point an autoencoder, a line through the means, chance dashed.
 
+    The results (:func:`reasoning_features.truth.benchmark.evaluate_kinds`) are those on persistence.
+
     The band of other vocabularies (:func:`reasoning_features.truth.benchmark.null_band`) may be empty; the
     ``coupling`` of real traces is :func:`reasoning_features.truth.decisions.coupling_of_traces`.
     """
     fig, ax = new_figure(height=3.2)
-    rows = results[(results["metric"] == metric) & results["scorer"].isin(list(scorers))]
+    rows = _of(results, metric, "persistence")
+    rows = rows[rows["scorer"].isin(list(scorers))]
     band = bands[bands["metric"] == metric] if len(bands) else bands
     if len(band):
         middle = band.groupby("kappa")[["low", "mean", "high"]].mean()
@@ -236,10 +245,13 @@ def draw_precision_against_kappa(
     return fig, pd.concat([part for part in drawn if len(part)], ignore_index=True)
 
 
-def draw_scorers(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Average precision by κ, scorers as rows: a dot and interval an autoencoder, the mean as a bar."""
+def draw_scorers(results: pd.DataFrame, decision: str) -> tuple[Figure, pd.DataFrame]:
+    """Average precision by κ, scorers as rows: a dot and interval an autoencoder, the mean as a bar.
+
+    Of the results (:func:`reasoning_features.truth.benchmark.evaluate_kinds`) one kind of decision is drawn.
+    """
     metric = "average precision"
-    rows = results[results["metric"] == metric]
+    rows = _of(results, metric, decision)
     scorers = list(dict.fromkeys(rows["scorer"]))
     by_kappa = rows.groupby("kappa")
     fig, axes = panels(len(by_kappa), height=0.9 + 0.36 * len(scorers), sharex=True, sharey=True)

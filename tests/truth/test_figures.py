@@ -88,7 +88,9 @@ def results(scorers: int) -> pd.DataFrame:
     table["labels"] = table["scorer"] % 2 == 1
     estimate = 0.1 + 0.2 * table["kappa"] + 0.3 * table["labels"] + 0.02 * table["autoencoder_seed"]
     table = table.assign(estimate=estimate, low=estimate - 0.05, high=estimate + 0.1, chance=0.05)
-    return table.assign(metric="average precision", scorer="scorer " + table["scorer"].astype(str))
+    return table.assign(
+        metric="average precision", decision="persistence", scorer="scorer " + table["scorer"].astype(str)
+    )
 
 
 BANDS = pd.DataFrame({"kappa": [0.0, 0.5, 1.0], "null": "slot", "low": 0.05, "mean": 0.1, "high": 0.2})
@@ -113,7 +115,7 @@ def test_twelve_scorers_are_legible():
     lines = [line for line in fig.axes[0].lines if line.get_label() in scorers]
     assert len(lines) == 12 and different((line.get_color(), line.get_marker()) for line in lines)
     legible(fig)
-    fig, data = figures.draw_scorers(many)
+    fig, data = figures.draw_scorers(many, "persistence")
     assert len(data) == 108 and [ax.get_title() for ax in fig.axes] == ["κ = 0", "κ = 0.5", "κ = 1"]
     assert [text.get_text() for text in fig.axes[0].get_yticklabels()] == scorers
     legible(fig)
