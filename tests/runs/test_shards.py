@@ -205,21 +205,24 @@ def test_a_cluster_gives_the_same_bytes_as_one_process(
     assert one == many and len(one) >= 1
 
 
-def slowly(log: str, shard: int) -> dict[str, np.ndarray]:
-    """A shard that takes a while, and writes down when it begins and ends."""
-    with open(log, "a") as file:
+KILLED = 2  # the shard whose worker is killed: it waits for that when it is begun for the first time
+
+
+def logged(log: Path, shard: int) -> dict[str, np.ndarray]:
+    """A shard that writes down when it begins and ends."""
+    with log.open("a") as file:
         file.write(f"begin {shard} {os.getpid()}\n")
-    time.sleep(0.5)
-    with open(log, "a") as file:
+    first = log.read_text().count(f"begin {shard} ") == 1
+    time.sleep(120 if first and shard == KILLED else 0.1)
+    with log.open("a") as file:
         file.write(f"end {shard} {os.getpid()}\n")
     return {"value": np.array([shard * 3.5])}
 
 
-def kill_worker_of(shard: int, log: Path) -> None:
-    """Ends the worker of a shard as soon as it has begun."""
-    while not (
-        begun := [line for line in log.read_text().splitlines() if line.startswith(f"begin {shard} ")]
-    ):
+def kill_worker(log: Path) -> None:
+    """Ends the worker of ``KILLED`` once it has begun."""
+    begin = f"begin {KILLED} "
+    while not (begun := [line for line in log.read_text().splitlines() if line.startswith(begin)]):
         time.sleep(0.02)
     os.kill(int(begun[0].split()[2]), signal.SIGKILL)
 
@@ -229,8 +232,8 @@ def test_a_worker_that_is_killed_costs_its_own_shard_and_no_other(cluster, tmp_p
     monkeypatch.setenv(ENGINE, "ray")
     log = tmp_path / "log"
     log.touch()
-    work = Work("slow", partial(slowly, str(log)), 6, {})
-    threading.Thread(target=kill_worker_of, args=(2, log), daemon=True).start()
+    work = Work("slow", partial(logged, log), 6, {})
+    threading.Thread(target=kill_worker, args=(log,), daemon=True).start()
     found = [float(arrays["value"][0]) for arrays in map_shards(work, tmp_path / "kept", progress=False)]
     assert found == [3.5 * shard for shard in range(6)]
     lines = [line.split() for line in log.read_text().splitlines()]
