@@ -61,8 +61,8 @@ from reasoning_features.residual_stream.activations import (
 from reasoning_features.runs.preflight import check_device
 from reasoning_features.scoring.feature_statistics import FeatureStatistics, accumulate, one_pass
 from reasoning_features.settings import Settings, load_settings
-from reasoning_features.steering.answering import write as write_answers
-from reasoning_features.steering.benchmarks import Questions, load_questions
+from reasoning_features.steering.answering import Asked
+from reasoning_features.steering.questions import Questions, load_questions
 from reasoning_features.text.corpora import reasoning_corpus
 from reasoning_features.text.corpus import Corpus, TokenBatch
 from reasoning_features.text.words import ALL, TokenSets, token_sets
@@ -440,7 +440,7 @@ def generation_rows(given: Organism, sizes: Sizes) -> list[dict[str, Any]]:
     def ours(chosen: Sequence[Condition]) -> float:
         answers: dict[int, list[int]] = {}
         rows = range(len(asked) * len(chosen))
-        write_answers(subject, asked, chosen, 0, rows, answers.__setitem__, batch=len(rows))
+        Asked(subject, asked, chosen, 0, len(rows)).write(rows, answers.__setitem__)
         return float(sum(map(len, answers.values())))
 
     @torch.no_grad()

@@ -33,6 +33,13 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.estimate:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
+    def __truediv__(self, by: float) -> Interval:
+        return Interval(self.estimate / by, self.low / by, self.high / by, self.n)
+
+    def row(self, name: str, prefix: str = "") -> dict[str, float]:
+        """Cells of a table: the estimate under a name, and the ends as ``low`` and ``high`` with a prefix."""
+        return {name: self.estimate, f"{prefix}low": self.low, f"{prefix}high": self.high}
+
 
 @dataclass(frozen=True)
 class NullRank:

@@ -18,6 +18,7 @@ from reasoning_features import paths
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.organism.language import base_documents
 from reasoning_features.organism.training import train_tokenizer
+from reasoning_features.settings import Settings, load_settings
 from reasoning_features.text.corpus import Corpus
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -54,6 +55,13 @@ def tiny_corpus() -> Corpus:
 def organism_tokenizer() -> Any:
     """A tokenizer of the organism's language, trained on few documents."""
     return train_tokenizer(document.text for document in base_documents(500, 0))
+
+
+@pytest.fixture(scope="session")
+def organism_subject() -> tuple[Settings, Subject]:
+    """The organism's settings, and its coupled model."""
+    settings = load_settings("organism")
+    return settings, load_subject(settings.subject, settings.layer)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from reasoning_features.dictionaries.training import Recipe as AutoencoderRecipe
 from reasoning_features.dictionaries.training import convergence, train_autoencoder
 from reasoning_features.diffing import stages as diffing
 from reasoning_features.files import write_table
-from reasoning_features.making import organism_card, steering
+from reasoning_features.making import organism_card
 from reasoning_features.models.sampling import sample
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.organism.language import (
@@ -56,6 +56,7 @@ from reasoning_features.organism.training import Recipe, new_model, save_model, 
 from reasoning_features.residual_stream.activations import collect, stream
 from reasoning_features.runs.shards import each
 from reasoning_features.settings import load_settings
+from reasoning_features.steering.steering_study import store_study
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus
 from reasoning_features.text.corpus import join
 from reasoning_features.truth.benchmark import measure_benchmark
@@ -93,6 +94,11 @@ READ = tuple(variant.name for variant in VARIANTS)  # models that get autoencode
 COMPARED = ("coupled-0", "decoupled-0")  # those that get TopK and stages too, for notebooks 02 and 06
 # variants, and seeds of their ReLU autoencoders, whose features' causal effects are measured
 BENCHMARKED = tuple((variant, seed) for variant in VARIANTS if variant.mixture == "main" for seed in range(2))
+# steering studies, by model and autoencoder: a result that hangs on a seed or a layer is none
+STUDIES = (
+    *(f"{name}-{seed}-relu-0" for seed in range(3) for name in ("coupled", "decoupled")),
+    *("coupled-0-relu-1", "decoupled-0-relu-1", "coupled-0-layer-3"),
+)
 # benchmarks whose features are ablated over the whole trace too, which takes twenty times as long
 WHOLE_TRACE = ("coupled-0-relu-0", "decoupled-0-relu-0")
 AUTOENCODER_TRACES = 9000
@@ -382,6 +388,19 @@ def _load(folder: Path) -> tuple[Any, Any]:
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
+def study_steering(folder: Path, name: str) -> None:
+    """One of the ``STUDIES``, which notebook 13 reads; their rules were fixed before any of them was run."""
+    model, kind, number = name.rsplit("-", 2)
+    layer = {"layer": int(number)} if kind == "layer" else {}
+    autoencoder = folder / "diffing" / "layers" / number if layer else folder / "autoencoders" / name
+    places = {"subject": folder / "models" / model, "autoencoder": autoencoder}
+    relative = {field: paths.relative(path) for field, path in places.items()}
+    settings = load_settings("organism", **relative, **layer)
+    unfinished = paths.root() / CHECKPOINTS / "steering"
+    torch.set_num_threads(1)
+    store_study(folder / "steering" / name, settings, folder / "truth", unfinished)
+
+
 def stages(folder: Path, workers: int) -> None:
     """All stages in order; each finished piece is skipped."""
     side_by_side = partial(each, workers=workers)
@@ -412,7 +431,7 @@ def stages(folder: Path, workers: int) -> None:
     side_by_side(partial(make_layer, folder), [int(n) for n in missing("diffing/layers/{}", others)])
     if missing("diffing/references/{}.parquet", COMPARED[:1]):
         make_references(folder)
-    steering.make(folder, paths.root() / CHECKPOINTS / "steering", side_by_side)
+    side_by_side(partial(study_steering, folder), missing("steering/{}", STUDIES))
     organism_card.write(folder)
 
 

@@ -34,11 +34,11 @@ from reasoning_features.diffing.stages import (
 from reasoning_features.files import write_table
 from reasoning_features.making import organism_card
 from reasoning_features.making.organism import main_activations, stage_activations
-from reasoning_features.making.steering import make_study
 from reasoning_features.residual_stream.activations import shuffled_batches
 from reasoning_features.runs.shards import Each, each
 from reasoning_features.sae_checks import ortsae_metrics, synthetic
 from reasoning_features.settings import Settings, load_settings
+from reasoning_features.steering.steering_study import store_study
 from reasoning_features.truth.benchmark import measure_benchmark
 
 # documents of traces that dictionaries are trained on, and a third as many general ones: the main line's
@@ -192,7 +192,8 @@ def measure(folder: Path, dictionary: Dictionary) -> None:
 def study(folder: Path, unfinished: Path, dictionary: Dictionary) -> None:
     """The matched-budget search on one dictionary, by the main line's rules and on its problems."""
     target = folder / "steering" / dictionary.name
-    make_study(target, dictionary.settings(folder), folder / "truth", unfinished)
+    torch.set_num_threads(1)
+    store_study(target, dictionary.settings(folder), folder / "truth", unfinished)
 
 
 def make_stage(folder: Path, recipe: Recipe, path: str) -> None:

@@ -1,9 +1,8 @@
 """Ways of steering: a vector added to the stream, a feature clamped, or a rule on the tokens written.
 
-Equation 7 adds: x' = x + γ · f_i^max · W_dec,i at the autoencoder's layer, at every position, the
-prompt's too.
-The released hook clamps: it encodes x, sets f_i to γ · f_i^max, decodes, and adds the reconstruction's error
-back, which comes to x' = x + (γ · f_i^max − f_i(x)) · W_dec,i.
+Equation 7 adds: x' = x + γ · f_i^max · W_dec,i at every position, the prompt's too. The released hook clamps:
+it encodes x, sets f_i to γ · f_i^max, decodes, and adds the reconstruction's error back, which comes to
+x' = x + (γ · f_i^max − f_i(x)) · W_dec,i.
 """
 
 from __future__ import annotations
@@ -29,23 +28,16 @@ UNSTEERED = "unsteered"
 class Condition:
     """One way of steering; without anything that changes the model, the model as it is.
 
-    Attributes:
-        name: tells it from the other conditions.
-        feature: what it is made of (−1: not of a feature).
-        gamma: the strength, in units of the feature's largest activation.
-        vector: ``[d]``, added to the stream at every position, the prompt's too (equation 7).
-        clamp: the activation that ``feature`` is set to everywhere, the error kept (the released hook).
-        rule: changes the next token's logits, or what was drawn; its rows are numbers of problems. Every
-            sampling gets a copy of its own, in which each problem is answered once, so it may remember things
-            by problem. Two rules of one ``repr`` do the same.
+    The rows of ``rule`` are numbers of problems. Every sampling gets a copy of it, in which each problem is
+    answered once, so it may remember things by problem. Two rules of one ``repr`` do the same.
     """
 
     name: str
-    feature: int = -1
-    gamma: float = 0.0
-    vector: Tensor | None = None
-    clamp: float | None = None
-    rule: Rule | None = None
+    feature: int = -1  # what it is made of; −1: not of a feature
+    gamma: float = 0.0  # the strength, in units of the feature's largest activation
+    vector: Tensor | None = None  # [d], added to the stream at every position (equation 7)
+    clamp: float | None = None  # the activation that the feature is set to everywhere, the error kept
+    rule: Rule | None = None  # changes the next token's logits, or what was drawn
 
 
 def added(name: str, feature: int, gamma: float, direction: Tensor) -> Condition:
@@ -56,17 +48,10 @@ def added(name: str, feature: int, gamma: float, direction: Tensor) -> Condition
 def feature_conditions(
     sae: Any, features: Sequence[int], gammas: Sequence[float], maxima: ArrayLike, clamp: bool = False
 ) -> list[Condition]:
-    """Every feature at every strength: added (equation 7), or clamped (the released hook).
+    """Every feature at every strength: added (equation 7), or with ``clamp`` clamped (the released hook).
 
-    Args:
-        sae: gives the decoder directions.
-        features: which features.
-        gammas: strengths, in units of the feature's largest activation.
-        maxima: each feature's largest activation f_i^max ``[d_sae]``, on data that nothing is reported of.
-        clamp: set the activation to γ · f_i^max instead of adding.
-
-    Raises:
-        UserError: a feature that is not there or never active, or a strength that is not finite.
+    ``maxima`` ``[d_sae]`` are the features' largest activations f_i^max, on data that nothing is reported of.
+    UserError where a feature is not there or never active, or a strength is not finite.
     """
     largest, decoder = np.asarray(maxima, dtype=float), sae.W_dec.detach().cpu()
     if not np.isfinite(gammas).all():
@@ -90,11 +75,7 @@ def _check_feature(feature: int, sae: Any) -> None:
 
 
 def check_conditions(subject: Subject, conditions: Sequence[Condition], sae: Any = None) -> None:
-    """Checks what can be checked before anything is asked.
-
-    Raises:
-        UserError: as :func:`reasoning_features.steering.answering.answers`.
-    """
+    """UserError where two conditions have one name, a vector does not fit, or a clamp lacks its feature."""
     names = [condition.name for condition in conditions]
     for condition in conditions:
         if names.count(condition.name) > 1:
@@ -117,10 +98,7 @@ def check_conditions(subject: Subject, conditions: Sequence[Condition], sae: Any
 def stream_change(
     subject: Subject, conditions: Sequence[Condition], which: Tensor, sae: Any = None
 ) -> Change | None:
-    """What conditions do to the stream at the hook point; row ``r`` is of condition ``which[r]``.
-
-    Returns None where no condition changes the stream.
-    """
+    """What conditions do to the stream at the hook point (None: nothing); row ``r`` is of ``which[r]``."""
     if all(condition.vector is None and condition.clamp is None for condition in conditions):
         return None
     device, still = subject.device, torch.zeros(subject.d_model)

@@ -1,9 +1,7 @@
 """Batched sampling with a key-value cache: finished rows leave, each row draws from its own random stream.
 
 A row's tokens therefore do not depend on which other rows share its batch, and a larger run continues a
-smaller one. The residual stream, the next token's logits and what was drawn may be changed row by row, so
-that many conditions share a batch. :func:`sample_continuously` is transformers' own continuous batching, for
-long answers on a GPU.
+smaller one. The residual stream, the next token's logits and what was drawn may be changed row by row.
 """
 
 from __future__ import annotations
@@ -24,30 +22,24 @@ from transformers.generation import ContinuousBatchingConfig
 
 from reasoning_features.errors import UserError
 
-TEMPERATURE, TOP_P = 0.6, 0.95
-"""The paper's sampling settings."""
-_FRONT = 64
-"""The likeliest tokens that are sorted first: they nearly always hold the nucleus."""
-_MEMORY_SHARE = 0.6
-"""Share of the free memory for keys and values: one layer's are held twice while they grow."""
-_DROP_SHARE = 0.9
-"""The cache is cut down to the unfinished rows when fewer than this share of it are left."""
-PAGE = 256
-"""Tokens of a page of keys and values in continuous batching."""
-_CPU_TOKENS = 1024
-"""Tokens of one forward pass of continuous batching on a CPU."""
+TEMPERATURE, TOP_P = 0.6, 0.95  # the paper's
+_FRONT = 64  # the likeliest tokens, sorted first: they nearly always hold the nucleus
+_MEMORY_SHARE = 0.6  # of the free memory for keys and values: one layer's are held twice while they grow
+_DROP_SHARE = 0.9  # the cache is cut down to the unfinished rows when fewer than this share of it are left
+PAGE = 256  # tokens of a page of keys and values in continuous batching
+_CPU_TOKENS = 1024  # tokens of one forward pass of continuous batching on a CPU
 
+# is told a row and its new tokens as it ends
 Ended = Callable[[int, list[int]], None]
-"""Is told a row and its new tokens as it ends."""
+# takes the stream [b, t, d] and the numbers of its rows [b]; gives the stream to go on with
 Change = Callable[[Tensor, Tensor], Tensor]
-"""Takes the stream ``[b, t, d]`` and the numbers of its rows ``[b]``; gives the stream to go on with."""
 
 
 class Rule:
     """A change of what rows write, token by token; without methods of its own it changes nothing.
 
-    ``rows`` are numbers of rows, ``written`` the new tokens of each so far, without its prompt. What a rule
-    does to a row may depend on that row alone, and a rule that draws does so from a stream of the row's own.
+    ``rows`` are numbers of rows, ``written`` the new tokens of each so far. What a rule does to a row may
+    depend on that row alone, and a rule that draws does so from a stream of the row's own.
     """
 
     def logits(self, logits: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
@@ -81,10 +73,10 @@ def edited(
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float = TEMPERATURE, top_p: float = TOP_P) -> Tensor:
-    """One token a row from the nucleus of ``softmax(logits / temperature)``.
+    """Token ids ``[b]`` from the nucleus of ``softmax(logits [b, vocabulary] / temperature)``.
 
-    ``logits`` [b, vocabulary], ``uniform`` [b] in [0, 1). The nucleus is the smallest set of the likeliest
-    tokens that holds at least ``top_p``. Returns token ids [b].
+    The nucleus is the smallest set of the likeliest tokens that holds at least ``top_p``; ``uniform`` ``[b]``
+    in [0, 1) says which of them.
     """
     probabilities = torch.softmax(logits.double() / temperature, dim=-1)
     likeliest, order = probabilities.topk(min(_FRONT, logits.shape[-1]), dim=-1)
@@ -99,7 +91,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = TEMPERATURE, top_
 
 
 def _pick(likeliest: Tensor, order: Tensor, uniform: Tensor, top_p: float) -> Tensor:
-    """The draw [b] from probabilities [b, k] in falling order, whose tokens are ``order`` [b, k]."""
+    """The draw ``[b]`` from probabilities ``[b, k]`` in falling order, whose tokens are ``order``."""
     before = likeliest.cumsum(-1) - likeliest
     kept = torch.where(before < top_p, likeliest, 0.0).cumsum(-1)
     target = uniform.double() * kept[:, -1]
@@ -124,16 +116,12 @@ def sample(
     pad: int | None = None,
     ended: Ended | None = None,
 ) -> list[list[int]]:
-    """Continues every prompt until ``end`` (kept) or ``max_new_tokens``.
+    """The new tokens of each prompt until ``end`` (kept) or ``max_new_tokens``; UserError beyond the context.
 
-    ``prompts`` are token ids; row ``i`` draws from the random stream (``seed``, ``streams[i]``), by default
-    (``seed``, ``i``): rows given one stream draw the same uniforms, which pairs the conditions of an
-    experiment. Prompts of one length are run together, so nothing is padded; with ``pad``, a token, prompts
-    of any lengths are, padded on the left. ``change`` is made on the output of ``block``; it and ``rule`` get
-    rows by their place in ``prompts``. ``progress`` names a progress bar. Returns the new tokens of each row.
-
-    Raises:
-        UserError: a prompt and the longest answer do not fit into the model's context.
+    Row ``i`` draws from the random stream (``seed``, ``streams[i]``), by default (``seed``, ``i``): rows of
+    one stream draw the same uniforms, which pairs the conditions of an experiment. Prompts of one length run
+    together; with ``pad``, a token, prompts of any lengths do, padded on the left. ``change`` is made on the
+    output of ``block``; it and ``rule`` get rows by their place in ``prompts``.
     """
     check_context(model, prompts, max_new_tokens)
     by_length: dict[int, list[int]] = defaultdict(list)
@@ -243,16 +231,12 @@ def sample_continuously(
     ended: Ended,
     temperature: float = TEMPERATURE,
 ) -> None:
-    """Continues every prompt as :func:`sample` does, and tells ``ended`` each as it ends; none waits.
+    """Continues every prompt by transformers' continuous batching, for long answers on a GPU.
 
-    When an answer ends the next prompt takes its place, and keys and values lie in pages, so the device's
-    memory, which fixes how many run together, is full of answers that are still being written. Draws depend
-    on what runs together: an answer is not the same in another run, nor paired with another condition's.
-    Temperature 0 takes the likeliest token.
-
-    Raises:
-        UserError: a prompt and the longest answer do not fit into the model's context.
-        RuntimeError: generation broke off.
+    When an answer ends, ``ended`` is told and the next prompt takes its place, so the device's memory is full
+    of answers that are still being written. Draws depend on what runs together: an answer is not the same in
+    another run, nor paired with another condition's. Temperature 0 takes the likeliest token. RuntimeError
+    where generation breaks off, UserError as :func:`sample`.
     """
     check_context(model, prompts, max_new_tokens)
     on_gpu, room = model.device.type == "cuda", rows_that_fit(model, PAGE)

@@ -1,9 +1,8 @@
 """The subject: a language model, its tokenizer and the place where it is read.
 
-The only room that knows how models are run. Bulk reading uses the plain Hugging Face model, stopped
-right after the last block that is needed; :meth:`Subject.bridge` gives the same model as a
-TransformerLens ``TransformerBridge`` for exploring. The place, or site, is the residual stream after a block
-(``resid_post``), or what that block's MLP adds to it (``mlp_out``).
+Bulk reading uses the plain Hugging Face model, stopped right after the last block that is needed. The place,
+or site, is the residual stream after a block (``resid_post``), or what that block's MLP adds to it
+(``mlp_out``).
 """
 
 from __future__ import annotations
@@ -36,11 +35,7 @@ from reasoning_features.models.sampling import edited
 from reasoning_features.runs.preflight import check_device
 
 Site = Literal["resid_post", "mlp_out"]
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 
 class _Enough(Exception):
@@ -56,38 +51,22 @@ class _Skipped(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Prefix:
-    """What a model keeps of one sequence, so that versions of one of its tokens can be run after it.
+    """What a model keeps of one sequence, so that versions of one of its tokens can be run after it."""
 
-    Attributes:
-        stream: ``[t, d]`` residual stream at the hook point.
-        keys_values: keys and values ``[1, heads, t, d_head]`` of every block.
-    """
-
-    stream: Tensor
-    keys_values: tuple[tuple[Tensor, Tensor], ...]
+    stream: Tensor  # [t, d] residual stream at the hook point
+    keys_values: tuple[tuple[Tensor, Tensor], ...]  # [1, heads, t, d_head] of every block
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A causal language model read at one block.
-
-    Attributes:
-        model: the Hugging Face model, in evaluation mode, without gradients.
-        tokenizer: its tokenizer.
-        layer: the block of the hook point (0 is the first block).
-        name: the model as it was asked for (a directory relative to the repository's root, or ``owner/name``
-            of the hub).
-        revision: digest of a local directory's files, or the hub's commit: what pins the weights.
-        directory: the directory that the model was loaded from.
-        site: what is read at the block: the residual stream after it, or the output of its MLP.
-    """
+    """A causal language model, in evaluation mode and without gradients, read at one block."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    layer: int
-    name: str
-    revision: str
-    directory: str
+    layer: int  # the block of the hook point, from 0
+    name: str  # as it was asked for: a directory, or `owner/name` of the hub
+    revision: str  # what pins the weights: the digest of a directory's files, or the hub's commit
+    directory: str  # that the model was loaded from
     site: Site = "resid_post"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -103,12 +82,10 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """The device the model is on."""
         return self.model.device
 
     @property
     def n_layers(self) -> int:
-        """Number of blocks."""
         return int(self.model.config.num_hidden_layers)
 
     @property
@@ -149,10 +126,7 @@ class Subject:
         """Residual stream ``[b, t, d]`` after each of ``layers``, whatever the site; later blocks do not run.
 
         Equal to Hugging Face's ``hidden_states[layer + 1]``, except after the last block, where
-        ``hidden_states`` holds the output of the final norm instead.
-
-        Raises:
-            UserError: a layer the model does not have.
+        ``hidden_states`` holds the output of the final norm instead. UserError beyond the model's layers.
         """
         for layer in layers:
             _check_layer(layer, self.n_layers, self.name)
@@ -197,10 +171,8 @@ class Subject:
         """Next-token logits ``[b, k, vocabulary]`` at ``places`` ``[b, k]``, from a stream ``[b, t, d]``.
 
         The stream is that after block ``layer``; the blocks up to it do not run, which makes many edits of
-        one stream cheap. Rows may be padded on the right.
-
-        Raises:
-            UserError: a layer the model does not have, or the subject is not read at the residual stream.
+        one stream cheap. Rows may be padded on the right. UserError beyond the model's layers, or where the
+        subject is not read at the residual stream.
         """
         self._needs_the_stream()
         _check_layer(layer, self.n_layers, self.name)
@@ -215,11 +187,7 @@ class Subject:
 
     @torch.no_grad()
     def prefix(self, tokens: Tensor) -> Prefix:
-        """Runs one sequence ``[t]`` and keeps what :meth:`logits_of_versions` needs.
-
-        Raises:
-            UserError: the subject is not read at the residual stream.
-        """
+        """Runs one sequence ``[t]`` and keeps what :meth:`logits_of_versions` needs; errors as above."""
         self._needs_the_stream()
         read: list[Tensor] = []
         handle = self._block(self.layer).register_forward_hook(lambda *run: read.append(_stream(run[-1])))
@@ -273,7 +241,7 @@ class Subject:
         return torch.autograd.grad(value, leaves[0])[0]
 
     def bridge(self) -> Any:
-        """The same model as a TransformerLens ``TransformerBridge``: for exploring, slower in bulk."""
+        """The same model as a TransformerLens ``TransformerBridge``: slower in bulk."""
         from transformer_lens.model_bridge import TransformerBridge
 
         return TransformerBridge.boot_transformers(
@@ -305,15 +273,10 @@ class Subject:
 def load_subject(
     model: str, layer: int, *, device: str = "cpu", dtype: str = "float32", site: Site = "resid_post"
 ) -> Subject:
-    """Load a model and its tokenizer from a local directory or the hub.
+    """Load a model and its tokenizer, to be read at block ``layer`` (from 0).
 
-    Args:
-        model: a directory (absolute, or relative to the repository's root), or ``owner/name[@revision]`` of
-            the hub; directories are pinned by their checksums, the hub's models by their commit.
-        layer: the block that is read, from 0.
-        device: where to run; the weights are read straight into it.
-        dtype: "float32", "bfloat16" or "float16": the precision to run in.
-        site: what is read: "resid_post", the residual stream after the block, or "mlp_out", its MLP's output.
+    ``model`` is a directory (absolute, or from the repository's root), pinned by its checksums, or
+    ``owner/name[@revision]`` of the hub, pinned by its commit.
 
     Raises:
         MissingArtefact: the directory is not there, or the model is neither in the cache nor in reach.
@@ -347,8 +310,8 @@ def load_subject(
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a directory as its file says, whatever class its configuration names.
 
-    R1's names LlamaTokenizerFast, and early versions of transformers 5 then put Llama 2's way with spaces in
-    place of the file's: spaces are lost, and every id differs from those that the model was trained on.
+    R1's names LlamaTokenizerFast, for which early versions of transformers 5 put Llama 2's way with spaces in
+    place of the file's: every id then differs from those that the model was trained on.
     """
     whole = (directory / "tokenizer.json").is_file()
     return (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(directory)

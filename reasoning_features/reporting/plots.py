@@ -193,6 +193,33 @@ def grouped_points(ax: Axes, table: pd.DataFrame, place: str, group: str, value:
     ax.set_xticks(range(len(places)), places, rotation=45, ha="right")
 
 
+def forest(
+    ax: Axes,
+    table: pd.DataFrame,
+    row: str,
+    value: str,
+    group: str | None = None,
+    ends: tuple[str, str] = ("low", "high"),
+    unit: float = 1.0,
+    names: Sequence[str] = (),
+) -> None:
+    """Draw values times ``unit`` with their intervals, names in rows, groups beneath each other in a row.
+
+    ``row``, ``value``, ``group`` and ``ends`` name columns; ``names`` are the rows in another order.
+    """
+    rows = list(names or pd.unique(table[row]))
+    groups = [None] if group is None else list(pd.unique(table[group]))
+    apart = min(0.15, 0.8 / len(groups))  # all groups of a name stay within its row
+    ax.axvline(0, color="0.4", linestyle=":", marker="", linewidth=1)
+    for i, name in enumerate(groups):
+        own = table if group is None else table[table[group] == name]
+        y = [rows.index(at) + (i - (len(groups) - 1) / 2) * apart for at in own[row]]
+        spread = np.abs(own[list(ends)].to_numpy().T - own[value].to_numpy())
+        style = look(i, "color", "marker") | {"linestyle": "", "capsize": 2}
+        ax.errorbar(unit * own[value], y, xerr=unit * spread, label=name, **style)
+    name_rows(ax, rows)
+
+
 def scatter(ax: Axes, table: pd.DataFrame, x: str, y: str, group: str) -> None:
     """Draw a point a row, the first group's small and grey; the others over them, in marks of their own."""
     for i, (name, rows) in enumerate(table.groupby(group, sort=False)):

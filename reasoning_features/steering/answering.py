@@ -2,10 +2,9 @@
 
 Two engines write them. "rows" samples many conditions in one batch; every row draws from its own random
 stream, so answers are paired between conditions and do not depend on their batch. A batch lasts as long as
-its longest answer, and keys and values are copied at every token: right for short answers, on a CPU, and for
-token rules, which it alone can follow. "continuous" refills the batch as answers end: for long answers of
-unequal lengths on a GPU. On two cores, 48 answers of a Llama of 4 blocks of width 64, it made 1,300 tokens/s
-of answers of up to 512 tokens and 370 of up to 2,000, where rows, padded, made 4,000 and 2,750.
+its longest answer: right for short answers, on a CPU, and for token rules, which it alone can follow.
+"continuous" refills the batch as answers end: for long answers of unequal lengths on a GPU. (On two cores it
+makes a third to an eighth of the tokens a second that rows do.)
 
 Where a folder is given, every finished answer is kept there and none is made twice. ``ENGINE=ray`` makes
 answers that are kept on a Ray cluster.
@@ -18,8 +17,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,13 +47,10 @@ from reasoning_features.models.sampling import (
 )
 from reasoning_features.models.subject import Subject
 from reasoning_features.runs.shards import ENGINE, each_by_ray
-from reasoning_features.steering.benchmarks import Questions
+from reasoning_features.steering.questions import Questions
 
-BATCH = 1024
-"""Rows that are sampled together: on two cores half as many are a tenth slower."""
-ROWS_A_PART = 8192
-"""Answers that are handed out together where they are kept; of long ones, ``LONG_ROWS_A_PART``."""
-LONG_ROWS_A_PART = 128
+BATCH = 1024  # rows that are sampled together: on two cores half as many are a tenth slower
+ROWS_A_PART, LONG_ROWS_A_PART = 8192, 128  # answers handed out together where they are kept
 
 
 def answers(
@@ -67,63 +63,111 @@ def answers(
     sae: Any = None,
     kept: Path | None = None,
 ) -> pd.DataFrame:
-    """One answer to every question under every condition, and unsteered.
+    """One answer to every question unsteered and under every condition, in this order.
 
-    A question draws the same uniforms under all conditions, so differences between them are paired.
-
-    Args:
-        subject: the model, steered at its hook point.
-        questions: what is asked, and by which engine it is answered.
-        conditions: ways of steering.
-        seed: of the draws.
-        batch: the most rows that are sampled together; fewer where memory is short and prompts are padded.
-        progress: names the progress bar; None shows none.
-        sae: the autoencoder, where a condition clamps one of its features.
-        kept: folder of finished answers, by default the questions' own, if any.
+    A question draws the same uniforms under all conditions, so differences between them are paired. ``batch``
+    is the most rows that are sampled together, ``sae`` the autoencoder where a condition clamps one of its
+    features, ``kept`` the folder of finished answers (by default the questions' own, if any).
 
     Returns:
         The rows of ``questions.grade`` with ``condition``, ``feature`` (−1 unsteered), ``gamma``,
-        ``problem`` and ``tokens`` (the new ones); unsteered first, then the conditions in their order.
+        ``problem`` and ``tokens`` (the new ones).
 
     Raises:
         UserError: two conditions of one name, a vector that is not finite or of another width, a clamp
             without an autoencoder, or a prompt beyond the model's context.
     """
-    asked, n = [Condition(UNSTEERED), *conditions], len(questions)
-    written = _written(subject, questions, asked, seed, batch, progress, sae, kept or questions.kept)
-    rows = [(c.name, c.feature, c.gamma, problem) for c in asked for problem in range(n)]
+    asked = [Condition(UNSTEERED), *conditions]
+    check_conditions(subject, asked, sae)
+    written = _kept_or_written(Asked(subject, questions, asked, seed, batch, sae), kept, progress)
+    rows = [(c.name, c.feature, c.gamma, problem) for c in asked for problem in range(len(questions))]
     known = pd.DataFrame(rows, columns=["condition", "feature", "gamma", "problem"])
     known["tokens"] = pd.Series([tuple(tokens) for tokens in written], dtype=object)
-    return pd.concat([known, questions.grade(list(range(n)) * len(asked), written)], axis=1)
+    return pd.concat([known, questions.grade(known["problem"].tolist(), written)], axis=1)
 
 
-def _written(
-    subject: Subject,
-    questions: Questions,
-    conditions: Sequence[Condition],
-    seed: int,
-    batch: int,
-    progress: str | None,
-    sae: Any,
-    kept: Path | None,
-) -> list[list[int]]:
-    """New tokens of every answer; row ``r`` is question ``r % n`` under condition ``r // n``."""
-    check_conditions(subject, conditions, sae)
-    n, rows = len(questions), len(questions) * len(conditions)
-    stores: list[AnswerStore] = []
+@dataclass(frozen=True)
+class Asked:
+    """Questions under conditions: row ``r`` is question ``r % n`` under condition ``r // n``."""
+
+    subject: Subject
+    questions: Questions
+    conditions: Sequence[Condition]
+    seed: int
+    batch: int = BATCH
+    sae: Any = None
+
+    def __len__(self) -> int:
+        return len(self.questions) * len(self.conditions)
+
+    def write(self, rows: Sequence[int], ended: Ended) -> None:
+        """Writes the answers of some rows, and tells ``ended`` each."""
+        n = len(self.questions)
+        flowing = [row for row in rows if _engine(self.questions, self.conditions[row // n]) == "continuous"]
+        if together := sorted(set(rows) - set(flowing)):
+            self._write_rows(together, ended)
+        for condition in sorted({row // n for row in flowing}):
+            own = [row for row in flowing if row // n == condition]
+            self._write_continuously(self.conditions[condition], own, ended)
+
+    def _write_rows(self, rows: Sequence[int], ended: Ended) -> None:
+        questions, n, batch = self.questions, len(self.questions), self.batch
+        which, problems = [row // n for row in rows], [row % n for row in rows]
+        prompts = [questions.prompts[problem] for problem in problems]
+        if questions.pad is not None:
+            longest = max(map(len, prompts)) + questions.max_new_tokens
+            batch = min(batch, rows_that_fit(self.subject.model, longest))
+        ruled = any(condition.rule for condition in self.conditions)
+        sample(
+            self.subject.model,
+            prompts,
+            end=questions.end,
+            max_new_tokens=questions.max_new_tokens,
+            seed=self.seed,
+            streams=[questions.stream(problem) for problem in problems],
+            block=self.subject.hooked_block,
+            change=stream_change(self.subject, self.conditions, torch.tensor(which), self.sae),
+            rule=ConditionRules(self.conditions, which, problems) if ruled else None,
+            batch=batch,
+            pad=questions.pad,
+            ended=lambda place, tokens: ended(rows[place], tokens),
+        )
+
+    def _write_continuously(self, condition: Condition, rows: Sequence[int], ended: Ended) -> None:
+        questions, n = self.questions, len(self.questions)
+        # what is asked again after an interruption must not draw as its beginning did
+        drawn = hashlib.sha256(repr((self.seed, rows)).encode()).digest()
+        nobody = torch.zeros(1, dtype=torch.int64, device=self.subject.device)
+        change = stream_change(self.subject, [condition], nobody, self.sae)
+        with edited(self.subject.hooked_block, change, nobody):
+            sample_continuously(
+                self.subject.model,
+                [questions.prompts[row % n] for row in rows],
+                end=questions.end,
+                max_new_tokens=questions.max_new_tokens,
+                seed=int.from_bytes(drawn[:4], "big") >> 1,
+                ended=lambda place, tokens: ended(rows[place], tokens),
+            )
+
+
+def _kept_or_written(asked: Asked, kept: Path | None, progress: str | None) -> list[list[int]]:
+    """New tokens of every row: those that are kept in a folder, the others written and kept there."""
+    questions, n, rows = asked.questions, len(asked.questions), range(len(asked))
+    if not any(condition.clamp is not None for condition in asked.conditions):
+        asked = replace(asked, sae=None)
     done: dict[int, list[int]] = {}
-    parts: Sequence[Sequence[int]] = [range(rows)]
-    if kept is not None:
-        keys = [answers_key(subject, questions, condition, seed, sae) for condition in conditions]
-        stores = [AnswerStore(kept, key) for key in keys]
-        for row in range(rows):
+    stores: list[AnswerStore] = []
+    parts: Sequence[Sequence[int]] = [rows]
+    if folder := kept or questions.kept:
+        keys = [answers_key(asked, condition) for condition in asked.conditions]
+        stores = [AnswerStore(folder, key) for key in keys]
+        for row in rows:
             found = stores[row // n].get(questions.prompts[row % n], questions.stream(row % n))
             if found is not None:
                 done[row] = found
-        most = LONG_ROWS_A_PART if questions.kept else ROWS_A_PART
-        parts = _parts(n, len(conditions), most)
+        parts = list(_parts(n, len(rows), LONG_ROWS_A_PART if questions.kept else ROWS_A_PART))
     parts = [missing for part in parts if (missing := [row for row in part if row not in done])]
-    with tqdm(total=rows - len(done), desc=progress, unit="answer", disable=progress is None) as bar:
+    with tqdm(total=len(rows) - len(done), desc=progress, unit="answer", disable=progress is None) as bar:
 
         def ended(row: int, tokens: list[int]) -> None:
             done[row] = tokens
@@ -131,84 +175,23 @@ def _written(
                 stores[row // n].add(questions.prompts[row % n], questions.stream(row % n), tokens)
             bar.update(1)
 
-        clamps = any(condition.clamp is not None for condition in conditions)
-        # the grader may hold much that is not needed to write answers
-        ungraded, sae = replace(questions, grade=_ungraded), sae if clamps else None
-        if kept is not None and os.environ.get(ENGINE):
-            compute = partial(_part, subject, ungraded, list(conditions), seed, batch, sae, parts)
-            for _, made in each_by_ray(compute, range(len(parts)), str(subject.device)):
+        if stores and os.environ.get(ENGINE):
+            # the grader may hold much that is not needed to write answers
+            ungraded = replace(asked, questions=replace(questions, grade=_ungraded))
+            compute = partial(_part, ungraded, parts)
+            for _, made in each_by_ray(compute, range(len(parts)), str(asked.subject.device)):
                 for row, tokens in made.items():
                     ended(row, tokens)
         else:
             for part in parts:
-                write(subject, questions, conditions, seed, part, ended, batch, sae)
-    return [done[row] for row in range(rows)]
+                asked.write(part, ended)
+    return [done[row] for row in rows]
 
 
-def write(
-    subject: Subject,
-    questions: Questions,
-    conditions: Sequence[Condition],
-    seed: int,
-    rows: Sequence[int],
-    ended: Ended,
-    batch: int = BATCH,
-    sae: Any = None,
-) -> None:
-    """Writes answers and tells ``ended`` each; row ``r`` is question ``r % n`` under condition ``r // n``."""
-    n = len(questions)
-    flowing = [row for row in rows if _engine(questions, conditions[row // n]) == "continuous"]
-    together = sorted(set(rows) - set(flowing))
-    if together:
-        which, problems = [row // n for row in together], [row % n for row in together]
-        prompts = [questions.prompts[problem] for problem in problems]
-        if questions.pad is not None:
-            longest = max(map(len, prompts)) + questions.max_new_tokens
-            batch = min(batch, rows_that_fit(subject.model, longest))
-        sample(
-            subject.model,
-            prompts,
-            end=questions.end,
-            max_new_tokens=questions.max_new_tokens,
-            seed=seed,
-            streams=[questions.stream(problem) for problem in problems],
-            block=subject.hooked_block,
-            change=stream_change(subject, conditions, torch.tensor(which), sae),
-            rule=ConditionRules(conditions, which, problems) if any(c.rule for c in conditions) else None,
-            batch=batch,
-            pad=questions.pad,
-            ended=lambda place, tokens: ended(together[place], tokens),
-        )
-    nobody = torch.zeros(1, dtype=torch.int64, device=subject.device)
-    for condition in sorted({row // n for row in flowing}):
-        own = [row for row in flowing if row // n == condition]
-        # what is asked again after an interruption must not draw as its beginning did
-        drawn = hashlib.sha256(repr((seed, own)).encode()).digest()
-        change = stream_change(subject, [conditions[condition]], nobody, sae)
-        with edited(subject.hooked_block, change, nobody):
-            sample_continuously(
-                subject.model,
-                [questions.prompts[row % n] for row in own],
-                end=questions.end,
-                max_new_tokens=questions.max_new_tokens,
-                seed=int.from_bytes(drawn[:4], "big") >> 1,
-                ended=lambda place, tokens, own=own: ended(own[place], tokens),  # type: ignore[misc]
-            )
-
-
-def _part(
-    subject: Subject,
-    questions: Questions,
-    conditions: Sequence[Condition],
-    seed: int,
-    batch: int,
-    sae: Any,
-    parts: Sequence[Sequence[int]],
-    part: int,
-) -> dict[int, list[int]]:
+def _part(asked: Asked, parts: Sequence[Sequence[int]], part: int) -> dict[int, list[int]]:
     """The answers of one part, in a worker."""
     made: dict[int, list[int]] = {}
-    write(subject, questions, conditions, seed, parts[part], made.__setitem__, batch, sae)
+    asked.write(parts[part], made.__setitem__)
     return made
 
 
@@ -216,17 +199,13 @@ def _ungraded(numbers: Sequence[int], continuations: Sequence[Sequence[int]]) ->
     raise NotImplementedError("answers are graded where they are asked for")
 
 
-def _parts(questions: int, conditions: int, most: int) -> list[Sequence[int]]:
+def _parts(questions: int, rows: int, most: int) -> Iterator[range]:
     """Rows in their order, at most ``most`` in a part: whole conditions, or parts of one."""
-    rows = questions * conditions
-    if questions <= most:
-        size = most // questions * questions
-        return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
-    return [
-        range(start, min(start + most, first + questions))
-        for first in range(0, rows, questions)
-        for start in range(first, first + questions, most)
-    ]
+    group = max(most // questions, 1) * questions
+    for first in range(0, rows, group):
+        last = min(first + group, rows)
+        for start in range(first, last, most):
+            yield range(start, min(start + most, last))
 
 
 def _engine(questions: Questions, condition: Condition) -> str:
@@ -234,25 +213,23 @@ def _engine(questions: Questions, condition: Condition) -> str:
     return "rows" if condition.rule is not None else questions.engine
 
 
-def answers_key(
-    subject: Subject, questions: Questions, condition: Condition, seed: int, sae: Any = None
-) -> dict[str, Any]:
+def answers_key(asked: Asked, condition: Condition) -> dict[str, Any]:
     """All that determines a condition's answers but the prompts; its name is no part of it."""
     clamps, vector = condition.clamp is not None, None
     if condition.vector is not None:
         vector = hashlib.sha256(condition.vector.detach().cpu().float().numpy().tobytes()).hexdigest()
     return {
-        "model": subject.revision,
-        "hook": subject.hook_name,
-        "dtype": str(subject.model.dtype),
-        "end": questions.end,
-        "max_new_tokens": questions.max_new_tokens,
+        "model": asked.subject.revision,
+        "hook": asked.subject.hook_name,
+        "dtype": str(asked.subject.model.dtype),
+        "end": asked.questions.end,
+        "max_new_tokens": asked.questions.max_new_tokens,
         "sampling": [TEMPERATURE, TOP_P],
-        "seed": seed,
-        "engine": _engine(questions, condition),
+        "seed": asked.seed,
+        "engine": _engine(asked.questions, condition),
         "vector": vector,
         "clamp": (condition.feature, condition.clamp) if clamps else None,
-        "sae": dictionary_digest(sae) if clamps else None,
+        "sae": dictionary_digest(asked.sae) if clamps else None,
         "rule": repr(condition.rule),
     }
 
@@ -260,9 +237,9 @@ def answers_key(
 class AnswerStore:
     """The finished answers of one condition on disk, one line each, written as they finish.
 
-    A folder is of all that determines its answers together (:func:`answers_key`) and named by its digest;
-    every process writes a file of its own in it and reads all of them. An answer is found by its prompt and
-    its random stream. A line that an interruption left torn is passed over, and the answer is made anew.
+    A folder is named by the digest of all that determines its answers; every process writes a file of its own
+    in it and reads all of them. An answer is found by its prompt and its random stream. A line that an
+    interruption left torn is passed over, and the answer is made anew.
     """
 
     def __init__(self, folder: Path, determined_by: Mapping[str, Any]) -> None:
@@ -293,11 +270,12 @@ class AnswerStore:
     def add(self, prompt: Sequence[int], stream: int, tokens: Sequence[int]) -> None:
         """Writes one finished answer."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        row = {"prompt": _digest(prompt), "stream": stream, "tokens": list(tokens)}
+        digest, written = _digest(prompt), list(tokens)
+        row = {"prompt": digest, "stream": stream, "tokens": written}
         with self._own.open("a", encoding="utf-8") as file:
             file.write(f"{self._before}{json.dumps(row, separators=(',', ':'))}\n")
         self._before = ""
-        self._found[row["prompt"], stream] = list(tokens)  # type: ignore[index]
+        self._found[digest, stream] = written
 
 
 def _digest(prompt: Sequence[int]) -> str:

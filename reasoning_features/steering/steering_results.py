@@ -1,4 +1,11 @@
-"""What the steering studies say: winners beside the unsteered model, classes beside each other, arms apart.
+"""What the steering studies say: winners beside the unsteered model and each other, the variants apart.
+
+Beside them other ways to spend as many tokens: a majority over several answers, and thinking longer. And
+mediation by intervention: two crossed runs tell how much of what steering gains is carried by going on at
+dead ends. (a) The unsteered model is forced to go on as often as the steered one does: what it gains needs no
+steering, only the decisions. (b) The steered model is forced to go on as seldom as the unsteered one does:
+what is left of its gain is not carried by the decisions. Each is forced at its own rates too, which should
+change nothing if decisions, beyond their rates, do not depend on the problem.
 
 All intervals are paired: a problem is answered under every condition with the same random draws, and problems
 are resampled with all their answers. Winners × families are many comparisons, and corrected for it.
@@ -7,81 +14,96 @@ are resampled with all their answers. Winners × families are many comparisons, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from reasoning_features.errors import UserError
-from reasoning_features.models.conditions import UNSTEERED
+from reasoning_features.models.conditions import UNSTEERED, Condition
+from reasoning_features.models.subject import Subject
 from reasoning_features.reporting.claims import Measured
-from reasoning_features.reporting.plots import COLOURS, legend_below, look, name_rows, new_figure, panels
+from reasoning_features.reporting.plots import (
+    COLOURS,
+    forest,
+    legend_below,
+    look,
+    name_rows,
+    new_figure,
+    panels,
+)
 from reasoning_features.statistics import (
     MARGIN,
     Interval,
     bootstrap_mean,
+    bootstrap_ratio,
     difference_in_differences,
     finding,
     holm,
     paired_difference,
     paired_p_value,
 )
+from reasoning_features.steering.answering import answers
+from reasoning_features.steering.questions import Questions
 from reasoning_features.steering.steering_study import CHOSEN, SLOT, Study, best
+from reasoning_features.steering.token_rules import InTurn, forced_rates
+from reasoning_features.truth.decisions import Rates, decision_rates, rates_of
 
 ALL = "all"
 BETTER, WITHIN, WORSE = "better by 0.5 points", "within 2 points", "worse"
+# the paper's 46 features on MATH-500: nine gain at least half a point, eight lose more than 2
 PAPER_SCREENING = {BETTER: 9, WITHIN: 29, WORSE: 8}
-"""The paper's 46 features on MATH-500: nine gain at least half a point, eight lose more than 2."""
-_ENDS = ["estimate", "low", "high"]
+MAJORITY, LONGER = "majority", "thinking longer"
+STEERED = "steered"
+TO_STEERED, OWN = "unsteered, at the steered rates", "unsteered, at its own rates"
+# name of a forced run → which model it is, and whose rates it is forced to
+RUNS: Mapping[str, tuple[str, str]] = {
+    TO_STEERED: (UNSTEERED, STEERED),
+    "steered, at the unsteered rates": (STEERED, UNSTEERED),
+    OWN: (UNSTEERED, UNSTEERED),
+    "steered, at its own rates": (STEERED, STEERED),
+}
 
 
 def screening_counts(study: Study) -> pd.DataFrame:
-    """Shares of each class's screened trials that are better, within 2 points, and worse, and their gains.
-
-    Columns: ``class``, ``trials``, the three shares, ``mean gain``, ``largest gain``.
-    """
+    """Shares of each class's screened trials that are better, within 2 points, and worse, and their gains."""
     rows = []
     for group, part in study.screening.groupby("group", sort=False):
         gain = part["gain"].to_numpy()
         better, worse = gain >= 0.005, gain < -0.02
         shares = {BETTER: better.mean(), WITHIN: (~better & ~worse).mean(), WORSE: worse.mean()}
-        told = {"mean gain": gain.mean(), "largest gain": gain.max()}
-        rows.append({"class": group, "trials": len(part)} | shares | told)
+        gains = {"mean gain": gain.mean(), "largest gain": gain.max()}
+        rows.append({"class": group, "trials": len(part)} | shares | gains)
     total = sum(PAPER_SCREENING.values())
     paper = {name: count / total for name, count in PAPER_SCREENING.items()}
     return pd.DataFrame([*rows, {"class": "the paper's 46 features", "trials": total} | paper])
 
 
 def winners_table(study: Study, seed: int = 0, families: bool = True) -> pd.DataFrame:
-    """Every class's winner on fresh problems, over all of them and, with ``families``, by family.
+    """Every class's winner on fresh problems, over all of them (``ALL``) and, with ``families``, by family.
 
-    Returns:
-        One row a class and domain (``ALL`` first): ``class``, ``condition``, ``share of norm``, ``domain``,
-        ``n``, ``accuracy``, ``gain`` with ``low`` and ``high`` (95%), ``p`` (exact where there are fewer than
-        200 problems) and ``p (Holm)``: over classes for all problems, over classes × families for families;
-        ``thinking tokens``, ``longer`` (their change) with ``longer low`` and ``longer high``.
+    ``gain`` and ``longer`` (the change of thinking tokens) have 95% intervals. ``p`` is exact where there are
+    fewer than 200 problems; ``p (Holm)`` is over classes for all problems, over classes × families else.
     """
     rows: list[dict[str, object]] = []
     by_group = {name: part.sort_values("problem") for name, part in study.evaluation.groupby("group")}
-    domains = by_group[UNSTEERED]["domain"].to_numpy()
+    unsteered = by_group[UNSTEERED]
     for group in study.evaluation["group"].unique():
-        for domain in (ALL, *np.unique(domains)) if families else (ALL,):
-            of_domain = np.ones(len(domains), dtype=bool) if domain == ALL else domains == domain
-            own, usual = by_group[group][of_domain], by_group[UNSTEERED][of_domain]
+        for domain in (ALL, *np.unique(unsteered["domain"])) if families else (ALL,):
+            which = (unsteered["domain"].to_numpy() == domain) | (domain == ALL)
+            own, usual = by_group[group][which], unsteered[which]
             right, tokens = own["correct"].astype(float), own["thinking_tokens"].astype(float)
             row = {"class": group, "condition": own["condition"].iloc[0]}
             row |= {"share of norm": own["share of norm"].iloc[0], "domain": domain, "n": len(own)}
             row |= {"accuracy": right.mean(), "thinking tokens": tokens.mean()}
             if group != UNSTEERED:
                 plain = usual["correct"].astype(float)
-                gain = paired_difference(right, plain, seed=seed)
-                longer = paired_difference(tokens, usual["thinking_tokens"], seed=seed)
-                row |= {"gain": gain.estimate, "low": gain.low, "high": gain.high}
-                row |= {"p": paired_p_value(right, plain, seed=seed), "longer": longer.estimate}
-                row |= {"longer low": longer.low, "longer high": longer.high}
+                row |= paired_difference(right, plain, seed=seed).row("gain")
+                row |= {"p": paired_p_value(right, plain, seed=seed)}
+                row |= paired_difference(tokens, usual["thinking_tokens"], seed=seed).row("longer", "longer ")
             rows.append(row)
     columns = ["class", "condition", "share of norm", "domain", "n", "accuracy", "thinking tokens", "gain"]
     ends = ["low", "high", "p", "longer", "longer low", "longer high", "p (Holm)"]
@@ -95,105 +117,219 @@ def winners_table(study: Study, seed: int = 0, families: bool = True) -> pd.Data
 def contrasts(studies: Sequence[Study], seed: int = 0) -> pd.DataFrame:
     """Accuracy of ReasonScore's winner less every other class's, paired over problems, in every study.
 
-    Columns: ``model``, ``kappa``, ``model_seed``, ``against``, ``estimate``, ``low``, ``high`` (95%), ``n``
-    and ``same`` (True where both classes have one winner, so nothing can differ).
+    ``same`` is True where both classes have one winner, so nothing can differ.
     """
     rows = []
     for study in studies:
         named = study.evaluation.groupby("group", sort=False)["condition"].first()
+        own = {name: study.identity[name] for name in ("model", "kappa", "model_seed")}
         for group in named.index.drop(CHOSEN):
             apart = paired_difference(study.outcome(CHOSEN), study.outcome(group), seed=seed)
-            rows.append(
-                {name: study.identity[name] for name in ("model", "kappa", "model_seed")}
-                | {"against": group, "estimate": apart.estimate, "low": apart.low, "high": apart.high}
-                | {"n": apart.n, "same": named[group] == named[CHOSEN]}
-            )
+            same = named[group] == named[CHOSEN]
+            rows.append(own | {"against": group} | vars(apart) | {"same": same})
     return pd.DataFrame(rows)
 
 
 def pairs(studies: Sequence[Study]) -> dict[int, tuple[Study, Study]]:
     """Seed → the coupled and the decoupled study, where there are both."""
-    by_arm = {(study.identity["kappa"], study.identity["model_seed"]): study for study in studies}
-    seeds = sorted(seed for kappa, seed in by_arm if kappa == 1 and (0, seed) in by_arm)
-    return {seed: (by_arm[1, seed], by_arm[0, seed]) for seed in seeds}
+    known = {(study.identity["kappa"], study.identity["model_seed"]): study for study in studies}
+    seeds = sorted(seed for kappa, seed in known if kappa == 1 and (0, seed) in known)
+    return {seed: (known[1, seed], known[0, seed]) for seed in seeds}
 
 
-def arms_apart(
+def variants_apart(
     studies: Sequence[Study], against: str = SLOT, level: float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
-    """The difference in differences: (ReasonScore − ``against``) in the coupled arm, less the same decoupled.
+    """The difference in differences: (ReasonScore − ``against``) in the coupled model, less the decoupled.
 
     The four winners of a seed answer the same problems, which are resampled for all four together; the seeds
-    show what varies between trainings.
+    show what varies between trainings. UserError where no seed has both models.
 
     Returns:
-        One row a seed of the models and one for all of them together (``seed`` "all"): ``seed``, ``coupled``
-        and ``decoupled`` (each arm's mean difference), ``estimate``, ``low``, ``high``, ``n``, ``finding``
-        (:func:`reasoning_features.statistics.finding` on the 90% interval).
-
-    Raises:
-        UserError: no seed has both arms.
+        One row a seed of the models and one for all of them together (``seed`` "all"): ``coupled`` and
+        ``decoupled`` are each one's mean difference, and the ``finding`` is on the 90% interval.
     """
     by_seed = {
         str(number): [study.outcome(group) for study in pair for group in (CHOSEN, against)]
         for number, pair in pairs(studies).items()
     }
     if not by_seed:
-        raise UserError("The arms are compared seed by seed, and no seed has a study of both arms.")
+        raise UserError("The variants are compared seed by seed, and no seed has a study of both.")
     by_seed["all"] = [np.stack([values[cell] for values in by_seed.values()]) for cell in range(4)]
     rows = []
     for number, four in by_seed.items():
-        one, its_control, other, others_control = four
         apart, narrow = (
-            difference_in_differences(one, its_control, other, others_control, seed=seed, level=wide)
+            difference_in_differences(four[0], four[1], four[2], four[3], seed=seed, level=wide)
             for wide in (level, 0.90)
         )
         means = [float(np.mean(cell)) for cell in four]
         row = {"seed": number, "coupled": means[0] - means[1], "decoupled": means[2] - means[3]}
-        row |= {"estimate": apart.estimate, "low": apart.low, "high": apart.high, "n": apart.n}
-        rows.append(row | {"finding": finding(narrow)})
+        rows.append(row | vars(apart) | {"finding": finding(narrow)})
     return pd.DataFrame(rows)
 
 
-def agreement(fresh: Study, stored: Study) -> dict[str, object]:
-    """How far a study that was computed anew agrees with the stored one.
+def agreements(fresh: Sequence[Study], stored: Sequence[Study]) -> pd.DataFrame:
+    """How far studies that were computed anew agree with the stored ones of as many trials and problems.
 
     ``winners``: share of classes with the same winner; ``answers``: share of fresh problems that are graded
     alike, over those classes; ``screening``: largest difference of a trial's accuracy.
     """
-    ours, theirs = (study.winners.set_index("group")["condition"] for study in (fresh, stored))
-    same = [group for group in ours.index if theirs.get(group) == ours[group]]
-    alike = [(fresh.outcome(group) == stored.outcome(group)).mean() for group in [UNSTEERED, *same]]
-    both = fresh.screening.merge(stored.screening, on=["group", "condition"], suffixes=("", " stored"))
-    return {
-        "model": fresh.identity["model"],
-        "winners": len(same) / len(ours),
-        "answers": float(np.mean(alike)),
-        "screening": float((both["correct"] - both["correct stored"]).abs().max()),
-    }
-
-
-def agreements(fresh: Sequence[Study], stored: Sequence[Study]) -> pd.DataFrame:
-    """:func:`agreement` of each study with the stored one of as many trials and problems, if there is one."""
-    rows = [
-        agreement(ours, theirs)
-        for ours in fresh
-        for theirs in stored
-        if ours.identity == theirs.identity
-        and len(ours.screening) == len(theirs.screening)
-        and len(ours.evaluation) == len(theirs.evaluation)
-    ]
+    rows = []
+    for ours in fresh:
+        for theirs in stored:
+            sizes = ((len(study.screening), len(study.evaluation)) for study in (ours, theirs))
+            if ours.identity != theirs.identity or len(set(sizes)) > 1:
+                continue
+            winners, known = (study.winners.set_index("group")["condition"] for study in (ours, theirs))
+            same = [group for group in winners.index if known.get(group) == winners[group]]
+            alike = [(ours.outcome(group) == theirs.outcome(group)).mean() for group in [UNSTEERED, *same]]
+            both = ours.screening.merge(theirs.screening, on=["group", "condition"], suffixes=("", " stored"))
+            row = {"model": ours.identity["model"], "winners": len(same) / len(winners)}
+            row |= {"answers": float(np.mean(alike))}
+            rows.append(row | {"screening": (both["correct"] - both["correct stored"]).abs().max()})
     return pd.DataFrame(rows)
+
+
+# --- as many tokens, spent otherwise ------------------------------------------------------------------------
+
+
+def majority_votes(answered: pd.DataFrame, n: int, sizes: Sequence[int]) -> pd.DataFrame:
+    """Majority over the first answers to each of ``n`` problems; ties go to the answer that came first.
+
+    With two answers the first always wins, so odd ``sizes`` waste nothing. UserError where fewer answers to a
+    problem than vote.
+
+    Returns:
+        ``method``, ``size``, ``problem``, ``correct`` (of the majority's answer; none is wrong) and
+        ``tokens`` (thinking tokens of all that vote).
+    """
+    if max(sizes) * n > len(answered):
+        raise UserError(
+            f"{max(sizes)} answers to each of {n} problems are to vote, but there are {len(answered)} in "
+            "all: sample more, or let fewer vote."
+        )
+    ordered = answered.sort_values("problem", kind="stable", ignore_index=True)
+    rows = []
+    for size in sizes:
+        for problem in range(n):
+            votes = ordered.iloc[problem : size * n : n]
+            given = votes["answer"].dropna()
+            elected = given.map(given.value_counts()).idxmax() if len(given) else None
+            correct = elected is not None and bool(votes.at[elected, "correct"])
+            rows.append((MAJORITY, size, problem, correct, votes["thinking_tokens"].sum()))
+    return pd.DataFrame(rows, columns=["method", "size", "problem", "correct", "tokens"])
+
+
+def single_answers(answered: pd.DataFrame, sizes: Mapping[str, int], method: str = LONGER) -> pd.DataFrame:
+    """What single answers spend, as :func:`majority_votes` tells it; condition → the size it stands for."""
+    own = answered[answered["condition"].isin(list(sizes))].reset_index(drop=True)
+    own = own.assign(method=method, size=own["condition"].map(sizes), tokens=own["thinking_tokens"])
+    return own[["method", "size", "problem", "correct", "tokens"]]
+
+
+def spending_curve(spent: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Accuracy against mean tokens of each ``method`` and ``size``, with 95% intervals over problems."""
+    rows = []
+    for (method, size), part in spent.groupby(["method", "size"], sort=False):
+        row = {"method": method, "size": size, "tokens": float(part["tokens"].mean())}
+        rows.append(row | vars(bootstrap_mean(part["correct"], seed=seed)))
+    return pd.DataFrame(rows).rename(columns={"estimate": "accuracy"})
+
+
+def at_equal_tokens(spent: pd.DataFrame, tokens: float) -> pd.Series | None:
+    """Chance to be right on each problem when one method spends so many tokens on average; None: it cannot.
+
+    Between two sizes lies a mixture: a share of the problems, drawn blindly, gets the larger.
+    """
+    means = spent.groupby("size")["tokens"].mean().sort_values()
+    correct = spent.pivot(index="problem", columns="size", values="correct").astype(float)[means.index]
+    if not means.iloc[0] <= tokens <= means.iloc[-1]:
+        return None
+    return correct.apply(lambda right: np.interp(tokens, means, right), axis=1)
+
+
+def equal_token_comparison(
+    steered: Mapping[str, pd.DataFrame], spent: pd.DataFrame, n_resamples: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """Steered answers less each other way to spend as many tokens (95%, paired over problems).
+
+    Tokens are equal on average over the problems at hand; resamples keep the mixture. ``steered`` is name →
+    answers under one condition, ``spent`` those of one method or more to the same problems. A method that
+    cannot spend as many tokens has no row.
+    """
+    rows = []
+    for steering, own in steered.items():
+        tokens = float(own["thinking_tokens"].mean())
+        right = own.set_index("problem")["correct"].astype(float).sort_index()
+        for method, part in spent.groupby("method", sort=False):
+            other = at_equal_tokens(part, tokens)
+            if other is not None:
+                other = other.loc[right.index]
+                row = {"method": method, "tokens": tokens, "steered": right.mean(), "other": other.mean()}
+                row |= vars(paired_difference(right, other, n_resamples, seed))
+                rows.append(row | {"steering": steering})
+    return pd.DataFrame(rows).rename(columns={"estimate": "difference"})
+
+
+# --- mediation ----------------------------------------------------------------------------------------------
+
+
+def mediation_answers(
+    subject: Subject,
+    measured: Questions,
+    reported: Questions,
+    condition: Condition,
+    seed: int,
+    progress: str | None = "mediation",
+) -> tuple[pd.DataFrame, dict[str, Rates]]:
+    """Answers to the reported problems unsteered, steered and in the forced ``RUNS``, and the two rates.
+
+    The rates of the unsteered and the steered model are of the measured problems. ``seed`` is that of the
+    draws and of forced sides. UserError where a problem is in both, or the measured ones have too few dead
+    ends.
+    """
+    if set(map(tuple, measured.prompts)) & set(map(tuple, reported.prompts)):
+        raise UserError("Some problems are both measured and reported: take them from two splits.")
+    models = {UNSTEERED: Condition(UNSTEERED), STEERED: replace(condition, name=STEERED)}
+    asked = answers(subject, measured, [models[STEERED]], seed, progress=progress)
+    rates = {name: rates_of(decision_rates(asked[asked["condition"] == name])) for name in models}
+    forced = []
+    for run, (model, pace) in RUNS.items():
+        rule = forced_rates(subject.tokenizer, rates[pace], reported.domains, seed)
+        own = models[model].rule
+        forced.append(replace(models[model], name=run, rule=InTurn((own, rule)) if own else rule))
+    return answers(subject, reported, [models[STEERED], *forced], seed, progress=progress), rates
+
+
+def mediation_table(
+    answered: pd.DataFrame, measure: str = "correct", n_resamples: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """The gain in ``measure`` of every run over unsteered: ``estimate`` (95%, paired over problems).
+
+    ``share`` is that of the steered gain, missing where the steered gain's interval holds 0.
+    """
+    table = answered.pivot(index="problem", columns="condition", values=measure).astype(float)
+    gains = table.sub(table[UNSTEERED], axis=0)
+    steered = bootstrap_mean(gains[STEERED], n_resamples, seed)
+    rows = []
+    for run in (STEERED, *RUNS):
+        gain = bootstrap_mean(gains[run], n_resamples, seed)
+        share = Interval(np.nan, np.nan, np.nan, gain.n)
+        if steered.low > 0 or steered.high < 0:
+            share = bootstrap_ratio(gains[run], gains[STEERED], n_resamples, seed)
+        row = {"run": run, "mean": table[run].mean()} | gain.row("estimate")
+        rows.append(row | share.row("share", "share_") | {"n": gain.n})
+    return pd.DataFrame(rows)
+
+
+# --- table 2 ------------------------------------------------------------------------------------------------
 
 
 def ban_table(answered: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Table 2: accuracy and length under a ban of R and of other words; random sets count by their mean.
 
     ``answered`` are answers unsteered, under "R", "random …" (as many sets as there are), and other sets.
-
-    Returns:
-        ``banned``, ``accuracy``, ``change`` (from no ban) with ``low`` and ``high`` (95%), ``thinking
-        tokens`` and ``n``; last R's accuracy less that of the random sets.
+    ``change`` is from no ban (95%); the last row is R's accuracy less that of the random sets.
     """
     right, random = _by_problem(answered)
     tokens = answered.groupby("condition")["thinking_tokens"].mean()
@@ -203,12 +339,10 @@ def ban_table(answered: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for name, columns in groups.items():
         change = paired_difference(right[columns].to_numpy().mean(axis=1), right[UNSTEERED], seed=seed)
-        told = {"banned": name, "accuracy": float(right[columns].to_numpy().mean())}
-        told |= {"change": change.estimate, "low": change.low, "high": change.high}
-        rows.append(told | {"thinking tokens": float(tokens.loc[columns].mean()), "n": change.n})
+        row = {"banned": name, "accuracy": float(right[columns].to_numpy().mean())} | change.row("change")
+        rows.append(row | {"thinking tokens": float(tokens.loc[columns].mean()), "n": change.n})
     apart = paired_difference(right["R"], right[random].to_numpy().mean(axis=1), seed=seed)
-    told = {"change": apart.estimate, "low": apart.low, "high": apart.high, "n": apart.n}
-    return pd.DataFrame([*rows, {"banned": "R less random words"} | told])
+    return pd.DataFrame([*rows, {"banned": "R less random words"} | apart.row("change") | {"n": apart.n}])
 
 
 def _by_problem(answered: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -237,8 +371,7 @@ def length_effect(study: Study, controls: Sequence[str], seed: int = 0) -> Measu
     plain = lengths[UNSTEERED].mean()
     found = paired_difference(lengths[CHOSEN], lengths[UNSTEERED], seed=seed)
     longest = max(lengths[name].mean() for name in controls) / plain - 1
-    relative = Interval(found.estimate / plain, found.low / plain, found.high / plain, found.n)
-    return Measured(relative, longest)
+    return Measured(found / plain, longest)
 
 
 def screening_effect(study: Study, controls: Sequence[str], seed: int = 0) -> Measured:
@@ -260,7 +393,7 @@ def strongest_control(study: Study, controls: Sequence[str]) -> str:
 
 def difference_effect(studies: Sequence[Study], against: str = SLOT, seed: int = 0) -> Measured:
     """The difference in differences over all seeds."""
-    rows = (arms_apart(studies, against, level, seed).iloc[-1] for level in (0.95, 0.90))
+    rows = (variants_apart(studies, against, level, seed).iloc[-1] for level in (0.95, 0.90))
     wide, narrow = (Interval(row["estimate"], row["low"], row["high"], int(row["n"])) for row in rows)
     return Measured(wide, narrow=narrow)
 
@@ -271,17 +404,17 @@ def ban_effect(answered: pd.DataFrame, seed: int = 0) -> Measured:
     return paired_effect(right[random].to_numpy().mean(axis=1), right["R"], seed)
 
 
-def run_effect(answered: pd.DataFrame, condition: str, against: str, seed: int = 0) -> Measured:
-    """Accuracy under one condition less that under another."""
+def mediation_effect(answered: pd.DataFrame, seed: int = 0) -> Measured:
+    """Accuracy of the unsteered model at the steered rates less that at its own."""
     right, _ = _by_problem(answered)
-    return paired_effect(right[condition], right[against], seed)
+    return paired_effect(right[TO_STEERED], right[OWN], seed)
 
 
 # --- figures ------------------------------------------------------------------------------------------------
 
 
 def draw_screening(studies: Mapping[str, Study]) -> tuple[Figure, pd.DataFrame]:
-    """Gain in accuracy of every screened trial, a row a class, an arm a panel; colour tells the sign of γ."""
+    """Gain in accuracy of every screened trial, a row a class, a variant a panel; the sign of γ as colour."""
     groups = list(dict.fromkeys(g for study in studies.values() for g in study.screening["group"]))
     fig, axes = panels(len(studies), height=0.9 + 0.32 * len(groups), sharey=True, sharex=True)
     rng = np.random.default_rng(0)
@@ -305,90 +438,42 @@ def draw_screening(studies: Mapping[str, Study]) -> tuple[Figure, pd.DataFrame]:
 
 
 def draw_winners(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
-    """Gain in accuracy and thinking tokens of each class's winner, all problems: arm → its winners' table."""
-    every = {arm: table[table["domain"] == ALL].set_index("class") for arm, table in tables.items()}
-    groups = [g for g in dict.fromkeys(g for table in every.values() for g in table.index) if g != UNSTEERED]
-    height = 0.9 + max(0.32, 0.1 * len(every)) * len(groups)
+    """Gain in accuracy and thinking tokens of each class's winner, from each variant's ``winners_table``."""
+    table = pd.concat([own.assign(arm=arm) for arm, own in tables.items()], ignore_index=True)
+    shown = table[(table["domain"] == ALL) & (table["class"] != UNSTEERED)]
+    height = 0.9 + max(0.32, 0.1 * len(tables)) * shown["class"].nunique()
     fig, axes = new_figure(1, 2, height=height, sharey=True)
-    reach = min(0.15 * (len(every) - 1), 0.4)
-    shift = np.linspace(-reach, reach, len(every))
-    for number, (arm, table) in enumerate(every.items()):
-        style, rows = look(number, "color", "marker"), table.reindex(groups)
-        for ax, columns, unit in (
-            (axes[0], ["gain", "low", "high"], 100),
-            (axes[1], ["longer", "longer low", "longer high"], 1),
-        ):
-            part = rows[columns].set_axis(_ENDS, axis=1)
-            _forest(ax, part, np.arange(len(groups)) + shift[number], unit, label=arm, **style)
-    for ax, label in zip(axes, ("change of accuracy (points)", "change of thinking tokens"), strict=True):
-        ax.set(xlabel=label)
-        name_rows(ax, groups)
+    forest(axes[0], shown, "class", "gain", "arm", unit=100)
+    forest(axes[1], shown, "class", "longer", "arm", ("longer low", "longer high"))
+    axes[0].set(xlabel="change of accuracy (points)")
+    axes[1].set(xlabel="change of thinking tokens")
     legend_below(fig)
-    return fig, pd.concat([table.assign(arm=arm) for arm, table in tables.items()], ignore_index=True)
+    return fig, table
 
 
-def draw_arms_apart(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
-    """Each arm's difference between two classes, and the difference of the arms, seed by seed and together.
+def draw_variants_apart(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
+    """Each variant's difference between two classes, and the difference of the variants, seed by seed.
 
-    ``tables`` is what ReasonScore is compared with → :func:`arms_apart`.
+    ``tables`` is what ReasonScore is compared with → :func:`variants_apart`.
     """
     fig, axes = panels(len(tables), height=0.8 + 0.3 * max(map(len, tables.values())), sharex=True)
     for ax, (against, table) in zip(axes, tables.items(), strict=True):
-        at = np.arange(len(table))
         ax.axvspan(-100 * MARGIN, 100 * MARGIN, color="0.9", linewidth=0, label="counts as none")
-        _forest(ax, table, at, 100, color="black", marker="D", label="coupled − decoupled")
-        for number, arm in enumerate(("coupled", "decoupled")):
-            mark = look(number, "color", "marker")
-            ax.scatter(100 * table[arm], at + 0.22 * (2 * number - 1), s=12, label=arm, **mark)
+        names = ["all seeds" if seed == "all" else f"seed {seed}" for seed in table["seed"]]
+        shown = table.assign(seed=names, what="coupled − decoupled")
+        forest(ax, shown, "seed", "estimate", "what", unit=100)
+        for i, (name, place) in enumerate((("coupled", -0.22), ("decoupled", 0.22)), start=1):
+            at = np.arange(len(table)) + place
+            ax.scatter(100 * table[name], at, s=12, label=name, **look(i, "color", "marker"))
         ax.set(title=f"ReasonScore −\n{against}", xlabel="accuracy (points)")
-        name_rows(ax, [f"seed {seed}" if seed != "all" else "all seeds" for seed in table["seed"]])
     legend_below(fig)
     return fig, pd.concat([t.assign(against=against) for against, t in tables.items()], ignore_index=True)
 
 
-def draw_forest(table: pd.DataFrame, rows: str, by: str, label: str, unit: float = 1.0) -> Figure:
-    """``estimate``, ``low`` and ``high``, times ``unit``, a row a name, a panel a group.
-
-    ``rows`` and ``by`` are the columns of the names and of the panels, ``label`` is the axis' own.
-    """
-    names, groups = list(table[rows].unique()), list(table[by].unique())
-    fig, axes = panels(len(groups), height=0.7 + 0.22 * len(names), sharey=True)
-    for ax, group in zip(axes, groups, strict=True):
-        own = table[table[by] == group].set_index(rows).reindex(names)
-        _forest(ax, own, np.arange(len(own)), unit, color=COLOURS[0])
-        ax.set(title=group, xlabel=label)
-        name_rows(ax, names)
-    return fig
-
-
-def _forest(ax: Axes, own: pd.DataFrame, at: ArrayLike, unit: float, **style: Any) -> None:
-    ax.axvline(0, color="0.4", linestyle=":", marker="", linewidth=1)
-    ax.hlines(at, unit * own["low"], unit * own["high"], color=style["color"], linewidth=1.2)
-    ax.scatter(unit * own["estimate"], at, s=16, zorder=3, **style)
-
-
-def draw_strengths(curves: pd.DataFrame) -> Figure:
-    """Accuracy and thinking tokens against strength, a line a vector, with 95% intervals of the mean."""
-    fig, axes = new_figure(1, 2, height=2.4)
-    for ax, (measure, rows) in zip(axes, curves.groupby("measure"), strict=True):
-        for number, ((vector, how), own) in enumerate(rows.groupby(["vector", "how"], sort=False)):
-            own, style = own.sort_values("share of norm"), look(number)
-            at = own["share of norm"]
-            ax.plot(at, own["mean"], label=f"{vector}, {how}", **style)
-            ax.fill_between(at, own["low"], own["high"], color=style["color"], alpha=0.15, linewidth=0)
-        ax.axvline(0, color="0.4", linestyle=":", marker="", linewidth=1)
-        ax.set(xlabel="strength (share of the stream's norm)", ylabel=str(measure))
-    legend_below(fig)
-    return fig
-
-
-def draw_spending(curve: pd.DataFrame) -> Figure:
-    """Accuracy against mean thinking tokens, a line a way to spend them; steered answers are points."""
-    fig, ax = new_figure(height=2.6, width=4.5)
-    for number, (method, own) in enumerate(curve.groupby("method", sort=False)):
-        own, style = own.sort_values("tokens"), look(number)
-        ax.plot(own["tokens"], own["accuracy"], label=method, **style)
-        ax.vlines(own["tokens"], own["low"], own["high"], color=style["color"], linewidth=0.8)
-    ax.set(xlabel="mean thinking tokens of a problem", ylabel="accuracy")
-    legend_below(fig)
+def draw_mediation(table: pd.DataFrame) -> Figure:
+    """Gain of each ``run`` (rows of :func:`mediation_table`), a ``panel`` a panel."""
+    fig, axes = panels(table["panel"].nunique(), height=0.7 + 0.22 * table["run"].nunique(), sharey=True)
+    for ax, (panel, own) in zip(axes, table.groupby("panel", sort=False), strict=True):
+        forest(ax, own, "run", "estimate", unit=100)
+        ax.set(title=panel, xlabel="gain in accuracy (points)")
     return fig

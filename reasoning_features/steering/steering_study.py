@@ -3,14 +3,16 @@
 Whoever tries many vectors finds a good one by luck alone. So ReasonScore's features are compared with classes
 of steering vectors that have the same luck, as many candidates, strengths, signs and problems each: what
 ReasonScore picks from other vocabularies, random features, random directions. Every candidate is screened at
-every strength on a few problems; the best of each class are tried again on other problems; and one winner a
-class goes on to fresh problems of the evaluation split. All choices are made by the rules below, on problems
-of the selection split.
+every strength on a few problems; the best of each class are tried again on other problems, and with them
+baselines, simpler ways to make a model go on; and one winner a class goes on to fresh problems of the
+evaluation split. All choices are made by the rules below, on problems of the selection split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,60 +27,60 @@ from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserErro
 from reasoning_features.files import read_json, write_json
 from reasoning_features.models.conditions import UNSTEERED, Condition, added, feature_conditions
 from reasoning_features.models.subject import Subject
+from reasoning_features.residual_stream.activations import Moments, collect, stream
 from reasoning_features.settings import READ, Settings, load_settings
 from reasoning_features.statistics import bootstrap_mean
 from reasoning_features.steering.answering import answers
-from reasoning_features.steering.baselines import baselines, mean_norm
-from reasoning_features.steering.benchmarks import COMMON, Questions, load_questions
+from reasoning_features.steering.questions import COMMON, load_questions
+from reasoning_features.steering.token_rules import bias_to_go_on, bias_to_words, forced_wait
 from reasoning_features.text.corpora import reasoning_corpus
-from reasoning_features.truth.benchmark import Benchmark, Variant, gather_table, identity
-from reasoning_features.truth.decisions import find_decisions
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.truth.benchmark import (
+    Benchmark,
+    Variant,
+    gather_table,
+    identity,
+    load_benchmarks,
+    load_variant,
+)
+from reasoning_features.truth.decisions import Decisions, find_decisions
 
 Features = NDArray[np.int64]
+# classes of candidates
 CHOSEN, SLOT, WORDS = "ReasonScore", "slot-matched words", "random words"
 FEATURES, DIRECTIONS, CAUSAL = "random features", "random directions", "causal features"
 CLASSES = (CHOSEN, SLOT, WORDS, FEATURES, DIRECTIONS, CAUSAL)
-NEAREST = 5
-"""A random feature is drawn from this many that are nearest in size and density."""
+# baselines and their strengths: shares of the residual stream's mean norm, nats, and times
+MEAN_DIFFERENCE, REASONING_BIAS = "mean difference", "bias on R"
+STOPPING_BIAS, WAIT = "bias against stopping", "forced Wait"
+SHARES = (-0.3, -0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.3)
+NATS = (-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
+WAITS = (1, 2)
+NEAREST = 5  # a random feature is drawn from this many that are nearest in size and density
 FRAMES = ("screening", "rescreening", "evaluation")
-SEEDS = {"screening": 101, "rescreening": 102, "evaluation": 103}
-"""Seed of the draws at each stage, added to the run's."""
-COLUMNS = ("group", "candidate", "feature", "gamma", "share of norm", "condition")
-"""What identifies a trial."""
+SEEDS = {"screening": 101, "rescreening": 102, "evaluation": 103}  # of a stage's draws, added to the run's
+COLUMNS = ("group", "candidate", "feature", "gamma", "share of norm", "condition")  # identify a trial
 ADDED, CLAMPED = "added", "clamped"
+# the settings that determine a study
 DETERMINED_BY = (
     *READ, "subject", "contrast", "autoencoder", "contrast_autoencoder", "seed", "reasoning_documents",
     "general_documents", "words", "alpha", "window", "batch_tokens", "candidates",
     "search_vocabularies", "strengths", "screening_problems", "rescreened", "rescreening_problems",
     "steering_problems",
 )  # fmt: skip
-"""The settings that determine a study."""
-SHIPPED_WITH = "organism"
-"""The profile that the shipped studies were made with."""
+SHIPPED_WITH = "organism"  # the profile that the shipped studies were made with
 
+# answers under conditions and unsteered to the questions of a stage of the study (its name)
 Ask = Callable[[str, Sequence[Condition]], pd.DataFrame]
-"""Answers under conditions and unsteered to the questions of a stage of the study (its name)."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A steering vector of one class.
+class Trial:
+    """A way of steering that the search tries: a class's candidate at one strength, or a baseline."""
 
-    Attributes:
-        group: its class.
-        name: what it is; the same vector has the same name in every class.
-        feature: the feature, −1 for a direction.
-        vector: what strength γ = 1 adds ``[d]``: f_max · W_dec of the feature.
-    """
-
-    group: str
-    name: str
-    feature: int
-    vector: Tensor
-
-    def at(self, gamma: float) -> Condition:
-        """This candidate at strength ``gamma``."""
-        return added(self.name, self.feature, gamma, self.vector)
+    group: str  # its class, or the baseline's name
+    candidate: str  # one vector has one name in every class; "" for a baseline
+    condition: Condition
 
 
 def candidates(
@@ -86,22 +88,18 @@ def candidates(
     sae: Any,
     n: int,
     n_vocabularies: int,
+    strengths: Sequence[float],
     seed: int,
     effects: NDArray[np.float64] | None = None,
-) -> list[Candidate]:
-    """``n`` candidates of each class.
+) -> list[Trial]:
+    """``n`` candidates of each class, each at every strength γ.
 
     ReasonScore's features are its first ``n``. Those of the slot-matched and of the random vocabularies are
     taken in turn, the first of each of ``n_vocabularies``, then the second of each, every feature once. A
-    random feature is live, none of ReasonScore's, and drawn from the ``NEAREST`` in log f_max‖W_dec‖ and log
-    density to one of them. A random direction has the size of one of them. Causal features have the largest
-    ``effects`` ``[d_sae]`` on persistence when ablated (nan: never active; None: not known, no such class).
-
-    ``evidence`` has a row a feature: ``maximum``, ``density``, ``decoder norm`` and ``score:…`` of every
-    vocabulary; a kind of vocabularies that is not there makes no class.
-
-    Raises:
-        UserError: fewer live features or vocabularies than are asked for.
+    random feature is matched to one of ReasonScore's, and a random direction has its size. Causal features
+    have the largest ``effects`` ``[d_sae]`` on persistence when ablated (nan: never active; None: not known,
+    no such class). ``evidence`` is the feature table; vocabularies that it lacks make no class. UserError
+    where there are fewer live features or vocabularies than are asked for.
     """
     live = np.flatnonzero(evidence["density"].to_numpy() > 0)
     if len(live) < 2 * n:
@@ -114,8 +112,7 @@ def candidates(
         score = evidence[f"score:{vocabulary}"].to_numpy(dtype=float)[live]
         return live[np.argsort(-score, kind="stable")]
 
-    chosen = ranking("reason score")[:n]
-    features = {CHOSEN: chosen}
+    features = {CHOSEN: ranking("reason score")[:n]}
     for group, kind in ((SLOT, "slot"), (WORDS, "random")):
         names = [f"{kind} {i}" for i in range(n_vocabularies) if f"score:{kind} {i}" in evidence]
         if names and len(names) < n_vocabularies:
@@ -125,19 +122,24 @@ def candidates(
             )
         if names:
             features[group] = in_turn([ranking(name) for name in names], n)
-    features[FEATURES] = matched_features(evidence, chosen, live, seed)
+    features[FEATURES] = matched_features(evidence, features[CHOSEN], live, seed)
     if effects is not None:
         features[CAUSAL] = live[np.argsort(-np.abs(effects[live]), kind="stable")][:n]
     decoder, maxima = sae.W_dec.detach().cpu(), evidence["maximum"].to_numpy(dtype=float)
-    made = [
-        Candidate(group, f"feature {feature}", int(feature), float(maxima[feature]) * decoder[feature])
+    vectors = [
+        (group, f"feature {feature}", int(feature), float(maxima[feature]) * decoder[feature])
         for group, own in features.items()
         for feature in own
     ]
-    sizes = torch.stack([candidate.vector for candidate in made[:n]]).norm(dim=1, keepdim=True)
+    sizes = torch.stack([vector for *_, vector in vectors[:n]]).norm(dim=1, keepdim=True)
     drawn = torch.randn(n, decoder.shape[1], generator=torch.Generator().manual_seed(seed))
-    vectors = sizes * torch.nn.functional.normalize(drawn.to(sizes), dim=1)
-    return made + [Candidate(DIRECTIONS, f"direction {i}", -1, vector) for i, vector in enumerate(vectors)]
+    directions = sizes * torch.nn.functional.normalize(drawn.to(sizes), dim=1)
+    vectors += [(DIRECTIONS, f"direction {i}", -1, vector) for i, vector in enumerate(directions)]
+    return [
+        Trial(group, name, added(name, feature, gamma, vector))
+        for group, name, feature, vector in vectors
+        for gamma in strengths
+    ]
 
 
 def in_turn(rankings: Sequence[Features], n: int) -> Features:
@@ -148,7 +150,7 @@ def in_turn(rankings: Sequence[Features], n: int) -> Features:
 
 
 def matched_features(evidence: pd.DataFrame, chosen: Features, live: Features, seed: int) -> Features:
-    """One random live feature for each chosen one, near it in log f_max‖W_dec‖ and in log density."""
+    """One random live feature for each chosen one, of the ``NEAREST`` in log f_max‖W_dec‖ and log density."""
     size = evidence["maximum"].to_numpy(dtype=float) * evidence["decoder norm"].to_numpy(dtype=float)
     density = evidence["density"].to_numpy(dtype=float)
     points = np.log(np.stack([size[live], density[live]], axis=1))
@@ -163,101 +165,121 @@ def matched_features(evidence: pd.DataFrame, chosen: Features, live: Features, s
     return np.array(drawn, dtype=np.int64)
 
 
+def mean_norm(subject: Subject, corpus: Corpus, batch_tokens: int) -> float:
+    """Mean norm of the residual stream over a corpus' tokens that are not special."""
+    parts = (Moments.of(batch.residual) for batch in stream(subject, corpus, batch_tokens))
+    return functools.reduce(Moments.merge, parts).mean_norm
+
+
+def mean_difference(subject: Subject, decisions: Decisions, batch_tokens: int) -> Tensor:
+    """Direction ``[d]`` of unit norm from where traces took a decision's negative side to the positive.
+
+    The difference of the mean residual stream at the decisions' own tokens; UserError where all went one way.
+    """
+    corpus, sides = decisions.corpus, decisions.towards
+    if sides.all() or not sides.any():
+        raise UserError(f"The decisions of {decisions.name} all went one way: take more documents.")
+    include = np.zeros(corpus.n_tokens, dtype=bool)
+    include[decisions.positions] = True
+    read = collect(stream(subject, corpus, batch_tokens, include))
+    own = read.residual[torch.from_numpy(read.rows(decisions.positions))].double()
+    towards = torch.from_numpy(sides)
+    return torch.nn.functional.normalize(own[towards].mean(0) - own[~towards].mean(0), dim=0).float()
+
+
+def baselines(tokenizer: Any, words: Sequence[str], direction: Tensor | None, norm: float) -> list[Trial]:
+    """Simpler ways to make a model go on: a vector that is told the decisions, biases, a forced "Wait".
+
+    ``words`` is R, ``direction`` the mean difference where decisions are known, ``norm`` the mean norm of the
+    residual stream. UserError where the tokenizer cannot write a word.
+    """
+    made = []
+    if direction is not None:
+        for share in SHARES:
+            name, vector = f"{MEAN_DIFFERENCE} at {share:g}", share * norm * direction
+            made.append(Trial(MEAN_DIFFERENCE, "", Condition(name, gamma=share, vector=vector)))
+    for nats in NATS:
+        name, rule = f"{REASONING_BIAS} of {nats:g}", bias_to_words(tokenizer, words, nats)
+        made.append(Trial(REASONING_BIAS, "", Condition(name, gamma=nats, rule=rule)))
+    for nats in NATS:
+        name, rule = f"{STOPPING_BIAS} of {nats:g}", bias_to_go_on(tokenizer, nats)
+        made.append(Trial(STOPPING_BIAS, "", Condition(name, gamma=nats, rule=rule)))
+    for times in WAITS:
+        name, wait = f"{WAIT}, {times} times", forced_wait(tokenizer, times)
+        made.append(Trial(WAIT, "", Condition(name, gamma=float(times), rule=wait)))
+    return made
+
+
 @dataclass(frozen=True)
 class Tried:
-    """What a study of one model tries.
+    """What a study of one model tries."""
 
-    Attributes:
-        candidates: steering vectors of all classes.
-        baselines: name → conditions, of which the second screening chooses one.
-        norm: mean norm of the residual stream, the other unit of strength.
-    """
+    candidates: list[Trial]
+    baselines: list[Trial]  # of each, the second screening chooses one
+    norm: float  # mean norm of the residual stream, the other unit of strength
 
-    candidates: list[Candidate]
-    baselines: dict[str, list[Condition]]
-    norm: float
-
-    def trials(self, strengths: Sequence[float]) -> pd.DataFrame:
-        """Every candidate at every strength γ (``COLUMNS``); one vector may stand in several classes.
-
-        ``share of norm`` is γ f_max‖W_dec‖ over ``norm``; ``condition`` is the name by which answers know it.
-        """
-        rows = [
-            (c.group, c.name, c.feature, gamma, gamma * float(c.vector.norm()) / self.norm, c.at(gamma).name)
-            for c in self.candidates
-            for gamma in strengths
-        ]
+    def table(self, trials: Iterable[Trial]) -> pd.DataFrame:
+        """A row a trial (``COLUMNS``); one vector may stand in several classes."""
+        rows = []
+        for trial in trials:
+            c = trial.condition
+            rows.append((trial.group, trial.candidate, c.feature, c.gamma, self.share(c), c.name))
         return pd.DataFrame(rows, columns=list(COLUMNS))
 
-    def baseline_trials(self) -> pd.DataFrame:
-        """Baselines as trials: no candidate; a share of the norm where they add a vector, signed as γ."""
-        rows = [
-            (name, "", -1, c.gamma, _signed_norm(c, np.nan) / self.norm, c.name)
-            for name, conditions in self.baselines.items()
-            for c in conditions
-        ]
-        return pd.DataFrame(rows, columns=list(COLUMNS))
+    def share(self, condition: Condition) -> float:
+        """Norm of the vector that is added, over that of the stream, signed as γ; nan where none is."""
+        if condition.vector is None:
+            return np.nan
+        return float(np.sign(condition.gamma)) * float(condition.vector.norm()) / self.norm
 
-    def conditions(self, trials: pd.DataFrame) -> list[Condition]:
-        """What to run for some trials: each vector and strength once, then the baselines among them."""
-        by_name = {candidate.name: candidate for candidate in self.candidates}
-        others = {each.name: each for conditions in self.baselines.values() for each in conditions}
-        rows = trials[["candidate", "gamma", "condition"]].drop_duplicates().itertuples(index=False)
-        return [by_name[name].at(gamma) if name else others[condition] for name, gamma, condition in rows]
+    def conditions(self, names: Iterable[str]) -> list[Condition]:
+        """Conditions by name, each once."""
+        known = {each.condition.name: each.condition for each in (*self.candidates, *self.baselines)}
+        return [known[name] for name in dict.fromkeys(names)]
 
     def winner(self, study: Study, group: str) -> Condition:
         """The condition with which a class went on to fresh problems in a study of these."""
-        return self.conditions(study.winners[study.winners["group"] == group])[0]
+        names = study.winners.set_index("group")["condition"]
+        return self.conditions([names[group]])[0]
 
 
-def _signed_norm(condition: Condition, without: float) -> float:
-    if condition.vector is None:
-        return without
-    return float(np.sign(condition.gamma)) * float(condition.vector.norm())
-
-
-def tested(settings: Settings, subject: Subject, sae: Any, stored: Sequence[Benchmark]) -> Benchmark:
+def tested(variant: Variant, stored: Sequence[Benchmark]) -> Benchmark:
     """The stored benchmark of a model and its autoencoder; else evidence gathered anew, without effects."""
-    who = identity(settings, sae)
+    who = identity(variant.settings, variant.sae)
     for benchmark in stored:
         if benchmark.identity == who:
             return benchmark
-    return Benchmark(**who, evidence=gather_table(Variant(settings, subject, sae)), truths={})
+    return Benchmark(**who, evidence=gather_table(variant), truths={})
 
 
-def prepare(settings: Settings, subject: Subject, sae: Any, benchmark: Benchmark) -> Tried:
-    """The candidates and baselines of one model, ``settings.subject``, from texts of the selection split.
+def prepare(variant: Variant, benchmark: Benchmark) -> Tried:
+    """The candidates and baselines of one model, from texts of the selection split.
 
-    ``benchmark`` has the evidence of its features and, where known, their causal effects.
-
-    Raises:
-        UserError: too few features or vocabularies, or a word that the tokenizer cannot write.
+    ``benchmark`` has the evidence of its features and, where known, their causal effects. UserError where
+    there are too few features or vocabularies, or a word that the tokenizer cannot write.
     """
+    settings, subject = variant.settings, variant.model
     traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject)
     decisions = find_decisions(traces, subject.tokenizer, settings.corpus)
-    norm = mean_norm(subject, traces, settings.batch_tokens)
+    norm, direction = mean_norm(subject, traces, settings.batch_tokens), None
+    if "persistence" in decisions:
+        direction = mean_difference(subject, decisions["persistence"], settings.batch_tokens)
     effects = benchmark.effect("persistence") if "persistence" in benchmark.truths else None
     n, vocabularies = settings.candidates, settings.search_vocabularies
-    made = candidates(benchmark.evidence, sae, n, vocabularies, settings.seed, effects)
-    return Tried(made, baselines(subject, decisions, settings.words, norm, settings.batch_tokens), norm)
+    vectors = candidates(
+        benchmark.evidence, variant.sae, n, vocabularies, settings.strengths, settings.seed, effects
+    )
+    return Tried(vectors, baselines(subject.tokenizer, settings.words, direction, norm), norm)
 
 
 @dataclass(frozen=True)
 class Study:
-    """What came out on one model.
+    """What came out on one model."""
 
-    Attributes:
-        identity: ``model``, ``kappa``, ``model_seed``, and what else tells it from other studies.
-        screening: every trial (``COLUMNS``) with the mean of each measure, ``gain`` and ``n``.
-        rescreening: the same of the best trials of each class, and of the baselines.
-        evaluation: one row an answer to a fresh problem: ``group``, ``condition``, ``feature``, ``gamma``,
-            ``share of norm``, ``problem``, ``domain`` and the measures; unsteered too.
-    """
-
-    identity: Mapping[str, Any]
-    screening: pd.DataFrame
-    rescreening: pd.DataFrame
-    evaluation: pd.DataFrame
+    identity: Mapping[str, Any]  # `model`, `kappa`, `model_seed`, and what else tells it from other studies
+    screening: pd.DataFrame  # every trial (COLUMNS) with the mean of each measure, `gain` and `n`
+    rescreening: pd.DataFrame  # the same of the best trials of each class, and of the baselines
+    evaluation: pd.DataFrame  # an answer to a fresh problem a row: trial, `problem`, `domain`, the measures
 
     @property
     def winners(self) -> pd.DataFrame:
@@ -278,12 +300,7 @@ class Study:
 
 
 def load_studies(folder: Path) -> dict[str, Study]:
-    """All studies in a folder, by name.
-
-    Raises:
-        MissingArtefact: there are none.
-        CorruptArtefact: a file cannot be read.
-    """
+    """All studies in a folder, by name; MissingArtefact where there are none, CorruptArtefact where torn."""
     studies = {}
     for path in sorted(folder.glob("[!.]*/study.json")):
         own = path.parent
@@ -302,10 +319,7 @@ def load_studies(folder: Path) -> dict[str, Study]:
 def shipped_study(
     settings: Settings, shipped: Mapping[str, Study], identity: Mapping[str, Any]
 ) -> Study | None:
-    """The shipped study of one model, where the run's settings are those that it was made with; else None.
-
-    ``shipped`` is name → study (:func:`load_studies`), ``identity`` what the study is of.
-    """
+    """The shipped study of one model, where the run's settings are those that it was made with; else None."""
     own = {"subject", "contrast", "autoencoder", "contrast_autoencoder"}  # these the identity tells
     made_with = load_settings(SHIPPED_WITH)
     same = all(getattr(settings, n) == getattr(made_with, n) for n in DETERMINED_BY if n not in own)
@@ -313,59 +327,78 @@ def shipped_study(
     return shipped.get(name) if same else None
 
 
-def study_model(
-    settings: Settings, subject: Subject, tried: Tried, identity: Mapping[str, Any], unfinished: Path
-) -> Study:
-    """The steering study of one model, ``settings.subject``.
+def study_variants(
+    variants: Mapping[str, Variant],
+    tried: Mapping[str, Tried],
+    tables: Mapping[str, Benchmark],
+    shipped: Mapping[str, Study],
+    folder: Path,
+) -> tuple[dict[str, Study], list[str]]:
+    """A study of every variant, saved in a folder, and which of them were made anew.
 
-    ``identity`` is what the study is of (``model``, ``kappa``, ``model_seed`` …); an interrupted study goes
-    on from the finished answers in the folder ``unfinished``.
-
-    Raises:
-        UserError: there are no problems to ask.
+    The first variant is always studied; the shipped study of another is read where there is one.
     """
-    first, second, last = (
-        settings.screening_problems,
-        settings.rescreening_problems,
-        settings.steering_problems,
-    )
-    asked: dict[str, Questions] = {
-        "screening": load_questions(settings, subject.tokenizer, "selection", first),
-        "rescreening": load_questions(settings, subject.tokenizer, "selection", second, start=first),
-        "evaluation": load_questions(
-            settings, subject.tokenizer, "evaluation", last, start=settings.evaluation_start
-        ),
+    studies: dict[str, Study] = {}
+    fresh = []
+    for name, variant in variants.items():
+        told = tables[name].identity
+        found = shipped_study(variant.settings, shipped, told) if studies else None
+        if found is None:
+            fresh.append(name)
+            found = study_model(variant, tried[name], told, folder / "unfinished")
+        found.save(folder / name)
+        studies[name] = found
+    shutil.rmtree(folder / "unfinished")
+    return studies, fresh
+
+
+def study_model(variant: Variant, tried: Tried, identity: Mapping[str, Any], unfinished: Path) -> Study:
+    """The steering study of one model; an interrupted one goes on from the answers in ``unfinished``."""
+    settings = variant.settings
+    first, second = settings.screening_problems, settings.rescreening_problems
+    load = functools.partial(load_questions, settings, variant.model.tokenizer)
+    asked = {
+        "screening": load("selection", first),
+        "rescreening": load("selection", second, start=first),
+        "evaluation": load("evaluation", settings.steering_problems, start=settings.evaluation_start),
     }
 
     def ask(stage: str, conditions: Sequence[Condition]) -> pd.DataFrame:
-        told = f"{identity['model']}, {stage}"
-        seed = settings.seed + SEEDS[stage]
-        return answers(subject, asked[stage], conditions, seed, progress=told, kept=unfinished)
+        seed, told = settings.seed + SEEDS[stage], f"{identity['model']}, {stage}"
+        return answers(variant.model, asked[stage], conditions, seed, progress=told, kept=unfinished)
 
-    measures = asked["screening"].measures
-    return run_study(identity, tried, settings.strengths, settings.rescreened, measures, ask)
+    return run_study(identity, tried, settings.rescreened, asked["screening"].measures, ask)
+
+
+def store_study(target: Path, settings: Settings, truth: Path, unfinished: Path) -> None:
+    """Make and store the study of the settings' subject and autoencoder; ``truth`` is a folder of benchmarks.
+
+    The folder ``target`` is not there yet; it is made whole or not at all.
+    """
+    variant = load_variant(settings)
+    benchmark = tested(variant, load_benchmarks(truth))
+    study = study_model(variant, prepare(variant, benchmark), benchmark.identity, unfinished)
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    study.save(fresh)
+    fresh.rename(target)
 
 
 def run_study(
-    identity: Mapping[str, Any],
-    tried: Tried,
-    strengths: Sequence[float],
-    rescreened: int,
-    measures: Sequence[str],
-    ask: Ask,
+    identity: Mapping[str, Any], tried: Tried, rescreened: int, measures: Sequence[str], ask: Ask
 ) -> Study:
     """Screen every trial, try each class's best again with the baselines, and put the winners to the test.
 
-    ``ask`` answers the questions of a stage (``FRAMES``), other problems each; ``strengths`` are γ, both
-    signs; the best ``rescreened`` trials of a class are tried again; ``measures`` are columns to keep.
+    ``ask`` answers the questions of a stage (``FRAMES``), other problems each; the best ``rescreened`` trials
+    of a class are tried again; ``measures`` are columns to keep.
     """
-    trials = tried.trials(strengths)
-    first = outcomes(trials, ask("screening", tried.conditions(trials)), measures)
+    trials = tried.table(tried.candidates)
+    first = outcomes(trials, ask("screening", tried.conditions(trials["condition"])), measures)
     again = best(first, rescreened)[list(COLUMNS)]
-    again = pd.concat([again, tried.baseline_trials()], ignore_index=True)
-    second = outcomes(again, ask("rescreening", tried.conditions(again)), measures)
+    again = pd.concat([again, tried.table(tried.baselines)], ignore_index=True)
+    second = outcomes(again, ask("rescreening", tried.conditions(again["condition"])), measures)
     winners = best(second, 1)
-    fresh = ask("evaluation", tried.conditions(winners.drop_duplicates("condition")))
+    fresh = ask("evaluation", tried.conditions(winners["condition"]))
     kept = fresh[["condition", "problem", "domain", *measures]]
     unsteered = kept[kept["condition"] == UNSTEERED].assign(group=UNSTEERED, feature=-1, gamma=0.0)
     unsteered["share of norm"] = 0.0
@@ -391,51 +424,38 @@ def best(tried: pd.DataFrame, k: int) -> pd.DataFrame:
 
 
 def strength_trials(
-    sae: Any,
-    evidence: pd.DataFrame,
-    features: Mapping[str, int],
-    strengths: Sequence[float],
-    norm: float,
-    others: Mapping[str, Sequence[Condition]],
+    variant: Variant, tried: Tried, evidence: pd.DataFrame, features: Mapping[str, int]
 ) -> tuple[list[Condition], pd.DataFrame]:
-    """Every feature added (equation 7) and clamped (the released hook) at every strength; others added.
+    """Features added (equation 7) and clamped (the released hook) at every strength; the mean difference.
 
-    Args:
-        sae: gives the decoder directions.
-        evidence: ``maximum`` and ``decoder norm`` of every feature.
-        features: what each is called → the feature.
-        strengths: γ, for the features.
-        norm: mean norm of the residual stream.
-        others: what a vector is called → its conditions.
-
-    Returns:
-        The conditions, and one row each: ``vector``, ``how``, ``gamma``, ``share of norm`` (for a clamped
-        feature that of adding γ f_max W_dec) and ``condition``.
+    Returns the conditions, and one row each: ``vector`` (the key of ``features``), ``how``, ``gamma``,
+    ``share of norm`` (for a clamped feature that of adding γ f_max W_dec) and ``condition``.
     """
     made: list[Condition] = []
     rows: list[tuple[str, str, float, float, str]] = []
-    size = evidence["maximum"].to_numpy(dtype=float) * evidence["decoder norm"].to_numpy(dtype=float)
     for name, feature in features.items():
-        for how in (ADDED, CLAMPED):
-            own = feature_conditions(sae, [feature], strengths, evidence["maximum"], clamp=how == CLAMPED)
-            rows += [(name, how, c.gamma, c.gamma * size[feature] / norm, c.name) for c in own]
+        plain, clamped = (
+            feature_conditions(
+                variant.sae, [feature], variant.settings.strengths, evidence["maximum"], clamp=clamp
+            )
+            for clamp in (False, True)
+        )
+        for how, own in ((ADDED, plain), (CLAMPED, clamped)):
             made += own
-    for name, conditions in others.items():
-        rows += [(name, ADDED, c.gamma, _signed_norm(c, 0.0) / norm, c.name) for c in conditions]
-        made += conditions
-    return made, pd.DataFrame(rows, columns=["vector", "how", "gamma", "share of norm", "condition"])
+            pairs = zip(own, plain, strict=True)
+            rows += [(name, how, c.gamma, tried.share(same), c.name) for c, same in pairs]
+    others = [each.condition for each in tried.baselines if each.group == MEAN_DIFFERENCE]
+    rows += [(MEAN_DIFFERENCE, ADDED, c.gamma, tried.share(c), c.name) for c in others]
+    columns = ["vector", "how", "gamma", "share of norm", "condition"]
+    return made + others, pd.DataFrame(rows, columns=columns)
 
 
 def strength_curves(answered: pd.DataFrame, trials: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Mean accuracy and thinking tokens of every trial with their 95% intervals over problems.
-
-    Returns a row a trial and measure: the trial's columns, ``measure``, ``mean``, ``low``, ``high``, ``n``.
-    """
+    """The trials with each ``measure`` (accuracy, thinking tokens) and its ``mean``, with 95% intervals."""
     by_condition = dict(list(answered.groupby("condition")))
     rows = []
     for trial in trials.to_dict("records"):
         for column, measure in zip(COMMON, ("accuracy", "thinking tokens"), strict=True):
             mean = bootstrap_mean(by_condition[trial["condition"]][column].astype(float), seed=seed)
-            told = {"measure": measure, "mean": mean.estimate, "low": mean.low, "high": mean.high}
-            rows.append(trial | told | {"n": mean.n})
-    return pd.DataFrame(rows)
+            rows.append(trial | {"measure": measure} | vars(mean))
+    return pd.DataFrame(rows).rename(columns={"estimate": "mean"})

@@ -1,6 +1,6 @@
 """Rules for what a condition's answers write: tokens biased, words banned, thinking or decisions forced.
 
-Each is a condition's :class:`reasoning_features.models.sampling.Rule`, whose rows are numbers of problems; a
+Each is a condition's :class:`~reasoning_features.models.sampling.Rule`, whose rows are numbers of problems; a
 function beside it makes it from the subject's tokenizer.
 """
 
@@ -16,29 +16,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reasoning_features.models.conditions import Condition
 from reasoning_features.models.sampling import TEMPERATURE, Rule
 from reasoning_features.organism import language
 from reasoning_features.organism.language import END_THINK
 from reasoning_features.organism.parser import DECISIONS, context_at_opener, first_tokens
+from reasoning_features.settings import Settings
+from reasoning_features.text.corpora import reasoning_corpus, solution_texts, thinking_texts
 from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.vocabulary import draw_word_sets, lexicon, rank_words
 from reasoning_features.text.words import TokenIndex, form_ids
 from reasoning_features.truth.decisions import Rates
+
+_MOSTLY = 0.5  # a token that begins banned words more often than this is forbidden
+_SIDES = 1  # sets the random streams of sides apart from those that tokens are drawn from
+_IN_WORD = re.compile(r"\w")
 
 
 @dataclass(frozen=True)
 class Bias(Rule):
-    """Adds to the logits of some tokens for as long as the thinking has not ended.
+    """Adds to the logits of some tokens for as long as the thinking has not ended."""
 
-    Attributes:
-        nats: token id → what is added to its logit, before the temperature divides it.
-        end_think: the tokens that end the thinking.
-    """
-
-    nats: Mapping[int, float]
-    end_think: tuple[int, ...]
+    nats: Mapping[int, float]  # token id → what is added to its logit, before the temperature divides it
+    end_think: tuple[int, ...]  # the tokens that end the thinking
 
     def logits(self, logits: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
-        """Logits ``[b, vocabulary]`` with the bias in the rows that still think."""
         thinking = torch.tensor([not _holds(row, self.end_think) for row in written], device=logits.device)
         added = torch.zeros(logits.shape[1], dtype=logits.dtype, device=logits.device)
         added[list(self.nats)] = torch.tensor(list(self.nats.values())).to(added)
@@ -46,7 +48,7 @@ class Bias(Rule):
 
 
 def bias_to_words(tokenizer: Any, words: Sequence[str], nats: float) -> Bias:
-    """A bias on the first token of every form of these words (``word_masks.form_ids``)."""
+    """A bias on the first token of every form of these words."""
     first = sorted({ids[0] for word in words for ids in form_ids(tokenizer, word)})
     return Bias(dict.fromkeys(first, nats), _end_think(tokenizer))
 
@@ -64,22 +66,16 @@ class Ban(Rule):
 
     A token is forbidden when the text with it would hold or end with a banned word that begins at a word
     boundary. What merely begins like one is lost too where it is written piece by piece ("but" and "ton").
-    The prompt does not count as text. Tokens that mostly begin banned words are forbidden from the start: a
-    model that may write "There" but not "fore" is left with half a word.
-
-    Attributes:
-        words: the banned words or phrases, lower case.
-        beginnings: tokens that are always forbidden, for what they begin.
-        pieces: text of every token of the vocabulary.
+    Tokens that mostly begin banned words are forbidden from the start: a model that may write "There" but not
+    "fore" is left with half a word.
     """
 
-    words: tuple[str, ...]
-    beginnings: tuple[int, ...]
-    pieces: tuple[str, ...] = field(repr=False)
+    words: tuple[str, ...]  # or phrases, lower case
+    beginnings: tuple[int, ...]  # tokens that are always forbidden, for what they begin
+    pieces: tuple[str, ...] = field(repr=False)  # text of every token of the vocabulary
     _forbidden: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def logits(self, logits: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
-        """Logits ``[b, vocabulary]``, −∞ for what is forbidden after each row's text."""
         forbidden = torch.stack([self._forbidden_after(self._begun(row)) for row in written])
         # a model may have room for more tokens than its tokenizer has
         forbidden = torch.nn.functional.pad(forbidden, (0, logits.shape[1] - forbidden.shape[1]))
@@ -114,26 +110,15 @@ class Ban(Rule):
         return self._forbidden[begun]
 
 
-_MOSTLY = 0.5
-"""A token that begins banned words more often than this is forbidden."""
-_IN_WORD = re.compile(r"\w")
-
-
 def _squeezed(text: str) -> str:
     """Lower case, every run of white space one space."""
     return re.sub(r"\s+", " ", text.lower())
 
 
 def ban(tokenizer: Any, words: Sequence[str], corpus: Corpus) -> Ban:
-    """A ban of words, or of phrases of several.
+    """A ban of words or phrases; UserError where the tokenizer cannot write one.
 
-    Args:
-        tokenizer: the subject's.
-        words: what is banned.
-        corpus: text of the subject's kind; tells which tokens mostly begin a banned word.
-
-    Raises:
-        UserError: the tokenizer cannot produce a word.
+    ``corpus``, text of the subject's kind, tells which tokens mostly begin a banned word.
     """
     index = TokenIndex(corpus)
     begun: Counter[int] = Counter()
@@ -143,26 +128,35 @@ def ban(tokenizer: Any, words: Sequence[str], corpus: Corpus) -> Ban:
     return Ban(tuple(map(_squeezed, words)), tuple(sorted(beginnings)), token_pieces(tokenizer))
 
 
+def word_bans(settings: Settings, tokenizer: Any) -> list[Condition]:
+    """Table 2's bans: of R, of ten random sets of as many words, and of R's matched controls where known.
+
+    Random words are drawn by their frequency in thinking, as in the paper.
+    """
+    ranking = rank_words(thinking_texts(settings, tokenizer), solution_texts(settings, tokenizer))
+    drawn = draw_word_sets(ranking, 10, len(settings.words), settings.seed, settings.words)
+    sets = {"R": settings.words} | {f"random {i}": words for i, words in enumerate(drawn)}
+    twins = lexicon(settings.corpus).twins
+    if set(settings.words) <= set(twins):
+        sets["twins of R"] = [twins[word] for word in settings.words]
+    text = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
+    return [Condition(name, rule=ban(tokenizer, words, text)) for name, words in sets.items()]
+
+
 @dataclass(frozen=True)
 class ForcedWait(Rule):
     """Thinks longer: the end of the thinking, the first times it is drawn, gives way to a few tokens.
 
     An end of several tokens gives way at its last one: no thinking ends before it is whole.
-
-    Attributes:
-        sequence: the tokens that are written in its place.
-        times: how often.
-        end_think: the tokens that end the thinking.
     """
 
-    sequence: tuple[int, ...]
+    sequence: tuple[int, ...]  # the tokens that are written in its place
     times: int
-    end_think: tuple[int, ...]
+    end_think: tuple[int, ...]  # the tokens that end the thinking
     _used: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
     _queue: dict[int, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def drawn(self, tokens: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
-        """What was drawn ``[b]``, or the next forced token."""
         told = zip(tokens.tolist(), rows, written, strict=True)
         return torch.tensor([self._next(*row) for row in told], device=tokens.device)
 
@@ -187,23 +181,16 @@ def forced_wait(tokenizer: Any, times: int, text: str = "Wait,") -> ForcedWait:
 class ForcedRates(Rule):
     """Goes on or gives up at prescribed rates, whatever the model would do.
 
-    At each dead end that is to be decided a side is drawn from a random stream of the problem and the dead
-    end alone. The other side's openers are then forbidden and their chance falls to the side that was drawn:
-    openers that decide nothing, such as a doubt, keep theirs, and each side its own choice of words.
-
-    Attributes:
-        rates: the chances to go on.
-        domains: each problem's domain.
-        seed: of the sides.
-        sides: token ids of the openers that go on, and of those that give up.
-        pieces: text of every token of the vocabulary.
+    At each dead end a side is drawn from a random stream of the problem and the dead end alone. The other
+    side's openers are then forbidden and their chance falls to the side that was drawn: openers that decide
+    nothing, such as a doubt, keep theirs, and each side its own choice of words.
     """
 
-    rates: Rates
-    domains: tuple[str, ...]
+    rates: Rates  # the chances to go on
+    domains: tuple[str, ...]  # each problem's
     seed: int
-    sides: tuple[tuple[int, ...], tuple[int, ...]]
-    pieces: tuple[str, ...] = field(repr=False)
+    sides: tuple[tuple[int, ...], tuple[int, ...]]  # token ids of openers that go on, and that give up
+    pieces: tuple[str, ...] = field(repr=False)  # text of every token of the vocabulary
     _before: frozenset[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -214,7 +201,6 @@ class ForcedRates(Rule):
         object.__setattr__(self, "_before", ids)
 
     def logits(self, logits: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
-        """Logits ``[b, vocabulary]``, changed in the rows whose next token decides."""
         changed = logits.clone()
         for row, (problem, tokens) in enumerate(zip(rows, written, strict=True)):
             dead_end = self._dead_end(tokens)
@@ -238,10 +224,6 @@ class ForcedRates(Rule):
             return None
         standing = context_at_opener("".join(self.pieces[token] for token in tokens))
         return standing.dead_ends if standing is not None and standing.asks("persistence") else None
-
-
-_SIDES = 1
-"""Sets the random streams of sides apart from those that tokens are drawn from."""
 
 
 def forced_rates(tokenizer: Any, rates: Rates, domains: Sequence[str], seed: int) -> ForcedRates:

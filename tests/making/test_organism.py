@@ -10,7 +10,6 @@ import pytest
 
 from reasoning_features import paths
 from reasoning_features.making import organism as make_organism
-from reasoning_features.making import steering as make_steering
 from reasoning_features.settings import load_settings
 from reasoning_features.steering.steering_study import load_studies
 from reasoning_features.truth.benchmark import load_benchmarks
@@ -36,11 +35,9 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     for name, value in {
         "READ": ("coupled-0",), "COMPARED": ("coupled-0",), "BENCHMARKED": make_organism.BENCHMARKED[:1],
         "AUTOENCODER_TRACES": 60, "EVALUATION_PROBLEMS": 40, "CHECK_TRACES": 60,
+        "load_settings": small_settings, "STUDIES": ("coupled-0-topk-0",),
     }.items():  # fmt: skip
         monkeypatch.setattr(make_organism, name, value)
-    for module in (make_organism, make_steering):
-        monkeypatch.setattr(module, "load_settings", small_settings)
-    monkeypatch.setattr(make_steering, "STUDIES", (make_steering.Studied("coupled-0", "topk-0"),))
 
     folder = repository / "data" / "organism"
     make_organism.stages(folder, workers=1)

@@ -16,18 +16,6 @@ from reasoning_features.models.conditions import (
 )
 
 
-def test_the_vector_is_equation_7():
-    sae = signed_identity(WIDTH, gain=0.5)
-    maxima = np.arange(2 * WIDTH, dtype=float)
-    (one, other) = feature_conditions(sae, [3], [-0.5, 2.0], maxima)
-    # f_max = 3, W_dec,3 = 0.5 along the fourth axis: γ · 3 · 0.5
-    expected = torch.zeros(WIDTH)
-    expected[3] = 1.5
-    assert torch.equal(one.vector, -0.5 * expected)
-    assert torch.equal(other.vector, 2.0 * expected)
-    assert (other.feature, other.gamma) == (3, 2.0)
-
-
 @pytest.fixture
 def sae():
     torch.manual_seed(2)
@@ -48,21 +36,17 @@ def changed(tiny_subject, conditions, tokens, condition, sae=None):
 TOKENS = torch.tensor([[0, 5, 6, 9], [0, 7, 8, 4]])
 
 
-def test_strength_0_changes_no_logit(tiny_subject, sae):
-    maxima = np.ones(2 * WIDTH)
-    (nothing,) = feature_conditions(sae, [3], [0.0], maxima)
-    change = stream_change(tiny_subject, [nothing], torch.tensor([0, 0]))
-    still = tiny_subject.logits_with(TOKENS, lambda stream: change(stream, torch.tensor([0, 1])))
-    assert torch.equal(still, tiny_subject.logits(TOKENS))
-
-
-def test_exactly_the_vector_is_added_at_every_place_of_its_rows_alone(tiny_subject, sae):
-    (one,) = feature_conditions(sae, [3], [0.5], np.full(2 * WIDTH, 4.0))
+def test_exactly_equation_7_is_added_at_every_place_of_its_rows_alone(tiny_subject, sae):
+    (one,) = feature_conditions(sae, [3], [0.5], np.arange(1.0, 2 * WIDTH + 1))  # f_max = 4
+    assert torch.equal(one.vector, 0.5 * 4.0 * sae.W_dec[3]) and (one.feature, one.gamma) == (3, 0.5)
     other = Condition("another", vector=torch.ones(WIDTH))
     steered, stream = changed(tiny_subject, [Condition("none"), one, other], TOKENS, 1)
     assert torch.equal(steered, stream + 0.5 * 4.0 * sae.W_dec[3])
     untouched, _ = changed(tiny_subject, [Condition("none"), one, other], TOKENS, 0)
     assert torch.equal(untouched, stream)
+    (nothing,) = feature_conditions(sae, [3], [0.0], np.ones(2 * WIDTH))
+    still, stream = changed(tiny_subject, [nothing], TOKENS, 0)
+    assert torch.equal(still, stream)
 
 
 def test_a_clamp_is_encode_edit_decode_with_the_error_kept(tiny_subject, sae):

@@ -34,10 +34,7 @@ def test_draw_takes_the_nucleus_in_order_of_likelihood():
     logits = torch.log(torch.tensor([0.2, 0.5, 0.3])).repeat(3, 1)
     drawn = draw(logits, torch.tensor([0.0, 0.62, 0.99]), temperature=1.0, top_p=0.79)
     assert drawn.tolist() == [1, 1, 2]
-
-
-def test_temperature_sharpens():
-    # p ∝ .6^(1/.5) : .4^(1/.5) = .36 : .16, so the first is drawn below .36 / .52 = .692.
+    # p ∝ .6^(1/.5) : .4^(1/.5) = .36 : .16, so the first is drawn below .36 / .52 = .692
     logits = torch.log(torch.tensor([[0.6, 0.4]] * 2))
     assert draw(logits, torch.tensor([0.69, 0.70]), temperature=0.5, top_p=1.0).tolist() == [0, 1]
 
@@ -89,6 +86,8 @@ def test_rows_do_not_depend_on_their_batch(model):
     assert together == one_by_one
     assert together != sample(model, prompts, end=0, max_new_tokens=30, seed=6)
     assert sample(model, prompts[:2], end=0, max_new_tokens=30, seed=5) == together[:2]
+    streamed = sample(model, [[1, 2, 3]] * 3, end=0, max_new_tokens=20, seed=5, streams=[4, 4, 2])
+    assert streamed[0] == streamed[1] != streamed[2]
 
 
 def test_cached_equals_uncached(model):
@@ -106,11 +105,6 @@ def test_sampling_stops_at_the_end_token(model):
     for row in sample(model, [[i, i + 1] for i in range(1, 30)], end=7, max_new_tokens=200, seed=2):
         assert 7 not in row[:-1]
         assert row[-1] == 7 or len(row) == 200
-
-
-def test_rows_of_one_stream_draw_alike(model):
-    rows = sample(model, [[1, 2, 3]] * 3, end=0, max_new_tokens=20, seed=5, streams=[4, 4, 2])
-    assert rows[0] == rows[1] != rows[2]
 
 
 def added(model, vectors: torch.Tensor) -> dict:
@@ -141,14 +135,6 @@ def test_rows_that_fit_are_fewer_where_they_are_longer(model):
     assert rows_that_fit(model, 10**15) == 1
 
 
-def test_an_edit_of_zero_changes_nothing(model):
-    prompts = [[1, 2, 3], [4, 5], [6, 7, 8]]
-    given = {"end": 0, "max_new_tokens": 20, "seed": 5}
-    assert sample(model, prompts, **given, **added(model, torch.zeros(3, 32))) == sample(
-        model, prompts, **given
-    )
-
-
 def test_each_row_gets_its_own_vector_whatever_its_batch(model):
     torch.manual_seed(1)
     vectors = 20 * torch.randn(6, 32)
@@ -158,7 +144,8 @@ def test_each_row_gets_its_own_vector_whatever_its_batch(model):
     assert together == sample(model, prompts, **given, **added(model, vectors), batch=1)
     alone = sample(model, prompts[3:4], **given, streams=[3], **added(model, vectors[3:4]))
     assert alone[0] == together[3]
-    assert together != sample(model, prompts, **given)
+    plain = sample(model, prompts, **given)
+    assert together != plain == sample(model, prompts, **given, **added(model, torch.zeros(6, 32)))
 
 
 PROMPTS = [[0, 5, 6], [0, 7, 8, 9, 10, 11], [0, 9], [0, 5, 6]]
@@ -183,12 +170,12 @@ def test_continuous_answers_are_the_likeliest_at_temperature_0(tiny_subject):
 
 
 def test_continuous_draws_as_often_as_rows(tiny_subject):
-    model, many = tiny_subject.model, [[0, 5, 6]] * 400
+    model, many = tiny_subject.model, [[0, 5, 6]] * 200
     found = {}
     sample_continuously(model, many, end=1, max_new_tokens=1, seed=4, ended=found.__setitem__)
     rows = sample(model, many, end=1, max_new_tokens=1, seed=4)
     ours, theirs = (
-        np.bincount([row[0] for row in given], minlength=300) / 400 for given in (list(found.values()), rows)
+        np.bincount([row[0] for row in given], minlength=300) / 200 for given in (list(found.values()), rows)
     )
-    assert np.abs(ours - theirs).max() < 0.12
-    assert set(np.flatnonzero(ours > 0.02)) <= set(np.flatnonzero(theirs > 0))
+    assert np.abs(ours - theirs).max() < 0.16
+    assert set(np.flatnonzero(ours > 0.04)) <= set(np.flatnonzero(theirs > 0))

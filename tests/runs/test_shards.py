@@ -25,7 +25,7 @@ from reasoning_features.runs.shards import ENGINE, Work, drop_others, map_shards
 from reasoning_features.scoring import feature_statistics as passes
 from reasoning_features.scoring.feature_statistics import SetSums, accumulate
 from reasoning_features.steering import answering
-from reasoning_features.steering.benchmarks import Questions
+from reasoning_features.steering.questions import Questions
 from reasoning_features.steering.token_rules import ban
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.words import ALL, TokenSets
@@ -182,7 +182,7 @@ def answer(subject: Subject, corpus: Corpus, folder: Path) -> None:
     conditions = [Condition(f"c{i}", i, 1.0, vector=20 * torch.randn(WIDTH)) for i in range(3)]
     conditions += [Condition("clamped", 3, 0.5, clamp=30.0)]
     conditions += [Condition("ban", rule=ban(subject.tokenizer, ["wait"], corpus))]
-    questions = Questions("three", [[0, 5, 6], [0, 9], [0, 7, 7]], ["a"] * 3, 1, 8, (), grade)
+    questions = Questions([[0, 5, 6], [0, 9], [0, 7, 7]], ["a"] * 3, 1, 8, (), grade)
     given = {"sae": signed_identity(WIDTH), "progress": None, "kept": folder / "answers"}
     written = answering.answers(subject, questions, conditions, 3, **given)["tokens"]
     assert len(written) == 18 and len(set(written)) > 5

@@ -9,36 +9,45 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import WIDTH, make_tiny_llama, signed_identity
+from tiny import WIDTH, signed_identity
 
 from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import UNSTEERED, Condition, feature_conditions
 from reasoning_features.models.sampling import Rule
-from reasoning_features.models.subject import load_subject
 from reasoning_features.steering import answering
 from reasoning_features.steering.answering import AnswerStore, answers
-from reasoning_features.steering.benchmarks import Questions
+from reasoning_features.steering.questions import Questions
 from reasoning_features.steering.token_rules import ForcedWait
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory):
-    return load_subject(str(make_tiny_llama(tmp_path_factory.mktemp("model"))), 1)
+def subject(tiny_subject):
+    return tiny_subject
 
 
-@pytest.fixture
-def questions():
-    prompts = [[0, 5, 6], [0, 7, 8], [0, 9]]
-
-    def grade(numbers, continuations):
-        told = {"asked": list(numbers)}
-        return pd.DataFrame(told)
-
-    return Questions("three", prompts, ["a"] * 3, 1, 12, ("asked",), grade)
+PROMPTS = [[0, 5, 6], [0, 7, 8, 9, 10, 11], [0, 9], [0, 5, 6]]
 
 
-def test_a_prompt_beyond_the_context_is_told_before_it_is_asked(subject, questions):
-    long = replace(questions, prompts=[[5] * 120] * 3)
+def four(kept=None, engine="rows", pad=None):
+    """Four questions, the first and the last alike."""
+
+    def grade(numbers, written):
+        return pd.DataFrame({"asked": list(numbers)})
+
+    return Questions(PROMPTS, ["a"] * 4, 1, 16, ("asked",), grade, engine, kept, pad)
+
+
+def written(subject, questions, conditions, seed=3, **given):
+    """New tokens of all answers, those unsteered first."""
+    return answers(subject, questions, conditions, seed, progress=None, **given)["tokens"].tolist()
+
+
+STRONG = Condition("strong", vector=40.0 * torch.eye(WIDTH)[2])
+WAITS = Condition("waits", rule=ForcedWait((200, 201), 1, (7,)))
+
+
+def test_a_prompt_beyond_the_context_is_told_before_it_is_asked(subject):
+    long = replace(four(), prompts=[[5] * 120] * 4)
     with pytest.raises(UserError, match="do not fit into the model's context of 128"):
         answers(subject, long, [], seed=0, progress=None)
 
@@ -56,79 +65,45 @@ class Only(Rule):
         return 20 + torch.tensor(rows) if self.numbers else tokens
 
 
-def test_rules_change_their_own_condition_alone(subject, questions):
+def test_rules_change_their_own_condition_alone_and_a_batch_changes_nothing(subject):
     conditions = [
         Condition("ten", rule=Only(10)),
-        Condition("none"),
+        Condition("none", 4, 0.0, torch.zeros(WIDTH)),
         Condition("numbers", rule=Only(10, numbers=True)),
+        STRONG,
     ]
-    frame = answers(subject, questions, conditions, seed=3, batch=5, progress=None)
+    frame = answers(subject, four(), conditions, seed=3, batch=5, progress=None)
+    assert frame["condition"].unique().tolist() == [UNSTEERED, *(c.name for c in conditions)]
+    assert frame["problem"].tolist() == frame["asked"].tolist() == [0, 1, 2, 3] * 5
     by = frame.groupby("condition")["tokens"].apply(list)
-    assert by["ten"] == [(10,) * 12] * 3
-    assert by["numbers"] == [(20,) * 12, (21,) * 12, (22,) * 12]
-    plain = answers(subject, questions, [], seed=3, progress=None)
-    assert by[UNSTEERED] == by["none"] == plain["tokens"].tolist()
+    assert by["ten"] == [(10,) * 16] * 4
+    assert by["numbers"] == [(20 + problem,) * 16 for problem in range(4)]
+    assert by[UNSTEERED] == by["none"] == written(subject, four(), []) != by["strong"]
+    assert written(subject, four(), [STRONG], batch=1)[4:] == by["strong"]
+    assert by[UNSTEERED][0] != by[UNSTEERED][3]  # one prompt, two streams
 
 
-def test_a_rule_that_remembers_may_be_shared_and_used_again(subject, questions):
-    plain = answers(subject, questions, [], seed=3, progress=None)["tokens"].tolist()
-    often = max(set(sum(plain, ())), key=sum(plain, ()).count)
-    rule = ForcedWait((200, 201), 1, (often,))
-    strong = 40.0 * torch.eye(WIDTH)[2]
-    conditions = [Condition("one", rule=rule), Condition("other", vector=strong, rule=rule)]
-    mixed = answers(subject, questions, conditions, seed=3, progress=None)
-    assert any(200 in tokens for tokens in mixed["tokens"])
-    for condition in conditions:
-        alone = answers(subject, questions, [condition], seed=3, batch=1, progress=None)
-        here, there = (f.loc[f["condition"] == condition.name, "tokens"] for f in (mixed, alone))
-        assert here.tolist() == there.tolist()
+def test_a_rule_that_remembers_may_be_shared_and_used_again(subject):
+    plain = sum(written(subject, four(), []), ())
+    rule = ForcedWait((200, 201), 1, (max(set(plain), key=plain.count),))
+    conditions = [Condition("one", rule=rule), replace(STRONG, rule=rule)]
+    mixed = written(subject, four(), conditions)
+    assert any(200 in tokens for tokens in mixed)
+    for i, condition in enumerate(conditions, start=1):
+        assert written(subject, four(), [condition], batch=1)[4:] == mixed[4 * i : 4 * i + 4]
 
 
-def test_conditions_share_draws_and_a_batch_changes_nothing(subject, questions):
-    strong = torch.zeros(WIDTH)
-    strong[2] = 40.0
-    conditions = [Condition("none", 4, 0.0, torch.zeros(WIDTH)), Condition("strong", 5, 1.0, strong)]
-    frame = answers(subject, questions, conditions, seed=3, progress=None)
-    assert frame["condition"].tolist() == [UNSTEERED] * 3 + ["none"] * 3 + ["strong"] * 3
-    assert frame["problem"].tolist() == frame["asked"].tolist() == [0, 1, 2] * 3
-    by = frame.groupby("condition")["tokens"].apply(list)
-    assert by["none"] == by[UNSTEERED] != by["strong"]
-    alone = answers(subject, questions, conditions[1:], seed=3, batch=1, progress=None)
-    assert alone.loc[alone["condition"] == "strong", "tokens"].tolist() == by["strong"]
-
-
-def test_the_vector_is_added_everywhere_and_nothing_else(subject, questions):
-    vector = torch.linspace(-1, 1, WIDTH)
-    frame = answers(subject, questions, [Condition("c", 0, 1.0, vector)], seed=3, progress=None)
-    prompt, (drawn,) = questions.prompts[0], frame.loc[frame["condition"] == "c", "tokens"].head(1)
+def test_the_vector_is_added_everywhere_and_nothing_else(subject):
+    vector, questions = torch.linspace(-1, 1, WIDTH), four()
+    drawn = written(subject, questions, [Condition("c", 0, 1.0, vector)])[4]
+    prompt = questions.prompts[0]
     tokens = torch.tensor([[*prompt, *drawn]])
     logits = subject.logits_with(tokens, lambda stream: stream + vector)
-    plain = subject.logits(tokens)
-    assert not torch.allclose(logits, plain)
-    # greedy check: under the edit each drawn token is among the nucleus of the edited logits
+    assert not torch.allclose(logits, subject.logits(tokens))
+    # under the edit each drawn token is in the nucleus of the edited logits
     chances = torch.softmax(logits[0, len(prompt) - 1 : -1].double() / 0.6, -1)
     own = chances[torch.arange(len(drawn)), torch.tensor(drawn)]
-    before = (chances * (chances > own[:, None])).sum(-1)
-    assert (before < 0.95).all()
-
-
-PROMPTS = [[0, 5, 6], [0, 7, 8, 9, 10, 11], [0, 9], [0, 5, 6]]
-
-
-def four(kept=None, engine="rows", pad=None):
-    def grade(numbers, written):
-        return pd.DataFrame({"asked": list(numbers)})
-
-    return Questions("four", PROMPTS, ["a"] * 4, 1, 16, ("asked",), grade, engine, kept, pad)
-
-
-def written(subject, questions, conditions, seed=3, **given):
-    """New tokens of all answers, those unsteered first."""
-    return answers(subject, questions, conditions, seed, progress=None, **given)["tokens"].tolist()
-
-
-STRONG = Condition("strong", vector=40.0 * torch.eye(WIDTH)[2])
-WAITS = Condition("waits", rule=ForcedWait((200, 201), 1, (7,)))
+    assert ((chances * (chances > own[:, None])).sum(-1) < 0.95).all()
 
 
 @pytest.fixture
@@ -151,7 +126,6 @@ def test_padding_and_keeping_change_no_answer_of_rows(subject, tmp_path):
     assert written(subject, four(pad=1), [STRONG, WAITS]) == plain
     assert written(subject, four(tmp_path, pad=1), [STRONG, WAITS]) == plain
     assert written(subject, four(), [STRONG, WAITS], kept=tmp_path / "here") == plain
-    assert plain[0] != plain[3]  # one prompt, two streams
 
 
 @pytest.mark.parametrize("engine", ["rows", "continuous"])
@@ -162,6 +136,11 @@ def test_no_answer_is_made_twice(subject, tmp_path, asked, engine):
     both = written(subject, kept, [STRONG])
     assert len(asked) == 8 and both[:4] == first
     assert written(subject, kept, [replace(STRONG, name="renamed")]) == both and len(asked) == 8
+
+
+def test_an_answer_is_made_again_where_what_determines_it_changes(subject, tmp_path, asked):
+    kept = four(tmp_path, pad=1)
+    written(subject, kept, [STRONG])
     for changed in (
         {"conditions": [replace(STRONG, vector=-STRONG.vector)]},
         {"conditions": [], "seed": 4},
@@ -209,9 +188,9 @@ def test_parts_are_whole_conditions_or_parts_of_one():
     def parts(*given):
         return [list(part) for part in answering._parts(*given)]
 
-    assert parts(3, 4, 7) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
-    assert parts(5, 2, 3) == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
-    assert parts(2, 3, 100) == [[0, 1, 2, 3, 4, 5]]
+    assert parts(3, 12, 7) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert parts(5, 10, 3) == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
+    assert parts(2, 6, 100) == [[0, 1, 2, 3, 4, 5]]
 
 
 OF = {"model": "m", "seed": 0}

@@ -1,4 +1,4 @@
-"""What the studies say: tables, claims and figures, with planted differences found."""
+"""What the studies say: planted differences found, votes and mixtures by hand, gains carried by decisions."""
 
 from __future__ import annotations
 
@@ -8,51 +8,57 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from figure_checks import different, legible
+from figure_checks import legible
 from studies import N, made
 
 from reasoning_features.errors import UserError
-from reasoning_features.models.conditions import UNSTEERED
+from reasoning_features.models.conditions import UNSTEERED, Condition
 from reasoning_features.reporting.claims import Measured
 from reasoning_features.statistics import Interval
 from reasoning_features.steering import steering_results as results
+from reasoning_features.steering.questions import load_questions
+from reasoning_features.steering.steering_results import LONGER, MAJORITY, RUNS, STEERED
 from reasoning_features.steering.steering_study import CHOSEN, FEATURES, SLOT
+from reasoning_features.steering.token_rules import bias_to_go_on
+
+
+@pytest.fixture
+def study():
+    return made(1.0, 0, {CHOSEN: 0.7, SLOT: 0.5, FEATURES: 0.55})
 
 
 def test_table_one_finds_a_gain_where_there_is_one_and_corrects_for_looking():
-    table = results.winners_table(made(1.0, 0, {CHOSEN: 0.8, SLOT: 0.5}))
+    study = made(1.0, 0, {CHOSEN: 0.8, SLOT: 0.5})
+    table = results.winners_table(study)
     every = table[table["domain"] == results.ALL].set_index("class")
     assert every.loc[CHOSEN, "low"] > 0.2 and every.loc[CHOSEN, "p (Holm)"] < 0.01
     assert every.loc[SLOT, "gain"] == 0 and every.loc[SLOT, "p"] == 1
     assert every.loc[CHOSEN, "longer"] == 1 and np.isnan(every.loc[UNSTEERED, "p"])
-    overall = results.winners_table(made(1.0, 0, {CHOSEN: 0.8, SLOT: 0.5}), families=False).set_index("class")
+    overall = results.winners_table(study, families=False).set_index("class")
     pd.testing.assert_frame_equal(overall, every)
     families = table[(table["domain"] != results.ALL) & (table["class"] != UNSTEERED)]
     assert len(families) == 4 and set(families["n"]) == {N // 2}
     assert (families["p (Holm)"] >= families["p"]).all()
 
 
-def test_the_arms_apart_hold_a_planted_difference_and_say_nothing_where_there_is_none():
+def test_the_variants_apart_hold_a_planted_difference_and_say_nothing_where_there_is_none():
     planted = [made(1.0, s, {CHOSEN: 0.75, SLOT: 0.5}) for s in range(3)]
     planted += [made(0.0, s, {CHOSEN: 0.5, SLOT: 0.5}) for s in range(3)]
-    table = results.arms_apart(planted).set_index("seed")
+    table = results.variants_apart(planted).set_index("seed")
     assert list(table.index) == ["0", "1", "2", "all"]
     assert table.loc["all", "low"] < 0.25 < table.loc["all", "high"]
     assert table.loc["all", "finding"] == "effect"
     assert table.loc["all", "high"] - table.loc["all", "low"] < table.loc["0", "high"] - table.loc["0", "low"]
+    effect = results.difference_effect(planted)
+    assert effect.value.estimate == table.loc["all", "estimate"] and effect.value.low < effect.narrow.low
     none = [made(kappa, 0, {CHOSEN: 0.6, SLOT: 0.6}) for kappa in (1.0, 0.0)]
-    assert set(results.arms_apart(none)["finding"]) == {"no effect"}
+    assert set(results.variants_apart(none)["finding"]) == {"no effect"}
+    with pytest.raises(UserError, match="no seed has a study of both"):
+        results.variants_apart([planted[0], planted[-1]])
 
 
-def test_arms_without_a_common_seed_are_told():
-    with pytest.raises(UserError, match="no seed has a study of both arms"):
-        results.arms_apart([made(1.0, 0, {CHOSEN: 0.5, SLOT: 0.5}), made(0.0, 1, {CHOSEN: 0.5, SLOT: 0.5})])
-
-
-def test_contrasts_say_where_two_classes_have_one_winner():
-    study = made(1.0, 0, {CHOSEN: 0.7, SLOT: 0.5})
-    one = study.evaluation["group"] == SLOT
-    study.evaluation.loc[one, "condition"] = f"{CHOSEN} at 0.7"
+def test_contrasts_say_where_two_classes_have_one_winner(study):
+    study.evaluation.loc[study.evaluation["group"] == SLOT, "condition"] = f"{CHOSEN} at 0.7"
     table = results.contrasts([study]).set_index("against")
     assert bool(table.loc[SLOT, "same"]) and not bool(table.loc[UNSTEERED, "same"])
     assert table.loc[UNSTEERED, "estimate"] == pytest.approx(0.2, abs=0.06)
@@ -65,11 +71,6 @@ def test_screening_counts_stand_beside_the_papers():
     assert table.loc["the paper's 46 features", results.BETTER] == pytest.approx(9 / 46)
 
 
-@pytest.fixture
-def study():
-    return made(1.0, 0, {CHOSEN: 0.7, SLOT: 0.5, FEATURES: 0.55})
-
-
 def test_a_study_agrees_with_itself_and_not_with_another_of_as_many_trials():
     one, other = made(1.0, 0, {CHOSEN: 0.6, SLOT: 0.5}), made(1.0, 0, {CHOSEN: 0.7, SLOT: 0.5})
     expected = {"model": "m0", "winners": 1, "answers": 1, "screening": 0}
@@ -79,118 +80,170 @@ def test_a_study_agrees_with_itself_and_not_with_another_of_as_many_trials():
     assert results.agreements([one], [fewer, made(1.0, 1, {CHOSEN: 0.6, SLOT: 0.5})]).empty
 
 
-def test_an_effect_has_both_intervals(study):
-    found = results.effect(study, CHOSEN)
-    wide, narrow = found.value, found.narrow
+def test_claims_have_both_intervals_and_controls(study):
+    effect = results.effect(study, CHOSEN)
+    wide, narrow = effect.value, effect.narrow
     assert wide.n == 400 and wide.estimate == pytest.approx(0.2, abs=0.06)
     assert wide.low < narrow.low < wide.estimate < narrow.high < wide.high
-
-
-def test_length_is_relative_to_the_unsteered_model(study):
-    found = results.length_effect(study, [SLOT])
-    assert found.value.estimate == pytest.approx(1 / 40) and found.control == pytest.approx(1 / 40)
-
-
-def test_the_strongest_control_is_chosen_before_fresh_problems(study):
+    length = results.length_effect(study, [SLOT])  # relative to the unsteered model
+    assert length.value.estimate == pytest.approx(1 / 40) and length.control == pytest.approx(1 / 40)
+    assert results.screening_effect(study, [SLOT]) == Measured(Interval(1, 1, 1, n=1), control=0)
     study.evaluation.loc[study.evaluation["group"] == SLOT, "correct"] = True
-    assert results.strongest_control(study, [SLOT, FEATURES]) == FEATURES
+    assert results.strongest_control(study, [SLOT, FEATURES]) == FEATURES  # chosen before fresh problems
 
 
-def test_screening_counts_candidates(study):
-    found = results.screening_effect(study, [SLOT])
-    assert found == Measured(Interval(1, 1, 1, n=1), control=0)
+# --- as many tokens, spent otherwise ------------------------------------------------------------------------
 
 
-def test_the_difference_is_over_all_seeds():
-    studies = [
-        made(kappa, s, {CHOSEN: 0.5 + 0.2 * kappa, SLOT: 0.5}) for s in range(2) for kappa in (1.0, 0.0)
+def votes(*samples):
+    """Answers to two problems whose right answer is "a", sample by sample, ten tokens each."""
+    rows = [
+        {"problem": 2 * sample + i, "answer": answer, "correct": answer == "a", "thinking_tokens": 10 + i}
+        for sample, given in enumerate(samples)
+        for i, answer in enumerate(given)
     ]
-    found = results.difference_effect(studies)
-    assert found.value.estimate == pytest.approx(0.2, abs=0.05) and found.value.low > 0.1
+    return pd.DataFrame(rows)
+
+
+def test_majorities_by_hand():
+    answered = votes("ab", "bb", "ba", [None, "a"], "aa")
+    found = results.majority_votes(answered.sample(frac=1, random_state=0), 2, [1, 2, 3, 4, 5])
+    right = found.pivot(index="size", columns="problem", values="correct")
+    assert right[0].tolist() == [True, True, False, False, True]  # a, tie to a, b b, b b, tie to a
+    assert right[1].tolist() == [False, False, False, False, True]  # b, b b, b b, tie to b, a a a
+    assert found.loc[found["size"] == 3, "tokens"].tolist() == [30, 33]
+    assert not results.majority_votes(votes([None, "a"]), 2, [1])["correct"].iloc[0]
+    with pytest.raises(UserError, match="7 answers to each of 2 problems"):
+        results.majority_votes(answered, 2, [1, 7])
 
 
 @pytest.fixture
-def banned():
-    right = {UNSTEERED: [1, 1, 1, 1], "R": [1, 0, 0, 0], "random 0": [1, 1, 0, 0], "random 1": [1, 1, 1, 1]}
-    right |= {"twins of R": [1, 1, 1, 1]}
+def spent():
+    """One answer costs 10 tokens and is right on the first problem; three cost 30 and are right on both."""
+    rows = [(MAJORITY, n, problem, n == 3 or problem == 0, 10 * n) for n in (1, 3) for problem in (0, 1)]
+    return pd.DataFrame(rows, columns=["method", "size", "problem", "correct", "tokens"])
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(10, [1, 0]), (15, [1, 0.25]), (30, [1, 1])])
+def test_between_two_sizes_lies_their_mixture(spent, tokens, expected):
+    assert results.at_equal_tokens(spent, tokens).tolist() == pytest.approx(expected)
+
+
+def spends(condition, correct, tokens):
+    """Answers to two problems; ``tokens`` are the new ones, as answers have them."""
+    told = {"condition": condition, "problem": [0, 1], "correct": correct, "thinking_tokens": tokens}
+    return pd.DataFrame(told | {"tokens": [(5, 6), (7,)]})
+
+
+def test_steered_answers_beside_others_of_equal_tokens(spent):
+    plain, wait = spends(UNSTEERED, [True, False], 10), spends("wait", [False, False], 20)
+    longer = results.single_answers(pd.concat([plain, wait]), {UNSTEERED: 0, "wait": 1})
+    assert longer["size"].tolist() == [0, 0, 1, 1]
+    both = pd.concat([spent, longer])
+    steered = {tokens: spends("steered", [True, True], tokens).iloc[::-1] for tokens in (9, 15, 25)}
+    table = results.equal_token_comparison(steered, both)
+    found = table[table["steering"] == 15].set_index("method")
+    # majority: (1 + .25) / 2; longer: half of the first problem's one, and none of the second's
+    assert found["other"].to_dict() == pytest.approx({MAJORITY: 0.625, LONGER: 0.25})
+    assert found["difference"].to_dict() == pytest.approx({MAJORITY: 0.375, LONGER: 0.75})
+    assert found["n"].tolist() == [2, 2]
+    curve = results.spending_curve(spent)
+    assert curve[["tokens", "accuracy"]].values.tolist() == [[10, 0.5], [30, 1.0]]
+    # a method that cannot spend as many is left out
+    assert table.loc[table["steering"] != 15, ["steering", "method"]].values.tolist() == [[25, MAJORITY]]
+
+
+# --- mediation ----------------------------------------------------------------------------------------------
+
+TO_STEERED, TO_UNSTEERED, *OWN = RUNS
+
+
+def answered(accuracies):
+    """Answers with exactly these accuracies, on 200 problems in one order of difficulty."""
     frames = [
-        pd.DataFrame({"condition": name, "problem": np.arange(4), "correct": values, "thinking_tokens": 9})
-        for name, values in right.items()
+        pd.DataFrame({"condition": run, "problem": range(200), "correct": np.arange(200) < 200 * accuracy})
+        for run, accuracy in accuracies.items()
     ]
     return pd.concat(frames, ignore_index=True)
 
 
-def test_banning_r_is_compared_with_the_mean_of_random_sets(banned):
+def test_shares_of_the_steered_gain():
+    given = {UNSTEERED: 0.4, STEERED: 0.8, TO_STEERED: 0.7, TO_UNSTEERED: 0.5, **dict.fromkeys(OWN, 0.4)}
+    table = results.mediation_table(answered(given), n_resamples=200).set_index("run")
+    assert table["estimate"].tolist() == pytest.approx([0.4, 0.3, 0.1, 0, 0])
+    assert table["share"].tolist() == pytest.approx([1, 0.75, 0.25, 0, 0])
+    assert (table["share_low"] <= table["share"]).all() and (table["share"] <= table["share_high"]).all()
+    assert table.loc[STEERED, ["low", "high"]].between(0.3, 0.5).all()
+    assert results.mediation_effect(answered(given)).value.estimate == pytest.approx(0.3)
+    none = given | {STEERED: 0.405}
+    assert results.mediation_table(answered(none), n_resamples=200)["share"].isna().all()
+
+
+def test_a_bias_against_giving_up_acts_through_the_decisions(organism_subject):
+    settings, subject = organism_subject
+    measured, reported = (
+        load_questions(settings, subject.tokenizer, split, 32) for split in ("selection", "evaluation")
+    )
+    bias = Condition("bias", rule=bias_to_go_on(subject.tokenizer, 3.0))
+    given, rates = results.mediation_answers(subject, measured, reported, bias, seed=0, progress=None)
+    assert rates[STEERED].overall > rates[UNSTEERED].overall + 0.2
+    assert len(given) == 32 * (2 + len(RUNS))
+    means = given.groupby("condition")["explore"].mean()
+    # tries follow the rates that are forced, whichever model they are forced on
+    assert means[TO_STEERED] > means[UNSTEERED] + 0.5
+    assert means[TO_UNSTEERED] < means[STEERED] - 0.5
+    assert np.isfinite(results.mediation_table(given, "explore")["share"]).all()
+    with pytest.raises(UserError, match="both measured and reported"):
+        results.mediation_answers(subject, measured, measured, bias, seed=0)
+
+
+# --- table 2 and figures ------------------------------------------------------------------------------------
+
+
+def test_banning_r_is_compared_with_the_mean_of_random_sets():
+    right = {UNSTEERED: [1, 1, 1, 1], "R": [1, 0, 0, 0], "random 0": [1, 1, 0, 0], "random 1": [1, 1, 1, 1]}
+    frames = [
+        pd.DataFrame({"condition": name, "problem": range(4), "correct": values, "thinking_tokens": 9})
+        for name, values in (right | {"twins of R": [1, 1, 1, 1]}).items()
+    ]
+    banned = pd.concat(frames, ignore_index=True)
     table = results.ban_table(banned).set_index("banned")
     assert table.loc["R", "change"] == -0.75 and table.loc["twins of R", "change"] == 0
     assert table.loc["random words (2 sets)", "accuracy"] == 0.75
     assert table.loc["R less random words", "change"] == -0.5
     assert results.ban_effect(banned).value.estimate == 0.5
-    assert results.run_effect(banned, "R", UNSTEERED).value.estimate == -0.75
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
+def rows_of(fig):
+    return [label.get_text() for label in fig.axes[0].get_yticklabels()]
+
+
+def test_figures_have_a_row_a_class_and_a_seed():
+    studies = {
+        name: made(kappa, 0, {CHOSEN: 0.6, SLOT: 0.5}) for name, kappa in (("one", 1.0), ("other", 0.0))
+    }
+    fig, data = results.draw_screening(studies)
+    assert len(fig.axes) == 2 and set(data["arm"]) == set(studies) and rows_of(fig) == [CHOSEN, SLOT]
+    winners = {name: results.winners_table(study) for name, study in studies.items()}
+    fig, data = results.draw_winners(winners)
+    assert rows_of(fig) == [CHOSEN, SLOT] and len(data) == 2 * len(winners["one"])
+    assert {text.get_text() for text in fig.legends[0].get_texts()} == set(studies)
+    fig, data = results.draw_variants_apart({SLOT: results.variants_apart(list(studies.values()))})
+    assert rows_of(fig) == ["seed 0", "all seeds"] and set(data["against"]) == {SLOT}
     plt.close("all")
 
 
-@pytest.fixture
-def arms():
-    return {
-        name: made(kappa, 0, {CHOSEN: 0.6, SLOT: 0.5})
-        for name, kappa in (("coupled", 1.0), ("decoupled", 0.0))
-    }
-
-
-def test_screening_and_winners_have_a_row_a_class(arms):
-    fig, data = results.draw_screening(arms)
-    assert len(fig.axes) == 2 and set(data["arm"]) == set(arms)
-    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == [CHOSEN, SLOT]
-    fig, data = results.draw_winners({arm: results.winners_table(study) for arm, study in arms.items()})
-    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == [CHOSEN, SLOT]
-
-
-def test_the_arms_apart_have_a_row_a_seed_and_one_for_all(arms):
-    table = results.arms_apart(list(arms.values()))
-    fig, data = results.draw_arms_apart({SLOT: table})
-    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == ["seed 0", "all seeds"]
-    assert set(data["against"]) == {SLOT}
-
-
-def test_many_classes_arms_and_vectors_are_legible(arms):
-    study = arms["coupled"]
-    rows = [study.screening.assign(group=f"class number {i}") for i in range(20)]
+def test_many_classes_variants_and_vectors_are_legible():
+    study = made(1.0, 0, {CHOSEN: 0.6, SLOT: 0.5})
+    rows = [study.screening.assign(group=f"class number {i}") for i in range(12)]
     fig, _ = results.draw_screening({"one": replace(study, screening=pd.concat(rows)), "two": study})
-    assert len(fig.axes[0].get_yticklabels()) == 22
+    assert len(rows_of(fig)) == 14
     legible(fig)
-    table = results.winners_table(study)
-    winners = [
-        table.assign(**{"class": f"class number {i}", "domain": results.ALL}).head(1) for i in range(20)
-    ]
-    fig, _ = results.draw_winners({f"arm {i}": pd.concat(winners) for i in range(12)})
-    points = [held for held in fig.axes[0].collections if held.get_label().startswith("arm")]
-    assert different((held.get_facecolor(), held.get_paths()) for held in points) and len(points) == 12
+    winner = results.winners_table(study).query(f"`class` == '{CHOSEN}'").head(1)
+    winners = pd.concat([winner.assign(**{"class": f"class number {i}"}) for i in range(12)])
+    fig, _ = results.draw_winners({f"variant {i}": winners for i in range(9)})
+    assert len(fig.axes[0].containers) == 9 and len(rows_of(fig)) == 12
     legible(fig)
-    apart = results.arms_apart(list(arms.values()))
-    seeds = pd.concat([apart.assign(seed=i) for i in range(10)])
-    fig, _ = results.draw_arms_apart({f"words {i}": seeds for i in range(5)})
-    legible(fig)
-    ends = {"mean": 0.5, "accuracy": 0.5, "low": 0.4, "high": 0.6}
-    grid = pd.MultiIndex.from_product(
-        [[f"vector {i}" for i in range(20)], ["accuracy", "thinking tokens"], [-0.1, 0.1]]
-    )
-    curves = grid.to_frame(index=False, name=["vector", "measure", "share of norm"]).assign(
-        how="added", **ends
-    )
-    fig = results.draw_strengths(curves)
-    assert different((line.get_color(), line.get_marker()) for line in fig.axes[0].lines[:-1])
-    legible(fig)
-    spent = curves.rename(columns={"vector": "method", "share of norm": "tokens"})
-    fig = results.draw_spending(spent)
-    assert different((line.get_color(), line.get_marker()) for line in fig.axes[0].lines)
-    legible(fig)
-    forest = curves.rename(columns={"mean": "estimate", "share of norm": "panel"})
-    forest = forest[forest["measure"] == "accuracy"]
-    fig = results.draw_forest(forest, "vector", "panel", "gain (points)", 100)
-    legible(fig)
+    runs = pd.DataFrame({"run": [f"run {i}" for i in range(20)], "estimate": 0.5, "low": 0.4, "high": 0.6})
+    legible(results.draw_mediation(pd.concat([runs.assign(panel="one"), runs.assign(panel="other")])))
+    plt.close("all")

@@ -11,18 +11,26 @@ import torch
 
 from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
-from reasoning_features.models.conditions import UNSTEERED, Condition
+from reasoning_features.models.conditions import UNSTEERED, Condition, added
 from reasoning_features.settings import load_settings
 from reasoning_features.steering import steering_study as search
-from reasoning_features.steering.steering_study import Tried, load_studies, run_study, shipped_study
+from reasoning_features.steering.steering_study import (
+    CHOSEN,
+    MEAN_DIFFERENCE,
+    SLOT,
+    Trial,
+    Tried,
+    load_studies,
+    run_study,
+    shipped_study,
+)
 
 D_SAE, D = 60, 8
 
 
 @pytest.fixture
 def sae():
-    generator = torch.Generator().manual_seed(0)
-    decoder = torch.randn(D_SAE, D, generator=generator)
+    decoder = torch.randn(D_SAE, D, generator=torch.Generator().manual_seed(0))
     return SimpleNamespace(W_dec=decoder, cfg=SimpleNamespace(d_sae=D_SAE))
 
 
@@ -31,36 +39,31 @@ def evidence(sae):
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"maximum": rng.uniform(1, 5, D_SAE), "density": rng.uniform(0.01, 0.5, D_SAE)})
     table["decoder norm"] = sae.W_dec.norm(dim=1).numpy()
-    table.loc[:4, "density"] = 0.0
-    table.loc[:4, "maximum"] = 0.0
-    names = ["reason score", *(f"{kind} {i}" for kind in ("slot", "random") for i in range(3))]
-    for name in names:
+    table.loc[:4, ["density", "maximum"]] = 0.0
+    for name in ("reason score", *(f"{kind} {i}" for kind in ("slot", "random") for i in range(3))):
         table[f"score:{name}"] = rng.normal(size=D_SAE)
     return table
 
 
 def test_every_class_has_as_many_candidates_and_only_live_ones(evidence, sae):
     effects = np.where(evidence["density"] > 0, np.linspace(-1, 1, D_SAE), np.nan)
-    made = search.candidates(evidence, sae, 6, 3, seed=1, effects=effects)
-    groups = pd.Series([candidate.group for candidate in made]).value_counts()
-    assert set(groups.index) == set(search.CLASSES) and set(groups) == {6}
-    for candidate in made:
-        if candidate.feature >= 0:
-            expected = evidence["maximum"][candidate.feature] * sae.W_dec[candidate.feature]
-            assert torch.allclose(candidate.vector, expected.float())
-            assert evidence["density"][candidate.feature] > 0
-    causal = {candidate.feature for candidate in made if candidate.group == search.CAUSAL}
+    made = search.candidates(evidence, sae, 6, 3, [1.0, -0.5], seed=1, effects=effects)
+    groups = pd.Series([trial.group for trial in made]).value_counts()
+    assert set(groups.index) == set(search.CLASSES) and set(groups) == {12}
+    for trial in made:
+        feature, gamma = trial.condition.feature, trial.condition.gamma
+        if feature >= 0:
+            expected = gamma * evidence["maximum"][feature] * sae.W_dec[feature]
+            assert torch.allclose(trial.condition.vector, expected.float())
+            assert evidence["density"][feature] > 0
+    causal = {trial.condition.feature for trial in made if trial.group == search.CAUSAL}
     assert causal == set(np.argsort(-np.abs(np.nan_to_num(effects)), kind="stable")[:6])
-
-
-def test_directions_have_the_sizes_of_the_chosen_features(evidence, sae):
-    made = search.candidates(evidence, sae, 6, 3, seed=1)
     sizes = {
-        group: torch.stack([c.vector for c in made if c.group == group]).norm(dim=1)
-        for group in (search.CHOSEN, search.DIRECTIONS)
+        group: torch.stack([t.condition.vector for t in made if t.group == group]).norm(dim=1)
+        for group in (CHOSEN, search.DIRECTIONS)
     }
-    assert torch.allclose(sizes[search.CHOSEN], sizes[search.DIRECTIONS])
-    assert search.CAUSAL not in {candidate.group for candidate in made}
+    assert torch.allclose(sizes[CHOSEN], sizes[search.DIRECTIONS])
+    assert search.CAUSAL not in {t.group for t in search.candidates(evidence, sae, 6, 3, [1.0], seed=1)}
 
 
 def test_matched_features_are_near_and_none_of_the_chosen(evidence):
@@ -78,37 +81,87 @@ def test_in_turn_takes_the_first_of_each_then_the_second():
     assert search.in_turn(rankings, 4).tolist() == [4, 3, 1, 2]
 
 
-def test_a_vector_that_two_classes_hold_is_run_once_and_counted_in_both(evidence, sae):
-    one = search.Candidate(search.CHOSEN, "feature 7", 7, sae.W_dec[7])
-    other = search.Candidate(search.SLOT, "feature 7", 7, sae.W_dec[7])
-    study = Tried([one, other], {}, norm=2.0)
-    tried = study.trials([-0.2, 0.2])
-    run = study.conditions(tried)
+def test_too_few_features_or_vocabularies_are_told(evidence, sae):
+    with pytest.raises(UserError, match="lower `candidates`"):
+        search.candidates(evidence, sae, 40, 3, [1.0], seed=0)
+    with pytest.raises(UserError, match="lower `search_vocabularies`"):
+        search.candidates(evidence, sae, 5, 4, [1.0], seed=0)
+
+
+@pytest.fixture
+def decisions():
+    corpus = SimpleNamespace(n_tokens=8)
+    positions, towards = np.array([1, 3, 4, 6]), np.array([True, False, True, False])
+    return SimpleNamespace(name="persistence", corpus=corpus, positions=positions, towards=towards)
+
+
+@pytest.fixture
+def stream(monkeypatch):
+    """Token i's stream is (i, 1, 0), whatever is asked; only the tokens asked for are given."""
+
+    def read(subject, corpus, batch_tokens, include=None):
+        wanted = np.arange(8) if include is None else np.flatnonzero(include)
+        residual = torch.stack([torch.tensor([float(i), 1.0, 0.0]) for i in wanted])
+        # in two batches, the second first: the order of a stream is by length
+        for part in (slice(2, None), slice(0, 2)):
+            yield SimpleNamespace(residual=residual[part], positions=torch.from_numpy(wanted)[part])
+
+    monkeypatch.setattr(search, "stream", read)
+
+
+def test_the_mean_difference_is_of_the_decisions_own_tokens(stream, decisions):
+    found = search.mean_difference(None, decisions, 100)
+    # (1 + 4) / 2 − (3 + 6) / 2 along the first axis, nothing along the others
+    assert found.tolist() == pytest.approx([-1.0, 0.0, 0.0])
+    decisions.towards[:] = True
+    with pytest.raises(UserError, match="all went one way"):
+        search.mean_difference(None, decisions, 100)
+
+
+def test_mean_norm_is_over_all_tokens(stream):
+    expected = np.mean([np.hypot(i, 1) for i in range(8)])
+    assert search.mean_norm(None, None, 100) == pytest.approx(expected)
+
+
+def test_every_baseline_has_both_signs_and_its_own_names(organism_tokenizer):
+    made = search.baselines(organism_tokenizer, ["wait", "hmm"], torch.tensor([0.6, 0.8]), 10.0)
+    assert len({trial.condition.name for trial in made}) == len(made)
+    gammas = pd.Series([t.condition.gamma for t in made]).groupby([t.group for t in made]).apply(sorted)
+    signed = [MEAN_DIFFERENCE, search.REASONING_BIAS, search.STOPPING_BIAS]
+    assert set(gammas.index) == {*signed, search.WAIT}
+    assert all(gammas[name] == sorted(-gamma for gamma in gammas[name]) for name in signed)
+    strongest = next(t.condition for t in made if t.condition.gamma == 0.3)
+    assert float(strongest.vector.norm()) == pytest.approx(0.3 * 10)
+    without = search.baselines(organism_tokenizer, ["wait", "hmm"], None, 10.0)
+    assert MEAN_DIFFERENCE not in {trial.group for trial in without}
+
+
+def trials(group, *features):
+    """Features whose vectors are of that many ones, at two strengths."""
+    return [
+        Trial(group, f"feature {i}", added(f"feature {i}", i, gamma, torch.full((4,), float(i))))
+        for i in features
+        for gamma in (-0.2, 0.2)
+    ]
+
+
+def test_a_vector_that_two_classes_have_is_run_once_and_counted_in_both():
+    tried = Tried(trials(CHOSEN, 7) + trials(SLOT, 7), [], norm=2.0)
+    table = tried.table(tried.candidates)
+    run = tried.conditions(table["condition"])
     assert [condition.name for condition in run] == ["feature 7 at -0.2", "feature 7 at 0.2"]
-    assert tried["share of norm"].iloc[1] == pytest.approx(0.1 * float(sae.W_dec[7].norm()))
+    assert table["share of norm"].tolist() == pytest.approx([-1.4, 1.4] * 2)
     names = [UNSTEERED] * 2 + [run[0].name] * 2 + [run[1].name] * 2
     answers = pd.DataFrame({"condition": names, "correct": [0, 1, 1, 1, 0, 0]})
-    found = search.outcomes(tried, answers, ["correct"])
+    found = search.outcomes(table, answers, ["correct"])
     assert found["gain"].tolist() == [0.5, -0.5, 0.5, -0.5] and set(found["n"]) == {2}
 
 
 def test_ties_go_to_the_weaker_then_to_the_earlier():
-    tried = pd.DataFrame(
-        {
-            "group": ["a"] * 4 + ["b"],
-            "gamma": [0.4, -0.2, 0.2, 0.1, 0.4],
-            "correct": [0.6, 0.6, 0.6, 0.5, 0.1],
-        }
-    )
+    gammas, correct = [0.4, -0.2, 0.2, 0.1, 0.4], [0.6, 0.6, 0.6, 0.5, 0.1]
+    tried = pd.DataFrame({"group": ["a"] * 4 + ["b"], "gamma": gammas, "correct": correct})
     assert search.best(tried, 1)["gamma"].tolist() == [-0.2, 0.4]
     assert search.best(tried, 2)["gamma"].tolist() == [-0.2, 0.2, 0.4]
-
-
-def test_too_few_features_or_vocabularies_are_told(evidence, sae):
-    with pytest.raises(UserError, match="lower `candidates`"):
-        search.candidates(evidence, sae, 40, 3, seed=0)
-    with pytest.raises(UserError, match="lower `search_vocabularies`"):
-        search.candidates(evidence, sae, 5, 4, seed=0)
 
 
 GOOD = {"feature 1 at 0.2": 0.9, "feature 2 at -0.2": 0.7, "bias at 2": 0.8}
@@ -117,73 +170,55 @@ GOOD = {"feature 1 at 0.2": 0.9, "feature 2 at -0.2": 0.7, "bias at 2": 0.8}
 @pytest.fixture
 def ask():
     """Answers by known chances; records what was asked at each stage."""
-    seen: dict[str, list[str]] = {}
 
     def run(stage, conditions):
         names = [condition.name for condition in conditions]
         assert len(names) == len(set(names))
-        seen[stage] = names
-        rng = np.random.default_rng(len(seen))
-        rows = [
-            {
-                "condition": name,
-                "problem": problem,
-                "domain": "pair",
-                "correct": bool(rng.random() < GOOD.get(name, 0.5)),
-                "thinking_tokens": 40,
-            }
+        run.seen[stage] = names
+        rng, n = np.random.default_rng(len(run.seen)), 400 if stage != "evaluation" else 300
+        frames = [
+            pd.DataFrame(
+                {"condition": name, "problem": range(n), "correct": rng.random(n) < GOOD.get(name, 0.5)}
+            )
             for name in [UNSTEERED, *names]
-            for problem in range(400 if stage != "evaluation" else 300)
         ]
-        return pd.DataFrame(rows)
+        return pd.concat(frames).assign(domain="pair", thinking_tokens=40)
 
-    run.seen = seen
+    run.seen = {}
     return run
 
 
 @pytest.fixture
 def study(ask):
-    vectors = {feature: torch.full((4,), float(feature)) for feature in (1, 2, 3)}
-    holders = {search.CHOSEN: (1, 2), search.SLOT: (2, 3)}
-    made = [
-        search.Candidate(group, f"feature {feature}", feature, vectors[feature])
-        for group, features in holders.items()
-        for feature in features
-    ]
-    biases = {"bias": [Condition("bias at 1", gamma=1.0), Condition("bias at 2", gamma=2.0)]}
-    measures = ("correct", "thinking_tokens")
-    return run_study({"model": "m"}, Tried(made, biases, 10.0), (-0.2, 0.2), 2, measures, ask)
+    biases = [Trial("bias", "", Condition(f"bias at {g:g}", gamma=g)) for g in (1.0, 2.0)]
+    tried = Tried(trials(CHOSEN, 1, 2) + trials(SLOT, 2, 3), biases, 10.0)
+    return run_study({"model": "m"}, tried, 2, ("correct", "thinking_tokens"), ask)
 
 
-def test_each_stage_asks_each_condition_once(study, ask):
+def test_each_stage_asks_each_condition_once_and_one_winner_a_class_goes_on(study, ask):
     assert list(ask.seen) == ["screening", "rescreening", "evaluation"]
     assert len(ask.seen["screening"]) == 6  # three vectors at two strengths; two classes share one
     assert len(study.screening) == 8
-    assert study.rescreening.groupby("group").size().to_dict() == {
-        search.CHOSEN: 2,
-        search.SLOT: 2,
-        "bias": 2,
-    }
-
-
-def test_one_winner_a_class_is_put_to_fresh_problems(study):
+    assert study.rescreening.groupby("group").size().to_dict() == {CHOSEN: 2, SLOT: 2, "bias": 2}
     winners = study.winners.set_index("group")
-    assert winners.loc[search.CHOSEN, "condition"] == "feature 1 at 0.2"
-    assert winners.loc[search.SLOT, "condition"] == "feature 2 at -0.2"
-    assert winners.loc["bias", "condition"] == "bias at 2"
-    assert winners.loc[search.CHOSEN, "share of norm"] == pytest.approx(0.2 * 2 / 10)
-    assert set(study.evaluation["group"]) == {UNSTEERED, search.CHOSEN, search.SLOT, "bias"}
-    assert len(study.outcome(search.CHOSEN)) == 300
-    assert study.outcome(search.CHOSEN).mean() == pytest.approx(0.9, abs=0.07)
+    assert winners["condition"].to_dict() == dict(zip((CHOSEN, SLOT, "bias"), GOOD, strict=True))
+    assert winners.loc[CHOSEN, "share of norm"] == pytest.approx(0.2 * 2 / 10)
+    assert set(study.evaluation["group"]) == {UNSTEERED, CHOSEN, SLOT, "bias"}
+    assert len(study.outcome(CHOSEN)) == 300
+    assert study.outcome(CHOSEN).mean() == pytest.approx(0.9, abs=0.07)
 
 
 def test_a_study_is_read_as_it_was_written(study, tmp_path):
+    with pytest.raises(MissingArtefact, match="make organism"):
+        load_studies(tmp_path)
     study.save(tmp_path / "m")
-    (again,) = load_studies(tmp_path).values()
+    again = load_studies(tmp_path)["m"]
     assert again.identity == study.identity
     pd.testing.assert_frame_equal(again.evaluation, study.evaluation)
     pd.testing.assert_frame_equal(again.winners, study.winners)
-    assert list(load_studies(tmp_path)) == ["m"]
+    (tmp_path / "m" / "screening.parquet").write_bytes(b"half")
+    with pytest.raises(CorruptArtefact, match="restore"):
+        load_studies(tmp_path)
 
 
 def test_a_shipped_study_is_read_only_under_the_settings_it_was_made_with():
@@ -196,39 +231,47 @@ def test_a_shipped_study_is_read_only_under_the_settings_it_was_made_with():
     assert shipped_study(load_settings("organism"), shipped, decoupled.identity | {"model": "mine"}) is None
 
 
-def test_a_study_that_is_missing_or_broken_is_told(study, tmp_path):
-    with pytest.raises(MissingArtefact, match="make organism"):
-        load_studies(tmp_path / "none")
-    study.save(tmp_path / "m")
-    (tmp_path / "m" / "screening.parquet").write_bytes(b"half")
-    with pytest.raises(CorruptArtefact, match="restore"):
-        load_studies(tmp_path)
+def test_only_a_variant_without_a_shipped_study_is_studied_beside_the_first(study, tmp_path, monkeypatch):
+    settings, own = load_settings("organism"), {"architecture": "relu", "autoencoder_seed": 0}
+    tables = {name: SimpleNamespace(identity={"model": name} | own) for name in ("one", "two", "three")}
+    variants = {name: SimpleNamespace(settings=settings) for name in tables}
+
+    def study_model(variant, tried, identity, unfinished):
+        unfinished.mkdir(exist_ok=True)
+        return study
+
+    monkeypatch.setattr(search, "study_model", study_model)
+    shipped = dict.fromkeys(("one-relu-0", "two-relu-0"), study)
+    studies, fresh = search.study_variants(variants, tables, tables, shipped, tmp_path)
+    assert fresh == ["one", "three"] and set(studies) == set(load_studies(tmp_path)) == set(tables)
+    assert not (tmp_path / "unfinished").exists()
 
 
 @pytest.fixture
 def strengths():
     sae = SimpleNamespace(W_dec=torch.eye(4) * 2, cfg=SimpleNamespace(d_sae=4))
-    evidence = pd.DataFrame({"maximum": [0.0, 5.0, 1.0, 1.0], "decoder norm": [2.0] * 4})
-    others = {"mean difference": [Condition("md at -0.1", gamma=-0.1, vector=torch.ones(4))]}
-    return search.strength_trials(sae, evidence, {"feature 1": 1}, [-0.2, 0.4], 20.0, others)
+    variant = SimpleNamespace(sae=sae, settings=SimpleNamespace(strengths=[-0.2, 0.4]))
+    evidence = pd.DataFrame({"maximum": [0.0, 5.0, 1.0, 1.0]})
+    other = Condition("md at -0.1", gamma=-0.1, vector=torch.ones(4))
+    tried = Tried([], [Trial(MEAN_DIFFERENCE, "", other), Trial("bias", "", Condition("bias"))], 20.0)
+    return search.strength_trials(variant, tried, evidence, {"feature 1": 1})
 
 
-def test_a_feature_is_added_and_clamped_at_every_strength_and_others_added(strengths):
-    conditions, trials = strengths
-    assert len(conditions) == len(trials) == 5 and trials["condition"].is_unique
-    assert trials["how"].tolist() == [search.ADDED] * 2 + [search.CLAMPED] * 2 + [search.ADDED]
-    assert trials["share of norm"].tolist() == pytest.approx([-0.1, 0.2, -0.1, 0.2, -0.1])
+def test_a_feature_is_added_and_clamped_at_every_strength_and_the_mean_difference_added(strengths):
+    conditions, table = strengths
+    assert [condition.name for condition in conditions] == table["condition"].tolist()
+    assert table["how"].tolist() == [search.ADDED] * 2 + [search.CLAMPED] * 2 + [search.ADDED]
+    assert table["share of norm"].tolist() == pytest.approx([-0.1, 0.2, -0.1, 0.2, -0.1])
     assert conditions[1].vector is not None and conditions[3].clamp == pytest.approx(2.0)
 
 
 def test_curves_are_means_with_intervals(strengths):
-    _, trials = strengths
-    one = trials["condition"].iloc[1]
-    names = [name for name in trials["condition"] for _ in range(4)]
+    _, table = strengths
+    names = [name for name in table["condition"] for _ in range(4)]
     answered = pd.DataFrame({"condition": names, "correct": [True, False] * 10, "thinking_tokens": 30})
-    answered.loc[answered["condition"] == one, "correct"] = True
-    found = search.strength_curves(answered, trials).set_index(["condition", "measure"])
-    assert found.loc[(one, "accuracy"), "mean"] == 1
-    row = found.loc[(trials["condition"].iloc[0], "accuracy")]
-    assert row["mean"] == 0.5 and row["low"] < 0.5 < row["high"] and row["n"] == 4
-    assert set(found.xs("thinking tokens", level="measure")["mean"]) == {30}
+    answered.loc[4:7, "correct"] = True
+    found = search.strength_curves(answered, table).set_index("measure")
+    accuracy = found.loc["accuracy"]
+    assert accuracy["mean"].tolist() == [0.5, 1, 0.5, 0.5, 0.5]
+    assert accuracy["low"].iloc[0] < 0.5 < accuracy["high"].iloc[0] and set(accuracy["n"]) == {4}
+    assert set(found.loc["thinking tokens", "mean"]) == {30}

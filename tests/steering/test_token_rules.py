@@ -12,14 +12,12 @@ import torch
 from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import Condition
 from reasoning_features.models.sampling import TEMPERATURE
-from reasoning_features.models.subject import load_subject
 from reasoning_features.organism import language
 from reasoning_features.organism.language import base_documents, reasoning_documents
 from reasoning_features.organism.parser import DECISIONS, first_tokens
 from reasoning_features.organism.training import train_tokenizer
-from reasoning_features.settings import load_settings
 from reasoning_features.steering.answering import answers
-from reasoning_features.steering.benchmarks import load_questions
+from reasoning_features.steering.questions import load_questions
 from reasoning_features.steering.token_rules import (
     Ban,
     ban,
@@ -145,11 +143,6 @@ DOMAINS = ("pair", "times", "ops")
 RATES = Rates({("pair", 1): 0.2, ("pair", 2): 0.9}, {"times": 0.6}, 0.4)
 
 
-def test_rates_fall_back_to_the_domain_and_then_to_all():
-    places = [("pair", 1), ("pair", 3), ("times", 1), ("ops", 1)]
-    assert [RATES.of(*place) for place in places] == [0.2, 0.4, 0.6, 0.4]
-
-
 def test_forcing_draws_sides_at_its_rates_and_nothing_else(tokenizer):
     domains = [DOMAINS[i % 3] for i in range(3000)]
     rule = forced_rates(tokenizer, RATES, domains, seed=0)
@@ -191,43 +184,30 @@ def test_only_the_openers_of_the_side_are_left_and_all_else_keeps_its_chance(tok
 
 def test_rates_are_read_off_the_texts():
     head = "<|bos|><|user|>Q<|assistant|><think>\n"
-    goes = "Wait, now try 3 + 9 = 12, low.\nHmm, so undo there.\nWait, now take 3 + 4 = 7, low.\n"
-    table = decision_rates(
-        pd.DataFrame(
-            {
-                "domain": ["pair", "pair", "ops"],
-                "text": [
-                    head + goes + "And, thus stop with 3 + 4.\n</think>\n",
-                    head + "Wait, now try 3 + 9 = 12, low.\nHmm, so quit with 3 + 9.\n</think>\n",
-                    "Plain prose.",
-                ],
-            }
-        )
-    )
-    assert table.to_dict("list") == {
-        "domain": ["pair", "pair"],
-        "dead_end": [1, 2],
-        "went_on": [0.5, 0.0],
-        "n": [2, 1],
-    }
+    texts = [
+        head + "Wait, now try 3 + 9 = 12, low.\nHmm, so undo there.\nWait, now take 3 + 4 = 7, low.\n"
+        "And, thus stop with 3 + 4.\n</think>\n",
+        head + "Wait, now try 3 + 9 = 12, low.\nHmm, so quit with 3 + 9.\n</think>\n",
+        "Plain prose.",
+    ]
+    table = decision_rates(pd.DataFrame({"domain": ["pair", "pair", "ops"], "text": texts}))
+    assert table.values.tolist() == [["pair", 1, 0.5, 2], ["pair", 2, 0.0, 1]]
 
 
-def test_places_with_few_decisions_are_pooled():
-    table = pd.DataFrame(
-        [("pair", 1, 0.5, 30), ("pair", 2, 1.0, 10), ("ops", 1, 0.0, 5)],
-        columns=["domain", "dead_end", "went_on", "n"],
-    )
+def test_places_with_few_decisions_are_pooled_and_fall_back():
+    rows = [("pair", 1, 0.5, 30), ("pair", 2, 1.0, 10), ("ops", 1, 0.0, 5)]
+    table = pd.DataFrame(rows, columns=["domain", "dead_end", "went_on", "n"])
     rates = rates_of(table)
-    assert rates.of("pair", 1) == 0.5
-    assert rates.of("pair", 2) == pytest.approx(25 / 40)
-    assert rates.of("ops", 1) == pytest.approx(25 / 45)
+    places = [("pair", 1), ("pair", 2), ("ops", 1)]
+    assert [rates.of(*place) for place in places] == pytest.approx([0.5, 25 / 40, 25 / 45])
     with pytest.raises(UserError, match="hold 5 dead ends, too few"):
         rates_of(table.tail(1))
+    places = [("pair", 1), ("pair", 3), ("times", 1), ("ops", 1)]
+    assert [RATES.of(*place) for place in places] == [0.2, 0.4, 0.6, 0.4]
 
 
-def test_answers_of_the_organism_go_on_at_the_rates_they_are_forced_to():
-    settings = load_settings("organism")
-    subject = load_subject(settings.subject, settings.layer)
+def test_answers_of_the_organism_go_on_at_the_rates_they_are_forced_to(organism_subject):
+    settings, subject = organism_subject
     questions = load_questions(settings, subject.tokenizer, "selection", 48)
     rates = {"often": Rates({}, {"ops": 0.5}, 0.9), "rarely": Rates({}, {}, 0.2)}
     conditions = [

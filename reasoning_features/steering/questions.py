@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,71 +25,48 @@ import pandas as pd
 from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.errors import TimeoutException
 from math_verify.utils import timeout
-from numpy.typing import NDArray
 
 from reasoning_features.errors import UserError
 from reasoning_features.organism.language import CONTEXT, END_THINK, THINK
 from reasoning_features.organism.parser import LABELS_COUNTED, LONGEST_PROMPT, grade, prompts
-from reasoning_features.organism.problems import Split, problems
+from reasoning_features.organism.problems import Problem, Split, problems
 from reasoning_features.paths import RunPaths
 from reasoning_features.settings import ProblemSource, Settings
 from reasoning_features.text.corpora import TEXT, dataset_name, open_rows, stable_number
 
-COMMON = ("correct", "thinking_tokens")
-"""What is measured of every answer, whatever the problems."""
+COMMON = ("correct", "thinking_tokens")  # what is measured of every answer, whatever the problems
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
 CHOOSE = r"Please reason step by step, and put the letter of your answer within \boxed{}."
-LONGEST = 400
-"""Characters of the longest answer that is compared as a formula."""
-SECONDS = 3
-"""Time for reading a formula, and for comparing two; one that takes longer is wrong."""
-STEERED = "steered in version 2"
-"""The set of ``settings.published`` whose features are steered."""
-LETTERS = "ABCDEFGHIJ"
-"""Names of choices."""
+LONGEST = 400  # characters of the longest answer that is compared as a formula
+SECONDS = 3  # for reading a formula, and for comparing two; one that takes longer is wrong
+STEERED = "steered in version 2"  # the set of `settings.published` whose features are steered
+LETTERS = "ABCDEFGHIJ"  # names of choices
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|boldsymbol)\s*\{([^{}]*)\}")
 _NOISE = re.compile(r"\\left|\\right|\\[,;:! ]|[$\s]")
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # that a formula took too long is no news
-
-Grader = Callable[[Sequence[int], Sequence[Sequence[int]]], pd.DataFrame]
-"""Grades continuations (new token ids) of some of the questions, given by number."""
 
 
 @dataclass(frozen=True)
 class Questions:
     """Problems as token ids, and how their answers are graded.
 
-    Attributes:
-        name: what these problems are.
-        prompts: token ids of each prompt.
-        domains: each problem's domain (the problem family of the organism).
-        end: the token that ends an answer.
-        max_new_tokens: the longest answer.
-        measures: numbers that :attr:`grade` gives of every answer, ``COMMON`` first.
-        grade: takes numbers of questions and a continuation of each; gives one row an answer: ``domain``,
-            ``answer`` (None: none is given), ``text`` and the ``measures``.
-        engine: how answers are batched (:mod:`reasoning_features.steering.answering`).
-        kept: folder where finished answers are kept, so that none is made twice; None: nowhere.
-        pad: the token that prompts of different lengths are padded with; None: only prompts of one length
-            share a batch.
-        streams: the random stream of each question, under which finished answers are kept too; None: its
-            number.
+    ``grade`` takes numbers of questions and a continuation (new token ids) of each; it gives one row an
+    answer: ``domain``, ``answer`` (None: none is given), ``text`` and the ``measures``.
     """
 
-    name: str
-    prompts: list[list[int]]
-    domains: list[str]
-    end: int
-    max_new_tokens: int
-    measures: tuple[str, ...]
-    grade: Grader
-    engine: Literal["rows", "continuous"] = "rows"
-    kept: Path | None = None
-    pad: int | None = None
-    streams: list[int] | None = None
+    prompts: list[list[int]]  # token ids
+    domains: list[str]  # each problem's: its benchmark, or the organism's family
+    end: int  # the token that ends an answer
+    max_new_tokens: int  # of the longest answer
+    measures: tuple[str, ...]  # numbers that `grade` gives of every answer, COMMON first
+    grade: Callable[[Sequence[int], Sequence[Sequence[int]]], pd.DataFrame]
+    engine: Literal["rows", "continuous"] = "rows"  # how answers are batched
+    kept: Path | None = None  # folder of finished answers, none of which is made twice
+    pad: int | None = None  # the token that prompts are padded with; None: those of one length share a batch
+    streams: list[int] | None = None  # the random stream of each question; None: its number
 
     def stream(self, number: int) -> int:
-        """The random stream of a question."""
+        """The random stream of a question, under which finished answers are kept too."""
         return number if self.streams is None else self.streams[number]
 
     def __len__(self) -> int:
@@ -97,19 +75,12 @@ class Questions:
 
 @dataclass(frozen=True)
 class RealProblem:
-    """A problem of a benchmark.
+    """A problem of a benchmark."""
 
-    Attributes:
-        benchmark: its name in the settings.
-        question: what is asked, with the choices where there are some.
-        truth: the right answer, or the letter of the right choice.
-        choice: whether a letter is asked for.
-    """
-
-    benchmark: str
-    question: str
-    truth: str
-    choice: bool
+    benchmark: str  # its name in the settings
+    question: str  # with the choices where there are some
+    truth: str  # the right answer, or the letter of the right choice
+    choice: bool  # whether a letter is asked for
 
 
 def has_problems(settings: Settings) -> bool:
@@ -120,8 +91,7 @@ def has_problems(settings: Settings) -> bool:
 def load_questions(settings: Settings, tokenizer: Any, split: Split, n: int, start: int = 0) -> Questions:
     """Problems ``start`` … ``start + n − 1`` of a split; of benchmarks, as many of these as there are.
 
-    Raises:
-        UserError: a kind of corpus that has no problems, or benchmarks without any from ``start`` on.
+    UserError where a kind of corpus has no problems, or the benchmarks have none from ``start`` on.
     """
     if not has_problems(settings):
         raise UserError(
@@ -133,7 +103,6 @@ def load_questions(settings: Settings, tokenizer: Any, split: Split, n: int, sta
         return _real(settings, tokenizer, f"{split} from {start} on", known)
     asked = problems(split, None, n, start=start)
     return Questions(
-        name=f"problems {start} to {start + n - 1} of {split}",
         prompts=prompts(tokenizer, asked),
         domains=[problem.family for problem in asked],
         end=int(tokenizer.eos_token_id),
@@ -144,7 +113,7 @@ def load_questions(settings: Settings, tokenizer: Any, split: Split, n: int, sta
 
 
 def _grade_organism(
-    tokenizer: Any, asked: Sequence[Any], numbers: Sequence[int], continuations: Sequence[Sequence[int]]
+    tokenizer: Any, asked: Sequence[Problem], numbers: Sequence[int], continuations: Sequence[Sequence[int]]
 ) -> pd.DataFrame:
     graded = grade(tokenizer, [asked[number] for number in numbers], continuations)
     return graded.rename(columns={"family": "domain"}).drop(columns="question")
@@ -155,9 +124,6 @@ def steering_questions(settings: Settings, tokenizer: Any) -> Questions:
 
     Where the paper names features: the first ``published_problems`` of each benchmark, of both splits, or all
     where ``full``. Else ``text_problems`` of the evaluation split, with answers of up to ``text_tokens``.
-
-    Raises:
-        UserError: no problems.
     """
     if STEERED not in settings.published:
         some = load_questions(settings, tokenizer, "evaluation", settings.text_problems, settings.shown_start)
@@ -184,7 +150,6 @@ def repeated(questions: Questions, times: int) -> Questions:
 
     return replace(
         questions,
-        name=f"{questions.name}, {times} times",
         prompts=questions.prompts * times,
         domains=questions.domains * times,
         grade=grade,
@@ -201,7 +166,6 @@ def _real(settings: Settings, tokenizer: Any, what: str, known: Sequence[RealPro
         )
     prompts = [prompt_ids(problem, tokenizer, settings.system_prompt) for problem in known]
     return Questions(
-        name=f"problems of {what}",
         prompts=prompts,
         domains=[problem.benchmark for problem in known],
         end=int(tokenizer.eos_token_id),
@@ -223,13 +187,7 @@ def _grade_real(
     numbers: Sequence[int],
     continuations: Sequence[Sequence[int]],
 ) -> pd.DataFrame:
-    """Grades a continuation of each of some problems, given by number.
-
-    Returns:
-        One row an answer: ``domain`` (the benchmark), ``answer`` (a string that equal answers share; None:
-        no box), ``correct``, ``thinking_tokens`` (before ``</think>``; all where it never comes),
-        ``parseable``, ``finished`` and ``text`` (with the prompt).
-    """
+    """Grades of continuations, as :class:`Questions` says; ``finished`` are those that the model ended."""
     rows = []
     for number, tokens in zip(numbers, continuations, strict=True):
         problem, written = asked[number], str(tokenizer.decode(list(tokens)))
@@ -243,21 +201,17 @@ def _grade_real(
     return pd.DataFrame(rows, columns=columns)
 
 
-def thinking_tokens(given: Sequence[int], tokenizer: Any) -> int:
+def thinking_tokens(written: Sequence[int], tokenizer: Any) -> int:
     """Tokens before the end of the thinking; all of them where it never comes."""
     end = tokenizer.get_vocab().get(END_THINK)
     if end is not None:
-        return list(given).index(end) if end in given else len(given)
-    if END_THINK not in tokenizer.decode(list(given)):
-        return len(given)
-    low, high = 0, len(given)  # the mark is several tokens: the longest beginning without it
-    while high - low > 1:
-        middle = (low + high) // 2
-        if END_THINK in tokenizer.decode(list(given[:middle])):
-            high = middle
-        else:
-            low = middle
-    return low
+        return list(written).index(end) if end in written else len(written)
+
+    def ended(n: int) -> bool:
+        return END_THINK in tokenizer.decode(list(written[:n]))
+
+    # the mark is several tokens: the longest beginning without it
+    return bisect_left(range(len(written) + 1), True, key=ended) - 1
 
 
 def prompt_ids(problem: RealProblem, tokenizer: Any, system: str | None = None) -> list[int]:
@@ -284,8 +238,7 @@ def prompt_ids(problem: RealProblem, tokenizer: Any, system: str | None = None) 
 def problems_of(settings: Settings, split: Split | None) -> list[RealProblem]:
     """The problems of one split, or all (None), of every benchmark, evenly mixed in an order set by the seed.
 
-    Raises:
-        UserError: a dataset that cannot be read or lacks a column.
+    UserError where a dataset cannot be read or lacks a column.
     """
     placed = []
     for benchmark, source in settings.problems.items():
@@ -298,24 +251,17 @@ def _of_source(benchmark: str, source: ProblemSource, split: Split | None, seed:
     """A benchmark's problems of one split in their seeded order."""
     columns = (source.problem, source.answer, *source.wrong, source.split_column)
     rows = open_rows(source, [column for column in columns if column is not None])
-    name = dataset_name(source.dataset)
+    number = stable_number(dataset_name(source.dataset))
     if source.split_column is not None and split is not None:
         mine = np.flatnonzero(np.asarray(rows[source.split_column][:]) == split)
     else:
-        mine = split_problems(name, len(rows), source.selection, split)
-    order = np.random.default_rng([seed, stable_number(name)]).permutation(mine)
+        drawn = np.random.default_rng(number).permutation(len(rows))
+        cut = round(source.selection * len(rows))
+        parts = {None: drawn, "selection": drawn[:cut], "evaluation": drawn[cut:], "training": drawn[:0]}
+        mine = np.sort(parts[split])
+    order = np.random.default_rng([seed, number]).permutation(mine)
     table = rows.to_pandas()
-    return [
-        _problem(benchmark, source, table.iloc[int(row)], [stable_number(name), int(row)]) for row in order
-    ]
-
-
-def split_problems(name: str, n: int, share: float, split: Split | None) -> NDArray[np.int64]:
-    """Places of the problems of a split, or all (None): a share for selection, the rest for evaluation."""
-    drawn = np.random.default_rng(stable_number(name)).permutation(n)
-    cut = round(share * n)
-    parts = {None: drawn, "selection": drawn[:cut], "evaluation": drawn[cut:], "training": drawn[:0]}
-    return np.sort(parts[split])
+    return [_problem(benchmark, source, table.iloc[int(row)], [number, int(row)]) for row in order]
 
 
 def _problem(benchmark: str, source: ProblemSource, row: pd.Series, seed: list[int]) -> RealProblem:
@@ -356,7 +302,7 @@ def plain(latex: str) -> str:
 
 
 def graded_letter(truth: str, answer: str | None) -> tuple[bool, str | None]:
-    """Whether an answer names the right choice, and the choice it names (None: none).
+    """Whether an answer names the right choice, and the choice that it names (None: none).
 
     A choice is a letter, alone or before what it stands for.
     """

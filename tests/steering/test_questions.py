@@ -16,9 +16,10 @@ from reasoning_features.errors import UserError
 from reasoning_features.organism.language import THINK, prompt_text
 from reasoning_features.organism.problems import problems
 from reasoning_features.settings import load_settings
-from reasoning_features.steering import benchmarks
-from reasoning_features.steering.baselines import majority_votes
-from reasoning_features.steering.benchmarks import (
+from reasoning_features.steering import questions as known
+from reasoning_features.steering.answering import answers
+from reasoning_features.steering.questions import (
+    Questions,
     RealProblem,
     boxed,
     graded_formula,
@@ -27,38 +28,28 @@ from reasoning_features.steering.benchmarks import (
     load_questions,
     problems_of,
     prompt_ids,
+    repeated,
     steering_questions,
     thinking_tokens,
 )
+from reasoning_features.steering.steering_results import majority_votes
 
 
-def test_questions_continue_a_fixed_sequence(organism_tokenizer):
-    settings = load_settings("smoke")
-    questions = load_questions(settings, organism_tokenizer, "selection", 4, start=3)
+def test_questions_of_the_organism_continue_a_fixed_sequence_and_grade_what_was_answered(organism_tokenizer):
+    questions = load_questions(load_settings("smoke"), organism_tokenizer, "selection", 4, start=3)
     asked = problems("selection", None, 7)[3:]
-    assert len(questions) == 4
-    assert [organism_tokenizer.decode(ids) for ids in questions.prompts] == [
-        prompt_text(p.question) for p in asked
-    ]
-    assert questions.domains == [p.family for p in asked]
-
-
-def test_a_corpus_without_problems_is_told(organism_tokenizer):
-    with pytest.raises(UserError, match="has no problems"):
-        load_questions(load_settings("smoke", corpus="texts"), organism_tokenizer, "selection", 3)
-
-
-def test_grades_are_of_the_question_that_was_answered(organism_tokenizer):
-    questions = load_questions(load_settings("smoke"), organism_tokenizer, "selection", 3)
-    right = problems("selection", None, 3)[2]
-    text = f"{THINK}\nWait, now check {right.answer}, yes.\n</think>\n\\boxed{{ {right.answer} }}<|eos|>"
+    prompts = [organism_tokenizer.decode(ids) for ids in questions.prompts]
+    assert prompts == [prompt_text(problem.question) for problem in asked]
+    assert questions.domains == [problem.family for problem in asked]
+    right = asked[2].answer
+    text = f"{THINK}\nWait, now check {right}, yes.\n</think>\n\\boxed{{ {right} }}<|eos|>"
     answer = organism_tokenizer.encode(text, add_special_tokens=False)
     graded = questions.grade([2, 1], [answer, answer])
-    assert graded["correct"].tolist() == [True, False]
-    assert graded["verify"].tolist() == [1, 1]
+    assert graded["correct"].tolist() == [True, False] and graded["verify"].tolist() == [1, 1]
     assert graded["domain"].tolist() == [questions.domains[2], questions.domains[1]]
-    assert set(questions.measures) <= set(graded.columns)
-    assert (graded["thinking_tokens"] > 5).all()
+    assert set(questions.measures) <= set(graded.columns) and (graded["thinking_tokens"] > 5).all()
+    with pytest.raises(UserError, match="has no problems"):
+        load_questions(load_settings("smoke", corpus="texts"), organism_tokenizer, "selection", 3)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +117,7 @@ def test_choices_are_letters(answer, named):
 
 
 def test_a_comparison_without_end_is_ended(monkeypatch):
-    monkeypatch.setattr(benchmarks, "SECONDS", 1)
+    monkeypatch.setattr(known, "SECONDS", 1)
     began = time.monotonic()
     assert not graded_formula("5", "9^{9^{9^{9}}}")[0]
     assert time.monotonic() - began < 4
@@ -263,3 +254,15 @@ def test_a_column_may_say_the_split(tmp_path):
     assert asked["training"] == {"2"} and asked[None] == set("012345")
     with pytest.raises(UserError, match="has no column 'fold': it has problem, answer, part"):
         problems_of(settings_of(tmp_path, problems={"mine": source | {"split_column": "fold"}}), None)
+
+
+def test_repeated_questions_have_draws_of_their_own(tiny_subject):
+    def grade(numbers, continuations):
+        return pd.DataFrame({"asked": list(numbers)})
+
+    questions = Questions([[0, 5, 6], [0, 9]], ["a", "b"], 1, 8, ("asked",), grade)
+    again = answers(tiny_subject, repeated(questions, 3), [], seed=2, progress=None)
+    assert again["asked"].tolist() == [0, 1] * 3
+    once = answers(tiny_subject, questions, [], seed=2, progress=None)
+    assert again["tokens"].tolist()[:2] == once["tokens"].tolist()
+    assert len(set(again["tokens"])) == 6

@@ -1,0 +1,328 @@
+"""The features that the paper names, or the best of ours: how scores rank them, and what steering them does.
+
+Steering is seen in answers (table 1), in text whatever the answer (its length, its words of R, how it repeats
+itself), and in traces side by side (figure 1, tables 5 to 9). The paper's numbers are those of version 2
+(majority over four answers) and version 1 (one answer) of arXiv 2503.18878. They belong to one published
+autoencoder; another one's features have other numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from textwrap import wrap
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from scipy.stats import hypergeom
+
+from reasoning_features.errors import UserError
+from reasoning_features.models.conditions import UNSTEERED, Condition, feature_conditions
+from reasoning_features.organism.language import ASSISTANT, END_THINK, STEP_LABELS, USER
+from reasoning_features.organism.parser import parse
+from reasoning_features.reporting.claims import Measured
+from reasoning_features.reporting.plots import TEXT_WIDTH, panels
+from reasoning_features.scoring.reason_score import ranks, select
+from reasoning_features.settings import Settings
+from reasoning_features.statistics import Interval, bootstrap_mean, bootstrap_ratio, paired_difference
+from reasoning_features.steering.questions import STEERED
+from reasoning_features.steering.steering_results import majority_votes, paired_effect
+from reasoning_features.steering.steering_study import CHOSEN, matched_features
+from reasoning_features.text.traces import moves_below, shades, shortened, wrapped, write_lines
+from reasoning_features.text.vocabulary import split_words
+
+BENCHMARKS = ("AIME-2024", "MATH-500", "GPQA-Diamond")
+# feature (−1: unsteered) → percent right and thousands of thinking tokens on each of BENCHMARKS
+VERSION_2: dict[int, tuple[float, ...]] = {
+    -1: (53.3, 12.4, 93.2, 3.9, 50.0, 7.9),
+    3942: (56.7, 11.1, 93.0, 3.4, 46.5, 6.7),
+    4395: (56.7, 14.7, 95.4, 4.1, 52.0, 8.5),
+    16441: (60.0, 14.0, 95.0, 4.1, 54.0, 8.3),
+    16778: (56.7, 14.1, 94.0, 4.7, 51.0, 9.0),
+    25953: (60.0, 12.8, 94.2, 4.2, 53.0, 8.1),
+    46691: (56.7, 14.0, 94.2, 4.2, 54.0, 8.0),
+    61104: (66.7, 12.0, 95.0, 3.6, 53.0, 7.5),
+}
+VERSION_1: dict[int, tuple[float, ...]] = {
+    -1: (46.6, 12.0, 91.0, 3.7, 54.0, 7.9),
+    15136: (60.0, 13.8, 89.6, 4.3, 50.5, 8.9),
+    17456: (50.0, 14.2, 93.0, 4.2, 53.0, 8.7),
+    46379: (53.3, 15.5, 92.4, 4.4, 55.5, 9.0),
+    62777: (56.6, 12.9, 93.0, 4.1, 48.5, 8.3),
+}
+NAMED, RANDOM = "the paper's", "random"
+LENGTH, REASONING, REPEATED = "tokens", "words of R in a hundred", "repeated pairs of tokens (%)"
+MEASURES = (LENGTH, REASONING, REPEATED)
+CHARACTERS, ACROSS = 56, 2  # of a line of a drawn trace beside the margin; traces side by side
+_MARK = re.compile(r"<[^<>\s]*>")  # of the template, such as the end of a text: its letters are no words
+_SHADES = shades(STEP_LABELS)
+_LINE = 0.118  # inches
+
+
+def check_published(published: Mapping[str, Sequence[int]], d_sae: int) -> None:
+    """Raises a UserError where a published feature is not among this autoencoder's."""
+    beyond = [feature for feature in _numbers(published) if not 0 <= feature < d_sae]
+    if beyond:
+        raise UserError(
+            f"The published features {', '.join(map(str, beyond))} are not there: this autoencoder has 0 to "
+            f"{d_sae - 1}. Give the published autoencoder, or set `published` to features of this one."
+        )
+
+
+def _numbers(published: Mapping[str, Sequence[int]]) -> list[int]:
+    return sorted({feature for own in published.values() for feature in own})
+
+
+def found_table(
+    scores: Mapping[str, ArrayLike], published: Mapping[str, Sequence[int]], k: int
+) -> pd.DataFrame:
+    """How many published features are among the k with the highest score, beside chance.
+
+    ``scores`` is name of the score's hyperparameters → score of every feature ``[f]``; ``published`` is name
+    → features. UserError where a feature is not there.
+
+    Returns:
+        A row for each of both: ``found``, ``by chance`` (expected of as many random features), ``p`` (that as
+        many or more are found by chance, hypergeometric), and ``median rank`` (1 is the highest).
+    """
+    rows = []
+    for dials, values in scores.items():
+        rank = ranks(values)
+        check_published(published, len(rank))
+        for name, ids in published.items():
+            unique = sorted(set(ids))
+            found = int((rank[unique] <= k).sum())
+            row = {"dials": dials, "set": name, "features": len(unique), "found": found}
+            row |= {"by chance": k * len(unique) / len(rank)}
+            row |= {"p": float(hypergeom.sf(found - 1, len(rank), k, len(unique)))}
+            rows.append(row | {"median rank": float(np.median(rank[unique]))})
+    return pd.DataFrame(rows)
+
+
+def share_found(scores: ArrayLike, published: Mapping[str, Sequence[int]], k: int) -> Interval:
+    """Share of all published features, of whichever set, that are among the k with the highest score."""
+    return bootstrap_mean(ranks(scores)[_numbers(published)] <= k)
+
+
+def rank_table(scores: Mapping[str, ArrayLike], published: Mapping[str, Sequence[int]]) -> pd.DataFrame:
+    """Each published feature: ``feature``, ``sets`` that name it, and its rank by each score."""
+    ids = _numbers(published)
+    sets = ["; ".join(name for name, own in published.items() if feature in own) for feature in ids]
+    columns = {f"rank, {dials}": ranks(values)[ids] for dials, values in scores.items()}
+    return pd.DataFrame({"feature": ids, "sets": sets} | columns)
+
+
+# --- steered answers ----------------------------------------------------------------------------------------
+
+
+def steered_conditions(
+    settings: Settings, sae: Any, evidence: pd.DataFrame
+) -> tuple[list[Condition], dict[str, list[int]]]:
+    """The features that the paper names at its strength, or where none are named the best by ReasonScore.
+
+    A random live feature is matched to each. A named feature that is never active here has no strength to
+    steer with, and is left out. ``evidence`` is the feature table. UserError where a named feature is not
+    among the autoencoder's.
+
+    Returns:
+        The conditions, the first feature's first; and kind → its features, the random ones under ``RANDOM``.
+    """
+    live = np.flatnonzero(evidence["density"] > 0)
+    if named := settings.published.get(STEERED):
+        check_published(settings.published, sae.cfg.d_sae)
+        kind, best, others, gammas = NAMED, np.intersect1d(named, live), live, [settings.gamma]
+    else:
+        score = evidence["score:reason score"].to_numpy(dtype=float)[live]
+        chosen = live[select(score, min(settings.selected, len(live) // 2))]
+        kind, best, gammas = CHOSEN, chosen[: settings.interpreted], settings.gammas
+        others = np.setdiff1d(live, chosen[settings.interpreted :])
+    random = matched_features(evidence, best, others, settings.seed)
+    kinds = {kind: best.tolist(), RANDOM: random.tolist()}
+    every = [feature for features in kinds.values() for feature in features]
+    return feature_conditions(sae, every, gammas, evidence["maximum"].to_numpy(dtype=float)), kinds
+
+
+def steered_table(answered: pd.DataFrame, problems: int, seed: int = 0) -> pd.DataFrame:
+    """What steering did on each benchmark, paired over problems with the unsteered model.
+
+    ``answered`` are answers; those to one problem have numbers ``problems`` apart.
+
+    Returns:
+        A row for each condition and benchmark: ``pass@1`` (mean over a problem's ``k`` answers), ``maj@k``,
+        ``tokens``; ``gain`` in pass@1 and ``longer`` (relative change of tokens) with their ends (95%).
+    """
+    frame = answered.assign(item=answered["problem"] % problems)
+    samples = len(frame) // (problems * frame["condition"].nunique())
+    voted: dict[Any, pd.Series] = {
+        condition: majority_votes(own, problems, [samples]).set_index("problem")["correct"]
+        for condition, own in frame.groupby("condition")
+    }
+    rows: list[dict[str, Any]] = []
+    usual: dict[Any, pd.DataFrame] = {}
+    for (condition, benchmark), part in frame.groupby(["condition", "domain"], sort=False):
+        means = part.groupby("item")[["correct", "thinking_tokens"]].mean()
+        if condition == UNSTEERED:
+            usual[benchmark] = means
+        correct, tokens = means["correct"], means["thinking_tokens"]
+        plain, length = usual[benchmark]["correct"], usual[benchmark]["thinking_tokens"]
+        longer = paired_difference(tokens, length, seed=seed) / (length.mean() or np.nan)
+        row = {"benchmark": benchmark, "condition": condition, "feature": int(part["feature"].iloc[0])}
+        row |= {"problems": len(means), "pass@1": correct.mean()}
+        row |= {"maj@k": float(voted[condition].reindex(means.index).mean()), "tokens": tokens.mean()}
+        row |= paired_difference(correct, plain, seed=seed).row("gain", "gain ")
+        rows.append(row | longer.row("longer", "longer ") | {"k": samples})
+    return pd.DataFrame(rows)
+
+
+def overall(
+    answered: pd.DataFrame, problems: int, random: Sequence[int], seed: int = 0
+) -> tuple[Measured, Measured]:
+    """Gain in pass@1, and relative change of thinking tokens, on average over the published features.
+
+    Paired over problems as in :func:`steered_table`; the ``random`` features' change is the second's control.
+    """
+    frame = answered.assign(item=answered["problem"] % problems)
+    kinds = np.where(frame["feature"].isin(random), RANDOM, NAMED)
+    frame["kind"] = np.where(frame["condition"] == UNSTEERED, UNSTEERED, kinds)
+    means = frame.groupby(["kind", "item"])[["correct", "thinking_tokens"]].mean()
+    correct, tokens = (means[name].unstack(0) for name in ("correct", "thinking_tokens"))
+    named, other = (
+        bootstrap_ratio(tokens[kind] - tokens[UNSTEERED], tokens[UNSTEERED], seed=seed)
+        for kind in (NAMED, RANDOM)
+    )
+    return paired_effect(correct[NAMED], correct[UNSTEERED], seed), Measured(named, other.estimate)
+
+
+def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of :func:`steered_table` with the paper's numbers, where it has any of that feature.
+
+    Adds ``paper`` (percent right), ``paper tokens`` (thousands) and ``version``; nan where there are none.
+    """
+    rows = [
+        (benchmark, feature, *numbers[2 * place : 2 * place + 2], version)
+        for version, known in ((2, VERSION_2), (1, VERSION_1))
+        for feature, numbers in known.items()
+        for place, benchmark in enumerate(BENCHMARKS)
+    ]
+    paper = pd.DataFrame(rows, columns=["benchmark", "feature", "paper", "paper tokens", "version"])
+    newest = paper.drop_duplicates(["benchmark", "feature"])
+    return table.merge(newest, on=["benchmark", "feature"], how="left")
+
+
+# --- text, whatever the answer ------------------------------------------------------------------------------
+
+
+def text_measures(answers: pd.DataFrame, prompts: Sequence[str], words: Sequence[str]) -> pd.DataFrame:
+    """The measures of every answer's text, without its prompt: of its thinking, or of all where none ends.
+
+    ``prompts`` are the texts of the problems' prompts, with which ``text`` begins; ``words`` is R.
+
+    Returns:
+        ``condition``, ``feature``, ``gamma``, ``problem``, and: ``tokens``; ``words of R in a hundred``
+        words (0 in a text without words); ``repeated pairs of tokens (%)``, the share of pairs of neighbours
+        that stood in the text before (near 100 where a text goes in circles, or is blank lines).
+    """
+    phrases = [split_words(word) for word in words if split_words(word)]
+    rows = []
+    for text, problem, tokens in answers[["text", "problem", "tokens"]].itertuples(index=False, name=None):
+        thinking = text[len(prompts[problem]) :].split(END_THINK)[0]
+        written = split_words(_MARK.sub(" ", thinking))
+        pairs = list(pairwise(tokens))
+        hits = sum(written[i : i + len(phrase)] == phrase for phrase in phrases for i in range(len(written)))
+        repeated = 100 * (len(pairs) - len(set(pairs))) / max(len(pairs), 1)
+        rows.append((100 * hits / max(len(written), 1), repeated))
+    measured = answers[["condition", "feature", "gamma", "problem"]].reset_index(drop=True)
+    measured[LENGTH] = answers["thinking_tokens"].to_numpy(dtype=float)
+    return measured.join(pd.DataFrame(rows, columns=[REASONING, REPEATED], dtype=float))
+
+
+def text_effects(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Change of each measure from the unsteered text of the same problem and the same draws.
+
+    Returns one row a condition and measure: ``unsteered`` (mean), ``change`` with ``low`` and ``high`` (95%,
+    problems resampled), and the number of ``problems``.
+    """
+    plain = measured[measured["condition"] == UNSTEERED].set_index("problem")[list(MEASURES)]
+    named = ["condition", "feature", "gamma"]
+    rows = []
+    for key, part in measured[measured["condition"] != UNSTEERED].groupby(named, sort=False):
+        changes = part.set_index("problem")[list(MEASURES)] - plain
+        for measure in MEASURES:
+            change = bootstrap_mean(changes[measure].to_numpy(), seed=seed)
+            row = dict(zip(named, key, strict=True))
+            row |= {"measure": measure, "unsteered": plain[measure].mean()}
+            rows.append(row | change.row("change") | {"problems": change.n})
+    return pd.DataFrame(rows)
+
+
+# --- traces side by side ------------------------------------------------------------------------------------
+
+
+def moves_of(text: str) -> pd.DataFrame:
+    """A text after its prompt as runs of one reasoning step: ``move`` ("": none is known) and ``text``."""
+    spans = parse(text).spans
+    known = any(move not in ("prompt", "prose", "answer", None) for _, _, move in spans)
+    runs = [
+        (move or "", text[start:end])
+        for start, end, move in (spans if known else [(0, len(text), None)])
+        if move != "prompt" and start < end
+    ]
+    return pd.DataFrame(runs, columns=["move", "text"])
+
+
+def side_by_side(
+    answers: pd.DataFrame, problem: int, conditions: Sequence[str] = (), prompt: str = ""
+) -> tuple[str, dict[str, str]]:
+    """The question, and heading → trace of one problem: unsteered, then under the conditions named.
+
+    With ``prompt``, the text begins after it. The question is that of a text in the organism's chat; else "".
+    """
+    own = answers[answers["problem"] == problem].set_index("condition").loc[[UNSTEERED, *conditions]]
+    traces = {}
+    for name, row in own.iterrows():
+        verdict = ("right" if row["correct"] else "wrong") if row.get("finished", True) else "cut"
+        traces[f"{name}: {verdict}, {row['thinking_tokens']} tokens"] = row["text"][len(prompt) :]
+    text: str = own["text"].iloc[0]
+    start, end = text.find(USER), text.find(ASSISTANT)
+    return text[start + len(USER) : end] if 0 <= start < end else "", traces
+
+
+def flipped(answers: pd.DataFrame, condition: str) -> dict[str, list[int]]:
+    """Problems whose answer a condition changes: "wrong to right" and "right to wrong", in their order."""
+    table = answers.pivot(index="problem", columns="condition", values="correct").astype(bool)
+    plain, steered = table[UNSTEERED], table[condition]
+    changed = {"wrong to right": ~plain & steered, "right to wrong": plain & ~steered}
+    return {name: table.index[which].tolist() for name, which in changed.items()}
+
+
+def draw_traces(title: str, traces: Mapping[str, str]) -> tuple[Figure, pd.DataFrame]:
+    """Traces (heading → text) drawn two in a row, reasoning steps behind them and named in the margin.
+
+    Returns the figure, and its rows: ``trace`` (the heading), ``move``, ``text``, the parts left out too.
+    """
+    runs = [moves_of(_printable(text)) for text in traces.values()]
+    lines = [shortened(wrapped(part, CHARACTERS)) for part in runs]
+    rows = max(map(len, lines))
+    width = TEXT_WIDTH / min(len(traces), ACROSS)
+    fig, axes = panels(len(traces), ACROSS, height=_LINE * (rows + 6) + 0.2)
+    # a real question may be a paragraph: its first lines
+    asked = wrap(title, 95, max_lines=4, placeholder=" …")
+    fig.suptitle("\n".join(asked), fontsize=8, parse_math=False)
+    fig.set_figheight(fig.get_figheight() + _LINE * (len(asked) - 1))
+    for ax, part, heading in zip(axes, lines, traces, strict=True):
+        write_lines(ax, part, _SHADES, CHARACTERS, width)
+        ax.set_ylim(rows + 0.3, -0.7)
+        ax.set_title("\n".join(wrap(heading, 50)), loc="left", fontsize=7, parse_math=False)
+    moves_below(fig, dict.fromkeys(m for part in lines for line in part for m, _ in line if m), _SHADES)
+    data = pd.concat([part.assign(trace=heading) for part, heading in zip(runs, traces, strict=True)])
+    data = data[["trace", "move", "text"]].reset_index(drop=True)
+    return fig, data.assign(text=data["text"].str.replace("\n", "⏎"))
+
+
+def _printable(text: str) -> str:
+    """Text as it is drawn: control characters and lone surrogates as a box, newlines as they are."""
+    return "".join(c if c == "\n" or c.isprintable() else "□" for c in text)

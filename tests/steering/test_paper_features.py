@@ -1,0 +1,259 @@
+"""The features that the paper names: ranks and chance, steering beside the paper's numbers, texts, traces."""
+
+from __future__ import annotations
+
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from figure_checks import legible
+from tiny import signed_identity
+
+from reasoning_features.errors import UserError
+from reasoning_features.models.conditions import UNSTEERED
+from reasoning_features.settings import load_settings
+from reasoning_features.steering.paper_features import (
+    CHARACTERS,
+    LENGTH,
+    MEASURES,
+    NAMED,
+    RANDOM,
+    REASONING,
+    REPEATED,
+    beside_paper,
+    check_published,
+    draw_traces,
+    flipped,
+    found_table,
+    moves_of,
+    overall,
+    rank_table,
+    share_found,
+    side_by_side,
+    steered_conditions,
+    steered_table,
+    text_effects,
+    text_measures,
+)
+from reasoning_features.steering.questions import STEERED
+from reasoning_features.text.traces import LONGEST, MARGIN
+
+SETS = {"named": [0, 1, 9], "other": [5]}
+
+
+def test_found_counts_those_among_the_best_and_chance():
+    scores = {"paper": np.arange(10.0)[::-1], "released": np.arange(10.0)}
+    table = found_table(scores, SETS, k=2).set_index(["dials", "set"])
+    assert table.loc[("paper", "named"), "found"] == 2
+    assert table.loc[("released", "named"), "found"] == 1
+    assert table.loc[("paper", "named"), "by chance"] == pytest.approx(0.6)
+    # both of the two best among three named of ten: C(3,2) / C(10,2)
+    assert table.loc[("paper", "named"), "p"] == pytest.approx(3 / 45)
+    assert table.loc[("paper", "other"), ["found", "p"]].tolist() == [0, 1.0]
+    assert share_found(scores["paper"], SETS, 2).estimate == pytest.approx(2 / 4)
+    ranks = rank_table(scores, SETS).set_index("feature")
+    assert ranks.loc[9, "rank, paper"] == 10 and ranks.loc[9, "rank, released"] == 1
+    assert ranks.loc[5, "sets"] == "other"
+
+
+def test_a_feature_that_is_not_there():
+    with pytest.raises(UserError, match="10, 12 are not there: this autoencoder has 0 to 9"):
+        check_published({"a": [3, 12], "b": [10]}, 10)
+
+
+@pytest.fixture
+def evidence():
+    table = pd.DataFrame({"score:reason score": [9.0, 1, 5, 8, 2, 3, 4, 0], "maximum": np.arange(8.0)})
+    return table.assign(density=np.linspace(0, 0.4, 8), **{"decoder norm": 1.0})  # the best is never active
+
+
+def settings(**changes):
+    return load_settings("smoke").model_copy(update={"seed": 0, "gamma": 2.0} | changes)
+
+
+def test_the_best_features_are_steered_where_none_are_named_and_a_random_one_beside_each(evidence):
+    asked = settings(interpreted=2, selected=3, gammas=[-1.0, 2.0])
+    conditions, kinds = steered_conditions(asked, signed_identity(4), evidence)
+    # the third that ReasonScore chooses, 6, is not random either
+    assert kinds["ReasonScore"] == [3, 2] and len(set(kinds[RANDOM]) & {1, 4, 5, 7}) == 2
+    assert [(c.feature, c.gamma) for c in conditions[:4]] == [(3, -1), (3, 2), (2, -1), (2, 2)]
+    assert conditions[1].vector is not None and conditions[1].vector.norm() == 2 * 3
+    many = settings(interpreted=20, selected=20, gammas=[1.0])
+    _, few = steered_conditions(many, signed_identity(4), evidence)
+    assert [len(features) for features in few.values()] == [3, 3]  # seven are ever active
+
+
+def test_named_features_are_steered_at_the_papers_strength_and_none_is_random(evidence):
+    asked = settings(published={STEERED: [0, 2, 5]})  # 0 is never active
+    conditions, kinds = steered_conditions(asked, signed_identity(4), evidence)
+    assert [c.name for c in conditions[:2]] == ["2 at 2", "5 at 2"] and kinds[NAMED] == [2, 5]
+    assert len(kinds[RANDOM]) == 2 and not set(kinds[RANDOM]) & {0, 2, 5}
+    for condition in conditions:
+        size = 2 * evidence["maximum"][condition.feature]
+        assert condition.vector is not None and float(condition.vector.norm()) == pytest.approx(size)
+
+
+def test_steering_is_paired_over_problems_and_votes_over_answers():
+    rows = []
+    for condition, feature, right in (
+        ("unsteered", -1, [1, 0, 0, 1, 0, 0]),
+        ("4395 at 2", 4395, [1, 1, 0, 1, 1, 0]),
+    ):
+        for number, correct in enumerate(right):  # three problems, twice
+            rows.append((condition, feature, number, "MATH-500", str(correct), bool(correct), 10 + correct))
+    columns = ["condition", "feature", "problem", "domain", "answer", "correct", "thinking_tokens"]
+    table = steered_table(pd.DataFrame(rows, columns=columns), 3).set_index("condition")
+    assert table.loc["unsteered", ["pass@1", "maj@k", "gain"]].tolist() == pytest.approx([1 / 3, 1 / 3, 0])
+    assert table.loc["4395 at 2", "gain"] == pytest.approx(1 / 3)
+    assert table.loc["4395 at 2", ["problems", "k"]].tolist() == [3, 2]
+    assert table.loc["4395 at 2", "longer"] == pytest.approx((32 / 3) / (31 / 3) - 1)
+    beside = beside_paper(table.reset_index()).set_index("condition")
+    assert beside.loc["4395 at 2", ["paper", "paper tokens", "version"]].tolist() == [95.4, 4.1, 2]
+    assert beside.loc["unsteered", "paper"] == 93.2
+
+
+def test_the_mean_over_features_leaves_random_ones_apart():
+    rows = []
+    for condition, feature, right, tokens in (("unsteered", -1, [0, 1], 10), ("a", 1, [1, 1], 12),
+                                              ("b", 2, [0, 1], 14), ("c", 7, [0, 0], 11)):  # fmt: skip
+        rows += [(condition, feature, number, bool(right[number]), tokens) for number in (0, 1)]
+    columns = ["condition", "feature", "problem", "correct", "thinking_tokens"]
+    gain, longer = overall(pd.DataFrame(rows, columns=columns), 2, [7])
+    assert gain.value.estimate == pytest.approx(0.25) and gain.value.n == gain.narrow.n == 2
+    assert longer.value.estimate == pytest.approx(0.3) and longer.control == pytest.approx(0.1)
+
+
+WORDS = ["wait", "let me", "1"]  # the last has no letters: it is never found, and found nowhere
+
+
+def answered(*texts: str, prompt: str = "Wait?<think>") -> pd.DataFrame:
+    """Unsteered answers to as many problems."""
+    told = {"condition": UNSTEERED, "feature": -1, "gamma": 0.0, "problem": range(len(texts))}
+    tokens = [tuple(text.split()) for text in texts]
+    return pd.DataFrame(told | {"text": [prompt + t for t in texts], "tokens": tokens, "thinking_tokens": 7})
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "repeated"),
+    [
+        ("wait, let me see: wait, let it be.", 100 * 3 / 8, 100 * 1 / 7),  # "wait, let" comes again
+        ("Let's wait. Let me wait", 100 * 3 / 5, 0),  # let's is one word
+        ("no no no no no", 0, 100 * 3 / 4),
+        ("wait", 100, 0),
+        ("1 + 1 = 2.", 0, 0),  # without words
+        ("", 0, 0),
+        ("Hmm, wait.</think> Wait, wait, wait", 100 * 1 / 2, 0),  # its thinking alone
+        ("so wait<|im_end|>", 100 * 1 / 2, 0),  # a mark is no word
+    ],
+)
+def test_measures_by_hand(text, reasoning, repeated):
+    row = text_measures(answered(text), ["Wait?<think>"], WORDS).loc[0]
+    assert row[[LENGTH, REASONING, REPEATED]].tolist() == pytest.approx([7, reasoning, repeated])
+
+
+def test_each_answer_has_its_own_prompt_and_keeps_what_is_known_of_it():
+    table = answered("b wait", "c", prompt="")
+    table["text"] = ["wait wait b", "wait b"]
+    found = text_measures(table.iloc[::-1], ["wait wait", "wait"], WORDS)
+    assert list(found.columns) == ["condition", "feature", "gamma", "problem", *MEASURES]
+    assert found["problem"].tolist() == [1, 0] and found[REASONING].tolist() == [0, 0]
+
+
+def measured(condition: str, feature: int, gamma: float, lengths: dict[int, float]) -> pd.DataFrame:
+    told = {"condition": condition, "feature": feature, "gamma": gamma, "problem": list(lengths)}
+    return pd.DataFrame(told | {LENGTH: list(lengths.values()), REASONING: 5.0, REPEATED: 10.0})
+
+
+def test_effects_are_paired_over_problems():
+    plain = measured(UNSTEERED, -1, 0.0, {0: 10, 1: 20, 2: 60})
+    # in another order: 13 − 10, 23 − 20, 63 − 60 are the same change, so there is nothing to resample
+    more = measured("4 at 2", 4, 2.0, {2: 63, 0: 13, 1: 23})
+    less = measured("4 at -1", 4, -1.0, {0: 10, 1: 14, 2: 48}).assign(**{REPEATED: [10.0, 40.0, 40.0]})
+    table = text_effects(pd.concat([plain, more, less]))
+    assert table["condition"].tolist() == ["4 at 2"] * 3 + ["4 at -1"] * 3
+    told = table.set_index(["gamma", "measure"])
+    assert told.loc[(2, LENGTH), ["unsteered", "change", "low", "high"]].tolist() == [30, 3, 3, 3]
+    assert told.loc[(-1, LENGTH), "change"] == pytest.approx((0 - 6 - 12) / 3)
+    assert told.loc[(-1, LENGTH), "low"] < -6 < told.loc[(-1, LENGTH), "high"]
+    assert told.loc[(-1, REPEATED), ["unsteered", "change"]].tolist() == pytest.approx([10, 20])
+    assert (told["problems"] == 3).all() and (told.xs(REASONING, level="measure")["change"] == 0).all()
+
+
+PROMPT = "<|bos|><|user|>Two of 3 9 4 with sum 7.<|assistant|><think>\n"
+
+
+GIVES_UP = (
+    PROMPT + "Wait, now try 3 + 9 = 12, high.\nAnd, thus stop with 3 + 9.\n</think>\n\\boxed{ 3 + 9 }<|eos|>"
+)
+
+
+GOES_ON = PROMPT + (
+    "Wait, now try 3 + 9 = 12, high.\nHmm, so undo there.\nWait, now take 3 + 4 = 7, yes.\nSpoilt line\n"
+    "And, so keep 3 + 4.\n</think>\n\\boxed{ 3 + 4 }<|eos|>"
+)
+
+
+@pytest.fixture
+def answers():
+    rows = [
+        (UNSTEERED, 0, False, 12, GIVES_UP),
+        (UNSTEERED, 1, True, 12, GOES_ON),
+        (UNSTEERED, 2, True, 12, GOES_ON),
+        ("on", 0, True, 20, GOES_ON),
+        ("on", 1, False, 20, GIVES_UP),
+        ("on", 2, True, 20, GOES_ON),
+    ]
+    return pd.DataFrame(rows, columns=["condition", "problem", "correct", "thinking_tokens", "text"])
+
+
+def test_moves_are_read_after_the_prompt():
+    runs = moves_of(GOES_ON)
+    assert runs["move"].tolist() == [
+        "explore", "compute", "backtrack", "explore", "compute", "", "conclude", "answer",
+    ]  # fmt: skip
+    assert PROMPT + "".join(runs["text"]) == GOES_ON
+    assert moves_of("Some <b>prose</b>.").values.tolist() == [["", "Some <b>prose</b>."]]
+
+
+def test_a_problem_under_two_conditions(answers):
+    question, traces = side_by_side(answers, 0, ["on"])
+    assert question == "Two of 3 9 4 with sum 7."
+    assert traces == {"unsteered: wrong, 12 tokens": GIVES_UP, "on: right, 20 tokens": GOES_ON}
+    assert flipped(answers, "on") == {"wrong to right": [0], "right to wrong": [1]}
+
+
+def test_the_figure_holds_every_word_within_its_panel(answers):
+    title, traces = side_by_side(answers, 0, ["on"])
+    fig, data = draw_traces("$x$ " + title, traces)
+    for ax, text in zip(fig.axes, traces.values(), strict=True):
+        drawn = [t.get_text() for t in ax.texts if t.get_family() == ["DejaVu Sans Mono"]]
+        assert "".join(drawn).replace(" ", "") == re.sub(r"\s", "", text.removeprefix(PROMPT))
+        assert max(t.get_position()[0] + len(t.get_text()) for t in ax.texts) <= CHARACTERS
+    assert {mark.get_text() for mark in fig.legends[0].get_texts()} >= {"explore", "give up", "conclude"}
+    assert data["trace"].unique().tolist() == list(traces)
+    fig.draw_without_rendering()
+    plt.close(fig)
+
+
+def test_long_and_strange_traces_are_cut_and_told():
+    long = PROMPT + "Wait, now try 3 + 9 = 12, high.\n" * 50 + "z" * 200 + "\x00\ud800 $\\frac$\n"
+    fig, data = draw_traces("long", {"a": long, "b": "no moves"})
+    texts = [text.get_text() for text in fig.axes[0].texts]
+    assert "… and 15 more lines" in texts  # 50 sentences and 4 lines of the rest, less 39
+    assert len({text.get_position()[1] for text in fig.axes[0].texts}) == LONGEST
+    assert "".join(data.loc[data["trace"] == "a", "text"]).count("high") == 50
+    fig.draw_without_rendering()
+    plt.close(fig)
+
+
+def test_real_text_has_no_margin_and_long_questions_and_many_traces_fit():
+    headings = [f"{i}: a condition with a name {'of many words ' * 9}" for i in range(3)]
+    prose = dict.fromkeys(headings, "It costs $5 and $6_x^2, \\frac. " * 9)
+    fig, _ = draw_traces("How many dollars ($) are left? " * 30, prose)
+    assert len(fig.axes) == 3 and not fig.legends
+    assert all(ax.get_xlim() == (0, CHARACTERS + MARGIN) for ax in fig.axes)
+    assert "…" in fig.get_suptitle()
+    legible(fig)
+    plt.close(fig)
