@@ -110,20 +110,11 @@ verify: $(STAMP) ## rebuild the default profile in a clone, and compare with wha
 
 # --- speeds --------------------------------------------------------------------------------------------------
 
-PEERS := build/bench-peers
-
 check-house: $(STAMP) ## how large the house is, beside its bars
 	@$(BIN)/python tests/check_house.py
 
-bench: $(STAMP) $(if $(DEVICE),,$(PEERS)/.made) ## speed, as ratios to other ways; DEVICE=cuda: the 8B's shape
+bench: $(STAMP) ## speed, as ratios to other ways; DEVICE=cuda: the 8B's shape
 	$(BIN)/python -m reasoning_features.bench $(if $(DEVICE),--device $(call quoted,DEVICE))
-
-# another library's trainer, whose dependencies clash with these
-$(PEERS)/.made: requirements-bench.lock
-	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' $<)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
-	@touch $@
 
 # --- the rest ------------------------------------------------------------------------------------------------
 

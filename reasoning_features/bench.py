@@ -1,9 +1,8 @@
 """`make bench`: what the companion's bulk work costs, as ratios to other ways of doing it.
 
-Two ways of doing the same are run in turn in one process, after a warm-up; the ratios are what is compared.
-How time and memory grow is measured in processes of their own. With ``--device`` the same work is run at the
-true shape of the paper's model, with random weights: of what is timed nothing depends on what the weights
-are, but for how many features are active, which is set to the paper's. Tables go to ``figures/bench``.
+Two ways are run in turn in one process, after a warm-up; how time and memory grow is measured in processes
+of their own. With ``--device`` the same work is run at the shape of the paper's model with random weights: no
+time depends on them but by the number of active features, which is the paper's. Tables: ``figures/bench``.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import copy
 import datetime
 import gc
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -36,7 +34,6 @@ import numpy as np
 import pandas as pd
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -59,6 +56,7 @@ from reasoning_features.residual_stream.activations import (
     stream,
 )
 from reasoning_features.runs.preflight import check_device
+from reasoning_features.runs.provenance import versions
 from reasoning_features.scoring.feature_statistics import FeatureStatistics, accumulate, one_pass
 from reasoning_features.settings import Settings, load_settings
 from reasoning_features.steering.answering import Asked
@@ -73,42 +71,16 @@ CAPTION = (
     "Ratios of pairs run in turn in one process, after a warm-up: median, lowest and highest. Absolute times "
     "are the machine's; the ratios are what is compared."
 )
-GROWTH = "Time and peak memory of a pass against tokens and features, each run in a process of its own."
-PACKAGES = ("numpy", "sae-lens", "scipy", "torch", "transformer-lens", "transformers")
+GROWTH = "Time and peak memory of a pass against tokens, each run in a process of its own."
 PAPER_FEATURES, PAPER_L0 = 65_536, 86
-"""Features of the paper's autoencoder, and how many are active on a token."""
-AT_ONCE = 48
-"""Features for which the released script runs the model over the data once (its ``feature_batch``)."""
-EXAMPLES = 12
-"""Activating examples kept of each feature."""
-PEERS = "build/bench-peers/bin/python"
-"""The interpreter of the environment whose dependencies clash with this one's; ``make bench`` makes it."""
-PEER = """
-import importlib.metadata, sys, torch
-from dictionary_learning.trainers import StandardTrainer
-from safetensors.torch import load_file
-residual = load_file(sys.argv[1])["residual"]
-features, batch, steps = map(int, sys.argv[2:])
-print(importlib.metadata.version("dictionary-learning"), flush=True)
-warm = max(1, steps // 20)
-for _ in sys.stdin:  # a training for each line that comes
-    trainer = StandardTrainer(steps=steps, activation_dim=residual.shape[1], dict_size=features, layer=0,
-        lm_name="", warmup_steps=warm, sparsity_warmup_steps=warm, seed=0, device="cpu")
-    order = torch.randperm(len(residual))
-    for step in range(steps):
-        start = step * batch % (len(residual) - batch + 1)
-        trainer.update(step, residual[order[start : start + batch]])
-    print(steps * batch, flush=True)
-"""
-"""dictionary_learning's standard trainer: says its version, then the tokens of each training."""
+AT_ONCE = 48  # features for which the released script runs the model over the data once (its feature_batch)
+EXAMPLES = 12  # activating examples kept of each feature
 
 
 # --- two ways in turn ---------------------------------------------------------------------------------------
 
-Work = Callable[[], float]
-"""Does something once and tells how much of it was done, such as tokens."""
-Bar = tuple[Literal["≤", "≥"], float]
-"""What a ratio is held to."""
+Work = Callable[[], float]  # does something once and returns how much of it was done, such as tokens
+Bar = tuple[Literal["≤", "≥"], float]  # what a ratio is held to
 
 
 def in_turn(
@@ -126,28 +98,18 @@ def in_turn(
 
 
 def row(
-    what: str,
-    against: str,
-    measure: str,
-    ratios: Sequence[float],
-    bar: Bar | None,
-    sizes: str,
+    what: str, against: str, measure: str, ratios: Sequence[float], bar: Bar | None, sizes: str,
     note: str = "",
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """One comparison: the median of its ratios, their extremes, and whether the bar is met."""
     ratio, met = median(ratios), ""
     if bar is not None:
         met = "yes" if (ratio <= bar[1] if bar[0] == "≤" else ratio >= bar[1]) else "missed"
-    found = {"what": what, "against": against, "measure": measure, "ratio": ratio}
-    found |= {"lowest": min(ratios), "highest": max(ratios), "runs": len(ratios)}
-    found |= {"bar": f"{bar[0]} {bar[1]:g}" if bar else "", "met": met}
-    return found | {
-        "ours per s": np.nan,
-        "theirs per s": np.nan,
-        "unit": "tokens",
-        "sizes": sizes,
-        "note": note,
-    }
+    return {
+        "what": what, "against": against, "measure": measure,
+        "ratio": ratio, "lowest": min(ratios), "highest": max(ratios), "runs": len(ratios),
+        "bar": f"{bar[0]} {bar[1]:g}" if bar else "", "met": met, "sizes": sizes, "note": note,
+    }  # fmt: skip
 
 
 def compared(
@@ -178,7 +140,6 @@ class Sizes:
     strengths: int = 8
     few: int = 2  # conditions of the peers that are run; the rest would be as many runs more
     documents_by_step: tuple[int, ...] = (1000, 2000, 4000)  # of the runs in processes of their own
-    features_by_step: tuple[int, ...] = (1024, 4096, 16_384)
 
 
 @dataclass(frozen=True)
@@ -340,10 +301,9 @@ def harvesting_rows(given: Organism, sizes: Sizes) -> list[dict[str, Any]]:
 
 
 def training_rows(given: Organism, sizes: Sizes) -> list[dict[str, Any]]:
-    """SAELens' trainer from disk against from memory; dictionary_learning, where its environment is there."""
+    """SAELens' trainer on activations read from disk, against the same trainer on activations in memory."""
     batch = min(given.settings.train_batch, sizes.train_tokens)
     recipe = replace(settings_recipe(given.settings), tokens=sizes.train_tokens, batch=batch)
-    found = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "sample"
         harvest(given.subject, given.corpus, place, given.settings.batch_tokens, progress=False)
@@ -356,33 +316,13 @@ def training_rows(given: Organism, sizes: Sizes) -> list[dict[str, Any]]:
             new_trainer(recipe, name, hook, sample, data, "cpu").fit()
             return float(recipe.steps * recipe.batch)
 
-        from_memory = partial(train, lambda: residual)
-        rates = in_turn([partial(train, lambda: load_sample(place).residual), from_memory], sizes.runs)
+        reads = (lambda: load_sample(place).residual, lambda: residual)
+        rates = in_turn([partial(train, read) for read in reads], sizes.runs)
         told = f"{recipe.steps} steps of {recipe.batch:,}, {recipe.d_sae} features, width {residual.shape[1]}"
         what, against = "SAE training from disk, checksums included", "the same trainer on tensors in memory"
         times = recipe.tokens / len(residual)
         note = f"{len(residual):,} activations are read once and trained on {times:.1f} times"
-        found.append(compared(what, against, rates, "time", ("≤", 1.05), told, note))
-        if not paths.resolve(PEERS).is_file():
-            return found
-        stored = Path(folder) / "residual.safetensors"
-        save_file({"residual": residual.contiguous()}, stored)
-        numbers = [str(number) for number in (recipe.d_sae, recipe.batch, recipe.steps)]
-        command = [str(paths.resolve(PEERS)), "-c", PEER, str(stored), *numbers]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        with subprocess.Popen(command, text=True, **pipes) as peer:  # type: ignore[call-overload]
-            version = peer.stdout.readline().strip()
-
-            def theirs() -> float:
-                peer.stdin.write("train\n")
-                peer.stdin.flush()
-                return float(peer.stdout.readline())
-
-            rates = in_turn([from_memory, theirs], sizes.runs)
-            peer.stdin.close()
-    what, against = "SAE training with SAELens, from memory", f"dictionary_learning {version}"
-    note = "a process of another environment, run in turn; a standard autoencoder of the same size"
-    return [*found, compared(what, against, rates, "speed", None, told, note)]
+    return [compared(what, against, rates, "time", ("≤", 1.05), told, note)]
 
 
 # --- steered answers ----------------------------------------------------------------------------------------
@@ -482,9 +422,6 @@ def generation_rows(given: Organism, sizes: Sizes) -> list[dict[str, Any]]:
     return [*found, compared(what, against, rates, "speed", ("≥", 0.97), told)]
 
 
-# --- activating examples ------------------------------------------------------------------------------------
-
-
 def examples_in_one_pass(given: Organism, sae: Any) -> np.ndarray:
     """Positions of the strongest examples of all features ``[f, m]``, kept while reading."""
     kept: Any = ActivatingExamples(given.corpus, EXAMPLES)
@@ -492,58 +429,20 @@ def examples_in_one_pass(given: Organism, sae: Any) -> np.ndarray:
     return kept.result().positions
 
 
-def examples_by_sorting(given: Organism, sae: Any) -> np.ndarray:
-    """The same from the activations of all tokens, stored and sorted feature by feature."""
-    values, positions = [], []
-    for batch in given.stream():
-        values += [features for _, features in encoded(sae, batch.residual)]
-        positions.append(batch.positions)
-    stored, at = torch.cat(values), torch.cat(positions).numpy()
-    documents, found = given.corpus.document_of[at], np.full((stored.shape[1], EXAMPLES), -1)
-    for feature in range(stored.shape[1]):
-        order = torch.argsort(stored[:, feature], descending=True, stable=True).numpy()
-        order = order[stored[:, feature].numpy()[order] > 0]
-        _, first = np.unique(documents[order], return_index=True)
-        best = at[order[np.sort(first)[:EXAMPLES]]]
-        found[feature, : len(best)] = best
-    return found
+# --- growth with tokens -------------------------------------------------------------------------------------
 
-
-def examples_rows(given: Organism, sizes: Sizes) -> list[dict[str, Any]]:
-    """Time of one pass against time of sorting; what each holds is measured in processes of their own."""
-
-    def work(way: Callable[[Organism, Any], Any]) -> float:
-        way(given, given.sae)
-        return float(given.tokens)
-
-    rates = in_turn([partial(work, examples_in_one_pass), partial(work, examples_by_sorting)], sizes.runs)
-    told = f"{given.tokens:,} tokens, {given.sae.cfg.d_sae} features, {EXAMPLES} examples of each"
-    what = "activating examples of all features, one pass"
-    return [compared(what, "storing all activations and sorting them", rates, "time", None, told)]
-
-
-# --- growth with tokens and features ------------------------------------------------------------------------
-
-WAYS: dict[str, Callable[[Organism, Any], Any]] = {
-    "scores": statistics,
-    "examples": examples_in_one_pass,
-    "sorted examples": examples_by_sorting,
+WAYS: dict[str, Callable[[Organism, Any], Any]] = {"scores": statistics, "examples": examples_in_one_pass}
+NAMES = {
+    "scores": "ReasonScore's statistics of all features",
+    "examples": "activating examples of all features, one pass",
 }
-GROWING: dict[str, tuple[str, Bar | None]] = {
-    "scores": ("ReasonScore's statistics of all features", ("≤", 1.1)),
-    "examples": ("activating examples of all features, one pass", ("≤", 1.1)),
-    "sorted examples": ("activating examples by sorting stored activations", None),
-}
-"""What the memory of each way is held to: where it does not grow with tokens it is flat."""
 
 
 def peak(device: str = "cpu") -> int:
-    """The most memory held so far, bytes: the card's, or this process's.
-
-    Linux counts what the parent held into a child's ``ru_maxrss``, so its own record is read there.
-    """
+    """The most memory held so far, bytes: the card's, or this process's."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    # Linux counts what the parent held into a child's ru_maxrss, so its own record is read there
     status = Path("/proc/self/status")
     if found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text() if status.is_file() else ""):
         return 1024 * int(found[1])
@@ -551,60 +450,36 @@ def peak(device: str = "cpu") -> int:
     return held if sys.platform == "darwin" else 1024 * held
 
 
-def measured(way: str, documents: int, features: int | None) -> dict[str, float]:
-    """One pass of a way: ``seconds``, ``held before`` and ``peak`` in bytes, ``tokens`` and ``features``.
-
-    ``features`` of an autoencoder of random directions; None for the shipped one.
-    """
+def measured(way: str, documents: int) -> dict[str, float]:
+    """One pass of a way over the organism's documents: ``seconds``, ``peak`` in bytes, ``tokens``."""
     given = Organism.load(documents)
-    sae = given.sae if features is None else random_autoencoder(next(given.stream()).residual, features)
-    WAYS[way](replace(given, corpus=given.corpus.head(50)), sae)  # warms up
-    before, start = peak(), time.perf_counter()
-    WAYS[way](given, sae)
-    seconds = time.perf_counter() - start
-    # Linux counts a thread's last pages late, so a later record can be a little below an earlier one
-    numbers = {"seconds": seconds, "held before": before, "peak": max(before, peak())}
-    return numbers | {"tokens": given.tokens, "features": sae.cfg.d_sae}
+    WAYS[way](replace(given, corpus=given.corpus.head(50)), given.sae)  # warms up
+    start = time.perf_counter()
+    WAYS[way](given, given.sae)
+    return {"seconds": time.perf_counter() - start, "peak": peak(), "tokens": given.tokens}
 
 
-def in_a_process(way: str, documents: int, features: int | None = None) -> dict[str, float]:
-    """:func:`measured` in a process that has held nothing else."""
-    asked = json.dumps([way, documents, features])
-    command = [sys.executable, "-m", "reasoning_features.bench", "--measure", asked]
+def in_a_process(way: str, documents: int) -> dict[str, Any]:
+    """:func:`measured` in a process that has held nothing else, with the ``way``."""
+    command = [sys.executable, "-m", "reasoning_features.bench", "--measure", json.dumps([way, documents])]
     environment = os.environ | {"PYTHONPATH": str(paths.root())}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def growth_of(sizes: Sizes) -> pd.DataFrame:
-    """Passes over more and more documents, and with wider and wider autoencoders, a row a run."""
-    rows = [
-        in_a_process(way, documents) | {"way": way, "against": "tokens"}
-        for way in WAYS
-        for documents in sizes.documents_by_step
-    ]
-    rows += [
-        in_a_process("scores", sizes.documents_by_step[0], features)
-        | {"way": "scores", "against": "features"}
-        for features in sizes.features_by_step
-    ]
-    return pd.DataFrame(rows)
+    return json.loads(done.stdout.splitlines()[-1]) | {"way": way}
 
 
 def growth_rows(growth: pd.DataFrame) -> list[dict[str, Any]]:
-    """Whether memory is flat in tokens and time linear, from three runs of each kind."""
+    """Whether memory is flat in tokens and time linear, from runs over more and more documents."""
     found, against = [], "itself on the fewest tokens"
-    by_way = growth[growth["against"] == "tokens"].groupby("way")
-    for way, (what, bar) in GROWING.items():
-        first, *_, last = runs = by_way.get_group(way).to_dict("records")
+    for way, runs in growth.groupby("way"):
+        first, last = runs.iloc[0], runs.iloc[-1]
         told = f"{first['tokens']:,.0f} to {last['tokens']:,.0f} tokens, a process each"
-        note = "peak " + ", ".join(f"{run['peak'] / 2**20:,.0f}" for run in runs) + " MiB"
-        ratios = [last["peak"] / first["peak"]]
-        found.append(row(what, against, "peak memory, most / fewest tokens", ratios, bar, told, note))
-        if way == "scores":
-            ratios = [last["seconds"] / last["tokens"] / (first["seconds"] / first["tokens"])]
-            linear = row(what, against, "time a token, most / fewest tokens", ratios, ("≤", 1.15), told)
-    return [*found, linear]
+        note = "peak " + ", ".join(f"{size / 2**20:,.0f}" for size in runs["peak"]) + " MiB"
+        memory = [last["peak"] / first["peak"]]
+        pace = [last["seconds"] / last["tokens"] / (first["seconds"] / first["tokens"])]
+        what = NAMES[str(way)]
+        found.append(row(what, against, "peak memory, most / fewest tokens", memory, ("≤", 1.1), told, note))
+        found.append(row(what, against, "time a token, most / fewest tokens", pace, ("≤", 1.15), told))
+    return found
 
 
 # --- the paper's shape on a device --------------------------------------------------------------------------
@@ -794,21 +669,17 @@ def code_digest() -> str:
     return hashlib.sha256("".join(file_digest(file) for file in files).encode()).hexdigest()
 
 
-def write(
-    folder: Path, name: str, table: pd.DataFrame, shown: str, caption: str, device: str, code: str
-) -> None:
+def write(folder: Path, name: str, table: pd.DataFrame, shown: str, caption: str, code: str) -> None:
     """Write a table as CSV and Markdown, and the record beside them: when, on what, by which code."""
     csv, markdown = folder / f"{name}.csv", folder / f"{name}.md"
     write_csv(csv, table)
     write_text(markdown, f"{shown}\n{caption}\n")
-    versions = {package: importlib.metadata.version(package).split("+")[0] for package in PACKAGES}
     record = {
         "caption": caption,
         "date": datetime.date.today().isoformat(),
-        "device": device,
         "processor": processor(),
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version()} | versions,
+        "versions": versions(),
         "code_sha256": code,
         "files": {file.name: file_digest(file) for file in (csv, markdown)},
     }
@@ -818,13 +689,14 @@ def write(
 def compare(sizes: Sizes, folder: Path) -> pd.DataFrame:
     """Run every comparison and write ``ratios`` and ``growth``."""
     code, given, rows = code_digest(), Organism.load(sizes.documents), []
-    for comparison in (scoring_rows, harvesting_rows, training_rows, generation_rows, examples_rows):
+    for comparison in (scoring_rows, harvesting_rows, training_rows, generation_rows):
         rows += comparison(given, sizes)
         gc.collect()
-    growth = growth_of(sizes)
+    runs = [(way, documents) for way in WAYS for documents in sizes.documents_by_step]
+    growth = pd.DataFrame([in_a_process(way, documents) for way, documents in runs])
     table = pd.DataFrame(rows + growth_rows(growth))
-    write(folder, "ratios", table, to_markdown(table[SHOWN]), CAPTION, processor(), code)
-    write(folder, "growth", growth, to_markdown(growth), GROWTH, processor(), code)
+    write(folder, "ratios", table, to_markdown(table[SHOWN]), CAPTION, code)
+    write(folder, "growth", growth, to_markdown(growth), GROWTH, code)
     return table
 
 
@@ -835,7 +707,7 @@ def on_device(shape: Shape, device: str, folder: Path) -> pd.DataFrame:
     table = measure_device(shape, device).assign(card=card, date=datetime.date.today().isoformat())
     name = "device_" + re.sub(r"[^a-z0-9]+", "_", card.lower()).strip("_")
     caption = f"The paper's shape with random weights on {card}: {shape}."
-    write(folder, name, table, to_markdown(table), caption, card, code)
+    write(folder, name, table, to_markdown(table), caption, code)
     return table
 
 
