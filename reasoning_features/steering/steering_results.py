@@ -168,28 +168,6 @@ def variants_apart(
     return pd.DataFrame(rows)
 
 
-def agreements(fresh: Sequence[Study], stored: Sequence[Study]) -> pd.DataFrame:
-    """How far studies that were computed anew agree with the stored ones of as many trials and problems.
-
-    ``winners``: share of classes with the same winner; ``answers``: share of fresh problems that are graded
-    alike, over those classes; ``screening``: largest difference of a trial's accuracy.
-    """
-    rows = []
-    for ours in fresh:
-        for theirs in stored:
-            sizes = ((len(study.screening), len(study.evaluation)) for study in (ours, theirs))
-            if ours.identity != theirs.identity or len(set(sizes)) > 1:
-                continue
-            winners, known = (study.winners.set_index("group")["condition"] for study in (ours, theirs))
-            same = [group for group in winners.index if known.get(group) == winners[group]]
-            alike = [(ours.outcome(group) == theirs.outcome(group)).mean() for group in [UNSTEERED, *same]]
-            both = ours.screening.merge(theirs.screening, on=["group", "condition"], suffixes=("", " stored"))
-            row = {"model": ours.identity["model"], "winners": len(same) / len(winners)}
-            row |= {"answers": float(np.mean(alike))}
-            rows.append(row | {"screening": (both["correct"] - both["correct stored"]).abs().max()})
-    return pd.DataFrame(rows)
-
-
 # --- as many tokens, spent otherwise ------------------------------------------------------------------------
 
 

@@ -334,21 +334,18 @@ def study_variants(
     shipped: Mapping[str, Study],
     folder: Path,
 ) -> tuple[dict[str, Study], list[str]]:
-    """A study of every variant, saved in a folder, and which of them were made anew.
-
-    The first variant is always studied; the shipped study of another is read where there is one.
-    """
+    """A study of every variant, saved in a folder, and which of them were made anew: no shipped one fits."""
     studies: dict[str, Study] = {}
     fresh = []
     for name, variant in variants.items():
         told = tables[name].identity
-        found = shipped_study(variant.settings, shipped, told) if studies else None
+        found = shipped_study(variant.settings, shipped, told)
         if found is None:
             fresh.append(name)
             found = study_model(variant, tried[name], told, folder / "unfinished")
         found.save(folder / name)
         studies[name] = found
-    shutil.rmtree(folder / "unfinished")
+    shutil.rmtree(folder / "unfinished", ignore_errors=True)
     return studies, fresh
 
 

@@ -71,15 +71,6 @@ def test_screening_counts_stand_beside_the_papers():
     assert table.loc["the paper's 46 features", results.BETTER] == pytest.approx(9 / 46)
 
 
-def test_a_study_agrees_with_itself_and_not_with_another_of_as_many_trials():
-    one, other = made(1.0, 0, {CHOSEN: 0.6, SLOT: 0.5}), made(1.0, 0, {CHOSEN: 0.7, SLOT: 0.5})
-    expected = {"model": "m0", "winners": 1, "answers": 1, "screening": 0}
-    assert results.agreements([one], [one]).iloc[0].to_dict() == expected
-    assert results.agreements([one], [other])["winners"].tolist() == [0.5]
-    fewer = replace(one, screening=one.screening.head(1))
-    assert results.agreements([one], [fewer, made(1.0, 1, {CHOSEN: 0.6, SLOT: 0.5})]).empty
-
-
 def test_claims_have_both_intervals_and_controls(study):
     effect = results.effect(study, CHOSEN)
     wide, narrow = effect.value, effect.narrow
