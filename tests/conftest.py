@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import local_hub
+import matplotlib.pyplot as plt
 import miniatures
 import pytest
 import torch
@@ -23,6 +24,13 @@ from reasoning_features.text.corpus import Corpus
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # workers share the cores: threads of one would wait for those of another
+
+
+@pytest.fixture(autouse=True)
+def _closed_figures() -> Iterator[None]:
+    """Figures are closed after every test."""
+    yield
+    plt.close("all")
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from sae_lens.saes.sae import SAEMetadata
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from reasoning_features import paths
+from reasoning_features.settings import Settings, load_settings
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.truth.benchmark import Benchmark
 from reasoning_features.truth.effects import Effects
@@ -131,6 +133,17 @@ def make_benchmark(
     )
     evidence = pd.DataFrame({"feature": np.arange(dead + len(effect))})
     return Benchmark("coupled-0", 1.0, 0, "relu", 0, evidence, {"persistence": truth})
+
+
+def few_settings(profile: str, **overrides: Any) -> Settings:
+    """The smoke profile with few decisions, directions and vocabularies, whichever profile is asked for."""
+    few = {"decisions": 10, "random_directions": 10, "random_vocabularies": 4, "slot_vocabularies": 4}
+    return load_settings("smoke", **overrides, **few)
+
+
+def file_times(folder: Path) -> dict[str, int]:
+    """When each file below a folder was written."""
+    return {paths.relative(p): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 PIECES = ("<s>", "wait", " wait", "Wait", "let", " let", " me", "But", " But", " but", "a", " a", " b", ".")

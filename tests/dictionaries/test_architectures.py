@@ -55,7 +55,7 @@ def brute_force(decoder: Tensor, chunks: list[list[int]]) -> Tensor:
 
 
 @pytest.mark.parametrize("chunks", [1, 5, 7])
-def test_the_penalty_and_its_gradient_are_those_of_the_formula(chunks: int) -> None:
+def test_the_penalty_and_its_gradient_are_those_of_the_formula(chunks):
     generator = torch.Generator().manual_seed(chunks)
     lengths = 0.1 + torch.rand(FEATURES, 1, generator=generator, dtype=torch.float64)
     decoder = lengths * torch.randn(FEATURES, WIDTH, generator=generator, dtype=torch.float64)
@@ -68,7 +68,7 @@ def test_the_penalty_and_its_gradient_are_those_of_the_formula(chunks: int) -> N
     torch.testing.assert_close(ours.grad, exact.grad, rtol=1e-9, atol=1e-12)
 
 
-def test_penalties_by_hand() -> None:
+def test_penalties_by_hand():
     orthonormal = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))[0].double()
     together = [torch.arange(8)]
     assert orthogonality_penalty(orthonormal, together) < 1e-12
@@ -85,7 +85,7 @@ def test_penalties_by_hand() -> None:
     assert penalty == 0 and torch.isfinite(decoder.grad).all()
 
 
-def test_partitions_are_even_and_drawn_from_seed_and_step_alone() -> None:
+def test_partitions_are_even_and_drawn_from_seed_and_step_alone():
     parts = partition(10, 4, seed=1, step=5)
     assert sorted(len(part) for part in parts) == [2, 2, 3, 3]
     assert sorted(torch.cat(parts).tolist()) == list(range(10))
@@ -100,7 +100,7 @@ def autoencoder(kind: type, config: type, **options: float) -> TrainingSAE:
     return kind(config(d_in=WIDTH, d_sae=FEATURES, k=3.0, **options))
 
 
-def test_the_loss_is_that_of_batchtopk_and_the_penalty_on_its_steps() -> None:
+def test_the_loss_is_that_of_batchtopk_and_the_penalty_on_its_steps():
     plain = autoencoder(BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig)
     ours = autoencoder(OrtSAE, OrtSAEConfig, gamma=0.5, chunks=2, every=5)
     batch = torch.randn(32, WIDTH, generator=torch.Generator().manual_seed(4))
@@ -117,7 +117,7 @@ def test_the_loss_is_that_of_batchtopk_and_the_penalty_on_its_steps() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"gamma": -1.0}, {"chunks": 0}, {"chunks": FEATURES + 1}, {"every": 0}])
-def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match="OrtSAE takes"):
         OrtSAEConfig(d_in=WIDTH, d_sae=FEATURES, **wrong)
     with pytest.raises(ValueError, match="cosine between 0 and 1"):
@@ -130,7 +130,7 @@ FROZEN = Recipe("frozen_decoder", d_sae=24, tokens=60 * 128, learning_rate=1e-2,
 
 
 @pytest.fixture(scope="module")
-def uneven() -> Tensor:
+def uneven():
     """4,000 activations far from the origin, of very uneven variances."""
     noise = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
     return 20 * noise * torch.tensor([9.0, 6, 4, 3, 2, 1, 1, 1]) + 50
@@ -147,7 +147,7 @@ def trained(uneven: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor, TrainingSAE
     return *before, trainer.sae
 
 
-def test_outside_the_cap_is_put_exactly_on_its_edge_and_inside_is_left_alone() -> None:
+def test_outside_the_cap_is_put_exactly_on_its_edge_and_inside_is_left_alone():
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(500, 16, generator=generator, dtype=torch.float64)
     moved = start + 3 * torch.rand(500, 1, generator=generator) * torch.randn(500, 16, generator=generator)
@@ -158,14 +158,9 @@ def test_outside_the_cap_is_put_exactly_on_its_edge_and_inside_is_left_alone() -
     found = cosine_similarity(back[outside], start[outside])
     torch.testing.assert_close(found, torch.full_like(found, 0.8), rtol=1e-12, atol=0)
     torch.testing.assert_close(back.norm(dim=1), moved.norm(dim=1))
-    # the edge's point lies in the plane of start and direction, on the direction's side
-    first = normalize(start, dim=1)
-    aside, left = (each - (each * first).sum(1, keepdim=True) * first for each in (moved, back))
-    along = cosine_similarity(left[outside], aside[outside])
-    torch.testing.assert_close(along, torch.ones_like(along))
 
 
-def test_the_edge_is_the_nearest_point_of_the_cap() -> None:
+def test_the_edge_is_the_nearest_point_of_the_cap():
     start, moved = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
     back = into_cap(moved, start, 0.8)
     torch.testing.assert_close(back, torch.tensor([[1.6, 1.2]]))
@@ -176,20 +171,18 @@ def test_the_edge_is_the_nearest_point_of_the_cap() -> None:
     torch.testing.assert_close(into_cap(-start, start, 0.8), start)
 
 
-@pytest.mark.parametrize("directions", ["default", "iso", "cov"])
-def test_a_frozen_decoder_does_not_move_by_a_bit_while_the_rest_learns(uneven, directions) -> None:
-    decoder, encoder, sae = trained(uneven, replace(FROZEN, directions=directions))
-    assert torch.equal(sae.W_dec, decoder)
-    assert not torch.equal(sae.W_enc, encoder)
+@pytest.mark.parametrize(
+    ("architecture", "directions"),
+    [("frozen_decoder", "default"), ("frozen_decoder", "cov"), ("frozen_encoder", "default")],
+)
+def test_a_frozen_part_does_not_move_by_a_bit_while_the_rest_learns(uneven, architecture, directions):
+    decoder, encoder, sae = trained(uneven, replace(FROZEN, architecture=architecture, directions=directions))
+    assert torch.equal(sae.W_dec, decoder) == (architecture == "frozen_decoder")
+    assert torch.equal(sae.W_enc, encoder) == (architecture == "frozen_encoder")
+    assert sae.b_enc.abs().sum() > 0
 
 
-def test_a_frozen_encoder_does_not_move_by_a_bit_while_the_rest_learns(uneven) -> None:
-    decoder, encoder, sae = trained(uneven, replace(FROZEN, architecture="frozen_encoder"))
-    assert torch.equal(sae.W_enc, encoder)
-    assert not torch.equal(sae.W_dec, decoder) and sae.b_enc.abs().sum() > 0
-
-
-def test_a_soft_frozen_decoder_moves_and_stays_in_its_cap_also_when_saved(uneven, tmp_path) -> None:
+def test_a_soft_frozen_decoder_moves_and_stays_in_its_cap_also_when_saved(uneven, tmp_path):
     recipe = replace(FROZEN, architecture="soft_frozen_decoder", directions="iso")
     decoder, _, sae = trained(uneven, recipe)
     torch.testing.assert_close(sae.start, decoder)
@@ -200,7 +193,7 @@ def test_a_soft_frozen_decoder_moves_and_stays_in_its_cap_also_when_saved(uneven
     assert torch.equal(again.W_dec, sae.W_dec) and torch.equal(again.start, sae.start)
 
 
-def test_directions_start_with_the_activations_covariance_or_without(uneven) -> None:
+def test_directions_start_with_the_activations_covariance_or_without(uneven):
     wide = replace(FROZEN, d_sae=4000)
     for kind, ratio in (("iso", 1.0), ("cov", 81.0)):
         spread = start_directions(replace(wide, directions=kind), uneven, 0).double().var(0)
@@ -212,14 +205,14 @@ def test_directions_start_with_the_activations_covariance_or_without(uneven) -> 
 RECIPE = Recipe("batchtopk", d_sae=48, tokens=1500 * 256, learning_rate=3e-3, batch=256, k=3, l1=1.0)
 
 
-def test_metadata_tell_the_recipe_and_leave_out_what_is_usual() -> None:
+def test_metadata_tell_the_recipe_and_leave_out_what_is_usual():
     ortsae = replace(RECIPE, architecture="ortsae")
     assert ortsae.metadata["architecture"] == "ortsae" and "gamma" not in ortsae.metadata
     assert replace(ortsae, gamma=1.0).metadata["gamma"] == 1.0
 
 
 @pytest.fixture
-def residual() -> Tensor:
+def residual():
     """Sums of three of 40 directions in 16 dimensions, away from the origin."""
     generator = torch.Generator().manual_seed(2)
     directions = normalize(torch.randn(40, 16, generator=generator), dim=1)
@@ -252,7 +245,7 @@ save_file({"f": features.detach().contiguous()}, sys.argv[3])
 @pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_a_training_learns_is_saved_for_plain_saelens_and_goes_on(
     residual, one_thread, tmp_path, architecture
-) -> None:
+):
     recipe = replace(RECIPE, architecture=architecture)
     training = train_autoencoder(residual, recipe, "model", HOOK)
     sae, last = training.sae, training.history.iloc[-1]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import local_hub
 import miniatures
 import pytest
 import torch
-from local_hub import LocalHub
 from sae_lens import SAE, StandardSAE, TopKSAE, TopKSAEConfig
 from safetensors.torch import load_file, save_file
 from tiny import HOOK, signed_identity
@@ -20,7 +18,6 @@ from reasoning_features.dictionaries.autoencoder import (
     check_scaling,
     compared_with_plain,
     load_autoencoder,
-    name_of,
     save_autoencoder,
 )
 from reasoning_features.dictionaries.evaluation import quality
@@ -32,21 +29,19 @@ MLP = f"blocks.{miniatures.LAYER}.hook_mlp_out"
 
 
 @pytest.fixture(scope="module")
-def texts() -> list[str]:
+def texts():
     return [row["text"] for row in miniatures.thoughts(8)]
 
 
 @pytest.fixture
-def sparsify(miniature_root: Path, tmp_path: Path) -> Path:
+def sparsify(miniature_root, tmp_path):
     """A copy of the autoencoder in sparsify's format, to be changed."""
     copied = tmp_path / "sae"
     shutil.copytree(miniature_root / "models" / miniatures.QWEN_SAE, copied)
     return copied / miniatures.MLP
 
 
-def test_the_paper_s_autoencoder_as_version_5_left_it(
-    hub: LocalHub, miniature_root: Path, texts: list[str]
-) -> None:
+def test_the_paper_s_autoencoder_as_version_5_left_it(hub, miniature_root, texts):
     sae = load_autoencoder(PAPER, miniatures.WIDTH, miniatures.HOOK)
     assert isinstance(sae, StandardSAE) and sae.cfg.normalize_activations == "none"
     assert (
@@ -66,9 +61,7 @@ def test_the_paper_s_autoencoder_as_version_5_left_it(
         load_autoencoder(PAPER, miniatures.WIDTH, after)
 
 
-def test_a_checkpoint_of_version_5_is_found_out(
-    miniature_root: Path, tmp_path: Path, texts: list[str]
-) -> None:
+def test_a_checkpoint_of_version_5_is_found_out(miniature_root, tmp_path, texts):
     shutil.copytree(miniature_root / "models" / miniatures.LLAMA_SAE / miniatures.HOOK, tmp_path / "sae")
     points = miniatures.activations(miniature_root / "models" / miniatures.LLAMA, texts, "resid_post")
     file = tmp_path / "sae" / "sae_weights.safetensors"
@@ -89,9 +82,7 @@ SHORT = [
 
 
 @pytest.mark.parametrize("normalized", ["none", "expected_average_only_in"])
-def test_as_version_5_uploads_an_autoencoder_that_it_has_loaded(
-    miniature_root: Path, tmp_path: Path, normalized: str
-) -> None:
+def test_as_version_5_uploads_an_autoencoder_that_it_has_loaded(miniature_root, tmp_path, normalized):
     source = miniature_root / "models" / miniatures.LLAMA_SAE / miniatures.HOOK
     shutil.copytree(source, tmp_path / "sae")
     runner = json.loads((source / "cfg.json").read_text())
@@ -104,9 +95,7 @@ def test_as_version_5_uploads_an_autoencoder_that_it_has_loaded(
     assert torch.equal(sae(points), load_autoencoder(str(source), miniatures.WIDTH)(points))
 
 
-def test_sparsify_encodes_less_the_bias_and_reads_the_mlp(
-    hub: LocalHub, miniature_root: Path, texts: list[str]
-) -> None:
+def test_sparsify_encodes_less_the_bias_and_reads_the_mlp(hub, miniature_root, texts):
     sae = load_autoencoder(SPARSIFY, miniatures.WIDTH, MLP)
     assert isinstance(sae, TopKSAE) and sae.cfg.metadata.model_name == miniatures.QWEN
     points = miniatures.activations(miniature_root / "models" / miniatures.QWEN, texts, "mlp_out")
@@ -121,7 +110,7 @@ def test_sparsify_encodes_less_the_bias_and_reads_the_mlp(
     check_scaling(sae, points)
 
 
-def test_a_folder_is_named_where_it_is_forgotten(hub: LocalHub) -> None:
+def test_a_folder_is_named_where_it_is_forgotten(hub):
     with pytest.raises(
         MissingArtefact, match=r"no autoencoder in mini/.*: name the folder that has cfg\.json"
     ):
@@ -135,33 +124,26 @@ def test_a_folder_is_named_where_it_is_forgotten(hub: LocalHub) -> None:
         ({"activation": "groupmax"}, "has an activation that is not known here"),
     ],
 )
-def test_other_variants_of_sparsify_are_refused(
-    sparsify: Path, changed: dict[str, object], message: str
-) -> None:
+def test_other_variants_of_sparsify_are_refused(sparsify, changed, message):
     file = sparsify / "cfg.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changed))
     with pytest.raises(UserError, match=message):
         load_autoencoder(str(sparsify), miniatures.WIDTH)
 
 
-def test_where_sparsify_reads_is_told_by_the_folder(sparsify: Path) -> None:
+def test_where_sparsify_reads_is_told_by_the_folder(sparsify):
     stream = sparsify.rename(sparsify.with_name(f"layers.{miniatures.LAYER}"))
     assert load_autoencoder(str(stream), miniatures.WIDTH).cfg.metadata.hook_name == miniatures.HOOK
     with pytest.raises(UserError, match=r"does not tell by its folder where it reads: give layers\.N"):
         load_autoencoder(str(stream.rename(stream.with_name("embed_tokens"))), miniatures.WIDTH)
 
 
-def test_names_say_the_start_where_it_is_not_the_sphere() -> None:
-    labels = ("batchtopk", "frozen_decoder-iso", "frozen_decoder-cov")
-    assert [name_of(label) for label in labels] == ["BatchTopK", "frozen decoder", "frozen decoder (cov)"]
-
-
 @pytest.fixture
-def residual() -> torch.Tensor:
+def residual():
     return torch.randn(200, 4, generator=torch.Generator().manual_seed(0)) + torch.tensor([5.0, 0, -3, 1])
 
 
-def test_reloading_gives_the_same_numbers(tmp_path: Path, residual: torch.Tensor) -> None:
+def test_reloading_gives_the_same_numbers(tmp_path, residual):
     sae = signed_identity(4, 0.7, centre=torch.ones(4))
     save_autoencoder(sae, tmp_path / "sae")
     reloaded = load_autoencoder(str(tmp_path / "sae"), 4, HOOK)
@@ -172,7 +154,7 @@ def test_reloading_gives_the_same_numbers(tmp_path: Path, residual: torch.Tensor
         compared_with_plain(signed_identity(4), str(tmp_path / "sae"), residual)
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused(tmp_path):
     place = str(tmp_path / "sae")
     save_autoencoder(signed_identity(4), tmp_path / "sae")
     with pytest.raises(UserError, match="activations of width 4, but the model's are 128 wide"):
@@ -186,7 +168,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         load_autoencoder(place, 4)
 
 
-def test_missing_and_unreadable(tmp_path: Path) -> None:
+def test_missing_and_unreadable(tmp_path):
     with pytest.raises(MissingArtefact, match="no autoencoder in nothing: `make organism`"):
         load_autoencoder(str(tmp_path / "nothing"), 4)
     save_autoencoder(signed_identity(4), tmp_path / "sae")
@@ -197,7 +179,7 @@ def test_missing_and_unreadable(tmp_path: Path) -> None:
         load_autoencoder(str(tmp_path / "sae"), 4)
 
 
-def test_scaling_is_found_out_from_activations(residual: torch.Tensor) -> None:
+def test_scaling_is_found_out_from_activations(residual):
     sae = signed_identity(4)
     sae.b_enc.data -= 0.1  # a threshold tells scales apart: small activations leave features silent
     check_scaling(sae, residual)
@@ -205,7 +187,7 @@ def test_scaling_is_found_out_from_activations(residual: torch.Tensor) -> None:
         check_scaling(sae, residual / 1000)
 
 
-def test_directions_are_what_the_decoder_adds() -> None:
+def test_directions_are_what_the_decoder_adds():
     sae = TopKSAE(TopKSAEConfig(d_in=4, d_sae=4, k=2, rescale_acts_by_decoder_norm=True))
     sae.W_dec.data, sae.b_dec.data = 3 * torch.eye(4), torch.ones(4)
     torch.testing.assert_close(added_directions(sae), torch.eye(4))

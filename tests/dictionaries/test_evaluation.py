@@ -9,19 +9,7 @@ import torch
 from tiny import WIDTH, signed_identity
 
 import reasoning_features.dictionaries.evaluation as room
-from reasoning_features.dictionaries.evaluation import (
-    best_cosines,
-    evaluate,
-    gaussian_directions,
-    loss_by_document,
-    loss_recovered,
-    matched_share,
-    paired_share,
-    principal_explained,
-    quality,
-    reconstruct,
-)
-from reasoning_features.models.subject import Subject
+from reasoning_features.dictionaries import evaluation
 from reasoning_features.residual_stream.activations import collect, next_token_loss, stream
 from reasoning_features.text.corpus import Corpus
 
@@ -29,94 +17,92 @@ SAES = {"perfect": signed_identity(WIDTH), "nothing": signed_identity(WIDTH, 0.0
 
 
 @pytest.fixture
-def residual() -> torch.Tensor:
+def residual():
     return torch.randn(200, 4, generator=torch.Generator().manual_seed(0)) + torch.tensor([5.0, 0, -3, 1])
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.5, 1.0, 3.0])
-def test_scaled_reconstruction(residual: torch.Tensor, gain: float) -> None:
+def test_scaled_reconstruction(residual, gain):
     # x̂ = mean + gain (x − mean): the error is (1 − gain)² of the deviation
     scaled = signed_identity(4, gain, centre=residual.mean(0))
-    assert reconstruct(scaled, residual).explained == pytest.approx(1 - (1 - gain) ** 2, abs=1e-6)
+    assert evaluation.reconstruct(scaled, residual).explained == pytest.approx(1 - (1 - gain) ** 2, abs=1e-6)
 
 
-def test_scaled_about_zero_by_hand() -> None:
+def test_scaled_about_zero_by_hand():
     # x ∈ {1, 3}, mean 2, deviations 1 and 1; x̂ = x/2 gives errors 1/4 and 9/4: 1 − 2.5/2 = −0.25
-    found = reconstruct(signed_identity(1, gain=0.5), torch.tensor([[1.0], [3.0]]))
+    found = evaluation.reconstruct(signed_identity(1, gain=0.5), torch.tensor([[1.0], [3.0]]))
     assert found.error.tolist() == [0.25, 2.25]
     assert found.deviation.tolist() == [1.0, 1.0]
     assert found.explained == -0.25
 
 
-def test_active_features_by_hand() -> None:
+def test_active_features_by_hand():
     # features: +x0, +x1, −x0, −x1. (2, 0): one active; (1, −1): two; (3, 0): one. −x0 never fires.
-    found = reconstruct(signed_identity(2), torch.tensor([[2.0, 0.0], [1.0, -1.0], [3.0, 0.0]]))
+    found = evaluation.reconstruct(signed_identity(2), torch.tensor([[2.0, 0.0], [1.0, -1.0], [3.0, 0.0]]))
     assert found.active.tolist() == [1, 2, 1]
     np.testing.assert_allclose(found.density, [1.0, 0.0, 0.0, 1 / 3])
     assert found.live.tolist() == [True, False, False, True]
     assert found.dead_share == 0.5
-    summary = quality(signed_identity(2), torch.tensor([[2.0, 0.0], [1.0, -1.0], [3.0, 0.0]]))
+    summary = evaluation.quality(signed_identity(2), torch.tensor([[2.0, 0.0], [1.0, -1.0], [3.0, 0.0]]))
     assert summary["L0"] == pytest.approx(4 / 3)
     assert summary["median density"] == pytest.approx(2 / 3)
 
 
-def test_matched_share_by_hand() -> None:
+def test_matched_share_by_hand():
     decoder = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [1.0, 1.0]])
     other = torch.tensor([[0.5, 0.0], [1.0, 0.1], [0.0, 0.0]])
     # cosines with (1, 0) and (1, .1)/1.005: row 0 has 1; row 1 has .0995; row 2 points away: its best is the
     # zero direction's 0; row 3 has .774 with the second
-    np.testing.assert_allclose(best_cosines(decoder, other), [1, 0.0995, 0, 0.774], atol=1e-3)
-    assert matched_share(decoder, other) == 0.5
-    assert matched_share(decoder, other, threshold=0.8) == 0.25
-    assert matched_share(decoder, decoder) == 1.0
+    np.testing.assert_allclose(evaluation.best_cosines(decoder, other), [1, 0.0995, 0, 0.774], atol=1e-3)
+    assert evaluation.matched_share(decoder, other) == 0.5
+    assert evaluation.matched_share(decoder, other, threshold=0.8) == 0.25
+    assert evaluation.matched_share(decoder, decoder) == 1.0
 
 
-def test_paired_share_counts_each_partner_once() -> None:
+def test_paired_share_counts_each_partner_once():
     # three directions that all lie near (1, 0), one near (0, 1): against those two, only two can be paired
     crowd = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.1, 1.0]])
     axes = torch.eye(2)
-    assert matched_share(crowd, axes) == 1.0
-    assert paired_share(crowd, axes) == 0.5
-    assert paired_share(axes, crowd) == 1.0
+    assert evaluation.matched_share(crowd, axes) == 1.0
+    assert evaluation.paired_share(crowd, axes) == 0.5
+    assert evaluation.paired_share(axes, crowd) == 1.0
 
 
-def test_sums_by_document() -> None:
-    found = reconstruct(signed_identity(1, gain=0.5), torch.tensor([[1.0], [3.0], [-4.0]]))
+def test_sums_by_document():
+    found = evaluation.reconstruct(signed_identity(1, gain=0.5), torch.tensor([[1.0], [3.0], [-4.0]]))
     sums = found.by_document(np.array([4, 7, 4]))
     # errors x²/4, deviations x² (the mean is 0), one feature active on each token
     assert sums.loc[4].to_dict() == {"error": 4.25, "deviation": 17.0, "active": 2.0, "tokens": 2.0}
     assert sums.loc[7, "error"] == 2.25
 
 
-def test_principal_components_by_hand() -> None:
+def test_principal_components_by_hand():
     # variances 9, 4 and 1 along three axes, far from the origin
     points = torch.tensor([[3.0, 0, 0], [-3, 0, 0], [0, 2, 0], [0, -2, 0], [0, 0, 1], [0, 0, -1]]) + 50
-    assert principal_explained(points, 1) == pytest.approx(9 / 14)
-    assert principal_explained(points, 2) == pytest.approx(13 / 14)
-    assert principal_explained(points, 3) == pytest.approx(1)
+    assert evaluation.principal_explained(points, 1) == pytest.approx(9 / 14)
+    assert evaluation.principal_explained(points, 2) == pytest.approx(13 / 14)
+    assert evaluation.principal_explained(points, 3) == pytest.approx(1)
 
 
-def test_gaussian_directions_have_the_covariance(residual: torch.Tensor) -> None:
+def test_gaussian_directions_have_the_covariance(residual):
     stretched = residual * torch.tensor([10.0, 1, 1, 0.1])
-    drawn = gaussian_directions(stretched, 20_000, seed=0)
+    drawn = evaluation.gaussian_directions(stretched, 20_000, seed=0)
     expected = torch.cov(stretched.double().T)
     scale = expected.diagonal().sqrt()
     torch.testing.assert_close(
         torch.cov(drawn.T) / scale / scale[:, None], expected / scale / scale[:, None], atol=0.05, rtol=0
     )
-    assert torch.equal(drawn, gaussian_directions(stretched, 20_000, seed=0))
+    assert torch.equal(drawn, evaluation.gaussian_directions(stretched, 20_000, seed=0))
 
 
-def test_many_are_compared_and_summed_some_at_a_time(
-    residual: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_are_compared_and_summed_some_at_a_time(residual, monkeypatch):
     one, other, sae = residual[:80], residual[100:190], signed_identity(4, gain=0.5)
 
     def measured() -> tuple[list[float], torch.Tensor, np.ndarray]:
-        found, drawn = reconstruct(sae, residual), gaussian_directions(residual, 5, 0)
-        shares = [paired_share(one, other, 0.99), matched_share(one, other, 0.99)]
-        numbers = [found.l0, found.explained, principal_explained(residual, 2), *shares]
-        return numbers, drawn @ drawn.T, best_cosines(one, other)
+        found, drawn = evaluation.reconstruct(sae, residual), evaluation.gaussian_directions(residual, 5, 0)
+        shares = [evaluation.paired_share(one, other, 0.99), evaluation.matched_share(one, other, 0.99)]
+        numbers = [found.l0, found.explained, evaluation.principal_explained(residual, 2), *shares]
+        return numbers, drawn @ drawn.T, evaluation.best_cosines(one, other)
 
     whole = measured()
     monkeypatch.setattr(room, "WIDE", 1000)
@@ -129,29 +115,25 @@ def test_many_are_compared_and_summed_some_at_a_time(
 
 
 @pytest.fixture
-def losses(tiny_subject: Subject, tiny_corpus: Corpus) -> pd.DataFrame:
-    return loss_by_document(tiny_subject, SAES, tiny_corpus, 100)
+def losses(tiny_subject, tiny_corpus):
+    return evaluation.loss_by_document(tiny_subject, SAES, tiny_corpus, 100)
 
 
-def test_loss_is_recovered_wholly_by_a_perfect_sae_and_not_at_all_by_a_zero_one(
-    losses: pd.DataFrame, tiny_corpus: Corpus
-) -> None:
+def test_loss_is_recovered_wholly_by_a_perfect_sae_and_not_at_all_by_a_zero_one(losses, tiny_corpus):
     assert losses.index.tolist() == list(range(tiny_corpus.n_documents))
     # every token but the first (BOS) of each document is predicted
     assert losses["tokens"].tolist() == (np.diff(tiny_corpus.starts) - 1).tolist()
-    assert loss_recovered(losses, "perfect").estimate == pytest.approx(1.0, abs=1e-5)
-    assert loss_recovered(losses, "nothing").estimate == pytest.approx(0.0, abs=1e-6)
+    assert evaluation.loss_recovered(losses, "perfect").estimate == pytest.approx(1.0, abs=1e-5)
+    assert evaluation.loss_recovered(losses, "nothing").estimate == pytest.approx(0.0, abs=1e-6)
 
 
-def test_loss_of_a_document_is_the_models_own(
-    losses: pd.DataFrame, tiny_subject: Subject, tiny_corpus: Corpus
-) -> None:
+def test_loss_of_a_document_is_the_models_own(losses, tiny_subject, tiny_corpus):
     ids = torch.from_numpy(tiny_corpus.document(3)).long()[None]
     expected = next_token_loss(tiny_subject.logits(ids), ids, torch.ones_like(ids, dtype=torch.bool)).sum()
     assert losses["clean"][3] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_special_tokens_are_left_as_they_are(tiny_subject: Subject, tiny_corpus: Corpus) -> None:
+def test_special_tokens_are_left_as_they_are(tiny_subject, tiny_corpus):
     # with everything zeroed but BOS, the prediction of the first ordinary token is untouched
     first = Corpus(
         name="two tokens",
@@ -161,19 +143,21 @@ def test_special_tokens_are_left_as_they_are(tiny_subject: Subject, tiny_corpus:
         thinking=tiny_corpus.thinking[:2],
         domains=["a"],
     )
-    losses = loss_by_document(tiny_subject, {}, first, 100)
+    losses = evaluation.loss_by_document(tiny_subject, {}, first, 100)
     assert losses["zeroed"][0] == pytest.approx(losses["clean"][0], rel=1e-6)
 
 
-def test_loss_recovered_by_hand() -> None:
+def test_loss_recovered_by_hand():
     # clean 2, reconstructed 3, zeroed 7: (7 − 3)/(7 − 2) = 0.8
     losses = pd.DataFrame({"clean": [1.0, 1], "sae": [1.0, 2], "zeroed": [3.0, 4]})
-    assert loss_recovered(losses, "sae").estimate == pytest.approx(0.8)
+    assert evaluation.loss_recovered(losses, "sae").estimate == pytest.approx(0.8)
 
 
-def test_table(losses: pd.DataFrame, tiny_subject: Subject, tiny_corpus: Corpus) -> None:
+def test_table(losses, tiny_subject, tiny_corpus):
     fresh = collect(stream(tiny_subject, tiny_corpus, 100))
-    table = evaluate(SAES, fresh, tiny_corpus.document_of, losses, fresh.residual).set_index("autoencoder")
+    table = evaluation.evaluate(SAES, fresh, tiny_corpus.document_of, losses, fresh.residual).set_index(
+        "autoencoder"
+    )
     assert table["features"].tolist() == [2 * WIDTH] * 2
     assert table.loc["perfect", "L0"] == WIDTH
     assert table.loc["perfect", "fraction of variance explained"] == pytest.approx(1.0)

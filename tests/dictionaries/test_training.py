@@ -31,13 +31,13 @@ RECIPE = Recipe("topk", d_sae=16, tokens=40 * 128, learning_rate=1e-2, batch=128
 
 
 @pytest.fixture(scope="module")
-def truth() -> torch.Tensor:
+def truth():
     """Twelve orthogonal directions in 12 dimensions."""
     return torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(1)))[0]
 
 
 @pytest.fixture(scope="module")
-def residual(truth: torch.Tensor) -> torch.Tensor:
+def residual(truth):
     """4,000 sums of two of the directions, far from the origin and with norms of about 100."""
     generator = torch.Generator().manual_seed(2)
     chosen = torch.rand(4000, 12, generator=generator).topk(2).indices
@@ -55,9 +55,7 @@ def contents(training: Training, directory: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("architecture", ["relu", "topk"])
-def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
-    residual: torch.Tensor, tmp_path: Path, architecture: str
-) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(residual, tmp_path, architecture):
     recipe = replace(RECIPE, architecture=architecture)
     first = contents(train(residual, recipe), tmp_path / "first")
     torch.manual_seed(77)  # the global stream has no say
@@ -66,15 +64,13 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
     assert other["sae_weights.safetensors"] != first["sae_weights.safetensors"]
 
 
-def test_two_models_start_from_different_places_with_one_seed(residual: torch.Tensor) -> None:
+def test_two_models_start_from_different_places_with_one_seed(residual):
     one, two = (train_autoencoder(residual, RECIPE, name, HOOK) for name in ("one", "two"))
     assert matched_share(one.decoders[0], two.decoders[0], 0.99) == 0.0
 
 
 @pytest.mark.parametrize("architecture", ["relu", "topk"])
-def test_the_scaling_is_folded_reloading_is_exact_and_training_goes_on(
-    residual: torch.Tensor, tmp_path: Path, architecture: str
-) -> None:
+def test_the_scaling_is_folded_reloading_is_exact_and_training_goes_on(residual, tmp_path, architecture):
     recipe = replace(RECIPE, architecture=architecture, tokens=400 * 128, l1=0.05)
     training = train(residual, recipe)
     save_autoencoder(training.sae, tmp_path / "sae")
@@ -97,9 +93,7 @@ def test_the_scaling_is_folded_reloading_is_exact_and_training_goes_on(
         train_autoencoder(residual, replace(short, d_sae=20), "model", HOOK, initial=training.sae)
 
 
-def test_it_finds_the_directions_that_are_there_and_records_how(
-    residual: torch.Tensor, truth: torch.Tensor
-) -> None:
+def test_it_finds_the_directions_that_are_there_and_records_how(residual, truth):
     long = replace(RECIPE, tokens=1500 * 128)
     first = train(residual, long, record_at=[1, 10, 5000])
     second = train(residual, replace(long, seed=1), record_at=[10])
@@ -113,7 +107,7 @@ def test_it_finds_the_directions_that_are_there_and_records_how(
     assert curve["matched share"].iloc[0] < 0.5 and curve["matched share"].iloc[-1] > 0.7
 
 
-def test_the_relu_loss_is_the_papers(residual: torch.Tensor) -> None:
+def test_the_relu_loss_is_the_papers(residual):
     """‖x − x̂‖² + λ Σ_i f_i ‖W_dec,i‖₂ on the scaled held-out input, computed from the saved weights."""
     recipe = replace(RECIPE, architecture="relu", l1=2.0)
     training = train(residual, recipe)
@@ -130,14 +124,14 @@ def test_the_relu_loss_is_the_papers(residual: torch.Tensor) -> None:
     assert training.history["loss"].iloc[-1] == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_too_little_to_train_on(residual: torch.Tensor) -> None:
+def test_too_little_to_train_on(residual):
     with pytest.raises(UserError, match="100 training tokens are fewer than one batch of 128"):
         train(residual, replace(RECIPE, tokens=100))
     with pytest.raises(UserError, match="holds 90 activations, fewer than one batch of 128"):
         train(residual[:100], RECIPE)
 
 
-def test_the_agreement_of_shipped_saes(residual: torch.Tensor, tmp_path: Path) -> None:
+def test_the_agreement_of_shipped_saes(residual, tmp_path):
     training = train(residual, RECIPE)
     directory = str(tmp_path / "autoencoders" / "model-topk-0")
     assert shipped_agreement(training.sae, directory).empty
@@ -147,7 +141,7 @@ def test_the_agreement_of_shipped_saes(residual: torch.Tensor, tmp_path: Path) -
     assert kept["matched share"].tolist() == [1.0, 1.0]
 
 
-def test_a_sweep_has_a_row_for_each_recipe(residual: torch.Tensor) -> None:
+def test_a_sweep_has_a_row_for_each_recipe(residual):
     recipes = [replace(RECIPE, k=1), RECIPE, replace(RECIPE, architecture="relu", l1=0.1)]
     found = sweep(residual[:2000], residual[2000:], recipes, "model", HOOK)
     assert found["setting"].tolist() == ["k = 1", "k = 2", "λ = 0.1"]
@@ -158,7 +152,7 @@ def test_a_sweep_has_a_row_for_each_recipe(residual: torch.Tensor) -> None:
     assert equal_l0(sweep(residual, residual, [], "model", HOOK), 2).empty
 
 
-def test_equal_l0_by_hand() -> None:
+def test_equal_l0_by_hand():
     shares = {"matched share": [0.5, 0.9, 0.3], "paired one to one": [0.4, 0.8, 0.2]}
     explained = {"fraction of variance explained": [0.6, 0.1, 0.8]}
     frontier = pd.DataFrame(

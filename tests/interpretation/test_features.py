@@ -156,14 +156,6 @@ def test_pieces_join_to_the_text():
     assert "".join(token_pieces(Bytes(), list("añ".encode())[:2])) == "a\N{REPLACEMENT CHARACTER}"
 
 
-def test_memory_does_not_grow_with_tokens():
-    found, sizes = ActivatingExamples(documents_of(*[10] * 50), 3), set()
-    for i in range(50):
-        found.update(torch.rand(10, 4), torch.arange(10 * i, 10 * i + 10))
-        sizes.add(sum(values.numel() for values in found._sums.values()))
-    assert len(sizes) == 1
-
-
 # --- modes and logits --------------------------------------------------------------------------------------
 
 MOVES = ("explore", "compute", "verify", "backtrack", "uncertain")
@@ -225,12 +217,6 @@ R = ("hmm", "maybe", "alternatively", "another", "wait", "but", "therefore")
 def test_the_rule_of_words_by_hand(row, mode):
     table = pd.DataFrame([row], columns=[f"word:{word}" for word in R], dtype=np.float32)
     assert modes_by_words(table.assign(feature=0, mean=9.0)) == [mode]
-
-
-def test_words_of_ones_own_belong_to_no_mode():
-    table = pd.DataFrame({"word:Wait": [3, 1], "word:let me": [0, 1], "word:actually": [2, 3]})
-    assert modes_by_words(table) == ["reflection", "other"]  # 3 / 5; 3 / 5 of a word without a mode
-    assert modes_by_words(table[["word:actually"]]) == ["other", "other"]
 
 
 def activity(histogram: np.ndarray) -> Activity:

@@ -90,14 +90,6 @@ def test_one_feature_of_the_word_and_one_of_the_context(monkeypatch):
         class_shares(controls, {"none": np.array([9])})
 
 
-def test_documents_read_some_at_a_time_give_the_same(monkeypatch):
-    whole = measured(monkeypatch, Three(), GENERAL, "a", (1, 1))
-    monkeypatch.setattr("reasoning_features.interpretation.lexical_controls.ELEMENTS", 3 * 30)
-    pieces = measured(monkeypatch, Three(), GENERAL, "a", (1, 1))
-    pd.testing.assert_frame_equal(whole.table, pieces.table)
-    np.testing.assert_array_equal(whole.with_words, pieces.with_words)
-
-
 def test_other_words_hide_the_word_in_a_whole_document_and_not_at_its_place(monkeypatch):
     general = corpus_of(*[[" a", " b", " a", " a", " b", " b", " b", " b"]] * 40)
 

@@ -7,21 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny import few_settings, file_times
 
-from reasoning_features import paths
 from reasoning_features.making import organism as make_organism
 from reasoning_features.settings import load_settings
 from reasoning_features.steering.steering_study import load_studies
 from reasoning_features.truth.benchmark import load_benchmarks
-
-
-def listing(folder: Path) -> dict[str, int]:
-    return {paths.relative(p): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def small_settings(profile: str, **overrides):
-    few = {"decisions": 10, "random_directions": 10, "random_vocabularies": 4, "slot_vocabularies": 4}
-    return load_settings("smoke", **overrides, **few)
 
 
 @pytest.mark.slow
@@ -35,7 +26,7 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     for name, value in {
         "READ": ("coupled-0",), "COMPARED": ("coupled-0",), "BENCHMARKED": make_organism.BENCHMARKED[:1],
         "AUTOENCODER_TRACES": 60, "EVALUATION_PROBLEMS": 40, "CHECK_TRACES": 60,
-        "load_settings": small_settings, "STUDIES": ("coupled-0-topk-0",),
+        "load_settings": few_settings, "STUDIES": ("coupled-0-topk-0",),
     }.items():  # fmt: skip
         monkeypatch.setattr(make_organism, name, value)
 
@@ -69,9 +60,9 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     assert "data/organism/models/base/model.safetensors" in sums
     assert not list((folder / "checkpoints").glob("*.pt"))
 
-    before = {name: at for name, at in listing(folder).items() if name in sums}
+    before = {name: at for name, at in file_times(folder).items() if name in sums}
     make_organism.stages(folder, workers=1)
-    assert {name: at for name, at in listing(folder).items() if name in sums} == before
+    assert {name: at for name, at in file_times(folder).items() if name in sums} == before
 
 
 def test_both_variants_are_ablated_over_the_whole_trace():
@@ -81,12 +72,3 @@ def test_both_variants_are_ablated_over_the_whole_trace():
     settings = load_settings("organism")
     read = {Path(path).name for path in (settings.autoencoder, settings.contrast_autoencoder) if path}
     assert read == set(make_organism.WHOLE_TRACE)
-
-
-def test_variants_are_what_the_card_compares():
-    from reasoning_features.making import organism_card
-
-    names = {variant.name: variant for variant in make_organism.VARIANTS}
-    assert all(names[name].kappa == 1.0 for name in organism_card.COUPLED)
-    assert all(names[name].kappa == 0.0 for name in organism_card.DECOUPLED)
-    assert {variant.kappa for variant in make_organism.VARIANTS} == {0.0, 0.25, 0.5, 1.0}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from tiny import few_settings, file_times
 
 from reasoning_features import paths
 from reasoning_features.diffing import stages as stage_wise
@@ -17,18 +17,8 @@ from reasoning_features.sae_checks.random_baseline import (
     load_dictionaries,
     studies_by_name,
 )
-from reasoning_features.settings import load_settings
 
 ORGANISM = paths.root() / "data" / "organism"
-
-
-def small_settings(profile: str, **overrides):
-    few = {"decisions": 10, "random_directions": 10, "random_vocabularies": 4, "slot_vocabularies": 4}
-    return load_settings("smoke", **overrides, **few)
-
-
-def listing(folder: Path) -> dict[str, int]:
-    return {str(p): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def one_by_one(work, items) -> None:
@@ -52,7 +42,7 @@ def test_every_piece_from_nothing(repository, monkeypatch):
     for name, value in {
         "TRACES": 60, "RECIPE": plain, "TRAINED": (plain,), "FROZEN": (frozen,), "DICTIONARIES": tuple(made),
         "BENCHMARKED": tuple(made[:2]), "STUDIED": tuple(made[:1]), "SWEEP_TOKENS": 1024,
-        "GAMMAS": (0.0, 0.25), "CHUNKS": (1, 4), "COST_SIZES": (32,), "load_settings": small_settings,
+        "GAMMAS": (0.0, 0.25), "CHUNKS": (1, 4), "COST_SIZES": (32,), "load_settings": few_settings,
     }.items():  # fmt: skip
         monkeypatch.setattr(sae_checks, name, value)
 
@@ -73,14 +63,6 @@ def test_every_piece_from_nothing(repository, monkeypatch):
     costs = pd.read_parquet(folder / "costs.parquet")
     assert set(costs["name"]) >= {"BatchTopK", "OrtSAE, K = 1"} and (costs["seconds"] > 0).all()
 
-    before = listing(folder)
+    before = file_times(folder)
     sae_checks.make(folder, repository / "unfinished", one_by_one)
-    assert listing(folder) == before
-
-
-def test_names_say_model_architecture_start_and_seed():
-    names = [dictionary.name for dictionary in sae_checks.DICTIONARIES]
-    assert len(set(names)) == len(names)
-    assert {"coupled-0-ortsae-1", "coupled-0-frozen_decoder-cov-0", "decoupled-0-batchtopk-0"} <= set(names)
-    assert {d.name for d in sae_checks.STUDIED} <= {d.name for d in sae_checks.BENCHMARKED}
-    assert all(d.recipe.k == sae_checks.RECIPE.k for d in sae_checks.DICTIONARIES)
+    assert file_times(folder) == before

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -41,7 +40,7 @@ made = [
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[paths.RunPaths]:
+def run(tmp_path_factory):
     """The run, made as make does it; gone afterwards."""
     profile = tmp_path_factory.mktemp("profile") / f"{NAME}.yaml"
     profile.write_text(yaml.safe_dump(TINY))
@@ -120,13 +119,3 @@ def test_the_shipped_autoencoders_load_by_plain_sae_lens():
         assert (sae.cfg.d_in, sae.cfg.d_sae) == (WIDTH, FEATURES)
         assert sae.cfg.metadata.hook_name == f"blocks.{layer}.hook_resid_post"
         assert (paths.root() / folder / "sae_weights.safetensors").stat().st_size < 12_000_000
-
-
-@made[0]
-def test_the_model_is_what_the_card_says():
-    """Its shape, and a tokenizer in which ``<think>`` is several tokens."""
-    from reasoning_features.models.subject import load_subject
-
-    subject = load_subject(load_settings("smollm2-135m").subject, 18)
-    assert (subject.n_layers, subject.d_model, len(subject.tokenizer)) == (LAYERS, WIDTH, VOCABULARY)
-    assert len(subject.tokenizer.encode("<think>", add_special_tokens=False)) > 1

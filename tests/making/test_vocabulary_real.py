@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -106,7 +105,7 @@ def test_streamed_rows_are_mixed_and_counted(monkeypatch):
     not os.environ.get(real_text.CACHE) and not SHARED.is_dir(),
     reason=f"{real_text.CACHE} names no folder with the pinned files",
 )
-def test_the_papers_list_in_real_thinking(repository: Path, monkeypatch):
+def test_the_papers_list_in_real_thinking(repository, monkeypatch):
     monkeypatch.setenv(real_text.CACHE, os.environ.get(real_text.CACHE) or str(SHARED))
     thinking, solutions = same_problems()
     assert len(thinking) == len(solutions) == 633

@@ -12,18 +12,8 @@ from sklearn.metrics import roc_auc_score
 from tiny import LAYERS, make_corpus
 
 from reasoning_features.errors import UserError
-from reasoning_features.models.subject import Subject
-from reasoning_features.residual_stream.probes import (
-    EMBEDDINGS,
-    balanced_accuracy,
-    chosen_layer,
-    move_targets,
-    probe,
-    probe_decision,
-    probe_layers,
-    read_layers,
-    weighted_auc,
-)
+from reasoning_features.residual_stream import probes
+from reasoning_features.residual_stream.probes import EMBEDDINGS
 from reasoning_features.text.corpus import Corpus
 
 
@@ -36,47 +26,47 @@ def separable(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return activations, targets, np.repeat(np.arange(40), 20)
 
 
-def test_a_probe_finds_clusters_and_its_control_does_not() -> None:
+def test_a_probe_finds_clusters_and_its_control_does_not():
     activations, targets, documents = separable()
-    true = probe(activations, targets, documents)
+    true = probes.probe(activations, targets, documents)
     assert true.estimate > 0.95 and true.low <= true.estimate <= true.high
     assert true.n == 16  # 40% of 40 documents
-    shuffled = probe(activations, targets, documents, shuffled=True)
+    shuffled = probes.probe(activations, targets, documents, shuffled=True)
     assert shuffled.estimate < 0.6 and shuffled.high < true.low
-    again, other = (probe(activations, targets, documents, seed=i, shuffled=True) for i in (0, 4))
+    again, other = (probes.probe(activations, targets, documents, seed=i, shuffled=True) for i in (0, 4))
     assert again == shuffled != other
     with pytest.raises(UserError, match="too few documents"):
-        probe(activations[:20], targets[:20], documents[:20])
+        probes.probe(activations[:20], targets[:20], documents[:20])
 
 
-def test_a_probe_does_not_see_test_documents() -> None:
+def test_a_probe_does_not_see_test_documents():
     """Labels that depend on the document alone cannot be decoded in other documents."""
     rng = np.random.default_rng(0)
     documents = np.repeat(np.arange(40), 20)
     activations = rng.normal(size=(40, 30)).astype(np.float32)[documents]  # one point a document
     targets = rng.integers(0, 2, size=40)[documents]
-    assert probe(activations, targets, documents).estimate < 0.75
+    assert probes.probe(activations, targets, documents).estimate < 0.75
 
 
-def test_tokens_without_a_target_are_left_out() -> None:
+def test_tokens_without_a_target_are_left_out():
     activations, targets, documents = separable()
     hidden = targets.copy()
     hidden[::2] = -1
     nonsense = activations.copy()
     nonsense[::2] = 1e6  # would wreck the scaling if it were seen
-    assert probe(nonsense, hidden, documents).estimate > 0.95
+    assert probes.probe(nonsense, hidden, documents).estimate > 0.95
 
 
-def test_balanced_accuracy_by_hand() -> None:
+def test_balanced_accuracy_by_hand():
     # class 0: 3 of 4 right, class 1: 0 of 1, class 2: 1 of 1; mean (0.75 + 0 + 1) / 3
     right = np.array([1, 1, 1, 0, 0, 1], dtype=bool)
     targets = np.array([0, 0, 0, 0, 1, 2])
-    found = balanced_accuracy(right, targets, np.array([0, 0, 1, 1, 2, 2]))
+    found = probes.balanced_accuracy(right, targets, np.array([0, 0, 1, 1, 2, 2]))
     assert found.estimate == pytest.approx(1.75 / 3)
     assert found.n == 3
 
 
-def test_move_targets_by_hand() -> None:
+def test_move_targets_by_hand():
     # two documents of 3 and 2 tokens, each beginning with a special token
     corpus = Corpus(
         name="moves",
@@ -88,24 +78,24 @@ def test_move_targets_by_hand() -> None:
         moves=np.array([0, 1, 2, 0, 1], dtype=np.int8),
         move_names=("prompt", "explore", "verify"),
     )
-    assert move_targets(corpus).tolist() == [-1, 1, 2, -1, 1]
-    assert move_targets(corpus, offset=1).tolist() == [-1, 2, -1, -1, -1]
+    assert probes.move_targets(corpus).tolist() == [-1, 1, 2, -1, 1]
+    assert probes.move_targets(corpus, offset=1).tolist() == [-1, 2, -1, -1, -1]
     with pytest.raises(UserError, match="'moves' has no move labels"):
-        move_targets(replace(corpus, moves=None, move_names=()))
+        probes.move_targets(replace(corpus, moves=None, move_names=()))
 
 
-def test_layers_are_read_at_every_token(tiny_subject: Subject, tiny_corpus: Corpus) -> None:
-    read = read_layers(tiny_subject, tiny_corpus, [0, 2], 80)
+def test_layers_are_read_at_every_token(tiny_subject, tiny_corpus):
+    read = probes.read_layers(tiny_subject, tiny_corpus, [0, 2], 80)
     assert sorted(read) == [EMBEDDINGS, 0, 2]
     ids = torch.from_numpy(tiny_corpus.document(4)).long()[None]
     expected = tiny_subject.residuals(ids, [2])[2][0].numpy()
     np.testing.assert_allclose(read[2][tiny_corpus.span(4)], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_tokens_parity_is_in_the_embeddings(tiny_subject: Subject) -> None:
+def test_a_tokens_parity_is_in_the_embeddings(tiny_subject):
     corpus = make_corpus(40)
     corpus = replace(corpus, moves=(corpus.tokens % 2).astype(np.int8))
-    probed = probe_layers(tiny_subject, corpus, 200)
+    probed = probes.probe_layers(tiny_subject, corpus, 200)
     assert probed["layer"].tolist() == sorted([-1, *range(LAYERS)] * 2) * 2
     assert probed["chance"].unique().tolist() == [0.5]
     accuracy = probed.set_index(["target", "layer", "labels"])["balanced accuracy"]
@@ -114,7 +104,7 @@ def test_a_tokens_parity_is_in_the_embeddings(tiny_subject: Subject) -> None:
     assert accuracy["next token's move"][EMBEDDINGS]["true"] < own["true"]
 
 
-def test_the_first_layer_as_good_as_the_best_is_chosen() -> None:
+def test_the_first_layer_as_good_as_the_best_is_chosen():
     columns = ["layer", "labels", "balanced accuracy", "high"]
     rows = [
         (-1, "true", 0.99, 1.0),  # the embeddings do not count
@@ -125,7 +115,7 @@ def test_the_first_layer_as_good_as_the_best_is_chosen() -> None:
     ]
     probed = pd.DataFrame(rows, columns=columns)
     other = probed.assign(**{"target": "next token's move", "balanced accuracy": 0.1, "high": 0.2})
-    assert chosen_layer(pd.concat([probed.assign(target="own move"), other])) == 1
+    assert probes.chosen_layer(pd.concat([probed.assign(target="own move"), other])) == 1
 
 
 # --- a decision, from the stream at its token --------------------------------------------------------------
@@ -144,7 +134,7 @@ def decisions():
 
 def test_a_direction_that_tells_is_found_on_other_traces(decisions):
     residual, towards, documents = decisions
-    probed = probe_decision(residual, towards, documents)
+    probed = probes.probe_decision(residual, towards, documents)
     assert len(np.unique(probed.documents)) == 80
     auc = probed.auc()
     assert auc.estimate == pytest.approx(roc_auc_score(probed.towards, probed.scores))
@@ -153,8 +143,8 @@ def test_a_direction_that_tells_is_found_on_other_traces(decisions):
 
 def test_shuffled_labels_and_noise_are_chance(decisions):
     residual, towards, documents = decisions
-    control = probe_decision(residual, towards, documents, shuffled=True)
-    noise = probe_decision(np.delete(residual, 4, axis=1), towards, documents)
+    control = probes.probe_decision(residual, towards, documents, shuffled=True)
+    noise = probes.probe_decision(np.delete(residual, 4, axis=1), towards, documents)
     for probed in (noise, control):
         assert probed.auc().low < 0.55
 
@@ -164,9 +154,9 @@ def test_the_area_counts_ties_half_and_weights_as_copies():
     weights = np.array([1.0, 2.0, 3.0, 0.0])
     for each in (np.ones(4), weights):
         expected = roc_auc_score(towards, scores, sample_weight=each)
-        assert weighted_auc(scores, towards, each) == pytest.approx(expected)
+        assert probes.weighted_auc(scores, towards, each) == pytest.approx(expected)
 
 
 def test_too_few_decisions():
     with pytest.raises(UserError, match="raise reasoning_documents"):
-        probe_decision(np.zeros((4, 2), np.float32), np.array([True] * 4), np.arange(4))
+        probes.probe_decision(np.zeros((4, 2), np.float32), np.array([True] * 4), np.arange(4))

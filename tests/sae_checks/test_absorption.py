@@ -74,7 +74,7 @@ def at_parents(sae: StandardSAE, held: LabelledTokens, main: list[int]) -> dict[
     return {measure: float(found[measure].mean()) for measure in ("fraction", "absorbed", "full")}
 
 
-def test_absorbed_children_a_pure_parent_and_a_silent_one_that_nobody_takes_over() -> None:
+def test_absorbed_children_a_pure_parent_and_a_silent_one_that_nobody_takes_over():
     wanted = {"fraction": 1.0, "absorbed": 1.0, "full": 1.0}
     assert at_parents(dictionary(absorbed=(0, 1, 2, 3)), tokens(0), main=[0]) == wanted
     wanted = {"fraction": 0.0, "absorbed": 0.0, "full": 0.0}
@@ -82,7 +82,7 @@ def test_absorbed_children_a_pure_parent_and_a_silent_one_that_nobody_takes_over
     assert at_parents(dictionary(absorbed=(), off=(0,)), tokens(0), main=[0]) == wanted
 
 
-def test_rates_are_of_each_child_and_averaged_and_rotation_is_a_floor() -> None:
+def test_rates_are_of_each_child_and_averaged_and_rotation_is_a_floor():
     # the one absorbed child is rare, so that its own latent does not become a main one
     training, test = (tokens(seed, chances=(0.04, 0.32, 0.32, 0.32)) for seed in (1, 2))
     probe, sae = parent_probe(training), dictionary(absorbed=(0,))
@@ -100,7 +100,7 @@ def test_rates_are_of_each_child_and_averaged_and_rotation_is_a_floor() -> None:
     assert sorted(latents.tolist()) == [1, 2, 3, 4] and reached > 0.99
 
 
-def test_fractions_by_hand() -> None:
+def test_fractions_by_hand():
     # the projection is 5: main latent 0 adds 2 and latent 1 adds 3, then 4 and 1, then 0 and 1 five times
     directions = torch.eye(8)[[0] * 7 + [1]]
     features = torch.tensor([[2.0, 3, 0, 0, 0, 0, 0, 9], [4, 1, 0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1, 0, 0]])
@@ -118,7 +118,7 @@ def test_fractions_by_hand() -> None:
     assert twice["full"].tolist() == [True]
 
 
-def test_main_latents_that_carry_all_leave_nothing_and_far_latents_do_not_absorb() -> None:
+def test_main_latents_that_carry_all_leave_nothing_and_far_latents_do_not_absorb():
     probe = Probe(np.eye(2)[0], bias=0.0)
     features, residual = torch.tensor([[5.0, 5.0], [4.5, 5.0]]), torch.tensor([[5.0, 0.0]] * 2)
     found = carried(features, residual, probe, torch.eye(2)[[0, 0]], np.array([0]))
@@ -130,7 +130,7 @@ def test_main_latents_that_carry_all_leave_nothing_and_far_latents_do_not_absorb
     assert found["full"].tolist() == [True]  # which one latent alone may, from 0.025 on
 
 
-def test_the_probe_finds_the_parent_on_other_documents() -> None:
+def test_the_probe_finds_the_parent_on_other_documents():
     training, test = tokens(4), tokens(5)
     shifted = LabelledTokens(training.residual * 3 + 7, training.children, training.documents)
     for learnt, fresh in ((training, test.residual), (shifted, test.residual * 3 + 7)):
@@ -139,7 +139,7 @@ def test_the_probe_finds_the_parent_on_other_documents() -> None:
         assert ((probe.score(fresh) > 0) == test.parent).all()
 
 
-def test_a_probe_needs_both_sides_a_child_tokens_and_a_parent_a_latent_that_tells_it() -> None:
+def test_a_probe_needs_both_sides_a_child_tokens_and_a_parent_a_latent_that_tells_it():
     held = tokens(6, n=200)
     with pytest.raises(UserError, match="all or none belong to the parent"):
         parent_probe(held.at(held.parent))
@@ -152,7 +152,7 @@ def test_a_probe_needs_both_sides_a_child_tokens_and_a_parent_a_latent_that_tell
     assert (table["main latents"] == 0).all() and (table["estimate"] == table["no main latents"]).all()
 
 
-def test_macro_mean_counts_children_alike_and_resamples_ways() -> None:
+def test_macro_mean_counts_children_alike_and_resamples_ways():
     values, children = np.array([[1.0, 1, 1, 0]]), np.array([3, 3, 3, 8])
     assert macro_mean(values, children, np.arange(4)).estimate == 0.5
     one = macro_mean(values, children, np.zeros(4, dtype=np.int64))
@@ -162,7 +162,7 @@ def test_macro_mean_counts_children_alike_and_resamples_ways() -> None:
     assert (ways.estimate, ways.low, ways.high) == (0.75, 0.5, 1.0)
 
 
-def test_labels_by_token() -> None:
+def test_labels_by_token():
     corpus = make_corpus(3)
     positions = torch.tensor([5, 1, 9])
     read = ActivationBatch(torch.zeros(3, 2), positions)
@@ -175,7 +175,7 @@ def test_labels_by_token() -> None:
         label_tokens(read, corpus, {"one": [3], "two": [3, 4]})
 
 
-def test_hierarchies_of_the_organism_give_each_token_one_child() -> None:
+def test_hierarchies_of_the_organism_give_each_token_one_child():
     tokenizer = load_tokenizer(paths.root() / "data/organism/models/base")
     found = organism_hierarchies(tokenizer)
     assert {name: len(children) for name, children in found.items()} == {

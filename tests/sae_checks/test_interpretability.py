@@ -17,13 +17,10 @@ from reasoning_features.sae_checks.interpretability import (
     ANOTHER,
     AS_IT_IS,
     CEILING,
-    FIRING,
     FLOOR,
     MINIMUM,
     SHUFFLED,
     Labelling,
-    SparseProbes,
-    _donors,
     detection,
     excess,
     judge,
@@ -57,13 +54,13 @@ def activations() -> ActivationBatch:
 
 
 @pytest.fixture(scope="module")
-def probes() -> SparseProbes:
+def probes():
     blind = signed_identity(WIDTH)
     blind.W_enc.data[:3] = 0  # reads nothing but noise
     return sparse_probes({"knows": signed_identity(WIDTH), "blind": blind}, activations(), CORPUS)
 
 
-def test_a_latent_that_is_a_class_tells_it_and_a_constant_tells_nothing(probes: SparseProbes) -> None:
+def test_a_latent_that_is_a_class_tells_it_and_a_constant_tells_nothing(probes):
     table = probes.table().set_index(["dictionary", "labelling", "k"])
     columns = ["balanced accuracy", "low", "high", "documents"]
     for name, k in (("knows", 1), (CEILING, 1), (CEILING, WIDTH)):
@@ -76,7 +73,7 @@ def test_a_latent_that_is_a_class_tells_it_and_a_constant_tells_nothing(probes: 
         assert abs(table.loc[("knows", "family", k), "balanced accuracy"] - 0.5) < 0.06
 
 
-def test_what_documents_alone_tell_is_not_learnt() -> None:
+def test_what_documents_alone_tell_is_not_learnt():
     """A point a document, and labels by document: other documents' labels cannot be known."""
     rng = np.random.default_rng(0)
     corpus = replace(CORPUS, domains=[str(side) for side in rng.permutation([0, 1] * 30)])
@@ -86,7 +83,7 @@ def test_what_documents_alone_tell_is_not_learnt() -> None:
     assert found.accuracy[CEILING, "family", WIDTH][0] < 0.7
 
 
-def test_labellings_by_hand() -> None:
+def test_labellings_by_hand():
     thinking = CORPUS.thinking.copy()
     thinking[CORPUS.span(0)] = False
     move, family = labellings(replace(CORPUS, thinking=thinking))
@@ -96,7 +93,7 @@ def test_labellings_by_hand() -> None:
     assert (family.codes[CORPUS.starts[3] + 1 : CORPUS.starts[4]] == 1).all()
 
 
-def test_averages_and_resamples_by_hand() -> None:
+def test_averages_and_resamples_by_hand():
     # x: 1 of 2 and 4 of 4, 0.75; y: 0 of 2 and 3 of 4, 0.375; the second document has no token of y
     hits = np.array([[[1, 2], [0, 2]], [[0, 1], [0, 2]]], dtype=float)
     totals = np.array([[[1, 2], [1, 2]], [[2, 1], [0, 3]]], dtype=float)
@@ -113,7 +110,7 @@ def test_averages_and_resamples_by_hand() -> None:
     np.testing.assert_allclose(one - other, 0.1)
 
 
-def test_how_the_decoder_is_scaled_changes_nothing() -> None:
+def test_how_the_decoder_is_scaled_changes_nothing():
     plain, loud = signed_identity(WIDTH), signed_identity(WIDTH)
     loud.W_enc.data[:, 0], loud.W_dec.data[0] = 50 * loud.W_enc.data[:, 0], loud.W_dec.data[0] / 50
     residual = activations().residual
@@ -132,7 +129,7 @@ class Letters:
 
 
 @pytest.fixture(scope="module")
-def kinds() -> dict[str, Labelling]:
+def kinds():
     return {kind.name: kind for kind in rule_kinds(WRITTEN, Letters())}
 
 
@@ -148,7 +145,7 @@ def judged(columns: list[np.ndarray], kinds: dict[str, Labelling], **options: in
     return judge({"x": sae}, batch, WRITTEN, list(kinds.values()), **options)
 
 
-def test_a_latent_that_follows_a_rule_is_told_exactly(kinds: dict[str, Labelling]) -> None:
+def test_a_latent_that_follows_a_rule_is_told_exactly(kinds):
     pair = kinds["token in move"]
     both = int(np.bincount(pair.codes[pair.codes >= 0]).argmax())
     wanted = [
@@ -169,7 +166,7 @@ def test_a_latent_that_follows_a_rule_is_told_exactly(kinds: dict[str, Labelling
     assert (shuffled["discovery"] > shuffled["detection"]).mean() > 0.5  # the best of many, by chance
 
 
-def test_noise_is_told_by_no_rule_and_places_survive_in_other_documents(kinds: dict[str, Labelling]) -> None:
+def test_noise_is_told_by_no_rule_and_places_survive_in_other_documents(kinds):
     noise = np.random.default_rng(1).random((WRITTEN.n_tokens, 20)) < 0.1
     early = WRITTEN.position_of == 1  # what follows BOS
     table = judged([*noise.T, early], kinds).set_index(["firing", "latent"])["detection"]
@@ -178,7 +175,7 @@ def test_noise_is_told_by_no_rule_and_places_survive_in_other_documents(kinds: d
     assert table[SHUFFLED, 20] < 0.6
 
 
-def test_rules_by_hand(kinds: dict[str, Labelling]) -> None:
+def test_rules_by_hand(kinds):
     names = ["token", "move", "next move", "family", "style", "previous token", "token in move"]
     assert list(kinds) == names
     first = slice(WRITTEN.starts[1], WRITTEN.starts[2])
@@ -193,31 +190,7 @@ def test_rules_by_hand(kinds: dict[str, Labelling]) -> None:
     assert said == f"{letters[2]} and move is {WRITTEN.move_names[codes['move'][2]]}"
 
 
-def test_no_document_keeps_its_own_firing() -> None:
-    document = np.array([3, 3, 3, 5, 5, 8, 8, 8, 8])
-    rng = np.random.default_rng(0)
-    assert _donors(AS_IT_IS, document, rng).tolist() == list(range(9))
-    assert sorted(_donors(SHUFFLED, document, rng)) == list(range(9))
-    taken = _donors(ANOTHER, document, rng)
-    place, starts, sizes = [0, 1, 2, 0, 1, 0, 1, 2, 3], {3: 0, 5: 3, 8: 5}, {3: 3, 5: 2, 8: 4}
-    givers: dict[int, int] = {}
-    for row, whose in enumerate(document[taken]):
-        assert givers.setdefault(document[row], whose) == whose != document[row]
-        assert taken[row] - starts[whose] == place[row] % sizes[whose]
-    assert sorted(givers.values()) == [3, 5, 8]
-
-
-def test_few_latents_are_drawn_by_seed(kinds: dict[str, Labelling]) -> None:
-    noise = np.random.default_rng(2).random((WRITTEN.n_tokens, 30)) < 0.1
-    noise[:, 0] = WRITTEN.position_of == 40  # no document is as long
-    noise[:, 1] = True  # always active: nothing to tell
-    one, again, other = (judged(list(noise.T), kinds, latents=10, seed=seed) for seed in (0, 0, 1))
-    pd.testing.assert_frame_equal(one, again)
-    assert not one["latent"].equals(other["latent"])
-    assert len(one) == 10 * len(FIRING) and one["latent"].between(2, 29).all()
-
-
-def test_detection_is_a_mean_over_latents_and_excess_is_latent_by_latent() -> None:
+def test_detection_is_a_mean_over_latents_and_excess_is_latent_by_latent():
     firing = [AS_IT_IS] * 2 + [ANOTHER] * 2 + [SHUFFLED] * 2
     table = pd.DataFrame({"firing": firing, "latent": [0, 1, 1, 0, 0, 1]}).assign(dictionary="x")
     table["detection"] = [0.5, 1.0, 0.75, 0.5, 1.0, 1.0]
@@ -227,7 +200,7 @@ def test_detection_is_a_mean_over_latents_and_excess_is_latent_by_latent() -> No
     assert excess(table, "x").tolist() == [0, 0.25]
 
 
-def test_what_cannot_be_probed_or_judged_is_said(kinds: dict[str, Labelling]) -> None:
+def test_what_cannot_be_probed_or_judged_is_said(kinds):
     move = labellings(CORPUS)[0]
     rare = np.where(move.codes == 2, 0, move.codes)
     rare[int(np.flatnonzero(~CORPUS.special)[0])] = 2

@@ -35,7 +35,7 @@ def written_out() -> Corpus:
     )
 
 
-def test_documents_and_places() -> None:
+def test_documents_and_places():
     corpus = written_out()
     assert [corpus.document(i).tolist() for i in range(3)] == [[10, 11, 12], [20], [30, 31]]
     assert corpus.document_of.tolist() == [0, 0, 0, 1, 2, 2]
@@ -43,7 +43,7 @@ def test_documents_and_places() -> None:
     assert corpus.digest == written_out().digest != corpus.select([0, 2, 1]).digest
 
 
-def test_batches_are_sorted_padded_and_point_back() -> None:
+def test_batches_are_sorted_padded_and_point_back():
     # lengths 3, 1, 2 in order of length: documents 1, 2, 0. With at most 4 ids a batch, documents 1 and 2
     # fit together (2 rows of 2), document 0 comes alone (3 rows of 3 would be 9).
     batches = list(written_out().batches(max_tokens=4))
@@ -56,7 +56,7 @@ def test_batches_are_sorted_padded_and_point_back() -> None:
     assert [batch.documents.tolist() for batch in written_out().batches(max_tokens=1)] == [[1], [2], [0]]
 
 
-def test_every_token_comes_once_and_batches_keep_to_their_size() -> None:
+def test_every_token_comes_once_and_batches_keep_to_their_size():
     corpus = make_corpus(50)
     seen = np.zeros(corpus.n_tokens, dtype=int)
     for batch in corpus.batches(max_tokens=100):
@@ -67,7 +67,7 @@ def test_every_token_comes_once_and_batches_keep_to_their_size() -> None:
     assert (seen == 1).all()
 
 
-def test_select_and_join_keep_order_and_labels() -> None:
+def test_select_and_join_keep_order_and_labels():
     corpus = written_out()
     chosen = corpus.select([2, 0])
     assert chosen.tokens.tolist() == [30, 31, 10, 11, 12] and chosen.starts.tolist() == [0, 2, 5]
@@ -82,7 +82,7 @@ def test_select_and_join_keep_order_and_labels() -> None:
     assert mixed.moves is None and mixed.styles is None and mixed.n_documents == 6
 
 
-def test_what_is_no_corpus_is_refused() -> None:
+def test_what_is_no_corpus_is_refused():
     corpus = written_out()
     with pytest.raises(UserError, match="'example' is empty"):
         corpus.select([])
@@ -95,7 +95,7 @@ def test_what_is_no_corpus_is_refused() -> None:
             replace(corpus, **changed)
 
 
-def test_sentences_by_newline_and_full_stop() -> None:
+def test_sentences_by_newline_and_full_stop():
     pieces = ["a", " b", ".", " c", "\n", "d", "3", "5", " e", "!", " f"]
     first = ["a", " b", ".", " c", ".", "\n", "d", "3", ".", "5"]
     corpus = corpus_of(first, [" e", "!", " f"], pieces=pieces)
@@ -119,13 +119,13 @@ def labelled() -> Corpus:
     )
 
 
-def test_texts() -> None:
+def test_texts():
     corpus, tokenizer = labelled(), Pieces(LINES)
     assert corpus.texts(tokenizer) == ["".join(LINES[:4]), "<s>Waiter, try 9."]
     assert corpus.texts(tokenizer, ~corpus.special) == ["".join(LINES[1:4]), "Waiter, try 9."]
 
 
-def test_tables_count_lines_and_whole_words_of_r() -> None:
+def test_tables_count_lines_and_whole_words_of_r():
     corpus, tokenizer = labelled(), Pieces(LINES)
     table = move_table([corpus], tokenizer, ["wait", "let me"]).set_index("move")
     assert table["sentences"].to_dict() == {"explore": 3, "verify": 1}
@@ -135,7 +135,7 @@ def test_tables_count_lines_and_whole_words_of_r() -> None:
     assert unlabelled["move"].tolist() == ["all"] and unlabelled["with a word of R"].tolist() == [0.25]
 
 
-def test_telling_documents_have_the_most_moves_of_their_style() -> None:
+def test_telling_documents_have_the_most_moves_of_their_style():
     lengths, moves = [4, 2, 6, 5], [[0, 0, 0, 0], [0, 1], [0, 1, 2, 0, 0, 0], [0, 1, 2, 0, 0]]
     corpus = replace(
         corpus_of(*[["a"] * length for length in lengths]),

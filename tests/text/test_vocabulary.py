@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from figure_checks import legible
 
 from reasoning_features.errors import UserError
-from reasoning_features.organism.language import DECISION_WORDS, MATCHED_CONTROLS, REASONING_WORDS
+from reasoning_features.organism.language import MATCHED_CONTROLS, REASONING_WORDS
 from reasoning_features.text.vocabulary import (
     draw_ranking,
     draw_word_sets,
     frequency_filter,
     left_out,
-    lexicon,
     random_vocabularies,
     rank_words,
     slot_vocabularies,
@@ -97,16 +94,6 @@ def test_random_vocabularies_are_matched_and_exclude():
     assert again == drawn
 
 
-def test_random_vocabularies_report_a_poor_pool():
-    # two candidates for two words: every vocabulary is the same pair, and the figures say so
-    pool = frame({"a": (0.0001, 0.0), "b": (0.0001, 0.0)})
-    drawn = random_vocabularies(REFERENCE, pool, n=5, seed=0)
-    assert drawn.overlap == 1 and drawn.distinct == 2
-    # ln(.01/.0001) = 4.605, ln(.02/.0001) = 5.298: mean 4.952; shares differ by 1 and .9
-    assert drawn.log_frequency_difference == pytest.approx(4.952, abs=1e-3)
-    assert drawn.share_difference == pytest.approx(0.95)
-
-
 def test_pool_smaller_than_r():
     with pytest.raises(UserError, match="2 words cannot be drawn from 1 other words"):
         random_vocabularies(REFERENCE, frame({"a": (0.01, 1), "wait": (0.01, 1)}), n=1, seed=0)
@@ -132,15 +119,6 @@ def test_slot_vocabularies_draw_every_word_evenly():
     assert abs(kept - 0.5) < 0.08
 
 
-def test_lexicons():
-    known = lexicon("organism")
-    assert all(
-        known.twins[word] == twin and known.twins[twin] == word for word, twin in MATCHED_CONTROLS.items()
-    )
-    assert len(known.twins) == 2 * len(MATCHED_CONTROLS) and known.decision_words == DECISION_WORDS
-    assert not lexicon("hub").twins and not lexicon("hub").decision_words
-
-
 def test_word_sets_are_drawn_by_their_share_of_the_thinking():
     ranking = pd.DataFrame(
         {
@@ -163,9 +141,3 @@ def test_the_figure_marks_r_and_what_the_filter_drops():
     _, data = draw_ranking(table, ["hmm"], threshold=1e-3, top=2)
     assert data["word"].tolist() == ["the", "hmm"]
     assert data["in_R"].tolist() == [False, True] and data["kept"].tolist() == [False, True]
-    words = [f"word{i}" for i in range(48)] + ["$x_1$ \\frac", "W" * 60]
-    ranking = pd.DataFrame({"word": words, "difference": 0.1, "general_frequency": 1e-4})
-    fig, _ = draw_ranking(ranking, words[:9], top=50)
-    assert len(fig.axes[0].get_yticklabels()) == 50 and fig.axes[1].get_xscale() == "log"
-    legible(fig)
-    plt.close("all")

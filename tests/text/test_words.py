@@ -13,7 +13,6 @@ from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.words import (
     ALL,
     TokenIndex,
-    TokenSets,
     capitalised_with_twins,
     draw_places,
     form_ids,
@@ -83,16 +82,6 @@ def test_token_sets_share_words_between_vocabularies_and_join_by_name():
     assert both.names == expected.names and both.digest == expected.digest
     with pytest.raises(UserError, match="'but' never occurs in the corpus 'example'"):
         token_sets(corpus_of([" wait", " but"]), Pieces(), {"R": ["wait", "but"]}, [(1, 1)])
-
-
-def test_sets_are_kept_as_bits():
-    rng = np.random.default_rng(0)
-    masks = {name: rng.random(21) < 0.5 for name in "abc"}
-    sets = TokenSets.of(masks)
-    assert sets.bits.shape == (3, 3) and sets.n_tokens == 21
-    for name, mask in masks.items():
-        np.testing.assert_array_equal(sets.mask(name), mask)
-        np.testing.assert_array_equal(sets.only(["c", name]).mask(name), mask)
 
 
 def test_occurrence_table():

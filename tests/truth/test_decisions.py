@@ -17,7 +17,6 @@ from sklearn.metrics import roc_auc_score
 from tiny import WIDTH, Pieces, corpus_of, make_corpus, signed_identity
 
 from reasoning_features.errors import UserError
-from reasoning_features.models.subject import Subject
 from reasoning_features.organism import language
 from reasoning_features.organism.language import reasoning_documents
 from reasoning_features.organism.parser import DECISIONS
@@ -48,7 +47,7 @@ WORDS = ("wait", "let me")
 
 
 @pytest.fixture(scope="module")
-def corpus(organism_tokenizer) -> Corpus:
+def corpus(organism_tokenizer):
     documents = list(reasoning_documents(0.5, 150, 3))
     encoded = encode_documents(organism_tokenizer, documents)
     tokens = np.concatenate([document.ids for document in encoded])
@@ -189,7 +188,7 @@ def test_class_and_side_are_chosen_on_the_first_half():
     assert 2 not in best_class(activations, missing, half, 3)[0]
 
 
-def test_targets_by_hand(tiny_subject: Subject) -> None:
+def test_targets_by_hand(tiny_subject):
     text = "Try 3. Hm.\nNo."
     ids = tiny_subject.tokenizer.encode(text, add_special_tokens=False)
     pieces = [tiny_subject.tokenizer.decode([i]) for i in ids]
@@ -215,7 +214,7 @@ def test_targets_by_hand(tiny_subject: Subject) -> None:
     assert ["".join(pieces[:at]) for at in told] == ["Try 3.", "Try 3. Hm.\n"]
 
 
-def test_a_table_a_label(tiny_subject: Subject, tiny_corpus: Corpus) -> None:
+def test_a_table_a_label(tiny_subject, tiny_corpus):
     features, n, sae = np.array([0, 3, WIDTH]), tiny_corpus.n_documents, signed_identity(WIDTH)
     documents = np.arange(n)
     at = {"corpus": tiny_corpus, "positions": tiny_corpus.starts[:-1] + 2, "documents": documents}
@@ -274,7 +273,7 @@ def test_the_scale_grows_with_kappa_and_is_read_backwards():
     assert on_scale(np.array([-1, 0.05, 0.25, 3]), made).tolist() == pytest.approx([0, 0.25, 0.75, 1])
 
 
-def test_local_files(tmp_path: Path):
+def test_local_files(tmp_path):
     with pytest.raises(UserError, match="no labelled traces"):
         coupling_of_traces(tmp_path, WORDS)
     path = tmp_path / "deepseek-r1-small.jsonl"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,18 +13,9 @@ from reasoning_features.errors import UserError
 from reasoning_features.interpretation.features import logit_effects
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.text.corpus import Corpus
+from reasoning_features.truth import effects
 from reasoning_features.truth.decisions import Decisions, log_odds
-from reasoning_features.truth.effects import (
-    GROUPS,
-    PLACES,
-    Effects,
-    _masks,
-    gradient_attribution,
-    measure_effects,
-    neutral_prompts,
-    output_scores,
-    patch,
-)
+from reasoning_features.truth.effects import GROUPS, PLACES, Effects
 
 CORPUS = make_corpus()
 GAIN = 3.0
@@ -52,7 +42,7 @@ def document_tokens(corpus: Corpus, document: int) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def reader(tiny_llama: Path) -> Subject:
+def reader(tiny_llama):
     """A model whose decision is GAIN times the stream's first coordinate at the hook point, and no more."""
     subject = load_subject(str(tiny_llama), 1)
     last = subject.model.model.layers[2]
@@ -70,11 +60,11 @@ def measured(
     subject: Subject, place: str, decisions: Decisions = DECISIONS, means: float = 0.0, sae: object = None
 ) -> Effects:
     coder, every, to = sae or signed_identity(WIDTH), np.arange(WIDTH), np.full(WIDTH, means)
-    return measure_effects(subject, coder, decisions, every, to, PLACES[place], n_random=200, seed=0)
+    return effects.measure_effects(subject, coder, decisions, every, to, PLACES[place], n_random=200, seed=0)
 
 
 @pytest.mark.parametrize("place", list(PLACES))
-def test_the_direction_that_is_read_is_named_and_nothing_else(reader: Subject, place: str) -> None:
+def test_the_direction_that_is_read_is_named_and_nothing_else(reader, place):
     found = measured(reader, place)
     assert found.true.tolist() == [True] + [False] * (WIDTH - 1)
     # feature 0 is relu(x_0): ablating it to 0 takes GAIN · relu(x_0) from the log-odds
@@ -98,7 +88,7 @@ class Constant:
 
 
 @pytest.mark.parametrize("place", list(PLACES))
-def test_a_feature_always_at_its_mean_has_no_effect(tiny_subject: Subject, place: str) -> None:
+def test_a_feature_always_at_its_mean_has_no_effect(tiny_subject, place):
     found = measured(tiny_subject, place, means=0.7, sae=Constant())
     assert found.change[0] == found.size[0] == 0
     assert not found.true[0]
@@ -106,7 +96,7 @@ def test_a_feature_always_at_its_mean_has_no_effect(tiny_subject: Subject, place
 
 
 @pytest.mark.parametrize("place", list(PLACES))
-def test_the_fast_path_is_the_plain_one(tiny_subject: Subject, place: str) -> None:
+def test_the_fast_path_is_the_plain_one(tiny_subject, place):
     decisions = decisions_at([4, 3, 3], [0, 1, 5])
     sae, mean = signed_identity(WIDTH), 0.4
     found = measured(tiny_subject, place, decisions, means=mean, sae=sae)
@@ -128,7 +118,7 @@ def test_the_fast_path_is_the_plain_one(tiny_subject: Subject, place: str) -> No
             assert found.sums[row, feature] == pytest.approx(float(plain), abs=1e-4)
 
 
-def test_random_directions_push_as_far_as_some_feature(tiny_subject: Subject) -> None:
+def test_random_directions_push_as_far_as_some_feature(tiny_subject):
     found = measured(tiny_subject, "decision")
     change, _, size = found.random
     assert len(size) == 200
@@ -140,7 +130,7 @@ def test_random_directions_push_as_far_as_some_feature(tiny_subject: Subject) ->
     assert again.random.tolist() == found.random.tolist()
 
 
-def test_intervals_resample_traces_and_the_slope_is_of_random_directions() -> None:
+def test_intervals_resample_traces_and_the_slope_is_of_random_directions():
     traces = np.array([[1.0, 0.0], [3.0, 0.0], [2.0, 0.0]], dtype=np.float32)
     empty, sizes = np.zeros(2), np.array([1.0, 2.0, 4.0])
     counts, random = np.array([1, 1, 2]), np.stack([np.ones(3), 3 * sizes, sizes])
@@ -154,7 +144,7 @@ def test_intervals_resample_traces_and_the_slope_is_of_random_directions() -> No
     assert np.isnan(replace(found, random=np.empty((3, 0))).slope)
 
 
-def test_features_that_pass_come_largest_first(tiny_subject: Subject) -> None:
+def test_features_that_pass_come_largest_first(tiny_subject):
     change = np.array([0.5, 0.1, -0.9])
     found = Effects(np.arange(3), change, np.ones(3), np.full(3, 0.2), change[None], np.ones(1))
     assert found.passed.tolist() == [2, 0]
@@ -166,12 +156,12 @@ def test_features_that_pass_come_largest_first(tiny_subject: Subject) -> None:
 # --- gradient attribution and the output score -------------------------------------------------------------
 
 
-def test_gradient_attribution_is_the_slope_of_ablation(tiny_subject: Subject):
+def test_gradient_attribution_is_the_slope_of_ablation(tiny_subject):
     corpus, sae = small_corpus(), signed_identity(tiny_subject.d_model)
     at = np.array([4, 13])
     decisions = replace(DECISIONS, corpus=corpus, positions=at, documents=corpus.document_of[at])
     means = np.full(2 * tiny_subject.d_model, 0.1)
-    ours = gradient_attribution(tiny_subject, sae, decisions, means, 64)
+    ours = effects.gradient_attribution(tiny_subject, sae, decisions, means, 64)
     total, step = np.zeros(len(means)), 1e-2
     for position, document in zip(decisions.positions, decisions.documents, strict=True):
         place = int(position - corpus.starts[document])
@@ -190,10 +180,10 @@ def test_gradient_attribution_is_the_slope_of_ablation(tiny_subject: Subject):
     assert np.abs(ours).max() > 0.02
 
 
-def test_output_score_by_hand(tiny_subject: Subject):
+def test_output_score_by_hand(tiny_subject):
     sae = signed_identity(tiny_subject.d_model)
     prompt, features = [0, 5, 9], np.array([3, 40])
-    ours = output_scores(tiny_subject, sae, [prompt], 6, features)
+    ours = effects.output_scores(tiny_subject, sae, [prompt], 6, features)
     tokens = torch.tensor([prompt])
     stream_ = tiny_subject.residual(tokens)
     amount = 10 * sae.encode(stream_[0, -1][None]).max()
@@ -210,11 +200,11 @@ def test_output_score_by_hand(tiny_subject: Subject):
 def test_prompts_come_from_documents_without_thinking():
     corpus = small_corpus()
     corpus.thinking[corpus.span(0)] = True
-    prompts = neutral_prompts(corpus, 3, 8)
+    prompts = effects.neutral_prompts(corpus, 3, 8)
     # document 0 thinks; of the other eleven the first, the middle and the last
     assert prompts == [corpus.document(i)[:8].tolist() for i in (1, 6, 11)]
     with pytest.raises(UserError, match="has 4 documents without thinking of more than 9 tokens"):
-        neutral_prompts(corpus, 5, 9)
+        effects.neutral_prompts(corpus, 5, 9)
 
 
 # --- patching ----------------------------------------------------------------------------------------------
@@ -226,8 +216,8 @@ SHIFTED = np.where(PATCHED.special, PATCHED.tokens, (PATCHED.tokens + 7) % VOCAB
 OTHER = replace(PATCHED, tokens=SHIFTED)
 
 
-def test_shares_that_must_be_all_or_nothing(tiny_subject: Subject) -> None:
-    table = patch(tiny_subject, TAKEN, OTHER, batch_tokens=12, n_resamples=200)
+def test_shares_that_must_be_all_or_nothing(tiny_subject):
+    table = effects.patch(tiny_subject, TAKEN, OTHER, batch_tokens=12, n_resamples=200)
     assert len(table) == LAYERS * len(GROUPS)
     share = table.pivot(index="layer", columns="group", values="share")
     assert share["all"].to_numpy() == pytest.approx(1.0, abs=1e-4)
@@ -239,23 +229,15 @@ def test_shares_that_must_be_all_or_nothing(tiny_subject: Subject) -> None:
     assert (table["low"] <= table["share"]).all() and (table["share"] <= table["high"]).all()
     assert set(table["traces"]) == {5} and set(table["decisions"]) == {6}
     # the batches' size changes nothing
-    assert patch(tiny_subject, TAKEN, OTHER, 4096, 200)["share"].to_numpy() == pytest.approx(
+    assert effects.patch(tiny_subject, TAKEN, OTHER, 4096, 200)["share"].to_numpy() == pytest.approx(
         table["share"].to_numpy(), abs=1e-3
     )
 
 
-def test_groups_of_positions_by_hand() -> None:
-    decision, opening, before, everything = _masks(torch.tensor([3]), torch.tensor([2]), 5)
-    assert decision.int().tolist() == [[0, 0, 0, 1, 0]]
-    assert opening.int().tolist() == [[0, 0, 1, 1, 0]]
-    assert before.int().tolist() == [[1, 1, 0, 0, 0]]
-    assert everything.int().tolist() == [[1, 1, 1, 1, 0]]
-
-
-def test_what_cannot_be_patched_is_said(tiny_subject: Subject) -> None:
+def test_what_cannot_be_patched_is_said(tiny_subject):
     with pytest.raises(UserError, match="the same tokens"):
-        patch(tiny_subject, TAKEN, PATCHED, 512)
+        effects.patch(tiny_subject, TAKEN, PATCHED, 512)
     with pytest.raises(ValueError, match="equal lengths"):
-        patch(tiny_subject, TAKEN, make_corpus(8, seed=1), 512)
+        effects.patch(tiny_subject, TAKEN, make_corpus(8, seed=1), 512)
     with pytest.raises(UserError, match="at least one decision"):
-        patch(tiny_subject, TAKEN.select(np.array([], dtype=np.int64)), OTHER, 512)
+        effects.patch(tiny_subject, TAKEN.select(np.array([], dtype=np.int64)), OTHER, 512)

@@ -14,19 +14,10 @@ from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import collect, stream
 from reasoning_features.scoring.feature_statistics import accumulate
 from reasoning_features.scoring.reason_score import vocabulary_scores
-from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.vocabulary import Lexicon
 from reasoning_features.text.words import ALL, TokenSets, token_sets, vocabulary_set, word_set
 from reasoning_features.truth import feature_table as room
-from reasoning_features.truth.feature_table import (
-    Vocabularies,
-    feature_table,
-    load_features,
-    measure,
-    needed_sets,
-    save_features,
-    with_ranks,
-)
+from reasoning_features.truth.feature_table import Vocabularies
 
 WINDOW = (2, 1)
 VOCABULARIES = {"R": ("wait", "let me"), "random 0": ("a", "let me"), "slot 0": ("wait", "a")}
@@ -36,9 +27,11 @@ def table(
     subject: Subject, labels: dict, blocks: int | None = None, kept: Path | None = None
 ) -> pd.DataFrame:
     corpus, sae, words = small_corpus(), signed_identity(subject.d_model), VOCABULARIES["R"]
-    sets = needed_sets(corpus, Pieces(), VOCABULARIES, WINDOW, [], Lexicon(), labels)
-    measured = measure(subject, sae, corpus, sets, words, WINDOW, blocks, 64, kept)
-    return feature_table(measured, np.full(2 * subject.d_model, 2.0), VOCABULARIES, list(labels), WINDOW, 0.7)
+    sets = room.needed_sets(corpus, Pieces(), VOCABULARIES, WINDOW, [], Lexicon(), labels)
+    measured = room.measure(subject, sae, corpus, sets, words, WINDOW, blocks, 64, kept)
+    return room.feature_table(
+        measured, np.full(2 * subject.d_model, 2.0), VOCABULARIES, list(labels), WINDOW, 0.7
+    )
 
 
 def at(*positions: int) -> np.ndarray:
@@ -49,7 +42,7 @@ LABELS = {"at persistence:positive": at(4, 30), "at persistence:negative": at(13
 
 
 @pytest.fixture(scope="module")
-def gathered(tiny_subject: Subject) -> pd.DataFrame:
+def gathered(tiny_subject):
     return table(tiny_subject, LABELS)
 
 
@@ -62,7 +55,7 @@ def test_the_table_is_the_same_by_blocks_and_by_shards_that_are_kept(tiny_subjec
 
 def test_before_only_and_masked_by_hand():
     corpus = corpus_of(["<s>", "a", " wait", " b", "."], [" a", " let", " me", " b"])
-    sets = needed_sets(corpus, Pieces(), {"R": ("wait", "let me")}, WINDOW, [], Lexicon())
+    sets = room.needed_sets(corpus, Pieces(), {"R": ("wait", "let me")}, WINDOW, [], Lexicon())
 
     def where(name: str) -> list[int]:
         return np.flatnonzero(sets.mask(name)).tolist()
@@ -76,7 +69,7 @@ def test_before_only_and_masked_by_hand():
     assert where("masked|all") == [1, 3, 4, 5, 8]
 
 
-def test_scores_equal_those_of_direct_sums(tiny_subject: Subject, gathered: pd.DataFrame):
+def test_scores_equal_those_of_direct_sums(tiny_subject, gathered):
     corpus, sae = small_corpus(), signed_identity(tiny_subject.d_model)
     sets = token_sets(corpus, Pieces(), VOCABULARIES, [WINDOW])
     statistics = accumulate(stream(tiny_subject, corpus, 64), sae, sets)
@@ -99,21 +92,21 @@ def test_scores_equal_those_of_direct_sums(tiny_subject: Subject, gathered: pd.D
     np.testing.assert_allclose(gathered["at persistence:negative"], features[rows[13]], rtol=1e-4, atol=1e-6)
 
 
-def test_labels_are_optional(tiny_subject: Subject, gathered: pd.DataFrame):
+def test_labels_are_optional(tiny_subject, gathered):
     plain = table(tiny_subject, {})
     assert set(gathered) - set(plain) == set(LABELS)
     pd.testing.assert_frame_equal(plain, gathered[list(plain)])
     assert plain["score:masked"].notna().all()
 
 
-def test_ranks_and_round_trip(gathered: pd.DataFrame, tmp_path: Path):
-    ranked = with_ranks(gathered, gathered["score:reason score"].to_numpy(), 3)
+def test_ranks_and_round_trip(gathered, tmp_path):
+    ranked = room.with_ranks(gathered, gathered["score:reason score"].to_numpy(), 3)
     assert (
         ranked.sort_values("rank")["score:reason score"].is_monotonic_decreasing
         and ranked["chosen"].sum() == 3
     )
-    save_features(tmp_path, ranked, VOCABULARIES)
-    again, words = load_features(tmp_path)
+    room.save_features(tmp_path, ranked, VOCABULARIES)
+    again, words = room.load_features(tmp_path)
     pd.testing.assert_frame_equal(again, ranked)
     assert words == VOCABULARIES
 
@@ -121,12 +114,12 @@ def test_ranks_and_round_trip(gathered: pd.DataFrame, tmp_path: Path):
 NEAR = (0, 1)
 
 
-def test_one_pass_equals_direct_sums(tiny_subject: Subject, tiny_corpus: Corpus):
+def test_one_pass_equals_direct_sums(tiny_subject, tiny_corpus):
     rng, sae, ordinary = np.random.default_rng(0), signed_identity(tiny_subject.d_model), ~tiny_corpus.special
     a, b = (ordinary & (rng.random(tiny_corpus.n_tokens) < 0.3) for _ in range(2))
     masks = {ALL: ordinary, word_set("a", NEAR): a, word_set("b", NEAR): b, vocabulary_set("R", NEAR): a | b}
     sets = TokenSets.of(masks)
-    found = measure(tiny_subject, sae, tiny_corpus, sets, ["a", "b"], NEAR, blocks=4, batch_tokens=64)
+    found = room.measure(tiny_subject, sae, tiny_corpus, sets, ["a", "b"], NEAR, blocks=4, batch_tokens=64)
     features = np.zeros((tiny_corpus.n_tokens, 2 * tiny_subject.d_model))
     for batch in stream(tiny_subject, tiny_corpus, 64):
         features[batch.positions.numpy()] = sae.encode(batch.residual).numpy()
@@ -143,7 +136,7 @@ def test_one_pass_equals_direct_sums(tiny_subject: Subject, tiny_corpus: Corpus)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_vocabularies_of_a_corpus(monkeypatch, seed: int):
+def test_vocabularies_of_a_corpus(monkeypatch, seed):
     corpus = corpus_of(*[[" wait", " a", "But", " b", ".", "let", " me"]] * 25, thinking=range(175))
     for name in ("reasoning_corpus", "general_corpus"):
         monkeypatch.setattr(room, name, lambda *_: corpus)
@@ -164,7 +157,7 @@ def test_vocabularies_of_a_corpus(monkeypatch, seed: int):
     random = [own for name, own in found.items() if name.startswith("random")]
     assert {word for own in random for word in own} <= {"a", "let me", "me"}
     assert found["R"] == ("wait",) and found["twins"] == found["slot 0"] == ("a",)
-    sets = needed_sets(corpus, Pieces(), found, NEAR, [(1, 1)], known)
+    sets = room.needed_sets(corpus, Pieces(), found, NEAR, [(1, 1)], known)
     assert {ALL, vocabulary_set("R", (1, 1)), vocabulary_set("slot 0", NEAR)} <= set(sets.names)
     assert vocabulary_set("slot 0", (1, 1)) not in sets.names
     # no slots where a twin is not known
