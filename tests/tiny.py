@@ -19,6 +19,7 @@ from reasoning_features import paths
 from reasoning_features.settings import Settings, load_settings
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.truth.benchmark import Benchmark
+from reasoning_features.truth.decisions import Decisions
 from reasoning_features.truth.effects import Effects
 
 LAYERS, WIDTH, VOCABULARY = 3, 32, 300
@@ -80,22 +81,50 @@ def make_corpus(n_documents: int = 12, seed: int = 0, longest: int = 40) -> Corp
     )
 
 
+def relu_sae(
+    encoder: torch.Tensor,
+    decoder: torch.Tensor,
+    b_enc: torch.Tensor,
+    b_dec: torch.Tensor,
+    centred: bool = False,
+) -> StandardSAE:
+    """ReLU(x E + b_enc) D + b_dec; ``centred`` takes b_dec from x first."""
+    d, features = encoder.shape
+    metadata = SAEMetadata(hook_name=HOOK, model_name="m")
+    config = StandardSAEConfig(d_in=d, d_sae=features, apply_b_dec_to_input=centred, metadata=metadata)
+    sae = StandardSAE(config)
+    sae.W_enc.data, sae.W_dec.data = encoder, decoder
+    sae.b_enc.data, sae.b_dec.data = b_enc, b_dec
+    return sae.requires_grad_(False)
+
+
 def signed_identity(d: int, gain: float = 1.0, centre: torch.Tensor | None = None) -> StandardSAE:
     """An SAE of 2d features, ReLU(±(x − centre)), which gives centre + gain · (x − centre)."""
-    sae = StandardSAE(
-        StandardSAEConfig(
-            d_in=d,
-            d_sae=2 * d,
-            apply_b_dec_to_input=True,
-            metadata=SAEMetadata(hook_name=HOOK, model_name="m"),
-        )
+    both = torch.cat([torch.eye(d), -torch.eye(d)])
+    middle = torch.zeros(d) if centre is None else centre
+    return relu_sae(both.T.clone(), gain * both, torch.zeros(2 * d), middle, centred=True)
+
+
+def make_decisions(
+    corpus: Corpus,
+    documents: Sequence[int] | np.ndarray,
+    places: Sequence[int] | np.ndarray,
+    positive: Sequence[int],
+    negative: Sequence[int],
+    name: str = "persistence",
+) -> Decisions:
+    """Decisions at some places of some documents, all against, of no style."""
+    at, n = np.asarray(documents), len(places)
+    return Decisions(
+        name=name,
+        corpus=corpus,
+        positions=corpus.starts[at] + np.asarray(places),
+        documents=at,
+        styles=[""] * n,
+        towards=np.zeros(n, dtype=bool),
+        positive=np.array(positive),
+        negative=np.array(negative),
     )
-    eye = torch.eye(d)
-    sae.W_enc.data = torch.cat([eye, -eye], dim=1)
-    sae.W_dec.data = gain * torch.cat([eye, -eye], dim=0)
-    sae.b_enc.data = torch.zeros(2 * d)
-    sae.b_dec.data = torch.zeros(d) if centre is None else centre
-    return sae.requires_grad_(False)
 
 
 class Positive:

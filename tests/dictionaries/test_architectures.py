@@ -221,15 +221,6 @@ def residual():
     return amounts @ directions + 7
 
 
-@pytest.fixture
-def one_thread():
-    """Matrices this small only make threads wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 PLAIN = """
 import sys
 from safetensors.torch import load_file, save_file
@@ -243,9 +234,7 @@ save_file({"f": features.detach().contiguous()}, sys.argv[3])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", get_args(Architecture))
-def test_a_training_learns_is_saved_for_plain_saelens_and_goes_on(
-    residual, one_thread, tmp_path, architecture
-):
+def test_a_training_learns_is_saved_for_plain_saelens_and_goes_on(residual, tmp_path, architecture):
     recipe = replace(RECIPE, architecture=architecture)
     training = train_autoencoder(residual, recipe, "model", HOOK)
     sae, last = training.sae, training.history.iloc[-1]

@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import WIDTH, signed_identity
+from tiny import WIDTH, corpus_of, signed_identity
 
 import reasoning_features.dictionaries.evaluation as room
 from reasoning_features.dictionaries import evaluation
 from reasoning_features.residual_stream.activations import collect, next_token_loss, stream
-from reasoning_features.text.corpus import Corpus
 
 SAES = {"perfect": signed_identity(WIDTH), "nothing": signed_identity(WIDTH, 0.0)}
 
@@ -135,14 +134,7 @@ def test_loss_of_a_document_is_the_models_own(losses, tiny_subject, tiny_corpus)
 
 def test_special_tokens_are_left_as_they_are(tiny_subject, tiny_corpus):
     # with everything zeroed but BOS, the prediction of the first ordinary token is untouched
-    first = Corpus(
-        name="two tokens",
-        tokens=tiny_corpus.tokens[:2],
-        starts=np.array([0, 2]),
-        special=tiny_corpus.special[:2],
-        thinking=tiny_corpus.thinking[:2],
-        domains=["a"],
-    )
+    first = corpus_of(["<s>", "wait"])
     losses = evaluation.loss_by_document(tiny_subject, {}, first, 100)
     assert losses["zeroed"][0] == pytest.approx(losses["clean"][0], rel=1e-6)
 

@@ -81,9 +81,8 @@ def test_only_rows_for_training_where_a_column_tells_splits(tmp_path, tokenizer,
             for i in range(60)
         ]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return training_rows(
-            settings(), tokenizer, [TextSource(dataset=str(file), column=name, split_column=column)]
-        )
+        source = TextSource(dataset=str(file), column=name, split_column=column)
+        return training_rows(settings(), tokenizer, [source])
 
     rows = rows_of("split")
     held = tokenizer.decode(rows[np.arange(len(rows))].flatten().tolist())
@@ -316,8 +315,7 @@ def test_another_training_is_not_taken_for_this_one_and_damage_is_named(tiny_sub
         train(tiny_subject, tmp_path / "other")
 
     weights = folder / "sae_weights.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     with pytest.raises(CorruptArtefact, match=r"sae_weights\.safetensors is damaged .*train_saes=true"):
         load_autoencoder(str(folder), tiny_subject.d_model)
     (folder / "made_from.json").write_text("{")

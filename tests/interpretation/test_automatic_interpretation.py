@@ -189,12 +189,10 @@ def test_garbage_costs_its_own_feature_alone(server, kept, answer, said):
     assert len(server.asked) == 4
 
 
-@pytest.mark.parametrize(("answer", "said"), [(500, "HTTP 500"), (30.0, "no answer in 3 s")])
+@pytest.mark.parametrize(("answer", "said"), [(500, "HTTP 500"), (5.0, "no answer in 1 s")])
 def test_trouble_ends_the_asking_and_loses_nothing(server, kept, answer, said):
     server.answers["five"] = answer
-    started = time.monotonic()
-    answers, problem = judge(server.url, "m", QUESTIONS, kept, timeout=3)
-    assert time.monotonic() - started < 25
+    answers, problem = judge(server.url, "m", QUESTIONS, kept, timeout=1)
     assert answers["feature"].tolist() == [3]
     assert f"stopped answering at feature 5 ({said}); 1 of 3 answers are kept" in problem
     assert len(server.asked) == 2  # the endpoint is not asked a third time
@@ -207,8 +205,7 @@ def test_an_endpoint_that_is_not_there(server, kept):
     server.shutdown()
     server.server_close()
     answers, problem = judge(server.url, "m", QUESTIONS, kept)
-    assert "(it cannot be reached); 0 of 3" in problem and answers.empty
-    assert not kept.exists()
+    assert "(it cannot be reached); 0 of 3" in problem and answers.empty and not kept.exists()
 
 
 def test_the_key_is_sent_and_never_written(server, kept, monkeypatch):

@@ -147,9 +147,7 @@ def test_the_index_opens_from_disk_sorts_and_leads_to_pages(browser, index):
     heads = {head.text.split()[0]: head for head in browser.find_elements("css selector", "th button")}
     expected = {
         "density": (["2", "5", "9"], ["9", "5", "2"]),
-        "score": (["9", "5", "2"], ["2", "5", "9"]),
         "mode": (["2", "9", "5"], ["9", "2", "5"]),  # one without a mode comes last either way
-        "persistence": (["9", "5", "2"], ["5", "9", "2"]),
     }
     for name, (first, second) in expected.items():
         heads[name].click()
@@ -187,6 +185,8 @@ def test_the_interface_draws_what_it_returns():
     assert data["part"].value_counts().to_dict() == counts
     assert data.loc[data["part"] == "histogram", "value"].tolist() == [4, 8]
     assert data.loc[data["part"] == "negative", "text"].tolist() == ["$", "⏎"]
+    # of a feature that is never active there are the logits
+    assert set(feature_views.draw_interface(THREE[2])[1]["part"]) == {"positive", "negative"}
 
 
 def test_snippets_are_grouped_and_shaded_by_share_of_their_feature():

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import signed_identity
+from tiny import corpus_of, signed_identity
 
 from reasoning_features.errors import UserError
 from reasoning_features.interpretation.features import (
     EDGES,
     ActivatingExamples,
-    Activity,
     Example,
     FeatureInterface,
     by_mode,
@@ -31,18 +31,10 @@ from reasoning_features.text.corpus import Corpus
 
 
 def documents_of(*lengths: int, moves: list[int] | None = None) -> Corpus:
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    n = int(starts[-1])
-    return Corpus(
-        name="by hand",
-        tokens=np.arange(n, dtype=np.int32),
-        starts=starts,
-        special=np.zeros(n, bool),
-        thinking=np.ones(n, bool),
-        domains=[""] * len(lengths),
-        moves=None if moves is None else np.array(moves, np.int8),
-        move_names=() if moves is None else ("explore", "verify"),
-    )
+    corpus = corpus_of(*[["a"] * length for length in lengths])
+    if moves is None:
+        return corpus
+    return replace(corpus, moves=np.array(moves, np.int8), move_names=("explore", "verify"))
 
 
 def gathered(corpus: Corpus, features: torch.Tensor, examples: int, *splits: int, order=None):
@@ -219,33 +211,18 @@ def test_the_rule_of_words_by_hand(row, mode):
     assert modes_by_words(table.assign(feature=0, mean=9.0)) == [mode]
 
 
-def activity(histogram: np.ndarray) -> Activity:
-    n = len(histogram)
-    return Activity(
-        tokens=100,
-        active=histogram.sum(1),
-        maximum=np.full(n, 3, np.float32),
-        histogram=histogram,
-        positions=np.full((n, 1), -1),
-        activations=np.zeros((n, 1), np.float32),
-        step_names=("explore", "verify"),
-        step_tokens=np.array([60, 0]),
-        step_active=np.stack([histogram.sum(1), np.zeros(n, int)]),
-    )
-
-
 def test_what_is_gathered():
-    histogram = np.zeros((3, len(EDGES) - 1), np.int64)
-    one = int(np.flatnonzero(EDGES == 1)[0])
-    histogram[2, one], histogram[2, one + 2] = 9, 3
+    features = torch.zeros(60, 3)
+    features[:9, 2], features[9:12, 2] = 1.0, 1.5
+    activity = gathered(documents_of(60, moves=[0] * 60), features, 1)
     table = pd.DataFrame({"feature": [2, 0], "score": [0.5, 0.1], "rank": [1, 7], "mode": ["mixed", None]})
     table["effect:persistence"] = [0.25, np.nan]
     logits = pd.DataFrame({"feature": 2, "side": ["positive", "positive", "negative"], "rank": [2, 1, 1]})
     logits = logits.assign(text=[" b", " a", "c"], value=[1.0, 2.0, -1.0])
     example = Example(2, 0, ("a",), np.ones(1, np.float32), 0)
-    first, second = feature_interfaces(table, activity(histogram), logits, {2: [example]})
+    first, second = feature_interfaces(table, activity, logits, {2: [example]})
     assert (first.feature, first.score, first.rank, first.mode) == (2, 0.5, 1, "mixed")
-    assert first.density == 0.12 and first.by_step == {"explore": 0.2}  # no token of verify: nothing to say
+    assert first.density == 0.2 and first.by_step == {"explore": 0.2}  # no token of verify: nothing to say
     # from the first to the last bin that holds anything
     assert first.histogram.tolist() == [9, 0, 3]
     assert first.edges.tolist() == pytest.approx([1, 2**0.25, 2**0.5, 2**0.75])

@@ -9,12 +9,11 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from tiny import LAYERS, make_corpus
+from tiny import LAYERS, corpus_of, make_corpus
 
 from reasoning_features.errors import UserError
 from reasoning_features.residual_stream import probes
 from reasoning_features.residual_stream.probes import EMBEDDINGS
-from reasoning_features.text.corpus import Corpus
 
 
 def separable(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -68,19 +67,14 @@ def test_balanced_accuracy_by_hand():
 
 def test_move_targets_by_hand():
     # two documents of 3 and 2 tokens, each beginning with a special token
-    corpus = Corpus(
-        name="moves",
-        tokens=np.arange(5, dtype=np.int32),
-        starts=np.array([0, 3, 5]),
-        special=np.array([1, 0, 0, 1, 0], dtype=bool),
-        thinking=np.zeros(5, dtype=bool),
-        domains=["a", "a"],
+    corpus = replace(
+        corpus_of(["<s>", " a", " b"], ["<s>", " a"]),
         moves=np.array([0, 1, 2, 0, 1], dtype=np.int8),
         move_names=("prompt", "explore", "verify"),
     )
     assert probes.move_targets(corpus).tolist() == [-1, 1, 2, -1, 1]
     assert probes.move_targets(corpus, offset=1).tolist() == [-1, 2, -1, -1, -1]
-    with pytest.raises(UserError, match="'moves' has no move labels"):
+    with pytest.raises(UserError, match="'example' has no move labels"):
         probes.move_targets(replace(corpus, moves=None, move_names=()))
 
 

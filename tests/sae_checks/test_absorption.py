@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sae_lens import StandardSAE, StandardSAEConfig
-from sae_lens.saes.sae import SAEMetadata
-from tiny import HOOK, make_corpus
+from sae_lens import StandardSAE
+from tiny import make_corpus, relu_sae
 
 from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import added_directions
@@ -51,19 +50,12 @@ def dictionary(absorbed: tuple[int, ...], off: tuple[int, ...] = ()) -> Standard
 
     Latents in ``off`` never fire.
     """
-    sae = StandardSAE(
-        StandardSAEConfig(
-            d_in=WIDTH, d_sae=WIDTH, apply_b_dec_to_input=False, metadata=SAEMetadata(hook_name=HOOK)
-        )
-    )
     encoder, decoder = torch.eye(WIDTH), torch.eye(WIDTH)
     for child in absorbed:
         encoder[child + 1, 0] = -2.0  # column 0 is the parent's latent
         decoder[child + 1, 0] = 1.0
     encoder[:, list(off)] = 0.0
-    sae.W_enc.data, sae.W_dec.data = encoder, decoder
-    sae.b_enc.data, sae.b_dec.data = torch.full((WIDTH,), -0.5), torch.zeros(WIDTH)
-    return sae.requires_grad_(False)
+    return relu_sae(encoder, decoder, torch.full((WIDTH,), -0.5), torch.zeros(WIDTH))
 
 
 def at_parents(sae: StandardSAE, held: LabelledTokens, main: list[int]) -> dict[str, float]:

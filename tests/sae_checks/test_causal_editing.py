@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sae_lens import StandardSAE, StandardSAEConfig
-from sae_lens.saes.sae import SAEMetadata
-from tiny import HOOK, WIDTH, make_corpus, signed_identity
+from sae_lens import StandardSAE
+from tiny import WIDTH, make_corpus, make_decisions, relu_sae, signed_identity
 
 from reasoning_features.errors import UserError
 from reasoning_features.sae_checks import causal_editing
@@ -24,19 +23,10 @@ PAIRS = 30
 EVERYWHERE = np.arange(CORPUS.n_documents)
 
 
-def decisions(name: str, places: tuple[int, ...], positive: list[int], negative: list[int]) -> Decisions:
-    """Decisions at some places of every document."""
-    documents = np.repeat(np.arange(CORPUS.n_documents), len(places))
-    return Decisions(
-        name=name,
-        corpus=CORPUS,
-        positions=CORPUS.starts[documents] + np.tile(places, CORPUS.n_documents),
-        documents=documents,
-        styles=[""] * len(documents),
-        towards=np.zeros(len(documents), dtype=bool),
-        positive=np.array(positive),
-        negative=np.array(negative),
-    )
+def decisions(name: str, places: tuple[int, int], positive: list[int], negative: list[int]) -> Decisions:
+    """Decisions at two places of every document."""
+    everywhere = np.repeat(EVERYWHERE, 2), np.tile(places, CORPUS.n_documents)
+    return make_decisions(CORPUS, *everywhere, positive, negative, name)
 
 
 BOTH = {
@@ -52,16 +42,7 @@ def contexts(tiny_subject):
 
 def linear(rows: torch.Tensor) -> StandardSAE:
     """An autoencoder whose latent i is coordinate i along orthonormal ``rows`` ``[d, d]``, plus 100."""
-    config = StandardSAEConfig(
-        d_in=WIDTH,
-        d_sae=WIDTH,
-        apply_b_dec_to_input=False,
-        metadata=SAEMetadata(hook_name=HOOK, model_name="m"),
-    )
-    sae = StandardSAE(config)
-    sae.W_enc.data, sae.W_dec.data = rows.T.clone(), rows.clone()
-    sae.b_enc.data, sae.b_dec.data = torch.full((WIDTH,), 100.0), -100 * rows.sum(0)
-    return sae.requires_grad_(False)
+    return relu_sae(rows.T.clone(), rows.clone(), torch.full((WIDTH,), 100.0), -100 * rows.sum(0))
 
 
 def collapsed() -> StandardSAE:

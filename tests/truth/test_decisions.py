@@ -14,15 +14,14 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from tiny import WIDTH, Pieces, corpus_of, make_corpus, signed_identity
+from tiny import WIDTH, Pieces, corpus_of, make_corpus, make_decisions, signed_identity
 
 from reasoning_features.errors import UserError
 from reasoning_features.organism import language
 from reasoning_features.organism.language import reasoning_documents
 from reasoning_features.organism.parser import DECISIONS
-from reasoning_features.organism.training import encode_documents
 from reasoning_features.settings import load_settings
-from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.corpora import reasoning_corpus
 from reasoning_features.truth.decisions import (
     Decisions,
     auc_by_class,
@@ -48,18 +47,8 @@ WORDS = ("wait", "let me")
 
 @pytest.fixture(scope="module")
 def corpus(organism_tokenizer):
-    documents = list(reasoning_documents(0.5, 150, 3))
-    encoded = encode_documents(organism_tokenizer, documents)
-    tokens = np.concatenate([document.ids for document in encoded])
-    return Corpus(
-        name="traces",
-        tokens=tokens,
-        starts=np.concatenate([[0], np.cumsum([len(d.ids) for d in encoded])]).astype(np.int64),
-        special=np.isin(tokens, organism_tokenizer.all_special_ids),
-        thinking=np.concatenate([d.thinking for d in encoded]),
-        domains=[d.family for d in documents],
-        styles=[d.style or "" for d in documents],
-    )
+    settings = load_settings("organism", reasoning_documents=150)
+    return reasoning_corpus(settings, organism_tokenizer, "selection")
 
 
 def test_an_opener_of_either_side_follows_every_decision(corpus, organism_tokenizer):
@@ -88,9 +77,8 @@ def test_wordings_come_in_pairs_of_one_length(corpus, organism_tokenizer):
     for one, other in pairs.values():
         assert (one.starts == corpus.starts).all() and (other.starts == corpus.starts).all()
         assert (one.tokens != other.tokens).sum() > corpus.n_documents
-        assert (
-            find_decisions(other, organism_tokenizer, "organism")["persistence"].positions.tolist() == places
-        )
+        of_other = find_decisions(other, organism_tokenizer, "organism")["persistence"]
+        assert of_other.positions.tolist() == places
     texts = pairs["careful and hasty markers"][1].texts(organism_tokenizer)
     assert find_decisions(corpus, organism_tokenizer, "openthoughts") == {}
     assert swapped(corpus, organism_tokenizer, "openthoughts") == {}
@@ -100,16 +88,8 @@ def test_wordings_come_in_pairs_of_one_length(corpus, organism_tokenizer):
 
 def stub(styles: list[str]) -> Decisions:
     n = len(styles)
-    return Decisions(
-        name="persistence",
-        corpus=make_corpus(),
-        positions=np.arange(n) + 1,
-        documents=np.zeros(n, dtype=np.int64),
-        styles=styles,
-        towards=np.zeros(n, dtype=bool),
-        positive=np.array([3, 4]),
-        negative=np.array([5]),
-    )
+    made = make_decisions(make_corpus(), np.zeros(n, dtype=np.int64), np.arange(n) + 1, [3, 4], [5])
+    return replace(made, styles=styles)
 
 
 def test_the_draw_is_balanced_and_seeded():
@@ -195,14 +175,9 @@ def test_targets_by_hand(tiny_subject):
     begins = np.cumsum([0, *map(len, pieces)])[:-1]
     # one move a sentence
     moves = np.where(begins < text.index(" Hm"), 0, np.where(begins < text.index("No"), 1, 2))
-    n = len(ids) + 1
-    corpus = Corpus(
-        name="one",
+    corpus = replace(
+        corpus_of(["<s>"] + ["a"] * len(ids), thinking=range(1, len(ids) + 1)),
         tokens=np.array([0, *ids], dtype=np.int32),
-        starts=np.array([0, n]),
-        special=np.arange(n) == 0,
-        thinking=np.arange(n) > 0,
-        domains=["a"],
         moves=np.array([0, *moves], dtype=np.int8),
         move_names=("explore", "uncertain", "backtrack"),
     )

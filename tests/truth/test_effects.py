@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import LAYERS, VOCABULARY, WIDTH, make_corpus, signed_identity, small_corpus
+from tiny import LAYERS, VOCABULARY, WIDTH, make_corpus, make_decisions, signed_identity, small_corpus
 
 from reasoning_features.errors import UserError
 from reasoning_features.interpretation.features import logit_effects
@@ -22,16 +22,7 @@ GAIN = 3.0
 
 
 def decisions_at(places: list[int], documents: list[int], corpus: Corpus = CORPUS) -> Decisions:
-    return Decisions(
-        name="persistence",
-        corpus=corpus,
-        positions=corpus.starts[documents] + np.array(places),
-        documents=np.array(documents),
-        styles=[""] * len(places),
-        towards=np.zeros(len(places), dtype=bool),
-        positive=np.array([10, 11]),
-        negative=np.array([20, 21, 22]),
-    )
+    return make_decisions(corpus, documents, places, [10, 11], [20, 21, 22])
 
 
 DECISIONS = decisions_at([3, 4, 2, 4], [0, 0, 1, 5])

@@ -15,7 +15,7 @@ from reasoning_features.residual_stream.activations import collect, stream
 from reasoning_features.scoring.feature_statistics import accumulate
 from reasoning_features.scoring.reason_score import vocabulary_scores
 from reasoning_features.text.vocabulary import Lexicon
-from reasoning_features.text.words import ALL, TokenSets, token_sets, vocabulary_set, word_set
+from reasoning_features.text.words import ALL, token_sets, vocabulary_set, word_set
 from reasoning_features.truth import feature_table as room
 from reasoning_features.truth.feature_table import Vocabularies
 
@@ -112,27 +112,6 @@ def test_ranks_and_round_trip(gathered, tmp_path):
 
 
 NEAR = (0, 1)
-
-
-def test_one_pass_equals_direct_sums(tiny_subject, tiny_corpus):
-    rng, sae, ordinary = np.random.default_rng(0), signed_identity(tiny_subject.d_model), ~tiny_corpus.special
-    a, b = (ordinary & (rng.random(tiny_corpus.n_tokens) < 0.3) for _ in range(2))
-    masks = {ALL: ordinary, word_set("a", NEAR): a, word_set("b", NEAR): b, vocabulary_set("R", NEAR): a | b}
-    sets = TokenSets.of(masks)
-    found = room.measure(tiny_subject, sae, tiny_corpus, sets, ["a", "b"], NEAR, blocks=4, batch_tokens=64)
-    features = np.zeros((tiny_corpus.n_tokens, 2 * tiny_subject.d_model))
-    for batch in stream(tiny_subject, tiny_corpus, 64):
-        features[batch.positions.numpy()] = sae.encode(batch.residual).numpy()
-    total = found.statistics.total()
-    masks = np.stack([sets.mask(name) for name in sets.names])
-    np.testing.assert_allclose(total.sums, masks.astype(float) @ features, rtol=1e-6)
-    np.testing.assert_array_equal(total.counts, masks.sum(axis=1))
-    assert found.statistics.sums.shape == (4, *total.sums.shape)
-    np.testing.assert_allclose(found.density, (features[ordinary] > 0).mean(axis=0))
-    # over all tokens identity changes no sum: the means of each token are weighted by its count
-    for statistics in found.identity.values():
-        np.testing.assert_allclose(statistics.sums[0], total.sums[0], rtol=1e-6)
-    assert len(found.best) == features.shape[1] and found.best["token"].str.len().min() > 0
 
 
 @pytest.mark.parametrize("seed", [0, 1])
