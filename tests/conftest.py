@@ -14,6 +14,7 @@ import pytest
 import torch
 from local_hub import LocalHub
 from tiny import make_corpus, make_tiny_llama
+from transformers import AutoTokenizer
 
 from reasoning_features import paths
 from reasoning_features.models.subject import Subject, load_subject
@@ -76,6 +77,12 @@ def organism_subject() -> tuple[Settings, Subject]:
 def miniature_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with miniatures of the published models, autoencoders and data sets; not to be changed."""
     return miniatures.build(tmp_path_factory.mktemp("miniatures"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(miniature_root: Path) -> Any:
+    """The tokenizer of the miniature Llama; not to be changed."""
+    return AutoTokenizer.from_pretrained(miniature_root / "models" / miniatures.LLAMA)
 
 
 @pytest.fixture

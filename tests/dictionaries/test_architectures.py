@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from typing import get_args
 
@@ -12,7 +10,6 @@ import pytest
 import torch
 from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, TrainingSAE
 from sae_lens.saes.sae import TrainStepInput
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
@@ -221,17 +218,6 @@ def residual():
     return amounts @ directions + 7
 
 
-PLAIN = """
-import sys
-from safetensors.torch import load_file, save_file
-from sae_lens import SAE
-sae = SAE.load_from_disk(sys.argv[1])
-assert "reasoning_features" not in sys.modules
-features = sae.encode(load_file(sys.argv[2])["x"])
-save_file({"f": features.detach().contiguous()}, sys.argv[3])
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_a_training_learns_is_saved_for_plain_saelens_and_goes_on(residual, tmp_path, architecture):
@@ -241,14 +227,9 @@ def test_a_training_learns_is_saved_for_plain_saelens_and_goes_on(residual, tmp_
     assert last[EXPLAINED] > max(0.3, training.history[EXPLAINED].iloc[0] + 0.1)
 
     save_autoencoder(sae, tmp_path / "sae")
-    if architecture in ("ortsae", "soft_frozen_decoder"):  # one process each is enough of a check
-        save_file({"x": residual[:512]}, tmp_path / "x.safetensors")
-        files = [str(tmp_path / name) for name in ("sae", "x.safetensors", "f.safetensors")]
-        subprocess.run([sys.executable, "-c", PLAIN, *files], check=True)
-        features = load_file(tmp_path / "f.safetensors")["f"]
-    else:
-        features = SAE.load_from_disk(tmp_path / "sae").encode(residual[:512])
-    assert torch.equal(features, sae.encode(residual[:512]))
+    loaded = SAE.load_from_disk(tmp_path / "sae")
+    assert type(loaded).__module__.startswith("sae_lens.")  # no class of ours is needed
+    assert torch.equal(loaded.encode(residual[:512]), sae.encode(residual[:512]))
 
     # on what was held out it is as sparse, and explains as much, as in training
     order = torch.randperm(len(residual), generator=torch.Generator().manual_seed(recipe.start("model")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 from sae_lens import SAE, SAETrainer
-from transformers import AutoTokenizer
 
 from reasoning_features.dictionaries import streaming
 from reasoning_features.dictionaries.autoencoder import load_autoencoder
@@ -29,11 +29,6 @@ TALKS = TextSource(dataset=mini.LMSYS, column="conversation")
 SLIM = TextSource(dataset=mini.SLIM)
 PIECES = 6
 """The miniatures' conversations are packed in so many pieces."""
-
-
-@pytest.fixture(scope="module")
-def tokenizer(miniature_root):
-    return AutoTokenizer.from_pretrained(miniature_root / "models" / mini.LLAMA)
 
 
 def settings(**more):
@@ -54,9 +49,9 @@ def test_token_ids_are_used_as_they_are_longer_rows_cut_up(hub, tokenizer):
 
 
 @pytest.mark.parametrize("bos", [True, False])
-def test_texts_are_packed_with_eos_between_and_bos_before_each_row(hub, tokenizer, miniature_root, bos):
+def test_texts_are_packed_with_eos_between_and_bos_before_each_row(hub, tokenizer, bos):
     if not bos:
-        tokenizer = AutoTokenizer.from_pretrained(miniature_root / "models" / mini.LLAMA)
+        tokenizer = deepcopy(tokenizer)
         tokenizer.bos_token = None
     rows = training_rows(settings(), tokenizer, [TALKS], tokens=10**9)
     tokens = rows[np.arange(len(rows))]

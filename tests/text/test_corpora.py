@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 
 import miniatures as mini
 import numpy as np
@@ -76,11 +77,6 @@ def test_the_same_text_without_its_labels(organism):
         assert np.array_equal(ours.tokens, same.tokens)
         assert ours.moves is not None and ours.styles is not None
         assert same.moves is None and same.styles is None and same.move_names == ()
-
-
-@pytest.fixture(scope="module")
-def tokenizer(miniature_root):
-    return AutoTokenizer.from_pretrained(miniature_root / "models" / mini.LLAMA)
 
 
 def of_miniatures(**more):
@@ -194,10 +190,10 @@ def test_thinking_lies_between_its_marks(tokenizer):
         assert thinking_of_ids(row, tokenizer).tolist() == inside.tolist()
 
 
-def test_conversations_read_as_the_released_script_renders_them(tokenizer, miniature_root):
+def test_conversations_read_as_the_released_script_renders_them(tokenizer):
     for turns in mini.conversations(6):
         assert conversation_text(turns, tokenizer) == mini.render(turns)
-    plain = AutoTokenizer.from_pretrained(miniature_root / "models" / mini.LLAMA)
+    plain = deepcopy(tokenizer)
     plain.get_vocab = lambda: {}
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     assert conversation_text(turns, plain) == mini.render(turns) + mini.EOS  # its own template
@@ -205,13 +201,7 @@ def test_conversations_read_as_the_released_script_renders_them(tokenizer, minia
     assert conversation_text(turns, plain) == "a\n\nb"
 
 
-def without_bos_token(miniature_root):
-    tokenizer = AutoTokenizer.from_pretrained(miniature_root / "models" / mini.LLAMA)
-    tokenizer.bos_token = None
-    return tokenizer
-
-
-def test_pieces_begin_with_bos_and_their_first_token_is_special(tmp_path, tokenizer, miniature_root):
+def test_pieces_begin_with_bos_and_their_first_token_is_special(tmp_path, tokenizer):
     words = " ".join(f"word {i}" for i in range(40))
     file = TextSource(dataset=write_rows(tmp_path / "a.jsonl", [{"text": words}] * 9 + [{"text": "Hi"}] * 9))
     given = "pieces", tokenizer, "selection", 18, 12, 0
@@ -223,7 +213,8 @@ def test_pieces_begin_with_bos_and_their_first_token_is_special(tmp_path, tokeni
     assert corpus.special[first + 1].all() and corpus.special.sum() == 2 * corpus.n_documents
     assert set(np.diff(corpus.starts)) == {12, 1 + len(tokenizer("Hi", add_special_tokens=False).input_ids)}
     # where the tokenizer has no BOS a piece is text alone, and its first token is the attention sink
-    other = without_bos_token(miniature_root)
+    other = deepcopy(tokenizer)
+    other.bos_token = None
     plain = text_corpus(file, "pieces", other, *given[2:])
     first = plain.starts[:-1]
     assert plain.special[first].all() and plain.special.sum() == plain.n_documents
