@@ -189,7 +189,7 @@ def test_the_interface_draws_what_it_returns():
     assert set(feature_views.draw_interface(THREE[2])[1]["part"]) == {"positive", "negative"}
 
 
-def test_snippets_are_grouped_and_shaded_by_share_of_their_feature():
+def test_snippets_are_grouped():
     groups = {
         "exploration": [drawn_example(1), drawn_example(2, seed=1)],
         "reflection": [drawn_example(3, seed=2)],

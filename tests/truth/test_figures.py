@@ -1,4 +1,4 @@
-"""Figures give back the numbers they draw, and are legible with many groups."""
+"""Figures give back the numbers they draw, and name every series."""
 
 from __future__ import annotations
 
@@ -71,8 +71,9 @@ def test_places_are_drawn_in_units_of_their_thresholds():
     assert labels == ["chosen", *figures.PASS_NAMES]
 
 
-def results(scorers: int) -> pd.DataFrame:
-    cases = [(i, kappa, seed) for i in range(scorers) for kappa in (0.0, 0.5, 1.0) for seed in range(3)]
+def results() -> pd.DataFrame:
+    """Two scorers at three κ with three seeds."""
+    cases = [(i, kappa, seed) for i in range(2) for kappa in (0.0, 0.5, 1.0) for seed in range(3)]
     table = pd.DataFrame(cases, columns=["scorer", "kappa", "autoencoder_seed"])
     table["labels"] = table["scorer"] % 2 == 1
     estimate = 0.1 + 0.2 * table["kappa"] + 0.3 * table["labels"] + 0.02 * table["autoencoder_seed"]
@@ -88,12 +89,12 @@ BANDS = BANDS.assign(metric="average precision")
 
 def test_precision_against_kappa():
     coupling = pd.DataFrame({"kappa": [1.0], "kappa_low": [0.9], "kappa_high": [1.0], "outside": [True]})
-    fig, data = figures.draw_precision_against_kappa(results(2), ["scorer 0", "scorer 1"], BANDS, coupling)
+    fig, data = figures.draw_precision_against_kappa(results(), ["scorer 0", "scorer 1"], BANDS, coupling)
     assert data["series"].value_counts().to_dict() == {"scorer": 18, "null": 3, "real traces": 1}
     labels = [text.get_text() for text in fig.legends[0].get_texts()]
     drawn = ["scorer 0", "scorer 1", "chance (base rate)", "real labelled traces (beyond the scale)"]
     assert labels == ["mixtures of R and twins, 95%", *drawn]
-    _, data = figures.draw_precision_against_kappa(results(2), ["scorer 0"], BANDS.iloc[:0])
+    _, data = figures.draw_precision_against_kappa(results(), ["scorer 0"], BANDS.iloc[:0])
     assert set(data["series"]) == {"scorer"} and len(data) == 9
 
 
