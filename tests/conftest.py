@@ -13,6 +13,7 @@ import miniatures
 import pytest
 import torch
 from local_hub import LocalHub
+from stub_notebooks import write_notebook
 from tiny import make_corpus, make_tiny_llama
 from transformers import AutoTokenizer
 
@@ -20,6 +21,7 @@ from reasoning_features import paths
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.organism.language import base_documents
 from reasoning_features.organism.training import train_tokenizer
+from reasoning_features.runs.provenance import Run, begin
 from reasoning_features.settings import Settings, load_settings
 from reasoning_features.text.corpus import Corpus
 
@@ -40,6 +42,13 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "requirements.lock").write_text("numpy==1\n")
     monkeypatch.setattr(paths, "root", lambda: tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def run(repository: Path) -> Run:
+    """A notebook's run in an empty repository."""
+    write_notebook(repository, "01_one")
+    return begin("01_one", load_settings("organism"))
 
 
 @pytest.fixture(scope="session")

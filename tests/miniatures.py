@@ -20,17 +20,21 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from reasoning_features.organism import language
 from reasoning_features.organism.language import Document, reasoning_documents
 from reasoning_features.organism.problems import draw_family, draw_problem
 
-LLAMA, LLAMA_BASE, LLAMA_SAE = (
-    "mini/R1-Distill-Llama",
-    "mini/Llama-Base",
-    "mini/r1-distill-llama-lmsys-openthoughts",
-)
+LLAMA, LLAMA_BASE = "mini/R1-Distill-Llama", "mini/Llama-Base"
+LLAMA_SAE = "mini/r1-distill-llama-lmsys-openthoughts"
 QWEN, QWEN_BASE, QWEN_SAE = "mini/R1-Distill-Qwen", "mini/Qwen-Base", "mini/sae-R1-Distill-Qwen-280"
 THOUGHTS, THOUGHTS_ALL = "mini/OpenThoughts-10k-DeepSeek-R1", "mini/OpenThoughts-114k"
 LMSYS, TOKENIZED, SLIM = "mini/lmsys-chat-1m", "mini/lmsys-openthoughts-tokenized", "mini/SlimPajama-6B"
@@ -97,9 +101,7 @@ def build(root: Path) -> Path:
     return root
 
 
-def make_tokenizer(
-    directory: Path, texts: list[str], reasoning: bool, opens_thinking: bool = True, size: int = VOCABULARY
-) -> Tokenizer:
+def make_tokenizer(directory: Path, texts: list[str], reasoning: bool) -> None:
     """A byte-level BPE with R1's special tokens, under R1's (misleading) class name LlamaTokenizerFast."""
     tokenizer = Tokenizer(models.BPE())
     words = pre_tokenizers.Split(Regex(LLAMA_3_WORDS), behavior="isolated")
@@ -110,7 +112,7 @@ def make_tokenizer(
     for mark in (USER, ASSISTANT, THINK, END_THINK, EOS):
         plain = [text.replace(mark, "\n") for text in plain]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(plain, trainer)
     tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in (BOS, EOS)])
     marks = (USER, ASSISTANT, THINK, END_THINK, PAD)
@@ -122,13 +124,8 @@ def make_tokenizer(
     tokenizer.post_processor = adds_bos
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
-    marked = {
-        "__type": "AddedToken",
-        "lstrip": False,
-        "normalized": True,
-        "rstrip": False,
-        "single_word": False,
-    }
+    marked = {"__type": "AddedToken", "normalized": True}
+    marked |= dict.fromkeys(("lstrip", "rstrip", "single_word"), False)
     config: dict[str, Any] = {
         "add_bos_token": True,
         "add_eos_token": False,
@@ -143,9 +140,8 @@ def make_tokenizer(
         "tokenizer_class": "LlamaTokenizerFast",
     }
     if reasoning:
-        config["chat_template"] = template(opens_thinking)
+        config["chat_template"] = template()
     _write_json(directory / "tokenizer_config.json", config)
-    return tokenizer
 
 
 def make_model(directory: Path, kind: str, seed: int) -> None:
@@ -194,12 +190,7 @@ def make_model(directory: Path, kind: str, seed: int) -> None:
 def activations(directory: Path, texts: list[str], site: str) -> torch.Tensor:
     """Activations ``[n, d]`` of the hooked block in float32: its output, or its MLP's."""
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    cls = (
-        LlamaForCausalLM
-        if json.loads((directory / "config.json").read_text())["model_type"] == "llama"
-        else Qwen2ForCausalLM
-    )
-    model = cls.from_pretrained(directory, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     block = model.model.layers[LAYER]
     read: list[torch.Tensor] = []
 
@@ -228,11 +219,10 @@ def dictionary(points: torch.Tensor, features: int, density: float, seed: int) -
     return {"W_enc": encoder.T, "b_enc": -threshold, "W_dec": decoder, "b_dec": mean}
 
 
-def make_sae(directory: Path, model: Path, texts: list[str], told: str = "expected_average_only_in") -> None:
+def make_sae(directory: Path, model: Path, texts: list[str]) -> None:
     """The autoencoder of the hooked block as SAELens 5.5.2 leaves it when its training ends.
 
-    The scaling is folded into the weights, but ``cfg.json`` is the training's own configuration and goes on
-    to tell the training's normalisation; ``told="none"`` is what a later save of the same object tells.
+    The scaling is folded into the weights, but ``cfg.json`` goes on to tell the training's normalisation.
     """
     points = activations(model, texts[::4], "resid_post")
     found = dictionary(points, FEATURES, 0.04, seed=0)
@@ -244,7 +234,7 @@ def make_sae(directory: Path, model: Path, texts: list[str], told: str = "expect
     save_file(weights, directory / "sae_weights.safetensors")
     fired = (points @ found["W_enc"] + found["b_enc"] > 0).float().mean(0)
     save_file({"sparsity": torch.log10(fired + 1e-10)}, directory / "sparsity.safetensors")
-    _write_json(directory / "cfg.json", _runner_config() | {"normalize_activations": told})
+    _write_json(directory / "cfg.json", _runner_config())
 
 
 def make_sparsify_sae(root: Path, model: Path, texts: list[str]) -> None:
@@ -261,55 +251,28 @@ def make_sparsify_sae(root: Path, model: Path, texts: list[str]) -> None:
         "b_dec": found["b_dec"],
     }
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / "sae.safetensors")
-    own = {
-        "activation": "topk",
-        "expansion_factor": 32,
-        "normalize_decoder": True,
-        "num_latents": QWEN_FEATURES,
-    }
-    own |= {"k": QWEN_K, "multi_topk": False, "skip_connection": False, "transcode": False}
+    own = {"activation": "topk", "expansion_factor": 32, "normalize_decoder": True, "k": QWEN_K}
+    own |= {"num_latents": QWEN_FEATURES, "multi_topk": False, "skip_connection": False, "transcode": False}
     _write_json(directory / "cfg.json", own | {"d_in": WIDTH})
-    training = {
-        "sae": own,
-        "batch_size": 32,
-        "hookpoints": [MLP],
-        "model": QWEN,
-        "ctx_len": 2048,
-    }
-    _write_json(root / "config.json", training)
+    _write_json(root / "config.json", {"sae": own, "hookpoints": [MLP], "model": QWEN, "ctx_len": 2048})
 
 
 def _runner_config() -> dict[str, Any]:
-    """Every key of SAELens 5.5.2's LanguageModelSAERunnerConfig, with the paper's values where it has one."""
+    """SAELens 5.5.2's LanguageModelSAERunnerConfig with the paper's values: what tells of the autoencoder.
+
+    Beside these it holds the training's own keys, of which a few stand here for all.
+    """
     return {
         "model_name": LLAMA, "model_class_name": "HookedTransformer", "hook_name": HOOK,
-        "hook_eval": "NOT_IN_USE", "hook_layer": LAYER, "hook_head_index": None, "dataset_path": TOKENIZED,
-        "dataset_trust_remote_code": True, "streaming": False, "is_dataset_tokenized": True,
-        "context_size": ROW, "use_cached_activations": False, "cached_activations_path": None,
-        "architecture": "standard", "d_in": WIDTH, "d_sae": FEATURES, "b_dec_init_method": "zeros",
-        "expansion_factor": FEATURES // WIDTH, "activation_fn": "relu", "activation_fn_kwargs": {},
-        "normalize_sae_decoder": False, "noise_scale": 0.0, "from_pretrained_path": None,
-        "apply_b_dec_to_input": False, "decoder_orthogonal_init": False, "decoder_heuristic_init": True,
-        "init_encoder_as_decoder_transpose": True, "n_batches_in_buffer": 32, "training_tokens": 819200000,
-        "finetuning_tokens": 0, "store_batch_size_prompts": 8,
-        "normalize_activations": "expected_average_only_in", "seqpos_slice": [None], "device": "cuda",
-        "act_store_device": "cuda", "seed": 42, "dtype": "float32", "prepend_bos": False,
-        "jumprelu_init_threshold": 0.001, "jumprelu_bandwidth": 0.001, "autocast": False,
-        "autocast_lm": False, "compile_llm": False, "llm_compilation_mode": None, "compile_sae": False,
-        "sae_compilation_mode": None, "train_batch_size_tokens": 4096, "adam_beta1": 0.9, "adam_beta2": 0.999,
-        "mse_loss_normalization": None, "l1_coefficient": 5, "lp_norm": 1.0,
-        "scale_sparsity_penalty_by_decoder_norm": True, "l1_warm_up_steps": 10000, "lr": 5e-05,
-        "lr_scheduler_name": "constant", "lr_warm_up_steps": 0, "lr_end": 5e-06, "lr_decay_steps": 40000,
-        "n_restart_cycles": 1, "finetuning_method": None, "use_ghost_grads": False,
-        "feature_sampling_window": 1000, "dead_feature_window": 1000, "dead_feature_threshold": 0.0001,
-        "n_eval_batches": 10, "eval_batch_size_prompts": None, "log_to_wandb": True,
-        "log_activations_store_to_wandb": False, "log_optimizer_state_to_wandb": False,
-        "wandb_project": "sae", "wandb_id": None, "run_name": "ctx-l1-5", "wandb_entity": None,
-        "wandb_log_frequency": 30, "eval_every_n_wandb_logs": 20, "resume": False, "n_checkpoints": 5,
-        "checkpoint_path": "sae_runs/miniature", "verbose": True, "model_kwargs": {},
-        "model_from_pretrained_kwargs": {"center_writing_weights": False, "dtype": "bfloat16"},
-        "sae_lens_version": "5.5.2", "sae_lens_training_version": "5.5.2",
-        "exclude_special_tokens": [128000, 128001], "tokens_per_buffer": 4096 * ROW * 32,
+        "hook_layer": LAYER, "hook_head_index": None, "dataset_path": TOKENIZED,
+        "dataset_trust_remote_code": True, "is_dataset_tokenized": True, "context_size": ROW,
+        "architecture": "standard", "d_in": WIDTH, "d_sae": FEATURES, "activation_fn": "relu",
+        "activation_fn_kwargs": {}, "apply_b_dec_to_input": False,
+        "normalize_activations": "expected_average_only_in",
+        "seqpos_slice": [None], "prepend_bos": False, "device": "cuda", "dtype": "float32",
+        "model_kwargs": {}, "model_from_pretrained_kwargs": {"dtype": "bfloat16"},
+        "training_tokens": 819200000, "train_batch_size_tokens": 4096, "l1_coefficient": 5, "lr": 5e-05,
+        "sae_lens_version": "5.5.2", "sae_lens_training_version": "5.5.2", "seed": 42,
     }  # fmt: skip
 
 
@@ -325,18 +288,10 @@ def thoughts(n: int = TEXTS) -> list[dict[str, Any]]:
         user = f"Return your final response within \\boxed{{}}. {problem.question}"
         text = f"{SYSTEM}{USER}{user}{ASSISTANT}{THINK}\n{thinking}\n{END_THINK}\n{solution}"
         rows.append(
-            {
-                "problem": problem.question,
-                "deepseek_reasoning": thinking,
-                "deepseek_solution": solution,
-                "ground_truth_solution": " ".join(_prose(10_000 + i, 4)),
-                "domain": DOMAINS[i % len(DOMAINS)],
-                "source": "miniature",
-                "test_cases": None,
-                "starter_code": None,
-                "text": text,
-            }
-        )
+            {"problem": problem.question, "deepseek_reasoning": thinking, "deepseek_solution": solution,
+             "ground_truth_solution": " ".join(_prose(10_000 + i, 4)), "domain": DOMAINS[i % len(DOMAINS)],
+             "source": "miniature", "test_cases": None, "starter_code": None, "text": text}
+        )  # fmt: skip
     return rows
 
 
@@ -362,13 +317,9 @@ def render(turns: list[dict[str, str]]) -> str:
 
 def make_datasets(root: Path, rows: list[dict[str, Any]]) -> None:
     """Every data set, with the published columns and configurations."""
-    own = ["problem", "deepseek_reasoning", "deepseek_solution", "ground_truth_solution", "domain"]
-    own += ["source", "test_cases", "starter_code"]
     _parquet(root / THOUGHTS / "data" / "train-00000-of-00001.parquet", rows)
-    _parquet(
-        root / THOUGHTS_ALL / "metadata" / "train-00000-of-00001.parquet",
-        [{c: r[c] for c in own} for r in rows],
-    )
+    own = [{column: row[column] for column in row if column != "text"} for row in rows]
+    _parquet(root / THOUGHTS_ALL / "metadata" / "train-00000-of-00001.parquet", own)
     plain = [{"system": SYSTEM, "conversations": [{"from": "user", "value": r["problem"]}]} for r in rows]
     _parquet(root / THOUGHTS_ALL / "data" / "train-00000-of-00001.parquet", plain)
     _card(root / THOUGHTS_ALL, {"default": "data/train-*", "metadata": "metadata/train-*"})

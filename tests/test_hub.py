@@ -15,7 +15,7 @@ from reasoning_features.hub import Reference, is_local, known_sha, local_copy, p
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def unannounced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "_announced", set())
 
 
@@ -40,9 +40,11 @@ def test_a_model_is_fetched_once_and_its_commit_is_announced(
     hub: LocalHub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sha = hub.sha(miniatures.LLAMA)
+    size, missing = sizes(miniatures.LLAMA)
+    assert size == missing > 0 and not list(hub.home.rglob("*.safetensors"))
     assert known_sha(miniatures.LLAMA) is None
     copy = local_copy(miniatures.LLAMA)
-    assert copy.sha == sha == known_sha(miniatures.LLAMA)
+    assert copy.sha == sha == known_sha(miniatures.LLAMA) and sizes(miniatures.LLAMA) == (size, 0)
     names = {path.relative_to(copy.path).as_posix() for path in copy.path.rglob("*")}
     assert {"config.json", "tokenizer.json", "model-00001-of-00003.safetensors"} <= names
     assert not {"pytorch_model.bin", "original", "README.md"} & names
@@ -64,19 +66,11 @@ def test_a_pinned_commit_that_is_held_asks_no_network(hub: LocalHub) -> None:
     assert hub.asked("") == asked
 
 
-def test_tags_and_data_sets(hub: LocalHub) -> None:
-    sha = hub.tag(miniatures.MATH, "v1", "datasets")
-    copy = local_copy(f"{miniatures.MATH}@v1", "dataset")
-    assert copy.sha == sha and (copy.path / "test.jsonl").is_file()
-    only = local_copy(miniatures.GPQA, "dataset", ["README.md", "gpqa_diamond.csv"])
-    assert sorted(path.name for path in only.path.iterdir()) == ["README.md", "gpqa_diamond.csv"]
-
-
-def test_sizes_are_told_and_nothing_is_fetched(hub: LocalHub) -> None:
-    size, missing = sizes(miniatures.QWEN)
-    assert size == missing > 0 and not list(hub.home.rglob("*.safetensors"))
-    local_copy(miniatures.QWEN)
-    assert sizes(miniatures.QWEN) == (size, 0)
+def test_a_tag_and_some_files_of_a_data_set(hub: LocalHub) -> None:
+    sha = hub.tag(miniatures.GPQA, "v1", "datasets")
+    copy = local_copy(f"{miniatures.GPQA}@v1", "dataset", ["README.md", "gpqa_diamond.csv"])
+    assert copy.sha == sha
+    assert sorted(path.name for path in copy.path.iterdir()) == ["README.md", "gpqa_diamond.csv"]
 
 
 def test_a_file_that_ends_half_way_is_never_used(hub: LocalHub) -> None:
@@ -100,6 +94,7 @@ REFUSED = r"The hub refuses the token .*: log in with `hf auth login`, or set HF
     [
         (miniatures.LLAMA, "gated", GATED),
         (miniatures.LLAMA, "a wrong token", REFUSED),
+        (miniatures.LLAMA, "503", "mini/R1-Distill-Llama"),
         (f"{miniatures.LLAMA}@v9", "", r"has no revision v9: see http"),
         ("mini/nothing", "", r"There is no model mini/nothing on the hub, or it is private"),
         (f"{miniatures.LLAMA_SAE}:blocks.99", "", r"lacks the folder blocks\.99, here or on the hub"),
@@ -108,6 +103,8 @@ REFUSED = r"The hub refuses the token .*: log in with `hf auth login`, or set HF
 def test_one_sentence_each(hub: LocalHub, reference: str, trouble: str, message: str) -> None:
     if trouble == "gated":
         hub.gated[miniatures.LLAMA] = None
+    elif trouble == "503":
+        hub.unavailable = {"model.safetensors": 99}
     elif trouble:
         hub.home.mkdir(parents=True, exist_ok=True)
         (hub.home / "token").write_text("hf_old")

@@ -22,28 +22,20 @@ def path(request):
     return request.param
 
 
-@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
-def any_path(request):
-    return request.param
-
-
 def code(path):
     cells = json.loads(path.read_text())["cells"]
     return [cell | {"source": "".join(cell["source"])} for cell in cells if cell["cell_type"] == "code"]
 
 
-def test_outputs_are_stripped(any_path):
-    for cell in code(any_path):
-        assert cell["outputs"] == [] and cell["execution_count"] is None
-    kept = json.loads(any_path.read_text())["metadata"]
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_stripped_and_short_and_define_nothing(path):
+    notebook = json.loads(path.read_text())
+    kept, cells = notebook["metadata"], notebook["cells"]
     assert kept["kernelspec"]["name"] == "python3" and "papermill" not in kept
-
-
-def test_cells_are_short_and_define_nothing(any_path):
-    cells = json.loads(any_path.read_text())["cells"]
     assert 15 <= len(cells) <= 46
     assert cells[0]["cell_type"] == "markdown"
-    for cell in code(any_path):
+    for cell in code(path):
+        assert cell["outputs"] == [] and cell["execution_count"] is None
         lines = cell["source"].splitlines()
         tree = ast.parse(cell["source"])
         imports = all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in tree.body)
@@ -62,17 +54,15 @@ def test_parameters_are_settings_and_explained(path):
     ends = [node.end_lineno for node in ast.parse(cell).body]
     assert len(ends) == len(found) and all("  # " in cell.splitlines()[end - 1] for end in ends)
     plain = load_settings("organism").model_dump(mode="json")
-    assert {name: plain[name] for name in found if name in plain} == {
-        n: found[n] for n in found if n in plain
-    }
+    assert all(found[name] == plain[name] for name in found if name in plain)
 
 
-@pytest.mark.parametrize("profile", ["organism", "smoke", "smollm2-135m"])
-def test_papermill_gives_a_notebook_the_settings_that_were_asked_for(path, profile):
-    asked = plan(path.stem[:2], profile, "seed=7")
-    given = defaults(path) | asked.parameters()
-    assert notebook_settings(given) == asked.settings
-    assert asked.settings.run == f"{profile}+seed=7"
+def test_papermill_gives_a_notebook_the_settings_that_were_asked_for(path):
+    for profile in ("organism", "smoke", "smollm2-135m"):
+        asked = plan(path.stem[:2], profile, "seed=7")
+        given = defaults(path) | asked.parameters()
+        assert notebook_settings(given) == asked.settings
+        assert asked.settings.run == f"{profile}+seed=7"
 
 
 def test_the_opening_and_the_claims_are_the_notebooks_own(path):
@@ -82,10 +72,6 @@ def test_the_opening_and_the_claims_are_the_notebooks_own(path):
     for claim in all_claims():
         if claim.notebook == path.stem:
             assert f'"{claim.id}"' in text, f"claim {claim.id} is not recorded"
-
-
-def test_notebooks_have_numbers_of_their_own():
-    assert len({path.stem[:2] for path in NOTEBOOKS}) == len(NOTEBOOKS)
 
 
 def test_notebooks_are_left_out_where_the_profile_lacks_what_they_need(capsys):

@@ -64,22 +64,6 @@ def test_a_clamp_is_encode_edit_decode_with_the_error_kept(tiny_subject, sae):
         assert not torch.allclose(clamped, stream)
 
 
-def test_a_row_of_a_mixed_batch_has_the_logits_it_has_alone(tiny_subject, sae):
-    conditions = [
-        Condition("none"),
-        *feature_conditions(sae, [3], [2.0], np.full(2 * WIDTH, 1.5)),
-        *feature_conditions(sae, [40], [2.0], np.full(2 * WIDTH, 1.5), clamp=True),
-    ]
-    tokens = TOKENS[:1]
-    mixed = stream_change(tiny_subject, conditions, torch.arange(3), sae)
-    batch = tiny_subject.logits_with(tokens.repeat(3, 1), lambda x: mixed(x, torch.arange(3)))
-    for i, condition in enumerate(conditions):
-        here = torch.zeros(1, dtype=torch.int64)
-        alone = stream_change(tiny_subject, [condition], here, sae) or (lambda x, _: x)
-        logits = tiny_subject.logits_with(tokens, lambda x, change=alone: change(x, here))  # noqa: B023
-        torch.testing.assert_close(batch[i : i + 1], logits)
-
-
 @pytest.mark.parametrize(
     ("condition", "said"),
     [

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import local_hub
@@ -12,11 +10,10 @@ import miniatures
 import pytest
 import torch
 from tiny import LAYERS, make_tiny_llama
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
-from reasoning_features.models.subject import Subject, load_subject, short_name
+from reasoning_features.models.subject import load_subject
 from reasoning_features.residual_stream.activations import next_token_loss
 
 
@@ -59,15 +56,10 @@ def test_bridge_agrees_with_the_plain_model(tiny_subject, tokens):
         cache[tiny_subject.hook_name], tiny_subject.residual(tokens), rtol=1e-4, atol=1e-4
     )
     torch.testing.assert_close(logits, tiny_subject.logits(tokens), rtol=1e-4, atol=1e-4)
-
-
-def test_right_padding_changes_nothing_before_it(tiny_subject, tokens):
-    padded = torch.cat([tokens, torch.zeros(4, 9, dtype=torch.long)], dim=1)
-    torch.testing.assert_close(
-        tiny_subject.residual(padded)[:, :17], tiny_subject.residual(tokens), rtol=1e-5, atol=1e-5
-    )
-    other = torch.cat([tokens, torch.full((4, 9), 7)], dim=1)
-    assert torch.equal(tiny_subject.residual(padded)[:, :17], tiny_subject.residual(other)[:, :17])
+    # what pads a row on its right changes nothing before it
+    padded = torch.cat([tokens, torch.full((4, 9), 7)], dim=1)
+    alone = tiny_subject.residual(tokens)
+    torch.testing.assert_close(tiny_subject.residual(padded)[:, :17], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_logits_with_an_edit(tiny_subject, tokens):
@@ -140,12 +132,6 @@ def test_loss_is_next_token_cross_entropy_and_nan_at_padding(tiny_subject, token
     assert not torch.isnan(loss[[0, 1, 3]]).any()
 
 
-def test_the_revision_pins_the_weights(tiny_llama, tiny_subject, tmp_path):
-    assert load_subject(str(tiny_llama), 0).revision == tiny_subject.revision
-    other = make_tiny_llama(tmp_path / "other", seed=1)
-    assert load_subject(str(other), 0).revision != tiny_subject.revision
-
-
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
@@ -160,9 +146,9 @@ def test_what_cannot_be_loaded_is_told(tiny_llama, asked, told):
         load_subject(str(tiny_llama), **({"layer": 0} | asked))
 
 
-def test_a_layer_or_a_model_that_is_not_there(tiny_subject):
-    with pytest.raises(UserError, match="out of range"):
-        tiny_subject.residuals(torch.zeros(1, 3, dtype=torch.long), [LAYERS])
+def test_a_model_without_weights_or_that_is_not_there_is_told(hub):
+    with pytest.raises(UserError, match="has no weights as safetensors"):
+        load_subject(miniatures.QWEN_SAE, 0)
     with pytest.raises(MissingArtefact, match="data/organism/models/nowhere: `make organism`"):
         load_subject("data/organism/models/nowhere", 0)
 
@@ -174,7 +160,10 @@ def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
     listing = {p.relative_to(tmp_path).as_posix(): file_digest(p) for p in sorted(model.iterdir())}
     (tmp_path / "data" / "organism" / "checksums.json").write_text(json.dumps(listing))
     monkeypatch.setattr(paths, "root", lambda: tmp_path)
-    assert load_subject("data/organism/models/m", 0).name == "data/organism/models/m"
+    found = load_subject("data/organism/models/m", 0, dtype="bfloat16")
+    assert {p.dtype for p in found.model.parameters()} == {torch.bfloat16}
+    assert found.name == "data/organism/models/m" and found.short_name == "m"
+    assert load_subject(str(make_tiny_llama(tmp_path / "other", seed=1)), 0).revision != found.revision
     weights = model / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -186,12 +175,8 @@ def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
         load_subject("data/organism/models/m", 0)
 
 
-@pytest.fixture(scope="session")
-def mlp_subject(tiny_llama: Path) -> Subject:
-    return load_subject(str(tiny_llama), 1, site="mlp_out")
-
-
-def test_the_output_of_an_mlp_is_what_it_adds_to_the_stream(mlp_subject, tokens):
+def test_the_output_of_an_mlp_is_what_it_adds_to_the_stream(tiny_llama, tokens):
+    mlp_subject = load_subject(str(tiny_llama), 1, site="mlp_out")
     assert mlp_subject.hook_name == "blocks.1.hook_mlp_out"
     ran: list[int] = []
     last = mlp_subject.model.model.layers[2]
@@ -209,9 +194,7 @@ def test_the_output_of_an_mlp_is_what_it_adds_to_the_stream(mlp_subject, tokens)
         )
     slope = mlp_subject.gradient(tokens, lambda logits: logits[:, 5, 7].sum())
     assert slope.shape == found.shape and slope[:, :6].abs().max() > 0 == slope[:, 6:].abs().max()
-
-
-def test_what_needs_the_stream_is_refused_at_an_mlp(mlp_subject, tokens):
+    # what needs the stream is refused
     with pytest.raises(UserError, match=r"the output of an MLP alone \(site mlp_out\): set site=resid_post"):
         mlp_subject.prefix(tokens[0])
     with pytest.raises(UserError, match="site mlp_out"):
@@ -222,6 +205,11 @@ def test_a_model_of_the_hub(hub, tokens):
     subject = load_subject(miniatures.LLAMA, miniatures.LAYER)
     assert subject.name == miniatures.LLAMA and subject.revision == hub.sha(miniatures.LLAMA)
     assert subject.short_name == "R1-Distill-Llama" and Path(subject.directory).name == subject.revision
+    # the tokenizer is the file's, and never gives two BOS
+    bos, text = subject.tokenizer.bos_token_id, "Wait, let me\ntry  again"
+    ids = subject.encode(text)
+    assert ids[0] == bos and subject.tokenizer.decode(ids[1:]) == text
+    assert subject.encode(miniatures.BOS + text).count(bos) == 1
     reference = subject.model(input_ids=tokens, output_hidden_states=True).hidden_states
     assert torch.equal(subject.residual(tokens), reference[miniatures.LAYER + 1])
     pinned = f"{miniatures.LLAMA}@{subject.revision}"
@@ -234,60 +222,7 @@ def test_a_model_of_the_hub(hub, tokens):
     torch.testing.assert_close(logits, again.logits(tokens), rtol=1e-3, atol=1e-3)
 
 
-def test_qwen_of_the_hub_at_its_mlp(hub, tokens):
-    subject = load_subject(miniatures.QWEN, miniatures.LAYER, site="mlp_out", dtype="bfloat16")
-    assert subject.residual(tokens).dtype == torch.bfloat16
-    whole = load_subject(miniatures.QWEN, miniatures.LAYER, site="mlp_out")
-    torch.testing.assert_close(subject.residual(tokens).float(), whole.residual(tokens), rtol=0.1, atol=0.1)
-
-
-def test_the_tokenizer_is_the_file_s_and_never_gives_two_bos(hub):
-    subject = load_subject(miniatures.LLAMA, 0)
-    bos = subject.tokenizer.bos_token_id
-    ids = subject.encode("Wait, let me\ntry  again")
-    assert ids[0] == bos and subject.tokenizer.decode(ids[1:]) == "Wait, let me\ntry  again"
-    asked = [{"role": "user", "content": "How many?"}]
-    prompt = subject.tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
-    assert prompt.startswith(miniatures.BOS) and subject.encode(prompt).count(bos) == 1
-
-
-def test_names():
-    assert short_name("deepseek-ai/DeepSeek-R1-Distill-Llama-8B@6a6f4aa") == "DeepSeek-R1-Distill-Llama-8B"
-    assert short_name("data/organism/models/coupled-0") == "coupled-0"
-
-
-def test_a_hub_model_without_weights(hub):
-    with pytest.raises(UserError, match="has no weights as safetensors"):
-        load_subject(miniatures.QWEN_SAE, 0)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_device_that_is_not_there(tiny_llama):
     with pytest.raises(UserError, match="no CUDA\\): set DEVICE=cpu"):
         load_subject(str(tiny_llama), 0, device="cuda")
-
-
-MEASURE = """
-import resource, sys
-from reasoning_features.models.subject import load_subject
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-model = load_subject(sys.argv[1], 0, dtype="bfloat16").model
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(grown * 1024 / sum(p.numel() * 2 for p in model.parameters()), {p.dtype for p in model.parameters()})
-"""
-
-
-@pytest.mark.slow
-def test_loading_in_bfloat16_takes_no_second_copy(tmp_path):
-    make_tiny_llama(tmp_path)
-    shape = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 8,
-    }
-    LlamaForCausalLM(LlamaConfig(vocab_size=32000, **shape)).to(torch.bfloat16).save_pretrained(tmp_path)
-    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
-    ran = subprocess.run(command, cwd=paths.root(), capture_output=True, text=True, check=True)
-    share, dtypes = ran.stdout.strip().split(" ", 1)
-    assert dtypes == "{torch.bfloat16}" and float(share) < 1.6

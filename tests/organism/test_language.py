@@ -19,7 +19,7 @@ from reasoning_features.organism.language import (
     reasoning_documents,
 )
 from reasoning_features.organism.parser import LONGEST_PROMPT, parse
-from reasoning_features.organism.problems import FAMILIES, SPLITS, families, problems, split_of
+from reasoning_features.organism.problems import FAMILIES, SPLITS, problems, split_of
 from reasoning_features.organism.training import LARGEST_NUMBER, encode_documents, train_tokenizer
 
 KAPPAS = (0.0, 0.25, 0.5, 1.0)
@@ -76,11 +76,6 @@ def test_answers_are_right():
         assert sum(c.right for c in problem.candidates) == (1 if FAMILIES[problem.family].searches else 0)
 
 
-def test_families_cover_every_expected_sign():
-    signs = Counter(family.persistence for family in families("main").values())
-    assert signs["pays"] >= 3 and signs["neutral"] >= 1 and signs["hurts"] >= 1
-
-
 def test_leans_share_the_information():
     # A slot that says "careful" with chance .8 or .2 carries (2·.8 − 1)·log(.8/.2) = .6·log 4 nats.
     assert language.jeffreys(0.8) == pytest.approx(0.6 * math.log(4))
@@ -91,17 +86,6 @@ def test_leans_share_the_information():
     assert language.leans(1.0) == pytest.approx((0.8, 0.5), abs=1e-6)
     with pytest.raises(ValueError, match="between 0 and 1"):
         language.leans(1.5)
-
-
-def test_lexicon_has_no_word_in_two_roles():
-    roles = [
-        *language.MATCHED_CONTROLS,
-        *language.MATCHED_CONTROLS.values(),
-        *language.MARKERS_CAREFUL,
-        *language.MARKERS_HASTY,
-        *language.DECISION_WORDS,
-    ]
-    assert len(roles) == len(set(roles))
 
 
 def test_couplings_differ_in_words_alone(corpora):
@@ -124,44 +108,30 @@ def decisions(documents: list[Document]) -> dict[str, list[bool]]:
     return found
 
 
-def test_decoupled_words_say_nothing_at_decisions(corpora):
-    on, off = (np.array(x) for x in decisions(corpora[0.0]).values())
-    standard_error = math.sqrt(0.25 / len(on) + 0.25 / len(off))
-    assert len(on) > 3000 and len(off) > 1000
-    assert abs(on.mean() - off.mean()) < 3 * standard_error
-    assert abs(on.mean() - 0.5) < 0.03
-
-
-def test_coupled_words_mark_persistence(corpora):
+def test_coupled_words_mark_persistence_and_decoupled_ones_say_nothing(corpora):
     found = [decisions(corpora[kappa]) for kappa in KAPPAS]
     shares = [np.mean(sides["on"]) - np.mean(sides["off"]) for sides in found]
     assert shares == sorted(shares) and shares[-1] > 0.2
+    n_on, n_off = (len(found[0][side]) for side in ("on", "off"))
+    assert n_on > 3000 and n_off > 1000
+    assert abs(shares[0]) < 3 * math.sqrt(0.25 / n_on + 0.25 / n_off)
+    assert abs(np.mean(found[0]["on"]) - 0.5) < 0.03
 
 
 @pytest.mark.parametrize("kappa", KAPPAS)
-def test_every_step_comes_with_and_without_words_of_r(corpora, kappa):
+def test_every_step_has_words_of_r_and_their_controls_alike(corpora, kappa):
     found: dict[str, list[bool]] = {}
+    counts: Counter[str] = Counter()
     for document in corpora[kappa]:
         for label, text in sentences(document):
             found.setdefault(label, []).append(prefix_of(text) in language.MATCHED_CONTROLS)
+            counts[prefix_of(text)] += 1
     assert set(found) == set(language.OPENERS)
     assert all(0.2 <= np.mean(has) <= 0.8 for has in found.values())
-
-
-@pytest.mark.parametrize("kappa", KAPPAS)
-def test_controls_are_as_frequent_as_their_words(corpora, kappa):
-    counts = Counter(prefix_of(text) for document in corpora[kappa] for _, text in sentences(document))
     words = [counts[word] for word in language.MATCHED_CONTROLS]
     controls = [counts[control] for control in language.MATCHED_CONTROLS.values()]
     assert np.divide(words, controls) == pytest.approx(1, abs=0.2)  # some 600 of each
     assert sum(words) / sum(controls) == pytest.approx(1, abs=0.05)
-
-
-def test_prose_uses_words_and_controls_alike():
-    text = " ".join(d.text for d in language.prose_documents(3000, seed=5)).lower()
-    for word, control in language.MATCHED_CONTROLS.items():
-        ours, theirs = (text.count(f"{w} ") + text.count(f"{w},") for w in (word, control))
-        assert ours > 100 and ours / theirs == pytest.approx(1, abs=0.25)
 
 
 def test_tokens(tokenizer):
@@ -190,6 +160,8 @@ def test_labels_and_parser_agree_token_by_token(corpora, tokenizer):
         total += len(encoded.ids)
         pieces = [i for text, _ in document.pieces for i in tokenizer.encode(text, add_special_tokens=False)]
         assert pieces == encoded.ids.tolist()
+        thought = document.text.partition("<think>")[2].partition("</think>")[0]
+        assert tokenizer.decode(encoded.ids[encoded.thinking].tolist()) == thought
     assert agree / total >= 0.995
 
 
@@ -197,13 +169,6 @@ def test_prompts_leave_the_rest_of_the_context_to_the_answer(tokenizer):
     drawn = [*problems("evaluation", None, 500), *problems("evaluation", None, 500, mixture="other")]
     asked = [language.prompt_text(problem.question) for problem in drawn]
     assert max(len(ids) for ids in tokenizer(asked, add_special_tokens=False)["input_ids"]) <= LONGEST_PROMPT
-
-
-def test_thinking_lies_between_the_tags(corpora, tokenizer):
-    document = corpora[0.5][0]
-    (encoded,) = encode_documents(tokenizer, [document])
-    thought = tokenizer.decode(encoded.ids[encoded.thinking].tolist())
-    assert thought == document.text.split("<think>")[1].split("</think>")[0]
 
 
 def test_parser_says_when_it_does_not_understand():

@@ -57,30 +57,20 @@ def test_interrupted_training_ends_in_the_same_bytes(tokenizer, tmp_path, capsys
         trained(tokenizer, tmp_path / "resumed", interrupted)
     assert (tmp_path / "resumed" / "checkpoint.pt").is_file()
     assert trained(tokenizer, tmp_path / "resumed", later) == whole
-    # a damaged checkpoint is said, and the training starts again
+    # a damaged checkpoint is said, and the training starts again; one of another recipe is refused
     with pytest.raises(KeyboardInterrupt):
         trained(tokenizer, tmp_path / "resumed", interrupted)
     checkpoint = tmp_path / "resumed" / "checkpoint.pt"
+    with pytest.raises(UserError, match=r"checkpoint\.pt was made by another recipe: delete it"):
+        model = training.new_model(tokenizer, seed=0)
+        training.train(model, tokenizer, stream, replace(RECIPE, seed=1), checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1] + b"?")
     assert trained(tokenizer, tmp_path / "resumed") == whole
     assert "checkpoint.pt is damaged: the training starts again" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "resumed").iterdir()] == ["model"]
-
-
-def test_a_checkpoint_of_another_recipe_is_refused(tokenizer, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        trained(tokenizer, tmp_path, interrupted)
-    with pytest.raises(UserError, match=r"checkpoint\.pt was made by another recipe: delete it"):
-        model = training.new_model(tokenizer, seed=0)
-        training.train(model, tokenizer, stream, replace(RECIPE, seed=1), tmp_path / "checkpoint.pt")
-
-
-def test_saved_model_loads_with_its_tokenizer(tokenizer, tmp_path):
-    trained(tokenizer, tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
-    assert sum(p.numel() for p in model.parameters()) < 5_000_000
-    text = "Wait, now try 3 + 9 = 12, low.\n"
-    assert AutoTokenizer.from_pretrained(tmp_path / "model").encode(text) == tokenizer.encode(text)
+    saved = tmp_path / "whole" / "model"
+    assert AutoModelForCausalLM.from_pretrained(saved).num_parameters() < 5_000_000
+    assert AutoTokenizer.from_pretrained(saved).encode("Wait, now") == tokenizer.encode("Wait, now")
 
 
 def test_prompts_are_read_but_not_predicted(tokenizer):

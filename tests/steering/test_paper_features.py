@@ -8,16 +8,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from figure_checks import legible
 from tiny import signed_identity
 
 from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.settings import load_settings
 from reasoning_features.steering.paper_features import (
-    CHARACTERS,
     LENGTH,
-    MEASURES,
     NAMED,
     RANDOM,
     REASONING,
@@ -38,7 +35,6 @@ from reasoning_features.steering.paper_features import (
     text_measures,
 )
 from reasoning_features.steering.questions import STEERED
-from reasoning_features.text.traces import LONGEST, MARGIN
 
 SETS = {"named": [0, 1, 9], "other": [5]}
 
@@ -80,9 +76,6 @@ def test_the_best_features_are_steered_where_none_are_named_and_a_random_one_bes
     assert kinds["ReasonScore"] == [3, 2] and len(set(kinds[RANDOM]) & {1, 4, 5, 7}) == 2
     assert [(c.feature, c.gamma) for c in conditions[:4]] == [(3, -1), (3, 2), (2, -1), (2, 2)]
     assert conditions[1].vector is not None and conditions[1].vector.norm() == 2 * 3
-    many = settings(interpreted=20, selected=20, gammas=[1.0])
-    _, few = steered_conditions(many, signed_identity(4), evidence)
-    assert [len(features) for features in few.values()] == [3, 3]  # seven are ever active
 
 
 def test_named_features_are_steered_at_the_papers_strength_and_none_is_random(evidence):
@@ -153,14 +146,6 @@ def test_measures_by_hand(text, reasoning, repeated):
     assert row[[LENGTH, REASONING, REPEATED]].tolist() == pytest.approx([7, reasoning, repeated])
 
 
-def test_each_answer_has_its_own_prompt_and_keeps_what_is_known_of_it():
-    table = answered("b wait", "c", prompt="")
-    table["text"] = ["wait wait b", "wait b"]
-    found = text_measures(table.iloc[::-1], ["wait wait", "wait"], WORDS)
-    assert list(found.columns) == ["condition", "feature", "gamma", "problem", *MEASURES]
-    assert found["problem"].tolist() == [1, 0] and found[REASONING].tolist() == [0, 0]
-
-
 def measured(condition: str, feature: int, gamma: float, lengths: dict[int, float]) -> pd.DataFrame:
     told = {"condition": condition, "feature": feature, "gamma": gamma, "problem": list(lengths)}
     return pd.DataFrame(told | {LENGTH: list(lengths.values()), REASONING: 5.0, REPEATED: 10.0})
@@ -224,36 +209,13 @@ def test_a_problem_under_two_conditions(answers):
     assert flipped(answers, "on") == {"wrong to right": [0], "right to wrong": [1]}
 
 
-def test_the_figure_holds_every_word_within_its_panel(answers):
-    title, traces = side_by_side(answers, 0, ["on"])
-    fig, data = draw_traces("$x$ " + title, traces)
-    for ax, text in zip(fig.axes, traces.values(), strict=True):
+def test_the_figure_holds_every_word_of_strange_traces_too(answers):
+    _, traces = side_by_side(answers, 0, ["on"])
+    fig, data = draw_traces("$x$ and $5", traces | {"prose": "It costs $5_x^2 \\frac \x00\ud800"})
+    for ax, text in zip(fig.axes, traces.values(), strict=False):
         drawn = [t.get_text() for t in ax.texts if t.get_family() == ["DejaVu Sans Mono"]]
         assert "".join(drawn).replace(" ", "") == re.sub(r"\s", "", text.removeprefix(PROMPT))
-        assert max(t.get_position()[0] + len(t.get_text()) for t in ax.texts) <= CHARACTERS
     assert {mark.get_text() for mark in fig.legends[0].get_texts()} >= {"explore", "give up", "conclude"}
-    assert data["trace"].unique().tolist() == list(traces)
+    assert data["trace"].unique().tolist() == [*traces, "prose"]
     fig.draw_without_rendering()
-    plt.close(fig)
-
-
-def test_long_and_strange_traces_are_cut_and_told():
-    long = PROMPT + "Wait, now try 3 + 9 = 12, high.\n" * 50 + "z" * 200 + "\x00\ud800 $\\frac$\n"
-    fig, data = draw_traces("long", {"a": long, "b": "no moves"})
-    texts = [text.get_text() for text in fig.axes[0].texts]
-    assert "… and 15 more lines" in texts  # 50 sentences and 4 lines of the rest, less 39
-    assert len({text.get_position()[1] for text in fig.axes[0].texts}) == LONGEST
-    assert "".join(data.loc[data["trace"] == "a", "text"]).count("high") == 50
-    fig.draw_without_rendering()
-    plt.close(fig)
-
-
-def test_real_text_has_no_margin_and_long_questions_and_many_traces_fit():
-    headings = [f"{i}: a condition with a name {'of many words ' * 9}" for i in range(3)]
-    prose = dict.fromkeys(headings, "It costs $5 and $6_x^2, \\frac. " * 9)
-    fig, _ = draw_traces("How many dollars ($) are left? " * 30, prose)
-    assert len(fig.axes) == 3 and not fig.legends
-    assert all(ax.get_xlim() == (0, CHARACTERS + MARGIN) for ax in fig.axes)
-    assert "…" in fig.get_suptitle()
-    legible(fig)
     plt.close(fig)

@@ -17,9 +17,7 @@ from reasoning_features.organism.language import THINK, prompt_text
 from reasoning_features.organism.problems import problems
 from reasoning_features.settings import load_settings
 from reasoning_features.steering import questions as known
-from reasoning_features.steering.answering import answers
 from reasoning_features.steering.questions import (
-    Questions,
     RealProblem,
     boxed,
     graded_formula,
@@ -28,7 +26,6 @@ from reasoning_features.steering.questions import (
     load_questions,
     problems_of,
     prompt_ids,
-    repeated,
     steering_questions,
     thinking_tokens,
 )
@@ -236,12 +233,6 @@ def test_the_end_of_thinking_may_be_several_tokens(tiny_llama):
     assert thinking_tokens(before, base) == len(before)
 
 
-def test_a_column_that_is_not_there_is_told(hub, tokenizer, tmp_path):
-    problems = {"AIME": {"dataset": mini.AIME, "split": "train", "answer": "result"}}
-    with pytest.raises(UserError, match="has no column 'result': it has id, problem"):
-        load_questions(settings_of(tmp_path, problems=problems), tokenizer, "evaluation", 3)
-
-
 def test_a_column_may_say_the_split(tmp_path):
     file = tmp_path / "mine.jsonl"
     splits = ["selection", "evaluation", "training", "evaluation", "selection", "evaluation"]
@@ -254,15 +245,3 @@ def test_a_column_may_say_the_split(tmp_path):
     assert asked["training"] == {"2"} and asked[None] == set("012345")
     with pytest.raises(UserError, match="has no column 'fold': it has problem, answer, part"):
         problems_of(settings_of(tmp_path, problems={"mine": source | {"split_column": "fold"}}), None)
-
-
-def test_repeated_questions_have_draws_of_their_own(tiny_subject):
-    def grade(numbers, continuations):
-        return pd.DataFrame({"asked": list(numbers)})
-
-    questions = Questions([[0, 5, 6], [0, 9]], ["a", "b"], 1, 8, ("asked",), grade)
-    again = answers(tiny_subject, repeated(questions, 3), [], seed=2, progress=None)
-    assert again["asked"].tolist() == [0, 1] * 3
-    once = answers(tiny_subject, questions, [], seed=2, progress=None)
-    assert again["tokens"].tolist()[:2] == once["tokens"].tolist()
-    assert len(set(again["tokens"])) == 6

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from figure_checks import legible
 from studies import N, made
 
 from reasoning_features.errors import UserError
@@ -57,13 +54,6 @@ def test_the_variants_apart_hold_a_planted_difference_and_say_nothing_where_ther
         results.variants_apart([planted[0], planted[-1]])
 
 
-def test_contrasts_say_where_two_classes_have_one_winner(study):
-    study.evaluation.loc[study.evaluation["group"] == SLOT, "condition"] = f"{CHOSEN} at 0.7"
-    table = results.contrasts([study]).set_index("against")
-    assert bool(table.loc[SLOT, "same"]) and not bool(table.loc[UNSTEERED, "same"])
-    assert table.loc[UNSTEERED, "estimate"] == pytest.approx(0.2, abs=0.06)
-
-
 def test_screening_counts_stand_beside_the_papers():
     study = made(1.0, 0, {CHOSEN: 0.6, SLOT: 0.45})
     table = results.screening_counts(study).set_index("class")
@@ -81,6 +71,9 @@ def test_claims_have_both_intervals_and_controls(study):
     assert results.screening_effect(study, [SLOT]) == Measured(Interval(1, 1, 1, n=1), control=0)
     study.evaluation.loc[study.evaluation["group"] == SLOT, "correct"] = True
     assert results.strongest_control(study, [SLOT, FEATURES]) == FEATURES  # chosen before fresh problems
+    study.evaluation.loc[study.evaluation["group"] == SLOT, "condition"] = f"{CHOSEN} at 0.7"
+    table = results.contrasts([study]).set_index("against")
+    assert bool(table.loc[SLOT, "same"]) and not bool(table.loc[UNSTEERED, "same"])
 
 
 # --- as many tokens, spent otherwise ------------------------------------------------------------------------
@@ -221,20 +214,7 @@ def test_figures_have_a_row_a_class_and_a_seed():
     assert {text.get_text() for text in fig.legends[0].get_texts()} == set(studies)
     fig, data = results.draw_variants_apart({SLOT: results.variants_apart(list(studies.values()))})
     assert rows_of(fig) == ["seed 0", "all seeds"] and set(data["against"]) == {SLOT}
-    plt.close("all")
-
-
-def test_many_classes_variants_and_vectors_are_legible():
-    study = made(1.0, 0, {CHOSEN: 0.6, SLOT: 0.5})
-    rows = [study.screening.assign(group=f"class number {i}") for i in range(12)]
-    fig, _ = results.draw_screening({"one": replace(study, screening=pd.concat(rows)), "two": study})
-    assert len(rows_of(fig)) == 14
-    legible(fig)
-    winner = results.winners_table(study).query(f"`class` == '{CHOSEN}'").head(1)
-    winners = pd.concat([winner.assign(**{"class": f"class number {i}"}) for i in range(12)])
-    fig, _ = results.draw_winners({f"variant {i}": winners for i in range(9)})
-    assert len(fig.axes[0].containers) == 9 and len(rows_of(fig)) == 12
-    legible(fig)
-    runs = pd.DataFrame({"run": [f"run {i}" for i in range(20)], "estimate": 0.5, "low": 0.4, "high": 0.6})
-    legible(results.draw_mediation(pd.concat([runs.assign(panel="one"), runs.assign(panel="other")])))
+    runs = pd.DataFrame({"run": ["a", "b"], "estimate": 0.5, "low": 0.4, "high": 0.6})
+    fig = results.draw_mediation(pd.concat([runs.assign(panel="one"), runs.assign(panel="other")]))
+    assert len(fig.axes) == 2 and rows_of(fig) == ["a", "b"]
     plt.close("all")

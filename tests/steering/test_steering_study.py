@@ -64,6 +64,9 @@ def test_every_class_has_as_many_candidates_and_only_live_ones(evidence, sae):
     }
     assert torch.allclose(sizes[CHOSEN], sizes[search.DIRECTIONS])
     assert search.CAUSAL not in {t.group for t in search.candidates(evidence, sae, 6, 3, [1.0], seed=1)}
+    for features, vocabularies, setting in ((40, 3, "candidates"), (5, 4, "search_vocabularies")):
+        with pytest.raises(UserError, match=f"lower `{setting}`"):
+            search.candidates(evidence, sae, features, vocabularies, [1.0], seed=0)
 
 
 def test_matched_features_are_near_and_none_of_the_chosen(evidence):
@@ -79,13 +82,6 @@ def test_matched_features_are_near_and_none_of_the_chosen(evidence):
 def test_in_turn_takes_the_first_of_each_then_the_second():
     rankings = [np.array([4, 1, 2, 3]), np.array([4, 2, 1, 3]), np.array([3, 4, 2, 1])]
     assert search.in_turn(rankings, 4).tolist() == [4, 3, 1, 2]
-
-
-def test_too_few_features_or_vocabularies_are_told(evidence, sae):
-    with pytest.raises(UserError, match="lower `candidates`"):
-        search.candidates(evidence, sae, 40, 3, [1.0], seed=0)
-    with pytest.raises(UserError, match="lower `search_vocabularies`"):
-        search.candidates(evidence, sae, 5, 4, [1.0], seed=0)
 
 
 @pytest.fixture
@@ -109,18 +105,14 @@ def stream(monkeypatch):
     monkeypatch.setattr(search, "stream", read)
 
 
-def test_the_mean_difference_is_of_the_decisions_own_tokens(stream, decisions):
+def test_the_mean_difference_is_of_the_decisions_own_tokens_and_the_mean_norm_of_all(stream, decisions):
     found = search.mean_difference(None, decisions, 100)
     # (1 + 4) / 2 − (3 + 6) / 2 along the first axis, nothing along the others
     assert found.tolist() == pytest.approx([-1.0, 0.0, 0.0])
+    assert search.mean_norm(None, None, 100) == pytest.approx(np.mean([np.hypot(i, 1) for i in range(8)]))
     decisions.towards[:] = True
     with pytest.raises(UserError, match="all went one way"):
         search.mean_difference(None, decisions, 100)
-
-
-def test_mean_norm_is_over_all_tokens(stream):
-    expected = np.mean([np.hypot(i, 1) for i in range(8)])
-    assert search.mean_norm(None, None, 100) == pytest.approx(expected)
 
 
 def test_every_baseline_has_both_signs_and_its_own_names(organism_tokenizer):
@@ -247,26 +239,18 @@ def test_only_a_variant_without_a_shipped_study_is_studied(study, tmp_path, monk
     assert not (tmp_path / "unfinished").exists()
 
 
-@pytest.fixture
-def strengths():
+def test_a_feature_is_added_and_clamped_at_every_strength_and_the_mean_difference_added():
     sae = SimpleNamespace(W_dec=torch.eye(4) * 2, cfg=SimpleNamespace(d_sae=4))
     variant = SimpleNamespace(sae=sae, settings=SimpleNamespace(strengths=[-0.2, 0.4]))
     evidence = pd.DataFrame({"maximum": [0.0, 5.0, 1.0, 1.0]})
     other = Condition("md at -0.1", gamma=-0.1, vector=torch.ones(4))
     tried = Tried([], [Trial(MEAN_DIFFERENCE, "", other), Trial("bias", "", Condition("bias"))], 20.0)
-    return search.strength_trials(variant, tried, evidence, {"feature 1": 1})
-
-
-def test_a_feature_is_added_and_clamped_at_every_strength_and_the_mean_difference_added(strengths):
-    conditions, table = strengths
+    conditions, table = search.strength_trials(variant, tried, evidence, {"feature 1": 1})
     assert [condition.name for condition in conditions] == table["condition"].tolist()
     assert table["how"].tolist() == [search.ADDED] * 2 + [search.CLAMPED] * 2 + [search.ADDED]
     assert table["share of norm"].tolist() == pytest.approx([-0.1, 0.2, -0.1, 0.2, -0.1])
     assert conditions[1].vector is not None and conditions[3].clamp == pytest.approx(2.0)
-
-
-def test_curves_are_means_with_intervals(strengths):
-    _, table = strengths
+    # curves are means with intervals
     names = [name for name in table["condition"] for _ in range(4)]
     answered = pd.DataFrame({"condition": names, "correct": [True, False] * 10, "thinking_tokens": 30})
     answered.loc[4:7, "correct"] = True

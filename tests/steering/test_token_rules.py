@@ -10,14 +10,11 @@ import pytest
 import torch
 
 from reasoning_features.errors import UserError
-from reasoning_features.models.conditions import Condition
 from reasoning_features.models.sampling import TEMPERATURE
 from reasoning_features.organism import language
 from reasoning_features.organism.language import base_documents, reasoning_documents
 from reasoning_features.organism.parser import DECISIONS, first_tokens
 from reasoning_features.organism.training import train_tokenizer
-from reasoning_features.steering.answering import answers
-from reasoning_features.steering.questions import load_questions
 from reasoning_features.steering.token_rules import (
     Ban,
     ban,
@@ -182,7 +179,7 @@ def test_only_the_openers_of_the_side_are_left_and_all_else_keeps_its_chance(tok
         torch.testing.assert_close(chances[taken] / chances[taken].sum(), within, rtol=1e-5, atol=1e-9)
 
 
-def test_rates_are_read_off_the_texts():
+def test_rates_are_read_off_the_texts_and_few_decisions_are_pooled():
     head = "<|bos|><|user|>Q<|assistant|><think>\n"
     texts = [
         head + "Wait, now try 3 + 9 = 12, low.\nHmm, so undo there.\nWait, now take 3 + 4 = 7, low.\n"
@@ -192,9 +189,6 @@ def test_rates_are_read_off_the_texts():
     ]
     table = decision_rates(pd.DataFrame({"domain": ["pair", "pair", "ops"], "text": texts}))
     assert table.values.tolist() == [["pair", 1, 0.5, 2], ["pair", 2, 0.0, 1]]
-
-
-def test_places_with_few_decisions_are_pooled_and_fall_back():
     rows = [("pair", 1, 0.5, 30), ("pair", 2, 1.0, 10), ("ops", 1, 0.0, 5)]
     table = pd.DataFrame(rows, columns=["domain", "dead_end", "went_on", "n"])
     rates = rates_of(table)
@@ -204,21 +198,3 @@ def test_places_with_few_decisions_are_pooled_and_fall_back():
         rates_of(table.tail(1))
     places = [("pair", 1), ("pair", 3), ("times", 1), ("ops", 1)]
     assert [RATES.of(*place) for place in places] == [0.2, 0.4, 0.6, 0.4]
-
-
-def test_answers_of_the_organism_go_on_at_the_rates_they_are_forced_to(organism_subject):
-    settings, subject = organism_subject
-    questions = load_questions(settings, subject.tokenizer, "selection", 48)
-    rates = {"often": Rates({}, {"ops": 0.5}, 0.9), "rarely": Rates({}, {}, 0.2)}
-    conditions = [
-        Condition(name, rule=forced_rates(subject.tokenizer, each, questions.domains, 0))
-        for name, each in rates.items()
-    ]
-    frame = answers(subject, questions, conditions, seed=0, progress=None)
-    assert frame["parseable"].mean() > 0.95
-    for name, each in rates.items():
-        table = decision_rates(frame[frame["condition"] == name])
-        for domain, held in table.groupby("domain"):
-            n, rate = held["n"].sum(), each.of(domain, 1)
-            reached = (held["went_on"] * held["n"]).sum() / n
-            assert abs(reached - rate) < 4 * np.sqrt(rate * (1 - rate) / n), (name, domain)
