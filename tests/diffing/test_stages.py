@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,9 @@ from tiny import make_tiny_llama
 
 from reasoning_features import paths
 from reasoning_features.dictionaries.evaluation import best_cosines
+from reasoning_features.dictionaries.training import Recipe, train_autoencoder
 from reasoning_features.diffing import stages as staged
-from reasoning_features.diffing.stages import planned_trainings, train_stages
+from reasoning_features.diffing.stages import PATHS, planned_trainings, train_stages
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.settings import Settings, load_settings
@@ -76,7 +76,7 @@ def weights(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_all_stages_are_read_again(subject: Subject, folder: Path, tmp_path: Path):
+def test_all_stages_are_read_again(settings: Settings, subject: Subject, folder: Path):
     found = staged.load_stages(str(folder), subject.short_name, subject.d_model, subject.hook_name)
     assert list(found) == ["S", "S-S", "S-S-S", "S-D", "S-M", "S-D-F", "S-M-F"]
     assert {name: reader for name, (reader, _) in found.items() if reader != "base"} == {
@@ -88,24 +88,6 @@ def test_all_stages_are_read_again(subject: Subject, folder: Path, tmp_path: Pat
     assert table.loc["S-0", "tokens"] == 60 * 64 and table.loc["S-D", "tokens"] == 18 * 64
     layers = staged.load_layers(str(folder), "tuned", subject.d_model)
     assert list(layers) == [0] and layers[0].cfg.metadata.hook_name == "blocks.0.hook_resid_post"
-    assert staged.load_layers(str(folder), "another", subject.d_model) == {}
-    # in half the space: 48 features of 16 bits an entry
-    width, stored = subject.d_model, folder / "base/S-0/sae_weights.safetensors"
-    assert stored.stat().st_size < 2 * (2 * 48 * width + 48 + width) + 600
-    assert found["S"][1].W_dec.dtype == torch.float32
-    # of another model, as the placebo's are
-    shutil.copytree(folder / "tuned", tmp_path / "placebo")
-    shutil.copytree(folder / "base", tmp_path / "base")
-    both = staged.load_stages(str(tmp_path), "tuned", subject.d_model, subject.hook_name)
-    assert {name: reader for name, (reader, _) in both.items() if "placebo" in name} == {
-        "placebo S-M": "placebo", "placebo S-M-F": "placebo",
-    }  # fmt: skip
-    for model, path, width, error, told in (
-        ("tuned", "S-M", 9, UserError, "is for activations of width 32, but the model's are 9"),
-        ("other", "S-D-F", 32, MissingArtefact, "make organism"),
-    ):
-        with pytest.raises(error, match=told):
-            staged.load_stage(str(folder), model, path, width, HOOK)
 
     # each goes on from the one before
     for after, before in (("S-S", "S"), ("S-D", "S"), ("S-D-F", "S-D"), ("S-M-F", "S-M")):
@@ -175,6 +157,11 @@ def test_what_is_missing_is_named(settings: Settings, subject: Subject, tmp_path
     assert not (tmp_path / "none").exists()
 
 
+def test_paths_of_stages():
+    assert [staged.stage_before(path) for path in PATHS] == ["S-0", "S-0", "S-D", "S-M"]
+    assert [staged.reads_fine_tuned(path) for path in PATHS] == [False, True, True, True]
+
+
 def test_text_of_the_stages():
     settings = load_settings("smoke")
     tokenizer = load_subject(settings.subject, 0).tokenizer
@@ -185,3 +172,39 @@ def test_text_of_the_stages():
     assert settings.contrast is not None and (paths.root() / settings.contrast).is_dir()
     other = staged.stage_corpus("D", settings, tokenizer, settings.contrast, 20)
     assert other.digest != texts["D"].digest  # the same traces in the other arm's words
+
+
+def test_all_stages_of_a_model_are_kept_in_half_the_space(repository: Path):
+    residual = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    recipe = Recipe("relu", d_sae=16, tokens=10 * 64, learning_rate=1e-2, batch=64, l1=0.1)
+    home, before = repository / "data" / "diffing", None
+    with pytest.raises(MissingArtefact, match=r"no stages in data/diffing: `make organism` trains"):
+        staged.load_stages("data/diffing", "arm", 8, HOOK)
+    stored = {
+        "base": ("S-0", "S-1", "S-S", "S-S-S"),
+        "arm": PATHS,
+        "placebo": ("S-M", "S-M-F"),
+        "layers": "03",
+    }
+    for owner, names in stored.items():
+        for name in names:
+            training = train_autoencoder(residual, recipe, "arm", HOOK)
+            before = training.sae.W_dec.clone()
+            staged.store_half(training, home / owner / name)
+    loaded = staged.load_stage("data/diffing", "arm", "S-M", 8, HOOK)
+    assert loaded.W_dec.dtype == torch.float32 and torch.allclose(loaded.W_dec, before, rtol=1e-3, atol=1e-4)
+    assert (home / "base/S-0/sae_weights.safetensors").stat().st_size < 2 * (2 * 16 * 8 + 16 + 8) + 600
+    found = staged.load_stages("data/diffing", "arm", 8, HOOK)
+    assert {name: reader for name, (reader, _) in found.items()} == {
+        "S": "base", "S-S": "base", "S-S-S": "base", "S-D": "base", "S-M": "arm", "S-D-F": "arm",
+        "S-M-F": "arm", "placebo S-M": "placebo", "placebo S-M-F": "placebo",
+    }  # fmt: skip
+    table = staged.stage_qualities("data/diffing", "arm")
+    assert table["path"].tolist() == ["S-0", "S-1", "S-S", "S-S-S", *sorted(PATHS), "S-M", "S-M-F"]
+    assert (table["tokens"] == 640).all() and table["fraction of variance explained"].notna().all()
+    assert sorted(staged.load_layers("data/diffing", "arm", 8)) == [0, 3]
+    assert staged.load_layers("data/diffing", "another", 8) == {}
+    with pytest.raises(UserError, match="is for activations of width 8, but the model's are 9"):
+        staged.load_stage("data/diffing", "arm", "S-M", 9, HOOK)
+    with pytest.raises(MissingArtefact, match="make organism"):
+        staged.load_stage("data/diffing", "other", "S-D-F", 8, HOOK)
