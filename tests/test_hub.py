@@ -40,9 +40,9 @@ def test_a_model_is_fetched_once_and_its_commit_is_announced(
     hub: LocalHub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sha = hub.sha(miniatures.LLAMA)
+    assert known_sha(miniatures.LLAMA) is None
     size, missing = sizes(miniatures.LLAMA)
     assert size == missing > 0 and not list(hub.home.rglob("*.safetensors"))
-    assert known_sha(miniatures.LLAMA) is None
     copy = local_copy(miniatures.LLAMA)
     assert copy.sha == sha == known_sha(miniatures.LLAMA) and sizes(miniatures.LLAMA) == (size, 0)
     names = {path.relative_to(copy.path).as_posix() for path in copy.path.rglob("*")}
@@ -94,7 +94,6 @@ REFUSED = r"The hub refuses the token .*: log in with `hf auth login`, or set HF
     [
         (miniatures.LLAMA, "gated", GATED),
         (miniatures.LLAMA, "a wrong token", REFUSED),
-        (miniatures.LLAMA, "503", "mini/R1-Distill-Llama"),
         (f"{miniatures.LLAMA}@v9", "", r"has no revision v9: see http"),
         ("mini/nothing", "", r"There is no model mini/nothing on the hub, or it is private"),
         (f"{miniatures.LLAMA_SAE}:blocks.99", "", r"lacks the folder blocks\.99, here or on the hub"),
@@ -103,8 +102,6 @@ REFUSED = r"The hub refuses the token .*: log in with `hf auth login`, or set HF
 def test_one_sentence_each(hub: LocalHub, reference: str, trouble: str, message: str) -> None:
     if trouble == "gated":
         hub.gated[miniatures.LLAMA] = None
-    elif trouble == "503":
-        hub.unavailable = {"model.safetensors": 99}
     elif trouble:
         hub.home.mkdir(parents=True, exist_ok=True)
         (hub.home / "token").write_text("hf_old")
@@ -113,6 +110,16 @@ def test_one_sentence_each(hub: LocalHub, reference: str, trouble: str, message:
         local_copy(reference)
     assert "\n" not in str(raised.value)
     assert not list(hub.home.rglob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_a_hub_that_stays_away_is_told_and_the_next_call_goes_on(hub: LocalHub) -> None:
+    hub.unavailable = {"model.safetensors": 99}
+    with pytest.raises(UserError, match=miniatures.LLAMA) as raised:
+        local_copy(miniatures.LLAMA)
+    assert "\n" not in str(raised.value)
+    hub.unavailable = {}
+    assert (local_copy(miniatures.LLAMA).path / "model-00001-of-00003.safetensors").is_file()
 
 
 def test_a_private_repository_is_read_with_its_token(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:

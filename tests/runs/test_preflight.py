@@ -9,7 +9,7 @@ from typing import Any
 import miniatures
 import pytest
 from local_hub import LocalHub
-from mini_profile import settings_of_miniatures
+from mini_profile import BENCHMARKS, settings_of_miniatures
 
 from reasoning_features import hub as hub_room
 from reasoning_features.errors import UserError
@@ -19,7 +19,8 @@ from reasoning_features.settings import Settings, load_settings
 
 
 def miniature(**changes: Any) -> Settings:
-    given = settings_of_miniatures() | {"batch_tokens": 512, "max_new_tokens": 64} | changes
+    small = {"batch_tokens": 512, "max_new_tokens": 64, "problems": {"MATH-500": BENCHMARKS["MATH-500"]}}
+    given = settings_of_miniatures() | small | changes
     return load_settings(given.pop("extends"), **given)
 
 
