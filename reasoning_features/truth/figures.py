@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from reasoning_features.interpretation.lexical_controls import CLASSES
 from reasoning_features.reporting.plots import (
@@ -113,10 +113,8 @@ def draw_effect_against_size(effects: Mapping[str, Effects]) -> tuple[Figure, pd
         ax.plot(line["size"], line["threshold"], color=COLOURS[7], marker="", label="threshold")
         ax.set(xscale="log", yscale="log", xlabel="mean norm of the edit")
         ax.set_title(f"{title}\nslope {effects[title].slope:.2f}")
-        # "0.2" has room where "2 × 10⁻¹" has none
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.xaxis.set_major_locator(LogLocator(numticks=6))
+        ax.xaxis.set_minor_locator(NullLocator())
     legend_below(fig)
     return fig, _stacked(tables, "measured")
 
