@@ -42,9 +42,9 @@ def measured(n_tokens: int) -> dict[str, float]:
     from reasoning_features.interpretation.features import ActivatingExamples
     from reasoning_features.residual_stream.activations import stream
     from reasoning_features.scoring.feature_statistics import one_pass
-    from reasoning_features.scoring.selection import top_features
+    from reasoning_features.scoring.selection import resampled_comparison, top_features
     from reasoning_features.text.corpus import Corpus
-    from reasoning_features.text.words import ALL, TokenSets, word_set
+    from reasoning_features.text.words import ALL, TokenSets, vocabulary_set, word_set
     from reasoning_features.truth.feature_table import measure
 
     rng, window, n = np.random.default_rng(0), (2, 3), n_tokens // 1000
@@ -62,13 +62,20 @@ def measured(n_tokens: int) -> dict[str, float]:
     sae.b_enc.data.fill_(-3.0)
     words = [f"w{i}" for i in range(WORDS)]
     masks = {word_set(word, window): ~special & (rng.random(n_tokens) < 0.02) for word in words}
-    sets = TokenSets.of({ALL: ~special} | masks)
+    vocabularies = {"R": words[:10]} | {f"random {i}": words[10 * i : 10 * i + 10] for i in range(1, 9)}
+    unions = {
+        vocabulary_set(name, window): np.any([masks[word_set(w, window)] for w in held], axis=0)
+        for name, held in vocabularies.items()
+    }
+    sets = TokenSets.of({ALL: ~special} | masks | unions)
     started, subject = peak(), Stub()
     found = measure(subject, sae, corpus, sets, words[:10], window, BLOCKS, 8192)
     accumulator = ActivatingExamples(corpus, 12)
     one_pass(stream(subject, corpus.select(range(4)), 8192), sae, [accumulator])
     after = peak()
-    top_features(found.statistics, words[:10], window, 0.7, 200, 20, 0)
+    dial = window, 0.7, 200, 20, 0
+    top_features(found.statistics, words[:10], *dial)
+    resampled_comparison(found.statistics, vocabularies, *dial)
     return {
         "grown": after - started,
         "resampling": peak() - after,
@@ -77,17 +84,24 @@ def measured(n_tokens: int) -> dict[str, float]:
     }
 
 
+def in_a_process(n_tokens: int) -> dict[str, float]:
+    """:func:`measured` in a process that has held nothing else."""
+    command = [sys.executable, __file__, str(n_tokens)]
+    environment = os.environ | {"PYTHONPATH": str(paths.root())}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return json.loads(done.stdout)
+
+
 @pytest.mark.slow
 def test_one_pass_keeps_to_what_is_stated():
-    """In a process that has held nothing else."""
-    environment = os.environ | {"PYTHONPATH": str(paths.root())}
-    done = subprocess.run([sys.executable, __file__], check=True, capture_output=True, env=environment)
-    found = json.loads(done.stdout)
-    assert 20 < found["active"] < 400
-    assert found["sums"] == 8 * BLOCKS * (1 + WORDS) * FEATURES
-    assert found["grown"] < found["sums"] + 2e9
-    assert found["resampling"] < 1e9
+    few, many = (in_a_process(n) for n in (5_000, 20_000))
+    assert 20 < many["active"] < 400
+    for found in (few, many):
+        assert found["sums"] == 8 * BLOCKS * (1 + WORDS + 9) * FEATURES
+        assert found["grown"] < found["sums"] + 2e9
+        assert found["resampling"] < 1e9
+    assert many["grown"] - few["grown"] < 0.3e9
 
 
 if __name__ == "__main__":
-    print(json.dumps(measured(10_000)))
+    print(json.dumps(measured(int(sys.argv[1]))))
