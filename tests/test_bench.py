@@ -109,6 +109,12 @@ def test_the_released_hook_is_the_clamp(organism):
     torch.testing.assert_close(changed, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_pass_in_a_process_of_its_own():
+    found = bench.in_a_process("scores", 40)
+    assert found["tokens"] > 100 and found["seconds"] > 0 and 1e8 < found["peak"] < 4e9
+
+
 def test_memory_and_time_against_tokens():
     tokens, seconds = [100, 200, 400], [1, 2, 4.4]
     peaks = {"scores": [1e9, 1e9, 1.05e9], "examples": [1e9, 1e9, 1.2e9]}

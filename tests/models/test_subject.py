@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import local_hub
@@ -10,6 +12,7 @@ import miniatures
 import pytest
 import torch
 from tiny import LAYERS, make_tiny_llama
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
@@ -226,3 +229,29 @@ def test_a_model_of_the_hub(hub, tokens):
 def test_a_device_that_is_not_there(tiny_llama):
     with pytest.raises(UserError, match="no CUDA\\): set DEVICE=cpu"):
         load_subject(str(tiny_llama), 0, device="cuda")
+
+
+MEASURE = """
+import resource, sys
+from reasoning_features.models.subject import load_subject
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = load_subject(sys.argv[1], 0, dtype="bfloat16").model
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(grown * 1024 / sum(p.numel() * 2 for p in model.parameters()), {p.dtype for p in model.parameters()})
+"""
+
+
+@pytest.mark.slow
+def test_loading_in_bfloat16_takes_no_second_copy(tmp_path):
+    make_tiny_llama(tmp_path)
+    shape = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+    }
+    LlamaForCausalLM(LlamaConfig(vocab_size=32000, **shape)).to(torch.bfloat16).save_pretrained(tmp_path)
+    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
+    ran = subprocess.run(command, cwd=paths.root(), capture_output=True, text=True, check=True)
+    share, dtypes = ran.stdout.strip().split(" ", 1)
+    assert dtypes == "{torch.bfloat16}" and float(share) < 1.6
