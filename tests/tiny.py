@@ -93,7 +93,7 @@ def relu_sae(
     metadata = SAEMetadata(hook_name=HOOK, model_name="m")
     config = StandardSAEConfig(d_in=d, d_sae=features, apply_b_dec_to_input=centred, metadata=metadata)
     sae = StandardSAE(config)
-    sae.W_enc.data, sae.W_dec.data = encoder, decoder
+    sae.W_enc.data, sae.W_dec.data = encoder.contiguous(), decoder.contiguous()
     sae.b_enc.data, sae.b_dec.data = b_enc, b_dec
     return sae.requires_grad_(False)
 
