@@ -374,7 +374,7 @@ def make_references(folder: Path) -> None:
 
 def _checkpoint(name: str) -> Path:
     """Where an interrupted training of a model is kept."""
-    return paths.root() / CHECKPOINTS / f"{name}.pt"
+    return paths.root() / CHECKPOINTS / f"{name}.checkpoint"
 
 
 def _model_folder(folder: Path, name: str) -> Path:

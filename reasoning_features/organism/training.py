@@ -7,7 +7,6 @@ next: an interrupted training goes on where it stopped and ends in the same weig
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load, save
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -217,12 +217,16 @@ def _save_checkpoint(
     progress: Progress,
     recipe: Recipe,
 ) -> None:
-    """Writes weights, optimiser moments and progress after their SHA-256; whole or not at all."""
-    state = {"model": model.state_dict(), "optimizers": [each.state_dict() for each in optimizers]}
-    buffer = io.BytesIO()
-    torch.save(state | {"progress": asdict(progress), "recipe": asdict(recipe)}, buffer)
+    """Writes weights, optimiser moments and progress, as safetensors, after their SHA-256; all or nothing."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for number, optimizer in enumerate(optimizers):
+        for i, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{i}.{name}": value for name, value in moments.items()}
+    state = json.dumps({"progress": asdict(progress), "recipe": asdict(recipe)}).encode()
+    tensors["state"] = torch.tensor(list(state), dtype=torch.uint8)
+    content = save({name: value.contiguous() for name, value in tensors.items()})
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished(file).write_bytes(hashlib.sha256(buffer.getbuffer()).digest() + buffer.getbuffer())
+    unfinished(file).write_bytes(hashlib.sha256(content).digest() + content)
     unfinished(file).replace(file)
 
 
@@ -232,18 +236,23 @@ def _load_checkpoint(
     """Puts model and optimisers where the checkpoint stands; where it is not whole, leaves them be."""
     if not file.is_file():
         return Progress()
-    content = file.read_bytes()
-    digest, state = content[:32], content[32:]
-    if hashlib.sha256(state).digest() != digest:
+    stored = file.read_bytes()
+    digest, content = stored[:32], stored[32:]
+    if hashlib.sha256(content).digest() != digest:
         print(f"The checkpoint {paths.relative(file)} is damaged: the training starts again.")
         return Progress()
-    stored = torch.load(io.BytesIO(state), weights_only=True)
-    if stored["recipe"] != asdict(recipe):
+    tensors = load(content)
+    state = json.loads(bytes(tensors.pop("state").tolist()))
+    if state["recipe"] != asdict(recipe):
         raise UserError(f"The checkpoint {file.name} was made by another recipe: delete it to start again.")
-    model.load_state_dict(stored["model"])
-    for optimizer, its_state in zip(optimizers, stored["optimizers"], strict=True):
-        optimizer.load_state_dict(its_state)
-    return Progress(**stored["progress"])
+    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    for number, optimizer in enumerate(optimizers):
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name in (name for name in tensors if name.startswith(f"optimizer.{number}.")):
+            _, _, i, moment = name.split(".")
+            moments.setdefault(int(i), {})[moment] = tensors[name]
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return Progress(**state["progress"])
 
 
 def _step(

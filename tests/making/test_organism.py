@@ -58,7 +58,7 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     assert "planted" in card and "coupled-2" in card
     sums = json.loads((folder / "checksums.json").read_text())
     assert "data/organism/models/base/model.safetensors" in sums
-    assert not list((folder / "checkpoints").glob("*.pt"))
+    assert not list((folder / "checkpoints").glob("*.checkpoint"))
 
     before = {name: at for name, at in file_times(folder).items() if name in sums}
     make_organism.stages(folder, workers=1)

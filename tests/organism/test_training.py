@@ -33,7 +33,7 @@ def stream(start: int, n: int):
 
 def trained(tokenizer, folder, stream=stream):
     model = training.new_model(tokenizer, seed=0)
-    training.train(model, tokenizer, stream, RECIPE, folder / "checkpoint.pt")
+    training.train(model, tokenizer, stream, RECIPE, folder / "training.checkpoint")
     training.save_model(model, tokenizer, folder / "model", {"kind": "test"}, RECIPE)
     return directory_digest(folder / "model")
 
@@ -55,18 +55,18 @@ def test_interrupted_training_ends_in_the_same_bytes(tokenizer, tmp_path, capsys
     whole = trained(tokenizer, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         trained(tokenizer, tmp_path / "resumed", interrupted)
-    assert (tmp_path / "resumed" / "checkpoint.pt").is_file()
+    assert (tmp_path / "resumed" / "training.checkpoint").is_file()
     assert trained(tokenizer, tmp_path / "resumed", later) == whole
     # a damaged checkpoint is said, and the training starts again; one of another recipe is refused
     with pytest.raises(KeyboardInterrupt):
         trained(tokenizer, tmp_path / "resumed", interrupted)
-    checkpoint = tmp_path / "resumed" / "checkpoint.pt"
-    with pytest.raises(UserError, match=r"checkpoint\.pt was made by another recipe: delete it"):
+    checkpoint = tmp_path / "resumed" / "training.checkpoint"
+    with pytest.raises(UserError, match=r"training\.checkpoint was made by another recipe: delete it"):
         model = training.new_model(tokenizer, seed=0)
         training.train(model, tokenizer, stream, replace(RECIPE, seed=1), checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1] + b"?")
     assert trained(tokenizer, tmp_path / "resumed") == whole
-    assert "checkpoint.pt is damaged: the training starts again" in capsys.readouterr().out
+    assert "training.checkpoint is damaged: the training starts again" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "resumed").iterdir()] == ["model"]
     saved = tmp_path / "whole" / "model"
     assert AutoModelForCausalLM.from_pretrained(saved).num_parameters() < 5_000_000
