@@ -133,8 +133,11 @@ def load_variant(settings: Settings) -> Variant:
     return Variant(settings, model, sae)
 
 
-def load_variants(settings: Settings) -> dict[str, Variant]:
-    """The subject and, where the profile names one, the contrast, by the model's name; R is what occurs."""
+def load_variants(settings: Settings, subject: Variant | None = None) -> dict[str, Variant]:
+    """The subject and, where the profile names one, the contrast, by the model's name; R is what occurs.
+
+    A ``subject`` that is loaded already is not loaded again: a second copy may not fit.
+    """
     autoencoders = {
         settings.subject: settings.autoencoder,
         settings.contrast: settings.contrast_autoencoder,
@@ -143,7 +146,7 @@ def load_variants(settings: Settings) -> dict[str, Variant]:
     for name, autoencoder in autoencoders.items():
         if name and autoencoder:
             own = settings.model_copy(update={"subject": name, "autoencoder": autoencoder})
-            loaded = load_variant(own)
+            loaded = subject if subject and name == settings.subject else load_variant(own)
             own = with_words_that_occur(own, loaded.model.tokenizer)
             variants[short_name(name)] = replace(loaded, settings=own)
     return variants

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from tiny import make_benchmark
 
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 from reasoning_features.settings import load_settings
+from reasoning_features.truth import benchmark
 from reasoning_features.truth.benchmark import (
     CEILING,
     Benchmark,
@@ -230,11 +232,11 @@ def test_round_trip_and_the_same_bytes(repository):
     over = replace(truth([0, 2], [0.5, 0.25]), random=np.stack([np.zeros(4), sizes, sizes]))
     made = {"a": both_places(truth([0, 2, 3], [0.5, 0.25, 0.0]), None)}
     made["b"] = replace(made["a"], over_trace={"persistence": over})
-    for name, benchmark in made.items():
+    for name, each in made.items():
         folder = repository / "truth" / name
-        save_benchmark(folder, benchmark)
+        save_benchmark(folder, each)
         written = [path.read_bytes() for path in sorted(folder.iterdir())]
-        save_benchmark(folder, benchmark)
+        save_benchmark(folder, each)
         assert [path.read_bytes() for path in sorted(folder.iterdir())] == written
     without, found = load_benchmarks("truth")
     assert found.identity == made["b"].identity and list(found.evidence) == ["feature", "density"]
@@ -264,3 +266,20 @@ def test_missing_and_damaged(repository):
 def test_text_without_labels_has_no_decisions():
     with pytest.raises(UserError, match="No decisions are known"):
         held_out_decisions(load_variant(load_settings("smoke", corpus="organism-text", decisions=10)))
+
+
+def test_a_subject_that_is_loaded_is_not_loaded_again(monkeypatch):
+    loaded = []
+
+    def load(settings):
+        loaded.append(settings.subject)
+        return benchmark.Variant(settings, SimpleNamespace(tokenizer=None), None)
+
+    monkeypatch.setattr(benchmark, "load_variant", load)
+    monkeypatch.setattr(benchmark, "with_words_that_occur", lambda settings, _: settings)
+    settings = load_settings("organism")
+    subject = load(settings)
+    variants = benchmark.load_variants(settings, subject)
+    assert loaded == [settings.subject, settings.contrast]
+    assert [each.settings.subject for each in variants.values()] == loaded
+    assert next(iter(variants.values())).model is subject.model
