@@ -262,30 +262,33 @@ def text_effects(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 # --- traces side by side ------------------------------------------------------------------------------------
 
 
-def moves_of(text: str) -> pd.DataFrame:
-    """A text after its prompt as runs of one reasoning step: ``move`` ("": none is known) and ``text``."""
+def moves_of(text: str, prompt: str = "") -> pd.DataFrame:
+    """A text after its ``prompt`` as runs of one reasoning step: ``move`` ("": none is known) and ``text``.
+
+    The organism's steps are read with the prompt before them, without which its grammar is not known.
+    """
     spans = parse(text).spans
     known = any(move not in ("prompt", "prose", "answer", None) for _, _, move in spans)
     runs = [
         (move or "", text[start:end])
-        for start, end, move in (spans if known else [(0, len(text), None)])
+        for start, end, move in (spans if known else [(len(prompt), len(text), None)])
         if move != "prompt" and start < end
     ]
     return pd.DataFrame(runs, columns=["move", "text"])
 
 
 def side_by_side(
-    answers: pd.DataFrame, problem: int, conditions: Sequence[str] = (), prompt: str = ""
+    answers: pd.DataFrame, problem: int, conditions: Sequence[str] = ()
 ) -> tuple[str, dict[str, str]]:
     """The question, and heading → trace of one problem: unsteered, then under the conditions named.
 
-    With ``prompt``, the text begins after it. The question is that of a text in the organism's chat; else "".
+    Traces hold their prompt. The question is that of a text in the organism's chat; else "".
     """
     own = answers[answers["problem"] == problem].set_index("condition").loc[[UNSTEERED, *conditions]]
     traces = {}
     for name, row in own.iterrows():
         verdict = ("right" if row["correct"] else "wrong") if row.get("finished", True) else "cut"
-        traces[f"{name}: {verdict}, {row['thinking_tokens']} tokens"] = row["text"][len(prompt) :]
+        traces[f"{name}: {verdict}, {row['thinking_tokens']} tokens"] = row["text"]
     text: str = own["text"].iloc[0]
     start, end = text.find(USER), text.find(ASSISTANT)
     return text[start + len(USER) : end] if 0 <= start < end else "", traces
@@ -299,12 +302,12 @@ def flipped(answers: pd.DataFrame, condition: str) -> dict[str, list[int]]:
     return {name: table.index[which].tolist() for name, which in changed.items()}
 
 
-def draw_traces(title: str, traces: Mapping[str, str]) -> tuple[Figure, pd.DataFrame]:
-    """Traces (heading → text) drawn two in a row, reasoning steps behind them and named in the margin.
+def draw_traces(title: str, traces: Mapping[str, str], prompt: str = "") -> tuple[Figure, pd.DataFrame]:
+    """Traces (heading → text) after their prompt, two in a row, reasoning steps behind and in the margin.
 
     Returns the figure, and its rows: ``trace`` (the heading), ``move``, ``text``, the parts left out too.
     """
-    runs = [moves_of(_printable(text)) for text in traces.values()]
+    runs = [moves_of(_printable(text), prompt) for text in traces.values()]
     lines = [shortened(wrapped(part, CHARACTERS)) for part in runs]
     rows = max(map(len, lines))
     width = TEXT_WIDTH / min(len(traces), ACROSS)

@@ -133,7 +133,9 @@ def write_lines(
     margin = MARGIN if any(move for line in lines for move, _ in line) else 0
     ax.set(xlim=(-margin, places - margin), ylim=(len(lines) + 0.3, -0.7))
     ax.axis("off")
-    style: Any = {"fontsize": width * 72 * 0.96 / places / CHARACTER_WIDTH, "va": "center"}
+    # a full line may be a little wider than its panel: room made for it would move the others
+    style: Any = {"va": "center", "in_layout": False}
+    style["fontsize"] = width * 72 * 0.96 / places / CHARACTER_WIDTH
     for row, line in enumerate(lines):
         column = 0
         ax.text(-margin, row, line[0][0], color="#444444", style="italic", **style)

@@ -200,6 +200,9 @@ def test_moves_are_read_after_the_prompt():
     ]  # fmt: skip
     assert PROMPT + "".join(runs["text"]) == GOES_ON
     assert moves_of("Some <b>prose</b>.").values.tolist() == [["", "Some <b>prose</b>."]]
+    # the prompt is left out where steps are known and where none are
+    assert moves_of(GOES_ON, PROMPT).equals(runs)
+    assert moves_of("Why? Some prose.", "Why?").values.tolist() == [["", " Some prose."]]
 
 
 def test_a_problem_under_two_conditions(answers):
