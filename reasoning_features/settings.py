@@ -154,7 +154,7 @@ class Settings(BaseModel):
     foundations: str | None = None  # directory of dictionaries of other kinds, trained and frozen
     edited_pairs: PositiveInt = 300  # pairs of decisions of which one attribute is swapped
     judged_latents: PositiveInt = 200  # latents that exact rules are found for
-    checked_steps: PositiveInt = 1000  # steps of trainings on synthetic data that are done again
+    checked_steps: PositiveInt = 500  # steps of trainings on synthetic data that are done again
     evaluation_start: NonNegativeInt = 0  # the first evaluation problem that winners are put to
     shown_start: NonNegativeInt = 0  # the first of the side experiments
     problems: dict[str, ProblemSource] = {}  # benchmarks, by name
