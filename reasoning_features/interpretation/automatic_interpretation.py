@@ -6,30 +6,28 @@ highest strength, paired over problems. The function group follows by a rule fix
 looked at.
 
 A judge, off by default, is a language model behind any OpenAI-compatible chat endpoint. It sees what a person
-would: activating examples and logits. Each answer is kept on disk as soon as it has come, by feature, model
-and prompt, so that a rerun asks for the others alone. The key is read from the environment and never written.
+would: activating examples and logits. Each answer is kept as soon as it has come: a rerun asks for the others.
 """
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from reasoning_features import paths
 from reasoning_features.errors import UserError
 from reasoning_features.files import read_json, write_json
-from reasoning_features.interpretation.features import MODES, Example
+from reasoning_features.interpretation.features import Example, Mode
 from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.statistics import bootstrap_mean, bootstrap_weights
 
@@ -53,8 +51,6 @@ NO_CHANGE = "no change measured"
 UNFIT = 0.1  # a strength that spoils more than this fraction of the answers' form is left out of the dose
 
 KEY = "REASONING_FEATURES_JUDGE_KEY"  # names the variable that holds the endpoint's key, where it needs one
-LONGEST_DESCRIPTION = 300  # characters
-LONGEST_ANSWER = 1 << 20  # bytes
 STRONG = 0.5  # of an example's largest activation: tokens the prompt marks
 INSTRUCTIONS = """\
 You are shown texts that activate one feature of a language model; the tokens on which it is strongly active \
@@ -160,24 +156,21 @@ def group_shares(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 # --- asked --------------------------------------------------------------------------------------------------
 
 
-class _NoAnswer(Exception):
-    """The endpoint gave no answer, and would give none to the next question either."""
+class Answer(BaseModel, extra="forbid"):
+    """What a judge is asked for."""
 
-
-class _Garbage(Exception):
-    """The endpoint answered, but not with what was asked for."""
+    mode: Mode
+    description: str = Field(min_length=1, max_length=300)
 
 
 def questions(examples: Mapping[int, Sequence[Example]], logits: pd.DataFrame) -> dict[int, str]:
     """Feature → the question about it: its examples, strong tokens marked, and what it raises and lowers."""
-    sides = {key: part["text"].tolist() for key, part in logits.groupby(["feature", "side"])}
+    sides = logits.groupby(["feature", "side"])["text"].agg(list)
     asked = {}
     for feature, shown in examples.items():
-        raised, lowered = (
-            json.dumps(sides[feature, s], ensure_ascii=False) for s in ("positive", "negative")
-        )
+        up, down = (json.dumps(sides[feature, s], ensure_ascii=False) for s in ("positive", "negative"))
         lines = [f"{i}. {_marked(example)}" for i, example in enumerate(shown, start=1)]
-        lines.append(f"It raises the logits of {raised} and lowers those of {lowered}.")
+        lines.append(f"It raises the logits of {up} and lowers those of {down}.")
         asked[feature] = "\n".join(lines)
     return asked
 
@@ -187,82 +180,44 @@ def judge(
 ) -> tuple[pd.DataFrame, str | None]:
     """Ask about every feature that has no answer in the JSON file ``kept`` yet.
 
-    The address is that to which ``/chat/completions`` is appended, such as ``http://localhost:8000/v1``. An
-    endpoint that does not answer, or is silent for ``timeout`` seconds, ends the asking; an answer that
-    cannot be read costs that feature alone. Gives ``feature``, ``mode``, ``description`` of the features
-    that were answered, and what went wrong in a sentence, None where every feature was answered.
+    ``/chat/completions`` is appended to the address. An endpoint that does not answer within ``timeout``
+    seconds ends the asking; an answer that cannot be read costs that feature alone. Gives ``feature``,
+    ``mode``, ``description`` of the features that were answered, and what went wrong in a sentence.
     """
     if model is None:
         raise UserError("A judge needs a model: give judge_model beside judge_url.")
-    if not url.startswith(("http://", "https://")):
-        raise UserError(f"The judge's address {url!r} is not one of http: give judge_url in full.")
     known: dict[str, dict[str, str]] = read_json(kept) if kept.is_file() else {}
-    garbage, problem = dict[int, str](), None
     asked = {feature: json.dumps([model, INSTRUCTIONS, feature, text]) for feature, text in questions.items()}
     digests = {feature: hashlib.sha256(each.encode()).hexdigest() for feature, each in asked.items()}
+    problem = None
     for feature, text in questions.items():
         if digests[feature] in known:
             continue
         try:
-            known[digests[feature]] = parse(_ask(url, model, text, timeout))
-        except _Garbage as error:
-            garbage[feature] = str(error)
-            continue
-        except _NoAnswer as error:
-            problem = f"The judge at {url} stopped answering at feature {feature} ({error})"
+            known[digests[feature]] = _ask(url, model, text, timeout).model_dump()
+        except httpx.HTTPError as error:
+            why = str(error).splitlines()[0]
+            problem = f"The judge at {url} stopped answering at feature {feature} ({why})"
             break
+        except (ValueError, LookupError, TypeError):
+            problem = f"The judge's answer about feature {feature} is not what it was asked for"
+            continue
         write_json(kept, known)
     rows = [{"feature": feature} | known[each] for feature, each in digests.items() if each in known]
-    if problem is None and garbage:
-        feature, said = next(iter(garbage.items()))
-        problem = f"The judge's answers to {len(garbage)} features cannot be used (feature {feature}: {said})"
     if problem is not None:
         stored = f"{len(rows)} of {len(questions)} answers are kept in {paths.relative(kept)}"
         problem += f"; {stored}, and a rerun asks for the others."
     return pd.DataFrame(rows, columns=["feature", "mode", "description"]), problem
 
 
-def parse(content: str) -> dict[str, str]:
-    """The mode and the description of an answer that is exactly the JSON object which was asked for."""
-    try:
-        value = json.loads(content)
-    except ValueError:
-        raise _Garbage("it is no JSON") from None
-    if not isinstance(value, dict) or set(value) != {"mode", "description"}:
-        raise _Garbage("it is no object of mode and description")
-    mode, description = value["mode"], value["description"]
-    if mode not in MODES:
-        raise _Garbage(f"its mode is none of {', '.join(MODES)}")
-    if not isinstance(description, str) or not description.strip() or len(description) > LONGEST_DESCRIPTION:
-        raise _Garbage(f"its description is no text of 1 to {LONGEST_DESCRIPTION} characters")
-    return {"mode": mode, "description": " ".join(description.split())}
-
-
-def _ask(url: str, model: str, text: str, timeout: float) -> str:
-    """The content of the endpoint's answer."""
+def _ask(url: str, model: str, text: str, timeout: float) -> Answer:
+    """The endpoint's answer; an error of the connection, or of what came over it."""
     messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": text}]
-    body = json.dumps({"model": model, "messages": messages, "temperature": 0}).encode()
-    address, kind = f"{url.rstrip('/')}/chat/completions", {"Content-Type": "application/json"}
-    request = urllib.request.Request(address, body, kind)
-    if key := os.environ.get(KEY):
-        request.add_unredirected_header("Authorization", f"Bearer {key}")  # not to go where it is sent on
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            answer = response.read(LONGEST_ANSWER)
-    except urllib.error.HTTPError as error:
-        raise _NoAnswer(f"HTTP {error.code}") from None
-    except (OSError, http.client.HTTPException) as error:
-        if isinstance(getattr(error, "reason", error), TimeoutError):
-            raise _NoAnswer(f"no answer in {timeout:g} s") from None
-        unreached = isinstance(error, urllib.error.URLError)
-        raise _NoAnswer("it cannot be reached" if unreached else "the connection broke") from None
-    try:
-        content = json.loads(answer)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        raise _Garbage("it is no chat completion") from None
-    if not isinstance(content, str):
-        raise _Garbage("it has no text")
-    return content
+    body = {"model": model, "messages": messages, "temperature": 0}
+    headers = {"Authorization": f"Bearer {os.environ[KEY]}"} if os.environ.get(KEY) else {}
+    address = f"{url.rstrip('/')}/chat/completions"
+    answer = httpx.post(address, json=body, headers=headers, timeout=timeout).raise_for_status()
+    return Answer.model_validate_json(answer.json()["choices"][0]["message"]["content"])
 
 
 def _marked(example: Example) -> str:
