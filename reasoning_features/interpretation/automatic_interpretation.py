@@ -6,7 +6,7 @@ highest strength, paired over problems. The function group follows by a rule fix
 looked at.
 
 A judge, off by default, is a language model behind any OpenAI-compatible chat endpoint. It sees what a person
-would: activating examples and logits. Each answer is kept as soon as it has come: a rerun asks for the others.
+would: activating examples and logits. Each answer is kept as soon as it comes: a rerun asks for the others.
 """
 
 from __future__ import annotations

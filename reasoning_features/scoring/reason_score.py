@@ -21,11 +21,6 @@ Array = NDArray[np.float64]
 RELEASED_WINDOW: Window = (1, 2)  # of the released script (``--expand_range 1,2``): 1 before, 2 after
 
 
-def difference_score(inside: Array, outside: Array) -> Array:
-    """Equation 3: share of mean activation inside, μ(i, D_R) ``[..., f]``, less the share outside, D_¬R."""
-    return _shares(inside) - _shares(outside)
-
-
 def entropy(word_means: Array) -> Array:
     """Equation 4: entropy over words of each feature's mean activation μ(i, D_r) ``[..., words, f]``, 0 to 1.
 
@@ -44,7 +39,8 @@ def entropy(word_means: Array) -> Array:
 def reason_score(inside: Array, outside: Array, word_means: Array, alpha: float) -> Array:
     """Equation 5: the share inside, weighted by entropy to the power α, less the share outside.
 
-    At α = 0 it is equation 3. A feature that never fires scores 0.
+    The shares are of the mean activation μ(i, D_R) inside, and μ(i, D_¬R) outside, ``[..., f]``. At α = 0 it
+    is equation 3. A feature that never fires scores 0.
     """
     return _shares(inside) * entropy(word_means) ** alpha - _shares(outside)
 
@@ -126,21 +122,17 @@ def variant_statistics(
 
 def ranks(scores: ArrayLike) -> NDArray[np.int64]:
     """Each feature's rank by score ``[f]``, 1 the highest; ties in the order of features."""
-    values = np.asarray(scores, dtype=float)
-    order = np.argsort(-values, kind="stable")
-    return order.argsort() + 1
+    return np.argsort(-np.asarray(scores, dtype=float), kind="stable").argsort() + 1
 
 
-def select(scores: Array, k: int | None = None, quantile: float | None = None) -> NDArray[np.int64]:
+def select(scores: Array, k: int | None = None, quantile: float = 0.997) -> NDArray[np.int64]:
     """Features chosen by score, best first: the top ``k``, or those above the ``quantile`` (equation 6).
 
-    Ties go to the lower index. Raises UserError: neither or both are given, or there are fewer than ``k``.
+    Ties go to the lower index. Raises UserError: there are fewer than ``k``.
     """
     order = np.argsort(-scores, kind="stable")
-    if k is not None and quantile is None:
-        if k > len(scores):
-            raise UserError(f"{k} features are asked for, but there are {len(scores)}: lower `selected`.")
-        return order[:k]
-    if quantile is not None and k is None:
+    if k is None:
         return order[: int((scores > np.quantile(scores, quantile)).sum())]
-    raise UserError("Choose features either by their number k or by a quantile.")
+    if k > len(scores):
+        raise UserError(f"{k} features are asked for, but there are {len(scores)}: lower `selected`.")
+    return order[:k]

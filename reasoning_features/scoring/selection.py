@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
@@ -20,12 +19,10 @@ from scipy.stats import spearmanr
 from reasoning_features.reporting.plots import (
     COLOURS,
     LINES,
-    TEXT_WIDTH,
     distribution,
     legend_below,
-    look,
-    new_figure,
     panels,
+    scatter,
 )
 from reasoning_features.scoring.feature_statistics import FeatureStatistics
 from reasoning_features.scoring.reason_score import (
@@ -54,18 +51,15 @@ IDENTITIES = ("token", "token and the one before")  # what token-identity baseli
 
 def top_mean(scores: Array, k: int) -> Array:
     """Mean of the ``k`` largest scores ``[..., f]`` → ``[...]``."""
-    n = scores.shape[-1]
-    largest = np.partition(scores, max(0, n - k), axis=-1)[..., max(0, n - k) :]
-    return np.sort(largest, axis=-1).mean(axis=-1)
+    return np.sort(scores, axis=-1)[..., -k:].mean(axis=-1)
 
 
 def chosen(scores: Array, k: int) -> NDArray[np.bool_]:
     """Which features are among the ``k`` best ``[..., f]``; ties go to the lower index."""
-    known = np.where(np.isnan(scores), -np.inf, scores)
-    n = known.shape[-1]
-    last = np.partition(known, max(0, n - k), axis=-1)[..., [max(0, n - k)]]
-    above, equal = known > last, known == last
-    return above | (equal & (equal.cumsum(axis=-1) <= k - above.sum(axis=-1, keepdims=True)))
+    best = np.argsort(-scores, axis=-1, kind="stable")[..., :k]
+    member = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(member, best, True, axis=-1)
+    return member
 
 
 def overlap(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Array:
@@ -95,8 +89,8 @@ def top_features(
 ) -> pd.DataFrame:
     """The ``k`` best features for R, best first, from statistics by block, with 95% bootstrap intervals.
 
-    Columns: ``rank``, ``feature``, ``score``, ``low``, ``high``, ``entropy``, ``main_word`` (the word around
-    which the feature is most active), ``chosen_again`` (share of resamples in whose top ``k`` it is).
+    ``main_word`` is the word around which the feature is most active, ``chosen_again`` the share of resamples
+    in whose top ``k`` it is.
     """
     whole = statistics.total()
     scores = vocabulary_scores(whole, REFERENCE, words, window, alpha)
@@ -142,10 +136,7 @@ def score_under(
 def grid_table(
     grid: Sequence[Hyperparameters], scores: Sequence[Array], default: Array, counts: Sequence[int]
 ) -> pd.DataFrame:
-    """Overlap of each selection with the default's, for every number of features chosen.
-
-    Columns: ``alpha``, ``window``, ``variant``, ``k``, ``overlap`` (Jaccard) and ``chance``.
-    """
+    """Jaccard overlap of each selection with the default's, for every number of features chosen."""
     rows = []
     for way, values in zip(grid, scores, strict=True):
         setting = {"alpha": way.alpha, "window": f"{way.window[0]}-{way.window[1]}", "variant": way.variant}
@@ -165,9 +156,8 @@ def resampled_overlap(
     resamples: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Mean overlap of other selections with the default's, from statistics by block.
-
-    Columns: ``resample`` (0 is the data as they are) and ``overlap``.
+    """Mean overlap of other selections with the default's, from statistics by block, by ``resample`` (0: the
+    data as they are).
     """
     weights = _weights_with_data(statistics, resamples, seed)
 
@@ -188,15 +178,11 @@ def _weights_with_data(statistics: FeatureStatistics, resamples: int, seed: int)
 
 
 def intervals(resampled: pd.DataFrame, columns: Sequence[str], blocks: int) -> pd.DataFrame:
-    """Columns whose first row is the data and the others resamples: an estimate and a 95% interval each.
-
-    Returns ``statistic``, ``estimate``, ``low``, ``high``, ``n`` (blocks of documents).
-    """
+    """Columns whose first row is the data and the others resamples: an estimate and a 95% interval each."""
     rows = []
     for column in columns:
-        estimate, draws = resampled[column].iloc[0], resampled[column].iloc[1:]
-        interval = percentile_interval(float(estimate), draws, blocks)
-        rows.append({"statistic": column, **vars(interval)})
+        estimate, *draws = resampled[column]
+        rows.append({"statistic": column} | vars(percentile_interval(estimate, draws, blocks)))
     return pd.DataFrame(rows)
 
 
@@ -210,11 +196,10 @@ def null_table(
     alpha: float,
     k: int,
 ) -> pd.DataFrame:
-    """Every vocabulary beside R, from statistics by block; a name's first word is its kind.
+    """Every vocabulary beside R, from statistics by block; a name's first word is its ``kind``.
 
-    Columns: ``vocabulary``, ``kind`` ("R", "random", "slot", "twins"), ``words_of_R`` (how many),
-    ``score_mass`` (mean of the k best scores), ``maximum``, ``overlap`` (with R's top k, all documents),
-    ``overlap_halves`` (with R's top k on the other half of the blocks: for R itself, its stability).
+    ``score_mass`` is the mean of the k best scores; ``overlap`` is with R's top k, all documents, and
+    ``overlap_halves`` with R's top k on the other half of the blocks (for R itself, its stability).
     """
     even = np.arange(len(statistics.counts)) % 2 == 0
     parts = statistics.weighted(np.stack([even, ~even]).astype(np.float64))
@@ -239,30 +224,15 @@ def null_table(
 
 
 def null_ranks(table: pd.DataFrame, statistics: Sequence[str]) -> pd.DataFrame:
-    """Where R stands within each kind of null vocabularies of :func:`null_table`, a row a statistic.
-
-    Columns: ``null``, ``statistic``, ``ours``, ``null_mean``, ``null_95`` (its 95% quantile), ``z``,
-    ``percentile``, ``p_value`` and ``n``.
-    """
+    """Where R stands within each kind of null vocabularies of :func:`null_table`, a row a statistic."""
     ours = table[table["kind"] == REFERENCE].iloc[0]
     rows = []
-    for kind in NULLS:
-        null = table[table["kind"] == kind]
-        for name in statistics if len(null) else ():
+    for kind, null in table[table["kind"].isin(NULLS)].groupby("kind"):
+        for name in statistics:
             rank = null_rank(float(ours[name]), null[name])
-            rows.append(
-                {
-                    "null": kind,
-                    "statistic": name,
-                    "ours": rank.value,
-                    "null_mean": float(null[name].mean()),
-                    "null_95": float(null[name].quantile(0.95)),
-                    "z": rank.z,
-                    "percentile": rank.percentile,
-                    "p_value": rank.p_value,
-                    "n": rank.n,
-                }
-            )
+            row = {"null": kind, "statistic": name, "ours": rank.value, "null_mean": null[name].mean()}
+            row |= {"null_95": null[name].quantile(0.95), "z": rank.z, "percentile": rank.percentile}
+            rows.append(row | {"p_value": rank.p_value, "n": rank.n})
     return pd.DataFrame(rows)
 
 
@@ -275,10 +245,10 @@ def resampled_comparison(
     resamples: int,
     seed: int,
 ) -> pd.DataFrame:
-    """R against the other vocabularies, from statistics by block: a row a resample, the same for all.
+    """R against the other vocabularies, from statistics by block: a row a ``resample`` (0: the data).
 
-    Columns: ``resample`` (0 is the data as they are), ``score_mass`` of R, ``null_mean`` and ``z`` of R's
-    score mass among the others', ``overlap`` (mean, of R's top k with theirs).
+    ``null_mean`` and ``z`` are of R's ``score_mass`` among the others'; ``overlap`` is the mean of R's top k
+    with theirs.
     """
     weights = _weights_with_data(statistics, resamples, seed)
     own = resampled_scores(statistics, REFERENCE, vocabularies[REFERENCE], window, alpha, weights)
@@ -304,9 +274,8 @@ def resampled_comparison(
 def identity_table(
     score: Array, identity: Mapping[str, Array], live: NDArray[np.bool_], k: int
 ) -> pd.DataFrame:
-    """How far a ranking ``[f]`` is what token identity alone gives, a row for each token-identity baseline.
-
-    Columns: ``identity``, ``spearman`` (over the ``live`` features ``[f]``), ``overlap`` of the top ``k``.
+    """How far a ranking ``[f]`` is what token identity alone gives, a row for each token-identity baseline:
+    Spearman's correlation over the ``live`` features ``[f]``, and overlap of the top ``k``.
     """
     rows = []
     for name, values in identity.items():
@@ -341,45 +310,16 @@ def draw_scores(
     return fig, data.assign(arm=name)
 
 
-def draw_grid(table: pd.DataFrame, name: str, k: int) -> tuple[Figure, pd.DataFrame]:
-    """:func:`grid_table`: overlap with the default's selection over α × window at one k, and over k."""
-    fig, (left, right) = new_figure(1, 2, height=max(2.5, 0.9 + 0.2 * table["alpha"].nunique()))
-    at_k = table[(table["k"] == k) & (table["variant"] == "paper")]
-    square = at_k.pivot(index="alpha", columns="window", values="overlap")
-    square = square[list(dict.fromkeys(at_k["window"]))]
-    style = {"annot_kws": {"size": 6}, "cbar_kws": {"label": "Jaccard overlap"}, "cmap": "Blues"}
-    sns.heatmap(square, vmin=0, vmax=1, annot=True, fmt=".2f", ax=left, **style)
-    left.set(xlabel="window (before-after)", ylabel="α", title=f"{name}, k = {k}")
-    label = table["window"] + table["variant"].map({"paper": "", "released": " released"})
-    for place, (window, rows) in enumerate(table.groupby(label, sort=False)):
-        line = rows.groupby("k")["overlap"].mean()
-        right.plot(line.index, line, label=window, **look(place))
-    chance = table.groupby("k")["chance"].first()
-    right.plot(chance.index, chance, color="0.6", marker="", label="chance")
-    right.set(xscale="log", ylim=(0, 1.05), xlabel="k", ylabel="overlap, mean over α", title=name)
-    right.set_xticks(chance.index, [str(count) for count in chance.index])
-    right.minorticks_off()
-    legend_below(fig, title="window")
-    return fig, table.assign(arm=name)
-
-
 def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -> tuple[Figure, pd.DataFrame]:
     """A statistic of :func:`null_table` over null vocabularies, with R's and the twins', a model a panel."""
     fig, axes = panels(len(tables), sharex=True)
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
-        values = table.groupby("kind")[statistic]
-        edges = np.histogram_bin_edges(table[statistic], bins=30)
-        for place, (kind, of_kind) in enumerate(NULLS.items()):
-            if kind in values.groups:
-                style = look(place, "color", "linestyle") | {"marker": "", "label": of_kind, "fill": False}
-                null = values.get_group(kind)
-                sns.histplot(x=null, bins=edges, stat="proportion", element="step", ax=ax, **style)
+        nulls = table[table["kind"].isin(NULLS)].replace({"kind": NULLS})
+        distribution(ax, nulls, statistic, "kind", bins=30)
         for kind, line in ((REFERENCE, LINES[0]), ("twins", LINES[3])):
-            if kind in values.groups:
-                (value,) = values.get_group(kind)
+            for value in table.loc[table["kind"] == kind, statistic]:
                 ax.axvline(value, color=COLOURS[7], linestyle=line, marker="", label=kind)
-        ax.set(xlabel=label, ylabel="share of vocabularies", title=name)
-        ax.locator_params(axis="x", nbins=4)
+        ax.set(xlabel=label, ylabel="density of vocabularies", title=name)
     legend_below(fig)
     columns = ["vocabulary", "kind", "words_of_R", statistic]
     data = pd.concat([table[columns].assign(arm=name) for name, table in tables.items()], ignore_index=True)
@@ -392,20 +332,17 @@ def draw_identity(frame: pd.DataFrame, name: str, k: int) -> tuple[Figure, pd.Da
     ``frame`` has a row a live feature: ``score``, the scores of the :data:`IDENTITIES`, ``f1`` of the best
     single token, and whether it is ``chosen``.
     """
-    fig, axes = new_figure(1, 3, height=2.1, width=TEXT_WIDTH)
+    fig, axes = panels(3, height=2.1)
+    groups = frame.assign(features=np.where(frame["chosen"], f"top {k}", "other features"))
+    groups = groups.sort_values("chosen", kind="stable")
     for ax, column in zip(axes[:2], IDENTITIES, strict=True):
-        for picked, colour, marker in ((False, COLOURS[5], "o"), (True, COLOURS[1], "^")):
-            points = frame[frame["chosen"] == picked]
-            label = f"top {k}" if picked else "other features"
-            ax.scatter(points[column], points["score"], s=8, color=colour, marker=marker, label=label)
+        scatter(ax, groups, column, "score", "features")
         ax.axline((0, 0), slope=1, color="0.5", linewidth=0.7, marker="")
         ax.set(xlabel=f"score by identity:\n{column}", ylabel="ReasonScore", title=name)
-    axes[0].legend()
-    groups = frame.assign(features=np.where(frame["chosen"], f"top {k}", "other features"))
-    distribution(axes[2], groups.sort_values("chosen"), "f1", "features", bins=20)
+    distribution(axes[2], groups, "f1", "features", bins=20)
     axes[2].set(xlabel="F1 of the best single token", title=name)
-    axes[2].legend(title="features")
-    axes[2].set_ylim(top=1.5 * axes[2].get_ylim()[1])  # the legend stands above the outlines
+    for ax in (axes[0], axes[2]):
+        ax.legend()
     columns = ["feature", "score", "rank", "density", "chosen", "best token", "precision", "recall", "f1"]
     drawn = frame.columns.intersection([*columns, *IDENTITIES], sort=False)
     return fig, frame[drawn].assign(arm=name)

@@ -2,16 +2,14 @@
 
 A decision has two sides, each a set of words that may come next. The organism's are known from its grammar:
 *persistence*, to go on or give up after a dead end, and *verification*, to check a result or conclude. Other
-text has none that are known. Answers of the organism tell how often they go on (:func:`decision_rates`);
-features tell a side by their activation (:func:`decodability`); and words of R tell, in the organism's traces
-and in real labelled ones, which sentences keep the search open (:func:`coupling_of_traces`).
+text has none that are known.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -155,18 +153,12 @@ def swapped(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, tuple[Corpus
 def balanced(decisions: Decisions, n: int, seed: int) -> Decisions:
     """``n`` decisions, as many of one style as of the other, drawn by seed and kept in the corpus' order.
 
-    Raises UserError: a style has too few, or there are not two styles.
+    Raises UserError: a style has too few.
     """
     styles = np.array(decisions.styles)
-    names = sorted(set(decisions.styles) - {""})
-    if len(names) != 2:
-        raise UserError(
-            f"Decisions of {decisions.name} are balanced over two styles, but {len(names)} are known: "
-            "give traces whose style is known."
-        )
     rng = np.random.default_rng(seed)
     drawn = []
-    for name in names:
+    for name in sorted(set(decisions.styles)):
         own = np.flatnonzero(styles == name)
         if len(own) < n // 2:
             raise UserError(
@@ -227,14 +219,9 @@ class Rates:
 
 
 def decision_rates(answers: pd.DataFrame) -> pd.DataFrame:
-    """Share of dead ends at which the answers go on.
+    """Share of dead ends at which the organism's answers go on, from each one's ``domain`` and ``text``.
 
-    Args:
-        answers: ``domain`` and ``text`` of each answer, the prompt included. Only the organism's texts have
-            decisions that are known; others give an empty table.
-
-    Returns:
-        ``domain``, ``dead_end`` (its number within the answer, from 1), ``went_on`` (share) and ``n``.
+    Columns ``domain``, ``dead_end`` (its number within the answer, from 1), ``went_on`` (share), ``n``.
     """
     going_on, _ = DECISIONS["persistence"]
     rows = [
@@ -335,20 +322,14 @@ def decodability(
     batch_tokens: int,
     most_tokens: int,
     seed: int,
-) -> pd.DataFrame | None:
-    """The held-out AUC of every feature for moves and decisions; None where neither is known.
+) -> pd.DataFrame:
+    """The held-out AUC of every feature for moves and decisions, one row a label and feature.
 
-    Decodable is not causal: a feature may tell what comes next and play no part in it. Which class a feature
-    tells best, and whether by being high, is chosen on half of the traces and reported on the other. Of a
-    label with more than ``most_tokens`` so many are drawn.
-
-    Returns:
-        One row a label and feature: ``feature``, ``label``, ``best`` (the class it tells best), ``high``
-        (whether it is high there), ``auc`` (held-out half), ``tokens`` (of both halves).
+    Decodable is not causal: a feature may tell what comes next and play no part in it. ``best``, the class
+    that a feature tells best, and whether by being ``high``, is chosen on half of the traces and reported on
+    the other (``auc``). Of a label with more than ``most_tokens`` so many are drawn.
     """
     labels = targets(corpus, subject.tokenizer, decisions)
-    if not labels:
-        return None
     rng = np.random.default_rng(seed)
     first_half = rng.permutation(corpus.n_documents) < corpus.n_documents // 2
     drawn = {}
@@ -377,38 +358,23 @@ def decodability(
 # statistic is taken on both: the Jeffreys divergence between "holds a word of R" in sentences that keep the
 # search open and in all others, J = (p − q)(logit p − logit q). On the organism it grows with κ, and the κ at
 # which the organism's traces have the real traces' J is their coupling. It says how well the words tell such
-# sentences from others in text. It cannot say that a model reads its persistence off the words, nor that an
-# organism of that κ is like the real model in anything else. The real labels were given by a model, which may
-# have gone by those very words: J is then too large.
+# sentences from others in text, and nothing of what a model reads. The real labels were given by a model,
+# which may have gone by those very words: J is then too large.
 
 Marked = list[tuple[bool, str]]  # a trace's sentences: whether each keeps the search open, and its text
 # what ``coupling_of_traces`` gives of DeepSeek-R1-Distill-Qwen-14B's and 32B's traces and the paper's R, 100
 # labelled traces each: ``python -m reasoning_features.truth.decisions FOLDER`` measures it again
 SHIPPED = "reasoning_features/truth/real_coupling.csv"
-OPEN_LABELS = frozenset(
-    {"backtracking", "uncertainty-estimation"}
-)  # real sentences that keep the search open
-OPEN_MOVES = frozenset({"backtrack", "uncertain"})  # the organism's; a try after a dead end does too
+OPEN_LABELS = {"backtracking", "uncertainty-estimation"}  # real sentences that keep the search open
+OPEN_MOVES = {"backtrack", "uncertain"}  # the organism's; a try after a dead end does too
 KAPPAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 DOCUMENTS, RESAMPLES, SEED = 600, 1000, 0
 
 
-def real_sentences(folder: Path) -> dict[str, list[Marked]]:
-    """Sentences of every ``deepseek-r1*.jsonl`` in a folder, by file name; a labelled span is a sentence.
-
-    Raises UserError: there is no such file, or its rows have no labelled ``spans``.
-    """
-    traces: dict[str, list[Marked]] = {}
-    for file in sorted(folder.glob("deepseek-r1*.jsonl")):
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
-        if not all("spans" in row for row in rows):
-            raise UserError(f"{file.name} has no labelled spans: give traces with `spans` of label and text.")
-        traces[file.stem] = [
-            [(span["label"] in OPEN_LABELS, span["text"]) for span in row["spans"]] for row in rows
-        ]
-    if not traces:
-        raise UserError(f"{folder} has no labelled traces: it needs deepseek-r1*.jsonl with `spans`.")
-    return traces
+def real_sentences(file: Path) -> list[Marked]:
+    """Sentences of the traces in a file of JSON lines; each of a line's labelled ``spans`` is a sentence."""
+    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    return [[(span["label"] in OPEN_LABELS, span["text"]) for span in row["spans"]] for row in rows]
 
 
 def organism_sentences(document: Document) -> Marked:
@@ -422,16 +388,14 @@ def organism_sentences(document: Document) -> Marked:
     return sentences
 
 
-def marking_counts(traces: Iterable[Marked], words: Sequence[str]) -> Array:
+def marking_counts(traces: Sequence[Marked], words: Sequence[str]) -> Array:
     """Sentences of each trace ``[t, 2, 2]``: by whether they keep the search open, and hold a word of R."""
-    counts = []
-    for trace in traces:
-        table = np.zeros((2, 2))
+    counts = np.zeros((len(traces), 2, 2))
+    for trace, table in zip(traces, counts, strict=True):
         for opens, text in trace:
             written = f" {' '.join(split_words(text))} "
             table[int(opens), int(any(f" {word} " in written for word in words))] += 1
-        counts.append(table)
-    return np.stack(counts)
+    return counts
 
 
 def shares(counts: Array) -> tuple[Array, Array]:
@@ -450,45 +414,36 @@ def divergence(counts: Array) -> Array:
     return (p - q) * (np.log(p / (1 - p)) - np.log(q / (1 - q)))
 
 
-def organism_scale(words: Sequence[str], documents: int = DOCUMENTS) -> pd.DataFrame:
-    """J on the organism's traces at each κ: columns ``kappa`` and ``divergence``."""
-    by_kappa = []
-    for kappa in KAPPAS:
-        traces = map(organism_sentences, reasoning_documents(kappa, documents, SEED, "selection"))
-        by_kappa.append(float(divergence(marking_counts(traces, words).sum(axis=0))))
-    return pd.DataFrame({"kappa": KAPPAS, "divergence": by_kappa})
+def organism_scale(words: Sequence[str], documents: int = DOCUMENTS) -> Array:
+    """J on the organism's traces at each of :data:`KAPPAS`, which grows with κ."""
+    drawn = [reasoning_documents(kappa, documents, SEED, "selection") for kappa in KAPPAS]
+    counts = [marking_counts([organism_sentences(each) for each in own], words).sum(axis=0) for own in drawn]
+    return np.maximum.accumulate([float(divergence(own)) for own in counts])
 
 
-def on_scale(divergences: Array, scale: pd.DataFrame) -> Array:
-    """The κ at which the organism has these divergences, by linear interpolation, within [0, 1]."""
-    growing = np.maximum.accumulate(scale["divergence"].to_numpy())
-    return np.interp(divergences, growing, scale["kappa"].to_numpy())
+def coupling_of_traces(files: Sequence[Path], words: Sequence[str]) -> pd.DataFrame:
+    """The coupling of real labelled traces, one row a file: a model's.
 
-
-def coupling_of_traces(folder: Path, words: Sequence[str]) -> pd.DataFrame:
-    """The coupling of the real labelled traces in a folder, one row a model; UserError where there are none.
-
-    Returns:
-        ``model``, ``open_share`` and ``other_share`` (of sentences with a word of R), ``divergence``,
-        ``low``, ``high`` (95%, traces resampled), ``kappa``, ``kappa_low``, ``kappa_high`` (within [0, 1]),
-        ``outside`` (True where J is beyond that of every κ, so that κ is only a bound), ``traces``.
+    ``open_share`` and ``other_share`` are of sentences with a word of R; ``divergence`` and ``kappa`` have
+    their 95% ends, traces resampled; ``outside``: J is beyond that of every κ, so that κ is only a bound.
     """
     scale = organism_scale(words)
     rows: list[dict[str, Any]] = []
-    for model, traces in real_sentences(folder).items():
-        counts = marking_counts(traces, words)
+    for file in files:
+        counts = marking_counts(real_sentences(file), words)
         weights = bootstrap_weights(len(counts), RESAMPLES, SEED)
         resampled = divergence(np.tensordot(weights, counts, axes=1))
         found = np.array([divergence(counts.sum(axis=0)), *np.quantile(resampled, [0.025, 0.975])])
         opens, others = shares(counts.sum(axis=0))
-        row = {"model": model, "open_share": float(opens), "other_share": float(others)}
-        row |= dict(zip(("divergence", "low", "high"), found.tolist(), strict=True))
-        row |= dict(zip(("kappa", "kappa_low", "kappa_high"), on_scale(found, scale).tolist(), strict=True))
-        rows.append(row | {"outside": bool(found[0] > scale["divergence"].max()), "traces": len(counts)})
+        row = {"model": file.stem, "open_share": float(opens), "other_share": float(others)}
+        row |= dict(zip(("divergence", "low", "high"), found, strict=True))
+        kappas = np.interp(found, scale, KAPPAS)
+        row |= dict(zip(("kappa", "kappa_low", "kappa_high"), kappas, strict=True))
+        rows.append(row | {"outside": bool(found[0] > scale.max()), "traces": len(counts)})
     return pd.DataFrame(rows)
 
 
 if __name__ == "__main__":
-    coupling_of_traces(Path(sys.argv[1]), load_settings("organism").words).to_csv(
-        paths.root() / SHIPPED, index=False
-    )
+    labelled = sorted(Path(sys.argv[1]).glob("deepseek-r1*.jsonl"))
+    table = coupling_of_traces(labelled, load_settings("organism").words)
+    table.to_csv(paths.root() / SHIPPED, index=False)

@@ -141,6 +141,19 @@ class Effects:
         weights = bootstrap_weights(len(self.counts), resamples, seed)
         return -(weights @ self.sums) / (weights @ self.counts)[:, None]
 
+    def table(self) -> pd.DataFrame:
+        """Features and random directions (``feature`` −1, with effect and size alone), one row each.
+
+        ``effect`` on ablation has its 95% interval ``low``, ``high``; ``rank`` is by its size, from 1.
+        """
+        low, high = np.quantile(-self.resampled(2000, 0), [0.025, 0.975], axis=0)
+        columns = {"feature": self.features, "effect": self.change, "low": low, "high": high}
+        columns |= {"size": self.size, "threshold": self.threshold, "true": self.true}
+        features = pd.DataFrame(columns)
+        features["rank"] = features["effect"].abs().rank(ascending=False, method="first").astype(int)
+        random = pd.DataFrame({"effect": self.random[0], "size": self.random[2]})
+        return pd.concat([features, random.assign(feature=-1, true=False)], ignore_index=True)
+
 
 @torch.no_grad()
 def measure_effects(

@@ -169,9 +169,7 @@ def test_trouble_ends_the_asking_and_loses_nothing(endpoint, kept, monkeypatch, 
 
 def test_questions_mark_strong_tokens():
     example = Example(3, 0, ("Wait", ",", " let", " me", "\nsee"), np.array([2, 1.2, 0.9, 2, 0.0]), 0)
-    logits = pd.DataFrame(
-        [[3, "positive", " no"], [3, "negative", '"']], columns=["feature", "side", "text"]
-    )
+    logits = pd.DataFrame([[3, "positive", " no"], [3, "negative", '"']], columns=["feature", "side", "text"])
     assert questions({3: [example]}, logits)[3].splitlines() == [
         "1. «Wait,» let« me» see",
         'It raises the logits of [" no"] and lowers those of ["\\""].',

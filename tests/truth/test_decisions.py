@@ -20,9 +20,11 @@ from reasoning_features.errors import UserError
 from reasoning_features.organism import language
 from reasoning_features.organism.language import reasoning_documents
 from reasoning_features.organism.parser import DECISIONS
+from reasoning_features.paths import root
 from reasoning_features.settings import load_settings
 from reasoning_features.text.corpora import reasoning_corpus
 from reasoning_features.truth.decisions import (
+    SHIPPED,
     Decisions,
     auc_by_class,
     balanced,
@@ -34,7 +36,6 @@ from reasoning_features.truth.decisions import (
     label_sets,
     log_odds,
     marking_counts,
-    on_scale,
     organism_scale,
     organism_sentences,
     swapped,
@@ -101,8 +102,6 @@ def test_the_draw_is_balanced_and_seeded():
     assert balanced(decisions, 20, seed=1).positions.tolist() != drawn.positions.tolist()
     with pytest.raises(UserError, match=r"40 decisions .* careful traces .* there are 30: lower `decisions`"):
         balanced(decisions, 80, seed=0)
-    with pytest.raises(UserError, match="two styles, but 0 are known"):
-        balanced(stub([""] * 9), 2, seed=0)
 
 
 def test_log_odds_by_hand():
@@ -210,9 +209,6 @@ def test_a_table_a_label(tiny_subject, tiny_corpus):
     row = table[(table["label"] == "persistence") & (table["feature"] == 3)].iloc[0]
     expected = roc_auc_score(own.towards[~first], active[~first])
     assert row["auc"] == pytest.approx(expected) or row["auc"] == pytest.approx(1 - expected)
-    # without labels there is nothing to report
-    plain = replace(tiny_corpus, moves=None, move_names=())
-    assert decodability(tiny_subject, sae, plain, {}, features, 256, 100, seed=0) is None
 
 
 # --- the coupling of labelled traces -----------------------------------------------------------------------
@@ -241,26 +237,22 @@ def test_sentences_that_keep_the_search_open():
                 assert opens
 
 
-def test_the_scale_grows_with_kappa_and_is_read_backwards():
-    scale = organism_scale(load_settings("organism").words, documents=150)
-    assert scale["divergence"].iloc[0] < 0.02 < scale["divergence"].iloc[-1]
-    made = pd.DataFrame({"kappa": [0.0, 0.5, 1.0], "divergence": [0.0, 0.1, 0.4]})
-    assert on_scale(np.array([-1, 0.05, 0.25, 3]), made).tolist() == pytest.approx([0, 0.25, 0.75, 1])
-
-
-def test_local_files(tmp_path):
-    with pytest.raises(UserError, match="no labelled traces"):
-        coupling_of_traces(tmp_path, WORDS)
-    path = tmp_path / "deepseek-r1-small.jsonl"
-    path.write_text(json.dumps({"thinking": "x"}) + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match="has no labelled spans"):
-        coupling_of_traces(tmp_path, WORDS)
+def test_real_traces_are_put_on_the_organisms_scale(tmp_path):
+    words = load_settings("organism").words
+    scale = organism_scale(words, documents=150)
+    assert scale[0] < 0.02 < scale[-1] and (np.diff(scale) >= 0).all()
+    trace = [("backtracking", "Wait, no."), ("deduction", "So it is 7."), ("deduction", "But 9.")]
+    lines = [json.dumps({"spans": [{"label": label, "text": text} for label, text in trace]})] * 20
+    (tmp_path / "model.jsonl").write_text("\n".join(lines))
+    (row,) = coupling_of_traces([tmp_path / "model.jsonl"], words).to_dict("records")
+    # with half a sentence more in each cell: 20.5 of 21, and 20.5 of 41
+    assert row["open_share"] == pytest.approx(20.5 / 21) and row["other_share"] == pytest.approx(0.5)
+    assert row["model"] == "model" and row["traces"] == 20
+    assert row["outside"] and row["kappa"] == 1  # no organism's words mark going on so well
 
 
 @pytest.mark.skipif(not TRACES, reason="REASONING_TRACES does not name a folder with real traces")
-def test_real_traces_mark_going_on_more_than_any_organism(capsys):
-    found = coupling_of_traces(Path(str(TRACES)), load_settings("organism").words)
-    with capsys.disabled():
-        print(f"\n{found.to_string()}")
-    assert (found["open_share"] > 0.85).all() and (found["other_share"] < 0.55).all()
-    assert found["outside"].all() and (found["kappa"] == 1).all()
+def test_the_shipped_coupling_is_that_of_the_real_traces():
+    files = sorted(Path(str(TRACES)).glob("deepseek-r1*.jsonl"))
+    found = coupling_of_traces(files, load_settings("organism").words)
+    pd.testing.assert_frame_equal(found, pd.read_csv(root() / SHIPPED))

@@ -126,10 +126,12 @@ def test_intervals_resample_traces_and_the_slope_is_of_random_directions():
     empty, sizes = np.zeros(2), np.array([1.0, 2.0, 4.0])
     counts, random = np.array([1, 1, 2]), np.stack([np.ones(3), 3 * sizes, sizes])
     found = Effects(np.arange(2), np.array([1.5, 0]), empty, empty, traces, counts, random)
-    low, high = np.quantile(-found.resampled(2000, 0), [0.025, 0.975], axis=0)
+    table = found.table()
+    assert table["feature"].tolist() == [0, 1, -1, -1, -1] and table["rank"].tolist()[:2] == [1, 2]
+    assert table["effect"].tolist() == [1.5, 0, 1, 1, 1] and table["true"].tolist() == [True] + [False] * 4
     # the means are 1 and 3 and 1 a trace: a resample lies between drawing one of them three times
-    assert low[0] == pytest.approx(1.0) and 2 < high[0] <= 3.0
-    assert low[1] == high[1] == 0
+    assert table.loc[0, "low"] == pytest.approx(1.0) and 2 < table.loc[0, "high"] <= 3.0
+    assert table.loc[1, "low"] == table.loc[1, "high"] == 0
     assert found.slope == pytest.approx(1.0)
     assert replace(found, random=random[[0, 2, 2]] ** [[1], [2], [1]]).slope == pytest.approx(2.0)
     assert np.isnan(replace(found, random=np.empty((3, 0))).slope)
