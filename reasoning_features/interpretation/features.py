@@ -1,22 +1,17 @@
 """What there is to look at of a feature: where and how much it is active, its logits, its mode, its examples.
 
-*Activity*: the strongest examples of all features in one pass. The histogram has fixed edges, a quarter of an
-octave apart, so that it streams and merges: nothing has to be known of a feature before its first token
-comes. Examples are ranked by activation rounded to 12 bits, then by position: the same text padded otherwise
-differs in the last bits, and those must not decide.
+*Activity*: the strongest examples of all features in one pass. Examples are ranked by activation rounded to
+12 bits, then by position: the same text padded otherwise differs in the last bits, which must not decide.
 
-*Logits*: what a feature writes into the next token's logits, W_U (γ ⊙ W_dec,i), the logit lens. γ is the
-scale of the final norm. An RMSNorm divides by the stream's root mean square and does not centre, so up to
-that positive number this is the feature's direct path to the logits; what later blocks make of the feature is
-left out. Units: logits for one unit of activation where the stream's root mean square is 1.
+*Logits*: what a feature writes into the next token's logits, W_U (γ ⊙ W_dec,i), the logit lens; γ is the
+scale of the final norm. Units: logits for one unit of activation where the stream's root mean square is 1.
 
 *Mode*, by a rule from the steps of reasoning, fixed beforehand: uncertainty, exploration, reflection, mixed
 or other. Let m(v) be a feature's mean activation on the tokens of step v, and p(v) = m(v) / Σ_u m(u) over all
-steps that occur: its share of activation if every step had equally many tokens. The share of a mode is the
-largest p(v) of its steps (:data:`STEPS_OF`). The same is computed from the mean activation on the last token
-before each step, and the larger of the two counts: a feature may announce a step or stand on it. With ten
-steps chance is a tenth; a mode *holds* when its share reaches :data:`THRESHOLD`. One mode that holds is the
-feature's mode, two or more make it mixed, none makes it other.
+steps that occur. The share of a mode is the largest p(v) of its steps (:data:`STEPS_OF`). The same is taken
+from the mean activation on the last token before each step, and the larger of the two counts: a feature may
+announce a step or stand on it. A mode *holds* when its share reaches :data:`THRESHOLD`. One mode that holds
+is the feature's mode, two or more make it mixed, none makes it other.
 """
 
 from __future__ import annotations
@@ -73,8 +68,8 @@ class Activity:
     active: NDArray[np.int64]  # [f] tokens on which the feature is above zero
     maximum: NDArray[np.float32]  # [f] largest activation
     histogram: NDArray[np.int64]  # [f, bins] active tokens by activation, between EDGES
-    # [f, m] the strongest token of each of the m strongest documents, strongest first; -1 where a feature is
-    # active in fewer; and the activation there, rounded to BITS bits, 0 where there is none
+    # [f, m] the strongest token of each of the m strongest documents, strongest first (-1: active in fewer),
+    # and the activation there, rounded to BITS bits
     positions: NDArray[np.int64]
     activations: NDArray[np.float32]
     step_names: tuple[str, ...]  # of the labelled steps of reasoning; empty where these are not labelled
@@ -93,9 +88,8 @@ class Activity:
 
 
 class ActivatingExamples:
-    """Accumulates :class:`Activity` of a corpus, batch by batch in any order, with m examples a feature.
-
-    At most one example of a feature comes from each document. Memory does not grow with tokens.
+    """Accumulates :class:`Activity` of a corpus, batch by batch in any order: m examples a feature, at most
+    one of each document.
     """
 
     def __init__(self, corpus: Corpus, examples: int) -> None:
@@ -209,38 +203,26 @@ def read_examples(
     ``activity`` is of the same corpus; ``around`` tokens are shown before and after the peak.
     """
     chosen = [int(feature) for feature in features]
-    examples: dict[int, list[Example]] = {feature: [] for feature in chosen}
-    peaks = activity.positions[chosen]
-    if not (peaks >= 0).any():
-        return examples
-    document_of = corpus.document_of
+    peaks, document_of = activity.positions[chosen], corpus.document_of
+    found: dict[tuple[int, int], Example] = {}
     needed = np.unique(document_of[peaks[peaks >= 0]])
-    # features with an example in each document
-    wanted = {int(d): np.flatnonzero(((document_of[peaks] == d) & (peaks >= 0)).any(1)) for d in needed}
-    read: dict[tuple[int, int], NDArray[np.float32]] = {}
-    part = corpus.select(needed)
-    part_of = part.document_of
-    for batch in stream(subject, part, batch_tokens):
-        columns = encoded_columns(sae, batch.residual, chosen).numpy()
-        positions = batch.positions.numpy()
-        for i in np.unique(part_of[positions]):
-            here = part_of[positions] == i
-            values = np.zeros((part.span(i).stop - part.span(i).start, len(chosen)), np.float32)
-            values[positions[here] - part.starts[i]] = columns[here]
-            document = int(needed[i])
-            read |= {(document, chosen[place]): values[:, place].copy() for place in wanted[document]}
-    for feature, row in zip(chosen, peaks, strict=True):
-        for peak in row[row >= 0]:
-            document = int(document_of[peak])
-            begin, place = int(corpus.starts[document]), int(peak - corpus.starts[document])
-            length = int(corpus.starts[document + 1]) - begin
-            text_begins = int(np.argmin(corpus.special[begin : begin + length]))  # after BOS
-            shown = slice(max(text_begins, place - around), min(length, place + around + 1))
-            ids = corpus.tokens[begin : begin + length][shown].tolist()
-            values = read[document, feature][shown]
-            text = tuple(token_pieces(subject.tokenizer, ids))
-            examples[feature].append(Example(feature, document, text, values, place - shown.start))
-    return examples
+    for batch in stream(subject, corpus, batch_tokens, documents=needed):
+        columns, positions = encoded_columns(sae, batch.residual, chosen).numpy(), batch.positions.numpy()
+        for document in np.unique(document_of[positions]).tolist():
+            span, here = corpus.span(document), document_of[positions] == document
+            values = np.zeros((span.stop - span.start, len(chosen)), np.float32)
+            values[positions[here] - span.start] = columns[here]
+            first = span.start + int(np.argmin(corpus.special[span]))  # after BOS
+            for place, rank in np.argwhere((peaks >= span.start) & (peaks < span.stop)).tolist():
+                peak = int(peaks[place, rank])
+                shown = slice(max(first, peak - around), min(peak + around + 1, span.stop))
+                pieces = tuple(token_pieces(subject.tokenizer, corpus.tokens[shown].tolist()))
+                own = values[shown.start - span.start : shown.stop - span.start, place].copy()
+                found[place, peak] = Example(chosen[place], document, pieces, own, peak - shown.start)
+    return {
+        feature: [found[place, int(peak)] for peak in peaks[place] if peak >= 0]
+        for place, feature in enumerate(chosen)
+    }
 
 
 def feature_examples(
@@ -359,11 +341,9 @@ def modes(means: pd.DataFrame) -> list[Mode] | None:
 def modes_by_words(means: pd.DataFrame) -> list[Mode]:
     """The mode of every feature by the words of R that it is active around, where steps are not labelled.
 
-    The rule. Let p(r) be the share of the word r in the feature's mean activations around words of R
-    (equation 4). The mode whose words (:data:`WORDS_OF`) have more than half of it is the feature's mode.
-    Where words of no mode have more than half, or it is active around no word, it is other; all else is
-    mixed. So a mode says around which words a feature is active, and not that it stands for what they
-    express. ``means`` has ``word:<r>``, mean activations in the window around each word of R.
+    The mode whose words (:data:`WORDS_OF`) have more than half of the feature's mean activations around words
+    of R (``word:<r>``) is the feature's mode. Where words of no mode have more than half, or it is active
+    around no word, it is other; all else is mixed.
     """
     names = [name for name in means.columns if name.startswith(WORD)]
     known = {word: mode for mode, words in WORDS_OF.items() for word in words}
@@ -403,8 +383,7 @@ def feature_interfaces(
 ) -> list[FeatureInterface]:
     """The interfaces of a table's features, in its order, with their :func:`top_logits` and examples.
 
-    The table has ``feature``, ``score``, ``rank`` and, where they are known, ``mode``, ``description`` and
-    ``effect:<decision>``.
+    The table has ``feature``, ``score``, ``rank``, perhaps ``mode``, ``description``, ``effect:<decision>``.
     """
     sides = {
         key: list(zip(part["text"], part["value"], strict=True))

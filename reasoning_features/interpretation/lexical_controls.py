@@ -2,17 +2,15 @@
 
 After 2601.05679 ("Do Sparse Autoencoders Identify Reasoning Features in Language Models?"): three words are
 put into each plain document of 64 tokens. Its rule, by Cohen's d and a t-test of activations with the words
-against without (``docs/methodology.md`` of its code): token-driven at d ≥ 0.8 and p < 0.01; partially at
-d ≥ 0.5, p < 0.01; weakly at d ≥ 0.2, p < 0.05; else context-dependent. Here the middle two are one class,
-"partly". "Context-driven" says only that R's words do not do it: a feature of the full stop before them is
-context-driven too.
+against without: token-driven at d ≥ 0.8 and p < 0.01; partially at d ≥ 0.5, p < 0.01; weakly at d ≥ 0.2,
+p < 0.05; else context-dependent. Here the middle two are one class, "partly". "Context-driven" says only that
+R's words do not do it: a feature of the full stop before them is context-driven too.
 
-Three things differ. That paper puts in each feature's own top tokens, in the best of many ways; here the
-words are R's, at random places between words, since what is asked is whether R's words alone do it. Sentences
-of the plain documents that hold a word of R as they stand are taken out first. And that paper compares the
-largest activation in a whole document, in which other words that the feature fires on hide what was put in;
-here it is the largest at the word or within its window after, against the same place untouched. The whole
-document's verdict stands beside it. Control words matched in frequency are put at the same places.
+Three things differ. That paper puts in each feature's own top tokens; here the words are R's, at random
+places between words, since what is asked is whether R's words alone do it. Sentences of the plain documents
+that hold a word of R are taken out first. And that paper compares the largest activation in a whole document,
+in which other words hide what was put in; here it is the largest at the word or within its window after,
+against the same place untouched. The whole document's verdict stands beside it.
 """
 
 from __future__ import annotations
@@ -64,8 +62,8 @@ def largest(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Each feature's largest activation in each span ``[n, k]`` and in each document ``[d, k]``.
 
-    ``spans`` ``[n, 2]`` are start and end (exclusive), not empty, each within a document. Documents are read
-    some at a time, so that memory grows with spans and not with tokens.
+    ``spans`` ``[n, 2]`` are start and end (exclusive), not empty. Documents are read some at a time, so that
+    memory grows with spans and not with tokens.
     """
     in_spans = np.zeros((len(spans), len(features)), dtype=np.float32)
     in_documents = np.zeros((corpus.n_documents, len(features)), dtype=np.float32)
@@ -107,13 +105,9 @@ def measure_controls(
     its general text take the words. ``control_words`` are matched to R in frequency. A word acts on its own
     tokens and on as many after it as the window says.
 
-    Returns:
-        Controls whose table has ``feature``; shares of places at which the feature is active: ``R put in``,
-        ``control put in`` (at the word or within the window after it), ``untouched`` (the same places as they
-        stand), ``R in plain text`` (occurrences there; missing without any), ``sentences with R`` and
-        ``sentences without R`` (of thinking, anywhere but on R's own tokens); ``d``, ``p`` of a word
-        of R put in at the places, ``control d``, ``control p``; ``class``; ``document d``, ``document p`` and
-        ``document class`` of whole documents' largest activations, as in 2601.05679.
+    The table has shares of places at which each feature is active, with R and control words put in,
+    ``untouched``, and ``R in plain text`` (its occurrences there); shares of sentences of thinking; and by
+    effect size ``d`` and ``p`` the ``class``, and the ``document class`` of whole documents as in 2601.05679.
 
     Raises UserError: no plain documents, none left without R's words, or a word that cannot be written.
     """
@@ -188,9 +182,8 @@ def effect_size(
 ) -> tuple[Array, Array]:
     """Cohen's d of activations changed against untouched ``[n, k]``, and p of the t-test, both ``[b, k]``.
 
-    Rows count as often as the weights ``[b, n]`` say. d is the difference of means over the pooled
-    standard deviation (0 where neither varies nor differs, infinite where a difference has no spread); p is
-    of Student's two-sample test, two-sided.
+    Rows count as often as the weights ``[b, n]`` say. d is 0 where neither varies nor differs, infinite where
+    a difference has no spread; p is of Student's two-sample test, two-sided.
     """
     n = weights.sum(axis=1, keepdims=True)
     moments = []
@@ -218,13 +211,10 @@ def class_shares(
     groups: Mapping[str, NDArray[np.int64]],
     causal: NDArray[np.int64] | None = None,
 ) -> pd.DataFrame:
-    """Share of each class in groups of features, with intervals over features and documents.
+    """Share of each class in groups of features, with its 95% interval (features and documents resampled).
 
-    ``causal``: the features with a true causal effect, where that is known.
-
-    Columns ``group``, ``class``, ``share``, ``low``, ``high`` (95%: features and documents both resampled),
-    ``causal`` (share of the group that is of the class and truly causal; missing where not known),
-    ``features``, ``documents``. Raises UserError: a group has no features.
+    The column ``causal`` is the share of the group that is of the class and has a true causal effect, where
+    the features that do are known. Raises UserError: a group has no features.
     """
     documents = int(controls.documents.max()) + 1
     weights = bootstrap_weights(documents, RESAMPLES, SEED)[:, controls.documents]
@@ -246,20 +236,6 @@ def class_shares(
             row = {"group": name, "class": kind, "share": own.mean(), "low": low, "high": high}
             rows.append(row | {"causal": both, "features": n, "documents": documents})
     return pd.DataFrame(rows)
-
-
-def word_detectors(evidence: pd.DataFrame, controls: Controls, features: Sequence[int]) -> pd.DataFrame:
-    """What token identity and words put into plain text say of some features of a feature table.
-
-    ``best token`` comes with its ``precision`` and ``recall`` in telling when the feature is active;
-    ``identity`` is the score by token identity alone, as a share of the score.
-    """
-    table = evidence.set_index("feature").loc[list(features)].reset_index()
-    table["identity"] = table["score:identity"] / table["score:reason score"]
-    table["score"] = table["score:reason score"]
-    columns = ["feature", "score", "density", "best token", "precision", "recall", "identity"]
-    driven = controls.table.set_index("feature")[["d", "control d", "class"]]
-    return table[columns].join(driven, on="feature")
 
 
 def _reaching(corpus: Corpus, spans: NDArray[np.int64], after: int) -> NDArray[np.int64]:

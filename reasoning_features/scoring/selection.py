@@ -46,7 +46,7 @@ from reasoning_features.text.words import Window
 Array = NDArray[np.float64]
 REFERENCE = "R"  # the vocabulary that the others are compared with
 NULLS = {"random": "random vocabularies", "slot": "mixtures of R and twins"}  # kinds of null → their labels
-IDENTITIES = ("token", "token and the one before")  # what token-identity baselines depend on
+IDENTITIES = {"token": 0, "token and the one before": 1}  # what identity baselines see → tokens of context
 
 
 def top_mean(scores: Array, k: int) -> Array:

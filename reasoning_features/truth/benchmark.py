@@ -1,8 +1,7 @@
 """How well any score of features ranks them by their ablation effects, on every model and autoencoder.
 
 A score sees the feature table (selection split); it is judged by each feature's effect on the log-odds of a
-decision (evaluation split). Intervals resample traces: effects are averaged again, features that pass the
-threshold are found again, and the metric is taken again. Only features that are ever active count.
+decision (evaluation split). Intervals resample traces. Only features that are ever active count.
 
 A folder an autoencoder: ``features.parquet``, one row a feature of the dictionary (feature table, then
 ``effect:``, ``size:``, ``threshold:`` and ``true:<kind>:<place>``, missing for features that were not
@@ -16,6 +15,7 @@ import json
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,7 @@ DOCUMENTS_A_DECISION = 3
 PROMPTS, PROMPT_LENGTH = 8, 8  # neutral openings of the output score, and their length in tokens
 EFFECT_COLUMNS = ("effect:", "absolute:", "size:", "threshold:", "true:")  # that no score may see
 FEATURES, TRACES = "features.parquet", "traces.safetensors"
-# where features were ablated: the benchmark is of the first, the second is measured for some of them
-PLACE, TRACE = "decision", "trace"
+PLACE, TRACE = "decision", "trace"  # where features were ablated, the second perhaps some of them alone
 PASSES = ("neither", PLACE, TRACE, "both")  # where an effect passes what random directions do
 TOP = (10, 20)  # numbers of features whose share of the effect, and precision, are reported
 RESAMPLES, PLACE_RESAMPLES, SEED = 200, 1000, 0
@@ -354,25 +353,23 @@ def _load(folder: Path) -> Benchmark:
 
 
 def agreement(fresh: Sequence[Benchmark], stored: Sequence[Benchmark]) -> pd.DataFrame:
-    """How far effects that were measured anew agree with the stored ones of the same autoencoder.
+    """How far effects (nats) that were measured anew agree with the stored ones of the same autoencoder.
 
-    A row an autoencoder, kind of decision and place that both have: how many ``features`` both ablated, the
-    ``correlation`` and ``largest difference`` (nats) of their effects, how many pass ``here``, ``stored`` and
-    in ``both``.
+    A row an autoencoder, kind of decision and place that both have, of the ``features`` that both ablated;
+    how many pass ``here``, ``stored`` and in ``both``.
     """
     rows = []
-    pairs = [(here, there) for here in fresh for there in stored if here.identity == there.identity]
-    for here, there in pairs:
+    for here, there in product(fresh, stored):
         places = {PLACE: (here.truths, there.truths), TRACE: (here.over_trace, there.over_trace)}
-        for place, (ours, theirs) in places.items():
+        for place, (ours, theirs) in places.items() if here.identity == there.identity else ():
             for kind in sorted(set(ours) & set(theirs)):
                 shared = np.intersect1d(ours[kind].features, theirs[kind].features)
                 one, two = ours[kind].of(shared), theirs[kind].of(shared)
                 row = {"model": here.model, "decision": kind, "ablated": place, "features": len(shared)}
                 row["correlation"] = np.corrcoef(one.change, two.change)[0, 1]
                 row["largest difference"] = np.abs(one.change - two.change).max()
-                passing = {"here": one.true, "stored": two.true, "both": one.true & two.true}
-                rows.append(row | {name: int(true.sum()) for name, true in passing.items()})
+                row |= {"here": one.true.sum(), "stored": two.true.sum()}
+                rows.append(row | {"both": (one.true & two.true).sum()})
     return pd.DataFrame(rows)
 
 
@@ -405,16 +402,10 @@ def column(name: str) -> Score:
 def mean_difference(kind: str) -> Score:
     """Mean activation where the decision took its positive side less where it did not, × decoder norm.
 
-    That is each feature's part of the mean-difference vector of the autoencoder's reconstructions. Dividing
-    by the standard deviation instead would raise features that are hardly ever active, whose ablation moves
-    the stream hardly at all.
+    That is each feature's part of the mean-difference vector of the autoencoder's reconstructions.
     """
     positive, negative = column(f"at {kind}:positive"), column(f"at {kind}:negative")
-
-    def score(table: pd.DataFrame) -> ArrayLike:
-        return (np.asarray(positive(table)) - np.asarray(negative(table))) * table["decoder norm"]
-
-    return score
+    return lambda table: (np.asarray(positive(table)) - negative(table)) * table["decoder norm"]
 
 
 def builtin(kind: str) -> list[Scorer]:
@@ -433,11 +424,7 @@ def builtin(kind: str) -> list[Scorer]:
 
 
 def live_scores(score: Score, benchmark: Benchmark, truth: Effects) -> Array:
-    """A score's values at the features that count ``[f]``.
-
-    Raises:
-        UserError: it does not give one finite number a feature.
-    """
+    """A score's values at the features that count ``[f]``; UserError where it lacks a finite number."""
     values = np.asarray(score(benchmark.evidence), dtype=float)
     if values.shape != (len(benchmark.evidence),):
         raise UserError(
@@ -459,8 +446,8 @@ def live_scores(score: Score, benchmark: Benchmark, truth: Effects) -> Array:
 def metrics(score: Array, effects: Array, threshold: Array, signed: bool) -> dict[str, Array]:
     """Every metric of one score ``[f]`` against effects ``[b, f]``, one number a row of effects ``[b]``.
 
-    "average precision"; "rank correlation" (Spearman, the score as given with the signed effect); "share of
-    effect, top k" (of Σ|effect|); "precision at k".
+    The rank correlation (Spearman) is of the score as given with the signed effect; "share of effect, top k"
+    is of Σ|effect|.
     """
     ranking = np.abs(score) if signed else score
     true, sizes = np.abs(effects) > threshold, np.abs(effects)
@@ -527,9 +514,8 @@ def evaluate_scorer(
     ranks by its size.
 
     Returns:
-        One row a benchmark and metric (:func:`metrics`): what identifies the benchmark, ``metric``,
-        ``estimate``, ``low`` and ``high`` (95%, traces resampled), ``chance`` (what a random ranking gives),
-        ``traces``, ``positives``, ``live``.
+        One row a benchmark and metric (:func:`metrics`), with its 95% interval (traces resampled) and
+        ``chance``, what a random ranking gives.
 
     Raises:
         UserError: no benchmarks, one has no decisions of this kind, or the score does not give one finite
@@ -541,13 +527,13 @@ def evaluate_scorer(
     for benchmark in benchmarks:
         truth = benchmark.truth(kind)
         values = live_scores(score, benchmark, truth)
-        estimates = metrics(values, truth.effect[None], truth.threshold, signed)
-        resampled = metrics(values, truth.resampled(RESAMPLES, SEED), truth.threshold, signed)
+        effects = np.concatenate([truth.effect[None], truth.resampled(RESAMPLES, SEED)])
+        found = metrics(values, effects, truth.threshold, signed)
         positives = int(truth.true.sum())
         counts = {"traces": len(truth.counts), "positives": positives, "live": len(values)}
         for name, chance in _chance(positives, len(values)).items():
-            low, high = _middle(resampled[name])
-            numbers = {"metric": name, "estimate": float(estimates[name][0]), "low": low, "high": high}
+            low, high = _middle(found[name][1:])
+            numbers = {"metric": name, "estimate": float(found[name][0]), "low": low, "high": high}
             rows.append(benchmark.identity | numbers | {"chance": chance} | counts)
     return pd.DataFrame(rows)
 
@@ -558,17 +544,15 @@ def evaluate_all(
     """:func:`evaluate_scorer` for each scorer, with columns ``scorer``, ``signed`` and ``labels``.
 
     The last rows, of the scorer ``CEILING``, are the measured effect used as a score: what could be had at
-    most. Its average precision is below 1: the threshold grows with the size of the edit, so a feature that
-    is hardly active can pass with a small effect, and one that moves the stream far fail with a larger one.
+    most. Its average precision is below 1, since the threshold grows with the size of the edit.
     """
 
     def evaluated(scorer: Scorer, benchmarks: Sequence[Benchmark]) -> pd.DataFrame:
         table = evaluate_scorer(scorer.function, benchmarks, kind, scorer.signed)
         return table.assign(scorer=scorer.name, signed=scorer.signed, labels=scorer.labels)
 
-    told = [
-        replace(each, evidence=each.evidence.assign(**{CEILING: each.effect(kind)})) for each in benchmarks
-    ]
+    with_effect = (each.evidence.assign(**{CEILING: each.effect(kind)}) for each in benchmarks)
+    told = [replace(each, evidence=own) for each, own in zip(benchmarks, with_effect, strict=True)]
     most = evaluated(Scorer(CEILING, column(CEILING), signed=True, labels=True), told)
     return pd.concat([*(evaluated(each, benchmarks) for each in scorers), most], ignore_index=True)
 
@@ -584,30 +568,23 @@ def null_band(benchmarks: Sequence[Benchmark], kind: str = "persistence", null: 
 
     To the metrics of :func:`evaluate_scorer` comes "contrast": Σ score · signed effect, whose z among the
     vocabularies says whether R's words point at the causal features more than other words in their place.
-    The ``null`` is "random" (matched in frequency) or "slot" (mixtures of R and its matched control words).
-
-    Returns:
-        One row a benchmark and metric: what identifies it, ``null``, ``metric``, ``vocabularies``, ``ours``
-        (R), ``mean``, ``low``, ``high`` (of the middle 95% of vocabularies), ``z``, ``percentile``,
-        ``p_value``. Empty where there are no such vocabularies.
+    The ``null`` is "random" (matched in frequency) or "slot" (mixtures of R and its matched control words);
+    ``low`` and ``high`` are their middle 95%. Empty where there are no such vocabularies.
     """
     rows: list[dict[str, Any]] = []
     for benchmark in benchmarks:
         truth = benchmark.truth(kind)
         drawn = [str(name) for name in benchmark.evidence if str(name).startswith(f"score:{null} ")]
-        points: dict[str, list[float]] = {}
+        points = []
         for name in ["score:reason score", *drawn] if drawn else []:
             values = live_scores(column(name), benchmark, truth)
             found = metrics(values, truth.effect[None], truth.threshold, signed=False)
-            for metric in _chance(int(truth.true.sum()), len(values)):
-                points.setdefault(metric, []).append(float(found[metric][0]))
-            points.setdefault("contrast", []).append(float(values @ truth.effect))
-        for metric, (ours, *others) in points.items():
-            draws = np.array(others)
-            rank = null_rank(ours, draws)
-            low, high = _middle(draws)
+            known = {metric: found[metric][0] for metric in _chance(int(truth.true.sum()), len(values))}
+            points.append(known | {"contrast": values @ truth.effect})
+        for metric, (ours, *others) in pd.DataFrame(points).items():
+            rank, (low, high) = null_rank(ours, others), _middle(np.array(others))
             row = {"null": null, "metric": metric, "vocabularies": rank.n, "ours": ours}
-            row |= {"mean": float(draws.mean()), "low": low, "high": high}
+            row |= {"mean": np.mean(others), "low": low, "high": high}
             row |= {"z": rank.z, "percentile": rank.percentile, "p_value": rank.p_value}
             rows.append(benchmark.identity | row)
     return pd.DataFrame(rows)
@@ -636,15 +613,10 @@ def evaluate_places(benchmarks: Sequence[Benchmark]) -> pd.DataFrame:
 def compare_places(benchmark: Benchmark, kind: str, chosen: Collection[int]) -> tuple[pd.DataFrame, str]:
     """Features ablated at both places, the largest change over the trace first; ``chosen`` ones are marked.
 
-    At the decision's token only what the feature does there counts; over the whole trace also what it wrote
-    into earlier tokens that the decision looks back at: a feature that governs decisions from afar shows
-    there.
-
-    Returns:
-        A table: ``feature``; mean change of the log-odds on ablation, in nats, ``at the decision`` and ``over
-        the trace``, each with its 95% interval over traces and its threshold (``low``, ``high``,
-        ``threshold``; ``trace low`` and so on); ``passes`` (of ``PASSES``); ``chosen``. And a sentence: how
-        many pass, and the rank correlation of the effects with its interval over traces.
+    Over the whole trace what a feature wrote into earlier tokens counts too. The table has the mean change of
+    the log-odds on ablation, in nats, ``at the decision`` and ``over the trace``, each with its 95% interval
+    over traces and its threshold, and ``passes`` (of ``PASSES``). The sentence says how many pass, and how
+    the effects' ranks correlate.
     """
     shared = np.intersect1d(benchmark.truths[kind].features, benchmark.over_trace[kind].features)
     here, over = benchmark.truths[kind].of(shared), benchmark.over_trace[kind].of(shared)

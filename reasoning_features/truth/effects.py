@@ -4,15 +4,9 @@ A feature i is ablated by adding (mean_i − a_i)·W_dec,i to the residual strea
 autoencoder does not explain stays as it is, so nothing but the feature changes.
 
 Random directions say which effects are more than any push of that size would do. Each takes the signed sizes
-(mean_j − a_j)·‖W_dec,j‖ of a live feature j drawn at random. For small pushes the effect grows in proportion
-to the size, so the effect of one direction *per unit of size* is the same whichever feature lent the sizes,
-and the 99th percentile of these ratios times feature i's own mean size is the 99th percentile of random
-directions of equal norm: one set of directions serves every feature. :attr:`Effects.slope` tests the
-proportion; it is 1 where it holds.
-
-Beside ablation: gradient attribution, its first-order estimate; the output score (2505.20063, "SAEs Are Good
-for Steering – If You Select the Right Features"), which asks without labels whether forcing a feature raises
-the very tokens that its decoder direction points at; and patching, which says where a decision is taken.
+(mean_j − a_j)·‖W_dec,j‖ of a live feature j drawn at random. Small pushes act in proportion to their size, so
+the 99th percentile of effects *per unit of size*, times feature i's own mean size, is that of random
+directions of equal norm: one set serves every feature. :attr:`Effects.slope` is 1 where the proportion holds.
 """
 
 from __future__ import annotations
@@ -165,12 +159,12 @@ def measure_effects(
     place: Place,
     n_random: int,
     seed: int,
-    progress: str | None = None,
+    progress: str = "",
 ) -> Effects:
     """Ablate each feature to its mean at each decision, and random directions by sizes of those ablations.
 
     ``means`` ``[f]`` are mean activations over tokens that are not special; special tokens are never edited.
-    ``progress`` names the progress bar; None: no bar. Raises UserError without decisions or features.
+    ``progress`` names the progress bar. Raises UserError without decisions or features.
     """
     if not len(decisions) or not len(features):
         raise UserError("Causal effects need a decision and a live feature: take more documents.")
@@ -178,7 +172,7 @@ def measure_effects(
     documents, counts = np.unique(decisions.documents, return_counts=True)
     sums, f = np.zeros((3, len(sources))), len(features)
     traces = np.empty((len(documents), f), np.float32)
-    with tqdm(total=len(decisions), desc=progress, unit=" decisions", disable=progress is None) as bar:
+    with tqdm(total=len(decisions), desc=progress, unit=" decisions") as bar:
         for row, document in enumerate(documents):
             which = np.flatnonzero(decisions.documents == document)
             amounts = _amounts(subject, sae, decisions, document, features, means)[:, sources]
@@ -235,9 +229,8 @@ def gradient_attribution(
 ) -> Array:
     """Mean over decisions of (a_i − mean_i) · (W_dec,i · ∂ log-odds / ∂ stream) ``[f]``, in nats.
 
-    Activation and gradient are those at the decision's own position; positive where the feature, as it is,
-    promotes the decision's positive side. Each decision is a row of its own, cut after its position, so that
-    later decisions of a trace do not enter. ``means`` ``[f]`` is what an ablation would set features to.
+    The first-order estimate of ablation to ``means`` ``[f]`` at the decision's own position. Each decision is
+    a row of its own, cut after its position, so that later decisions of a trace do not enter.
     """
     corpus = decisions.corpus
     begins = corpus.starts[decisions.documents]
@@ -285,10 +278,10 @@ def output_scores(
 ) -> Array:
     """The output score of 2505.20063 of each of ``features``, a mean over prompts of token ids ``[f]``.
 
-    At the prompt's last position the feature's activation is raised by ten times the largest activation
-    there, the autoencoder's error kept. With T the 20 tokens that the decoder direction raises most through
-    final norm and unembedding, the score is (1 − best rank of T / size of the vocabulary) · max_{t ∈ T} P(t).
-    Where the paper has one prompt, "From my experience,", this takes the openings of some plain documents.
+    It asks without labels whether forcing a feature raises the very tokens that its decoder direction points
+    at: at the prompt's last position its activation is raised by ten times the largest one there. With T the
+    20 tokens that the direction raises most through final norm and unembedding, the score is (1 − best rank
+    of T / size of the vocabulary) · max_{t ∈ T} P(t). The paper has one prompt, "From my experience,".
     """
     decoder = sae.W_dec.detach()[torch.from_numpy(features)]
     rows_at_once = max(1, ELEMENTS // subject.model.config.vocab_size)  # rows of logits
@@ -318,33 +311,13 @@ def output_scores(
     return total / len(prompts)
 
 
-def patch(
-    subject: Subject,
-    decisions: Decisions,
-    other: Corpus,
-    batch_tokens: int,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> pd.DataFrame:
+def patch(subject: Subject, decisions: Decisions, other: Corpus, batch_tokens: int) -> pd.DataFrame:
     """Share of the change of log-odds that each group of positions carries after each block.
 
-    ``other`` holds the traces of ``decisions.corpus``, token for token, in another wording. Traces are
-    resampled.
-
-    Returns:
-        One row a block and group: ``layer``, ``group``, ``share`` (Σ patched change / Σ whole change) with
-        its 95% interval ``low``, ``high``, ``change`` (mean whole change in nats), ``decisions``, ``traces``.
-
-    Raises:
-        UserError: there are no decisions, or the two wordings give the same tokens.
-        ValueError: the two corpora do not have the same documents' lengths.
+    ``other`` holds the traces of ``decisions.corpus``, token for token, in another wording. ``share`` is
+    Σ patched change / Σ whole change, with its 95% interval (traces resampled); ``change`` is the mean whole
+    change in nats.
     """
-    if not np.array_equal(decisions.corpus.starts, other.starts):
-        raise ValueError("patching needs documents of equal lengths in both corpora")
-    if not len(decisions):
-        raise UserError("Patching needs at least one decision: take more documents.")
-    if np.array_equal(decisions.corpus.tokens, other.tokens):
-        raise UserError("Patching needs two wordings, but both corpora hold the same tokens.")
     starts = sentence_starts(decisions.corpus, subject.tokenizer)
     openings = starts[np.searchsorted(starts, decisions.positions, side="right") - 1]
     openings = openings - decisions.corpus.starts[decisions.documents]
@@ -357,10 +330,9 @@ def patch(
     rows: list[dict[str, Any]] = []
     for layer in range(subject.n_layers):
         for name, change in zip(GROUPS, changes[layer], strict=True):
-            share = bootstrap_ratio(np.bincount(trace, change), totals, n_resamples, seed)
-            row = {"layer": layer, "group": name, "share": share.estimate, "low": share.low}
-            row |= {"high": share.high, "change": whole.mean(), "decisions": len(decisions)}
-            rows.append(row | {"traces": share.n})
+            share = bootstrap_ratio(np.bincount(trace, change), totals)
+            row = {"layer": layer, "group": name} | share.row("share") | {"change": whole.mean()}
+            rows.append(row | {"decisions": len(decisions), "traces": share.n})
     return pd.DataFrame(rows)
 
 

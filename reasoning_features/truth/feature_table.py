@@ -1,8 +1,7 @@
 """The feature table: all that a score of features may look at, one row a feature, from one pass over traces.
 
-The traces are those of the selection split. What features cause is measured on other traces (the evaluation
-split), so a score cannot have seen what it is judged by. Columns about reasoning steps and decisions are
-absent where the corpus has none.
+The traces are those of the selection split; what features cause is measured on the evaluation split, so a
+score cannot have seen what it is judged by.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from reasoning_features.scoring.reason_score import (
     variant_window,
     vocabulary_scores,
 )
-from reasoning_features.scoring.selection import REFERENCE
+from reasoning_features.scoring.selection import IDENTITIES, REFERENCE
 from reasoning_features.settings import READ, Settings
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus, solution_texts, thinking_texts
 from reasoning_features.text.corpus import Corpus, join
@@ -69,8 +68,6 @@ from reasoning_features.truth.decisions import label_sets
 
 Array = NDArray[np.float64]
 RARE = 20  # words that occur less often in the scored corpus are not drawn into random vocabularies
-# what features of a token-identity baseline depend on → tokens of context
-IDENTITIES = {"token": 0, "token and the one before": 1}
 ARTEFACT = "features"  # that notebook 03 stores, and the settings that determine it
 DETERMINED_BY = (
     *READ, "subject", "autoencoder", "seed", "reasoning_documents", "general_documents", "words", "alpha",
@@ -129,12 +126,11 @@ def needed_sets(
     known: Lexicon,
     labels: Mapping[str, Mask] | None = None,
 ) -> TokenSets:
-    """All sets of tokens that one pass sums over.
+    """All sets of tokens that one pass sums over; raises as :func:`token_sets`.
 
     They are the sets of all vocabularies at one window; of R at all ``windows`` and the released one; of R
-    with nothing but the tokens before each word, named ``before|…``; of R at ``window`` with every token of a
-    word of R left out of everything, named ``masked|…``; and ``labels``.
-    Raises UserError: the tokenizer cannot produce a word, or a word never occurs in the corpus.
+    with nothing but the tokens before each word (``before|…``); of R at ``window`` with every token of a word
+    of R left out of everything (``masked|…``); and ``labels``.
     """
     one_form = capitalised_with_twins(known.twins)
     words = vocabularies[REFERENCE]
@@ -178,18 +174,15 @@ class Spread:
         self._count = 0
 
     def update(self, features: Tensor, positions: Tensor) -> None:
-        """Add activations ``features`` ``[n, f]``."""
         self._add(features.amax(0).double(), features.double().square().sum(0), len(features))
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Largest activation, sum of squares, and tokens in all."""
         if self._maximum is None or self._squares is None:
             raise UserError(NOTHING_READ)
         sums = {"maximum": self._maximum.cpu().numpy(), "squares": self._squares.cpu().numpy()}
         return sums | {"count": np.array(self._count)}
 
     def merge(self, state: dict[str, NDArray[Any]]) -> None:
-        """Take another's :meth:`state`."""
         self._add(torch.from_numpy(state["maximum"]), torch.from_numpy(state["squares"]), int(state["count"]))
 
     def _add(self, maximum: Tensor, squares: Tensor, count: int) -> None:
@@ -223,11 +216,9 @@ def measure(
 ) -> Measurement:
     """Read the corpus once and accumulate everything.
 
-    Memory, beside the model and the autoencoder: 8 · blocks · sets · features bytes of sums, 2 GB for
-    pieces of activations and best tokens, and (sets / 8 + 150) bytes a token of the corpus. R's ``words`` and
-    ``window`` are those of the token-identity baselines. ``blocks`` of documents are kept apart, or summed
-    where it is None. Shards ``kept`` in a folder are together as large as the sums.
-    Raises UserError: the autoencoder has another width.
+    R's ``words`` and ``window`` are those of the token-identity baselines. ``blocks`` of documents are kept
+    apart, or summed where it is None. Memory: 8 · blocks · sets · features bytes of sums, 2 GB for pieces of
+    activations and best tokens, and (sets / 8 + 150) bytes a token of the corpus.
     """
     sums = SetSums(sets, corpus.document_of % blocks if blocks else None, blocks or 1)
     few = sets.only([ALL, *(word_set(word, window) for word in words), vocabulary_set(REFERENCE, window)])
@@ -260,16 +251,10 @@ def feature_table(
 ) -> pd.DataFrame:
     """One row a feature, from :func:`measure` over :func:`needed_sets` of these vocabularies and labels.
 
-    ``norms`` are ‖W_dec,i‖ ``[f]``.
-
-    Returns:
-        ``feature``, ``best token``, ``density``, ``mean``, ``standard deviation``, ``maximum``,
-        ``decoder norm``, ``inside`` and ``outside`` (mean activation in R's windows and out of them),
-        ``word:<r>`` (mean activation around each word of R), ``entropy``, ``precision``, ``recall``, ``f1``
-        of the best token, the mean over each set of labels, and ReasonScore ``score:reason score``,
-        ``score:<vocabulary>``, ``score:released``, ``score:before`` (nothing but the tokens before each
-        word), ``score:masked`` (without R's own tokens), ``score:identity`` and ``score:identity of two``
-        (the token-identity baselines). float32, but for ``feature`` and ``best token``.
+    ``norms`` are ‖W_dec,i‖ ``[f]``. ``inside``, ``outside`` and ``word:<r>`` are mean activations in R's
+    windows, out of them and around each word of R; ``precision``, ``recall``, ``f1`` are the best token's; a
+    label's column is the mean over its set; ``score:…`` is ReasonScore: of R, of each vocabulary, by the
+    released code, with the tokens before each word alone, without R's own tokens, and by token identity.
     """
     whole, words = measured.statistics, vocabularies[REFERENCE]
     if whole.counts.ndim == 2:
@@ -322,10 +307,7 @@ def measure_features(
     blocks: int | None = None,
     kept: Path | None = None,
 ) -> tuple[Measurement, pd.DataFrame]:
-    """The pass over the selection split's traces that :func:`measure` makes, and its :func:`feature_table`.
-
-    Raises UserError: a word that never occurs, or an autoencoder of another width.
-    """
+    """:func:`measure` over the selection split's traces, and its :func:`feature_table`."""
     traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject)
     window = variant_window(settings.variant, settings.window)
     labels = label_sets(traces, subject.tokenizer, settings.corpus)

@@ -5,13 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
-import pytest
 import torch
 from scipy.stats import ttest_ind
 from tiny import PIECES, Pieces, corpus_of
 
-from reasoning_features.errors import UserError
 from reasoning_features.interpretation import lexical_controls
 from reasoning_features.interpretation.lexical_controls import (
     Controls,
@@ -19,7 +16,6 @@ from reasoning_features.interpretation.lexical_controls import (
     classify,
     effect_size,
     measure_controls,
-    word_detectors,
 )
 from reasoning_features.text.corpus import Corpus
 
@@ -86,8 +82,6 @@ def test_one_feature_of_the_word_and_one_of_the_context(monkeypatch):
     # two features drawn from two: 0, 1 or 2 of them token-driven
     assert (selected.loc["token-driven", "low"], selected.loc["token-driven", "high"]) == (0, 1)
     assert (shares["documents"] == 20).all()
-    with pytest.raises(UserError, match="no features in the group 'none'"):
-        class_shares(controls, {"none": np.array([9])})
 
 
 def test_other_words_hide_the_word_in_a_whole_document_and_not_at_its_place(monkeypatch):
@@ -116,17 +110,3 @@ def test_the_rule():
     p = np.array([0.001, 0.03, 0.2, 0.001, 0.04, 0.06, 0.0, 0.0])
     expected = ["token-driven", "partly", "context-driven", "partly", "partly"] + ["context-driven"] * 3
     assert classify(d, p).tolist() == expected
-
-
-def test_word_detectors_put_identity_beside_injection():
-    evidence = pd.DataFrame({"feature": [0, 1, 2], "score:reason score": [0.1, 0.4, 0.2]})
-    evidence["score:identity"] = [0.05, 0.4, 0.02]
-    evidence = evidence.assign(density=0.1, precision=0.5, recall=0.6, **{"best token": ["a", "b", "c"]})
-    driven = pd.DataFrame({"feature": [2, 1], "d": [0.1, 2.0], "control d": [0.0, 0.3]})
-    driven["class"] = ["context-driven", "token-driven"]
-    nothing = np.zeros((1, 2), dtype=np.float32)
-    table = word_detectors(evidence, Controls(driven, nothing, nothing, np.zeros(1, dtype=int)), [1, 2])
-    assert table["feature"].tolist() == [1, 2]
-    np.testing.assert_allclose(table["identity"], [1.0, 0.1])
-    assert table["class"].tolist() == ["token-driven", "context-driven"]
-    assert table["d"].tolist() == [2.0, 0.1]
