@@ -1,13 +1,8 @@
 """What one pass over activations accumulates: sums of every feature over named sets of tokens.
 
 Sums add over batches, documents and machines, so one pass serves every vocabulary, window, α and k; the
-released code runs the language model again for every 48 features (1,366 passes at 65,536). A pass may be cut
-into shards of whole blocks of documents, made here or on many machines.
-
-Two more accumulators ask how far a feature is explained by which token it stands on, since one that fires on
-a word can have a high ReasonScore without anything to do with reasoning (2601.05679): the token that best
-tells that the feature is active, and the sums that would come out if every activation were replaced by the
-feature's mean on that token.
+released code runs the language model again for every 48 features (1,366 passes at 65,536). Two more
+accumulators ask how far a feature is explained by which token it stands on (2601.05679).
 """
 
 from __future__ import annotations
@@ -36,29 +31,18 @@ from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.words import TokenSets
 
 Array = NDArray[np.float64]
-# Activations looked through at a time on a CPU; if all were active they would take 200 MB.
-_PIECE = 2**22
-# Where a smaller share of activations than this is not zero, those alone are added.
-_SPARSE = 1 / 16
-# Tokens of a shard, where there are blocks enough: some seconds of an 8B model on a large GPU.
-SHARD_TOKENS = 2**18
+_PIECE = 2**22  # activations looked through at a time on a CPU; if all were active they would take 200 MB
+_SPARSE = 1 / 16  # where a smaller share of activations than this is not zero, those alone are added
+SHARD_TOKENS = 2**18  # where there are blocks enough: some seconds of an 8B model on a large GPU
 NOTHING_READ = "No activations came through: the corpus is empty, ask for more documents."
 
 
 class Accumulator(Protocol):
-    """Takes the activations of every feature, some tokens at a time."""
+    """Takes the activations ``[n, f]`` of the tokens at ``positions`` ``[n]``, and others' states."""
 
-    def update(self, features: Tensor, positions: Tensor) -> None:
-        """Add the activations ``[n, f]`` of the tokens at ``positions`` ``[n]`` of the corpus."""
-        ...
-
-    def state(self) -> Arrays:
-        """What was accumulated, as arrays."""
-        ...
-
-    def merge(self, state: Arrays) -> None:
-        """Add the :meth:`state` of another of the same kind, on other tokens."""
-        ...
+    def update(self, features: Tensor, positions: Tensor) -> None: ...
+    def state(self) -> Arrays: ...
+    def merge(self, state: Arrays) -> None: ...
 
 
 # --- sums over sets of tokens -------------------------------------------------------------------------------
@@ -66,15 +50,11 @@ class Accumulator(Protocol):
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Sums of every feature's activations over named sets of tokens.
-
-    A leading axis of ``counts`` (tokens in each set ``[..., s]``) and ``sums`` ``[..., s, f]`` counts groups
-    of documents or resamples, where there is one.
-    """
+    """Sums of every feature's activations over named sets of tokens, perhaps by groups of documents."""
 
     names: tuple[str, ...]
-    counts: Array
-    sums: Array
+    counts: Array  # tokens in each set [..., s]
+    sums: Array  # [..., s, f]
 
     def only(self, names: Sequence[str]) -> FeatureStatistics:
         """These sets alone, in this order."""
@@ -98,9 +78,8 @@ class FeatureStatistics:
 class SetSums:
     """Accumulates :class:`FeatureStatistics`, by group where ``groups`` ``[n_tokens]`` gives each token's.
 
-    The sums, 8 · groups · sets · features bytes, are most of what a pass holds: 1.6 GB for 20 groups of 150
-    sets at 65,536 features. On a CPU only activations that are not zero are multiplied, as long as few are:
-    of 65,536 features some 86 are active on a token.
+    On a CPU only activations that are not zero are multiplied, as long as few are: of 65,536 features some 86
+    are active on a token.
     """
 
     def __init__(self, sets: TokenSets, groups: NDArray[np.int64] | None = None, n_groups: int = 1) -> None:
@@ -137,8 +116,7 @@ class SetSums:
 
     def state(self) -> Arrays:
         """Counts and sums of the groups that came, and which these are; no copy where all did."""
-        whole = self.result()
-        shape = self._counts.shape
+        whole, shape = self.result(), self._counts.shape
         counts, sums = whole.counts.reshape(shape), whole.sums.reshape(*shape, -1)
         came = np.flatnonzero(counts.any(axis=1))
         if len(came) < len(counts):
@@ -147,8 +125,7 @@ class SetSums:
 
     def merge(self, state: Arrays) -> None:
         """Add another's :meth:`state`; the first one with all groups is taken over as it is, and grows."""
-        groups = torch.from_numpy(state["groups"])
-        sums = torch.from_numpy(state["sums"])
+        groups, sums = torch.from_numpy(state["groups"]), torch.from_numpy(state["sums"])
         self._counts[groups] += torch.from_numpy(state["counts"])
         if self._sums is None and len(groups) == len(self._counts) and state["sums"].flags.writeable:
             self._sums = sums
@@ -174,8 +151,7 @@ class SetSums:
     def _add_active(self, sums: Tensor, features: Tensor, active: Tensor, positions: Tensor) -> None:
         """Add the activations that are not zero, whose rows and columns are ``active`` ``[a, 2]``.
 
-        The sets of each group are the rows of one sparse matrix, the tokens those of another; what is added
-        is their product, so that no more is touched than what changes.
+        What is added is the product of two sparse matrices: sets of groups by tokens, and tokens by features.
         """
         n_groups, n_sets, n_features = sums.shape
         token, feature = active.unbind(1)
@@ -218,10 +194,8 @@ def token_classes(corpus: Corpus, context: int = 0) -> tuple[NDArray[np.int64], 
 class BestTokens:
     """Accumulates for each feature the class of token whose presence best tells that the feature is active.
 
-    It counts the tokens of every class ``[n_tokens]`` on which every feature is active. Where the pairs of a
-    class and a feature are more than ``most``, each feature goes on with its best classes so far, half as
-    many pairs in all: memory does not grow with tokens (16 bytes a pair, four times as much while pairs are
-    sorted), and what is lost are classes that tell little.
+    Where pairs of a class and a feature are more than ``most``, each feature goes on with its best classes
+    so far, half as many pairs in all: memory does not grow with tokens.
     """
 
     def __init__(self, classes: NDArray[np.int64], n_classes: int, most: int = 2**23) -> None:
@@ -257,28 +231,19 @@ class BestTokens:
 
         Precision is the share of a feature's active tokens that are of the class; recall the share of the
         class' tokens on which the feature is active; the best class has the highest F1, of equals it is the
-        first. A feature that is never active has 0 in all. UserError if nothing came through.
+        first. A feature that is never active has 0 in all.
         """
-        fired = self._active().cpu().numpy()
+        fired, sizes = self._active().cpu().numpy(), self._sizes.numpy()
         self._merge()
-        sizes = self._sizes.numpy()
         feature, label = np.divmod(self._pairs[0].cpu().numpy(), len(sizes))
-        hits = self._hits[0].cpu().numpy()
-        f1 = 2 * hits / (fired[feature] + sizes[label])
-        highest = np.zeros(len(fired))
-        np.maximum.at(highest, feature, f1)
-        first = np.flatnonzero(f1 == highest[feature])[::-1]  # written last, so the first class stays
-        best, most = np.zeros(len(fired), dtype=np.int64), np.zeros(len(fired))
-        best[feature[first]], most[feature[first]] = label[first], hits[first]
-        return pd.DataFrame(
-            {
-                "feature": np.arange(len(fired)),
-                "token_class": best,
-                "precision": most / np.maximum(fired, 1),
-                "recall": most / np.maximum(sizes[best], 1),
-                "f1": highest,
-            }
-        )
+        table = pd.DataFrame({"feature": feature, "token_class": label, "hits": self._hits[0].cpu().numpy()})
+        table["f1"] = 2 * table["hits"] / (fired[feature] + sizes[label])
+        best = table.sort_values("f1", ascending=False, kind="stable").drop_duplicates("feature")
+        every = pd.RangeIndex(len(fired), name="feature")
+        best = best.set_index("feature").reindex(every, fill_value=0)
+        best["precision"] = best["hits"] / np.maximum(fired, 1)
+        best["recall"] = best["hits"] / np.maximum(sizes[best["token_class"]], 1)
+        return best[["token_class", "precision", "recall", "f1"]].reset_index()
 
     def state(self) -> Arrays:
         fired = self._active()
@@ -301,10 +266,8 @@ class BestTokens:
 
     def _merge(self) -> None:
         """Add up pairs that came more than once, and drop the least telling where there are too many."""
-        pairs, order = torch.sort(torch.cat(self._pairs))
-        hits = torch.cat(self._hits)[order]
-        pairs, place = torch.unique_consecutive(pairs, return_inverse=True)
-        hits = torch.zeros_like(pairs).index_add_(0, place, hits)
+        pairs, place = torch.unique(torch.cat(self._pairs), return_inverse=True)
+        hits = torch.zeros_like(pairs).index_add_(0, place, torch.cat(self._hits))
         if len(pairs) > self._most:
             kept = self._telling(pairs, hits)
             pairs, hits = pairs[kept], hits[kept]
@@ -328,8 +291,8 @@ class IdentitySums:
     """Accumulates the statistics of features that depend on the token's class ``[n_tokens]`` alone.
 
     Every activation is replaced by its feature's mean over tokens of that class. The sum over a set S is then
-    Σ_v n_v(S) · mean_v = Σ_t [n_v(t)(S) / n_v(t)] f_t: a sum of the activations as they are, with weights
-    known from the tokens, so no mean of a class has to be kept. The first set holds every token that comes.
+    Σ_v n_v(S) · mean_v = Σ_t [n_v(t)(S) / n_v(t)] f_t, with weights known from the tokens. The first set
+    holds every token that comes.
     """
 
     def __init__(self, classes: NDArray[np.int64], n_classes: int, sets: TokenSets) -> None:
@@ -355,7 +318,6 @@ class IdentitySums:
         self._sums = sums if self._sums is None else self._sums + sums.to(self._sums.device)
 
     def result(self) -> FeatureStatistics:
-        """What was accumulated; UserError if that is nothing."""
         if self._sums is None:
             raise UserError(NOTHING_READ)
         return FeatureStatistics(self._names, self._counts, self._sums.cpu().numpy())
@@ -366,10 +328,9 @@ class IdentitySums:
 
 @torch.no_grad()
 def one_pass(batches: Iterable[ActivationBatch], sae: Any, accumulators: Sequence[Accumulator]) -> None:
-    """Encode each batch of residual activations once and hand the features to every accumulator.
+    """Encode each batch of residual activations once and hand the features to every accumulator, in pieces.
 
-    Features come in pieces, so that what a pass needs beside its accumulators and the model does not grow
-    with the batch: about 2 GB. Raises UserError: the autoencoder has another width than the residual stream.
+    Raises UserError: the autoencoder has another width than the residual stream.
     """
     for batch in batches:
         if batch.residual.shape[-1] != sae.cfg.d_in:
@@ -404,17 +365,13 @@ def one_pass_in_shards(
     """Read a corpus once and hand the features to every accumulator, shard by shard.
 
     Every shard is accumulated on its own and merged in their order, so who computed which does not matter.
+    Documents are dealt in turn into ``blocks``, none of which is cut; by default as many as shards.
 
     Args:
         accumulators: empty ones, by name; they hold everything afterwards.
-        batch_tokens: the most token ids in one forward pass.
         key: what determines the accumulators beside the model, the autoencoder and the corpus.
         kept: folder of shards; None: nothing is kept, and this process does it all.
-        blocks: documents are dealt in turn into so many, none of which is cut; by default as many as shards.
         tokens: of a shard, about.
-
-    Raises:
-        UserError: the autoencoder has another width, or an engine that is not there.
     """
     wanted = max(1, -(-corpus.n_tokens // tokens))
     n = min(wanted, blocks or wanted, corpus.n_documents)
