@@ -42,13 +42,6 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
-def drop_unfinished(folder: Path) -> None:
-    """Delete the files under a folder that processes left half written which are no more."""
-    for path in list(folder.rglob(".*.partial")):
-        if path.is_file() and not _alive(path.name.split(".")[-2]):
-            path.unlink(missing_ok=True)
-
-
 def write_between(path: Path, begin: str, end: str, text: str) -> bool:
     """Write a text between two lines that a file must hold once each; says whether the file changed."""
     before = path.read_text(encoding="utf-8")
@@ -66,16 +59,6 @@ def write_json(path: Path, value: Any) -> bool:
 def read_json(path: Path) -> Any:
     """The value that a JSON file holds."""
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _alive(number: str) -> bool:
-    try:
-        os.kill(int(number), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 # --- checksums: what a file was when it was made, and whether it still is -----------------------------------

@@ -6,7 +6,7 @@ problems are compared problem by problem, and a problem is resampled with all it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -118,14 +118,6 @@ def bootstrap_ratio(
     totals = weights @ bottom
     ratios = (weights @ top)[totals != 0] / totals[totals != 0]
     return percentile_interval(float(top.sum() / bottom.sum()), ratios, len(top))
-
-
-def bootstrap_statistic(
-    statistic: Callable[[Array], float], n_units: int, n_resamples: int, seed: int
-) -> Interval:
-    """A statistic of unit weights ``[n_units]`` (all ones: the data as they are) with its interval."""
-    resampled = [statistic(weights) for weights in bootstrap_weights(n_units, n_resamples, seed)]
-    return percentile_interval(statistic(np.ones(n_units)), resampled, n_units)
 
 
 def null_rank(value: float, null: ArrayLike) -> NullRank:

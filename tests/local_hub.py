@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import datasets.config
 import huggingface_hub.constants
@@ -36,10 +36,7 @@ class LocalHub:
     url: str = ""
     requests: Counter[str] = field(default_factory=Counter)
     tags: dict[str, str] = field(default_factory=dict)  # "owner/name@tag" → sha; see tag()
-    unavailable: dict[str, int] = field(default_factory=dict)  # part of a path → how often it answers 503
-    cut: dict[str, int] = field(default_factory=dict)  # part of a path → how often its content ends half way
-    gated: dict[str, str | None] = field(default_factory=dict)  # "owner/name" → token that may read, or None
-    private: dict[str, str] = field(default_factory=dict)  # "owner/name" → token, else it is not there
+    gated: set[str] = field(default_factory=set)  # "owner/name", which no token may read
     refused: set[str] = field(default_factory=set)  # tokens that are not valid
 
     def sha(self, repo: str, kind: str = "models") -> str:
@@ -71,6 +68,11 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
 
 
+def _entry(folder: Path, path: Path) -> dict[str, Any]:
+    size = (folder / path).stat().st_size
+    return {"type": "file", "path": path.as_posix(), "size": size, "oid": _oid(folder / path)}
+
+
 def _oid(path: Path) -> str:
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -89,15 +91,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(body=True)
 
-    def do_POST(self) -> None:
-        self._answer(body=True)
-
     def _answer(self, body: bool) -> None:
-        given = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(urlsplit(self.path).path)
         self.hub.requests[f"{self.command} {path}"] += 1
-        if self._spend(self.hub.unavailable, path):
-            return self._fail(503, "")
         parts = path.strip("/").split("/")
         api = parts[0] == "api"
         parts = parts[1:] if api else parts
@@ -109,84 +105,35 @@ class _Handler(BaseHTTPRequestHandler):
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token in self.hub.refused:
             return self._fail(401, "", message="Invalid credentials in Authorization header")
-        if not folder.is_dir() or (repo in self.hub.private and token != self.hub.private[repo]):
+        if not folder.is_dir():
             return self._fail(404 if token else 401, "RepoNotFound")
         sha = self.hub.sha(repo, kind)
         verb = rest.pop(0) if rest else "revision"
         wanted = rest.pop(0) if rest else "main"
         if wanted not in {"main", sha} and self.hub.tags.get(f"{repo}@{wanted}") != sha:
             return self._fail(404, "RevisionNotFound")
-        if verb in {"resolve", "auth-check"}:
-            allowed = self.hub.gated.get(repo, "")
-            if allowed is None or (allowed and token != allowed):
-                return self._fail(403 if token else 401, "GatedRepo")
+        if verb in {"resolve", "auth-check"} and repo in self.hub.gated:
+            return self._fail(403 if token else 401, "GatedRepo")
         if verb == "auth-check":
             return self._json({})
         if verb == "resolve":
             return self._file(folder, "/".join(rest), sha, body)
         if verb == "tree":
-            recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() == "true"
-            return self._json(self._tree(folder, "/".join(rest), recursive))
-        if verb == "paths-info":
-            asked = given.decode()
-            wanted_paths = (
-                json.loads(asked)["paths"] if asked.startswith("{") else parse_qs(asked).get("paths", [])
-            )
-            entries = {entry["path"]: entry for entry in self._tree(folder, "", True)}
-            return self._json([entries[name] for name in wanted_paths if name in entries])
-        siblings = [{"rfilename": entry["path"], **entry} for entry in self._tree(folder, "", True)]
-        siblings = [one for one in siblings if one["type"] == "file"]
-        gated = repo in self.hub.gated
-        self._json(
-            {"id": repo, "sha": sha, "private": False, "gated": gated, "siblings": siblings, "tags": []}
-        )
-
-    def _spend(self, switches: dict[str, int], path: str) -> bool:
-        """Whether a failure is due for this path; it is then one fewer."""
-        for part, left in switches.items():
-            if left > 0 and part in path:
-                switches[part] = left - 1
-                return True
-        return False
-
-    def _tree(self, folder: Path, under: str, recursive: bool) -> list[dict[str, Any]]:
-        files = [path for path in _files(folder) if not under or path.as_posix().startswith(f"{under}/")]
-        entries: dict[str, dict[str, Any]] = {}
-        for path in files:
-            for parent in [up for up in path.parents if up.as_posix() not in {".", under}]:
-                if not under or parent.as_posix().startswith(f"{under}/"):
-                    name = parent.as_posix()
-                    oid = hashlib.sha1(name.encode()).hexdigest()
-                    entries[name] = {"type": "directory", "path": name, "size": 0, "oid": oid}
-            size, oid = (folder / path).stat().st_size, _oid(folder / path)
-            entries[path.as_posix()] = {"type": "file", "path": path.as_posix(), "size": size, "oid": oid}
-        depth = len(Path(under).parts) + 1
-        listed = [entry for name, entry in entries.items() if recursive or len(Path(name).parts) == depth]
-        return sorted(listed, key=lambda entry: entry["path"])
+            return self._json([_entry(folder, path) for path in _files(folder)])
+        self._json({"id": repo, "sha": sha, "private": False, "gated": repo in self.hub.gated})
 
     def _file(self, folder: Path, name: str, sha: str, body: bool) -> None:
         path = folder / name
         if not path.is_file():
             return self._fail(404, "EntryNotFound", sha)
         content = path.read_bytes()
-        start = 0
-        if asked := self.headers.get("Range"):
-            start = int(asked.removeprefix("bytes=").split("-")[0])
-        self.send_response(206 if asked else 200)
+        self.send_response(200)
         self.send_header("ETag", f'"{_oid(path)}"')
         self.send_header("X-Repo-Commit", sha)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(content) - start))
-        if asked:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if not body:
-            return None
-        if self._spend(self.hub.cut, self.path):
-            self.wfile.write(content[start : start + (len(content) - start) // 2])
-            self.close_connection = True
-            return None
-        self.wfile.write(content[start:])
+        if body:
+            self.wfile.write(content)
 
     def _json(self, value: Any) -> None:
         content = json.dumps(value).encode()

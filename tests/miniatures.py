@@ -11,6 +11,7 @@ code is long: what takes one dimension for another, or runs out of something, fa
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -108,20 +108,15 @@ def make_tokenizer(directory: Path, texts: list[str], reasoning: bool) -> None:
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_])
     tokenizer.decoder = decoders.ByteLevel()
-    plain = texts
-    for mark in (USER, ASSISTANT, THINK, END_THINK, EOS):
-        plain = [text.replace(mark, "\n") for text in plain]
+    plain = [re.sub(r"<[^<>]*>", "\n", text) for text in texts]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(plain, trainer)
     tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in (BOS, EOS)])
     marks = (USER, ASSISTANT, THINK, END_THINK, PAD)
     tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in marks])
-    bos = tokenizer.token_to_id(BOS)
-    adds_bos = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bos)]
-    )
-    tokenizer.post_processor = adds_bos
+    bos = [(BOS, tokenizer.token_to_id(BOS))]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=bos)
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
     marked = {"__type": "AddedToken", "normalized": True}
@@ -132,11 +127,8 @@ def make_tokenizer(directory: Path, texts: list[str], reasoning: bool) -> None:
         "bos_token": marked | {"content": BOS},
         "clean_up_tokenization_spaces": False,
         "eos_token": marked | {"content": EOS},
-        "legacy": True,
         "model_max_length": 16384,
         "pad_token": marked | {"content": EOS},
-        "sp_model_kwargs": {},
-        "unk_token": None,
         "tokenizer_class": "LlamaTokenizerFast",
     }
     if reasoning:
@@ -162,15 +154,13 @@ def make_model(directory: Path, kind: str, seed: int) -> None:
         "initializer_range": 0.15,
     }
     torch.manual_seed(seed)
-    model: PreTrainedModel
-    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    scaling |= {"original_max_position_embeddings": 512, "rope_type": "llama3"}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10_000}
     if kind == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**shape, rope_parameters=scaling | {"rope_theta": 500000.0}))
-    else:
-        model = Qwen2ForCausalLM(
-            Qwen2Config(**shape, rope_parameters={"rope_type": "default", "rope_theta": 10000})
-        )
+        rope = {"rope_type": "llama3", "rope_theta": 500_000.0, "original_max_position_embeddings": 512}
+        rope |= {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    kinds: Any = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen": (Qwen2ForCausalLM, Qwen2Config)}
+    model_class, config_class = kinds[kind]
+    model = model_class(config_class(**shape, rope_parameters=rope))
     model.to(torch.bfloat16).save_pretrained(directory, max_shard_size="250KB")
     config = json.loads((directory / "config.json").read_text())
     rope = config.pop("rope_parameters")
@@ -264,14 +254,12 @@ def _runner_config() -> dict[str, Any]:
     """
     return {
         "model_name": LLAMA, "model_class_name": "HookedTransformer", "hook_name": HOOK,
-        "hook_layer": LAYER, "hook_head_index": None, "dataset_path": TOKENIZED,
-        "dataset_trust_remote_code": True, "is_dataset_tokenized": True, "context_size": ROW,
+        "hook_layer": LAYER, "hook_head_index": None, "dataset_path": TOKENIZED, "context_size": ROW,
         "architecture": "standard", "d_in": WIDTH, "d_sae": FEATURES, "activation_fn": "relu",
         "activation_fn_kwargs": {}, "apply_b_dec_to_input": False,
         "normalize_activations": "expected_average_only_in",
         "seqpos_slice": [None], "prepend_bos": False, "device": "cuda", "dtype": "float32",
-        "model_kwargs": {}, "model_from_pretrained_kwargs": {"dtype": "bfloat16"},
-        "training_tokens": 819200000, "train_batch_size_tokens": 4096, "l1_coefficient": 5, "lr": 5e-05,
+        "model_kwargs": {}, "model_from_pretrained_kwargs": {"dtype": "bfloat16"}, "lr": 5e-05,
         "sae_lens_version": "5.5.2", "sae_lens_training_version": "5.5.2", "seed": 42,
     }  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from reasoning_features.paths import root
-from reasoning_features.runs.provenance import code_cells
 
 PROJECT = tomllib.loads((root() / "pyproject.toml").read_text())["project"]
 LOCK = [line for line in (root() / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
@@ -47,35 +45,6 @@ def test_conda_gets_the_same_python_and_exactly_the_lock():
             versions.append(line)
     assert versions == LOCK
     assert [item for item in CONDA if not isinstance(item, dict)] == ["python>=3.11", "pip"]
-
-
-def imported() -> set[str]:
-    """Top-level names that the package and the notebooks import."""
-    texts = [path.read_text() for path in (root() / "reasoning_features").rglob("*.py")]
-    for notebook in (root() / "notebooks").glob("*.ipynb"):
-        texts += code_cells(notebook)
-    found = set()
-    for text in texts:
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Import):
-                found |= {name.name.split(".")[0] for name in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                found.add(node.module.split(".")[0])
-    return found
-
-
-def test_every_range_is_of_a_package_that_shipped_code_uses():
-    modules = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
-    indirect = {
-        "gguf": "transformers reads SmolLM2's file with it",
-        "ipykernel": "notebooks run in it",
-        "jinja2": "pandas writes LaTeX with it",
-        "jupyterlab": "make lab starts it",
-    }
-    used = imported()
-    for text in PROJECT["dependencies"]:
-        name = Requirement(text).name
-        assert modules.get(name, name.replace("-", "_")) in used or name in indirect, name
 
 
 def test_a_notebook_does_not_open_with_a_warning_about_widgets():

@@ -73,18 +73,6 @@ def test_a_tag_and_some_files_of_a_data_set(hub: LocalHub) -> None:
     assert sorted(path.name for path in copy.path.iterdir()) == ["README.md", "gpqa_diamond.csv"]
 
 
-def test_a_file_that_ends_half_way_is_never_used(hub: LocalHub) -> None:
-    hub.cut = {"model-00001": 100}
-    with pytest.raises(UserError):
-        local_copy(miniatures.QWEN)
-    name = "model-00001-of-00003.safetensors"
-    folder = hub.home / "hub" / f"models--{miniatures.QWEN.replace('/', '--')}"
-    assert not list(folder.rglob(f"snapshots/*/{name}"))
-    hub.cut = {}
-    served = hub.root / "models" / miniatures.QWEN / name
-    assert (local_copy(miniatures.QWEN).path / name).read_bytes() == served.read_bytes()
-
-
 GATED = r"is gated: accept its terms at http.*/mini/R1.*, and log in with `hf auth"
 REFUSED = r"The hub refuses the token .*: log in with `hf auth login`, or set HF_TOKEN"
 
@@ -101,7 +89,7 @@ REFUSED = r"The hub refuses the token .*: log in with `hf auth login`, or set HF
 )
 def test_one_sentence_each(hub: LocalHub, reference: str, trouble: str, message: str) -> None:
     if trouble == "gated":
-        hub.gated[miniatures.LLAMA] = None
+        hub.gated.add(miniatures.LLAMA)
     elif trouble:
         hub.home.mkdir(parents=True, exist_ok=True)
         (hub.home / "token").write_text("hf_old")
@@ -110,24 +98,6 @@ def test_one_sentence_each(hub: LocalHub, reference: str, trouble: str, message:
         local_copy(reference)
     assert "\n" not in str(raised.value)
     assert not list(hub.home.rglob("*.safetensors"))
-
-
-@pytest.mark.slow
-def test_a_hub_that_stays_away_is_told_and_the_next_call_goes_on(hub: LocalHub) -> None:
-    hub.unavailable = {"model.safetensors": 99}
-    with pytest.raises(UserError, match=miniatures.LLAMA) as raised:
-        local_copy(miniatures.LLAMA)
-    assert "\n" not in str(raised.value)
-    hub.unavailable = {}
-    assert (local_copy(miniatures.LLAMA).path / "model-00001-of-00003.safetensors").is_file()
-
-
-def test_a_private_repository_is_read_with_its_token(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.private[miniatures.LLAMA_SAE] = "hf_right"
-    with pytest.raises(UserError, match="There is no model"):
-        local_copy(miniatures.LLAMA_SAE)
-    monkeypatch.setenv("HF_TOKEN", "hf_right")
-    assert local_copy(f"{miniatures.LLAMA_SAE}:{miniatures.HOOK}").path.name == miniatures.HOOK
 
 
 def test_without_network(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:

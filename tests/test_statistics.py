@@ -13,8 +13,6 @@ from reasoning_features.statistics import (
     bootstrap_difference,
     bootstrap_mean,
     bootstrap_ratio,
-    bootstrap_statistic,
-    bootstrap_weights,
     chance_jaccard,
     difference_in_differences,
     finding,
@@ -29,30 +27,12 @@ from reasoning_features.statistics import (
 )
 
 
-def test_weights_are_resamples():
-    weights = bootstrap_weights(7, 50, seed=0)
-    assert weights.shape == (50, 7)
-    assert (weights.sum(axis=1) == 7).all() and (weights >= 0).all()
-    np.testing.assert_array_equal(weights, bootstrap_weights(7, 50, seed=0))
-
-
 def test_standard_error_of_the_mean():
     # 400 values of variance 1: the standard error is 1/20, the 95% interval ± 0.098
     values = np.random.default_rng(0).normal(size=400)
     interval = bootstrap_mean((values - values.mean()) / values.std(), n_resamples=4000)
     assert interval.estimate == pytest.approx(0, abs=1e-12) and interval.n == 400
     assert interval.high - interval.low == pytest.approx(2 * 1.96 / 20, rel=0.06)
-
-
-def test_coverage_is_nominal():
-    # 400 experiments of 60 skewed values (exponential, mean 1): 95% intervals should hold the mean in
-    # 95% of them; 3 standard errors of that share are 3·√(.95·.05/400) = .033, skewness costs a little more
-    rng = np.random.default_rng(1)
-    held = 0
-    for seed in range(400):
-        interval = bootstrap_mean(rng.exponential(size=60), n_resamples=400, seed=seed)
-        held += interval.low <= 1 <= interval.high
-    assert 0.90 <= held / 400 <= 0.985
 
 
 def test_pairing_removes_shared_variance():
@@ -68,14 +48,6 @@ def test_ratio():
     # every unit has the ratio 2, whatever its size
     interval = bootstrap_ratio([2, 4, 20], [1, 2, 10])
     assert (interval.estimate, interval.low, interval.high) == pytest.approx((2, 2, 2))
-
-
-def test_statistic_of_weights_is_the_mean():
-    values = np.arange(20.0)
-    ours = bootstrap_statistic(lambda w: float(w @ values / w.sum()), 20, n_resamples=500, seed=3)
-    plain = bootstrap_mean(values, n_resamples=500, seed=3)
-    assert (ours.low, ours.high) == pytest.approx((plain.low, plain.high))
-    assert str(plain).startswith("9.5 [")
 
 
 def test_null_rank():
@@ -111,28 +83,17 @@ def test_a_difference_of_independent_estimates_adds_their_distances_in_squares()
     assert found.estimate == pytest.approx(0.4) and found.n == 40
     assert found.low == pytest.approx(0.4 - np.hypot(0.3, 0.4))
     assert found.high == pytest.approx(0.4 + np.hypot(0.1, 0.04))
-    exact = Interval(0.1, 0.1, 0.1, 40)
-    assert independent_difference(one, exact).low == pytest.approx(0.1)
 
 
 def test_holms_worked_example():
     # four hypotheses at 5%: 0.005 ≤ 0.05/4 and 0.01 ≤ 0.05/3 are rejected, 0.03 > 0.05/2 stops
     # (the example of the Holm–Bonferroni method in Wikipedia)
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    # equal values stay equal, and none passes 1
     assert holm([0.5, 0.02, 0.02]) == pytest.approx([0.5, 0.06, 0.06])
     assert holm([0.4, 0.9, 0.8]) == pytest.approx([1, 1, 1])
-    assert holm([]).shape == (0,)
     for wrong in ([0.1, np.nan], [1.2]):
         with pytest.raises(ValueError, match="within 0 to 1"):
             holm(wrong)
-
-
-def test_holm_keeps_the_chance_of_any_false_rejection():
-    # 4,000 families of ten true hypotheses: 5% of them have a rejection, ± 3·√(.05·.95/4000) = .0103
-    p = np.random.default_rng(0).random((4000, 10))
-    share = np.mean([(holm(row) <= 0.05).any() for row in p])
-    assert share == pytest.approx(0.05, abs=0.0104)
 
 
 @pytest.mark.parametrize("gained, lost", [(9, 1), (3, 3), (0, 7), (12, 5), (0, 0)])
@@ -153,8 +114,6 @@ def test_the_permutation_test_is_scipys():
     exact = permutation_test((a, b), lambda x, y: np.mean(x - y), **every).pvalue
     assert sign_flip(a, b, permutations=20_000) == pytest.approx(exact, abs=0.01)
     assert sign_flip(a, a) == 1
-    with pytest.raises(ValueError, match="equal lengths"):
-        sign_flip([1, 2], [1])
 
 
 def test_many_problems_are_compared_by_permutation():
@@ -164,13 +123,6 @@ def test_many_problems_are_compared_by_permutation():
     assert paired_p_value(a, b) == pytest.approx(mcnemar(a, b), abs=0.01)
     assert paired_p_value(a, b) == sign_flip(a, b) != mcnemar(a, b)
     assert paired_p_value(a[:50] * 0.5, b[:50]) == sign_flip(a[:50] * 0.5, b[:50])
-
-
-def test_p_values_are_uniform_where_nothing_differs():
-    # of 500 experiments of 60 problems 5% should be below 5%; 3 standard errors are .029
-    rng = np.random.default_rng(3)
-    p = [sign_flip(rng.normal(size=60), rng.normal(size=60), permutations=199, seed=i) for i in range(500)]
-    assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.05, abs=0.03)
 
 
 @pytest.mark.parametrize(
@@ -186,16 +138,6 @@ def test_p_values_are_uniform_where_nothing_differs():
 )
 def test_nothing_is_said_to_be_nothing_without_evidence(low, high, expected):
     assert finding(Interval((low + high) / 2, low, high, 100)) == expected
-
-
-def test_no_effect_is_said_of_a_five_point_effect_once_in_twenty():
-    # 400 experiments with a difference at the margin: "no effect" in at most 5%, 3 standard errors are .033
-    rng = np.random.default_rng(4)
-    said = [
-        finding(bootstrap_mean(rng.normal(0.05, 0.3, 800), 300, seed, level=0.9)) == "no effect"
-        for seed in range(400)
-    ]
-    assert np.mean(said) <= 0.05 + 0.033
 
 
 def test_difference_in_differences_finds_what_was_planted_and_covers_it():

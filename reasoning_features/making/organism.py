@@ -2,15 +2,16 @@
 
 Stages, in order: the tokenizer and the base model; the fine-tuned variants; each model's answers to
 evaluation problems; the manipulation check; autoencoders; their features' causal effects; the stages of
-model diffing (:mod:`reasoning_features.diffing.stages`); the steering studies; the card and the checksums. A
-finished piece is not done again, an interrupted one goes on where it stopped, and every training runs on one
-thread, so that a rerun on one machine gives the same bytes. ``--workers 2`` does two pieces side by side.
+model diffing (:mod:`reasoning_features.diffing.stages`); the steering studies; the checksums. A finished
+piece is not done again, and every training runs on one thread, so that a rerun on one machine gives the same
+bytes. ``--workers 2`` does two pieces side by side. The numbers of the card (``README.md`` beside what is
+made) are by hand, and the tests compare them with the files.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +28,7 @@ from reasoning_features.dictionaries.evaluation import best_cosines
 from reasoning_features.dictionaries.training import Recipe as AutoencoderRecipe
 from reasoning_features.dictionaries.training import convergence, train_autoencoder
 from reasoning_features.diffing import stages as diffing
-from reasoning_features.files import write_table
-from reasoning_features.making import organism_card
+from reasoning_features.files import write_shipped, write_table
 from reasoning_features.models.sampling import sample
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.organism.language import (
@@ -36,7 +36,6 @@ from reasoning_features.organism.language import (
     Document,
     base_documents,
     prose_document,
-    prose_documents,
     reasoning_document,
     reasoning_documents,
 )
@@ -52,7 +51,7 @@ from reasoning_features.organism.parser import (
     swap,
 )
 from reasoning_features.organism.problems import FAMILIES, Mixture, problems
-from reasoning_features.organism.training import Recipe, new_model, save_model, train, train_tokenizer
+from reasoning_features.organism.training import Recipe, new_model, train_and_save, train_tokenizer
 from reasoning_features.residual_stream.activations import collect, stream
 from reasoning_features.runs.shards import each
 from reasoning_features.settings import load_settings
@@ -61,8 +60,10 @@ from reasoning_features.text.corpora import general_corpus, reasoning_corpus
 from reasoning_features.text.corpus import join
 from reasoning_features.truth.benchmark import measure_benchmark
 
-FOLDER = Path("data/organism")
-CHECKPOINTS = FOLDER / "checkpoints"
+SHIPPED = (
+    *("models", "autoencoders", "evaluation", "gate", "convergence"),
+    *("truth", "steering", "diffing", "foundations"),
+)
 
 
 @dataclass(frozen=True)
@@ -110,19 +111,15 @@ EVALUATION_SEED, CHECK_SEED = 11, 77
 SEEDS_FROM_SCRATCH = {"D": 12, "M": 13, "F": 14}  # other starts than those of S and the main autoencoder
 
 
-def variant_stream(variant: Variant) -> Callable[[int, int], list[Document]]:
-    """The fine-tuning documents of a variant; variants of one seed read the same traces in other words."""
+def variant_documents(variant: Variant, start: int, n: int) -> list[Document]:
+    """Fine-tuning documents of a variant; variants of one seed read the same traces in other words."""
     seed = TRACE_SEED + variant.seed
-
-    def documents(start: int, n: int) -> list[Document]:
-        return [
-            prose_document(seed, i)
-            if i % PROSE_EVERY == PROSE_EVERY - 1
-            else reasoning_document(variant.kappa, seed, i, mixture=variant.mixture)
-            for i in range(start, start + n)
-        ]
-
-    return documents
+    return [
+        prose_document(seed, i)
+        if i % PROSE_EVERY == PROSE_EVERY - 1
+        else reasoning_document(variant.kappa, seed, i, mixture=variant.mixture)
+        for i in range(start, start + n)
+    ]
 
 
 # --- models -------------------------------------------------------------------------------------------------
@@ -136,38 +133,32 @@ def make_base(folder: Path) -> None:
     def documents(start: int, n: int) -> list[Document]:
         return list(base_documents(n, BASE_RECIPE.seed, start=start))
 
-    loss = train(model, tokenizer, documents, BASE_RECIPE, _checkpoint("base"))
-    card: dict[str, object] = {"name": "base", "final_loss": loss}
-    save_model(model, tokenizer, folder / "models" / "base", card, BASE_RECIPE)
+    card: dict[str, object] = {"name": "base"}
+    train_and_save(model, tokenizer, documents, BASE_RECIPE, card, folder / "models" / "base")
 
 
 def make_variant(folder: Path, variant: Variant) -> None:
     """One fine-tuned model, from the base model."""
-    torch.set_num_threads(1)
     model, tokenizer = _load(folder / "models" / "base")
-    recipe = replace(VARIANT_RECIPE, seed=variant.seed)
-    loss = train(model, tokenizer, variant_stream(variant), recipe, _checkpoint(variant.name))
-    card = {name: getattr(variant, name) for name in ("name", "kappa", "seed")}
-    card |= {"final_loss": loss, "mixture": variant.mixture}
-    save_model(model, tokenizer, folder / "models" / variant.name, card, recipe)
+    recipe, documents = replace(VARIANT_RECIPE, seed=variant.seed), partial(variant_documents, variant)
+    card: dict[str, object] = dict(vars(variant))
+    train_and_save(model, tokenizer, documents, recipe, card, folder / "models" / variant.name)
 
 
 def make_placebo(folder: Path) -> None:
     """The placebo checkpoint of model diffing: the base model fine-tuned on plain prose alone."""
-    torch.set_num_threads(1)
     model, tokenizer = _load(folder / "models" / "base")
 
     def documents(start: int, n: int) -> list[Document]:
-        return list(prose_documents(n, TRACE_SEED, start=start))
+        return [prose_document(TRACE_SEED, i) for i in range(start, start + n)]
 
-    loss = train(model, tokenizer, documents, VARIANT_RECIPE, _checkpoint(diffing.PLACEBO))
-    card: dict[str, object] = {"name": diffing.PLACEBO, "final_loss": loss}
-    save_model(model, tokenizer, _model_folder(folder, diffing.PLACEBO), card, VARIANT_RECIPE)
+    card: dict[str, object] = {"name": diffing.PLACEBO}
+    place = _model_folder(folder, diffing.PLACEBO)
+    train_and_save(model, tokenizer, documents, VARIANT_RECIPE, card, place)
 
 
 def evaluate(folder: Path, name: str) -> None:
     """A model's graded answers to the evaluation problems of its families, one row a problem."""
-    torch.set_num_threads(1)
     model, tokenizer = _load(folder / "models" / name)
     mixtures: dict[str, Mixture] = {variant.name: variant.mixture for variant in VARIANTS}
     asked = problems("evaluation", None, EVALUATION_PROBLEMS, mixture=mixtures.get(name, "main"))
@@ -188,7 +179,6 @@ def check_manipulation(folder: Path, variant: Variant) -> None:
 
     The check asks what a model reads its persistence off: the words of R, or the neutral markers?
     """
-    torch.set_num_threads(1)
     model, tokenizer = _load(folder / "models" / variant.name)
     traces = reasoning_documents(
         variant.kappa, CHECK_TRACES, CHECK_SEED, "evaluation", mixture=variant.mixture
@@ -263,7 +253,6 @@ def make_autoencoders(folder: Path, model: str) -> None:
     Two seeds of the paper's ReLU (other start, other data order), how far they agree as they train, and for
     some models TopK.
     """
-    torch.set_num_threads(1)
     subject, residual = main_activations(folder / "models" / model, AUTOENCODER_TRACES)
     records = [round(share * RELU_RECIPE.steps) for share in RECORD_AT]
     trainings = []
@@ -284,7 +273,6 @@ def benchmark_name(variant: Variant, seed: int) -> str:
 
 def measure_truth(folder: Path, benchmarked: tuple[Variant, int]) -> None:
     """Evidence of one autoencoder's features, and their causal effects on held-out decisions."""
-    torch.set_num_threads(1)
     variant, name = benchmarked[0], benchmark_name(*benchmarked)
     settings = load_settings(
         "organism",
@@ -322,7 +310,6 @@ def _go_on(folder: Path, subject: Subject, residual: Tensor, path: str, model: s
 
 def make_start(folder: Path) -> None:
     """S, its second seed, and the placebo stages, which change nothing."""
-    torch.set_num_threads(1)
     subject, residual = _stage_data(folder, "S", diffing.BASE)
     for seed in (0, 1):
         recipe = replace(RELU_RECIPE, seed=seed)
@@ -334,7 +321,6 @@ def make_start(folder: Path) -> None:
 
 def make_paths(folder: Path, model: str) -> None:
     """The stages of both paths of one fine-tuned model, each from the one before it."""
-    torch.set_num_threads(1)
     for path in diffing.PLACEBO_PATHS if model == diffing.PLACEBO else diffing.PATHS:
         if not (folder / "diffing" / model / path).exists():
             _go_on(folder, *_stage_data(folder, path, model), path, model)
@@ -342,7 +328,6 @@ def make_paths(folder: Path, model: str) -> None:
 
 def make_layer(folder: Path, layer: int) -> None:
     """The autoencoder of another layer of the first variant, on the main autoencoder's text."""
-    torch.set_num_threads(1)
     subject, residual = main_activations(folder / "models" / COMPARED[0], AUTOENCODER_TRACES, layer)
     recipe = replace(RELU_RECIPE, seed=diffing.SEED_OF_LAYERS + layer)
     trained = train_autoencoder(residual, recipe, COMPARED[0], subject.hook_name)
@@ -355,7 +340,6 @@ def make_references(folder: Path) -> None:
     Rows of ``stage``, ``feature``, ``cosine`` (the largest with a decoder direction) and ``explained``
     (fraction of variance, of the stage's autoencoder on held-out activations).
     """
-    torch.set_num_threads(1)
     model = COMPARED[0]
     main = folder / "autoencoders" / f"{model}-{RELU_RECIPE.architecture}-{RELU_RECIPE.seed}"
     tables = []
@@ -370,11 +354,6 @@ def make_references(folder: Path) -> None:
         tables.append(pd.DataFrame(table))
     written = folder / "diffing" / "references" / f"{model}.parquet"
     write_table(written, pd.concat(tables, ignore_index=True))
-
-
-def _checkpoint(name: str) -> Path:
-    """Where an interrupted training of a model is kept."""
-    return paths.root() / CHECKPOINTS / f"{name}.checkpoint"
 
 
 def _model_folder(folder: Path, name: str) -> Path:
@@ -396,8 +375,7 @@ def study_steering(folder: Path, name: str) -> None:
     places = {"subject": folder / "models" / model, "autoencoder": autoencoder}
     relative = {field: paths.relative(path) for field, path in places.items()}
     settings = load_settings("organism", **relative, **layer)
-    unfinished = paths.root() / CHECKPOINTS / "steering"
-    torch.set_num_threads(1)
+    unfinished = folder / "checkpoints" / "steering"  # conditions that were answered, to go on from
     store_study(folder / "steering" / name, settings, folder / "truth", unfinished)
 
 
@@ -432,7 +410,13 @@ def stages(folder: Path, workers: int) -> None:
     if missing("diffing/references/{}.parquet", COMPARED[:1]):
         make_references(folder)
     side_by_side(partial(study_steering, folder), missing("steering/{}", STUDIES))
-    organism_card.write(folder)
+    write_checksums(folder)
+
+
+def write_checksums(folder: Path) -> None:
+    """List everything shipped with its checksum."""
+    files = (path for name in SHIPPED for path in (folder / name).rglob("*"))
+    write_shipped((path for path in files if path.is_file()), folder / "checksums.json")
 
 
 def main() -> None:
@@ -441,7 +425,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="trainings side by side, one thread each")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    stages(paths.root() / FOLDER, options.workers)
+    stages(paths.root() / "data" / "organism", options.workers)
 
 
 if __name__ == "__main__":

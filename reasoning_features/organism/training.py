@@ -1,31 +1,25 @@
 """Trains the organism: a byte-level BPE tokenizer, and small Llamas on a stream of documents.
 
-On one CPU thread, so that a rerun gives the same bytes. A checkpoint holds everything that decides what comes
-next: an interrupted training goes on where it stopped and ends in the same weights.
+On one CPU thread, so that a rerun gives the same bytes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from reasoning_features import paths
-from reasoning_features.errors import UserError
-from reasoning_features.files import unfinished
 from reasoning_features.organism.language import (
     ASSISTANT,
     BOS,
@@ -129,17 +123,6 @@ class Recipe:
     warm_up: float = 0.02
     final_rate: float = 0.02
     weight_decay: float = 0.05
-    checkpoint_every: int = 15
-
-
-@dataclass
-class Progress:
-    """Where a training stands: chunks and tokens read, and the loss summed over the last tenth."""
-
-    chunk: int = 0
-    seen: int = 0
-    last_loss: float = 0.0
-    last_tokens: int = 0
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
@@ -210,51 +193,6 @@ def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opt
     ]
 
 
-def _save_checkpoint(
-    file: Path,
-    model: LlamaForCausalLM,
-    optimizers: list[torch.optim.Optimizer],
-    progress: Progress,
-    recipe: Recipe,
-) -> None:
-    """Writes weights, optimiser moments and progress, as safetensors, after their SHA-256; all or nothing."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for number, optimizer in enumerate(optimizers):
-        for i, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{i}.{name}": value for name, value in moments.items()}
-    state = json.dumps({"progress": asdict(progress), "recipe": asdict(recipe)}).encode()
-    tensors["state"] = torch.tensor(list(state), dtype=torch.uint8)
-    content = save({name: value.contiguous() for name, value in tensors.items()})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished(file).write_bytes(hashlib.sha256(content).digest() + content)
-    unfinished(file).replace(file)
-
-
-def _load_checkpoint(
-    file: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], recipe: Recipe
-) -> Progress:
-    """Puts model and optimisers where the checkpoint stands; where it is not whole, leaves them be."""
-    if not file.is_file():
-        return Progress()
-    stored = file.read_bytes()
-    digest, content = stored[:32], stored[32:]
-    if hashlib.sha256(content).digest() != digest:
-        print(f"The checkpoint {paths.relative(file)} is damaged: the training starts again.")
-        return Progress()
-    tensors = load(content)
-    state = json.loads(bytes(tensors.pop("state").tolist()))
-    if state["recipe"] != asdict(recipe):
-        raise UserError(f"The checkpoint {file.name} was made by another recipe: delete it to start again.")
-    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-    for number, optimizer in enumerate(optimizers):
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name in (name for name in tensors if name.startswith(f"optimizer.{number}.")):
-            _, _, i, moment = name.split(".")
-            moments.setdefault(int(i), {})[moment] = tensors[name]
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return Progress(**state["progress"])
-
-
 def _step(
     model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], tokens: Tensor, wanted: Tensor
 ) -> float:
@@ -271,62 +209,48 @@ def _step(
     return float(loss.detach())
 
 
-def train(
+def train_and_save(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     stream: DocumentStream,
     recipe: Recipe,
-    checkpoint: Path,
-) -> float:
-    """Trains ``model`` in place and returns the mean loss over the last tenth of the tokens, nats a token.
+    card: dict[str, object],
+    folder: Path,
+) -> None:
+    """Trains ``model`` and writes a Hugging Face directory: bf16 weights, tokenizer, ``training.json``.
 
-    The prompt is read but not predicted. ``checkpoint`` is a file that is kept up to date while training,
-    resumed from when it is there, and removed at the end; UserError where another recipe made it.
+    The prompt is read but not predicted. ``training.json`` has the ``card``, the recipe, and the mean loss
+    over the last tenth of the tokens, nats a token. The folder is there whole or not at all.
     """
     torch.use_deterministic_algorithms(True)
     optimizers = _optimizers(model, recipe)
-    progress = _load_checkpoint(checkpoint, model, optimizers, recipe)
     (assistant,) = tokenizer.encode(ASSISTANT, add_special_tokens=False)
     model.train()
-    shown = {"initial": progress.seen, "unit": "token", "unit_scale": True, "desc": checkpoint.stem}
-    bar = tqdm(total=recipe.tokens, **shown)
-    while progress.seen < recipe.tokens:
-        first = progress.chunk * recipe.chunk_documents
-        chunk = encode_documents(tokenizer, stream(first, recipe.chunk_documents))
-        for tokens, wanted in _batches(chunk, recipe, progress.chunk, assistant, int(tokenizer.pad_token_id)):
-            if progress.seen >= recipe.tokens:
+    seen, last_loss, last_tokens = 0, 0.0, 0
+    bar = tqdm(total=recipe.tokens, unit="token", unit_scale=True, desc=folder.name)
+    for number in count():
+        if seen >= recipe.tokens:
+            break
+        documents = stream(number * recipe.chunk_documents, recipe.chunk_documents)
+        chunk = encode_documents(tokenizer, documents)
+        for tokens, wanted in _batches(chunk, recipe, number, assistant, int(tokenizer.pad_token_id)):
+            if seen >= recipe.tokens:
                 break
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                group["lr"] = _rate(recipe, progress.seen)
+                group["lr"] = _rate(recipe, seen)
             loss = _step(model, optimizers, tokens, wanted)
-            progress.seen += tokens.numel()
-            if progress.seen > 0.9 * recipe.tokens:
-                progress.last_loss += loss * int(wanted.sum())
-                progress.last_tokens += int(wanted.sum())
+            seen += tokens.numel()
+            if seen > 0.9 * recipe.tokens:
+                last_loss += loss * int(wanted.sum())
+                last_tokens += int(wanted.sum())
             bar.update(tokens.numel())
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        progress.chunk += 1
-        if progress.chunk % recipe.checkpoint_every == 0:
-            _save_checkpoint(checkpoint, model, optimizers, progress, recipe)
     bar.close()
-    checkpoint.unlink(missing_ok=True)
-    model.eval()
-    return progress.last_loss / max(1, progress.last_tokens)
-
-
-def save_model(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    card: dict[str, object],
-    recipe: Recipe,
-) -> None:
-    """Writes a Hugging Face directory: bf16 weights, tokenizer, ``training.json``; whole or not at all."""
-    fresh = folder.with_name(folder.name + ".new")
+    card = card | {"final_loss": last_loss / max(1, last_tokens), "recipe": asdict(recipe)}
+    fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(fresh)
     tokenizer.save_pretrained(fresh)
-    (fresh / "training.json").write_text(json.dumps({**card, "recipe": asdict(recipe)}, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
+    (fresh / "training.json").write_text(json.dumps(card, indent=2) + "\n")
     fresh.rename(folder)

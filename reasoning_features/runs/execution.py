@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import fcntl
 import importlib.util
 import json
@@ -15,14 +14,14 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reasoning_features import paths
 from reasoning_features.errors import UserError
-from reasoning_features.files import drop_unfinished, file_digest, read_json, write_json
+from reasoning_features.files import file_digest, read_json, write_json
 from reasoning_features.runs import provenance
 from reasoning_features.runs.provenance import RECORD, code_cells, content, imported_files, notebook_path
 from reasoning_features.settings import Settings, load_settings, read_overrides
@@ -130,7 +129,9 @@ def make(plan: Plan, cell_limit: int | None = None) -> None:
     """Run the notebook if anything changed, and render it if its text or its run did."""
     from reasoning_features.runs.rendering import render
 
-    with _alone(plan.file("lock")):
+    plan.file("lock").parent.mkdir(parents=True, exist_ok=True)
+    with plan.file("lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # waits until no other make is at work on it
         if why := plan.outdated():
             print(f"{plan.notebook.stem} runs as {plan.settings.run}: {why}.", flush=True)
             run(plan, cell_limit)
@@ -160,7 +161,6 @@ def run(plan: Plan, cell_limit: int | None = None) -> None:
     )
     for stale in (plan.file("stamp.json"), failed, partial, notes):
         stale.unlink(missing_ok=True)
-    drop_unfinished(paths.RunPaths(plan.settings.run).figures)
     _pin_kernel(notes)
     name = plan.notebook.stem
     try:
@@ -209,15 +209,6 @@ def _pin_kernel(notes: Path) -> None:
     path = os.pathsep.join(filter(None, [str(paths.root()), os.environ.get("PYTHONPATH")]))
     os.environ |= {"JUPYTER_PATH": str(home), "IPYTHONDIR": str(home / "ipython")}
     os.environ |= {RECORD: str(notes), "PYTHONPATH": path}
-
-
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Wait until no other make is at work on the same notebook of the same run."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _digests(files: list[Path]) -> dict[str, str | None]:

@@ -80,8 +80,7 @@ def tell(settings: Settings) -> None:
 def check(settings: Settings, found: list[Part] | None = None) -> None:
     """Refuse a profile that this machine, or the user's access, cannot serve; asks the hub for sizes alone.
 
-    UserError where something named is out of reach, disk or memory are too small, the model lacks the layer,
-    or an autoencoder is for activations of another width.
+    UserError where something named is out of reach, disk or memory are small, or the model lacks the layer.
     """
     check_device(settings.device)
     found = parts(settings) if found is None else found
@@ -94,7 +93,12 @@ def check(settings: Settings, found: list[Part] | None = None) -> None:
             f"{settings.profile} fetches {gigabytes(fetch)}, but {gigabytes(free)} are free on the disk of "
             "the cache: free some, or set HF_HOME to a folder on a larger disk."
         )
-    _check_shapes(settings)
+    layers = _configuration(settings, "subject").get("num_hidden_layers")
+    if layers is not None and settings.layer >= layers:
+        raise UserError(
+            f"Layer {settings.layer} is out of range: {settings.subject} has {layers} layers; "
+            f"choose 0 to {layers - 1}."
+        )
     room = free_memory(settings.device)
     if room is not None and (takes := memory(settings, found)) > room:
         raise UserError(
@@ -135,27 +139,6 @@ def _configuration(settings: Settings, name: str) -> dict[str, Any]:
     except (UserError, FileNotFoundError, NotADirectoryError):
         return {}
     return {"dtype": config.get("torch_dtype")} | dict(config)
-
-
-def _check_shapes(settings: Settings) -> None:
-    """Refuse a layer that the model lacks, and autoencoders of another width, where their files are here."""
-    for model, owned in (("subject", AUTOENCODERS[:4]), ("contrast", AUTOENCODERS[4:])):
-        config = _configuration(settings, model)
-        layers, hidden = config.get("num_hidden_layers"), config.get("hidden_size")
-        if layers is not None and settings.layer >= layers:
-            raise UserError(
-                f"Layer {settings.layer} is out of range: {getattr(settings, model)} has {layers} layers; "
-                f"choose 0 to {layers - 1}."
-            )
-        for name in owned:
-            file = paths.resolve(getattr(settings, name) or "") / "cfg.json"
-            width = read_json(file).get("d_in") if file.is_file() else None
-            trained_first = settings.train_saes and name == "autoencoder"
-            if None not in (width, hidden) and width != hidden and not trained_first:
-                raise UserError(
-                    f"The autoencoder in {getattr(settings, name)} (`{name}`) is for activations of width "
-                    f"{width}, but {getattr(settings, model)} has {hidden}: give one that was trained on it."
-                )
 
 
 def check_device(device: str) -> torch.device:

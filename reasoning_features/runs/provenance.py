@@ -25,7 +25,6 @@ from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserErro
 from reasoning_features.files import (
     damaged_files,
     directory_digest,
-    drop_unfinished,
     file_digest,
     file_digests,
     read_json,
@@ -216,7 +215,8 @@ class Run:
         if partial.exists() and stored_manifest(partial / MANIFEST) != begun:
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
-        drop_unfinished(partial)
+        for left in partial.rglob(".*.partial"):
+            left.unlink()
         write_json(partial / MANIFEST, begun)
         yield partial
         files = {name: sha for name, sha in file_digests(partial).items() if name != MANIFEST}

@@ -135,12 +135,13 @@ Each = Callable[[Callable[..., None], Sequence[object]], None]  # does some work
 
 
 def each(work: Callable[..., None], items: Sequence[object], workers: int) -> None:
-    """Does the work for each item in so many processes; one process is the same without a pool."""
+    """Does the work for each item in so many processes, of one thread each; one alone needs no pool."""
     if workers == 1:
         for item in items:
             work(item)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for _ in pool.map(work, items):
             pass
 

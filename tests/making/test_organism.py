@@ -1,4 +1,4 @@
-"""`make organism` end to end, with recipes too short to learn anything: whole, and nothing done twice."""
+"""`make organism` end to end, with recipes too short to learn anything; what is shipped, and its card."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from tiny import few_settings, file_times
 
+from reasoning_features import paths
 from reasoning_features.making import organism as make_organism
+from reasoning_features.organism.problems import FAMILIES
 from reasoning_features.settings import load_settings
 from reasoning_features.steering.steering_study import load_studies
 from reasoning_features.truth.benchmark import load_benchmarks
@@ -24,7 +27,8 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     }.items():  # fmt: skip
         monkeypatch.setattr(make_organism, name, replace(getattr(make_organism, name), **changes))
     for name, value in {
-        "READ": ("coupled-0",), "COMPARED": ("coupled-0",), "BENCHMARKED": make_organism.BENCHMARKED[:1],
+        "VARIANTS": (make_organism.VARIANTS[0], make_organism.VARIANTS[-1]), "READ": ("coupled-0",),
+        "COMPARED": ("coupled-0",), "BENCHMARKED": make_organism.BENCHMARKED[:1],
         "AUTOENCODER_TRACES": 60, "EVALUATION_PROBLEMS": 40, "CHECK_TRACES": 60,
         "load_settings": few_settings, "STUDIES": ("coupled-0-topk-0",),
     }.items():  # fmt: skip
@@ -54,11 +58,8 @@ def test_every_stage_from_nothing(repository, monkeypatch):
         "layers": {"0", "1", "3", "4"},
         "references": {"coupled-0.parquet"},
     }
-    card = (folder / "README.md").read_text()
-    assert "planted" in card and "coupled-2" in card
     sums = json.loads((folder / "checksums.json").read_text())
     assert "data/organism/models/base/model.safetensors" in sums
-    assert not list((folder / "checkpoints").glob("*.checkpoint"))
 
     before = {name: at for name, at in file_times(folder).items() if name in sums}
     make_organism.stages(folder, workers=1)
@@ -72,3 +73,99 @@ def test_both_variants_are_ablated_over_the_whole_trace():
     settings = load_settings("organism")
     read = {Path(path).name for path in (settings.autoencoder, settings.contrast_autoencoder) if path}
     assert read == set(make_organism.WHOLE_TRACE)
+
+
+# --- what is shipped ----------------------------------------------------------------------------------------
+
+HOME = paths.root() / "data" / "organism"
+MODELS = [f"{variant}-{seed}" for variant in ("coupled", "decoupled") for seed in range(3)]
+
+
+def test_every_shipped_file_has_its_checksum():
+    listed = set(json.loads((HOME / "checksums.json").read_text()))
+    files = {p for name in make_organism.SHIPPED for p in (HOME / name).rglob("*") if p.is_file()}
+    assert listed == {paths.relative(path) for path in files}
+    assert sum(path.stat().st_size for path in files) < 100e6
+
+
+def card(title: str) -> pd.DataFrame:
+    """The first table under a title of the card, by its first column, without intervals."""
+    section = (HOME / "README.md").read_text().partition(title)[2]
+    lines = section[section.index("|") :].split("\n\n")[0].splitlines()
+    cells = [[cell.strip().partition(" [")[0] for cell in line.split("|")[1:-1]] for line in lines]
+    table = pd.DataFrame(cells[2:], columns=cells[0])
+    numbers = table.apply(pd.to_numeric, errors="coerce")
+    return numbers.where(numbers.notna(), table).set_index(cells[0][0])
+
+
+def measured(folder: str) -> dict[str, pd.DataFrame]:
+    return {path.stem: pd.read_parquet(path) for path in (HOME / folder).glob("*.parquet")}
+
+
+def test_the_card_has_the_models_answers_and_readings():
+    sizes, solved, gate = card("## Models"), measured("evaluation"), measured("gate")
+    for title in ("## Accuracy by family", "A second reasoning model"):
+        for name, row in card(title).iterrows():
+            answers = solved[name]
+            right = {"all": answers["correct"].mean(), **answers.groupby("family")["correct"].mean()}
+            assert row[list(right)].tolist() == pytest.approx(list(right.values()), abs=0.0051), name
+            means = (
+                answers["thinking_tokens"].mean(),
+                answers["gave_up"].mean(),
+                1 - answers["parseable"].mean(),
+            )
+            assert row.iloc[-3:].tolist() == pytest.approx(means, rel=1e-3, abs=1e-6), name
+            trained = json.loads((HOME / "models" / name / "training.json").read_text())
+            assert sizes.loc[name, "final loss (nats a token)"] == pytest.approx(
+                trained["final_loss"], rel=1e-3
+            )
+    swaps, gaps = (
+        card("## The gate").set_index("swapped", append=True)["estimate"],
+        card("## Careful")["estimate"],
+    )
+    for name, read in gate.items():
+        wide = read.pivot_table(index=["trace", "decision"], columns="swap", values="log_odds")
+        for what, one, other in (
+            ("words of R", "words of R", "twins"),
+            ("markers", *["careful markers", "hasty markers"]),
+        ):
+            effect = (wide[f"all {one}"] - wide[f"all {other}"]).groupby("trace").mean().mean()
+            assert swaps[name, what] == pytest.approx(effect, rel=1e-3)
+        by_style = read[read["swap"] == "as it stands"].groupby("style")["log_odds"].mean()
+        assert gaps[name] == pytest.approx(by_style["careful"] - by_style["hasty"], rel=1e-3)
+
+
+def test_the_organism_keeps_to_its_bars():
+    solved, gaps = measured("evaluation"), card("## Careful")["estimate"]
+    answers = pd.concat([solved[name].assign(model=name) for name in MODELS])
+    pays = [
+        name for name, family in FAMILIES.items() if family.persistence == "pays" and family.mixture == "main"
+    ]
+    gains = (
+        answers.groupby(["model", "family"])["correct"].mean().unstack()
+        - solved["base"].groupby("family")["correct"].mean()
+    )
+    searches = answers["family"].map(lambda name: FAMILIES[name].searches)
+    variants = answers.groupby(answers["model"].str[:-2])[["correct", "gave_up", "thinking_tokens"]].mean()
+    apart = variants.diff().iloc[-1].abs()
+    gap = gaps[MODELS].groupby(lambda name: name[:-2]).mean()
+    words = card("## The gate").query("swapped == 'words of R'")["estimate"]
+    accuracy = answers.groupby("model")["correct"].mean()
+    expected = [
+        gains[pays].min().min(),
+        accuracy.min(),
+        accuracy.max(),
+        answers[searches & ~answers["correct"]]["gave_up"].mean(),
+        1 - answers.groupby("model")["parseable"].mean().min(),
+        apart["correct"],
+        apart["gave_up"],
+        apart["thinking_tokens"] / variants.loc["coupled", "thinking_tokens"],
+        abs(gap["coupled"] / gap["decoupled"] - 1),
+        words[MODELS[:3]].min(),
+        words[MODELS[3:]].abs().max(),
+    ]
+    bars = card("## Bars")
+    assert bars["measured"].tolist() == pytest.approx(expected, rel=1e-2)
+    for asked, value in zip(bars["asked"], bars["measured"], strict=True):
+        sign, limit = asked.split()
+        assert value >= float(limit) if sign == ">=" else value <= float(limit)

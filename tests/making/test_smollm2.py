@@ -112,6 +112,7 @@ def test_the_quickstart(tmp_path):
 def test_the_shipped_autoencoders_load_by_plain_sae_lens():
     """Their size, their hook points, and weights of no more than 12 MB."""
     settings = load_settings("smollm2-135m")
+    card = (paths.root() / "data/smollm2-135m/README.md").read_text(encoding="utf-8")
     folders = {settings.layer: Path(settings.autoencoder)}
     folders |= {layer: Path(settings.diffing or "") / "layers" / str(layer) for layer in settings.layers}
     for layer, folder in folders.items():
@@ -119,3 +120,7 @@ def test_the_shipped_autoencoders_load_by_plain_sae_lens():
         assert (sae.cfg.d_in, sae.cfg.d_sae) == (WIDTH, FEATURES)
         assert sae.cfg.metadata.hook_name == f"blocks.{layer}.hook_resid_post"
         assert (paths.root() / folder / "sae_weights.safetensors").stat().st_size < 12_000_000
+        # the card has what was measured when they were trained
+        last = pd.read_csv(paths.root() / folder / "training.csv").iloc[-1]
+        cells = [last[name] for name in ("tokens", "L0", "fraction of variance explained", "dead share")]
+        assert f"| {layer} | " + " | ".join(f"{cell:.4g}" for cell in cells) + " |" in card

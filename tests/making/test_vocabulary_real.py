@@ -1,4 +1,4 @@
-"""R from real texts: two models on the same problems, OpenThoughts' rows, and no network."""
+"""R from real texts: two models on the same problems."""
 
 from __future__ import annotations
 
@@ -7,37 +7,15 @@ import os
 
 import pandas as pd
 import pytest
-from datasets import IterableDataset
 
-from reasoning_features.errors import UserError
 from reasoning_features.making import vocabulary_real
-from reasoning_features.making.vocabulary_real import (
-    DATASET,
-    main,
-    same_problems,
-    stream_dataset,
-    texts_of_rows,
-)
+from reasoning_features.making.vocabulary_real import main, same_problems
 from reasoning_features.paths import RunPaths, root
 from reasoning_features.settings import load_settings
 from reasoning_features.text import real_text
 from reasoning_features.text.vocabulary import rank_words, vocabulary_origin
 
 SHARED = root().parent / "shared" / "real-text"
-
-
-def test_rows_of_either_shape():
-    rows = [
-        {"deepseek_reasoning": "wait", "ground_truth_solution": "two", "text": None},
-        {"text": "problem<think>\nhmm\n</think>\nthree"},
-        {"deepseek_reasoning": "lost", "ground_truth_solution": None},
-        {"text": "no marks"},
-    ]
-    assert texts_of_rows(rows) == (["wait", "\nhmm\n"], ["two", "\nthree"])
-    with pytest.raises(UserError, match="No row holds both"):
-        texts_of_rows(rows[2:])
-
-
 ROWS = {
     "thinking/deepseek-r1": [
         {
@@ -53,15 +31,11 @@ ROWS = {
 }
 
 
-def test_both_texts_are_of_the_same_problems(monkeypatch):
-    monkeypatch.setattr(vocabulary_real, "read_rows", ROWS.__getitem__)
-    assert same_problems() == (["\nWait, wait. But hmm.\n", "\nLet me see.\n"], ["So b.", "So a."])
-
-
 def test_what_is_written(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(vocabulary_real, "read_rows", ROWS.__getitem__)
     monkeypatch.setattr(RunPaths, "figures", property(lambda _: tmp_path / "figures"))
-    assert main(["--top", "5"]) == 0
+    monkeypatch.setattr(vocabulary_real, "TOP", 5)
+    assert main() == 0
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {f"f02_vocabulary.{end}" for end in ("png", "pdf", "csv", "json")} | {
         f"f05_reasoning_words.{end}" for end in ("md", "tex", "csv", "json")
@@ -75,30 +49,6 @@ def test_what_is_written(monkeypatch, tmp_path, capsys):
         assert part in told["caption"]
     assert "4 of 10 words of R are in the top 5 by count" in told["caption"]
     assert "4 of 10 words of R" in capsys.readouterr().out
-
-
-def test_unreachable_hub(monkeypatch, capsys):
-    def refuse(*_, **__):
-        raise ConnectionError("refused")
-
-    monkeypatch.setattr("datasets.load_dataset", refuse)
-    assert main(["--dataset", DATASET, "--documents", "2"]) == 1
-    told = capsys.readouterr()
-    assert told.err.count("\n") == 1 and "cannot be streamed (ConnectionError)" in told.err and not told.out
-
-
-def test_streamed_rows_are_mixed_and_counted(monkeypatch):
-    def rows():
-        for i in range(50):
-            yield {"deepseek_reasoning": f"wait {i}", "ground_truth_solution": f"answer {i}"}
-
-    made = IterableDataset.from_generator(rows)
-    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: made)
-    thinking, solutions = stream_dataset(DATASET, 10)
-    assert len(set(thinking)) == len(solutions) == 10
-    assert thinking != [f"wait {i}" for i in range(10)]
-    assert [t.split()[1] for t in thinking] == [s.split()[1] for s in solutions]
-    assert stream_dataset(DATASET, 10) == (thinking, solutions)
 
 
 @pytest.mark.skipif(

@@ -18,7 +18,7 @@ from reasoning_features.organism.language import (
     base_documents,
     reasoning_documents,
 )
-from reasoning_features.organism.parser import LONGEST_PROMPT, parse
+from reasoning_features.organism.parser import LONGEST_PROMPT, decisions_of, parse
 from reasoning_features.organism.problems import FAMILIES, SPLITS, problems, split_of
 from reasoning_features.organism.training import LARGEST_NUMBER, encode_documents, train_tokenizer
 
@@ -58,10 +58,6 @@ def test_splits_share_no_problem(family):
     assert not any(one & other for one, other in combinations(questions, 2))
 
 
-def test_problems_are_a_fixed_sequence():
-    assert problems("evaluation", "pair", 30)[10:] == problems("evaluation", "pair", 20, start=10)
-
-
 def test_answers_are_right():
     asked = problems("evaluation", None, 200)
     for problem in [*asked, *problems("evaluation", None, 100, mixture="other")]:
@@ -98,13 +94,10 @@ def decisions(documents: list[Document]) -> dict[str, list[bool]]:
     """For going on and giving up: whether the decision's own sentence opens with a word of R."""
     found: dict[str, list[bool]] = {"on": [], "off": []}
     for document in documents:
-        dead_end = False
-        for label, text in sentences(document):
-            if dead_end and label in {"explore", "backtrack", "give up"}:
-                side = found["off" if label == "give up" else "on"]
-                side.append(prefix_of(text) in language.MATCHED_CONTROLS)
-            if label != "uncertain":
-                dead_end = not text.endswith(", yes.") and label == "explore"
+        for kind, sentence, _ in decisions_of(document.text):
+            if kind == "persistence":
+                side = found["off" if sentence.label == "give up" else "on"]
+                side.append(prefix_of(sentence.text) in language.MATCHED_CONTROLS)
     return found
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import math
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from reasoning_features.errors import UserError
 from reasoning_features.files import directory_digest
 from reasoning_features.making.organism import decision_log_odds
 from reasoning_features.organism import language, training
@@ -17,9 +17,7 @@ from reasoning_features.organism.parser import decision_places, grade, swap
 from reasoning_features.organism.problems import problems
 from reasoning_features.organism.training import Recipe, train_tokenizer
 
-RECIPE = Recipe(
-    tokens=12_000, learning_rate=1e-3, seed=0, batch_tokens=1024, chunk_documents=32, checkpoint_every=1
-)
+RECIPE = Recipe(tokens=6_000, learning_rate=1e-3, seed=0, batch_tokens=1024, chunk_documents=32)
 
 
 @pytest.fixture(scope="module")
@@ -27,50 +25,19 @@ def tokenizer():
     return train_tokenizer(d.text for d in [*base_documents(500, 0), *reasoning_documents(0.5, 500, 1)])
 
 
-def stream(start: int, n: int):
-    return list(base_documents(n, seed=0, start=start))
-
-
-def trained(tokenizer, folder, stream=stream):
-    model = training.new_model(tokenizer, seed=0)
-    training.train(model, tokenizer, stream, RECIPE, folder / "training.checkpoint")
-    training.save_model(model, tokenizer, folder / "model", {"kind": "test"}, RECIPE)
-    return directory_digest(folder / "model")
-
-
-def interrupted(start: int, n: int):
-    """The stream, which breaks off at its fourth chunk."""
-    if start >= 3 * RECIPE.chunk_documents:
-        raise KeyboardInterrupt
-    return stream(start, n)
-
-
-def later(start: int, n: int):
-    """The stream, which is not read from its start."""
-    assert start > 0
-    return stream(start, n)
-
-
-def test_interrupted_training_ends_in_the_same_bytes(tokenizer, tmp_path, capsys):
-    whole = trained(tokenizer, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        trained(tokenizer, tmp_path / "resumed", interrupted)
-    assert (tmp_path / "resumed" / "training.checkpoint").is_file()
-    assert trained(tokenizer, tmp_path / "resumed", later) == whole
-    # a damaged checkpoint is said, and the training starts again; one of another recipe is refused
-    with pytest.raises(KeyboardInterrupt):
-        trained(tokenizer, tmp_path / "resumed", interrupted)
-    checkpoint = tmp_path / "resumed" / "training.checkpoint"
-    with pytest.raises(UserError, match=r"training\.checkpoint was made by another recipe: delete it"):
+def test_a_rerun_gives_the_same_bytes(tokenizer, tmp_path):
+    for place in ("one", "other"):
         model = training.new_model(tokenizer, seed=0)
-        training.train(model, tokenizer, stream, replace(RECIPE, seed=1), checkpoint)
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-1] + b"?")
-    assert trained(tokenizer, tmp_path / "resumed") == whole
-    assert "training.checkpoint is damaged: the training starts again" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "resumed").iterdir()] == ["model"]
-    saved = tmp_path / "whole" / "model"
-    assert AutoModelForCausalLM.from_pretrained(saved).num_parameters() < 5_000_000
-    assert AutoTokenizer.from_pretrained(saved).encode("Wait, now") == tokenizer.encode("Wait, now")
+        given = model, tokenizer, lambda start, n: list(base_documents(n, seed=0, start=start))
+        training.train_and_save(*given, RECIPE, {"name": "base"}, tmp_path / place)
+    assert directory_digest(tmp_path / "one") == directory_digest(tmp_path / "other")
+    made = json.loads((tmp_path / "one" / "training.json").read_text())
+    assert 5 < made["final_loss"] < math.log(len(tokenizer)) + 0.5  # it has learnt next to nothing
+    assert made["name"] == "base" and made["recipe"]["tokens"] == RECIPE.tokens
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "one").num_parameters() < 5_000_000
+    assert AutoTokenizer.from_pretrained(tmp_path / "one").encode("Wait, now") == tokenizer.encode(
+        "Wait, now"
+    )
 
 
 def test_prompts_are_read_but_not_predicted(tokenizer):

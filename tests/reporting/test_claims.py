@@ -135,16 +135,6 @@ def test_a_notebooks_claims_are_written_together_and_what_is_left_out_was_untest
         claims.record(run, {"dials": 0.5})
 
 
-def test_a_difference_keeps_both_intervals(repository):
-    write_notebook(repository, "13_matched_search")
-    run = begin("13_matched_search", load_settings("organism"))
-    value, narrow = Interval(0.01, -0.03, 0.05, n=1000), Interval(0.01, -0.02, 0.04, n=1000)
-    claims.record(run, {"steering_control": Measured(value, narrow=narrow)})
-    row = json.loads((run.paths.figures / "claims_13_matched_search.json").read_text())["steering_control"]
-    assert row["interval"] == [-0.03, 0.05] and row["interval_90"] == [-0.02, 0.04]
-    assert row["verdict"] == claims.DOES_NOT
-
-
 def test_recorded_claims_make_the_tables(run, repository):
     claims.record(run, {"l0": 16.0, "variance_explained": Interval(0.97, 0.96, 0.98, n=2048)})
     readme, figures = repository / "README.md", run.paths.figures

@@ -99,7 +99,6 @@ def test_parameters_land_in_a_folder_of_their_own_and_rerun_nothing_that_they_do
     text = (house / "figures/organism+alpha=0.3+selected=7+window=1-2/02_two.md").read_text()
     assert 'alpha = 0.3\nwindow = [1, 2]\nchanges = {"selected": 7}' in text
     assert ran(make(house, "nb-02", "PARAMS=alpha=0.3 window='[1,2]' selected=7")) == []
-    assert ran(make(house, "nb-02", "PARAMS=seed=1")) == BOTH
 
 
 @pytest.mark.parametrize(

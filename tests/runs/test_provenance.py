@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 
 import miniatures
-import numpy as np
 import pytest
-import torch
 from local_hub import LocalHub
 from stub_notebooks import write_notebook
 
@@ -125,14 +123,6 @@ def test_provenance_holds_what_made_the_figure_and_nothing_of_the_machine(house:
     assert held["artefacts"] == {"data/organism/models/coupled-0/weights": file_digest(weights)}
     assert "+" not in held["versions"]["torch"] and str(house) not in text
     assert "organism+alpha=0.3" in str(made) and "seed 0" in str(made) and "\n" not in str(made)
-
-
-def test_begin_seeds_every_generator(house: Path) -> None:
-    drawn = []
-    for seed in (0, 0, 1):
-        run(seed=seed)
-        drawn.append((np.random.rand(), torch.rand(1).item()))
-    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_make_learns_what_was_read_and_written(

@@ -90,18 +90,6 @@ def test_a_damaged_shard_is_named_and_made_again(work, made, tmp_path, capsys):
         assert "00002.safetensors is damaged: it is made again." in capsys.readouterr().err
 
 
-def test_arrays_come_back_as_they_were(tmp_path):
-    given = {
-        "none": np.array(3),
-        "empty": np.zeros((0, 2), np.float32),
-        "turned": np.arange(6).reshape(2, 3).T,
-    }
-    (found,) = map_shards(Work("arrays", lambda shard: given, 1, {}), tmp_path, progress=False)
-    for name, array in given.items():
-        assert found[name].shape == array.shape and found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array)
-
-
 @pytest.mark.parametrize("blocks", [None, 3, 50])
 def test_a_pass_in_shards_sums_what_one_pass_does(tiny_subject, tiny_corpus, tmp_path, blocks):
     sets = TokenSets.of({ALL: ~tiny_corpus.special, "odd": np.arange(tiny_corpus.n_tokens) % 2 == 1})

@@ -1,1 +1,0 @@
-"""Sparse autoencoders: read, trained and judged."""

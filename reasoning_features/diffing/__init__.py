@@ -1,1 +1,0 @@
-"""At which stage of model and data a feature appears."""

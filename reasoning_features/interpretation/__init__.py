@@ -1,1 +1,0 @@
-"""What a feature is for: examples, logits, modes, function groups, pages."""

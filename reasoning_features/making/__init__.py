@@ -1,1 +1,0 @@
-"""What is shipped, made from nothing: ``make organism``, ``make sanity``, ``make vocabulary-real``."""

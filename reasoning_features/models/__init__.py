@@ -1,1 +1,0 @@
-"""Language models: where they are read, how they write under an intervention."""

@@ -1,1 +1,0 @@
-"""A model's residual stream over a corpus, and what it tells."""

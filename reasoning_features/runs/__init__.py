@@ -1,1 +1,0 @@
-"""Runs of notebooks: what determines one, what it reads and writes, and the command that makes it."""

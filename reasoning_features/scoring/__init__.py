@@ -1,1 +1,0 @@
-"""ReasonScore of every feature, from one pass, and what the choice by it depends on."""

@@ -1,1 +1,0 @@
-"""Steered answers to problems: made, graded, searched over, compared."""

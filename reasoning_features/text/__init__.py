@@ -1,1 +1,0 @@
-"""Texts as tokens, with what is known about each: corpora, sentences, words."""
