@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, hypergeom
 
@@ -78,6 +79,13 @@ def bootstrap_mean(
     x = np.asarray(values, dtype=float)
     means = bootstrap_weights(len(x), n_resamples, seed) @ x / len(x)
     return percentile_interval(float(x.mean()), means, len(x), level)
+
+
+def means_by(frame: pd.DataFrame, by: list[str], column: str, seed: int = 0) -> pd.DataFrame:
+    """Mean of a column in each group of rows, as they come: ``by``, ``column``, ``low``, ``high``, ``n``."""
+    grouped = frame.groupby(by, sort=False)[column]
+    rows = [dict(zip(by, key, strict=True)) | vars(bootstrap_mean(x, seed=seed)) for key, x in grouped]
+    return pd.DataFrame(rows).rename(columns={"estimate": column})
 
 
 def paired_difference(
@@ -211,28 +219,6 @@ def finding(interval: Interval, margin: float = MARGIN) -> Literal["effect", "no
     if interval.low > 0 or interval.high < 0:
         return "effect"
     return "no effect" if -margin < interval.low and interval.high < margin else "undecided"
-
-
-def difference_in_differences(
-    one: ArrayLike,
-    its_control: ArrayLike,
-    other: ArrayLike,
-    others_control: ArrayLike,
-    n_resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """(one − its control) − (other − its control), mean over problems with its paired bootstrap interval.
-
-    Each is a result a problem ``[n]``, or ``[seeds, n]`` of several trainings, which are averaged problem by
-    problem. A problem is drawn for all four together. The interval is about problems: what varies between
-    trainings is not in it.
-    """
-    cells = [np.asarray(cell, dtype=float) for cell in (one, its_control, other, others_control)]
-    if len({cell.shape for cell in cells}) > 1 or cells[0].ndim not in (1, 2):
-        raise ValueError(f"the four cells need one shape, got {[cell.shape for cell in cells]}")
-    apart = (cells[0] - cells[1]) - (cells[2] - cells[3])
-    return bootstrap_mean(np.atleast_2d(apart).mean(axis=0), n_resamples, seed, level)
 
 
 def _paired(a: ArrayLike, b: ArrayLike) -> Array:

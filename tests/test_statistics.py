@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import binomtest, permutation_test
 
@@ -14,12 +15,12 @@ from reasoning_features.statistics import (
     bootstrap_mean,
     bootstrap_ratio,
     chance_jaccard,
-    difference_in_differences,
     finding,
     holm,
     independent_difference,
     jaccard,
     mcnemar,
+    means_by,
     null_rank,
     paired_difference,
     paired_p_value,
@@ -140,30 +141,8 @@ def test_nothing_is_said_to_be_nothing_without_evidence(low, high, expected):
     assert finding(Interval((low + high) / 2, low, high, 100)) == expected
 
 
-def test_difference_in_differences_finds_what_was_planted_and_covers_it():
-    # a problem's difficulty is shared by all cells; the first arm gains 8 points of probability more
-    rng, held, n, planted = np.random.default_rng(5), 0, 300, 0.08
-    for seed in range(300):
-        easy = rng.uniform(0.2, 0.7, n)
-        gains = (0.15, 0.02, 0.07, 0.02)
-        cells = [rng.random(n) < easy + gain for gain in gains]
-        found = difference_in_differences(*cells, n_resamples=300, seed=seed)
-        held += found.low <= planted <= found.high
-    # 95% ± 3·√(.95·.05/300)
-    assert held / 300 == pytest.approx(0.95, abs=0.038)
-
-
-def test_seeds_are_pooled_problem_by_problem():
-    rng = np.random.default_rng(6)
-    cells = [rng.random((3, 200)) < p for p in (0.6, 0.5, 0.5, 0.5)]
-    pooled = difference_in_differences(*cells)
-    each = [difference_in_differences(*(cell[i] for cell in cells)) for i in range(3)]
-    assert pooled.estimate == pytest.approx(np.mean([one.estimate for one in each])) and pooled.n == 200
-    # more answers to the same problems say more
-    assert pooled.high - pooled.low < min(one.high - one.low for one in each)
-    # what all four cells share leaves no trace: a problem is drawn for all together
-    hard = rng.normal(size=200) * 100
-    shared = difference_in_differences(hard + 3, hard + 1, hard + 1, hard)
-    assert (shared.low, shared.estimate, shared.high) == pytest.approx((1, 1, 1))
-    with pytest.raises(ValueError, match="one shape"):
-        difference_in_differences(hard, hard, hard, hard[:5])
+def test_means_by_group_keep_the_groups_order():
+    frame = pd.DataFrame({"a": ["y", "y", "x"], "b": [1, 1, 2], "right": [True, False, True]})
+    table = means_by(frame, ["a", "b"], "right")
+    assert table[["a", "b", "right", "n"]].values.tolist() == [["y", 1, 0.5, 2], ["x", 2, 1.0, 1]]
+    assert table["low"].tolist() == [0, 1] and table["high"].tolist() == [1, 1]

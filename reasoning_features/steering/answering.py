@@ -3,8 +3,7 @@
 Two engines write them. "rows" samples many conditions in one batch; every row draws from its own random
 stream, so answers are paired between conditions and do not depend on their batch. A batch lasts as long as
 its longest answer: right for short answers, on a CPU, and for token rules, which it alone can follow.
-"continuous" refills the batch as answers end: for long answers of unequal lengths on a GPU. (On two cores it
-makes a third to an eighth of the tokens a second that rows do.)
+"continuous" refills the batch as answers end: for long answers of unequal lengths on a GPU.
 
 Where a folder is given, every finished answer is kept there and none is made twice. ``ENGINE=ray`` makes
 answers that are kept on a Ray cluster.
@@ -17,8 +16,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,13 +68,9 @@ def answers(
     is the most rows that are sampled together, ``sae`` the autoencoder where a condition clamps one of its
     features, ``kept`` the folder of finished answers (by default the questions' own, if any).
 
-    Returns:
-        The rows of ``questions.grade`` with ``condition``, ``feature`` (−1 unsteered), ``gamma``,
-        ``problem`` and ``tokens`` (the new ones).
-
-    Raises:
-        UserError: two conditions of one name, a vector that is not finite or of another width, a clamp
-            without an autoencoder, or a prompt beyond the model's context.
+    Gives the rows of ``questions.grade`` with ``condition``, ``feature`` (−1 unsteered), ``gamma``,
+    ``problem`` and ``tokens`` (the new ones). UserError where conditions do not fit, or a prompt is beyond
+    the model's context.
     """
     asked = [Condition(UNSTEERED), *conditions]
     check_conditions(subject, asked, sae)
@@ -153,21 +148,19 @@ class Asked:
 def _kept_or_written(asked: Asked, kept: Path | None, progress: str | None) -> list[list[int]]:
     """New tokens of every row: those that are kept in a folder, the others written and kept there."""
     questions, n, rows = asked.questions, len(asked.questions), range(len(asked))
-    if not any(condition.clamp is not None for condition in asked.conditions):
-        asked = replace(asked, sae=None)
     done: dict[int, list[int]] = {}
     stores: list[AnswerStore] = []
-    parts: Sequence[Sequence[int]] = [rows]
+    most = len(asked)
     if folder := kept or questions.kept:
-        keys = [answers_key(asked, condition) for condition in asked.conditions]
-        stores = [AnswerStore(folder, key) for key in keys]
+        stores = [AnswerStore(folder, answers_key(asked, condition)) for condition in asked.conditions]
         for row in rows:
             found = stores[row // n].get(questions.prompts[row % n], questions.stream(row % n))
             if found is not None:
                 done[row] = found
-        parts = list(_parts(n, len(rows), LONG_ROWS_A_PART if questions.kept else ROWS_A_PART))
-    parts = [missing for part in parts if (missing := [row for row in part if row not in done])]
-    with tqdm(total=len(rows) - len(done), desc=progress, unit="answer", disable=progress is None) as bar:
+        most = LONG_ROWS_A_PART if questions.kept else ROWS_A_PART
+    missing = [row for row in rows if row not in done]
+    parts = [missing[start : start + most] for start in range(0, len(missing), most)]
+    with tqdm(total=len(missing), desc=progress, unit="answer", disable=progress is None) as bar:
 
         def ended(row: int, tokens: list[int]) -> None:
             done[row] = tokens
@@ -176,9 +169,7 @@ def _kept_or_written(asked: Asked, kept: Path | None, progress: str | None) -> l
             bar.update(1)
 
         if stores and os.environ.get(ENGINE):
-            # the grader may hold much that is not needed to write answers
-            ungraded = replace(asked, questions=replace(questions, grade=_ungraded))
-            compute = partial(_part, ungraded, parts)
+            compute = partial(_part, asked, parts)
             for _, made in each_by_ray(compute, range(len(parts)), str(asked.subject.device)):
                 for row, tokens in made.items():
                     ended(row, tokens)
@@ -193,19 +184,6 @@ def _part(asked: Asked, parts: Sequence[Sequence[int]], part: int) -> dict[int, 
     made: dict[int, list[int]] = {}
     asked.write(parts[part], made.__setitem__)
     return made
-
-
-def _ungraded(numbers: Sequence[int], continuations: Sequence[Sequence[int]]) -> pd.DataFrame:
-    raise NotImplementedError("answers are graded where they are asked for")
-
-
-def _parts(questions: int, rows: int, most: int) -> Iterator[range]:
-    """Rows in their order, at most ``most`` in a part: whole conditions, or parts of one."""
-    group = max(most // questions, 1) * questions
-    for first in range(0, rows, group):
-        last = min(first + group, rows)
-        for start in range(first, last, most):
-            yield range(start, min(start + most, last))
 
 
 def _engine(questions: Questions, condition: Condition) -> str:
@@ -249,17 +227,12 @@ class AnswerStore:
         self._own = self.folder / f"{platform.node()}-{os.getpid()}.jsonl"
         self._found: dict[tuple[str, int], list[int]] = {}
         for file in sorted(self.folder.glob("*.jsonl")):
-            damaged = 0
-            for line in file.read_text("utf-8", errors="replace").splitlines()[1:]:
+            for line in filter(None, file.read_text("utf-8", errors="replace").splitlines()[1:]):
                 try:
-                    row = json.loads(line or "{}")
-                    if row:
-                        self._found[row["prompt"], row["stream"]] = row["tokens"]
+                    row = json.loads(line)
+                    self._found[row["prompt"], row["stream"]] = row["tokens"]
                 except (ValueError, KeyError, TypeError):
-                    damaged += 1
-            if damaged:
-                told = f"{paths.relative(file)}: {damaged} of its answers are damaged and are made again."
-                print(told, file=sys.stderr)
+                    print(f"A damaged answer in {paths.relative(file)} is made again.", file=sys.stderr)
         new = not self._own.is_file()
         self._before = f"{self._first}\n" if new else "" if self._own.read_bytes().endswith(b"\n") else "\n"
 

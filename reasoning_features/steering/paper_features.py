@@ -28,7 +28,13 @@ from reasoning_features.reporting.claims import Measured
 from reasoning_features.reporting.plots import TEXT_WIDTH, panels
 from reasoning_features.scoring.reason_score import ranks, select
 from reasoning_features.settings import Settings
-from reasoning_features.statistics import Interval, bootstrap_mean, bootstrap_ratio, paired_difference
+from reasoning_features.statistics import (
+    Interval,
+    bootstrap_mean,
+    bootstrap_ratio,
+    means_by,
+    paired_difference,
+)
 from reasoning_features.steering.questions import STEERED
 from reasoning_features.steering.steering_results import majority_votes, paired_effect
 from reasoning_features.steering.steering_study import CHOSEN, matched_features
@@ -83,11 +89,8 @@ def found_table(
     """How many published features are among the k with the highest score, beside chance.
 
     ``scores`` is name of the score's hyperparameters → score of every feature ``[f]``; ``published`` is name
-    → features. UserError where a feature is not there.
-
-    Returns:
-        A row for each of both: ``found``, ``by chance`` (expected of as many random features), ``p`` (that as
-        many or more are found by chance, hypergeometric), and ``median rank`` (1 is the highest).
+    → features. A row for each of both: ``found``, ``by chance`` (expected of as many random features), ``p``
+    (that as many or more are found by chance, hypergeometric), and ``median rank`` (1 is the highest).
     """
     rows = []
     for dials, values in scores.items():
@@ -125,11 +128,8 @@ def steered_conditions(
     """The features that the paper names at its strength, or where none are named the best by ReasonScore.
 
     A random live feature is matched to each. A named feature that is never active here has no strength to
-    steer with, and is left out. ``evidence`` is the feature table. UserError where a named feature is not
-    among the autoencoder's.
-
-    Returns:
-        The conditions, the first feature's first; and kind → its features, the random ones under ``RANDOM``.
+    steer with, and is left out. ``evidence`` is the feature table. Gives the conditions, the first feature's
+    first; and kind → its features, the random ones under ``RANDOM``.
     """
     live = np.flatnonzero(evidence["density"] > 0)
     if named := settings.published.get(STEERED):
@@ -149,11 +149,9 @@ def steered_conditions(
 def steered_table(answered: pd.DataFrame, problems: int, seed: int = 0) -> pd.DataFrame:
     """What steering did on each benchmark, paired over problems with the unsteered model.
 
-    ``answered`` are answers; those to one problem have numbers ``problems`` apart.
-
-    Returns:
-        A row for each condition and benchmark: ``pass@1`` (mean over a problem's ``k`` answers), ``maj@k``,
-        ``tokens``; ``gain`` in pass@1 and ``longer`` (relative change of tokens) with their ends (95%).
+    Answers to one problem have numbers ``problems`` apart. A row a condition and benchmark: ``pass@1`` (mean
+    over a problem's ``k`` answers), ``maj@k``, ``tokens``; ``gain`` in pass@1 and ``longer`` (relative change
+    of tokens) with their ends (95%).
     """
     frame = answered.assign(item=answered["problem"] % problems)
     samples = len(frame) // (problems * frame["condition"].nunique())
@@ -219,12 +217,9 @@ def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
 def text_measures(answers: pd.DataFrame, prompts: Sequence[str], words: Sequence[str]) -> pd.DataFrame:
     """The measures of every answer's text, without its prompt: of its thinking, or of all where none ends.
 
-    ``prompts`` are the texts of the problems' prompts, with which ``text`` begins; ``words`` is R.
-
-    Returns:
-        ``condition``, ``feature``, ``gamma``, ``problem``, and: ``tokens``; ``words of R in a hundred``
-        words (0 in a text without words); ``repeated pairs of tokens (%)``, the share of pairs of neighbours
-        that stood in the text before (near 100 where a text goes in circles, or is blank lines).
+    ``prompts`` are the texts of the problems' prompts, with which ``text`` begins; ``words`` is R. Measures
+    are ``tokens``; ``words of R in a hundred`` words (0 in a text without words); ``repeated pairs of tokens
+    (%)``, the share of pairs of neighbours that stood in the text before (near 100 where it goes in circles).
     """
     phrases = [split_words(word) for word in words if split_words(word)]
     rows = []
@@ -243,20 +238,16 @@ def text_measures(answers: pd.DataFrame, prompts: Sequence[str], words: Sequence
 def text_effects(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Change of each measure from the unsteered text of the same problem and the same draws.
 
-    Returns one row a condition and measure: ``unsteered`` (mean), ``change`` with ``low`` and ``high`` (95%,
-    problems resampled), and the number of ``problems``.
+    A row a condition and measure: ``unsteered`` (mean), ``change`` with ``low``, ``high`` (95%), ``problems``
     """
-    plain = measured[measured["condition"] == UNSTEERED].set_index("problem")[list(MEASURES)]
-    named = ["condition", "feature", "gamma"]
-    rows = []
-    for key, part in measured[measured["condition"] != UNSTEERED].groupby(named, sort=False):
-        changes = part.set_index("problem")[list(MEASURES)] - plain
-        for measure in MEASURES:
-            change = bootstrap_mean(changes[measure].to_numpy(), seed=seed)
-            row = dict(zip(named, key, strict=True))
-            row |= {"measure": measure, "unsteered": plain[measure].mean()}
-            rows.append(row | change.row("change") | {"problems": change.n})
-    return pd.DataFrame(rows)
+    named, measures = ["condition", "feature", "gamma"], list(MEASURES)
+    plain = measured[measured["condition"] == UNSTEERED].set_index("problem")[measures]
+    steered = measured[measured["condition"] != UNSTEERED].set_index([*named, "problem"])[measures]
+    changes = steered - plain.loc[steered.index.get_level_values("problem")].to_numpy()
+    long = pd.DataFrame({"change": changes.rename_axis(columns="measure").stack()}).reset_index()
+    table = means_by(long, [*named, "measure"], "change", seed)
+    table.insert(4, "unsteered", table["measure"].map(plain.mean()))
+    return table.rename(columns={"n": "problems"})
 
 
 # --- traces side by side ------------------------------------------------------------------------------------
@@ -292,14 +283,6 @@ def side_by_side(
     text: str = own["text"].iloc[0]
     start, end = text.find(USER), text.find(ASSISTANT)
     return text[start + len(USER) : end] if 0 <= start < end else "", traces
-
-
-def flipped(answers: pd.DataFrame, condition: str) -> dict[str, list[int]]:
-    """Problems whose answer a condition changes: "wrong to right" and "right to wrong", in their order."""
-    table = answers.pivot(index="problem", columns="condition", values="correct").astype(bool)
-    plain, steered = table[UNSTEERED], table[condition]
-    changed = {"wrong to right": ~plain & steered, "right to wrong": plain & ~steered}
-    return {name: table.index[which].tolist() for name, which in changed.items()}
 
 
 def draw_traces(title: str, traces: Mapping[str, str], prompt: str = "") -> tuple[Figure, pd.DataFrame]:

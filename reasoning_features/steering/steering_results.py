@@ -1,14 +1,13 @@
 """What the steering studies say: winners beside the unsteered model and each other, the variants apart.
 
-Beside them other ways to spend as many tokens: a majority over several answers, and thinking longer. And
-mediation by intervention: two crossed runs tell how much of what steering gains is carried by going on at
-dead ends. (a) The unsteered model is forced to go on as often as the steered one does: what it gains needs no
-steering, only the decisions. (b) The steered model is forced to go on as seldom as the unsteered one does:
-what is left of its gain is not carried by the decisions. Each is forced at its own rates too, which should
-change nothing if decisions, beyond their rates, do not depend on the problem.
+Beside them other ways to spend as many tokens, and mediation by intervention: how much of what steering gains
+is carried by going on at dead ends. (a) The unsteered model is forced to go on as often as the steered one
+does: what it gains needs only the decisions. (b) The steered model is forced to go on as seldom as the
+unsteered one: what is left of its gain is not carried by the decisions. Each is forced at its own rates too,
+which should change nothing if decisions, beyond their rates, do not depend on the problem.
 
-All intervals are paired: a problem is answered under every condition with the same random draws, and problems
-are resampled with all their answers. Winners × families are many comparisons, and corrected for it.
+Intervals are paired: a problem is answered under every condition with the same random draws, and resampled
+with all its answers.
 """
 
 from __future__ import annotations
@@ -19,38 +18,28 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import UNSTEERED, Condition
 from reasoning_features.models.subject import Subject
 from reasoning_features.reporting.claims import Measured
-from reasoning_features.reporting.plots import (
-    COLOURS,
-    forest,
-    legend_below,
-    look,
-    name_rows,
-    new_figure,
-    panels,
-)
 from reasoning_features.statistics import (
-    MARGIN,
     Interval,
     bootstrap_mean,
     bootstrap_ratio,
-    difference_in_differences,
     finding,
     holm,
+    means_by,
     paired_difference,
     paired_p_value,
 )
 from reasoning_features.steering.answering import answers
 from reasoning_features.steering.questions import Questions
 from reasoning_features.steering.steering_study import CHOSEN, SLOT, Study, best
-from reasoning_features.steering.token_rules import InTurn, forced_rates
-from reasoning_features.truth.decisions import Rates, decision_rates, rates_of
+from reasoning_features.steering.token_rules import forced_rates
+from reasoning_features.truth.decisions import decision_rates, rates_of
 
 ALL = "all"
 BETTER, WITHIN, WORSE = "better by 0.5 points", "within 2 points", "worse"
@@ -90,11 +79,11 @@ def winners_table(study: Study, seed: int = 0, families: bool = True) -> pd.Data
     """
     rows: list[dict[str, object]] = []
     by_group = {name: part.sort_values("problem") for name, part in study.evaluation.groupby("group")}
-    unsteered = by_group[UNSTEERED]
+    domains = by_group[UNSTEERED]["domain"].to_numpy()
     for group in study.evaluation["group"].unique():
-        for domain in (ALL, *np.unique(unsteered["domain"])) if families else (ALL,):
-            which = (unsteered["domain"].to_numpy() == domain) | (domain == ALL)
-            own, usual = by_group[group][which], unsteered[which]
+        for domain in (ALL, *np.unique(domains)) if families else (ALL,):
+            which = (domains == domain) | (domain == ALL)
+            own, usual = by_group[group][which], by_group[UNSTEERED][which]
             right, tokens = own["correct"].astype(float), own["thinking_tokens"].astype(float)
             row = {"class": group, "condition": own["condition"].iloc[0]}
             row |= {"share of norm": own["share of norm"].iloc[0], "domain": domain, "n": len(own)}
@@ -105,12 +94,10 @@ def winners_table(study: Study, seed: int = 0, families: bool = True) -> pd.Data
                 row |= {"p": paired_p_value(right, plain, seed=seed)}
                 row |= paired_difference(tokens, usual["thinking_tokens"], seed=seed).row("longer", "longer ")
             rows.append(row)
-    columns = ["class", "condition", "share of norm", "domain", "n", "accuracy", "thinking tokens", "gain"]
-    ends = ["low", "high", "p", "longer", "longer low", "longer high", "p (Holm)"]
-    table = pd.DataFrame(rows).reindex(columns=[*columns, *ends])
+    table = pd.DataFrame(rows)
     compared = table["class"] != UNSTEERED
-    for rows_of in (compared & (table["domain"] == ALL), compared & (table["domain"] != ALL)):
-        table.loc[rows_of, "p (Holm)"] = holm(table.loc[rows_of, "p"].to_numpy())
+    for tests in (compared & (table["domain"] == ALL), compared & (table["domain"] != ALL)):
+        table.loc[tests, "p (Holm)"] = holm(table.loc[tests, "p"].to_numpy())
     return table
 
 
@@ -137,35 +124,28 @@ def pairs(studies: Sequence[Study]) -> dict[int, tuple[Study, Study]]:
     return {seed: (known[1, seed], known[0, seed]) for seed in seeds}
 
 
-def variants_apart(
-    studies: Sequence[Study], against: str = SLOT, level: float = 0.95, seed: int = 0
-) -> pd.DataFrame:
+def variants_apart(studies: Sequence[Study], against: str = SLOT, seed: int = 0) -> pd.DataFrame:
     """The difference in differences: (ReasonScore − ``against``) in the coupled model, less the decoupled.
 
-    The four winners of a seed answer the same problems, which are resampled for all four together; the seeds
-    show what varies between trainings. UserError where no seed has both models.
-
-    Returns:
-        One row a seed of the models and one for all of them together (``seed`` "all"): ``coupled`` and
-        ``decoupled`` are each one's mean difference, and the ``finding`` is on the 90% interval.
+    A row a seed of the models and one for all together (``seed`` "all"): ``coupled`` and ``decoupled`` are
+    each one's mean difference, and the ``finding`` is on the 90% interval. Seeds show what varies between
+    trainings.
     """
-    by_seed = {
-        str(number): [study.outcome(group) for study in pair for group in (CHOSEN, against)]
+    rows = []
+    for number, (coupled, decoupled) in _by_seed(studies, against).items():
+        wide, narrow = (paired_difference(coupled, decoupled, seed=seed, level=x) for x in (0.95, 0.90))
+        row = {"seed": number, "coupled": coupled.mean(), "decoupled": decoupled.mean()}
+        rows.append(row | vars(wide) | {"finding": finding(narrow)})
+    return pd.DataFrame(rows)
+
+
+def _by_seed(studies: Sequence[Study], against: str) -> dict[str, NDArray[np.float64]]:
+    """Seed, or "all" for their mean → ReasonScore − ``against`` by model and problem ``[2, n]``."""
+    apart = {
+        str(number): np.stack([study.outcome(CHOSEN) - study.outcome(against) for study in pair])
         for number, pair in pairs(studies).items()
     }
-    if not by_seed:
-        raise UserError("The variants are compared seed by seed, and no seed has a study of both.")
-    by_seed["all"] = [np.stack([values[cell] for values in by_seed.values()]) for cell in range(4)]
-    rows = []
-    for number, four in by_seed.items():
-        apart, narrow = (
-            difference_in_differences(four[0], four[1], four[2], four[3], seed=seed, level=wide)
-            for wide in (level, 0.90)
-        )
-        means = [float(np.mean(cell)) for cell in four]
-        row = {"seed": number, "coupled": means[0] - means[1], "decoupled": means[2] - means[3]}
-        rows.append(row | vars(apart) | {"finding": finding(narrow)})
-    return pd.DataFrame(rows)
+    return apart | {"all": np.mean(list(apart.values()), axis=0)}
 
 
 # --- as many tokens, spent otherwise ------------------------------------------------------------------------
@@ -207,11 +187,9 @@ def single_answers(answered: pd.DataFrame, sizes: Mapping[str, int], method: str
 
 def spending_curve(spent: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Accuracy against mean tokens of each ``method`` and ``size``, with 95% intervals over problems."""
-    rows = []
-    for (method, size), part in spent.groupby(["method", "size"], sort=False):
-        row = {"method": method, "size": size, "tokens": float(part["tokens"].mean())}
-        rows.append(row | vars(bootstrap_mean(part["correct"], seed=seed)))
-    return pd.DataFrame(rows).rename(columns={"estimate": "accuracy"})
+    by = ["method", "size"]
+    tokens = spent.groupby(by, sort=False)["tokens"].mean().reset_index()
+    return tokens.merge(means_by(spent.rename(columns={"correct": "accuracy"}), by, "accuracy", seed), on=by)
 
 
 def at_equal_tokens(spent: pd.DataFrame, tokens: float) -> pd.Series | None:
@@ -227,7 +205,7 @@ def at_equal_tokens(spent: pd.DataFrame, tokens: float) -> pd.Series | None:
 
 
 def equal_token_comparison(
-    steered: Mapping[str, pd.DataFrame], spent: pd.DataFrame, n_resamples: int = 2000, seed: int = 0
+    steered: Mapping[str, pd.DataFrame], spent: pd.DataFrame, seed: int = 0
 ) -> pd.DataFrame:
     """Steered answers less each other way to spend as many tokens (95%, paired over problems).
 
@@ -244,7 +222,7 @@ def equal_token_comparison(
             if other is not None:
                 other = other.loc[right.index]
                 row = {"method": method, "tokens": tokens, "steered": right.mean(), "other": other.mean()}
-                row |= vars(paired_difference(right, other, n_resamples, seed))
+                row |= vars(paired_difference(right, other, seed=seed))
                 rows.append(row | {"steering": steering})
     return pd.DataFrame(rows).rename(columns={"estimate": "difference"})
 
@@ -253,49 +231,40 @@ def equal_token_comparison(
 
 
 def mediation_answers(
-    subject: Subject,
-    measured: Questions,
-    reported: Questions,
-    condition: Condition,
-    seed: int,
-    progress: str | None = "mediation",
-) -> tuple[pd.DataFrame, dict[str, Rates]]:
-    """Answers to the reported problems unsteered, steered and in the forced ``RUNS``, and the two rates.
-
-    The rates of the unsteered and the steered model are of the measured problems. ``seed`` is that of the
-    draws and of forced sides. UserError where a problem is in both, or the measured ones have too few dead
-    ends.
-    """
-    if set(map(tuple, measured.prompts)) & set(map(tuple, reported.prompts)):
-        raise UserError("Some problems are both measured and reported: take them from two splits.")
-    models = {UNSTEERED: Condition(UNSTEERED), STEERED: replace(condition, name=STEERED)}
-    asked = answers(subject, measured, [models[STEERED]], seed, progress=progress)
-    rates = {name: rates_of(decision_rates(asked[asked["condition"] == name])) for name in models}
-    forced = []
-    for run, (model, pace) in RUNS.items():
-        rule = forced_rates(subject.tokenizer, rates[pace], reported.domains, seed)
-        own = models[model].rule
-        forced.append(replace(models[model], name=run, rule=InTurn((own, rule)) if own else rule))
-    return answers(subject, reported, [models[STEERED], *forced], seed, progress=progress), rates
-
-
-def mediation_table(
-    answered: pd.DataFrame, measure: str = "correct", n_resamples: int = 2000, seed: int = 0
+    subject: Subject, measured: Questions, reported: Questions, vector: Tensor, seed: int
 ) -> pd.DataFrame:
-    """The gain in ``measure`` of every run over unsteered: ``estimate`` (95%, paired over problems).
+    """Answers to the reported problems unsteered, steered by a vector, and in the forced ``RUNS``.
+
+    Rates of going on are those of the unsteered and the steered model on the measured problems. ``seed`` is
+    that of the draws and of forced sides. UserError where the measured problems have too few dead ends.
+    """
+    models = {UNSTEERED: Condition(UNSTEERED), STEERED: Condition(STEERED, vector=vector)}
+    asked = answers(subject, measured, [models[STEERED]], seed, progress="rates")
+    rates = {name: rates_of(decision_rates(asked[asked["condition"] == name])) for name in models}
+    forced = [
+        replace(
+            models[model], name=run, rule=forced_rates(subject.tokenizer, rates[pace], reported.domains, seed)
+        )
+        for run, (model, pace) in RUNS.items()
+    ]
+    return answers(subject, reported, [models[STEERED], *forced], seed, progress="mediation")
+
+
+def mediation_table(answered: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """The gain in accuracy of every run over unsteered: ``estimate`` (95%, paired over problems).
 
     ``share`` is that of the steered gain, missing where the steered gain's interval holds 0.
     """
-    table = answered.pivot(index="problem", columns="condition", values=measure).astype(float)
-    gains = table.sub(table[UNSTEERED], axis=0)
-    steered = bootstrap_mean(gains[STEERED], n_resamples, seed)
+    right, _ = _by_problem(answered)
+    gains = right.sub(right[UNSTEERED], axis=0)
+    steered = bootstrap_mean(gains[STEERED], seed=seed)
     rows = []
     for run in (STEERED, *RUNS):
-        gain = bootstrap_mean(gains[run], n_resamples, seed)
+        gain = bootstrap_mean(gains[run], seed=seed)
         share = Interval(np.nan, np.nan, np.nan, gain.n)
         if steered.low > 0 or steered.high < 0:
-            share = bootstrap_ratio(gains[run], gains[STEERED], n_resamples, seed)
-        row = {"run": run, "mean": table[run].mean()} | gain.row("estimate")
+            share = bootstrap_ratio(gains[run], gains[STEERED], seed=seed)
+        row = {"run": run, "mean": right[run].mean()} | gain.row("estimate")
         rows.append(row | share.row("share", "share_") | {"n": gain.n})
     return pd.DataFrame(rows)
 
@@ -371,9 +340,8 @@ def strongest_control(study: Study, controls: Sequence[str]) -> str:
 
 def difference_effect(studies: Sequence[Study], against: str = SLOT, seed: int = 0) -> Measured:
     """The difference in differences over all seeds."""
-    rows = (variants_apart(studies, against, level, seed).iloc[-1] for level in (0.95, 0.90))
-    wide, narrow = (Interval(row["estimate"], row["low"], row["high"], int(row["n"])) for row in rows)
-    return Measured(wide, narrow=narrow)
+    coupled, decoupled = _by_seed(studies, against)["all"]
+    return paired_effect(coupled, decoupled, seed)
 
 
 def ban_effect(answered: pd.DataFrame, seed: int = 0) -> Measured:
@@ -386,72 +354,3 @@ def mediation_effect(answered: pd.DataFrame, seed: int = 0) -> Measured:
     """Accuracy of the unsteered model at the steered rates less that at its own."""
     right, _ = _by_problem(answered)
     return paired_effect(right[TO_STEERED], right[OWN], seed)
-
-
-# --- figures ------------------------------------------------------------------------------------------------
-
-
-def draw_screening(studies: Mapping[str, Study]) -> tuple[Figure, pd.DataFrame]:
-    """Gain in accuracy of every screened trial, a row a class, a variant a panel; the sign of γ as colour."""
-    groups = list(dict.fromkeys(g for study in studies.values() for g in study.screening["group"]))
-    fig, axes = panels(len(studies), height=0.9 + 0.32 * len(groups), sharey=True, sharex=True)
-    rng = np.random.default_rng(0)
-    for ax, (arm, study) in zip(axes, studies.items(), strict=True):
-        ax.axvspan(-2, 0.5, color="0.9", linewidth=0)
-        for place, group in enumerate(groups):
-            own = study.screening[study.screening["group"] == group]
-            for sign, marker, label in ((1, "o", "γ > 0"), (-1, "v", "γ < 0")):
-                part, colour = own[np.sign(own["gamma"]) == sign], COLOURS[0 if sign > 0 else 1]
-                at = place + rng.uniform(-0.28, 0.28, len(part))
-                ax.scatter(100 * part["gain"], at, s=6, color=colour, marker=marker, alpha=0.6, label=label)
-            ax.vlines(100 * own["gain"].median(), place - 0.35, place + 0.35, color="black", linewidth=1.4)
-        ax.set(title=arm, xlabel="change of accuracy (points)")
-        name_rows(ax, groups)
-    axes[0].plot([], [], color="black", marker="|", linestyle="", label="median")
-    axes[0].fill_between([], [], color="0.9", label="the paper's middle: −2 to 0.5")
-    legend_below(fig)
-    columns = ["group", "candidate", "feature", "gamma", "share of norm", "correct", "gain", "n"]
-    frames = [study.screening[columns].assign(arm=arm) for arm, study in studies.items()]
-    return fig, pd.concat(frames, ignore_index=True)
-
-
-def draw_winners(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
-    """Gain in accuracy and thinking tokens of each class's winner, from each variant's ``winners_table``."""
-    table = pd.concat([own.assign(arm=arm) for arm, own in tables.items()], ignore_index=True)
-    shown = table[(table["domain"] == ALL) & (table["class"] != UNSTEERED)]
-    height = 0.9 + max(0.32, 0.1 * len(tables)) * shown["class"].nunique()
-    fig, axes = new_figure(1, 2, height=height, sharey=True)
-    forest(axes[0], shown, "class", "gain", "arm", unit=100)
-    forest(axes[1], shown, "class", "longer", "arm", ("longer low", "longer high"))
-    axes[0].set(xlabel="change of accuracy (points)")
-    axes[1].set(xlabel="change of thinking tokens")
-    legend_below(fig)
-    return fig, table
-
-
-def draw_variants_apart(tables: Mapping[str, pd.DataFrame]) -> tuple[Figure, pd.DataFrame]:
-    """Each variant's difference between two classes, and the difference of the variants, seed by seed.
-
-    ``tables`` is what ReasonScore is compared with → :func:`variants_apart`.
-    """
-    fig, axes = panels(len(tables), height=0.8 + 0.3 * max(map(len, tables.values())), sharex=True)
-    for ax, (against, table) in zip(axes, tables.items(), strict=True):
-        ax.axvspan(-100 * MARGIN, 100 * MARGIN, color="0.9", linewidth=0, label="counts as none")
-        names = ["all seeds" if seed == "all" else f"seed {seed}" for seed in table["seed"]]
-        shown = table.assign(seed=names, what="coupled − decoupled")
-        forest(ax, shown, "seed", "estimate", "what", unit=100)
-        for i, (name, place) in enumerate((("coupled", -0.22), ("decoupled", 0.22)), start=1):
-            at = np.arange(len(table)) + place
-            ax.scatter(100 * table[name], at, s=12, label=name, **look(i, "color", "marker"))
-        ax.set(title=f"ReasonScore −\n{against}", xlabel="accuracy (points)")
-    legend_below(fig)
-    return fig, pd.concat([t.assign(against=against) for against, t in tables.items()], ignore_index=True)
-
-
-def draw_mediation(table: pd.DataFrame) -> Figure:
-    """Gain of each ``run`` (rows of :func:`mediation_table`), a ``panel`` a panel."""
-    fig, axes = panels(table["panel"].nunique(), height=0.7 + 0.22 * table["run"].nunique(), sharey=True)
-    for ax, (panel, own) in zip(axes, table.groupby("panel", sort=False), strict=True):
-        forest(ax, own, "run", "estimate", unit=100)
-        ax.set(title=panel, xlabel="gain in accuracy (points)")
-    return fig

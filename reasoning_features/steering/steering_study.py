@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ from reasoning_features.models.conditions import UNSTEERED, Condition, added, fe
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import Moments, collect, stream
 from reasoning_features.settings import READ, Settings, load_settings
-from reasoning_features.statistics import bootstrap_mean
+from reasoning_features.statistics import means_by
 from reasoning_features.steering.answering import answers
-from reasoning_features.steering.questions import COMMON, load_questions
+from reasoning_features.steering.questions import load_questions
 from reasoning_features.steering.token_rules import bias_to_go_on, bias_to_words, forced_wait
 from reasoning_features.text.corpora import reasoning_corpus
 from reasoning_features.text.corpus import Corpus
@@ -70,9 +70,6 @@ DETERMINED_BY = (
 )  # fmt: skip
 SHIPPED_WITH = "organism"  # the profile that the shipped studies were made with
 
-# answers under conditions and unsteered to the questions of a stage of the study (its name)
-Ask = Callable[[str, Sequence[Condition]], pd.DataFrame]
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -84,23 +81,17 @@ class Trial:
 
 
 def candidates(
-    evidence: pd.DataFrame,
-    sae: Any,
-    n: int,
-    n_vocabularies: int,
-    strengths: Sequence[float],
-    seed: int,
-    effects: NDArray[np.float64] | None = None,
+    settings: Settings, sae: Any, evidence: pd.DataFrame, effects: NDArray[np.float64] | None
 ) -> list[Trial]:
-    """``n`` candidates of each class, each at every strength γ.
+    """``settings.candidates`` vectors of each class, each at every strength γ.
 
-    ReasonScore's features are its first ``n``. Those of the slot-matched and of the random vocabularies are
-    taken in turn, the first of each of ``n_vocabularies``, then the second of each, every feature once. A
-    random feature is matched to one of ReasonScore's, and a random direction has its size. Causal features
-    have the largest ``effects`` ``[d_sae]`` on persistence when ablated (nan: never active; None: not known,
-    no such class). ``evidence`` is the feature table; vocabularies that it lacks make no class. UserError
-    where there are fewer live features or vocabularies than are asked for.
+    ReasonScore's features are its first. Those of the slot-matched and of the random vocabularies (at most
+    ``search_vocabularies`` of the feature table, ``evidence``) are taken in turn, the first of each, then the
+    second of each, every feature once. A random feature is matched to one of ReasonScore's, and a random
+    direction has its size. Causal features have the largest ``effects`` ``[d_sae]`` on persistence when
+    ablated (nan: never active; None: no such class). UserError where there are too few live features.
     """
+    n, seed = settings.candidates, settings.seed
     live = np.flatnonzero(evidence["density"].to_numpy() > 0)
     if len(live) < 2 * n:
         raise UserError(
@@ -114,14 +105,9 @@ def candidates(
 
     features = {CHOSEN: ranking("reason score")[:n]}
     for group, kind in ((SLOT, "slot"), (WORDS, "random")):
-        names = [f"{kind} {i}" for i in range(n_vocabularies) if f"score:{kind} {i}" in evidence]
-        if names and len(names) < n_vocabularies:
-            raise UserError(
-                f"{n_vocabularies} vocabularies a class are asked for, and there are {len(names)} of the "
-                f"{group}: lower `search_vocabularies`."
-            )
-        if names:
-            features[group] = in_turn([ranking(name) for name in names], n)
+        names = [f"{kind} {i}" for i in range(settings.search_vocabularies)]
+        if known := [name for name in names if f"score:{name}" in evidence]:
+            features[group] = in_turn([ranking(name) for name in known], n)
     features[FEATURES] = matched_features(evidence, features[CHOSEN], live, seed)
     if effects is not None:
         features[CAUSAL] = live[np.argsort(-np.abs(effects[live]), kind="stable")][:n]
@@ -138,7 +124,7 @@ def candidates(
     return [
         Trial(group, name, added(name, feature, gamma, vector))
         for group, name, feature, vector in vectors
-        for gamma in strengths
+        for gamma in settings.strengths
     ]
 
 
@@ -174,16 +160,13 @@ def mean_norm(subject: Subject, corpus: Corpus, batch_tokens: int) -> float:
 def mean_difference(subject: Subject, decisions: Decisions, batch_tokens: int) -> Tensor:
     """Direction ``[d]`` of unit norm from where traces took a decision's negative side to the positive.
 
-    The difference of the mean residual stream at the decisions' own tokens; UserError where all went one way.
+    The difference of the mean residual stream at the decisions' own tokens.
     """
-    corpus, sides = decisions.corpus, decisions.towards
-    if sides.all() or not sides.any():
-        raise UserError(f"The decisions of {decisions.name} all went one way: take more documents.")
-    include = np.zeros(corpus.n_tokens, dtype=bool)
+    include = np.zeros(decisions.corpus.n_tokens, dtype=bool)
     include[decisions.positions] = True
-    read = collect(stream(subject, corpus, batch_tokens, include))
+    read = collect(stream(subject, decisions.corpus, batch_tokens, include))
     own = read.residual[torch.from_numpy(read.rows(decisions.positions))].double()
-    towards = torch.from_numpy(sides)
+    towards = torch.from_numpy(decisions.towards)
     return torch.nn.functional.normalize(own[towards].mean(0) - own[~towards].mean(0), dim=0).float()
 
 
@@ -220,10 +203,8 @@ class Tried:
 
     def table(self, trials: Iterable[Trial]) -> pd.DataFrame:
         """A row a trial (``COLUMNS``); one vector may stand in several classes."""
-        rows = []
-        for trial in trials:
-            c = trial.condition
-            rows.append((trial.group, trial.candidate, c.feature, c.gamma, self.share(c), c.name))
+        told = [(trial.group, trial.candidate, trial.condition) for trial in trials]
+        rows = [(group, name, c.feature, c.gamma, self.share(c), c.name) for group, name, c in told]
         return pd.DataFrame(rows, columns=list(COLUMNS))
 
     def share(self, condition: Condition) -> float:
@@ -255,8 +236,7 @@ def tested(variant: Variant, stored: Sequence[Benchmark]) -> Benchmark:
 def prepare(variant: Variant, benchmark: Benchmark) -> Tried:
     """The candidates and baselines of one model, from texts of the selection split.
 
-    ``benchmark`` has the evidence of its features and, where known, their causal effects. UserError where
-    there are too few features or vocabularies, or a word that the tokenizer cannot write.
+    ``benchmark`` has the evidence of its features and, where known, their causal effects.
     """
     settings, subject = variant.settings, variant.model
     traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject)
@@ -265,10 +245,7 @@ def prepare(variant: Variant, benchmark: Benchmark) -> Tried:
     if "persistence" in decisions:
         direction = mean_difference(subject, decisions["persistence"], settings.batch_tokens)
     effects = benchmark.effect("persistence") if "persistence" in benchmark.truths else None
-    n, vocabularies = settings.candidates, settings.search_vocabularies
-    vectors = candidates(
-        benchmark.evidence, variant.sae, n, vocabularies, settings.strengths, settings.seed, effects
-    )
+    vectors = candidates(settings, variant.sae, benchmark.evidence, effects)
     return Tried(vectors, baselines(subject.tokenizer, settings.words, direction, norm), norm)
 
 
@@ -350,21 +327,37 @@ def study_variants(
 
 
 def study_model(variant: Variant, tried: Tried, identity: Mapping[str, Any], unfinished: Path) -> Study:
-    """The steering study of one model; an interrupted one goes on from the answers in ``unfinished``."""
+    """Screen every trial, try each class's best again with the baselines, and put the winners to the test.
+
+    Each stage has other problems. An interrupted study goes on from the answers in ``unfinished``.
+    """
     settings = variant.settings
-    first, second = settings.screening_problems, settings.rescreening_problems
     load = functools.partial(load_questions, settings, variant.model.tokenizer)
     asked = {
-        "screening": load("selection", first),
-        "rescreening": load("selection", second, start=first),
+        "screening": load("selection", settings.screening_problems),
+        "rescreening": load("selection", settings.rescreening_problems, start=settings.screening_problems),
         "evaluation": load("evaluation", settings.steering_problems, start=settings.evaluation_start),
     }
+    measures = asked["screening"].measures
 
-    def ask(stage: str, conditions: Sequence[Condition]) -> pd.DataFrame:
-        seed, told = settings.seed + SEEDS[stage], f"{identity['model']}, {stage}"
+    def ask(stage: str, trials: pd.DataFrame) -> pd.DataFrame:
+        conditions, told = tried.conditions(trials["condition"]), f"{identity['model']}, {stage}"
+        seed = settings.seed + SEEDS[stage]
         return answers(variant.model, asked[stage], conditions, seed, progress=told, kept=unfinished)
 
-    return run_study(identity, tried, settings.rescreened, asked["screening"].measures, ask)
+    trials = tried.table(tried.candidates)
+    first = outcomes(trials, ask("screening", trials), measures)
+    best_again = best(first, settings.rescreened)[list(COLUMNS)]
+    again = pd.concat([best_again, tried.table(tried.baselines)], ignore_index=True)
+    second = outcomes(again, ask("rescreening", again), measures)
+    winners = best(second, 1)
+    kept = ask("evaluation", winners)[["condition", "problem", "domain", *measures]]
+    unsteered = kept[kept["condition"] == UNSTEERED].assign(group=UNSTEERED, feature=-1, gamma=0.0)
+    unsteered["share of norm"] = 0.0
+    named = winners[["group", "condition", "feature", "gamma", "share of norm"]]
+    steered = named.merge(kept, on="condition", sort=False)  # classes may share a winner
+    frame = pd.concat([unsteered[steered.columns], steered], ignore_index=True)
+    return Study(identity, first, second, frame)
 
 
 def store_study(target: Path, settings: Settings, truth: Path, unfinished: Path) -> None:
@@ -379,30 +372,6 @@ def store_study(target: Path, settings: Settings, truth: Path, unfinished: Path)
     shutil.rmtree(fresh, ignore_errors=True)
     study.save(fresh)
     fresh.rename(target)
-
-
-def run_study(
-    identity: Mapping[str, Any], tried: Tried, rescreened: int, measures: Sequence[str], ask: Ask
-) -> Study:
-    """Screen every trial, try each class's best again with the baselines, and put the winners to the test.
-
-    ``ask`` answers the questions of a stage (``FRAMES``), other problems each; the best ``rescreened`` trials
-    of a class are tried again; ``measures`` are columns to keep.
-    """
-    trials = tried.table(tried.candidates)
-    first = outcomes(trials, ask("screening", tried.conditions(trials["condition"])), measures)
-    again = best(first, rescreened)[list(COLUMNS)]
-    again = pd.concat([again, tried.table(tried.baselines)], ignore_index=True)
-    second = outcomes(again, ask("rescreening", tried.conditions(again["condition"])), measures)
-    winners = best(second, 1)
-    fresh = ask("evaluation", tried.conditions(winners["condition"]))
-    kept = fresh[["condition", "problem", "domain", *measures]]
-    unsteered = kept[kept["condition"] == UNSTEERED].assign(group=UNSTEERED, feature=-1, gamma=0.0)
-    unsteered["share of norm"] = 0.0
-    named = winners[["group", "condition", "feature", "gamma", "share of norm"]]
-    steered = named.merge(kept, on="condition", sort=False)  # classes may share a winner
-    frame = pd.concat([unsteered[steered.columns], steered], ignore_index=True)
-    return Study(identity, first, second, frame)
 
 
 def outcomes(trials: pd.DataFrame, answered: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
@@ -449,10 +418,6 @@ def strength_trials(
 
 def strength_curves(answered: pd.DataFrame, trials: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """The trials with each ``measure`` (accuracy, thinking tokens) and its ``mean``, with 95% intervals."""
-    by_condition = dict(list(answered.groupby("condition")))
-    rows = []
-    for trial in trials.to_dict("records"):
-        for column, measure in zip(COMMON, ("accuracy", "thinking tokens"), strict=True):
-            mean = bootstrap_mean(by_condition[trial["condition"]][column].astype(float), seed=seed)
-            rows.append(trial | {"measure": measure} | vars(mean))
-    return pd.DataFrame(rows).rename(columns={"estimate": "mean"})
+    named = answered.rename(columns={"correct": "accuracy", "thinking_tokens": "thinking tokens"})
+    long = named.melt("condition", ["accuracy", "thinking tokens"], "measure", "mean")
+    return trials.merge(means_by(long, ["condition", "measure"], "mean", seed), on="condition")

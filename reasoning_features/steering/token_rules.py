@@ -232,23 +232,6 @@ def forced_rates(tokenizer: Any, rates: Rates, domains: Sequence[str], seed: int
     return ForcedRates(rates, tuple(domains), seed, (going_on, giving_up), token_pieces(tokenizer))
 
 
-@dataclass(frozen=True)
-class InTurn(Rule):
-    """Several rules, each on what the one before it gives."""
-
-    rules: tuple[Rule, ...]
-
-    def logits(self, logits: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
-        for rule in self.rules:
-            logits = rule.logits(logits, rows, written)
-        return logits
-
-    def drawn(self, tokens: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
-        for rule in self.rules:
-            tokens = rule.drawn(tokens, rows, written)
-        return tokens
-
-
 def token_pieces(tokenizer: Any) -> tuple[str, ...]:
     """The text of every token of the vocabulary."""
     return tuple(tokenizer.decode([token]) for token in range(len(tokenizer)))

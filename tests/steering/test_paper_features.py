@@ -22,7 +22,6 @@ from reasoning_features.steering.paper_features import (
     beside_paper,
     check_published,
     draw_traces,
-    flipped,
     found_table,
     moves_of,
     overall,
@@ -209,7 +208,6 @@ def test_a_problem_under_two_conditions(answers):
     question, traces = side_by_side(answers, 0, ["on"])
     assert question == "Two of 3 9 4 with sum 7."
     assert traces == {"unsteered: wrong, 12 tokens": GIVES_UP, "on: right, 20 tokens": GOES_ON}
-    assert flipped(answers, "on") == {"wrong to right": [0], "right to wrong": [1]}
 
 
 def test_the_figure_holds_every_word_of_strange_traces_too(answers):

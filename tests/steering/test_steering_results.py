@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
+from dataclasses import astuple
+
 import numpy as np
 import pandas as pd
 import pytest
 from studies import N, made
 
 from reasoning_features.errors import UserError
-from reasoning_features.models.conditions import UNSTEERED, Condition
+from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.reporting.claims import Measured
-from reasoning_features.statistics import Interval
+from reasoning_features.statistics import Interval, paired_difference
 from reasoning_features.steering import steering_results as results
 from reasoning_features.steering.questions import load_questions
 from reasoning_features.steering.steering_results import LONGER, MAJORITY, RUNS, STEERED
-from reasoning_features.steering.steering_study import CHOSEN, FEATURES, SLOT
-from reasoning_features.steering.token_rules import bias_to_go_on
+from reasoning_features.steering.steering_study import CHOSEN, FEATURES, SLOT, mean_difference, mean_norm
+from reasoning_features.text.corpora import reasoning_corpus
+from reasoning_features.truth.decisions import find_decisions
 
 
 @pytest.fixture
@@ -48,10 +50,16 @@ def test_the_variants_apart_hold_a_planted_difference_and_say_nothing_where_ther
     assert table.loc["all", "high"] - table.loc["all", "low"] < table.loc["0", "high"] - table.loc["0", "low"]
     effect = results.difference_effect(planted)
     assert effect.value.estimate == table.loc["all", "estimate"] and effect.value.low < effect.narrow.low
+    # a problem is drawn for all four winners together, of every seed
+    coupled, decoupled = (
+        np.mean([study.outcome(CHOSEN) - study.outcome(SLOT) for study in studies], axis=0)
+        for studies in (planted[:3], planted[3:])
+    )
+    paired = paired_difference(coupled, decoupled)
+    assert table.loc["all", ["estimate", "low", "high", "n"]].tolist() == pytest.approx([*astuple(paired)])
     none = [made(kappa, 0, {CHOSEN: 0.6, SLOT: 0.6}) for kappa in (1.0, 0.0)]
     assert set(results.variants_apart(none)["finding"]) == {"no effect"}
-    with pytest.raises(UserError, match="no seed has a study of both"):
-        results.variants_apart([planted[0], planted[-1]])
+    assert results.pairs([planted[0], planted[-1]]) == {}  # no seed of both
 
 
 def test_screening_counts_stand_beside_the_papers():
@@ -108,11 +116,6 @@ def spent():
     return pd.DataFrame(rows, columns=["method", "size", "problem", "correct", "tokens"])
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [(10, [1, 0]), (15, [1, 0.25]), (30, [1, 1])])
-def test_between_two_sizes_lies_their_mixture(spent, tokens, expected):
-    assert results.at_equal_tokens(spent, tokens).tolist() == pytest.approx(expected)
-
-
 def spends(condition, correct, tokens):
     """Answers to two problems; ``tokens`` are the new ones, as answers have them."""
     told = {"condition": condition, "problem": [0, 1], "correct": correct, "thinking_tokens": tokens}
@@ -153,35 +156,34 @@ def answered(accuracies):
 
 def test_shares_of_the_steered_gain():
     given = {UNSTEERED: 0.4, STEERED: 0.8, TO_STEERED: 0.7, TO_UNSTEERED: 0.5, **dict.fromkeys(OWN, 0.4)}
-    table = results.mediation_table(answered(given), n_resamples=200).set_index("run")
+    table = results.mediation_table(answered(given)).set_index("run")
     assert table["estimate"].tolist() == pytest.approx([0.4, 0.3, 0.1, 0, 0])
     assert table["share"].tolist() == pytest.approx([1, 0.75, 0.25, 0, 0])
     assert (table["share_low"] <= table["share"]).all() and (table["share"] <= table["share_high"]).all()
     assert table.loc[STEERED, ["low", "high"]].between(0.3, 0.5).all()
     assert results.mediation_effect(answered(given)).value.estimate == pytest.approx(0.3)
     none = given | {STEERED: 0.405}
-    assert results.mediation_table(answered(none), n_resamples=200)["share"].isna().all()
+    assert results.mediation_table(answered(none))["share"].isna().all()
 
 
-def test_a_bias_against_giving_up_acts_through_the_decisions(organism_subject):
+def test_the_mean_difference_acts_through_the_decisions(organism_subject):
     settings, subject = organism_subject
     measured, reported = (
         load_questions(settings, subject.tokenizer, split, 32) for split in ("selection", "evaluation")
     )
-    bias = Condition("bias", rule=bias_to_go_on(subject.tokenizer, 3.0))
-    given, rates = results.mediation_answers(subject, measured, reported, bias, seed=0, progress=None)
-    assert rates[STEERED].overall > rates[UNSTEERED].overall + 0.2
+    traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject, documents=200)
+    decisions = find_decisions(traces, subject.tokenizer, settings.corpus)["persistence"]
+    direction = mean_difference(subject, decisions, settings.batch_tokens)
+    norm = mean_norm(subject, traces, settings.batch_tokens)
+    given = results.mediation_answers(subject, measured, reported, 0.3 * norm * direction, seed=0)
     assert len(given) == 32 * (2 + len(RUNS))
     means = given.groupby("condition")["explore"].mean()
     # tries follow the rates that are forced, whichever model they are forced on
     assert means[TO_STEERED] > means[UNSTEERED] + 0.5
     assert means[TO_UNSTEERED] < means[STEERED] - 0.5
-    assert np.isfinite(results.mediation_table(given, "explore")["share"]).all()
-    with pytest.raises(UserError, match="both measured and reported"):
-        results.mediation_answers(subject, measured, measured, bias, seed=0)
 
 
-# --- table 2 and figures ------------------------------------------------------------------------------------
+# --- table 2 ------------------------------------------------------------------------------------
 
 
 def test_banning_r_is_compared_with_the_mean_of_random_sets():
@@ -196,25 +198,3 @@ def test_banning_r_is_compared_with_the_mean_of_random_sets():
     assert table.loc["random words (2 sets)", "accuracy"] == 0.75
     assert table.loc["R less random words", "change"] == -0.5
     assert results.ban_effect(banned).value.estimate == 0.5
-
-
-def rows_of(fig):
-    return [label.get_text() for label in fig.axes[0].get_yticklabels()]
-
-
-def test_figures_have_a_row_a_class_and_a_seed():
-    studies = {
-        name: made(kappa, 0, {CHOSEN: 0.6, SLOT: 0.5}) for name, kappa in (("one", 1.0), ("other", 0.0))
-    }
-    fig, data = results.draw_screening(studies)
-    assert len(fig.axes) == 2 and set(data["arm"]) == set(studies) and rows_of(fig) == [CHOSEN, SLOT]
-    winners = {name: results.winners_table(study) for name, study in studies.items()}
-    fig, data = results.draw_winners(winners)
-    assert rows_of(fig) == [CHOSEN, SLOT] and len(data) == 2 * len(winners["one"])
-    assert {text.get_text() for text in fig.legends[0].get_texts()} == set(studies)
-    fig, data = results.draw_variants_apart({SLOT: results.variants_apart(list(studies.values()))})
-    assert rows_of(fig) == ["seed 0", "all seeds"] and set(data["against"]) == {SLOT}
-    runs = pd.DataFrame({"run": ["a", "b"], "estimate": 0.5, "low": 0.4, "high": 0.6})
-    fig = results.draw_mediation(pd.concat([runs.assign(panel="one"), runs.assign(panel="other")]))
-    assert len(fig.axes) == 2 and rows_of(fig) == ["a", "b"]
-    plt.close("all")

@@ -21,7 +21,6 @@ from reasoning_features.steering.steering_study import (
     Trial,
     Tried,
     load_studies,
-    run_study,
     shipped_study,
 )
 
@@ -47,7 +46,8 @@ def evidence(sae):
 
 def test_every_class_has_as_many_candidates_and_only_live_ones(evidence, sae):
     effects = np.where(evidence["density"] > 0, np.linspace(-1, 1, D_SAE), np.nan)
-    made = search.candidates(evidence, sae, 6, 3, [1.0, -0.5], seed=1, effects=effects)
+    settings = load_settings("organism", candidates=6, search_vocabularies=3, strengths=[1.0, -0.5])
+    made = search.candidates(settings, sae, evidence, effects)
     groups = pd.Series([trial.group for trial in made]).value_counts()
     assert set(groups.index) == set(search.CLASSES) and set(groups) == {12}
     for trial in made:
@@ -63,10 +63,9 @@ def test_every_class_has_as_many_candidates_and_only_live_ones(evidence, sae):
         for group in (CHOSEN, search.DIRECTIONS)
     }
     assert torch.allclose(sizes[CHOSEN], sizes[search.DIRECTIONS])
-    assert search.CAUSAL not in {t.group for t in search.candidates(evidence, sae, 6, 3, [1.0], seed=1)}
-    for features, vocabularies, setting in ((40, 3, "candidates"), (5, 4, "search_vocabularies")):
-        with pytest.raises(UserError, match=f"lower `{setting}`"):
-            search.candidates(evidence, sae, features, vocabularies, [1.0], seed=0)
+    assert search.CAUSAL not in {t.group for t in search.candidates(settings, sae, evidence, None)}
+    with pytest.raises(UserError, match="lower `candidates`"):
+        search.candidates(settings.model_copy(update={"candidates": 40}), sae, evidence, None)
 
 
 def test_matched_features_are_near_and_none_of_the_chosen(evidence):
@@ -110,9 +109,6 @@ def test_the_mean_difference_is_of_the_decisions_own_tokens_and_the_mean_norm_of
     # (1 + 4) / 2 − (3 + 6) / 2 along the first axis, nothing along the others
     assert found.tolist() == pytest.approx([-1.0, 0.0, 0.0])
     assert search.mean_norm(None, None, 100) == pytest.approx(np.mean([np.hypot(i, 1) for i in range(8)]))
-    decisions.towards[:] = True
-    with pytest.raises(UserError, match="all went one way"):
-        search.mean_difference(None, decisions, 100)
 
 
 def test_every_baseline_has_both_signs_and_its_own_names(organism_tokenizer):
@@ -160,14 +156,15 @@ GOOD = {"feature 1 at 0.2": 0.9, "feature 2 at -0.2": 0.7, "bias at 2": 0.8}
 
 
 @pytest.fixture
-def ask():
-    """Answers by known chances; records what was asked at each stage."""
+def asked(monkeypatch):
+    """Answers by known chances; what was asked at each stage."""
+    seen: dict[str, list[str]] = {}
 
-    def run(stage, conditions):
+    def run(model, questions, conditions, seed, progress, kept):
         names = [condition.name for condition in conditions]
         assert len(names) == len(set(names))
-        run.seen[stage] = names
-        rng, n = np.random.default_rng(len(run.seen)), 400 if stage != "evaluation" else 300
+        seen[progress] = names
+        rng, n = np.random.default_rng(len(seen)), 300
         frames = [
             pd.DataFrame(
                 {"condition": name, "problem": range(n), "correct": rng.random(n) < GOOD.get(name, 0.5)}
@@ -176,20 +173,25 @@ def ask():
         ]
         return pd.concat(frames).assign(domain="pair", thinking_tokens=40)
 
-    run.seen = {}
-    return run
+    monkeypatch.setattr(search, "answers", run)
+    told = SimpleNamespace(measures=("correct", "thinking_tokens"))
+    monkeypatch.setattr(search, "load_questions", lambda *given, start=0: told)
+    return seen
 
 
 @pytest.fixture
-def study(ask):
+def study(asked, tmp_path):
     biases = [Trial("bias", "", Condition(f"bias at {g:g}", gamma=g)) for g in (1.0, 2.0)]
     tried = Tried(trials(CHOSEN, 1, 2) + trials(SLOT, 2, 3), biases, 10.0)
-    return run_study({"model": "m"}, tried, 2, ("correct", "thinking_tokens"), ask)
+    variant = SimpleNamespace(
+        settings=load_settings("organism", rescreened=2), model=SimpleNamespace(tokenizer=None)
+    )
+    return search.study_model(variant, tried, {"model": "m"}, tmp_path)
 
 
-def test_each_stage_asks_each_condition_once_and_one_winner_a_class_goes_on(study, ask):
-    assert list(ask.seen) == ["screening", "rescreening", "evaluation"]
-    assert len(ask.seen["screening"]) == 6  # three vectors at two strengths; two classes share one
+def test_each_stage_asks_each_condition_once_and_one_winner_a_class_goes_on(study, asked):
+    assert list(asked) == ["m, screening", "m, rescreening", "m, evaluation"]
+    assert len(asked["m, screening"]) == 6  # three vectors at two strengths; two classes share one
     assert len(study.screening) == 8
     assert study.rescreening.groupby("group").size().to_dict() == {CHOSEN: 2, SLOT: 2, "bias": 2}
     winners = study.winners.set_index("group")
