@@ -1,10 +1,10 @@
 """Model diffing: at which stages and layers a feature is present, between what a second seed and chance give.
 
 The paper calls a feature present at a stage when some decoder direction there has cosine ≥ 0.7 with it. What
-such a number means depends on the dictionary: the *ceiling* is what a second seed of the same autoencoder on
-the same model reaches, the *floor* what a randomly rotated decoder reaches. Only features that the second
-seed finds again can be missed for a reason, so only they are tested. A dictionary may also lack a direction
-and still have a feature that fires where this one does: activations on the same tokens are compared too.
+such a number means depends on the dictionary: the *ceiling* is what a second seed of the same autoencoder
+reaches, the *floor* what a randomly rotated decoder reaches. Only features that the second seed finds again
+can be missed for a reason, so only they are tested. A dictionary may also hold a feature under another
+direction: activations on the same tokens are compared too.
 
 Over depth, the paper pairs the decoder directions of two layers one to one (the permutation with the largest
 summed cosine) and judges each pair by the cosine of its activations over tokens.
@@ -12,7 +12,7 @@ summed cosine) and judges each pair by the cosine of its activations over tokens
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ PAPER_THRESHOLD = 0.7
 RANDOM = "random, as frequent"
 # fraction of the paper's 46 features that is present at each stage
 PAPER_PRESENT = {"S": 0.0, "S-M": 0.0, "S-D": 0.04, "S-D-F": 0.60, "S-M-F": 0.51}
+ROTATIONS = 5  # of a decoder, for the floor
 RESAMPLES = 1000  # of a difference from random features
 NEAREST = 10  # a random feature is drawn among so many of the nearest frequency
 VERDICTS = ("different", "maybe", "same")
@@ -85,14 +86,14 @@ def rotated(decoder: Tensor, seed: int) -> Tensor:
     return (decoder.detach().double() @ rotation).to(decoder.dtype)
 
 
-def bounds(decoder: Tensor, second: Tensor | None, draws: int = 5, seed: int = 0) -> Bounds:
+def bounds(decoder: Tensor, second: Tensor | None, seed: int = 0) -> Bounds:
     """Ceiling and floor of a dictionary's cosines, and the threshold calibrated between them.
 
     ``decoder`` ``[f, d]``, ``second`` ``[r, d]`` of a second seed, trained on the same model and data.
     Without it the floor alone is known: every feature is tested, at the paper's threshold.
     """
     other = decoder if second is None else second
-    floor = np.stack([best_cosines(decoder, rotated(other, seed + i)) for i in range(draws)])
+    floor = np.stack([best_cosines(decoder, rotated(other, seed + i)) for i in range(ROTATIONS)])
     if second is None:
         return Bounds(np.full(len(decoder), np.nan), floor, PAPER_THRESHOLD)
     ceiling = best_cosines(decoder, second)
@@ -136,21 +137,13 @@ def by_frequency(
 
 def stage_cosines(decoder: Tensor, stages: Mapping[str, Tensor]) -> pd.DataFrame:
     """Each feature's largest cosine with the directions of every stage: a row a feature, a column a stage."""
-    for name, other in stages.items():
-        if other.shape[1] != decoder.shape[1]:
-            raise UserError(
-                f"Stage {name} is of width {other.shape[1]}, the features are of {decoder.shape[1]}: "
-                "give stages of models of one width."
-            )
     return pd.DataFrame({name: best_cosines(decoder, other) for name, other in stages.items()})
 
 
-def frequency_matched(
-    features: Features, density: Array, draws: int, seed: int, nearest: int = NEAREST
-) -> Features:
+def frequency_matched(features: Features, density: Array, draws: int, seed: int) -> Features:
     """Random features as frequent as given ones ``[draws, k]``: none of those, none twice in a draw.
 
-    Each is drawn among the ``nearest`` live features of the nearest log density that are left.
+    Each is drawn among the ``NEAREST`` live features of the nearest log density that are left.
     """
     others = np.setdiff1d(np.flatnonzero(density > 0), features)
     if len(others) < len(features):
@@ -164,7 +157,7 @@ def frequency_matched(
     for draw in range(draws):
         left = others
         for place in rng.permutation(len(features)):
-            near = np.argsort(np.abs(logs[left] - logs[features[place]]), kind="stable")[:nearest]
+            near = np.argsort(np.abs(logs[left] - logs[features[place]]), kind="stable")[:NEAREST]
             drawn[draw, place] = left[rng.choice(near)]
             left = left[left != drawn[draw, place]]
     return drawn
@@ -282,11 +275,7 @@ def threshold_sweep(
 
 @torch.no_grad()
 def activation_correlation(
-    sae: Any,
-    residual: Tensor,
-    other: Any,
-    its: Tensor,
-    features: NDArray[np.int64] | None = None,
+    sae: Any, residual: Tensor, other: Any, its: Tensor, features: NDArray[np.int64] | None = None
 ) -> Array:
     """Pearson correlation over tokens of (some) features with every feature of another dictionary ``[s, r]``.
 
@@ -294,15 +283,11 @@ def activation_correlation(
     at the same tokens. 0 where either never varies.
     """
     chosen = slice(None) if features is None else torch.from_numpy(features)
-    sums: list[Any] = [0.0] * 5
-    for one, two in _same_tokens(sae, residual, other, its):
-        a, b = sae.encode(one)[:, chosen], other.encode(two)
-        part = [_total(a), _total(b), _total(a.square()), _total(b.square()), (a.T @ b).double()]
-        sums = [total + new for total, new in zip(sums, part, strict=True)]
-    mean_a, mean_b, square_a, square_b, product = (total.cpu().numpy() / len(residual) for total in sums)
-    spread_a = np.sqrt(np.maximum(square_a - mean_a**2, 0))
-    spread_b = np.sqrt(np.maximum(square_b - mean_b**2, 0))
-    return _divided(product - np.outer(mean_a, mean_b), np.outer(spread_a, spread_b))
+    parts = ((sae.encode(a)[:, chosen], other.encode(b)) for a, b in _same_tokens(sae, residual, other, its))
+    ours, theirs, square, other_square, product = _means(parts, lambda a, b: (a.T @ b).double(), len(its))
+    spread = np.sqrt(np.maximum(square - ours**2, 0))
+    other_spread = np.sqrt(np.maximum(other_square - theirs**2, 0))
+    return _divided(product - np.outer(ours, theirs), np.outer(spread, other_spread))
 
 
 @torch.no_grad()
@@ -321,16 +306,23 @@ def paired_similarity(
     the cosine (not ``centred``). 0 for a feature that never varies (never fires).
     """
     matched = slice(None) if partners is None else torch.from_numpy(partners)
-    sums = np.zeros((5, sae.cfg.d_sae))
-    for one, two in _same_tokens(sae, residual, other, its):
-        a, b = sae.encode(one), other.encode(two)[:, matched]
-        part = [_total(value) for value in (a, b, a.square(), b.square(), a * b)]
-        sums += torch.stack(part).cpu().numpy()
-    mean_a, mean_b, square_a, square_b, product = sums / len(residual)
+    parts = ((sae.encode(a), other.encode(b)[:, matched]) for a, b in _same_tokens(sae, residual, other, its))
+    ours, theirs, square, other_square, product = _means(parts, lambda a, b: _total(a * b), len(its))
     if not centred:
-        return _divided(product, np.sqrt(square_a * square_b))
-    spread = np.sqrt(np.maximum(square_a - mean_a**2, 0) * np.maximum(square_b - mean_b**2, 0))
-    return _divided(product - mean_a * mean_b, spread)
+        return _divided(product, np.sqrt(square * other_square))
+    spread = np.sqrt(np.maximum(square - ours**2, 0) * np.maximum(other_square - theirs**2, 0))
+    return _divided(product - ours * theirs, spread)
+
+
+def _means(
+    parts: Iterable[tuple[Tensor, Tensor]], product: Callable[[Tensor, Tensor], Tensor], n: int
+) -> list[Array]:
+    """Means over n tokens of two sides' activations ``[·, s]``, of their squares, and of their product."""
+    sums: list[Any] = [0.0] * 5
+    for a, b in parts:
+        part = [_total(a), _total(b), _total(a.square()), _total(b.square()), product(a, b)]
+        sums = [total + new for total, new in zip(sums, part, strict=True)]
+    return [total.cpu().numpy() / n for total in sums]
 
 
 def largest_correlations(

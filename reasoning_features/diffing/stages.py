@@ -16,7 +16,7 @@ import gc
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
@@ -34,8 +34,7 @@ from reasoning_features.settings import Settings, TextSource
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus
 from reasoning_features.text.corpus import Corpus
 
-Stage = Literal["S", "D", "M", "F"]
-STAGES: tuple[Stage, ...] = ("S", "D", "M", "F")
+STAGES = ("S", "D", "M", "F")
 PATHS = ("S-D", "S-M", "S-D-F", "S-M-F")  # the paper's stages after S, each by the path that leads to it
 PLACEBO_STAGES = ("S-S", "S-S-S")  # nothing changes, with as many tokens as a path of one and of two steps
 PLACEBO_PATHS = ("S-M", "S-M-F")  # stages of the placebo checkpoint; S and D read the base model
@@ -46,11 +45,6 @@ PLACEBO_MODEL = "placebo-model"  # folder of the placebo checkpoint itself
 SEED_OF_LAYERS = 20  # seed of the autoencoder of layer 0; one more a layer
 
 
-def last_stage(path: str) -> Stage:
-    """The stage that a path ends at."""
-    return next(stage for stage in STAGES if stage == path[-1])
-
-
 def stage_before(path: str) -> str:
     """The stored stage that the last one of a path starts from: the path without it; "S-0" for S."""
     before = path.rpartition("-")[0]
@@ -59,7 +53,7 @@ def stage_before(path: str) -> str:
 
 def reads_fine_tuned(path: str) -> bool:
     """Whether the last stage of a path reads the fine-tuned model (M, F) or the base model (S, D)."""
-    return last_stage(path) in ("M", "F")
+    return path[-1] in "MF"
 
 
 def stage_recipe(recipe: Recipe, path: str) -> Recipe:
@@ -69,10 +63,10 @@ def stage_recipe(recipe: Recipe, path: str) -> Recipe:
 
 
 def stage_corpus(
-    stage: Stage, settings: Settings, tokenizer: Any, reasoning_model: str, documents: int
+    stage: str, settings: Settings, tokenizer: Any, reasoning_model: str, documents: int
 ) -> Corpus:
     """The training text of a stage: general documents at S and M, the reasoning model's traces at D and F."""
-    if stage in ("S", "M"):
+    if stage in "SM":
         return general_corpus(settings, tokenizer, "training", documents)
     return reasoning_corpus(settings, tokenizer, "training", reasoning_model, documents)
 
@@ -116,7 +110,7 @@ def load_stages(
     wanted += [(f"{PLACEBO} {p}", PLACEBO, p) for p in PLACEBO_PATHS if (home / PLACEBO / p).is_dir()]
     return {
         name: (
-            owner if path != "S-0" and reads_fine_tuned(path) else BASE,
+            owner if reads_fine_tuned(path) else BASE,
             load_stage(folder, owner, path, d_model, hook_name),
         )
         for name, owner, path in wanted
@@ -187,7 +181,7 @@ def planned_trainings(settings: Settings, folder: Path | None = None) -> list[Pl
     first = home / BASE / "S-0"
     every = [PlannedTraining("S", first, base, False, "base_text", settings.base_text, recipe, layer)]
     for path in sorted((*PLACEBO_STAGES, *PATHS), key=reads_fine_tuned):
-        general, fine_tuned = last_stage(path) in ("S", "M"), reads_fine_tuned(path)
+        general, fine_tuned = path[-1] in "SM", reads_fine_tuned(path)
         training = PlannedTraining(
             training=path,
             folder=home / (BASE if path in PLACEBO_STAGES else model) / path,

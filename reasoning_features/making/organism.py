@@ -237,9 +237,7 @@ def main_activations(model: Path, traces: int, layer: int | None = None) -> tupl
     return subject, collect(stream(subject, corpus, settings.batch_tokens)).residual
 
 
-def stage_activations(
-    model: Path, stage: diffing.Stage, variant: Path, documents: int
-) -> tuple[Subject, Tensor]:
+def stage_activations(model: Path, stage: str, variant: Path, documents: int) -> tuple[Subject, Tensor]:
     """A model and its residual stream ``[n, d]`` on a stage's data; reasoning data are a variant's traces."""
     settings = load_settings("organism")
     subject = load_subject(paths.relative(model), settings.layer)
@@ -291,7 +289,7 @@ def _stage_data(folder: Path, path: str, model: str) -> tuple[Subject, Tensor]:
     traces = model if model in COMPARED else COMPARED[0]  # whose kind of traces are reasoning data
     return stage_activations(
         _model_folder(folder, reader),
-        diffing.last_stage(path),
+        path[-1],
         folder / "models" / traces,
         AUTOENCODER_TRACES,
     )

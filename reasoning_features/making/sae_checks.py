@@ -26,7 +26,6 @@ from reasoning_features.dictionaries.training import Recipe, new_trainer, train_
 from reasoning_features.diffing.stages import (
     BASE,
     PATHS,
-    last_stage,
     reads_fine_tuned,
     stage_before,
     stage_recipe,
@@ -194,7 +193,7 @@ def make_stage(folder: Path, recipe: Recipe, path: str) -> None:
     """One stage of model diffing: S from scratch, the last of a longer path from the stage before it."""
     models = folder.parent / "models"
     reader = MODEL if reads_fine_tuned(path) else BASE
-    subject, residual = stage_activations(models / reader, last_stage(path), models / MODEL, TRACES)
+    subject, residual = stage_activations(models / reader, path[-1], models / MODEL, TRACES)
     own, initial = recipe, None
     if path != "S":
         before = _stage_folder(folder, recipe, stage_before(path))

@@ -181,6 +181,15 @@ def points(
     ax.errorbar(x, table[value], spread, label=label, capsize=2, **look(i))
 
 
+def band(
+    ax: Axes, table: pd.DataFrame, x: str, value: str, ends: tuple[str, str], style: Mapping[str, Any]
+) -> None:
+    """Draw a line through a column's values in a style, and a band between two other columns."""
+    low, high = (table[end] for end in ends)
+    ax.fill_between(table[x], low, high, color=style["color"], alpha=0.15, linewidth=0)
+    ax.plot(table[x], table[value], **style)
+
+
 def grouped_points(ax: Axes, table: pd.DataFrame, place: str, group: str, value: str) -> None:
     """Draw values with their intervals (``low``, ``high``), groups side by side at every place along x."""
     places, groups = list(pd.unique(table[place])), list(pd.unique(table[group]))

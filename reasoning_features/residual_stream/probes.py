@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -123,23 +124,36 @@ def probe(
 
 
 def balanced_accuracy(
-    right: NDArray[np.bool_],
-    targets: NDArray[np.int64],
-    documents: NDArray[np.int64],
-    n_resamples: int = 1000,
-    seed: int = 0,
+    right: NDArray[np.bool_], targets: NDArray[np.int64], documents: NDArray[np.int64], seed: int = 0
 ) -> Interval:
     """Mean over classes of the fraction of tokens that are right, with its bootstrap interval over documents.
 
     A class that a resample lacks is left out of that resample's mean.
     """
-    totals = pd.crosstab(documents, targets)
-    hits = pd.crosstab(documents[right], targets[right]).reindex_like(totals).fillna(0)
-    weights = bootstrap_weights(len(totals), n_resamples, seed)
-    drawn = weights @ totals.to_numpy()
-    means = np.divide(weights @ hits.to_numpy(), drawn, out=np.full_like(drawn, np.nan), where=drawn > 0)
-    estimate = float((hits.sum() / totals.sum()).mean())
-    return percentile_interval(estimate, np.nanmean(means, axis=1), len(totals))
+    names, document = np.unique(documents, return_inverse=True)
+    weights = weights_by_document(len(names), seed)
+    means = np.nanmean(class_means(right, targets, document, weights), axis=1)
+    return percentile_interval(means[0], means[1:], len(names))
+
+
+def weights_by_document(documents: int, seed: int, n_resamples: int = 1000) -> NDArray[np.float64]:
+    """How often each document counts ``[1 + resamples, documents]``; first every one of them once."""
+    return np.concatenate([np.ones((1, documents)), bootstrap_weights(documents, n_resamples, seed)])
+
+
+def class_means(
+    values: NDArray[Any], classes: NDArray[Any], document: NDArray[np.int64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Means of tokens' values ``[n]`` within each class ``[r, classes]`` for weights ``[r, documents]``.
+
+    ``document`` ``[n]`` is each token's column of the weights. nan where a class has no weight.
+    """
+    names, code = np.unique(classes, return_inverse=True)
+    counts, sums = np.zeros((2, weights.shape[1], len(names)))
+    np.add.at(counts, (document, code), 1)
+    np.add.at(sums, (document, code), values)
+    drawn = weights @ counts
+    return np.divide(weights @ sums, drawn, out=np.full_like(drawn, np.nan), where=drawn > 0)
 
 
 # --- a decision, from the stream at its token --------------------------------------------------------------

@@ -12,7 +12,7 @@ absorption is measured on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,16 +35,15 @@ from reasoning_features.organism.language import MATCHED_CONTROLS, OPENERS
 from reasoning_features.organism.parser import first_tokens
 from reasoning_features.organism.training import LARGEST_NUMBER
 from reasoning_features.residual_stream.activations import ActivationBatch
+from reasoning_features.residual_stream.probes import class_means, weights_by_document
 from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval
 from reasoning_features.text.corpus import Corpus
 
 Array = NDArray[np.float64]
 Latents = NDArray[np.int64]
 CARRIED = 0.4  # absorbing latents carry at least this share of the projection on the probe
-ABSORBING, NEAR = (
-    3,
-    0.1,
-)  # so many latents at most absorb a token's parent, each at this cosine with the probe
+ABSORBING = 3  # so many latents at most absorb a token's parent
+NEAR = 0.1  # each at this cosine with the probe
 NEAR_ALONE = 0.025  # the cosine from which one latent alone absorbs fully
 FEWEST = 20  # a child with fewer tokens is left out
 MEASURES = ["fraction", "absorbed", "full"]
@@ -108,8 +107,6 @@ def label_tokens(
 ) -> LabelledTokens:
     """Tokens of a corpus by their ids; ``groups``: a child's name → its token ids, each in one group only."""
     code = {token: number for number, ids in enumerate(groups.values()) for token in ids}
-    if len(code) < sum(len(set(ids)) for ids in groups.values()):
-        raise UserError("Two children of the hierarchy share a token: give each token one child.")
     positions = activations.positions.numpy()
     children = [code.get(token, -1) for token in corpus.tokens[positions].tolist()]
     documents = corpus.document_of[positions]
@@ -166,10 +163,6 @@ def _balanced(tokens: LabelledTokens, seed: int) -> LabelledTokens:
     rng = np.random.default_rng(seed)
     sides = [rng.permutation(np.flatnonzero(tokens.parent == side)) for side in (True, False)]
     n = min(TRAINING_TOKENS, *map(len, sides))
-    if not n:
-        raise UserError(
-            "Of the tokens given all or none belong to the parent class: give documents that hold both."
-        )
     return tokens.at(np.sort(np.concatenate([side[:n] for side in sides])))
 
 
@@ -209,14 +202,12 @@ def absorption(sae: SAE[Any], probe: Probe, training: LabelledTokens, test: Labe
     """How often a dictionary absorbs a parent into its children: a row a ``measure``, "fraction" (SAEBench's
     and the paper's), "absorbed" and "full".
 
-    Rates are over the parent's tokens that the probe recognises, of each child, averaged over children, so
-    that a common child counts as much as a rare one, and over choices of the main latents: which these are
-    hangs on the training documents. Intervals (95%) are over documents, ``n`` of them, and choices together.
-    Controls: ``rotated``, the same activations with randomly rotated directions, is what the thresholds let
-    through; ``no main latents``, were none taken for main, is the most that there is to absorb. ``main
-    latents`` is their mean number and ``F1`` what a probe on them reaches: where that is low no latent stands
-    for the parent, and a high rate says that it is split among its children. UserError where no child has 20
-    tokens in the test documents that the probe recognises.
+    Rates are over the parent's tokens that the probe recognises, averaged over children, so that a common
+    child counts as much as a rare one, and over choices of the main latents. Intervals (95%) are over ``n``
+    documents and choices together. Controls: ``rotated``, with randomly rotated directions, is what the
+    thresholds let through; ``no main latents``, were none taken for main, is the most that there is to
+    absorb. ``F1`` is what a probe on the main latents reaches: where that is low no latent stands for the
+    parent. UserError where no child has 20 test tokens that the probe recognises.
     """
     recognised = test.at(test.parent & (probe.score(test.residual) > 0))
     common = np.flatnonzero(np.bincount(recognised.children, minlength=1) >= FEWEST)
@@ -243,16 +234,12 @@ def absorption(sae: SAE[Any], probe: Probe, training: LabelledTokens, test: Labe
             macro_mean(each, tokens.children, tokens.documents) for each in values.transpose(2, 0, 1)
         ]
     counts = {"children": len(common), "tokens": len(tokens.children)}
+    table = pd.DataFrame(means["own"]).assign(**counts)
+    table.insert(0, "measure", MEASURES)
+    for name in ("rotated", "no main latents"):
+        table[name] = [mean.estimate for mean in means[name]]
     found = {"main latents": np.mean([len(main) for main in mains]), "F1": np.mean([f1 for _, f1 in chosen])}
-    rows = [
-        {"measure": measure}
-        | asdict(own)
-        | counts
-        | {"rotated": turned.estimate, "no main latents": without.estimate}
-        | found
-        for measure, own, turned, without in zip(MEASURES, *means.values(), strict=True)
-    ]
-    return pd.DataFrame(rows)
+    return table.assign(**found)
 
 
 def macro_mean(values: Array, children: NDArray[np.int64], documents: NDArray[np.int64]) -> Interval:
@@ -261,21 +248,10 @@ def macro_mean(values: Array, children: NDArray[np.int64], documents: NDArray[np
     Documents and ways are resampled together. A child that a resample lacks is left out of its mean.
     """
     names, document = np.unique(documents, return_inverse=True)
-    codes, child = np.unique(children, return_inverse=True)
-    weights = bootstrap_weights(len(names), 1000, 0)
-    counts = np.zeros((len(names), len(codes)))
-    np.add.at(counts, (document, child), 1)
-    drawn = weights @ counts
-    estimates, resampled = [], []
-    for each in values:
-        sums = np.zeros_like(counts)
-        np.add.at(sums, (document, child), each)
-        means = np.divide(weights @ sums, drawn, out=np.full_like(drawn, np.nan), where=drawn > 0)
-        estimates.append((sums.sum(0) / counts.sum(0)).mean())
-        resampled.append(np.nanmean(means, axis=1))
-    of_ways = bootstrap_weights(len(values), 1000, 1) / len(values)
-    averaged = (of_ways * np.stack(resampled, axis=1)).sum(1)
-    return percentile_interval(float(np.mean(estimates)), averaged, len(names))
+    weights = weights_by_document(len(names), 0)
+    by_way = [np.nanmean(class_means(each, children, document, weights), axis=1) for each in values]
+    means, of_ways = np.stack(by_way, axis=1), bootstrap_weights(len(values), 1000, 1) / len(values)
+    return percentile_interval(means[0].mean(), (of_ways * means[1:]).sum(1), len(names))
 
 
 def absorptions(

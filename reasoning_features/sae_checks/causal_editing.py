@@ -8,16 +8,13 @@ verifying), told from its log-odds by their median among training decisions of t
 Of a pair of decisions that differ in both, n latents of the base are replaced by the source's, and the model
 goes on from the reconstruction. The *cause* score of an attribute is the share of pairs whose readout moved
 to the source's side, its *isolation* the share whose other attribute stayed on the base's, *disentanglement*
-the mean of the two. The style of an edited stream is read off the decision that its result asks for. Latents
-are chosen as those whose means differ most between an attribute's values, the other attribute held, on
-decisions of other documents; RAVEL, and SAEBench after it, learn the choice by gradient descent.
+the mean of the two. Latents are those whose means differ most between an attribute's values, the other held,
+on decisions of other documents; RAVEL, and SAEBench after it, learn the choice by gradient descent.
 
-What a number means depends on what stands beside it. The *ceiling* moves the whole stream along one
-direction, the difference of means, as far as the source's. Replacing the whole stream gives every cause there
-is at this token and no isolation; of the style it is well below 1, as later blocks read it off earlier tokens
-too. The *floor* is an autoencoder that gives the mean whatever it reads. It is exactly one half in the mean
-of both attributes, as is every edit that is the same for both (the whole stream replaced; n = 0, the
-reconstruction alone): what it causes of one it fails to isolate when the other is edited.
+The *ceiling* moves the whole stream along one direction, the difference of means, as far as the source's. The
+*floor* is an autoencoder that gives the mean whatever it reads. It is exactly one half in the mean of both
+attributes, as is every edit that is the same for both (the whole stream replaced; n = 0, the reconstruction
+alone): what it causes of one it fails to isolate when the other is edited.
 """
 
 from __future__ import annotations
@@ -36,7 +33,8 @@ from torch import Tensor
 from reasoning_features.dictionaries.autoencoder import added_directions
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
-from reasoning_features.sae_checks.interpretability import CEILING, FLOOR, weights_by_document
+from reasoning_features.residual_stream.probes import weights_by_document
+from reasoning_features.sae_checks.interpretability import CEILING, FLOOR
 from reasoning_features.truth.decisions import Decisions, log_odds
 
 Codes = NDArray[np.int64]
@@ -55,9 +53,7 @@ class DecisionContexts:
     documents: Codes  # [n] the document of each
     places: Codes  # [n] its place there
     training: Flags  # [n] in the documents that latents, directions and medians are taken from
-    readouts: tuple[
-        Decisions, Decisions, Decisions
-    ]  # the result; decisions after a wrong one and a right one
+    readouts: tuple[Decisions, Decisions, Decisions]  # the result; decisions after a wrong and a right one
     medians: Tensor  # [3] log-odds of the readouts, in nats, that divide the sides
 
     def read(self, logits: Tensor) -> Flags:
@@ -84,7 +80,7 @@ def read_contexts(
     subject: Subject, decisions: Mapping[str, Decisions], batch_tokens: int, seed: int = 0
 ) -> DecisionContexts:
     """The decisions of a corpus with the sides that the model is on; ``seed`` divides the documents, one half
-    for training. UserError where a kind of decision has none in the training documents.
+    for training.
     """
     wrong, right = decisions["persistence"], decisions["verification"]
     result = replace(
@@ -109,9 +105,7 @@ def read_contexts(
             stream[own] = read[i, at[i, : len(own)]].float().cpu()
             odds[own] = _odds(logits[i, : len(own)], readouts)
     training = np.isin(documents, np.random.default_rng(seed).permutation(names)[: len(names) // 2])
-    of_kind = [odds[torch.from_numpy(training & (is_right == kind))] for kind in (False, True)]
-    if not all(map(len, of_kind)):
-        raise UserError("A kind of decision is in no training document: take more documents.")
+    of_kind = (odds[torch.from_numpy(training & (is_right == kind))] for kind in (False, True))
     wrongs, rights = (each.median(0).values for each in of_kind)
     medians = torch.stack([(wrongs[0] + rights[0]) / 2, wrongs[1], rights[2]])
     sides = _sides(odds, medians)
@@ -170,12 +164,9 @@ class Editing:
     documents: Codes  # [pairs] the document of each base
 
     def table(self, seed: int = 0) -> pd.DataFrame:
-        """Mean scores of every edit, with intervals from resampling the bases' documents.
-
-        Returns:
-            Rows of ``dictionary``, ``attribute`` (or "both", their mean), ``n``, ``error`` ("left out": that
-            of reconstruction; "" where there is none), the scores, each with its 95% ``… low`` and
-            ``… high``, ``pairs``, ``documents``.
+        """Mean scores of every edit, with 95% intervals from resampling the bases' documents: rows of
+        ``dictionary``, ``attribute`` (or "both", their mean), ``n``, ``error`` ("left out": that of
+        reconstruction; "" where there is none), the scores with ends, ``pairs``, ``documents``.
         """
         shares = self._shares(seed)
         low, high = np.quantile(shares[1:], [0.025, 0.975], axis=0)

@@ -3,15 +3,13 @@
 **Sparse probing**, as in SAEBench (2503.09532). For every class of a labelling, against the rest, the k
 latents whose means differ most between the two are chosen on training documents, and a logistic regression on
 them alone is tested on others. The sanity checks (2602.14111) ask what such a number stands between: the
-*ceiling* is a regression on the whole residual stream, whose own k best coordinates are a dictionary that
-nobody trained; the *floor* is an autoencoder that gives the mean whatever it reads: its latents are constant.
+*ceiling* is a regression on the whole residual stream, the *floor* an autoencoder that gives the mean
+whatever it reads: its latents are constant.
 
-**Exact rules.** A language model that describes a latent from examples, and then tells from the description
-where the latent is active (Paulo et al., 2410.13928; SAEBench), may see more or less than is there. The
-organism's texts are written by a known grammar, so descriptions can be rules over a token's context, each
-exactly true or false at every token: the token, the one before it, its reasoning step and the next token's,
-token and step together, the document's family and its hidden style. On one half of the documents the rule is
-chosen that best tells where the latent is active (> 0) in balanced accuracy; its balanced accuracy on the
+**Exact rules.** A language model that describes a latent from examples (Paulo et al., 2410.13928; SAEBench)
+may see more or less than is there. The organism's texts are written by a known grammar, so descriptions can
+be rules over a token's context, each exactly true or false at every token. On one half of the documents the
+rule is chosen that best tells where the latent is active in balanced accuracy; its balanced accuracy on the
 other half is the latent's *detection accuracy*. Two controls choose and test in the same way: firing
 *shuffled* over a half's tokens, which leaves what a rule finds by chance; and firing of *another document* at
 the same places, which leaves in it that a document has a beginning, a middle and an end.
@@ -37,8 +35,8 @@ from threadpoolctl import threadpool_limits
 from reasoning_features.dictionaries.autoencoder import added_directions, encoded
 from reasoning_features.errors import UserError
 from reasoning_features.residual_stream.activations import ActivationBatch
-from reasoning_features.residual_stream.probes import move_targets
-from reasoning_features.statistics import bootstrap_mean, bootstrap_weights, percentile_interval
+from reasoning_features.residual_stream.probes import class_means, move_targets, weights_by_document
+from reasoning_features.statistics import percentile_interval
 from reasoning_features.text.corpus import Corpus
 
 Array = NDArray[np.float64]
@@ -64,42 +62,23 @@ class Labelling:
     classes: tuple[str, ...]
 
 
-def weights_by_document(documents: int, seed: int, n_resamples: int = 1000) -> Array:
-    """How often each document counts ``[1 + resamples, documents]``; first every one of them once."""
-    return np.concatenate([np.ones((1, documents)), bootstrap_weights(documents, n_resamples, seed)])
-
-
 @dataclass(frozen=True)
 class SparseProbes:
     """Balanced accuracy averaged over classes of every dictionary, labelling and k, ``[1 + resamples]``: of
-    all test documents, and of each resample of them. Resamples are the same for all, so differences are
-    paired.
+    all test documents, and of each resample of them, the same for all.
     """
 
     accuracy: dict[tuple[str, str, int], Array]
     documents: int
 
     def table(self) -> pd.DataFrame:
-        """Rows of ``dictionary``, ``labelling``, ``k``, ``balanced accuracy`` with its 95% ``low`` and
-        ``high``, and ``documents`` tested.
-        """
+        """A row a probe: ``balanced accuracy`` with its 95% ``low`` and ``high``, ``documents`` tested."""
         rows = [
             (*probe, *astuple(percentile_interval(values[0], values[1:], self.documents)))
             for probe, values in self.accuracy.items()
         ]
         columns = ["dictionary", "labelling", "k", "balanced accuracy", "low", "high", "documents"]
         return pd.DataFrame(rows, columns=columns)
-
-
-def mean_accuracy(hits: Array, totals: Array, weights: Array) -> Array:
-    """Balanced accuracy averaged over classes ``[r]`` for weights of documents ``[r, t]``.
-
-    ``hits`` of ``totals`` ``[classes, t, 2]`` tokens of each document were right: of the class, of the rest.
-    A class that a resample lacks is left out of its mean.
-    """
-    right, drawn = (np.einsum("rt,cts->rcs", weights, of, optimize=True) for of in (hits, totals))
-    accuracy = np.divide(right, drawn, out=np.full_like(right, np.nan), where=drawn > 0).mean(-1)
-    return np.nanmean(accuracy[~np.isnan(accuracy).all(1)], axis=1)
 
 
 def labellings(corpus: Corpus) -> list[Labelling]:
@@ -116,18 +95,15 @@ def sparse_probes(
     saes: Mapping[str, SAE[Any]],
     activations: ActivationBatch,
     corpus: Corpus,
-    labels: Sequence[Labelling] | None = None,
     seed: int = 0,
 ) -> SparseProbes:
-    """Probe every dictionary of raw activations, the residual stream and the mean for every class of every
-    labelling (by default :func:`labellings`); ``seed`` divides the documents and draws resamples.
+    """Probe every dictionary of raw activations, the residual stream and the mean for every class of all
+    :func:`labellings`; ``seed`` divides the documents and draws resamples.
 
     A latent counts by its activation times the length of its decoder direction, in the stream's units, so
     that a dictionary scaled up and down again is the same dictionary. Besides ``saes`` there are the stream's
-    own coordinates (``CEILING``: the k best, and all of them) and constant latents (``FLOOR``).
-
-    Raises:
-        UserError: fewer than two classes, or one that is missing among the training or the test documents.
+    own coordinates (``CEILING``: the k best, and all of them) and constant latents (``FLOOR``). UserError
+    where a labelling has fewer than two classes, or one that is missing in training or test documents.
     """
     positions = activations.positions.numpy()
     names, document = np.unique(corpus.document_of[positions], return_inverse=True)
@@ -135,7 +111,7 @@ def sparse_probes(
     test_document = np.full(len(names), -1)
     test_document[tested] = np.arange(len(tested))
     weights = weights_by_document(len(tested), seed)
-    accuracy = {}
+    accuracy: dict[tuple[str, str, int], Array] = {}
     with threadpool_limits(limits=1):  # threads only wait for one another on matrices this small
         for name in (*saes, CEILING, FLOOR):
             ks: tuple[int, ...] = KS
@@ -145,13 +121,10 @@ def sparse_probes(
                 latents, ks = activations.residual.numpy(), (*KS, activations.residual.shape[1])
             else:
                 latents = np.zeros((len(positions), max(KS)), np.float32)
-            for labelling in labels or labellings(corpus):
+            for labelling in labellings(corpus):
                 codes = labelling.codes[positions]
-                hits, totals = _probed(
-                    latents, codes, test_document[document], len(tested), ks, labelling.name
-                )
-                for k, of_k in zip(ks, hits, strict=True):
-                    accuracy[name, labelling.name, k] = mean_accuracy(of_k, totals, weights)
+                found = _probed(latents, codes, test_document[document], weights, ks, labelling.name)
+                accuracy |= {(name, labelling.name, k): of_k for k, of_k in found.items()}
     return SparseProbes(accuracy, len(tested))
 
 
@@ -165,39 +138,36 @@ def _probed(
     latents: NDArray[np.float32],
     codes: Codes,
     test_document: Codes,
-    n_tested: int,
+    weights: Array,
     ks: Sequence[int],
     labelling: str,
-) -> tuple[Array, Array]:
-    """Tokens of each test document that probes got right ``[ks, classes, t, 2]``, of the class and of the
-    rest, and how many there are ``[classes, t, 2]``; ``test_document`` ``[n]`` is −1 in training.
+) -> dict[int, Array]:
+    """k → balanced accuracy averaged over classes ``[r]`` for weights of test documents ``[r, t]``.
+
+    ``test_document`` ``[n]`` is −1 in training. A class that a resample lacks is left out of its mean.
     """
     labelled, held_out = codes >= 0, test_document >= 0
     training, test = labelled & ~held_out, labelled & held_out
     classes = np.unique(codes[labelled])
-    for part, where in (("training", training), ("test", test)):
-        if len(classes) < 2 or len(np.unique(codes[where])) < len(classes):
-            raise UserError(
-                f"Probes for {labelling} need two classes or more, each among the {part} documents: "
-                "take more documents."
-            )
-    known, fresh, at = latents[training], latents[test], test_document[test]
-    hits = np.empty((len(ks), len(classes), n_tested, 2))
-    totals = np.empty((len(classes), n_tested, 2))
-    for c, code in enumerate(classes):
+    if len(classes) < 2 or any(len(np.unique(codes[part])) < len(classes) for part in (training, test)):
+        raise UserError(
+            f"Probes for {labelling} need two classes or more, each in training and in test documents: "
+            "take more documents."
+        )
+    known, fresh = latents[training], latents[test]
+    by_class: dict[int, list[Array]] = {k: [] for k in ks}
+    for code in classes:
         inside, truly = codes[training] == code, codes[test] == code
         sums = inside.astype(np.float32) @ known
         difference = sums / inside.sum() - (known.sum(0) - sums) / (~inside).sum()
         order = np.argsort(-np.abs(difference), kind="stable")
-        totals[c] = np.stack([np.bincount(at, side, n_tested) for side in (truly, ~truly)], axis=1)
-        for i, k in enumerate(ks):
-            chosen = order[:k]
+        for k in ks:
             regression = LogisticRegression(class_weight="balanced", max_iter=500)
-            probe = make_pipeline(StandardScaler(), regression).fit(known[:, chosen], inside)
-            right = probe.predict(fresh[:, chosen]) == truly
-            both = [np.bincount(at, right & side, n_tested) for side in (truly, ~truly)]
-            hits[i, c] = np.stack(both, axis=1)
-    return hits, totals
+            probe = make_pipeline(StandardScaler(), regression).fit(known[:, order[:k]], inside)
+            right = probe.predict(fresh[:, order[:k]]) == truly
+            by_class[k].append(class_means(right, truly, test_document[test], weights).mean(1))
+    accuracy = {k: np.stack(found, axis=1) for k, found in by_class.items()}
+    return {k: np.nanmean(found[~np.isnan(found).all(1)], axis=1) for k, found in accuracy.items()}
 
 
 def rule_kinds(corpus: Corpus, tokenizer: Any) -> list[Labelling]:
@@ -237,18 +207,13 @@ def judge(
     """The best rule of each of some latents of every dictionary, and how well it tells where they are active.
 
     At most ``latents`` of a dictionary are drawn, among those that can be judged (``MINIMUM``); ``seed``
-    divides the documents, draws the latents and shuffles. ``kinds`` are the rules (:func:`rule_kinds`).
-
-    Returns:
-        Rows of ``dictionary``, ``firing`` (``FIRING``), ``latent``, ``density`` (fraction of tokens it is
-        active on), ``kind`` and ``rule`` (the best on the discovery half), and balanced accuracies
-        ``discovery`` and ``detection`` (on the half that did not choose the rule).
+    divides the documents, draws the latents and shuffles. ``kinds`` are the rules (:func:`rule_kinds`). Rows
+    of ``dictionary``, ``firing``, ``latent``, ``density`` (fraction of tokens it is active on), ``kind`` and
+    ``rule``, and balanced accuracies ``discovery`` and ``detection`` (on the half that did not choose it).
     """
     order = np.argsort(activations.positions.numpy(), kind="stable")
     positions = activations.positions.numpy()[order]
     names, document = np.unique(corpus.document_of[positions], return_inverse=True)
-    if len(names) < 2:
-        raise UserError("A rule is chosen on one half of the documents and tested on the other: give two.")
     rules = [(kind.name, rule) for kind in kinds for rule in kind.classes]
     tables = []
     for name, sae in saes.items():
@@ -308,19 +273,3 @@ def _accuracies(fires: NDArray[np.bool_], kinds: Sequence[Labelling], positions:
         alone = np.bincount(code[rows], minlength=len(kind.classes))[:, None] - both
         found.append((1 + both / active - alone / (n - active)) / 2)
     return np.concatenate(found)
-
-
-def detection(judged: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Mean detection accuracy of each dictionary's latents (:func:`judge`), and of its controls: rows of
-    ``dictionary``, ``firing``, ``detection`` with ``low`` and ``high`` (95%, latents resampled), ``latents``.
-    """
-    grouped = judged.groupby(["dictionary", "firing"], sort=False)["detection"]
-    rows = [(*about, *astuple(bootstrap_mean(of_latents, seed=seed))) for about, of_latents in grouped]
-    return pd.DataFrame(rows, columns=["dictionary", "firing", "detection", "low", "high", "latents"])
-
-
-def excess(judged: pd.DataFrame, name: str) -> pd.Series:
-    """Detection accuracy of a dictionary's latents less that of their control, another document's firing."""
-    own = judged[judged["dictionary"] == name]
-    table = own.pivot(index="latent", columns="firing", values="detection")
-    return table[AS_IT_IS] - table[ANOTHER]

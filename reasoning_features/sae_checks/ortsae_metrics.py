@@ -28,7 +28,6 @@ from tqdm.auto import tqdm
 from reasoning_features.dictionaries.evaluation import best_cosines, cosines
 from reasoning_features.dictionaries.training import AUXILIARY
 from reasoning_features.diffing.presence import SAME, activation_correlation, share_of
-from reasoning_features.errors import UserError
 from reasoning_features.residual_stream.activations import shuffled_batches
 from reasoning_features.statistics import (
     Interval,
@@ -72,11 +71,6 @@ def nearest_cosines(decoder: Tensor) -> Array:
 
     A direction of length 0 has cosine 0 with everything.
     """
-    if len(decoder) < 2:
-        raise UserError(
-            f"A dictionary of {len(decoder)} latents has no neighbours to measure: give one with two live "
-            "latents at least."
-        )
     nearest, start = [], 0
     for part in cosines(decoder, decoder):
         part.diagonal(start).fill_(-torch.inf)  # a direction is no neighbour of its own
@@ -99,11 +93,6 @@ def composition(decoder: Tensor, seeds: Sequence[int] = (0, 1, 2), seed: int = 0
     unit-normalised, from each of ``seeds``; composition is the fraction of their variance that it explains.
     The same arguments give the same bytes on the same machine; ``seed`` is the bootstrap's.
     """
-    if len(decoder) < FEWER * ACTIVE:
-        raise UserError(
-            f"A MetaSAE of {len(decoder)} rows has fewer than {ACTIVE} latents: "
-            f"give a dictionary of at least {FEWER * ACTIVE} live ones."
-        )
     rows = torch.nn.functional.normalize(decoder.detach().float().cpu(), dim=1)
     error = np.stack([meta_errors(rows, each) for each in seeds])
     return explained(error, (rows - rows.mean(0)).double().square().sum(1).numpy(), seed)
@@ -253,11 +242,8 @@ def cost_ratios(costs: pd.DataFrame) -> pd.DataFrame:
 
     ``costs`` has rows of ``name``, ``features``, ``run``, ``seconds`` of a step.
     """
-    rows = []
-    wide = costs.pivot(index=["features", "run"], columns="name", values="seconds")
-    for features, runs in wide.groupby("features"):
-        for name in pd.unique(costs["name"]):
-            if name != "BatchTopK":
-                ratio = runs[name] / runs["BatchTopK"]
-                rows.append((name, features, ratio.median(), ratio.min(), ratio.max(), len(ratio)))
-    return pd.DataFrame(rows, columns=["name", "features", "ratio", "lowest", "highest", "runs"])
+    usual = costs[costs["name"] == "BatchTopK"][["features", "run", "seconds"]]
+    both = costs[costs["name"] != "BatchTopK"].merge(usual, on=["features", "run"], suffixes=("", " usual"))
+    ratios = (both["seconds"] / both["seconds usual"]).groupby([both["name"], both["features"]], sort=False)
+    found = ratios.agg(ratio="median", lowest="min", highest="max", runs="size").reset_index()
+    return found.sort_values("features", kind="stable", ignore_index=True)

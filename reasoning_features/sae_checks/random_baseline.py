@@ -1,4 +1,4 @@
-"""What ``make sanity`` trained of one model, and trained dictionaries beside the random-SAE baseline.
+"""Trained dictionaries beside the random-SAE baseline: what ``make sanity`` stored of one model, compared.
 
 A difference is of two arrays ``[1 + resamples]``: a measure of all units (documents, pairs, traces, problems,
 latents) and of each resample. Where both dictionaries are measured on the same units the resamples are the
@@ -7,43 +7,47 @@ same, and the difference is paired.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
+from textwrap import fill
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
 from sae_lens import SAE
 
 from reasoning_features import paths
-from reasoning_features.dictionaries.autoencoder import architecture_label, load_autoencoder, name_of
+from reasoning_features.dictionaries.autoencoder import NAMES, architecture_label, load_autoencoder, name_of
 from reasoning_features.dictionaries.evaluation import EXPLAINED, best_cosines, reconstruct
 from reasoning_features.diffing.presence import PAPER_THRESHOLD, SAME, share_of
 from reasoning_features.errors import MissingArtefact
 from reasoning_features.files import verify_shipped
-from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.reporting.claims import Measured
+from reasoning_features.reporting.plots import TEXT_WIDTH, look, name_rows, panels
 from reasoning_features.residual_stream.activations import ActivationBatch
-from reasoning_features.sae_checks.causal_editing import Editing
+from reasoning_features.residual_stream.probes import weights_by_document
 from reasoning_features.sae_checks.interpretability import (
     AS_IT_IS,
     CEILING,
-    FLOOR,
     KS,
-    SparseProbes,
-    excess,
-    weights_by_document,
 )
+from reasoning_features.sae_checks.synthetic import FROZEN, TRAINED
 from reasoning_features.statistics import Interval
 from reasoning_features.steering.steering_results import winners_table
-from reasoning_features.steering.steering_study import CHOSEN, FEATURES, Study, load_studies
+from reasoning_features.steering.steering_study import Study, load_studies
 from reasoning_features.truth import benchmark as scorers
 
 Array = NDArray[np.float64]
 Value = TypeVar("Value")
 ENDS = ["estimate", "low", "high"]
 PRECISION = "average precision"
+TRAINED_NAMES, FROZEN_NAMES = ([NAMES[architecture] for architecture in kind] for kind in (TRAINED, FROZEN))
+GREYS = ("0", "0.4", "0.6")  # of frozen dictionaries
+OTHERS = ("x", "+", "1", "2", "3", "4", "|", "_")  # marks of what is no architecture
+LETTERS = 30  # of a metric's name in one line under its panel
 # scorers that are drawn; the table has all
 SHOWN = (
     *("ReasonScore", "word identity", "density", "mean difference", "gradient attribution"),
@@ -153,52 +157,10 @@ def variance_explained(
     return 1 - (weights @ sums["error"].to_numpy()) / (weights @ sums["deviation"].to_numpy())
 
 
-def dictionary_rows(
-    pair: tuple[str, str],
-    saes: Mapping[str, SAE[Any]],
-    fresh: ActivationBatch,
-    documents: NDArray[np.int64],
-    probes: SparseProbes,
-    judged: pd.DataFrame,
-    edited: Editing,
-    latents: Mapping[str, int],
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Measures of a trained dictionary and a null's, the ``pair``, :func:`row` by :func:`row`.
-
-    ``fresh`` are activations of text that neither was trained on, ``documents`` ``[n_tokens]`` the document
-    of each of its tokens, ``latents`` how many are replaced of each dictionary. Exact rules are of different
-    latents, which are resampled on their own, and count beyond what they score on another document's firing.
-    """
-    one, other = (variance_explained(saes[name], fresh, documents, seed) for name in pair)
-    n = len(np.unique(documents[fresh.positions.numpy()]))
-    rows = [row("variance explained", one, other, 0.0, n)]
-    for labelling in ("move", "family"):
-        for k in KS:
-            one, other, floor = (probes.accuracy[name, labelling, k] for name in (*pair, FLOOR))
-            measure = f"probing, {labelling}, k = {k}"
-            rows.append(row(measure, one, other, float(floor[0]), probes.documents))
-    beyond = [excess(judged, name).to_numpy() for name in pair]
-    one, other = (weights_by_document(len(x), seed + i, 2000) @ x / len(x) for i, x in enumerate(beyond))
-    rows.append(row("exact rules, beyond chance", one, other, 0.0, sum(map(len, beyond))))
-    one, other = (edited.resampled(name, latents[name], seed) for name in pair)
-    return pd.DataFrame([*rows, row("causal editing", one, other, 0.5, len(np.unique(edited.documents)))])
-
-
-def main_line_rows(
-    pair: tuple[str, str],
-    benchmarks: Mapping[str, scorers.Benchmark],
-    studies: Mapping[str, Study],
-    seed: int = 0,
-) -> pd.DataFrame:
-    """ReasonScore's precision and what steering its winner gains, under a trained dictionary and a null."""
-    one, other = (precision_over_chance(benchmarks[name]) for name in pair)
-    traces = len(benchmarks[pair[0]].truths["persistence"].counts)
-    rows = [row("ReasonScore's precision over chance", one, other, 0.0, traces)]
-    gains = [studies[name].outcome(CHOSEN) - studies[name].outcome(UNSTEERED) for name in pair]
-    one, other = (weights_by_document(len(gain), seed, 2000) @ gain / len(gain) for gain in gains)
-    rows.append(row("steering, gain of ReasonScore's winner", one, other, 0.0, len(gains[0])))
-    return pd.DataFrame(rows)
+def resampled_mean(values: ArrayLike, seed: int) -> Array:
+    """Mean of values ``[n]``, and of each resample of them ``[1 + resamples]``."""
+    units = np.asarray(values, dtype=float)
+    return weights_by_document(len(units), seed, 2000) @ units / len(units)
 
 
 def outcome(rows: pd.DataFrame, measure: str) -> Measured:
@@ -208,16 +170,7 @@ def outcome(rows: pd.DataFrame, measure: str) -> Measured:
     return Measured(wide, narrow=Interval(of["difference"], of["low 90"], of["high 90"], of["n"]))
 
 
-def kept(rows: pd.DataFrame) -> pd.DataFrame:
-    """What of the trained dictionary's distance from the floor the null keeps: ``measure`` and ``kept``.
-
-    1: the null is as good; 0: it is at the floor. NaN where the trained one is at the floor itself.
-    """
-    distance = (rows["trained"] - rows["floor"]).where(rows["trained"] > rows["floor"])
-    return pd.DataFrame({"measure": rows["measure"], "kept": (rows["null"] - rows["floor"]) / distance})
-
-
-# --- scorers, steering and stages under each dictionary -----------------------------------------------------
+# --- scorers, steering and stages under each dictionary, and figures ---------------------------------------
 
 
 def over_chance(scored: pd.DataFrame) -> pd.DataFrame:
@@ -234,7 +187,7 @@ def over_chance(scored: pd.DataFrame) -> pd.DataFrame:
 
 
 def scorer_panels(table: pd.DataFrame, model: str) -> pd.DataFrame:
-    """One model's rows of :func:`over_chance` as ``figures.draw_metrics`` draws them."""
+    """One model's rows of :func:`over_chance` as :func:`draw_metrics` draws them."""
     rows = table[(table["model"] == model) & table["scorer"].isin(SHOWN)]
     rows = rows.sort_values("scorer", key=lambda names: names.map(SHOWN.index), kind="stable")
     return rows.rename(columns={"scorer": "metric"})[["metric", "dictionary", *ENDS]]
@@ -261,44 +214,72 @@ def winners(studies: Mapping[str, Study], seed: int = 0) -> pd.DataFrame:
     return table.reset_index(drop=True).drop(columns="domain")
 
 
-def winner_panels(won: pd.DataFrame) -> pd.DataFrame:
-    """Gains in points of the classes that differ by dictionary, as ``figures.draw_metrics`` draws them."""
-    rows = won[won["class"].isin([CHOSEN, FEATURES])]
-    points = (100 * rows[["gain", "low", "high"]]).set_axis(ENDS, axis=1)
-    named = rows[["dictionary"]].assign(metric=rows["class"] + ", gain (points)")
-    return pd.concat([named, points], axis=1)
-
-
 def presence(
     matched: pd.DataFrame,
     sae: SAE[Any],
     stages: Mapping[str, tuple[str, SAE[Any]]],
     features: NDArray[np.int64],
 ) -> pd.DataFrame:
-    """Share of some features of a dictionary that are present at each stage, by what they do and by where
-    they point.
+    """Share of some features of a dictionary present at each stage, by what they do and where they point.
 
-    ``matched`` has a row a feature, in their order: the largest correlation of its activations with a latent
-    of each stage; ``share`` is of those at 0.7 or more (Wilson). ``by cosine`` is the share with a direction
-    of the stage at 0.7 or nearer, ``between stages`` the share of S's latents that have one. ``stages``: who
-    is read, and its dictionary; "S" is the first.
+    ``matched`` has a row a feature: the largest correlation of its activations with a latent of each stage;
+    ``share`` is of those at 0.7 or more (Wilson). ``by cosine`` is the share with a direction of the stage at
+    0.7 or nearer, ``between stages`` the share of S's latents that have one. ``stages``: who is read, and its
+    dictionary.
     """
-    rows, start = [], stages["S"][1].W_dec
+    rows = []
     for stage, (_, other) in stages.items():
         share = share_of(matched[stage].to_numpy(dtype=float) >= SAME)
-        cosine = float((best_cosines(sae.W_dec[features], other.W_dec) >= PAPER_THRESHOLD).mean())
-        same = float((best_cosines(start, other.W_dec) >= PAPER_THRESHOLD).mean())
+        cosine, same = (
+            float((best_cosines(directions, other.W_dec) >= PAPER_THRESHOLD).mean())
+            for directions in (sae.W_dec[features], stages["S"][1].W_dec)
+        )
         rows.append((stage, *astuple(share), cosine, same))
     columns = ["stage", "share", "low", "high", "n", "by cosine", "between stages"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def absent(staged: pd.DataFrame, trained: str, null: str) -> Measured:
-    """Share of a trained dictionary's features that are absent at stage S, beside that of a null's.
+def styles(dictionaries: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How dictionaries look by name: trained ones full and coloured, frozen ones hollow grey, others black.
 
-    ``staged`` has the rows of :func:`presence`, with ``dictionary``.
+    A variant ("OrtSAE, second seed", "frozen decoder (cov)") looks as its architecture does, but is dotted,
+    and hollow where that one is full.
     """
-    at_start = {row["dictionary"]: row for row in staged.to_dict("records") if row["stage"] == "S"}
-    own = at_start[trained]
-    share = Interval(1 - own["share"], 1 - own["high"], 1 - own["low"], own["n"])
-    return Measured(share, 1 - at_start[null]["share"])
+    looks: dict[str, dict[str, Any]] = {}
+    for name in dictionaries:
+        plain = re.split(r", | \(", name)[0]
+        if plain in TRAINED_NAMES:
+            own = look(TRAINED_NAMES.index(plain))
+        elif plain in FROZEN_NAMES:
+            own = look(FROZEN_NAMES.index(plain)) | {"color": GREYS[FROZEN_NAMES.index(plain)]}
+        else:
+            own = {"color": "black", "marker": OTHERS[len(looks) % len(OTHERS)], "linestyle": ":"}
+        hollow = (plain in FROZEN_NAMES) != (name != plain)
+        looks[name] = own | {"markerfacecolor": "white" if hollow else own["color"], "label": name}
+        if name != plain:
+            looks[name]["linestyle"] = ":"
+    return looks
+
+
+def draw_metrics(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """A small panel a metric, with one dictionary a row and its interval; and the rows in the order drawn.
+
+    ``table`` has rows of ``metric``, ``dictionary``, ``estimate``, ``low``, ``high`` (NaN where there is no
+    interval). Both are drawn in the order in which they come first; a dictionary may lack a metric.
+    """
+    metrics, dictionaries = list(pd.unique(table["metric"])), list(pd.unique(table["dictionary"]))
+    looks, across = styles(dictionaries), -(-len(metrics) // -(-len(metrics) // 3))
+    width = TEXT_WIDTH * (across + 0.5) / 3.5  # half a panel for the names on the left
+    height = 0.6 + 0.2 * len(dictionaries)
+    fig, axes = panels(len(metrics), across, width=width, height=height, sharey=True)
+    for ax, metric in zip(axes, metrics, strict=True):
+        for row in table[table["metric"] == metric].to_dict("records"):
+            place, style = dictionaries.index(row["dictionary"]), looks[row["dictionary"]]
+            ax.plot([row["low"], row["high"]], [place] * 2, color=style["color"], marker="", linestyle="-")
+            ax.plot([row["estimate"]], [place], **style | {"linestyle": ""})
+        ax.set_xlabel(fill(str(metric), LETTERS))
+        ax.margins(x=0.1)
+        ax.locator_params(axis="x", nbins=4)
+        name_rows(ax, dictionaries)
+    drawn = table.sort_values("metric", key=lambda names: names.map(metrics.index), kind="stable")
+    return fig, drawn.reset_index(drop=True)

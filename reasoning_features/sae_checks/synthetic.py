@@ -41,13 +41,11 @@ from reasoning_features.dictionaries.training import (
     new_trainer,
 )
 from reasoning_features.diffing.presence import share_of
-from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.files import write_table
 from reasoning_features.runs.shards import Each
 from reasoning_features.statistics import Interval, bootstrap_mean, percentile_interval
 
 Array = NDArray[np.float64]
-Found = NDArray[np.bool_]
 Firing = Literal["equal", "unequal"]
 DECADES = 4.3  # of firing probability in the unequal case: 10^-5.5 to 10^-1.2 in the paper
 SPREAD = 0.25  # standard deviation of the logarithm of a magnitude
@@ -86,9 +84,6 @@ class World:
 
     ``firing`` says how probability is shared out among features: equally, or LogUniform over 4.3 decades.
     Two worlds that differ in it alone have the same features.
-
-    Raises:
-        UserError: a feature would be active with a probability outside ]0, 1].
     """
 
     width: int = 50
@@ -96,14 +91,6 @@ class World:
     active: float = 10.0
     firing: Firing = "equal"
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        highest = self.probabilities.max()
-        if not 0 < highest <= 1:
-            raise UserError(
-                f"With {self.active:g} of {self.features} features active a feature's probability would be "
-                f"up to {highest:.3g}: choose active between 0 and a tenth of the features."
-            )
 
     @property
     def directions(self) -> Tensor:
@@ -137,10 +124,6 @@ class World:
                 torch.manual_seed(self._seed(stream, number))
                 batch = dictionary(generator.sample(size))
             yield batch
-
-    def sample(self, n: int, stream: str) -> Tensor:
-        """The first ``n`` activations ``[n, d]`` of a stream: one that is not trained on is held out."""
-        return next(self.batches(n, stream))
 
     def _dictionary(self) -> FeatureDictionary:
         return FeatureDictionary(self.features, self.width, initializer=None, seed=self._seed("directions"))
@@ -213,14 +196,7 @@ CHECKED = (
 )
 
 
-def recovered(decoder: Tensor, features: Tensor) -> Found:
-    """Which features ``[m, d]`` an autoencoder has found ``[m]``: a decoder direction ``[s, d]`` lies at a
-    cosine above 0.8. The sign counts: a feature's opposite is not that feature.
-    """
-    return best_cosines(features, decoder) > RECOVERED
-
-
-def count_by_frequency(found: Found, probabilities: Array, bins: int = 10) -> pd.DataFrame:
+def count_by_frequency(found: NDArray[np.bool_], probabilities: Array, bins: int = 10) -> pd.DataFrame:
     """How many features ``[m]`` were ``found``, in bins of equally many by how often they are active, the
     rarest first; there is one bin where all features are equally frequent. ``from`` and ``to`` are the least
     and greatest probability.
@@ -236,13 +212,14 @@ def count_by_frequency(found: Found, probabilities: Array, bins: int = 10) -> pd
 def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
     """Train one autoencoder, up to step ``until`` or the last, and count what it has found of the features: a
     row for each recorded step and bin of firing probability, with the measures on held-out activations.
-    ``best cosine`` is the mean over features of the largest cosine with a decoder direction.
+    ``best cosine`` is the mean over features of the largest cosine with a decoder direction; above 0.8 a
+    feature is found.
     """
     torch.set_num_threads(1)
     world, recipe = cell.world, cell.recipe
     end = min(until or recipe.steps, recipe.steps)
-    features, held_out = world.directions, world.sample(HELD_OUT, "held out")
-    sample = world.sample(HELD_OUT, "moments")
+    features, held_out = world.directions, next(world.batches(HELD_OUT, "held out"))
+    sample = next(world.batches(HELD_OUT, "moments"))
     rows: list[pd.DataFrame] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.start("synthetic"))
@@ -252,10 +229,10 @@ def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
             samples = trainer.n_training_samples
             numbers, _ = held_out_quality(trainer, held_out)
             del numbers["loss"]
-            decoder = trainer.sae.W_dec.detach()
-            bins = count_by_frequency(recovered(decoder, features), world.probabilities)
-            closest = float(best_cosines(features, decoder).mean())
-            at_step = {"step": samples // BATCH, "samples": samples, **numbers, "best cosine": closest}
+            # the sign counts: a feature's opposite is not that feature
+            closest = best_cosines(features, trainer.sae.W_dec)
+            bins = count_by_frequency(closest > RECOVERED, world.probabilities)
+            at_step = {"step": samples // BATCH, "samples": samples, **numbers, "best cosine": closest.mean()}
             rows.append(pd.DataFrame([at_step]).merge(bins, how="cross"))
 
         trainer.cfg.total_training_samples = end * BATCH
@@ -276,13 +253,7 @@ def make_cell(folder: Path, cell: Cell) -> None:
 
 
 def merged(folder: Path, cells: Sequence[Cell] = CELLS) -> pd.DataFrame:
-    """All cells' rows, in the cells' order; MissingArtefact where a cell has not been trained."""
-    missing = [cell.file for cell in cells if not (folder / cell.file).exists()]
-    if missing:
-        raise MissingArtefact(
-            f"{len(missing)} of {len(cells)} trainings on synthetic data are missing ({missing[0]} is one): "
-            "run `make sanity`, which goes on where it stopped."
-        )
+    """All cells' rows, in the cells' order."""
     return pd.concat([pd.read_parquet(folder / cell.file) for cell in cells], ignore_index=True)
 
 
@@ -333,14 +304,10 @@ def by_frequency(grid: pd.DataFrame) -> pd.DataFrame:
     """
     sums = {"from": "min", "to": "max", "in bin": "sum", "found": "sum"}
     bins = last(grid).groupby([*SETTING, "bin"], sort=False).agg(sums).reset_index()
-    shares = [_share(row) for _, row in bins.iterrows()]
-    ends = {name: [getattr(share, name) for share in shares] for name in ("low", "high")}
-    return bins.assign(recovered=[share.estimate for share in shares], **ends)
-
-
-def _share(counts: pd.Series[int]) -> Interval:
-    """Share of the features ``in bin`` that is ``found``."""
-    return share_of(np.arange(counts["in bin"]) < counts["found"])
+    shares = pd.DataFrame(
+        [share_of(np.arange(n) < k) for n, k in zip(bins["in bin"], bins["found"], strict=True)]
+    )
+    return bins.join(shares.rename(columns={"estimate": "recovered"}).drop(columns="n"))
 
 
 def frequent(grid: pd.DataFrame, architecture: str) -> tuple[Interval, Interval]:
@@ -350,7 +317,9 @@ def frequent(grid: pd.DataFrame, architecture: str) -> tuple[Interval, Interval]
     rows = by_frequency(longest(grid))
     rows = rows[(rows["architecture"] == architecture) & (rows["firing"] == "unequal")]
     often = rows["bin"] >= 0.8 * (rows["bin"].max() + 1)
-    return _share(rows[often][["in bin", "found"]].sum()), _share(rows[~often][["in bin", "found"]].sum())
+    sums = (rows.loc[some, ["in bin", "found"]].sum() for some in (often, ~often))
+    often_found, others_found = (share_of(np.arange(each["in bin"]) < each["found"]) for each in sums)
+    return often_found, others_found
 
 
 def at_end(grid: pd.DataFrame, architecture: str, column: str) -> Interval:

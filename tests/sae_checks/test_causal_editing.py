@@ -171,9 +171,8 @@ def test_pairs_differ_in_both_and_are_of_test_documents_in_two_halves(contexts):
     assert len(set(base)) == PAIRS and contexts.sides[base, 0].sum() == PAIRS // 2
     again = causal_editing.draw_pairs(contexts, PAIRS, EVERYWHERE)
     assert np.array_equal(again[0], base) and np.array_equal(again[1], source)
-    most, _ = causal_editing.draw_pairs(
-        contexts, 10_000, EVERYWHERE
-    )  # as many as there are, as often of either result
+    # as many as there are, as often of either result
+    most, _ = causal_editing.draw_pairs(contexts, 10_000, EVERYWHERE)
     assert PAIRS < len(most) == 2 * contexts.sides[most, 0].sum() and len(set(most)) == len(most)
 
     choosing, reporting = causal_editing.halves(contexts)
@@ -185,9 +184,3 @@ def test_pairs_differ_in_both_and_are_of_test_documents_in_two_halves(contexts):
     assert not np.array_equal(causal_editing.halves(contexts, seed=1)[0], choosing)
     with pytest.raises(UserError, match="Some pair of result and style"):
         causal_editing.draw_pairs(contexts, 10, choosing[:1])
-
-
-def test_a_kind_that_is_missing_is_said(tiny_subject):
-    none = BOTH["persistence"].select(np.empty(0, dtype=np.int64))
-    with pytest.raises(UserError, match="A kind of decision is in no training document"):
-        causal_editing.read_contexts(tiny_subject, BOTH | {"persistence": none}, 200)

@@ -21,15 +21,11 @@ from reasoning_features.sae_checks.interpretability import (
     MINIMUM,
     SHUFFLED,
     Labelling,
-    detection,
-    excess,
     judge,
     labellings,
-    mean_accuracy,
     rule_kinds,
     scaled_latents,
     sparse_probes,
-    weights_by_document,
 )
 
 WIDTH = 6
@@ -79,7 +75,7 @@ def test_what_documents_alone_tell_is_not_learnt():
     corpus = replace(CORPUS, domains=[str(side) for side in rng.permutation([0, 1] * 30)])
     residual = torch.from_numpy(rng.normal(size=(60, WIDTH))[corpus.document_of]).float()
     batch = ActivationBatch(residual, torch.arange(corpus.n_tokens))
-    found = sparse_probes({}, batch, corpus, [labellings(corpus)[1]])
+    found = sparse_probes({}, batch, corpus)
     assert found.accuracy[CEILING, "family", WIDTH][0] < 0.7
 
 
@@ -91,23 +87,6 @@ def test_labellings_by_hand():
     assert move.classes == CORPUS.move_names and family.classes == ("even", "odd")
     assert (family.codes[CORPUS.span(0)] == -1).all()
     assert (family.codes[CORPUS.starts[3] + 1 : CORPUS.starts[4]] == 1).all()
-
-
-def test_averages_and_resamples_by_hand():
-    # x: 1 of 2 and 4 of 4, 0.75; y: 0 of 2 and 3 of 4, 0.375; the second document has no token of y
-    hits = np.array([[[1, 2], [0, 2]], [[0, 1], [0, 2]]], dtype=float)
-    totals = np.array([[[1, 2], [1, 2]], [[2, 1], [0, 3]]], dtype=float)
-    found = mean_accuracy(hits, totals, weights_by_document(2, seed=0))
-    # resamples: x is .5, .75 or 1; y, where there, .5 (first document alone) or .375
-    assert found[0] == 0.5625 and set(found[1:].round(6)) == {0.5, 0.5625, 0.75}
-    # two that fail at the same hard document differ by the same amount whichever documents are drawn
-    totals = np.full((2, 3, 2), 10.0)
-    totals[1, 0, 0] = 0  # the first document has no token of y
-    right = np.array([0.9, 0.5, 0.3])[:, None] * totals
-    weights = weights_by_document(3, seed=0)
-    one, other = (mean_accuracy(hits, totals, weights) for hits in (right + 0.1 * totals, right))
-    assert np.ptp(one) > 0.3
-    np.testing.assert_allclose(one - other, 0.1)
 
 
 def test_how_the_decoder_is_scaled_changes_nothing():
@@ -190,28 +169,13 @@ def test_rules_by_hand(kinds):
     assert said == f"{letters[2]} and move is {WRITTEN.move_names[codes['move'][2]]}"
 
 
-def test_detection_is_a_mean_over_latents_and_excess_is_latent_by_latent():
-    firing = [AS_IT_IS] * 2 + [ANOTHER] * 2 + [SHUFFLED] * 2
-    table = pd.DataFrame({"firing": firing, "latent": [0, 1, 1, 0, 0, 1]}).assign(dictionary="x")
-    table["detection"] = [0.5, 1.0, 0.75, 0.5, 1.0, 1.0]
-    found = detection(table).set_index("firing")
-    assert found["detection"].tolist() == [0.75, 0.625, 1] and (found["latents"] == 2).all()
-    assert found.loc[AS_IT_IS, ["low", "high"]].tolist() == [0.5, 1.0]
-    assert excess(table, "x").tolist() == [0, 0.25]
-
-
 def test_what_cannot_be_probed_or_judged_is_said(kinds):
-    move = labellings(CORPUS)[0]
-    rare = np.where(move.codes == 2, 0, move.codes)
+    rare = np.where(CORPUS.moves == 2, 0, CORPUS.moves).astype(np.int8)
     rare[int(np.flatnonzero(~CORPUS.special)[0])] = 2
-    with pytest.raises(UserError, match="Probes for move need two classes or more"):
-        sparse_probes({}, activations(), CORPUS, [Labelling("move", rare, move.classes)])
-    with pytest.raises(UserError, match="Probes for one need two classes"):
-        sparse_probes({}, activations(), CORPUS, [Labelling("one", 0 * rare, ("a",))])
+    for moves in (rare, np.zeros_like(rare)):
+        with pytest.raises(UserError, match="Probes for move need two classes or more"):
+            sparse_probes({}, activations(), replace(CORPUS, moves=moves))
     with pytest.raises(UserError, match=f"No latent of x is active on {MINIMUM} tokens"):
         judged([np.zeros(WRITTEN.n_tokens, dtype=bool)], kinds)
-    one = ActivationBatch(torch.ones(3, 1), torch.arange(1, 4))
-    with pytest.raises(UserError, match="give two"):
-        judge({"x": signed_identity(1)}, one, WRITTEN, list(kinds.values()))
     with pytest.raises(UserError, match="no styles"):
         rule_kinds(replace(WRITTEN, styles=None), Letters())

@@ -9,7 +9,6 @@ import torch
 from scipy.stats import norm
 from tiny import signed_identity
 
-from reasoning_features.errors import UserError
 from reasoning_features.sae_checks import ortsae_metrics
 from reasoning_features.sae_checks.ortsae_metrics import (
     as_rare,
@@ -32,8 +31,6 @@ def test_neighbours_are_signed_and_by_hand():
     assert nearest_cosines(SCALES * torch.eye(4)).tolist() == [0.0] * 4
     np.testing.assert_allclose(nearest_cosines(torch.cat([torch.eye(4), SCALES * torch.eye(4)])), 1.0)
     np.testing.assert_allclose(nearest_cosines(torch.tensor([[0.0, 0.0], [1.0, 0.0]])), 0.0)  # a dead one
-    with pytest.raises(UserError, match="two live latents"):
-        nearest_cosines(torch.ones(1, 3))
 
 
 def sums_of_atoms(n: int, width: int, atoms: int) -> torch.Tensor:
@@ -60,8 +57,6 @@ def test_rows_of_few_atoms_are_explained_and_random_ones_are_not(short):
     assert random.high < composed.low
     one, again = meta_errors(rows, 1), meta_errors(rows, 1)
     assert np.array_equal(one, again) and not np.array_equal(one, meta_errors(rows, 0))
-    with pytest.raises(UserError, match="at least 16 live ones"):
-        composition(torch.eye(15))
 
 
 def test_explained_variance_and_its_interval_by_hand():
@@ -92,16 +87,6 @@ def test_clustering_by_hand():
     assert found.loc[0.4, "estimate"] == pytest.approx((1 / 3 + 1 + 1 + 0) / 4)
     assert found.loc[0.4, "joined"] == pytest.approx(4 / 6)
     assert found.loc[0.9, "estimate"] == found.loc[0.9, "joined"] == 0
-
-
-def test_clustering_is_that_of_the_graph():
-    networkx = pytest.importorskip("networkx")  # comes with torch
-    decoder = isotropic_directions(60, 6, seed=3)
-    cosines = (decoder @ decoder.T).numpy()
-    for row in clustering(decoder).itertuples():
-        joined = (cosines >= row.threshold) & ~np.eye(60, dtype=bool)
-        assert row.estimate == pytest.approx(networkx.average_clustering(networkx.from_numpy_array(joined)))
-        assert row.low <= row.estimate <= row.high
 
 
 def test_as_rare_against_closed_forms():
