@@ -13,10 +13,11 @@ from reasoning_features.runs.provenance import Run, record_artefact
 
 DIGITS = 4  # significant digits where people read; the CSV has six
 NOTHING = "–"
+SHOWN = 30  # rows that a notebook shows
 
 
 def save_table(data: pd.DataFrame, name: str, run: Run, caption: str) -> Markdown:
-    """Save a table as CSV, Markdown and LaTeX with its provenance as JSON, and give it for showing.
+    """Save a table as CSV, Markdown and LaTeX with its provenance as JSON; give its first rows to show.
 
     Its name is as for :func:`reasoning_features.reporting.plots.save_figure`; the index is not written.
     """
@@ -26,12 +27,12 @@ def save_table(data: pd.DataFrame, name: str, run: Run, caption: str) -> Markdow
     folder = run.paths.figures
     csv, markdown, latex = (folder / f"{name}.{ending}" for ending in ("csv", "md", "tex"))
     write_csv(csv, data)
-    shown = to_markdown(data)
-    write_text(markdown, f"{shown}\n{caption}\n")
+    write_text(markdown, f"{to_markdown(data)}\n{caption}\n")
     text = data.map(_cell).to_latex(index=False, escape=True, caption=_escaped(caption), label=f"tab:{name}")
     write_text(latex, text)
     record_artefact(run, name, [csv, markdown, latex], caption)
-    return Markdown(shown)
+    left = f"\nThese are {SHOWN} of {len(data)} rows: `{csv.name}` has all.\n" if len(data) > SHOWN else ""
+    return Markdown(to_markdown(data.head(SHOWN)) + left)
 
 
 def to_markdown(data: pd.DataFrame) -> str:

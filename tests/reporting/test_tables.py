@@ -25,3 +25,9 @@ def test_a_table_is_saved_four_ways_with_the_same_bytes_each_time(run):
     assert shown.data in files["x01_words.md"].decode()
     save_table(TABLE, "x01_words", run, "Words & shares, 100%.")
     assert {path.name: path.read_bytes() for path in sorted(folder.iterdir())} == files
+
+
+def test_a_long_table_is_shown_in_part_and_saved_whole(run):
+    shown = save_table(pd.DataFrame({"feature": range(31)}), "x01_features", run, "Features.")
+    assert shown.data.endswith("| 29 |\n\nThese are 30 of 31 rows: `x01_features.csv` has all.\n")
+    assert "| 30 |" in (run.paths.figures / "x01_features.md").read_text()
