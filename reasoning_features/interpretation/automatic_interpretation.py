@@ -72,10 +72,9 @@ def words_of_reasoning(texts: Sequence[str], words: Sequence[str]) -> NDArray[np
 
 
 def dose(answers: pd.DataFrame) -> pd.DataFrame:
-    """The strengths of each feature that leave the answers' form whole: ``feature``, ``low``, ``high``.
+    """The ``low``est and ``high``est strength of each feature that leave the answers' form whole.
 
-    ``low`` is the smallest strength kept (0, unsteered, where every negative one spoils the form), ``high``
-    the largest. Without a measure ``parseable`` every strength is kept.
+    0, unsteered, where all of a sign spoil it. Without a measure ``parseable`` every strength is kept.
     """
     spoilt = pd.Series(0.0, index=answers.index)
     if "parseable" in answers:
@@ -87,21 +86,15 @@ def dose(answers: pd.DataFrame) -> pd.DataFrame:
     return bounds.assign(low=bounds["low"].clip(upper=0), high=bounds["high"].clip(lower=0)).reset_index()
 
 
-def changes(
-    answers: pd.DataFrame, measures: Sequence[str], n_resamples: int = 1000, seed: int = 0
-) -> pd.DataFrame:
-    """Change of each measure between a feature's lowest and highest kept strength, paired over problems.
+def changes(answers: pd.DataFrame, measures: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """Change of each measure from a feature's ``low`` to its ``high`` kept strength, paired over problems.
 
     ``answers`` has one row a problem and condition, ``feature`` and ``gamma`` (-1 and 0 unsteered), with the
-    ``measures`` as columns.
-
-    Returns:
-        One row a feature and measure: ``feature``, ``low``, ``high`` (strengths), ``measure``,
-        ``unsteered`` (mean), ``change``, ``change low``, ``change high`` (the interval of ``LEVEL``),
-        ``standardised`` (change in standard deviations of the unsteered answers) and ``n`` problems.
+    ``measures`` as columns. The interval is that of ``LEVEL``; ``standardised`` is the change in standard
+    deviations of the unsteered answers.
     """
     table = answers.pivot(index="problem", columns=["feature", "gamma"], values=list(measures)).astype(float)
-    weights = bootstrap_weights(len(table), n_resamples, seed) / len(table)
+    weights = bootstrap_weights(len(table), 1000, seed) / len(table)
     rows: list[dict[str, Any]] = []
     for feature, low, high in dose(answers).itertuples(index=False):
         for measure in measures:
@@ -117,7 +110,7 @@ def changes(
 
 
 def function_groups(changed: pd.DataFrame) -> pd.DataFrame:
-    """``feature``, its function ``group`` and ``description`` in words, from :func:`changes`.
+    """Each feature's function ``group`` and ``description`` in words, from :func:`changes`.
 
     The rule: of the changes whose interval leaves out 0, the largest in standard deviations of the unsteered
     answers names the group (``GROUPS``); none, and the feature is of "no change measured". A feature none of
@@ -140,9 +133,8 @@ def function_groups(changed: pd.DataFrame) -> pd.DataFrame:
 
 
 def group_shares(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Fraction of features in each function group, by class, with its 95% interval over features (figure 3b).
-
-    Columns ``class``, ``group``, ``share``, ``low``, ``high``, ``n`` features; groups by their mean share.
+    """Fraction of features in each function group, by class, with its 95% interval over features (figure 3b),
+    groups by their mean fraction.
     """
     rows = []
     for name in sorted(pd.concat(groups.values())["group"].unique()) if groups else ():

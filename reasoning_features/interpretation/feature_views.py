@@ -7,6 +7,7 @@ page a feature.
 from __future__ import annotations
 
 import html
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ CHARACTER_WIDTH = 0.602  # of that font, in font sizes
 CHARACTERS, MARGIN = 96, 8  # of a line of text, and left of it for the feature's number or the activation
 LINE = 0.128  # inches
 LONGEST_LABEL = 14
+SHOWN = 6  # examples in a feature's figure
 Lines = list[list[tuple[str, float]]]
 
 
@@ -40,13 +42,9 @@ def visible(text: str) -> str:
     return "".join(signs.get(c, narrow(c)) for c in text)
 
 
-def draw_interface(interface: FeatureInterface, examples: int = 6) -> tuple[Figure, pd.DataFrame]:
-    """Top logits on both sides, the histogram of activations with density, and examples with shaded tokens.
-
-    Its rows: ``part`` ("negative", "positive", "histogram", "example"), ``item`` (rank, bin or example, from
-    1), ``text`` (token, or the bin's lower edge), ``value`` (logit, tokens or activation).
-    """
-    drawn = interface.examples[:examples]
+def draw_interface(interface: FeatureInterface) -> tuple[Figure, pd.DataFrame]:
+    """Top logits on both sides, the histogram of activations, and examples with shaded tokens."""
+    drawn = interface.examples[:SHOWN]
     blocks = [(f"{example.activations[example.peak]:.2f}", wrapped(example)) for example in drawn]
     text_height = LINE * sum(len(lines) + 0.6 for _, lines in blocks) + 0.35
     top_height = max(1.75, 0.55 + 0.12 * max(len(interface.negative), len(interface.positive)))
@@ -76,8 +74,7 @@ def draw_snippets(
 ) -> tuple[Figure, pd.DataFrame]:
     """Snippets a row each by heading, tokens shaded by activation as a share of the feature's largest.
 
-    A heading without snippets is left out. Its rows: ``group``, ``feature``, ``snippet`` (from 1 in its
-    group), ``text``, ``activation``.
+    A heading without snippets is left out.
     """
     shown = {heading: list(examples) for heading, examples in groups.items() if examples}
     blocks = {
@@ -179,17 +176,11 @@ def _rows(interface: FeatureInterface, examples: Sequence[Example]) -> Iterator[
 
 
 def write_pages(interfaces: Sequence[FeatureInterface], run: Run, title: str) -> Path:
-    """Write ``figures/<run>/features`` and give its index, which first lists the features in this order.
-
-    Pages of an earlier writing go. The same features give the same bytes; their provenance lies beside the
-    folder.
-    """
+    """Write ``figures/<run>/features`` anew and give its index, which lists the features in this order."""
     folder = run.paths.figures / FOLDER
     pages = {f"feature_{interface.feature}.html": feature_page(interface) for interface in interfaces}
     pages["index.html"] = index_page(interfaces, title)
-    for stale in folder.glob("*.html"):
-        if stale.name not in pages:
-            stale.unlink()
+    shutil.rmtree(folder, ignore_errors=True)  # pages of features that are no longer among them
     for name, text in pages.items():
         write_text(folder / name, text)
     record_artefact(run, FOLDER, [folder / name for name in pages], title)

@@ -24,8 +24,7 @@ RELEASED_WINDOW: Window = (1, 2)  # of the released script (``--expand_range 1,2
 def entropy(word_means: Array) -> Array:
     """Equation 4: entropy over words of each feature's mean activation μ(i, D_r) ``[..., words, f]``, 0 to 1.
 
-    A feature that fires on no word has H = 0 (0 · log 0 := 0). With one word H = 1: there is nothing to
-    spread over, as in the released code.
+    A feature that fires on no word has H = 0 (0 · log 0 := 0). With one word H = 1, as in the released code.
     """
     words = word_means.shape[-2]
     if words == 1:

@@ -4,9 +4,8 @@ A score sees the feature table (selection split); it is judged by each feature's
 decision (evaluation split). Intervals resample traces. Only features that are ever active count.
 
 A folder an autoencoder: ``features.parquet``, one row a feature of the dictionary (feature table, then
-``effect:``, ``size:``, ``threshold:`` and ``true:<kind>:<place>``, missing for features that were not
-ablated), and ``traces.safetensors``: per-trace sums of the changes and counts of decisions, what random
-directions did over the whole trace, and as metadata what identifies the autoencoder.
+effects by kind and place, missing for features that were not ablated), and ``traces.safetensors``: per-trace
+sums of the changes and counts of decisions, and as metadata what identifies the autoencoder.
 """
 
 from __future__ import annotations
@@ -176,10 +175,7 @@ def gather_table(variant: Variant) -> pd.DataFrame:
 
 
 def with_output_scores(variant: Variant, table: pd.DataFrame) -> pd.DataFrame:
-    """A feature table with ``score:output`` and ``score:gradient <kind>``, where decisions are known.
-
-    These scores look at the model's output: long work that only serves to be judged.
-    """
+    """A feature table with ``score:output`` and ``score:gradient <kind>``, where decisions are known."""
     settings, model, sae = variant.settings, variant.model, variant.sae
     traces = reasoning_corpus(settings, model.tokenizer, "selection", settings.subject)
     decisions = find_decisions(traces, model.tokenizer, settings.corpus)
@@ -198,18 +194,12 @@ def with_output_scores(variant: Variant, table: pd.DataFrame) -> pd.DataFrame:
 def held_out_decisions(variant: Variant) -> dict[str, Decisions]:
     """Decisions of the evaluation split: ``settings.decisions`` of each kind, balanced by style.
 
-    Raises:
-        UserError: decisions are not known in this kind of text, or too few.
+    Raises UserError: there are too few.
     """
     settings, tokenizer = variant.settings, variant.model.tokenizer
     documents = DOCUMENTS_A_DECISION * settings.decisions
     traces = reasoning_corpus(settings, tokenizer, "evaluation", settings.subject, documents=documents)
     decisions = find_decisions(traces, tokenizer, settings.corpus)
-    if not decisions:
-        raise UserError(
-            f"No decisions are known in the corpus {settings.corpus!r}: their effects can be measured on the "
-            "organism alone."
-        )
     return {kind: balanced(every, settings.decisions, settings.seed) for kind, every in decisions.items()}
 
 
@@ -307,9 +297,7 @@ def save_benchmark(folder: Path, benchmark: Benchmark) -> None:
 def load_benchmarks(folder: str | Path) -> list[Benchmark]:
     """All benchmarks in a folder (absolute, or from the repository's root), by name.
 
-    Raises:
-        MissingArtefact: there are none.
-        CorruptArtefact: a file cannot be read.
+    Raises MissingArtefact: there are none; CorruptArtefact: a file cannot be read.
     """
     found = sorted(path.parent for path in (paths.root() / folder).glob(f"*/{FEATURES}"))
     if not found:
@@ -425,19 +413,13 @@ def builtin(kind: str) -> list[Scorer]:
 
 def live_scores(score: Score, benchmark: Benchmark, truth: Effects) -> Array:
     """A score's values at the features that count ``[f]``; UserError where it lacks a finite number."""
-    values = np.asarray(score(benchmark.evidence), dtype=float)
-    if values.shape != (len(benchmark.evidence),):
+    values, n = np.asarray(score(benchmark.evidence), dtype=float), len(benchmark.evidence)
+    if values.shape != (n,) or not np.isfinite(values[truth.features]).all():
         raise UserError(
-            f"The score gives {values.shape} numbers for the {len(benchmark.evidence)} features of "
-            f"{benchmark.model}: it must give one number a row of the table."
+            f"The score must give a number to each of the {n} features of {benchmark.model}, finite where it "
+            "is ever active."
         )
-    live = values[truth.features]
-    if not np.isfinite(live).all():
-        raise UserError(
-            f"The score is not a finite number at {int((~np.isfinite(live)).sum())} of {len(live)} live "
-            f"features of {benchmark.model}: give every active feature a number."
-        )
-    return live
+    return values[truth.features]
 
 
 # --- how well scores rank features -------------------------------------------------------------------------
@@ -513,13 +495,9 @@ def evaluate_scorer(
     A feature is truly causal where its mean effect passes the threshold, whichever its sign. A signed score
     ranks by its size.
 
-    Returns:
-        One row a benchmark and metric (:func:`metrics`), with its 95% interval (traces resampled) and
-        ``chance``, what a random ranking gives.
-
-    Raises:
-        UserError: no benchmarks, one has no decisions of this kind, or the score does not give one finite
-            number a feature.
+    A row a benchmark and metric (:func:`metrics`), with its 95% interval (traces resampled) and ``chance``,
+    what a random ranking gives. Raises UserError: no benchmarks, one has no decisions of this kind, or the
+    score does not give one finite number a feature.
     """
     if not benchmarks:
         raise UserError("There is no benchmark to evaluate on: `make organism` measures the shipped models.")

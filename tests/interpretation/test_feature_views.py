@@ -12,8 +12,6 @@ import pytest
 from reasoning_features.interpretation import feature_views
 from reasoning_features.interpretation.feature_views import CHARACTERS
 from reasoning_features.interpretation.features import Example, FeatureInterface
-from reasoning_features.runs.provenance import begin
-from reasoning_features.settings import load_settings
 
 NASTY = "<script>alert('x')</script>\" onload=\"alert(1)\" & ' </pre></title>"
 
@@ -84,31 +82,21 @@ def test_nothing_is_loaded_from_elsewhere():
         assert "@import" not in page and "url(" not in page and "http" not in page
 
 
-def test_pages_are_written_noted_and_the_same_again(repository):
-    (repository / "notebooks").mkdir()
-    (repository / "notebooks/04_interpretation.ipynb").write_text('{"cells": []}')
-    run = begin("04_interpretation", load_settings("smoke", subject="hub/model", contrast="hub/contrast"))
+def test_pages_are_written_and_noted(run):
     index = feature_views.write_pages(THREE, run, "Features")
-    files = {path.name: path.read_bytes() for path in index.parent.iterdir()}
-    assert set(files) == {"index.html", "feature_9.html", "feature_5.html", "feature_2.html"}
+    names = {path.name for path in index.parent.iterdir()}
+    assert names == {"index.html", "feature_9.html", "feature_5.html", "feature_2.html"}
     assert {path for path in run._written if path.endswith(".html")} == {
-        f"figures/{run.settings.run}/features/{name}" for name in files
+        f"figures/{run.settings.run}/features/{name}" for name in names
     }
-    feature_views.write_pages(THREE, run, "Features")
-    assert files == {path.name: path.read_bytes() for path in index.parent.iterdir()}
     # pages of features that are no longer among them go
     feature_views.write_pages(THREE[:1], run, "Features")
     assert {path.name for path in index.parent.iterdir()} == {"index.html", "feature_9.html"}
 
 
-def test_without_moves_effects_or_judge_a_page_says_less():
-    page = feature_views.feature_page(interface(3, mode=None, by_step={}))
-    assert "fraction of each step" not in page and "effect on" not in page and "judge" not in page
-    assert "ablated" not in feature_views.index_page([interface(3)], "t")
-    # a reader of Markdown gets a link
+def test_a_reader_of_markdown_gets_a_link():
     said = feature_views.embed(THREE[0])["text/markdown"]
     assert said.startswith("[Feature 9](features/feature_9.html) (reflection, ReasonScore 0.09, rank 1)")
-    assert "[all pages](features/index.html)" in said
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +168,7 @@ def test_the_interface_draws_what_it_returns():
         negative=[("$", -1.0), ("\n", -0.5)],
         examples=[drawn_example(seed=i) for i in range(8)],
     )  # fmt: skip
-    _, data = feature_views.draw_interface(shown, examples=6)
+    _, data = feature_views.draw_interface(shown)
     counts = {"example": 6 * 41, "positive": 10, "negative": 2, "histogram": 2}
     assert data["part"].value_counts().to_dict() == counts
     assert data.loc[data["part"] == "histogram", "value"].tolist() == [4, 8]

@@ -70,7 +70,7 @@ def test_activity_by_hand():
         ActivatingExamples(documents_of(1), 2).result()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_batches_in_any_order_and_cut_anywhere_give_the_same(seed):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 9, size=15)
@@ -105,24 +105,21 @@ def test_examples_show_the_activations_of_their_tokens(tiny_subject, tiny_corpus
     sae = signed_identity(tiny_subject.d_model)
     activity, longer = feature_examples(tiny_subject, sae, tiny_corpus, [5, 40], 3, 64)
     shown = read_examples(tiny_subject, sae, tiny_corpus, activity, [5, 40], 200, around=4)
-    assert all(one.text in other.text for one, other in zip(shown[5], longer[5], strict=True))
     assert list(shown) == [5, 40]
+    assert all(one.text in other.text for one, other in zip(shown[5], longer[5], strict=True))
     for feature, examples in shown.items():
-        assert len(examples) == 3 and len({example.document for example in examples}) == 3
-        for example, position in zip(examples, activity.positions[feature], strict=True):
-            begin = tiny_corpus.starts[example.document]
-            first = int(position) - example.peak
+        assert len({example.document for example in examples}) == 3
+        for example, position in zip(examples, activity.positions[feature].tolist(), strict=True):
+            begin, first = tiny_corpus.starts[example.document], position - example.peak
             ids = tiny_corpus.tokens[first : first + len(example.pieces)]
-            assert example.feature == feature and first >= begin and example.peak <= 4
+            assert first > begin and example.peak <= 4
             assert example.text == tiny_subject.tokenizer.decode(ids.tolist())
             # the same activations as the document alone gives, and none at the special first token
             alone = torch.from_numpy(tiny_corpus.document(example.document).astype(np.int64))[None]
             values = sae.encode(tiny_subject.residual(alone))[0, :, feature].numpy()
-            values[0] = 0
-            np.testing.assert_allclose(
-                example.activations, values[first - begin : first - begin + len(ids)], rtol=1e-4, atol=1e-4
-            )
-            assert example.activations[example.peak] == pytest.approx(values.max(), rel=1e-3)
+            own = values[first - begin : first - begin + len(ids)]
+            np.testing.assert_allclose(example.activations, own, rtol=1e-4, atol=1e-4)
+            assert example.activations[example.peak] == pytest.approx(values[1:].max(), rel=1e-3)
     silent = gathered(tiny_corpus, torch.zeros(tiny_corpus.n_tokens, 4), 2)
     assert read_examples(tiny_subject, sae, tiny_corpus, silent, [1], 100) == {1: []}
 
@@ -164,11 +161,10 @@ def means(*rows: tuple[float, ...], place: str = "mean") -> pd.DataFrame:
         ((3, 3.9, 1, 1, 1), "exploration"),  # 3 / 9.9 = 0.303
         ((3, 5, 1, 1, 1), "other"),  # 3 / 11 = 0.27
         ((0, 7, 3, 0, 0), "reflection"),  # exactly the threshold
-        ((0, 4, 0, 3, 0), "reflection"),
         ((1, 0, 0, 1, 0), "mixed"),
-        ((1, 0, 1, 0, 1), "mixed"),
         ((0, 5, 2, 2, 0), "other"),  # two moves of one mode do not add
         ((0, 0, 0, 0, 0), "other"),
+        ((1, 1, np.nan, np.nan, np.nan), "exploration"),  # a half of what occurs
     ],
 )
 def test_the_rule_by_hand(row, mode):
@@ -178,15 +174,8 @@ def test_the_rule_by_hand(row, mode):
 def test_a_feature_may_announce_a_move_or_stand_on_it():
     flat = means((1, 1, 1, 1, 1))
     before = means((0, 1, 0, 0, 3), place="before")
-    both = pd.concat([flat, before], axis=1)
     # 0.2 on each move, 3/4 before doubt: the larger counts
-    assert modes(flat) == ["other"] and modes(before) == ["uncertainty"] and modes(both) == ["uncertainty"]
-
-
-def test_moves_that_do_not_occur_are_left_out():
-    table = means((1, 1, np.nan, np.nan, np.nan))
-    assert modes(table) == ["exploration"]  # a half of what there is
-    assert modes(table[["mean:compute"]]) == ["other"]
+    assert modes(flat) == ["other"] and modes(pd.concat([flat, before], axis=1)) == ["uncertainty"]
     assert modes(pd.DataFrame({"feature": [0, 1]})) is None  # steps are not labelled
 
 
@@ -197,9 +186,6 @@ R = ("hmm", "maybe", "alternatively", "another", "wait", "but", "therefore")
     ("row", "mode"),
     [
         ((2, 1, 1, 0, 1, 0, 0), "uncertainty"),  # (2 + 1) / 5
-        ((0, 1, 2, 3, 1, 1, 0), "exploration"),  # (2 + 3) / 8
-        ((0, 0, 0, 0, 2, 4, 5), "reflection"),  # (2 + 4) / 11
-        ((2, 0, 2, 0, 2, 0, 0), "mixed"),
         ((1, 1, 2, 0, 0, 0, 0), "mixed"),  # two modes with half each
         ((1, 0, 1, 0, 0, 0, 2), "mixed"),  # words of no mode have half, and not more
         ((0, 0, 0, 0, 0, 1, 2), "other"),
@@ -241,10 +227,7 @@ def test_by_mode_shows_a_document_once():
         return FeatureInterface(feature, 0.0, 1, 0.1, 1.0, none, edges, {}, [], [], examples, mode)
 
     made = [interface(1, "mixed", [5, 6]), interface(2, None, [5, 7]), interface(3, "mixed", [5, 7])]
-    shown = {
-        mode: [(example.feature, example.document) for example in examples]
-        for mode, examples in by_mode(made).items()
-    }
+    shown = {mode: [(each.feature, each.document) for each in own] for mode, own in by_mode(made).items()}
     assert shown == {"mixed": [(1, 5)], "not known": [(2, 7)]}
 
 

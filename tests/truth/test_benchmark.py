@@ -26,9 +26,7 @@ from reasoning_features.truth.benchmark import (
     evaluate_all,
     evaluate_places,
     evaluate_scorer,
-    held_out_decisions,
     load_benchmarks,
-    load_variant,
     mean_difference,
     metrics,
     null_band,
@@ -64,14 +62,6 @@ def test_five_features_by_hand(monkeypatch):
     assert found["precision at 2"][0] == 0.5
 
 
-def test_signed_scores_rank_by_size():
-    for signed, precision in ((True, 1.0), (False, (1 + 2 / 5) / 2)):
-        # read as one-sided, the feature of effect −0.4 comes last
-        table = by_metric(lambda evidence: FIVE, make_benchmark(FIVE, 0.3), signed=signed)
-        assert table.loc["average precision", "estimate"] == pytest.approx(precision)
-        assert table.loc["rank correlation", "estimate"] == pytest.approx(1)
-
-
 def test_metrics_equal_sklearn_and_scipy_with_ties():
     rng = np.random.default_rng(1)
     score = rng.integers(0, 6, 60).astype(float)
@@ -82,24 +72,19 @@ def test_metrics_equal_sklearn_and_scipy_with_ties():
     expected = [spearmanr(score, row).statistic for row in effects]
     np.testing.assert_allclose(rank_correlation(score[None], effects), expected)
     assert np.isnan(average_precision(score, np.zeros((1, 60), bool))[0])
+    # a signed score ranks by its size: read as one-sided, the feature of effect −0.4 comes last
+    for signed, precision in ((True, 1.0), (False, (1 + 2 / 5) / 2)):
+        found = metrics(FIVE, FIVE[None], np.full(5, 0.3), signed)
+        assert found["average precision"][0] == pytest.approx(precision)
 
 
-def test_a_perfect_score_gets_one_and_noise_the_base_rate():
-    rng = np.random.default_rng(2)
-    made = make_benchmark(rng.laplace(size=300) * 0.1, 0.25, noise=0.05, dead=20)
+def test_a_perfect_score_gets_one():
+    effect = np.random.default_rng(2).laplace(size=300) * 0.1
+    made = make_benchmark(effect, 0.25, noise=0.05, dead=20)
     sizes = np.abs(made.truths["persistence"].effect)
     perfect = by_metric(lambda evidence: np.append(np.zeros(20), sizes), made)
     assert perfect.loc["average precision", "estimate"] == 1
-    base = perfect.loc["average precision", "chance"]
-    assert 0 < base < 0.2
-    draws = [by_metric(lambda evidence: rng.random(320), made).loc["average precision"] for _ in range(40)]
-    estimates = np.array([row["estimate"] for row in draws])
-    error = estimates.std(ddof=1) / np.sqrt(len(estimates))
-    # mean average precision of a random order: (1/n) Σ_k [1/k + (k − 1)/k · (P − 1)/(n − 1)]
-    k = np.arange(1, 301)
-    exact = float(np.mean(1 / k + (k - 1) / k * (round(base * 300) - 1) / 299))
-    assert abs(estimates.mean() - exact) < 4 * error
-    assert exact == pytest.approx(base, abs=0.025)
+    assert perfect.loc["average precision", "low"] < 1  # which features pass varies with the traces
 
 
 def test_the_effect_itself_is_no_perfect_score_where_thresholds_differ():
@@ -118,10 +103,9 @@ def test_the_effect_itself_is_no_perfect_score_where_thresholds_differ():
 
 def test_what_is_refused():
     made = make_benchmark(FIVE, 0.3, dead=2)
-    with pytest.raises(UserError, match=r"gives \(5,\) numbers for the 7 features of coupled-0"):
-        evaluate_scorer(lambda evidence: SCORE, [made])
-    with pytest.raises(UserError, match="not a finite number at 1 of 5 live features"):
-        evaluate_scorer(lambda evidence: np.array([np.nan, 0, 1, np.nan, 2, 3, 4]), [made])
+    for wrong in (SCORE, np.array([np.nan, 0, 1, np.nan, 2, 3, 4])):
+        with pytest.raises(UserError, match="number to each of the 7 features of coupled-0, finite"):
+            evaluate_scorer(lambda evidence, wrong=wrong: wrong, [made])
     # a dead feature may have no score
     assert len(evaluate_scorer(lambda evidence: np.array([np.nan, 0, 1, 2, 3, 4, 5]), [made])) == 4
     with pytest.raises(UserError, match="no decisions of the kind 'mood': choose one of persistence"):
@@ -156,12 +140,11 @@ def test_band_of_vocabularies():
 # --- at the decision, and over the whole trace -------------------------------------------------------------
 
 
-def truth(features: list[int], effect: list[float], noise: float = 0.0) -> Effects:
+def truth(features: list[int], effect: list[float]) -> Effects:
     """Effects as they are, in 30 traces of one decision each; a feature passes from 0.2."""
-    values = np.array(effect)
-    sums = -values + noise * np.random.default_rng(0).standard_normal((30, len(values)))
-    threshold = np.full(len(values), 0.2)
-    return Effects(np.array(features), sums.mean(0), np.ones(len(values)), threshold, sums, np.ones(30))
+    sums = np.tile(-np.array(effect), (30, 1))
+    threshold = np.full(len(effect), 0.2)
+    return Effects(np.array(features), sums[0], np.ones(len(effect)), threshold, sums, np.ones(30))
 
 
 def both_places(here: Effects, over: Effects | None, model: str = "coupled-0") -> Benchmark:
@@ -172,29 +155,14 @@ def both_places(here: Effects, over: Effects | None, model: str = "coupled-0") -
 
 def test_places_side_by_side_largest_first():
     made = both_places(truth([0, 2, 4, 5], [0.5, 0.3, 0.1, 0.0]), truth([0, 2, 5], [0.1, -0.9, 0.3]))
-    table, _ = compare_places(made, "persistence", chosen=[5, 3])
+    table, says = compare_places(made, "persistence", chosen=[5, 3])
     assert table["feature"].tolist() == [2, 5, 0]
     # the change on ablation: minus the effect of the feature as it is
     assert table["at the decision"].tolist() == pytest.approx([-0.3, 0, -0.5])
     assert table["over the trace"].tolist() == pytest.approx([0.9, -0.3, -0.1])
     assert table["passes"].tolist() == ["both", "trace", "decision"]
     assert table["chosen"].tolist() == [False, True, False]
-    assert table["trace low"].tolist() == pytest.approx(table["trace high"].tolist())
-    made = both_places(truth([0, 1], [0.5, 0.1], noise=0.3), truth([0, 1], [0.2, 0.4], noise=0.3))
-    table, _ = compare_places(made, "persistence", [])
-    for name, prefix in (("at the decision", ""), ("over the trace", "trace ")):
-        assert (table[f"{prefix}low"] < table[name]).all() and (table[name] < table[f"{prefix}high"]).all()
-
-
-def test_places_agree_as_far_as_their_ranks_do():
-    here, over = [0.5, -0.3, 0.1, 0.0], [0.4, 0.3, 0.05, -0.1]
-    random = np.stack([np.zeros(4), np.array([1.0, 4, 16, 64]), np.array([1.0, 2, 4, 8])])
-    made = both_places(truth([0, 1, 2, 3], here), replace(truth([0, 1, 2, 3], over), random=random))
-    alike = spearmanr(here, over).statistic
-    assert compare_places(made, "persistence", [])[1] == (
-        "2 of 4 pass at the decision, 2 over the trace, 2 at both; "
-        f"rank correlation {alike:.3g} [{alike:.3g}, {alike:.3g}]; slope 2.00"
-    )
+    assert says.startswith("2 of 3 pass at the decision, 2 over the trace, 1 at both; rank correlation -0.5")
 
 
 def test_only_where_every_feature_was_ablated_is_the_whole_trace_a_truth(monkeypatch):
@@ -213,44 +181,33 @@ def test_only_where_every_feature_was_ablated_is_the_whole_trace_a_truth(monkeyp
 
 
 def test_agreement_is_of_the_same_autoencoder():
-    here = [both_places(truth([0, 1, 2], [0.5, 0.1, 0.0]), truth([1], [0.5]), "a")]
+    here = [both_places(truth([0, 1, 2], [0.5, 0.1, 0.0]), None, "a")]
     other = both_places(truth([0, 1, 2], [9.0, 9.0, 9.0]), None, "b")
-    there = both_places(truth([0, 1, 2], [0.5, 0.3, 0.0]), truth([0, 1, 2], [0.0, 0.1, 0.0]), "a")
-    row, over = agreement(here, [other, there]).to_dict("records")
-    assert (over["ablated"], over["features"], over["largest difference"]) == ("trace", 1, pytest.approx(0.4))
+    there = both_places(truth([0, 1, 2], [0.5, 0.3, 0.0]), truth([0], [0.1]), "a")
+    (row,) = agreement(here, [other, there]).to_dict("records")
     assert (row["model"], row["ablated"], row["features"]) == ("a", "decision", 3)
     assert row["largest difference"] == pytest.approx(0.2)
     assert (row["here"], row["stored"], row["both"]) == (1, 2, 1)
-    assert row["correlation"] == pytest.approx(np.corrcoef([0.5, 0.1, 0.0], [0.5, 0.3, 0.0])[0, 1])
 
 
 # --- stored, and of one model ------------------------------------------------------------------------------
 
 
-def test_round_trip_and_the_same_bytes(repository):
+def test_what_is_stored_is_loaded(repository):
     sizes = 2.0 ** np.arange(4)
     over = replace(truth([0, 2], [0.5, 0.25]), random=np.stack([np.zeros(4), sizes, sizes]))
-    made = {"a": both_places(truth([0, 2, 3], [0.5, 0.25, 0.0]), None)}
-    made["b"] = replace(made["a"], over_trace={"persistence": over})
-    for name, each in made.items():
-        folder = repository / "truth" / name
-        save_benchmark(folder, each)
-        written = [path.read_bytes() for path in sorted(folder.iterdir())]
-        save_benchmark(folder, each)
-        assert [path.read_bytes() for path in sorted(folder.iterdir())] == written
+    made = [both_places(truth([0, 2, 3], [0.5, 0.25, 0.0]), each) for each in (None, over)]
+    for name, each in zip("ab", made, strict=True):
+        save_benchmark(repository / "truth" / name, each)
     without, found = load_benchmarks("truth")
-    assert found.identity == made["b"].identity and list(found.evidence) == ["feature", "density"]
-    assert without.over_trace == {} and np.isnan(found.truths["persistence"].slope)
-    for here, there in ((found.truths, made["b"].truths), (found.over_trace, made["b"].over_trace)):
+    assert found.identity == made[1].identity and list(found.evidence) == ["feature", "density"]
+    assert without.over_trace == {}
+    for here, there in ((found.truths, made[1].truths), (found.over_trace, made[1].over_trace)):
         own, before = here["persistence"], there["persistence"]
         assert own.features.tolist() == before.features.tolist() and own.counts.tolist() == [1] * 30
         np.testing.assert_allclose(own.effect, before.effect)
         np.testing.assert_allclose(own.sums, before.sums)
-        assert own.true.tolist() == before.true.tolist()
     assert found.over_trace["persistence"].slope == pytest.approx(1)
-    table = pd.read_parquet(repository / "truth" / "b" / "features.parquet")
-    assert {"effect:persistence:trace", "true:persistence:decision"} <= set(table)
-    assert table["effect:persistence:decision"].isna().tolist() == [False, True, False, False, True, True]
 
 
 def test_missing_and_damaged(repository):
@@ -261,11 +218,6 @@ def test_missing_and_damaged(repository):
     (folder / "features.parquet").write_bytes(b"no table")
     with pytest.raises(CorruptArtefact, match="m-relu-0 cannot be read"):
         load_benchmarks("truth")
-
-
-def test_text_without_labels_has_no_decisions():
-    with pytest.raises(UserError, match="No decisions are known"):
-        held_out_decisions(load_variant(load_settings("smoke", corpus="organism-text", decisions=10)))
 
 
 def test_a_subject_that_is_loaded_is_not_loaded_again(monkeypatch):
