@@ -390,11 +390,10 @@ def feature_interfaces(
         for key, part in logits.sort_values("rank", kind="stable").groupby(["feature", "side"])
     }
     made = []
-    for row in table.to_dict("records"):
+    for row in table.astype(object).where(table.notna(), None).to_dict("records"):
         feature = int(row["feature"])
         used = np.flatnonzero(activity.histogram[feature])
         first, end = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
-        mode, description = (row.get(name) for name in ("mode", "description"))
         effects = {str(n).removeprefix(EFFECT): v for n, v in row.items() if str(n).startswith(EFFECT)}
         made.append(
             FeatureInterface(
@@ -409,9 +408,9 @@ def feature_interfaces(
                 positive=sides.get((feature, "positive"), []),
                 negative=sides.get((feature, "negative"), []),
                 examples=list(examples.get(feature, [])),
-                mode=None if pd.isna(mode) else str(mode),
-                effects={name: float(value) for name, value in effects.items() if pd.notna(value)},
-                description=None if pd.isna(description) else str(description),
+                mode=row.get("mode"),
+                effects={name: float(value) for name, value in effects.items() if value is not None},
+                description=row.get("description"),
             )
         )
     return made

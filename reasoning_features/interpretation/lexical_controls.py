@@ -120,7 +120,8 @@ def measure_controls(
     drawn = np.random.default_rng(settings.seed).integers(0, 2**31, size=len(places))
 
     def read(corpus: Corpus, spans: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        reached = _reaching(corpus, spans, settings.window[1])
+        end = corpus.starts[np.searchsorted(corpus.starts, spans[:, 0], side="right")]
+        reached = np.stack([spans[:, 0], np.minimum(spans[:, 1] + settings.window[1], end)], axis=1)
         return largest(subject, sae, corpus, features, reached, settings.batch_tokens)
 
     untouched, before = read(bare, np.stack([places, places + 1], axis=1))
@@ -236,9 +237,3 @@ def class_shares(
             row = {"group": name, "class": kind, "share": own.mean(), "low": low, "high": high}
             rows.append(row | {"causal": both, "features": n, "documents": documents})
     return pd.DataFrame(rows)
-
-
-def _reaching(corpus: Corpus, spans: NDArray[np.int64], after: int) -> NDArray[np.int64]:
-    """Spans made longer by ``after`` tokens, never past their document's end."""
-    end = corpus.starts[np.searchsorted(corpus.starts, spans[:, 0], side="right")]
-    return np.stack([spans[:, 0], np.minimum(spans[:, 1] + after, end)], axis=1)

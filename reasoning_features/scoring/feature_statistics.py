@@ -275,16 +275,12 @@ class BestTokens:
 
     def _telling(self, pairs: Tensor, hits: Tensor) -> Tensor:
         """The pairs to go on with, in their order: as many of each feature, those of the highest F1."""
-        fired = self._active()
-        feature = pairs // len(self._sizes)
-        sizes = self._sizes.to(pairs.device)[pairs % len(self._sizes)]
-        f1 = 2 * hits.double() / (fired[feature] + sizes)
-        order = torch.argsort(f1, descending=True, stable=True)
-        order = order[torch.argsort(feature[order], stable=True)]
-        counts = torch.bincount(feature, minlength=len(fired))
-        begins = (counts.cumsum(0) - counts)[feature]  # pairs come by feature, in this order and in that
-        rank = torch.arange(len(pairs), device=pairs.device) - begins
-        return order[rank < max(1, self._most // 2 // len(fired))].sort().values
+        feature, label = pairs // len(self._sizes), (pairs % len(self._sizes)).cpu()
+        f1 = 2 * hits.double() / (self._active()[feature] + self._sizes[label].to(pairs.device))
+        table = pd.DataFrame({"feature": feature.cpu().numpy(), "f1": f1.cpu().numpy()})
+        most = max(1, self._most // 2 // len(self._active()))
+        kept = table.sort_values("f1", ascending=False, kind="stable").groupby("feature").head(most)
+        return torch.from_numpy(np.sort(kept.index.to_numpy())).to(pairs.device)
 
 
 class IdentitySums:

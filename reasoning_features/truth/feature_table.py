@@ -13,15 +13,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reasoning_features.errors import UserError
 from reasoning_features.files import read_json, write_json
 from reasoning_features.models.subject import Subject
+from reasoning_features.runs.shards import Arrays
 from reasoning_features.scoring.feature_statistics import (
-    NOTHING_READ,
     Accumulator,
     BestTokens,
     FeatureStatistics,
@@ -34,7 +32,6 @@ from reasoning_features.scoring.reason_score import (
     RELEASED_WINDOW,
     decoder_norms,
     entropy,
-    ranks,
     set_means,
     variant_window,
     vocabulary_scores,
@@ -169,26 +166,20 @@ class Spread:
     """Accumulates each feature's largest activation and its sum of squares."""
 
     def __init__(self) -> None:
-        self._maximum: Tensor | None = None
-        self._squares: Tensor | None = None
-        self._count = 0
+        self._state: Arrays = {}
 
     def update(self, features: Tensor, positions: Tensor) -> None:
-        self._add(features.amax(0).double(), features.double().square().sum(0), len(features))
+        maximum, squares = features.amax(0).double(), features.double().square().sum(0)
+        count = np.array(len(features))
+        self.merge({"maximum": maximum.cpu().numpy(), "squares": squares.cpu().numpy(), "count": count})
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        if self._maximum is None or self._squares is None:
-            raise UserError(NOTHING_READ)
-        sums = {"maximum": self._maximum.cpu().numpy(), "squares": self._squares.cpu().numpy()}
-        return sums | {"count": np.array(self._count)}
+    def state(self) -> Arrays:
+        return self._state
 
-    def merge(self, state: dict[str, NDArray[Any]]) -> None:
-        self._add(torch.from_numpy(state["maximum"]), torch.from_numpy(state["squares"]), int(state["count"]))
-
-    def _add(self, maximum: Tensor, squares: Tensor, count: int) -> None:
-        self._count += count
-        self._maximum = maximum if self._maximum is None else torch.maximum(self._maximum, maximum)
-        self._squares = squares if self._squares is None else self._squares + squares
+    def merge(self, state: Arrays) -> None:
+        had = self._state or {name: np.zeros_like(values) for name, values in state.items()}
+        self._state = {name: had[name] + state[name] for name in ("squares", "count")}
+        self._state["maximum"] = np.maximum(had["maximum"], state["maximum"])
 
 
 @dataclass(frozen=True)
@@ -291,12 +282,6 @@ def feature_table(
     table.insert(0, "feature", np.arange(len(table)))
     table.insert(1, "best token", measured.best["token"])
     return table
-
-
-def with_ranks(table: pd.DataFrame, score: Array, k: int) -> pd.DataFrame:
-    """The table with each feature's ``rank`` from 1 by a score ``[f]``, and ``chosen``: the ``k`` best."""
-    rank = ranks(score)
-    return table.assign(rank=rank, chosen=rank <= k)
 
 
 def measure_features(

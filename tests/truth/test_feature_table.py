@@ -99,13 +99,10 @@ def test_labels_are_optional(tiny_subject, gathered):
     assert plain["score:masked"].notna().all()
 
 
-def test_ranks_and_round_trip(gathered, tmp_path):
-    ranked = room.with_ranks(gathered, gathered["score:reason score"].to_numpy(), 3)
-    assert ranked.sort_values("rank")["score:reason score"].is_monotonic_decreasing
-    assert ranked["chosen"].sum() == 3
-    room.save_features(tmp_path, ranked, VOCABULARIES)
+def test_round_trip(gathered, tmp_path):
+    room.save_features(tmp_path, gathered, VOCABULARIES)
     again, words = room.load_features(tmp_path)
-    pd.testing.assert_frame_equal(again, ranked)
+    pd.testing.assert_frame_equal(again, gathered)
     assert words == VOCABULARIES
 
 
