@@ -64,8 +64,6 @@ def test_activity_by_hand():
     used = np.flatnonzero(found.histogram[0])
     assert EDGES[used] == pytest.approx([1, 2, 2**1.5]) and found.histogram[0, used].tolist() == [1, 1, 3]
     assert found.histogram.sum(1).tolist() == [5, 1, 0]
-    # without moves nothing is said of them
-    assert gathered(documents_of(2), torch.ones(2, 1), 1).density_by_step(0) == {}
     with pytest.raises(UserError, match="corpus is empty"):
         ActivatingExamples(documents_of(1), 2).result()
 

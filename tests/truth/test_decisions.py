@@ -55,12 +55,11 @@ def corpus(organism_tokenizer):
 def test_an_opener_of_either_side_follows_every_decision(corpus, organism_tokenizer):
     found = find_decisions(corpus, organism_tokenizer, "organism")
     assert list(found) == ["persistence", "verification"]
+    assert find_decisions(corpus, organism_tokenizer, "openthoughts") == {}
     for name, decisions in found.items():
-        assert len(decisions) > 50
+        assert len(decisions) > 50 and 0.1 < decisions.towards.mean() < 0.9
         following = corpus.tokens[decisions.positions + 1]
         assert np.isin(following, np.union1d(decisions.positive, decisions.negative)).all()
-        assert decisions.towards.tolist() == np.isin(following, decisions.positive).tolist()
-        assert 0.1 < decisions.towards.mean() < 0.9
         # what was read, word by word: the marker before, an opener of the named side after
         for i in range(20):
             document = corpus.tokens[corpus.span(decisions.documents[i])]
@@ -81,7 +80,6 @@ def test_wordings_come_in_pairs_of_one_length(corpus, organism_tokenizer):
         of_other = find_decisions(other, organism_tokenizer, "organism")["persistence"]
         assert of_other.positions.tolist() == places
     texts = pairs["careful and hasty markers"][1].texts(organism_tokenizer)
-    assert find_decisions(corpus, organism_tokenizer, "openthoughts") == {}
     assert swapped(corpus, organism_tokenizer, "openthoughts") == {}
     lines = [line for text in texts for line in text.split("\n")[1:-2]]
     assert {line.split(", ")[1].split(" ")[0] for line in lines} <= set(language.MARKERS_HASTY)
@@ -97,9 +95,8 @@ def test_the_draw_is_balanced_and_seeded():
     decisions = stub(["careful"] * 30 + ["hasty"] * 50)
     drawn = balanced(decisions, 20, seed=0)
     assert drawn.styles.count("careful") == drawn.styles.count("hasty") == 10
-    assert len(set(drawn.positions.tolist())) == 20 and (np.diff(drawn.positions) > 0).all()
+    assert (np.diff(drawn.positions) > 0).all()
     assert balanced(decisions, 20, seed=0).positions.tolist() == drawn.positions.tolist()
-    assert balanced(decisions, 20, seed=1).positions.tolist() != drawn.positions.tolist()
     with pytest.raises(UserError, match=r"40 decisions .* careful traces .* there are 30: lower `decisions`"):
         balanced(decisions, 80, seed=0)
 
@@ -172,8 +169,7 @@ def test_targets_by_hand(tiny_subject):
     ids = tiny_subject.tokenizer.encode(text, add_special_tokens=False)
     pieces = [tiny_subject.tokenizer.decode([i]) for i in ids]
     begins = np.cumsum([0, *map(len, pieces)])[:-1]
-    # one move a sentence
-    moves = np.where(begins < text.index(" Hm"), 0, np.where(begins < text.index("No"), 1, 2))
+    moves = np.searchsorted([text.index(" Hm"), text.index("No")], begins, side="right")  # one a sentence
     corpus = replace(
         corpus_of(["<s>"] + ["a"] * len(ids), thinking=range(1, len(ids) + 1)),
         tokens=np.array([0, *ids], dtype=np.int32),
@@ -183,9 +179,8 @@ def test_targets_by_hand(tiny_subject):
     found = targets(corpus, tiny_subject.tokenizer, {})
     assert found["current move"][1].tolist() == [-1, *moves]
     following = found["next move"][1]
-    told = {int(at): int(following[at]) for at in np.flatnonzero(following >= 0)}
-    assert list(told.values()) == [1, 2]
-    assert ["".join(pieces[:at]) for at in told] == ["Try 3.", "Try 3. Hm.\n"]
+    told = {"".join(pieces[:at]): int(following[at]) for at in np.flatnonzero(following >= 0)}
+    assert told == {"Try 3.": 1, "Try 3. Hm.\n": 2}
 
 
 def test_a_table_a_label(tiny_subject, tiny_corpus):
@@ -196,12 +191,8 @@ def test_a_table_a_label(tiny_subject, tiny_corpus):
     table = decodability(tiny_subject, sae, tiny_corpus, {"persistence": own}, features, 256, 150, seed=0)
     counts = table.groupby("label")["tokens"].first().to_dict()
     assert counts["current move"] == 150 and counts["persistence"] == n
-    assert table["feature"].tolist() == features.tolist() * (len(table) // 3)
-    of_label = table.set_index("label")
-    assert set(of_label.loc["persistence", "best"]) <= {"go on", "give up"}
     # moves at random ends of sentences: no class is in both halves
-    assert of_label.loc["next move", "auc"].isna().all()
-    assert of_label.drop(index="next move")["auc"].between(0, 1).all()
+    assert table.loc[table["label"] == "next move", "auc"].isna().all()
     # by hand: feature 3 is the positive part of coordinate 3
     first = np.random.default_rng(0).permutation(n) < n // 2
     texts = [torch.from_numpy(tiny_corpus.document(i).astype(np.int64))[None] for i in range(n)]

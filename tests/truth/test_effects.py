@@ -117,8 +117,6 @@ def test_random_directions_push_as_far_as_some_feature(tiny_subject):
     pushed = size > 0
     ratio = np.quantile(np.abs(change[pushed] / size[pushed]), 0.99)
     assert found.threshold == pytest.approx(ratio * found.size)
-    again = measured(tiny_subject, "decision")
-    assert again.random.tolist() == found.random.tolist()
 
 
 def test_intervals_resample_traces_and_the_slope_is_of_random_directions():
