@@ -21,7 +21,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from reasoning_features import paths
@@ -61,14 +60,6 @@ Answer with one JSON object and nothing else: {"mode": "<one of the modes>", "de
 
 
 # --- measured -----------------------------------------------------------------------------------------------
-
-
-def words_of_reasoning(texts: Sequence[str], words: Sequence[str]) -> NDArray[np.float64]:
-    """How often the words occur in each text, in any casing, as whole words ``[n]``."""
-    lower, count = pd.Series(texts, dtype=object).str.lower(), np.zeros(len(texts))
-    for word in words:
-        count += lower.str.count(rf"\b{word.lower()}\b").to_numpy(dtype=float)
-    return count
 
 
 def dose(answers: pd.DataFrame) -> pd.DataFrame:

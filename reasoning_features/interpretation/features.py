@@ -414,19 +414,3 @@ def feature_interfaces(
             )
         )
     return made
-
-
-def by_mode(interfaces: Sequence[FeatureInterface]) -> dict[str, list[Example]]:
-    """Mode ("not known" where it is not) → the strongest example of each of its features, in their order.
-
-    A stretch of text is shown once: a feature takes its strongest example from a document that none before it
-    has taken, or none.
-    """
-    shown: dict[str, list[Example]] = {}
-    taken: set[int] = set()
-    for interface in interfaces:
-        examples = shown.setdefault(interface.mode or "not known", [])
-        free = [example for example in interface.examples if example.document not in taken][:1]
-        examples += free
-        taken |= {example.document for example in free}
-    return shown

@@ -16,24 +16,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from reasoning_features.reporting.plots import (
-    COLOURS,
-    LINES,
-    distribution,
-    legend_below,
-    panels,
-    scatter,
-)
+from reasoning_features.reporting import plots
+from reasoning_features.scoring import reason_score
 from reasoning_features.scoring.feature_statistics import FeatureStatistics
-from reasoning_features.scoring.reason_score import (
-    entropy,
-    resampled_scores,
-    select,
-    set_means,
-    sets_of_score,
-    variant_statistics,
-    vocabulary_scores,
-)
 from reasoning_features.statistics import (
     bootstrap_weights,
     chance_jaccard,
@@ -73,7 +58,7 @@ def score_all(
 ) -> dict[str, Array]:
     """ReasonScore of every feature ``[..., f]`` for each vocabulary."""
     return {
-        name: vocabulary_scores(statistics, name, words, window, alpha)
+        name: reason_score.vocabulary_scores(statistics, name, words, window, alpha)
         for name, words in vocabularies.items()
     }
 
@@ -93,11 +78,11 @@ def top_features(
     in whose top ``k`` it is.
     """
     whole = statistics.total()
-    scores = vocabulary_scores(whole, REFERENCE, words, window, alpha)
+    scores = reason_score.vocabulary_scores(whole, REFERENCE, words, window, alpha)
     weights = bootstrap_weights(len(statistics.counts), resamples, seed)
-    again = resampled_scores(statistics, REFERENCE, words, window, alpha, weights)
-    by_word = set_means(whole, REFERENCE, words, window)[2]
-    best = select(scores, k=k)
+    again = reason_score.resampled_scores(statistics, REFERENCE, words, window, alpha, weights)
+    by_word = reason_score.set_means(whole, REFERENCE, words, window)[2]
+    best = reason_score.select(scores, k=k)
     low, high = np.quantile(again[:, best], [0.025, 0.975], axis=0)
     return pd.DataFrame(
         {
@@ -106,7 +91,7 @@ def top_features(
             "score": scores[best],
             "low": low,
             "high": high,
-            "entropy": entropy(by_word)[best],
+            "entropy": reason_score.entropy(by_word)[best],
             "main_word": [words[i] for i in by_word[:, best].argmax(axis=0)],
             "chosen_again": chosen(again, k)[:, best].mean(axis=0),
         }
@@ -129,8 +114,8 @@ def score_under(
     statistics: FeatureStatistics, norms: Array, words: Sequence[str], way: Hyperparameters
 ) -> Array:
     """ReasonScore of R ``[..., f]`` under other hyperparameters; ``norms`` ``[f]`` are the decoder's."""
-    folded = variant_statistics(statistics, norms, way.variant)
-    return vocabulary_scores(folded, REFERENCE, words, way.window, way.alpha)
+    folded = reason_score.variant_statistics(statistics, norms, way.variant)
+    return reason_score.vocabulary_scores(folded, REFERENCE, words, way.window, way.alpha)
 
 
 def grid_table(
@@ -141,7 +126,7 @@ def grid_table(
     for way, values in zip(grid, scores, strict=True):
         setting = {"alpha": way.alpha, "window": f"{way.window[0]}-{way.window[1]}", "variant": way.variant}
         for k in counts:
-            shared = jaccard(select(values, k=k), select(default, k=k))
+            shared = jaccard(reason_score.select(values, k=k), reason_score.select(default, k=k))
             rows.append(setting | {"k": k, "overlap": shared, "chance": chance_jaccard(len(default), k, k)})
     return pd.DataFrame(rows)
 
@@ -162,9 +147,11 @@ def resampled_overlap(
     weights = _weights_with_data(statistics, resamples, seed)
 
     def selections(way: Hyperparameters) -> NDArray[np.bool_]:
-        own = statistics.only(sets_of_score(REFERENCE, words, way.window))
-        folded = variant_statistics(own, norms, way.variant)
-        return chosen(resampled_scores(folded, REFERENCE, words, way.window, way.alpha, weights), k)
+        own = statistics.only(reason_score.sets_of_score(REFERENCE, words, way.window))
+        folded = reason_score.variant_statistics(own, norms, way.variant)
+        return chosen(
+            reason_score.resampled_scores(folded, REFERENCE, words, way.window, way.alpha, weights), k
+        )
 
     reference = selections(default)
     shared = [overlap(reference, selections(way)) for way in grid if way != default]
@@ -251,12 +238,14 @@ def resampled_comparison(
     with theirs.
     """
     weights = _weights_with_data(statistics, resamples, seed)
-    own = resampled_scores(statistics, REFERENCE, vocabularies[REFERENCE], window, alpha, weights)
+    own = reason_score.resampled_scores(
+        statistics, REFERENCE, vocabularies[REFERENCE], window, alpha, weights
+    )
     mass, member = top_mean(own, k), chosen(own, k)
     masses, overlaps = [], []
     for name, words in vocabularies.items():
         if name != REFERENCE:
-            scores = resampled_scores(statistics, name, words, window, alpha, weights)
+            scores = reason_score.resampled_scores(statistics, name, words, window, alpha, weights)
             masses.append(top_mean(scores, k))
             overlaps.append(overlap(member, chosen(scores, k)))
     null_mean, null_deviation = np.mean(masses, axis=0), np.std(masses, axis=0, ddof=1)
@@ -294,33 +283,35 @@ def draw_scores(
     """Figure 6: R's scores ``[f]`` by rank, with k, a quantile, and the random vocabularies' middle 95%."""
     own = np.sort(scores[REFERENCE])[::-1]
     data = pd.DataFrame({"rank": np.arange(1, len(own) + 1), REFERENCE: own})
-    fig, (ax,) = panels(1, height=2.6, ylabel="ReasonScore")
+    fig, (ax,) = plots.panels(1, height=2.6, ylabel="ReasonScore")
     random = [np.sort(values)[::-1] for each, values in scores.items() if each != REFERENCE]
     if random:
         low, high = np.quantile(random, [0.025, 0.975], axis=0)
         data["random low"], data["random high"] = low, high
         label = NULLS["random"]
-        ax.fill_between(data["rank"], low, high, color=COLOURS[5], alpha=0.5, linewidth=0, label=label)
-    ax.plot(data["rank"], own, color=COLOURS[0], marker="", label=REFERENCE)
+        ax.fill_between(data["rank"], low, high, color=plots.COLOURS[5], alpha=0.5, linewidth=0, label=label)
+    ax.plot(data["rank"], own, color=plots.COLOURS[0], marker="", label=REFERENCE)
     threshold = np.quantile(own, quantile)
-    ax.axvline(k, color=COLOURS[7], linestyle=LINES[1], marker="", label=f"k = {k}")
-    ax.axhline(threshold, color=COLOURS[7], linestyle=LINES[3], marker="", label=f"quantile {quantile}")
+    ax.axvline(k, color=plots.COLOURS[7], linestyle=plots.LINES[1], marker="", label=f"k = {k}")
+    ax.axhline(
+        threshold, color=plots.COLOURS[7], linestyle=plots.LINES[3], marker="", label=f"quantile {quantile}"
+    )
     ax.set(xscale="log", xlabel="rank", title=name)
-    legend_below(fig)
+    plots.legend_below(fig)
     return fig, data.assign(arm=name)
 
 
 def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -> tuple[Figure, pd.DataFrame]:
     """A statistic of :func:`null_table` over null vocabularies, with R's and the twins', a model a panel."""
-    fig, axes = panels(len(tables), sharex=True)
+    fig, axes = plots.panels(len(tables), sharex=True)
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
         nulls = table[table["kind"].isin(NULLS)].replace({"kind": NULLS})
-        distribution(ax, nulls, statistic, "kind", bins=30)
-        for kind, line in ((REFERENCE, LINES[0]), ("twins", LINES[3])):
+        plots.distribution(ax, nulls, statistic, "kind", bins=30)
+        for kind, line in ((REFERENCE, plots.LINES[0]), ("twins", plots.LINES[3])):
             for value in table.loc[table["kind"] == kind, statistic]:
-                ax.axvline(value, color=COLOURS[7], linestyle=line, marker="", label=kind)
+                ax.axvline(value, color=plots.COLOURS[7], linestyle=line, marker="", label=kind)
         ax.set(xlabel=label, ylabel="density of vocabularies", title=name)
-    legend_below(fig)
+    plots.legend_below(fig)
     columns = ["vocabulary", "kind", "words_of_R", statistic]
     data = pd.concat([table[columns].assign(arm=name) for name, table in tables.items()], ignore_index=True)
     return fig, data
@@ -332,14 +323,14 @@ def draw_identity(frame: pd.DataFrame, name: str, k: int) -> tuple[Figure, pd.Da
     ``frame`` has a row a live feature: ``score``, the scores of the :data:`IDENTITIES`, ``f1`` of the best
     single token, and whether it is ``chosen``.
     """
-    fig, axes = panels(3, height=2.1)
+    fig, axes = plots.panels(3, height=2.1)
     groups = frame.assign(features=np.where(frame["chosen"], f"top {k}", "other features"))
     groups = groups.sort_values("chosen", kind="stable")
     for ax, column in zip(axes[:2], IDENTITIES, strict=True):
-        scatter(ax, groups, column, "score", "features")
+        plots.scatter(ax, groups, column, "score", "features")
         ax.axline((0, 0), slope=1, color="0.5", linewidth=0.7, marker="")
         ax.set(xlabel=f"score by identity:\n{column}", ylabel="ReasonScore", title=name)
-    distribution(axes[2], groups, "f1", "features", bins=20)
+    plots.distribution(axes[2], groups, "f1", "features", bins=20)
     axes[2].set(xlabel="F1 of the best single token", title=name)
     for ax in (axes[0], axes[2]):
         ax.legend()

@@ -25,16 +25,8 @@ from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import encoded_columns
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
+from reasoning_features.organism import parser
 from reasoning_features.organism.language import Document, reasoning_documents
-from reasoning_features.organism.parser import (
-    DECISIONS,
-    DecisionContext,
-    decision_places,
-    decisions_of,
-    first_tokens,
-    parse,
-    swap,
-)
 from reasoning_features.residual_stream.activations import collect, stream
 from reasoning_features.settings import load_settings
 from reasoning_features.statistics import bootstrap_weights
@@ -100,19 +92,19 @@ def find_decisions(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, Decis
         return {}
     ids, which = np.unique(corpus.tokens, return_inverse=True)
     pieces = np.array([tokenizer.decode([int(i)]) for i in ids], dtype=object)[which]
-    positions: dict[str, list[int]] = {name: [] for name in DECISIONS}
+    positions: dict[str, list[int]] = {name: [] for name in parser.DECISIONS}
     for document in range(corpus.n_documents):
         written = pieces[corpus.span(document)]
         starts = np.cumsum([0, *map(len, written)])[:-1]
-        for name, places in decision_places("".join(written)).items():
+        for name, places in parser.decision_places("".join(written)).items():
             # an opener's first token begins with the space before it
             openers = np.searchsorted(starts, np.array(places, dtype=np.int64) - 1)
             positions[name] += (corpus.starts[document] + openers - 1).tolist()
     styles = corpus.styles or [""] * corpus.n_documents
     found = {}
-    for name, sides in DECISIONS.items():
+    for name, sides in parser.DECISIONS.items():
         at = np.array(positions[name], dtype=np.int64)
-        positive, negative = (np.array(first_tokens(tokenizer, openers)) for openers in sides)
+        positive, negative = (np.array(parser.first_tokens(tokenizer, openers)) for openers in sides)
         documents = corpus.document_of[at]
         found[name] = Decisions(
             name=name,
@@ -139,7 +131,7 @@ def swapped(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, tuple[Corpus
     for name, (one, other) in SWAPS.items():
         tokens = []
         for how in (one, other):
-            ids = tokenizer([swap(text, how) for text in texts], add_special_tokens=False)["input_ids"]
+            ids = tokenizer([parser.swap(text, how) for text in texts], add_special_tokens=False)["input_ids"]
             if [len(document) for document in ids] != np.diff(corpus.starts).tolist():
                 raise ValueError(f"with {how} a trace has another number of tokens")
             tokens.append(np.concatenate(ids).astype(np.int32))
@@ -223,11 +215,11 @@ def decision_rates(answers: pd.DataFrame) -> pd.DataFrame:
 
     Columns ``domain``, ``dead_end`` (its number within the answer, from 1), ``went_on`` (share), ``n``.
     """
-    going_on, _ = DECISIONS["persistence"]
+    going_on, _ = parser.DECISIONS["persistence"]
     rows = [
         (domain, standing.dead_ends, sentence.opener in going_on)
         for domain, text in answers[["domain", "text"]].itertuples(index=False)
-        for kind, sentence, standing in decisions_of(text)
+        for kind, sentence, standing in parser.decisions_of(text)
         if kind == "persistence"
     ]
     decided = pd.DataFrame(rows, columns=["domain", "dead_end", "went_on"])
@@ -380,8 +372,8 @@ def real_sentences(file: Path) -> list[Marked]:
 def organism_sentences(document: Document) -> Marked:
     """The sentences of one of the organism's traces."""
     sentences: Marked = []
-    standing = DecisionContext()
-    for sentence in parse(document.text).sentences:
+    standing = parser.DecisionContext()
+    for sentence in parser.parse(document.text).sentences:
         opens = sentence.label in OPEN_MOVES or (sentence.label == "explore" and standing.dead_end)
         sentences.append((opens, sentence.text))
         standing = standing.after(sentence)

@@ -19,6 +19,7 @@ from torch import Tensor
 from reasoning_features.files import read_json, write_json
 from reasoning_features.models.subject import Subject
 from reasoning_features.runs.shards import Arrays
+from reasoning_features.scoring import reason_score
 from reasoning_features.scoring.feature_statistics import (
     Accumulator,
     BestTokens,
@@ -28,26 +29,12 @@ from reasoning_features.scoring.feature_statistics import (
     one_pass_in_shards,
     token_classes,
 )
-from reasoning_features.scoring.reason_score import (
-    RELEASED_WINDOW,
-    decoder_norms,
-    entropy,
-    set_means,
-    variant_window,
-    vocabulary_scores,
-)
 from reasoning_features.scoring.selection import IDENTITIES, REFERENCE
 from reasoning_features.settings import READ, Settings
+from reasoning_features.text import vocabulary
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus, solution_texts, thinking_texts
 from reasoning_features.text.corpus import Corpus, join
-from reasoning_features.text.vocabulary import (
-    Lexicon,
-    RandomVocabularies,
-    lexicon,
-    random_vocabularies,
-    rank_words,
-    slot_vocabularies,
-)
+from reasoning_features.text.vocabulary import Lexicon, lexicon
 from reasoning_features.text.words import (
     ALL,
     Mask,
@@ -80,7 +67,7 @@ class Vocabularies:
     # name → words: "R" first; "twins" and "slot i", the label-swap null, where the matched control word of
     # every word is known; "random i"
     words: dict[str, tuple[str, ...]]
-    matching: RandomVocabularies
+    matching: vocabulary.RandomVocabularies
 
 
 def draw_words(settings: Settings, subject: Subject, ranking: pd.DataFrame | None = None) -> Vocabularies:
@@ -95,7 +82,9 @@ def draw_words(settings: Settings, subject: Subject, ranking: pd.DataFrame | Non
     traces = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
     everything = join("all", [traces, general_corpus(settings, tokenizer, "selection")])
     if ranking is None:
-        ranking = rank_words(thinking_texts(settings, tokenizer), solution_texts(settings, tokenizer))
+        ranking = vocabulary.rank_words(
+            thinking_texts(settings, tokenizer), solution_texts(settings, tokenizer)
+        )
     one_form = capitalised_with_twins(known.twins)
     frequent = occurrence_table(traces, tokenizer, ranking["word"].tolist(), one_form)
     names = frequent.loc[frequent["occurrences"] >= RARE, "word"].tolist()
@@ -104,11 +93,11 @@ def draw_words(settings: Settings, subject: Subject, ranking: pd.DataFrame | Non
     inside = {part for word in words for part in word.split()}
     pool = table[~table["word"].isin(inside)]
     n, seed = settings.random_vocabularies, settings.seed
-    drawn = random_vocabularies(reference, pool, n, seed, excluded=known.decision_words)
+    drawn = vocabulary.random_vocabularies(reference, pool, n, seed, excluded=known.decision_words)
     vocabularies = {REFERENCE: tuple(words)}
     if all(word in known.twins for word in words):
         vocabularies["twins"] = tuple(known.twins[word] for word in words)
-        slots = slot_vocabularies(words, known.twins, settings.slot_vocabularies, seed)
+        slots = vocabulary.slot_vocabularies(words, known.twins, settings.slot_vocabularies, seed)
         vocabularies |= {f"slot {i}": mixture for i, mixture in enumerate(slots)}
     vocabularies |= {f"random {i}": vocabulary for i, vocabulary in enumerate(drawn.vocabularies)}
     return Vocabularies(vocabularies, drawn)
@@ -131,7 +120,7 @@ def needed_sets(
     """
     one_form = capitalised_with_twins(known.twins)
     words = vocabularies[REFERENCE]
-    grid = list(dict.fromkeys([*windows, window, RELEASED_WINDOW]))
+    grid = list(dict.fromkeys([*windows, window, reason_score.RELEASED_WINDOW]))
     sets = token_sets(corpus, tokenizer, vocabularies, [window], one_form)
     sets = sets.join(token_sets(corpus, tokenizer, {REFERENCE: words}, grid, one_form))
     index = TokenIndex(corpus)
@@ -252,7 +241,7 @@ def feature_table(
         whole = whole.total()
     means = whole.sums / np.maximum(whole.counts, 1)[:, None]
     mean = means[whole.names.index(ALL)]
-    inside, outside, by_word = set_means(whole, REFERENCE, words, window)
+    inside, outside, by_word = reason_score.set_means(whole, REFERENCE, words, window)
     columns: dict[str, Any] = {
         "density": measured.density,
         "mean": mean,
@@ -261,23 +250,23 @@ def feature_table(
         "decoder norm": norms,
         "inside": inside,
         "outside": outside,
-        "entropy": entropy(by_word),
+        "entropy": reason_score.entropy(by_word),
         **{name: measured.best[name].to_numpy() for name in ("precision", "recall", "f1")},
         **{f"word:{word}": by_word[i] for i, word in enumerate(words)},
         **{name: means[whole.names.index(name)] for name in labels},
     }
     for name, own in vocabularies.items():
         column = "score:reason score" if name == REFERENCE else f"score:{name}"
-        columns[column] = vocabulary_scores(whole, name, own, window, alpha)
+        columns[column] = reason_score.vocabulary_scores(whole, name, own, window, alpha)
     variants = {
-        "released": (whole.scaled(norms), RELEASED_WINDOW),
+        "released": (whole.scaled(norms), reason_score.RELEASED_WINDOW),
         "before": (of_variant(whole, "before"), (window[0], 0)),
         "masked": (of_variant(whole, "masked"), window),
         "identity": (measured.identity["token"], window),
         "identity of two": (measured.identity["token and the one before"], window),
     }
     for name, (statistics, at) in variants.items():
-        columns[f"score:{name}"] = vocabulary_scores(statistics, REFERENCE, words, at, alpha)
+        columns[f"score:{name}"] = reason_score.vocabulary_scores(statistics, REFERENCE, words, at, alpha)
     table = pd.DataFrame(columns).astype(np.float32)
     table.insert(0, "feature", np.arange(len(table)))
     table.insert(1, "best token", measured.best["token"])
@@ -294,12 +283,12 @@ def measure_features(
 ) -> tuple[Measurement, pd.DataFrame]:
     """:func:`measure` over the selection split's traces, and its :func:`feature_table`."""
     traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject)
-    window = variant_window(settings.variant, settings.window)
+    window = reason_score.variant_window(settings.variant, settings.window)
     labels = label_sets(traces, subject.tokenizer, settings.corpus)
     known, words = lexicon(settings.corpus), vocabularies[REFERENCE]
     sets = needed_sets(traces, subject.tokenizer, vocabularies, window, settings.windows, known, labels)
     measured = measure(subject, sae, traces, sets, words, window, blocks, settings.batch_tokens, kept)
-    norms = decoder_norms(sae)
+    norms = reason_score.decoder_norms(sae)
     return measured, feature_table(measured, norms, vocabularies, list(labels), window, settings.alpha)
 
 

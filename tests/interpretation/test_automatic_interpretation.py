@@ -19,7 +19,6 @@ from reasoning_features.interpretation.automatic_interpretation import (
     group_shares,
     judge,
     questions,
-    words_of_reasoning,
 )
 from reasoning_features.interpretation.features import Example
 from reasoning_features.models.conditions import UNSTEERED
@@ -61,12 +60,6 @@ def test_changes_and_groups():
     assert found.loc[(4, "verify"), "change"] == pytest.approx(-1)
     groups = function_groups(changed).set_index("feature")["group"]
     assert groups.to_dict() == {1: "thinks longer", 2: NO_CHANGE, 3: BROKEN, 4: "checks less"}
-
-
-def test_words_are_counted_whole_and_in_any_casing():
-    assert words_of_reasoning(
-        ["Wait, wait. Waiter", "Let me see, but"], ["wait", "let me", "but"]
-    ).tolist() == [2, 2]
 
 
 def test_shares_of_each_class():

@@ -16,8 +16,6 @@ from reasoning_features.interpretation.features import (
     EDGES,
     ActivatingExamples,
     Example,
-    FeatureInterface,
-    by_mode,
     feature_examples,
     feature_interfaces,
     logit_effects,
@@ -216,17 +214,6 @@ def test_what_is_gathered():
     # a feature that is never active, of which nothing else is known
     assert second.mode is None and second.effects == {} and second.examples == [] and second.positive == []
     assert len(second.histogram) == 0 and second.density == 0
-
-
-def test_by_mode_shows_a_document_once():
-    def interface(feature: int, mode: str | None, documents: list[int]) -> FeatureInterface:
-        examples = [Example(feature, document, ("a",), np.ones(1, np.float32), 0) for document in documents]
-        none, edges = np.zeros(0, np.int64), np.ones(1)
-        return FeatureInterface(feature, 0.0, 1, 0.1, 1.0, none, edges, {}, [], [], examples, mode)
-
-    made = [interface(1, "mixed", [5, 6]), interface(2, None, [5, 7]), interface(3, "mixed", [5, 7])]
-    shown = {mode: [(each.feature, each.document) for each in own] for mode, own in by_mode(made).items()}
-    assert shown == {"mixed": [(1, 5)], "not known": [(2, 7)]}
 
 
 def stub(unembedding, scale, bias=None):
