@@ -375,12 +375,6 @@ def layer_table(cosines: Mapping[str, Array], groups: Mapping[str, Features], se
     return pd.DataFrame(rows, columns=["layer", "group", *ends, "features"])
 
 
-def nearest_layers(layers: Iterable[int], layer: int) -> list[int]:
-    """The nearest of some layers below a layer and above it, where there are any."""
-    below, above = [n for n in layers if n < layer], [n for n in layers if n > layer]
-    return [*sorted(below)[-1:], *sorted(above)[:1]]
-
-
 def _same_tokens(sae: Any, residual: Tensor, other: Any, its: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
     """Both sides' activations in parts of as many tokens as fit, each where its dictionary is."""
     if len(residual) != len(its) or not len(its):

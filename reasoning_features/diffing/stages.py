@@ -84,8 +84,8 @@ def store_half(training: Training, directory: Path) -> None:
 def load_stage(folder: str, model: str, path: str, d_model: int, hook_name: str | None) -> SAE[Any]:
     """The autoencoder of a stored stage, such as "S-D-F", or "S-0" and "S-1" for S and its second seed.
 
-    ``folder`` is ``settings.diffing``, ``model`` the fine-tuned model's name; stages of the base model on
-    base data are found under any. MissingArtefact where it is not stored.
+    ``folder`` is ``settings.diffing``, ``model`` the fine-tuned model's name. MissingArtefact where it is
+    not stored.
     """
     home = model if {"D", "M", "F"} & set(path) else BASE
     return load_autoencoder(f"{folder}/{home}/{path}", d_model, hook_name)
@@ -97,8 +97,7 @@ def load_stages(
     """Stage → which model it reads (``model``, "base" or "placebo") and its autoencoder, in figures' order.
 
     "S", the paths, and, where they are stored, the placebo stages and the placebo checkpoint's ("placebo
-    S-M"). MissingArtefact where S or a path is not stored, CorruptArtefact where a file is not what was
-    shipped.
+    S-M"). MissingArtefact where S or a path is not stored.
     """
     home = paths.resolve(folder)
     if not (home / BASE / "S-0").is_dir():
@@ -170,7 +169,6 @@ class PlannedTraining:
 def planned_trainings(settings: Settings, folder: Path | None = None) -> list[PlannedTraining]:
     """All trainings of :func:`train_stages`, each after the training it goes on from; nothing is trained.
 
-    At the paper's size the stages alone read 2.3 billion tokens: look at ``recipe.tokens`` and ``stored``.
     The autoencoders go into ``folder``, by default ``data/<profile>/diffing``.
     """
     home = folder if folder is not None else RunPaths(settings.profile).data / "diffing"

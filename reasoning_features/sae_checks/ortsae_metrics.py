@@ -149,9 +149,8 @@ def clustering(decoder: Tensor, thresholds: Sequence[float] = THRESHOLDS, seed: 
     """Clustering coefficient of the graph that joins latents at a cosine or nearer, by threshold.
 
     The mean over latents of the share of their pairs of neighbours that are neighbours too; a latent with
-    fewer than two neighbours counts 0. In a graph with as many edges laid at random it would be the share of
-    pairs that are joined, which is the column ``joined``. Latents are resampled with the coefficients they
-    have in the whole graph.
+    fewer than two counts 0. In a random graph it would be the share of pairs ``joined``. Latents are
+    resampled with the coefficients they have in the whole graph.
     """
     unit = torch.nn.functional.normalize(decoder.detach().double(), dim=1)
     nearness = (unit @ unit.T).cpu().numpy()
@@ -187,9 +186,8 @@ def uniqueness(decoders: Mapping[str, Tensor], seed: int = 0) -> pd.DataFrame:
 
     At three cosines, because the paper's lies among random directions' in 128 dimensions: the paper's 0.2;
     what random directions reach "as rare" in this width as 0.2 in the paper's; and "random", below which 95%
-    of random directions lie beside the other dictionary, so that a latent counts as shared once it is nearer
-    than chance. ``random directions`` is the share that is unique of others than those the quantile was taken
-    from.
+    of random directions lie beside the other dictionary. ``random directions`` is the share of others that is
+    unique.
     """
     rows: list[tuple[Any, ...]] = []
     for (name, decoder), (other, directions) in permutations(decoders.items(), 2):
@@ -214,9 +212,8 @@ def uniqueness(decoders: Mapping[str, Tensor], seed: int = 0) -> pd.DataFrame:
 def chosen_overlap(
     saes: Mapping[str, SAE[Any]], chosen: Mapping[str, NDArray[np.int64]], residual: Tensor
 ) -> pd.DataFrame:
-    """How far dictionaries choose the same features: those chosen in one that some chosen one of another does
-    (correlation of activations ≥ 0.7), with Wilson's interval, beside those that any latent of the other does
-    (``in the other at all``).
+    """Share of the features chosen in one dictionary that a chosen one of another follows (correlation of
+    activations ≥ 0.7; Wilson), beside the share that any latent of the other does (``in the other at all``).
     """
     rows = []
     for one, other in combinations(saes, 2):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
 from textwrap import fill
 from typing import Any, TypeVar
 
@@ -21,8 +20,7 @@ from sae_lens import SAE
 
 from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import NAMES, architecture_label, load_autoencoder, name_of
-from reasoning_features.dictionaries.evaluation import EXPLAINED, best_cosines, reconstruct
-from reasoning_features.diffing.presence import PAPER_THRESHOLD, SAME, share_of
+from reasoning_features.dictionaries.evaluation import EXPLAINED, reconstruct
 from reasoning_features.errors import MissingArtefact
 from reasoning_features.files import verify_shipped
 from reasoning_features.reporting.claims import Measured
@@ -212,31 +210,6 @@ def winners(studies: Mapping[str, Study], seed: int = 0) -> pd.DataFrame:
     tables = {name: winners_table(study, seed, families=False) for name, study in studies.items()}
     table = pd.concat(tables, names=["dictionary"]).reset_index("dictionary")
     return table.reset_index(drop=True).drop(columns="domain")
-
-
-def presence(
-    matched: pd.DataFrame,
-    sae: SAE[Any],
-    stages: Mapping[str, tuple[str, SAE[Any]]],
-    features: NDArray[np.int64],
-) -> pd.DataFrame:
-    """Share of some features of a dictionary present at each stage, by what they do and where they point.
-
-    ``matched`` has a row a feature: the largest correlation of its activations with a latent of each stage;
-    ``share`` is of those at 0.7 or more (Wilson). ``by cosine`` is the share with a direction of the stage at
-    0.7 or nearer, ``between stages`` the share of S's latents that have one. ``stages``: who is read, and its
-    dictionary.
-    """
-    rows = []
-    for stage, (_, other) in stages.items():
-        share = share_of(matched[stage].to_numpy(dtype=float) >= SAME)
-        cosine, same = (
-            float((best_cosines(directions, other.W_dec) >= PAPER_THRESHOLD).mean())
-            for directions in (sae.W_dec[features], stages["S"][1].W_dec)
-        )
-        rows.append((stage, *astuple(share), cosine, same))
-    columns = ["stage", "share", "low", "high", "n", "by cosine", "between stages"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def styles(dictionaries: Sequence[str]) -> dict[str, dict[str, Any]]:

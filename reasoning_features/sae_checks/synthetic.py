@@ -5,10 +5,9 @@ features f_i uniform on the unit sphere, b_i ~ Bernoulli(p_i) and c_i ~ LogNorma
 The paper has 3,200 features in 100 dimensions, 20 of them active on average: p_i = 0.00625 for all, or
 p_i ~ LogUniform(10^-5.5, 10^-1.2).
 
-The grid is architectures × firing × seeds. Each cell trains one autoencoder, by SAELens' trainer, with as
-many latents as its world has features and as many of them active, on activations that never repeat. A seed is
-another world and another start. Cells are kept one by one, so that an interrupted grid goes on where it
-stopped, and every training runs on one thread, so that a rerun on the same machine gives the same bytes.
+The grid is architectures × firing × seeds. Each cell trains one autoencoder, with as many latents as its
+world has features and as many of them active, on activations that never repeat. A seed is another world and
+another start. Every training runs on one thread: a rerun on the same machine gives the same bytes.
 """
 
 from __future__ import annotations
@@ -80,10 +79,7 @@ RESAMPLES = 2000
 @dataclass(frozen=True)
 class World:
     """Where activations come from: m ``features`` in d = ``width`` dimensions, of which ``active`` are active
-    on an activation, in expectation.
-
-    ``firing`` says how probability is shared out among features: equally, or LogUniform over 4.3 decades.
-    Two worlds that differ in it alone have the same features.
+    on an activation, in expectation: all as often, or LogUniform over 4.3 decades, by ``firing``.
     """
 
     width: int = 50
@@ -265,10 +261,7 @@ def swapped(folder: Path) -> pd.DataFrame:
 
 def check(grid: pd.DataFrame, steps: int, cells: Sequence[Cell] = CHECKED) -> pd.DataFrame:
     """Some cells trained again for their first steps, beside what the grid has of them: a row a cell and
-    recorded step, ``fraction of variance explained`` and ``found`` as stored and, with ``… now``, as they
-    came again.
-
-    Another processor may round otherwise; on the same one they are the same.
+    recorded step, ``fraction of variance explained`` and ``found`` as stored and ``… now``.
     """
     threads = torch.get_num_threads()
     try:

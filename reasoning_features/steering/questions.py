@@ -1,9 +1,8 @@
 """Problems with known answers: the organism's, those of published benchmarks, or of a file of one's own.
 
-A problem of a benchmark belongs to one split for good, drawn from its dataset's name and its place there; the
-run's seed orders problems within a split. Benchmarks are mixed evenly, so the first n problems are a fair
-sample. Prompts are the paper's. What stands in the last box of an answer is compared with the truth as a
-formula (by math-verify, which never runs it as code), a text or a letter.
+A problem of a benchmark belongs to one split for good; the run's seed orders problems within a split, and
+benchmarks are mixed evenly, so the first n problems are a fair sample. Prompts are the paper's. What stands
+in the last box of an answer is compared with the truth as a formula (by math-verify), a text or a letter.
 """
 
 from __future__ import annotations
@@ -50,8 +49,8 @@ logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # that a formula to
 class Questions:
     """Problems as token ids, and how their answers are graded.
 
-    ``grade`` takes numbers of questions and a continuation (new token ids) of each; it gives one row an
-    answer: ``domain``, ``answer`` (None: none is given), ``text`` and the ``measures``.
+    ``grade`` takes numbers of questions and the new token ids of each answer; it gives one row an answer:
+    ``domain``, ``answer`` (None: none is given), ``text`` and the ``measures``.
     """
 
     prompts: list[list[int]]  # token ids
@@ -89,10 +88,7 @@ def has_problems(settings: Settings) -> bool:
 
 
 def load_questions(settings: Settings, tokenizer: Any, split: Split, n: int, start: int = 0) -> Questions:
-    """Problems ``start`` … ``start + n − 1`` of a split; of benchmarks, as many of these as there are.
-
-    UserError where a kind of corpus has no problems, or the benchmarks have none from ``start`` on.
-    """
+    """Problems ``start`` … ``start + n − 1`` of a split (as many as there are); UserError where none are."""
     if not has_problems(settings):
         raise UserError(
             f"The corpus {settings.corpus!r} has no problems: set corpus to 'organism', or give `problems` "
@@ -236,10 +232,7 @@ def prompt_ids(problem: RealProblem, tokenizer: Any, system: str | None = None) 
 
 
 def problems_of(settings: Settings, split: Split | None) -> list[RealProblem]:
-    """The problems of one split, or all (None), of every benchmark, evenly mixed in an order set by the seed.
-
-    UserError where a dataset cannot be read or lacks a column.
-    """
+    """The problems of one split, or all (None), of every benchmark, evenly mixed in a seeded order."""
     placed = []
     for benchmark, source in settings.problems.items():
         mine = _of_source(benchmark, source, split, settings.seed)
@@ -302,10 +295,7 @@ def plain(latex: str) -> str:
 
 
 def graded_letter(truth: str, answer: str | None) -> tuple[bool, str | None]:
-    """Whether an answer names the right choice, and the choice that it names (None: none).
-
-    A choice is a letter, alone or before what it stands for.
-    """
+    """Whether an answer names the right choice, and the letter that it names (None: none)."""
     found = re.match(rf"[\s($*]*([{LETTERS}])(?![A-Za-z])", _unwrapped(answer or ""))
     named = found.group(1) if found else None
     return named == truth, named

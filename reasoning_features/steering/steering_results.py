@@ -21,7 +21,6 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import UNSTEERED, Condition
 from reasoning_features.models.subject import Subject
 from reasoning_features.reporting.claims import Measured
@@ -128,8 +127,7 @@ def variants_apart(studies: Sequence[Study], against: str = SLOT, seed: int = 0)
     """The difference in differences: (ReasonScore − ``against``) in the coupled model, less the decoupled.
 
     A row a seed of the models and one for all together (``seed`` "all"): ``coupled`` and ``decoupled`` are
-    each one's mean difference, and the ``finding`` is on the 90% interval. Seeds show what varies between
-    trainings.
+    each one's mean difference, and the ``finding`` is on the 90% interval.
     """
     rows = []
     for number, (coupled, decoupled) in _by_seed(studies, against).items():
@@ -154,18 +152,9 @@ def _by_seed(studies: Sequence[Study], against: str) -> dict[str, NDArray[np.flo
 def majority_votes(answered: pd.DataFrame, n: int, sizes: Sequence[int]) -> pd.DataFrame:
     """Majority over the first answers to each of ``n`` problems; ties go to the answer that came first.
 
-    With two answers the first always wins, so odd ``sizes`` waste nothing. UserError where fewer answers to a
-    problem than vote.
-
-    Returns:
-        ``method``, ``size``, ``problem``, ``correct`` (of the majority's answer; none is wrong) and
-        ``tokens`` (thinking tokens of all that vote).
+    Rows of ``method``, ``size``, ``problem``, ``correct`` (of the majority's answer; none is wrong) and
+    ``tokens`` (thinking tokens of all that vote). With two answers the first always wins: odd ``sizes``.
     """
-    if max(sizes) * n > len(answered):
-        raise UserError(
-            f"{max(sizes)} answers to each of {n} problems are to vote, but there are {len(answered)} in "
-            "all: sample more, or let fewer vote."
-        )
     ordered = answered.sort_values("problem", kind="stable", ignore_index=True)
     rows = []
     for size in sizes:
@@ -209,9 +198,8 @@ def equal_token_comparison(
 ) -> pd.DataFrame:
     """Steered answers less each other way to spend as many tokens (95%, paired over problems).
 
-    Tokens are equal on average over the problems at hand; resamples keep the mixture. ``steered`` is name →
-    answers under one condition, ``spent`` those of one method or more to the same problems. A method that
-    cannot spend as many tokens has no row.
+    ``steered`` is name → answers under one condition, ``spent`` those of one method or more to the same
+    problems. Tokens are equal on average; a method that cannot spend as many has no row.
     """
     rows = []
     for steering, own in steered.items():
@@ -241,12 +229,10 @@ def mediation_answers(
     models = {UNSTEERED: Condition(UNSTEERED), STEERED: Condition(STEERED, vector=vector)}
     asked = answers(subject, measured, [models[STEERED]], seed, progress="rates")
     rates = {name: rates_of(decision_rates(asked[asked["condition"] == name])) for name in models}
-    forced = [
-        replace(
-            models[model], name=run, rule=forced_rates(subject.tokenizer, rates[pace], reported.domains, seed)
-        )
-        for run, (model, pace) in RUNS.items()
-    ]
+    forced = []
+    for run, (model, pace) in RUNS.items():
+        rule = forced_rates(subject.tokenizer, rates[pace], reported.domains, seed)
+        forced.append(replace(models[model], name=run, rule=rule))
     return answers(subject, reported, [models[STEERED], *forced], seed, progress="mediation")
 
 

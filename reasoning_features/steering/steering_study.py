@@ -1,11 +1,10 @@
 """A matched-budget search on one model, and its winners on problems that no choice has seen.
 
 Whoever tries many vectors finds a good one by luck alone. So ReasonScore's features are compared with classes
-of steering vectors that have the same luck, as many candidates, strengths, signs and problems each: what
-ReasonScore picks from other vocabularies, random features, random directions. Every candidate is screened at
-every strength on a few problems; the best of each class are tried again on other problems, and with them
-baselines, simpler ways to make a model go on; and one winner a class goes on to fresh problems of the
-evaluation split. All choices are made by the rules below, on problems of the selection split.
+of steering vectors that have as many candidates, strengths, signs and problems each: what ReasonScore picks
+from other vocabularies, random features, random directions. Every candidate is screened at every strength on
+a few problems; the best of each class are tried again on other problems, and with them baselines, simpler
+ways to make a model go on; and one winner a class goes on to fresh problems of the evaluation split.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ SHIPPED_WITH = "organism"  # the profile that the shipped studies were made with
 
 @dataclass(frozen=True)
 class Trial:
-    """A way of steering that the search tries: a class's candidate at one strength, or a baseline."""
+    """A class's candidate at one strength, or a baseline."""
 
     group: str  # its class, or the baseline's name
     candidate: str  # one vector has one name in every class; "" for a baseline
@@ -173,8 +172,7 @@ def mean_difference(subject: Subject, decisions: Decisions, batch_tokens: int) -
 def baselines(tokenizer: Any, words: Sequence[str], direction: Tensor | None, norm: float) -> list[Trial]:
     """Simpler ways to make a model go on: a vector that is told the decisions, biases, a forced "Wait".
 
-    ``words`` is R, ``direction`` the mean difference where decisions are known, ``norm`` the mean norm of the
-    residual stream. UserError where the tokenizer cannot write a word.
+    ``words`` is R, ``direction`` the mean difference where decisions are known, ``norm`` the stream's mean.
     """
     made = []
     if direction is not None:
@@ -361,9 +359,9 @@ def study_model(variant: Variant, tried: Tried, identity: Mapping[str, Any], unf
 
 
 def store_study(target: Path, settings: Settings, truth: Path, unfinished: Path) -> None:
-    """Make and store the study of the settings' subject and autoencoder; ``truth`` is a folder of benchmarks.
+    """Make the study of the settings' subject and autoencoder, stored whole or not at all in ``target``.
 
-    The folder ``target`` is not there yet; it is made whole or not at all.
+    ``truth`` is a folder of benchmarks.
     """
     variant = load_variant(settings)
     benchmark = tested(variant, load_benchmarks(truth))

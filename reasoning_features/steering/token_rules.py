@@ -65,9 +65,8 @@ class Ban(Rule):
     """Never lets some words be written: in any casing and spacing, and in any split into tokens.
 
     A token is forbidden when the text with it would hold or end with a banned word that begins at a word
-    boundary. What merely begins like one is lost too where it is written piece by piece ("but" and "ton").
-    Tokens that mostly begin banned words are forbidden from the start: a model that may write "There" but not
-    "fore" is left with half a word.
+    boundary ("but" and "ton" too, written piece by piece). Tokens that mostly begin banned words are
+    forbidden from the start: a model that may write "There" but not "fore" is left with half a word.
     """
 
     words: tuple[str, ...]  # or phrases, lower case
@@ -129,9 +128,8 @@ def ban(tokenizer: Any, words: Sequence[str], corpus: Corpus) -> Ban:
 
 
 def word_bans(settings: Settings, tokenizer: Any) -> list[Condition]:
-    """Table 2's bans: of R, of ten random sets of as many words, and of R's matched controls where known.
-
-    Random words are drawn by their frequency in thinking, as in the paper.
+    """Table 2's bans: of R, of ten random sets of as many words, drawn by their frequency in thinking as in
+    the paper, and of R's matched controls where known.
     """
     ranking = rank_words(thinking_texts(settings, tokenizer), solution_texts(settings, tokenizer))
     drawn = draw_word_sets(ranking, 10, len(settings.words), settings.seed, settings.words)
@@ -182,8 +180,7 @@ class ForcedRates(Rule):
     """Goes on or gives up at prescribed rates, whatever the model would do.
 
     At each dead end a side is drawn from a random stream of the problem and the dead end alone. The other
-    side's openers are then forbidden and their chance falls to the side that was drawn: openers that decide
-    nothing, such as a doubt, keep theirs, and each side its own choice of words.
+    side's openers are then forbidden and their chance falls to the side that was drawn; others keep theirs.
     """
 
     rates: Rates  # the chances to go on

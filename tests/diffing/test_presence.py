@@ -23,7 +23,6 @@ from reasoning_features.diffing.presence import (
     frequency_matched,
     largest_correlations,
     layer_table,
-    nearest_layers,
     pair_decoders,
     paired_similarity,
     presence,
@@ -227,5 +226,3 @@ def test_verdicts_over_depth_have_the_papers_edges_and_add_up():
     for shares in (table, PAPER_LAYERS):
         assert shares[list(VERDICTS)].sum(axis=1).to_numpy() == pytest.approx(1.0)
     assert table["features"].tolist() == [5, 2, 5, 2]
-    assert nearest_layers([23, 3, 18, 30, 13], 18) == [13, 23]
-    assert nearest_layers([18, 5], 18) == [5] and nearest_layers([], 18) == []

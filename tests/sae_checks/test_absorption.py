@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sae_lens import StandardSAE
-from tiny import make_corpus, relu_sae
+from tiny import relu_sae
 
 from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import added_directions
@@ -14,13 +14,11 @@ from reasoning_features.errors import UserError
 from reasoning_features.models.subject import load_tokenizer
 from reasoning_features.organism.language import MATCHED_CONTROLS, OPENERS
 from reasoning_features.organism.training import LARGEST_NUMBER
-from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.sae_checks.absorption import (
     LabelledTokens,
     Probe,
     absorption,
     carried,
-    label_tokens,
     macro_mean,
     main_latents,
     organism_hierarchies,
@@ -137,17 +135,6 @@ def test_macro_mean_counts_children_alike_and_resamples_ways():
     # a second way that finds all absorbed: the interval spans both, although there is one document alone
     ways = macro_mean(np.concatenate([values, np.ones((1, 4))]), children, np.zeros(4, dtype=np.int64))
     assert (ways.estimate, ways.low, ways.high) == (0.75, 0.5, 1.0)
-
-
-def test_labels_by_token():
-    corpus = make_corpus(3)
-    positions = torch.tensor([5, 1, 9])
-    read = ActivationBatch(torch.zeros(3, 2), positions)
-    first, second, third = (int(corpus.tokens[i]) for i in positions)
-    found = label_tokens(read, corpus, {"one": [second, 10_000], "two": [first]})
-    expected = {second: 0, first: 1}
-    assert found.children.tolist() == [1, 0, expected.get(third, -1)]
-    assert found.documents.tolist() == corpus.document_of[positions].tolist()
 
 
 def test_hierarchies_of_the_organism_give_each_token_one_child():

@@ -79,16 +79,6 @@ def test_what_documents_alone_tell_is_not_learnt():
     assert found.accuracy[CEILING, "family", WIDTH][0] < 0.7
 
 
-def test_labellings_by_hand():
-    thinking = CORPUS.thinking.copy()
-    thinking[CORPUS.span(0)] = False
-    move, family = labellings(replace(CORPUS, thinking=thinking))
-    assert (move.codes[CORPUS.special] == -1).all() and (family.codes[CORPUS.special] == -1).all()
-    assert move.classes == CORPUS.move_names and family.classes == ("even", "odd")
-    assert (family.codes[CORPUS.span(0)] == -1).all()
-    assert (family.codes[CORPUS.starts[3] + 1 : CORPUS.starts[4]] == 1).all()
-
-
 def test_how_the_decoder_is_scaled_changes_nothing():
     plain, loud = signed_identity(WIDTH), signed_identity(WIDTH)
     loud.W_enc.data[:, 0], loud.W_dec.data[0] = 50 * loud.W_enc.data[:, 0], loud.W_dec.data[0] / 50

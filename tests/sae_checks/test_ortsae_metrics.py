@@ -67,17 +67,6 @@ def test_explained_variance_and_its_interval_by_hand():
     assert found.low == pytest.approx(0.5) and found.high == pytest.approx(1.0)
 
 
-def test_geometry_tells_a_spread_dictionary_from_a_crowded_one(short):
-    generator = torch.Generator().manual_seed(0)
-    spread = torch.linalg.qr(torch.randn(32, 32, generator=generator))[0]
-    crowded = spread[:4].repeat(8, 1) + 0.05 * torch.randn(32, 32, generator=generator)
-    table = ortsae_metrics.geometry({"spread": spread, "crowded": crowded})
-    near = table[table["metric"] == ortsae_metrics.NEIGHBOURS].set_index("dictionary")
-    assert near.loc["spread", "estimate"] < 0.01 and near.loc["crowded", "low"] > 0.8
-    composed = table[table["metric"] == ortsae_metrics.COMPOSITION]
-    assert ortsae_metrics.less(composed, "crowded", "spread").low > 0
-
-
 def test_clustering_by_hand():
     # three directions at 60° of one another, and a fourth at 60° of one of them alone
     corner = [[1.0, 0, 0, 0], [0.5, 0.75**0.5, 0, 0], [0.5, 12**-0.5, (2 / 3) ** 0.5, 0]]

@@ -67,17 +67,6 @@ def test_precision_over_chance_is_the_benchmarks_less_the_base_rate():
     assert list(panels["metric"].unique()) == ["ReasonScore", "the effect itself"]
 
 
-def test_presence_counts_by_activation_and_by_cosine():
-    one, other = signed_identity(4), signed_identity(4)
-    other.W_dec.data = other.W_dec.data.roll(1, dims=1) + other.W_dec.data  # cosine 0.707 with two
-    matched = pd.DataFrame({"S": [0.9, 0.1], "S-M": [0.8, 0.75]}, index=[0, 1])
-    stages = {"S": ("base", one), "S-M": ("arm", other)}
-    found = random_baseline.presence(matched, one, stages, np.array([0, 1])).set_index("stage")
-    assert found["share"].tolist() == [0.5, 1.0] and found.loc["S", "n"] == 2
-    assert found.loc["S", "by cosine"] == 1 and found.loc["S", "between stages"] == 1
-    assert found.loc["S-M", "by cosine"] == 1
-
-
 def test_dictionaries_are_told_apart_and_keep_their_row_in_every_panel():
     names = ["BatchTopK", "BatchTopK, second seed", "frozen decoder", "frozen decoder (cov)", "x", "y"]
     looks = random_baseline.styles(names)

@@ -78,11 +78,6 @@ def test_matched_features_are_near_and_none_of_the_chosen(evidence):
     assert np.abs(size[chosen].to_numpy() - size[drawn].to_numpy()).mean() < far
 
 
-def test_in_turn_takes_the_first_of_each_then_the_second():
-    rankings = [np.array([4, 1, 2, 3]), np.array([4, 2, 1, 3]), np.array([3, 4, 2, 1])]
-    assert search.in_turn(rankings, 4).tolist() == [4, 3, 1, 2]
-
-
 @pytest.fixture
 def decisions():
     corpus = SimpleNamespace(n_tokens=8)
