@@ -231,16 +231,3 @@ def less(table: pd.DataFrame, one: str = "BatchTopK", other: str = "OrtSAE") -> 
     rows = table[["dictionary", "estimate", "low", "high", "n"]].itertuples(index=False)
     intervals = {name: Interval(*interval) for name, *interval in rows}
     return independent_difference(intervals[one], intervals[other])
-
-
-def cost_ratios(costs: pd.DataFrame) -> pd.DataFrame:
-    """What a training step costs against one of BatchTopK, by size, over runs done in turn: rows of ``name``,
-    ``features``, ``ratio`` (median), ``lowest``, ``highest``, ``runs``.
-
-    ``costs`` has rows of ``name``, ``features``, ``run``, ``seconds`` of a step.
-    """
-    usual = costs[costs["name"] == "BatchTopK"][["features", "run", "seconds"]]
-    both = costs[costs["name"] != "BatchTopK"].merge(usual, on=["features", "run"], suffixes=("", " usual"))
-    ratios = (both["seconds"] / both["seconds usual"]).groupby([both["name"], both["features"]], sort=False)
-    found = ratios.agg(ratio="median", lowest="min", highest="max", runs="size").reset_index()
-    return found.sort_values("features", kind="stable", ignore_index=True)

@@ -325,20 +325,6 @@ def at_end(grid: pd.DataFrame, architecture: str, column: str) -> Interval:
     return Interval(row[column], row[f"{column} low"], row[f"{column} high"], n)
 
 
-def revival(grid: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
-    """TopK and BatchTopK at the end of training, with their usual weights of the loss that revives dead
-    latents (``grid``) and with each other's (``others``, from :func:`swapped`): rows of :func:`summary`.
-    """
-    weight = grid["architecture"].map(USUAL)
-    same = weight.notna() & (grid["firing"] == "equal") & (grid["features"] == grid["features"].min())
-    same &= grid["steps"] == grid["steps"].min()
-    both = pd.concat([grid[same].assign(auxiliary=weight[same]), others], ignore_index=True)
-    parts = [summary(rows).assign(auxiliary=value) for value, rows in both.groupby("auxiliary")]
-    table = pd.concat(parts).sort_values(["architecture", "auxiliary"], ignore_index=True)
-    kept = ["architecture", "auxiliary", "seeds", *MEASURED, "recovered", "recovered low", "recovered high"]
-    return table[kept]
-
-
 def summary(grid: pd.DataFrame) -> pd.DataFrame:
     """Each architecture at the end of its trainings: means over seeds, and 95% intervals ``… low``, ``…
     high``.

@@ -106,7 +106,8 @@ def candidates(
     for group, kind in ((SLOT, "slot"), (WORDS, "random")):
         names = [f"{kind} {i}" for i in range(settings.search_vocabularies)]
         if known := [name for name in names if f"score:{name}" in evidence]:
-            features[group] = in_turn([ranking(name) for name in known], n)
+            in_turn = np.stack([ranking(name) for name in known], axis=1).ravel()
+            features[group] = pd.unique(in_turn)[:n]
     features[FEATURES] = matched_features(evidence, features[CHOSEN], live, seed)
     if effects is not None:
         features[CAUSAL] = live[np.argsort(-np.abs(effects[live]), kind="stable")][:n]
@@ -125,13 +126,6 @@ def candidates(
         for group, name, feature, vector in vectors
         for gamma in settings.strengths
     ]
-
-
-def in_turn(rankings: Sequence[Features], n: int) -> Features:
-    """The first of each ranking, then the second of each, and so on, every feature once, until ``n``."""
-    interleaved = np.stack(rankings, axis=1).ravel()
-    _, first = np.unique(interleaved, return_index=True)
-    return interleaved[np.sort(first)][:n]
 
 
 def matched_features(evidence: pd.DataFrame, chosen: Features, live: Features, seed: int) -> Features:
@@ -395,19 +389,16 @@ def strength_trials(
     Returns the conditions, and one row each: ``vector`` (the key of ``features``), ``how``, ``gamma``,
     ``share of norm`` (for a clamped feature that of adding γ f_max W_dec) and ``condition``.
     """
+    gammas, maxima = variant.settings.strengths, evidence["maximum"]
     made: list[Condition] = []
     rows: list[tuple[str, str, float, float, str]] = []
     for name, feature in features.items():
-        plain, clamped = (
-            feature_conditions(
-                variant.sae, [feature], variant.settings.strengths, evidence["maximum"], clamp=clamp
-            )
-            for clamp in (False, True)
-        )
+        plain = feature_conditions(variant.sae, [feature], gammas, maxima)
+        clamped = feature_conditions(variant.sae, [feature], gammas, maxima, clamp=True)
+        made += plain + clamped
+        shares = [tried.share(condition) for condition in plain]
         for how, own in ((ADDED, plain), (CLAMPED, clamped)):
-            made += own
-            pairs = zip(own, plain, strict=True)
-            rows += [(name, how, c.gamma, tried.share(same), c.name) for c, same in pairs]
+            rows += [(name, how, c.gamma, share, c.name) for c, share in zip(own, shares, strict=True)]
     others = [each.condition for each in tried.baselines if each.group == MEAN_DIFFERENCE]
     rows += [(MEAN_DIFFERENCE, ADDED, c.gamma, tried.share(c), c.name) for c in others]
     columns = ["vector", "how", "gamma", "share of norm", "condition"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy.stats import norm
@@ -107,13 +106,3 @@ def test_features_are_chosen_alike_where_they_fire_alike():
     chosen = {"one": np.array([0, 1]), "other": np.array([1, 2])}
     (row,) = ortsae_metrics.chosen_overlap(saes, chosen, residual).to_dict("records")
     assert row["share"] == 0.5 and row["n"] == 2 and row["in the other at all"] == 1
-
-
-def test_costs_are_ratios_of_runs_in_turn():
-    seconds = {"BatchTopK": (1, 2, 4), "OrtSAE": (1.1, 2.4, 4.2)}
-    costs = pd.DataFrame(
-        [(name, 512, run, taken) for name, of in seconds.items() for run, taken in enumerate(of)],
-        columns=["name", "features", "run", "seconds"],
-    )
-    (row,) = ortsae_metrics.cost_ratios(costs).to_dict("records")
-    assert row["ratio"] == pytest.approx(1.1) and row["lowest"] == pytest.approx(1.05) and row["runs"] == 3

@@ -13,7 +13,7 @@ import torch
 
 from reasoning_features.dictionaries.evaluation import EXPLAINED
 from reasoning_features.sae_checks import synthetic
-from reasoning_features.sae_checks.synthetic import DECADES, USUAL, Cell, World
+from reasoning_features.sae_checks.synthetic import DECADES, Cell, World
 
 FEW = World(width=64, features=16, active=1.5, firing="unequal", seed=3)
 """Fewer features than dimensions: their activations can be read back."""
@@ -185,16 +185,3 @@ def test_frequent_features_are_the_top_fifth():
     share, rest = synthetic.frequent(joined(ours, others, rows("topk", 0, [50], firing="equal")), "topk")
     assert (share.estimate, share.n, rest.estimate) == (0.95, 20, 4 / 80)
     assert 0.7 < share.low < 0.95 < share.high < 1
-
-
-def test_revival_has_each_architecture_under_both_weights():
-    grid = [rows(name, seed, [40, 40], firing="equal") for name in ("topk", "batchtopk") for seed in (0, 1)]
-    grid += [rows("topk", 0, [1, 1]), rows("topk", 0, [9, 9], firing="equal", features=3200)]
-    grid += [rows("relu", 0, [9, 9], firing="equal"), rows("topk", 0, [9, 9], firing="equal", steps=40)]
-    others = [rows("topk", 0, [10, 10], firing="equal", auxiliary=USUAL["batchtopk"])]
-    others += [rows("batchtopk", 0, [0, 0], firing="equal", auxiliary=USUAL["topk"])]
-    table = synthetic.revival(joined(*grid), joined(*others)).set_index(["architecture", "auxiliary"])
-    assert table["recovered"].to_dict() == {
-        ("topk", 1.0): 0.8, ("topk", 1 / 32): 0.2, ("batchtopk", 1 / 32): 0.8, ("batchtopk", 1.0): 0.0,
-    }  # fmt: skip
-    assert table["seeds"].sum() == 6

@@ -127,9 +127,8 @@ def test_padding_and_keeping_change_no_answer_of_rows(subject, tmp_path):
     assert written(subject, four(), [STRONG, WAITS], kept=tmp_path / "here") == plain
 
 
-@pytest.mark.parametrize("engine", ["rows", "continuous"])
-def test_an_answer_is_made_again_only_where_what_determines_it_changes(subject, tmp_path, asked, engine):
-    kept = four(tmp_path, engine, 1)
+def test_an_answer_is_made_again_only_where_what_determines_it_changes(subject, tmp_path, asked):
+    kept = four(tmp_path, pad=1)
     first = written(subject, kept, [])
     assert len(asked) == 4
     both = written(subject, kept, [STRONG])
