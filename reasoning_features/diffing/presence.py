@@ -118,9 +118,8 @@ def by_frequency(
 ) -> pd.DataFrame:
     """Ceiling and floor of features by ``density`` ``[f]``, the fraction of tokens on which each is active.
 
-    A row a bin of equally many live features: ``from``, ``to`` (density), ``features``, medians and the 5%
-    and 95% quantiles of ``ceiling`` and ``floor``, and ``found again, <name>``: the fraction at or above each
-    threshold.
+    A row a bin of equally many live features: medians and the 5% and 95% quantiles of ``ceiling`` and
+    ``floor``, and ``found again, <name>``: the fraction at or above each threshold.
     """
     live = np.flatnonzero(density > 0)
     rows = []
@@ -181,12 +180,11 @@ def presence(
     tested: NDArray[np.bool_],
     threshold: float,
 ) -> pd.DataFrame:
-    """Fraction of each group's features that is present at every stage, of those that can be tested.
+    """Fraction of each group's tested features that is present at every stage.
 
     ``cosines`` are those of :func:`stage_cosines`, or correlations of activations in the same form,
-    ``random`` ``[draws, k]`` of :func:`frequency_matched`, ``tested`` ``[f]`` of :meth:`Bounds.tested`. Rows
-    of ``stage``, ``group``, ``share``, ``low``, ``high`` (95%, :func:`share_of`; of the random features over
-    the draws), ``n``; NaN where no feature of a group can be tested.
+    ``random`` ``[draws, k]`` of :func:`frequency_matched`, ``tested`` ``[f]`` of :meth:`Bounds.tested`.
+    Intervals (95%) are :func:`share_of`'s, of the random features over the draws.
     """
     rows = []
     for stage in cosines:
@@ -232,9 +230,8 @@ def changes(
 ) -> pd.DataFrame:
     """Fraction of each group's tested features that appear or go between a start and every other stage.
 
-    Arguments are those of :func:`presence`. Rows of ``stage``, ``change`` ("appears": present there and not
-    at the start; "goes": the reverse), ``group``, ``share``, ``low``, ``high`` (:func:`share_of`), ``n``, and
-    ``beyond random`` with ``… low`` and ``… high`` (:func:`beyond_random`).
+    Arguments are those of :func:`presence`. ``change`` is "appears" (present there and not at the start) or
+    "goes" (the reverse); beside the share its excess ``beyond random`` (:func:`beyond_random`).
     """
     there = cosines >= threshold
     rows = []
@@ -264,12 +261,11 @@ def threshold_sweep(
         tested, again = limits.tested(threshold), limits.found_again(threshold)
         for name, features in groups.items() if len(cosines.columns) else ():
             kept = features[tested[features]]
-            rows.append((threshold, "second seed", name, again[features].mean(), len(features)))
             by_chance = (limits.floor[:, features] >= threshold).mean()
+            rows.append((threshold, "second seed", name, again[features].mean(), len(features)))
             rows.append((threshold, "rotated", name, by_chance, len(features)))
-            for stage in cosines:
-                share = (cosines[stage].to_numpy()[kept] >= threshold).mean() if len(kept) else np.nan
-                rows.append((threshold, stage, name, share, len(kept)))
+            shares = (cosines.iloc[kept] >= threshold).mean()  # nan of none
+            rows += [(threshold, stage, name, share, len(kept)) for stage, share in shares.items()]
     return pd.DataFrame(rows, columns=["threshold", "stage", "group", "share", "n"])
 
 
@@ -358,9 +354,8 @@ def pair_decoders(decoder: Tensor, other: Tensor) -> Features:
 def layer_table(cosines: Mapping[str, Array], groups: Mapping[str, Features], seed: int = 0) -> pd.DataFrame:
     """Fractions of each group that are different, maybe the same and the same at every layer (table 3).
 
-    ``cosines``: layer → cosine of activations of each feature with its partner there ``[s]``. Rows of
-    ``layer``, ``group``, the three fractions each with ``… low`` and ``… high`` (95%, features resampled),
-    ``features``.
+    ``cosines``: layer → cosine of activations of each feature with its partner there ``[s]``. Intervals (95%)
+    resample features.
     """
     rows = []
     for layer, values in cosines.items():

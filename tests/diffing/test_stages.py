@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from sae_lens import SAETrainer
 from tiny import make_tiny_llama
 
 from reasoning_features import paths
@@ -69,13 +68,6 @@ def folder(settings: Settings, subject: Subject, tmp_path_factory: pytest.TempPa
     return home
 
 
-def weights(folder: Path) -> dict[str, bytes]:
-    return {
-        path.parent.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.glob("*/*/sae_weights.safetensors"))
-    }
-
-
 def test_all_stages_are_read_again(settings: Settings, subject: Subject, folder: Path):
     found = staged.load_stages(str(folder), subject.short_name, subject.d_model, subject.hook_name)
     assert list(found) == ["S", "S-S", "S-S-S", "S-D", "S-M", "S-D-F", "S-M-F"]
@@ -94,27 +86,6 @@ def test_all_stages_are_read_again(settings: Settings, subject: Subject, folder:
         cosines = best_cosines(found[before][1].W_dec, found[after][1].W_dec)
         assert cosines.mean() > 0.8, (after, before)
         assert not torch.equal(found[before][1].W_dec, found[after][1].W_dec)
-
-
-def test_interrupted_between_and_within_stages(
-    settings: Settings, subject: Subject, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    step, left = SAETrainer.step, [0]
-
-    def interrupting(self: SAETrainer, batch: torch.Tensor) -> object:
-        left[0] -= 1
-        if not left[0]:
-            raise KeyboardInterrupt
-        return step(self, batch)
-
-    for calls in (40, 45, 60):
-        left[0] = calls
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(SAETrainer, "step", interrupting)
-            train_stages(settings, subject, tmp_path / "diffing")
-    assert train_stages(settings, subject, tmp_path / "diffing")
-    assert weights(tmp_path / "diffing") == weights(folder) and len(weights(folder)) == 8
-    assert not list((tmp_path / "diffing").glob("*/*.training"))
 
 
 def test_what_is_there_is_kept_and_nothing_is_loaded(

@@ -41,14 +41,6 @@ def test_probabilities_are_the_papers():
     assert parts == pytest.approx(800, abs=100)
 
 
-def test_features_are_uniform_on_the_sphere_and_shared_by_both_firings():
-    directions = World(20, 2000, 10, "equal", seed=1).directions
-    assert torch.allclose(directions.norm(dim=1), torch.ones(2000)) and not directions.requires_grad
-    assert torch.cov(directions.T).numpy() == pytest.approx(np.eye(20) / 20, abs=0.006)
-    assert torch.equal(directions, World(20, 2000, 10, "unequal", seed=1).directions)
-    assert not torch.allclose(directions, World(20, 2000, 10, "equal", seed=2).directions)
-
-
 def test_features_are_active_as_often_and_as_strongly_as_asked():
     n, p = 20_000, FEW.probabilities
     x = next(FEW.batches(n, "test"))
