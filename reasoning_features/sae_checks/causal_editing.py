@@ -222,24 +222,6 @@ def edit_attributes(
     return Editing(tuple((name, n) for name, n, _ in edits), marks, contexts.documents[base])
 
 
-def best_n(table: pd.DataFrame) -> dict[str, int]:
-    """How many latents disentangle both attributes best, for each dictionary; of equals the fewest.
-
-    ``table`` is an :meth:`Editing.table` of other pairs than those to be reported.
-    """
-    rows = table[(table["attribute"] == BOTH) & (table["error"] != "") & (table["n"] > 0)]
-    rows = rows.assign(rounded=rows["disentanglement"].round(12))  # equal means may differ in the last digit
-    rows = rows.sort_values(["rounded", "n"], ascending=[False, True]).drop_duplicates("dictionary")
-    return dict(zip(rows["dictionary"], rows["n"].tolist(), strict=True))
-
-
-def at_best_n(table: pd.DataFrame, latents: Mapping[str, int]) -> pd.DataFrame:
-    """Rows of both attributes at each dictionary's own number of latents; floor and ceiling as they are."""
-    both = table[table["attribute"] == BOTH]
-    chosen = both["n"] == both["dictionary"].map(latents)
-    return both[chosen | ~both["dictionary"].isin(list(latents))].reset_index(drop=True)
-
-
 @torch.no_grad()
 def _edits(
     saes: Mapping[str, SAE[Any]],

@@ -106,31 +106,6 @@ def test_resamples_are_of_documents_and_the_same_for_all():
     assert (bad[0], bad.min(), bad.max()) == pytest.approx((2.8 / 6, 0.2, 0.8))
 
 
-def test_the_number_of_latents_is_the_best_and_of_equals_the_smallest():
-    ones = np.ones(3)
-    editing = made(
-        {
-            ("a", 0): ones,  # of no latent: not to be chosen
-            ("a", 20): np.array([0.1, 0.2, 0.6]),
-            ("a", 5): np.array([0.6, 0.2, 0.1]),  # as good, with fewer
-            ("a", 1): 0.2 * ones,
-            ("b", 1): 0.3 * ones,
-            ("b", 20): 0.7 * ones,
-            (CEILING, 1): ones,
-            (FLOOR, 0): 0.5 * ones,
-        },
-        [0, 1, 2],
-    )
-    table = editing.table()
-    result = table["attribute"] == "result"
-    table.loc[result, "disentanglement"] = np.arange(result.sum())  # not what is asked
-    assert causal_editing.best_n(table) == {"a": 5, "b": 20}
-    shown = causal_editing.at_best_n(table, causal_editing.best_n(table))
-    assert set(shown["attribute"]) == {"both"}
-    wanted = [("a", 5), ("b", 20), (CEILING, 1), (FLOOR, 0)]
-    assert list(zip(shown["dictionary"], shown["n"], strict=True)) == wanted
-
-
 def test_sides_are_those_of_the_models_own_log_odds(tiny_subject, contexts):
     wrong, right = BOTH["persistence"], BOTH["verification"]
     # those that the model reads otherwise are left out
