@@ -27,11 +27,7 @@ from reasoning_features.reporting.claims import Measured
 from reasoning_features.reporting.plots import TEXT_WIDTH, look, name_rows, panels
 from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.residual_stream.probes import weights_by_document
-from reasoning_features.sae_checks.interpretability import (
-    AS_IT_IS,
-    CEILING,
-    KS,
-)
+from reasoning_features.sae_checks.interpretability import AS_IT_IS, CEILING, KS
 from reasoning_features.sae_checks.synthetic import FROZEN, TRAINED
 from reasoning_features.statistics import Interval
 from reasoning_features.steering.steering_results import winners_table
@@ -66,9 +62,7 @@ def load_table(path: str) -> pd.DataFrame:
 def load_dictionaries(
     folder: str, model: str, d_model: int, hook_name: str, device: str = "cpu", seed: int = 0
 ) -> dict[str, SAE[Any]]:
-    """The autoencoders of a model and a seed in ``settings.foundations``; MissingArtefact where there are
-    none.
-    """
+    """The autoencoders of a model and a seed in a folder; MissingArtefact where there are none."""
     home = paths.resolve(folder) / "autoencoders"
     found = sorted(path for path in home.glob(f"{model}-*-{seed}") if path.is_dir())
     if not found:
