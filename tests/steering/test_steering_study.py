@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import make_corpus, make_decisions
 
 from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
@@ -78,32 +80,20 @@ def test_matched_features_are_near_and_none_of_the_chosen(evidence):
     assert np.abs(size[chosen].to_numpy() - size[drawn].to_numpy()).mean() < far
 
 
-@pytest.fixture
-def decisions():
-    corpus = SimpleNamespace(n_tokens=8)
-    positions, towards = np.array([1, 3, 4, 6]), np.array([True, False, True, False])
-    return SimpleNamespace(name="persistence", corpus=corpus, positions=positions, towards=towards)
-
-
-@pytest.fixture
-def stream(monkeypatch):
-    """Token i's stream is (i, 1, 0), whatever is asked; only the tokens asked for are given."""
-
-    def read(subject, corpus, batch_tokens, include=None):
-        wanted = np.arange(8) if include is None else np.flatnonzero(include)
-        residual = torch.stack([torch.tensor([float(i), 1.0, 0.0]) for i in wanted])
-        # in two batches, the second first: the order of a stream is by length
-        for part in (slice(2, None), slice(0, 2)):
-            yield SimpleNamespace(residual=residual[part], positions=torch.from_numpy(wanted)[part])
-
-    monkeypatch.setattr(search, "stream", read)
-
-
-def test_the_mean_difference_is_of_the_decisions_own_tokens_and_the_mean_norm_of_all(stream, decisions):
-    found = search.mean_difference(None, decisions, 100)
-    # (1 + 4) / 2 − (3 + 6) / 2 along the first axis, nothing along the others
-    assert found.tolist() == pytest.approx([-1.0, 0.0, 0.0])
-    assert search.mean_norm(None, None, 100) == pytest.approx(np.mean([np.hypot(i, 1) for i in range(8)]))
+def test_the_mean_difference_is_of_the_decisions_own_tokens_and_the_mean_norm_of_all(tiny_subject):
+    corpus = make_corpus(4)
+    decisions = make_decisions(corpus, range(4), [1, 2, 3, 4], [10], [11])
+    decisions = replace(decisions, towards=np.array([True, False, True, False]))
+    read = [
+        tiny_subject.residual(torch.from_numpy(corpus.document(i)[None].astype(np.int64)))[0]
+        for i in range(4)
+    ]
+    own = [residual[i + 1] for i, residual in enumerate(read)]
+    expected = torch.nn.functional.normalize(own[0] + own[2] - own[1] - own[3], dim=0)
+    found = search.mean_difference(tiny_subject, decisions, 100)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    norms = torch.cat([residual[1:] for residual in read]).norm(dim=1)  # but for BOS
+    assert search.mean_norm(tiny_subject, corpus, 100) == pytest.approx(float(norms.mean()), rel=1e-5)
 
 
 def test_every_baseline_has_both_signs_and_its_own_names(organism_tokenizer):
