@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,9 @@ from scipy.stats import hypergeom
 
 from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import UNSTEERED, Condition, feature_conditions
-from reasoning_features.organism.language import ASSISTANT, END_THINK, STEP_LABELS, USER
+from reasoning_features.organism.language import ASSISTANT, END_THINK, USER
 from reasoning_features.organism.parser import parse
 from reasoning_features.reporting.claims import Measured
-from reasoning_features.reporting.plots import TEXT_WIDTH, panels
 from reasoning_features.scoring.reason_score import ranks, select
 from reasoning_features.settings import Settings
 from reasoning_features.statistics import (
@@ -38,7 +36,7 @@ from reasoning_features.statistics import (
 from reasoning_features.steering.questions import STEERED
 from reasoning_features.steering.steering_results import majority_votes, paired_effect
 from reasoning_features.steering.steering_study import CHOSEN, matched_features
-from reasoning_features.text.traces import moves_below, shades, shortened, wrapped, write_lines
+from reasoning_features.text.traces import draw_runs
 from reasoning_features.text.vocabulary import split_words
 
 BENCHMARKS = ("AIME-2024", "MATH-500", "GPQA-Diamond")
@@ -63,10 +61,7 @@ VERSION_1: dict[int, tuple[float, ...]] = {
 NAMED, RANDOM = "the paper's", "random"
 LENGTH, REASONING, REPEATED = "tokens", "words of R in a hundred", "repeated pairs of tokens (%)"
 MEASURES = (LENGTH, REASONING, REPEATED)
-CHARACTERS, ACROSS = 56, 2  # of a line of a drawn trace beside the margin; traces side by side
 _MARK = re.compile(r"<[^<>\s]*>")  # of the template, such as the end of a text: its letters are no words
-_SHADES = shades(STEP_LABELS)
-_LINE = 0.118  # inches
 
 
 def check_published(published: Mapping[str, Sequence[int]], d_sae: int) -> None:
@@ -290,23 +285,10 @@ def draw_traces(title: str, traces: Mapping[str, str], prompt: str = "") -> tupl
 
     Returns the figure, and its rows: ``trace`` (the heading), ``move``, ``text``, the parts left out too.
     """
-    runs = [moves_of(_printable(text), prompt) for text in traces.values()]
-    lines = [shortened(wrapped(part, CHARACTERS)) for part in runs]
-    rows = max(map(len, lines))
-    width = TEXT_WIDTH / min(len(traces), ACROSS)
-    fig, axes = panels(len(traces), ACROSS, height=_LINE * (rows + 6) + 0.2)
-    # a real question may be a paragraph: its first lines
-    asked = wrap(title, 95, max_lines=4, placeholder=" …")
-    fig.suptitle("\n".join(asked), fontsize=8, parse_math=False)
-    fig.set_figheight(fig.get_figheight() + _LINE * (len(asked) - 1))
-    for ax, part, heading in zip(axes, lines, traces, strict=True):
-        write_lines(ax, part, _SHADES, CHARACTERS, width)
-        ax.set_ylim(rows + 0.3, -0.7)
-        ax.set_title("\n".join(wrap(heading, 50)), loc="left", fontsize=7, parse_math=False)
-    moves_below(fig, dict.fromkeys(m for part in lines for line in part for m, _ in line if m), _SHADES)
-    data = pd.concat([part.assign(trace=heading) for part, heading in zip(runs, traces, strict=True)])
-    data = data[["trace", "move", "text"]].reset_index(drop=True)
-    return fig, data.assign(text=data["text"].str.replace("\n", "⏎"))
+    runs = {heading: moves_of(_printable(text), prompt) for heading, text in traces.items()}
+    data = pd.concat([part.assign(trace=heading) for heading, part in runs.items()], ignore_index=True)
+    data = data[["trace", "move", "text"]].assign(text=data["text"].str.replace("\n", "⏎"))
+    return draw_runs(runs, 2, title), data
 
 
 def _printable(text: str) -> str:

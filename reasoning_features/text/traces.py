@@ -1,43 +1,40 @@
-"""Texts shown with their moves: as HTML, and drawn line by line with each move behind its words."""
+"""Texts drawn line by line, each reasoning step behind its words and in the margin."""
 
 from __future__ import annotations
 
-import html
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import HTML
 from matplotlib.axes import Axes
-from matplotlib.colors import hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 
-from reasoning_features.reporting.plots import TEXT_WIDTH, legend_below, narrow, new_figure
+from reasoning_features.organism.language import STEP_LABELS
+from reasoning_features.reporting.plots import TEXT_WIDTH, legend_below, narrow, panels
 from reasoning_features.text.corpus import Corpus
 
-# Light backgrounds, one a move, in the order of the moves; a move's name stands beside its text as well.
-SHADES = (
-    *("#E5E5E5", "#FFFFFF", "#A6D2EC", "#F5F08C", "#8FD6BC"),
-    *("#E8A56F", "#DDB3D0", "#F2CF7E", "#C9A0A0", "#B5B5E6"),
-)
+# light backgrounds, white for text whose step is not known
+SHADES = dict(
+    zip(
+        STEP_LABELS,
+        ("#E5E5E5", "#FFFFFF", "#A6D2EC", "#F5F08C", "#8FD6BC", "#E8A56F", "#DDB3D0", "#F2CF7E", "#C9A0A0",
+         "#B5B5E6"),
+        strict=True,
+    )
+) | {"": "#FFFFFF"}  # fmt: skip
 MONOSPACE = "DejaVu Sans Mono"
 CHARACTER_WIDTH = 0.602  # of that font, in font sizes
-CHARACTERS = 92  # of a line of a drawn trace, beside the margin
-MARGIN = 12  # characters left of a line for the names of its moves; a text without moves has no margin
-LONGEST = 40  # lines of a drawn trace; the rest is left out, and said to be
+CHARACTERS = {1: 92, 2: 56}  # of a line beside the margin, by the number of texts side by side
+MARGIN = 12  # characters left of a line for the names of its steps; a text without steps has no margin
+LONGEST = 40  # lines of a drawn text; the rest is left out, and said to be
+LINE = 0.118  # inches
 
-Line = list[tuple[str, str]]  # its pieces: move ("" where none is known) and text
-
-
-def shades(moves: Iterable[str]) -> dict[str, str]:
-    """A light background for each of any number of moves, and white for text without one ("")."""
-    # steps of the golden ratio around the circle of hues: none comes near the ones before it
-    more = (to_hex(tuple(hsv_to_rgb((0.618 * i % 1, 0.35, 0.95)))) for i in itertools.count())
-    return dict(zip(moves, itertools.chain(SHADES, more), strict=False)) | {"": "#FFFFFF"}
+Line = list[tuple[str, str]]  # its pieces: step ("" where none is known) and text
 
 
 def segments(corpus: Corpus, document: int, tokenizer: Any) -> pd.DataFrame:
@@ -51,55 +48,41 @@ def segments(corpus: Corpus, document: int, tokenizer: Any) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["move", "text"])
 
 
-def trace_html(corpus: Corpus, document: int, tokenizer: Any) -> HTML:
-    """A document with each run of tokens on its move's background; the move shows when pointed at."""
-    shade = shades(corpus.move_names)
-
-    def run(move: str, text: str) -> str:
-        style = f'style="background:{shade[move]};color:#000" title="{html.escape(move)}"'
-        return f"<span {style}>{html.escape(text)}</span>" if move else html.escape(text)
-
-    runs = segments(corpus, document, tokenizer)
-    keys = " ".join(run(move, f" {move} ") for move in moves_of_runs(runs))
-    body = "".join(run(move, text) for move, text in zip(runs["move"], runs["text"], strict=True))
-    head = f"{keys}\n\n" if keys else ""
-    # a newline right after <pre> is dropped, so one is given
-    return HTML(f'<pre style="white-space:pre-wrap">\n{head}{body}</pre>')
-
-
 def draw_trace(corpus: Corpus, documents: Sequence[int], tokenizer: Any) -> tuple[Figure, pd.DataFrame]:
-    """Documents drawn as text, one panel each, moves as backgrounds and as names in the margin.
+    """Documents drawn below each other (:func:`draw_runs`).
 
     The data are all runs, those left out too: ``document``, ``style``, ``move``, ``text``.
     """
-    shade, styles = shades(corpus.move_names), corpus.styles or [""] * corpus.n_documents
-    runs = [segments(corpus, i, tokenizer).assign(document=i, style=styles[i]) for i in documents]
-    lines = [shortened(wrapped(part)) for part in runs]
-    heights = [len(part) + 2 for part in lines]
-    height = 0.125 * sum(heights) / len(runs) + 0.15
-    fig, axes = new_figure(len(runs), 1, height=height, height_ratios=heights, squeeze=False)
-    for ax, part, i in zip(axes[:, 0], lines, documents, strict=True):
-        write_lines(ax, part, shade)
-        ax.set_title(", ".join(filter(None, [corpus.domains[i], styles[i]])), loc="left", parse_math=False)
-    data = pd.concat(runs, ignore_index=True)[["document", "style", "move", "text"]]
-    moves_below(fig, moves_of_runs(data), shade)
+    styles = corpus.styles or [""] * corpus.n_documents
+    runs = {i: segments(corpus, i, tokenizer).assign(document=i, style=styles[i]) for i in documents}
+    told = {i: ", ".join(filter(None, [f"document {i}", corpus.domains[i], styles[i]])) for i in documents}
+    fig = draw_runs({told[i]: part for i, part in runs.items()}, across=1)
+    data = pd.concat(runs.values(), ignore_index=True)[["document", "style", "move", "text"]]
     return fig, data.assign(text=data["text"].str.replace("\n", "⏎"))
 
 
-def moves_below(fig: Figure, moves: Iterable[str], shade: Mapping[str, str]) -> None:
-    """A legend of the moves' backgrounds, where there are any."""
-    patches = {m: plt.Rectangle((0, 0), 1, 1, facecolor=shade[m], edgecolor="grey") for m in moves}
+def draw_runs(runs: Mapping[str, pd.DataFrame], across: int, title: str = "") -> Figure:
+    """Texts (heading → runs, as :func:`segments` gives them), so many in a row, with a legend of steps."""
+    lines = [_shortened(_wrapped(part, CHARACTERS[across])) for part in runs.values()]
+    rows = max(map(len, lines))
+    fig, axes = panels(len(runs), across, height=LINE * (rows + 6) + 0.2)
+    # a real question may be a paragraph: its first lines
+    asked = wrap(title, 95, max_lines=4, placeholder=" …")
+    fig.suptitle("\n".join(asked), fontsize=8, parse_math=False)
+    fig.set_figheight(fig.get_figheight() + LINE * (len(asked) - 1))
+    for ax, part, heading in zip(axes, lines, runs, strict=True):
+        _write(ax, part, across)
+        ax.set_ylim(rows + 0.3, -0.7)
+        ax.set_title("\n".join(wrap(heading, 50)), loc="left", fontsize=7, parse_math=False)
+    moves = dict.fromkeys(move for part in lines for line in part for move, _ in line if move)
+    patches = {m: plt.Rectangle((0, 0), 1, 1, facecolor=SHADES[m], edgecolor="grey") for m in moves}
     legend_below(fig, patches)
+    return fig
 
 
-def moves_of_runs(runs: pd.DataFrame) -> list[str]:
-    """Moves of runs in the order in which they come first, without text that has none."""
-    return [move for move in pd.unique(runs["move"]) if move]
-
-
-def wrapped(runs: pd.DataFrame, characters: int = CHARACTERS) -> list[Line]:
-    """Runs cut into lines at newlines and before spaces; without moves the margin's width is text's too."""
-    if not moves_of_runs(runs):
+def _wrapped(runs: pd.DataFrame, characters: int) -> list[Line]:
+    """Runs cut into lines at newlines and before spaces; without steps the margin's width is text's too."""
+    if not runs["move"].any():
         characters += MARGIN
     lines: list[Line] = [[]]
     width = 0
@@ -114,33 +97,27 @@ def wrapped(runs: pd.DataFrame, characters: int = CHARACTERS) -> list[Line]:
     return [line for line in lines if line]
 
 
-def shortened(lines: list[Line]) -> list[Line]:
+def _shortened(lines: list[Line]) -> list[Line]:
     """The lines that are drawn, the last one telling how many are left out."""
     if len(lines) <= LONGEST:
         return lines
     return [*lines[: LONGEST - 1], [("", f"… and {len(lines) - LONGEST + 1} more lines")]]
 
 
-def write_lines(
-    ax: Axes,
-    lines: list[Line],
-    shade: Mapping[str, str],
-    characters: int = CHARACTERS,
-    width: float = TEXT_WIDTH,
-) -> None:
-    """Write lines into a panel of this width (inches), with their moves behind and in the margin."""
-    places = characters + MARGIN
+def _write(ax: Axes, lines: list[Line], across: int) -> None:
+    """Write lines into one of ``across`` panels, with their steps behind and in the margin."""
+    places = CHARACTERS[across] + MARGIN
     margin = MARGIN if any(move for line in lines for move, _ in line) else 0
-    ax.set(xlim=(-margin, places - margin), ylim=(len(lines) + 0.3, -0.7))
+    ax.set_xlim(-margin, places - margin)
     ax.axis("off")
     # a full line may be a little wider than its panel: room made for it would move the others
     style: Any = {"va": "center", "in_layout": False}
-    style["fontsize"] = width * 72 * 0.96 / places / CHARACTER_WIDTH
+    style["fontsize"] = TEXT_WIDTH / across * 72 * 0.96 / places / CHARACTER_WIDTH
     for row, line in enumerate(lines):
         column = 0
         ax.text(-margin, row, line[0][0], color="#444444", style="italic", **style)
         for move, text in line:
-            ax.add_patch(plt.Rectangle((column, row - 0.5), len(text), 1, color=shade[move], linewidth=0))
+            ax.add_patch(plt.Rectangle((column, row - 0.5), len(text), 1, color=SHADES[move], linewidth=0))
             start, shown = column + len(text) - len(text.lstrip()), narrow(text.lstrip())
             ax.text(start, row, shown, family=MONOSPACE, parse_math=False, **style)
             column += len(text)

@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 from tiny import Pieces, corpus_of
 
-from reasoning_features.text.traces import (
-    SHADES,
-    draw_trace,
-    segments,
-    trace_html,
-)
+from reasoning_features.text.traces import draw_trace, segments
 
 RUNS = ["Wait, let me try 3 + 4 < 9.\n", "Perhaps ", "right."]
 TOKENIZER = Pieces(RUNS)
@@ -35,18 +30,8 @@ def test_runs_of_a_move(traced):
 
 
 def test_a_trace_without_labels_has_no_legend(traced):
-    corpus = replace(traced, moves=None, move_names=())
-    assert segments(corpus, 0, TOKENIZER)["move"].tolist() == [""]
-    shown = trace_html(corpus, 0, TOKENIZER).data
-    assert "unlabelled" not in shown and "span" not in shown and "4 &lt; 9" in shown
-    fig, data = draw_trace(corpus, [0], TOKENIZER)
+    fig, data = draw_trace(replace(traced, moves=None, move_names=()), [0], TOKENIZER)
     assert not fig.legends and data["move"].tolist() == [""]
-
-
-def test_html_escapes_and_shades(traced):
-    shown = trace_html(traced, 0, TOKENIZER).data
-    assert "4 &lt; 9" in shown
-    assert shown.count(SHADES[0]) == 3 and shown.count(SHADES[1]) == 2  # runs and keys
 
 
 def test_drawn_lines_keep_every_word(traced):
