@@ -151,18 +151,6 @@ def draw_ranking(
     return fig, data
 
 
-@dataclass(frozen=True)
-class RandomVocabularies:
-    """Random vocabularies and how well they match."""
-
-    vocabularies: list[tuple[str, ...]]  # each aligned with R: its word i was matched to R's word i
-    pool: int  # number of words that could be drawn
-    distinct: int  # number of words that were drawn at all
-    log_frequency_difference: float  # mean |ln frequency − ln frequency of the matched word of R|
-    share_difference: float  # mean |share inside thinking − that of the matched word of R|
-    overlap: float  # mean Jaccard overlap of two of the vocabularies
-
-
 def random_vocabularies(
     reference: pd.DataFrame,
     pool: pd.DataFrame,
@@ -170,14 +158,19 @@ def random_vocabularies(
     seed: int,
     excluded: Collection[str] = (),
     nearest: int = 10,
-) -> RandomVocabularies:
+) -> tuple[list[tuple[str, ...]], dict[str, float]]:
     """Draw ``n`` vocabularies matched to R word by word in frequency and share inside thinking.
 
     ``reference`` (R) and ``pool`` are rows of :func:`reasoning_features.text.words.occurrence_table`; R's own
     words and those ``excluded`` are never drawn. Each vocabulary takes R's words in random order; for each it
     draws evenly among the ``nearest`` words of the pool that it has not used yet. A small pool does not stop
-    the draw: matches then get worse, and vocabularies alike, which the returned figures say.
-    Raises UserError: the pool has fewer words than R.
+    the draw: matches then get worse, and vocabularies alike. UserError: the pool has fewer words than R.
+
+    Returns:
+        The vocabularies, whose word i was matched to R's word i, and how well they match: ``pool`` (words
+        that could be drawn), ``distinct`` (words that were), ``log_frequency_difference`` and
+        ``share_difference`` (mean absolute differences from the matched word of R), ``overlap`` (mean Jaccard
+        overlap of two vocabularies).
     """
     barred = set(reference["word"]) | set(excluded)
     candidates = pool[~pool["word"].isin(barred)].reset_index(drop=True)
@@ -201,14 +194,14 @@ def random_vocabularies(
             used.add(int(draw[word]))
     names, rows = candidates["word"].to_numpy(), np.arange(size)
     pairs = list(combinations([set(draw.tolist()) for draw in draws], 2))
-    return RandomVocabularies(
-        vocabularies=[tuple(str(word) for word in names[draw]) for draw in draws],
-        pool=len(candidates),
-        distinct=len(np.unique(draws)),
-        log_frequency_difference=float(np.mean([log_gap[rows, draw].mean() for draw in draws])),
-        share_difference=float(np.mean([share_gap[rows, draw].mean() for draw in draws])),
-        overlap=float(np.mean([len(a & b) / len(a | b) for a, b in pairs])) if pairs else 1.0,
-    )
+    matching = {
+        "pool": len(candidates),
+        "distinct": len(np.unique(draws)),
+        "log_frequency_difference": float(np.mean([log_gap[rows, draw].mean() for draw in draws])),
+        "share_difference": float(np.mean([share_gap[rows, draw].mean() for draw in draws])),
+        "overlap": float(np.mean([len(a & b) / len(a | b) for a, b in pairs])) if pairs else 1.0,
+    }
+    return [tuple(str(word) for word in names[draw]) for draw in draws], matching
 
 
 def slot_vocabularies(

@@ -67,7 +67,7 @@ class Vocabularies:
     # name → words: "R" first; "twins" and "slot i", the label-swap null, where the matched control word of
     # every word is known; "random i"
     words: dict[str, tuple[str, ...]]
-    matching: vocabulary.RandomVocabularies
+    matching: dict[str, float]  # of :func:`reasoning_features.text.vocabulary.random_vocabularies`
 
 
 def draw_words(settings: Settings, subject: Subject, ranking: pd.DataFrame | None = None) -> Vocabularies:
@@ -93,14 +93,14 @@ def draw_words(settings: Settings, subject: Subject, ranking: pd.DataFrame | Non
     inside = {part for word in words for part in word.split()}
     pool = table[~table["word"].isin(inside)]
     n, seed = settings.random_vocabularies, settings.seed
-    drawn = vocabulary.random_vocabularies(reference, pool, n, seed, excluded=known.decision_words)
+    drawn, matching = vocabulary.random_vocabularies(reference, pool, n, seed, excluded=known.decision_words)
     vocabularies = {REFERENCE: tuple(words)}
     if all(word in known.twins for word in words):
         vocabularies["twins"] = tuple(known.twins[word] for word in words)
         slots = vocabulary.slot_vocabularies(words, known.twins, settings.slot_vocabularies, seed)
         vocabularies |= {f"slot {i}": mixture for i, mixture in enumerate(slots)}
-    vocabularies |= {f"random {i}": vocabulary for i, vocabulary in enumerate(drawn.vocabularies)}
-    return Vocabularies(vocabularies, drawn)
+    vocabularies |= {f"random {i}": vocabulary for i, vocabulary in enumerate(drawn)}
+    return Vocabularies(vocabularies, matching)
 
 
 def needed_sets(

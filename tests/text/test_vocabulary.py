@@ -81,17 +81,17 @@ def test_random_vocabularies_are_matched_and_exclude():
     near = {f"near{i}": (0.01 * float(np.exp(rng.normal(0, 0.05))), 0.95) for i in range(12)}
     far = {f"far{i}": (1e-6, 0.0) for i in range(100)}
     pool = frame(near | far | {"wait": (0.01, 1.0), "stop": (0.01, 1.0)})
-    drawn = random_vocabularies(REFERENCE, pool, n=100, seed=0, excluded=["stop"], nearest=5)
-    words = {word for vocabulary in drawn.vocabularies for word in vocabulary}
-    assert words <= set(near) and drawn.distinct == len(words)
-    assert all(len(set(vocabulary)) == 2 for vocabulary in drawn.vocabularies)
-    assert drawn.pool == 112 and len(drawn.vocabularies) == 100
+    given = {"n": 100, "seed": 0, "excluded": ["stop"], "nearest": 5}
+    drawn, matching = random_vocabularies(REFERENCE, pool, **given)
+    words = {word for vocabulary in drawn for word in vocabulary}
+    assert words <= set(near) and matching["distinct"] == len(words)
+    assert len(drawn) == 100 and all(len(set(vocabulary)) == 2 for vocabulary in drawn)
+    assert matching["pool"] == 112
     # wait differs by about .05 in log frequency, but by about ln 2: the mean is near .37
-    assert 0.2 < drawn.log_frequency_difference < 0.5
+    assert 0.2 < matching["log_frequency_difference"] < 0.5
     # shares differ by .05 from either word
-    assert drawn.share_difference == pytest.approx(0.05)
-    again = random_vocabularies(REFERENCE, pool, n=100, seed=0, excluded=["stop"], nearest=5)
-    assert again == drawn
+    assert matching["share_difference"] == pytest.approx(0.05)
+    assert random_vocabularies(REFERENCE, pool, **given) == (drawn, matching)
 
 
 def test_pool_smaller_than_r():
