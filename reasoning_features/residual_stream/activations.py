@@ -67,17 +67,17 @@ class ActivationBatch:
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over activations, which add when parts are merged."""
+    """Means over activations."""
 
     count: int
-    total: NDArray[np.float64]  # the activations' sum [d],
-    squares: NDArray[np.float64]  # that of their squares [d],
-    norms: float  # and that of their norms
+    mean: NDArray[np.float64]  # [d]
+    variance: float  # mean squared distance from the mean, summed over dimensions
+    mean_norm: float
 
     @staticmethod
     def of(residual: Tensor) -> Moments:
         """The moments of activations ``[n, d]``."""
-        width = residual.shape[1]
+        n, width = residual.shape
         total, squares = torch.zeros(2, width, dtype=torch.float64)
         norms = 0.0
         for part in residual.split(max(1, PART // width)):  # all of them in float64 may not fit into memory
@@ -85,25 +85,8 @@ class Moments:
             total += wide.sum(0)
             squares += wide.square().sum(0)
             norms += float(wide.norm(dim=1).sum())
-        return Moments(len(residual), total.numpy(), squares.numpy(), norms)
-
-    def merge(self, other: Moments) -> Moments:
-        """The moments of both."""
-        count, norms = self.count + other.count, self.norms + other.norms
-        return Moments(count, self.total + other.total, self.squares + other.squares, norms)
-
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        return self.total / self.count
-
-    @property
-    def variance(self) -> float:
-        """Mean squared distance from the mean, summed over dimensions."""
-        return float((self.squares / self.count - self.mean**2).sum())
-
-    @property
-    def mean_norm(self) -> float:
-        return self.norms / self.count
+        mean = total / n
+        return Moments(n, mean.numpy(), float((squares / n - mean**2).sum()), norms / n)
 
 
 def stream(
@@ -312,8 +295,7 @@ def draw_means(data: pd.DataFrame, ylabel: str) -> Figure:
     grows by orders of magnitude with depth.
     """
     kinds = list(pd.unique(data["by"]))
-    longest = max((len(group) for group in data["group"] if isinstance(group, str)), default=0)
-    fig, axes = panels(len(kinds), height=2.2 + 0.065 * longest, sharey=True, ylabel=ylabel)
+    fig, axes = panels(len(kinds), height=2.8, sharey=True, ylabel=ylabel)
     depths = "layer" in data
     scale = colour_bar(fig, axes, data["layer"], "layer") if depths else None
     for ax, by in zip(axes, kinds, strict=True):

@@ -17,23 +17,29 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
-from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval
+from reasoning_features.statistics import (
+    Interval,
+    bootstrap_statistic,
+    bootstrap_weights,
+    percentile_interval,
+)
 from reasoning_features.text.corpus import Corpus
 
 EMBEDDINGS = -1  # the "layer" of the token embeddings, before the first block: what the token alone tells
 TEST_FRACTION = 0.4  # of the documents
+TOKENS_PER_CLASS = 500  # the most that a probe of moves is trained on
+RESAMPLES = 1000
 TARGETS = {"own move": 0, "next token's move": 1}  # of which token, counted from the token itself
 
 
-def probe_layers(
-    subject: Subject, corpus: Corpus, batch_tokens: int, seed: int = 0, tokens_per_class: int = 500
-) -> pd.DataFrame:
+def probe_layers(subject: Subject, corpus: Corpus, batch_tokens: int, seed: int = 0) -> pd.DataFrame:
     """Probe every layer, and the embeddings, for each token's move and the next token's (:func:`probe`).
 
     Columns: ``layer`` (-1: embeddings), ``labels`` ("true", or "shuffled" for the control), ``balanced
@@ -45,7 +51,7 @@ def probe_layers(
     rows = []
     for (name, codes), (layer, activations), labels in tqdm(cases, desc="Probing layers", unit="probe"):
         shuffled, chance = labels == "shuffled", 1 / len(np.unique(codes[codes >= 0]))
-        accuracy = probe(activations, codes, documents, seed, shuffled, tokens_per_class)
+        accuracy = probe(activations, codes, documents, seed, shuffled)
         rows.append((layer, labels, accuracy.estimate, accuracy.low, accuracy.high, accuracy.n, chance, name))
     columns = ["layer", "labels", "balanced accuracy", "low", "high", "documents", "chance", "target"]
     return pd.DataFrame(rows, columns=columns)
@@ -88,39 +94,40 @@ def move_targets(corpus: Corpus, offset: int = 0) -> NDArray[np.int64]:
     return targets
 
 
+@threadpool_limits.wrap(limits=1)  # threads only wait for one another on matrices this small
 def probe(
     activations: NDArray[np.float32],
     targets: NDArray[np.int64],
     documents: NDArray[np.int64],
     seed: int = 0,
     shuffled: bool = False,
-    tokens_per_class: int = 500,
 ) -> Interval:
     """Balanced accuracy of a linear probe on the tokens of documents that it has not seen.
 
     Activations ``[n, d]`` have class codes ``targets`` ``[n]`` (-1: left out) and ``documents`` ``[n]``. The
     control, ``shuffled``, trains on labels shuffled over the training tokens and is tested on the true ones.
-    Of each class at most ``tokens_per_class`` tokens, drawn at random, are trained on.
     Raises UserError: fewer than two classes or a class that is missing in training.
     """
     rng = np.random.default_rng(seed)
-    names = np.unique(documents)
-    tested = rng.permutation(names)[: max(1, round(TEST_FRACTION * len(names)))]
-    in_test = np.isin(documents, tested) & (targets >= 0)
-    in_training = ~np.isin(documents, tested) & (targets >= 0)
+    tested = _tested(documents, rng)
+    in_test, in_training = tested & (targets >= 0), ~tested & (targets >= 0)
     classes = np.unique(targets[in_training])
     if len(classes) < 2 or not np.isin(targets[in_test], classes).all():
         raise UserError("There are too few documents for a probe of every move: raise probe_documents.")
     rows = np.concatenate(
-        [rng.permutation(np.flatnonzero(in_training & (targets == c)))[:tokens_per_class] for c in classes]
+        [rng.permutation(np.flatnonzero(in_training & (targets == c)))[:TOKENS_PER_CLASS] for c in classes]
     )
     labels = rng.permutation(targets[rows]) if shuffled else targets[rows]
-    scaler = StandardScaler().fit(activations[rows])
-    model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=300, tol=1e-3)
-    with threadpool_limits(limits=1):  # threads only wait for one another on matrices this small
-        model.fit(scaler.transform(activations[rows]), labels)
-        right = model.predict(scaler.transform(activations[in_test])) == targets[in_test]
-    return balanced_accuracy(right, targets[in_test], documents[in_test], seed=seed)
+    options = {"class_weight": "balanced", "max_iter": 300, "tol": 1e-3}
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, **options))
+    right = model.fit(activations[rows], labels).predict(activations[in_test]) == targets[in_test]
+    return balanced_accuracy(right, targets[in_test], documents[in_test], seed)
+
+
+def _tested(documents: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Which rows are of the documents that a probe is tested on ``[n]``."""
+    names = rng.permutation(np.unique(documents))
+    return np.isin(documents, names[: max(1, round(TEST_FRACTION * len(names)))])
 
 
 def balanced_accuracy(
@@ -167,12 +174,14 @@ class Probed:
     towards: NDArray[np.bool_]  # [n] True where the trace took it
     documents: NDArray[np.int64]  # [n]
 
-    def auc(self, n_resamples: int = 1000, seed: int = 0) -> Interval:
+    def auc(self, seed: int = 0) -> Interval:
         """Area under the ROC curve, with its 95% interval over test traces."""
         traces, trace = np.unique(self.documents, return_inverse=True)
-        drawn = bootstrap_weights(len(traces), n_resamples, seed)[:, trace]
-        areas = [weighted_auc(self.scores, self.towards, row) for row in (np.ones(len(trace)), *drawn)]
-        return percentile_interval(areas[0], areas[1:], len(traces))
+
+        def area(weights: NDArray[np.float64]) -> float:
+            return weighted_auc(self.scores, self.towards, weights[trace])
+
+        return bootstrap_statistic(area, len(traces), RESAMPLES, seed)
 
 
 def weighted_auc(
@@ -185,6 +194,7 @@ def weighted_auc(
     return float((positive * below).sum() / (positive.sum() * negative.sum()))
 
 
+@threadpool_limits.wrap(limits=1)
 def probe_decision(
     residual: NDArray[np.float32],
     towards: NDArray[np.bool_],
@@ -198,13 +208,10 @@ def probe_decision(
     finds where there is nothing to find. Raises UserError: too few traces for both sides on either part.
     """
     rng = np.random.default_rng(seed)
-    traces = np.unique(documents)
-    tested = np.isin(documents, rng.permutation(traces)[: round(TEST_FRACTION * len(traces))])
+    tested = _tested(documents, rng)
     if any(len(np.unique(towards[part])) < 2 for part in (tested, ~tested)):
         raise UserError("There are too few decisions for a probe of them: raise reasoning_documents.")
     labels = rng.permutation(towards[~tested]) if shuffled else towards[~tested]
-    scaler = StandardScaler().fit(residual[~tested])
-    with threadpool_limits(limits=1):  # threads only wait for one another on matrices this small
-        model = LogisticRegression(C=0.1, max_iter=500).fit(scaler.transform(residual[~tested]), labels)
-        scores = model.decision_function(scaler.transform(residual[tested]))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+    scores = model.fit(residual[~tested], labels).decision_function(residual[tested])
     return Probed(scores, towards[tested], documents[tested])

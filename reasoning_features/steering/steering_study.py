@@ -26,7 +26,7 @@ from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserErro
 from reasoning_features.files import read_json, write_json
 from reasoning_features.models.conditions import UNSTEERED, Condition, added, feature_conditions
 from reasoning_features.models.subject import Subject
-from reasoning_features.residual_stream.activations import Moments, collect, stream
+from reasoning_features.residual_stream.activations import collect, stream
 from reasoning_features.settings import READ, Settings, load_settings
 from reasoning_features.statistics import means_by
 from reasoning_features.steering.answering import answers
@@ -146,8 +146,11 @@ def matched_features(evidence: pd.DataFrame, chosen: Features, live: Features, s
 
 def mean_norm(subject: Subject, corpus: Corpus, batch_tokens: int) -> float:
     """Mean norm of the residual stream over a corpus' tokens that are not special."""
-    parts = (Moments.of(batch.residual) for batch in stream(subject, corpus, batch_tokens))
-    return functools.reduce(Moments.merge, parts).mean_norm
+    total, count = 0.0, 0
+    for batch in stream(subject, corpus, batch_tokens):
+        total += float(batch.residual.double().norm(dim=1).sum())
+        count += len(batch.residual)
+    return total / count
 
 
 def mean_difference(subject: Subject, decisions: Decisions, batch_tokens: int) -> Tensor:
