@@ -65,14 +65,6 @@ class OrtSAEConfig(BatchTopKTrainingSAEConfig):
     def architecture(cls) -> str:
         return "ortsae"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.gamma < 0 or self.every < 1 or not 1 <= self.chunks <= self.d_sae:
-            raise ValueError(
-                f"OrtSAE takes gamma of 0 or more, every of 1 or more, and 1 to {self.d_sae} chunks: got "
-                f"{self.gamma}, {self.every} and {self.chunks}."
-            )
-
 
 class OrtSAE(BatchTopKTrainingSAE):
     """BatchTopK in training, with γ L_orth in its loss."""
@@ -118,11 +110,6 @@ class SoftFrozenDecoderConfig(BatchTopKTrainingSAEConfig):
     def architecture(cls) -> str:
         return "soft_frozen_decoder"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.cap < 1:
-            raise ValueError(f"A cap is a cosine between 0 and 1: got {self.cap}.")
-
 
 class SoftFrozenDecoder(BatchTopKTrainingSAE):
     """BatchTopK whose decoder directions stay within a cap about their start."""
@@ -143,13 +130,9 @@ class SoftFrozenDecoder(BatchTopKTrainingSAE):
         self.put_back()  # what the step before has moved
         return super().training_forward_pass(step_input)
 
-    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_saving(state_dict)
-        # the last step's move has not been put back yet
-        state_dict["W_dec"] = into_cap(state_dict["W_dec"], self.start, self.cfg.cap)
-
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
-        self.put_back()
+        self.put_back()  # what the last step has moved
+        state_dict["W_dec"] = self.W_dec.data.clone()
         super().process_state_dict_for_saving_inference(state_dict)
         state_dict.pop("start")
 

@@ -33,9 +33,8 @@ from reasoning_features.files import damaged_training, read_json, verify_shipped
 
 # files of weights, by which the two formats are told apart
 SAELENS, SPARSIFY = "sae_weights.safetensors", "sae.safetensors"
-SCALED = (
-    "expected_average_only_in"  # SAELens' name of activations scaled to a mean norm of √d, as in training
-)
+# SAELens' name of activations scaled to a mean norm of √d, as in training
+SCALED = "expected_average_only_in"
 # what sparsify's folder ``layers.N…`` reads → where TransformerLens has it
 SITES = {"": "resid_post", ".mlp": "mlp_out", ".self_attn": "attn_out", ".attention": "attn_out"}
 CLEARLY = 0.05  # two scalings of activations are told apart where explained variance differs by more
@@ -120,12 +119,11 @@ def _read_saelens(path: Path, name: str, device: str) -> SAE[Any]:
 
 
 def _read_sparsify(path: Path, name: str, device: str) -> SAE[Any]:
-    """An autoencoder in sparsify's format; raises UserError for a transcoder or an unknown variant."""
+    """An autoencoder in sparsify's format; raises UserError for any other than TopK."""
     config = read_json(path / "cfg.json")
-    if config.get("transcode") or config.get("skip_connection"):
-        raise UserError(f"{name} is a transcoder, not an autoencoder: give one that encodes what it decodes.")
-    if config.get("activation", "topk") != "topk" or config.get("signed"):
-        raise UserError(f"{name} has an activation that is not known here: give a TopK autoencoder.")
+    others = map(config.get, ("transcode", "skip_connection", "signed"))
+    if any(others) or config.get("activation", "topk") != "topk":
+        raise UserError(f"{name} is a transcoder, or has an activation of its own: give a TopK autoencoder.")
     place = re.fullmatch(r"layers\.(\d+)(\.\w+)?", path.name)
     if place is None or (place[2] or "") not in SITES:
         raise UserError(f"{name} does not tell by its folder where it reads: give layers.N or layers.N.mlp.")
@@ -169,17 +167,13 @@ def save_autoencoder(
 
 def compared_with_plain(sae: SAE[Any], reference: str, residual: Tensor) -> str:
     """Load an autoencoder by ``sae_lens.SAE.load_from_disk`` alone, and say that it gives the same features
-    and reconstructions of activations ``[n, d]``, bit by bit, as :func:`load_autoencoder`'s; AssertionError
-    where it does not.
+    and reconstructions of activations ``[n, d]``, bit by bit; AssertionError where it does not.
     """
-    path = hub.directory(reference)
+    path, some = hub.directory(reference), residual[: rows_at_once(sae)].to(sae.device)
     if not (path / SAELENS).is_file():
         return "of another format than SAELens'"
     plain = SAE.load_from_disk(path, device=str(sae.device), dtype="float32")
-    for part in residual.to(sae.device).split(rows_at_once(sae)):
-        features = sae.encode(part)
-        assert torch.equal(plain.encode(part), features)
-        assert torch.equal(plain.decode(features), sae.decode(features))
+    assert torch.equal(plain.encode(some), sae.encode(some)) and torch.equal(plain(some), sae(some))
     return f"{type(plain).__name__}: the same numbers exactly"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -173,19 +174,11 @@ def loss_by_document(
     The stream is changed at every token that is neither special nor an attention sink (an SAE never saw the
     others), and the loss is that of predicting tokens that are not special.
 
-    Returns:
-        One row a document, in the corpus' order: ``tokens`` predicted, and the summed loss in nats ``clean``,
-        ``zeroed``, and one column an SAE under its name.
+    Returns one row a document, in the corpus' order: ``tokens`` predicted, and the summed loss in nats
+    ``clean``, ``zeroed``, and one column an SAE under its name.
     """
-
-    def through(sae: SAE[Any]) -> Callable[[Tensor], Tensor]:
-        return lambda stream: sae.decode(sae.encode(stream.float())).to(stream.dtype)
-
-    edits: dict[str, Callable[[Tensor], Tensor]] = {
-        "clean": lambda stream: stream,
-        "zeroed": torch.zeros_like,
-    }
-    edits |= {name: through(sae) for name, sae in saes.items()}
+    edits: dict[str, Callable[[Tensor], Tensor]] = {"clean": torch.clone, "zeroed": torch.zeros_like}
+    edits |= {name: partial(_through, sae) for name, sae in saes.items()}
     special = torch.from_numpy(corpus.special)
     parts = []
     for batch in tqdm(
@@ -195,28 +188,21 @@ def loss_by_document(
         where, counted = ordinary[..., None].to(subject.device), ordinary[:, 1:]
         columns: dict[str, Any] = {"document": batch.documents, "tokens": counted.sum(1).numpy()}
         for name, edit in edits.items():
-
-            def at_ordinary(
-                stream: Tensor, edit: Callable[[Tensor], Tensor] = edit, where: Tensor = where
-            ) -> Tensor:
-                usual = no_sink(stream.flatten(0, 1)).view(stream.shape[:2])[..., None]
-                return torch.where(where & usual, edit(stream), stream)
-
-            logits = subject.logits_with(batch.tokens, at_ordinary)
+            logits = subject.logits_with(batch.tokens, partial(_at_ordinary, edit, where))
             losses = next_token_loss(logits, batch.tokens, batch.valid).cpu().double()
             columns[name] = losses.where(counted, 0.0).sum(1).numpy()
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts).sort_values("document").set_index("document")
 
 
-def loss_recovered(losses: pd.DataFrame, name: str, seed: int = 0) -> Interval:
-    """Fraction of the loss that zeroing the stream costs and the reconstruction of an SAE gives back,
-    (L_zeroed − L_reconstructed) / (L_zeroed − L_clean), with an interval over documents.
+def _through(sae: SAE[Any], stream: Tensor) -> Tensor:
+    return sae.decode(sae.encode(stream.float())).to(stream.dtype)
 
-    ``losses`` are :func:`loss_by_document`'s, ``name`` the SAE's column.
-    """
-    zeroed = losses["zeroed"]
-    return bootstrap_ratio(zeroed - losses[name], zeroed - losses["clean"], seed=seed)
+
+def _at_ordinary(edit: Callable[[Tensor], Tensor], where: Tensor, stream: Tensor) -> Tensor:
+    """The stream ``[b, t, d]`` edited where it may be ``[b, t, 1]``, and at no attention sink."""
+    usual = no_sink(stream.flatten(0, 1)).view(stream.shape[:2])[..., None]
+    return torch.where(where & usual, edit(stream), stream)
 
 
 def evaluate(
@@ -229,15 +215,16 @@ def evaluate(
 ) -> pd.DataFrame:
     """A table of SAEs, a row each, with intervals (95%) over documents.
 
-    L0, explained variance and loss recovered are measured on ``fresh`` activations, of text that no SAE was
-    trained on (``documents`` ``[n_tokens]``: the document of each of its tokens; ``losses`` from
-    :func:`loss_by_document`); dead features and densities on ``sample`` ``[n, d]``, more of them.
+    L0, explained variance and loss recovered, (L_zeroed − L_reconstructed) / (L_zeroed − L_clean), are
+    measured on ``fresh`` activations, of text that no SAE was trained on (``documents`` ``[n_tokens]``: the
+    document of each of its tokens; ``losses`` from :func:`loss_by_document`); dead features and densities on
+    ``sample`` ``[n, d]``, more of them.
 
     Returns:
         ``autoencoder``, ``architecture``, ``features``, ``L0``, ``fraction of variance explained``,
         ``loss recovered`` (the three with ``… low`` and ``… high`` too), ``dead share``, ``median density``.
     """
-    rows = []
+    rows, zeroed = [], losses["zeroed"]
     for name, sae in saes.items():
         sums = reconstruct(sae, fresh.residual).by_document(documents[fresh.positions.numpy()])
         lost = bootstrap_ratio(sums["error"], sums["deviation"], seed=seed)
@@ -246,7 +233,7 @@ def evaluate(
         for column, value in (
             ("L0", bootstrap_ratio(sums["active"], sums["tokens"], seed=seed)),
             (EXPLAINED, Interval(1 - lost.estimate, 1 - lost.high, 1 - lost.low, lost.n)),
-            ("loss recovered", loss_recovered(losses, name, seed)),
+            ("loss recovered", bootstrap_ratio(zeroed - losses[name], zeroed - losses["clean"], seed=seed)),
         ):
             row |= {column: value.estimate, f"{column} low": value.low, f"{column} high": value.high}
         many = quality(sae, sample)

@@ -42,7 +42,7 @@ from reasoning_features.dictionaries.training import (
     new_trainer,
     settings_recipe,
 )
-from reasoning_features.errors import CorruptArtefact, UserError
+from reasoning_features.errors import UserError
 from reasoning_features.files import MADE, file_digests, read_json, write_json
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import SINK, no_sink, reading_key
@@ -99,23 +99,20 @@ class Rows:
         return torch.from_numpy(out)
 
 
-def training_rows(
-    settings: Settings, tokenizer: Any, sources: Sequence[TextSource], tokens: int | None = None
-) -> Rows:
+def training_rows(settings: Settings, tokenizer: Any, sources: Sequence[TextSource], tokens: int) -> Rows:
     """Rows of ``settings.context`` tokens, the sources' rows in turn, each in an order drawn by the seed.
 
     A column of token ids is used as it is, longer rows cut up into several; texts are tokenised and packed,
     at most some half more than are needed, and kept in the cache of ``datasets``. Of a source with a
     ``split_column`` only the rows for training are used, of any other all. ``tokens`` says how many are
-    wanted of all sources together (by default ``settings.train_tokens``); there may be fewer or more.
+    wanted of all sources together; there may be fewer or more.
 
-    Raises:
-        UserError: no sources, one without a single whole row or without rows for training, or token ids
-            that the tokenizer does not have.
+    Raises UserError: no sources, one without a single whole row or without rows for training, or token ids
+    that the tokenizer does not have.
     """
     if not sources:
         raise UserError("There are no texts to train on: set `training_text`.")
-    needed = -(-(settings.train_tokens if tokens is None else tokens) // (settings.context * len(sources)))
+    needed = -(-tokens // (settings.context * len(sources)))
     parts, identities = [], []
     for source in sources:
         opened = open_texts(source)
@@ -232,10 +229,7 @@ class Buffers:
     The first rows, a tenth at most, are held out; the others come again when they are through, shuffled
     otherwise by the seed. Special tokens (BOS, EOS, padding), the first of every row and attention sinks are
     left out. ``batch`` is a batch's activations, ``steps`` the batches of the whole training, and
-    ``batch_tokens`` the most token ids in one forward pass.
-
-    Raises:
-        UserError: too few rows for one batch, or to hold some out.
+    ``batch_tokens`` the most token ids in one forward pass. UserError: too few rows to hold some out.
     """
 
     def __init__(
@@ -244,7 +238,6 @@ class Buffers:
         self._subject, self._rows, self._batch, self._steps, self._seed = subject, rows, batch, steps, seed
         self._rows_at_once = max(1, batch_tokens // rows.context)
         self._special = torch.tensor(sorted(subject.tokenizer.all_special_ids), dtype=torch.int64)
-        self._first: Tensor | None = None
         self._held_out = min(-(-HELD_OUT // rows.context), len(rows) // 10)
         if not self._held_out:
             raise UserError(
@@ -253,11 +246,6 @@ class Buffers:
         # of a short training no more is read than it needs, and a tenth to spare for what is left out
         batches = min(BATCHES, steps + steps // 10 + 2)
         self._size = min(max(1, batches * batch // rows.context), len(rows) - self._held_out)
-        if self._size * rows.context < batch:
-            raise UserError(
-                f"There are {len(rows):,} rows of {rows.context} tokens to train on, fewer than one batch of "
-                f"{batch:,}: take more texts or a smaller train_batch."
-            )
 
     def held_out(self) -> Tensor:
         """Activations ``[n, d]`` float32 that no batch holds, at most 8,192."""
@@ -269,29 +257,25 @@ class Buffers:
         """
         number, first = place
         while done < self._steps:
-            buffer = self._first if number == 0 else None
-            self._first = None  # none is kept while another is read
-            if buffer is None:
-                buffer = self._buffer(number)
+            buffer = self.buffer(number)
             whole = len(buffer) // self._batch
             for i in range(first, min(whole, first + self._steps - done)):
                 after = (number, i + 1) if i + 1 < whole else (number + 1, 0)
                 yield buffer[i * self._batch : (i + 1) * self._batch].float(), after
             done, number, first = done + whole - first, number + 1, 0
+            del buffer  # none is kept while another is read
 
-    def first(self) -> Tensor:
-        """The first buffer ``[n, d]``, for the scale of the input and the mean; its batches come from it."""
-        self._first = self._buffer(0)
-        return self._first.cpu()
+    def buffer(self, number: int) -> Tensor:
+        """Shuffled activations ``[n, d]`` of one buffer, as the model gives them, on its device.
 
-    def _buffer(self, number: int) -> Tensor:
-        """Shuffled activations ``[n, d]`` of one buffer, as the model gives them, on its device."""
+        Raises UserError: fewer than one batch.
+        """
         chosen = (number * self._size + np.arange(self._size)) % (len(self._rows) - self._held_out)
         activations = self._read(self._rows[self._held_out + chosen])
         if len(activations) < self._batch:
             raise UserError(
                 f"Of {self._size * self._rows.context:,} tokens {len(activations):,} are neither special nor "
-                f"attention sinks, fewer than one batch of {self._batch:,}: take other texts or a smaller "
+                f"attention sinks, fewer than one batch of {self._batch:,}: take more texts or a smaller "
                 "train_batch."
             )
         drawn = np.random.default_rng([self._seed, number]).permutation(len(activations))
@@ -319,7 +303,7 @@ def profile_autoencoders(settings: Settings, subject: Subject) -> dict[str, str]
     default = settings.autoencoder
     if settings.train_saes:
         folder = paths.RunPaths(settings.profile).data / "autoencoder"
-        rows = training_rows(settings, subject.tokenizer, settings.training_text)
+        rows = training_rows(settings, subject.tokenizer, settings.training_text, settings.train_tokens)
         train_streamed(settings, subject, rows, settings_recipe(settings), folder)
         default = paths.relative(folder)
     others = {"ReLU": settings.autoencoder_relu, "TopK": settings.autoencoder_topk}
@@ -342,10 +326,8 @@ def train_streamed(
     of history and a checkpoint, beside one every twenty minutes. A checkpoint takes twelve bytes a weight
     (6.4 GB at the paper's size); the newest is kept, in ``<folder>.training``, until the training is done.
 
-    Raises:
-        UserError: too few rows or tokens, ``initial`` is of another kind, or the folder or its checkpoint is
-            of a training on something else.
-        CorruptArtefact: the record of what it was made from cannot be read.
+    Raises UserError: too few rows or tokens, ``initial`` is of another kind, or the folder or its checkpoint
+    is of a training on something else.
     """
     key = reading_key(subject) | {
         "texts": rows.identity,
@@ -368,7 +350,7 @@ def train_streamed(
     buffers = Buffers(subject, rows, recipe.batch, recipe.steps, settings.batch_tokens, recipe.start(name))
     held_out = buffers.held_out().to(device)
     with _fast_products(device):
-        trainer = new_trainer(recipe, name, hook, buffers.first(), iter(()), device, initial)
+        trainer = new_trainer(recipe, name, hook, buffers.buffer(0).cpu(), iter(()), device, initial)
         write_json(work / MADE, key)  # only once there is something to train
         history = _train(trainer, buffers, recipe, held_out, work, settings.checkpoints)
         sae = finished(trainer)
@@ -388,13 +370,8 @@ def _train(
 ) -> list[dict[str, float]]:
     """All steps that are left, with checkpoints in ``work``; gives the history, a row at each spaced step."""
     place, history = _resume(trainer, work)
-
-    def record() -> None:
-        numbers = held_out_quality(trainer, held_out)[0]
-        history.append({"step": trainer.n_training_steps, "tokens": trainer.n_training_samples} | numbers)
-
     if not history:
-        record()
+        history.append(held_out_quality(trainer, held_out)[0])
     spaced = {round(recipe.steps * i / (checkpoints + 1)) for i in range(1, checkpoints + 2)}
     total, saved = recipe.steps * recipe.batch, time.monotonic()
     bar = tqdm(total=total, initial=trainer.n_training_samples, desc=f"Training {work.stem}", unit_scale=True)
@@ -405,7 +382,7 @@ def _train(
             trainer.n_training_steps += 1
             bar.update(len(batch))
             if trainer.n_training_steps in spaced:
-                record()
+                history.append(held_out_quality(trainer, held_out)[0])
             if trainer.n_training_steps in spaced or time.monotonic() - saved > SAVE_EVERY:
                 _save(trainer, work, after, history)
                 saved = time.monotonic()
@@ -439,19 +416,16 @@ def _resume(trainer: SAETrainer[Any, Any], work: Path) -> tuple[Place, list[dict
 
 
 def check_made(folder: Path, key: dict[str, Any]) -> None:
-    """Raises UserError where a training, or its checkpoint, was made by hand or from other things than these,
-    by name; CorruptArtefact where the record of it cannot be read.
+    """Raises UserError where a training, or its checkpoint, was made from other things than these, by name,
+    or tells not from what.
     """
-    path, name = folder / MADE, paths.relative(folder)
-    if not path.is_file():
-        raise UserError(
-            f"{name} is there already, and no training made it: delete it or choose another name."
-        )
+    name = paths.relative(folder)
     try:
-        found = read_json(path)
-    except ValueError as error:
-        raise CorruptArtefact(
-            f"{paths.relative(path)} is damaged: delete {name}, and it is trained again."
+        found = read_json(folder / MADE)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name} is there already, and what it was made from cannot be read in {MADE}: delete it or "
+            "choose another name."
         ) from error
     different = [name for name in key if found.get(name) != key[name]]
     if different:
@@ -464,8 +438,7 @@ def check_made(folder: Path, key: dict[str, Any]) -> None:
 def _fast_products(device: str) -> Iterator[None]:
     """On a GPU float32 matrices are multiplied with its matrix units (TF32), several times as fast."""
     before = torch.get_float32_matmul_precision()
-    if torch.device(device).type == "cuda":
-        torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high" if torch.device(device).type == "cuda" else before)
     try:
         yield
     finally:

@@ -162,10 +162,10 @@ def train_autoencoder(
     live: dict[int, NDArray[np.bool_]] = {}
 
     def record(checkpoint_path: Path | None = None) -> None:
-        step = trainer.n_training_samples // recipe.batch
-        numbers, live[step] = held_out_quality(trainer, held_out)
-        rows.append({"step": step, "tokens": trainer.n_training_samples} | numbers)
-        decoders[step] = trainer.sae.W_dec.detach().cpu().clone()
+        numbers, fired = held_out_quality(trainer, held_out)
+        rows.append(numbers)
+        step = int(numbers["step"])
+        live[step], decoders[step] = fired, trainer.sae.W_dec.detach().cpu().clone()
 
     fit_and_record(trainer, record, [*record_at, recipe.steps])
     return Training(finished(trainer), pd.DataFrame(rows), decoders, live)
@@ -301,8 +301,8 @@ def fit_and_record(trainer: SAETrainer[Any, Any], record: Callable[..., None], s
 def held_out_quality(
     trainer: SAETrainer[Any, Any], held_out: Tensor
 ) -> tuple[dict[str, float], NDArray[np.bool_]]:
-    """Loss (of scaled input), L0, explained variance and dead share on raw activations ``[n, d]``, by name;
-    and which features are active on any of them ``[f]``.
+    """The step, its tokens, and loss (of scaled input), L0, explained variance and dead share on raw
+    activations ``[n, d]``, by name; and which features are active on any of them ``[f]``.
     """
     sae, scaled = trainer.sae, held_out * trainer.activation_scaler.scaling_factor
     mean, parts = scaled.mean(0), scaled.split(rows_at_once(sae))
@@ -328,6 +328,8 @@ def held_out_quality(
         setattr(sae, name, buffer)
     live = fired.cpu().numpy()
     numbers = {
+        "step": trainer.n_training_samples // trainer.cfg.train_batch_size_samples,
+        "tokens": trainer.n_training_samples,
         "loss": loss,
         "L0": active / len(scaled),
         EXPLAINED: 1 - error / deviation,

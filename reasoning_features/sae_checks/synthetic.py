@@ -222,13 +222,13 @@ def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
         trainer = new_trainer(recipe, "synthetic", world.firing, sample, world.batches(BATCH), "cpu")
 
         def record(checkpoint_path: Path | None = None) -> None:
-            samples = trainer.n_training_samples
             numbers, _ = held_out_quality(trainer, held_out)
+            samples = numbers.pop("tokens")
             del numbers["loss"]
             # the sign counts: a feature's opposite is not that feature
             closest = best_cosines(features, trainer.sae.W_dec)
             bins = count_by_frequency(closest > RECOVERED, world.probabilities)
-            at_step = {"step": samples // BATCH, "samples": samples, **numbers, "best cosine": closest.mean()}
+            at_step = {"step": numbers["step"], "samples": samples, **numbers, "best cosine": closest.mean()}
             rows.append(pd.DataFrame([at_step]).merge(bins, how="cross"))
 
         trainer.cfg.total_training_samples = end * BATCH

@@ -16,7 +16,6 @@ from torch.nn.functional import cosine_similarity, normalize
 from reasoning_features.dictionaries.architectures import (
     OrtSAE,
     OrtSAEConfig,
-    SoftFrozenDecoderConfig,
     into_cap,
     orthogonality_penalty,
     partition,
@@ -113,14 +112,6 @@ def test_the_loss_is_that_of_batchtopk_and_the_penalty_on_its_steps():
         torch.testing.assert_close(extra, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", [{"gamma": -1.0}, {"chunks": 0}, {"chunks": FEATURES + 1}, {"every": 0}])
-def test_settings_that_make_no_sense_are_refused(wrong):
-    with pytest.raises(ValueError, match="OrtSAE takes"):
-        OrtSAEConfig(d_in=WIDTH, d_sae=FEATURES, **wrong)
-    with pytest.raises(ValueError, match="cosine between 0 and 1"):
-        SoftFrozenDecoderConfig(d_in=4, d_sae=8, cap=1.2)
-
-
 # --- frozen parts -------------------------------------------------------------------------------------------
 
 FROZEN = Recipe("frozen_decoder", d_sae=24, tokens=60 * 128, learning_rate=1e-2, batch=128, k=3)
@@ -183,11 +174,9 @@ def test_a_soft_frozen_decoder_moves_and_stays_in_its_cap_also_when_saved(uneven
     recipe = replace(FROZEN, architecture="soft_frozen_decoder", directions="iso")
     decoder, _, sae = trained(uneven, recipe)
     torch.testing.assert_close(sae.start, decoder)
-    sae.save_model(tmp_path / "training")
-    sae.put_back()
-    assert 0.8 - 1e-6 <= cosine_similarity(sae.W_dec, decoder).min() < 0.81
-    again = TrainingSAE.load_from_disk(tmp_path / "training")
-    assert torch.equal(again.W_dec, sae.W_dec) and torch.equal(again.start, sae.start)
+    sae.save_inference_model(tmp_path)
+    kept = SAE.load_from_disk(tmp_path).W_dec
+    assert 0.8 - 1e-6 <= cosine_similarity(kept, decoder).min() < 0.81
 
 
 def test_directions_start_with_the_activations_covariance_or_without(uneven):

@@ -117,17 +117,11 @@ def test_a_folder_is_named_where_it_is_forgotten(hub):
         load_autoencoder(miniatures.LLAMA_SAE, miniatures.WIDTH)
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"transcode": True}, "is a transcoder, not an autoencoder"),
-        ({"activation": "groupmax"}, "has an activation that is not known here"),
-    ],
-)
-def test_other_variants_of_sparsify_are_refused(sparsify, changed, message):
+@pytest.mark.parametrize("changed", [{"transcode": True}, {"activation": "groupmax"}])
+def test_other_variants_of_sparsify_are_refused(sparsify, changed):
     file = sparsify / "cfg.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changed))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match="is a transcoder, or has an activation of its own"):
         load_autoencoder(str(sparsify), miniatures.WIDTH)
 
 
