@@ -89,7 +89,8 @@ class Settings(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     seed: NonNegativeInt = 0
 
-    corpus: str = "organism"  # kind of corpora; "text" reads the sources below
+    # kind of corpora: the organism's documents, the same without their labels, or the sources below
+    corpus: Literal["organism", "organism-text", "text"] = "organism"
     reasoning_text: TextSource | None = None  # texts with thinking
     general_text: TextSource | None = None  # texts without
     solutions_text: TextSource | None = None  # what words of thinking are ranked against; or general_text

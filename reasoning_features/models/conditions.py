@@ -58,7 +58,8 @@ def feature_conditions(
         raise UserError(f"The strengths {list(gammas)} are not all finite numbers: give finite ones.")
     made = []
     for feature in features:
-        _check_feature(feature, sae)
+        if not 0 <= feature < sae.cfg.d_sae:
+            raise UserError(f"Feature {feature} is not there: this autoencoder has 0 to {sae.cfg.d_sae - 1}.")
         if not (most := float(largest[feature])) > 0:
             raise UserError(f"Feature {feature} is never active, so it has no strength to steer with.")
         for gamma in gammas:
@@ -69,13 +70,8 @@ def feature_conditions(
     return made
 
 
-def _check_feature(feature: int, sae: Any) -> None:
-    if not 0 <= feature < sae.cfg.d_sae:
-        raise UserError(f"Feature {feature} is not there: this autoencoder has 0 to {sae.cfg.d_sae - 1}.")
-
-
 def check_conditions(subject: Subject, conditions: Sequence[Condition], sae: Any = None) -> None:
-    """UserError where two conditions have one name, a vector does not fit, or a clamp lacks its feature."""
+    """UserError where two conditions have one name, a vector does not fit, or a clamp has no autoencoder."""
     names = [condition.name for condition in conditions]
     for condition in conditions:
         if names.count(condition.name) > 1:
@@ -86,13 +82,8 @@ def check_conditions(subject: Subject, conditions: Sequence[Condition], sae: Any
                 f"The vector of {condition.name!r} must be {subject.d_model} finite numbers, as many as the "
                 "model's stream has."
             )
-        if condition.clamp is None:
-            continue
-        if sae is None:
+        if condition.clamp is not None and sae is None:
             raise UserError(f"{condition.name!r} clamps a feature: give the autoencoder as `sae`.")
-        _check_feature(condition.feature, sae)
-        if not np.isfinite(condition.clamp):
-            raise UserError(f"{condition.name!r} clamps to {condition.clamp}: give a finite activation.")
 
 
 def stream_change(

@@ -35,7 +35,6 @@ from reasoning_features.models.sampling import edited
 from reasoning_features.runs.preflight import check_device
 
 Site = Literal["resid_post", "mlp_out"]
-DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 
 class _Enough(Exception):
@@ -103,12 +102,6 @@ class Subject:
         """The module whose output is the hook point: the block, or its MLP."""
         block: Any = self._block(self.layer)
         return block.mlp if self.site == "mlp_out" else block
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with BOS where the tokenizer puts one; never two: chat templates write one."""
-        ids: list[int] = self.tokenizer.encode(text)
-        bos = self.tokenizer.bos_token_id
-        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
     @torch.no_grad()
     def embeddings(self, tokens: Tensor) -> Tensor:
@@ -281,11 +274,9 @@ def load_subject(
     Raises:
         MissingArtefact: the directory is not there, or the model is neither in the cache nor in reach.
         CorruptArtefact: a shipped file's checksum does not match.
-        UserError: a layer the model does not have, an unknown dtype, a device that is not there, a model
-            without weights as safetensors, or what :func:`reasoning_features.hub.local_copy` refuses.
+        UserError: a layer the model does not have, a device that is not there, a model without weights as
+            safetensors, or what :func:`reasoning_features.hub.local_copy` refuses.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}.")
     check_device(device)
     if hub.is_local(model):
         directory, name = paths.resolve(model), model
@@ -302,7 +293,7 @@ def load_subject(
             raise UserError(f"{name} has no weights as safetensors: give a revision or a model that has.")
     _check_layer(layer, AutoConfig.from_pretrained(directory).num_hidden_layers, name)
     place = {} if device == "cpu" else {"device_map": {"": device}}
-    network = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype], **place)
+    network = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **place)
     network.eval().requires_grad_(False)
     return Subject(network, load_tokenizer(directory), layer, name, revision, str(directory), site)
 

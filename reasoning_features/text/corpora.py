@@ -41,8 +41,8 @@ from reasoning_features.text.corpus import Corpus, starts_of
 from reasoning_features.text.vocabulary import lexicon
 from reasoning_features.text.words import capitalised_with_twins, occurrence_table
 
-# Kinds of corpora: the organism's documents with their labels, the same without, texts of the settings.
-KINDS = ORGANISM, UNLABELLED, TEXT = "organism", "organism-text", "text"
+# kinds of corpora beside the organism's documents: the same without their labels, texts of the settings
+UNLABELLED, TEXT = "organism-text", "text"
 # Added to the settings' seed: documents that are analysed come from other streams than those of training.
 SEED_OF_CORPORA = 7_000_000
 # Fractions of a dataset's rows.
@@ -63,7 +63,7 @@ def reasoning_corpus(
     ``model`` are given, by default the subject's.
 
     Raises:
-        UserError: a kind of corpus that is not known, or no documents asked for.
+        UserError: no source of texts, or no documents asked for.
         MissingArtefact: the organism's model has no card.
     """
     n = settings.reasoning_documents if documents is None else documents
@@ -135,11 +135,10 @@ def with_words_that_occur(settings: Settings, tokenizer: Any) -> Settings:
 
 def _source(settings: Settings, name: str) -> TextSource | None:
     """The source of texts with this name; None where documents are the organism's."""
-    if settings.corpus not in KINDS:
-        kinds = f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
-        raise UserError(f"The corpus {settings.corpus!r} is unknown: set corpus to {kinds}.")
-    source: TextSource | None = getattr(settings, name) if settings.corpus == TEXT else None
-    if settings.corpus == TEXT and source is None:
+    if settings.corpus != TEXT:
+        return None
+    source: TextSource | None = getattr(settings, name)
+    if source is None:
         raise UserError(f"A corpus of texts needs `{name}`: name a dataset or a file in the profile.")
     return source
 

@@ -44,20 +44,13 @@ class Corpus:
     domains: list[str]  # each document's (the problem family of the organism)
     moves: NDArray[np.int8] | None = None  # [n_tokens] index into `move_names`; None where not known
     move_names: tuple[str, ...] = ()
-    styles: list[str] | None = (
-        None  # each document's hidden style, "" where it has none; None where not known
-    )
+    styles: list[str] | None = None  # each document's hidden style, "" where it has none; None: not known
 
     def __post_init__(self) -> None:
         if self.n_documents == 0 or len(self.tokens) == 0:
             raise UserError(f"The corpus {self.name!r} is empty: ask for at least one document.")
-        per_token: list[NDArray[Any] | None] = [self.special, self.thinking, self.moves]
-        if any(array is not None and len(array) != len(self.tokens) for array in per_token):
-            raise ValueError("special, thinking and moves need one entry a token")
         if self.starts[0] != 0 or self.starts[-1] != len(self.tokens) or (np.diff(self.starts) <= 0).any():
             raise ValueError("starts must grow from 0 to the number of tokens: no empty documents")
-        if len(self.domains) != self.n_documents or len(self.styles or self.domains) != self.n_documents:
-            raise ValueError("domains and styles need one entry a document")
 
     @property
     def n_documents(self) -> int:

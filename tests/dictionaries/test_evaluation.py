@@ -27,44 +27,31 @@ def test_scaled_reconstruction(residual, gain):
     assert evaluation.reconstruct(scaled, residual).explained == pytest.approx(1 - (1 - gain) ** 2, abs=1e-6)
 
 
-def test_scaled_about_zero_by_hand():
-    # x ∈ {1, 3}, mean 2, deviations 1 and 1; x̂ = x/2 gives errors 1/4 and 9/4: 1 − 2.5/2 = −0.25
-    found = evaluation.reconstruct(signed_identity(1, gain=0.5), torch.tensor([[1.0], [3.0]]))
-    assert found.error.tolist() == [0.25, 2.25]
-    assert found.deviation.tolist() == [1.0, 1.0]
-    assert found.explained == -0.25
-
-
 def test_active_features_by_hand():
     # features: +x0, +x1, −x0, −x1. (2, 0): one active; (1, −1): two; (3, 0): one. −x0 never fires.
-    found = evaluation.reconstruct(signed_identity(2), torch.tensor([[2.0, 0.0], [1.0, -1.0], [3.0, 0.0]]))
+    points = torch.tensor([[2.0, 0.0], [1.0, -1.0], [3.0, 0.0]])
+    found = evaluation.reconstruct(signed_identity(2), points)
     assert found.active.tolist() == [1, 2, 1]
     np.testing.assert_allclose(found.density, [1.0, 0.0, 0.0, 1 / 3])
     assert found.live.tolist() == [True, False, False, True]
     assert found.dead_share == 0.5
-    summary = evaluation.quality(signed_identity(2), torch.tensor([[2.0, 0.0], [1.0, -1.0], [3.0, 0.0]]))
+    summary = evaluation.quality(signed_identity(2), points)
     assert summary["L0"] == pytest.approx(4 / 3)
     assert summary["median density"] == pytest.approx(2 / 3)
 
 
-def test_matched_share_by_hand():
+def test_shares_found_again_by_hand():
     decoder = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [1.0, 1.0]])
     other = torch.tensor([[0.5, 0.0], [1.0, 0.1], [0.0, 0.0]])
     # cosines with (1, 0) and (1, .1)/1.005: row 0 has 1; row 1 has .0995; row 2 points away: its best is the
     # zero direction's 0; row 3 has .774 with the second
     np.testing.assert_allclose(evaluation.best_cosines(decoder, other), [1, 0.0995, 0, 0.774], atol=1e-3)
     assert evaluation.matched_share(decoder, other) == 0.5
-    assert evaluation.matched_share(decoder, other, threshold=0.8) == 0.25
-    assert evaluation.matched_share(decoder, decoder) == 1.0
-
-
-def test_paired_share_counts_each_partner_once():
-    # three directions that all lie near (1, 0), one near (0, 1): against those two, only two can be paired
+    # each partner once: of three directions near (1, 0) and one near (0, 1) those two can pair only two
     crowd = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.1, 1.0]])
     axes = torch.eye(2)
     assert evaluation.matched_share(crowd, axes) == 1.0
     assert evaluation.paired_share(crowd, axes) == 0.5
-    assert evaluation.paired_share(axes, crowd) == 1.0
 
 
 def test_sums_by_document():
@@ -80,18 +67,14 @@ def test_principal_components_by_hand():
     points = torch.tensor([[3.0, 0, 0], [-3, 0, 0], [0, 2, 0], [0, -2, 0], [0, 0, 1], [0, 0, -1]]) + 50
     assert evaluation.principal_explained(points, 1) == pytest.approx(9 / 14)
     assert evaluation.principal_explained(points, 2) == pytest.approx(13 / 14)
-    assert evaluation.principal_explained(points, 3) == pytest.approx(1)
 
 
 def test_gaussian_directions_have_the_covariance(residual):
     stretched = residual * torch.tensor([10.0, 1, 1, 0.1])
     drawn = evaluation.gaussian_directions(stretched, 20_000, seed=0)
     expected = torch.cov(stretched.double().T)
-    scale = expected.diagonal().sqrt()
-    torch.testing.assert_close(
-        torch.cov(drawn.T) / scale / scale[:, None], expected / scale / scale[:, None], atol=0.05, rtol=0
-    )
-    assert torch.equal(drawn, evaluation.gaussian_directions(stretched, 20_000, seed=0))
+    spread = expected.diagonal().sqrt().outer(expected.diagonal().sqrt())
+    torch.testing.assert_close(torch.cov(drawn.T) / spread, expected / spread, atol=0.05, rtol=0)
 
 
 def test_many_are_compared_and_summed_some_at_a_time(residual, monkeypatch):

@@ -32,8 +32,9 @@ def test_a_probe_finds_clusters_and_its_control_does_not():
     assert true.n == 16  # 40% of 40 documents
     shuffled = probes.probe(activations, targets, documents, shuffled=True)
     assert shuffled.estimate < 0.6 and shuffled.high < true.low
-    again, other = (probes.probe(activations, targets, documents, seed=i, shuffled=True) for i in (0, 4))
-    assert again == shuffled != other
+    hidden, nonsense = targets.copy(), activations.copy()
+    hidden[::2], nonsense[::2] = -1, 1e6  # would wreck the scaling if it were seen
+    assert probes.probe(nonsense, hidden, documents).estimate > 0.95
     with pytest.raises(UserError, match="too few documents"):
         probes.probe(activations[:20], targets[:20], documents[:20])
 
@@ -45,15 +46,6 @@ def test_a_probe_does_not_see_test_documents():
     activations = rng.normal(size=(40, 30)).astype(np.float32)[documents]  # one point a document
     targets = rng.integers(0, 2, size=40)[documents]
     assert probes.probe(activations, targets, documents).estimate < 0.75
-
-
-def test_tokens_without_a_target_are_left_out():
-    activations, targets, documents = separable()
-    hidden = targets.copy()
-    hidden[::2] = -1
-    nonsense = activations.copy()
-    nonsense[::2] = 1e6  # would wreck the scaling if it were seen
-    assert probes.probe(nonsense, hidden, documents).estimate > 0.95
 
 
 def test_balanced_accuracy_by_hand():

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
-import shutil
-import threading
 from collections import Counter
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,7 +15,7 @@ from reasoning_features.paths import root
 from reasoning_features.settings import TextSource
 from reasoning_features.text import real_text
 from reasoning_features.text.corpora import open_texts
-from reasoning_features.text.real_text import fetch, make_rows, read_rows, splits_of
+from reasoning_features.text.real_text import make_rows, read_rows, splits_of
 
 HERE = root()
 SHARED = HERE.parent / "shared" / "real-text"
@@ -104,18 +100,6 @@ def held(repository, monkeypatch):
     return repository / "held" / "some" / "name" / COMMIT
 
 
-@pytest.fixture
-def host(repository, held, monkeypatch):
-    """The same from a host, into an empty cache."""
-    os.replace(repository / "held", repository / "served")
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=repository / "served")
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(real_text, "HOST", f"http://127.0.0.1:{server.server_port}/")
-        yield repository / "served" / "some" / "name" / COMMIT
-        server.shutdown()
-
-
 def test_rows_have_what_is_promised(held):
     folder = make_rows()
     assert {str(path.relative_to(folder)) for path in folder.rglob("*.jsonl")} == {
@@ -193,38 +177,17 @@ def test_what_is_not_the_pinned_file_is_one_sentence_and_nothing_is_written(held
     assert damage == "missing" or file.read_text() == "[]"
 
 
-def test_files_come_from_their_host_once_and_no_others_for_them(host, repository):
-    first = make_rows()
-    shutil.rmtree(first)
-    star = "data/STAR-1.json"
-    (host / star).write_text("[]")
-    assert make_rows() == first  # all lie in the cache now
-    (repository / "held" / "some" / "name" / COMMIT / star).unlink()
-    with pytest.raises(UserError, match=r"STAR-1\.json cannot be fetched \(what came has another SHA"):
-        fetch(star)
-
-
-def test_rows_of_other_code_or_another_registry_are_made_again(held, repository):
+def test_rows_of_other_code_are_made_again(held, repository):
     folder = make_rows()
     made = folder / "made_from.json"
     whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     old = (folder / "problems.jsonl").stat().st_mtime_ns
     assert make_rows() == folder and (folder / "problems.jsonl").stat().st_mtime_ns == old
-    for stale in (None, "{", made.read_text().replace('"code": "', '"code": "0')):
+    for stale in ("{", made.read_text().replace('"code": "', '"code": "0')):
         (folder / "problems.jsonl").write_text("old\n")
-        made.unlink()
-        if stale is not None:
-            made.write_text(stale)
+        made.write_text(stale)
         make_rows()
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == whole
-    # another registry whose files are not there: what was made before stays
-    files = contents()
-    files["data/STAR-1.json"] = "[]"
-    listing = write_registry(repository / "other", files)
-    (repository / "registry.tsv").write_text(listing.read_text())
-    with pytest.raises(UserError, match="cannot be fetched"):
-        make_rows()
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == whole
 
 
 @pytest.mark.skipif(
