@@ -18,11 +18,10 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pandas as pd
 import torch
@@ -47,7 +46,14 @@ from reasoning_features.files import MADE, file_digests, read_json, write_json
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import SINK, no_sink, reading_key
 from reasoning_features.settings import Settings, TextSource
-from reasoning_features.text.corpora import TextRows, beginning, check_ids, open_texts, without_bos
+from reasoning_features.text.corpora import (
+    TextRows,
+    beginning,
+    check_ids,
+    groups,
+    open_texts,
+    without_bos,
+)
 
 BATCHES = 64  # batches that a buffer holds: 2 GB of 16-bit activations of width 4,096 at the paper's batch
 SAVE_EVERY = 1200.0  # seconds from one checkpoint to the next
@@ -56,56 +62,21 @@ COLUMNS = ["step", "tokens", "loss", "L0", "fraction of variance explained", "de
 # texts that are packed together, at least and at most; between these half as many as were packed before, so
 # that little more is tokenised than is needed
 FIRST_TEXTS, MOST_TEXTS = 50, 2000
-TEXTS_AT_ONCE = 64  # tokenised together: what the tokenizer tells of a token takes far more room than its id
 Place = tuple[int, int]  # the next batch: number of the buffer, number of the batch in it
 
 
 # --- rows of tokens -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One source's rows of ``pieces`` × context ids or more, and their order."""
-
-    tokens: datasets.Dataset
-    pieces: int
-    order: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of ``context`` tokens in a seeded order; row ``i`` is of source ``i % len(sources)``.
-
-    ``identity`` stands for the content and the order of all rows: what a checkpoint is of.
-    """
-
-    context: int
-    identity: str
-    _parts: tuple[_Part, ...]
-
-    def __len__(self) -> int:
-        return len(self._parts) * min(len(part.order) for part in self._parts)
-
-    def __getitem__(self, numbers: NDArray[np.int64]) -> Tensor:
-        """Some rows ``[k, context]`` int64, by their numbers ``[k]``."""
-        out = np.empty((len(numbers), self.context), dtype=np.int64)
-        for k, part in enumerate(self._parts):
-            mine = numbers % len(self._parts) == k
-            if mine.any():
-                chosen = part.order[numbers[mine] // len(self._parts)]
-                (whole,) = part.tokens[(chosen // part.pieces).tolist()].values()  # of its only column
-                begin = (chosen % part.pieces * self.context).tolist()
-                out[mine] = np.stack([row[a : a + self.context] for row, a in zip(whole, begin, strict=True)])
-        return torch.from_numpy(out)
-
-
-def training_rows(settings: Settings, tokenizer: Any, sources: Sequence[TextSource], tokens: int) -> Rows:
-    """Rows of ``settings.context`` tokens, the sources' rows in turn, each in an order drawn by the seed.
+def training_rows(
+    settings: Settings, tokenizer: Any, sources: Sequence[TextSource], tokens: int
+) -> NDArray[np.int32]:
+    """Rows of token ids ``[n, settings.context]``, of the sources in turn, in an order drawn by the seed.
 
     A column of token ids is used as it is, longer rows cut up into several; texts are tokenised and packed,
-    at most some half more than are needed, and kept in the cache of ``datasets``. Of a source with a
-    ``split_column`` only the rows for training are used, of any other all. ``tokens`` says how many are
-    wanted of all sources together; there may be fewer or more.
+    at most some half more than are needed. Of a source with a ``split_column`` only the rows for training are
+    used, of any other all. ``tokens`` says how many are wanted of all sources together; there may be fewer or
+    more. They stand in memory, four bytes a token.
 
     Raises UserError: no sources, one without a single whole row or without rows for training, or token ids
     that the tokenizer does not have.
@@ -113,101 +84,65 @@ def training_rows(settings: Settings, tokenizer: Any, sources: Sequence[TextSour
     if not sources:
         raise UserError("There are no texts to train on: set `training_text`.")
     needed = -(-tokens // (settings.context * len(sources)))
-    parts, identities = [], []
+    parts = []
     for source in sources:
         opened = open_texts(source)
         order = opened.order(settings.seed, "training" if source.split_column else None)
-        identities.append(_identity(opened, order, tokenizer))
         if opened.tokens:
-            parts.append(_token_part(opened, order, tokenizer, settings.context))
+            rows = _token_rows(opened, order, tokenizer, settings.context)
         else:
-            parts.append(_text_part(opened, order, tokenizer, settings, needed, identities[-1]))
-    identity = repr((identities, settings.context, settings.seed))
-    return Rows(settings.context, hashlib.sha256(identity.encode()).hexdigest(), tuple(parts))
+            rows = _text_rows(opened, order, tokenizer, settings.context, needed)
+            rows = np.random.default_rng([settings.seed, 1]).permutation(rows)
+        if not len(rows):
+            raise UserError(
+                f"The rows of {source.dataset} do not fill one row of {settings.context} tokens: lower "
+                "`context`."
+            )
+        parts.append(rows)
+    n = min(map(len, parts))
+    return np.stack([rows[:n] for rows in parts], axis=1).reshape(-1, settings.context)
 
 
-def _identity(opened: TextRows, order: NDArray[np.int64], tokenizer: Any) -> str:
-    """What determines a source's tokens: its rows and column, and the tokenizer where texts are encoded."""
-    parts: list[Any] = [opened.name, opened.source.column, opened.content]
-    if opened.source.split_column:
-        parts.append(hashlib.sha256(order.tobytes()).hexdigest())
-    if not opened.tokens:
-        parts += [tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id, tokenizer.chat_template]
-        parts += [beginning(tokenizer).tolist(), FIRST_TEXTS, MOST_TEXTS]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def _token_part(opened: TextRows, order: NDArray[np.int64], tokenizer: Any, context: int) -> _Part:
-    """A column of token ids as it is; rows as long as the first, in one order."""
+def _token_rows(
+    opened: TextRows, order: NDArray[np.int64], tokenizer: Any, context: int
+) -> NDArray[np.int32]:
+    """A column of token ids as it is; rows as long as the first, first the beginnings of all."""
     column = opened.source.column
-    rows = opened.rows.select_columns([column]).with_format("numpy")
-    check_ids(opened, opened.ids(list(range(min(100, len(rows))))), tokenizer)
-    length = len(rows[0][column])
-    pieces = length // context
-    if not pieces:
-        raise UserError(
-            f"The rows of {opened.source.dataset} have {length} tokens, fewer than the context of {context}: "
-            "lower `context`."
-        )
-    return _Part(rows, pieces, (order[:, None] * pieces + np.arange(pieces)).T.ravel())
+    beginnings = opened.ids(list(range(min(100, len(opened.rows)))))
+    check_ids(opened, beginnings, tokenizer)
+    length = len(beginnings[0])
+    batches = opened.rows.select_columns([column]).with_format("numpy").iter(1000)
+    whole = np.stack([row[:length].astype(np.int32) for batch in batches for row in batch[column]])[order]
+    pieces = range(0, length - context + 1, context)
+    return np.concatenate([whole[:, at : at + context] for at in pieces] or [whole[:0]])
 
 
-def _text_part(
-    opened: TextRows,
-    order: NDArray[np.int64],
-    tokenizer: Any,
-    settings: Settings,
-    needed: int,
-    identity: str,
-) -> _Part:
-    """Texts in their seeded order, packed piece by piece until there are rows enough."""
-    packed: list[datasets.Dataset] = []
-    start, texts = 0, FIRST_TEXTS
+def _text_rows(
+    opened: TextRows, order: NDArray[np.int64], tokenizer: Any, context: int, needed: int
+) -> NDArray[np.int32]:
+    """Texts in their order joined by EOS and cut into rows, some texts at a time until there are enough."""
+    packed: list[NDArray[np.int32]] = []
+    start, first = 0, beginning(tokenizer)
+    width = context - len(first)
     with tqdm(total=needed, desc=f"rows of {opened.name}", unit="row", leave=False) as bar:
         while start < len(order) and sum(map(len, packed)) < needed:
-            chosen = order[start : start + texts].tolist()
-            packed.append(_packed(opened, chosen, tokenizer, settings.context, identity))
-            bar.update(len(packed[-1]))
-            start += texts
             texts = min(max(FIRST_TEXTS, start // 2), MOST_TEXTS)
-    joined = datasets.concatenate_datasets([piece for piece in packed if len(piece)] or packed[:1])
-    if not len(joined):
-        raise UserError(
-            f"The texts of {opened.source.dataset} do not fill one row of {settings.context} tokens: "
-            "lower `context`."
-        )
-    shuffled = np.random.default_rng([settings.seed, 1]).permutation(len(joined))
-    return _Part(joined.with_format("numpy"), 1, shuffled)
+            joined = np.concatenate(_encoded(opened, order[start : start + texts], tokenizer))
+            n = len(joined) // width
+            packed.append(np.hstack([np.tile(first, (n, 1)), joined[: n * width].reshape(n, width)]))
+            bar.update(n)
+            start += texts
+    return np.concatenate(packed)
 
 
-def _packed(
-    opened: TextRows, chosen: list[int], tokenizer: Any, context: int, identity: str
-) -> datasets.Dataset:
-    """Rows of ``context`` ids from some texts joined by EOS."""
-
-    def pack(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        texts = [opened.text_of(value, tokenizer) for value in batch[opened.source.column]]
-        texts = [without_bos(text, tokenizer) for text in texts if text]
-        pieces = [np.empty(0, dtype=np.int32)]
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            some = texts[start : start + TEXTS_AT_ONCE]
-            encoded = tokenizer.backend_tokenizer.encode_batch_fast(some, add_special_tokens=False)
-            pieces += [np.asarray([*row.ids, tokenizer.eos_token_id], dtype=np.int32) for row in encoded]
-        joined, first = np.concatenate(pieces), beginning(tokenizer)
-        width = context - len(first)
-        n = len(joined) // width
-        return {"tokens": np.hstack([np.tile(first, (n, 1)), joined[: n * width].reshape(n, width)])}
-
-    key = repr((identity, opened.rows._fingerprint, chosen, context))
-    texts = opened.rows.select(chosen)
-    return texts.map(
-        pack,
-        batched=True,
-        batch_size=None,
-        remove_columns=texts.column_names,
-        features=datasets.Features({"tokens": datasets.List(datasets.Value("int32"), length=context)}),
-        new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
-    )
+def _encoded(opened: TextRows, chosen: NDArray[np.int64], tokenizer: Any) -> list[NDArray[np.int32]]:
+    """The token ids of some texts, with EOS and without BOS; those that are empty are left out."""
+    ids = [np.empty(0, dtype=np.int32)]
+    for numbers in groups(chosen):
+        texts = [without_bos(text, tokenizer) for text in opened.texts(numbers, tokenizer) if text]
+        encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ids += [np.asarray([*row.ids, tokenizer.eos_token_id], dtype=np.int32) for row in encoded]
+    return ids
 
 
 # --- their activations --------------------------------------------------------------------------------------
@@ -233,23 +168,30 @@ class Buffers:
     """
 
     def __init__(
-        self, subject: Subject, rows: Rows, batch: int, steps: int, batch_tokens: int, seed: int
+        self,
+        subject: Subject,
+        rows: NDArray[np.int32],
+        batch: int,
+        steps: int,
+        batch_tokens: int,
+        seed: int,
     ) -> None:
         self._subject, self._rows, self._batch, self._steps, self._seed = subject, rows, batch, steps, seed
-        self._rows_at_once = max(1, batch_tokens // rows.context)
+        context = rows.shape[1]
+        self._rows_at_once = max(1, batch_tokens // context)
         self._special = torch.tensor(sorted(subject.tokenizer.all_special_ids), dtype=torch.int64)
-        self._held_out = min(-(-HELD_OUT // rows.context), len(rows) // 10)
+        self._held_out = min(-(-HELD_OUT // context), len(rows) // 10)
         if not self._held_out:
             raise UserError(
                 "Fewer than ten rows of tokens to train on: take more texts or a shorter context."
             )
         # of a short training no more is read than it needs, and a tenth to spare for what is left out
         batches = min(BATCHES, steps + steps // 10 + 2)
-        self._size = min(max(1, batches * batch // rows.context), len(rows) - self._held_out)
+        self._size = min(max(1, batches * batch // context), len(rows) - self._held_out)
 
     def held_out(self) -> Tensor:
         """Activations ``[n, d]`` float32 that no batch holds, at most 8,192."""
-        return self._read(self._rows[np.arange(self._held_out)])[:HELD_OUT].float()
+        return self._read(self._rows[: self._held_out])[:HELD_OUT].float()
 
     def batches(self, place: Place = (0, 0), done: int = 0) -> Iterator[tuple[Tensor, Place]]:
         """The batches ``[batch, d]`` float32 that are left from a place on, ``done`` of them being before it,
@@ -274,17 +216,18 @@ class Buffers:
         activations = self._read(self._rows[self._held_out + chosen])
         if len(activations) < self._batch:
             raise UserError(
-                f"Of {self._size * self._rows.context:,} tokens {len(activations):,} are neither special nor "
+                f"Of {self._rows[chosen].size:,} tokens {len(activations):,} are neither special nor "
                 f"attention sinks, fewer than one batch of {self._batch:,}: take more texts or a smaller "
                 "train_batch."
             )
         drawn = np.random.default_rng([self._seed, number]).permutation(len(activations))
         return activations[torch.from_numpy(drawn).to(activations.device)]
 
-    def _read(self, tokens: Tensor) -> Tensor:
+    def _read(self, rows: NDArray[np.int32]) -> Tensor:
         """Activations ``[n, d]`` at the tokens that are neither special nor attention sinks."""
         read = []
-        for part in tqdm(tokens.split(self._rows_at_once), desc="Reading activations", leave=False):
+        parts = torch.from_numpy(rows.astype(np.int64)).split(self._rows_at_once)
+        for part in tqdm(parts, desc="Reading activations", leave=False):
             residual = self._subject.residual(part)
             residual = residual[ordinary(part, self._special).to(residual.device)]
             read.append(residual[no_sink(residual)])
@@ -303,8 +246,7 @@ def profile_autoencoders(settings: Settings, subject: Subject) -> dict[str, str]
     default = settings.autoencoder
     if settings.train_saes:
         folder = paths.RunPaths(settings.profile).data / "autoencoder"
-        rows = training_rows(settings, subject.tokenizer, settings.training_text, settings.train_tokens)
-        train_streamed(settings, subject, rows, settings_recipe(settings), folder)
+        train_streamed(settings, subject, settings.training_text, settings_recipe(settings), folder)
         default = paths.relative(folder)
     others = {"ReLU": settings.autoencoder_relu, "TopK": settings.autoencoder_topk}
     others["second seed"] = settings.autoencoder_second
@@ -314,12 +256,12 @@ def profile_autoencoders(settings: Settings, subject: Subject) -> dict[str, str]
 def train_streamed(
     settings: Settings,
     subject: Subject,
-    rows: Rows,
+    sources: Sequence[TextSource],
     recipe: Recipe,
     folder: Path,
     initial: SAE[Any] | None = None,
 ) -> None:
-    """Train an autoencoder on a subject's activations on rows of tokens; what is there already is kept.
+    """Train an autoencoder on a subject's activations on some texts; what is there already is kept.
 
     It goes on from ``initial``, if given, and comes into ``folder`` in SAELens' format, for raw activations,
     with ``training.csv`` and what it was made from. ``settings.checkpoints`` evenly spaced steps have a row
@@ -330,9 +272,9 @@ def train_streamed(
     is of a training on something else.
     """
     key = reading_key(subject) | {
-        "texts": rows.identity,
-        "rows": len(rows),
-        "context": rows.context,
+        "texts": [source.model_dump() for source in sources],
+        "context": settings.context,
+        "seed": settings.seed,
         "batch_tokens": settings.batch_tokens,
         "sinks_from": SINK,
         "recipe": asdict(recipe),
@@ -344,6 +286,8 @@ def train_streamed(
         check_made(folder, key)
         shutil.rmtree(work, ignore_errors=True)
         return
+    rows = training_rows(settings, subject.tokenizer, sources, recipe.tokens)
+    key["rows"] = hashlib.sha256(rows.tobytes()).hexdigest()
     if (work / MADE).is_file():
         check_made(work, key)
     name, hook, device = subject.short_name, subject.hook_name, settings.device

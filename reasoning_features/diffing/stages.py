@@ -24,7 +24,7 @@ from sae_lens import SAE
 
 from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import load_autoencoder, save_autoencoder
-from reasoning_features.dictionaries.streaming import check_made, train_streamed, training_rows
+from reasoning_features.dictionaries.streaming import check_made, train_streamed
 from reasoning_features.dictionaries.training import Recipe, Training, settings_recipe
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.files import verify_shipped
@@ -237,9 +237,8 @@ def train_stages(settings: Settings, subject: Subject, folder: Path | None = Non
 def _train(settings: Settings, subject: Subject, trainings: list[PlannedTraining]) -> None:
     for each in trainings:
         at_layer = replace(subject, layer=each.layer)
-        rows = training_rows(settings, subject.tokenizer, each.sources, each.recipe.tokens)
         before: SAE[Any] | None = None
         if each.before is not None:
             home, owner = str(each.folder.parent.parent), each.folder.parent.name
             before = load_stage(home, owner, each.before, subject.d_model, subject.hook_name)
-        train_streamed(settings, at_layer, rows, each.recipe, each.folder, before)
+        train_streamed(settings, at_layer, each.sources, each.recipe, each.folder, before)

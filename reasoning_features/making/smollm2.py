@@ -11,6 +11,7 @@ features that seed finds again; only the first is shipped.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import shutil
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -28,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import save_autoencoder
 from reasoning_features.dictionaries.evaluation import matched_share, paired_share
-from reasoning_features.dictionaries.streaming import Rows, ordinary, training_rows
+from reasoning_features.dictionaries.streaming import ordinary, training_rows
 from reasoning_features.dictionaries.training import settings_recipe, train_autoencoder
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.files import file_digest, unfinished, write_shipped
@@ -80,8 +82,8 @@ def train(settings: Settings) -> None:
     subject = load_subject(settings.subject, settings.layer)
     rows = training_rows(settings, subject.tokenizer, settings.training_text, READ_TOKENS)
     layers = sorted({settings.layer, *settings.layers})
-    key = reading_key(subject) | {"layers": layers, "rows": rows.identity}
-    n = -(-min(len(rows), -(-READ_TOKENS // rows.context)) // ROWS_A_SHARD)
+    key = reading_key(subject) | {"layers": layers, "rows": hashlib.sha256(rows.tobytes()).hexdigest()}
+    n = -(-min(len(rows), -(-READ_TOKENS // rows.shape[1])) // ROWS_A_SHARD)
     work = Work("training-activations", partial(_read, subject, rows, layers), n, key)
     home = paths.RunPaths(settings.profile).data
     folders = {layer: home / "diffing" / "layers" / str(layer) for layer in layers}
@@ -121,10 +123,10 @@ def _trained(settings: Settings, subject: Subject, layer: int, seed: int, work: 
     return folder
 
 
-def _read(subject: Subject, rows: Rows, layers: list[int], shard: int) -> Arrays:
+def _read(subject: Subject, rows: NDArray[np.int32], layers: list[int], shard: int) -> Arrays:
     """Activations at each layer of one shard of rows, in half precision: they fit into its range."""
     first = shard * ROWS_A_SHARD
-    tokens = rows[np.arange(first, min(first + ROWS_A_SHARD, len(rows)))]
+    tokens = torch.from_numpy(rows[first : first + ROWS_A_SHARD].astype(np.int64))
     special = torch.tensor(sorted(subject.tokenizer.all_special_ids))
     read: dict[str, list[Tensor]] = {str(layer): [] for layer in layers}
     for part in tokens.split(8):

@@ -206,7 +206,7 @@ def whole_texts(source: TextSource, tokenizer: Any, split: Split, documents: int
     """Whole texts of a source, in the order in which :func:`text_corpus` takes them; UserError: no texts."""
     rows = open_texts(source)
     texts: list[str] = []
-    for numbers in _groups(rows.order(seed, split)):
+    for numbers in groups(rows.order(seed, split)):
         texts += [text for text in rows.texts(numbers, tokenizer) if text]
         if len(texts) >= documents:
             break
@@ -219,7 +219,7 @@ def _encoded(
     rows: TextRows, tokenizer: Any, order: NDArray[np.int64]
 ) -> Iterator[tuple[int, NDArray[np.int32], NDArray[np.bool_]]]:
     """Each row's number, token ids and which of them are thinking; texts without tokens are left out."""
-    for numbers in _groups(order):
+    for numbers in groups(order):
         if rows.tokens:
             whole = rows.ids(numbers)
             check_ids(rows, whole, tokenizer)
@@ -231,7 +231,8 @@ def _encoded(
         yield from (each for each in zip(numbers, ids, thought, strict=True) if len(each[1]))
 
 
-def _groups(order: NDArray[np.int64]) -> Iterator[list[int]]:
+def groups(order: NDArray[np.int64]) -> Iterator[list[int]]:
+    """Numbers of rows, as many at a time as are tokenised together."""
     for start in range(0, len(order), _TEXTS_AT_ONCE):
         yield order[start : start + _TEXTS_AT_ONCE].tolist()
 
@@ -334,13 +335,6 @@ class TextRows:
     def name(self) -> str:
         """The dataset's name, without its owner and revision."""
         return dataset_name(self.source.dataset)
-
-    @property
-    def content(self) -> str:
-        """Digest of the number of rows and of 64 of them: tells what was read, wherever it lies."""
-        some = np.unique(np.linspace(0, len(self.rows) - 1, 64).astype(int)).tolist()
-        values = self.rows[some][self.source.column]
-        return hashlib.sha256(repr((len(self.rows), values)).encode()).hexdigest()
 
     def order(self, seed: int, split: Split | None = None) -> NDArray[np.int64]:
         """Numbers of the rows, of one split or of all, in a seeded order.

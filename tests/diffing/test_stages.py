@@ -95,7 +95,7 @@ def test_what_is_there_is_kept_and_nothing_is_loaded(
         raise AssertionError
 
     monkeypatch.setattr("reasoning_features.diffing.stages.load_subject", never)
-    monkeypatch.setattr("reasoning_features.diffing.stages.training_rows", never)
+    monkeypatch.setattr("reasoning_features.diffing.stages.train_streamed", never)
     train_stages(settings, subject, folder)
     with pytest.raises(UserError, match="S-0 is of a training with another recipe: delete it"):
         train_stages(settings.model_copy(update={"l1": 0.2}), subject, folder)
