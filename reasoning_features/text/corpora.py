@@ -48,7 +48,7 @@ SEED_OF_CORPORA = 7_000_000
 # Fractions of a dataset's rows.
 FRACTIONS: dict[Split, float] = {"selection": 0.45, "evaluation": 0.45, "training": 0.10}
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"  # R1's marks of turns, as the released script puts them
-_FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+_ENDINGS = (".parquet", ".jsonl", ".json", ".csv")  # of files, which their names go without
 _THINKING = re.compile(f"(?:{THINK}|^(?!.*{THINK}))(.*?)(?:{END_THINK}|\\Z)", re.DOTALL)
 _TEXTS_AT_ONCE = 64  # are tokenised together
 
@@ -403,36 +403,19 @@ def open_rows(source: TextSource | ProblemSource, columns: Sequence[str]) -> dat
     Raises UserError: nothing is there, it cannot be fetched or read, or has no such configuration, split or
     column.
     """
-    place, files = paths.resolve(source.dataset), None
+    place = paths.resolve(source.dataset)
+    which: dict[str, Any] = {"name": source.name, "split": source.split}
     if place.is_file():
-        files = [place]
+        place, which = place.parent, {"data_files": place.name, "split": "train"}
     elif not hub.is_local(source.dataset):
-        patterns = hub.dataset_files(source.dataset, source.name, source.split)
-        place = hub.local_copy(source.dataset, "dataset", patterns).path
-        if patterns is not None:
-            files = sorted({file for pattern in patterns for file in place.glob(pattern)})
+        files = hub.dataset_files(source.dataset, source.name, source.split)
+        place = hub.local_copy(source.dataset, "dataset", files).path
+        which = which if files is None else {"data_files": files, "split": "train"}
     elif not place.is_dir():
         raise UserError(f"There is no dataset in {source.dataset}: give a folder, a file, or owner/name.")
-    if files is None:
-        rows = _loaded(source, str(place), name=source.name, split=source.split)
-    else:
-        kind = next((_FORMATS[end] for file in files[:1] for end in file.suffixes if end in _FORMATS), None)
-        if kind is None:
-            raise UserError(
-                f"The dataset {source.dataset} has no file of {', '.join(_FORMATS)}: name another."
-            )
-        rows = _loaded(source, kind, data_files=[str(file) for file in files], split="train")
-    for column in columns:
-        if column not in rows.column_names:
-            there = ", ".join(rows.column_names)
-            raise UserError(f"The dataset {source.dataset} has no column {column!r}: it has {there}.")
-    return rows.select_columns(list(columns))  # others are not to be decoded with every row
-
-
-def _loaded(source: TextSource | ProblemSource, path: str, **options: Any) -> datasets.Dataset:
     datasets.disable_progress_bars()  # a file that is read from disk needs none
     try:
-        rows = datasets.load_dataset(path, **options)
+        rows = datasets.load_dataset(str(place), **which)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(
@@ -440,7 +423,11 @@ def _loaded(source: TextSource | ProblemSource, path: str, **options: Any) -> da
         ) from error
     if len(rows) == 0:
         raise UserError(f"The dataset {source.dataset} has no rows: name another.")
-    return rows
+    for column in columns:
+        if column not in rows.column_names:
+            there = ", ".join(rows.column_names)
+            raise UserError(f"The dataset {source.dataset} has no column {column!r}: it has {there}.")
+    return rows.select_columns(list(columns))  # others are not to be decoded with every row
 
 
 def split_rows(name: str, n: int, split: Split) -> NDArray[np.int64]:
@@ -455,7 +442,7 @@ def dataset_name(reference: str) -> str:
     """The last part of a dataset's name without its revision, or a file's name without its ending."""
     last = reference.rstrip("/").rsplit("/", 1)[-1].split("@", 1)[0]
     ending = Path(last).suffix
-    return last.removesuffix(ending) if ending in _FORMATS else last
+    return last.removesuffix(ending) if ending in _ENDINGS else last
 
 
 def stable_number(text: str) -> int:
