@@ -46,7 +46,7 @@ def test_questions_of_the_organism_continue_a_fixed_sequence_and_grade_what_was_
     assert graded["domain"].tolist() == [questions.domains[2], questions.domains[1]]
     assert set(questions.measures) <= set(graded.columns) and (graded["thinking_tokens"] > 5).all()
     with pytest.raises(UserError, match="has no problems"):
-        load_questions(load_settings("smoke", corpus="texts"), organism_tokenizer, "selection", 3)
+        load_questions(load_settings("smoke", corpus="organism-text"), organism_tokenizer, "selection", 3)
 
 
 @pytest.mark.parametrize(
