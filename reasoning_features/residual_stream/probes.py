@@ -24,12 +24,7 @@ from tqdm.auto import tqdm
 
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
-from reasoning_features.statistics import (
-    Interval,
-    bootstrap_statistic,
-    bootstrap_weights,
-    percentile_interval,
-)
+from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval
 from reasoning_features.text.corpus import Corpus
 
 EMBEDDINGS = -1  # the "layer" of the token embeddings, before the first block: what the token alone tells
@@ -177,11 +172,9 @@ class Probed:
     def auc(self, seed: int = 0) -> Interval:
         """Area under the ROC curve, with its 95% interval over test traces."""
         traces, trace = np.unique(self.documents, return_inverse=True)
-
-        def area(weights: NDArray[np.float64]) -> float:
-            return weighted_auc(self.scores, self.towards, weights[trace])
-
-        return bootstrap_statistic(area, len(traces), RESAMPLES, seed)
+        drawn = bootstrap_weights(len(traces), RESAMPLES, seed)[:, trace]
+        areas = [weighted_auc(self.scores, self.towards, row) for row in (np.ones(len(trace)), *drawn)]
+        return percentile_interval(areas[0], areas[1:], len(traces))
 
 
 def weighted_auc(
