@@ -61,12 +61,8 @@ def load_autoencoder(
     ``reference`` is a directory (absolute, or relative to the repository's root) or
     ``owner/name[@revision][:folder]`` of the hub, with ``cfg.json`` and weights as SAELens or EleutherAI's
     sparsify keep them. ``d_model`` and ``hook_name`` are what it is meant for; None accepts any hook point.
-
-    Raises:
-        MissingArtefact: there is no SAE in the directory.
-        CorruptArtefact: a checksum does not match, or the files cannot be read.
-        UserError: the SAE has another width or hook point, expects scaled activations, or is of a kind that
-            is not known; or what :func:`reasoning_features.hub.local_copy` refuses.
+    MissingArtefact: there is none. CorruptArtefact: a checksum does not match, or the files cannot be read.
+    UserError: another width or hook point, scaled activations, or a kind that is not known.
     """
     path, name = hub.directory(reference), reference
     advice = "name the folder that has cfg.json, as owner/name:folder"

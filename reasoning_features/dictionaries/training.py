@@ -146,10 +146,7 @@ def train_autoencoder(
     The first 8,192 activations of a seeded order (at most a tenth) are held out, and seen by no step. The
     SAE's metadata keep ``model_name`` and ``hook_name``, what the activations are of. The held-out metrics
     and the decoder are recorded after the steps ``record_at``, beside 0 and the last. ``initial`` is an SAE
-    on raw activations to go on from.
-
-    Raises:
-        UserError: too few activations for one batch, or what :func:`new_trainer` raises.
+    on raw activations to go on from. UserError: too few activations for one batch, or as :func:`new_trainer`.
     """
     start = recipe.start(model_name)
     order = torch.randperm(len(residual), generator=torch.Generator().manual_seed(start))
@@ -183,10 +180,8 @@ def new_trainer(
     """SAELens' trainer at the first step; the same arguments give the same start.
 
     A ``sample`` of raw activations ``[n, d]`` gives the scale, the start of the bias and the covariance of
-    directions; ``data`` are endless batches.
-
-    Raises:
-        UserError: too few tokens for one step, or an SAE to go on from that is of another kind or size.
+    directions; ``data`` are endless batches. UserError: too few tokens for one step, or an SAE to go on from
+    that is of another kind or size.
     """
     if recipe.steps < 1:
         raise UserError(
@@ -354,10 +349,9 @@ def finished(trainer: SAETrainer[Any, Any]) -> SAE[Any]:
 def convergence(first: Training, second: Training) -> pd.DataFrame:
     """How much of what one seed finds another finds too, at the steps both recorded.
 
-    Returns:
-        ``step``, ``tokens``, and ``matched share``: the fraction of either's live features that has a live
-        partner in the other at cosine 0.7 or nearer, averaged over the two directions; and
-        ``paired one to one``: the same where no partner counts twice.
+    Columns: ``step``, ``tokens``; ``matched share``, the fraction of either's live features that has a live
+    partner in the other at cosine 0.7 or nearer, averaged over the two directions; ``paired one to one``,
+    the same where no partner counts twice.
     """
     tokens = first.history.set_index("step")["tokens"]
     rows = []
@@ -393,9 +387,7 @@ def sweep(
 ) -> pd.DataFrame:
     """Train two seeds of each recipe; measure the first on activations it has not seen, and their agreement.
 
-    Returns:
-        Rows of ``architecture``, ``setting`` (its k or λ), ``L0``, ``fraction of variance explained``,
-        ``dead share``, ``matched share``, ``paired one to one``.
+    Columns: ``architecture``, ``setting`` (its k or λ), those of :func:`quality` and of :func:`convergence`.
     """
     rows = []
     for recipe in recipes:

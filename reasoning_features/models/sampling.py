@@ -72,28 +72,28 @@ def edited(
         handle.remove()
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float = TEMPERATURE, top_p: float = TOP_P) -> Tensor:
-    """Token ids ``[b]`` from the nucleus of ``softmax(logits [b, vocabulary] / temperature)``.
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Token ids ``[b]`` from the nucleus of ``softmax(logits [b, vocabulary] / TEMPERATURE)``.
 
-    The nucleus is the smallest set of the likeliest tokens that holds at least ``top_p``; ``uniform`` ``[b]``
+    The nucleus is the smallest set of the likeliest tokens that holds at least ``TOP_P``; ``uniform`` ``[b]``
     in [0, 1) says which of them.
     """
-    probabilities = torch.softmax(logits.double() / temperature, dim=-1)
+    probabilities = torch.softmax(logits.double() / TEMPERATURE, dim=-1)
     likeliest, order = probabilities.topk(min(_FRONT, logits.shape[-1]), dim=-1)
-    drawn = _pick(likeliest, order, uniform, top_p)
+    drawn = _pick(likeliest, order, uniform)
     # a nucleus that reaches beyond the front, or ties, whose order only a stable sort fixes
-    reaches = likeliest.cumsum(-1)[:, -1] - likeliest[:, -1] < top_p
+    reaches = likeliest.cumsum(-1)[:, -1] - likeliest[:, -1] < TOP_P
     rest = (reaches | (likeliest.diff(dim=-1) == 0).any(-1)).nonzero().flatten()
     if len(rest):
         likeliest, order = probabilities[rest].sort(dim=-1, descending=True, stable=True)
-        drawn[rest] = _pick(likeliest, order, uniform[rest], top_p)
+        drawn[rest] = _pick(likeliest, order, uniform[rest])
     return drawn
 
 
-def _pick(likeliest: Tensor, order: Tensor, uniform: Tensor, top_p: float) -> Tensor:
+def _pick(likeliest: Tensor, order: Tensor, uniform: Tensor) -> Tensor:
     """The draw ``[b]`` from probabilities ``[b, k]`` in falling order, whose tokens are ``order``."""
     before = likeliest.cumsum(-1) - likeliest
-    kept = torch.where(before < top_p, likeliest, 0.0).cumsum(-1)
+    kept = torch.where(before < TOP_P, likeliest, 0.0).cumsum(-1)
     target = uniform.double() * kept[:, -1]
     place = torch.searchsorted(kept, target[:, None], right=True)
     return order.gather(1, place.clamp(max=order.shape[-1] - 1)).squeeze(1)
@@ -229,14 +229,13 @@ def sample_continuously(
     max_new_tokens: int,
     seed: int,
     ended: Ended,
-    temperature: float = TEMPERATURE,
 ) -> None:
     """Continues every prompt by transformers' continuous batching, for long answers on a GPU.
 
     When an answer ends, ``ended`` is told and the next prompt takes its place, so the device's memory is full
     of answers that are still being written. Draws depend on what runs together: an answer is not the same in
-    another run, nor paired with another condition's. Temperature 0 takes the likeliest token. RuntimeError
-    where generation breaks off, UserError as :func:`sample`.
+    another run, nor paired with another condition's. RuntimeError where generation breaks off, UserError as
+    :func:`sample`.
     """
     check_context(model, prompts, max_new_tokens)
     on_gpu, room = model.device.type == "cuda", rows_that_fit(model, PAGE)
@@ -249,9 +248,9 @@ def sample_continuously(
         # only where it is installed: it is not to be fetched while a model runs
         auto_switch_to_flash=importlib.util.find_spec("flash_attn") is not None,
     )
-    nucleus = {"temperature": temperature, "top_p": TOP_P, "top_k": 0} if temperature else {}
+    nucleus: dict[str, Any] = {"do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0}
     ends: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": end}
-    config = GenerationConfig(do_sample=temperature > 0, **ends, **nucleus)
+    config = GenerationConfig(**nucleus, **ends)
     running: Any = model  # whose types do not know of it
     manager, whole = running.init_continuous_batching(config, batching), False
     try:

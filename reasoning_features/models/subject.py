@@ -182,15 +182,15 @@ class Subject:
     def prefix(self, tokens: Tensor) -> Prefix:
         """Runs one sequence ``[t]`` and keeps what :meth:`logits_of_versions` needs; errors as above."""
         self._needs_the_stream()
-        read: list[Tensor] = []
-        handle = self._block(self.layer).register_forward_hook(lambda *run: read.append(_stream(run[-1])))
-        try:
-            ran = self.model(
-                input_ids=tokens[None].to(self.device), past_key_values=DynamicCache(), use_cache=True
-            )
-        finally:
-            handle.remove()
-        return Prefix(read[0][0], tuple((layer[0], layer[1]) for layer in ran.past_key_values))
+        ids, cache, read = tokens[None].to(self.device), DynamicCache(), list[Tensor]()
+
+        def kept(stream: Tensor) -> Tensor:
+            read.append(stream)
+            return stream
+
+        with self.edited(kept):
+            self.model(input_ids=ids, past_key_values=cache, use_cache=True)
+        return Prefix(read[0][0], tuple((layer[0], layer[1]) for layer in cache))
 
     @torch.no_grad()
     def logits_of_versions(self, prefix: Prefix, place: int, versions: Tensor, width: int = 128) -> Tensor:
@@ -269,13 +269,9 @@ def load_subject(
     """Load a model and its tokenizer, to be read at block ``layer`` (from 0).
 
     ``model`` is a directory (absolute, or from the repository's root), pinned by its checksums, or
-    ``owner/name[@revision]`` of the hub, pinned by its commit.
-
-    Raises:
-        MissingArtefact: the directory is not there, or the model is neither in the cache nor in reach.
-        CorruptArtefact: a shipped file's checksum does not match.
-        UserError: a layer the model does not have, a device that is not there, a model without weights as
-            safetensors, or what :func:`reasoning_features.hub.local_copy` refuses.
+    ``owner/name[@revision]`` of the hub, pinned by its commit. MissingArtefact: it is not there, or not in
+    reach. CorruptArtefact: a shipped file's checksum does not match. UserError: a layer the model does not
+    have, a device that is not there, a model without weights as safetensors.
     """
     check_device(device)
     if hub.is_local(model):

@@ -1,10 +1,9 @@
 """Corpora by kind: the organism's documents, or texts of datasets and files, as one :class:`Corpus`.
 
 Of a text about which nothing is known beforehand one piece is taken: ``context`` tokens from a place drawn by
-the seed. So all depths of a long trace occur, pieces are independent, and intervals over documents hold; a
-shorter text is taken whole. The first token that a model reads becomes its attention sink, whose activation
-is a hundred times as long as any other (Xiao et al., 2309.17453): a piece begins with BOS where the tokenizer
-has one, and its first token is marked special.
+the seed. So all depths of a long trace occur, pieces are independent, and intervals over documents hold. The
+first token that a model reads becomes its attention sink (2309.17453): a piece begins with BOS where the
+tokenizer has one, and its first token is marked special.
 
 A row of a dataset belongs to one split for good: what its ``split_column`` says, or else drawn from the
 dataset's name and the row's number alone. So texts on which features were chosen never evaluate them.
@@ -60,11 +59,7 @@ def reasoning_corpus(
 
     There are ``documents`` of them (by default as the settings say), fewer where there are fewer texts. No
     problem is in two splits. The organism's variants phrase the same traces in other words: those of
-    ``model`` are given, by default the subject's.
-
-    Raises:
-        UserError: no source of texts, or no documents asked for.
-        MissingArtefact: the organism's model has no card.
+    ``model`` are given, by default the subject's. UserError: no source of texts, or no documents asked for.
     """
     n = settings.reasoning_documents if documents is None else documents
     if (source := _source(settings, "reasoning_text")) is not None:
@@ -95,16 +90,16 @@ def general_corpus(settings: Settings, tokenizer: Any, split: Split, documents: 
     return _organism_corpus(name, made, tokenizer, settings, by_kind=True)
 
 
-def thinking_texts(settings: Settings, tokenizer: Any, split: Split = "selection") -> list[str]:
+def thinking_texts(settings: Settings, tokenizer: Any) -> list[str]:
     """The thinking that words are counted in: of texts whole, however long, of the organism's traces all."""
     if (source := _source(settings, "reasoning_text")) is not None:
-        texts = whole_texts(source, tokenizer, split, settings.reasoning_documents, settings.seed)
+        texts = whole_texts(source, tokenizer, "selection", settings.reasoning_documents, settings.seed)
         return [thinking_of(text) for text in texts]
-    corpus = reasoning_corpus(settings, tokenizer, split)
+    corpus = reasoning_corpus(settings, tokenizer, "selection")
     return corpus.texts(tokenizer, corpus.thinking & ~corpus.special)
 
 
-def solution_texts(settings: Settings, tokenizer: Any, split: Split = "selection") -> list[str]:
+def solution_texts(settings: Settings, tokenizer: Any) -> list[str]:
     """What words of thinking are ranked against: reference solutions if known, else the general corpus.
 
     Solutions of ``settings.solutions_text`` are whole texts, as many as there are reasoning documents; where
@@ -112,8 +107,8 @@ def solution_texts(settings: Settings, tokenizer: Any, split: Split = "selection
     """
     if settings.corpus == TEXT and settings.solutions_text is not None:
         n = settings.reasoning_documents
-        return whole_texts(settings.solutions_text, tokenizer, split, n, settings.seed)
-    corpus = general_corpus(settings, tokenizer, split)
+        return whole_texts(settings.solutions_text, tokenizer, "selection", n, settings.seed)
+    corpus = general_corpus(settings, tokenizer, "selection")
     return corpus.texts(tokenizer, ~corpus.special)
 
 

@@ -25,6 +25,7 @@ from reasoning_features.reporting.plots import COLOURS, HATCHES, legend_below, n
 
 SHARE_SCALE = 0.2  # so much in share inside thinking counts like a factor e in frequency when matching
 FLOOR = 1e-7  # the lowest general frequency that is drawn (of words that general English lacks)
+PHRASES = ("let me",)  # of two words, which are ranked like words
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 
 
@@ -53,11 +54,10 @@ def split_words(text: str) -> list[str]:
     return _WORD.findall(text.lower().replace("’", "'"))
 
 
-def word_shares(texts: Iterable[str], phrases: Sequence[str] = ()) -> pd.Series:
+def word_shares(texts: Iterable[str]) -> pd.Series:
     """Share of each word among all words of the texts, which sum to 1 over single words.
 
-    A phrase of two words (the paper's "let me") is counted beside its parts, relative to the same total.
-    Raises UserError: the texts hold no word.
+    The phrases are counted beside their parts, relative to the same total. UserError: the texts hold no word.
     """
     counts: Counter[str] = Counter()
     total = 0
@@ -65,21 +65,19 @@ def word_shares(texts: Iterable[str], phrases: Sequence[str] = ()) -> pd.Series:
         words = split_words(text)
         total += len(words)
         counts.update(words)
-        counts.update(pair for pair in map(" ".join, pairwise(words)) if pair in phrases)
+        counts.update(pair for pair in map(" ".join, pairwise(words)) if pair in PHRASES)
     if not total:
         raise UserError("The texts hold no words: give at least one document with text.")
     return pd.Series(counts, dtype=float) / total
 
 
-def rank_words(
-    thinking_texts: Iterable[str], solution_texts: Iterable[str], phrases: Sequence[str] = ("let me",)
-) -> pd.DataFrame:
+def rank_words(thinking_texts: Iterable[str], solution_texts: Iterable[str]) -> pd.DataFrame:
     """All words by p_think − p_solution, largest first (figure 2).
 
     Columns: ``rank`` (from 1), ``word``, ``p_think``, ``p_solution``, ``difference`` and
     ``general_frequency`` (share of general English; wordfreq combines it from the parts of a phrase).
     """
-    think, solution = word_shares(thinking_texts, phrases), word_shares(solution_texts, phrases)
+    think, solution = word_shares(thinking_texts), word_shares(solution_texts)
     table = pd.DataFrame({"p_think": think, "p_solution": solution}).fillna(0.0)
     table = table.rename_axis("word").reset_index()
     table["difference"] = table["p_think"] - table["p_solution"]

@@ -8,6 +8,7 @@ import torch
 from tiny import WIDTH
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from reasoning_features.models import sampling
 from reasoning_features.models.sampling import (
     draw,
     edited,
@@ -26,15 +27,18 @@ def model():
     return LlamaForCausalLM(config).eval()
 
 
-def test_draw_takes_the_nucleus_in_order_of_likelihood():
+def test_draw_takes_the_nucleus_in_order_of_likelihood(monkeypatch):
     # Temperature 1, probabilities .5, .3, .2. With top-p .8 the nucleus is {.5, .3} (the .2 begins at .8),
     # renormalised to .625 and .375: a uniform below .625 gives the first, else the second, never the third.
     logits = torch.log(torch.tensor([0.2, 0.5, 0.3])).repeat(3, 1)
-    drawn = draw(logits, torch.tensor([0.0, 0.62, 0.99]), temperature=1.0, top_p=0.79)
-    assert drawn.tolist() == [1, 1, 2]
+    monkeypatch.setattr(sampling, "TEMPERATURE", 1.0)
+    monkeypatch.setattr(sampling, "TOP_P", 0.79)
+    assert draw(logits, torch.tensor([0.0, 0.62, 0.99])).tolist() == [1, 1, 2]
     # p ∝ .6^(1/.5) : .4^(1/.5) = .36 : .16, so the first is drawn below .36 / .52 = .692
     logits = torch.log(torch.tensor([[0.6, 0.4]] * 2))
-    assert draw(logits, torch.tensor([0.69, 0.70]), temperature=0.5, top_p=1.0).tolist() == [0, 1]
+    monkeypatch.setattr(sampling, "TEMPERATURE", 0.5)
+    monkeypatch.setattr(sampling, "TOP_P", 1.0)
+    assert draw(logits, torch.tensor([0.69, 0.70])).tolist() == [0, 1]
 
 
 def test_sorting_only_the_front_draws_what_sorting_all_does():
@@ -96,10 +100,11 @@ def test_a_row_of_a_padded_batch_is_what_it_is_alone(config, kind):
 PROMPTS = [[0, 5, 6], [0, 7, 8, 9, 10, 11], [0, 9], [0, 5, 6]]
 
 
-def test_continuous_answers_are_the_likeliest_at_temperature_0(tiny_subject):
+def test_continuous_answers_are_the_likeliest_when_it_is_cold(tiny_subject, monkeypatch):
+    monkeypatch.setattr(sampling, "TEMPERATURE", 1e-4)
     model, found = tiny_subject.model, {}
     vector = 3.0 * torch.eye(WIDTH)[5]
-    given = {"end": 1, "max_new_tokens": 20, "temperature": 0.0, "seed": 0, "ended": found.__setitem__}
+    given = {"end": 1, "max_new_tokens": 20, "seed": 0, "ended": found.__setitem__}
     for change in (None, lambda stream: stream + vector):
         with edited(tiny_subject.hooked_block, change):
             sample_continuously(model, PROMPTS, **given)
