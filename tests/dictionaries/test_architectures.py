@@ -141,14 +141,10 @@ def test_outside_the_cap_is_put_exactly_on_its_edge_and_inside_is_left_alone():
     found = cosine_similarity(back[outside], start[outside])
     torch.testing.assert_close(found, torch.full_like(found, 0.8), rtol=1e-12, atol=0)
     torch.testing.assert_close(back.norm(dim=1), moved.norm(dim=1))
-
-
-def test_the_edge_is_the_nearest_point_of_the_cap():
-    start, moved = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
-    back = into_cap(moved, start, 0.8)
-    torch.testing.assert_close(back, torch.tensor([[1.6, 1.2]]))
-    # what points straight away from its start goes back to it
-    torch.testing.assert_close(into_cap(-start, start, 0.8), start)
+    # the nearest point of the cap; what points straight away from its start goes back to it
+    along = torch.tensor([[1.0, 0.0]])
+    torch.testing.assert_close(into_cap(torch.tensor([[0.0, 2.0]]), along, 0.8), torch.tensor([[1.6, 1.2]]))
+    torch.testing.assert_close(into_cap(-along, along, 0.8), along)
 
 
 @pytest.mark.parametrize(
@@ -181,12 +177,6 @@ def test_directions_start_with_the_activations_covariance_or_without(uneven):
 # --- all of them --------------------------------------------------------------------------------------------
 
 RECIPE = Recipe("batchtopk", d_sae=48, tokens=1500 * 256, learning_rate=3e-3, batch=256, k=3, l1=1.0)
-
-
-def test_metadata_tell_the_recipe_and_leave_out_what_is_usual():
-    ortsae = replace(RECIPE, architecture="ortsae")
-    assert ortsae.metadata["architecture"] == "ortsae" and "gamma" not in ortsae.metadata
-    assert replace(ortsae, gamma=1.0).metadata["gamma"] == 1.0
 
 
 @pytest.fixture

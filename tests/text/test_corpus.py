@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny import Pieces, corpus_of, make_corpus
+from tiny import Pieces, corpus_of
 
 from reasoning_features.errors import UserError
 from reasoning_features.text.corpus import (
@@ -54,17 +54,6 @@ def test_batches_are_sorted_padded_and_point_back():
     assert batches[1].positions.tolist() == [[0, 1, 2]]
     # a document longer than a batch comes alone
     assert [batch.documents.tolist() for batch in written_out().batches(max_tokens=1)] == [[1], [2], [0]]
-
-
-def test_every_token_comes_once_and_batches_keep_to_their_size():
-    corpus = make_corpus(50)
-    seen = np.zeros(corpus.n_tokens, dtype=int)
-    for batch in corpus.batches(max_tokens=100):
-        assert batch.tokens.numel() <= 100
-        positions = batch.positions[batch.valid].numpy()
-        seen[positions] += 1
-        assert (corpus.tokens[positions] == batch.tokens[batch.valid].numpy()).all()
-    assert (seen == 1).all()
 
 
 def test_select_and_join_keep_order_and_labels():
