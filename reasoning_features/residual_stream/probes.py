@@ -30,7 +30,6 @@ from reasoning_features.text.corpus import Corpus
 EMBEDDINGS = -1  # the "layer" of the token embeddings, before the first block: what the token alone tells
 TEST_FRACTION = 0.4  # of the documents
 TOKENS_PER_CLASS = 500  # the most that a probe of moves is trained on
-RESAMPLES = 1000
 TARGETS = {"own move": 0, "next token's move": 1}  # of which token, counted from the token itself
 
 
@@ -172,8 +171,8 @@ class Probed:
     def auc(self, seed: int = 0) -> Interval:
         """Area under the ROC curve, with its 95% interval over test traces."""
         traces, trace = np.unique(self.documents, return_inverse=True)
-        drawn = bootstrap_weights(len(traces), RESAMPLES, seed)[:, trace]
-        areas = [weighted_auc(self.scores, self.towards, row) for row in (np.ones(len(trace)), *drawn)]
+        weights = weights_by_document(len(traces), seed)[:, trace]
+        areas = [weighted_auc(self.scores, self.towards, row) for row in weights]
         return percentile_interval(areas[0], areas[1:], len(traces))
 
 
