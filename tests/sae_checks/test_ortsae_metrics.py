@@ -1,22 +1,37 @@
-"""Neighbours, composition, clusters and uniqueness of constructed dictionaries whose answers are known."""
+"""Neighbours, composition, clusters, uniqueness and absorption of dictionaries whose answers are known."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from sae_lens import StandardSAE
 from scipy.stats import norm
-from tiny import signed_identity
+from tiny import relu_sae, signed_identity
 
+from reasoning_features import paths
+from reasoning_features.dictionaries.autoencoder import added_directions
+from reasoning_features.errors import UserError
+from reasoning_features.models.subject import load_tokenizer
+from reasoning_features.organism.language import MATCHED_CONTROLS, OPENERS
+from reasoning_features.organism.training import LARGEST_NUMBER
 from reasoning_features.sae_checks import ortsae_metrics
 from reasoning_features.sae_checks.ortsae_metrics import (
+    LabelledTokens,
+    Probe,
+    absorption,
     as_rare,
+    carried,
     clustering,
     composition,
     explained,
     isotropic_directions,
+    macro_mean,
+    main_latents,
     meta_errors,
     nearest_cosines,
+    organism_hierarchies,
+    parent_probe,
     uniqueness,
 )
 
@@ -106,3 +121,133 @@ def test_features_are_chosen_alike_where_they_fire_alike():
     chosen = {"one": np.array([0, 1]), "other": np.array([1, 2])}
     (row,) = ortsae_metrics.chosen_overlap(saes, chosen, residual).to_dict("records")
     assert row["share"] == 0.5 and row["n"] == 2 and row["in the other at all"] == 1
+
+
+# --- absorption ---------------------------------------------------------------------------------------------
+
+WIDTH, CHILDREN = 16, 4
+PARENT = Probe(np.eye(WIDTH)[0], bias=-2.5)
+
+
+def tokens(seed: int, chances: tuple[float, ...] = (0.25,) * CHILDREN, n: int = 4000) -> LabelledTokens:
+    """Half of the tokens are the parent's: 5 along axis 0 and 5 along their child's, axes 1–4.
+
+    The others are 5 along one of axes 5–15. Ten tokens make a document.
+    """
+    rng = np.random.default_rng(seed)
+    children = np.where(rng.random(n) < 0.5, rng.choice(CHILDREN, n, p=chances), -1)
+    axis = np.where(children >= 0, children + 1, rng.integers(1 + CHILDREN, WIDTH, n))
+    residual = rng.normal(0, 0.05, (n, WIDTH))
+    residual[np.arange(n), axis] += 5
+    residual[children >= 0, 0] += 5
+    return LabelledTokens(torch.from_numpy(residual).float(), children, np.arange(n) // 10)
+
+
+def dictionary(absorbed: tuple[int, ...], off: tuple[int, ...] = ()) -> StandardSAE:
+    """A latent an axis; the parent's is silent on absorbed children, whose own latents hold its direction.
+
+    Latents in ``off`` never fire.
+    """
+    encoder, decoder = torch.eye(WIDTH), torch.eye(WIDTH)
+    for child in absorbed:
+        encoder[child + 1, 0] = -2.0  # column 0 is the parent's latent
+        decoder[child + 1, 0] = 1.0
+    encoder[:, list(off)] = 0.0
+    return relu_sae(encoder, decoder, torch.full((WIDTH,), -0.5), torch.zeros(WIDTH))
+
+
+def at_parents(sae: StandardSAE, held: LabelledTokens, main: list[int]) -> dict[str, float]:
+    """Mean of each measure over the parent's tokens."""
+    held = held.at(held.parent)
+    directions, latents = added_directions(sae), np.array(main, dtype=np.int64)
+    found = carried(sae.encode(held.residual), held.residual, PARENT, directions, latents)
+    return {measure: float(found[measure].mean()) for measure in ("fraction", "absorbed", "full")}
+
+
+def test_absorbed_children_a_pure_parent_and_a_silent_one_that_nobody_takes_over():
+    wanted = {"fraction": 1.0, "absorbed": 1.0, "full": 1.0}
+    assert at_parents(dictionary(absorbed=(0, 1, 2, 3)), tokens(0), main=[0]) == wanted
+    wanted = {"fraction": 0.0, "absorbed": 0.0, "full": 0.0}
+    assert at_parents(dictionary(absorbed=()), tokens(0), main=[0]) == wanted
+    assert at_parents(dictionary(absorbed=(), off=(0,)), tokens(0), main=[0]) == wanted
+
+
+def test_rates_are_of_each_child_and_averaged_and_rotation_is_a_floor():
+    # the one absorbed child is rare, so that its own latent does not become a main one
+    training, test = (tokens(seed, chances=(0.04, 0.32, 0.32, 0.32)) for seed in (1, 2))
+    probe, sae = parent_probe(training), dictionary(absorbed=(0,))
+    assert main_latents(sae, training)[0].tolist() == [0]
+    found = absorption(sae, probe, training, test).set_index("measure")
+    np.testing.assert_allclose(found["estimate"], 0.25, atol=0.01)
+    assert ((found["low"] <= found["estimate"]) & (found["estimate"] <= found["high"])).all()
+    # without main latents the parent's own latent would be one that absorbs
+    np.testing.assert_allclose(found["no main latents"], 1.0)
+    assert (found["rotated"] < 0.2).all() and (found["F1"] > 0.95).all()
+    assert (found["children"] == 4).all() and (found["main latents"] == 1).all()
+    assert found.loc["full", "tokens"] == test.parent.sum()
+    # a parent split among its children has them for main latents
+    latents, reached = main_latents(dictionary(absorbed=(0, 1, 2, 3)), tokens(3))
+    assert sorted(latents.tolist()) == [1, 2, 3, 4] and reached > 0.99
+
+
+def test_fractions_by_hand():
+    # the projection is 5: main latent 0 adds 2 and latent 1 adds 3, then 4 and 1, then 0 and 1 five times
+    directions = torch.eye(8)[[0] * 7 + [1]]
+    features = torch.tensor([[2.0, 3, 0, 0, 0, 0, 0, 9], [4, 1, 0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1, 0, 0]])
+    residual = 5 * torch.eye(8)[[0] * 3]
+    probe = Probe(np.eye(8)[0], bias=0.0)
+    found = carried(features, residual, probe, directions, np.array([0]))
+    assert found["main"].tolist() == [2, 4, 0]
+    assert found["absorbing"].tolist() == [3, 1, 3]  # three latents at most
+    assert found["fraction"].tolist() == pytest.approx([0.6, 0.0, 1.0])  # 1 is less than 0.4 of 5
+    assert found["absorbed"].tolist() == [True, False, True]
+    assert found["full"].tolist() == [False, False, False]  # a main latent is active, or no other adds 2
+    alone = carried(features[:, [7, 1, 2]], residual, probe, directions[[7, 1, 2]], np.array([0]))
+    assert alone["full"].tolist() == [False, False, False]
+    twice = carried(2 * features[2:], residual[2:], probe, directions, np.array([0]))
+    assert twice["full"].tolist() == [True]
+
+
+def test_the_probe_finds_the_parent_on_other_documents():
+    training, test = tokens(4), tokens(5)
+    shifted = LabelledTokens(training.residual * 3 + 7, training.children, training.documents)
+    for learnt, fresh in ((training, test.residual), (shifted, test.residual * 3 + 7)):
+        probe = parent_probe(learnt)
+        assert np.linalg.norm(probe.direction) == pytest.approx(1) and probe.direction.argmax() == 0
+        assert ((probe.score(fresh) > 0) == test.parent).all()
+
+
+def test_a_child_needs_tokens_and_a_parent_a_latent_that_tells_it():
+    with pytest.raises(UserError, match="No child has 20 tokens"):
+        absorption(dictionary(absorbed=()), PARENT, tokens(7), tokens(8, n=40))
+    silent = dictionary(absorbed=(), off=tuple(range(WIDTH)))
+    latents, reached = main_latents(silent, tokens(9))
+    assert len(latents) == 0 and reached == 0
+    table = absorption(silent, PARENT, tokens(9), tokens(10, n=2000))
+    assert (table["main latents"] == 0).all() and (table["estimate"] == table["no main latents"]).all()
+
+
+def test_macro_mean_counts_children_alike_and_resamples_ways():
+    values, children = np.array([[1.0, 1, 1, 0]]), np.array([3, 3, 3, 8])
+    assert macro_mean(values, children, np.arange(4)).estimate == 0.5
+    one = macro_mean(values, children, np.zeros(4, dtype=np.int64))
+    assert (one.low, one.high, one.n) == (0.5, 0.5, 1)
+    # a second way that finds all absorbed: the interval spans both, although there is one document alone
+    ways = macro_mean(np.concatenate([values, np.ones((1, 4))]), children, np.zeros(4, dtype=np.int64))
+    assert (ways.estimate, ways.low, ways.high) == (0.75, 0.5, 1.0)
+
+
+def test_hierarchies_of_the_organism_give_each_token_one_child():
+    tokenizer = load_tokenizer(paths.root() / "data/organism/models/base")
+    found = organism_hierarchies(tokenizer)
+    assert {name: len(children) for name, children in found.items()} == {
+        "a number": LARGEST_NUMBER + 1,
+        "an opener": len(OPENERS),
+        "a prefix": 2 * len(MATCHED_CONTROLS),
+    }
+    for children in found.values():
+        ids = [token for group in children.values() for token in group]
+        assert len(ids) == len(set(ids))
+    assert tokenizer.decode(found["a number"]["17"]) == " 17"
+    assert tokenizer.decode(found["a prefix"]["hmm"]) == "Hmm"
+    assert sorted(tokenizer.decode([i]) for i in found["an opener"]["backtrack"]) == [" return", " undo"]
