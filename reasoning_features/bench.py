@@ -414,6 +414,12 @@ def generation_rows(
 WAYS: dict[str, Callable[[Given], float]] = {SCORES: Given.score, EXAMPLES: Given.examples}
 
 
+def peak() -> int:
+    """The most memory that this process has held, bytes: Linux counts into ru_maxrss what a parent held."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(found[1]) if found else 0
+
+
 def measured(way: str, documents: int) -> dict[str, Any]:
     """One pass of a way over the organism's documents: ``seconds``, ``peak`` memory in bytes, ``tokens``."""
     given = organism(documents)
@@ -421,14 +427,7 @@ def measured(way: str, documents: int) -> dict[str, Any]:
     start = time.perf_counter()
     tokens = WAYS[way](given)
     seconds = time.perf_counter() - start
-    # of this process alone: Linux counts into ru_maxrss what a parent held
-    peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    return {
-        "seconds": seconds,
-        "peak": 1024 * int(peak[1]) if peak else math.nan,
-        "tokens": tokens,
-        "way": way,
-    }
+    return {"seconds": seconds, "peak": peak(), "tokens": tokens, "way": way}
 
 
 def growth(documents: Sequence[int] = (1000, 2000, 4000)) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -115,14 +116,24 @@ def test_memory_and_time_against_tokens():
     assert "100 to 400 tokens" in time["sizes"]
 
 
+SMALL = LlamaConfig(
+    vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2,
+)  # fmt: skip
+
+
+def test_a_pass_over_the_papers_features_takes_the_memory_that_is_stated():
+    given = bench.random_model(SMALL, bench.FEATURES, 10, 500, "cpu")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+    before = bench.peak()
+    assert given.score() == given.tokens == 10 * 499
+    assert bench.peak() - before < 2e9
+
+
 def test_on_a_device(tmp_path):
-    small = LlamaConfig(
-        vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2,
-    )  # fmt: skip
-    given = bench.random_model(small, 128, 2, 16, "cpu")
+    given = bench.random_model(SMALL, 128, 2, 16, "cpu")
     assert given.subject.model.dtype == torch.bfloat16 and given.subject.layer == 1
-    table = bench.device_table(small, "cpu", 128, documents=2, length=16, batch=16)
+    table = bench.device_table(SMALL, "cpu", 128, documents=2, length=16, batch=16)
     value = table.set_index("quantity")["value"]
     assert (value > 0).all() and np.isfinite(value).all()
     assert value["scoring 10M tokens"] == pytest.approx(1e7 / value["whole ReasonScore pass, 12 sets"] / 3600)

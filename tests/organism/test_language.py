@@ -8,8 +8,8 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
-from reasoning_features.making.organism import BASE_RECIPE, TOKENIZER_DOCUMENTS
 from reasoning_features.organism import language
 from reasoning_features.organism.language import (
     CONTEXT,
@@ -20,19 +20,21 @@ from reasoning_features.organism.language import (
 )
 from reasoning_features.organism.parser import LONGEST_PROMPT, decisions_of, parse
 from reasoning_features.organism.problems import FAMILIES, SPLITS, problems, split_of
-from reasoning_features.organism.training import LARGEST_NUMBER, encode_documents, train_tokenizer
+from reasoning_features.organism.training import LARGEST_NUMBER, encode_documents
+from reasoning_features.paths import root
 
-KAPPAS = (0.0, 0.25, 0.5, 1.0)
+KAPPAS = (0.0, 0.5, 1.0)
 
 
 @pytest.fixture(scope="module")
 def corpora() -> dict[float, list[Document]]:
-    return {kappa: list(reasoning_documents(kappa, 4000, seed=3)) for kappa in KAPPAS}
+    return {kappa: list(reasoning_documents(kappa, 2000, seed=3)) for kappa in KAPPAS}
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(d.text for d in base_documents(TOKENIZER_DOCUMENTS, BASE_RECIPE.seed))
+    """The shipped one."""
+    return AutoTokenizer.from_pretrained(root() / "data" / "organism" / "models" / "base")
 
 
 def prefix_of(line: str) -> str:
@@ -59,8 +61,7 @@ def test_splits_share_no_problem(family):
 
 
 def test_answers_are_right():
-    asked = problems("evaluation", None, 200)
-    for problem in [*asked, *problems("evaluation", None, 100, mixture="other")]:
+    for problem in [*problems("evaluation", None, 200), *problems("evaluation", None, 100, mixture="other")]:
         given = [int(x) for x in problem.question.replace(".", " ").replace(",", " ").split() if x.isdigit()]
         plain = {"largest": max, "smallest": min, "total": sum}
         if problem.family in plain:
@@ -106,7 +107,7 @@ def test_coupled_words_mark_persistence_and_decoupled_ones_say_nothing(corpora):
     shares = [np.mean(sides["on"]) - np.mean(sides["off"]) for sides in found]
     assert shares == sorted(shares) and shares[-1] > 0.2
     n_on, n_off = (len(found[0][side]) for side in ("on", "off"))
-    assert n_on > 3000 and n_off > 1000
+    assert n_on > 1500 and n_off > 500
     assert abs(shares[0]) < 3 * math.sqrt(0.25 / n_on + 0.25 / n_off)
     assert abs(np.mean(found[0]["on"]) - 0.5) < 0.03
 
@@ -123,7 +124,7 @@ def test_every_step_has_words_of_r_and_their_controls_alike(corpora, kappa):
     assert all(0.2 <= np.mean(has) <= 0.8 for has in found.values())
     words = [counts[word] for word in language.MATCHED_CONTROLS]
     controls = [counts[control] for control in language.MATCHED_CONTROLS.values()]
-    assert np.divide(words, controls) == pytest.approx(1, abs=0.2)  # some 600 of each
+    assert np.divide(words, controls) == pytest.approx(1, abs=0.3)  # some 300 of each
     assert sum(words) / sum(controls) == pytest.approx(1, abs=0.05)
 
 
@@ -141,9 +142,9 @@ def test_tokens(tokenizer):
 
 
 def test_labels_and_parser_agree_token_by_token(corpora, tokenizer):
-    written = [d for d in base_documents(1500, 8) if d.kind != "drill"]  # drills are no sentences
-    others = reasoning_documents(0.5, 500, seed=3, mixture="other")
-    documents = [*corpora[0.5][:1500], *others, *written]
+    written = [d for d in base_documents(500, 8) if d.kind != "drill"]  # drills are no sentences
+    others = reasoning_documents(0.5, 200, seed=3, mixture="other")
+    documents = [*corpora[0.5][:500], *others, *written]
     agree = total = 0
     for document, encoded in zip(documents, encode_documents(tokenizer, documents), strict=True):
         assert len(encoded.ids) <= CONTEXT
@@ -159,7 +160,7 @@ def test_labels_and_parser_agree_token_by_token(corpora, tokenizer):
 
 
 def test_prompts_leave_the_rest_of_the_context_to_the_answer(tokenizer):
-    drawn = [*problems("evaluation", None, 500), *problems("evaluation", None, 500, mixture="other")]
+    drawn = [*problems("evaluation", None, 300), *problems("evaluation", None, 300, mixture="other")]
     asked = [language.prompt_text(problem.question) for problem in drawn]
     assert max(len(ids) for ids in tokenizer(asked, add_special_tokens=False)["input_ids"]) <= LONGEST_PROMPT
 

@@ -116,10 +116,12 @@ def test_a_pass_in_shards_sums_what_one_pass_does(tiny_subject, tiny_corpus, tmp
 def cluster():
     """Two workers with one thread each; what one process does is computed with one thread too.
 
-    Ray ends workers where the machine's memory runs low, which may be the doing of tests beside these.
+    Ray ends workers where the machine's memory runs low, which may be the doing of tests beside these; and it
+    runs workers after everything else, so that they would wait for tests beside these.
     """
     ray = pytest.importorskip("ray")
     os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112 (as Ray spells it)
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     places = os.pathsep.join(str(Path(__file__).parents[n]) for n in (0, 1))  # of the functions below
