@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from reasoning_features import hub, paths
 from reasoning_features.errors import UserError
@@ -20,6 +18,9 @@ from reasoning_features.settings import (
     Settings,
     TextSource,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 OPTIONAL = frozenset({"contrast", "base", "second_subject", "second_autoencoder", "solutions_text"})
@@ -82,7 +83,8 @@ def check(settings: Settings, found: list[Part] | None = None) -> None:
 
     UserError where something named is out of reach, disk or memory are small, or the model lacks the layer.
     """
-    check_device(settings.device)
+    if settings.device != "cpu":
+        check_device(settings.device)
     found = parts(settings) if found is None else found
     for part in found:
         if part.problem:
@@ -143,6 +145,8 @@ def _configuration(settings: Settings, name: str) -> dict[str, Any]:
 
 def check_device(device: str) -> torch.device:
     """The device of this name; UserError where this machine has none."""
+    import torch
+
     try:
         found = torch.device(device)
     except RuntimeError as error:
@@ -157,6 +161,8 @@ def check_device(device: str) -> torch.device:
 def free_memory(device: str) -> int | None:
     """Bytes that are free on a device, or None where the system does not tell."""
     if device.startswith("cuda"):
+        import torch
+
         return int(torch.cuda.mem_get_info(device)[0]) if torch.cuda.is_available() else None
     table = Path("/proc/meminfo")
     if not table.is_file():
