@@ -298,25 +298,21 @@ class IdentitySums:
         self._counts = np.array([float(counts.sum()) for counts in inside])
         whole = np.maximum(inside[0], 1)
         self._weights = torch.from_numpy(np.stack([counts / whole for counts in inside]))
-        self._sums: Tensor | None = None
+        self._sums: Array | float = 0.0
 
     def update(self, features: Tensor, positions: Tensor) -> None:
         weights = self._weights[:, self._classes[positions.cpu()]].to(features.device)
-        self._add(weights @ features.to(torch.float64))
+        self.merge({"sums": (weights @ features.to(torch.float64)).cpu().numpy()})
 
     def state(self) -> Arrays:
-        return {"sums": self.result().sums}
+        return {"sums": np.asarray(self._sums)}
 
     def merge(self, state: Arrays) -> None:
-        self._add(torch.from_numpy(state["sums"]))
-
-    def _add(self, sums: Tensor) -> None:
-        self._sums = sums if self._sums is None else self._sums + sums.to(self._sums.device)
+        self._sums = self._sums + state["sums"]
 
     def result(self) -> FeatureStatistics:
-        if self._sums is None:
-            raise UserError(NOTHING_READ)
-        return FeatureStatistics(self._names, self._counts, self._sums.cpu().numpy())
+        """What was accumulated."""
+        return FeatureStatistics(self._names, self._counts, np.asarray(self._sums))
 
 
 # --- the pass -----------------------------------------------------------------------------------------------

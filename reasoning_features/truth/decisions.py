@@ -238,11 +238,10 @@ def rates_of(table: pd.DataFrame) -> Rates:
             "take more problems."
         )
     counted = table.assign(went=table["went_on"] * table["n"])
-    seen = counted[counted["n"] >= FEWEST].set_index(["domain", "dead_end"])["went_on"]
-    pooled = counted.groupby("domain")[["went", "n"]].sum()
-    pooled = pooled[pooled["n"] >= FEWEST]
-    by_domain = pooled["went"] / pooled["n"]
-    return Rates(seen.to_dict(), by_domain.to_dict(), float(counted["went"].sum() / counted["n"].sum()))
+    seen = counted.query("n >= @FEWEST").set_index(["domain", "dead_end"])["went_on"]
+    pooled = counted.groupby("domain")[["went", "n"]].sum().query("n >= @FEWEST")
+    overall = float(counted["went"].sum() / counted["n"].sum())
+    return Rates(seen.to_dict(), (pooled["went"] / pooled["n"]).to_dict(), overall)
 
 
 # --- what features tell ------------------------------------------------------------------------------------

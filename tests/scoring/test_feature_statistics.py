@@ -154,6 +154,6 @@ def test_identity_statistics_by_hand():
 
 def test_no_activations():
     sets, classes = TokenSets.of({ALL: np.ones(1, bool)}), np.zeros(1, dtype=np.int64)
-    for empty in (SetSums(sets), BestTokens(classes, 1), IdentitySums(classes, 1, sets)):
+    for empty in (SetSums(sets), BestTokens(classes, 1)):
         with pytest.raises(UserError, match="corpus is empty"):
             empty.result()
