@@ -76,17 +76,15 @@ class FeatureStatistics:
 
 
 class SetSums:
-    """Accumulates :class:`FeatureStatistics`, by group where ``groups`` ``[n_tokens]`` gives each token's.
+    """Accumulates :class:`FeatureStatistics` by group; ``groups`` ``[n_tokens]`` gives each token's.
 
     On a CPU only activations that are not zero are multiplied, as long as few are: of 65,536 features some 86
     are active on a token.
     """
 
-    def __init__(self, sets: TokenSets, groups: NDArray[np.int64] | None = None, n_groups: int = 1) -> None:
+    def __init__(self, sets: TokenSets, groups: NDArray[np.int64], n_groups: int) -> None:
         self._names = sets.names
-        self._bits = torch.from_numpy(sets.bits)
-        self._grouped = groups is not None
-        self._groups = torch.from_numpy(groups) if groups is not None else torch.zeros(sets.n_tokens).long()
+        self._bits, self._groups = torch.from_numpy(sets.bits), torch.from_numpy(groups)
         self._counts = torch.zeros(n_groups, len(self._names), dtype=torch.float64)
         self._sums: Tensor | None = None
 
@@ -106,22 +104,18 @@ class SetSums:
                 self._add_dense(self._sums, part, at)
 
     def result(self) -> FeatureStatistics:
-        """What was accumulated, with an axis of groups where there are any; UserError if that is nothing."""
+        """What was accumulated ``[groups, s, f]``; UserError if that is nothing."""
         if self._sums is None:
             raise UserError(NOTHING_READ)
-        counts, sums = self._counts.numpy(), self._sums.cpu().numpy()
-        if not self._grouped:
-            counts, sums = counts[0], sums[0]
-        return FeatureStatistics(self._names, counts, sums)
+        return FeatureStatistics(self._names, self._counts.numpy(), self._sums.cpu().numpy())
 
     def state(self) -> Arrays:
         """Counts and sums of the groups that came, and which these are; no copy where all did."""
-        whole, shape = self.result(), self._counts.shape
-        counts, sums = whole.counts.reshape(shape), whole.sums.reshape(*shape, -1)
-        came = np.flatnonzero(counts.any(axis=1))
-        if len(came) < len(counts):
-            counts, sums = counts[came], sums[came]
-        return {"groups": came, "counts": counts, "sums": sums}
+        whole = self.result()
+        came = np.flatnonzero(whole.counts.any(axis=1))
+        if len(came) == len(whole.counts):
+            return {"groups": came, "counts": whole.counts, "sums": whole.sums}
+        return {"groups": came, "counts": whole.counts[came], "sums": whole.sums[came]}
 
     def merge(self, state: Arrays) -> None:
         """Add another's :meth:`state`; the first one with all groups is taken over as it is, and grows."""
@@ -337,9 +331,9 @@ def one_pass(batches: Iterable[ActivationBatch], sae: Any, accumulators: Sequenc
 
 def accumulate(batches: Iterable[ActivationBatch], sae: Any, sets: TokenSets) -> FeatureStatistics:
     """Statistics of all features over these sets, in one pass; raises as :func:`one_pass`."""
-    sums = SetSums(sets)
+    sums = SetSums(sets, np.zeros(sets.n_tokens, dtype=np.int64), 1)
     one_pass(batches, sae, [sums])
-    return sums.result()
+    return sums.result().total()
 
 
 def one_pass_in_shards(

@@ -175,7 +175,7 @@ class Spread:
 class Measurement:
     """What one pass gives."""
 
-    statistics: FeatureStatistics  # over the sets, by block of documents [blocks, s, f] or of all [s, f]
+    statistics: FeatureStatistics  # over the sets, by block of documents [blocks, s, f]
     identity: dict[str, FeatureStatistics]  # of token-identity baselines, by what these depend on [s, f]
     best: pd.DataFrame  # of ``BestTokens``, with the token's text
     density: Array  # share of tokens on which each feature is active [f]
@@ -200,7 +200,7 @@ def measure(
     apart, or summed where it is None. Memory: 8 · blocks · sets · features bytes of sums, 2 GB for pieces of
     activations and best tokens, and (sets / 8 + 150) bytes a token of the corpus.
     """
-    sums = SetSums(sets, corpus.document_of % blocks if blocks else None, blocks or 1)
+    sums = SetSums(sets, corpus.document_of % (blocks or 1), blocks or 1)
     few = sets.only([ALL, *(word_set(word, window) for word in words), vocabulary_set(REFERENCE, window)])
     by_class = {}
     for name, context in IDENTITIES.items():
@@ -236,9 +236,7 @@ def feature_table(
     label's column is the mean over its set; ``score:…`` is ReasonScore: of R, of each vocabulary, by the
     released code, with the tokens before each word alone, without R's own tokens, and by token identity.
     """
-    whole, words = measured.statistics, vocabularies[REFERENCE]
-    if whole.counts.ndim == 2:
-        whole = whole.total()
+    whole, words = measured.statistics.total(), vocabularies[REFERENCE]
     means = whole.sums / np.maximum(whole.counts, 1)[:, None]
     mean = means[whole.names.index(ALL)]
     inside, outside, by_word = reason_score.set_means(whole, REFERENCE, words, window)

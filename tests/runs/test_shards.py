@@ -94,7 +94,7 @@ def test_a_damaged_shard_is_named_and_made_again(work, made, tmp_path, capsys):
 def test_a_pass_in_shards_sums_what_one_pass_does(tiny_subject, tiny_corpus, tmp_path, blocks):
     sets = TokenSets.of({ALL: ~tiny_corpus.special, "odd": np.arange(tiny_corpus.n_tokens) % 2 == 1})
     sae = signed_identity(tiny_subject.d_model)
-    groups = tiny_corpus.document_of % blocks if blocks else None
+    groups = tiny_corpus.document_of % (blocks or 1)
     found = {}
     for kept in (None, tmp_path):
         sums = SetSums(sets, groups, blocks or 1)
@@ -104,7 +104,7 @@ def test_a_pass_in_shards_sums_what_one_pass_does(tiny_subject, tiny_corpus, tmp
     assert len(list(tmp_path.glob("test-*/*.safetensors"))) >= 2
     np.testing.assert_array_equal(found[None].sums, found[tmp_path].sums)
     whole = accumulate(stream(tiny_subject, tiny_corpus, 64), sae, sets)
-    total = found[None].total() if blocks else found[None]
+    total = found[None].total()
     np.testing.assert_allclose(total.sums, whole.sums, rtol=1e-6)
     np.testing.assert_array_equal(total.counts, whole.counts)
 

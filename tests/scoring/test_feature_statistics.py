@@ -149,11 +149,14 @@ def test_identity_statistics_by_hand():
     ours = read(IdentitySums(classes, len(ids), sets), FEATURES, 3).result()
     np.testing.assert_allclose(ours.sums, [[4, 12, 0], [2, 2, 0]])
     assert ours.counts.tolist() == [6, 2]
-    assert read(SetSums(sets), FEATURES, 3).result().sums.tolist() == [[4, 12, 0], [1, 2, 0]]
+    assert accumulate(reversed_batches(FEATURES, 3), Positive(3), sets).sums.tolist() == [
+        [4, 12, 0],
+        [1, 2, 0],
+    ]
 
 
 def test_no_activations():
     sets, classes = TokenSets.of({ALL: np.ones(1, bool)}), np.zeros(1, dtype=np.int64)
-    for empty in (SetSums(sets), BestTokens(classes, 1)):
+    for empty in (SetSums(sets, classes, 1), BestTokens(classes, 1)):
         with pytest.raises(UserError, match="corpus is empty"):
             empty.result()
