@@ -184,7 +184,7 @@ REVIVAL = (
     *(Cell("topk", World(seed=seed), auxiliary=USUAL["batchtopk"]) for seed in range(SEEDS)),
     *(Cell("batchtopk", World(seed=seed), auxiliary=USUAL["topk"]) for seed in range(SEEDS)),
 )
-# what :func:`check` trains again
+# what notebook 07 trains again for a few steps
 CHECKED = (
     Cell("topk", World(firing="unequal")),
     Cell("batchtopk"),
@@ -211,6 +211,7 @@ def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
     ``best cosine`` is the mean over features of the largest cosine with a decoder direction; above 0.8 a
     feature is found.
     """
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     world, recipe = cell.world, cell.recipe
     end = min(until or recipe.steps, recipe.steps)
@@ -233,6 +234,7 @@ def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
 
         trainer.cfg.total_training_samples = end * BATCH
         fit_and_record(trainer, record, [*RECORD_AT, recipe.steps])
+    torch.set_num_threads(threads)
     about = {"architecture": cell.architecture, "firing": world.firing, "width": world.width}
     about |= {"features": world.features, "steps": cell.steps, "seed": world.seed}
     return pd.DataFrame([about]).merge(pd.concat(rows), how="cross")
@@ -257,20 +259,6 @@ def swapped(folder: Path) -> pd.DataFrame:
     """The rows of :data:`REVIVAL`, with the weight of each as ``auxiliary``."""
     parts = [merged(folder, [cell]).assign(auxiliary=cell.auxiliary) for cell in REVIVAL]
     return pd.concat(parts, ignore_index=True)
-
-
-def check(grid: pd.DataFrame, steps: int, cells: Sequence[Cell] = CHECKED) -> pd.DataFrame:
-    """Some cells trained again for their first steps, beside what the grid has of them: a row a cell and
-    recorded step, ``fraction of variance explained`` and ``found`` as stored and ``… now``.
-    """
-    threads = torch.get_num_threads()
-    try:
-        again = curves(pd.concat([train_cell(cell, steps) for cell in cells], ignore_index=True))
-    finally:
-        torch.set_num_threads(threads)
-    both = curves(grid).merge(again, on=[*TRAINING, "step"], suffixes=("", " now"))
-    kept = ["architecture", "firing", "seed", "step"]
-    return both[[*kept, EXPLAINED, f"{EXPLAINED} now", "found", "found now"]]
 
 
 def curves(grid: pd.DataFrame) -> pd.DataFrame:
