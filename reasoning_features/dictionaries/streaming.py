@@ -163,20 +163,13 @@ class Buffers:
 
     The first rows, a tenth at most, are held out; the others come again when they are through, shuffled
     otherwise by the seed. Special tokens (BOS, EOS, padding), the first of every row and attention sinks are
-    left out. ``batch`` is a batch's activations, ``steps`` the batches of the whole training, and
-    ``batch_tokens`` the most token ids in one forward pass. UserError: too few rows to hold some out.
+    left out. At most ``batch_tokens`` ids are read in one forward pass. UserError: too few rows to hold some
+    out.
     """
 
-    def __init__(
-        self,
-        subject: Subject,
-        rows: NDArray[np.int32],
-        batch: int,
-        steps: int,
-        batch_tokens: int,
-        seed: int,
-    ) -> None:
-        self._subject, self._rows, self._batch, self._steps, self._seed = subject, rows, batch, steps, seed
+    def __init__(self, subject: Subject, rows: NDArray[np.int32], recipe: Recipe, batch_tokens: int) -> None:
+        self._subject, self._rows, self._batch, self._steps = subject, rows, recipe.batch, recipe.steps
+        self._seed = recipe.start(subject.short_name)
         context = rows.shape[1]
         self._rows_at_once = max(1, batch_tokens // context)
         self._special = torch.tensor(sorted(subject.tokenizer.all_special_ids), dtype=torch.int64)
@@ -186,8 +179,8 @@ class Buffers:
                 "Fewer than ten rows of tokens to train on: take more texts or a shorter context."
             )
         # of a short training no more is read than it needs, and a tenth to spare for what is left out
-        batches = min(BATCHES, steps + steps // 10 + 2)
-        self._size = min(max(1, batches * batch // context), len(rows) - self._held_out)
+        batches = min(BATCHES, recipe.steps + recipe.steps // 10 + 2)
+        self._size = min(max(1, batches * recipe.batch // context), len(rows) - self._held_out)
 
     def held_out(self) -> Tensor:
         """Activations ``[n, d]`` float32 that no batch holds, at most 8,192."""
@@ -291,7 +284,7 @@ def train_streamed(
     if (work / MADE).is_file():
         check_made(work, key)
     name, hook, device = subject.short_name, subject.hook_name, settings.device
-    buffers = Buffers(subject, rows, recipe.batch, recipe.steps, settings.batch_tokens, recipe.start(name))
+    buffers = Buffers(subject, rows, recipe, settings.batch_tokens)
     held_out = buffers.held_out().to(device)
     with _fast_products(device):
         trainer = new_trainer(recipe, name, hook, buffers.buffer(0).cpu(), iter(()), device, initial)

@@ -190,7 +190,7 @@ def test_interruptions_leave_no_trace(
 
 def test_it_is_the_plain_training_on_the_same_batches(tiny_subject, recipe, uninterrupted, tmp_path):
     name, hook = tiny_subject.short_name, tiny_subject.hook_name
-    buffers = Buffers(tiny_subject, ROWS, 64, recipe.steps, 64, recipe.start(name))
+    buffers = Buffers(tiny_subject, ROWS, recipe, 64)
     data = (batch for batch, _ in buffers.batches())
     trainer = new_trainer(recipe, name, hook, buffers.buffer(0), data, "cpu")
     trainer.fit()
@@ -206,7 +206,7 @@ def test_what_is_written(tiny_subject, tmp_path):
     assert table["step"].tolist() == [0, 67, 133, 200]
     assert table["tokens"].tolist() == [64 * step for step in (0, 67, 133, 200)]
     # on raw activations that no step has seen it explains what the history says
-    x = Buffers(tiny_subject, ROWS, 64, 200, 64, 0).held_out()
+    x = Buffers(tiny_subject, ROWS, recipe, 64).held_out()
     explained = 1 - (x - sae(x)).square().sum() / (x - x.mean(0)).square().sum()
     assert float(explained) == pytest.approx(table["fraction of variance explained"].iloc[-1], abs=1e-3)
     assert float(explained) > 0.8
@@ -221,7 +221,7 @@ def test_what_is_written(tiny_subject, tmp_path):
 
 def test_a_model_in_half_the_bits_and_an_autoencoder_in_all(tiny_llama, tmp_path):
     subject = load_subject(str(tiny_llama), 1, dtype="bfloat16")
-    buffers = Buffers(subject, ROWS, 64, 30, 64, 0)
+    buffers = Buffers(subject, ROWS, RECIPE, 64)
     assert next(buffers.batches())[0].dtype == buffers.held_out().dtype == torch.float32
     sae = SAE.load_from_disk(train(subject, tmp_path / "sae"))
     assert sae.W_dec.dtype == torch.float32 and sae.cfg.metadata.recipe["tokens"] == RECIPE.tokens
@@ -236,7 +236,7 @@ def kept(tokens: torch.Tensor) -> torch.Tensor:
 
 def test_batches_of_the_data(tiny_subject):
     rows, steps = torch.from_numpy(ROWS).long(), 40
-    buffers = Buffers(tiny_subject, ROWS, 64, steps, 64, 3)
+    buffers = Buffers(tiny_subject, ROWS, replace(RECIPE, tokens=steps * 64), 64)
     held = buffers.held_out()
     # six rows of sixty are held out, without their special tokens
     assert len(held) == int(kept(rows[:6]).sum()) <= 6 * 15
@@ -262,7 +262,7 @@ def test_attention_sinks_are_no_batch(tiny_subject, monkeypatch):
         stream[:, [0, 5]] *= 100.0
         return stream
 
-    buffers = Buffers(tiny_subject, ROWS, 64, 6, 64, 0)
+    buffers = Buffers(tiny_subject, ROWS, replace(RECIPE, tokens=6 * 64), 64)
     usual = float(buffers.buffer(0).norm(dim=1).mean())
     monkeypatch.setattr(Subject, "residual", with_sinks)
     assert float(buffers.buffer(0).norm(dim=1).mean()) == pytest.approx(usual, rel=0.1)
