@@ -81,7 +81,7 @@ class Settings(BaseModel):
 
     profile: str  # the profile's name
     subject: str  # the reasoning model: a directory, or `owner/name` of the hub, `@revision` to pin it
-    contrast: str | None = None  # the second arm's model, where there is one
+    contrast: str | None = None  # the second variant's model, where there is one
     base: str | None = None  # the model before reasoning fine-tuning
     layer: NonNegativeInt  # the hook point is the residual stream after this block, counted from 0
     site: Literal["resid_post", "mlp_out"] = "resid_post"  # or what this block's MLP adds to it
@@ -109,7 +109,7 @@ class Settings(BaseModel):
     autoencoder_relu: str | None = None  # the paper's architecture
     autoencoder_topk: str | None = None  # the other architecture
     autoencoder_second: str | None = None  # the default architecture from a second seed
-    contrast_autoencoder: str | None = None  # the second arm's autoencoder
+    contrast_autoencoder: str | None = None  # the second variant's autoencoder
     d_sae: PositiveInt  # features
     k: PositiveInt  # active features of the TopK architecture
     l1: float = Field(ge=0)  # coefficient of the ReLU architecture's penalty

@@ -54,7 +54,10 @@ def test_what_the_hub_serves(miniature_root, name, tmp_path):
     inputs = read_json(figures / "x03_published.json")["inputs"]
     assert inputs["subject"] == mini.LLAMA and sha in json.dumps(inputs)
     found = pd.read_csv(figures / "x03_published.csv")
-    assert set(found["dials"]) == {"paper", "released code"} and (found["found"] <= found["features"]).all()
+    assert (
+        set(found["hyperparameters"]) == {"paper", "released code"}
+        and (found["found"] <= found["features"]).all()
+    )
     steered = pd.read_csv(figures / "t01_steering.csv")
     assert set(steered["benchmark"]) == set(mini_profile.BENCHMARKS) and (steered["k"] == 2).all()
     named = {f"{feature} at 2" for feature in (mini_profile.ONE, mini_profile.OTHER)}

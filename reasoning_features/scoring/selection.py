@@ -298,7 +298,7 @@ def draw_scores(
     )
     ax.set(xscale="log", xlabel="rank", title=name)
     plots.legend_below(fig)
-    return fig, data.assign(arm=name)
+    return fig, data.assign(variant=name)
 
 
 def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -> tuple[Figure, pd.DataFrame]:
@@ -313,7 +313,9 @@ def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -
         ax.set(xlabel=label, ylabel="density of vocabularies", title=name)
     plots.legend_below(fig)
     columns = ["vocabulary", "kind", "words_of_R", statistic]
-    data = pd.concat([table[columns].assign(arm=name) for name, table in tables.items()], ignore_index=True)
+    data = pd.concat(
+        [table[columns].assign(variant=name) for name, table in tables.items()], ignore_index=True
+    )
     return fig, data
 
 
@@ -336,4 +338,4 @@ def draw_identity(frame: pd.DataFrame, name: str, k: int) -> tuple[Figure, pd.Da
         ax.legend()
     columns = ["feature", "score", "rank", "density", "chosen", "best token", "precision", "recall", "f1"]
     drawn = frame.columns.intersection([*columns, *IDENTITIES], sort=False)
-    return fig, frame[drawn].assign(arm=name)
+    return fig, frame[drawn].assign(variant=name)

@@ -88,13 +88,13 @@ def found_table(
     (that as many or more are found by chance, hypergeometric), and ``median rank`` (1 is the highest).
     """
     rows = []
-    for dials, values in scores.items():
+    for hyperparameters, values in scores.items():
         rank = ranks(values)
         check_published(published, len(rank))
         for name, ids in published.items():
             unique = sorted(set(ids))
             found = int((rank[unique] <= k).sum())
-            row = {"dials": dials, "set": name, "features": len(unique), "found": found}
+            row = {"hyperparameters": hyperparameters, "set": name, "features": len(unique), "found": found}
             row |= {"by chance": k * len(unique) / len(rank)}
             row |= {"p": float(hypergeom.sf(found - 1, len(rank), k, len(unique)))}
             rows.append(row | {"median rank": float(np.median(rank[unique]))})
@@ -110,7 +110,7 @@ def rank_table(scores: Mapping[str, ArrayLike], published: Mapping[str, Sequence
     """Each published feature: ``feature``, ``sets`` that name it, and its rank by each score."""
     ids = _numbers(published)
     sets = ["; ".join(name for name, own in published.items() if feature in own) for feature in ids]
-    columns = {f"rank, {dials}": ranks(values)[ids] for dials, values in scores.items()}
+    columns = {f"rank, {hyperparameters}": ranks(values)[ids] for hyperparameters, values in scores.items()}
     return pd.DataFrame({"feature": ids, "sets": sets} | columns)
 
 

@@ -131,8 +131,8 @@ def test_a_notebooks_claims_are_written_together_and_what_is_left_out_was_untest
     assert "86 of 65,536" in lines[2] and "| 16 | – | – | – | shown beside" in lines[2]
     assert "68.5%" in lines[3] and "| 0.9711 | 0.96 to 0.98 | 2048 |" in lines[3]
     assert "not testable here" in lines[4] and len(lines) == 5
-    with pytest.raises(ValueError, match="dials: no claim of 02_sae"):
-        claims.record(run, {"dials": 0.5})
+    with pytest.raises(ValueError, match="hyperparameters: no claim of 02_sae"):
+        claims.record(run, {"hyperparameters": 0.5})
 
 
 def test_recorded_claims_make_the_tables(run, repository):

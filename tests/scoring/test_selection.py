@@ -109,14 +109,14 @@ def test_figures_draw_every_series():
     rng = np.random.default_rng(0)
     scores = {"R": np.array([0.1, 0.3, 0.2]), "random 0": np.array([0.0, 0.1, 0.2]), "random 1": np.zeros(3)}
     _, data = selection.draw_scores(scores, "one", k=1, quantile=0.9)
-    assert data["R"].tolist() == [0.3, 0.2, 0.1] and set(data["arm"]) == {"one"}
+    assert data["R"].tolist() == [0.3, 0.2, 0.1] and set(data["variant"]) == {"one"}
     # best scores of the two: 0.2 and 0; their 2.5% and 97.5% quantiles
     assert data.loc[0, ["random low", "random high"]].tolist() == pytest.approx([0.005, 0.195])
 
     kinds = {"vocabulary": ["R", "random 0", "random 1"], "kind": ["R", "random", "random"], "words_of_R": 0}
     nulls = pd.DataFrame(kinds).assign(score_mass=[0.3, 0.1, 0.2])
     _, data = selection.draw_nulls({"one": nulls, "other": nulls}, "score_mass", "mean score")
-    assert data["score_mass"].tolist() == [0.3, 0.1, 0.2] * 2 and data["arm"].nunique() == 2
+    assert data["score_mass"].tolist() == [0.3, 0.1, 0.2] * 2 and data["variant"].nunique() == 2
 
     columns = ["score", "token", "token and the one before", "f1"]
     frame = pd.DataFrame(rng.random((40, 4)), columns=columns)

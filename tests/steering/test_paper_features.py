@@ -40,7 +40,7 @@ SETS = {"named": [0, 1, 9], "other": [5]}
 
 def test_found_counts_those_among_the_best_and_chance():
     scores = {"paper": np.arange(10.0)[::-1], "released": np.arange(10.0)}
-    table = found_table(scores, SETS, k=2).set_index(["dials", "set"])
+    table = found_table(scores, SETS, k=2).set_index(["hyperparameters", "set"])
     assert table.loc[("paper", "named"), "found"] == 2
     assert table.loc[("released", "named"), "found"] == 1
     assert table.loc[("paper", "named"), "by chance"] == pytest.approx(0.6)
