@@ -39,7 +39,7 @@ AUTOENCODERS = (
 PINNED = (
     *MODELS,
     *AUTOENCODERS,
-    *("second_subject", "second_autoencoder", "truth", "diffing", "steering", "foundations"),
+    *("second_subject", "second_autoencoder", "truth", "diffing", "steering", "sae_checks"),
 )
 
 Window = tuple[NonNegativeInt, NonNegativeInt]
@@ -152,7 +152,7 @@ class Settings(BaseModel):
     rescreening_problems: PositiveInt = 240
     steering_problems: PositiveInt = 1000  # fresh problems that the winners are put to
     steering: str | None = None  # directory of the shipped models' steering studies
-    foundations: str | None = None  # directory of dictionaries of other kinds, trained and frozen
+    sae_checks: str | None = None  # directory of dictionaries of other kinds, trained and frozen
     edited_pairs: PositiveInt = 300  # pairs of decisions of which one attribute is swapped
     judged_latents: PositiveInt = 200  # latents that exact rules are found for
     checked_steps: PositiveInt = 500  # steps of trainings on synthetic data that are done again

@@ -61,8 +61,8 @@ from reasoning_features.text.corpus import join
 from reasoning_features.truth.benchmark import measure_benchmark
 
 SHIPPED = (
-    *("models", "autoencoders", "evaluation", "gate", "convergence"),
-    *("truth", "steering", "diffing", "foundations"),
+    *("models", "autoencoders", "evaluation", "manipulation_check", "convergence"),
+    *("truth", "steering", "diffing", "sae_checks"),
 )
 
 
@@ -185,7 +185,7 @@ def check_manipulation(folder: Path, variant: Variant) -> None:
     )
     searched = [trace for trace in traces if FAMILIES[trace.family].searches]
     read = pd.concat([decision_log_odds(model, tokenizer, searched, how) for how in SWAPS])
-    write_table(folder / "gate" / f"{variant.name}.parquet", read.assign(model=variant.name))
+    write_table(folder / "manipulation_check" / f"{variant.name}.parquet", read.assign(model=variant.name))
 
 
 @torch.inference_mode()
@@ -393,7 +393,7 @@ def stages(folder: Path, workers: int) -> None:
     pairs = {benchmark_name(*pair): pair for pair in BENCHMARKED}
     side_by_side(partial(make_variant, folder), [variants[n] for n in missing("models/{}", variants)])
     side_by_side(partial(evaluate, folder), missing("evaluation/{}.parquet", ("base", *variants)))
-    unchecked = missing("gate/{}.parquet", variants)
+    unchecked = missing("manipulation_check/{}.parquet", variants)
     side_by_side(partial(check_manipulation, folder), [variants[n] for n in unchecked])
     side_by_side(partial(make_autoencoders, folder), missing("convergence/{}.parquet", READ))
     side_by_side(partial(measure_truth, folder), [pairs[n] for n in missing("truth/{}", pairs)])

@@ -1,6 +1,6 @@
 """What ``make sanity`` trains and measures on the organism for notebooks 07 and 08.
 
-In ``data/organism/foundations``: ``autoencoders``, dictionaries of several architectures and the frozen
+In ``data/organism/sae_checks``: ``autoencoders``, dictionaries of several architectures and the frozen
 baselines at one L0, on one text; ``sweep.parquet``, OrtSAE's γ and K, and ``costs.parquet``, what its steps
 cost; ``truth`` and ``steering``, the main line's ablation effects and its matched-budget search repeated on
 them; ``diffing``, stages of a frozen decoder and of a trained one; ``synthetic.parquet`` and
@@ -94,7 +94,7 @@ STUDIED = tuple(d for d in BENCHMARKED if d.model == MODEL and d.recipe.architec
 def make(folder: Path, unfinished: Path, every: Each) -> None:
     """All pieces in order; those that are there are skipped.
 
-    ``folder`` is ``foundations`` of the organism's folder; finished conditions of a steering study are kept
+    ``folder`` is ``sae_checks`` of the organism's folder; finished conditions of a steering study are kept
     in ``unfinished`` until the study is; ``every`` does a piece of work for every item.
     """
     every(partial(make_dictionaries, folder), [MODEL, OTHER])
@@ -217,8 +217,8 @@ def main() -> None:
     torch.set_num_threads(1)
     organism = paths.root() / "data/organism"
     side_by_side = partial(each, workers=options.workers)
-    folder = organism / "foundations"
-    make(folder, organism / "checkpoints" / "foundations", side_by_side)
+    folder = organism / "sae_checks"
+    make(folder, organism / "checkpoints" / "sae_checks", side_by_side)
     trained = organism / "checkpoints" / "synthetic"
     synthetic.make(trained, side_by_side)
     write_table(folder / "synthetic.parquet", synthetic.merged(trained))

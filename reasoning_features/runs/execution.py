@@ -34,7 +34,7 @@ NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Settings], bool]], ...] = (
     (("13",), "a model that solves problems (full: true)", lambda s: s.full),
     (("07", "08", "12"), "text whose decisions are known", lambda s: s.corpus == "organism"),
     (("14",), "stages of model diffing", lambda s: s.has_stages),
-    (("07", "08"), "dictionaries, trained and frozen (foundations)", lambda s: s.foundations is not None),
+    (("07", "08"), "dictionaries, trained and frozen (sae_checks)", lambda s: s.sae_checks is not None),
 )
 
 

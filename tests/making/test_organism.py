@@ -103,7 +103,7 @@ def measured(folder: str) -> dict[str, pd.DataFrame]:
 
 
 def test_the_card_has_the_models_answers_and_readings():
-    sizes, solved, gate = card("## Models"), measured("evaluation"), measured("gate")
+    sizes, solved, swapped_words = card("## Models"), measured("evaluation"), measured("manipulation_check")
     for title in ("## Accuracy by family", "A second reasoning model"):
         for name, row in card(title).iterrows():
             answers = solved[name]
@@ -120,10 +120,10 @@ def test_the_card_has_the_models_answers_and_readings():
                 trained["final_loss"], rel=1e-3
             )
     swaps, gaps = (
-        card("## The gate").set_index("swapped", append=True)["estimate"],
+        card("## Manipulation check").set_index("swapped", append=True)["estimate"],
         card("## Careful")["estimate"],
     )
-    for name, read in gate.items():
+    for name, read in swapped_words.items():
         wide = read.pivot_table(index=["trace", "decision"], columns="swap", values="log_odds")
         for what, one, other in (
             ("words of R", "words of R", "twins"),
@@ -149,7 +149,7 @@ def test_the_organism_keeps_to_its_bars():
     variants = answers.groupby(answers["model"].str[:-2])[["correct", "gave_up", "thinking_tokens"]].mean()
     apart = variants.diff().iloc[-1].abs()
     gap = gaps[MODELS].groupby(lambda name: name[:-2]).mean()
-    words = card("## The gate").query("swapped == 'words of R'")["estimate"]
+    words = card("## Manipulation check").query("swapped == 'words of R'")["estimate"]
     accuracy = answers.groupby("model")["correct"].mean()
     expected = [
         gains[pays].min().min(),

@@ -46,10 +46,10 @@ def test_every_piece_from_nothing(repository, monkeypatch):
     }.items():  # fmt: skip
         monkeypatch.setattr(sae_checks, name, value)
 
-    folder = repository / "data" / "organism" / "foundations"
+    folder = repository / "data" / "organism" / "sae_checks"
     sae_checks.make(folder, repository / "unfinished", one_by_one)
 
-    place = "data/organism/foundations"
+    place = "data/organism/sae_checks"
     hook = "blocks.2.hook_resid_post"
     named = load_dictionaries(place, sae_checks.MODEL, 128, hook)
     assert list(named) == ["BatchTopK", "frozen decoder"]

@@ -87,7 +87,7 @@ def test_dictionaries_are_told_apart_and_keep_their_row_in_every_panel():
 
 
 def test_a_shipped_table_is_checked_before_it_is_read(repository):
-    place = "data/organism/foundations/table.parquet"
+    place = "data/organism/sae_checks/table.parquet"
     table, path = pd.DataFrame({"gamma": [0.0, 0.25]}), repository / place
     path.parent.mkdir(parents=True)
     table.to_parquet(path)
@@ -97,4 +97,4 @@ def test_a_shipped_table_is_checked_before_it_is_read(repository):
     with pytest.raises(CorruptArtefact, match=place):
         random_baseline.load_table(place)
     with pytest.raises(MissingArtefact, match="no dictionaries of nobody"):
-        random_baseline.load_dictionaries("data/organism/foundations", "nobody", 8, "hook")
+        random_baseline.load_dictionaries("data/organism/sae_checks", "nobody", 8, "hook")
