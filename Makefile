@@ -38,8 +38,8 @@ NUMBERS := $(filter-out 00,$(foreach path,$(NOTEBOOKS),$(firstword $(subst _, ,$
 .SUFFIXES:
 .PHONY: all quickstart plan test test-fast check-house bench lab organism sanity smollm2 vocabulary-real verify clean help $(NUMBERS:%=nb-%)
 
-# 13 reads what 12 stores, the longest path: 12 starts first
-all: $(addprefix nb-,$(filter 12,$(NUMBERS)) $(NUMBERS)) ## every notebook of the profile: figures, tables, claims (PROFILE=, DEVICE=, PARAMS="alpha=0.3")
+# 13 reads what 12 stores, the longest path: they start first
+all: $(addprefix nb-,$(filter 12 13,$(NUMBERS)) $(NUMBERS)) ## every notebook of the profile: figures, tables, claims (PROFILE=, DEVICE=, PARAMS="alpha=0.3")
 
 help: ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
