@@ -31,7 +31,8 @@ from reasoning_features.errors import UserError
 from reasoning_features.statistics import Interval, bootstrap_mean, percentile_interval
 
 Array = NDArray[np.float64]
-Features = NDArray[np.int64]
+Ids = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 PAPER_THRESHOLD = 0.7
 RANDOM = "random, as frequent"
 # fraction of the paper's 46 features that is present at each stage
@@ -67,7 +68,7 @@ class Bounds:
     floor: Array  # [draws, f] the same with that decoder (or its own, without one) randomly rotated
     threshold: float  # the calibrated cosine from which a feature is present; the paper's without a seed
 
-    def tested(self, threshold: float) -> NDArray[np.bool_]:
+    def tested(self, threshold: float) -> Flags:
         """``[f]`` True for features that the second seed finds again at a threshold; without one, all."""
         return ~(self.ceiling < threshold)
 
@@ -139,7 +140,7 @@ def stage_cosines(decoder: Tensor, stages: Mapping[str, Tensor]) -> pd.DataFrame
     return pd.DataFrame({name: best_cosines(decoder, other) for name, other in stages.items()})
 
 
-def frequency_matched(features: Features, density: Array, draws: int, seed: int) -> Features:
+def frequency_matched(features: Ids, density: Array, draws: int, seed: int) -> Ids:
     """Random features as frequent as given ones ``[draws, k]``: none of those, none twice in a draw.
 
     Each is drawn among the ``NEAREST`` live features of the nearest log density that are left.
@@ -162,7 +163,7 @@ def frequency_matched(features: Features, density: Array, draws: int, seed: int)
     return drawn
 
 
-def share_of(present: NDArray[np.bool_]) -> Interval:
+def share_of(present: Flags) -> Interval:
     """Fraction of features with its 95% interval by Wilson; NaN of no features.
 
     A bootstrap over features would not do: of 20 features that are all present every resample is too.
@@ -174,11 +175,7 @@ def share_of(present: NDArray[np.bool_]) -> Interval:
 
 
 def presence(
-    cosines: pd.DataFrame,
-    groups: Mapping[str, Features],
-    random: Features,
-    tested: NDArray[np.bool_],
-    threshold: float,
+    cosines: pd.DataFrame, groups: Mapping[str, Ids], random: Ids, tested: Flags, threshold: float
 ) -> pd.DataFrame:
     """Fraction of each group's tested features that is present at every stage.
 
@@ -198,9 +195,7 @@ def presence(
     return pd.DataFrame(rows, columns=["stage", "group", "share", "low", "high", "n"])
 
 
-def beyond_random(
-    values: Array, features: Features, random: Features, tested: NDArray[np.bool_], seed: int = 0
-) -> Interval:
+def beyond_random(values: Array, features: Ids, random: Ids, tested: Flags, seed: int = 0) -> Interval:
     """Mean of a quantity ``[f]`` over tested features less its mean over frequency-matched ones.
 
     Features are resampled, each resample beside another random draw, whose features are resampled too.
@@ -222,9 +217,9 @@ def beyond_random(
 def changes(
     cosines: pd.DataFrame,
     start: str,
-    groups: Mapping[str, Features],
-    random: Features,
-    tested: NDArray[np.bool_],
+    groups: Mapping[str, Ids],
+    random: Ids,
+    tested: Flags,
     threshold: float,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -249,7 +244,7 @@ def changes(
 
 
 def threshold_sweep(
-    cosines: pd.DataFrame, groups: Mapping[str, Features], limits: Bounds, thresholds: Array
+    cosines: pd.DataFrame, groups: Mapping[str, Ids], limits: Bounds, thresholds: Array
 ) -> pd.DataFrame:
     """Fraction of each group present at every stage, by threshold: features tested where found again.
 
@@ -271,7 +266,7 @@ def threshold_sweep(
 
 @torch.no_grad()
 def activation_correlation(
-    sae: Any, residual: Tensor, other: Any, its: Tensor, features: NDArray[np.int64] | None = None
+    sae: Any, residual: Tensor, other: Any, its: Tensor, features: Ids | None = None
 ) -> Array:
     """Pearson correlation over tokens of (some) features with every feature of another dictionary ``[s, r]``.
 
@@ -288,12 +283,7 @@ def activation_correlation(
 
 @torch.no_grad()
 def paired_similarity(
-    sae: Any,
-    residual: Tensor,
-    other: Any,
-    its: Tensor,
-    partners: NDArray[np.int64] | None = None,
-    centred: bool = True,
+    sae: Any, residual: Tensor, other: Any, its: Tensor, partners: Ids | None = None, centred: bool = True
 ) -> Array:
     """How alike each feature fires with one partner ``[s]``: Pearson correlation, or cosine over tokens.
 
@@ -322,10 +312,7 @@ def _means(
 
 
 def largest_correlations(
-    sae: Any,
-    residual: Tensor,
-    others: Mapping[str, tuple[Any, Tensor]],
-    features: NDArray[np.int64] | None = None,
+    sae: Any, residual: Tensor, others: Mapping[str, tuple[Any, Tensor]], features: Ids | None = None
 ) -> pd.DataFrame:
     """Each feature's largest correlation with any feature of others: a row a feature, a column a dictionary.
 
@@ -339,7 +326,7 @@ def largest_correlations(
     return table
 
 
-def pair_decoders(decoder: Tensor, other: Tensor) -> Features:
+def pair_decoders(decoder: Tensor, other: Tensor) -> Ids:
     """The partner of each direction ``[s]``, none used twice: the permutation of largest summed cosine."""
     if other.shape[1] != decoder.shape[1] or len(other) < len(decoder):
         raise UserError(
@@ -351,7 +338,7 @@ def pair_decoders(decoder: Tensor, other: Tensor) -> Features:
     return linear_sum_assignment((unit @ others.T).cpu().numpy(), maximize=True)[1].astype(np.int64)
 
 
-def layer_table(cosines: Mapping[str, Array], groups: Mapping[str, Features], seed: int = 0) -> pd.DataFrame:
+def layer_table(cosines: Mapping[str, Array], groups: Mapping[str, Ids], seed: int = 0) -> pd.DataFrame:
     """Fractions of each group that are different, maybe the same and the same at every layer (table 3).
 
     ``cosines``: layer → cosine of activations of each feature with its partner there ``[s]``. Intervals (95%)

@@ -16,7 +16,7 @@ is the feature's mode, two or more make it mixed, none makes it other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,6 +55,7 @@ WORD, HALF = "word:", 0.5
 PLACES = ("mean", "before")
 EFFECT = "effect:"  # begins names of columns of ablation effects, one a kind of decision
 LOGITS = 10
+AROUND = 20  # tokens that an example shows before and after its peak
 
 
 # --- where features are active -----------------------------------------------------------------------------
@@ -190,17 +191,11 @@ class Example:
 
 
 def read_examples(
-    subject: Subject,
-    sae: Any,
-    corpus: Corpus,
-    activity: Activity,
-    features: Sequence[int] | NDArray[np.int64],
-    batch_tokens: int,
-    around: int = 20,
+    subject: Subject, sae: Any, corpus: Corpus, activity: Activity, features: Iterable[int], batch_tokens: int
 ) -> dict[int, list[Example]]:
     """Feature → examples with the activation of every token, strongest first: reads only their documents.
 
-    ``activity`` is of the same corpus; ``around`` tokens are shown before and after the peak.
+    ``activity`` is of the same corpus; ``AROUND`` tokens are shown before and after the peak.
     """
     chosen = [int(feature) for feature in features]
     peaks, document_of = activity.positions[chosen], corpus.document_of
@@ -215,7 +210,7 @@ def read_examples(
             first = span.start + int(np.argmin(corpus.special[span]))  # after BOS
             for place, rank in np.argwhere((peaks >= span.start) & (peaks < span.stop)).tolist():
                 peak = int(peaks[place, rank])
-                shown = slice(max(first, peak - around), min(peak + around + 1, span.stop))
+                shown = slice(max(first, peak - AROUND), min(peak + AROUND + 1, span.stop))
                 pieces = tuple(token_pieces(subject.tokenizer, corpus.tokens[shown].tolist()))
                 own = values[shown.start - span.start : shown.stop - span.start, place].copy()
                 found[place, peak] = Example(chosen[place], document, pieces, own, peak - shown.start)
@@ -226,12 +221,7 @@ def read_examples(
 
 
 def feature_examples(
-    subject: Subject,
-    sae: Any,
-    corpus: Corpus,
-    features: Sequence[int] | NDArray[np.int64],
-    examples: int,
-    batch_tokens: int,
+    subject: Subject, sae: Any, corpus: Corpus, features: Iterable[int], examples: int, batch_tokens: int
 ) -> tuple[Activity, dict[int, list[Example]]]:
     """How active every feature is, and the strongest ``examples`` of some features, one a document."""
     accumulator = ActivatingExamples(corpus, examples)
@@ -294,9 +284,7 @@ def logit_effects(subject: Subject, directions: Tensor) -> Tensor:
     return scaled @ unembedding.float().T
 
 
-def top_logits(
-    subject: Subject, sae: Any, features: Sequence[int] | NDArray[Any], n: int = LOGITS
-) -> pd.DataFrame:
+def top_logits(subject: Subject, sae: Any, features: Iterable[int], n: int = LOGITS) -> pd.DataFrame:
     """The ``n`` tokens that each feature raises most, and those that it lowers most.
 
     Columns ``feature``, ``side`` ("positive", "negative"), ``rank`` (from 1), ``token`` (its id), ``text``,

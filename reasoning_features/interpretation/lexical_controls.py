@@ -15,7 +15,7 @@ against the same place untouched. The whole document's verdict stands beside it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,8 @@ from reasoning_features.text.words import (
 )
 
 Array = NDArray[np.float64]
+Ids = NDArray[np.int64]
+Maxima = NDArray[np.float32]
 CLASSES = ("token-driven", "partly", "context-driven")
 LARGE, SMALL = 0.8, 0.2  # Cohen's d from which a feature is token-driven, and from which it is partly so
 P_LARGE, P_SMALL = 0.01, 0.05
@@ -53,13 +55,8 @@ RESAMPLES, SEED = 1000, 0
 
 
 def largest(
-    subject: Subject,
-    sae: Any,
-    corpus: Corpus,
-    features: NDArray[np.int64],
-    spans: NDArray[np.int64],
-    batch_tokens: int,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    subject: Subject, sae: Any, corpus: Corpus, features: Ids, spans: Ids, batch_tokens: int
+) -> tuple[Maxima, Maxima]:
     """Each feature's largest activation in each span ``[n, k]`` and in each document ``[d, k]``.
 
     ``spans`` ``[n, 2]`` are start and end (exclusive), not empty. Documents are read some at a time, so that
@@ -87,17 +84,13 @@ class Controls:
     """What words do to features, feature by feature."""
 
     table: pd.DataFrame  # one row a feature (:func:`measure_controls`)
-    untouched: NDArray[np.float32]  # largest activation at each place as it stands [n, k],
-    with_words: NDArray[np.float32]  # and with a word of R put in [n, k]
-    documents: NDArray[np.int64]  # the document of each place [n]
+    untouched: Maxima  # largest activation at each place as it stands [n, k],
+    with_words: Maxima  # and with a word of R put in [n, k]
+    documents: Ids  # the document of each place [n]
 
 
 def measure_controls(
-    settings: Settings,
-    subject: Subject,
-    sae: Any,
-    groups: Mapping[str, NDArray[np.int64]],
-    control_words: Sequence[str],
+    settings: Settings, subject: Subject, sae: Any, groups: Mapping[str, Ids], control_words: Sequence[str]
 ) -> Controls:
     """Activate the features of some groups by words of R alone, and by reasoning without those words.
 
@@ -119,7 +112,7 @@ def measure_controls(
     places = draw_places(bare, tokenizer, INJECTED, settings.seed)
     drawn = np.random.default_rng(settings.seed).integers(0, 2**31, size=len(places))
 
-    def read(corpus: Corpus, spans: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def read(corpus: Corpus, spans: Ids) -> tuple[Maxima, Maxima]:
         end = corpus.starts[np.searchsorted(corpus.starts, spans[:, 0], side="right")]
         reached = np.stack([spans[:, 0], np.minimum(spans[:, 1] + settings.window[1], end)], axis=1)
         return largest(subject, sae, corpus, features, reached, settings.batch_tokens)
@@ -138,7 +131,7 @@ def measure_controls(
     table |= {f"{name} put in": (maxima > 0).mean(axis=0) for name, maxima in at_place.items()}
     table["untouched"] = (untouched > 0).mean(axis=0)
     table["R in plain text"] = (as_written > 0).mean(axis=0) if len(as_written) else nothing
-    table |= _sentence_shares(settings, subject, sae, features, reasoning, one_form)
+    table |= _sentence_shares(settings, subject, sae, features, reasoning)
     pairs = {"": (untouched, at_place["R"]), "control ": (untouched, at_place["control"])}
     for prefix, (first, second) in (pairs | {"document ": (before, whole["R"])}).items():
         d, p = effect_size(first, second, np.ones((1, len(first))))
@@ -149,12 +142,7 @@ def measure_controls(
 
 
 def _sentence_shares(
-    settings: Settings,
-    subject: Subject,
-    sae: Any,
-    features: NDArray[np.int64],
-    reasoning: Corpus,
-    one_form: Collection[str],
+    settings: Settings, subject: Subject, sae: Any, features: Ids, reasoning: Corpus
 ) -> dict[str, Array]:
     """Share of sentences of thinking with and without a word of R in which each feature is active ``[k]``.
 
@@ -162,7 +150,7 @@ def _sentence_shares(
     """
     starts = sentence_starts(reasoning, subject.tokenizer)
     sentence = sentence_of(reasoning, starts)
-    index = TokenIndex(reasoning)
+    index, one_form = TokenIndex(reasoning), capitalised_with_twins(lexicon(settings.corpus).twins)
     spans = [index.occurrences(form_ids(subject.tokenizer, word, one_form)) for word in settings.words]
     own = index.mask(np.concatenate(spans), (0, 0))
     inside = (sentence >= 0) & reasoning.thinking
@@ -207,11 +195,7 @@ def classify(d: Array, p: Array) -> NDArray[np.str_]:
     return np.where(token, CLASSES[0], np.where(partly, CLASSES[1], CLASSES[2]))
 
 
-def class_shares(
-    controls: Controls,
-    groups: Mapping[str, NDArray[np.int64]],
-    causal: NDArray[np.int64] | None = None,
-) -> pd.DataFrame:
+def class_shares(controls: Controls, groups: Mapping[str, Ids], causal: Ids | None = None) -> pd.DataFrame:
     """Share of each class in groups of features, with its 95% interval (features and documents resampled).
 
     The column ``causal`` is the share of the group that is of the class and has a true causal effect, where

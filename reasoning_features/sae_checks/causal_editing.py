@@ -39,6 +39,7 @@ from reasoning_features.truth.decisions import Decisions, log_odds
 
 Codes = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+Saes = Mapping[str, SAE[Any]]
 ATTRIBUTES, BOTH = ("result", "style"), "both"
 NS = (0, 1, 5, 20)
 SCORES = ("cause", "isolation", "disentanglement")
@@ -199,7 +200,7 @@ class Editing:
 
 def edit_attributes(
     subject: Subject,
-    saes: Mapping[str, SAE[Any]],
+    saes: Saes,
     contexts: DecisionContexts,
     pairs: tuple[Codes, Codes],
     mean: NDArray[np.float64],
@@ -224,12 +225,7 @@ def edit_attributes(
 
 @torch.no_grad()
 def _edits(
-    saes: Mapping[str, SAE[Any]],
-    contexts: DecisionContexts,
-    base: Codes,
-    source: Codes,
-    mean: Tensor,
-    ns: Sequence[int],
+    saes: Saes, contexts: DecisionContexts, base: Codes, source: Codes, mean: Tensor, ns: Sequence[int]
 ) -> Iterator[tuple[str, int, Tensor]]:
     """Dictionary, n, and streams ``[2, pairs, d]`` with each attribute edited."""
     stream = contexts.stream

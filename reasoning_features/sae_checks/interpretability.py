@@ -92,10 +92,7 @@ def labellings(corpus: Corpus) -> list[Labelling]:
 
 
 def sparse_probes(
-    saes: Mapping[str, SAE[Any]],
-    activations: ActivationBatch,
-    corpus: Corpus,
-    seed: int = 0,
+    saes: Mapping[str, SAE[Any]], activations: ActivationBatch, corpus: Corpus, seed: int = 0
 ) -> SparseProbes:
     """Probe every dictionary of raw activations, the residual stream and the mean for every class of all
     :func:`labellings`; ``seed`` divides the documents and draws resamples.

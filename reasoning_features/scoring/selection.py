@@ -177,20 +177,16 @@ def intervals(resampled: pd.DataFrame, columns: Sequence[str], blocks: int) -> p
 
 
 def null_table(
-    statistics: FeatureStatistics,
-    vocabularies: Mapping[str, Sequence[str]],
-    window: Window,
-    alpha: float,
-    k: int,
+    blocks: FeatureStatistics, vocabularies: Mapping[str, Sequence[str]], window: Window, alpha: float, k: int
 ) -> pd.DataFrame:
     """Every vocabulary beside R, from statistics by block; a name's first word is its ``kind``.
 
     ``score_mass`` is the mean of the k best scores; ``overlap`` is with R's top k, all documents, and
     ``overlap_halves`` with R's top k on the other half of the blocks (for R itself, its stability).
     """
-    even = np.arange(len(statistics.counts)) % 2 == 0
-    parts = statistics.weighted(np.stack([even, ~even]).astype(np.float64))
-    whole = score_all(statistics.total(), vocabularies, window, alpha)
+    even = np.arange(len(blocks.counts)) % 2 == 0
+    parts = blocks.weighted(np.stack([even, ~even]).astype(np.float64))
+    whole = score_all(blocks.total(), vocabularies, window, alpha)
     halves = score_all(parts, vocabularies, window, alpha)
     own, own_halves = chosen(whole[REFERENCE], k), chosen(halves[REFERENCE], k)
     reference = set(vocabularies[REFERENCE])

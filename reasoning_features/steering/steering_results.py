@@ -30,7 +30,6 @@ from reasoning_features.statistics import (
     bootstrap_ratio,
     finding,
     holm,
-    means_by,
     paired_difference,
     paired_p_value,
 )
@@ -174,25 +173,6 @@ def single_answers(answered: pd.DataFrame, sizes: Mapping[str, int], method: str
     return own[["method", "size", "problem", "correct", "tokens"]]
 
 
-def spending_curve(spent: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Accuracy against mean tokens of each ``method`` and ``size``, with 95% intervals over problems."""
-    by = ["method", "size"]
-    tokens = spent.groupby(by, sort=False)["tokens"].mean().reset_index()
-    return tokens.merge(means_by(spent.rename(columns={"correct": "accuracy"}), by, "accuracy", seed), on=by)
-
-
-def at_equal_tokens(spent: pd.DataFrame, tokens: float) -> pd.Series | None:
-    """Chance to be right on each problem when one method spends so many tokens on average; None: it cannot.
-
-    Between two sizes lies a mixture: a share of the problems, drawn blindly, gets the larger.
-    """
-    means = spent.groupby("size")["tokens"].mean().sort_values()
-    correct = spent.pivot(index="problem", columns="size", values="correct").astype(float)[means.index]
-    if not means.iloc[0] <= tokens <= means.iloc[-1]:
-        return None
-    return correct.apply(lambda right: np.interp(tokens, means, right), axis=1)
-
-
 def equal_token_comparison(
     steered: Mapping[str, pd.DataFrame], spent: pd.DataFrame, seed: int = 0
 ) -> pd.DataFrame:
@@ -206,12 +186,18 @@ def equal_token_comparison(
         tokens = float(own["thinking_tokens"].mean())
         right = own.set_index("problem")["correct"].astype(float).sort_index()
         for method, part in spent.groupby("method", sort=False):
-            other = at_equal_tokens(part, tokens)
-            if other is not None:
-                other = other.loc[right.index]
-                row = {"method": method, "tokens": tokens, "steered": right.mean(), "other": other.mean()}
-                row |= vars(paired_difference(right, other, seed=seed))
-                rows.append(row | {"steering": steering})
+            spends = part.groupby("size")["tokens"].mean().sort_values()
+            if not spends.iloc[0] <= tokens <= spends.iloc[-1]:
+                continue
+            correct = part.pivot(index="problem", columns="size", values="correct").astype(float)[
+                spends.index
+            ]
+            # between two sizes lies a mixture: a share of the problems, drawn blindly, gets the larger
+            other = correct.apply(lambda row, at=tokens, known=spends: np.interp(at, known, row), axis=1)
+            other = other.loc[right.index]
+            row = {"method": method, "tokens": tokens, "steered": right.mean(), "other": other.mean()}
+            row |= vars(paired_difference(right, other, seed=seed))
+            rows.append(row | {"steering": steering})
     return pd.DataFrame(rows).rename(columns={"estimate": "difference"})
 
 

@@ -28,7 +28,6 @@ from reasoning_features.models.conditions import UNSTEERED, Condition, added, fe
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import collect, stream
 from reasoning_features.settings import READ, Settings, load_settings
-from reasoning_features.statistics import means_by
 from reasoning_features.steering.answering import answers
 from reasoning_features.steering.questions import load_questions
 from reasoning_features.steering.token_rules import bias_to_go_on, bias_to_words, forced_wait
@@ -406,10 +405,3 @@ def strength_trials(
     rows += [(MEAN_DIFFERENCE, ADDED, c.gamma, tried.share(c), c.name) for c in others]
     columns = ["vector", "how", "gamma", "share of norm", "condition"]
     return made + others, pd.DataFrame(rows, columns=columns)
-
-
-def strength_curves(answered: pd.DataFrame, trials: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """The trials with each ``measure`` (accuracy, thinking tokens) and its ``mean``, with 95% intervals."""
-    named = answered.rename(columns={"correct": "accuracy", "thinking_tokens": "thinking tokens"})
-    long = named.melt("condition", ["accuracy", "thinking tokens"], "measure", "mean")
-    return trials.merge(means_by(long, ["condition", "measure"], "mean", seed), on="condition")

@@ -41,10 +41,14 @@ class Bias(Rule):
     end_think: tuple[int, ...]  # the tokens that end the thinking
 
     def logits(self, logits: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
-        thinking = torch.tensor([not _holds(row, self.end_think) for row in written], device=logits.device)
+        thinking = torch.tensor([not self._ended(row) for row in written], device=logits.device)
         added = torch.zeros(logits.shape[1], dtype=logits.dtype, device=logits.device)
         added[list(self.nats)] = torch.tensor(list(self.nats.values())).to(added)
         return logits + thinking[:, None] * added
+
+    def _ended(self, row: Sequence[int]) -> bool:
+        n = len(self.end_think)
+        return any(tuple(row[i : i + n]) == self.end_think for i in range(len(row) - n + 1))
 
 
 def bias_to_words(tokenizer: Any, words: Sequence[str], nats: float) -> Bias:
@@ -236,7 +240,3 @@ def token_pieces(tokenizer: Any) -> tuple[str, ...]:
 
 def _end_think(tokenizer: Any) -> tuple[int, ...]:
     return tuple(tokenizer.encode(END_THINK, add_special_tokens=False))
-
-
-def _holds(row: Sequence[int], sequence: tuple[int, ...]) -> bool:
-    return any(tuple(row[i : i + len(sequence)]) == sequence for i in range(len(row) - len(sequence) + 1))

@@ -44,6 +44,7 @@ from reasoning_features.truth.effects import (
 from reasoning_features.truth.feature_table import draw_words, measure_features
 
 Array = NDArray[np.float64]
+Ids = NDArray[np.int64]
 Score = Callable[[pd.DataFrame], ArrayLike]
 # the settings that determine a stored benchmark
 DETERMINED_BY = (
@@ -169,7 +170,7 @@ def identity(settings: Settings, sae: Any) -> dict[str, Any]:
 
 def gather_table(variant: Variant) -> pd.DataFrame:
     """The feature table of an autoencoder from the selection split, :func:`with_output_scores`."""
-    words = draw_words(variant.settings, variant.model).words
+    words = draw_words(variant.settings, variant.model)[0]
     table = measure_features(variant.settings, variant.model, variant.sae, words)[1]
     return with_output_scores(variant, table)
 
@@ -204,11 +205,7 @@ def held_out_decisions(variant: Variant) -> dict[str, Decisions]:
 
 
 def ablation_effects(
-    variant: Variant,
-    decisions: Decisions,
-    table: pd.DataFrame,
-    place: str,
-    features: NDArray[np.int64] | None = None,
+    variant: Variant, decisions: Decisions, table: pd.DataFrame, place: str, features: Ids | None = None
 ) -> Effects:
     """Effects on one kind of decision of features set to their mean, at the decision or over the trace.
 
@@ -229,7 +226,7 @@ def measured(
     variant: Variant,
     table: pd.DataFrame,
     decisions: Mapping[str, Decisions],
-    chosen: NDArray[np.int64],
+    chosen: Ids,
     stored: Sequence[Benchmark],
 ) -> Benchmark:
     """The benchmark of a variant: effects of every live feature at the decision, of some over the trace.
@@ -525,19 +522,12 @@ def evaluate_all(
     most. Its average precision is below 1, since the threshold grows with the size of the edit.
     """
 
-    def evaluated(scorer: Scorer, benchmarks: Sequence[Benchmark]) -> pd.DataFrame:
-        table = evaluate_scorer(scorer.function, benchmarks, kind, scorer.signed)
-        return table.assign(scorer=scorer.name, signed=scorer.signed, labels=scorer.labels)
-
-    with_effect = (each.evidence.assign(**{CEILING: each.effect(kind)}) for each in benchmarks)
-    told = [replace(each, evidence=own) for each, own in zip(benchmarks, with_effect, strict=True)]
-    most = evaluated(Scorer(CEILING, column(CEILING), signed=True, labels=True), told)
-    return pd.concat([*(evaluated(each, benchmarks) for each in scorers), most], ignore_index=True)
-
-
-def evaluate_kinds(benchmarks: Sequence[Benchmark]) -> pd.DataFrame:
-    """:func:`evaluate_all` of the built-in scorers, by kind of decision, with the column ``decision``."""
-    tables = [evaluate_all(builtin(kind), benchmarks, kind).assign(decision=kind) for kind in SIDES]
+    told = [replace(b, evidence=b.evidence.assign(**{CEILING: b.effect(kind)})) for b in benchmarks]
+    asked = [(scorer, benchmarks) for scorer in scorers]
+    tables = []
+    for scorer, judged in (*asked, (Scorer(CEILING, column(CEILING), signed=True, labels=True), told)):
+        table = evaluate_scorer(scorer.function, judged, kind, scorer.signed)
+        tables.append(table.assign(scorer=scorer.name, signed=scorer.signed, labels=scorer.labels))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -572,7 +562,7 @@ def null_band(benchmarks: Sequence[Benchmark], kind: str = "persistence", null: 
 
 
 def evaluate_places(benchmarks: Sequence[Benchmark]) -> pd.DataFrame:
-    """:func:`evaluate_kinds` against the effects at each place, with the column ``ablated``.
+    """:func:`evaluate_all` of the built-in scorers by ``decision`` and place where features were ``ablated``.
 
     Only of the benchmarks where every live feature was ablated over the trace; empty where there are none.
     """

@@ -370,7 +370,9 @@ def _patched(
 
     last = subject.n_layers - 1
     as_it_is = odds(ours[last], last)
-    masks = _masks(places, torch.from_numpy(openings), ours[last].shape[1])
+    at, place = torch.arange(ours[last].shape[1])[None], places[:, None]
+    opening = torch.from_numpy(openings)[:, None]
+    masks = at == place, (at >= opening) & (at <= place), at < opening, at <= place  # of GROUPS
     changes = np.empty((subject.n_layers, len(GROUPS), len(which)))
     for layer in layers:
         for group, mask in enumerate(masks):
@@ -386,10 +388,3 @@ def _rows(corpus: Corpus, decisions: Decisions, which: Ids) -> Tensor:
         tokens = corpus.document(int(decisions.documents[i]))[: len(row)]
         row[: len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
     return rows
-
-
-def _masks(places: Tensor, openings: Tensor, length: int) -> list[Tensor]:
-    """Which positions each of ``GROUPS`` replaces ``[k, t]``."""
-    at = torch.arange(length)[None]
-    place, opening = places[:, None], openings[:, None]
-    return [at == place, (at >= opening) & (at <= place), at < opening, at <= place]

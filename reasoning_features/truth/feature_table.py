@@ -60,22 +60,17 @@ DETERMINED_BY = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Vocabularies:
-    """R, the vocabularies it is compared with, and how well the random ones match."""
+def draw_words(
+    settings: Settings, subject: Subject, ranking: pd.DataFrame | None = None
+) -> tuple[dict[str, tuple[str, ...]], dict[str, float]]:
+    """R and the vocabularies it is compared with, from the selection split, and how well random ones match.
 
-    # name → words: "R" first; "twins" and "slot i", the label-swap null, where the matched control word of
-    # every word is known; "random i"
-    words: dict[str, tuple[str, ...]]
-    matching: dict[str, float]  # of :func:`reasoning_features.text.vocabulary.random_vocabularies`
-
-
-def draw_words(settings: Settings, subject: Subject, ranking: pd.DataFrame | None = None) -> Vocabularies:
-    """R, its random and its slot-matched vocabularies, from the selection split.
-
-    ``ranking`` is :func:`reasoning_features.text.vocabulary.rank_words`, where it is there already. Frequency
-    and share inside thinking are measured in reasoning and general text, since all of a reasoning corpus is
-    thinking; a candidate must occur at least 20 times in the traces.
+    Name → words: "R" first; "twins" and "slot i", the label-swap null, where the matched control word of
+    every word is known; "random i". How well they match is measured by
+    :func:`reasoning_features.text.vocabulary.random_vocabularies`. ``ranking`` is that of
+    :func:`reasoning_features.text.vocabulary.rank_words`, where it is there already. Frequency and share
+    inside thinking are measured in reasoning and general text, since all of a reasoning corpus is thinking; a
+    candidate must occur at least 20 times in the traces.
     Raises UserError: too few candidates, or more mixtures than there are.
     """
     tokenizer, words, known = subject.tokenizer, settings.words, lexicon(settings.corpus)
@@ -100,7 +95,7 @@ def draw_words(settings: Settings, subject: Subject, ranking: pd.DataFrame | Non
         slots = vocabulary.slot_vocabularies(words, known.twins, settings.slot_vocabularies, seed)
         vocabularies |= {f"slot {i}": mixture for i, mixture in enumerate(slots)}
     vocabularies |= {f"random {i}": vocabulary for i, vocabulary in enumerate(drawn)}
-    return Vocabularies(vocabularies, matching)
+    return vocabularies, matching
 
 
 def needed_sets(
@@ -173,7 +168,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one pass gives."""
+    """What one pass over the traces gives."""
 
     statistics: FeatureStatistics  # over the sets, by block of documents [blocks, s, f]
     identity: dict[str, FeatureStatistics]  # of token-identity baselines, by what these depend on [s, f]
@@ -181,44 +176,6 @@ class Measurement:
     density: Array  # share of tokens on which each feature is active [f]
     maximum: Array  # largest activation [f]
     mean_square: Array  # [f]
-
-
-def measure(
-    subject: Subject,
-    sae: Any,
-    corpus: Corpus,
-    sets: TokenSets,
-    words: Sequence[str],
-    window: Window,
-    blocks: int | None,
-    batch_tokens: int,
-    kept: Path | None = None,
-) -> Measurement:
-    """Read the corpus once and accumulate everything.
-
-    R's ``words`` and ``window`` are those of the token-identity baselines. ``blocks`` of documents are kept
-    apart, or summed where it is None. Memory: 8 · blocks · sets · features bytes of sums, 2 GB for pieces of
-    activations and best tokens, and (sets / 8 + 150) bytes a token of the corpus.
-    """
-    sums = SetSums(sets, corpus.document_of % (blocks or 1), blocks or 1)
-    few = sets.only([ALL, *(word_set(word, window) for word in words), vocabulary_set(REFERENCE, window)])
-    by_class = {}
-    for name, context in IDENTITIES.items():
-        classes, ids = token_classes(corpus, context)
-        by_class[name] = IdentitySums(classes, len(ids), few)
-    classes, ids = token_classes(corpus)
-    tokens, spread = BestTokens(classes, len(ids)), Spread()
-    gathered: dict[str, Accumulator] = {"sums": sums, "tokens": tokens, "spread": spread, **by_class}
-    key = {"sets": sets.digest, "words": list(words), "window": list(window)}
-    one_pass_in_shards("features", subject, sae, corpus, gathered, batch_tokens, key, kept, blocks)
-    best = tokens.result()
-    texts = [repr(subject.tokenizer.decode([int(ids[label, -1])])) for label in best["token_class"]]
-    identity = {name: accumulator.result() for name, accumulator in by_class.items()}
-    seen = spread.state()
-    squares = seen["squares"] / seen["count"]
-    return Measurement(
-        sums.result(), identity, best.assign(token=texts), tokens.density, seen["maximum"], squares
-    )
 
 
 def feature_table(
@@ -229,7 +186,7 @@ def feature_table(
     window: Window,
     alpha: float,
 ) -> pd.DataFrame:
-    """One row a feature, from :func:`measure` over :func:`needed_sets` of these vocabularies and labels.
+    """One row a feature, from one pass over :func:`needed_sets` of these vocabularies and labels.
 
     ``norms`` are ‖W_dec,i‖ ``[f]``. ``inside``, ``outside`` and ``word:<r>`` are mean activations in R's
     windows, out of them and around each word of R; ``precision``, ``recall``, ``f1`` are the best token's; a
@@ -279,13 +236,34 @@ def measure_features(
     blocks: int | None = None,
     kept: Path | None = None,
 ) -> tuple[Measurement, pd.DataFrame]:
-    """:func:`measure` over the selection split's traces, and its :func:`feature_table`."""
+    """Read the selection split's traces once; what that gives, and the :func:`feature_table`.
+
+    ``blocks`` of documents are kept apart, or summed where it is None. Memory: 8 · blocks · sets · features
+    bytes of sums, 2 GB for pieces of activations and best tokens, and (sets / 8 + 150) bytes a token.
+    """
     traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject)
     window = reason_score.variant_window(settings.variant, settings.window)
     labels = label_sets(traces, subject.tokenizer, settings.corpus)
     known, words = lexicon(settings.corpus), vocabularies[REFERENCE]
     sets = needed_sets(traces, subject.tokenizer, vocabularies, window, settings.windows, known, labels)
-    measured = measure(subject, sae, traces, sets, words, window, blocks, settings.batch_tokens, kept)
+    sums = SetSums(sets, traces.document_of % (blocks or 1), blocks or 1)
+    few = sets.only([ALL, *(word_set(word, window) for word in words), vocabulary_set(REFERENCE, window)])
+    by_class = {}
+    for name, context in IDENTITIES.items():
+        classes, ids = token_classes(traces, context)
+        by_class[name] = IdentitySums(classes, len(ids), few)
+    classes, ids = token_classes(traces)
+    tokens, spread = BestTokens(classes, len(ids)), Spread()
+    gathered: dict[str, Accumulator] = {"sums": sums, "tokens": tokens, "spread": spread, **by_class}
+    key = {"sets": sets.digest, "words": list(words), "window": list(window)}
+    one_pass_in_shards("features", subject, sae, traces, gathered, settings.batch_tokens, key, kept, blocks)
+    best, seen = tokens.result(), spread.state()
+    texts = [repr(subject.tokenizer.decode([int(ids[label, -1])])) for label in best["token_class"]]
+    identity = {name: accumulator.result() for name, accumulator in by_class.items()}
+    squares = seen["squares"] / seen["count"]
+    measured = Measurement(
+        sums.result(), identity, best.assign(token=texts), tokens.density, seen["maximum"], squares
+    )
     norms = reason_score.decoder_norms(sae)
     return measured, feature_table(measured, norms, vocabularies, list(labels), window, settings.alpha)
 

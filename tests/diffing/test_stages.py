@@ -156,15 +156,7 @@ def test_all_stages_of_a_model_are_kept_in_half_the_space(repository: Path):
     assert (home / "base/S-0/sae_weights.safetensors").stat().st_size < 2 * (2 * 16 * 8 + 16 + 8) + 600
     found = staged.load_stages("data/diffing", "arm", 8, HOOK)
     assert list(found) == ["S", *PATHS, "placebo S-M", "placebo S-M-F"]
-    assert [reader for reader, _ in found.values()] == [
-        "base",
-        "base",
-        "arm",
-        "arm",
-        "arm",
-        "placebo",
-        "placebo",
-    ]
+    assert [reader for reader, _ in found.values()] == ["base"] * 2 + ["arm"] * 3 + ["placebo"] * 2
     table = staged.stage_qualities("data/diffing", "arm")
     assert table["path"].tolist() == ["S-0", "S-1", *sorted(PATHS), "S-M", "S-M-F"]
     with pytest.raises(MissingArtefact, match="make organism"):

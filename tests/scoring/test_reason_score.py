@@ -68,32 +68,6 @@ def test_released_variant_by_hand():
     assert variant_window("released", (2, 3)) == (1, 2) and variant_window("paper", (2, 3)) == (2, 3)
 
 
-def naive_scores(features: np.ndarray, masks: dict[str, np.ndarray], alpha: float) -> list[float]:
-    """Equations 3–5 feature by feature, in float64."""
-    union = np.any(list(masks.values()), axis=0)
-    inside, outside = features[union].mean(0), features[~union].mean(0)
-    scores = []
-    for i in range(features.shape[1]):
-        by_word = [features[mask, i].mean() for mask in masks.values()]
-        p = [value / sum(by_word) for value in by_word if value > 0]
-        h = -sum(share * math.log(share) for share in p) / math.log(len(masks))
-        scores.append(inside[i] / sum(inside) * h**alpha - outside[i] / sum(outside))
-    return scores
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_against_loops(seed):
-    rng = np.random.default_rng(seed)
-    activations = rng.normal(-0.5, 1, size=(200, 12))
-    by_word = {word: rng.random(200) < 0.1 for word in "abcd"}
-    masks = np.stack([np.ones(200, bool), *by_word.values(), np.any(list(by_word.values()), axis=0)])
-    names = [ALL, *(word_set(word, WINDOW) for word in by_word), vocabulary_set("R", WINDOW)]
-    sets = TokenSets.of(dict(zip(names, masks, strict=True)))
-    statistics = accumulate(reversed_batches(activations, 30, 31, 120), Positive(12), sets)
-    ours = vocabulary_scores(statistics, "R", list(by_word), WINDOW, 0.7)
-    np.testing.assert_allclose(ours, naive_scores(np.maximum(activations, 0), by_word, 0.7), rtol=1e-12)
-
-
 def test_resampled_some_at_a_time(monkeypatch):
     rng = np.random.default_rng(3)
     activations, masks = np.abs(rng.normal(size=(60, 6))), rng.random((4, 60)) < 0.4

@@ -29,17 +29,6 @@ def statistics(blocks: int = 12, features: int = 9, seed: int = 0) -> FeatureSta
     return FeatureStatistics(names, counts, sums)
 
 
-def test_top_mean_chosen_and_overlap():
-    scores = np.array([[4.0, 1, 3, 3], [0, 0, 5, 1]])
-    assert selection.top_mean(scores, 2).tolist() == [3.5, 3]
-    member = selection.chosen(scores, 2)
-    # ties (3, 3) go to the lower index
-    assert member.tolist() == [[True, False, True, False], [False, False, True, True]]
-    # {0, 2} and {2, 3} share one of three
-    assert selection.overlap(member[0], member[1]) == pytest.approx(1 / 3)
-    assert selection.overlap(member, member).tolist() == [1, 1]
-
-
 def test_top_features_are_the_best_with_intervals_around_them():
     data = statistics()
     table = selection.top_features(data, "ab", WINDOW, 0.7, k=3, resamples=200, seed=0)

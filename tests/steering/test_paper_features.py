@@ -13,26 +13,8 @@ from tiny import signed_identity
 from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.settings import load_settings
-from reasoning_features.steering.paper_features import (
-    LENGTH,
-    NAMED,
-    RANDOM,
-    REASONING,
-    REPEATED,
-    beside_paper,
-    check_published,
-    draw_traces,
-    found_table,
-    moves_of,
-    overall,
-    rank_table,
-    share_found,
-    side_by_side,
-    steered_conditions,
-    steered_table,
-    text_effects,
-    text_measures,
-)
+from reasoning_features.steering import paper_features
+from reasoning_features.steering.paper_features import LENGTH, NAMED, RANDOM, REASONING, REPEATED
 from reasoning_features.steering.questions import STEERED
 
 SETS = {"named": [0, 1, 9], "other": [5]}
@@ -40,22 +22,22 @@ SETS = {"named": [0, 1, 9], "other": [5]}
 
 def test_found_counts_those_among_the_best_and_chance():
     scores = {"paper": np.arange(10.0)[::-1], "released": np.arange(10.0)}
-    table = found_table(scores, SETS, k=2).set_index(["hyperparameters", "set"])
+    table = paper_features.found_table(scores, SETS, k=2).set_index(["hyperparameters", "set"])
     assert table.loc[("paper", "named"), "found"] == 2
     assert table.loc[("released", "named"), "found"] == 1
     assert table.loc[("paper", "named"), "by chance"] == pytest.approx(0.6)
     # both of the two best among three named of ten: C(3,2) / C(10,2)
     assert table.loc[("paper", "named"), "p"] == pytest.approx(3 / 45)
     assert table.loc[("paper", "other"), ["found", "p"]].tolist() == [0, 1.0]
-    assert share_found(scores["paper"], SETS, 2).estimate == pytest.approx(2 / 4)
-    ranks = rank_table(scores, SETS).set_index("feature")
+    assert paper_features.share_found(scores["paper"], SETS, 2).estimate == pytest.approx(2 / 4)
+    ranks = paper_features.rank_table(scores, SETS).set_index("feature")
     assert ranks.loc[9, "rank, paper"] == 10 and ranks.loc[9, "rank, released"] == 1
     assert ranks.loc[5, "sets"] == "other"
 
 
 def test_a_feature_that_is_not_there():
     with pytest.raises(UserError, match="10, 12 are not there: this autoencoder has 0 to 9"):
-        check_published({"a": [3, 12], "b": [10]}, 10)
+        paper_features.check_published({"a": [3, 12], "b": [10]}, 10)
 
 
 @pytest.fixture
@@ -70,7 +52,7 @@ def settings(**changes):
 
 def test_the_best_features_are_steered_where_none_are_named_and_a_random_one_beside_each(evidence):
     asked = settings(interpreted=2, selected=3, gammas=[-1.0, 2.0])
-    conditions, kinds = steered_conditions(asked, signed_identity(4), evidence)
+    conditions, kinds = paper_features.steered_conditions(asked, signed_identity(4), evidence)
     # the third that ReasonScore chooses, 6, is not random either
     assert kinds["ReasonScore"] == [3, 2] and len(set(kinds[RANDOM]) & {1, 4, 5, 7}) == 2
     assert [(c.feature, c.gamma) for c in conditions[:4]] == [(3, -1), (3, 2), (2, -1), (2, 2)]
@@ -79,7 +61,7 @@ def test_the_best_features_are_steered_where_none_are_named_and_a_random_one_bes
 
 def test_named_features_are_steered_at_the_papers_strength_and_none_is_random(evidence):
     asked = settings(published={STEERED: [0, 2, 5]})  # 0 is never active
-    conditions, kinds = steered_conditions(asked, signed_identity(4), evidence)
+    conditions, kinds = paper_features.steered_conditions(asked, signed_identity(4), evidence)
     assert [c.name for c in conditions[:2]] == ["2 at 2", "5 at 2"] and kinds[NAMED] == [2, 5]
     assert len(kinds[RANDOM]) == 2 and not set(kinds[RANDOM]) & {0, 2, 5}
     for condition in conditions:
@@ -96,12 +78,12 @@ def test_steering_is_paired_over_problems_and_votes_over_answers():
         for number, correct in enumerate(right):  # three problems, twice
             rows.append((condition, feature, number, "MATH-500", str(correct), bool(correct), 10 + correct))
     columns = ["condition", "feature", "problem", "domain", "answer", "correct", "thinking_tokens"]
-    table = steered_table(pd.DataFrame(rows, columns=columns), 3).set_index("condition")
+    table = paper_features.steered_table(pd.DataFrame(rows, columns=columns), 3).set_index("condition")
     assert table.loc["unsteered", ["pass@1", "maj@k", "gain"]].tolist() == pytest.approx([1 / 3, 1 / 3, 0])
     assert table.loc["4395 at 2", "gain"] == pytest.approx(1 / 3)
     assert table.loc["4395 at 2", ["problems", "k"]].tolist() == [3, 2]
     assert table.loc["4395 at 2", "longer"] == pytest.approx((32 / 3) / (31 / 3) - 1)
-    beside = beside_paper(table.reset_index()).set_index("condition")
+    beside = paper_features.beside_paper(table.reset_index()).set_index("condition")
     assert beside.loc["4395 at 2", ["paper", "paper tokens", "version"]].tolist() == [95.4, 4.1, 2]
     assert beside.loc["unsteered", "paper"] == 93.2
 
@@ -112,7 +94,7 @@ def test_the_mean_over_features_leaves_random_ones_apart():
                                               ("b", 2, [0, 1], 14), ("c", 7, [0, 0], 11)):  # fmt: skip
         rows += [(condition, feature, number, bool(right[number]), tokens) for number in (0, 1)]
     columns = ["condition", "feature", "problem", "correct", "thinking_tokens"]
-    gain, longer = overall(pd.DataFrame(rows, columns=columns), 2, [7])
+    gain, longer = paper_features.overall(pd.DataFrame(rows, columns=columns), 2, [7])
     assert gain.value.estimate == pytest.approx(0.25) and gain.value.n == gain.narrow.n == 2
     assert longer.value.estimate == pytest.approx(0.3) and longer.control == pytest.approx(0.1)
 
@@ -141,7 +123,7 @@ def answered(*texts: str, prompt: str = "Wait?<think>") -> pd.DataFrame:
     ],
 )
 def test_measures_by_hand(text, reasoning, repeated):
-    row = text_measures(answered(text), ["Wait?<think>"], WORDS).loc[0]
+    row = paper_features.text_measures(answered(text), ["Wait?<think>"], WORDS).loc[0]
     assert row[[LENGTH, REASONING, REPEATED]].tolist() == pytest.approx([7, reasoning, repeated])
 
 
@@ -155,7 +137,7 @@ def test_effects_are_paired_over_problems():
     # in another order: 13 − 10, 23 − 20, 63 − 60 are the same change, so there is nothing to resample
     more = measured("4 at 2", 4, 2.0, {2: 63, 0: 13, 1: 23})
     less = measured("4 at -1", 4, -1.0, {0: 10, 1: 14, 2: 48}).assign(**{REPEATED: [10.0, 40.0, 40.0]})
-    table = text_effects(pd.concat([plain, more, less]))
+    table = paper_features.text_effects(pd.concat([plain, more, less]))
     assert table["condition"].tolist() == ["4 at 2"] * 3 + ["4 at -1"] * 3
     told = table.set_index(["gamma", "measure"])
     assert told.loc[(2, LENGTH), ["unsteered", "change", "low", "high"]].tolist() == [30, 3, 3, 3]
@@ -193,26 +175,28 @@ def answers():
 
 
 def test_moves_are_read_after_the_prompt():
-    runs = moves_of(GOES_ON)
+    runs = paper_features.moves_of(GOES_ON)
     assert runs["move"].tolist() == [
         "explore", "compute", "backtrack", "explore", "compute", "", "conclude", "answer",
     ]  # fmt: skip
     assert PROMPT + "".join(runs["text"]) == GOES_ON
-    assert moves_of("Some <b>prose</b>.").values.tolist() == [["", "Some <b>prose</b>."]]
+    assert paper_features.moves_of("Some <b>prose</b>.").values.tolist() == [["", "Some <b>prose</b>."]]
     # the prompt is left out where steps are known and where none are
-    assert moves_of(GOES_ON, PROMPT).equals(runs)
-    assert moves_of("Why? Some prose.", "Why?").values.tolist() == [["", " Some prose."]]
+    assert paper_features.moves_of(GOES_ON, PROMPT).equals(runs)
+    assert paper_features.moves_of("Why? Some prose.", "Why?").values.tolist() == [["", " Some prose."]]
 
 
 def test_a_problem_under_two_conditions(answers):
-    question, traces = side_by_side(answers, 0, ["on"])
+    question, traces = paper_features.side_by_side(answers, 0, ["on"])
     assert question == "Two of 3 9 4 with sum 7."
     assert traces == {"unsteered: wrong, 12 tokens": GIVES_UP, "on: right, 20 tokens": GOES_ON}
 
 
 def test_the_figure_holds_every_word_of_strange_traces_too(answers):
-    _, traces = side_by_side(answers, 0, ["on"])
-    fig, data = draw_traces("$x$ and $5", traces | {"prose": "It costs $5_x^2 \\frac \x00\ud800"})
+    _, traces = paper_features.side_by_side(answers, 0, ["on"])
+    fig, data = paper_features.draw_traces(
+        "$x$ and $5", traces | {"prose": "It costs $5_x^2 \\frac \x00\ud800"}
+    )
     for ax, text in zip(fig.axes, traces.values(), strict=False):
         drawn = [t.get_text() for t in ax.texts if t.get_family() == ["DejaVu Sans Mono"]]
         assert "".join(drawn).replace(" ", "") == re.sub(r"\s", "", text.removeprefix(PROMPT))

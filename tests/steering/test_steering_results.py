@@ -156,8 +156,6 @@ def test_steered_answers_beside_others_of_equal_tokens(spent):
     assert found["other"].to_dict() == pytest.approx({MAJORITY: 0.625, LONGER: 0.25})
     assert found["difference"].to_dict() == pytest.approx({MAJORITY: 0.375, LONGER: 0.75})
     assert found["n"].tolist() == [2, 2]
-    curve = results.spending_curve(spent)
-    assert curve[["tokens", "accuracy"]].values.tolist() == [[10, 0.5], [30, 1.0]]
     # a method that cannot spend as many is left out
     assert table.loc[table["steering"] != 15, ["steering", "method"]].values.tolist() == [[25, MAJORITY]]
 

@@ -237,12 +237,3 @@ def test_a_feature_is_added_and_clamped_at_every_strength_and_the_mean_differenc
     assert table["how"].tolist() == [search.ADDED] * 2 + [search.CLAMPED] * 2 + [search.ADDED]
     assert table["share of norm"].tolist() == pytest.approx([-0.1, 0.2, -0.1, 0.2, -0.1])
     assert conditions[1].vector is not None and conditions[3].clamp == pytest.approx(2.0)
-    # curves are means with intervals
-    names = [name for name in table["condition"] for _ in range(4)]
-    answered = pd.DataFrame({"condition": names, "correct": [True, False] * 10, "thinking_tokens": 30})
-    answered.loc[4:7, "correct"] = True
-    found = search.strength_curves(answered, table).set_index("measure")
-    accuracy = found.loc["accuracy"]
-    assert accuracy["mean"].tolist() == [0.5, 1, 0.5, 0.5, 0.5]
-    assert accuracy["low"].iloc[0] < 0.5 < accuracy["high"].iloc[0] and set(accuracy["n"]) == {4}
-    assert set(found.loc["thinking tokens", "mean"]) == {30}

@@ -6,7 +6,6 @@ import json
 import math
 import os
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,29 +17,12 @@ from tiny import WIDTH, Pieces, corpus_of, make_corpus, make_decisions, signed_i
 
 from reasoning_features.errors import UserError
 from reasoning_features.organism import language
-from reasoning_features.organism.language import reasoning_documents
 from reasoning_features.organism.parser import DECISIONS
 from reasoning_features.paths import root
 from reasoning_features.settings import load_settings
 from reasoning_features.text.corpora import reasoning_corpus
-from reasoning_features.truth.decisions import (
-    SHIPPED,
-    Decisions,
-    auc_by_class,
-    balanced,
-    best_class,
-    coupling_of_traces,
-    decodability,
-    divergence,
-    find_decisions,
-    label_sets,
-    log_odds,
-    marking_counts,
-    organism_scale,
-    organism_sentences,
-    swapped,
-    targets,
-)
+from reasoning_features.truth import decisions as choices
+from reasoning_features.truth.decisions import Decisions
 
 TRACES = os.environ.get("REASONING_TRACES")
 WORDS = ("wait", "let me")
@@ -53,9 +35,9 @@ def corpus(organism_tokenizer):
 
 
 def test_an_opener_of_either_side_follows_every_decision(corpus, organism_tokenizer):
-    found = find_decisions(corpus, organism_tokenizer, "organism")
+    found = choices.find_decisions(corpus, organism_tokenizer, "organism")
     assert list(found) == ["persistence", "verification"]
-    assert find_decisions(corpus, organism_tokenizer, "openthoughts") == {}
+    assert choices.find_decisions(corpus, organism_tokenizer, "openthoughts") == {}
     for name, decisions in found.items():
         assert len(decisions) > 50 and 0.1 < decisions.towards.mean() < 0.9
         following = corpus.tokens[decisions.positions + 1]
@@ -72,15 +54,15 @@ def test_an_opener_of_either_side_follows_every_decision(corpus, organism_tokeni
 
 
 def test_wordings_come_in_pairs_of_one_length(corpus, organism_tokenizer):
-    pairs = swapped(corpus, organism_tokenizer, "organism")
-    places = find_decisions(corpus, organism_tokenizer, "organism")["persistence"].positions.tolist()
+    pairs = choices.swapped(corpus, organism_tokenizer, "organism")
+    places = choices.find_decisions(corpus, organism_tokenizer, "organism")["persistence"].positions.tolist()
     for one, other in pairs.values():
         assert (one.starts == corpus.starts).all() and (other.starts == corpus.starts).all()
         assert (one.tokens != other.tokens).sum() > corpus.n_documents
-        of_other = find_decisions(other, organism_tokenizer, "organism")["persistence"]
+        of_other = choices.find_decisions(other, organism_tokenizer, "organism")["persistence"]
         assert of_other.positions.tolist() == places
     texts = pairs["careful and hasty markers"][1].texts(organism_tokenizer)
-    assert swapped(corpus, organism_tokenizer, "openthoughts") == {}
+    assert choices.swapped(corpus, organism_tokenizer, "openthoughts") == {}
     lines = [line for text in texts for line in text.split("\n")[1:-2]]
     assert {line.split(", ")[1].split(" ")[0] for line in lines} <= set(language.MARKERS_HASTY)
 
@@ -93,19 +75,19 @@ def stub(styles: list[str]) -> Decisions:
 
 def test_the_draw_is_balanced_and_seeded():
     decisions = stub(["careful"] * 30 + ["hasty"] * 50)
-    drawn = balanced(decisions, 20, seed=0)
+    drawn = choices.balanced(decisions, 20, seed=0)
     assert drawn.styles.count("careful") == drawn.styles.count("hasty") == 10
     assert (np.diff(drawn.positions) > 0).all()
-    assert balanced(decisions, 20, seed=0).positions.tolist() == drawn.positions.tolist()
+    assert choices.balanced(decisions, 20, seed=0).positions.tolist() == drawn.positions.tolist()
     with pytest.raises(UserError, match=r"40 decisions .* careful traces .* there are 30: lower `decisions`"):
-        balanced(decisions, 80, seed=0)
+        choices.balanced(decisions, 80, seed=0)
 
 
 def test_log_odds_by_hand():
     logits = torch.zeros(2, 6)
     logits[1, 4] = 1.0
     # two tokens against one: ln 2; with one of them raised by a nat: ln(1 + e)
-    assert log_odds(logits, stub(["", ""])).tolist() == pytest.approx([np.log(2), np.log(1 + np.e)])
+    assert choices.log_odds(logits, stub(["", ""])).tolist() == pytest.approx([np.log(2), np.log(1 + np.e)])
     with pytest.raises(ValueError, match="opens both sides"):
         replace(stub(["careful"]), negative=np.array([4]))
 
@@ -120,7 +102,7 @@ def test_sets_of_labels_by_hand(monkeypatch):
     monkeypatch.setattr(
         "reasoning_features.truth.decisions.find_decisions", lambda *_: {"persistence": taken}
     )
-    sets = label_sets(labelled, Pieces(), "organism")
+    sets = choices.label_sets(labelled, Pieces(), "organism")
     # nothing precedes the first sentence; the token before the sentence of verifying is 2
     assert {name: np.flatnonzero(mask).tolist() for name, mask in sets.items()} == {
         "mean:explore": [1, 2, 6],
@@ -139,7 +121,7 @@ def test_auc_is_scikit_learns():
     rng = np.random.default_rng(0)
     activations = rng.integers(0, 4, size=(60, 5)).astype(np.float32)  # with many ties
     classes = rng.integers(0, 3, size=60)
-    found = auc_by_class(activations, classes, 4)
+    found = choices.auc_by_class(activations, classes, 4)
     assert found.shape == (5, 4)
     for feature in range(5):
         for label in range(3):
@@ -155,13 +137,13 @@ def test_class_and_side_are_chosen_on_the_first_half():
     activations[:, 0] = classes == 1  # high at class 1
     activations[:, 1] = classes != 2  # low at class 2
     activations[:, 2] = np.where(half, classes == 0, classes != 0)  # the other half says the opposite
-    best, high, auc = best_class(activations, classes, half, 3)
+    best, high, auc = choices.best_class(activations, classes, half, 3)
     assert best.tolist() == [1, 2, 0]
     assert high.tolist() == [True, False, True]
     assert auc.tolist() == pytest.approx([1, 1, 0])
     # class 2 only in the first half: it cannot be reported, so it is not chosen
     missing = np.where(half, classes, classes % 2)
-    assert 2 not in best_class(activations, missing, half, 3)[0]
+    assert 2 not in choices.best_class(activations, missing, half, 3)[0]
 
 
 def test_targets_by_hand(tiny_subject):
@@ -176,7 +158,7 @@ def test_targets_by_hand(tiny_subject):
         moves=np.array([0, *moves], dtype=np.int8),
         move_names=("explore", "uncertain", "backtrack"),
     )
-    found = targets(corpus, tiny_subject.tokenizer, {})
+    found = choices.targets(corpus, tiny_subject.tokenizer, {})
     assert found["current move"][1].tolist() == [-1, *moves]
     following = found["next move"][1]
     told = {"".join(pieces[:at]): int(following[at]) for at in np.flatnonzero(following >= 0)}
@@ -188,7 +170,9 @@ def test_a_table_a_label(tiny_subject, tiny_corpus):
     documents = np.arange(n)
     at = {"corpus": tiny_corpus, "positions": tiny_corpus.starts[:-1] + 2, "documents": documents}
     own = replace(stub([""] * n), **at, towards=documents % 2 == 0)
-    table = decodability(tiny_subject, sae, tiny_corpus, {"persistence": own}, features, 256, 150, seed=0)
+    table = choices.decodability(
+        tiny_subject, sae, tiny_corpus, {"persistence": own}, features, 256, 150, seed=0
+    )
     counts = table.groupby("label")["tokens"].first().to_dict()
     assert counts["current move"] == 150 and counts["persistence"] == n
     # moves at random ends of sentences: no class is in both halves
@@ -208,31 +192,22 @@ def test_a_table_a_label(tiny_subject, tiny_corpus):
 def test_counts_and_divergence_by_hand():
     trace = [(True, "Wait, no."), (True, "I let me see"), (True, "letting me")]
     trace += [(False, "waiter"), (False, "so")]
-    counts = marking_counts([trace, [(False, "But wait")]], WORDS)
+    counts = choices.marking_counts([trace, [(False, "But wait")]], WORDS)
     assert counts.tolist() == [[[2, 0], [1, 2]], [[0, 1], [0, 0]]]
     # with half a sentence more in each cell: 2.5 of 4 and 1.5 of 4
     p, q = 2.5 / 4, 1.5 / 4
     expected = (p - q) * (math.log(p / (1 - p)) - math.log(q / (1 - q)))
-    assert divergence(counts.sum(axis=0)) == pytest.approx(expected)
-
-
-def test_sentences_that_keep_the_search_open():
-    for document in reasoning_documents(1.0, 20, 0):
-        sentences = organism_sentences(document)
-        assert not sentences[0][0]  # nothing was tried before the first sentence
-        for (_, before), (opens, text) in pairwise(sentences):
-            if before.endswith((", no.", ", low.", ", high.")) and " try " in text:
-                assert opens
+    assert choices.divergence(counts.sum(axis=0)) == pytest.approx(expected)
 
 
 def test_real_traces_are_put_on_the_organisms_scale(tmp_path):
     words = load_settings("organism").words
-    scale = organism_scale(words, documents=150)
+    scale = choices.organism_scale(words, documents=150)
     assert scale[0] < 0.02 < scale[-1] and (np.diff(scale) >= 0).all()
     trace = [("backtracking", "Wait, no."), ("deduction", "So it is 7."), ("deduction", "But 9.")]
     lines = [json.dumps({"spans": [{"label": label, "text": text} for label, text in trace]})] * 20
     (tmp_path / "model.jsonl").write_text("\n".join(lines))
-    (row,) = coupling_of_traces([tmp_path / "model.jsonl"], words).to_dict("records")
+    (row,) = choices.coupling_of_traces([tmp_path / "model.jsonl"], words).to_dict("records")
     # with half a sentence more in each cell: 20.5 of 21, and 20.5 of 41
     assert row["open_share"] == pytest.approx(20.5 / 21) and row["other_share"] == pytest.approx(0.5)
     assert row["model"] == "model" and row["traces"] == 20
@@ -242,5 +217,5 @@ def test_real_traces_are_put_on_the_organisms_scale(tmp_path):
 @pytest.mark.skipif(not TRACES, reason="REASONING_TRACES does not name a folder with real traces")
 def test_the_shipped_coupling_is_that_of_the_real_traces():
     files = sorted(Path(str(TRACES)).glob("deepseek-r1*.jsonl"))
-    found = coupling_of_traces(files, load_settings("organism").words)
-    pd.testing.assert_frame_equal(found, pd.read_csv(root() / SHIPPED))
+    found = choices.coupling_of_traces(files, load_settings("organism").words)
+    pd.testing.assert_frame_equal(found, pd.read_csv(root() / choices.SHIPPED))

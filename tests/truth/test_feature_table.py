@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,6 @@ from reasoning_features.scoring.reason_score import vocabulary_scores
 from reasoning_features.text.vocabulary import Lexicon
 from reasoning_features.text.words import ALL, token_sets, vocabulary_set, word_set
 from reasoning_features.truth import feature_table as room
-from reasoning_features.truth.feature_table import Vocabularies
 
 WINDOW = (2, 1)
 VOCABULARIES = {"R": ("wait", "let me"), "random 0": ("a", "let me"), "slot 0": ("wait", "a")}
@@ -26,12 +26,14 @@ VOCABULARIES = {"R": ("wait", "let me"), "random 0": ("a", "let me"), "slot 0": 
 def table(
     subject: Subject, labels: dict, blocks: int | None = None, kept: Path | None = None
 ) -> pd.DataFrame:
-    corpus, sae, words = small_corpus(), signed_identity(subject.d_model), VOCABULARIES["R"]
-    sets = room.needed_sets(corpus, Pieces(), VOCABULARIES, WINDOW, [], Lexicon(), labels)
-    measured = room.measure(subject, sae, corpus, sets, words, WINDOW, blocks, 64, kept)
-    return room.feature_table(
-        measured, np.full(2 * subject.d_model, 2.0), VOCABULARIES, list(labels), WINDOW, 0.7
-    )
+    dials = {"window": WINDOW, "windows": [], "variant": "paper", "alpha": 0.7}
+    settings = SimpleNamespace(corpus="", subject="", batch_tokens=64, **dials)
+    sae, subject = signed_identity(subject.d_model), replace(subject, tokenizer=Pieces())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(room, "reasoning_corpus", lambda *_: small_corpus())
+        patched.setattr(room, "lexicon", lambda _: Lexicon())
+        patched.setattr(room, "label_sets", lambda *_: labels)
+        return room.measure_features(settings, subject, sae, VOCABULARIES, blocks, kept)[1]
 
 
 def at(*positions: int) -> np.ndarray:
@@ -118,14 +120,14 @@ def test_vocabularies_of_a_corpus(monkeypatch, seed):
 
     def drawn(
         known: Lexicon, words: list[str], candidates: list[str], random: int, slot: int
-    ) -> Vocabularies:
+    ) -> dict[str, tuple[str, ...]]:
         monkeypatch.setattr(room, "lexicon", lambda _: known)
         settings = SimpleNamespace(words=words, random_vocabularies=random, slot_vocabularies=slot, **numbers)
-        return room.draw_words(settings, subject, pd.DataFrame({"word": candidates}))
+        return room.draw_words(settings, subject, pd.DataFrame({"word": candidates}))[0]
 
     known = Lexicon({"wait": "a", "a": "wait"}, ("b",))
     words = ["wait", "a", "b", "let me", "me"]
-    first, found = (drawn(known, ["wait"], words, 6, 1).words for _ in range(2))
+    first, found = (drawn(known, ["wait"], words, 6, 1) for _ in range(2))
     assert first == found
     # R's own word and the decision word are never drawn; the only mixture other than R is its twin
     random = [own for name, own in found.items() if name.startswith("random")]
@@ -135,5 +137,5 @@ def test_vocabularies_of_a_corpus(monkeypatch, seed):
     assert {ALL, vocabulary_set("R", (1, 1)), vocabulary_set("slot 0", NEAR)} <= set(sets.names)
     assert vocabulary_set("slot 0", (1, 1)) not in sets.names
     # no slots where a twin is not known
-    found = drawn(Lexicon({"wait": "a"}), ["wait", "let me"], ["a", "b"], 2, 2).words
+    found = drawn(Lexicon({"wait": "a"}), ["wait", "let me"], ["a", "b"], 2, 2)
     assert set(found) == {"R", "random 0", "random 1"}
