@@ -10,16 +10,8 @@ import pandas as pd
 import pytest
 
 from reasoning_features.errors import UserError
-from reasoning_features.interpretation.automatic_interpretation import (
-    BROKEN,
-    KEY,
-    NO_CHANGE,
-    changes,
-    function_groups,
-    group_shares,
-    judge,
-    questions,
-)
+from reasoning_features.interpretation import automatic_interpretation as asked
+from reasoning_features.interpretation.automatic_interpretation import BROKEN, KEY, NO_CHANGE
 from reasoning_features.interpretation.features import Example
 from reasoning_features.models.conditions import UNSTEERED
 
@@ -48,7 +40,7 @@ def frame() -> pd.DataFrame:
 
 
 def test_changes_and_groups():
-    changed = changes(frame(), MEASURES)
+    changed = asked.changes(frame(), MEASURES)
     found = changed.set_index(["feature", "measure"])
     # strengths that spoil the form are left out: of 3 all, of 4 the positive one
     bounds = changed.groupby("feature")[["low", "high"]].first()
@@ -58,14 +50,14 @@ def test_changes_and_groups():
     assert found.loc[(1, "thinking_tokens"), "change low"] == pytest.approx(20)
     # unsteered (0) less γ = −1 (one more check on every problem): −1.
     assert found.loc[(4, "verify"), "change"] == pytest.approx(-1)
-    groups = function_groups(changed).set_index("feature")["group"]
+    groups = asked.function_groups(changed).set_index("feature")["group"]
     assert groups.to_dict() == {1: "thinks longer", 2: NO_CHANGE, 3: BROKEN, 4: "checks less"}
 
 
 def test_shares_of_each_class():
     chosen = pd.DataFrame({"group": ["goes on", "goes on", "checks", "goes on"]})
     random = pd.DataFrame({"group": ["none", "checks"]})
-    shares = group_shares({"chosen": chosen, "random": random})
+    shares = asked.group_shares({"chosen": chosen, "random": random})
     found = shares.set_index(["class", "group"])["share"]
     assert found["chosen", "goes on"] == pytest.approx(0.75)
     assert found["random", "goes on"] == 0
@@ -73,7 +65,7 @@ def test_shares_of_each_class():
     # Mean shares: goes on .375, checks .375, none .25.
     assert list(shares["group"].unique())[-1] == "none"
     assert (shares["low"] <= shares["share"]).all() and (shares["share"] <= shares["high"]).all()
-    assert group_shares({}).empty
+    assert asked.group_shares({}).empty
 
 
 GOOD = '{"mode": "reflection", "description": "checks a sum"}'
@@ -108,18 +100,18 @@ def kept(repository):
 
 def test_good_answers_are_kept_and_not_asked_for_again(endpoint, kept):
     _, sent = endpoint
-    answers, problem = judge(URL, "m", QUESTIONS, kept)
+    answers, problem = asked.judge(URL, "m", QUESTIONS, kept)
     assert problem is None and answers["feature"].tolist() == [3, 5, 8]
     assert set(answers["mode"]) == {"reflection"} and set(answers["description"]) == {"checks a sum"}
     assert sent[0]["address"] == f"{URL}/chat/completions" and sent[0]["model"] == "m"
-    again, _ = judge(URL, "m", QUESTIONS, kept)
+    again, _ = asked.judge(URL, "m", QUESTIONS, kept)
     assert again.equals(answers) and len(sent) == 3
     # another model, or another question about the feature, is another answer
-    judge(URL, "n", {3: "three"}, kept)
-    judge(URL, "m", {3: "more"}, kept)
+    asked.judge(URL, "n", {3: "three"}, kept)
+    asked.judge(URL, "m", {3: "more"}, kept)
     assert len(sent) == 5
     with pytest.raises(UserError, match="judge_model"):
-        judge(URL, None, {}, kept)
+        asked.judge(URL, None, {}, kept)
 
 
 @pytest.mark.parametrize(
@@ -136,14 +128,14 @@ def test_good_answers_are_kept_and_not_asked_for_again(endpoint, kept):
 def test_garbage_costs_its_own_feature_alone(endpoint, kept, answer):
     said, sent = endpoint
     said["five"] = answer
-    answers, problem = judge(URL, "m", QUESTIONS, kept)
+    answers, problem = asked.judge(URL, "m", QUESTIONS, kept)
     assert answers["feature"].tolist() == [3, 8]
     assert problem == (
         "The judge's answer about feature 5 is not what it was asked for; 2 of 3 answers are kept in "
         "build/judge.json, and a rerun asks for the others."
     )
     said.clear()
-    assert judge(URL, "m", QUESTIONS, kept)[0]["feature"].tolist() == [3, 5, 8] and len(sent) == 4
+    assert asked.judge(URL, "m", QUESTIONS, kept)[0]["feature"].tolist() == [3, 5, 8] and len(sent) == 4
 
 
 @pytest.mark.parametrize(
@@ -153,7 +145,7 @@ def test_trouble_ends_the_asking_and_loses_nothing(endpoint, kept, monkeypatch, 
     said, sent = endpoint
     said["five"] = answer
     monkeypatch.setenv(KEY, "sesame")
-    answers, problem = judge(URL, "m", QUESTIONS, kept)
+    answers, problem = asked.judge(URL, "m", QUESTIONS, kept)
     assert answers["feature"].tolist() == [3] and len(sent) == 2
     assert "stopped answering at feature 5" in problem and why in problem and "\n" not in problem
     # the key is sent and never written
@@ -163,7 +155,7 @@ def test_trouble_ends_the_asking_and_loses_nothing(endpoint, kept, monkeypatch, 
 def test_questions_mark_strong_tokens():
     example = Example(3, 0, ("Wait", ",", " let", " me", "\nsee"), np.array([2, 1.2, 0.9, 2, 0.0]), 0)
     logits = pd.DataFrame([[3, "positive", " no"], [3, "negative", '"']], columns=["feature", "side", "text"])
-    assert questions({3: [example]}, logits)[3].splitlines() == [
+    assert asked.questions({3: [example]}, logits)[3].splitlines() == [
         "1. «Wait,» let« me» see",
         'It raises the logits of [" no"] and lowers those of ["\\""].',
     ]

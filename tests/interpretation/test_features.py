@@ -12,20 +12,8 @@ import torch
 from tiny import corpus_of, signed_identity
 
 from reasoning_features.errors import UserError
-from reasoning_features.interpretation.features import (
-    AROUND,
-    EDGES,
-    ActivatingExamples,
-    Example,
-    feature_examples,
-    feature_interfaces,
-    logit_effects,
-    modes,
-    modes_by_words,
-    read_examples,
-    token_pieces,
-    top_logits,
-)
+from reasoning_features.interpretation import features as room
+from reasoning_features.interpretation.features import Example
 from reasoning_features.text.corpus import Corpus
 
 
@@ -37,7 +25,7 @@ def documents_of(*lengths: int, moves: list[int] | None = None) -> Corpus:
 
 
 def gathered(corpus: Corpus, features: torch.Tensor, examples: int, *splits: int, order=None):
-    found = ActivatingExamples(corpus, examples)
+    found = room.ActivatingExamples(corpus, examples)
     where = torch.arange(len(features)) if order is None else torch.tensor(order)
     for part in torch.tensor_split(where, splits):
         found.update(features[part], part)
@@ -61,10 +49,14 @@ def test_activity_by_hand():
     assert found.density_by_step(1) == {"explore": 0, "verify": pytest.approx(1 / 3)}
     # 1, 2 and 3 lie in the bins that begin at 1, 2 and 2^1.5 = 2.83
     used = np.flatnonzero(found.histogram[0])
-    assert EDGES[used] == pytest.approx([1, 2, 2**1.5]) and found.histogram[0, used].tolist() == [1, 1, 3]
+    assert room.EDGES[used] == pytest.approx([1, 2, 2**1.5]) and found.histogram[0, used].tolist() == [
+        1,
+        1,
+        3,
+    ]
     assert found.histogram.sum(1).tolist() == [5, 1, 0]
     with pytest.raises(UserError, match="corpus is empty"):
-        ActivatingExamples(documents_of(1), 2).result()
+        room.ActivatingExamples(documents_of(1), 2).result()
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -100,14 +92,14 @@ def test_last_bits_do_not_order_examples():
 
 def test_examples_show_the_activations_of_their_tokens(tiny_subject, tiny_corpus):
     sae = signed_identity(tiny_subject.d_model)
-    activity, shown = feature_examples(tiny_subject, sae, tiny_corpus, [5, 40], 3, 64)
+    activity, shown = room.feature_examples(tiny_subject, sae, tiny_corpus, [5, 40], 3, 64)
     assert list(shown) == [5, 40]
     for feature, examples in shown.items():
         assert len({example.document for example in examples}) == 3
         for example, position in zip(examples, activity.positions[feature].tolist(), strict=True):
             begin, first = tiny_corpus.starts[example.document], position - example.peak
             ids = tiny_corpus.tokens[first : first + len(example.pieces)]
-            assert first > begin and example.peak <= AROUND
+            assert first > begin and example.peak <= room.AROUND
             assert example.text == tiny_subject.tokenizer.decode(ids.tolist())
             # the same activations as the document alone gives, and none at the special first token
             alone = torch.from_numpy(tiny_corpus.document(example.document).astype(np.int64))[None]
@@ -116,7 +108,7 @@ def test_examples_show_the_activations_of_their_tokens(tiny_subject, tiny_corpus
             np.testing.assert_allclose(example.activations, own, rtol=1e-4, atol=1e-4)
             assert example.activations[example.peak] == pytest.approx(values[1:].max(), rel=1e-3)
     silent = gathered(tiny_corpus, torch.zeros(tiny_corpus.n_tokens, 4), 2)
-    assert read_examples(tiny_subject, sae, tiny_corpus, silent, [1], 100) == {1: []}
+    assert room.read_examples(tiny_subject, sae, tiny_corpus, silent, [1], 100) == {1: []}
 
 
 class Bytes:
@@ -134,10 +126,10 @@ class Spaces:
 
 
 def test_pieces_join_to_the_text():
-    assert token_pieces(Bytes(), list("añb".encode())) == ["a", "", "ñ", "b"]
-    assert token_pieces(Spaces(), [1, 2, 3]) == ["w1", " w2", " w3"]
+    assert room.token_pieces(Bytes(), list("añb".encode())) == ["a", "", "ñ", "b"]
+    assert room.token_pieces(Spaces(), [1, 2, 3]) == ["w1", " w2", " w3"]
     # cut within a character: what is left of it is shown once
-    assert "".join(token_pieces(Bytes(), list("añ".encode())[:2])) == "a\N{REPLACEMENT CHARACTER}"
+    assert "".join(room.token_pieces(Bytes(), list("añ".encode())[:2])) == "a\N{REPLACEMENT CHARACTER}"
 
 
 # --- modes and logits --------------------------------------------------------------------------------------
@@ -163,15 +155,15 @@ def means(*rows: tuple[float, ...], place: str = "mean") -> pd.DataFrame:
     ],
 )
 def test_the_rule_by_hand(row, mode):
-    assert modes(means(row)) == [mode]
+    assert room.modes(means(row)) == [mode]
 
 
 def test_a_feature_may_announce_a_move_or_stand_on_it():
     flat = means((1, 1, 1, 1, 1))
     before = means((0, 1, 0, 0, 3), place="before")
     # 0.2 on each move, 3/4 before doubt: the larger counts
-    assert modes(flat) == ["other"] and modes(pd.concat([flat, before], axis=1)) == ["uncertainty"]
-    assert modes(pd.DataFrame({"feature": [0, 1]})) is None  # steps are not labelled
+    assert room.modes(flat) == ["other"] and room.modes(pd.concat([flat, before], axis=1)) == ["uncertainty"]
+    assert room.modes(pd.DataFrame({"feature": [0, 1]})) is None  # steps are not labelled
 
 
 R = ("hmm", "maybe", "alternatively", "another", "wait", "but", "therefore")
@@ -189,7 +181,7 @@ R = ("hmm", "maybe", "alternatively", "another", "wait", "but", "therefore")
 )
 def test_the_rule_of_words_by_hand(row, mode):
     table = pd.DataFrame([row], columns=[f"word:{word}" for word in R], dtype=np.float32)
-    assert modes_by_words(table.assign(feature=0, mean=9.0)) == [mode]
+    assert room.modes_by_words(table.assign(feature=0, mean=9.0)) == [mode]
 
 
 def test_what_is_gathered():
@@ -201,7 +193,7 @@ def test_what_is_gathered():
     logits = pd.DataFrame({"feature": 2, "side": ["positive", "positive", "negative"], "rank": [2, 1, 1]})
     logits = logits.assign(text=[" b", " a", "c"], value=[1.0, 2.0, -1.0])
     example = Example(2, 0, ("a",), np.ones(1, np.float32), 0)
-    first, second = feature_interfaces(table, activity, logits, {2: [example]})
+    first, second = room.feature_interfaces(table, activity, logits, {2: [example]})
     assert (first.feature, first.score, first.rank, first.mode) == (2, 0.5, 1, "mixed")
     assert first.density == 0.2 and first.by_step == {"explore": 0.2}  # no token of verify: nothing to say
     # from the first to the last bin that holds anything
@@ -229,16 +221,16 @@ def stub(unembedding, scale, bias=None):
 def test_logits_by_hand():
     # γ = (1, 2); the direction (3, 1) becomes (3, 2); rows (1, 0), (0, 1), (−1, −1) give 3, 2, −5
     subject = stub([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]], [1.0, 2.0])
-    assert logit_effects(subject, torch.tensor([[3.0, 1.0]])).tolist() == [[3, 2, -5]]
+    assert room.logit_effects(subject, torch.tensor([[3.0, 1.0]])).tolist() == [[3, 2, -5]]
     sae = SimpleNamespace(W_dec=torch.tensor([[0.0, 0.0], [3.0, 1.0]]))
-    table = top_logits(subject, sae, [1], n=2)
+    table = room.top_logits(subject, sae, [1], n=2)
     assert table["text"].tolist() == ["t0", "t1", "t2", "t1"]
     assert table["value"].tolist() == [3, 2, -5, 2]
     assert table["side"].tolist() == ["positive"] * 2 + ["negative"] * 2 and set(table["feature"]) == {1}
     # equal values keep the order of ids
-    assert top_logits(subject, sae, [0], n=2)["token"].tolist() == [0, 1, 0, 1]
+    assert room.top_logits(subject, sae, [0], n=2)["token"].tolist() == [0, 1, 0, 1]
 
 
 def test_a_norm_that_centres_is_refused():
     with pytest.raises(UserError, match="does not end in an RMSNorm"):
-        logit_effects(stub([[1.0]], [1.0], bias=torch.zeros(1)), torch.ones(1, 1))
+        room.logit_effects(stub([[1.0]], [1.0], bias=torch.zeros(1)), torch.ones(1, 1))

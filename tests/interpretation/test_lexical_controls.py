@@ -10,13 +10,7 @@ from scipy.stats import ttest_ind
 from tiny import PIECES, Pieces, corpus_of
 
 from reasoning_features.interpretation import lexical_controls
-from reasoning_features.interpretation.lexical_controls import (
-    Controls,
-    class_shares,
-    classify,
-    effect_size,
-    measure_controls,
-)
+from reasoning_features.interpretation.lexical_controls import Controls
 from reasoning_features.text.corpus import Corpus
 
 WAIT = PIECES.index(" wait")
@@ -53,7 +47,7 @@ def measured(monkeypatch, sae: Three, general: Corpus, control: str, window: tup
     settings = SimpleNamespace(
         words=["wait"], corpus="text", subject="", window=window, batch_tokens=256, seed=0
     )
-    return measure_controls(
+    return lexical_controls.measure_controls(
         settings, OneHot(), sae, {"one": np.arange(2), "two": np.array([1, 2])}, [control]
     )
 
@@ -75,7 +69,7 @@ def test_one_feature_of_the_word_and_one_of_the_context(monkeypatch):
     assert table["document class"].tolist() == table["class"].tolist()
     assert np.isinf(table.loc[0, "d"]) and table.loc[0, "control d"] == 0
     groups = {"selected": np.array([1, 0]), "others": np.array([2])}
-    shares = class_shares(controls, groups, causal=np.array([0]))
+    shares = lexical_controls.class_shares(controls, groups, causal=np.array([0]))
     selected = shares[shares["group"] == "selected"].set_index("class")
     assert selected["share"].to_dict() == {"token-driven": 0.5, "partly": 0.0, "context-driven": 0.5}
     assert selected.loc["token-driven", "causal"] == 0.5 and selected.loc["context-driven", "causal"] == 0
@@ -99,7 +93,7 @@ def test_other_words_hide_the_word_in_a_whole_document_and_not_at_its_place(monk
 def test_effect_size_is_cohens_and_students():
     rng = np.random.default_rng(0)
     first, second = rng.normal(0, 1, (30, 2)), rng.normal([0.4, 2], 1.5, (30, 2))
-    d, p = effect_size(first, second, np.ones((1, 30)))
+    d, p = lexical_controls.effect_size(first, second, np.ones((1, 30)))
     pooled = np.sqrt((first.var(0, ddof=1) + second.var(0, ddof=1)) / 2)
     np.testing.assert_allclose(d[0], (second.mean(0) - first.mean(0)) / pooled)
     np.testing.assert_allclose(p[0], ttest_ind(second, first).pvalue)
@@ -109,4 +103,4 @@ def test_the_rule():
     d = np.array([0.9, 0.9, 0.9, 0.6, 0.3, 0.3, 0.1, -2.0])
     p = np.array([0.001, 0.03, 0.2, 0.001, 0.04, 0.06, 0.0, 0.0])
     expected = ["token-driven", "partly", "context-driven", "partly", "partly"] + ["context-driven"] * 3
-    assert classify(d, p).tolist() == expected
+    assert lexical_controls.classify(d, p).tolist() == expected

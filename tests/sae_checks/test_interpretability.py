@@ -13,20 +13,8 @@ from tiny import make_corpus, signed_identity
 
 from reasoning_features.errors import UserError
 from reasoning_features.residual_stream.activations import ActivationBatch
-from reasoning_features.sae_checks.interpretability import (
-    ANOTHER,
-    AS_IT_IS,
-    CEILING,
-    FLOOR,
-    MINIMUM,
-    SHUFFLED,
-    Labelling,
-    judge,
-    labellings,
-    rule_kinds,
-    scaled_latents,
-    sparse_probes,
-)
+from reasoning_features.sae_checks import interpretability as checks
+from reasoning_features.sae_checks.interpretability import ANOTHER, AS_IT_IS, CEILING, FLOOR, SHUFFLED
 
 WIDTH = 6
 CORPUS = make_corpus(60)
@@ -44,7 +32,7 @@ def activations() -> ActivationBatch:
     """Noise, but coordinates 0 to 2 say which of the three moves a token has; ordinary tokens, shuffled."""
     rng = np.random.default_rng(0)
     residual = rng.normal(size=(CORPUS.n_tokens, WIDTH))
-    residual[:, :3] = 3 * np.eye(3)[labellings(CORPUS)[0].codes] + 0.1 * residual[:, :3]
+    residual[:, :3] = 3 * np.eye(3)[checks.labellings(CORPUS)[0].codes] + 0.1 * residual[:, :3]
     positions = rng.permutation(np.flatnonzero(~CORPUS.special))
     return ActivationBatch(torch.from_numpy(residual[positions]).float(), torch.from_numpy(positions))
 
@@ -53,7 +41,7 @@ def activations() -> ActivationBatch:
 def probes():
     blind = signed_identity(WIDTH)
     blind.W_enc.data[:3] = 0  # reads nothing but noise
-    return sparse_probes({"knows": signed_identity(WIDTH), "blind": blind}, activations(), CORPUS)
+    return checks.sparse_probes({"knows": signed_identity(WIDTH), "blind": blind}, activations(), CORPUS)
 
 
 def test_a_latent_that_is_a_class_tells_it_and_a_constant_tells_nothing(probes):
@@ -75,7 +63,7 @@ def test_what_documents_alone_tell_is_not_learnt():
     corpus = replace(CORPUS, domains=[str(side) for side in rng.permutation([0, 1] * 30)])
     residual = torch.from_numpy(rng.normal(size=(60, WIDTH))[corpus.document_of]).float()
     batch = ActivationBatch(residual, torch.arange(corpus.n_tokens))
-    found = sparse_probes({}, batch, corpus)
+    found = checks.sparse_probes({}, batch, corpus)
     assert found.accuracy[CEILING, "family", WIDTH][0] < 0.7
 
 
@@ -83,11 +71,13 @@ def test_how_the_decoder_is_scaled_changes_nothing():
     plain, loud = signed_identity(WIDTH), signed_identity(WIDTH)
     loud.W_enc.data[:, 0], loud.W_dec.data[0] = 50 * loud.W_enc.data[:, 0], loud.W_dec.data[0] / 50
     residual = activations().residual
-    np.testing.assert_allclose(scaled_latents(loud, residual), scaled_latents(plain, residual), atol=1e-5)
+    np.testing.assert_allclose(
+        checks.scaled_latents(loud, residual), checks.scaled_latents(plain, residual), atol=1e-5
+    )
     rescaled = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=8, k=2, rescale_acts_by_decoder_norm=True))
     rescaled.W_dec.data *= torch.arange(1, 9)[:, None]  # which divides by the length itself
     values = rescaled.encode(residual).detach().numpy()
-    np.testing.assert_allclose(scaled_latents(rescaled, residual), values, rtol=1e-5)
+    np.testing.assert_allclose(checks.scaled_latents(rescaled, residual), values, rtol=1e-5)
 
 
 class Letters:
@@ -99,7 +89,7 @@ class Letters:
 
 @pytest.fixture(scope="module")
 def kinds():
-    return {kind.name: kind for kind in rule_kinds(WRITTEN, Letters())}
+    return {kind.name: kind for kind in checks.rule_kinds(WRITTEN, Letters())}
 
 
 def reader(columns: list[np.ndarray]) -> tuple[StandardSAE, ActivationBatch]:
@@ -109,9 +99,9 @@ def reader(columns: list[np.ndarray]) -> tuple[StandardSAE, ActivationBatch]:
     return signed_identity(len(columns)), ActivationBatch(residual, torch.from_numpy(order))
 
 
-def judged(columns: list[np.ndarray], kinds: dict[str, Labelling], **options: int) -> pd.DataFrame:
+def judged(columns: list[np.ndarray], kinds: dict[str, checks.Labelling], **options: int) -> pd.DataFrame:
     sae, batch = reader(columns)
-    return judge({"x": sae}, batch, WRITTEN, list(kinds.values()), **options)
+    return checks.judge({"x": sae}, batch, WRITTEN, list(kinds.values()), **options)
 
 
 def test_a_latent_that_follows_a_rule_is_told_exactly(kinds):
@@ -164,8 +154,8 @@ def test_what_cannot_be_probed_or_judged_is_said(kinds):
     rare[int(np.flatnonzero(~CORPUS.special)[0])] = 2
     for moves in (rare, np.zeros_like(rare)):
         with pytest.raises(UserError, match="Probes for move need two classes or more"):
-            sparse_probes({}, activations(), replace(CORPUS, moves=moves))
-    with pytest.raises(UserError, match=f"No latent of x is active on {MINIMUM} tokens"):
+            checks.sparse_probes({}, activations(), replace(CORPUS, moves=moves))
+    with pytest.raises(UserError, match=f"No latent of x is active on {checks.MINIMUM} tokens"):
         judged([np.zeros(WRITTEN.n_tokens, dtype=bool)], kinds)
     with pytest.raises(UserError, match="no styles"):
-        rule_kinds(replace(WRITTEN, styles=None), Letters())
+        checks.rule_kinds(replace(WRITTEN, styles=None), Letters())

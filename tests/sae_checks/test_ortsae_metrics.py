@@ -15,25 +15,8 @@ from reasoning_features.errors import UserError
 from reasoning_features.models.subject import load_tokenizer
 from reasoning_features.organism.language import MATCHED_CONTROLS, OPENERS
 from reasoning_features.organism.training import LARGEST_NUMBER
-from reasoning_features.sae_checks import ortsae_metrics
-from reasoning_features.sae_checks.ortsae_metrics import (
-    LabelledTokens,
-    Probe,
-    absorption,
-    as_rare,
-    carried,
-    clustering,
-    composition,
-    explained,
-    isotropic_directions,
-    macro_mean,
-    main_latents,
-    meta_errors,
-    nearest_cosines,
-    organism_hierarchies,
-    parent_probe,
-    uniqueness,
-)
+from reasoning_features.sae_checks import ortsae_metrics as ortsae
+from reasoning_features.sae_checks.ortsae_metrics import LabelledTokens, Probe
 
 SCALES = torch.tensor([0.5, 3.0, 1.0, 20.0])[:, None]
 
@@ -41,10 +24,12 @@ SCALES = torch.tensor([0.5, 3.0, 1.0, 20.0])[:, None]
 def test_neighbours_are_signed_and_by_hand():
     # an opposite direction is no neighbour: the nearest of (1, 0) is (0.6, 0.8) at cosine 0.6
     decoder = torch.tensor([[1.0, 0.0], [-2.0, 0.0], [0.6, 0.8]])
-    np.testing.assert_allclose(nearest_cosines(decoder), [0.6, -0.6, 0.6])
-    assert nearest_cosines(SCALES * torch.eye(4)).tolist() == [0.0] * 4
-    np.testing.assert_allclose(nearest_cosines(torch.cat([torch.eye(4), SCALES * torch.eye(4)])), 1.0)
-    np.testing.assert_allclose(nearest_cosines(torch.tensor([[0.0, 0.0], [1.0, 0.0]])), 0.0)  # a dead one
+    np.testing.assert_allclose(ortsae.nearest_cosines(decoder), [0.6, -0.6, 0.6])
+    assert ortsae.nearest_cosines(SCALES * torch.eye(4)).tolist() == [0.0] * 4
+    np.testing.assert_allclose(ortsae.nearest_cosines(torch.cat([torch.eye(4), SCALES * torch.eye(4)])), 1.0)
+    np.testing.assert_allclose(
+        ortsae.nearest_cosines(torch.tensor([[0.0, 0.0], [1.0, 0.0]])), 0.0
+    )  # a dead one
 
 
 def sums_of_atoms(n: int, width: int, atoms: int) -> torch.Tensor:
@@ -59,23 +44,23 @@ def sums_of_atoms(n: int, width: int, atoms: int) -> torch.Tensor:
 @pytest.fixture
 def short(monkeypatch):
     """MetaSAEs train for a few steps, enough for rows of few atoms."""
-    monkeypatch.setattr(ortsae_metrics, "STEPS", 100)
-    monkeypatch.setattr(ortsae_metrics, "LEARNING_RATE", 1e-2)
+    monkeypatch.setattr(ortsae, "STEPS", 100)
+    monkeypatch.setattr(ortsae, "LEARNING_RATE", 1e-2)
 
 
 def test_rows_of_few_atoms_are_explained_and_random_ones_are_not(short):
     rows = sums_of_atoms(128, 64, atoms=16)
-    composed = composition(8 * rows, seeds=(0, 1))
+    composed = ortsae.composition(8 * rows, seeds=(0, 1))
     assert composed.low > 0.9 and composed.low <= composed.estimate <= composed.high and composed.n == 128
-    random = composition(isotropic_directions(128, 64, seed=0), seeds=(0,))
+    random = ortsae.composition(ortsae.isotropic_directions(128, 64, seed=0), seeds=(0,))
     assert random.high < composed.low
-    one, again = meta_errors(rows, 1), meta_errors(rows, 1)
-    assert np.array_equal(one, again) and not np.array_equal(one, meta_errors(rows, 0))
+    one, again = ortsae.meta_errors(rows, 1), ortsae.meta_errors(rows, 1)
+    assert np.array_equal(one, again) and not np.array_equal(one, ortsae.meta_errors(rows, 0))
 
 
 def test_explained_variance_and_its_interval_by_hand():
     # deviations 1 and 3; errors 0.5 and 0.3 in one seed, nothing in the other: 0.8 and 1
-    found = explained(np.array([[0.5, 0.3], [0.0, 0.0]]), np.array([1.0, 3.0]))
+    found = ortsae.explained(np.array([[0.5, 0.3], [0.0, 0.0]]), np.array([1.0, 3.0]))
     assert found.estimate == pytest.approx(0.9)
     # the worst resample has the bad seed and the first row alone, the best the good seed
     assert found.low == pytest.approx(0.5) and found.high == pytest.approx(1.0)
@@ -85,7 +70,7 @@ def test_clustering_by_hand():
     # three directions at 60° of one another, and a fourth at 60° of one of them alone
     corner = [[1.0, 0, 0, 0], [0.5, 0.75**0.5, 0, 0], [0.5, 12**-0.5, (2 / 3) ** 0.5, 0]]
     decoder = torch.tensor([*corner, [0.5, -(12**-0.5), -(6**-0.5), 0.5**0.5]])
-    found = clustering(decoder, thresholds=[0.4, 0.9]).set_index("threshold")
+    found = ortsae.clustering(decoder, thresholds=[0.4, 0.9]).set_index("threshold")
     # the first has three neighbours of which one pair is joined, the second and third a closed triangle
     assert found.loc[0.4, "estimate"] == pytest.approx((1 / 3 + 1 + 1 + 0) / 4)
     assert found.loc[0.4, "joined"] == pytest.approx(4 / 6)
@@ -94,22 +79,22 @@ def test_clustering_by_hand():
 
 def test_as_rare_against_closed_forms():
     # on the sphere a cosine is uniform, P(cos ≥ ½) = ¼; on the circle P(cos ≥ c) = arccos(c) / π
-    assert as_rare(0.5, 2, 3) == pytest.approx(np.cos(np.pi / 4))
-    assert as_rare(0.2, 2304, 2304) == pytest.approx(0.2)
+    assert ortsae.as_rare(0.5, 2, 3) == pytest.approx(np.cos(np.pi / 4))
+    assert ortsae.as_rare(0.2, 2304, 2304) == pytest.approx(0.2)
     # in many dimensions cosines are nearly normal with variance 1/d
-    many = as_rare(0.02, 40_000, 10_000)
+    many = ortsae.as_rare(0.02, 40_000, 10_000)
     assert many == pytest.approx(norm.isf(norm.sf(0.02 * 100)) / 200, rel=1e-3)
-    assert 0.7 < as_rare(0.2, 128, 2304) < 0.75
+    assert 0.7 < ortsae.as_rare(0.2, 128, 2304) < 0.75
 
 
 def test_unique_latents_are_those_that_the_other_lacks():
     axes = torch.eye(64)
-    table = uniqueness({"all": axes, "half": axes[:32]})
+    table = ortsae.uniqueness({"all": axes, "half": axes[:32]})
     paper = table[table["threshold"] == "paper"].set_index(["dictionary", "other"])["estimate"]
     assert paper["all", "half"] == 0.5 and paper["half", "all"] == 0
     generator = torch.Generator().manual_seed(0)
     one, other = torch.randn(40, 64, generator=generator), torch.randn(50, 64, generator=generator)
-    found = uniqueness({"one": one, "other": other}).set_index(["dictionary", "threshold"]).loc["one"]
+    found = ortsae.uniqueness({"one": one, "other": other}).set_index(["dictionary", "threshold"]).loc["one"]
     assert found.loc["random", "random directions"] == pytest.approx(0.95, abs=0.01)
     assert found.loc["paper", "cosine"] < found.loc["random", "cosine"] < found.loc["as rare", "cosine"]
     assert found.loc["as rare", "estimate"] == 1 and found.loc["random", "estimate"] > 0.8
@@ -119,7 +104,7 @@ def test_features_are_chosen_alike_where_they_fire_alike():
     saes = {"one": signed_identity(3), "other": signed_identity(3)}
     residual = torch.randn(500, 3, generator=torch.Generator().manual_seed(1))
     chosen = {"one": np.array([0, 1]), "other": np.array([1, 2])}
-    (row,) = ortsae_metrics.chosen_overlap(saes, chosen, residual).to_dict("records")
+    (row,) = ortsae.chosen_overlap(saes, chosen, residual).to_dict("records")
     assert row["share"] == 0.5 and row["n"] == 2 and row["in the other at all"] == 1
 
 
@@ -160,7 +145,7 @@ def at_parents(sae: StandardSAE, held: LabelledTokens, main: list[int]) -> dict[
     """Mean of each measure over the parent's tokens."""
     held = held.at(held.parent)
     directions, latents = added_directions(sae), np.array(main, dtype=np.int64)
-    found = carried(sae.encode(held.residual), held.residual, PARENT, directions, latents)
+    found = ortsae.carried(sae.encode(held.residual), held.residual, PARENT, directions, latents)
     return {measure: float(found[measure].mean()) for measure in ("fraction", "absorbed", "full")}
 
 
@@ -175,9 +160,9 @@ def test_absorbed_children_a_pure_parent_and_a_silent_one_that_nobody_takes_over
 def test_rates_are_of_each_child_and_averaged_and_rotation_is_a_floor():
     # the one absorbed child is rare, so that its own latent does not become a main one
     training, test = (tokens(seed, chances=(0.04, 0.32, 0.32, 0.32)) for seed in (1, 2))
-    probe, sae = parent_probe(training), dictionary(absorbed=(0,))
-    assert main_latents(sae, training)[0].tolist() == [0]
-    found = absorption(sae, probe, training, test).set_index("measure")
+    probe, sae = ortsae.parent_probe(training), dictionary(absorbed=(0,))
+    assert ortsae.main_latents(sae, training)[0].tolist() == [0]
+    found = ortsae.absorption(sae, probe, training, test).set_index("measure")
     np.testing.assert_allclose(found["estimate"], 0.25, atol=0.01)
     assert ((found["low"] <= found["estimate"]) & (found["estimate"] <= found["high"])).all()
     # without main latents the parent's own latent would be one that absorbs
@@ -186,7 +171,7 @@ def test_rates_are_of_each_child_and_averaged_and_rotation_is_a_floor():
     assert (found["children"] == 4).all() and (found["main latents"] == 1).all()
     assert found.loc["full", "tokens"] == test.parent.sum()
     # a parent split among its children has them for main latents
-    latents, reached = main_latents(dictionary(absorbed=(0, 1, 2, 3)), tokens(3))
+    latents, reached = ortsae.main_latents(dictionary(absorbed=(0, 1, 2, 3)), tokens(3))
     assert sorted(latents.tolist()) == [1, 2, 3, 4] and reached > 0.99
 
 
@@ -196,15 +181,15 @@ def test_fractions_by_hand():
     features = torch.tensor([[2.0, 3, 0, 0, 0, 0, 0, 9], [4, 1, 0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1, 0, 0]])
     residual = 5 * torch.eye(8)[[0] * 3]
     probe = Probe(np.eye(8)[0], bias=0.0)
-    found = carried(features, residual, probe, directions, np.array([0]))
+    found = ortsae.carried(features, residual, probe, directions, np.array([0]))
     assert found["main"].tolist() == [2, 4, 0]
     assert found["absorbing"].tolist() == [3, 1, 3]  # three latents at most
     assert found["fraction"].tolist() == pytest.approx([0.6, 0.0, 1.0])  # 1 is less than 0.4 of 5
     assert found["absorbed"].tolist() == [True, False, True]
     assert found["full"].tolist() == [False, False, False]  # a main latent is active, or no other adds 2
-    alone = carried(features[:, [7, 1, 2]], residual, probe, directions[[7, 1, 2]], np.array([0]))
+    alone = ortsae.carried(features[:, [7, 1, 2]], residual, probe, directions[[7, 1, 2]], np.array([0]))
     assert alone["full"].tolist() == [False, False, False]
-    twice = carried(2 * features[2:], residual[2:], probe, directions, np.array([0]))
+    twice = ortsae.carried(2 * features[2:], residual[2:], probe, directions, np.array([0]))
     assert twice["full"].tolist() == [True]
 
 
@@ -212,34 +197,34 @@ def test_the_probe_finds_the_parent_on_other_documents():
     training, test = tokens(4), tokens(5)
     shifted = LabelledTokens(training.residual * 3 + 7, training.children, training.documents)
     for learnt, fresh in ((training, test.residual), (shifted, test.residual * 3 + 7)):
-        probe = parent_probe(learnt)
+        probe = ortsae.parent_probe(learnt)
         assert np.linalg.norm(probe.direction) == pytest.approx(1) and probe.direction.argmax() == 0
         assert ((probe.score(fresh) > 0) == test.parent).all()
 
 
 def test_a_child_needs_tokens_and_a_parent_a_latent_that_tells_it():
     with pytest.raises(UserError, match="No child has 20 tokens"):
-        absorption(dictionary(absorbed=()), PARENT, tokens(7), tokens(8, n=40))
+        ortsae.absorption(dictionary(absorbed=()), PARENT, tokens(7), tokens(8, n=40))
     silent = dictionary(absorbed=(), off=tuple(range(WIDTH)))
-    latents, reached = main_latents(silent, tokens(9))
+    latents, reached = ortsae.main_latents(silent, tokens(9))
     assert len(latents) == 0 and reached == 0
-    table = absorption(silent, PARENT, tokens(9), tokens(10, n=2000))
+    table = ortsae.absorption(silent, PARENT, tokens(9), tokens(10, n=2000))
     assert (table["main latents"] == 0).all() and (table["estimate"] == table["no main latents"]).all()
 
 
 def test_macro_mean_counts_children_alike_and_resamples_ways():
     values, children = np.array([[1.0, 1, 1, 0]]), np.array([3, 3, 3, 8])
-    assert macro_mean(values, children, np.arange(4)).estimate == 0.5
-    one = macro_mean(values, children, np.zeros(4, dtype=np.int64))
+    assert ortsae.macro_mean(values, children, np.arange(4)).estimate == 0.5
+    one = ortsae.macro_mean(values, children, np.zeros(4, dtype=np.int64))
     assert (one.low, one.high, one.n) == (0.5, 0.5, 1)
     # a second way that finds all absorbed: the interval spans both, although there is one document alone
-    ways = macro_mean(np.concatenate([values, np.ones((1, 4))]), children, np.zeros(4, dtype=np.int64))
+    ways = ortsae.macro_mean(np.concatenate([values, np.ones((1, 4))]), children, np.zeros(4, dtype=np.int64))
     assert (ways.estimate, ways.low, ways.high) == (0.75, 0.5, 1.0)
 
 
 def test_hierarchies_of_the_organism_give_each_token_one_child():
     tokenizer = load_tokenizer(paths.root() / "data/organism/models/base")
-    found = organism_hierarchies(tokenizer)
+    found = ortsae.organism_hierarchies(tokenizer)
     assert {name: len(children) for name, children in found.items()} == {
         "a number": LARGEST_NUMBER + 1,
         "an opener": len(OPENERS),

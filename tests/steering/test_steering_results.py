@@ -12,17 +12,10 @@ from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.reporting.claims import Measured
 from reasoning_features.statistics import Interval, paired_difference
 from reasoning_features.steering import steering_results as results
+from reasoning_features.steering import steering_study as search
 from reasoning_features.steering.questions import load_questions
 from reasoning_features.steering.steering_results import LONGER, MAJORITY, RUNS, STEERED
-from reasoning_features.steering.steering_study import (
-    CHOSEN,
-    COLUMNS,
-    FEATURES,
-    SLOT,
-    Study,
-    mean_difference,
-    mean_norm,
-)
+from reasoning_features.steering.steering_study import CHOSEN, COLUMNS, FEATURES, SLOT, Study
 from reasoning_features.text.corpora import reasoning_corpus
 from reasoning_features.truth.decisions import find_decisions
 
@@ -193,8 +186,8 @@ def test_the_mean_difference_acts_through_the_decisions(organism_subject):
     )
     traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject, documents=200)
     decisions = find_decisions(traces, subject.tokenizer, settings.corpus)["persistence"]
-    direction = mean_difference(subject, decisions, settings.batch_tokens)
-    norm = mean_norm(subject, traces, settings.batch_tokens)
+    direction = search.mean_difference(subject, decisions, settings.batch_tokens)
+    norm = search.mean_norm(subject, traces, settings.batch_tokens)
     given = results.mediation_answers(subject, measured, reported, 0.3 * norm * direction, seed=0)
     assert len(given) == 32 * (2 + len(RUNS))
     means = given.groupby("condition")["explore"].mean()

@@ -16,15 +16,7 @@ from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserErro
 from reasoning_features.models.conditions import UNSTEERED, Condition, added
 from reasoning_features.settings import load_settings
 from reasoning_features.steering import steering_study as search
-from reasoning_features.steering.steering_study import (
-    CHOSEN,
-    MEAN_DIFFERENCE,
-    SLOT,
-    Trial,
-    Tried,
-    load_studies,
-    shipped_study,
-)
+from reasoning_features.steering.steering_study import CHOSEN, MEAN_DIFFERENCE, SLOT, Trial, Tried
 
 D_SAE, D = 60, 8
 
@@ -189,25 +181,30 @@ def test_each_stage_asks_each_condition_once_and_one_winner_a_class_goes_on(stud
 
 def test_a_study_is_read_as_it_was_written(study, tmp_path):
     with pytest.raises(MissingArtefact, match="make organism"):
-        load_studies(tmp_path)
+        search.load_studies(tmp_path)
     study.save(tmp_path / "m")
-    again = load_studies(tmp_path)["m"]
+    again = search.load_studies(tmp_path)["m"]
     assert again.identity == study.identity
     pd.testing.assert_frame_equal(again.evaluation, study.evaluation)
     pd.testing.assert_frame_equal(again.winners, study.winners)
     (tmp_path / "m" / "screening.parquet").write_bytes(b"half")
     with pytest.raises(CorruptArtefact, match="restore"):
-        load_studies(tmp_path)
+        search.load_studies(tmp_path)
 
 
 def test_a_shipped_study_is_read_only_under_the_settings_it_was_made_with():
-    shipped = load_studies(paths.resolve("data/organism/steering"))
+    shipped = search.load_studies(paths.resolve("data/organism/steering"))
     decoupled = shipped["decoupled-0-relu-0"]
-    found = shipped_study(load_settings("organism"), shipped, decoupled.identity)
+    found = search.shipped_study(load_settings("organism"), shipped, decoupled.identity)
     assert found is decoupled
     for override in ({"alpha": 0.3}, {"layer": 3}, {"screening_problems": 4}):
-        assert shipped_study(load_settings("organism", **override), shipped, decoupled.identity) is None
-    assert shipped_study(load_settings("organism"), shipped, decoupled.identity | {"model": "mine"}) is None
+        assert (
+            search.shipped_study(load_settings("organism", **override), shipped, decoupled.identity) is None
+        )
+    assert (
+        search.shipped_study(load_settings("organism"), shipped, decoupled.identity | {"model": "mine"})
+        is None
+    )
 
 
 def test_only_a_variant_without_a_shipped_study_is_studied(study, tmp_path, monkeypatch):
@@ -222,7 +219,7 @@ def test_only_a_variant_without_a_shipped_study_is_studied(study, tmp_path, monk
     monkeypatch.setattr(search, "study_model", study_model)
     shipped = dict.fromkeys(("one-relu-0", "two-relu-0"), study)
     studies, fresh = search.study_variants(variants, tables, tables, shipped, tmp_path)
-    assert fresh == ["three"] and set(studies) == set(load_studies(tmp_path)) == set(tables)
+    assert fresh == ["three"] and set(studies) == set(search.load_studies(tmp_path)) == set(tables)
     assert not (tmp_path / "unfinished").exists()
 
 

@@ -15,15 +15,8 @@ from reasoning_features.organism import language
 from reasoning_features.organism.language import base_documents, reasoning_documents
 from reasoning_features.organism.parser import DECISIONS, first_tokens
 from reasoning_features.organism.training import train_tokenizer
-from reasoning_features.steering.token_rules import (
-    Ban,
-    ban,
-    bias_to_go_on,
-    bias_to_words,
-    forced_rates,
-    forced_wait,
-    token_pieces,
-)
+from reasoning_features.steering import token_rules as rules
+from reasoning_features.steering.token_rules import Ban
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.truth.decisions import Rates, decision_rates, rates_of
 
@@ -70,7 +63,7 @@ def test_a_ban_forbids_what_would_complete_a_word():
 def test_a_banned_word_is_never_written(tokenizer, corpus):
     """Rows that draw from all tokens at once, and write banned words again and again where they may."""
     banned = ["wait", "let me", "hmm"]
-    rule = ban(tokenizer, banned, corpus)
+    rule = rules.ban(tokenizer, banned, corpus)
     letters = [i for i, piece in enumerate(rule.pieces) if re.fullmatch(r"[ \n]?[waithmle]*", piece, re.I)]
     rng = np.random.default_rng(0)
     sought = re.compile(r"(?<!\w)(?:wait|let\s+me|hmm)(?!\w)", re.I)
@@ -89,7 +82,7 @@ def test_a_banned_word_is_never_written(tokenizer, corpus):
 
 
 def test_a_model_with_room_for_more_tokens_than_its_tokenizer_has(tokenizer, corpus):
-    rule = ban(tokenizer, ["wait"], corpus)
+    rule = rules.ban(tokenizer, ["wait"], corpus)
     wide = rule.logits(torch.zeros(1, len(tokenizer) + 5), [0], [[]])
     narrow = rule.logits(torch.zeros(1, len(tokenizer)), [0], [[]])
     assert torch.equal(wide[:, :-5], narrow) and bool((wide[:, -5:] == 0).all())
@@ -98,7 +91,7 @@ def test_a_model_with_room_for_more_tokens_than_its_tokenizer_has(tokenizer, cor
 
 
 def test_tokens_that_mostly_begin_banned_words_are_forbidden_from_the_start(tokenizer, corpus):
-    rule = ban(tokenizer, ["alternatively", "therefore"], corpus)
+    rule = rules.ban(tokenizer, ["alternatively", "therefore"], corpus)
     beginnings = {rule.pieces[token] for token in rule.beginnings}
     for word in ("Alternatively", "Therefore"):
         first = rule.pieces[tokenizer.encode(word, add_special_tokens=False)[0]]
@@ -108,20 +101,20 @@ def test_tokens_that_mostly_begin_banned_words_are_forbidden_from_the_start(toke
 
 
 def test_a_bias_ends_with_the_thinking(tokenizer):
-    rule = bias_to_go_on(tokenizer, 1.5)
+    rule = rules.bias_to_go_on(tokenizer, 1.5)
     end = tokenizer.convert_tokens_to_ids("</think>")
     biased = rule.logits(torch.zeros(2, len(tokenizer)), [0, 1], [[9, 8], [9, end, 8]])
     expected = torch.zeros(2, len(tokenizer))
     expected[0, [*first_tokens(tokenizer, language.GIVE_UP_OPENERS), end]] = -1.5
     assert torch.equal(biased, expected)
-    towards = bias_to_words(tokenizer, ["wait"], 2.0)
+    towards = rules.bias_to_words(tokenizer, ["wait"], 2.0)
     assert set(towards.nats.values()) == {2.0}
-    assert {token_pieces(tokenizer)[token] for token in towards.nats} >= {"Wait"}
+    assert {rules.token_pieces(tokenizer)[token] for token in towards.nats} >= {"Wait"}
 
 
 def test_thinking_goes_on_where_it_would_end(tokenizer):
     end = tokenizer.convert_tokens_to_ids("</think>")
-    rule = forced_wait(tokenizer, 2)
+    rule = rules.forced_wait(tokenizer, 2)
     assert tokenizer.decode(list(rule.sequence)) == "Wait,"
     wanted = [7, end, 8, 8, end, end, end, 8]
     rows: list[list[int]] = [[], []]
@@ -142,7 +135,7 @@ RATES = Rates({("pair", 1): 0.2, ("pair", 2): 0.9}, {"times": 0.6}, 0.4)
 
 def test_forcing_draws_sides_at_its_rates_and_nothing_else(tokenizer):
     domains = [DOMAINS[i % 3] for i in range(3000)]
-    rule = forced_rates(tokenizer, RATES, domains, seed=0)
+    rule = rules.forced_rates(tokenizer, RATES, domains, seed=0)
     for domain in DOMAINS:
         for dead_end in (1, 2):
             sides = [rule.goes_on(i, dead_end) for i in range(3000) if domains[i] == domain]
@@ -151,7 +144,7 @@ def test_forcing_draws_sides_at_its_rates_and_nothing_else(tokenizer):
 
 
 def test_only_the_openers_of_the_side_are_left_and_all_else_keeps_its_chance(tokenizer):
-    rule = forced_rates(tokenizer, RATES, DOMAINS, seed=0)
+    rule = rules.forced_rates(tokenizer, RATES, DOMAINS, seed=0)
     head = "<think>\nWait, now try 3 + 9 = 12, low.\nHmm, so doubt that.\n"
     texts = {
         "decides": head + "But, then",
