@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -364,7 +363,12 @@ def one_pass_in_shards(
     dealt = np.arange(corpus.n_documents) % (blocks or n) * n // (blocks or n)
     shards, shard_of = np.unique(dealt, return_inverse=True)  # with few documents some would be empty
     empty = copy.deepcopy(dict(accumulators))  # those given fill up while shards are still being made
-    compute = partial(_shard, subject, sae, corpus, empty, batch_tokens, shard_of)
+
+    def compute(shard: int) -> Arrays:
+        fresh, documents = copy.deepcopy(empty), np.flatnonzero(shard_of == shard)
+        one_pass(stream(subject, corpus, batch_tokens, documents=documents), sae, list(fresh.values()))
+        return {f"{one}/{n}": array for one, each in fresh.items() for n, array in each.state().items()}
+
     made: Iterator[Arrays]
     if kept is None:
         made = map(compute, tqdm(range(len(shards)), desc=name, unit="shard"))
@@ -383,19 +387,3 @@ def one_pass_in_shards(
         for one, accumulator in accumulators.items():
             own = f"{one}/"
             accumulator.merge({n.removeprefix(own): a for n, a in arrays.items() if n.startswith(own)})
-
-
-def _shard(
-    subject: Subject,
-    sae: Any,
-    corpus: Corpus,
-    empty: dict[str, Accumulator],
-    batch_tokens: int,
-    shard_of: NDArray[np.int64],
-    shard: int,
-) -> Arrays:
-    """What one shard's documents give to every accumulator."""
-    fresh = copy.deepcopy(empty)
-    documents = np.flatnonzero(shard_of == shard)
-    one_pass(stream(subject, corpus, batch_tokens, documents=documents), sae, list(fresh.values()))
-    return {f"{one}/{n}": array for one, each in fresh.items() for n, array in each.state().items()}

@@ -18,7 +18,6 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +167,12 @@ def _kept_or_written(asked: Asked, kept: Path | None, progress: str | None) -> l
                 stores[row // n].add(questions.prompts[row % n], questions.stream(row % n), tokens)
             bar.update(1)
 
+        def compute(part: int) -> dict[int, list[int]]:
+            made: dict[int, list[int]] = {}
+            asked.write(parts[part], made.__setitem__)
+            return made
+
         if stores and os.environ.get(ENGINE):
-            compute = partial(_part, asked, parts)
             for _, made in each_by_ray(compute, range(len(parts)), str(asked.subject.device)):
                 for row, tokens in made.items():
                     ended(row, tokens)
@@ -177,13 +180,6 @@ def _kept_or_written(asked: Asked, kept: Path | None, progress: str | None) -> l
             for part in parts:
                 asked.write(part, ended)
     return [done[row] for row in rows]
-
-
-def _part(asked: Asked, parts: Sequence[Sequence[int]], part: int) -> dict[int, list[int]]:
-    """The answers of one part, in a worker."""
-    made: dict[int, list[int]] = {}
-    asked.write(parts[part], made.__setitem__)
-    return made
 
 
 def _engine(questions: Questions, condition: Condition) -> str:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from math_verify.utils import timeout
 from reasoning_features.errors import UserError
 from reasoning_features.organism.language import CONTEXT, END_THINK, THINK
 from reasoning_features.organism.parser import LABELS_COUNTED, LONGEST_PROMPT, grade, prompts
-from reasoning_features.organism.problems import Problem, Split, problems
+from reasoning_features.organism.problems import Split, problems
 from reasoning_features.paths import RunPaths
 from reasoning_features.settings import ProblemSource, Settings
 from reasoning_features.text.corpora import TEXT, dataset_name, open_rows, stable_number
@@ -98,21 +98,19 @@ def load_questions(settings: Settings, tokenizer: Any, split: Split, n: int, sta
         known = problems_of(settings, split)[start : start + n]
         return _real(settings, tokenizer, f"{split} from {start} on", known)
     asked = problems(split, None, n, start=start)
+
+    def graded(numbers: Sequence[int], continuations: Sequence[Sequence[int]]) -> pd.DataFrame:
+        table = grade(tokenizer, [asked[number] for number in numbers], continuations)
+        return table.rename(columns={"family": "domain"}).drop(columns="question")
+
     return Questions(
         prompts=prompts(tokenizer, asked),
         domains=[problem.family for problem in asked],
         end=int(tokenizer.eos_token_id),
         max_new_tokens=CONTEXT - LONGEST_PROMPT,
         measures=(*COMMON, "gave_up", "checked", "parseable", *LABELS_COUNTED),
-        grade=partial(_grade_organism, tokenizer, asked),
+        grade=graded,
     )
-
-
-def _grade_organism(
-    tokenizer: Any, asked: Sequence[Problem], numbers: Sequence[int], continuations: Sequence[Sequence[int]]
-) -> pd.DataFrame:
-    graded = grade(tokenizer, [asked[number] for number in numbers], continuations)
-    return graded.rename(columns={"family": "domain"}).drop(columns="question")
 
 
 def steering_questions(settings: Settings, tokenizer: Any) -> Questions:
@@ -161,40 +159,33 @@ def _real(settings: Settings, tokenizer: Any, what: str, known: Sequence[RealPro
             f"There are no problems of {what} in the benchmarks ({names}): ask for others, or add some."
         )
     prompts = [prompt_ids(problem, tokenizer, settings.system_prompt) for problem in known]
+
+    def graded(numbers: Sequence[int], continuations: Sequence[Sequence[int]]) -> pd.DataFrame:
+        rows = []
+        for number, tokens in zip(numbers, continuations, strict=True):
+            problem, written = known[number], str(tokenizer.decode(list(tokens)))
+            judge = graded_letter if problem.choice else graded_formula
+            correct, said = judge(problem.truth, boxed(written))
+            finished = len(tokens) > 0 and tokens[-1] == tokenizer.eos_token_id  # the model ended it
+            text = str(tokenizer.decode(list(prompts[number]))) + written
+            length = thinking_tokens(tokens, tokenizer)
+            rows.append((problem.benchmark, said, correct, length, said is not None, finished, text))
+        columns = ["domain", "answer", "correct", "thinking_tokens", "parseable", "finished", "text"]
+        return pd.DataFrame(rows, columns=columns)
+
     return Questions(
         prompts=prompts,
         domains=[problem.benchmark for problem in known],
         end=int(tokenizer.eos_token_id),
         max_new_tokens=settings.max_new_tokens,
         measures=(*COMMON, "parseable", "finished"),
-        grade=partial(_grade_real, tokenizer, known, prompts),
+        grade=graded,
         engine=settings.engine,
         kept=RunPaths(settings.profile).data / "answers",
         pad=int(tokenizer.eos_token_id),
         # a problem's own, whichever others are asked: an answer that was made is found again
         streams=[1000 * stable_number(repr(prompt)) for prompt in prompts],
     )
-
-
-def _grade_real(
-    tokenizer: Any,
-    asked: Sequence[RealProblem],
-    prompts: Sequence[Sequence[int]],
-    numbers: Sequence[int],
-    continuations: Sequence[Sequence[int]],
-) -> pd.DataFrame:
-    """Grades of continuations, as :class:`Questions` says; ``finished`` are those that the model ended."""
-    rows = []
-    for number, tokens in zip(numbers, continuations, strict=True):
-        problem, written = asked[number], str(tokenizer.decode(list(tokens)))
-        judge = graded_letter if problem.choice else graded_formula
-        correct, said = judge(problem.truth, boxed(written))
-        finished = len(tokens) > 0 and tokens[-1] == tokenizer.eos_token_id
-        text = str(tokenizer.decode(list(prompts[number]))) + written
-        length = thinking_tokens(tokens, tokenizer)
-        rows.append((problem.benchmark, said, correct, length, said is not None, finished, text))
-    columns = ["domain", "answer", "correct", "thinking_tokens", "parseable", "finished", "text"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def thinking_tokens(written: Sequence[int], tokenizer: Any) -> int:
