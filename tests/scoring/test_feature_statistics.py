@@ -9,16 +9,8 @@ import torch
 from tiny import Positive, reversed_batches
 
 from reasoning_features.errors import UserError
-from reasoning_features.scoring.feature_statistics import (
-    Accumulator,
-    BestTokens,
-    FeatureStatistics,
-    IdentitySums,
-    SetSums,
-    accumulate,
-    one_pass,
-    token_classes,
-)
+from reasoning_features.scoring import feature_statistics as passes
+from reasoning_features.scoring.feature_statistics import Accumulator, BestTokens, FeatureStatistics, SetSums
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.words import ALL, TokenSets
 
@@ -28,7 +20,7 @@ def named(masks: np.ndarray) -> TokenSets:
 
 
 def read(accumulator: Accumulator, activations: np.ndarray, *splits: int) -> Accumulator:
-    one_pass(reversed_batches(activations, *splits), Positive(activations.shape[1]), [accumulator])
+    passes.one_pass(reversed_batches(activations, *splits), Positive(activations.shape[1]), [accumulator])
     return accumulator
 
 
@@ -60,7 +52,7 @@ def test_parts_merge_to_one_pass():
         np.testing.assert_array_equal(merged.result().counts, whole.counts)
         np.testing.assert_allclose(merged.result().sums, whole.sums, rtol=1e-12)
     # groups add to the pass without groups
-    plain = accumulate(reversed_batches(activations), Positive(7), named(masks))
+    plain = passes.accumulate(reversed_batches(activations), Positive(7), named(masks))
     np.testing.assert_allclose(whole.total().sums, plain.sums, rtol=1e-12)
 
 
@@ -68,7 +60,7 @@ def test_resample_equals_repeating_documents():
     activations, masks, groups = drawn(60, 3, 3)
     resampled = grouped(activations, masks, groups).weighted(np.array([[2.0, 0.0, 1.0], [1.0, 1.0, 1.0]]))
     again = np.concatenate([np.arange(20), np.arange(20), np.arange(40, 60)])
-    repeated = accumulate(reversed_batches(activations[again]), Positive(3), named(masks[:, again]))
+    repeated = passes.accumulate(reversed_batches(activations[again]), Positive(3), named(masks[:, again]))
     np.testing.assert_allclose(resampled.sums[0], repeated.sums, rtol=1e-12)
     np.testing.assert_array_equal(resampled.counts[0], repeated.counts)
     assert resampled.sums.shape == (2, 4, 3)
@@ -91,7 +83,7 @@ def test_few_active_features_are_summed_as_many_are(monkeypatch, threshold):
 
 def test_autoencoder_of_another_width():
     with pytest.raises(UserError, match="takes 4 dimensions but the residual stream has 3"):
-        accumulate(reversed_batches(np.ones((6, 3))), Positive(4), named(np.ones((4, 6), bool)))
+        passes.accumulate(reversed_batches(np.ones((6, 3))), Positive(4), named(np.ones((4, 6), bool)))
 
 
 # two documents; feature 0 fires on token 5 alone, feature 1 on two of three 7s and on 9, feature 2 never
@@ -101,9 +93,9 @@ FEATURES = np.array([[1.0, 0, 0], [0, 2, 0], [3, 0, 0], [0, 4, 0], [0, 0, 0], [0
 
 
 def test_classes_of_single_tokens_and_with_context():
-    classes, ids = token_classes(CORPUS)
+    classes, ids = passes.token_classes(CORPUS)
     assert ids.ravel().tolist() == [5, 7, 9] and classes.tolist() == [0, 1, 0, 1, 1, 2]
-    classes, ids = token_classes(CORPUS, context=1)
+    classes, ids = passes.token_classes(CORPUS, context=1)
     # pairs, -1 before a document: (-1,5) (5,7) (7,5) (5,7) | (-1,7) (7,9)
     assert ids.tolist() == [[-1, 5], [-1, 7], [5, 7], [7, 5], [7, 9]]
     assert classes.tolist() == [0, 2, 3, 2, 1, 4]
@@ -145,11 +137,11 @@ def test_identity_statistics_by_hand():
     # over all: 2·5, 3·7, 1·9 → (4, 12, 0), the true sums; over tokens {0, 1}: (2, 2, 0), where the true
     # sums are (1, 2, 0)
     sets = TokenSets.of({ALL: np.ones(6, bool), "two": np.array([1, 1, 0, 0, 0, 0], bool)})
-    classes, ids = token_classes(CORPUS)
-    ours = read(IdentitySums(classes, len(ids), sets), FEATURES, 3).result()
+    classes, ids = passes.token_classes(CORPUS)
+    ours = read(passes.IdentitySums(classes, len(ids), sets), FEATURES, 3).result()
     np.testing.assert_allclose(ours.sums, [[4, 12, 0], [2, 2, 0]])
     assert ours.counts.tolist() == [6, 2]
-    assert accumulate(reversed_batches(FEATURES, 3), Positive(3), sets).sums.tolist() == [
+    assert passes.accumulate(reversed_batches(FEATURES, 3), Positive(3), sets).sums.tolist() == [
         [4, 12, 0],
         [1, 2, 0],
     ]

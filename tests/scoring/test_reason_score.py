@@ -10,18 +10,8 @@ import torch
 from tiny import Positive, reversed_batches
 
 from reasoning_features.errors import UserError
+from reasoning_features.scoring import reason_score as scores
 from reasoning_features.scoring.feature_statistics import SetSums, accumulate, one_pass
-from reasoning_features.scoring.reason_score import (
-    decoder_norms,
-    entropy,
-    reason_score,
-    resampled_scores,
-    select,
-    set_means,
-    variant_statistics,
-    variant_window,
-    vocabulary_scores,
-)
 from reasoning_features.text.words import ALL, TokenSets, vocabulary_set, word_set
 
 WINDOW = (0, 1)
@@ -45,14 +35,14 @@ def test_three_features_by_hand():
     # Equation 5 with α = 0.7: 1/2 · 1 − 0, 1/4 · 0 − 1/2, 1/4 · H^0.7 − 1/2.
     statistics = accumulate(reversed_batches(BY_HAND, 2, 5), Positive(3), named(BY_HAND_SETS))
     assert statistics.counts.tolist() == [6, 2, 2, 3]
-    inside, outside, by_word = set_means(statistics, "R", ["a", "b"], WINDOW)
+    inside, outside, by_word = scores.set_means(statistics, "R", ["a", "b"], WINDOW)
     assert inside.tolist() == [2, 1, 1] and outside.tolist() == [0, 1, 1]
     assert by_word.tolist() == [[2, 1.5, 0.5], [2, 0, 1.5]]
     h = 2 - 0.75 * math.log2(3)
-    assert entropy(by_word) == pytest.approx([1, 0, h])
+    assert scores.entropy(by_word) == pytest.approx([1, 0, h])
     expected = [0.5, -0.5, 0.25 * h**0.7 - 0.5]
-    assert vocabulary_scores(statistics, "R", ["a", "b"], WINDOW, 0.7) == pytest.approx(expected)
-    assert reason_score(inside, outside, by_word, 0) == pytest.approx([0.5, -0.25, -0.25])
+    assert scores.vocabulary_scores(statistics, "R", ["a", "b"], WINDOW, 0.7) == pytest.approx(expected)
+    assert scores.reason_score(inside, outside, by_word, 0) == pytest.approx([0.5, -0.25, -0.25])
 
 
 def test_released_variant_by_hand():
@@ -60,12 +50,13 @@ def test_released_variant_by_hand():
     # H does not change: a feature's norm cancels in p.
     sae = Positive(3, torch.diag(torch.tensor([1.0, 2.0, 4.0])))
     statistics = accumulate(reversed_batches(BY_HAND), sae, named(BY_HAND_SETS))
-    folded = variant_statistics(statistics, decoder_norms(sae), "released")
+    folded = scores.variant_statistics(statistics, scores.decoder_norms(sae), "released")
     h = 2 - 0.75 * math.log2(3)
     expected = [0.25, -1 / 3, 0.5 * h**0.7 - 2 / 3]
-    assert vocabulary_scores(folded, "R", ["a", "b"], WINDOW, 0.7) == pytest.approx(expected)
-    assert variant_statistics(statistics, decoder_norms(sae), "paper") is statistics
-    assert variant_window("released", (2, 3)) == (1, 2) and variant_window("paper", (2, 3)) == (2, 3)
+    assert scores.vocabulary_scores(folded, "R", ["a", "b"], WINDOW, 0.7) == pytest.approx(expected)
+    assert scores.variant_statistics(statistics, scores.decoder_norms(sae), "paper") is statistics
+    assert scores.variant_window("released", (2, 3)) == (1, 2)
+    assert scores.variant_window("paper", (2, 3)) == (2, 3)
 
 
 def test_resampled_some_at_a_time(monkeypatch):
@@ -76,33 +67,33 @@ def test_resampled_some_at_a_time(monkeypatch):
     one_pass(reversed_batches(activations), Positive(6), [sums])
     weights = rng.integers(1, 4, size=(8, 6)).astype(float)
     given = "R", ["a", "b"], WINDOW, 0.7
-    direct = vocabulary_scores(sums.result().weighted(weights), *given)
+    direct = scores.vocabulary_scores(sums.result().weighted(weights), *given)
     three_resamples = 4 * 3 * 24  # of four sets of six features
     monkeypatch.setattr("reasoning_features.scoring.reason_score.ELEMENTS", three_resamples)
-    np.testing.assert_allclose(resampled_scores(sums.result(), *given, weights), direct, rtol=1e-12)
+    np.testing.assert_allclose(scores.resampled_scores(sums.result(), *given, weights), direct, rtol=1e-12)
 
 
 def test_entropy_and_score_where_little_is_active():
     # H := 0 where a feature fires on no word; feature 1 never fires, feature 2 only outside
     inside, outside = np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0])
     by_word = np.array([[1.0, 0, 0], [1.0, 0, 0]])
-    assert entropy(by_word).tolist() == [1, 0, 0]
-    assert reason_score(inside, outside, by_word, 0.7).tolist() == [1, 0, -1]
+    assert scores.entropy(by_word).tolist() == [1, 0, 0]
+    assert scores.reason_score(inside, outside, by_word, 0.7).tolist() == [1, 0, -1]
     zero = np.zeros(3)
-    assert reason_score(zero, zero, np.zeros((2, 3)), 0.7).tolist() == [0, 0, 0]
+    assert scores.reason_score(zero, zero, np.zeros((2, 3)), 0.7).tolist() == [0, 0, 0]
     # of one word there is nothing to spread over
-    assert entropy(np.array([[2.0, 0.0]])).tolist() == [1, 1]
+    assert scores.entropy(np.array([[2.0, 0.0]])).tolist() == [1, 1]
 
 
 def test_select():
-    scores = np.array([0.1, 0.9, 0.5, 0.9, -1.0])
-    assert select(scores, k=3).tolist() == [1, 3, 2]
+    values = np.array([0.1, 0.9, 0.5, 0.9, -1.0])
+    assert scores.select(values, k=3).tolist() == [1, 3, 2]
     # the 0.5 quantile of five values is their median 0.5; two lie above
-    assert select(scores, quantile=0.5).tolist() == [1, 3]
+    assert scores.select(values, quantile=0.5).tolist() == [1, 3]
     with pytest.raises(UserError, match="there are 5"):
-        select(scores, k=6)
+        scores.select(values, k=6)
     # 65,536 · 0.003 = 196.6: the paper's text rounds to 200
-    assert len(select(np.random.default_rng(0).random(65536), quantile=0.997)) == 197
+    assert len(scores.select(np.random.default_rng(0).random(65536), quantile=0.997)) == 197
 
 
 def test_empty_sets():
@@ -110,8 +101,8 @@ def test_empty_sets():
     masks = np.array([[1] * 6, [0] * 6, [1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]], bool)
     statistics = accumulate(reversed_batches(activations), Positive(3), named(masks))
     with pytest.raises(UserError, match="'a' never occurs"):
-        vocabulary_scores(statistics, "R", ["a", "b"], WINDOW, 0.7)
+        scores.vocabulary_scores(statistics, "R", ["a", "b"], WINDOW, 0.7)
     masks[1] = masks[3] = True
     statistics = accumulate(reversed_batches(activations), Positive(3), named(masks))
     with pytest.raises(UserError, match="covers every token"):
-        vocabulary_scores(statistics, "R", ["a", "b"], WINDOW, 0.7)
+        scores.vocabulary_scores(statistics, "R", ["a", "b"], WINDOW, 0.7)
