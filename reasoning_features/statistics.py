@@ -6,7 +6,6 @@ problems are compared problem by problem, and a problem is resampled with all it
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -141,12 +140,6 @@ def null_rank(value: float, null: ArrayLike) -> NullRank:
         z=float((value - draws.mean()) / spread) if spread > 0 else float("nan"),
         n=int(draws.size),
     )
-
-
-def jaccard(a: Collection[int] | NDArray[np.int64], b: Collection[int] | NDArray[np.int64]) -> float:
-    """Size of the intersection over size of the union; 1 for two empty sets."""
-    first, second = {int(i) for i in a}, {int(i) for i in b}
-    return len(first & second) / len(first | second) if first | second else 1.0
 
 
 def chance_jaccard(n: int, k_a: int, k_b: int) -> float:

@@ -18,7 +18,6 @@ from reasoning_features.statistics import (
     finding,
     holm,
     independent_difference,
-    jaccard,
     mcnemar,
     means_by,
     null_rank,
@@ -63,9 +62,7 @@ def test_null_rank():
         null_rank(1, [])
 
 
-def test_jaccard_and_what_chance_gives():
-    assert jaccard([1, 2, 3], [2, 3, 4]) == 0.5
-    assert jaccard(np.array([5]), [5]) == 1 and jaccard([1], [2]) == 0 and jaccard([], []) == 1
+def test_the_overlap_that_chance_gives():
     # two pairs out of three: they share one or two. P(2) = 1/3, J = 1; P(1) = 2/3, J = 1/3: 5/9
     assert chance_jaccard(3, 2, 2) == pytest.approx(5 / 9)
     assert chance_jaccard(10, 10, 10) == pytest.approx(1)

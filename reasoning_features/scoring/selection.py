@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from reasoning_features.reporting import plots
+from reasoning_features.residual_stream.probes import weights_by_document
 from reasoning_features.scoring import reason_score
 from reasoning_features.scoring.feature_statistics import FeatureStatistics
 from reasoning_features.statistics import (
     bootstrap_weights,
     chance_jaccard,
-    jaccard,
     null_rank,
     percentile_interval,
 )
@@ -126,7 +126,7 @@ def grid_table(
     for way, values in zip(grid, scores, strict=True):
         setting = {"alpha": way.alpha, "window": f"{way.window[0]}-{way.window[1]}", "variant": way.variant}
         for k in counts:
-            shared = jaccard(reason_score.select(values, k=k), reason_score.select(default, k=k))
+            shared = float(overlap(chosen(values, k), chosen(default, k)))
             rows.append(setting | {"k": k, "overlap": shared, "chance": chance_jaccard(len(default), k, k)})
     return pd.DataFrame(rows)
 
@@ -144,7 +144,7 @@ def resampled_overlap(
     """Mean overlap of other selections with the default's, from statistics by block, by ``resample`` (0: the
     data as they are).
     """
-    weights = _weights_with_data(statistics, resamples, seed)
+    weights = weights_by_document(len(statistics.counts), seed, resamples)
 
     def selections(way: Hyperparameters) -> NDArray[np.bool_]:
         own = statistics.only(reason_score.sets_of_score(REFERENCE, words, way.window))
@@ -156,12 +156,6 @@ def resampled_overlap(
     reference = selections(default)
     shared = [overlap(reference, selections(way)) for way in grid if way != default]
     return pd.DataFrame({"resample": np.arange(resamples + 1), "overlap": np.mean(shared, axis=0)})
-
-
-def _weights_with_data(statistics: FeatureStatistics, resamples: int, seed: int) -> Array:
-    """Weights of the blocks: the data as they are, then resamples of them."""
-    blocks = len(statistics.counts)
-    return np.concatenate([np.ones((1, blocks)), bootstrap_weights(blocks, resamples, seed)])
 
 
 def intervals(resampled: pd.DataFrame, columns: Sequence[str], blocks: int) -> pd.DataFrame:
@@ -233,7 +227,7 @@ def resampled_comparison(
     ``null_mean`` and ``z`` are of R's ``score_mass`` among the others'; ``overlap`` is the mean of R's top k
     with theirs.
     """
-    weights = _weights_with_data(statistics, resamples, seed)
+    weights = weights_by_document(len(statistics.counts), seed, resamples)
     own = reason_score.resampled_scores(
         statistics, REFERENCE, vocabularies[REFERENCE], window, alpha, weights
     )
