@@ -230,21 +230,15 @@ def gradient_attribution(
     """Mean over decisions of (a_i − mean_i) · (W_dec,i · ∂ log-odds / ∂ stream) ``[f]``, in nats.
 
     The first-order estimate of ablation to ``means`` ``[f]`` at the decision's own position. Each decision is
-    a row of its own, cut after its position, so that later decisions of a trace do not enter.
+    a row of its own, so that the others of a trace do not enter.
     """
-    corpus = decisions.corpus
-    begins = corpus.starts[decisions.documents]
-    lengths = decisions.positions - begins + 1
     mean = torch.from_numpy(means)
     decoder = sae.W_dec.detach().double().cpu()
     total = torch.zeros(len(means), dtype=torch.float64)
-    for rows in by_length(lengths, batch_tokens):
-        tokens = np.zeros((len(rows), int(lengths[rows].max())), dtype=np.int64)
-        for row, decision in enumerate(rows):
-            own = slice(begins[decision], decisions.positions[decision] + 1)
-            tokens[row, : lengths[decision]] = corpus.tokens[own]
-        ids, at = torch.from_numpy(tokens), torch.from_numpy(lengths[rows] - 1)
-        index = torch.arange(len(rows))
+    for batch in by_length(decisions.places + 1, batch_tokens):
+        which = np.array(batch)
+        ids, at = _rows(decisions.corpus, decisions, which), torch.from_numpy(decisions.places[which])
+        index = torch.arange(len(which))
 
         def summed(logits: Tensor, index: Tensor = index, at: Tensor = at) -> Tensor:
             return log_odds(logits[index, at], decisions).sum()
