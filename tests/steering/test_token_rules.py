@@ -12,27 +12,22 @@ import torch
 from reasoning_features.errors import UserError
 from reasoning_features.models.sampling import TEMPERATURE
 from reasoning_features.organism import language
-from reasoning_features.organism.language import base_documents, reasoning_documents
 from reasoning_features.organism.parser import DECISIONS, first_tokens
-from reasoning_features.organism.training import train_tokenizer
+from reasoning_features.settings import load_settings
 from reasoning_features.steering import token_rules as rules
 from reasoning_features.steering.token_rules import Ban
-from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.corpora import reasoning_corpus
 from reasoning_features.truth.decisions import Rates, decision_rates, rates_of
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(d.text for d in [*base_documents(500, 0), *reasoning_documents(0.5, 500, 1)])
+def tokenizer(organism_tokenizer):
+    return organism_tokenizer
 
 
 @pytest.fixture(scope="module")
 def corpus(tokenizer):
-    documents = [tokenizer.encode(d.text, add_special_tokens=False) for d in reasoning_documents(0.5, 200, 2)]
-    starts = np.cumsum([0, *map(len, documents)])
-    tokens = np.concatenate(documents).astype(np.int32)
-    nothing = np.zeros(len(tokens), dtype=bool)
-    return Corpus("traces", tokens, starts.astype(np.int64), nothing, ~nothing, [""] * len(documents))
+    return reasoning_corpus(load_settings("organism", reasoning_documents=200), tokenizer, "selection")
 
 
 def forbidden(rule: Ban, text: str, tokenizer) -> set[str]:
