@@ -157,8 +157,7 @@ def mean_difference(subject: Subject, decisions: Decisions, batch_tokens: int) -
 
     The difference of the mean residual stream at the decisions' own tokens.
     """
-    include = np.zeros(decisions.corpus.n_tokens, dtype=bool)
-    include[decisions.positions] = True
+    include = np.isin(np.arange(decisions.corpus.n_tokens), decisions.positions)
     read = collect(stream(subject, decisions.corpus, batch_tokens, include))
     own = read.residual[torch.from_numpy(read.rows(decisions.positions))].double()
     towards = torch.from_numpy(decisions.towards)

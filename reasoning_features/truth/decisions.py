@@ -169,23 +169,17 @@ def label_sets(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, Mask]:
     trace took.
     """
     sets: dict[str, Mask] = {}
+    token = np.arange(corpus.n_tokens)
     if corpus.moves is not None:
         before = last_before(corpus, sentence_starts(corpus, tokenizer))
         follows = corpus.moves[before + 1]
         for code, move in enumerate(corpus.move_names):
             sets[f"mean:{move}"] = (corpus.moves == code) & ~corpus.special
-            sets[f"before:{move}"] = _at(corpus, before[follows == code])
+            sets[f"before:{move}"] = np.isin(token, before[follows == code])
     for name, found in find_decisions(corpus, tokenizer, kind).items():
-        sets[f"at {name}:positive"] = _at(corpus, found.positions[found.towards])
-        sets[f"at {name}:negative"] = _at(corpus, found.positions[~found.towards])
+        sets[f"at {name}:positive"] = np.isin(token, found.positions[found.towards])
+        sets[f"at {name}:negative"] = np.isin(token, found.positions[~found.towards])
     return {name: mask for name, mask in sets.items() if mask.any()}
-
-
-def _at(corpus: Corpus, positions: NDArray[np.int64]) -> Mask:
-    """True at these positions ``[n_tokens]``."""
-    mask = np.zeros(corpus.n_tokens, dtype=bool)
-    mask[positions] = True
-    return mask
 
 
 def log_odds(logits: Tensor, decisions: Decisions) -> Tensor:
@@ -327,8 +321,7 @@ def decodability(
     for label, (_, classes) in labels.items():
         known = np.flatnonzero(classes >= 0)
         drawn[label] = np.sort(rng.choice(known, min(len(known), most_tokens), replace=False))
-    include = np.zeros(corpus.n_tokens, dtype=bool)
-    include[np.concatenate(list(drawn.values()))] = True
+    include = np.isin(np.arange(corpus.n_tokens), np.concatenate(list(drawn.values())))
     read = collect(stream(subject, corpus, batch_tokens, include))
     parts = read.residual.split(batch_tokens)
     activations = torch.cat([encoded_columns(sae, part, features) for part in parts]).numpy()

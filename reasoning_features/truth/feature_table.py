@@ -51,6 +51,7 @@ from reasoning_features.text.words import (
 from reasoning_features.truth.decisions import label_sets
 
 Array = NDArray[np.float64]
+Words = Mapping[str, Sequence[str]]  # a vocabulary's name → its words
 RARE = 20  # words that occur less often in the scored corpus are not drawn into random vocabularies
 ARTEFACT = "features"  # that notebook 03 stores, and the settings that determine it
 DETERMINED_BY = (
@@ -101,7 +102,7 @@ def draw_words(
 def needed_sets(
     corpus: Corpus,
     tokenizer: Any,
-    vocabularies: Mapping[str, Sequence[str]],
+    vocabularies: Words,
     window: Window,
     windows: Sequence[Window],
     known: Lexicon,
@@ -179,12 +180,7 @@ class Measurement:
 
 
 def feature_table(
-    measured: Measurement,
-    norms: Array,
-    vocabularies: Mapping[str, Sequence[str]],
-    labels: Sequence[str],
-    window: Window,
-    alpha: float,
+    measured: Measurement, norms: Array, vocabularies: Words, labels: list[str], window: Window, alpha: float
 ) -> pd.DataFrame:
     """One row a feature, from one pass over :func:`needed_sets` of these vocabularies and labels.
 
@@ -232,7 +228,7 @@ def measure_features(
     settings: Settings,
     subject: Subject,
     sae: Any,
-    vocabularies: Mapping[str, Sequence[str]],
+    vocabularies: Words,
     blocks: int | None = None,
     kept: Path | None = None,
 ) -> tuple[Measurement, pd.DataFrame]:
@@ -268,7 +264,7 @@ def measure_features(
     return measured, feature_table(measured, norms, vocabularies, list(labels), window, settings.alpha)
 
 
-def save_features(folder: Path, table: pd.DataFrame, vocabularies: Mapping[str, Sequence[str]]) -> None:
+def save_features(folder: Path, table: pd.DataFrame, vocabularies: Words) -> None:
     """Store a feature table, and the vocabularies that its scores are of."""
     table.to_parquet(folder / "features.parquet", index=False)
     write_json(folder / "vocabularies.json", dict(vocabularies))
