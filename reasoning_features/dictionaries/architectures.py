@@ -30,9 +30,8 @@ LEAST_DENOMINATOR = 1e-8  # of a cosine
 
 
 def partition(n: int, chunks: int, seed: int, step: int) -> list[Tensor]:
-    """Latents 0 … n − 1 divided at random into chunks whose sizes differ by one at most.
-
-    Drawn from the seed and the step alone, so a training that goes on from a checkpoint draws the same ones.
+    """Latents 0 … n − 1 divided at random into chunks whose sizes differ by one at most; drawn from seed and
+    step alone, so that a training that goes on from a checkpoint draws the same.
     """
     drawn = np.random.default_rng([seed, step]).permutation(n)
     return list(torch.from_numpy(drawn).tensor_split(chunks))

@@ -187,9 +187,8 @@ def architecture_label(sae: SAE[Any]) -> str:
 
 
 def name_of(label: str) -> str:
-    """The name of an architecture's label: "frozen_decoder-cov" is the frozen decoder (cov).
-
-    The start "iso" (on the sphere) is left out: a baseline starts there unless another start is named.
+    """The name of an architecture's label: "frozen_decoder-cov" is the frozen decoder (cov). The start "iso",
+    on the sphere, is left out: a baseline starts there unless another start is named.
     """
     architecture, _, start = label.partition("-")
     return NAMES[architecture] + ("" if start in ("", "iso") else f" ({start})")
@@ -237,9 +236,8 @@ def rows_at_once(*saes: Any) -> int:
 
 @torch.no_grad()
 def encoded(sae: Any, residual: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Features ``[m, f]`` of activations ``[n, d]``, some rows at a time, on the autoencoder's device.
-
-    65,536 features of many tokens never stand in memory at once.
+    """Features ``[m, f]`` of activations ``[n, d]``, as many rows at a time as memory holds, on the
+    autoencoder's device.
     """
     rows = rows_at_once(sae)
     for start in range(0, len(residual), rows):

@@ -44,13 +44,8 @@ class Reconstruction:
     density: NDArray[np.float64]  # [s] fraction of tokens on which each feature is active
 
     @property
-    def l0(self) -> float:
-        """Mean number of active features."""
-        return float(self.active.mean())
-
-    @property
     def explained(self) -> float:
-        """Fraction of variance explained, about the mean."""
+        """Fraction of variance explained."""
         return float(1 - self.error.sum() / self.deviation.sum())
 
     @property
@@ -96,7 +91,7 @@ def quality(sae: SAE[Any], residual: Tensor) -> dict[str, float]:
     """L0, fraction of variance explained, dead share and median density of live features on activations."""
     found = reconstruct(sae, residual)
     return {
-        "L0": found.l0,
+        "L0": float(found.active.mean()),
         EXPLAINED: found.explained,
         "dead share": found.dead_share,
         "median density": float(np.median(found.density[found.live])) if found.live.any() else 0.0,
@@ -104,10 +99,7 @@ def quality(sae: SAE[Any], residual: Tensor) -> dict[str, float]:
 
 
 def best_cosines(decoder: Tensor, other: Tensor) -> NDArray[np.float64]:
-    """For each decoder direction ``[s, d]`` its largest cosine with a direction of ``other`` ``[r, d]``.
-
-    A direction of length 0 has cosine 0 with everything.
-    """
+    """For each decoder direction ``[s, d]`` its largest cosine with a direction of ``other`` ``[r, d]``."""
     return torch.cat([part.max(1).values.double().cpu() for part in cosines(decoder, other)]).numpy()
 
 
@@ -120,9 +112,7 @@ def matched_share(decoder: Tensor, other: Tensor, threshold: float = 0.7) -> flo
 
 def paired_share(decoder: Tensor, other: Tensor, threshold: float = 0.7) -> float:
     """The same where each direction of the other SAE may be the partner of one only: the largest pairing.
-
-    It tells features found again from many features that all point at the same few directions, as early in
-    training: :func:`matched_share` counts each of those.
+    Early in training many features point at the same few directions, and :func:`matched_share` counts each.
     """
     near = vstack([csr_matrix((part >= threshold).cpu().numpy()) for part in cosines(decoder, other)])
     return float((maximum_bipartite_matching(near, perm_type="column") >= 0).mean())
@@ -137,9 +127,8 @@ def cosines(decoder: Tensor, other: Tensor) -> Iterator[Tensor]:
 
 
 def principal_explained(residual: Tensor, k: int) -> float:
-    """Fraction of variance that the ``k`` leading principal components of activations ``[n, d]`` explain.
-
-    What any ``k`` fixed directions can do at most: an SAE with L0 = k has to be better to be worth its name.
+    """Fraction of variance that the ``k`` leading principal components of activations ``[n, d]`` explain: the
+    most that any ``k`` fixed directions can.
     """
     variances = torch.linalg.eigvalsh(_covariance(residual)).flip(0)
     return float(variances[:k].sum() / variances.sum())
@@ -171,19 +160,16 @@ def loss_by_document(
 ) -> pd.DataFrame:
     """Next-token loss with the stream as it is, set to zero, and as each SAE reconstructs it.
 
-    The stream is changed at every token that is neither special nor an attention sink (an SAE never saw the
-    others), and the loss is that of predicting tokens that are not special.
-
-    Returns one row a document, in the corpus' order: ``tokens`` predicted, and the summed loss in nats
-    ``clean``, ``zeroed``, and one column an SAE under its name.
+    The stream is changed at every token that is neither special nor an attention sink. A row a document, in
+    the corpus' order: ``tokens`` predicted that are not special, and their summed loss in nats ``clean``,
+    ``zeroed``, and a column an SAE under its name.
     """
     edits: dict[str, Callable[[Tensor], Tensor]] = {"clean": torch.clone, "zeroed": torch.zeros_like}
     edits |= {name: partial(_through, sae) for name, sae in saes.items()}
     special = torch.from_numpy(corpus.special)
     parts = []
-    for batch in tqdm(
-        list(corpus.batches(batch_tokens)), desc="Losses with the stream replaced", unit="batch"
-    ):
+    batches = list(corpus.batches(batch_tokens))
+    for batch in tqdm(batches, desc="Losses with the stream replaced", unit="batch"):
         ordinary = batch.valid & ~special[batch.positions]  # position -1 is not valid anyway
         where, counted = ordinary[..., None].to(subject.device), ordinary[:, 1:]
         columns: dict[str, Any] = {"document": batch.documents, "tokens": counted.sum(1).numpy()}
@@ -215,14 +201,10 @@ def evaluate(
 ) -> pd.DataFrame:
     """A table of SAEs, a row each, with intervals (95%) over documents.
 
-    L0, explained variance and loss recovered, (L_zeroed − L_reconstructed) / (L_zeroed − L_clean), are
-    measured on ``fresh`` activations, of text that no SAE was trained on (``documents`` ``[n_tokens]``: the
-    document of each of its tokens; ``losses`` from :func:`loss_by_document`); dead features and densities on
-    ``sample`` ``[n, d]``, more of them.
-
-    Returns:
-        ``autoencoder``, ``architecture``, ``features``, ``L0``, ``fraction of variance explained``,
-        ``loss recovered`` (the three with ``… low`` and ``… high`` too), ``dead share``, ``median density``.
+    L0, explained variance and loss recovered, (L_zeroed − L_reconstructed) / (L_zeroed − L_clean), are of
+    ``fresh`` text that no SAE was trained on (``documents`` ``[n_tokens]``: each token's document;
+    ``losses``: :func:`loss_by_document`); dead share and median density of ``sample`` ``[n, d]``, more
+    activations.
     """
     rows, zeroed = [], losses["zeroed"]
     for name, sae in saes.items():

@@ -73,13 +73,10 @@ def training_rows(
 ) -> NDArray[np.int32]:
     """Rows of token ids ``[n, settings.context]``, of the sources in turn, in an order drawn by the seed.
 
-    A column of token ids is used as it is, longer rows cut up into several; texts are tokenised and packed,
-    at most some half more than are needed. Of a source with a ``split_column`` only the rows for training are
-    used, of any other all. ``tokens`` says how many are wanted of all sources together; there may be fewer or
-    more. They stand in memory, four bytes a token.
-
-    Raises UserError: no sources, one without a single whole row or without rows for training, or token ids
-    that the tokenizer does not have.
+    A column of token ids is used as it is, longer rows cut up; texts are tokenised and packed. Of a source
+    with a ``split_column`` only the rows for training are used. ``tokens`` says how many are wanted of all
+    sources together; there may be fewer, or some half more. UserError: no sources, one without a single whole
+    row or without rows for training, or token ids that the tokenizer does not have.
     """
     if not sources:
         raise UserError("There are no texts to train on: set `training_text`.")
@@ -149,9 +146,8 @@ def _encoded(opened: TextRows, chosen: NDArray[np.int64], tokenizer: Any) -> lis
 
 
 def ordinary(tokens: Tensor, special: Tensor) -> Tensor:
-    """Tokens ``[b, t]`` that an autoencoder is trained on: neither special nor the first of a row.
-
-    The first is the attention sink: its activation is a hundred times as long as any other.
+    """Tokens ``[b, t]`` that an autoencoder is trained on: neither special nor the first of a row, which is
+    the attention sink.
     """
     kept = ~torch.isin(tokens, special)
     kept[:, 0] = False
@@ -162,9 +158,8 @@ class Buffers:
     """The activations of rows of tokens at a subject's hook point, a buffer at a time.
 
     The first rows, a tenth at most, are held out; the others come again when they are through, shuffled
-    otherwise by the seed. Special tokens (BOS, EOS, padding), the first of every row and attention sinks are
-    left out. At most ``batch_tokens`` ids are read in one forward pass. UserError: too few rows to hold some
-    out.
+    otherwise. Special tokens, the first of every row and attention sinks are left out. At most
+    ``batch_tokens`` ids are read in one forward pass. UserError: too few rows to hold some out.
     """
 
     def __init__(self, subject: Subject, rows: NDArray[np.int32], recipe: Recipe, batch_tokens: int) -> None:
@@ -201,9 +196,8 @@ class Buffers:
             del buffer  # none is kept while another is read
 
     def buffer(self, number: int) -> Tensor:
-        """Shuffled activations ``[n, d]`` of one buffer, as the model gives them, on its device.
-
-        Raises UserError: fewer than one batch.
+        """Shuffled activations ``[n, d]`` of one buffer, in the model's precision and on its device;
+        UserError where they are fewer than one batch.
         """
         chosen = (number * self._size + np.arange(self._size)) % (len(self._rows) - self._held_out)
         activations = self._read(self._rows[self._held_out + chosen])
@@ -232,9 +226,7 @@ class Buffers:
 
 def profile_autoencoders(settings: Settings, subject: Subject) -> dict[str, str]:
     """The profile's autoencoders: "default", "ReLU", "TopK" and "second seed" → where each is; none twice.
-
-    With ``train_saes`` the default is ``data/<profile>/autoencoder``, trained on ``training_text`` unless it
-    is there.
+    With ``train_saes`` the default is trained into ``data/<profile>/autoencoder``, unless it is there.
     """
     default = settings.autoencoder
     if settings.train_saes:
@@ -258,11 +250,9 @@ def train_streamed(
 
     It goes on from ``initial``, if given, and comes into ``folder`` in SAELens' format, for raw activations,
     with ``training.csv`` and what it was made from. ``settings.checkpoints`` evenly spaced steps have a row
-    of history and a checkpoint, beside one every twenty minutes. A checkpoint takes twelve bytes a weight
-    (6.4 GB at the paper's size); the newest is kept, in ``<folder>.training``, until the training is done.
-
-    Raises UserError: too few rows or tokens, ``initial`` is of another kind, or the folder or its checkpoint
-    is of a training on something else.
+    of history and a checkpoint, beside one every twenty minutes: twelve bytes a weight (6.4 GB at the paper's
+    size), of which the newest is kept, in ``<folder>.training``. UserError: too few rows or tokens,
+    ``initial`` is of another kind, or the folder or its checkpoint is of a training on something else.
     """
     key = reading_key(subject) | {
         "texts": [source.model_dump() for source in sources],

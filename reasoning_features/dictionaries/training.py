@@ -143,10 +143,9 @@ def train_autoencoder(
 ) -> Training:
     """Train an SAE on raw activations ``[n, d]``; the same arguments give the same bytes on the same machine.
 
-    The first 8,192 activations of a seeded order (at most a tenth) are held out, and seen by no step. The
-    SAE's metadata keep ``model_name`` and ``hook_name``, what the activations are of. The held-out metrics
-    and the decoder are recorded after the steps ``record_at``, beside 0 and the last. ``initial`` is an SAE
-    on raw activations to go on from. UserError: too few activations for one batch, or as :func:`new_trainer`.
+    The first 8,192 activations of a seeded order (at most a tenth) are held out. Metrics on them and the
+    decoder are recorded after the steps ``record_at``, beside 0 and the last. ``initial`` is an SAE on raw
+    activations to go on from. UserError: too few activations for one batch, or as :func:`new_trainer`.
     """
     start = recipe.start(model_name)
     order = torch.randperm(len(residual), generator=torch.Generator().manual_seed(start))
@@ -347,11 +346,9 @@ def finished(trainer: SAETrainer[Any, Any]) -> SAE[Any]:
 
 
 def convergence(first: Training, second: Training) -> pd.DataFrame:
-    """How much of what one seed finds another finds too, at the steps both recorded.
-
-    Columns: ``step``, ``tokens``; ``matched share``, the fraction of either's live features that has a live
-    partner in the other at cosine 0.7 or nearer, averaged over the two directions; ``paired one to one``,
-    the same where no partner counts twice.
+    """How much of what one seed finds another finds too, at the steps both recorded: of either's live
+    features the ``matched share`` that has a live partner in the other at cosine 0.7 or nearer, averaged over
+    the two directions, and ``paired one to one``, the same where no partner counts twice.
     """
     tokens = first.history.set_index("step")["tokens"]
     rows = []
@@ -365,9 +362,8 @@ def convergence(first: Training, second: Training) -> pd.DataFrame:
 
 
 def shipped_agreement(sae: SAE[Any], directory: str) -> pd.DataFrame:
-    """What :func:`convergence` gave when a shipped SAE and its second seed were trained; empty if not kept.
-
-    The table is ``convergence/<model>.parquet`` beside the folder of autoencoders that ``directory`` is in.
+    """What :func:`convergence` gave when a shipped SAE and its second seed were trained, as kept beside the
+    folder of autoencoders that ``directory`` is in; empty if not kept.
     """
     home = (paths.root() / directory).parent.parent
     table = home / "convergence" / f"{sae.cfg.metadata.model_name}.parquet"
@@ -385,9 +381,8 @@ def sweep(
     hook_name: str,
     device: str = "cpu",
 ) -> pd.DataFrame:
-    """Train two seeds of each recipe; measure the first on activations it has not seen, and their agreement.
-
-    Columns: ``architecture``, ``setting`` (its k or λ), those of :func:`quality` and of :func:`convergence`.
+    """Train two seeds of each recipe; measure the first on activations it has not seen, and their agreement,
+    by ``architecture`` and ``setting`` (its k or λ).
     """
     rows = []
     for recipe in recipes:

@@ -8,7 +8,7 @@ x' = x + (γ · f_i^max − f_i(x)) · W_dec,i.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +50,8 @@ def feature_conditions(
 ) -> list[Condition]:
     """Every feature at every strength: added (equation 7), or with ``clamp`` clamped (the released hook).
 
-    ``maxima`` ``[d_sae]`` are the features' largest activations f_i^max, on data that nothing is reported of.
-    UserError where a feature is not there or never active, or a strength is not finite.
+    ``maxima`` ``[d_sae]`` are the largest activations f_i^max, on data that nothing is reported of.
+    UserError: a feature that is not there or never active, or a strength that is not finite.
     """
     largest, decoder = np.asarray(maxima, dtype=float), sae.W_dec.detach().cpu()
     if not np.isfinite(gammas).all():
@@ -122,23 +122,18 @@ class ConditionRules(Rule):
         self._rules = {i: copy.deepcopy(c.rule) for i, c in enumerate(conditions) if c.rule is not None}
 
     def logits(self, logits: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
-        changed = logits.clone()
-        for rule, at, problems, texts in self._parts(rows, written):
-            changed[at] = rule.logits(logits[at], problems, texts)
-        return changed
+        return self._changed("logits", logits, rows, written)
 
     def drawn(self, tokens: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
-        changed = tokens.clone()
-        for rule, at, problems, texts in self._parts(rows, written):
-            changed[at] = rule.drawn(tokens[at], problems, texts)
-        return changed
+        return self._changed("drawn", tokens, rows, written)
 
-    def _parts(
-        self, rows: Sequence[int], written: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[Rule, list[int], list[int], list[Sequence[int]]]]:
-        """Each rule with its rows' places in the batch, their problems, and what they have written."""
-        asked = np.asarray(rows)
+    def _changed(
+        self, what: str, given: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """What is given, with each rule's method of this name applied to that rule's rows."""
+        changed, asked = given.clone(), np.asarray(rows)
         for i, rule in self._rules.items():
-            at = np.flatnonzero(self._which[asked] == i).tolist()
-            if at:
-                yield rule, at, self._problems[asked[at]].tolist(), [written[place] for place in at]
+            if at := np.flatnonzero(self._which[asked] == i).tolist():
+                problems, texts = self._problems[asked[at]].tolist(), [written[place] for place in at]
+                changed[at] = getattr(rule, what)(given[at], problems, texts)
+        return changed

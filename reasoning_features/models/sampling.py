@@ -165,7 +165,11 @@ def _sample_batch(
     alive, done = torch.arange(len(texts)), torch.zeros(len(texts), dtype=torch.bool)
     for step in range(most):
         here = numbers[alive]
-        masked = {} if before is None else _masked(before, width + step, tokens.shape[1])
+        masked = {}
+        if before is not None:
+            places = torch.arange(width + step, device=device) - before[:, None]
+            masked["attention_mask"] = (places >= 0).long()
+            masked["position_ids"] = places[:, -tokens.shape[1] :].clamp(min=0)
         with edited(block, change, here.to(device)):
             ran = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1, **masked)
         logits, rows = ran.logits[:, -1], here.tolist()
@@ -189,12 +193,6 @@ def _sample_batch(
             cache.batch_select_indices(kept.to(device))
             tokens, alive, done = tokens[kept.to(device)], alive[kept], done[kept]
             before = None if before is None else before[kept.to(device)]
-
-
-def _masked(before: Tensor, width: int, new: int) -> dict[str, Tensor]:
-    """Mask ``[b, width]`` and positions ``[b, new]`` of rows with so much padding before them ``[b]``."""
-    places = torch.arange(width, device=before.device) - before[:, None]
-    return {"attention_mask": (places >= 0).long(), "position_ids": places[:, -new:].clamp(min=0)}
 
 
 def check_context(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:

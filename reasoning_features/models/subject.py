@@ -100,8 +100,12 @@ class Subject:
     @property
     def hooked_block(self) -> torch.nn.Module:
         """The module whose output is the hook point: the block, or its MLP."""
-        block: Any = self._block(self.layer)
+        block = self._blocks[self.layer]
         return block.mlp if self.site == "mlp_out" else block
+
+    @property
+    def _blocks(self) -> Any:
+        return self.model.base_model.layers
 
     @torch.no_grad()
     def embeddings(self, tokens: Tensor) -> Tensor:
@@ -110,8 +114,7 @@ class Subject:
 
     def residual(self, tokens: Tensor) -> Tensor:
         """Activations ``[b, t, d]`` at the hook point for token ids ``[b, t]``; nothing after it runs.
-
-        Rows may be padded on the right with any token: attention is causal, so no mask is needed.
+        Attention is causal, so rows may be padded on the right with any token, without a mask.
         """
         return self._read(tokens, {self.layer: self.hooked_block}, self.layer)[self.layer]
 
@@ -123,7 +126,7 @@ class Subject:
         """
         for layer in layers:
             _check_layer(layer, self.n_layers, self.name)
-        return self._read(tokens, {layer: self._block(layer) for layer in layers}, max(layers))
+        return self._read(tokens, {layer: self._blocks[layer] for layer in layers}, max(layers))
 
     @torch.no_grad()
     def _read(self, tokens: Tensor, modules: dict[int, torch.nn.Module], last: int) -> dict[int, Tensor]:
@@ -218,8 +221,8 @@ class Subject:
         ).logits
         return logits.flatten(0, 1)[: len(given)]
 
-    def gradient(self, tokens: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
-        """∂ target / ∂ stream at the hook point ``[b, t, d]`` for token ids ``[b, t]``.
+    def gradient(self, tokens: Tensor, target: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Stream and ∂ target / ∂ stream at the hook point, both ``[b, t, d]``, for token ids ``[b, t]``.
 
         ``target`` takes the next-token logits ``[b, t, vocabulary]`` and gives one number.
         """
@@ -231,7 +234,7 @@ class Subject:
 
         with self.edited(leaf), torch.enable_grad():
             value = target(self.model(input_ids=tokens.to(self.device), use_cache=False).logits)
-        return torch.autograd.grad(value, leaves[0])[0]
+        return leaves[0].detach(), torch.autograd.grad(value, leaves[0])[0]
 
     def bridge(self) -> Any:
         """The same model as a TransformerLens ``TransformerBridge``: slower in bulk."""
@@ -245,8 +248,7 @@ class Subject:
         """The model without its blocks up to ``layer``: takes a stream as embeddings, shares weights."""
         tail, base = copy.copy(self.model), copy.copy(self.model.base_model)
         tail._modules, base._modules = dict(self.model._modules), dict(self.model.base_model._modules)
-        blocks: Any = self.model.base_model.layers
-        kept = [_Skipped() if i <= layer else block for i, block in enumerate(blocks)]
+        kept = [_Skipped() if i <= layer else block for i, block in enumerate(self._blocks)]
         base.layers = torch.nn.ModuleList(kept)
         setattr(tail, tail.base_model_prefix, base)
         return tail
@@ -257,10 +259,6 @@ class Subject:
                 f"The model cannot go on from the output of an MLP alone (site {self.site}): "
                 "set site=resid_post for this measurement."
             )
-
-    def _block(self, layer: int) -> torch.nn.Module:
-        blocks: Any = self.model.base_model.layers
-        return blocks[layer]
 
 
 def load_subject(

@@ -57,10 +57,8 @@ class ActivationBatch:
 
     def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows ``[k]`` of tokens given by their index in ``corpus.tokens``; ValueError: one was not read."""
-        own = self.positions.numpy()
-        order = np.argsort(own)
-        rows = order[np.searchsorted(own, positions, sorter=order).clip(max=len(own) - 1)]
-        if not np.array_equal(own[rows], positions):
+        rows = pd.Index(self.positions.numpy()).get_indexer(positions)
+        if (rows < 0).any():
             raise ValueError("some of these tokens were not read: special tokens and attention sinks are not")
         return rows
 
@@ -101,18 +99,14 @@ def stream(
     Documents (by default all) are read whole, at most ``batch_tokens`` ids with padding in one forward pass;
     given are the tokens of ``include`` ``[n_tokens]``, by default all that are neither special nor sinks.
     """
-    batches = list(corpus.batches(batch_tokens, documents))
+    batches = corpus.batches(batch_tokens, documents)
     return (_read(subject, batch, corpus, include) for batch in _with_bar(batches, corpus))
 
 
-def _with_bar(batches: Sequence[TokenBatch], corpus: Corpus) -> Iterator[TokenBatch]:
-    """The batches of a corpus, with a bar that shows tokens a second where they take a while."""
-    total = sum(int(batch.valid.sum()) for batch in batches)
-    options = {"unit": "token", "unit_scale": True, "leave": False, "disable": len(batches) < FEW}
-    with tqdm(total=total, desc=corpus.name, **options) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(int(batch.valid.sum()))
+def _with_bar(batches: Iterable[TokenBatch], corpus: Corpus) -> Iterator[TokenBatch]:
+    """The batches of a corpus, with a progress bar where they are many."""
+    listed = list(batches)
+    return iter(tqdm(listed, corpus.name, unit="batch", leave=False, disable=len(listed) < FEW))
 
 
 def _read(
@@ -130,10 +124,7 @@ def _read(
 
 
 def no_sink(residual: Tensor) -> Tensor:
-    """Which activations ``[n, d]`` are of no attention sink ``[n]``: at most ten times the median long.
-
-    Raises UserError: an activation is not finite.
-    """
+    """Which activations ``[n, d]`` are of no attention sink ``[n]``; UserError where one is not finite."""
     norms = residual.float().norm(dim=1)
     if not bool(norms.isfinite().all()):
         raise UserError(
@@ -144,9 +135,8 @@ def no_sink(residual: Tensor) -> Tensor:
 
 
 def in_common(batches: Mapping[str, ActivationBatch]) -> dict[str, ActivationBatch]:
-    """Activations of one corpus, by several models or at several layers, at the tokens that all of them have.
-
-    What is an attention sink at one layer need not be at another.
+    """Activations of one corpus by several models, or at several layers, at the tokens that all of them have:
+    what is an attention sink at one layer need not be at another.
     """
     shared = functools.reduce(np.intersect1d, (batch.positions.numpy() for batch in batches.values()))
     rows = {name: torch.from_numpy(batch.rows(shared)) for name, batch in batches.items()}
@@ -173,9 +163,8 @@ def reading_key(subject: Subject) -> dict[str, Any]:
 def harvest(
     subject: Subject, corpus: Corpus, directory: Path, batch_tokens: int, progress: bool = True
 ) -> None:
-    """Write a corpus' activations (:func:`stream`) as shards of whole batches; go on with an interrupted one.
-
-    A sample that is in ``directory`` already is kept, a sample of something else deleted.
+    """Write a corpus' activations (:func:`stream`) as shards of whole batches; goes on with an interrupted
+    sample, and deletes one of something else.
     """
     batches = list(corpus.batches(batch_tokens))
     groups = [batches[i : i + BATCHES_A_SHARD] for i in range(0, len(batches), BATCHES_A_SHARD)]
@@ -213,9 +202,8 @@ def load_sample(directory: Path) -> ActivationBatch:
 
 
 def shuffled_batches(residual: Tensor, size: int, seed: int) -> Iterator[Tensor]:
-    """Endless batches ``[size, d]`` of a sample in memory, each epoch in a new order drawn from the seed.
-
-    Raises UserError: the sample holds fewer activations than one batch.
+    """Endless batches ``[size, d]`` of a sample in memory, each epoch in a new order drawn from the seed;
+    UserError where the sample is smaller than one batch.
     """
     if len(residual) < size:
         raise UserError(
@@ -230,10 +218,8 @@ def shuffled_batches(residual: Tensor, size: int, seed: int) -> Iterator[Tensor]
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy of each next token ``[b, t - 1]`` in nats; column ``i`` is of predicting token ``i + 1``.
-
-    From logits ``[b, t, vocabulary]``. Where ``valid`` ``[b, t]`` says that a token is padding its loss is
-    NaN, so that a mean which forgot the padding shows.
+    """Cross-entropy of each next token ``[b, t - 1]`` in nats, from logits ``[b, t, vocabulary]``; column
+    ``i`` is of token ``i + 1``, and NaN where ``valid`` ``[b, t]`` says that this is padding.
     """
     targets = tokens[:, 1:].to(logits.device)
     # row by row: a whole batch's probabilities over a large vocabulary would take most of the memory
@@ -254,7 +240,7 @@ def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_t
     """
     columns = {name: np.full(corpus.n_tokens, np.nan) for name in ["loss", *(f"norm {i}" for i in layers)]}
     counted = np.zeros(corpus.n_tokens, dtype=bool)
-    for batch in _with_bar(list(corpus.batches(batch_tokens)), corpus):
+    for batch in _with_bar(corpus.batches(batch_tokens), corpus):
         where = batch.positions[batch.valid].numpy()
         read = subject.residuals(batch.tokens, sorted({*layers, subject.layer}))
         ordinary = batch.valid & torch.from_numpy(~corpus.special)[batch.positions]
@@ -289,10 +275,8 @@ def means_by_place_and_move(table: pd.DataFrame, value: str, seed: int = 0) -> p
 
 
 def draw_means(data: pd.DataFrame, ylabel: str) -> Figure:
-    """:func:`means_by_place_and_move` with their intervals: a line over positions, marks over moves.
-
-    With a column ``layer`` there is a colour for each depth, and a logarithmic axis, since the stream's norm
-    grows by orders of magnitude with depth.
+    """Means (:func:`means_by_place_and_move`) with intervals: a line over positions, marks over moves; with a
+    column ``layer`` a colour a depth, and a logarithmic axis, since the stream's norm grows with depth.
     """
     kinds = list(pd.unique(data["by"]))
     fig, axes = panels(len(kinds), height=2.8, sharey=True, ylabel=ylabel)

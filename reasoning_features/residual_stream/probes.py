@@ -72,10 +72,8 @@ def read_layers(
 
 
 def move_targets(corpus: Corpus, offset: int = 0) -> NDArray[np.int64]:
-    """The move each token is to be probed for ``[n_tokens]``: its own, or that of the token ``offset`` later.
-
-    -1 where there is nothing to decode: at special tokens, and where the later token is outside the document.
-    Raises UserError: the corpus has no move labels.
+    """The move each token is to be probed for ``[n_tokens]``: its own, or that of the token ``offset`` later;
+    -1 at special tokens and beyond the document's end. UserError: the corpus has no move labels.
     """
     if corpus.moves is None:
         raise UserError(f"The corpus {corpus.name!r} has no move labels, so there is nothing to probe for.")
@@ -99,8 +97,8 @@ def probe(
     """Balanced accuracy of a linear probe on the tokens of documents that it has not seen.
 
     Activations ``[n, d]`` have class codes ``targets`` ``[n]`` (-1: left out) and ``documents`` ``[n]``. The
-    control, ``shuffled``, trains on labels shuffled over the training tokens and is tested on the true ones.
-    Raises UserError: fewer than two classes or a class that is missing in training.
+    control trains on ``shuffled`` labels and is tested on the true ones. UserError: fewer than two classes,
+    or one that is missing in training.
     """
     rng = np.random.default_rng(seed)
     tested = _tested(documents, rng)
@@ -127,10 +125,7 @@ def _tested(documents: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
 def balanced_accuracy(
     right: NDArray[np.bool_], targets: NDArray[np.int64], documents: NDArray[np.int64], seed: int = 0
 ) -> Interval:
-    """Mean over classes of the fraction of tokens that are right, with its bootstrap interval over documents.
-
-    A class that a resample lacks is left out of that resample's mean.
-    """
+    """Mean over classes (of those that a resample has) of the fraction right; intervals over documents."""
     names, document = np.unique(documents, return_inverse=True)
     weights = weights_by_document(len(names), seed)
     means = np.nanmean(class_means(right, targets, document, weights), axis=1)
@@ -145,9 +140,8 @@ def weights_by_document(documents: int, seed: int, n_resamples: int = 1000) -> N
 def class_means(
     values: NDArray[Any], classes: NDArray[Any], document: NDArray[np.int64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Means of tokens' values ``[n]`` within each class ``[r, classes]`` for weights ``[r, documents]``.
-
-    ``document`` ``[n]`` is each token's column of the weights. nan where a class has no weight.
+    """Means of tokens' values ``[n]`` within each class ``[r, classes]`` for weights ``[r, documents]``, of
+    which ``document`` ``[n]`` is each token's column; nan where a class has no weight.
     """
     names, code = np.unique(classes, return_inverse=True)
     counts, sums = np.zeros((2, weights.shape[1], len(names)))
@@ -196,8 +190,8 @@ def probe_decision(
 ) -> Probed:
     """Train a logistic regression on the stream ``[n, d]`` at some traces' decisions, and ask it of others'.
 
-    The same seed divides the same ``documents`` alike. ``shuffled`` labels are the control: what a probe
-    finds where there is nothing to find. Raises UserError: too few traces for both sides on either part.
+    The same seed divides the same ``documents`` alike; ``shuffled`` labels are the control. UserError: too
+    few traces for both sides on either part.
     """
     rng = np.random.default_rng(seed)
     tested = _tested(documents, rng)

@@ -78,9 +78,8 @@ def reasoning_corpus(
 
 
 def general_corpus(settings: Settings, tokenizer: Any, split: Split, documents: int | None = None) -> Corpus:
-    """The general corpus: answers without thinking, drills and plain prose, domains being kinds of document.
-
-    Of texts, one piece of each text of ``settings.general_text``; raises as :func:`reasoning_corpus`.
+    """The general corpus: answers without thinking, drills and plain prose, domains being kinds of document;
+    or one piece of each text of ``settings.general_text``. Raises as :func:`reasoning_corpus`.
     """
     n = settings.general_documents if documents is None else documents
     name = f"general ({split})"
@@ -100,10 +99,8 @@ def thinking_texts(settings: Settings, tokenizer: Any) -> list[str]:
 
 
 def solution_texts(settings: Settings, tokenizer: Any) -> list[str]:
-    """What words of thinking are ranked against: reference solutions if known, else the general corpus.
-
-    Solutions of ``settings.solutions_text`` are whole texts, as many as there are reasoning documents; where
-    they are a column of the reasoning texts' dataset, they are of the same problems.
+    """What words of thinking are ranked against: whole texts of ``settings.solutions_text``, as many as there
+    are reasoning documents, of the same problems if of the same dataset; without them the general corpus.
     """
     if settings.corpus == TEXT and settings.solutions_text is not None:
         n = settings.reasoning_documents
@@ -114,8 +111,7 @@ def solution_texts(settings: Settings, tokenizer: Any) -> list[str]:
 
 def with_words_that_occur(settings: Settings, tokenizer: Any) -> Settings:
     """The settings with the words of R that occur in the reasoning corpus: a score needs every word.
-
-    Raises UserError: fewer than two of them do; or as :func:`reasoning_corpus`.
+    UserError: fewer than two of them do; or as :func:`reasoning_corpus`.
     """
     corpus = reasoning_corpus(settings, tokenizer, "selection")
     capitalised = capitalised_with_twins(lexicon(settings.corpus).twins)
@@ -233,9 +229,8 @@ def groups(order: NDArray[np.int64]) -> Iterator[list[int]]:
 
 
 def _thinking_spans(text: str) -> list[tuple[int, int]]:
-    """Where the parts between ``<think>`` and ``</think>`` begin and end.
-
-    Before a ``</think>`` alone all is thinking, after a ``<think>`` alone as well.
+    """Where the parts between ``<think>`` and ``</think>`` begin and end; before a ``</think>`` alone all is
+    thinking, after a ``<think>`` alone as well.
     """
     if END_THINK not in text and THINK not in text:
         return []
@@ -297,10 +292,8 @@ def check_ids(rows: TextRows, ids: Sequence[NDArray[np.int32]], tokenizer: Any) 
 
 
 def conversation_text(turns: list[dict[str, Any]], tokenizer: Any) -> str:
-    """A conversation as one text, as the released ``prepare_lmsys_dataset.py`` renders it.
-
-    A tokenizer without R1's marks renders it by its own chat template; one without a template gets the
-    turns' contents with blank lines between.
+    """A conversation as one text, as the released ``prepare_lmsys_dataset.py`` renders it; where the
+    tokenizer lacks R1's marks by its chat template, and without one as its turns with blank lines between.
     """
     vocabulary = tokenizer.get_vocab()
     if USER not in vocabulary or ASSISTANT not in vocabulary:
@@ -332,10 +325,8 @@ class TextRows:
         return dataset_name(self.source.dataset)
 
     def order(self, seed: int, split: Split | None = None) -> NDArray[np.int64]:
-        """Numbers of the rows, of one split or of all, in a seeded order.
-
-        It depends on the dataset, not on the column: two columns of one dataset are read in the same rows.
-        Raises UserError: the ``split_column`` has no row of this split.
+        """Numbers of the rows, of one split or of all, in a seeded order: the same whatever the column.
+        UserError: the ``split_column`` has no row of this split.
         """
         column = self.source.split_column
         if split is None:
@@ -374,9 +365,8 @@ class TextRows:
 
 
 def open_texts(source: TextSource) -> TextRows:
-    """Opens a source of texts and checks its columns.
-
-    Raises UserError: as :func:`open_rows`, or the column holds neither texts nor conversations nor token ids.
+    """Opens a source of texts and checks its columns; UserError: as :func:`open_rows`, or the column holds
+    neither texts nor conversations nor token ids.
     """
     named = (source.column, source.domain, source.split_column)
     rows = open_rows(source, list(dict.fromkeys(column for column in named if column is not None)))
@@ -394,9 +384,7 @@ def open_texts(source: TextSource) -> TextRows:
 
 def open_rows(source: TextSource | ProblemSource, columns: Sequence[str]) -> datasets.Dataset:
     """These columns of a source's rows, mapped from disk: a file is taken whole, whatever the split.
-
-    Raises UserError: nothing is there, it cannot be fetched or read, or has no such configuration, split or
-    column.
+    UserError: nothing is there, it cannot be fetched or read, or has no such configuration, split or column.
     """
     place = paths.resolve(source.dataset)
     which: dict[str, Any] = {"name": source.name, "split": source.split}

@@ -49,8 +49,6 @@ class Corpus:
     def __post_init__(self) -> None:
         if self.n_documents == 0 or len(self.tokens) == 0:
             raise UserError(f"The corpus {self.name!r} is empty: ask for at least one document.")
-        if self.starts[0] != 0 or self.starts[-1] != len(self.tokens) or (np.diff(self.starts) <= 0).any():
-            raise ValueError("starts must grow from 0 to the number of tokens: no empty documents")
 
     @property
     def n_documents(self) -> int:
@@ -109,11 +107,7 @@ class Corpus:
         return self.select(range(documents))
 
     def batches(self, max_tokens: int, documents: NDArray[np.integer] | None = None) -> Iterator[TokenBatch]:
-        """These documents (by default all) once each, shortest first, padded to ``max_tokens`` ids at most.
-
-        The division depends on the documents and ``max_tokens`` alone. A document longer than ``max_tokens``
-        makes a batch of its own.
-        """
+        """These documents (by default all) once each, padded, in batches that :func:`by_length` makes."""
         chosen = np.arange(self.n_documents) if documents is None else np.asarray(documents, dtype=np.int64)
         for batch in by_length(np.diff(self.starts)[chosen], max_tokens):
             these = chosen[batch]
@@ -133,9 +127,8 @@ def starts_of(lengths: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]
 
 
 def by_length(lengths: NDArray[np.int64], max_tokens: int) -> Iterator[list[int]]:
-    """Numbers of rows, shortest first, cut so that no batch holds more than ``max_tokens`` with its padding.
-
-    A row longer than ``max_tokens`` makes a batch of its own.
+    """Numbers of rows, shortest first, cut so that no batch holds more than ``max_tokens`` with its padding;
+    a longer row makes a batch of its own.
     """
     batch: list[int] = []
     for i in np.argsort(lengths, kind="stable").tolist():
@@ -196,9 +189,8 @@ def last_before(corpus: Corpus, starts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def sentence_of(corpus: Corpus, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The sentence each token belongs to ``[n_tokens]``, as an index into ``starts``; -1 at special tokens.
-
-    Tokens before the first sentence of their document belong to none.
+    """The sentence each token belongs to ``[n_tokens]``, as an index into ``starts``; -1 at special tokens,
+    and before the first sentence of a document.
     """
     sentence = np.searchsorted(starts, np.arange(corpus.n_tokens), side="right") - 1
     first = np.repeat(corpus.starts[:-1], np.diff(corpus.starts))
@@ -236,9 +228,8 @@ def move_table(corpora: Sequence[Corpus], tokenizer: Any, words: Sequence[str]) 
 
 
 def telling_documents(corpus: Corpus, quantile: float = 0.7) -> list[int]:
-    """Documents to show: one of each of the first two styles, or where styles are not known two documents.
-
-    Of those with the most kinds of moves the one whose length is nearest to a ``quantile`` of all lengths.
+    """Documents to show: one of each of the first two styles, or where styles are not known two documents; of
+    those with the most kinds of moves the one whose length is nearest to a ``quantile`` of all lengths.
     """
     lengths = np.diff(corpus.starts)
     moves = np.zeros(corpus.n_tokens) if corpus.moves is None else corpus.moves

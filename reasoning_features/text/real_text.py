@@ -51,8 +51,7 @@ Row = dict[str, Any]
 
 def fetch(path: str) -> Path:
     """A file of the registry, by its path, from the cache or from its repository at the pinned commit.
-
-    Raises UserError: it cannot be fetched, or what came is not the pinned file.
+    UserError: it cannot be fetched, or what came is not the pinned file.
     """
     with REGISTRY.open(encoding="utf-8", newline="") as file:
         listed = list(csv.DictReader(file, delimiter="\t"))
@@ -70,23 +69,20 @@ def fetch(path: str) -> Path:
 
 
 def make_rows() -> Path:
-    """Fetch all files and write their rows to ``data/real-text``, whole or not at all; gives the folder.
-
-    Rows that this code made from this registry are kept as they are, others made again. Raises as
-    :func:`fetch`; what was there is kept.
+    """Fetch all files and write their rows to ``data/real-text``, whole or not at all; gives the folder. Rows
+    that this code made from this registry are kept as they are. Raises as :func:`fetch`.
     """
     folder = paths.resolve(ROWS)
     made = {"code": file_digest(Path(__file__)), "registry": file_digest(REGISTRY)}
     with contextlib.suppress(OSError, ValueError):  # no record, or a damaged one
         if json.loads((folder / MADE).read_text(encoding="utf-8")) == made:
             return folder
-    files = {
-        name: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) for name, rows in _files()
-    }
+    files = {name: list(rows) for name, rows in _files()}
     fresh = unfinished(folder)
     shutil.rmtree(fresh, ignore_errors=True)
-    for name, lines in files.items():
-        write_text(fresh / f"{name}.jsonl", lines)
+    for name, rows in files.items():
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_text(fresh / f"{name}.jsonl", "".join(lines))
     write_json(fresh / MADE, made)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(fresh, folder)
@@ -100,9 +96,8 @@ def read_rows(name: str) -> list[Row]:
 
 
 def splits_of(problems: Iterable[str]) -> dict[str, Split]:
-    """The split of each problem: half are for training, a quarter for selection, a quarter for evaluation.
-
-    Drawn by the problems' digests: the same set of problems is divided the same way whatever their order.
+    """The split of each problem, drawn by the problems' digests, whatever their order: half are for training,
+    a quarter for selection, a quarter for evaluation.
     """
     drawn = sorted(set(problems), key=lambda problem: hashlib.sha256(problem.encode()).digest())
     return {problem: QUARTERS[place % len(QUARTERS)] for place, problem in enumerate(drawn)}
@@ -176,24 +171,20 @@ def _joined(text: str) -> str:
 
 
 def _answers(model: str) -> Iterator[tuple[Row, str, str]]:
-    """Of each problem what is known, its true answer, and the model's text, in R1's order of problems.
-
-    Other models' rows of GSM8K name the problem; those of MATH are in R1's order.
+    """Of each problem what is known, its true answer, and the model's text, in R1's order of problems. Other
+    models' rows of GSM8K name the problem; those of MATH are in R1's order.
     """
     column = "deepseek-reasoner (question)" if model == R1 else "model_answer"
     for part, domain in ANSWERED.items():
-        first, own = (
-            json.loads(_text(f"response/{part}/normal/{name}/response.json")) for name in (R1, model)
-        )
+        files = (f"response/{part}/normal/{name}/response.json" for name in (R1, model))
+        first, own = (json.loads(_text(file)) for file in files)
         by_problem = {row["question"]: row for row in own if "question" in row}
         splits = splits_of(row["question"] for row in first)
         for place, row in enumerate(first):
-            problem, answer = row["question"], row["answer"]
+            problem = row["question"]
             answered = by_problem[problem] if by_problem else own[place]
-            if answered["answer"] != answer:
-                raise AssertionError(f"{model} has other problems in {part} than R1")
             known = {"problem": problem, "domain": domain, "split": splits[problem]}
-            yield known, answer, answered[column]
+            yield known, row["answer"], answered[column]
 
 
 def _thought(problem: str, response: str) -> Row:

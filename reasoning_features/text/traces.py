@@ -49,9 +49,8 @@ def segments(corpus: Corpus, document: int, tokenizer: Any) -> pd.DataFrame:
 
 
 def draw_trace(corpus: Corpus, documents: Sequence[int], tokenizer: Any) -> tuple[Figure, pd.DataFrame]:
-    """Documents drawn below each other (:func:`draw_runs`).
-
-    The data are all runs, those left out too: ``document``, ``style``, ``move``, ``text``.
+    """Documents drawn below each other (:func:`draw_runs`), and all their runs, also those left out:
+    ``document``, ``style``, ``move``, ``text``.
     """
     styles = corpus.styles or [""] * corpus.n_documents
     runs = {i: segments(corpus, i, tokenizer).assign(document=i, style=styles[i]) for i in documents}
@@ -63,7 +62,7 @@ def draw_trace(corpus: Corpus, documents: Sequence[int], tokenizer: Any) -> tupl
 
 def draw_runs(runs: Mapping[str, pd.DataFrame], across: int, title: str = "") -> Figure:
     """Texts (heading → runs, as :func:`segments` gives them), so many in a row, with a legend of steps."""
-    lines = [_shortened(_wrapped(part, CHARACTERS[across])) for part in runs.values()]
+    lines = [_wrapped(part, CHARACTERS[across]) for part in runs.values()]
     rows = max(map(len, lines))
     fig, axes = panels(len(runs), across, height=LINE * (rows + 6) + 0.2)
     # a real question may be a paragraph: its first lines
@@ -94,14 +93,10 @@ def _wrapped(runs: pd.DataFrame, characters: int) -> list[Line]:
             if piece != "\n":
                 lines[-1].append((move, piece))
                 width += len(piece)
-    return [line for line in lines if line]
-
-
-def _shortened(lines: list[Line]) -> list[Line]:
-    """The lines that are drawn, the last one telling how many are left out."""
-    if len(lines) <= LONGEST:
-        return lines
-    return [*lines[: LONGEST - 1], [("", f"… and {len(lines) - LONGEST + 1} more lines")]]
+    lines = [line for line in lines if line]
+    if len(lines) > LONGEST:
+        lines = [*lines[: LONGEST - 1], [("", f"… and {len(lines) - LONGEST + 1} more lines")]]
+    return lines
 
 
 def _write(ax: Axes, lines: list[Line], across: int) -> None:

@@ -55,9 +55,8 @@ def split_words(text: str) -> list[str]:
 
 
 def word_shares(texts: Iterable[str]) -> pd.Series:
-    """Share of each word among all words of the texts, which sum to 1 over single words.
-
-    The phrases are counted beside their parts, relative to the same total. UserError: the texts hold no word.
+    """Share of each word among all words of the texts; phrases are counted beside their parts, relative to
+    the same total. UserError: the texts hold no word.
     """
     counts: Counter[str] = Counter()
     total = 0
@@ -72,10 +71,8 @@ def word_shares(texts: Iterable[str]) -> pd.Series:
 
 
 def rank_words(thinking_texts: Iterable[str], solution_texts: Iterable[str]) -> pd.DataFrame:
-    """All words by p_think − p_solution, largest first (figure 2).
-
-    Columns: ``rank`` (from 1), ``word``, ``p_think``, ``p_solution``, ``difference`` and
-    ``general_frequency`` (share of general English; wordfreq combines it from the parts of a phrase).
+    """All words by p_think − p_solution, largest first (figure 2): ``rank`` (from 1), ``word``, ``p_think``,
+    ``p_solution``, ``difference``, ``general_frequency`` (share of general English, of phrases by parts).
     """
     think, solution = word_shares(thinking_texts), word_shares(solution_texts)
     table = pd.DataFrame({"p_think": think, "p_solution": solution}).fillna(0.0)
@@ -126,10 +123,9 @@ def _with_parts(words: Sequence[str]) -> set[str]:
 def draw_ranking(
     ranking: pd.DataFrame, words: Sequence[str], threshold: float = 1e-3, top: int = 40
 ) -> tuple[Figure, pd.DataFrame]:
-    """Bars of the ``top`` words of a ranking (:func:`rank_words`), a row a word; words of R hatched.
-
-    To the right stands the general frequency, with the ``threshold`` from which a word drops out. The data
-    are the drawn rows with columns ``in_R`` and ``kept`` added.
+    """Bars of the ``top`` words of a ranking (:func:`rank_words`), words of R hatched; to the right the
+    general frequency, with the ``threshold`` from which a word drops out. The data are the drawn rows with
+    ``in_R`` and ``kept`` added.
     """
     data = ranking.head(top).copy()
     data["in_R"] = data["word"].isin(set(words))
@@ -161,14 +157,10 @@ def random_vocabularies(
 
     ``reference`` (R) and ``pool`` are rows of :func:`reasoning_features.text.words.occurrence_table`; R's own
     words and those ``excluded`` are never drawn. Each vocabulary takes R's words in random order; for each it
-    draws evenly among the ``nearest`` words of the pool that it has not used yet. A small pool does not stop
-    the draw: matches then get worse, and vocabularies alike. UserError: the pool has fewer words than R.
-
-    Returns:
-        The vocabularies, whose word i was matched to R's word i, and how well they match: ``pool`` (words
-        that could be drawn), ``distinct`` (words that were), ``log_frequency_difference`` and
-        ``share_difference`` (mean absolute differences from the matched word of R), ``overlap`` (mean Jaccard
-        overlap of two vocabularies).
+    draws evenly among the ``nearest`` words of the pool that it has not used yet. Gives them, word i matched
+    to R's word i, and how well they match: words in the ``pool``, ``distinct`` words drawn, mean absolute
+    differences ``log_frequency_difference`` and ``share_difference``, and ``overlap`` (mean Jaccard of two).
+    UserError: the pool has fewer words than R.
     """
     barred = set(reference["word"]) | set(excluded)
     candidates = pool[~pool["word"].isin(barred)].reset_index(drop=True)
@@ -205,11 +197,9 @@ def random_vocabularies(
 def slot_vocabularies(
     words: Sequence[str], twins: Mapping[str, str], n: int, seed: int
 ) -> list[tuple[str, ...]]:
-    """``n`` different mixtures of R and its twins: each word is itself or its twin, drawn evenly.
-
-    Of the 2^|R| mixtures every one but R itself may be drawn, without replacement. Were R and its twins
-    interchangeable, R would be one more such draw: its rank among them is then an exact test.
-    Raises UserError: a word has no twin, or fewer mixtures exist than are asked for.
+    """``n`` different mixtures of R and its twins: each word is itself or its twin, drawn evenly, R itself
+    never. Were R and its twins interchangeable, R would be one more such draw: its rank among them is an
+    exact test. UserError: a word has no twin, or fewer mixtures exist than are asked for.
     """
     alone = [word for word in words if word not in twins]
     if alone:
@@ -230,11 +220,8 @@ def slot_vocabularies(
 def draw_word_sets(
     ranking: pd.DataFrame, n_sets: int, n_words: int, seed: int, excluded: Sequence[str]
 ) -> list[tuple[str, ...]]:
-    """Sets of words drawn by p_think from a ranking, for the paper's control of banning R.
-
-    All words of the thinking may be drawn, words that decide or give a verdict too, within a set each once;
-    but none that is ``excluded`` (R), nor a part of a phrase among them.
-    Raises UserError: fewer words than a set holds.
+    """Sets of words drawn by p_think from a ranking, for the paper's control of banning R, within a set each
+    once; none that is ``excluded`` (R) or part of a phrase among them. UserError: fewer words than a set.
     """
     pool = ranking[(ranking["p_think"] > 0) & ~ranking["word"].isin(_with_parts(excluded))]
     if len(pool) < n_words:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -81,9 +80,8 @@ class TokenIndex:
         return at
 
     def occurrences(self, forms: Sequence[tuple[int, ...]]) -> NDArray[np.int64]:
-        """Start and end (exclusive) of every match of any form ``[n, 2]``, ascending.
-
-        A match that begins at a special token is left out.
+        """Start and end (exclusive) of every match of any form ``[n, 2]``, ascending; none begins at a
+        special token.
         """
         spans = np.concatenate([np.stack([at := self.find(ids), at + len(ids)], axis=1) for ids in forms])
         spans = spans[~self.corpus.special[spans[:, 0]]]
@@ -159,10 +157,9 @@ def token_sets(
 ) -> TokenSets:
     """All sets that scores of these vocabularies at these windows need, each word's set made once.
 
-    The sets are: all tokens that are not special; D_r of the paper, the tokens in a window around a word's
-    occurrences, of every word at every window; D_R, the union, of every vocabulary at every window. D_¬R
-    needs no set: it is all tokens less D_R. Windows of different words may overlap.
-    Raises UserError: the tokenizer cannot produce a word, or a word never occurs in the corpus.
+    All tokens that are not special; D_r of the paper, the tokens in a window around a word's occurrences, of
+    every word at every window; their union D_R of every vocabulary at every window (D_¬R is all less D_R).
+    UserError: the tokenizer cannot produce a word, or a word never occurs in the corpus.
     """
     index = TokenIndex(corpus)
     words = list(dict.fromkeys(word for vocabulary in vocabularies.values() for word in vocabulary))
@@ -186,10 +183,8 @@ def token_sets(
 def occurrence_table(
     corpus: Corpus, tokenizer: Any, words: Sequence[str], capitalised_only: Collection[str] = CAPITALISED_ONLY
 ) -> pd.DataFrame:
-    """How often each word occurs in the corpus; a word that never occurs or cannot be written has no row.
-
-    Columns: ``word``, ``occurrences``, ``thinking_share`` (of them, inside thinking) and ``frequency`` (per
-    token that is not special).
+    """Each word's ``occurrences`` in a corpus, ``thinking_share`` (of them, inside thinking) and
+    ``frequency`` (per token that is not special); a word that never occurs or cannot be written has no row.
     """
     index = TokenIndex(corpus)
     rows: list[dict[str, Any]] = []
@@ -209,10 +204,7 @@ def occurrence_table(
 
 
 def plain_documents(general: Corpus) -> Corpus:
-    """Documents without thinking; where moves are known, those of prose alone.
-
-    Raises UserError: there is none.
-    """
+    """Documents without thinking, where moves are known those of prose alone; UserError without any."""
     plain = np.bincount(general.document_of, general.thinking, general.n_documents) == 0
     if general.moves is not None and "prose" in general.move_names:
         prose = general.moves == general.move_names.index("prose")
@@ -225,9 +217,8 @@ def plain_documents(general: Corpus) -> Corpus:
 def hosts(plain: Corpus, tokenizer: Any, words: Sequence[str], n: int, length: int = LENGTH) -> Corpus:
     """Documents to put words into, cut at ``length`` tokens; those with room for fewer than ``n`` words go.
 
-    Sentences that hold one of the words in any form are taken out first: otherwise a feature of such a word
-    would be active in a document before anything was put in.
-    Raises UserError: no document is left.
+    Sentences that hold one of the words in any form are taken out first, so that a feature of such a word is
+    not active before anything is put in. Raises UserError: no document is left.
     """
     index = TokenIndex(plain)
     spans = np.concatenate([index.occurrences(form_ids(tokenizer, word, ())) for word in words])
@@ -271,19 +262,11 @@ def word_boundaries(corpus: Corpus, tokenizer: Any) -> NDArray[np.int64]:
 
 
 def draw_places(corpus: Corpus, tokenizer: Any, n: int, seed: int) -> NDArray[np.int64]:
-    """``n`` word boundaries in every document, drawn without replacement ``[documents · n]``, ascending.
-
-    Raises UserError: a document has fewer than ``n``.
-    """
+    """``n`` word boundaries in every document, drawn without replacement ``[documents · n]``, ascending."""
     rng = np.random.default_rng(seed)
     boundaries = word_boundaries(corpus, tokenizer)
-    cuts = np.searchsorted(boundaries, corpus.starts)
-    drawn = []
-    for first, last in pairwise(cuts.tolist()):
-        if last - first < n:
-            raise UserError(f"A plain document has fewer than {n} words: use longer documents.")
-        drawn.append(np.sort(rng.choice(boundaries[first:last], size=n, replace=False)))
-    return np.concatenate(drawn).astype(np.int64)
+    by_document = np.split(boundaries, np.searchsorted(boundaries, corpus.starts[1:-1]))
+    return np.concatenate([np.sort(rng.choice(own, size=n, replace=False)) for own in by_document])
 
 
 def inject(

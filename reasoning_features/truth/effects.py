@@ -243,10 +243,10 @@ def gradient_attribution(
         def summed(logits: Tensor, index: Tensor = index, at: Tensor = at) -> Tensor:
             return log_odds(logits[index, at], decisions).sum()
 
-        gradients = subject.gradient(ids, summed)[index, at].double().cpu()
+        stream, gradients = (read[index, at] for read in subject.gradient(ids, summed))
         with torch.no_grad():
-            features = sae.encode(subject.residual(ids)[index, at].float()).double().cpu()
-        total += ((features - mean) * (gradients @ decoder.T)).sum(0)
+            features = sae.encode(stream.float()).double().cpu()
+        total += ((features - mean) * (gradients.double().cpu() @ decoder.T)).sum(0)
     return (total / len(decisions.positions)).numpy()
 
 

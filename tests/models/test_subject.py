@@ -77,7 +77,8 @@ def test_gradient_is_the_slope_of_the_target(tiny_subject, tokens):
     def target(logits: torch.Tensor) -> torch.Tensor:
         return logits[:, 5, 7].double().sum()
 
-    slope = tiny_subject.gradient(tokens, target)
+    stream, slope = tiny_subject.gradient(tokens, target)
+    assert torch.equal(stream, tiny_subject.residual(tokens))
     direction = torch.randn(slope.shape, generator=torch.Generator().manual_seed(0))
     step = 1e-3
     up, down = (
@@ -191,7 +192,7 @@ def test_the_output_of_an_mlp_is_what_it_adds_to_the_stream(tiny_llama, tokens):
         torch.testing.assert_close(
             stream - mlp_subject.residuals(tokens, [1])[1], found, rtol=1e-4, atol=1e-4
         )
-    slope = mlp_subject.gradient(tokens, lambda logits: logits[:, 5, 7].sum())
+    _, slope = mlp_subject.gradient(tokens, lambda logits: logits[:, 5, 7].sum())
     assert slope.shape == found.shape and slope[:, :6].abs().max() > 0 == slope[:, 6:].abs().max()
     # what needs the stream is refused
     with pytest.raises(UserError, match=r"the output of an MLP alone \(site mlp_out\): set site=resid_post"):
