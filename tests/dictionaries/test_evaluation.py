@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import WIDTH, corpus_of, signed_identity
 
-import reasoning_features.dictionaries.evaluation as room
 from reasoning_features.dictionaries import evaluation
+from reasoning_features.dictionaries.evaluation import EXPLAINED
 from reasoning_features.residual_stream.activations import collect, next_token_loss, stream
 
 SAES = {"perfect": signed_identity(WIDTH), "nothing": signed_identity(WIDTH, 0.0)}
@@ -34,10 +34,11 @@ def test_active_features_by_hand():
     assert found.active.tolist() == [1, 2, 1]
     np.testing.assert_allclose(found.density, [1.0, 0.0, 0.0, 1 / 3])
     assert found.live.tolist() == [True, False, False, True]
-    assert found.dead_share == 0.5
     summary = evaluation.quality(signed_identity(2), points)
-    assert summary["L0"] == pytest.approx(4 / 3)
+    assert (summary["L0"], summary["dead share"]) == (pytest.approx(4 / 3), 0.5)
     assert summary["median density"] == pytest.approx(2 / 3)
+    # of tokens of documents 4, 7 and 4
+    assert found.by_document(np.array([4, 7, 4]))["active"].to_dict() == {4: 2, 7: 2}
 
 
 def test_shares_found_again_by_hand():
@@ -52,14 +53,6 @@ def test_shares_found_again_by_hand():
     axes = torch.eye(2)
     assert evaluation.matched_share(crowd, axes) == 1.0
     assert evaluation.paired_share(crowd, axes) == 0.5
-
-
-def test_sums_by_document():
-    found = evaluation.reconstruct(signed_identity(1, gain=0.5), torch.tensor([[1.0], [3.0], [-4.0]]))
-    sums = found.by_document(np.array([4, 7, 4]))
-    # errors x²/4, deviations x² (the mean is 0), one feature active on each token
-    assert sums.loc[4].to_dict() == {"error": 4.25, "deviation": 17.0, "active": 2.0, "tokens": 2.0}
-    assert sums.loc[7, "error"] == 2.25
 
 
 def test_principal_components_by_hand():
@@ -83,12 +76,12 @@ def test_many_are_compared_and_summed_some_at_a_time(residual, monkeypatch):
     def measured() -> tuple[list[float], torch.Tensor, np.ndarray]:
         found, drawn = evaluation.reconstruct(sae, residual), evaluation.gaussian_directions(residual, 5, 0)
         shares = [evaluation.paired_share(one, other, 0.99), evaluation.matched_share(one, other, 0.99)]
-        numbers = [found.l0, found.explained, evaluation.principal_explained(residual, 2), *shares]
+        numbers = [found.explained, evaluation.principal_explained(residual, 2), *shares]
         return numbers, drawn @ drawn.T, evaluation.best_cosines(one, other)
 
     whole = measured()
-    monkeypatch.setattr(room, "WIDE", 1000)
-    monkeypatch.setattr(room, "MANY", 50)
+    monkeypatch.setattr(evaluation, "WIDE", 1000)
+    monkeypatch.setattr(evaluation, "MANY", 50)
     monkeypatch.setattr("reasoning_features.dictionaries.autoencoder.ELEMENTS", 50)
     parts = measured()
     assert parts[0] == pytest.approx(whole[0], abs=1e-9)
@@ -101,13 +94,9 @@ def losses(tiny_subject, tiny_corpus):
     return evaluation.loss_by_document(tiny_subject, SAES, tiny_corpus, 100)
 
 
-def test_losses_have_a_row_a_document(losses, tiny_corpus):
-    assert losses.index.tolist() == list(range(tiny_corpus.n_documents))
+def test_loss_of_a_document_is_the_models_own(losses, tiny_subject, tiny_corpus):
     # every token but the first (BOS) of each document is predicted
     assert losses["tokens"].tolist() == (np.diff(tiny_corpus.starts) - 1).tolist()
-
-
-def test_loss_of_a_document_is_the_models_own(losses, tiny_subject, tiny_corpus):
     ids = torch.from_numpy(tiny_corpus.document(3)).long()[None]
     expected = next_token_loss(tiny_subject.logits(ids), ids, torch.ones_like(ids, dtype=torch.bool)).sum()
     assert losses["clean"][3] == pytest.approx(float(expected), rel=1e-5)
@@ -122,12 +111,11 @@ def test_special_tokens_are_left_as_they_are(tiny_subject, tiny_corpus):
 
 def test_table(losses, tiny_subject, tiny_corpus):
     fresh = collect(stream(tiny_subject, tiny_corpus, 100))
-    table = evaluation.evaluate(SAES, fresh, tiny_corpus.document_of, losses, fresh.residual).set_index(
-        "autoencoder"
-    )
+    table = evaluation.evaluate(SAES, fresh, tiny_corpus.document_of, losses, fresh.residual)
+    table = table.set_index("autoencoder")
     assert table["features"].tolist() == [2 * WIDTH] * 2
     assert table.loc["perfect", "L0"] == WIDTH
-    assert table.loc["perfect", "fraction of variance explained"] == pytest.approx(1.0)
+    assert table.loc["perfect", EXPLAINED] == pytest.approx(1.0)
     assert table["loss recovered"].tolist() == pytest.approx([1.0, 0.0], abs=1e-5)
     # clean 2, reconstructed 3, zeroed 7 in all: (7 − 3)/(7 − 2) = 0.8
     by_hand = pd.DataFrame({"clean": [1.0, 1], "nothing": [1.0, 2], "zeroed": [3.0, 4]})
@@ -138,6 +126,6 @@ def test_table(losses, tiny_subject, tiny_corpus):
     # giving zero: error Σ‖x‖² is the deviation about the mean plus n‖mean‖²
     deviation = (fresh.residual.double() - mean).square().sum()
     expected = -float(len(fresh.residual) * mean.square().sum() / deviation)
-    assert table.loc["nothing", "fraction of variance explained"] == pytest.approx(expected, rel=1e-6)
-    low, high = (table[f"fraction of variance explained {end}"]["nothing"] for end in ("low", "high"))
+    assert table.loc["nothing", EXPLAINED] == pytest.approx(expected, rel=1e-6)
+    low, high = (table[f"{EXPLAINED} {end}"]["nothing"] for end in ("low", "high"))
     assert low < expected < high

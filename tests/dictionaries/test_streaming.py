@@ -40,15 +40,10 @@ def rows_of(tokenizer, *sources, tokens=100_000, context=32, **more):
 
 
 def test_token_ids_are_used_as_they_are_longer_rows_cut_up(hub, tokenizer):
-    rows = rows_of(tokenizer, TOKENS)
-    held = open_texts(TOKENS)
-    ours, whole = (
-        rows.tolist(),
-        np.concatenate(held.ids(list(range(len(held.rows))))).reshape(-1, 32).tolist(),
-    )
-    assert len(rows) == len(whole) == 4 * len(held.rows)
-    assert sorted(map(tuple, ours)) == sorted(map(tuple, whole))
-    assert ours != whole
+    rows, held = rows_of(tokenizer, TOKENS), open_texts(TOKENS)
+    whole = np.concatenate(held.ids(list(range(len(held.rows))))).reshape(-1, 32)
+    assert len(rows) == 4 * len(held.rows)
+    assert sorted(rows.tolist()) == sorted(whole.tolist())
 
 
 @pytest.mark.parametrize("bos", [True, False])
@@ -62,9 +57,6 @@ def test_texts_are_packed_with_eos_between_and_bos_before_each_row(hub, tokenize
     begun = tokens == tokenizer.convert_tokens_to_ids(mini.BOS)
     assert begun[:, 0].all() if bos else not begun.any()
     assert not begun[:, 1:].any()
-    trained_on = ordinary(tokens, torch.tensor(tokenizer.all_special_ids))
-    assert not trained_on[:, 0].any() and not trained_on[tokens == tokenizer.eos_token_id].any()
-    assert trained_on[:, 1:].float().mean() > 0.8
     texts = [mini.render(turns) for turns in mini.conversations()]
     lengths = sum(len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
     assert 0 <= lengths - int((~begun).sum()) < 32 * PIECES  # of each piece less than a row is left over
@@ -75,33 +67,18 @@ def test_only_rows_for_training_where_a_column_tells_splits(tmp_path, tokenizer,
 
     told = [{"text": f"Wait {i}. " * 20, "ids": [i + 300] * 64, "split": splits[i % 3]} for i in range(60)]
     file.write_text("".join(json.dumps(row) + "\n" for row in told))
-
-    def rows(column, name="text"):
-        return rows_of(tokenizer, TextSource(dataset=str(file), column=name, split_column=column))
-
-    own = rows("split")
-    held = tokenizer.decode(own.ravel().tolist())
-    assert {int(number) % 3 for number in re.findall(r"Wait (\d+)\.", held)} == {0}
-    assert len(rows(None)) > 2 * len(own)
-    ids = rows("split", "ids")
-    assert len(ids) == 2 * 20 and {(i - 300) % 3 for i in ids.ravel().tolist()} == {0}
+    sources = [TextSource(dataset=str(file), column=each, split_column="split") for each in ("text", "ids")]
+    held, ids = (rows_of(tokenizer, source).ravel().tolist() for source in sources)
+    assert {int(number) % 3 for number in re.findall(r"Wait (\d+)\.", tokenizer.decode(held))} == {0}
+    assert len(ids) == 2 * 20 * 32 and {(i - 300) % 3 for i in ids} == {0}
 
 
-def test_sources_come_in_turn_and_in_one_order(hub, tokenizer):
+def test_sources_come_in_turn(hub, tokenizer):
     both = rows_of(tokenizer, TALKS, SLIM)
     alone = [rows_of(tokenizer, each) for each in (TALKS, SLIM)]
     for k, each in enumerate(alone):
         assert set(map(tuple, both[k::2].tolist())) <= set(map(tuple, each.tolist()))
     assert len(both) == 2 * min(map(len, alone))
-    assert np.array_equal(rows_of(tokenizer, TALKS, SLIM), both)
-    assert not np.array_equal(rows_of(tokenizer, TALKS, SLIM, seed=1)[:9], both[:9])
-
-
-def test_only_as_many_texts_as_are_needed_are_tokenised(tmp_path, tokenizer, hub):
-    file = tmp_path / "many.jsonl"
-    file.write_text("".join(json.dumps({"text": f"Wait, number {i}. " * 4}) + "\n" for i in range(500)))
-    some, every = (rows_of(tokenizer, TextSource(dataset=str(file)), tokens=n) for n in (3000, 10**9))
-    assert 3000 <= some.size < 6000 < every.size
 
 
 def test_what_cannot_be_packed_is_told(tmp_path, tokenizer, hub):
@@ -169,10 +146,7 @@ def interrupted_at(monkeypatch: pytest.MonkeyPatch, calls: int, method: str = "s
 
 @pytest.mark.parametrize(
     ("every", "method", "interruptions"),
-    [
-        (0.0, "step", [2, 9, 1]),
-        (1e9, "save_trainer_state", [2]),  # while a checkpoint is written
-    ],
+    [(0.0, "step", [2, 9, 1]), (1e9, "save_trainer_state", [2])],  # the second while a checkpoint is written
 )
 def test_interruptions_leave_no_trace(
     tiny_subject, recipe, uninterrupted, tmp_path, monkeypatch, every, method, interruptions
@@ -204,7 +178,6 @@ def test_what_is_written(tiny_subject, tmp_path):
     sae = SAE.load_from_disk(folder).requires_grad_(False)
     table = pd.read_csv(folder / "training.csv")
     assert table["step"].tolist() == [0, 67, 133, 200]
-    assert table["tokens"].tolist() == [64 * step for step in (0, 67, 133, 200)]
     # on raw activations that no step has seen it explains what the history says
     x = Buffers(tiny_subject, ROWS, recipe, 64).held_out()
     explained = 1 - (x - sae(x)).square().sum() / (x - x.mean(0)).square().sum()
@@ -234,22 +207,16 @@ def kept(tokens: torch.Tensor) -> torch.Tensor:
     return ordinary(tokens, torch.tensor([0, 1]))
 
 
-def test_batches_of_the_data(tiny_subject):
-    rows, steps = torch.from_numpy(ROWS).long(), 40
-    buffers = Buffers(tiny_subject, ROWS, replace(RECIPE, tokens=steps * 64), 64)
-    held = buffers.held_out()
+def test_no_batch_holds_what_is_held_out_and_all_else_comes_again_in_another_order(tiny_subject):
+    rows = torch.from_numpy(ROWS).long()
+    buffers = Buffers(tiny_subject, ROWS, replace(RECIPE, tokens=40 * 64), 64)
     # six rows of sixty are held out, without their special tokens
-    assert len(held) == int(kept(rows[:6]).sum()) <= 6 * 15
-    taken = list(buffers.batches())
-    assert len(taken) == steps
-    ours = rows[6:]
-    whole = int(kept(ours).sum()) // 64
-    # all other rows are one buffer, which comes again in another order
-    assert [after for _, after in taken[: whole + 1]] == [*((0, i) for i in range(1, whole)), (1, 0), (1, 1)]
-    first = torch.cat([batch for batch, _ in taken[:whole]])
-    again = torch.cat([batch for batch, _ in taken[whole : 2 * whole]])
-    assert not torch.equal(first, again)
-    every = torch.cat([tiny_subject.residual(part)[kept(part)] for part in ours.split(4)])
+    assert len(buffers.held_out()) == int(kept(rows[:6]).sum())
+    taken, whole = list(buffers.batches()), int(kept(rows[6:]).sum()) // 64
+    assert [after for _, after in taken[:whole]] == [*((0, i) for i in range(1, whole)), (1, 0)]
+    first, again = (torch.cat([batch for batch, _ in taken[at : at + whole]]) for at in (0, whole))
+    assert len(taken) == 40 and not torch.equal(first, again)
+    every = torch.cat([tiny_subject.residual(part)[kept(part)] for part in rows[6:].split(4)])
     nearest = torch.cdist(first.double(), every.double()).min(1)
     assert float(nearest.values.max()) < 1e-3 and len(nearest.indices.unique()) > 0.9 * len(first)
 

@@ -9,13 +9,7 @@ from tiny import WIDTH
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from reasoning_features.models import sampling
-from reasoning_features.models.sampling import (
-    draw,
-    edited,
-    rows_that_fit,
-    sample,
-    sample_continuously,
-)
+from reasoning_features.models.sampling import draw, edited, rows_that_fit, sample, sample_continuously
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +110,6 @@ def test_continuous_answers_are_the_likeliest_when_it_is_cold(tiny_subject, monk
                 assert logits[token] > logits.max() - 1e-3
                 tokens.append(token)
             assert found[row][-1] == 1 or len(found[row]) == 20
-    assert model.config._attn_implementation == "sdpa"
 
 
 def test_continuous_draws_as_often_as_rows(tiny_subject):

@@ -14,7 +14,6 @@ from tiny import LAYERS, make_tiny_llama
 from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 from reasoning_features.models.subject import load_subject
-from reasoning_features.residual_stream.activations import next_token_loss
 
 
 @pytest.fixture
@@ -35,18 +34,14 @@ def test_residuals_equal_hidden_states(tiny_subject, tokens):
 
 def test_one_layer_is_the_hook_point_and_later_blocks_do_not_run(tiny_subject, tokens):
     ran: list[int] = []
-    before = [len(block._forward_hooks) for block in tiny_subject.model.model.layers]
-    handles = [
-        block.register_forward_pre_hook(lambda *_, i=i: ran.append(i))
-        for i, block in enumerate(tiny_subject.model.model.layers)
-    ]
+    blocks = tiny_subject.model.model.layers
+    handles = [b.register_forward_pre_hook(lambda *_, i=i: ran.append(i)) for i, b in enumerate(blocks)]
     residual = tiny_subject.residual(tokens)
     for handle in handles:
         handle.remove()
     assert ran == [0, 1]
     torch.testing.assert_close(residual, tiny_subject.residuals(tokens, [1])[1], rtol=0, atol=0)
     assert tiny_subject.hook_name == "blocks.1.hook_resid_post"
-    assert [len(block._forward_hooks) for block in tiny_subject.model.model.layers] == before
 
 
 def test_bridge_agrees_with_the_plain_model(tiny_subject, tokens):
@@ -65,12 +60,10 @@ def test_bridge_agrees_with_the_plain_model(tiny_subject, tokens):
 def test_logits_with_an_edit(tiny_subject, tokens):
     plain = tiny_subject.logits(tokens)
     assert torch.equal(tiny_subject.logits_with(tokens, lambda stream: stream), plain)
-    changed = tiny_subject.logits_with(tokens, lambda stream: stream + 1)
-    assert not torch.allclose(changed, plain)
-    assert torch.equal(tiny_subject.logits(tokens), plain)  # nothing stays behind
     # with the stream after block 1 replaced by zeros the logits no longer depend on the tokens
     blank = tiny_subject.logits_with(tokens, torch.zeros_like)
     torch.testing.assert_close(blank[0, 0], blank[3, 0])
+    assert torch.equal(tiny_subject.logits(tokens), plain)  # nothing stays behind
 
 
 def test_gradient_is_the_slope_of_the_target(tiny_subject, tokens):
@@ -121,18 +114,6 @@ def test_versions_of_one_token_equal_whole_runs(tiny_subject, tokens, width):
     assert (found[0] - found[1]).abs().max() > 0.1
 
 
-def test_loss_is_next_token_cross_entropy_and_nan_at_padding(tiny_subject, tokens):
-    valid = torch.ones_like(tokens, dtype=torch.bool)
-    valid[2, 10:] = False
-    loss = next_token_loss(tiny_subject.logits(tokens), tokens, valid)
-    assert loss.shape == (4, 16)
-    log_probabilities = tiny_subject.logits(tokens).log_softmax(-1)
-    torch.testing.assert_close(loss[1, 5], -log_probabilities[1, 5, tokens[1, 6]])
-    # token 10 is the first padding token: the loss of predicting it is column 9
-    assert torch.isnan(loss[2]).tolist() == [False] * 9 + [True] * 7
-    assert not torch.isnan(loss[[0, 1, 3]]).any()
-
-
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
@@ -178,27 +159,19 @@ def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
 def test_the_output_of_an_mlp_is_what_it_adds_to_the_stream(tiny_llama, tokens):
     mlp_subject = load_subject(str(tiny_llama), 1, site="mlp_out")
     assert mlp_subject.hook_name == "blocks.1.hook_mlp_out"
-    ran: list[int] = []
-    last = mlp_subject.model.model.layers[2]
-    handle = last.register_forward_pre_hook(lambda *_: ran.append(2))
     found = mlp_subject.residual(tokens)
-    handle.remove()
-    assert not ran
     _, cache = mlp_subject.bridge().run_with_cache(tokens)
     torch.testing.assert_close(found, cache[mlp_subject.hook_name], rtol=1e-4, atol=1e-4)
     stream = mlp_subject.residuals(tokens, [1])[1]
     # without the MLP's part the stream after the block is smaller by just that
     with mlp_subject.edited(torch.zeros_like):
-        torch.testing.assert_close(
-            stream - mlp_subject.residuals(tokens, [1])[1], found, rtol=1e-4, atol=1e-4
-        )
+        without = mlp_subject.residuals(tokens, [1])[1]
+    torch.testing.assert_close(stream - without, found, rtol=1e-4, atol=1e-4)
     _, slope = mlp_subject.gradient(tokens, lambda logits: logits[:, 5, 7].sum())
     assert slope.shape == found.shape and slope[:, :6].abs().max() > 0 == slope[:, 6:].abs().max()
     # what needs the stream is refused
     with pytest.raises(UserError, match=r"the output of an MLP alone \(site mlp_out\): set site=resid_post"):
         mlp_subject.prefix(tokens[0])
-    with pytest.raises(UserError, match="site mlp_out"):
-        mlp_subject.logits_from(mlp_subject.residual(tokens), 1, torch.zeros(4, 1, dtype=torch.long))
 
 
 def test_a_model_of_the_hub(hub, tokens):
@@ -219,9 +192,3 @@ def test_a_model_of_the_hub(hub, tokens):
         logits, cache = again.bridge().run_with_cache(tokens)
     torch.testing.assert_close(cache[again.hook_name], again.residual(tokens), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(logits, again.logits(tokens), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_device_that_is_not_there(tiny_llama):
-    with pytest.raises(UserError, match="no CUDA\\): set DEVICE=cpu"):
-        load_subject(str(tiny_llama), 0, device="cuda")

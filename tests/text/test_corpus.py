@@ -71,12 +71,9 @@ def test_select_and_join_keep_order_and_labels():
     assert mixed.moves is None and mixed.styles is None and mixed.n_documents == 6
 
 
-def test_what_is_no_corpus_is_refused():
-    corpus = written_out()
+def test_a_corpus_without_documents_is_refused():
     with pytest.raises(UserError, match="'example' is empty"):
-        corpus.select([])
-    with pytest.raises(ValueError, match="no empty documents"):
-        replace(corpus, starts=np.array([0, 3, 3, 6]))
+        written_out().select([])
 
 
 def test_sentences_by_newline_and_full_stop():
@@ -92,25 +89,12 @@ def test_sentences_by_newline_and_full_stop():
     assert sentence_of(corpus, starts).tolist() == [-1, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 4]
 
 
-LINES = ["<s>", "Wait, try 3.\n", "Let me try 4.\n", "7 is right.", "Waiter, try 9."]
-
-
-def labelled() -> Corpus:
-    """Two documents of three lines and of one."""
-    corpus = corpus_of(LINES[:4], [LINES[0], LINES[4]], pieces=LINES)
-    return replace(
-        corpus, moves=np.array([1, 0, 0, 1, 1, 0], dtype=np.int8), move_names=("explore", "verify")
-    )
-
-
-def test_texts():
-    corpus, tokenizer = labelled(), Pieces(LINES)
-    assert corpus.texts(tokenizer) == ["".join(LINES[:4]), "<s>Waiter, try 9."]
-    assert corpus.texts(tokenizer, ~corpus.special) == ["".join(LINES[1:4]), "Waiter, try 9."]
-
-
 def test_tables_count_lines_and_whole_words_of_r():
-    corpus, tokenizer = labelled(), Pieces(LINES)
+    lines = ["<s>", "Wait, try 3.\n", "Let me try 4.\n", "7 is right.", "Waiter, try 9."]
+    corpus, tokenizer = corpus_of(lines[:4], [lines[0], lines[4]], pieces=lines), Pieces(lines)
+    assert corpus.texts(tokenizer) == ["".join(lines[:4]), "<s>Waiter, try 9."]
+    assert corpus.texts(tokenizer, ~corpus.special) == ["".join(lines[1:4]), "Waiter, try 9."]
+    corpus = replace(corpus, moves=np.array([1, 0, 0, 1, 1, 0]), move_names=("explore", "verify"))
     table = move_table([corpus], tokenizer, ["wait", "let me"]).set_index("move")
     assert table["sentences"].to_dict() == {"explore": 3, "verify": 1}
     assert table["with a word of R"].to_dict() == {"explore": pytest.approx(2 / 3), "verify": 0.0}
@@ -129,5 +113,4 @@ def test_telling_documents_have_the_most_moves_of_their_style():
     )
     # Documents 2 and 3 have three kinds of moves each; the 70% length is 5.1, and 5 is nearer to it than 6.
     assert telling_documents(corpus) == [3, 1]
-    assert telling_documents(replace(corpus, styles=None)) == [3, 2]
     assert telling_documents(replace(corpus, styles=None, moves=None, move_names=())) == [3, 2]

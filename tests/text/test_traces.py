@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import Pieces, corpus_of
 
-from reasoning_features.text.traces import draw_trace, segments
+from reasoning_features.text.traces import draw_trace
 
 RUNS = ["Wait, let me try 3 + 4 < 9.\n", "Perhaps ", "right."]
 TOKENIZER = Pieces(RUNS)
@@ -23,12 +23,6 @@ def traced():
     )
 
 
-def test_runs_of_a_move(traced):
-    runs = segments(traced, 0, TOKENIZER)
-    assert runs["move"].tolist() == ["explore", "verify", "explore"]
-    assert runs["text"].tolist() == ["Wait, let me try 3 + 4 < 9.\n", "Perhaps " * 30, "right."]
-
-
 def test_a_trace_without_labels_has_no_legend(traced):
     fig, data = draw_trace(replace(traced, moves=None, move_names=()), [0], TOKENIZER)
     assert not fig.legends and data["move"].tolist() == [""]
@@ -38,4 +32,5 @@ def test_drawn_lines_keep_every_word(traced):
     fig, data = draw_trace(traced, [0], TOKENIZER)
     drawn = [t.get_text() for t in fig.axes[0].texts if t.get_family() == ["DejaVu Sans Mono"]]
     assert "".join(drawn).replace(" ", "") == "".join(data["text"]).replace("⏎", "").replace(" ", "")
+    assert data["move"].tolist() == ["explore", "verify", "explore"]
     assert data["style"].unique().tolist() == ["careful"]

@@ -15,21 +15,15 @@ from reasoning_features.text.vocabulary import (
     random_vocabularies,
     rank_words,
     slot_vocabularies,
-    split_words,
     vocabulary_origin,
     word_shares,
 )
 
 
-def test_split_words():
-    assert split_words("Wait, let’s see: 3 + x2 = it's\nOK") == ["wait", "let's", "see", "x", "it's", "ok"]
-
-
 def test_shares_and_phrases_by_hand():
-    # six words, "let me" twice: 2/6; "let" three times: 3/6
-    shares = word_shares(["Let me. Let", "me let x"])
-    # "let me" once in the first text, none across texts: "me let x" has no pair let-me
-    assert shares["let"] == pytest.approx(3 / 6)
+    # six words, "let" three times; "let me" once in the first text, and none across texts
+    shares = word_shares(["Let me. 3 + Let", "me let it’s"])
+    assert shares["let"] == pytest.approx(3 / 6) and shares["it's"] == pytest.approx(1 / 6)
     assert shares["let me"] == pytest.approx(1 / 6)
     assert shares.drop("let me").sum() == pytest.approx(1)
     with pytest.raises(UserError, match="no words"):
@@ -45,6 +39,8 @@ def test_ranking_by_hand():
     assert table["difference"].tolist() == pytest.approx([0.5, -0.25, -0.25])
     assert table.loc[2, "general_frequency"] > 0.01  # "the" is over 5% of English
     assert frequency_filter(table)[["rank", "word"]].values.tolist() == [[1, "wait"]]
+    _, drawn = draw_ranking(table, ["the"], threshold=1e-3, top=3)
+    assert drawn["in_R"].tolist() == [False, False, True] and drawn["kept"].tolist() == [True, False, False]
 
 
 def test_origin_of_each_word():
@@ -53,12 +49,7 @@ def test_origin_of_each_word():
     table = rank_words(thinking, solution)
     assert table["word"].tolist() == ["but", "hmm", "zebra", "however", "is"]
     origin = vocabulary_origin(table, ["hmm", "but", "however", "perhaps"], top=2).set_index("word")
-    assert origin["origin"].to_dict() == {
-        "hmm": "count and filter",
-        "but": "count",
-        "however": "hand",
-        "perhaps": "hand",
-    }
+    assert origin["origin"].tolist() == ["count and filter", "count", "hand", "hand"]
     # filtered ranking: hmm, zebra, however
     assert origin.loc["hmm", "rank_filtered"] == 1 and origin.loc["however", "rank_filtered"] == 3
     assert pd.isna(origin.loc["but", "rank_filtered"]) and pd.isna(origin.loc["perhaps", "rank"])
@@ -85,12 +76,10 @@ def test_random_vocabularies_are_matched_and_exclude():
     words = {word for vocabulary in drawn for word in vocabulary}
     assert words <= set(near) and matching["distinct"] == len(words)
     assert len(drawn) == 100 and all(len(set(vocabulary)) == 2 for vocabulary in drawn)
-    assert matching["pool"] == 112
     # wait differs by about .05 in log frequency, but by about ln 2: the mean is near .37
     assert 0.2 < matching["log_frequency_difference"] < 0.5
     # shares differ by .05 from either word
     assert matching["share_difference"] == pytest.approx(0.05)
-    assert random_vocabularies(REFERENCE, pool, **given) == (drawn, matching)
     with pytest.raises(UserError, match="2 words cannot be drawn from 1 other words"):
         random_vocabularies(REFERENCE, frame({"a": (0.01, 1), "wait": (0.01, 1)}), n=1, seed=0)
 
@@ -109,24 +98,12 @@ def test_slot_vocabularies():
 
 
 def test_word_sets_are_drawn_by_their_share_of_the_thinking():
-    ranking = pd.DataFrame(
-        {
-            "word": ["wait", "let me", "let", "me", "the", "is", "low", "never"],
-            "p_think": [0.2, 0.1, 0.1, 0.1, 0.3, 0.1, 0.1, 0.0],
-        }
-    )
+    words = ["wait", "let me", "let", "me", "the", "is", "low", "never"]
+    ranking = pd.DataFrame({"word": words, "p_think": [0.2, 0.1, 0.1, 0.1, 0.3, 0.1, 0.1, 0.0]})
     sets = draw_word_sets(ranking, 2000, 1, seed=0, excluded=["wait", "let me"])
     shares = pd.Series([word for (word,) in sets]).value_counts(normalize=True)
     assert shares.to_dict() == pytest.approx({"the": 0.6, "is": 0.2, "low": 0.2}, abs=0.05)
-    assert sets == draw_word_sets(ranking, 2000, 1, seed=0, excluded=["wait", "let me"])
     (every,) = draw_word_sets(ranking, 1, 3, seed=1, excluded=["wait", "let me"])
     assert sorted(every) == ["is", "low", "the"]
     with pytest.raises(UserError, match="Sets of 4 words cannot be drawn from 3"):
         draw_word_sets(ranking, 1, 4, seed=1, excluded=["wait", "let me"])
-
-
-def test_the_figure_marks_r_and_what_the_filter_drops():
-    table = rank_words(["hmm hmm the the the"], ["is"])
-    _, data = draw_ranking(table, ["hmm"], threshold=1e-3, top=2)
-    assert data["word"].tolist() == ["the", "hmm"]
-    assert data["in_R"].tolist() == [False, True] and data["kept"].tolist() == [False, True]
