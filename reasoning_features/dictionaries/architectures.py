@@ -26,8 +26,6 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from torch.nn.functional import normalize
 
-LEAST_DENOMINATOR = 1e-8  # of a cosine
-
 
 def partition(n: int, chunks: int, seed: int, step: int) -> list[Tensor]:
     """Latents 0 … n − 1 divided at random into chunks whose sizes differ by one at most; drawn from seed and
@@ -45,7 +43,7 @@ def orthogonality_penalty(decoder: Tensor, chunks: list[Tensor]) -> Tensor:
         if len(rows) < 2:
             continue
         norms = rows.norm(dim=1)
-        cosines = (rows @ rows.T) / (norms[:, None] * norms[None, :]).clamp(min=LEAST_DENOMINATOR)
+        cosines = (rows @ rows.T) / (norms[:, None] * norms[None, :]).clamp(min=1e-8)
         itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
         total = total + cosines.masked_fill(itself, -torch.inf).max(dim=1).values.square().mean()
     return total / len(chunks)

@@ -36,7 +36,7 @@ SAELENS, SPARSIFY = "sae_weights.safetensors", "sae.safetensors"
 # SAELens' name of activations scaled to a mean norm of √d, as in training
 SCALED = "expected_average_only_in"
 # what sparsify's folder ``layers.N…`` reads → where TransformerLens has it
-SITES = {"": "resid_post", ".mlp": "mlp_out", ".self_attn": "attn_out", ".attention": "attn_out"}
+SITES = {"": "resid_post", ".mlp": "mlp_out"}
 CLEARLY = 0.05  # two scalings of activations are told apart where explained variance differs by more
 ELEMENTS = 2**25  # the most feature activations held at once: 128 MiB in float32, 512 tokens at 65,536
 # architecture → its name in figures and tables

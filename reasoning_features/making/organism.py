@@ -168,7 +168,6 @@ def evaluate(folder: Path, name: str) -> None:
         end=int(tokenizer.eos_token_id),
         max_new_tokens=CONTEXT - LONGEST_PROMPT,
         seed=EVALUATION_SEED,
-        progress=f"answers of {name}",
     )
     graded = grade(tokenizer, asked, continuations).drop(columns=["text", *LABELS_COUNTED])
     write_table(folder / "evaluation" / f"{name}.parquet", graded)

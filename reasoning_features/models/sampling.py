@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.generation import ContinuousBatchingConfig
 
@@ -112,7 +111,6 @@ def sample(
     change: Change | None = None,
     rule: Rule | None = None,
     batch: int = 256,
-    progress: str | None = None,
     pad: int | None = None,
     ended: Ended | None = None,
 ) -> list[list[int]]:
@@ -129,16 +127,11 @@ def sample(
         by_length[len(prompt) if pad is None else 0].append(row)
     parts = [rows[i : i + batch] for rows in by_length.values() for i in range(0, len(rows), batch)]
     written: list[list[int]] = [[] for _ in prompts]
-    with tqdm(total=len(prompts), desc=progress, unit="trace", disable=progress is None) as bar:
-        for rows in parts:
-            draws = [
-                np.random.default_rng((seed, row if streams is None else streams[row])).random(max_new_tokens)
-                for row in rows
-            ]
-            uniforms = torch.from_numpy(np.stack(draws))
-            texts = {row: written[row] for row in rows}
-            _sample_batch(model, prompts, texts, uniforms, end, block, change, rule, pad or 0, ended)
-            bar.update(len(rows))
+    numbers = range(len(prompts)) if streams is None else streams
+    for rows in parts:
+        draws = [np.random.default_rng((seed, numbers[row])).random(max_new_tokens) for row in rows]
+        uniforms, texts = torch.from_numpy(np.stack(draws)), {row: written[row] for row in rows}
+        _sample_batch(model, prompts, texts, uniforms, end, block, change, rule, pad or 0, ended)
     return written
 
 

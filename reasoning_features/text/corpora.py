@@ -59,7 +59,7 @@ def reasoning_corpus(
 
     There are ``documents`` of them (by default as the settings say), fewer where there are fewer texts. No
     problem is in two splits. The organism's variants phrase the same traces in other words: those of
-    ``model`` are given, by default the subject's. UserError: no source of texts, or no documents asked for.
+    ``model`` are given, by default the subject's. UserError: no source of texts.
     """
     n = settings.reasoning_documents if documents is None else documents
     if (source := _source(settings, "reasoning_text")) is not None:
@@ -139,8 +139,6 @@ def _organism_corpus(
 ) -> Corpus:
     """The organism's documents, each cut at the context, with their labels unless these are not wanted."""
     listed, context = list(documents), settings.context
-    if not listed:
-        raise UserError(f"The corpus {name!r} is empty: ask for at least one document.")
     encoded = encode_documents(tokenizer, listed)
     tokens = np.concatenate([document.ids[:context] for document in encoded])
     corpus = Corpus(

@@ -49,8 +49,8 @@ NO_TITLES = {
 Row = dict[str, Any]
 
 
-def fetch(path: str) -> Path:
-    """A file of the registry, by its path, from the cache or from its repository at the pinned commit.
+def fetch(path: str) -> str:
+    """A file's text, by its path in the registry, from the cache or from its repository at the pinned commit.
     UserError: it cannot be fetched, or what came is not the pinned file.
     """
     with REGISTRY.open(encoding="utf-8", newline="") as file:
@@ -59,7 +59,7 @@ def fetch(path: str) -> Path:
     sums = {names[row["path"]]: f"sha256:{row['sha256']}" for row in listed}
     cache = pooch.create(pooch.os_cache("reasoning-features"), HOST, env=CACHE, registry=sums)
     try:
-        return Path(cache.fetch(names[path]))
+        return Path(cache.fetch(names[path])).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         why = type(error).__name__ if isinstance(error, OSError) else "what came has another SHA-256"
         raise UserError(
@@ -123,7 +123,7 @@ def _files() -> Iterator[tuple[str, Iterable[Row]]]:
 
 def _reference_solutions() -> Iterator[Row]:
     """GSM8K's training problems, their solutions without the calculator's marks."""
-    for line in _text("grade_school_math/data/train.jsonl").strip().split("\n")[:FIRST_PROBLEMS]:
+    for line in fetch("grade_school_math/data/train.jsonl").strip().split("\n")[:FIRST_PROBLEMS]:
         problem, answer = json.loads(line)["question"], json.loads(line)["answer"]
         solution = re.sub(r"<<.*?>>", "", answer).replace("####", "Answer:")
         row = {"problem": problem, "domain": "GSM8K", "split": "training"}
@@ -132,7 +132,7 @@ def _reference_solutions() -> Iterator[Row]:
 
 def _safety() -> Iterator[Row]:
     """R1's deliberation on requests that test safety; all for training."""
-    for request in json.loads(_text("data/STAR-1.json")):
+    for request in json.loads(fetch("data/STAR-1.json")):
         row = {"problem": request["question"], "domain": "STAR-1", "split": "training"}
         yield row | _thought(request["question"], request["response"])
 
@@ -141,7 +141,7 @@ def _articles() -> Iterator[Row]:
     """Sections of WikiText-2's articles that have more than headings."""
     sections: list[tuple[str, list[str]]] = []
     titles: list[str] = []
-    for line in _text("data/wikitext-2-raw/wiki.test.raw").split("\n"):
+    for line in fetch("data/wikitext-2-raw/wiki.test.raw").split("\n"):
         marks, title = _level(line), line.strip(" =")
         if marks == 1:
             titles.append(title)
@@ -177,7 +177,7 @@ def _answers(model: str) -> Iterator[tuple[Row, str, str]]:
     column = "deepseek-reasoner (question)" if model == R1 else "model_answer"
     for part, domain in ANSWERED.items():
         files = (f"response/{part}/normal/{name}/response.json" for name in (R1, model))
-        first, own = (json.loads(_text(file)) for file in files)
+        first, own = (json.loads(fetch(file)) for file in files)
         by_problem = {row["question"]: row for row in own if "question" in row}
         splits = splits_of(row["question"] for row in first)
         for place, row in enumerate(first):
@@ -192,7 +192,3 @@ def _thought(problem: str, response: str) -> Row:
     thought, solution = (part.strip() for part in response.split(END_THINK, 1))
     thought = thought.removeprefix(THINK).strip()
     return {"text": f"{problem}\n{THINK}\n{thought}\n{END_THINK}\n\n{solution}", "solution": solution}
-
-
-def _text(path: str) -> str:
-    return fetch(path).read_text(encoding="utf-8")

@@ -58,11 +58,9 @@ def test_the_organisms_reasoning_corpus(organism):
     assert np.diff(cut.starts).max() == 30
 
 
-def test_unknown_kinds_and_no_documents_are_refused(organism):
+def test_unknown_kinds_and_models_are_refused(organism):
     with pytest.raises(UserError, match=r"Setting 'corpus' .* 'organism', 'organism-text' or 'text'"):
         load_settings("smoke", corpus="elsewhere")
-    with pytest.raises(UserError, match=r"'general \(selection\)' is empty"):
-        general_corpus(load_settings("smoke"), organism, "selection", documents=0)
     with pytest.raises(MissingArtefact, match=r"no nowhere/training\.json"):
         reasoning_corpus(load_settings("smoke", subject="nowhere"), organism, "selection")
 
