@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -154,20 +153,14 @@ def class_means(
 # --- a decision, from the stream at its token --------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Probed:
-    """A probe's answers on traces it has not seen: a score, the truth and the trace of each decision."""
-
-    scores: NDArray[np.float64]  # [n] larger where it expects the positive side
-    towards: NDArray[np.bool_]  # [n] True where the trace took it
-    documents: NDArray[np.int64]  # [n]
-
-    def auc(self, seed: int = 0) -> Interval:
-        """Area under the ROC curve, with its 95% interval over test traces."""
-        traces, trace = np.unique(self.documents, return_inverse=True)
-        weights = weights_by_document(len(traces), seed)[:, trace]
-        areas = [weighted_auc(self.scores, self.towards, row) for row in weights]
-        return percentile_interval(areas[0], areas[1:], len(traces))
+def auc(
+    scores: NDArray[np.float64], towards: NDArray[np.bool_], documents: NDArray[np.int64], seed: int = 0
+) -> Interval:
+    """Area under the ROC curve of scores for the positive side ``[n]``, with its interval over documents."""
+    names, document = np.unique(documents, return_inverse=True)
+    weights = weights_by_document(len(names), seed)[:, document]
+    areas = [weighted_auc(scores, towards, row) for row in weights]
+    return percentile_interval(areas[0], areas[1:], len(names))
 
 
 def weighted_auc(
@@ -187,8 +180,8 @@ def probe_decision(
     documents: NDArray[np.int64],
     seed: int = 0,
     shuffled: bool = False,
-) -> Probed:
-    """Train a logistic regression on the stream ``[n, d]`` at some traces' decisions, and ask it of others'.
+) -> Interval:
+    """AUC on some traces of a logistic regression on the stream ``[n, d]`` at the decisions of others.
 
     The same seed divides the same ``documents`` alike; ``shuffled`` labels are the control. UserError: too
     few traces for both sides on either part.
@@ -200,4 +193,4 @@ def probe_decision(
     labels = rng.permutation(towards[~tested]) if shuffled else towards[~tested]
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
     scores = model.fit(residual[~tested], labels).decision_function(residual[tested])
-    return Probed(scores, towards[tested], documents[tested])
+    return auc(scores, towards[tested], documents[tested], seed)

@@ -39,12 +39,10 @@ WIDTH, FEATURES = 6, 24
 
 def brute_force(decoder: Tensor, chunks: list[list[int]]) -> Tensor:
     """The formula, pair by pair."""
+    cosines = cosine_similarity(decoder[:, None], decoder[None], dim=-1)
     of_chunks = []
     for chunk in chunks:
-        largest = [
-            torch.stack([cosine_similarity(decoder[i], decoder[j], dim=0) for j in chunk if j != i]).max()
-            for i in chunk
-        ]
+        largest = [torch.stack([cosines[i, j] for j in chunk if j != i]).max() for i in chunk]
         of_chunks.append(torch.stack(largest).square().mean())
     return torch.stack(of_chunks).mean()
 

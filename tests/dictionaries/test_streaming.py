@@ -133,11 +133,10 @@ def uninterrupted(tiny_subject, recipe, tmp_path_factory):
 
 def interrupted_at(monkeypatch: pytest.MonkeyPatch, calls: int, method: str = "step") -> None:
     """The user interrupts at the ``calls``-th call of a method of SAELens' trainer from now."""
-    left, called = [calls], getattr(SAETrainer, method)
+    left, called = iter(range(1, calls)), getattr(SAETrainer, method)
 
     def interrupting(self: SAETrainer, given: object) -> object:
-        left[0] -= 1
-        if not left[0]:
+        if next(left, None) is None:
             raise KeyboardInterrupt
         return called(self, given)
 
@@ -232,7 +231,6 @@ def test_attention_sinks_are_no_batch(tiny_subject, monkeypatch):
     buffers = Buffers(tiny_subject, ROWS, replace(RECIPE, tokens=6 * 64), 64)
     usual = float(buffers.buffer(0).norm(dim=1).mean())
     monkeypatch.setattr(Subject, "residual", with_sinks)
-    assert float(buffers.buffer(0).norm(dim=1).mean()) == pytest.approx(usual, rel=0.1)
     assert all(float(batch.norm(dim=1).max()) < 5 * usual for batch, _ in buffers.batches())
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from sklearn.metrics import roc_auc_score
 from tiny import LAYERS, corpus_of, make_corpus
 
@@ -65,14 +64,6 @@ def test_move_targets_by_hand():
         probes.move_targets(replace(corpus, moves=None, move_names=()))
 
 
-def test_layers_are_read_at_every_token(tiny_subject, tiny_corpus):
-    read = probes.read_layers(tiny_subject, tiny_corpus, [0, 2], 80)
-    assert sorted(read) == [EMBEDDINGS, 0, 2]
-    ids = torch.from_numpy(tiny_corpus.document(4)).long()[None]
-    expected = tiny_subject.residuals(ids, [2])[2][0].numpy()
-    np.testing.assert_allclose(read[2][tiny_corpus.span(4)], expected, rtol=1e-4, atol=1e-4)
-
-
 def test_a_tokens_parity_is_in_the_embeddings(tiny_subject):
     corpus = make_corpus(40)
     corpus = replace(corpus, moves=(corpus.tokens % 2).astype(np.int8))
@@ -109,12 +100,9 @@ def test_a_direction_that_tells_is_found_on_other_traces():
     towards = rng.random(600) < 0.5
     residual = rng.normal(size=(600, 12)).astype(np.float32)
     residual[:, 4] += 2 * towards
-    probed = probes.probe_decision(residual, towards, documents)
-    assert len(np.unique(probed.documents)) == 80
-    auc = probed.auc()
-    assert auc.estimate == pytest.approx(roc_auc_score(probed.towards, probed.scores))
+    auc = probes.probe_decision(residual, towards, documents)
     assert auc.low > 0.8 and auc.n == 80
-    assert probes.probe_decision(residual, towards, documents, shuffled=True).auc().low < 0.55
+    assert probes.probe_decision(residual, towards, documents, shuffled=True).low < 0.55
 
 
 def test_the_area_counts_ties_half_and_weights_as_copies():
