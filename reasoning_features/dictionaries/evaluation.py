@@ -175,7 +175,7 @@ def loss_by_document(
         columns: dict[str, Any] = {"document": batch.documents, "tokens": counted.sum(1).numpy()}
         for name, edit in edits.items():
             logits = subject.logits_with(batch.tokens, partial(_at_ordinary, edit, where))
-            losses = next_token_loss(logits, batch.tokens, batch.valid).cpu().double()
+            losses = next_token_loss(logits, batch.tokens).cpu().double()
             columns[name] = losses.where(counted, 0.0).sum(1).numpy()
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts).sort_values("document").set_index("document")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -211,24 +210,21 @@ def shuffled_batches(residual: Tensor, size: int, seed: int) -> Iterator[Tensor]
             "take more documents or a smaller train_batch."
         )
     generator = torch.Generator().manual_seed(seed)
-    for _ in itertools.count():
+    while True:
         order = torch.randperm(len(residual), generator=generator)
         for start in range(0, len(residual) - size + 1, size):
             yield residual[order[start : start + size]]
 
 
-def next_token_loss(logits: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
+def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     """Cross-entropy of each next token ``[b, t - 1]`` in nats, from logits ``[b, t, vocabulary]``; column
-    ``i`` is of token ``i + 1``, and NaN where ``valid`` ``[b, t]`` says that this is padding.
+    ``i`` is of token ``i + 1``. That of padding means nothing.
     """
-    targets = tokens[:, 1:].to(logits.device)
     # row by row: a whole batch's probabilities over a large vocabulary would take most of the memory
-    rows = (
-        cross_entropy(row[:-1].float(), of_row, reduction="none")
-        for row, of_row in zip(logits, targets, strict=True)
-    )
-    loss = torch.stack(list(rows))
-    return loss.masked_fill(~valid[:, 1:].to(loss.device), float("nan"))
+    targets, losses = tokens[:, 1:].to(logits.device), []
+    for row, target in zip(logits, targets, strict=True):
+        losses.append(cross_entropy(row[:-1].float(), target, reduction="none"))
+    return torch.stack(losses)
 
 
 def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_tokens: int) -> pd.DataFrame:
@@ -248,7 +244,7 @@ def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_t
         counted[batch.positions[ordinary][usual].numpy()] = True
         for layer, residual in ((layer, read[layer]) for layer in layers):
             columns[f"norm {layer}"][where] = residual.float().norm(dim=-1).cpu()[batch.valid].numpy()
-        losses = next_token_loss(subject.logits(batch.tokens), batch.tokens, batch.valid).cpu()
+        losses = next_token_loss(subject.logits(batch.tokens), batch.tokens).cpu()
         predicted = batch.valid[:, 1:]
         columns["loss"][batch.positions[:, 1:][predicted].numpy()] = losses[predicted].numpy()
     moves = None if corpus.moves is None else np.array(corpus.move_names)[corpus.moves]
