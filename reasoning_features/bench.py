@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -41,13 +42,7 @@ from reasoning_features.models.sampling import TEMPERATURE, TOP_P
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.reporting.plots import write_csv
 from reasoning_features.reporting.tables import to_markdown
-from reasoning_features.residual_stream.activations import (
-    collect,
-    harvest,
-    load_sample,
-    shuffled_batches,
-    stream,
-)
+from reasoning_features.residual_stream import activations
 from reasoning_features.runs.preflight import check_device
 from reasoning_features.runs.provenance import digest, imported_files, versions
 from reasoning_features.scoring.feature_statistics import FeatureStatistics, accumulate, one_pass
@@ -142,7 +137,7 @@ class Given:
 
     def stream(self) -> Iterator[Any]:
         """Activations of the corpus, batch by batch."""
-        return stream(self.subject, self.corpus, self.batch_tokens)
+        return activations.stream(self.subject, self.corpus, self.batch_tokens)
 
     def residuals(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The same by the bare model: activations ``[n, d]`` of tokens that count, and their positions."""
@@ -177,7 +172,7 @@ class Given:
 
     def harvest(self, folder: Path) -> float:
         """A sample of all activations, written with its checksums."""
-        harvest(self.subject, self.corpus, folder, self.batch_tokens, progress=False)
+        activations.harvest(self.subject, self.corpus, folder, self.batch_tokens, progress=False)
         return float(self.tokens)
 
 
@@ -231,7 +226,7 @@ def scoring_rows(
     The wider autoencoder is random, with as many active ``features`` as the paper's L0 times the square root
     of its part of the paper's features. So many ``passes`` of the released procedure are run.
     """
-    first, found = collect(given.stream()).residual, []
+    first, found = activations.collect(given.stream()).residual, []
     wide = replace(given, sae=random_autoencoder(first, features, L0 * (features / FEATURES) ** 0.5))
     for each in (given, wide):
         active = float((each.sae.encode(first[:4096]) > 0).sum(1).double().mean())
@@ -266,7 +261,7 @@ def truncated(subject: Subject) -> Any:
 def train(recipe: Recipe, hook: str, read: Callable[[], Tensor], device: str = "cpu") -> float:
     """Train an autoencoder by SAELens' trainer on activations ``[n, d]``; how many it was trained on."""
     sample = read()
-    data = shuffled_batches(sample.to(device), recipe.batch, recipe.seed)
+    data = activations.shuffled_batches(sample.to(device), recipe.batch, recipe.seed)
     new_trainer(recipe, "model", hook, sample, data, device).fit()
     return float(recipe.steps * recipe.batch)
 
@@ -282,34 +277,25 @@ def disk_rows(given: Given, train_tokens: int = 204_800, runs: int = RUNS) -> li
         return float(given.tokens)
 
     with tempfile.TemporaryDirectory() as folder:
-        numbers = iter(range(runs + 1))
+        places = iter(Path(folder) / str(i) for i in range(runs + 1))
+        what = "harvesting to disk, with checksums"
+        against = f"Hugging Face's model of {given.subject.layer + 1} blocks, nothing kept"
         told = f"{given.tokens:,} tokens, {len(batches)} batches of up to {given.batch_tokens:,}"
-        found = compared(
-            "harvesting to disk, with checksums",
-            f"Hugging Face's model of {given.subject.layer + 1} blocks, nothing kept",
-            lambda: given.harvest(Path(folder) / str(next(numbers))),
-            plain,
-            ("≥", 0.95),
-            told,
-            runs=runs,
-        )
-        place = Path(folder) / "0"
-        residual = load_sample(place).residual
-        settings = load_settings("organism")
-        batch = min(settings.train_batch, train_tokens)
+        ways = lambda: given.harvest(next(places)), plain
+        found = compared(what, against, *ways, ("≥", 0.95), told, runs=runs)
+
+        def from_disk() -> Tensor:
+            return activations.load_sample(Path(folder) / "0").residual
+
+        residual, settings = from_disk(), load_settings("organism")
+        batch, n = min(settings.train_batch, train_tokens), len(residual)
         recipe = replace(settings_recipe(settings), tokens=train_tokens, batch=batch)
         start = partial(train, recipe, given.subject.hook_name)
-        trained = compared(
-            "SAE training from disk, checksums included",
-            "the same trainer on tensors in memory",
-            lambda: start(lambda: load_sample(place).residual),
-            lambda: start(lambda: residual),
-            ("≤", 1.05),
-            f"{recipe.steps} steps of {batch:,}, {recipe.d_sae} features, width {residual.shape[1]}",
-            f"{len(residual):,} activations are read once and trained on "
-            f"{train_tokens / len(residual):.1f} times",
-            runs,
-        )
+        what, against = "SAE training from disk, checksums included", "the same trainer on tensors in memory"
+        told = f"{recipe.steps} steps of {batch:,}, {recipe.d_sae} features, width {residual.shape[1]}"
+        note = f"{n:,} activations are read once and trained on {train_tokens / n:.1f} times"
+        trainings = partial(start, from_disk), partial(start, lambda: residual)
+        trained = compared(what, against, *trainings, ("≤", 1.05), told, note, runs)
     return [found, trained]
 
 
@@ -325,16 +311,12 @@ def questions_of_one_length(given: Given, n: int) -> Questions:
     return replace(asked, prompts=prompts, domains=domains)
 
 
-def released_change(sae: Any, feature: int, target: float) -> Callable[[Tensor], Tensor]:
+def released_change(sae: Any, feature: int, target: float, stream: Tensor) -> Tensor:
     """The released hook: encode the stream, set a feature to ``target``, decode, and add the error back."""
-
-    def change(stream: Tensor) -> Tensor:
-        features = sae.encode(stream)
-        error = stream - sae.decode(features)
-        features[..., feature] = target
-        return sae.decode(features) + error
-
-    return change
+    features = sae.encode(stream)
+    error = stream - sae.decode(features)
+    features[..., feature] = target
+    return sae.decode(features) + error
 
 
 def written(tokens: Tensor, prompt: int, end: int) -> float:
@@ -352,7 +334,7 @@ def generation_rows(
     Conditions are the most active ``features`` at the profile's strengths; ``few`` of the peers' are run.
     """
     subject, prompts, end = given.subject, torch.tensor(asked.prompts), asked.end
-    active = given.sae.encode(collect(given.stream()).residual[:8192])
+    active = given.sae.encode(activations.collect(given.stream()).residual[:8192])
     maxima, often = active.amax(0), (active > 0).sum(0).argsort(descending=True)[:features].tolist()
     strengths = load_settings("organism").strengths
     conditions = feature_conditions(given.sae, often, strengths, maxima.numpy())
@@ -383,7 +365,7 @@ def generation_rows(
 
     def by_released_hook(condition: Condition) -> float:
         target = condition.gamma * float(maxima[condition.feature])
-        with subject.edited(released_change(given.sae, condition.feature, target)):
+        with subject.edited(partial(released_change, given.sae, condition.feature, target)):
             return by_hugging_face()
 
     peers: dict[str, Callable[[Condition], float]] = {
@@ -391,19 +373,17 @@ def generation_rows(
         "Hugging Face's generate with the released hook, a run a condition": by_released_hook,
     }
     told = f"{len(asked)} problems, up to {asked.max_new_tokens} new tokens"
-    found = [
-        compared(
-            f"steered sampling, {len(conditions)} conditions in one batch",
-            against,
-            lambda: ours(conditions),
-            lambda peer=peer: sum(map(peer, some)),  # type: ignore[misc]
-            ("≥", 3),
-            f"{len(conditions)} conditions × {told}",
-            f"{few} of the {len(conditions)} runs of the other way are run each time",
-            runs,
-        )
-        for against, peer in peers.items()
-    ]
+
+    def one_by_one(peer: Callable[[Condition], float]) -> float:
+        return sum(map(peer, some))
+
+    what = f"steered sampling, {len(conditions)} conditions in one batch"
+    sizes = f"{len(conditions)} conditions × {told}"
+    note = f"{few} of the {len(conditions)} runs of the other way are run each time"
+    found = []
+    for against, peer in peers.items():
+        ways = partial(ours, conditions), partial(one_by_one, peer)
+        found.append(compared(what, against, *ways, ("≥", 3), sizes, note, runs))
     what, against = "steered sampling, one condition", "Hugging Face's generate, unsteered, same problems"
     one = compared(what, against, lambda: ours(some[:1]), by_hugging_face, ("≥", 0.97), told, "", 2 * runs)
     return [*found, one]
@@ -430,11 +410,11 @@ def measured(way: str, documents: int) -> dict[str, Any]:
     return {"seconds": seconds, "peak": peak(), "tokens": tokens, "way": way}
 
 
-def growth(documents: Sequence[int] = (1000, 2000, 4000)) -> pd.DataFrame:
+def growth() -> pd.DataFrame:
     """:func:`measured` of every way and number of documents, each in a process that has held nothing else."""
-    works = [(way, n) for way in WAYS for n in documents]
+    ways, documents = zip(*product(WAYS, (1000, 2000, 4000)), strict=True)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        return pd.DataFrame(pool.map(measured, *zip(*works, strict=True)))
+        return pd.DataFrame(pool.map(measured, ways, documents))
 
 
 def growth_rows(growth: pd.DataFrame) -> list[dict[str, Any]]:
@@ -476,12 +456,7 @@ def random_model(config: LlamaConfig, features: int, documents: int, length: int
 
 
 def device_table(
-    config: LlamaConfig,
-    device: str,
-    features: int,
-    documents: int = 64,
-    length: int = 1024,
-    batch: int = 4096,
+    config: LlamaConfig, device: str, features: int, documents: int, length: int, batch: int
 ) -> pd.DataFrame:
     """Rates at this shape on this device: one row a quantity, with ``value`` and ``unit``."""
     given = random_model(config, features, documents, length, device)
@@ -544,7 +519,7 @@ def main() -> None:
         card = processor(device)
         name = "device_" + re.sub(r"[^a-z0-9]+", "_", card.lower()).strip("_")
         caption = f"The paper's shape ({MODEL.num_hidden_layers} blocks) with random weights on {card}."
-        write(FOLDER, name, device_table(MODEL, device, FEATURES), caption, device)
+        write(FOLDER, name, device_table(MODEL, device, FEATURES, 64, 1024, 4096), caption, device)
         return
     given, grown = organism(600), growth()
     asked = questions_of_one_length(given, 32)

@@ -190,11 +190,6 @@ class Settings(BaseModel):
         read |= {"base_text": stages_trained, "stages_text": stages_trained}
         return {name for name, is_read in read.items() if not is_read}
 
-    @property
-    def overrides(self) -> dict[str, Any]:
-        """What differs from the profile and names the run: all but the device."""
-        return dict(self._overrides)
-
     def named(self, name: str) -> list[Any]:
         """The models (their references) or the sources that a setting names; none where it is empty."""
         value = getattr(self, name) or []
@@ -291,8 +286,6 @@ def read_overrides(text: str) -> dict[str, Any]:
             raise UserError(f"PARAMS has {word!r}, which is not of the form name=value.")
         if name in ("profile", "device"):
             raise UserError(f"PARAMS must not set {name}: give {name.upper()}={value} to make instead.")
-        if name in found:
-            raise UserError(f"PARAMS gives {name} twice: give it once.")
         if name not in Settings.model_fields:
             near = difflib.get_close_matches(name, Settings.model_fields) or ["profiles/organism.yaml"]
             raise UserError(f"There is no setting {name!r} for PARAMS: see {', '.join(near)}.")

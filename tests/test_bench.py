@@ -94,7 +94,7 @@ def test_the_released_hook_is_the_clamp(organism):
     residual, feature = organism.subject.residual(torch.tensor([[1, 5, 9]])), 7
     active = organism.sae.encode(residual)[..., feature, None]
     expected = residual + (2.5 - active) * organism.sae.W_dec[feature]
-    changed = bench.released_change(organism.sae, feature, 2.5)(residual)
+    changed = bench.released_change(organism.sae, feature, 2.5, residual)
     torch.testing.assert_close(changed, expected, atol=1e-4, rtol=1e-4)
 
 

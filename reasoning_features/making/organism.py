@@ -31,25 +31,8 @@ from reasoning_features.diffing import stages as diffing
 from reasoning_features.files import write_shipped, write_table
 from reasoning_features.models.sampling import sample
 from reasoning_features.models.subject import Subject, load_subject
-from reasoning_features.organism.language import (
-    CONTEXT,
-    Document,
-    base_documents,
-    prose_document,
-    reasoning_document,
-    reasoning_documents,
-)
-from reasoning_features.organism.parser import (
-    DECISIONS,
-    LABELS_COUNTED,
-    LONGEST_PROMPT,
-    SWAPS,
-    decision_places,
-    first_tokens,
-    grade,
-    prompts,
-    swap,
-)
+from reasoning_features.organism import language, parser
+from reasoning_features.organism.language import Document, base_documents, prose_document
 from reasoning_features.organism.problems import FAMILIES, Mixture, problems
 from reasoning_features.organism.training import Recipe, new_model, train_and_save, train_tokenizer
 from reasoning_features.residual_stream.activations import collect, stream
@@ -117,7 +100,7 @@ def variant_documents(variant: Variant, start: int, n: int) -> list[Document]:
     return [
         prose_document(seed, i)
         if i % PROSE_EVERY == PROSE_EVERY - 1
-        else reasoning_document(variant.kappa, seed, i, mixture=variant.mixture)
+        else language.reasoning_document(variant.kappa, seed, i, mixture=variant.mixture)
         for i in range(start, start + n)
     ]
 
@@ -133,16 +116,14 @@ def make_base(folder: Path) -> None:
     def documents(start: int, n: int) -> list[Document]:
         return list(base_documents(n, BASE_RECIPE.seed, start=start))
 
-    card: dict[str, object] = {"name": "base"}
-    train_and_save(model, tokenizer, documents, BASE_RECIPE, card, folder / "models" / "base")
+    train_and_save(model, tokenizer, documents, BASE_RECIPE, {"name": "base"}, folder / "models" / "base")
 
 
 def make_variant(folder: Path, variant: Variant) -> None:
     """One fine-tuned model, from the base model."""
     model, tokenizer = _load(folder / "models" / "base")
     recipe, documents = replace(VARIANT_RECIPE, seed=variant.seed), partial(variant_documents, variant)
-    card: dict[str, object] = dict(vars(variant))
-    train_and_save(model, tokenizer, documents, recipe, card, folder / "models" / variant.name)
+    train_and_save(model, tokenizer, documents, recipe, vars(variant), folder / "models" / variant.name)
 
 
 def make_placebo(folder: Path) -> None:
@@ -152,9 +133,8 @@ def make_placebo(folder: Path) -> None:
     def documents(start: int, n: int) -> list[Document]:
         return [prose_document(TRACE_SEED, i) for i in range(start, start + n)]
 
-    card: dict[str, object] = {"name": diffing.PLACEBO}
     place = _model_folder(folder, diffing.PLACEBO)
-    train_and_save(model, tokenizer, documents, VARIANT_RECIPE, card, place)
+    train_and_save(model, tokenizer, documents, VARIANT_RECIPE, {"name": diffing.PLACEBO}, place)
 
 
 def evaluate(folder: Path, name: str) -> None:
@@ -164,12 +144,12 @@ def evaluate(folder: Path, name: str) -> None:
     asked = problems("evaluation", None, EVALUATION_PROBLEMS, mixture=mixtures.get(name, "main"))
     continuations = sample(
         model,
-        prompts(tokenizer, asked),
+        parser.prompts(tokenizer, asked),
         end=int(tokenizer.eos_token_id),
-        max_new_tokens=CONTEXT - LONGEST_PROMPT,
+        max_new_tokens=language.CONTEXT - parser.LONGEST_PROMPT,
         seed=EVALUATION_SEED,
     )
-    graded = grade(tokenizer, asked, continuations).drop(columns=["text", *LABELS_COUNTED])
+    graded = parser.grade(tokenizer, asked, continuations).drop(columns=["text", *parser.LABELS_COUNTED])
     write_table(folder / "evaluation" / f"{name}.parquet", graded)
 
 
@@ -179,11 +159,11 @@ def check_manipulation(folder: Path, variant: Variant) -> None:
     The check asks what a model reads its persistence off: the words of R, or the neutral markers?
     """
     model, tokenizer = _load(folder / "models" / variant.name)
-    traces = reasoning_documents(
+    traces = language.reasoning_documents(
         variant.kappa, CHECK_TRACES, CHECK_SEED, "evaluation", mixture=variant.mixture
     )
     searched = [trace for trace in traces if FAMILIES[trace.family].searches]
-    read = pd.concat([decision_log_odds(model, tokenizer, searched, how) for how in SWAPS])
+    read = pd.concat([decision_log_odds(model, tokenizer, searched, how) for how in parser.SWAPS])
     write_table(folder / "manipulation_check" / f"{variant.name}.parquet", read.assign(model=variant.name))
 
 
@@ -196,10 +176,11 @@ def decision_log_odds(
     A row a decision: ``trace``, ``decision`` (its number in the trace), ``style``, ``went_on``, ``swap`` (how
     words were swapped), ``log_odds``.
     """
-    on, off = (torch.tensor(first_tokens(tokenizer, openers)) for openers in DECISIONS["persistence"])
+    sides = parser.DECISIONS["persistence"]
+    on, off = (torch.tensor(parser.first_tokens(tokenizer, openers)) for openers in sides)
     rows = []
     for start in range(0, len(documents), batch):
-        texts = [swap(document.text, how) for document in documents[start : start + batch]]
+        texts = [parser.swap(document.text, how) for document in documents[start : start + batch]]
         encoded = tokenizer(
             texts, add_special_tokens=False, padding=True, return_offsets_mapping=True, return_tensors="pt"
         )
@@ -208,7 +189,7 @@ def decision_log_odds(
         for row, text in enumerate(texts):
             document = documents[start + row]
             starts = encoded["offset_mapping"][row, :, 0]
-            for decision, place in enumerate(decision_places(text)["persistence"]):
+            for decision, place in enumerate(parser.decision_places(text)["persistence"]):
                 token = int((starts == place - 1).nonzero()[0])
                 at = scores[row, token - 1]
                 went_on = int(encoded["input_ids"][row, token]) in on.tolist()
@@ -286,12 +267,8 @@ def _stage_data(folder: Path, path: str, model: str) -> tuple[Subject, Tensor]:
     """Who reads the last stage of a path of one fine-tuned model, and the activations on its data."""
     reader = model if diffing.reads_fine_tuned(path) else diffing.BASE
     traces = model if model in COMPARED else COMPARED[0]  # whose kind of traces are reasoning data
-    return stage_activations(
-        _model_folder(folder, reader),
-        path[-1],
-        folder / "models" / traces,
-        AUTOENCODER_TRACES,
-    )
+    variant = folder / "models" / traces
+    return stage_activations(_model_folder(folder, reader), path[-1], variant, AUTOENCODER_TRACES)
 
 
 def _go_on(folder: Path, subject: Subject, residual: Tensor, path: str, model: str) -> None:
@@ -349,8 +326,8 @@ def make_references(folder: Path) -> None:
         explained = trained.history["fraction of variance explained"].iloc[-1]
         table = {"stage": stage, "feature": range(len(cosines)), "cosine": cosines, "explained": explained}
         tables.append(pd.DataFrame(table))
-    written = folder / "diffing" / "references" / f"{model}.parquet"
-    write_table(written, pd.concat(tables, ignore_index=True))
+    written = pd.concat(tables, ignore_index=True)
+    write_table(folder / "diffing" / "references" / f"{model}.parquet", written)
 
 
 def _model_folder(folder: Path, name: str) -> Path:

@@ -23,13 +23,7 @@ from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import load_autoencoder, save_autoencoder
 from reasoning_features.dictionaries.evaluation import EXPLAINED, reconstruct
 from reasoning_features.dictionaries.training import Recipe, new_trainer, train_autoencoder
-from reasoning_features.diffing.stages import (
-    BASE,
-    PATHS,
-    reads_fine_tuned,
-    stage_before,
-    stage_recipe,
-)
+from reasoning_features.diffing.stages import BASE, PATHS, reads_fine_tuned, stage_before, stage_recipe
 from reasoning_features.files import write_table
 from reasoning_features.making.organism import main_activations, stage_activations, write_checksums
 from reasoning_features.residual_stream.activations import shuffled_batches

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -20,18 +20,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from reasoning_features.organism.language import (
-    ASSISTANT,
-    BOS,
-    CONTEXT,
-    END_THINK,
-    EOS,
-    PAD,
-    STEP_LABELS,
-    THINK,
-    USER,
-    Document,
-)
+from reasoning_features.organism import language
+from reasoning_features.organism.language import ASSISTANT, BOS, CONTEXT, END_THINK, EOS, PAD, THINK, USER
 
 SPECIAL_TOKENS = (PAD, BOS, EOS, USER, ASSISTANT, THINK, END_THINK)
 _PIECES = r"\n| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s"
@@ -90,10 +80,10 @@ class EncodedDocument:
 
 
 def encode_documents(
-    tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document]
+    tokenizer: PreTrainedTokenizerFast, documents: Sequence[language.Document]
 ) -> list[EncodedDocument]:
     """Encodes documents with their labels."""
-    codes = {label: code for code, label in enumerate(STEP_LABELS)}
+    codes = {label: code for code, label in enumerate(language.STEP_LABELS)}
     think, end = tokenizer.encode(THINK + END_THINK, add_special_tokens=False)
     texts = [document.text for document in documents]
     encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
@@ -108,7 +98,7 @@ def encode_documents(
     return encoded
 
 
-DocumentStream = Callable[[int, int], list[Document]]  # (start, n) → documents start … start + n − 1
+DocumentStream = Callable[[int, int], list[language.Document]]  # (start, n) → documents start … start + n − 1
 
 
 @dataclass(frozen=True)
@@ -153,9 +143,8 @@ def _batches(
         if (len(groups[-1]) + 1) * len(chunk[i].ids) > recipe.batch_tokens:
             groups.append([])
         groups[-1].append(i)
-    for group in (
-        groups[i] for i in np.random.default_rng([recipe.seed, number, 9]).permutation(len(groups))
-    ):
+    for at in np.random.default_rng([recipe.seed, number, 9]).permutation(len(groups)):
+        group = groups[at]
         longest = max(len(chunk[i].ids) for i in group)
         tokens = torch.full((len(group), longest), pad)
         wanted = torch.zeros((len(group), longest), dtype=torch.bool)
@@ -214,7 +203,7 @@ def train_and_save(
     tokenizer: PreTrainedTokenizerFast,
     stream: DocumentStream,
     recipe: Recipe,
-    card: dict[str, object],
+    card: Mapping[str, object],
     folder: Path,
 ) -> None:
     """Trains ``model`` and writes a Hugging Face directory: bf16 weights, tokenizer, ``training.json``.
@@ -246,7 +235,7 @@ def train_and_save(
             bar.update(tokens.numel())
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
     bar.close()
-    card = card | {"final_loss": last_loss / max(1, last_tokens), "recipe": asdict(recipe)}
+    card = dict(card) | {"final_loss": last_loss / max(1, last_tokens), "recipe": asdict(recipe)}
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     torch.nn.Module.to(model, torch.bfloat16)

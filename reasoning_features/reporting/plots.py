@@ -156,13 +156,7 @@ def legend_below(fig: Figure, marks: Mapping[str, Any] | None = None, title: str
 
 
 def distribution(
-    ax: Axes,
-    frame: pd.DataFrame,
-    x: str,
-    hue: str | None = None,
-    *,
-    bins: int | str = 40,
-    log: bool = False,
+    ax: Axes, frame: pd.DataFrame, x: str, hue: str | None = None, *, bins: int | str = 40, log: bool = False
 ) -> None:
     """Draw the density of column ``x``, one outline a group of column ``hue``, perhaps on a log axis."""
     groups = {"": frame[x]} if hue is None else dict(iter(frame.groupby(hue, sort=False)[x]))

@@ -30,7 +30,7 @@ from reasoning_features.files import (
     read_json,
     write_json,
 )
-from reasoning_features.settings import PINNED, TEXTS, Settings, shipped_profiles
+from reasoning_features.settings import PINNED, TEXTS, Settings
 
 PACKAGE = "reasoning_features"
 MANIFEST = "artefact.json"  # a stored artefact's settings, and its files with their digests
@@ -190,16 +190,10 @@ class Run:
                 self.reads(paths.relative(manifest))
                 return manifest.parent
             damaged += bad
-        target = f"`make nb-{maker}{_make_arguments(self.settings, fields)}`"
+        make = f"run `make nb-{maker}` with the same PROFILE and PARAMS."
         if damaged:
-            raise CorruptArtefact(
-                f"{paths.relative(damaged[0])} is damaged or missing (its checksum is not the stored one): "
-                f"run {target}, which makes it again."
-            )
-        raise MissingArtefact(
-            f"{self.notebook} needs the artefact {name!r}, which is not stored for these settings: "
-            f"run {target}."
-        )
+            raise CorruptArtefact(f"{paths.relative(damaged[0])} is damaged or missing: {make}")
+        raise MissingArtefact(f"{self.notebook} needs {name!r}, not stored for these settings: {make}")
 
     @contextlib.contextmanager
     def store(self, name: str, fields: Sequence[str]) -> Iterator[Path]:
@@ -297,20 +291,6 @@ def manifests(settings: Settings, name: str = "*") -> list[Path]:
 def stored_manifest(path: Path) -> dict[str, Any] | None:
     """What a manifest holds; None where it is not there or cannot be read."""
     try:
-        manifest = read_json(path)
+        return dict(read_json(path))
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and "determined_by" in manifest else None
-
-
-def _make_arguments(settings: Settings, fields: Sequence[str]) -> str:
-    """What to give to make for a run with these settings, as far as the fields go."""
-    shipped = settings.profile in shipped_profiles()
-    profile = f" PROFILE={settings.profile}" if shipped else f" PROFILE=path/of/{settings.profile}.yaml"
-    words = []
-    for name in sorted(set(settings.overrides) & set(fields)):
-        value = settings.overrides[name]
-        text = value if isinstance(value, str) else json.dumps(value)
-        words.append(f"{name}={text if isinstance(value, int | float) else repr(text)}")
-    parameters = f' PARAMS="{" ".join(words)}"' if words else ""
-    return ("" if settings.profile == "organism" else profile) + parameters
