@@ -329,10 +329,7 @@ def written(tokens: Tensor, prompt: int, end: int) -> float:
 def generation_rows(
     given: Given, asked: Questions, features: int = 8, few: int = 2, runs: int = RUNS
 ) -> list[dict[str, Any]]:
-    """All conditions in one batch against a run each, and one condition against unsteered answers.
-
-    Conditions are the most active ``features`` at the profile's strengths; ``few`` of the peers' are run.
-    """
+    """All conditions in one batch against a run each, of which ``few`` are run; one against no condition."""
     subject, prompts, end = given.subject, torch.tensor(asked.prompts), asked.end
     active = given.sae.encode(activations.collect(given.stream()).residual[:8192])
     maxima, often = active.amax(0), (active > 0).sum(0).argsort(descending=True)[:features].tolist()
@@ -436,10 +433,7 @@ def growth_rows(growth: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def random_model(config: LlamaConfig, features: int, documents: int, length: int, device: str) -> Given:
-    """A Llama of random bf16 weights, an autoencoder behind it as active as the paper's, random documents.
-
-    Its twelve sets are as large as R's: all tokens, ten words, their union.
-    """
+    """A random bf16 Llama, an SAE as active as the paper's, random documents, twelve sets as large as R's."""
     with torch.device(device):
         model: Any = AutoModel.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
     subject = Subject(model, cast(Any, None), config.num_hidden_layers - 1, "random", "random", "")

@@ -17,10 +17,7 @@ def resolve(path: str | Path) -> Path:
 
 
 def relative(path: str | Path) -> str:
-    """A path as it may be printed and stored: from the repository's root, with forward slashes.
-
-    A path outside the repository is reduced to its name, so that no machine's folders are recorded.
-    """
+    """A path as it may be printed and stored: from the repository's root; of another its name alone."""
     absolute = resolve(path).resolve()
     return absolute.relative_to(root()).as_posix() if absolute.is_relative_to(root()) else absolute.name
 

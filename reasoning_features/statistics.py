@@ -161,10 +161,7 @@ def holm(p_values: ArrayLike) -> Array:
 
 
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
-    """Two-sided exact p-value of two paired 0/1 outcomes ``[n]`` (McNemar's test, binomial).
-
-    Of the problems where the two differ, as many should go either way.
-    """
+    """Two-sided exact p-value of two paired 0/1 outcomes ``[n]`` (McNemar's test, binomial)."""
     difference = _paired(a, b)
     differ = int((difference != 0).sum())
     return float(binomtest(int((difference > 0).sum()), differ).pvalue) if differ else 1.0
@@ -187,10 +184,7 @@ def sign_flip(a: ArrayLike, b: ArrayLike, permutations: int = 9999, seed: int = 
 
 
 def paired_p_value(a: ArrayLike, b: ArrayLike, seed: int = 0) -> float:
-    """Whether two conditions differ on the same problems ``[n]``: two-sided p-value.
-
-    :func:`mcnemar` for outcomes of 0 and 1 on fewer than ``EXACT_BELOW`` problems, else :func:`sign_flip`.
-    """
+    """Two-sided p-value of two conditions on the same problems ``[n]``; exact for few outcomes of 0 and 1."""
     outcomes = np.asarray([a, b], dtype=float)
     if outcomes.shape[1] < EXACT_BELOW and np.isin(outcomes, (0, 1)).all():
         return mcnemar(a, b)

@@ -1,7 +1,7 @@
 """A hub on loopback, for tests: repositories in a folder, and failures on purpose.
 
 The folder holds ``models/<owner>/<name>/...`` and ``datasets/<owner>/<name>/...``. Each repository has one
-commit, whose sha is a digest of its files; it is known as ``main``, by its sha and by the tags it was given.
+commit, whose sha is a digest of its files; it is known as ``main`` and by its sha.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class LocalHub:
     home: Path  # the private HF_HOME
     url: str = ""
     requests: Counter[str] = field(default_factory=Counter)
-    tags: dict[str, str] = field(default_factory=dict)  # "owner/name@tag" → sha; see tag()
     gated: set[str] = field(default_factory=set)  # "owner/name", which no token may read
     refused: set[str] = field(default_factory=set)  # tokens that are not valid
 
@@ -45,11 +44,6 @@ class LocalHub:
         for path in _files(self.root / kind / repo):
             digest.update(path.as_posix().encode() + (self.root / kind / repo / path).read_bytes())
         return digest.hexdigest()
-
-    def tag(self, repo: str, name: str, kind: str = "models") -> str:
-        """Name the repository's commit; gives its sha."""
-        self.tags[f"{repo}@{name}"] = self.sha(repo, kind)
-        return self.sha(repo, kind)
 
     def environment(self, **more: str) -> dict[str, str]:
         """The environment of a process that uses this hub and no other."""
@@ -110,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
         sha = self.hub.sha(repo, kind)
         verb = rest.pop(0) if rest else "revision"
         wanted = rest.pop(0) if rest else "main"
-        if wanted not in {"main", sha} and self.hub.tags.get(f"{repo}@{wanted}") != sha:
+        if wanted not in {"main", sha}:
             return self._fail(404, "RevisionNotFound")
         if verb in {"resolve", "auth-check"} and repo in self.hub.gated:
             return self._fail(403 if token else 401, "GatedRepo")

@@ -338,7 +338,8 @@ def _benchmarks(root: Path) -> None:
          "subject": "Number Theory", "level": 1 + i % 5, "unique_id": f"test/number_theory/{i}.json"}
         for i, question, answer in drawn(PROBLEMS[MATH], 41)
     ]  # fmt: skip
-    _write_lines(root / MATH / "test.jsonl", math)
+    (root / MATH).mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(math).to_json(root / MATH / "test.jsonl", orient="records", lines=True)
     for seed, contest in ((42, AIME), *enumerate(OTHERS, start=44)):
         posed = [
             {"id": 60 + i, "problem": question, "solution": f"It is {answer}.", "answer": answer,
@@ -378,11 +379,6 @@ def _card(directory: Path, configurations: dict[str, str], split: str = "train")
 def _parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_parquet(path, index=False)
-
-
-def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -85,11 +85,6 @@ def test_the_truncated_model_gives_the_same_activations(organism):
     torch.testing.assert_close(last[0], organism.subject.residual(batch.tokens))
 
 
-def test_tokens_written():
-    tokens = torch.tensor([[7, 7, 3, 2, 0, 0], [7, 7, 3, 3, 3, 3], [7, 7, 2, 2, 2, 2]])
-    assert bench.written(tokens, 2, 2) == 2 + 4 + 1
-
-
 def test_the_released_hook_is_the_clamp(organism):
     residual, feature = organism.subject.residual(torch.tensor([[1, 5, 9]])), 7
     active = organism.sae.encode(residual)[..., feature, None]
@@ -98,21 +93,17 @@ def test_the_released_hook_is_the_clamp(organism):
     torch.testing.assert_close(changed, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_pass_is_measured():
+def test_memory_and_time_against_tokens():
     found = bench.measured(bench.EXAMPLES, 40)
     assert found["tokens"] > 100 and found["seconds"] > 0 and 1e8 < found["peak"] < 1e11
-
-
-def test_memory_and_time_against_tokens():
     peaks = {"scores": [1e9, 1e9, 1.05e9], "examples": [1e9, 1e9, 1.2e9]}
     parts = [
         pd.DataFrame({"tokens": [100, 200, 400], "peak": each, "seconds": [1, 2, 4.4], "way": way})
         for way, each in peaks.items()
     ]
     memory, time, kept, _ = bench.growth_rows(pd.concat(parts))
-    assert (memory["ratio"], memory["met"]) == (pytest.approx(1.05), "yes")
-    assert (kept["ratio"], kept["met"]) == (pytest.approx(1.2), "missed")
-    assert (time["ratio"], time["met"]) == (pytest.approx(1.1), "yes")
+    assert [row["ratio"] for row in (memory, time, kept)] == pytest.approx([1.05, 1.1, 1.2])
+    assert [row["met"] for row in (memory, time, kept)] == ["yes", "yes", "missed"]
     assert "100 to 400 tokens" in time["sizes"]
 
 
@@ -131,8 +122,6 @@ def test_a_pass_over_the_papers_features_takes_the_memory_that_is_stated():
 
 
 def test_on_a_device(tmp_path):
-    given = bench.random_model(SMALL, 128, 2, 16, "cpu")
-    assert given.subject.model.dtype == torch.bfloat16 and given.subject.layer == 1
     table = bench.device_table(SMALL, "cpu", 128, documents=2, length=16, batch=16)
     value = table.set_index("quantity")["value"]
     assert (value > 0).all() and np.isfinite(value).all()

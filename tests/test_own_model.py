@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -40,7 +39,7 @@ def home() -> Iterator[Path]:
 
 def write_lines(path: Path, rows: list[dict[str, str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    pd.DataFrame(rows).to_json(path, orient="records", lines=True)
 
 
 def test_the_steps(home, tmp_path):
@@ -60,12 +59,10 @@ def test_the_steps(home, tmp_path):
     # steps 3 and 4
     commands = [line for line in re.findall(r"`(make [^`]*)`", section()) if "mine.yaml" in line]
     assert [shlex.split(command)[1] for command in commands] == ["nb-02", "all"]
+    options = {"cwd": paths.root(), "env": os.environ | {"HF_HUB_OFFLINE": "1"}}
     for command in commands:
-        given = shlex.split(command.replace("mine.yaml", str(profile)))
-        env = os.environ | {"HF_HUB_OFFLINE": "1"}
-        made = subprocess.run(
-            [*given, f"VENV={sys.prefix}"], cwd=paths.root(), env=env, capture_output=True, text=True
-        )
+        given = [*shlex.split(command.replace("mine.yaml", str(profile))), f"VENV={sys.prefix}"]
+        made = subprocess.run(given, capture_output=True, text=True, **options)
         assert made.returncode == 0, made.stderr[-2000:]
     assert (home / "autoencoder" / "cfg.json").is_file()
     figures = paths.RunPaths(NAME).figures

@@ -65,10 +65,8 @@ def test_a_profile_reads_what_it_trains_on_and_no_more():
     texts = {"training_text", "base_text", "stages_text"}
     assert set(TEXTS) == texts | {"reasoning_text", "general_text", "solutions_text", "problems"}
     paper = {"base": "mini/base", "diffing": None}
-    unread = {
-        trains: load_settings("organism", train_saes=trains, **paper).unread for trains in (False, True)
-    }
-    assert unread == {False: texts | {"base"}, True: set()}
+    assert load_settings("organism", train_saes=False, **paper).unread == texts | {"base"}
+    assert not load_settings("organism", train_saes=True, **paper).unread
 
 
 # --- PARAMS, and the parameters cell ------------------------------------------------------------------------
@@ -78,15 +76,11 @@ def test_a_profile_reads_what_it_trains_on_and_no_more():
     ("text", "value"),
     [
         ("alpha=0.3", 0.3),
-        ("alpha=1", 1.0),
         ("alpha=1e-3", 1e-3),  # YAML alone takes it for a word
-        ("layer=1", 1),
         ("window='[1, 2]'", (1, 2)),
         ("words='[wait, let me]'", ["wait", "let me"]),
         ("variant=released", "released"),
         ("subject=no", "no"),  # and this for false
-        ("subject=a=b", "a=b"),
-        ("full=false", False),
     ],
 )
 def test_text_becomes_a_value_of_the_settings_type(text, value):
@@ -99,17 +93,12 @@ def test_text_becomes_a_value_of_the_settings_type(text, value):
     ("text", "words"),
     [
         ("alpha", "name=value"),
-        ("=3", "name=value"),
         ("alpha='0.3", "quotes"),
-        ("alpha=1 alpha=2", "twice"),
         ("profile=smoke", "PROFILE=smoke"),
         ("device=cuda", "DEVICE=cuda"),
         ("alfa=1", "There is no setting 'alfa' for PARAMS: see alpha"),
-        ("layer=0.5", "layer"),
         ("alpha=much", "alpha"),
-        ("window='[1,2,3]'", "window"),
         ("window='[-1,2]'", "window"),
-        ("variant=mine", "variant"),
     ],
 )
 def test_words_that_are_no_settings_are_refused_in_one_sentence(text, words):

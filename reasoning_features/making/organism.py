@@ -154,10 +154,7 @@ def evaluate(folder: Path, name: str) -> None:
 
 
 def check_manipulation(folder: Path, variant: Variant) -> None:
-    """A variant's log-odds of going on at the dead ends of held-out traces, under every swap of words.
-
-    The check asks what a model reads its persistence off: the words of R, or the neutral markers?
-    """
+    """Off which words a variant reads its persistence: its log-odds at held-out dead ends, words swapped."""
     model, tokenizer = _load(folder / "models" / variant.name)
     traces = language.reasoning_documents(
         variant.kappa, CHECK_TRACES, CHECK_SEED, "evaluation", mixture=variant.mixture
@@ -202,10 +199,9 @@ def decision_log_odds(
 
 
 def main_activations(model: Path, traces: int, layer: int | None = None) -> tuple[Subject, Tensor]:
-    """A model and its residual stream ``[n, d]`` on the text of the main autoencoders.
+    """A model and its residual stream ``[n, d]`` on so many traces of its kind, and a third as many others.
 
-    The text is so many documents of the model's kind of traces, and a third as many general ones. The model
-    is read at the profile's layer where none is given.
+    It is read at the profile's layer where none is given.
     """
     settings = load_settings("organism", subject=paths.relative(model))
     subject = load_subject(settings.subject, settings.layer if layer is None else layer)
@@ -226,11 +222,7 @@ def stage_activations(model: Path, stage: str, variant: Path, documents: int) ->
 
 
 def make_autoencoders(folder: Path, model: str) -> None:
-    """The autoencoders of one model's residual stream, over its traces, base texts and prose.
-
-    Two seeds of the paper's ReLU (other start, other data order), how far they agree as they train, and for
-    some models TopK.
-    """
+    """Two seeds of the paper's ReLU on a model, how far they agree as they train, for some models TopK."""
     subject, residual = main_activations(folder / "models" / model, AUTOENCODER_TRACES)
     records = [round(share * RELU_RECIPE.steps) for share in RECORD_AT]
     trainings = []

@@ -86,11 +86,7 @@ STUDIED = tuple(d for d in BENCHMARKED if d.model == MODEL and d.recipe.architec
 
 
 def make(folder: Path, unfinished: Path, every: Each) -> None:
-    """All pieces in order; those that are there are skipped.
-
-    ``folder`` is ``sae_checks`` of the organism's folder; finished conditions of a steering study are kept
-    in ``unfinished`` until the study is; ``every`` does a piece of work for every item.
-    """
+    """All pieces in order but those that are there; ``unfinished`` keeps studies' conditions to go on from."""
     every(partial(make_dictionaries, folder), [MODEL, OTHER])
     if not (folder / "sweep.parquet").exists():
         make_sweep(folder)

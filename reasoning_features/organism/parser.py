@@ -175,10 +175,7 @@ def decision_places(text: str) -> dict[str, list[int]]:
 
 
 def context_at_opener(thinking: str) -> DecisionContext | None:
-    """Where a trace stands whose next word opens a sentence; None where another word is next.
-
-    ``thinking`` is what was written after the prompt so far. It is read by the rule of :func:`decisions_of`.
-    """
+    """Where ``thinking``, written so far, stands if its next word opens a sentence; else None."""
     start = thinking.rfind("\n") + 1
     if END_THINK in thinking or not _SLOT.fullmatch(thinking, start):
         return None
@@ -251,10 +248,7 @@ SWAPS = tuple(_REPLACEMENTS)
 
 
 def swap(text: str, how: str) -> str:
-    """``text`` with the prefixes or the markers of all its sentences replaced, as named in ``SWAPS``.
-
-    Swaps keep the tokens' places: a control has as many tokens as its word.
-    """
+    """``text`` with all its prefixes or markers replaced, as named in ``SWAPS``; tokens keep their places."""
     prefixes, markers = _REPLACEMENTS[how]
 
     def replaced(found: re.Match[str]) -> str:

@@ -66,10 +66,7 @@ def _integers(rng: np.random.Generator, low: int, high: int, n: int, distinct: b
 
 
 def _search(family: str, question: str, target: int, tries: list[tuple[str, str, int]]) -> Problem | None:
-    """A search problem from its tries (text, working, value).
-
-    None unless exactly one try hits the target and every other misses it clearly.
-    """
+    """A problem from its tries (text, working, value); None unless one is right and all others miss clearly."""
     misses = [abs(value - target) for _, _, value in tries if value != target]
     if len(misses) != len(tries) - 1 or min(misses) < CLEARLY_WRONG:
         return None

@@ -111,8 +111,7 @@ def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
     line = measured.control if rule.line == "control" else rule.line
     if rule.line is None:
         return BESIDE
-    if line is None:
-        raise ValueError(f"claim {claim.id!r} is judged against a control, and none was given")
+    assert line is not None, f"claim {claim.id!r} is judged against a control, and none was given"
     low, high = measured.ends or (measured.estimate,) * 2
     if rule.comparison == "above":
         holds, fails = low > line, high < line
@@ -121,8 +120,7 @@ def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
     else:
         holds, fails = high <= line, low > line
     if rule.margin is not None:
-        if narrow is None:
-            raise ValueError(f"claim {claim.id!r} is about a difference, and no 90% interval was given")
+        assert narrow is not None, f"claim {claim.id!r} needs a 90% interval"
         about = Interval(narrow.estimate - line, narrow.low - line, narrow.high - line, narrow.n)
         fails = fails or finding(about, rule.margin) == "no effect"
     if not holds and not fails:
@@ -134,10 +132,7 @@ def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
 
 
 def record(run: Run, measured: Mapping[str, Measured | Interval | float]) -> Markdown:
-    """Judge and write a notebook's claims (by id) into ``figures/<run>/claims_<notebook>.json``; their table.
-
-    A claim of the notebook that is left out could not be tested.
-    """
+    """Judge and write a notebook's claims, by id; one that is left out could not be tested. Their table."""
     own = [claim for claim in all_claims() if claim.notebook == run.notebook]
     if unknown := sorted(set(measured) - {claim.id for claim in own}):
         raise ValueError(f"{', '.join(unknown)}: no claim of {run.notebook} in claims.yaml")

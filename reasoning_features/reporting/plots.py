@@ -115,11 +115,8 @@ def look(i: int, *parts: str) -> dict[str, Any]:
 
 
 def colour_bar(fig: Figure, axes: Sequence[Axes], values: pd.Series, label: str) -> ScalarMappable:
-    """Draw a colour bar right of the panels for series that are numbers (depths), and give their colours.
-
-    Without viridis' yellow, which is faint on white.
-    """
-    colours = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 0.9, 256)))
+    """Draw a colour bar right of the panels for series that are numbers (depths), and give their colours."""
+    colours = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 0.9, 256)))  # yellow is faint on white
     scale = ScalarMappable(Normalize(values.min(), values.max()), colours)
     ticks = MaxNLocator("auto", integer=pd.api.types.is_integer_dtype(values))
     fig.colorbar(scale, ax=axes, label=label, ticks=ticks)

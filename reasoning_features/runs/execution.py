@@ -220,11 +220,7 @@ def _damaged(expected: dict[str, str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make a notebook by its number; or ``plan`` a profile, or ``verify`` it.
-
-    Returns 0; 1 when a run failed or a comparison differs; 2 when what was asked for cannot be done; 130 when
-    interrupted.
-    """
+    """The command line; gives 1 when a run failed or a comparison differs, 2 when it cannot be done."""
     parser = argparse.ArgumentParser(prog="python -m reasoning_features.runs.execution")
     parser.add_argument("goal", help="a notebook's number, or: plan, verify")
     parser.add_argument("--profile", default="organism")

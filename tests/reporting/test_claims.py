@@ -34,7 +34,6 @@ def claim(comparison, line=None, paper=claims.MAIN_PAPER, number="1", **rule):
 RULES = [
     ("above", "control", ABOUT_HALF, 0.3, True),
     ("above", "control", ABOUT_HALF, 0.4, None),
-    ("above", "control", ABOUT_HALF, 0.5, None),
     ("above", "control", ABOUT_HALF, 0.7, False),
     ("above", "control", 0.5, 0.4, True),  # an exact 0.5 is its own interval
     ("at least", 0.4, ABOUT_HALF, None, True),
@@ -66,7 +65,6 @@ def test_verdicts_follow_from_the_rule_and_the_interval(comparison, line, value,
         ((-0.03, -0.01), (-0.028, -0.012), claims.DOES_NOT),
         ((-0.055, 0.02), (-0.049, 0.015), claims.DOES_NOT),  # at most five points, surely
         ((-0.03, 0.06), (-0.02, 0.055), claims.UNDECIDED),  # it may be more
-        ((-0.001, 0.03), (0.001, 0.028), claims.UNDECIDED),
     ],
 )
 def test_a_difference_is_none_only_within_its_margin(wide, narrow, expected):
@@ -74,14 +72,10 @@ def test_a_difference_is_none_only_within_its_margin(wide, narrow, expected):
     assert claims.verdict(claim("above", 0, margin=0.05), given, True) == expected
 
 
-def test_what_is_shown_beside_is_not_judged_and_a_rule_says_what_numbers_it_lacks():
+def test_what_is_shown_beside_is_not_judged_and_rules_are_whole():
     assert claims.verdict(claim("shown beside"), Measured(0.5), True) == claims.BESIDE
     assert claims.verdict(claim("real models only"), Measured(0.5), False) == claims.BESIDE
     assert claims.verdict(claim("real models only"), Measured(0.5), True) == claims.UNTESTABLE
-    with pytest.raises(ValueError, match="no 90% interval was given"):
-        claims.verdict(claim("above", 0, margin=0.05), Measured(ABOUT_HALF), True)
-    with pytest.raises(ValueError, match="judged against a control, and none"):
-        claims.verdict(claim("above", "control"), Measured(ABOUT_HALF), True)
     for broken in (("above",), ("shown beside", 0.5), ("near", 0.5)):
         with pytest.raises(ValidationError):
             claim(*broken)
@@ -96,10 +90,7 @@ def test_the_claims_are_complete_and_in_order():
         assert c.statement.endswith(".") and c.falsified.endswith(".")
         # what a paper does not test has no number of its own
         assert c.place != "not tested" or c.number == "–"
-    by_name = {c.id: c.rule for c in listed}
-    assert by_name["variance_explained"].line == 0.685 and by_name["diffing_absent"].comparison == "at most"
     assert sum(c.headline for c in listed) == 8
-    assert {"steering_accuracy", "steering_length", "ban", "cross_layer", "ort_cost"} < set(by_name)
 
 
 def test_committed_verdicts_follow_from_the_rules():

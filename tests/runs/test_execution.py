@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from houses import build_house, command, contents, environment, make, ran
 from stub_notebooks import write_notebook
+
+from reasoning_features import paths
+from reasoning_features.reporting import claims
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +37,46 @@ FAIL = (
 )
 FIRST = ["run 01", "render 01"]
 BOTH = [*FIRST, "run 02", "render 02"]
+SAID = re.compile(r"^(\d\d)_\w+ (runs|is rendered)", re.MULTILINE)
+
+
+def build_house(folder: Path) -> Path:
+    """A repository with the package and the Makefile, and no notebooks yet."""
+    shutil.copytree(paths.root() / "reasoning_features", folder / "reasoning_features")
+    for name in ("Makefile", "requirements.lock", "pyproject.toml", ".gitignore"):
+        shutil.copy(paths.root() / name, folder)
+    (folder / "README.md").write_text(f"{claims.BEGIN}\n{claims.END}\n")
+    (folder / "build").mkdir()
+    (folder / "build" / "ready").touch()
+    return folder
+
+
+def command(*arguments: str) -> list[str]:
+    """Make with this environment, which it takes for set up: nothing is installed from another folder."""
+    return ["make", "--no-print-directory", f"VENV={sys.prefix}", "STAMP=build/ready", *arguments]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process' environment, without what a make above it left."""
+    return {n: value for n, value in os.environ.items() if not n.startswith(("MAKE", "MFLAGS"))} | more
+
+
+def make(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run make to its end."""
+    options = {"cwd": folder, "env": environment(**more), "capture_output": True, "text": True}
+    return subprocess.run(command(*arguments), timeout=900, **options)
+
+
+def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What a make that succeeded did, as 'run 01' and 'render 01'."""
+    assert done.returncode == 0, done.stderr
+    return [f"{'run' if did == 'runs' else 'render'} {number}" for number, did in SAID.findall(done.stdout)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder by its name there."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +146,6 @@ def test_parameters_land_in_a_folder_of_their_own_and_rerun_nothing_that_they_do
     ("arguments", "said"),
     [
         (["nb-02", "PARAMS=alfa=0.3"], "There is no setting 'alfa' for PARAMS: see alpha"),
-        (["all", "PROFILE=organsm"], "There is no profile 'organsm'"),
         (["all", "ENGINE=slurm"], "There is no engine 'slurm'"),
         (["nb-07"], "No rule to make target 'nb-07'"),
     ],

@@ -23,7 +23,6 @@ def write(folder: Path, name: str, committed: str | None, rebuilt: str | None) -
         ("x,w\n1,a\n", True, ""),
         ("x,w\n1.0005,a\n", True, ""),
         ("x,w\n1.002,a\n", False, 'column name="x"'),
-        ("x,w\n,a\n", False, 'column name="x"'),
         ("x,w\n1,b\n", False, 'column name="w"'),
         ("x,w\n1,a\n2,a\n", False, "shape mismatch"),
     ],
@@ -42,7 +41,6 @@ def test_computed_numbers_agree_to_a_thousandth(
         ("class,n,gain,low,high", "a,9,0.2,0.1,0.3", "a,8,0.29,0.2,0.4", ""),
         ("class,n,gain,low,high", "a,9,0.2,0.1,0.3", "a,8,0.35,0.32,0.4", "gain lies outside the"),
         ("low,longer,longer low,longer high", "9,1,0,2", "5,3,2.5,4", "longer lies outside"),
-        ("share,share_low,share_high", "1,0,2", "1.9,1,3", ""),
         ("gain,low,high", ",,", "0.1,0,1", ""),
     ],
 )
@@ -56,7 +54,6 @@ def test_sampled_numbers_agree_within_their_own_intervals(
 @pytest.mark.parametrize(
     ("notebook", "ours", "verdict", "agrees"),
     [
-        ("03", 1.0001, "agrees", True),
         ("03", 1.01, "agrees", False),
         ("05", 1.4, "agrees", True),
         ("05", 1.4, "undecided", False),
