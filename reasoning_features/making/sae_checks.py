@@ -86,7 +86,7 @@ STUDIED = tuple(d for d in BENCHMARKED if d.model == MODEL and d.recipe.architec
 
 
 def make(folder: Path, unfinished: Path, every: Each) -> None:
-    """All pieces in order but those that are there; ``unfinished`` keeps studies' conditions to go on from."""
+    """All pieces in order but those that are there; ``unfinished`` holds studies' finished conditions."""
     every(partial(make_dictionaries, folder), [MODEL, OTHER])
     if not (folder / "sweep.parquet").exists():
         make_sweep(folder)

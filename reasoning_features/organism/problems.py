@@ -66,7 +66,7 @@ def _integers(rng: np.random.Generator, low: int, high: int, n: int, distinct: b
 
 
 def _search(family: str, question: str, target: int, tries: list[tuple[str, str, int]]) -> Problem | None:
-    """A problem from its tries (text, working, value); None unless one is right and all others miss clearly."""
+    """A problem from its tries (text, working, value); None unless one is right, the others clearly wrong."""
     misses = [abs(value - target) for _, _, value in tries if value != target]
     if len(misses) != len(tries) - 1 or min(misses) < CLEARLY_WRONG:
         return None
