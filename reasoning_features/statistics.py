@@ -87,11 +87,9 @@ def means_by(frame: pd.DataFrame, by: list[str], column: str, seed: int = 0) -> 
     return pd.DataFrame(rows).rename(columns={"estimate": column})
 
 
-def paired_difference(
-    a: ArrayLike, b: ArrayLike, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
-) -> Interval:
+def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0, level: float = 0.95) -> Interval:
     """Mean of a − b over units measured both ways (problems, documents), resampled as pairs."""
-    return bootstrap_mean(_paired(a, b), n_resamples, seed, level)
+    return bootstrap_mean(_paired(a, b), seed=seed, level=level)
 
 
 def bootstrap_difference(a: ArrayLike, b: ArrayLike, n_resamples: int = 2000, seed: int = 0) -> Interval:
