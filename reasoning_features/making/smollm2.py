@@ -48,13 +48,13 @@ READ_TOKENS = 1_600_000  # of text that the model reads, half of them R1's texts
 ROWS_A_SHARD = 128
 
 
-def make_model(folder: Path) -> Path:
-    """The package's model as a directory of Hugging Face's format; one that is there already is kept.
+def make_model(folder: Path) -> None:
+    """Write the package's model as a directory of Hugging Face's format; one that is there already is kept.
 
     Raises MissingArtefact: the package is not installed; UserError: its file is another one.
     """
     if folder.is_dir():
-        return folder
+        return
     package = importlib.util.find_spec(PACKAGE)
     if package is None or not package.submodule_search_locations:
         raise MissingArtefact(f"The package of {PROFILE} is not installed: `make smollm2` installs it.")
@@ -74,7 +74,6 @@ def make_model(folder: Path) -> Path:
     plain.save_pretrained(fresh)
     tokenizer.save_pretrained(fresh)
     fresh.replace(folder)
-    return folder
 
 
 def train(settings: Settings) -> None:
@@ -137,21 +136,19 @@ def _read(subject: Subject, rows: NDArray[np.int32], layers: list[int], shard: i
     return {layer: torch.cat(parts).numpy() for layer, parts in read.items()}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="smollm2", description="A pretrained model and real text.")
     parser.add_argument("--train", action="store_true", help="train its autoencoders (hours; resumes)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     try:
         make_model(paths.resolve(MODEL))
         real_text.make_rows()
         if options.train:
             train(load_settings(PROFILE))
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

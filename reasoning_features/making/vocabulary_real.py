@@ -31,13 +31,12 @@ def same_problems() -> tuple[list[str], list[str]]:
     return [thinking[problem] for problem in both], [solutions[problem] for problem in both]
 
 
-def main() -> int:
-    """Draw figures 2 and 5 into ``figures/vocabulary-real`` and say what came out; gives the exit code."""
+def main() -> None:
+    """Draw figures 2 and 5 into ``figures/vocabulary-real`` and say what came out."""
     try:
         texts = same_problems()
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
+        sys.exit(str(error))
     models = "DeepSeek-R1's thinking against Qwen2.5-32B-Instruct's solutions"
     source = f"{models} to the same {len(texts[0])} problems of GSM8K and MATH"
     settings = load_settings("organism")
@@ -66,8 +65,7 @@ def main() -> int:
     save_figure(fig, "f02_vocabulary", data, run, caption)
     save_table(places, "f05_reasoning_words", run, f"The paper's R (figure 5): {source}. {outcome} {others}")
     print(outcome, others, f"Written to {relative(run.paths.figures)}.", sep="\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
