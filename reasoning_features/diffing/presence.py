@@ -359,10 +359,6 @@ def layer_table(cosines: Mapping[str, Array], groups: Mapping[str, Ids], seed: i
 
 def _same_tokens(sae: Any, residual: Tensor, other: Any, its: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
     """Both sides' activations in parts of as many tokens as fit, each where its dictionary is."""
-    if len(residual) != len(its) or not len(its):
-        raise UserError(
-            f"Activations of {len(residual)} and {len(its)} tokens cannot be compared: give the same tokens."
-        )
     rows = min(8192, rows_at_once(sae, other))
     for one, two in zip(residual.split(rows), its.split(rows), strict=True):
         yield one.to(sae.device), two.to(other.device)

@@ -35,7 +35,7 @@ from reasoning_features.statistics import (
 )
 from reasoning_features.steering.answering import answers
 from reasoning_features.steering.questions import Questions
-from reasoning_features.steering.steering_study import CHOSEN, SLOT, Study, best
+from reasoning_features.steering.steering_study import CHOSEN, SLOT, Study
 from reasoning_features.steering.token_rules import forced_rates
 from reasoning_features.truth.decisions import decision_rates, rates_of
 
@@ -304,12 +304,6 @@ def screening_effect(study: Study, controls: Sequence[str], seed: int = 0) -> Me
     return Measured(bootstrap_mean(by_candidate[CHOSEN], seed=seed), usual)
 
 
-def strongest_control(study: Study, controls: Sequence[str]) -> str:
-    """The control class whose winner was best in the second screening, before any fresh problem."""
-    second = study.rescreening[study.rescreening["group"].isin(controls)]
-    return str(best(second, 1).sort_values("correct", kind="stable")["group"].iloc[-1])
-
-
 def difference_effect(studies: Sequence[Study], against: str = SLOT, seed: int = 0) -> Measured:
     """The difference in differences over all seeds."""
     coupled, decoupled = _by_seed(studies, against)["all"]
@@ -320,9 +314,3 @@ def ban_effect(answered: pd.DataFrame, seed: int = 0) -> Measured:
     """What banning R costs in accuracy beyond a ban of random words."""
     right, random = _by_problem(answered)
     return paired_effect(right[random].to_numpy().mean(axis=1), right["R"], seed)
-
-
-def mediation_effect(answered: pd.DataFrame, seed: int = 0) -> Measured:
-    """Accuracy of the unsteered model at the steered rates less that at its own."""
-    right, _ = _by_problem(answered)
-    return paired_effect(right[TO_STEERED], right[OWN], seed)
