@@ -45,6 +45,13 @@ def test_cells_are_stripped_and_short_and_define_nothing(path):
         assert not any(isinstance(node, kinds) for node in ast.walk(tree))
 
 
+def test_a_figure_is_saved_where_it_is_drawn(path):
+    """An open figure would be shown at its cell's end, and again where it is saved."""
+    for cell in code(path):
+        drawn = re.search(r"\bfig, \w+ = ", cell["source"])
+        assert not drawn or "save_figure(fig" in cell["source"], cell["source"]
+
+
 def test_parameters_are_settings_and_explained(path):
     found = defaults(path)
     assert next(iter(found)) == "profile" and found["profile"] == "organism"

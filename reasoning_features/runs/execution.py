@@ -203,7 +203,8 @@ def run(plan: Plan, cell_limit: int | None = None) -> None:
 def _pin_kernel(notes: Path) -> None:
     """Have kernels run in this very interpreter, see this package first, read no user's startup files."""
     home = paths.root() / "build" / "jupyter"
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
+    # a kernel that is asked to end logs an error
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
     kernel = {"argv": argv, "display_name": "Python 3", "language": "python"}
     write_json(home / "kernels" / KERNEL / "kernel.json", kernel)
     path = os.pathsep.join(filter(None, [str(paths.root()), os.environ.get("PYTHONPATH")]))
