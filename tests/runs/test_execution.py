@@ -210,7 +210,7 @@ def test_independent_notebooks_run_side_by_side_with_one_thread_each(tmp_path: P
     house = build_house(tmp_path)
     meet = (
         "import os, pathlib, time\nhome = pathlib.Path(run.paths.build)\n(home / '{0}').touch()\n"
-        "until = time.monotonic() + 60\n"
+        "until = time.monotonic() + 300\n"
         "while not (home / '{1}').exists():\n    assert time.monotonic() < until\n    time.sleep(0.1)\n"
         "assert os.environ['OMP_NUM_THREADS'] == '1'"
     )
