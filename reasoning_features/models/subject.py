@@ -135,7 +135,7 @@ class Subject:
 
         def reader(layer: int) -> Callable[..., None]:
             def hook(module: Any, inputs: Any, output: Any) -> None:
-                read[layer] = _stream(output)
+                read[layer] = output[0] if isinstance(output, tuple) else output  # a tuple in some models
                 if layer == last:
                     raise _Enough
 
@@ -318,8 +318,3 @@ def _check_layer(layer: int, n_layers: int, name: str) -> None:
         raise UserError(
             f"Layer {layer} is out of range: {name} has {n_layers} layers; choose 0 to {n_layers - 1}."
         )
-
-
-def _stream(output: Any) -> Tensor:
-    """A block's output: a tensor since transformers 5, the first item of a tuple in some models."""
-    return output[0] if isinstance(output, tuple) else output

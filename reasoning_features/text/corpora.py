@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +173,7 @@ def text_corpus(
     pieces: list[NDArray[np.int32]] = []
     thinking: list[NDArray[np.bool_]] = []
     domains: list[str] = []
-    for row, ids, thought in _encoded(rows, tokenizer, rows.order(seed, split)):
-        if len(pieces) == documents:
-            break
+    for row, ids, thought in islice(_encoded(rows, tokenizer, rows.order(seed, split)), documents):
         rng = np.random.default_rng([seed, stable_number(rows.name), row])
         begin = int(rng.integers(0, max(len(ids) - length, 0) + 1))
         pieces.append(np.concatenate([first, ids[begin : begin + length]]))
