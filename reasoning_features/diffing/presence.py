@@ -114,9 +114,7 @@ def calibrated(ceiling: Array, floor: Array) -> float:
     return float((candidates[max(best - 1, 0)] + candidates[best]) / 2)
 
 
-def by_frequency(
-    limits: Bounds, density: Array, thresholds: Mapping[str, float], bins: int = 5
-) -> pd.DataFrame:
+def by_frequency(limits: Bounds, density: Array, thresholds: dict[str, float], bins: int = 5) -> pd.DataFrame:
     """Ceiling and floor of features by ``density`` ``[f]``, the fraction of tokens on which each is active.
 
     A row a bin of equally many live features: medians and the 5% and 95% quantiles of ``ceiling`` and
@@ -147,10 +145,7 @@ def frequency_matched(features: Ids, density: Array, draws: int, seed: int) -> I
     """
     others = np.setdiff1d(np.flatnonzero(density > 0), features)
     if len(others) < len(features):
-        raise UserError(
-            f"{len(features)} features are to be matched, but only {len(others)} others are active: "
-            "choose fewer features."
-        )
+        raise UserError(f"{len(features)} features are to be matched, but only {len(others)} others fire.")
     rng = np.random.default_rng(seed)
     logs = np.log(np.maximum(density, 1e-12))
     drawn = np.empty((draws, len(features)), dtype=np.int64)

@@ -62,13 +62,11 @@ def stage_recipe(recipe: Recipe, path: str) -> Recipe:
     return replace(recipe, tokens=round(TOKENS_OF_STAGE * recipe.tokens), seed=seed)
 
 
-def stage_corpus(
-    stage: str, settings: Settings, tokenizer: Any, reasoning_model: str, documents: int
-) -> Corpus:
+def stage_corpus(stage: str, settings: Settings, tokenizer: Any, model: str, documents: int) -> Corpus:
     """The training text of a stage: general documents at S and M, the reasoning model's traces at D and F."""
     if stage in "SM":
         return general_corpus(settings, tokenizer, "training", documents)
-    return reasoning_corpus(settings, tokenizer, "training", reasoning_model, documents)
+    return reasoning_corpus(settings, tokenizer, "training", model, documents)
 
 
 def store_half(training: Training, directory: Path) -> None:

@@ -151,9 +151,8 @@ class ActivatingExamples:
         _, document = torch.unique_consecutive(self._document_of[positions], return_inverse=True)
         at = document[:, None].expand_as(features)
         values = _rounded(features)
-        best = values.new_zeros(int(document[-1]) + 1, features.shape[1]).scatter_reduce(
-            0, at, values, "amax"
-        )
+        best = values.new_zeros(int(document[-1]) + 1, features.shape[1])
+        best = best.scatter_reduce(0, at, values, "amax")
         last = int(positions[-1]) + 1
         candidates = torch.where(values == best[document], positions[:, None], last)
         where = torch.full_like(best, last, dtype=torch.int64).scatter_reduce(0, at, candidates, "amin")
@@ -276,9 +275,7 @@ def logit_effects(subject: Subject, directions: Tensor) -> Tensor:
     """
     norm: Any = getattr(subject.model.base_model, "norm", None)
     if getattr(norm, "weight", None) is None or getattr(norm, "bias", None) is not None:
-        raise UserError(
-            f"{subject.name} does not end in an RMSNorm with a scale: its logit effects are not defined here."
-        )
+        raise UserError(f"{subject.name} does not end in an RMSNorm with a scale, so there is no logit lens.")
     unembedding: Any = subject.model.get_output_embeddings().weight
     scaled = directions.to(norm.weight.device).float() * norm.weight.float()
     return scaled @ unembedding.float().T
@@ -341,9 +338,7 @@ def modes_by_words(means: pd.DataFrame) -> list[Mode]:
     by_kind = np.stack([values[:, of_word == kind].sum(axis=1) for kind in kinds], axis=1)
     total, first = by_kind.sum(axis=1), by_kind.argmax(axis=1)
     clear = by_kind.max(axis=1) > HALF * total
-    return [
-        "other" if not total[i] else kinds[first[i]] if clear[i] else "mixed" for i in range(len(by_kind))
-    ]
+    return ["other" if not total[i] else kinds[first[i]] if clear[i] else "mixed" for i in range(len(total))]
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,7 @@ class DecisionContexts:
         for side in ((True, True), (True, False), (False, True), (False, False)):
             which = self.training & (self.sides == side).all(1)
             if not which.any():
-                raise UserError(
-                    "Some pair of result and style is in no training document: take more documents."
-                )
+                raise UserError("Some pair of result and style is not in training: take more documents.")
             means[side] = values[torch.from_numpy(which)].mean(0)
         own = ((True, False), (False, True))[attribute]  # one attribute True, the other False
         return (means[True, True] + means[own] - means[own[1], own[0]] - means[False, False]) / 2

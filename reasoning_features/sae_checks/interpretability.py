@@ -147,10 +147,7 @@ def _probed(
     training, test = labelled & ~held_out, labelled & held_out
     classes = np.unique(codes[labelled])
     if len(classes) < 2 or any(len(np.unique(codes[part])) < len(classes) for part in (training, test)):
-        raise UserError(
-            f"Probes for {labelling} need two classes or more, each in training and in test documents: "
-            "take more documents."
-        )
+        raise UserError(f"Probes for {labelling} need two classes or more in each part: take more documents.")
     known, fresh = latents[training], latents[test]
     by_class: dict[int, list[Array]] = {k: [] for k in ks}
     for code in classes:
@@ -223,9 +220,7 @@ def judge(
         sizes = np.array([[len(half)] for half in halves])
         able = np.flatnonzero(((times >= MINIMUM) & (sizes - times >= MINIMUM)).all(0))
         if not len(able):
-            raise UserError(
-                f"No latent of {name} is active on {MINIMUM} tokens of each half: give more documents."
-            )
+            raise UserError(f"No latent of {name} is active on {MINIMUM} tokens of each half: add documents.")
         drawn = np.sort(rng.permutation(able)[:latents])
         fires, each = active[:, drawn], np.arange(len(drawn))
         for firing in FIRING:

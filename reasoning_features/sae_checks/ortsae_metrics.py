@@ -425,9 +425,7 @@ def absorption(sae: SAE[Any], probe: Probe, training: LabelledTokens, test: Labe
     recognised = test.at(test.parent & (probe.score(test.residual) > 0))
     common = np.flatnonzero(np.bincount(recognised.children, minlength=1) >= FEWEST)
     if not len(common):
-        raise UserError(
-            f"No child has {FEWEST} tokens that the probe recognises: give more documents or wider children."
-        )
+        raise UserError(f"No child has {FEWEST} tokens that the probe recognises: give more documents.")
     tokens = recognised.at(np.isin(recognised.children, common))
     chosen = [main_latents(sae, training, seed) for seed in CHOICES]
     mains, directions = [latents for latents, _ in chosen], added_directions(sae)

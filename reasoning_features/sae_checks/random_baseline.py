@@ -66,9 +66,7 @@ def load_dictionaries(
     home = paths.resolve(folder) / "autoencoders"
     found = sorted(path for path in home.glob(f"{model}-*-{seed}") if path.is_dir())
     if not found:
-        raise MissingArtefact(
-            f"There are no dictionaries of {model} in {folder}: `make sanity` trains the shipped models'."
-        )
+        raise MissingArtefact(f"There are no dictionaries of {model} in {folder}: `make sanity` trains them.")
     verify_shipped(home)
     saes = (load_autoencoder(paths.relative(path), d_model, hook_name, device) for path in found)
     return _trained_first({name_of(architecture_label(sae)): sae for sae in saes})

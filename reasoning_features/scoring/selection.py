@@ -29,6 +29,7 @@ from reasoning_features.statistics import (
 from reasoning_features.text.words import Window
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 REFERENCE = "R"  # the vocabulary that the others are compared with
 NULLS = {"random": "random vocabularies", "slot": "mixtures of R and twins"}  # kinds of null → their labels
 IDENTITIES = {"token": 0, "token and the one before": 1}  # what identity baselines see → tokens of context
@@ -39,7 +40,7 @@ def top_mean(scores: Array, k: int) -> Array:
     return np.sort(scores, axis=-1)[..., -k:].mean(axis=-1)
 
 
-def chosen(scores: Array, k: int) -> NDArray[np.bool_]:
+def chosen(scores: Array, k: int) -> Flags:
     """Which features are among the ``k`` best ``[..., f]``; ties go to the lower index."""
     best = np.argsort(-scores, axis=-1, kind="stable")[..., :k]
     member = np.zeros(scores.shape, dtype=bool)
@@ -47,7 +48,7 @@ def chosen(scores: Array, k: int) -> NDArray[np.bool_]:
     return member
 
 
-def overlap(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Array:
+def overlap(first: Flags, second: Flags) -> Array:
     """Jaccard overlap of two selections ``[..., f]`` → ``[...]``."""
     union = (first | second).sum(axis=-1)
     return np.where(union > 0, (first & second).sum(axis=-1) / np.maximum(union, 1), 1.0)
@@ -146,7 +147,7 @@ def resampled_overlap(
     """
     weights = weights_by_document(len(statistics.counts), seed, resamples)
 
-    def selections(way: Hyperparameters) -> NDArray[np.bool_]:
+    def selections(way: Hyperparameters) -> Flags:
         own = statistics.only(reason_score.sets_of_score(REFERENCE, words, way.window))
         folded = reason_score.variant_statistics(own, norms, way.variant)
         return chosen(
@@ -250,9 +251,7 @@ def resampled_comparison(
     )
 
 
-def identity_table(
-    score: Array, identity: Mapping[str, Array], live: NDArray[np.bool_], k: int
-) -> pd.DataFrame:
+def identity_table(score: Array, identity: Mapping[str, Array], live: Flags, k: int) -> pd.DataFrame:
     """How far a ranking ``[f]`` is what token identity alone gives, a row for each token-identity baseline:
     Spearman's correlation over the ``live`` features ``[f]``, and overlap of the top ``k``.
     """

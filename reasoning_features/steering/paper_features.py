@@ -39,6 +39,7 @@ from reasoning_features.steering.steering_study import CHOSEN, matched_features
 from reasoning_features.text.traces import draw_runs
 from reasoning_features.text.vocabulary import split_words
 
+Published = Mapping[str, Sequence[int]]  # a set's name → its features
 BENCHMARKS = ("AIME-2024", "MATH-500", "GPQA-Diamond")
 # feature (−1: unsteered) → percent right and thousands of thinking tokens on each of BENCHMARKS
 VERSION_2: dict[int, tuple[float, ...]] = {
@@ -64,7 +65,7 @@ MEASURES = (LENGTH, REASONING, REPEATED)
 _MARK = re.compile(r"<[^<>\s]*>")  # of the template, such as the end of a text: its letters are no words
 
 
-def check_published(published: Mapping[str, Sequence[int]], d_sae: int) -> None:
+def check_published(published: Published, d_sae: int) -> None:
     """Raises a UserError where a published feature is not among this autoencoder's."""
     beyond = [feature for feature in _numbers(published) if not 0 <= feature < d_sae]
     if beyond:
@@ -74,13 +75,11 @@ def check_published(published: Mapping[str, Sequence[int]], d_sae: int) -> None:
         )
 
 
-def _numbers(published: Mapping[str, Sequence[int]]) -> list[int]:
+def _numbers(published: Published) -> list[int]:
     return sorted({feature for own in published.values() for feature in own})
 
 
-def found_table(
-    scores: Mapping[str, ArrayLike], published: Mapping[str, Sequence[int]], k: int
-) -> pd.DataFrame:
+def found_table(scores: Mapping[str, ArrayLike], published: Published, k: int) -> pd.DataFrame:
     """How many published features are among the k with the highest score, beside chance.
 
     ``scores`` is name of the score's hyperparameters → score of every feature ``[f]``; ``published`` is name
@@ -101,12 +100,12 @@ def found_table(
     return pd.DataFrame(rows)
 
 
-def share_found(scores: ArrayLike, published: Mapping[str, Sequence[int]], k: int) -> Interval:
+def share_found(scores: ArrayLike, published: Published, k: int) -> Interval:
     """Share of all published features, of whichever set, that are among the k with the highest score."""
     return bootstrap_mean(ranks(scores)[_numbers(published)] <= k)
 
 
-def rank_table(scores: Mapping[str, ArrayLike], published: Mapping[str, Sequence[int]]) -> pd.DataFrame:
+def rank_table(scores: Mapping[str, ArrayLike], published: Published) -> pd.DataFrame:
     """Each published feature: ``feature``, ``sets`` that name it, and its rank by each score."""
     ids = _numbers(published)
     sets = ["; ".join(name for name, own in published.items() if feature in own) for feature in ids]

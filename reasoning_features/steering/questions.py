@@ -90,10 +90,7 @@ def has_problems(settings: Settings) -> bool:
 def load_questions(settings: Settings, tokenizer: Any, split: Split, n: int, start: int = 0) -> Questions:
     """Problems ``start`` … ``start + n − 1`` of a split (as many as there are); UserError where none are."""
     if not has_problems(settings):
-        raise UserError(
-            f"The corpus {settings.corpus!r} has no problems: set corpus to 'organism', or give `problems` "
-            "to a corpus of texts."
-        )
+        raise UserError(f"The corpus {settings.corpus!r} has no problems: give `problems` to texts.")
     if settings.corpus == TEXT:
         known = problems_of(settings, split)[start : start + n]
         return _real(settings, tokenizer, f"{split} from {start} on", known)
@@ -155,9 +152,7 @@ def _real(settings: Settings, tokenizer: Any, what: str, known: Sequence[RealPro
     """Problems of benchmarks as questions; finished answers are kept with the profile's data."""
     if not known:
         names = ", ".join(settings.problems) or "none"
-        raise UserError(
-            f"There are no problems of {what} in the benchmarks ({names}): ask for others, or add some."
-        )
+        raise UserError(f"There are no problems of {what} in the benchmarks ({names}): ask for others.")
     prompts = [prompt_ids(problem, tokenizer, settings.system_prompt) for problem in known]
 
     def graded(numbers: Sequence[int], continuations: Sequence[Sequence[int]]) -> pd.DataFrame:

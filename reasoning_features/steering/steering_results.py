@@ -186,14 +186,12 @@ def equal_token_comparison(
         tokens = float(own["thinking_tokens"].mean())
         right = own.set_index("problem")["correct"].astype(float).sort_index()
         for method, part in spent.groupby("method", sort=False):
-            spends = part.groupby("size")["tokens"].mean().sort_values()
-            if not spends.iloc[0] <= tokens <= spends.iloc[-1]:
+            means = part.groupby("size")["tokens"].mean().sort_values()
+            if not means.iloc[0] <= tokens <= means.iloc[-1]:
                 continue
-            correct = part.pivot(index="problem", columns="size", values="correct").astype(float)[
-                spends.index
-            ]
+            correct = part.pivot(index="problem", columns="size", values="correct").astype(float)[means.index]
             # between two sizes lies a mixture: a share of the problems, drawn blindly, gets the larger
-            other = correct.apply(lambda row, at=tokens, known=spends: np.interp(at, known, row), axis=1)
+            other = correct.apply(lambda row, at=tokens, known=means: np.interp(at, known, row), axis=1)
             other = other.loc[right.index]
             row = {"method": method, "tokens": tokens, "steered": right.mean(), "other": other.mean()}
             row |= vars(paired_difference(right, other, seed=seed))

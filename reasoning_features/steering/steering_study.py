@@ -92,10 +92,7 @@ def candidates(
     n, seed = settings.candidates, settings.seed
     live = np.flatnonzero(evidence["density"].to_numpy() > 0)
     if len(live) < 2 * n:
-        raise UserError(
-            f"{n} candidates a class need {2 * n} live features, and there are {len(live)}: "
-            "lower `candidates`."
-        )
+        raise UserError(f"{n} candidates need {2 * n} live features, not {len(live)}: lower `candidates`.")
 
     def ranking(vocabulary: str) -> Features:
         score = evidence[f"score:{vocabulary}"].to_numpy(dtype=float)[live]
@@ -278,17 +275,13 @@ def load_studies(folder: Path) -> dict[str, Study]:
             frames = {name: pd.read_parquet(own / f"{name}.parquet") for name in FRAMES}
             studies[own.name] = Study(read_json(path), **frames)
         except (OSError, ValueError) as error:
-            raise CorruptArtefact(
-                f"The steering study {own.name} cannot be read ({error}): restore its files."
-            ) from error
+            raise CorruptArtefact(f"The study {own.name} cannot be read: restore its files.") from error
     if not studies:
         raise MissingArtefact(f"There are no steering studies in {folder.name}: `make organism` makes them.")
     return studies
 
 
-def shipped_study(
-    settings: Settings, shipped: Mapping[str, Study], identity: Mapping[str, Any]
-) -> Study | None:
+def shipped_study(settings: Settings, shipped: Mapping[str, Study], identity: dict[str, Any]) -> Study | None:
     """The shipped study of one model, where the run's settings are those that it was made with; else None."""
     own = {"subject", "contrast", "autoencoder", "contrast_autoencoder"}  # these the identity tells
     made_with = load_settings(SHIPPED_WITH)

@@ -97,10 +97,8 @@ class Benchmark:
     def truth(self, kind: str) -> Effects:
         """Effects at one kind of decision; UserError where there are none."""
         if kind not in self.truths:
-            raise UserError(
-                f"The benchmark of {self.model} has no decisions of the kind {kind!r}: choose one of "
-                f"{', '.join(self.truths) or 'none'}."
-            )
+            known = ", ".join(self.truths)
+            raise UserError(f"{self.model} has no decisions of the kind {kind!r}: choose one of {known}.")
         return self.truths[kind]
 
     def effect(self, kind: str) -> Array:
@@ -137,10 +135,7 @@ def load_variants(settings: Settings, subject: Variant | None = None) -> dict[st
 
     A ``subject`` that is loaded already is not loaded again: a second copy may not fit.
     """
-    autoencoders = {
-        settings.subject: settings.autoencoder,
-        settings.contrast: settings.contrast_autoencoder,
-    }
+    autoencoders = {settings.subject: settings.autoencoder, settings.contrast: settings.contrast_autoencoder}
     variants = {}
     for name, autoencoder in autoencoders.items():
         if name and autoencoder:
@@ -309,9 +304,7 @@ def _load(folder: Path) -> Benchmark:
             identity = json.loads(file.metadata()["identity"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:
-        raise CorruptArtefact(
-            f"The ablation effects in {paths.relative(folder)} cannot be read: restore its files."
-        ) from error
+        raise CorruptArtefact(f"{paths.relative(folder)} cannot be read: restore its files.") from error
 
     def effects(kind: str, place: str, prefix: str) -> Effects:
         names = (f"{name}:{kind}:{place}" for name in ("effect", "size", "threshold"))
@@ -376,9 +369,7 @@ def column(name: str) -> Score:
 
     def score(table: pd.DataFrame) -> ArrayLike:
         if name not in table:
-            raise UserError(
-                f"The feature table has no column {name!r}: it needs labels, or a table with that score."
-            )
+            raise UserError(f"There is no column {name!r}: it needs labels, or another feature table.")
         return table[name].to_numpy()
 
     return score
@@ -412,10 +403,7 @@ def live_scores(score: Score, benchmark: Benchmark, truth: Effects) -> Array:
     """A score's values at the features that count ``[f]``; UserError where it lacks a finite number."""
     values, n = np.asarray(score(benchmark.evidence), dtype=float), len(benchmark.evidence)
     if values.shape != (n,) or not np.isfinite(values[truth.features]).all():
-        raise UserError(
-            f"The score must give a number to each of the {n} features of {benchmark.model}, finite where it "
-            "is ever active."
-        )
+        raise UserError(f"Give each of the {n} features of {benchmark.model} a number, finite where active.")
     return values[truth.features]
 
 

@@ -226,11 +226,8 @@ def rates_of(table: pd.DataFrame) -> Rates:
 
     Raises UserError: fewer decisions than that in all.
     """
-    if table["n"].sum() < FEWEST:
-        raise UserError(
-            f"The answers hold {table['n'].sum()} dead ends, too few to say how often they go on: "
-            "take more problems."
-        )
+    if (total := table["n"].sum()) < FEWEST:
+        raise UserError(f"The answers hold {total} dead ends, too few for rates: take more problems.")
     counted = table.assign(went=table["went_on"] * table["n"])
     seen = counted.query("n >= @FEWEST").set_index(["domain", "dead_end"])["went_on"]
     pooled = counted.groupby("domain")[["went", "n"]].sum().query("n >= @FEWEST")

@@ -83,7 +83,7 @@ def test_the_effect_itself_is_no_perfect_score_where_thresholds_differ():
 def test_what_is_refused():
     made = make_benchmark(FIVE, 0.3, dead=2)
     for wrong in (SCORE, np.array([np.nan, 0, 1, np.nan, 2, 3, 4])):
-        with pytest.raises(UserError, match="number to each of the 7 features of coupled-0, finite"):
+        with pytest.raises(UserError, match="each of the 7 features of coupled-0 a number, finite"):
             benchmark.evaluate_scorer(lambda evidence, wrong=wrong: wrong, [made])
     # a dead feature may have no score
     assert len(benchmark.evaluate_scorer(lambda evidence: np.array([np.nan, 0, 1, 2, 3, 4, 5]), [made])) == 4

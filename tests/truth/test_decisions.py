@@ -99,9 +99,7 @@ def test_sets_of_labels_by_hand(monkeypatch):
     taken = replace(
         stub(["", ""]), corpus=labelled, positions=np.array([1, 4]), towards=np.array([True, False])
     )
-    monkeypatch.setattr(
-        "reasoning_features.truth.decisions.find_decisions", lambda *_: {"persistence": taken}
-    )
+    monkeypatch.setattr(choices, "find_decisions", lambda *_: {"persistence": taken})
     sets = choices.label_sets(labelled, Pieces(), "organism")
     # nothing precedes the first sentence; the token before the sentence of verifying is 2
     assert {name: np.flatnonzero(mask).tolist() for name, mask in sets.items()} == {
