@@ -57,6 +57,7 @@ from reasoning_features.statistics import (
 from reasoning_features.text.corpus import Corpus
 
 Array = NDArray[np.float64]
+Ids = NDArray[np.int64]
 NEIGHBOURS, COMPOSITION = "MeanCosSim", "composition (MetaSAE's explained variance)"
 # ten cosines from which two latents are joined in a graph: from where random directions are joined often
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 12))
@@ -68,7 +69,6 @@ ACTIVE, FEWER = 4, 4  # a MetaSAE has so many active latents a row, and so many 
 DEAD_AFTER = 100  # steps without activity after which a latent of a MetaSAE is dead
 # of 512 rows, all at a step; five times as many explained 0.02 more of ReLU's rows, 0.003 of TopK's
 STEPS, BATCH, LEARNING_RATE = 400, 2048, 3e-3
-Latents = NDArray[np.int64]
 CARRIED = 0.4  # absorbing latents carry at least this share of the projection on the probe
 ABSORBING = 3  # so many latents at most absorb a token's parent
 NEAR = 0.1  # each at this cosine with the probe
@@ -241,9 +241,7 @@ def uniqueness(decoders: Mapping[str, Tensor], seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "random directions"])
 
 
-def chosen_overlap(
-    saes: Mapping[str, SAE[Any]], chosen: Mapping[str, NDArray[np.int64]], residual: Tensor
-) -> pd.DataFrame:
+def chosen_overlap(saes: Mapping[str, SAE[Any]], chosen: Mapping[str, Ids], residual: Tensor) -> pd.DataFrame:
     """Share of the features chosen in one dictionary that a chosen one of another follows (correlation of
     activations ≥ 0.7; Wilson), beside the share that any latent of the other does (``in the other at all``).
     """
@@ -273,8 +271,8 @@ class LabelledTokens:
     """Tokens with their activations, the child that each is, and its document."""
 
     residual: Tensor  # [n, d]
-    children: NDArray[np.int64]  # [n] −1 where it is none of the parent's
-    documents: NDArray[np.int64]  # [n]
+    children: Ids  # [n] −1 where it is none of the parent's
+    documents: Ids  # [n]
 
     @property
     def parent(self) -> NDArray[np.bool_]:
@@ -337,7 +335,7 @@ def parent_probe(training: LabelledTokens, seed: int = 0) -> Probe:
     return Probe(weights / norm, float((model.intercept_[0] - scaler.mean_ @ weights) / norm))
 
 
-def main_latents(sae: SAE[Any], training: LabelledTokens, seed: int = 0) -> tuple[Latents, float]:
+def main_latents(sae: SAE[Any], training: LabelledTokens, seed: int = 0) -> tuple[Ids, float]:
     """Latents that stand for the parent, those of the smallest sparse probe that is nearly the best; and the
     F1 that a probe on them reaches on tokens as often of the parent as not. None, and 0, where no latent
     tells the parent from other tokens.
@@ -379,9 +377,7 @@ def _balanced(tokens: LabelledTokens, seed: int) -> LabelledTokens:
     return tokens.at(np.sort(np.concatenate([side[:n] for side in sides])))
 
 
-def carried(
-    features: Tensor, residual: Tensor, probe: Probe, directions: Tensor, main: Latents
-) -> pd.DataFrame:
+def carried(features: Tensor, residual: Tensor, probe: Probe, directions: Tensor, main: Ids) -> pd.DataFrame:
     """Who carries the parent at each of some tokens: a row a token, in SAEBench's terms.
 
     ``features`` ``[n, s]`` are activations of the latents, read from ``residual`` ``[n, d]``, ``directions``
@@ -453,7 +449,7 @@ def absorption(sae: SAE[Any], probe: Probe, training: LabelledTokens, test: Labe
     return table.assign(**found)
 
 
-def macro_mean(values: Array, children: NDArray[np.int64], documents: NDArray[np.int64]) -> Interval:
+def macro_mean(values: Array, children: Ids, documents: Ids) -> Interval:
     """Mean over children of the mean of tokens' values ``[k, n]``, averaged over k ways to measure them.
 
     Documents and ways are resampled together. A child that a resample lacks is left out of its mean.

@@ -285,9 +285,8 @@ def by_frequency(grid: pd.DataFrame) -> pd.DataFrame:
     """
     sums = {"from": "min", "to": "max", "in bin": "sum", "found": "sum"}
     bins = last(grid).groupby([*SETTING, "bin"], sort=False).agg(sums).reset_index()
-    shares = pd.DataFrame(
-        [share_of(np.arange(n) < k) for n, k in zip(bins["in bin"], bins["found"], strict=True)]
-    )
+    counts = bins[["in bin", "found"]].to_numpy()
+    shares = pd.DataFrame([share_of(np.arange(n) < k) for n, k in counts])
     return bins.join(shares.rename(columns={"estimate": "recovered"}).drop(columns="n"))
 
 

@@ -150,9 +150,8 @@ def resampled_overlap(
     def selections(way: Hyperparameters) -> Flags:
         own = statistics.only(reason_score.sets_of_score(REFERENCE, words, way.window))
         folded = reason_score.variant_statistics(own, norms, way.variant)
-        return chosen(
-            reason_score.resampled_scores(folded, REFERENCE, words, way.window, way.alpha, weights), k
-        )
+        scores = reason_score.resampled_scores(folded, REFERENCE, words, way.window, way.alpha, weights)
+        return chosen(scores, k)
 
     reference = selections(default)
     shared = [overlap(reference, selections(way)) for way in grid if way != default]
@@ -302,9 +301,7 @@ def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -
         ax.set(xlabel=label, ylabel="density of vocabularies", title=name)
     plots.legend_below(fig)
     columns = ["vocabulary", "kind", "words_of_R", statistic]
-    data = pd.concat(
-        [table[columns].assign(variant=name) for name, table in tables.items()], ignore_index=True
-    )
+    data = pd.concat([own[columns].assign(variant=name) for name, own in tables.items()], ignore_index=True)
     return fig, data
 
 

@@ -195,16 +195,14 @@ def test_a_study_is_read_as_it_was_written(study, tmp_path):
 def test_a_shipped_study_is_read_only_under_the_settings_it_was_made_with():
     shipped = search.load_studies(paths.resolve("data/organism/steering"))
     decoupled = shipped["decoupled-0-relu-0"]
-    found = search.shipped_study(load_settings("organism"), shipped, decoupled.identity)
-    assert found is decoupled
+
+    def found(identity=decoupled.identity, **override):
+        return search.shipped_study(load_settings("organism", **override), shipped, identity)
+
+    assert found() is decoupled
     for override in ({"alpha": 0.3}, {"layer": 3}, {"screening_problems": 4}):
-        assert (
-            search.shipped_study(load_settings("organism", **override), shipped, decoupled.identity) is None
-        )
-    assert (
-        search.shipped_study(load_settings("organism"), shipped, decoupled.identity | {"model": "mine"})
-        is None
-    )
+        assert found(**override) is None
+    assert found(decoupled.identity | {"model": "mine"}) is None
 
 
 def test_only_a_variant_without_a_shipped_study_is_studied(study, tmp_path, monkeypatch):

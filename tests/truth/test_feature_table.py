@@ -23,9 +23,7 @@ WINDOW = (2, 1)
 VOCABULARIES = {"R": ("wait", "let me"), "random 0": ("a", "let me"), "slot 0": ("wait", "a")}
 
 
-def table(
-    subject: Subject, labels: dict, blocks: int | None = None, kept: Path | None = None
-) -> pd.DataFrame:
+def table(subject: Subject, labels: dict, blocks: int | None = None, kept: Path | None = None):
     dials = {"window": WINDOW, "windows": [], "variant": "paper", "alpha": 0.7}
     settings = SimpleNamespace(corpus="", subject="", batch_tokens=64, **dials)
     sae, subject = signed_identity(subject.d_model), replace(subject, tokenizer=Pieces())
