@@ -1,7 +1,5 @@
 """Presence: a planted feature is found where it was planted; bounds, pairs and activations by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """Stages: their paths, their text, how they are kept; trained by streaming, one from the other."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What steering changes, and the group that follows; a judge behind an endpoint that is a stub."""
 
-from __future__ import annotations
-
 import json
 
 import httpx

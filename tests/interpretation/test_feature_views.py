@@ -1,7 +1,5 @@
 """Figures of features give back what they draw; pages escape everything, and work in a real browser."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from html.parser import HTMLParser

@@ -1,7 +1,5 @@
 """Features: the strongest examples, by hand and against a plain sort; modes, logits, what is gathered."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Token-driven and context-driven features, built to be so."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Editing: an exact dictionary edits as the stream itself does, a collapsed one as the mean does."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Probes find a latent that is a class; exact rules describe one that follows them; neither tells noise."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Neighbours, composition, clusters, uniqueness and absorption of dictionaries whose answers are known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

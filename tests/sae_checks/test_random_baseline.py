@@ -1,7 +1,5 @@
 """Trained beside random: what is planted is found, a dictionary beside itself differs by nothing, looks."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import matplotlib.pyplot as plt

@@ -1,7 +1,5 @@
 """Data of known features is what it is said to be; the grid learns, goes on where it stopped, and repeats."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from itertools import islice

@@ -1,7 +1,5 @@
 """Sums over sets of tokens, best tokens and token-identity sums: by hand, in parts, in pieces, merged."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """ReasonScore worked by hand and against loops."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

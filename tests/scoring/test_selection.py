@@ -1,7 +1,5 @@
 """Stability, grid and nulls of a selection, on small statistics worked by hand; their figures."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """Steered answers: where the vector is added, what is paired, what is kept and what is made again."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

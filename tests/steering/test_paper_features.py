@@ -1,7 +1,5 @@
 """The features that the paper names: ranks and chance, steering beside the paper's numbers, texts, traces."""
 
-from __future__ import annotations
-
 import re
 
 import matplotlib.pyplot as plt

@@ -1,7 +1,5 @@
 """Problems with known answers: prompts, splits, grades, and answers in boxes that are never run."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections import Counter

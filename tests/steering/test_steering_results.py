@@ -1,7 +1,5 @@
 """What the studies say: planted differences found, votes and mixtures by hand, gains carried by decisions."""
 
-from __future__ import annotations
-
 from dataclasses import astuple
 
 import numpy as np

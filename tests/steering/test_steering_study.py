@@ -1,7 +1,5 @@
 """A matched-budget search: classes of equal size, choices by their rules, winners on fresh problems."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Rules for what is written: bans that no casing or spacing evades, biases, decisions forced at a rate."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

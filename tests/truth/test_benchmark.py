@@ -1,7 +1,5 @@
 """The benchmark of scorers: hand-computed metrics, a perfect score, noise, what is stored and refused."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 

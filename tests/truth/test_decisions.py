@@ -1,7 +1,5 @@
 """Decisions are where openers follow; what tells their side is chosen on one half, reported on the other."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Ablation names the direction a hand-built model reads; gradients, output scores and patching by hand."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

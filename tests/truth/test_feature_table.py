@@ -1,7 +1,5 @@
 """The feature table: vocabularies drawn, sets by hand, one pass and its columns against direct sums."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
