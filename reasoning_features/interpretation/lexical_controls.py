@@ -30,20 +30,10 @@ from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import stream
 from reasoning_features.settings import Settings
 from reasoning_features.statistics import bootstrap_weights
+from reasoning_features.text import words
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus
 from reasoning_features.text.corpus import Corpus, sentence_of, sentence_starts
 from reasoning_features.text.vocabulary import lexicon
-from reasoning_features.text.words import (
-    INJECTED,
-    TokenIndex,
-    capitalised_with_twins,
-    draw_places,
-    form_ids,
-    hosts,
-    inject,
-    plain_documents,
-    usual_forms,
-)
 
 Array = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -106,10 +96,10 @@ def measure_controls(
     """
     tokenizer, features = subject.tokenizer, np.unique(np.concatenate(list(groups.values())))
     reasoning = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
-    plain = plain_documents(general_corpus(settings, tokenizer, "evaluation"))
-    one_form = capitalised_with_twins(lexicon(settings.corpus).twins)
-    bare = hosts(plain, tokenizer, settings.words, INJECTED)
-    places = draw_places(bare, tokenizer, INJECTED, settings.seed)
+    plain = words.plain_documents(general_corpus(settings, tokenizer, "evaluation"))
+    one_form = words.capitalised_with_twins(lexicon(settings.corpus).twins)
+    bare = words.hosts(plain, tokenizer, settings.words, words.INJECTED)
+    places = words.draw_places(bare, tokenizer, words.INJECTED, settings.seed)
     drawn = np.random.default_rng(settings.seed).integers(0, 2**31, size=len(places))
 
     def read(corpus: Corpus, spans: Ids) -> tuple[Maxima, Maxima]:
@@ -120,11 +110,11 @@ def measure_controls(
     untouched, before = read(bare, np.stack([places, places + 1], axis=1))
     at_place, whole = {}, {}
     for name, chosen in {"R": settings.words, "control": control_words}.items():
-        forms = usual_forms(reasoning, tokenizer, chosen, one_form)
+        forms = words.usual_forms(reasoning, tokenizer, chosen, one_form)
         put_in = [forms[draw % len(forms)] for draw in drawn]
-        at_place[name], whole[name] = read(*inject(bare, places, put_in, f"{name} put in"))
-    index = TokenIndex(plain)
-    natural = [index.occurrences(form_ids(tokenizer, word, one_form)) for word in settings.words]
+        at_place[name], whole[name] = read(*words.inject(bare, places, put_in, f"{name} put in"))
+    index = words.TokenIndex(plain)
+    natural = [index.occurrences(words.form_ids(tokenizer, word, one_form)) for word in settings.words]
     as_written = read(plain, np.concatenate(natural))[0]
     nothing = np.full(len(features), np.nan)
     table: dict[str, Any] = {"feature": features}
@@ -150,8 +140,9 @@ def _sentence_shares(
     """
     starts = sentence_starts(reasoning, subject.tokenizer)
     sentence = sentence_of(reasoning, starts)
-    index, one_form = TokenIndex(reasoning), capitalised_with_twins(lexicon(settings.corpus).twins)
-    spans = [index.occurrences(form_ids(subject.tokenizer, word, one_form)) for word in settings.words]
+    index = words.TokenIndex(reasoning)
+    one_form = words.capitalised_with_twins(lexicon(settings.corpus).twins)
+    spans = [index.occurrences(words.form_ids(subject.tokenizer, word, one_form)) for word in settings.words]
     own = index.mask(np.concatenate(spans), (0, 0))
     inside = (sentence >= 0) & reasoning.thinking
     holds, counted = (np.zeros(len(starts), dtype=bool) for _ in range(2))
