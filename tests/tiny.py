@@ -168,6 +168,7 @@ def few_settings(profile: str, **overrides: Any) -> Settings:
     """The smoke profile with few decisions, directions and vocabularies, whichever profile is asked for."""
     few = {"decisions": 10, "random_directions": 10, "random_vocabularies": 4, "slot_vocabularies": 4}
     few |= {"reasoning_documents": 100, "general_documents": 50, "candidates": 1, "search_vocabularies": 1}
+    few["steering_problems"] = 8
     return load_settings("smoke", **overrides, **few)
 
 

@@ -29,7 +29,7 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     for name, value in {
         "VARIANTS": (make_organism.VARIANTS[0], make_organism.VARIANTS[-1]), "READ": ("coupled-0",),
         "COMPARED": ("coupled-0",), "BENCHMARKED": make_organism.BENCHMARKED[:1],
-        "AUTOENCODER_TRACES": 60, "EVALUATION_PROBLEMS": 40, "CHECK_TRACES": 60,
+        "AUTOENCODER_TRACES": 60, "EVALUATION_PROBLEMS": 8, "CHECK_TRACES": 12,
         "load_settings": few_settings, "STUDIES": ("coupled-0-topk-0",),
     }.items():  # fmt: skip
         monkeypatch.setattr(make_organism, name, value)
