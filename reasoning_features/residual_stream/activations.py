@@ -103,9 +103,14 @@ def stream(
 
 
 def _with_bar(batches: Iterable[TokenBatch], corpus: Corpus) -> Iterator[TokenBatch]:
-    """The batches of a corpus, with a progress bar where they are many."""
+    """The batches of a corpus, with a bar that shows tokens a second where they are many."""
     listed = list(batches)
-    return iter(tqdm(listed, corpus.name, unit="batch", leave=False, disable=len(listed) < FEW))
+    total = sum(int(batch.valid.sum()) for batch in listed)
+    options = {"unit": "token", "unit_scale": True, "leave": False, "disable": len(listed) < FEW}
+    with tqdm(total=total, desc=corpus.name, **options) as bar:
+        for batch in listed:
+            yield batch
+            bar.update(int(batch.valid.sum()))
 
 
 def _read(
