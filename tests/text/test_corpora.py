@@ -207,6 +207,16 @@ def test_pieces_begin_with_bos_and_their_first_token_is_special(tmp_path, tokeni
     assert mini.BOS not in other.decode(plain.tokens) and np.diff(plain.starts).max() == 12
 
 
+def test_there_is_never_a_second_bos(tmp_path, tokenizer):
+    (ids,), _ = encode_texts([f"{mini.BOS}{mini.USER}Hi"], tokenizer)
+    assert tokenizer.bos_token_id not in ids
+    assert mini.BOS not in conversation_text([{"role": "user", "content": "Hi"}], tokenizer)
+    rows = [{"text": [tokenizer.bos_token_id, 300, 301, 302]}] * 9
+    source = TextSource(dataset=write_rows(tmp_path / "a.jsonl", rows))
+    corpus = text_corpus(source, "ids", tokenizer, "selection", 9, 100, 0)
+    assert all(corpus.document(i).tolist() == rows[0]["text"] for i in range(corpus.n_documents))
+
+
 def test_a_split_column_gives_exactly_its_rows(tmp_path, tokenizer):
     rows = [{"text": f"Number {i}.", "of": SPLITS[i % 3]} for i in range(30)]
     file = write_rows(tmp_path / "a.jsonl", rows)
