@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -211,14 +212,14 @@ def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
     ``best cosine`` is the mean over features of the largest cosine with a decoder direction; above 0.8 a
     feature is found.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     world, recipe = cell.world, cell.recipe
     end = min(until or recipe.steps, recipe.steps)
-    features, held_out = world.directions, next(world.batches(HELD_OUT, "held out"))
-    sample = next(world.batches(HELD_OUT, "moments"))
     rows: list[pd.DataFrame] = []
-    with torch.random.fork_rng(devices=[]):
+    with ExitStack() as after, torch.random.fork_rng(devices=[]):
+        after.callback(torch.set_num_threads, torch.get_num_threads())  # also where the training breaks off
+        torch.set_num_threads(1)
+        features, held_out = world.directions, next(world.batches(HELD_OUT, "held out"))
+        sample = next(world.batches(HELD_OUT, "moments"))
         torch.manual_seed(recipe.start("synthetic"))
         trainer = new_trainer(recipe, "synthetic", world.firing, sample, world.batches(BATCH), "cpu")
 
@@ -234,7 +235,6 @@ def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
 
         trainer.cfg.total_training_samples = end * BATCH
         fit_and_record(trainer, record, [*RECORD_AT, recipe.steps])
-    torch.set_num_threads(threads)
     about = {"architecture": cell.architecture, "firing": world.firing, "width": world.width}
     about |= {"features": world.features, "steps": cell.steps, "seed": world.seed}
     return pd.DataFrame([about]).merge(pd.concat(rows), how="cross")
