@@ -7,11 +7,8 @@ text has none that are known.
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,17 +18,12 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor
 
-from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import encoded_columns
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
 from reasoning_features.organism import parser
-from reasoning_features.organism.language import Document, reasoning_documents
 from reasoning_features.residual_stream.activations import collect, stream
-from reasoning_features.settings import load_settings
-from reasoning_features.statistics import bootstrap_weights
 from reasoning_features.text.corpus import Corpus, last_before, sentence_starts
-from reasoning_features.text.vocabulary import split_words
 from reasoning_features.text.words import Mask
 
 Array = NDArray[np.float64]
@@ -330,101 +322,3 @@ def decodability(
         table = pd.DataFrame({"feature": features, "label": label, "best": np.array(names)[best]})
         tables.append(table.assign(high=high, auc=auc, tokens=len(at)))
     return pd.concat(tables, ignore_index=True)
-
-
-# --- how strongly words of R mark going on in real labelled traces, on the scale of the organism's κ -------
-#
-# In the organism κ is the share of the information about persistence (a Jeffreys divergence) that lies in the
-# words of R. Real traces have no hidden persistence to measure that by, but sentences with labels. So one
-# statistic is taken on both: the Jeffreys divergence between "holds a word of R" in sentences that keep the
-# search open and in all others, J = (p − q)(logit p − logit q). On the organism it grows with κ, and the κ at
-# which the organism's traces have the real traces' J is their coupling. It says how well the words tell such
-# sentences from others in text, and nothing of what a model reads. The real labels were given by a model,
-# which may have gone by those very words: J is then too large.
-
-Marked = list[tuple[bool, str]]  # a trace's sentences: whether each keeps the search open, and its text
-# what ``coupling_of_traces`` gives of DeepSeek-R1-Distill-Qwen-14B's and 32B's traces and the paper's R, 100
-# labelled traces each: ``python -m reasoning_features.truth.decisions FOLDER`` measures it again
-SHIPPED = "reasoning_features/truth/real_coupling.csv"
-OPEN_LABELS = {"backtracking", "uncertainty-estimation"}  # real sentences that keep the search open
-OPEN_MOVES = {"backtrack", "uncertain"}  # the organism's; a try after a dead end does too
-KAPPAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-DOCUMENTS, RESAMPLES, SEED = 600, 1000, 0
-
-
-def real_sentences(file: Path) -> list[Marked]:
-    """Sentences of the traces in a file of JSON lines; each of a line's labelled ``spans`` is a sentence."""
-    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    return [[(span["label"] in OPEN_LABELS, span["text"]) for span in row["spans"]] for row in rows]
-
-
-def organism_sentences(document: Document) -> Marked:
-    """The sentences of one of the organism's traces."""
-    sentences: Marked = []
-    standing = parser.DecisionContext()
-    for sentence in parser.parse(document.text).sentences:
-        opens = sentence.label in OPEN_MOVES or (sentence.label == "explore" and standing.dead_end)
-        sentences.append((opens, sentence.text))
-        standing = standing.after(sentence)
-    return sentences
-
-
-def marking_counts(traces: Sequence[Marked], words: Sequence[str]) -> Array:
-    """Sentences of each trace ``[t, 2, 2]``: by whether they keep the search open, and hold a word of R."""
-    counts = np.zeros((len(traces), 2, 2))
-    for trace, table in zip(traces, counts, strict=True):
-        for opens, text in trace:
-            written = f" {' '.join(split_words(text))} "
-            table[int(opens), int(any(f" {word} " in written for word in words))] += 1
-    return counts
-
-
-def shares(counts: Array) -> tuple[Array, Array]:
-    """P(holds a word of R) in sentences that keep the search open, and in others, from ``[..., 2, 2]``.
-
-    Half a sentence is added to every cell, so that a share is never 0 or 1.
-    """
-    smoothed = counts + 0.5
-    share = smoothed[..., 1] / smoothed.sum(axis=-1)
-    return share[..., 1], share[..., 0]
-
-
-def divergence(counts: Array) -> Array:
-    """Jeffreys divergence in nats between the two shares, from counts ``[..., 2, 2]``."""
-    p, q = shares(counts)
-    return (p - q) * (np.log(p / (1 - p)) - np.log(q / (1 - q)))
-
-
-def organism_scale(words: Sequence[str], documents: int = DOCUMENTS) -> Array:
-    """J on the organism's traces at each of :data:`KAPPAS`, which grows with κ."""
-    drawn = [reasoning_documents(kappa, documents, SEED, "selection") for kappa in KAPPAS]
-    counts = [marking_counts([organism_sentences(each) for each in own], words).sum(axis=0) for own in drawn]
-    return np.maximum.accumulate([float(divergence(own)) for own in counts])
-
-
-def coupling_of_traces(files: Sequence[Path], words: Sequence[str]) -> pd.DataFrame:
-    """The coupling of real labelled traces, one row a file: a model's.
-
-    ``open_share`` and ``other_share`` are of sentences with a word of R; ``divergence`` and ``kappa`` have
-    their 95% ends, traces resampled; ``outside``: J is beyond that of every κ, so that κ is only a bound.
-    """
-    scale = organism_scale(words)
-    rows: list[dict[str, Any]] = []
-    for file in files:
-        counts = marking_counts(real_sentences(file), words)
-        weights = bootstrap_weights(len(counts), RESAMPLES, SEED)
-        resampled = divergence(np.tensordot(weights, counts, axes=1))
-        found = np.array([divergence(counts.sum(axis=0)), *np.quantile(resampled, [0.025, 0.975])])
-        opens, others = shares(counts.sum(axis=0))
-        row = {"model": file.stem, "open_share": float(opens), "other_share": float(others)}
-        row |= dict(zip(("divergence", "low", "high"), found, strict=True))
-        kappas = np.interp(found, scale, KAPPAS)
-        row |= dict(zip(("kappa", "kappa_low", "kappa_high"), kappas, strict=True))
-        rows.append(row | {"outside": bool(found[0] > scale.max()), "traces": len(counts)})
-    return pd.DataFrame(rows)
-
-
-if __name__ == "__main__":
-    labelled = sorted(Path(sys.argv[1]).glob("deepseek-r1*.jsonl"))
-    table = coupling_of_traces(labelled, load_settings("organism").words)
-    table.to_csv(paths.root() / SHIPPED, index=False)

@@ -1,13 +1,8 @@
 """Decisions are where openers follow; what tells their side is chosen on one half, reported on the other."""
 
-import json
-import math
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -16,14 +11,10 @@ from tiny import WIDTH, Pieces, corpus_of, make_corpus, make_decisions, signed_i
 from reasoning_features.errors import UserError
 from reasoning_features.organism import language
 from reasoning_features.organism.parser import DECISIONS
-from reasoning_features.paths import root
 from reasoning_features.settings import load_settings
 from reasoning_features.text.corpora import reasoning_corpus
 from reasoning_features.truth import decisions as choices
 from reasoning_features.truth.decisions import Decisions
-
-TRACES = os.environ.get("REASONING_TRACES")
-WORDS = ("wait", "let me")
 
 
 @pytest.fixture(scope="module")
@@ -180,38 +171,3 @@ def test_a_table_a_label(tiny_subject, tiny_corpus):
     row = table[(table["label"] == "persistence") & (table["feature"] == 3)].iloc[0]
     expected = roc_auc_score(own.towards[~first], active[~first])
     assert row["auc"] == pytest.approx(expected) or row["auc"] == pytest.approx(1 - expected)
-
-
-# --- the coupling of labelled traces -----------------------------------------------------------------------
-
-
-def test_counts_and_divergence_by_hand():
-    trace = [(True, "Wait, no."), (True, "I let me see"), (True, "letting me")]
-    trace += [(False, "waiter"), (False, "so")]
-    counts = choices.marking_counts([trace, [(False, "But wait")]], WORDS)
-    assert counts.tolist() == [[[2, 0], [1, 2]], [[0, 1], [0, 0]]]
-    # with half a sentence more in each cell: 2.5 of 4 and 1.5 of 4
-    p, q = 2.5 / 4, 1.5 / 4
-    expected = (p - q) * (math.log(p / (1 - p)) - math.log(q / (1 - q)))
-    assert choices.divergence(counts.sum(axis=0)) == pytest.approx(expected)
-
-
-def test_real_traces_are_put_on_the_organisms_scale(tmp_path):
-    words = load_settings("organism").words
-    scale = choices.organism_scale(words, documents=150)
-    assert scale[0] < 0.02 < scale[-1] and (np.diff(scale) >= 0).all()
-    trace = [("backtracking", "Wait, no."), ("deduction", "So it is 7."), ("deduction", "But 9.")]
-    lines = [json.dumps({"spans": [{"label": label, "text": text} for label, text in trace]})] * 20
-    (tmp_path / "model.jsonl").write_text("\n".join(lines))
-    (row,) = choices.coupling_of_traces([tmp_path / "model.jsonl"], words).to_dict("records")
-    # with half a sentence more in each cell: 20.5 of 21, and 20.5 of 41
-    assert row["open_share"] == pytest.approx(20.5 / 21) and row["other_share"] == pytest.approx(0.5)
-    assert row["model"] == "model" and row["traces"] == 20
-    assert row["outside"] and row["kappa"] == 1  # no organism's words mark going on so well
-
-
-@pytest.mark.skipif(not TRACES, reason="REASONING_TRACES does not name a folder with real traces")
-def test_the_shipped_coupling_is_that_of_the_real_traces():
-    files = sorted(Path(str(TRACES)).glob("deepseek-r1*.jsonl"))
-    found = choices.coupling_of_traces(files, load_settings("organism").words)
-    pd.testing.assert_frame_equal(found, pd.read_csv(root() / choices.SHIPPED))
