@@ -80,6 +80,17 @@ def bootstrap_mean(
     return percentile_interval(float(x.mean()), means, len(x), level)
 
 
+def wilson(found: int, n: int) -> Interval:
+    """Share of ``found`` in ``n`` with its 95% interval by Wilson; NaN of none.
+
+    A bootstrap would not do: of 20 features that are all present every resample is too.
+    """
+    if not n:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    ends = binomtest(found, n).proportion_ci(method="wilson")
+    return Interval(found / n, float(ends.low), float(ends.high), n)
+
+
 def means_by(frame: pd.DataFrame, by: list[str], column: str, seed: int = 0) -> pd.DataFrame:
     """Mean of a column in each group of rows, as they come: ``by``, ``column``, ``low``, ``high``, ``n``."""
     grouped = frame.groupby(by, sort=False)[column]

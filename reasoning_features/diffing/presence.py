@@ -21,14 +21,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import binomtest
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from reasoning_features.dictionaries.autoencoder import rows_at_once
 from reasoning_features.dictionaries.evaluation import best_cosines
 from reasoning_features.errors import UserError
-from reasoning_features.statistics import Interval, bootstrap_mean, percentile_interval
+from reasoning_features.statistics import Interval, bootstrap_mean, percentile_interval, wilson
 
 Array = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -159,14 +158,8 @@ def frequency_matched(features: Ids, density: Array, draws: int, seed: int) -> I
 
 
 def share_of(present: Flags) -> Interval:
-    """Fraction of features with its 95% interval by Wilson; NaN of no features.
-
-    A bootstrap over features would not do: of 20 features that are all present every resample is too.
-    """
-    if not len(present):
-        return Interval(np.nan, np.nan, np.nan, 0)
-    ends = binomtest(int(present.sum()), len(present)).proportion_ci(method="wilson")
-    return Interval(float(present.mean()), float(ends.low), float(ends.high), len(present))
+    """Fraction of features with its 95% interval (:func:`reasoning_features.statistics.wilson`)."""
+    return wilson(int(present.sum()), len(present))
 
 
 def presence(

@@ -2,17 +2,14 @@
 
 **Sparse probing**, as in SAEBench (2503.09532). For every class of a labelling, against the rest, the k
 latents whose means differ most between the two are chosen on training documents, and a logistic regression on
-them alone is tested on others. The sanity checks (2602.14111) ask what such a number stands between: the
-*ceiling* is a regression on the whole residual stream, the *floor* an autoencoder that gives the mean
-whatever it reads: its latents are constant.
+them alone is tested on others. The *ceiling* is a regression on the whole residual stream, the *floor* an
+autoencoder whose latents are constant.
 
-**Exact rules.** A language model that describes a latent from examples (Paulo et al., 2410.13928; SAEBench)
-may see more or less than is there. The organism's texts are written by a known grammar, so descriptions can
-be rules over a token's context, each exactly true or false at every token. On one half of the documents the
-rule is chosen that best tells where the latent is active in balanced accuracy; its balanced accuracy on the
-other half is the latent's *detection accuracy*. Two controls choose and test in the same way: firing
-*shuffled* over a half's tokens, which leaves what a rule finds by chance; and firing of *another document* at
-the same places, which leaves in it that a document has a beginning, a middle and an end.
+**Exact rules.** The organism's texts are written by a known grammar, so a latent can be described by a rule
+over a token's context that is exactly true or false. On one half of the documents the rule is chosen that
+best tells where the latent is active; its balanced accuracy on the other half is the latent's *detection
+accuracy*. The control chooses and tests in the same way, with firing of *another document* at the same
+places: what is left in it is that a document has a beginning, a middle and an end.
 """
 
 from __future__ import annotations
@@ -45,27 +42,14 @@ Codes = NDArray[np.int64]
 CEILING, FLOOR = "residual stream", "mean reconstruction"
 KS = (1, 5)  # how many latents a probe is given
 TESTED = 0.4  # fraction of the documents that probes are tested on
-AS_IT_IS, SHUFFLED, ANOTHER = "as it is", "shuffled", "another document"
-FIRING = (AS_IT_IS, ANOTHER, SHUFFLED)
+AS_IT_IS, ANOTHER = "as it is", "another document"
 MINIMUM = 20  # tokens of each half on which a latent must be active, and on which it must not, to be judged
 
 
 @dataclass(frozen=True)
-class Labelling:
-    """What holds at tokens, at most one thing at a token: the classes that probes tell apart, or rules.
-
-    ``codes`` ``[n_tokens]`` say which of ``classes`` holds at each token; −1 where none does.
-    """
-
-    name: str
-    codes: Codes
-    classes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class SparseProbes:
-    """Balanced accuracy averaged over classes of every dictionary, labelling and k, ``[1 + resamples]``: of
-    all test documents, and of each resample of them, the same for all.
+    """Balanced accuracy averaged over classes by dictionary, labelling and k, ``[1 + resamples]``: of all
+    test documents, and of each resample of them, the same for all.
     """
 
     accuracy: dict[tuple[str, str, int], Array]
@@ -81,28 +65,24 @@ class SparseProbes:
         return pd.DataFrame(rows, columns=columns)
 
 
-def labellings(corpus: Corpus) -> list[Labelling]:
-    """The reasoning step of every token, and the family of the document at its thinking tokens."""
-    families, code = np.unique(corpus.domains, return_inverse=True)
+def labellings(corpus: Corpus) -> dict[str, Codes]:
+    """Classes of tokens ``[n_tokens]``, −1 for none: the reasoning step, and a thinking token's family."""
+    family = np.unique(corpus.domains, return_inverse=True)[1][corpus.document_of]
     thinking = corpus.thinking & ~corpus.special
-    return [
-        Labelling("move", move_targets(corpus), corpus.move_names),
-        Labelling("family", np.where(thinking, code[corpus.document_of], -1), tuple(families.tolist())),
-    ]
+    return {"move": move_targets(corpus), "family": np.where(thinking, family, -1)}
 
 
 def sparse_probes(
     saes: Mapping[str, SAE[Any]], activations: ActivationBatch, corpus: Corpus, seed: int = 0
 ) -> SparseProbes:
-    """Probe every dictionary of raw activations, the residual stream and the mean for every class of all
-    :func:`labellings`; ``seed`` divides the documents and draws resamples.
+    """Probe dictionaries of raw activations for every class of all :func:`labellings`; ``seed`` divides the
+    documents and draws resamples.
 
-    A latent counts by its activation times the length of its decoder direction, in the stream's units, so
-    that a dictionary scaled up and down again is the same dictionary. Besides ``saes`` there are the stream's
-    own coordinates (``CEILING``: the k best, and all of them) and constant latents (``FLOOR``). UserError
-    where a labelling has fewer than two classes, or one that is missing in training or test documents.
+    Beside ``saes`` there are the stream's own coordinates (``CEILING``: the k best, and all of them) and
+    constant latents (``FLOOR``). UserError where a labelling has fewer than two classes, or one that is
+    missing in training or test documents.
     """
-    positions = activations.positions.numpy()
+    positions, residual = activations.positions.numpy(), activations.residual
     names, document = np.unique(corpus.document_of[positions], return_inverse=True)
     tested = np.random.default_rng(seed).permutation(len(names))[: max(1, round(TESTED * len(names)))]
     test_document = np.full(len(names), -1)
@@ -110,18 +90,14 @@ def sparse_probes(
     weights = weights_by_document(len(tested), seed)
     accuracy: dict[tuple[str, str, int], Array] = {}
     with threadpool_limits(limits=1):  # threads only wait for one another on matrices this small
-        for name in (*saes, CEILING, FLOOR):
-            ks: tuple[int, ...] = KS
-            if name in saes:
-                latents = scaled_latents(saes[name], activations.residual)
-            elif name == CEILING:
-                latents, ks = activations.residual.numpy(), (*KS, activations.residual.shape[1])
-            else:
-                latents = np.zeros((len(positions), max(KS)), np.float32)
-            for labelling in labellings(corpus):
-                codes = labelling.codes[positions]
-                found = _probed(latents, codes, test_document[document], weights, ks, labelling.name)
-                accuracy |= {(name, labelling.name, k): of_k for k, of_k in found.items()}
+        for name in (*saes, CEILING):
+            latents = scaled_latents(saes[name], residual) if name in saes else residual.numpy()
+            ks = KS if name in saes else (*KS, latents.shape[1])
+            for labelling, codes in labellings(corpus).items():
+                found = _probed(latents, codes[positions], test_document[document], weights, ks, labelling)
+                accuracy |= {(name, labelling, k): of_k for k, of_k in found.items()}
+    even = np.full(len(weights), 0.5)  # of what is the same everywhere, whatever is said of it
+    accuracy |= {(FLOOR, labelling, k): even for labelling in labellings(corpus) for k in KS}
     return SparseProbes(accuracy, len(tested))
 
 
@@ -164,51 +140,40 @@ def _probed(
     return {k: np.nanmean(found[~np.isnan(found).all(1)], axis=1) for k, found in accuracy.items()}
 
 
-def rule_kinds(corpus: Corpus, tokenizer: Any) -> list[Labelling]:
-    """The rules over a corpus' tokens, the plainest kind first: of equally good rules the first is chosen."""
+def rule_kinds(corpus: Corpus) -> list[Codes]:
+    """The rules over a corpus' tokens by kind, the plainest first: of equally good ones the first is chosen.
+    Codes ``[n_tokens]`` say which rule of a kind holds at a token, −1: none. UserError: no styles.
+    """
     if corpus.styles is None:
         raise UserError(f"The corpus {corpus.name!r} has no styles, so rules about them cannot be judged.")
-    ids, token = np.unique(corpus.tokens, return_inverse=True)
-    words = [repr(tokenizer.decode([int(i)])) for i in ids]
-    previous = np.where(corpus.position_of > 0, np.roll(token, 1), -1)
-    move, moves = move_targets(corpus), corpus.move_names
-    pairs, pair = np.unique(token * len(moves) + move, return_inverse=True)
-    both = tuple(f"token is {words[p // len(moves)]} and move is {moves[p % len(moves)]}" for p in pairs)
-    kinds = [
-        Labelling("token", token, tuple(f"token is {word}" for word in words)),
-        Labelling("move", move, tuple(f"move is {name}" for name in moves)),
-        Labelling("next move", move_targets(corpus, offset=1), tuple(f"next move is {m}" for m in moves)),
-    ]
-    for name, values in (("family", corpus.domains), ("style", corpus.styles)):
-        known, code = np.unique(values, return_inverse=True)
-        rules = tuple(f"{name} is {value}" for value in known)
-        kinds.append(Labelling(name, code[corpus.document_of], rules))
-    return [
-        *kinds,
-        Labelling("previous token", previous, tuple(f"previous token is {word}" for word in words)),
-        Labelling("token in move", np.where(move >= 0, pair, -1), both),
-    ]
+    token, family, style = (
+        np.unique(values, return_inverse=True)[1] for values in (corpus.tokens, corpus.domains, corpus.styles)
+    )
+    move, document = move_targets(corpus), corpus.document_of
+    before = np.where(corpus.position_of > 0, np.roll(token, 1), -1)
+    pair = np.unique(token * len(corpus.move_names) + move, return_inverse=True)[1]
+    in_move = np.where(move >= 0, pair, -1)
+    return [token, move, move_targets(corpus, offset=1), family[document], style[document], before, in_move]
 
 
 def judge(
     saes: Mapping[str, SAE[Any]],
     activations: ActivationBatch,
     corpus: Corpus,
-    kinds: Sequence[Labelling],
     latents: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The best rule of each of some latents of every dictionary, and how well it tells where they are active.
+    """How well the best rule of each of some latents tells where the latent is active: rows of
+    ``dictionary``, ``firing``, ``latent`` and ``detection``, balanced accuracy on the half that did not
+    choose the rule.
 
     At most ``latents`` of a dictionary are drawn, among those that can be judged (``MINIMUM``); ``seed``
-    divides the documents, draws the latents and shuffles. ``kinds`` are the rules (:func:`rule_kinds`). Rows
-    of ``dictionary``, ``firing``, ``latent``, ``density`` (fraction of tokens it is active on), ``kind`` and
-    ``rule``, and balanced accuracies ``discovery`` and ``detection`` (on the half that did not choose it).
+    divides the documents and draws. UserError where a dictionary has none, or as :func:`rule_kinds`.
     """
     order = np.argsort(activations.positions.numpy(), kind="stable")
     positions = activations.positions.numpy()[order]
     names, document = np.unique(corpus.document_of[positions], return_inverse=True)
-    rules = [(kind.name, rule) for kind in kinds for rule in kind.classes]
+    kinds = [codes[positions] for codes in rule_kinds(corpus)]
     tables = []
     for name, sae in saes.items():
         rng = np.random.default_rng(seed)
@@ -222,46 +187,41 @@ def judge(
         if not len(able):
             raise UserError(f"No latent of {name} is active on {MINIMUM} tokens of each half: add documents.")
         drawn = np.sort(rng.permutation(able)[:latents])
-        fires, each = active[:, drawn], np.arange(len(drawn))
-        for firing in FIRING:
+        fires = active[:, drawn]
+        for firing in (AS_IT_IS, ANOTHER):
+            whose = [half if firing == AS_IT_IS else half[_donors(document[half], rng)] for half in halves]
             discovery, detected = (
-                _accuracies(fires[half[_donors(firing, document[half], rng)]], kinds, positions[half])
-                for half in halves
+                _accuracies(fires[rows], kinds, half) for rows, half in zip(whose, halves, strict=True)
             )
-            best = discovery.argmax(0)
-            judged = {"dictionary": name, "firing": firing, "latent": drawn, "density": fires.mean(0)}
-            judged |= {"kind": [rules[i][0] for i in best], "rule": [rules[i][1] for i in best]}
-            judged |= {"discovery": discovery[best, each], "detection": detected[best, each]}
+            best = detected[discovery.argmax(0), np.arange(len(drawn))]
+            judged = {"dictionary": name, "firing": firing, "latent": drawn, "detection": best}
             tables.append(pd.DataFrame(judged))
     return pd.concat(tables, ignore_index=True)
 
 
-def _donors(firing: str, document: Codes, rng: np.random.Generator) -> Codes:
-    """Whose firing each token of a half is given ``[n]``: rows of the half."""
-    rows = np.arange(len(document))
-    if firing == AS_IT_IS:
-        return rows
-    if firing == SHUFFLED:
-        return rng.permutation(rows)
+def _donors(document: Codes, rng: np.random.Generator) -> Codes:
+    """Rows ``[n]`` of another document, at the same places, whose firing each token is given."""
     _, first, code, lengths = np.unique(document, return_index=True, return_inverse=True, return_counts=True)
     # each document takes the next one's of a random circle: none keeps its own
     circle = rng.permutation(len(first))
     other = np.empty_like(circle)
     other[circle] = np.roll(circle, 1)
-    place = rows - first[code]
+    place = np.arange(len(document)) - first[code]
     return first[other[code]] + place % lengths[other[code]]
 
 
-def _accuracies(fires: NDArray[np.bool_], kinds: Sequence[Labelling], positions: Codes) -> Array:
-    """Balanced accuracy ``[rules, latents]`` of every rule for firing ``[n, latents]``; 1/2 if none holds."""
+def _accuracies(fires: NDArray[np.bool_], kinds: Sequence[Codes], half: Codes) -> Array:
+    """Balanced accuracy ``[rules, latents]`` of every rule for firing ``[n, latents]`` of a half's tokens
+    ``[n]``; 1/2 if none holds.
+    """
     n, active = len(fires), fires.sum(0)
     values = fires.astype(np.float32)  # sums of ones, exact up to 2²⁴
     found = []
-    for kind in kinds:
-        code = kind.codes[positions]
+    for codes in kinds:
+        code, rules = codes[half], codes.max() + 1
         rows = np.flatnonzero(code >= 0)
-        holds = csr_matrix((np.ones(len(rows), np.float32), (code[rows], rows)), (len(kind.classes), n))
+        holds = csr_matrix((np.ones(len(rows), np.float32), (code[rows], rows)), (rules, n))
         both = (holds @ values).astype(np.float64)
-        alone = np.bincount(code[rows], minlength=len(kind.classes))[:, None] - both
+        alone = np.bincount(code[rows], minlength=rules)[:, None] - both
         found.append((1 + both / active - alone / (n - active)) / 2)
     return np.concatenate(found)
