@@ -37,25 +37,19 @@ RANDOM = "random, as frequent"
 # fraction of the paper's 46 features that is present at each stage
 PAPER_PRESENT = {"S": 0.0, "S-M": 0.0, "S-D": 0.04, "S-D-F": 0.60, "S-M-F": 0.51}
 ROTATIONS = 5  # of a decoder, for the floor
-RESAMPLES = 1000  # of a difference from random features
 NEAREST = 10  # a random feature is drawn among so many of the nearest frequency
 VERDICTS = ("different", "maybe", "same")
 SAME, MAYBE = 0.7, 0.5  # the paper's edges over depth: same above 0.7, maybe above 0.5, else different
 # the paper's table 3: features of its layer 19, by the layer in which they are sought
 PAPER_LAYERS = pd.DataFrame(
-    [
-        (13, "chosen", 0.525, 0.14, 0.335, 200),
-        (13, "random", 0.76, 0.09, 0.15, 100),
-        (15, "chosen", 0.435, 0.17, 0.395, 200),
-        (15, "random", 0.63, 0.13, 0.24, 100),
-        (17, "chosen", 0.27, 0.17, 0.56, 200),
-        (17, "random", 0.49, 0.13, 0.38, 100),
-        (21, "chosen", 0.175, 0.235, 0.59, 200),
-        (21, "random", 0.50, 0.09, 0.41, 100),
-        (23, "chosen", 0.175, 0.22, 0.605, 200),
-        (23, "random", 0.54, 0.15, 0.31, 100),
-    ],
-    columns=["layer", "group", *VERDICTS, "features"],
+    {
+        "layer": np.repeat([13, 15, 17, 21, 23], 2),
+        "group": ["chosen", "random"] * 5,
+        "different": [0.525, 0.76, 0.435, 0.63, 0.27, 0.49, 0.175, 0.50, 0.175, 0.54],
+        "maybe": [0.14, 0.09, 0.17, 0.13, 0.17, 0.13, 0.235, 0.09, 0.22, 0.15],
+        "same": [0.335, 0.15, 0.395, 0.24, 0.56, 0.38, 0.59, 0.41, 0.605, 0.31],
+        "features": [200, 100] * 5,
+    }
 )
 
 
@@ -183,52 +177,21 @@ def presence(
     return pd.DataFrame(rows, columns=["stage", "group", "share", "low", "high", "n"])
 
 
-def beyond_random(values: Array, features: Ids, random: Ids, tested: Flags, seed: int = 0) -> Interval:
-    """Mean of a quantity ``[f]`` over tested features less its mean over frequency-matched ones.
-
-    Features are resampled, each resample beside another random draw, whose features are resampled too.
-    ``n`` counts the features.
-    """
-    kept = features[tested[features]]
-    draws = [draw[tested[draw]] for draw in random if tested[draw].any()]
-    if not len(kept) or not draws:
-        raise UserError("No feature is found again by the second seed: train the autoencoders longer.")
-    rng = np.random.default_rng(seed)
-    resampled = []
-    for i in range(RESAMPLES):
-        one, two = (values[rng.choice(group, len(group))].mean() for group in (kept, draws[i % len(draws)]))
-        resampled.append(one - two)
-    usual = np.mean([values[draw].mean() for draw in draws])
-    return percentile_interval(values[kept].mean() - usual, resampled, len(kept))
-
-
 def changes(
-    cosines: pd.DataFrame,
-    start: str,
-    groups: Mapping[str, Ids],
-    random: Ids,
-    tested: Flags,
-    threshold: float,
-    seed: int = 0,
+    cosines: pd.DataFrame, groups: Mapping[str, Ids], random: Ids, tested: Flags, threshold: float
 ) -> pd.DataFrame:
-    """Fraction of each group's tested features that appear or go between a start and every other stage.
+    """Fraction of tested features that appear or go between the first stage, S, and every other one.
 
-    Arguments are those of :func:`presence`. ``change`` is "appears" (present there and not at the start) or
-    "goes" (the reverse); beside the share its excess ``beyond random`` (:func:`beyond_random`).
+    As :func:`presence`, with a column ``change``: "appears" (present there and not at S) or "goes" (the
+    reverse). UserError where a group has no tested feature.
     """
+    if not all(tested[members].any() for members in groups.values()):
+        raise UserError("No feature is found again by the second seed: train the autoencoders longer.")
     there = cosines >= threshold
-    rows = []
-    for stage in there.columns[there.columns != start]:
-        kinds = {"appears": there[stage] & ~there[start], "goes": ~there[stage] & there[start]}
-        for change, happened in kinds.items():
-            values = happened.to_numpy()
-            for name, features in groups.items():
-                share = share_of(values[features[tested[features]]])
-                more = beyond_random(values.astype(float), features, random, tested, seed)
-                row = (stage, change, name, share.estimate, share.low, share.high, share.n)
-                rows.append((*row, more.estimate, more.low, more.high))
-    ends = ["beyond random", "beyond random low", "beyond random high"]
-    return pd.DataFrame(rows, columns=["stage", "change", "group", "share", "low", "high", "n", *ends])
+    start, later = there["S"].to_numpy()[:, None], there.drop(columns="S")
+    kinds = {"appears": later & ~start, "goes": ~later & start}
+    tables = [presence(kind, groups, random, tested, 1).assign(change=n) for n, kind in kinds.items()]
+    return pd.concat(tables, ignore_index=True)
 
 
 def threshold_sweep(
@@ -263,10 +226,7 @@ def activation_correlation(
     """
     chosen = slice(None) if features is None else torch.from_numpy(features)
     parts = ((sae.encode(a)[:, chosen], other.encode(b)) for a, b in _same_tokens(sae, residual, other, its))
-    ours, theirs, square, other_square, product = _means(parts, lambda a, b: (a.T @ b).double(), len(its))
-    spread = np.sqrt(np.maximum(square - ours**2, 0))
-    other_spread = np.sqrt(np.maximum(other_square - theirs**2, 0))
-    return _divided(product - np.outer(ours, theirs), np.outer(spread, other_spread))
+    return _similarity(parts, lambda a, b: (a.T @ b).double(), np.outer, len(its))
 
 
 @torch.no_grad()
@@ -281,22 +241,27 @@ def paired_similarity(
     """
     matched = slice(None) if partners is None else torch.from_numpy(partners)
     parts = ((sae.encode(a), other.encode(b)[:, matched]) for a, b in _same_tokens(sae, residual, other, its))
-    ours, theirs, square, other_square, product = _means(parts, lambda a, b: _total(a * b), len(its))
-    if not centred:
-        return _divided(product, np.sqrt(square * other_square))
-    spread = np.sqrt(np.maximum(square - ours**2, 0) * np.maximum(other_square - theirs**2, 0))
-    return _divided(product - ours * theirs, spread)
+    return _similarity(parts, lambda a, b: _total(a * b), np.multiply, len(its), centred)
 
 
-def _means(
-    parts: Iterable[tuple[Tensor, Tensor]], product: Callable[[Tensor, Tensor], Tensor], n: int
-) -> list[Array]:
-    """Means over n tokens of two sides' activations ``[·, s]``, of their squares, and of their product."""
+def _similarity(
+    parts: Iterable[tuple[Tensor, Tensor]],
+    product: Callable[[Tensor, Tensor], Tensor],
+    pair: Callable[[Array, Array], Array],
+    n: int,
+    centred: bool = True,
+) -> Array:
+    """Correlation, or cosine, over n tokens of two sides' activations, each of which ``pair`` pairs."""
     sums: list[Any] = [0.0] * 5
     for a, b in parts:
         part = [_total(a), _total(b), _total(a.square()), _total(b.square()), product(a, b)]
         sums = [total + new for total, new in zip(sums, part, strict=True)]
-    return [total.cpu().numpy() / n for total in sums]
+    ours, theirs, square, its_square, both = (total.cpu().numpy() / n for total in sums)
+    if centred:
+        square, its_square = np.maximum(square - ours**2, 0), np.maximum(its_square - theirs**2, 0)
+        both = both - pair(ours, theirs)
+    scale = np.sqrt(pair(square, its_square))
+    return np.divide(both, scale, out=np.zeros_like(both), where=scale > 0)
 
 
 def largest_correlations(
@@ -339,7 +304,7 @@ def layer_table(cosines: Mapping[str, Array], groups: Mapping[str, Ids], seed: i
             row: dict[str, object] = {"layer": layer, "group": name}
             for code, verdict in enumerate(VERDICTS):
                 share = bootstrap_mean(verdicts[features] == code, seed=seed)
-                row |= {verdict: share.estimate, f"{verdict} low": share.low, f"{verdict} high": share.high}
+                row |= share.row(verdict, f"{verdict} ")
             rows.append(row | {"features": len(features)})
     ends = [f"{verdict}{end}" for verdict in VERDICTS for end in ("", " low", " high")]
     return pd.DataFrame(rows, columns=["layer", "group", *ends, "features"])
@@ -354,7 +319,3 @@ def _same_tokens(sae: Any, residual: Tensor, other: Any, its: Tensor) -> Iterabl
 
 def _total(values: Tensor) -> Tensor:
     return values.sum(0, dtype=torch.float64)
-
-
-def _divided(values: Array, scale: Array) -> Array:
-    return np.divide(values, scale, out=np.zeros_like(values), where=scale > 0)
