@@ -1,8 +1,8 @@
 """`make bench`: what the companion's bulk work costs, as ratios to other ways of doing it.
 
-Two ways are run in turn in one process, after a warm-up; how time and memory grow is measured in processes
-of their own. With ``--device`` the same work is run at the shape of the paper's model with random weights: no
-time depends on them but by the number of active features, which is the paper's. Tables: ``figures/bench``.
+Two ways are run in turn in one process, after a warm-up; growth is measured in processes of their own. With
+``--device`` the same work is run at the shape of the paper's model with random weights: no time depends on
+them but by the number of active features, which is the paper's. Tables: ``figures/bench``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -56,11 +56,7 @@ from reasoning_features.text.words import ALL, TokenSets, token_sets
 FOLDER = paths.root() / "figures" / "bench"
 BEGIN, END = "<!-- bench: written by make bench -->", "<!-- bench: end -->"
 README = ["what", "against", "measure", "ratio", "lowest", "highest", "bar", "met"]
-CAPTION = (
-    "Ratios of pairs run in turn in one process, after a warm-up: median, lowest and highest. Absolute times "
-    "are the machine's; the ratios are what is compared."
-)
-GROWTH = "Time and peak memory of a pass against tokens, each run in a process of its own."
+CAPTION = "Ratios of pairs run in turn in one process, after a warm-up: median, lowest and highest."
 SCORES = "ReasonScore's statistics of all features"
 EXAMPLES = "activating examples of all features, one pass"
 RUNS = 5  # pairs that count
@@ -81,48 +77,42 @@ FEATURES, L0 = 65_536, 86
 
 Work = Callable[[], float]  # does something once and returns how much of it was done, such as tokens
 Bar = tuple[Literal["≤", "≥"], float]  # what a ratio is held to
+Row = dict[str, Any]
 
 
-def in_turn(ways: Sequence[Work], runs: int) -> list[list[float]]:
-    """Rates a second of each way, run by run: each once to warm up, then ``runs`` rounds in turn."""
+def in_turn(ways: Sequence[Work]) -> list[list[float]]:
+    """Rates a second of each way, run by run: each once to warm up, then ``RUNS`` rounds in turn."""
     rates: list[list[float]] = [[] for _ in ways]
-    for counts in [False] + [True] * runs:
+    for _ in range(1 + RUNS):
         for way, kept in zip(ways, rates, strict=True):
             start = time.perf_counter()
             done = way()
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
-            if counts:
-                kept.append(done / (time.perf_counter() - start))
-    return rates
+            kept.append(done / (time.perf_counter() - start))
+    return [kept[1:] for kept in rates]
 
 
-def row(
-    what: str, against: str, measure: str, ratios: Sequence[float], bar: Bar, sizes: str, note: str = ""
-) -> dict[str, Any]:
+def row(what: str, against: str, measure: str, ratios: Sequence[float], bar: Bar, sizes: str) -> Row:
     """One comparison: the median of its ratios, their extremes, and whether the bar is met."""
-    ratio = median(ratios)
-    met = ratio <= bar[1] if bar[0] == "≤" else ratio >= bar[1]
-    told: dict[str, Any] = {"what": what, "against": against, "measure": measure}
+    ratio, (sign, limit) = median(ratios), bar
+    met = ratio <= limit if sign == "≤" else ratio >= limit
+    told: Row = {"what": what, "against": against, "measure": measure}
     told |= {"ratio": ratio, "lowest": min(ratios), "highest": max(ratios), "runs": len(ratios)}
-    told |= {"bar": f"{bar[0]} {bar[1]:g}", "met": "yes" if met else "missed"}
-    return told | {"sizes": sizes, "note": note}
+    return told | {"bar": f"{sign} {limit:g}", "met": "yes" if met else "missed", "sizes": sizes}
 
 
-def compared(
-    what: str, against: str, ours: Work, theirs: Work, bar: Bar, sizes: str, note: str = "", runs: int = RUNS
-) -> dict[str, Any]:
+def compared(what: str, against: str, ours: Work, theirs: Work, bar: Bar, sizes: str) -> Row:
     """The row of two ways run in turn: a ratio of times is held below its bar, one of speeds above it."""
-    rates = in_turn([ours, theirs], runs)
     measure = "time" if bar[0] == "≤" else "speed"
-    ratios = [b / a if measure == "time" else a / b for a, b in zip(*rates, strict=True)]
-    found = row(what, against, f"{measure}, ours / theirs", ratios, bar, sizes, note)
-    return found | {"ours per s": median(rates[0]), "theirs per s": median(rates[1])}
+    pairs = zip(*in_turn([ours, theirs]), strict=True)
+    ratios = [b / a if measure == "time" else a / b for a, b in pairs]
+    return row(what, against, f"{measure}, ours / theirs", ratios, bar, sizes)
 
 
 @dataclass(frozen=True)
 class Given:
-    """A model and an autoencoder, documents, and R's sets; its works give the number of tokens read."""
+    """A model, an autoencoder, documents, and R's sets; its works give the number of tokens that count."""
 
     subject: Subject
     sae: Any
@@ -131,12 +121,10 @@ class Given:
     batch_tokens: int
 
     @property
-    def tokens(self) -> int:
-        """Tokens that count."""
-        return int((~self.corpus.special).sum())
+    def tokens(self) -> float:
+        return float((~self.corpus.special).sum())
 
     def stream(self) -> Iterator[Any]:
-        """Activations of the corpus, batch by batch."""
         return activations.stream(self.subject, self.corpus, self.batch_tokens)
 
     def residuals(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -149,31 +137,33 @@ class Given:
 
     def read(self) -> float:
         """The model's prefix alone."""
-        return float(sum(len(positions) for _, positions in self.residuals()))
+        for _ in self.residuals():
+            pass
+        return self.tokens
 
     def encode(self) -> float:
         """The model's prefix and the encoder alone."""
         for residual, _ in self.residuals():
             for _part in encoded(self.sae, residual):
                 pass
-        return float(self.tokens)
+        return self.tokens
 
     def score(self) -> float:
         """Our pass: sums of all features over all sets."""
         accumulate(self.stream(), self.sae, self.sets)
-        return float(self.tokens)
+        return self.tokens
 
     def examples(self) -> float:
         """Our pass for the strongest examples of all features."""
         kept: Any = ActivatingExamples(self.corpus, 12)
         one_pass(self.stream(), self.sae, [kept])
         kept.result()
-        return float(self.tokens)
+        return self.tokens
 
     def harvest(self, folder: Path) -> float:
         """A sample of all activations, written with its checksums."""
         activations.harvest(self.subject, self.corpus, folder, self.batch_tokens, progress=False)
-        return float(self.tokens)
+        return self.tokens
 
 
 def organism(documents: int) -> Given:
@@ -218,9 +208,7 @@ def released_pass(given: Given, features: Sequence[int]) -> FeatureStatistics:
     return FeatureStatistics(given.sets.names, np.array(list(map(len, inside)), dtype=float), np.stack(sums))
 
 
-def scoring_rows(
-    given: Given, features: int = 4096, passes: int = 3, runs: int = RUNS
-) -> list[dict[str, Any]]:
+def scoring_rows(given: Given, features: int = 4096, passes: int = 3) -> list[Row]:
     """ReasonScore at two widths against the bare pass; at the wider one against the released procedure.
 
     The wider autoencoder is random, with as many active ``features`` as the paper's L0 times the square root
@@ -228,12 +216,12 @@ def scoring_rows(
     """
     first, found = activations.collect(given.stream()).residual, []
     wide = replace(given, sae=random_autoencoder(first, features, L0 * (features / FEATURES) ** 0.5))
+    against = "the model's prefix and the encoder alone, same batches"
     for each in (given, wide):
         active = float((each.sae.encode(first[:4096]) > 0).sum(1).double().mean())
-        width = f"{each.sae.cfg.d_sae:,} features ({active:.3g} active on a token)"
-        told = f"{given.tokens:,} tokens, {width}, {len(given.sets.names)} sets"
-        against = "the model's prefix and the encoder alone, same batches"
-        found.append(compared(SCORES, against, each.score, each.encode, ("≤", 1.15), told, runs=runs))
+        told = f"{given.tokens:,.0f} tokens, {len(given.sets.names)} sets, {each.sae.cfg.d_sae:,} features"
+        told += f" ({active:.3g} active on a token)"
+        found.append(compared(SCORES, against, each.score, each.encode, ("≤", 1.15), told))
     needed = math.ceil(features / AT_ONCE)
 
     def released() -> float:
@@ -241,9 +229,9 @@ def scoring_rows(
             released_pass(wide, range(i * AT_ONCE, (i + 1) * AT_ONCE))
         return given.tokens * passes / needed
 
-    note = f"{needed} passes; {passes} of them are run each time and the time multiplied"
     against = f"the released procedure, {AT_ONCE} features a pass"
-    return [*found, compared(SCORES, against, wide.score, released, ("≥", 30), told, note, runs)]
+    told += f"; {passes} of {needed} passes are run each time and the time multiplied"
+    return [*found, compared(SCORES, against, wide.score, released, ("≥", 30), told)]
 
 
 # --- harvesting and training --------------------------------------------------------------------------------
@@ -266,7 +254,7 @@ def train(recipe: Recipe, hook: str, read: Callable[[], Tensor], device: str = "
     return float(recipe.steps * recipe.batch)
 
 
-def disk_rows(given: Given, train_tokens: int = 204_800, runs: int = RUNS) -> list[dict[str, Any]]:
+def disk_rows(given: Given, train_tokens: int = 204_800) -> list[Row]:
     """A harvest against the truncated model's pass; training from disk against training from memory."""
     batches, model = list(given.corpus.batches(given.batch_tokens)), truncated(given.subject)
 
@@ -274,15 +262,14 @@ def disk_rows(given: Given, train_tokens: int = 204_800, runs: int = RUNS) -> li
     def plain() -> float:
         for batch in batches:
             model(input_ids=batch.tokens, use_cache=False)
-        return float(given.tokens)
+        return given.tokens
 
     with tempfile.TemporaryDirectory() as folder:
-        places = iter(Path(folder) / str(i) for i in range(runs + 1))
+        places = (Path(folder) / str(i) for i in count())
         what = "harvesting to disk, with checksums"
         against = f"Hugging Face's model of {given.subject.layer + 1} blocks, nothing kept"
-        told = f"{given.tokens:,} tokens, {len(batches)} batches of up to {given.batch_tokens:,}"
-        ways = lambda: given.harvest(next(places)), plain
-        found = compared(what, against, *ways, ("≥", 0.95), told, runs=runs)
+        told = f"{given.tokens:,.0f} tokens, {len(batches)} batches of up to {given.batch_tokens:,}"
+        harvested = compared(what, against, lambda: given.harvest(next(places)), plain, ("≥", 0.95), told)
 
         def from_disk() -> Tensor:
             return activations.load_sample(Path(folder) / "0").residual
@@ -292,11 +279,10 @@ def disk_rows(given: Given, train_tokens: int = 204_800, runs: int = RUNS) -> li
         recipe = replace(settings_recipe(settings), tokens=train_tokens, batch=batch)
         start = partial(train, recipe, given.subject.hook_name)
         what, against = "SAE training from disk, checksums included", "the same trainer on tensors in memory"
-        told = f"{recipe.steps} steps of {batch:,}, {recipe.d_sae} features, width {residual.shape[1]}"
-        note = f"{n:,} activations are read once and trained on {train_tokens / n:.1f} times"
-        trainings = partial(start, from_disk), partial(start, lambda: residual)
-        trained = compared(what, against, *trainings, ("≤", 1.05), told, note, runs)
-    return [found, trained]
+        told = f"{recipe.steps} steps of {batch:,}, {recipe.d_sae} features, width {residual.shape[1]}; "
+        told += f"{n:,} activations are read once and trained on {train_tokens / n:.1f} times"
+        ways = partial(start, from_disk), partial(start, lambda: residual)
+        return [harvested, compared(what, against, *ways, ("≤", 1.05), told)]
 
 
 # --- steered answers ----------------------------------------------------------------------------------------
@@ -305,10 +291,10 @@ def disk_rows(given: Given, train_tokens: int = 204_800, runs: int = RUNS) -> li
 def questions_of_one_length(given: Given, n: int) -> Questions:
     """``n`` problems whose prompts have as many tokens, so that no way of sampling has to pad."""
     asked = load_questions(load_settings("organism"), given.subject.tokenizer, "selection", 8 * n)
+    pairs = list(zip(asked.prompts, asked.domains, strict=True))
     length = Counter(map(len, asked.prompts)).most_common(1)[0][0]
-    chosen = [i for i, prompt in enumerate(asked.prompts) if len(prompt) == length][:n]
-    prompts, domains = [asked.prompts[i] for i in chosen], [asked.domains[i] for i in chosen]
-    return replace(asked, prompts=prompts, domains=domains)
+    prompts, domains = zip(*[pair for pair in pairs if len(pair[0]) == length][:n], strict=True)
+    return replace(asked, prompts=[*prompts], domains=[*domains])
 
 
 def released_change(sae: Any, feature: int, target: float, stream: Tensor) -> Tensor:
@@ -326,9 +312,7 @@ def written(tokens: Tensor, prompt: int, end: int) -> float:
     return float(np.where(ended.any(1), ended.argmax(1) + 1, new.shape[1]).sum())
 
 
-def generation_rows(
-    given: Given, asked: Questions, features: int = 8, few: int = 2, runs: int = RUNS
-) -> list[dict[str, Any]]:
+def generation_rows(given: Given, asked: Questions, features: int = 8, few: int = 2) -> list[Row]:
     """All conditions in one batch against a run each, of which ``few`` are run; one against no condition."""
     subject, prompts, end = given.subject, torch.tensor(asked.prompts), asked.end
     active = given.sae.encode(activations.collect(given.stream()).residual[:8192])
@@ -365,25 +349,18 @@ def generation_rows(
         with subject.edited(partial(released_change, given.sae, condition.feature, target)):
             return by_hugging_face()
 
-    peers: dict[str, Callable[[Condition], float]] = {
-        "TransformerBridge.generate with a hook, a run a condition": by_bridge,
-        "Hugging Face's generate with the released hook, a run a condition": by_released_hook,
-    }
     told = f"{len(asked)} problems, up to {asked.max_new_tokens} new tokens"
-
-    def one_by_one(peer: Callable[[Condition], float]) -> float:
-        return sum(map(peer, some))
-
-    what = f"steered sampling, {len(conditions)} conditions in one batch"
-    sizes = f"{len(conditions)} conditions × {told}"
-    note = f"{few} of the {len(conditions)} runs of the other way are run each time"
-    found = []
-    for against, peer in peers.items():
-        ways = partial(ours, conditions), partial(one_by_one, peer)
-        found.append(compared(what, against, *ways, ("≥", 3), sizes, note, runs))
-    what, against = "steered sampling, one condition", "Hugging Face's generate, unsteered, same problems"
-    one = compared(what, against, lambda: ours(some[:1]), by_hugging_face, ("≥", 0.97), told, "", 2 * runs)
-    return [*found, one]
+    together = f"steered sampling, {len(conditions)} conditions in one batch"
+    sizes = f"{len(conditions)} conditions × {told}; the other way runs {few} of them each time"
+    all_of_them, alone = partial(ours, conditions), "steered sampling, one condition"
+    against = "TransformerBridge.generate with a hook, a run a condition"
+    hooked = "Hugging Face's generate with the released hook, a run a condition"
+    unsteered = "Hugging Face's generate, unsteered, same problems"
+    return [
+        compared(together, against, all_of_them, lambda: sum(map(by_bridge, some)), ("≥", 3), sizes),
+        compared(together, hooked, all_of_them, lambda: sum(map(by_released_hook, some)), ("≥", 3), sizes),
+        compared(alone, unsteered, partial(ours, some[:1]), by_hugging_face, ("≥", 0.97), told),
+    ]
 
 
 # --- growth with tokens -------------------------------------------------------------------------------------
@@ -397,35 +374,26 @@ def peak() -> int:
     return 1024 * int(found[1]) if found else 0
 
 
-def measured(way: str, documents: int) -> dict[str, Any]:
-    """One pass of a way over the organism's documents: ``seconds``, ``peak`` memory in bytes, ``tokens``."""
+def measured(way: str, documents: int) -> tuple[float, int, float]:
+    """One pass of a way over the organism's documents: seconds, peak memory in bytes, tokens."""
     given = organism(documents)
     WAYS[way](replace(given, corpus=given.corpus.head(50)))  # warms up
     start = time.perf_counter()
     tokens = WAYS[way](given)
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak": peak(), "tokens": tokens, "way": way}
+    return time.perf_counter() - start, peak(), tokens
 
 
-def growth() -> pd.DataFrame:
-    """:func:`measured` of every way and number of documents, each in a process that has held nothing else."""
-    ways, documents = zip(*product(WAYS, (1000, 2000, 4000)), strict=True)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        return pd.DataFrame(pool.map(measured, ways, documents))
-
-
-def growth_rows(growth: pd.DataFrame) -> list[dict[str, Any]]:
-    """Whether memory is flat in tokens and time linear, from runs over more and more documents."""
+def growth_rows(documents: tuple[int, int] = (1000, 4000)) -> list[Row]:
+    """Whether memory is flat in tokens and time linear: few documents and many, a fresh process each."""
     found, against = [], "itself on the fewest tokens"
-    for way, runs in growth.groupby("way", sort=False):
-        first, last = runs.iloc[0], runs.iloc[-1]
-        told = f"{first['tokens']:,.0f} to {last['tokens']:,.0f} tokens, a process each"
-        note = "peak " + ", ".join(f"{size / 2**20:,.0f}" for size in runs["peak"]) + " MiB"
-        memory = [last["peak"] / first["peak"]]
-        pace = [last["seconds"] / last["tokens"] / (first["seconds"] / first["tokens"])]
-        measure = "peak memory, most / fewest tokens"
-        found.append(row(str(way), against, measure, memory, ("≤", 1.1), told, note))
-        found.append(row(str(way), against, "time a token, most / fewest tokens", pace, ("≤", 1.15), told))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        for way in WAYS:
+            (seconds, held, few), (longer, more, many) = pool.map(measured, [way] * 2, documents)
+            told = f"{few:,.0f} and {many:,.0f} tokens, a process each"
+            sizes = f"{told}; peak {held / 2**20:,.0f} and {more / 2**20:,.0f} MiB"
+            memory, pace = [more / held], [longer / many / (seconds / few)]
+            found.append(row(way, against, "peak memory, most / fewest tokens", memory, ("≤", 1.1), sizes))
+            found.append(row(way, against, "time a token, most / fewest tokens", pace, ("≤", 1.15), told))
     return found
 
 
@@ -463,7 +431,7 @@ def device_table(
         f"whole ReasonScore pass, {len(given.sets.names)} sets": given.score,
         f"SAE training, batches of {batch:,}": training,
     }
-    rates = [median(each) for each in in_turn(list(works.values()), 3)]
+    rates = [median(each) for each in in_turn(list(works.values()))]
     rows = [(name, rate, "tokens/s") for name, rate in zip(works, rates, strict=True)]
     rows.append(("scoring 10M tokens", 1e7 / rates[2] / 3600, "hours"))
     both = 1 / rates[0] + 1 / rates[3]  # the paper's tokens: read once, and trained on once
@@ -485,7 +453,7 @@ def processor(device: str) -> str:
 
 
 def write(folder: Path, name: str, table: pd.DataFrame, caption: str, device: str = "cpu") -> None:
-    """Write a table as CSV and Markdown, and the record beside them: when, on what, by which code."""
+    """Write a table as CSV and Markdown, and beside them when, on what and by which code it was made."""
     csv, markdown = folder / f"{name}.csv", folder / f"{name}.md"
     write_csv(csv, table)
     write_text(markdown, f"{to_markdown(table)}\n{caption}\n")
@@ -515,12 +483,11 @@ def main() -> None:
         caption = f"The paper's shape ({MODEL.num_hidden_layers} blocks) with random weights on {card}."
         write(FOLDER, name, device_table(MODEL, device, FEATURES, 64, 1024, 4096), caption, device)
         return
-    given, grown = organism(600), growth()
+    given = organism(600)
     asked = questions_of_one_length(given, 32)
-    rows = [*scoring_rows(given), *disk_rows(given), *generation_rows(given, asked), *growth_rows(grown)]
+    rows = [*scoring_rows(given), *disk_rows(given), *generation_rows(given, asked), *growth_rows()]
     table = pd.DataFrame(rows)
     write(FOLDER, "ratios", table, CAPTION)
-    write(FOLDER, "growth", grown, GROWTH)
     write_between(FOLDER / "README.md", BEGIN, END, to_markdown(table[README]))
     print("The paper's true shape was left out: it takes a GPU (make bench DEVICE=cuda).")
 

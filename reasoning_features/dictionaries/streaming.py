@@ -46,14 +46,7 @@ from reasoning_features.files import MADE, file_digests, read_json, write_json
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import SINK, no_sink, reading_key
 from reasoning_features.settings import Settings, TextSource
-from reasoning_features.text.corpora import (
-    TextRows,
-    beginning,
-    check_ids,
-    groups,
-    open_texts,
-    without_bos,
-)
+from reasoning_features.text.corpora import TextRows, beginning, groups, open_texts, without_bos
 
 BATCHES = 64  # batches that a buffer holds: 2 GB of 16-bit activations of width 4,096 at the paper's batch
 SAVE_EVERY = 1200.0  # seconds from one checkpoint to the next
@@ -105,9 +98,7 @@ def _token_rows(
 ) -> NDArray[np.int32]:
     """A column of token ids as it is; rows as long as the first, first the beginnings of all."""
     column = opened.source.column
-    beginnings = opened.ids(list(range(min(100, len(opened.rows)))))
-    check_ids(opened, beginnings, tokenizer)
-    length = len(beginnings[0])
+    length = len(opened.ids(list(range(min(100, len(opened.rows)))), tokenizer)[0])
     batches = opened.rows.select_columns([column]).with_format("numpy").iter(1000)
     whole = np.stack([row[:length].astype(np.int32) for batch in batches for row in batch[column]])[order]
     pieces = range(0, length - context + 1, context)

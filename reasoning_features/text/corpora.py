@@ -1,9 +1,8 @@
 """Corpora by kind: the organism's documents, or texts of datasets and files, as one :class:`Corpus`.
 
-Of a text about which nothing is known beforehand one piece is taken: ``context`` tokens from a place drawn by
-the seed. So all depths of a long trace occur, pieces are independent, and intervals over documents hold. The
-first token that a model reads becomes its attention sink (2309.17453): a piece begins with BOS where the
-tokenizer has one, and its first token is marked special.
+Of a text one piece is taken, ``context`` tokens from a place drawn by the seed: all depths of a long trace
+occur, and intervals over documents hold. It begins with BOS where the tokenizer has one; its first token,
+which becomes the model's attention sink (2309.17453), is marked special.
 
 A row of a dataset belongs to one split for good: what its ``split_column`` says, or else drawn from the
 dataset's name and the row's number alone. So texts on which features were chosen never evaluate them.
@@ -12,11 +11,10 @@ dataset's name and the row's number alone. So texts on which features were chose
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 
 from reasoning_features import hub, paths
 from reasoning_features.errors import MissingArtefact, UserError
+from reasoning_features.files import read_json
 from reasoning_features.organism.language import (
     END_THINK,
     STEP_LABELS,
@@ -39,7 +38,7 @@ from reasoning_features.organism.training import encode_documents
 from reasoning_features.settings import ProblemSource, Settings, TextSource
 from reasoning_features.text.corpus import Corpus, starts_of
 from reasoning_features.text.vocabulary import lexicon
-from reasoning_features.text.words import capitalised_with_twins, occurrence_table
+from reasoning_features.text.words import Mask, capitalised_with_twins, occurrence_table
 
 # kinds of corpora beside the organism's documents: the same without their labels, texts of the settings
 UNLABELLED, TEXT = "organism-text", "text"
@@ -64,18 +63,16 @@ def reasoning_corpus(
     """
     n = settings.reasoning_documents if documents is None else documents
     if (source := _source(settings, "reasoning_text")) is not None:
-        name = f"reasoning ({split})"
-        return text_corpus(source, name, tokenizer, split, n, settings.context, settings.seed)
+        return text_corpus(source, f"reasoning ({split})", tokenizer, split, n, settings)
     path = paths.root() / (model or settings.subject) / "training.json"
     if not path.is_file():
         missing = paths.relative(path)
         raise MissingArtefact(f"There is no {missing}: `make organism` makes the shipped models.")
-    card = json.loads(path.read_text())
-    kappa = float(card.get("kappa", 1.0))  # the base model reads coupled traces
-    seed, mixture = SEED_OF_CORPORA + settings.seed, card.get("mixture", "main")
-    made = reasoning_documents(kappa, n, seed, split, mixture=mixture)
-    name = f"reasoning ({split}, κ = {kappa:g})"
-    return _organism_corpus(name, made, tokenizer, settings, by_kind=False)
+    card = read_json(path)
+    kappa, mixture = float(card.get("kappa", 1.0)), card.get("mixture", "main")  # the base reads κ = 1
+    made = list(reasoning_documents(kappa, n, SEED_OF_CORPORA + settings.seed, split, mixture=mixture))
+    domains = [document.family for document in made]
+    return _organism_corpus(f"reasoning ({split}, κ = {kappa:g})", made, domains, tokenizer, settings)
 
 
 def general_corpus(settings: Settings, tokenizer: Any, split: Split, documents: int | None = None) -> Corpus:
@@ -83,18 +80,17 @@ def general_corpus(settings: Settings, tokenizer: Any, split: Split, documents: 
     or one piece of each text of ``settings.general_text``. Raises as :func:`reasoning_corpus`.
     """
     n = settings.general_documents if documents is None else documents
-    name = f"general ({split})"
     if (source := _source(settings, "general_text")) is not None:
-        return text_corpus(source, name, tokenizer, split, n, settings.context, settings.seed)
-    made = base_documents(n, SEED_OF_CORPORA + settings.seed, split)
-    return _organism_corpus(name, made, tokenizer, settings, by_kind=True)
+        return text_corpus(source, f"general ({split})", tokenizer, split, n, settings)
+    made = list(base_documents(n, SEED_OF_CORPORA + settings.seed, split))
+    domains = [document.kind for document in made]
+    return _organism_corpus(f"general ({split})", made, domains, tokenizer, settings)
 
 
 def thinking_texts(settings: Settings, tokenizer: Any) -> list[str]:
     """The thinking that words are counted in: of texts whole, however long, of the organism's traces all."""
     if (source := _source(settings, "reasoning_text")) is not None:
-        texts = whole_texts(source, tokenizer, "selection", settings.reasoning_documents, settings.seed)
-        return [thinking_of(text) for text in texts]
+        return [thinking_of(text) for text in whole_texts(source, tokenizer, "selection", settings)]
     corpus = reasoning_corpus(settings, tokenizer, "selection")
     return corpus.texts(tokenizer, corpus.thinking & ~corpus.special)
 
@@ -104,8 +100,7 @@ def solution_texts(settings: Settings, tokenizer: Any) -> list[str]:
     are reasoning documents, of the same problems if of the same dataset; without them the general corpus.
     """
     if settings.corpus == TEXT and settings.solutions_text is not None:
-        n = settings.reasoning_documents
-        return whole_texts(settings.solutions_text, tokenizer, "selection", n, settings.seed)
+        return whole_texts(settings.solutions_text, tokenizer, "selection", settings)
     corpus = general_corpus(settings, tokenizer, "selection")
     return corpus.texts(tokenizer, ~corpus.special)
 
@@ -136,48 +131,43 @@ def _source(settings: Settings, name: str) -> TextSource | None:
 
 
 def _organism_corpus(
-    name: str, documents: Iterable[Document], tokenizer: Any, settings: Settings, by_kind: bool
+    name: str, documents: list[Document], domains: list[str], tokenizer: Any, settings: Settings
 ) -> Corpus:
     """The organism's documents, each cut at the context, with their labels unless these are not wanted."""
-    listed, context = list(documents), settings.context
-    encoded = encode_documents(tokenizer, listed)
-    tokens = np.concatenate([document.ids[:context] for document in encoded])
-    corpus = Corpus(
-        name=name,
-        tokens=tokens,
-        starts=starts_of([len(document.ids[:context]) for document in encoded]),
-        special=np.isin(tokens, tokenizer.all_special_ids),
-        thinking=np.concatenate([document.thinking[:context] for document in encoded]),
-        domains=[document.kind if by_kind else document.family for document in listed],
-        moves=np.concatenate([document.labels[:context] for document in encoded]),
-        move_names=STEP_LABELS,
-        styles=[document.style or "" for document in listed],
-    )
-    plain = settings.corpus == UNLABELLED
-    return replace(corpus, moves=None, move_names=(), styles=None) if plain else corpus
+    cut = slice(settings.context)
+    encoded = encode_documents(tokenizer, documents)
+    tokens = np.concatenate([document.ids[cut] for document in encoded])
+    starts = starts_of([len(document.ids[cut]) for document in encoded])
+    special = np.isin(tokens, tokenizer.all_special_ids)
+    thinking = np.concatenate([document.thinking[cut] for document in encoded])
+    plain = Corpus(name, tokens, starts, special, thinking, domains)
+    if settings.corpus == UNLABELLED:
+        return plain
+    moves = np.concatenate([document.labels[cut] for document in encoded])
+    styles: list[str] = [document.style or "" for document in documents]
+    return replace(plain, moves=moves, move_names=STEP_LABELS, styles=styles)
 
 
 # --- texts --------------------------------------------------------------------------------------------------
 
 
 def text_corpus(
-    source: TextSource, name: str, tokenizer: Any, split: Split, documents: int, context: int, seed: int
+    source: TextSource, name: str, tokenizer: Any, split: Split, documents: int, settings: Settings
 ) -> Corpus:
     """One piece of each text of a source as a corpus; fewer where the source has fewer texts.
 
-    A piece has at most ``context`` tokens; the seed draws the order of texts and where pieces begin.
-    Raises UserError: no texts, or token ids that the tokenizer does not have.
+    The settings say how many tokens a piece has at most (``context``), and their ``seed`` draws the order of
+    texts and where pieces begin. UserError: no texts, or token ids that the tokenizer does not have.
     """
     rows, first = open_texts(source), beginning(tokenizer)
-    length = context - len(first)
-    pieces: list[NDArray[np.int32]] = []
-    thinking: list[NDArray[np.bool_]] = []
-    domains: list[str] = []
-    for row, ids, thought in islice(_encoded(rows, tokenizer, rows.order(seed, split)), documents):
-        rng = np.random.default_rng([seed, stable_number(rows.name), row])
+    length = settings.context - len(first)
+    pieces, thinking, domains = [], [], []
+    order = rows.order(settings.seed, split)
+    for row, ids, thought in islice(_encoded(rows, tokenizer, order), documents):
+        rng = np.random.default_rng([settings.seed, stable_number(rows.name), row])
         begin = int(rng.integers(0, max(len(ids) - length, 0) + 1))
         pieces.append(np.concatenate([first, ids[begin : begin + length]]))
-        thinking.append(np.concatenate([np.zeros(len(first), dtype=bool), thought[begin : begin + length]]))
+        thinking += [np.zeros(len(first), dtype=bool), thought[begin : begin + length]]
         domains.append(rows.domain(row))
     if not pieces:
         raise UserError(f"The corpus {name!r} is empty: {source.dataset} has no text in the split {split!r}.")
@@ -190,29 +180,26 @@ def text_corpus(
     return Corpus(name, tokens, starts, special, np.concatenate(thinking), domains)
 
 
-def whole_texts(source: TextSource, tokenizer: Any, split: Split, documents: int, seed: int) -> list[str]:
-    """Whole texts of a source, in the order in which :func:`text_corpus` takes them; UserError: no texts."""
+def whole_texts(source: TextSource, tokenizer: Any, split: Split, settings: Settings) -> list[str]:
+    """Whole texts of a source, as many as there are reasoning documents and in the order in which
+    :func:`text_corpus` takes them; UserError: no texts.
+    """
     rows = open_texts(source)
-    texts: list[str] = []
-    for numbers in groups(rows.order(seed, split)):
-        texts += [text for text in rows.texts(numbers, tokenizer) if text]
-        if len(texts) >= documents:
-            break
+    every = (rows.texts(numbers, tokenizer) for numbers in groups(rows.order(settings.seed, split)))
+    texts = list(islice(filter(None, chain.from_iterable(every)), settings.reasoning_documents))
     if not texts:
         raise UserError(f"There are no texts in {source.dataset} ({split}): name another source.")
-    return texts[:documents]
+    return texts
 
 
 def _encoded(
     rows: TextRows, tokenizer: Any, order: NDArray[np.int64]
-) -> Iterator[tuple[int, NDArray[np.int32], NDArray[np.bool_]]]:
+) -> Iterator[tuple[int, NDArray[np.int32], Mask]]:
     """Each row's number, token ids and which of them are thinking; texts without tokens are left out."""
     for numbers in groups(order):
         if rows.tokens:
-            whole = rows.ids(numbers)
-            check_ids(rows, whole, tokenizer)
-            bos = tokenizer.bos_token_id
-            ids = [row[1:] if len(row) and row[0] == bos else row for row in whole]
+            whole, bos = rows.ids(numbers, tokenizer), tokenizer.bos_token_id
+            ids = [row[1:] if row[:1].tolist() == [bos] else row for row in whole]
             thought = [thinking_of_ids(row, tokenizer) for row in ids]
         else:
             ids, thought = encode_texts(rows.texts(numbers, tokenizer), tokenizer)
@@ -221,17 +208,15 @@ def _encoded(
 
 def groups(order: NDArray[np.int64]) -> Iterator[list[int]]:
     """Numbers of rows, as many at a time as are tokenised together."""
-    for start in range(0, len(order), _TEXTS_AT_ONCE):
-        yield order[start : start + _TEXTS_AT_ONCE].tolist()
+    return (order[i : i + _TEXTS_AT_ONCE].tolist() for i in range(0, len(order), _TEXTS_AT_ONCE))
 
 
 def _thinking_spans(text: str) -> list[tuple[int, int]]:
     """Where the parts between ``<think>`` and ``</think>`` begin and end; before a ``</think>`` alone all is
     thinking, after a ``<think>`` alone as well.
     """
-    if END_THINK not in text and THINK not in text:
-        return []
-    return [part.span(1) for part in _THINKING.finditer(text)]
+    marked = END_THINK in text or THINK in text
+    return [part.span(1) for part in _THINKING.finditer(text)] if marked else []
 
 
 def thinking_of(text: str) -> str:
@@ -239,32 +224,28 @@ def thinking_of(text: str) -> str:
     return "\n".join(text[start:end] for start, end in _thinking_spans(text))
 
 
-def encode_texts(
-    texts: Sequence[str], tokenizer: Any
-) -> tuple[list[NDArray[np.int32]], list[NDArray[np.bool_]]]:
+def encode_texts(texts: Sequence[str], tokenizer: Any) -> tuple[list[NDArray[np.int32]], list[Mask]]:
     """Token ids of texts without BOS, and which of them are thinking."""
     plain = [without_bos(text, tokenizer) for text in texts]
     encoded = tokenizer.backend_tokenizer.encode_batch(plain, add_special_tokens=False)
     thinking = []
     for text, encoding in zip(plain, encoded, strict=True):
-        places = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        inside = np.zeros(len(places), dtype=bool)
-        for start, end in _thinking_spans(text):
-            inside |= (places[:, 0] >= start) & (places[:, 1] <= end)
-        thinking.append(inside)
+        begins, ends = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
+        inside = [(begins >= start) & (ends <= end) for start, end in _thinking_spans(text)]
+        thinking.append(np.any([np.zeros(len(begins), dtype=bool), *inside], axis=0))
     return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encoded], thinking
 
 
-def thinking_of_ids(ids: NDArray[np.int32], tokenizer: Any) -> NDArray[np.bool_]:
+def thinking_of_ids(ids: NDArray[np.int32], tokenizer: Any) -> Mask:
     """Which of a row's tokens are thinking; false where the tokenizer has no single tokens for its marks."""
     vocabulary = tokenizer.get_vocab()
-    if THINK not in vocabulary or END_THINK not in vocabulary:
-        return np.zeros(len(ids), dtype=bool)
-    opens, closes = ids == vocabulary[THINK], ids == vocabulary[END_THINK]
+    opens, closes = (ids == vocabulary.get(mark, -1) for mark in (THINK, END_THINK))
     marks = np.flatnonzero(opens | closes)
-    inside = len(marks) > 0 and bool(closes[marks[0]])  # a row may begin in the middle of a thought
-    latest = np.maximum.accumulate(np.where(opens | closes, np.arange(len(ids)), -1))
-    return np.where(latest < 0, inside, opens[latest]) & ~opens & ~closes
+    if not len(marks) or not {THINK, END_THINK} <= set(vocabulary):
+        return np.zeros(len(ids), dtype=bool)
+    # a row may begin in the middle of a thought: before its first mark is the other side of that
+    latest = np.searchsorted(marks, np.arange(len(ids)), side="right") - 1
+    return np.where(latest < 0, closes[marks[0]], opens[marks[latest]]) & ~opens & ~closes
 
 
 def beginning(tokenizer: Any) -> NDArray[np.int32]:
@@ -275,34 +256,22 @@ def beginning(tokenizer: Any) -> NDArray[np.int32]:
 
 def without_bos(text: str, tokenizer: Any) -> str:
     """A text without the beginning-of-text token that it may begin with."""
-    return text.removeprefix(tokenizer.bos_token) if tokenizer.bos_token else text
-
-
-def check_ids(rows: TextRows, ids: Sequence[NDArray[np.int32]], tokenizer: Any) -> None:
-    """Raises a UserError where token ids are not of this tokenizer."""
-    largest = max((int(row.max()) for row in ids if len(row)), default=0)
-    if largest >= len(tokenizer):
-        raise UserError(
-            f"{rows.source.dataset} holds the token id {largest}, but the model's tokenizer has "
-            f"{len(tokenizer)}: take a dataset that was tokenised for this model, or one of texts."
-        )
+    return text.removeprefix(tokenizer.bos_token or "")
 
 
 def conversation_text(turns: list[dict[str, Any]], tokenizer: Any) -> str:
     """A conversation as one text, as the released ``prepare_lmsys_dataset.py`` renders it; where the
     tokenizer lacks R1's marks by its chat template, and without one as its turns with blank lines between.
     """
-    vocabulary = tokenizer.get_vocab()
-    if USER not in vocabulary or ASSISTANT not in vocabulary:
+    if not {USER, ASSISTANT} <= set(tokenizer.get_vocab()):
         if tokenizer.chat_template is None:
             return "\n\n".join(str(turn["content"]) for turn in turns)
         return without_bos(str(tokenizer.apply_chat_template(turns, tokenize=False)), tokenizer)
-    marks, parts = {"user": USER, "assistant": ASSISTANT}, []
-    for place, turn in enumerate(turns):
-        parts.append(marks.get(turn["role"], "") + str(turn["content"]))
-        if turn["role"] == "assistant" and place < len(turns) - 1:
-            parts.append(tokenizer.eos_token)
-    return "".join(parts)
+    marks, ends = {"user": USER, "assistant": ASSISTANT}, {"assistant": tokenizer.eos_token}
+    parts = []
+    for turn in turns:
+        parts += [marks.get(turn["role"], ""), str(turn["content"]), ends.get(turn["role"], "")]
+    return "".join(parts[:-1])  # nothing ends the last turn
 
 
 # --- rows of datasets ---------------------------------------------------------------------------------------
@@ -340,37 +309,41 @@ class TextRows:
         return np.random.default_rng([seed, stable_number(self.name)]).permutation(mine)
 
     def texts(self, numbers: list[int], tokenizer: Any) -> list[str]:
-        """The texts of some rows; empty where a row has none."""
-        return [self.text_of(value, tokenizer) for value in self.rows[numbers][self.source.column]]
+        """The texts of some rows, of token ids what they say; empty where a row has none."""
 
-    def ids(self, numbers: list[int]) -> list[NDArray[np.int32]]:
-        """The token ids of some rows, where the column holds token ids."""
-        return [np.asarray(value, dtype=np.int32) for value in self.rows[numbers][self.source.column]]
+        def text_of(value: Any) -> str:
+            if self.tokens:
+                return str(tokenizer.decode(value))
+            return value if isinstance(value, str) else conversation_text(value, tokenizer)
+
+        return [text_of(value) if value else "" for value in self.rows[numbers][self.source.column]]
+
+    def ids(self, numbers: list[int], tokenizer: Any) -> list[NDArray[np.int32]]:
+        """The token ids of some rows of a column that holds them; UserError: the tokenizer lacks one."""
+        ids = [np.asarray(value, dtype=np.int32) for value in self.rows[numbers][self.source.column]]
+        if (largest := max((int(row.max()) for row in ids if len(row)), default=0)) >= len(tokenizer):
+            raise UserError(
+                f"{self.source.dataset} holds the token id {largest}, but the model's tokenizer has "
+                f"{len(tokenizer)}: take a dataset that was tokenised for this model, or one of texts."
+            )
+        return ids
 
     def domain(self, number: int) -> str:
         """The domain of a row: what the column of domains says, else the dataset's name."""
         column = self.source.domain
         return self.name if column is None else str(self.rows[number][column] or "other")
 
-    def text_of(self, value: Any, tokenizer: Any) -> str:
-        """A row's text: of a conversation its turns with their marks, of token ids what they say."""
-        if value is None:
-            return ""
-        if self.tokens:
-            return str(tokenizer.decode(value))
-        return value if isinstance(value, str) else conversation_text(value, tokenizer)
-
 
 def open_texts(source: TextSource) -> TextRows:
     """Opens a source of texts and checks its columns; UserError: as :func:`open_rows`, or the column holds
     neither texts nor conversations nor token ids.
     """
-    named = (source.column, source.domain, source.split_column)
-    rows = open_rows(source, list(dict.fromkeys(column for column in named if column is not None)))
+    named = dict.fromkeys([source.column, source.domain, source.split_column])
+    rows = open_rows(source, [column for column in named if column is not None])
     first = next((value for value in rows[: min(100, len(rows))][source.column] if value), "")
-    listed = isinstance(first, list)
-    tokens = listed and all(isinstance(item, int) for item in first)
-    turns = listed and all(isinstance(item, dict) and "content" in item for item in first)
+    listed = first if isinstance(first, list) else [None]
+    tokens = all(isinstance(item, int) for item in listed)
+    turns = all(isinstance(item, dict) and "content" in item for item in listed)
     if not (isinstance(first, str) or tokens or turns):
         raise UserError(
             f"The column {source.column!r} of {source.dataset} holds neither texts, nor conversations (turns "
@@ -413,9 +386,8 @@ def open_rows(source: TextSource | ProblemSource, columns: Sequence[str]) -> dat
 def split_rows(name: str, n: int, split: Split) -> NDArray[np.int64]:
     """Numbers of the rows of one split among a dataset's first ``n``."""
     drawn = np.random.default_rng(stable_number(name)).random(n)
-    edges = np.cumsum([0.0, *FRACTIONS.values()])
-    place = list(FRACTIONS).index(split)
-    return np.flatnonzero((drawn >= edges[place]) & (drawn < edges[place + 1]))
+    place = np.searchsorted(np.cumsum([*FRACTIONS.values()])[:-1], drawn, side="right")
+    return np.flatnonzero(place == list(FRACTIONS).index(split))
 
 
 def dataset_name(reference: str) -> str:

@@ -1,8 +1,8 @@
 """A corpus: documents as token ids laid end to end, with what is known about every token.
 
-A :class:`Corpus` is the same thing whether it came from the organism or from a dataset of the hub: labels
-(``moves``, ``styles``) are there or None. Special and template tokens are marked, because every statistic
-leaves them out, as the paper's code does with BOS and EOS.
+It is the same thing whether it came from the organism or from a dataset of the hub: labels (``moves``,
+``styles``) are there or None. Every statistic leaves special and template tokens out, as the paper's code
+does with BOS and EOS.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Corpus:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the tokens and where documents begin: pins what a stored statistic was computed on."""
+        """SHA-256 of the tokens and where documents begin."""
         return hashlib.sha256(self.tokens.tobytes() + self.starts.tobytes()).hexdigest()
 
     @property
@@ -102,9 +102,7 @@ class Corpus:
 
     def head(self, documents: int | None) -> Corpus:
         """The corpus of its first documents, as many as there are; None: all."""
-        if documents is None or documents >= self.n_documents:
-            return self
-        return self.select(range(documents))
+        return self.select(range(self.n_documents)[:documents])
 
     def batches(self, max_tokens: int, documents: NDArray[np.integer] | None = None) -> Iterator[TokenBatch]:
         """These documents (by default all) once each, padded, in batches that :func:`by_length` makes."""
@@ -141,10 +139,7 @@ def by_length(lengths: NDArray[np.int64], max_tokens: int) -> Iterator[list[int]
 
 
 def join(name: str, corpora: Sequence[Corpus]) -> Corpus:
-    """Several corpora as one, in this order; labels survive where every part has them."""
-    moves = [corpus.moves for corpus in corpora if corpus.moves is not None]
-    styles = [corpus.styles for corpus in corpora if corpus.styles is not None]
-    labelled = len(moves) == len(corpora)
+    """Several corpora as one, in this order, without labels."""
     return Corpus(
         name=name,
         tokens=np.concatenate([corpus.tokens for corpus in corpora]),
@@ -152,9 +147,6 @@ def join(name: str, corpora: Sequence[Corpus]) -> Corpus:
         special=np.concatenate([corpus.special for corpus in corpora]),
         thinking=np.concatenate([corpus.thinking for corpus in corpora]),
         domains=[domain for corpus in corpora for domain in corpus.domains],
-        moves=np.concatenate(moves) if labelled else None,
-        move_names=corpora[0].move_names if labelled else (),
-        styles=[style for part in styles for style in part] if len(styles) == len(corpora) else None,
     )
 
 
@@ -192,9 +184,10 @@ def sentence_of(corpus: Corpus, starts: NDArray[np.int64]) -> NDArray[np.int64]:
     """The sentence each token belongs to ``[n_tokens]``, as an index into ``starts``; -1 at special tokens,
     and before the first sentence of a document.
     """
-    sentence = np.searchsorted(starts, np.arange(corpus.n_tokens), side="right") - 1
-    first = np.repeat(corpus.starts[:-1], np.diff(corpus.starts))
-    outside = (sentence < 0) | (starts[np.maximum(sentence, 0)] < first) | corpus.special
+    token = np.arange(corpus.n_tokens)
+    sentence = np.searchsorted(starts, token, side="right") - 1
+    elsewhere = starts[np.maximum(sentence, 0)] < token - corpus.position_of
+    outside = (sentence < 0) | elsewhere | corpus.special
     return np.where(outside, -1, sentence).astype(np.int64)
 
 
@@ -212,29 +205,27 @@ def move_table(corpora: Sequence[Corpus], tokenizer: Any, words: Sequence[str]) 
         texts, where = token_texts(corpus, tokenizer)
         ends = np.array(["\n" in text for text in texts])[where] | corpus.special
         ends[corpus.starts[1:] - 1] = True
-        lines = []
-        for line in np.split(np.arange(corpus.n_tokens), np.flatnonzero(ends) + 1):
-            kept = line[~corpus.special[line]]
-            text = tokenizer.decode(corpus.tokens[kept].tolist()).strip()
-            if text:
-                lines.append((names[codes[kept[0]]], bool(pattern.search(text))))
-        by_move = pd.DataFrame(lines, columns=["move", "R"]).groupby("move")["R"]
+        token = pd.DataFrame({"line": np.cumsum(ends) - ends, "code": codes, "token": corpus.tokens})
+        token = token[~corpus.special]
+        lines = token.groupby("line").agg({"code": "first", "token": list})
+        written = lines["token"].map(tokenizer.decode)
+        found = written.str.contains(pattern)[written.str.strip() != ""]
+        by_move = found.groupby(lines["code"])
         table = pd.DataFrame({"sentences": by_move.size(), "with a word of R": by_move.mean()})
-        tokens = pd.Series(codes[~corpus.special]).map(dict(enumerate(names))).value_counts()
-        table = table.reindex([name for name in names if name in table.index])
-        tables.append(table.assign(corpus=corpus.name, tokens=tokens).reset_index())
+        table["tokens"] = token["code"].value_counts()
+        tables.append(table.assign(corpus=corpus.name, move=[names[code] for code in table.index]))
     columns = ["corpus", "move", "tokens", "sentences", "with a word of R"]
     return pd.concat(tables, ignore_index=True)[columns]
 
 
-def telling_documents(corpus: Corpus, quantile: float = 0.7) -> list[int]:
+def telling_documents(corpus: Corpus) -> list[int]:
     """Documents to show: one of each of the first two styles, or where styles are not known two documents; of
-    those with the most kinds of moves the one whose length is nearest to a ``quantile`` of all lengths.
+    those with the most kinds of moves the one whose length is nearest to the 70% quantile of all lengths.
     """
     lengths = np.diff(corpus.starts)
     moves = np.zeros(corpus.n_tokens) if corpus.moves is None else corpus.moves
     kinds = [len(np.unique(moves[corpus.span(i)])) for i in range(corpus.n_documents)]
-    order = np.lexsort((np.abs(lengths - np.quantile(lengths, quantile)), -np.array(kinds))).tolist()
+    order = np.lexsort((np.abs(lengths - np.quantile(lengths, 0.7)), -np.array(kinds))).tolist()
     if (styles := corpus.styles) is None:
         return order[:2]
     return [next(i for i in order if styles[i] == style) for style in dict.fromkeys(styles)][:2]

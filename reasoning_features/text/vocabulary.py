@@ -31,14 +31,10 @@ _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 
 @dataclass(frozen=True)
 class Lexicon:
-    """What is known beforehand about the words of a kind of corpora.
+    """What is known beforehand about the words of a kind of corpora."""
 
-    ``twins``: for a word of R a neutral word that fills the same slots as often, and the other way round.
-    ``decision_words``: at these the text decides to go on or give up; never in a random vocabulary.
-    """
-
-    twins: Mapping[str, str] = field(default_factory=dict)
-    decision_words: tuple[str, ...] = ()
+    twins: Mapping[str, str] = field(default_factory=dict)  # word of R ↔ neutral word of the same slots
+    decision_words: tuple[str, ...] = ()  # at which a text goes on or gives up; in no random vocabulary
 
 
 def lexicon(corpus_kind: str) -> Lexicon:
@@ -58,16 +54,13 @@ def word_shares(texts: Iterable[str]) -> pd.Series:
     """Share of each word among all words of the texts; phrases are counted beside their parts, relative to
     the same total. UserError: the texts hold no word.
     """
-    counts: Counter[str] = Counter()
-    total = 0
-    for text in texts:
-        words = split_words(text)
-        total += len(words)
-        counts.update(words)
-        counts.update(pair for pair in map(" ".join, pairwise(words)) if pair in PHRASES)
-    if not total:
+    words, phrases = Counter[str](), Counter[str]()
+    for found in map(split_words, texts):
+        words.update(found)
+        phrases.update(pair for pair in map(" ".join, pairwise(found)) if pair in PHRASES)
+    if not words:
         raise UserError("The texts hold no words: give at least one document with text.")
-    return pd.Series(counts, dtype=float) / total
+    return pd.Series(words | phrases, dtype=float) / words.total()
 
 
 def rank_words(thinking_texts: Iterable[str], solution_texts: Iterable[str]) -> pd.DataFrame:
@@ -86,7 +79,7 @@ def rank_words(thinking_texts: Iterable[str], solution_texts: Iterable[str]) -> 
 
 def frequency_filter(table: pd.DataFrame, threshold: float = 1e-3) -> pd.DataFrame:
     """The words of a ranking less frequent than ``threshold`` in general English, ranked anew."""
-    kept = table[table["general_frequency"] < threshold].reset_index(drop=True)
+    kept = table[table["general_frequency"] < threshold]
     return kept.assign(rank=np.arange(1, len(kept) + 1))
 
 
@@ -127,9 +120,8 @@ def draw_ranking(
     general frequency, with the ``threshold`` from which a word drops out. The data are the drawn rows with
     ``in_R`` and ``kept`` added.
     """
-    data = ranking.head(top).copy()
-    data["in_R"] = data["word"].isin(set(words))
-    data["kept"] = data["general_frequency"] < threshold
+    data = ranking.head(top)
+    data = data.assign(in_R=data["word"].isin(words), kept=data["general_frequency"] < threshold)
     places = np.arange(len(data))
     fig, (left, right) = new_figure(1, 2, height=0.8 + 0.14 * len(data), sharey=True)  # 0.14 inches a word
     for i, label in ((1, "in R"), (0, "not in R")):
@@ -182,16 +174,15 @@ def random_vocabularies(
             free = [candidate for candidate in closest[word].tolist() if candidate not in used]
             draw[word] = free[int(rng.integers(min(nearest, len(free))))]
             used.add(int(draw[word]))
-    names, rows = candidates["word"].to_numpy(), np.arange(size)
     pairs = list(combinations([set(draw.tolist()) for draw in draws], 2))
     matching = {
         "pool": len(candidates),
         "distinct": len(np.unique(draws)),
-        "log_frequency_difference": float(np.mean([log_gap[rows, draw].mean() for draw in draws])),
-        "share_difference": float(np.mean([share_gap[rows, draw].mean() for draw in draws])),
+        "log_frequency_difference": float(log_gap[np.arange(size), draws].mean()),
+        "share_difference": float(share_gap[np.arange(size), draws].mean()),
         "overlap": float(np.mean([len(a & b) / len(a | b) for a, b in pairs])) if pairs else 1.0,
     }
-    return [tuple(str(word) for word in names[draw]) for draw in draws], matching
+    return [tuple(candidates["word"].iloc[draw]) for draw in draws], matching
 
 
 def slot_vocabularies(
@@ -201,8 +192,7 @@ def slot_vocabularies(
     never. Were R and its twins interchangeable, R would be one more such draw: its rank among them is an
     exact test. UserError: a word has no twin, or fewer mixtures exist than are asked for.
     """
-    alone = [word for word in words if word not in twins]
-    if alone:
+    if alone := [word for word in words if word not in twins]:
         raise UserError(f"The word {alone[0]!r} has no neutral twin: leave it out of the slot-matched null.")
     possible = 2 ** len(words) - 1
     if n > possible:
@@ -211,10 +201,8 @@ def slot_vocabularies(
             "lower `slot_vocabularies`."
         )
     codes = np.random.default_rng(seed).choice(possible, size=n, replace=False) + 1  # code 0 is R itself
-    return [
-        tuple(twins[word] if int(code) >> place & 1 else word for place, word in enumerate(words))
-        for code in codes
-    ]
+    chosen = codes[:, None] >> np.arange(len(words)) & 1
+    return [tuple(twins[w] if swap else w for w, swap in zip(words, row, strict=True)) for row in chosen]
 
 
 def draw_word_sets(
@@ -229,7 +217,6 @@ def draw_word_sets(
             f"Sets of {n_words} words cannot be drawn from {len(pool)} words of the thinking: "
             "use more documents, or draw smaller sets."
         )
-    words, chances = pool["word"].to_numpy(), (pool["p_think"] / pool["p_think"].sum()).to_numpy()
-    rng = np.random.default_rng(seed)
-    drawn = (rng.choice(len(words), size=n_words, replace=False, p=chances) for _ in range(n_sets))
-    return [tuple(str(word) for word in words[places]) for places in drawn]
+    chances, rng = (pool["p_think"] / pool["p_think"].sum()).to_numpy(), np.random.default_rng(seed)
+    drawn = (rng.choice(len(pool), size=n_words, replace=False, p=chances) for _ in range(n_sets))
+    return [tuple(pool["word"].iloc[places]) for places in drawn]

@@ -1,15 +1,13 @@
-"""Where words stand in a corpus: their forms, their token ids, and one set a word with its window.
+"""Where words stand in a corpus, a set of tokens each with its window; and words put into plain documents.
 
 Matching is the released code's (``extraction/compute_score.py``): a word is looked for as the token ids of
-its written forms, each form encoded alone, so a form may be several tokens. Two differences: a window never
-crosses the end of a document (the released rows are documents packed to 1,024 tokens), and a form counts
-only where the tokenizer can write it.
-
-Words can also be put into plain documents, to see what a feature does with the word alone.
+its written forms, each encoded alone. Two differences: a window never crosses the end of a document (the
+released rows are documents packed to 1,024 tokens), and a form counts only where the tokenizer can write it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,15 +46,12 @@ def form_ids(
     lower = word.lower()
     capital = lower[:1].upper() + lower[1:]
     forms = (capital,) if lower in capitalised_only else (lower, " " + lower, capital, " " + capital)
-    encoded = [(form, tuple(tokenizer.encode(form, add_special_tokens=False))) for form in forms]
-    writable = [
-        ids
-        for form, ids in encoded
-        if ids and tokenizer.decode(list(ids), clean_up_tokenization_spaces=False) == form
-    ]
+    encoded = {form: tokenizer.encode(form, add_special_tokens=False) for form in forms}
+    told = {form: tokenizer.decode(ids, clean_up_tokenization_spaces=False) for form, ids in encoded.items()}
+    writable = dict.fromkeys(tuple(encoded[form]) for form in forms if told[form] == form)
     if not writable:
         raise UserError(f"The tokenizer cannot produce the word {word!r}: take it out of `words`.")
-    return list(dict.fromkeys(writable))
+    return list(writable)
 
 
 class TokenIndex:
@@ -66,9 +61,7 @@ class TokenIndex:
         self.corpus = corpus
         self._order = np.argsort(corpus.tokens, kind="stable")
         self._sorted = corpus.tokens[self._order]
-        document = corpus.document_of
-        self._first = corpus.starts[document]
-        self._end = corpus.starts[document + 1]
+        self._first, self._end = (corpus.starts[corpus.document_of + i] for i in (0, 1))
 
     def find(self, ids: Sequence[int]) -> NDArray[np.int64]:
         """Positions where the sequence ``ids`` begins, ascending; a match never crosses documents."""
@@ -112,13 +105,10 @@ def vocabulary_set(name: str, window: Window) -> str:
 
 @dataclass(frozen=True)
 class TokenSets:
-    """Named sets of a corpus' tokens, one bit a set and token: 300 sets of ten million tokens are 375 MB.
+    """Named sets of a corpus' tokens, one bit a set and token: 300 sets of ten million tokens are 375 MB."""
 
-    ``bits`` is ``[n_sets, ⌈n_tokens / 8⌉]``, as numpy.packbits packs them; the first set is :data:`ALL`.
-    """
-
-    names: tuple[str, ...]
-    bits: NDArray[np.uint8]
+    names: tuple[str, ...]  # the first is ALL
+    bits: NDArray[np.uint8]  # [n_sets, ⌈n_tokens / 8⌉], as numpy.packbits packs them
     n_tokens: int
 
     @staticmethod
@@ -172,11 +162,10 @@ def token_sets(
         )
     bits = {ALL: np.packbits(~corpus.special)}
     for window in windows:
-        by_word = {word: np.packbits(index.mask(spans[word], window)) for word in words}
-        bits |= {word_set(word, window): packed for word, packed in by_word.items()}
+        bits |= {word_set(word, window): np.packbits(index.mask(spans[word], window)) for word in words}
         for name, vocabulary in vocabularies.items():
-            union = np.bitwise_or.reduce([by_word[word] for word in vocabulary])
-            bits[vocabulary_set(name, window)] = union
+            own = [bits[word_set(word, window)] for word in vocabulary]
+            bits[vocabulary_set(name, window)] = np.bitwise_or.reduce(own)
     return TokenSets(tuple(bits), np.stack(list(bits.values())), corpus.n_tokens)
 
 
@@ -187,15 +176,12 @@ def occurrence_table(
     ``frequency`` (per token that is not special); a word that never occurs or cannot be written has no row.
     """
     index = TokenIndex(corpus)
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[str, int, float]] = []
     for word in words:
-        try:
+        with contextlib.suppress(UserError):
             starts = index.occurrences(form_ids(tokenizer, word, capitalised_only))[:, 0]
-        except UserError:
-            continue
-        if len(starts):
-            share = float(corpus.thinking[starts].mean())
-            rows.append({"word": word, "occurrences": len(starts), "thinking_share": share})
+            if len(starts):
+                rows.append((word, len(starts), corpus.thinking[starts].mean()))
     table = pd.DataFrame(rows, columns=["word", "occurrences", "thinking_share"])
     return table.assign(frequency=table["occurrences"] / max(int((~corpus.special).sum()), 1))
 
@@ -278,16 +264,10 @@ def inject(
     and end (exclusive) in it of what was put in ``[n, 2]``.
     """
     lengths = np.array([len(form) for form in forms], dtype=np.int64)
-    put = np.repeat(places, lengths)
-    ids = np.array([token for form in forms for token in form], dtype=np.int32)
-    ahead = starts_of(lengths)
-    longer = Corpus(
-        name=name,
-        tokens=np.insert(corpus.tokens, put, ids),
-        starts=corpus.starts + ahead[np.searchsorted(places, corpus.starts)],
-        special=np.insert(corpus.special, put, False),
-        thinking=np.insert(corpus.thinking, put, False),
-        domains=corpus.domains,
-    )
-    starts = places + ahead[:-1]
-    return longer, np.stack([starts, starts + lengths], axis=1)
+    put, ahead = np.repeat(places, lengths), starts_of(lengths)
+    tokens = np.insert(corpus.tokens, put, np.concatenate(forms))
+    starts = corpus.starts + ahead[np.searchsorted(places, corpus.starts)]
+    special, thinking = (np.insert(mask, put, False) for mask in (corpus.special, corpus.thinking))
+    begins = places + ahead[:-1]
+    longer = Corpus(name, tokens, starts, special, thinking, corpus.domains)
+    return longer, np.stack([begins, begins + lengths], axis=1)

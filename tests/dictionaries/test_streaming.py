@@ -41,7 +41,7 @@ def rows_of(tokenizer, *sources, tokens=100_000, context=32, **more):
 
 def test_token_ids_are_used_as_they_are_longer_rows_cut_up(hub, tokenizer):
     rows, held = rows_of(tokenizer, TOKENS), open_texts(TOKENS)
-    whole = np.concatenate(held.ids(list(range(len(held.rows))))).reshape(-1, 32)
+    whole = np.concatenate(held.ids(list(range(len(held.rows))), tokenizer)).reshape(-1, 32)
     assert len(rows) == 4 * len(held.rows)
     assert sorted(rows.tolist()) == sorted(whole.tolist())
 

@@ -191,8 +191,8 @@ def test_conversations_read_as_the_released_script_renders_them(tokenizer):
 def test_pieces_begin_with_bos_and_their_first_token_is_special(tmp_path, tokenizer):
     words = " ".join(f"word {i}" for i in range(40))
     file = TextSource(dataset=write_rows(tmp_path / "a.jsonl", [{"text": words}] * 9 + [{"text": "Hi"}] * 9))
-    given = "pieces", tokenizer, "selection", 18, 12, 0
-    corpus = text_corpus(file, *given)
+    given = "selection", 18, of_miniatures(context=12)
+    corpus = text_corpus(file, "pieces", tokenizer, *given)
     first = corpus.starts[:-1]
     assert (corpus.tokens[first] == tokenizer.bos_token_id).all() and corpus.special[first].all()
     # the first token of text, which sees nothing before it, counts as special too; nothing else does
@@ -201,7 +201,7 @@ def test_pieces_begin_with_bos_and_their_first_token_is_special(tmp_path, tokeni
     # where the tokenizer has no BOS a piece is text alone, and its first token is the attention sink
     other = deepcopy(tokenizer)
     other.bos_token = None
-    plain = text_corpus(file, "pieces", other, *given[2:])
+    plain = text_corpus(file, "pieces", other, *given)
     first = plain.starts[:-1]
     assert plain.special[first].all() and plain.special.sum() == plain.n_documents
     assert mini.BOS not in other.decode(plain.tokens) and np.diff(plain.starts).max() == 12
@@ -213,7 +213,7 @@ def test_there_is_never_a_second_bos(tmp_path, tokenizer):
     assert mini.BOS not in conversation_text([{"role": "user", "content": "Hi"}], tokenizer)
     rows = [{"text": [tokenizer.bos_token_id, 300, 301, 302]}] * 9
     source = TextSource(dataset=write_rows(tmp_path / "a.jsonl", rows))
-    corpus = text_corpus(source, "ids", tokenizer, "selection", 9, 100, 0)
+    corpus = text_corpus(source, "ids", tokenizer, "selection", 9, of_miniatures())
     assert all(corpus.document(i).tolist() == rows[0]["text"] for i in range(corpus.n_documents))
 
 
@@ -222,9 +222,9 @@ def test_a_split_column_gives_exactly_its_rows(tmp_path, tokenizer):
     file = write_rows(tmp_path / "a.jsonl", rows)
     source = TextSource(dataset=file, split_column="of")
     for k, split in enumerate(SPLITS):
-        texts = whole_texts(source, tokenizer, split, 99, 0)
+        texts = whole_texts(source, tokenizer, split, of_miniatures())
         assert sorted(texts) == sorted(row["text"] for row in rows[k::3])
-        assert text_corpus(source, "a", tokenizer, split, 99, 64, 0).n_documents == 10
+        assert text_corpus(source, "a", tokenizer, split, 99, of_miniatures()).n_documents == 10
     with pytest.raises(UserError, match="has no column 'part': it has text, of"):
         open_texts(TextSource(dataset=file, split_column="part"))
     with pytest.raises(UserError, match=r"column 'text' of .* says of no row that it is for train"):
@@ -233,7 +233,7 @@ def test_a_split_column_gives_exactly_its_rows(tmp_path, tokenizer):
 
 def test_a_column_of_token_ids(hub, tokenizer):
     source = TextSource(dataset=mini.TOKENIZED, column="tokens")
-    corpus = text_corpus(source, "packed", tokenizer, "selection", 20, 100, 0)
+    corpus = text_corpus(source, "packed", tokenizer, "selection", 20, of_miniatures(context=100))
     assert np.diff(corpus.starts).tolist() == [100] * 20
     assert set(corpus.domains) == {"lmsys-openthoughts-tokenized"}
     assert 0 < corpus.thinking.mean() < 1
