@@ -1,7 +1,5 @@
 """Errors a user can cause and mend; each message is one sentence that names what is wrong and what to do."""
 
-from __future__ import annotations
-
 
 class UserError(Exception):
     """Something the user gave, or lacks, that the message tells how to put right."""

@@ -18,15 +18,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def write_text(path: Path, text: str) -> bool:
-    """Write a text file, newlines as they are, unless it holds the text already; says whether it changed."""
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, newlines as they are, unless it holds the text already."""
     if path.is_file() and path.read_bytes() == text.encode():
-        return False
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = unfinished(path)
     partial.write_text(text, encoding="utf-8", newline="")
     partial.replace(path)
-    return True
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
@@ -42,18 +41,18 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
-def write_between(path: Path, begin: str, end: str, text: str) -> bool:
-    """Write a text between two lines that a file must hold once each; says whether the file changed."""
+def write_between(path: Path, begin: str, end: str, text: str) -> None:
+    """Write a text between two lines that a file must hold once each."""
     before = path.read_text(encoding="utf-8")
     if before.count(begin) != 1 or before.count(end) != 1:
         raise UserError(f"{path.name} must hold the lines {begin!r} and {end!r} once: put them back.")
     head, rest = before.split(begin)
-    return write_text(path, f"{head}{begin}\n{text}{end}{rest.split(end)[1]}")
+    write_text(path, f"{head}{begin}\n{text}{end}{rest.split(end)[1]}")
 
 
-def write_json(path: Path, value: Any) -> bool:
-    """Write a value as JSON with sorted names; says whether the file changed."""
-    return write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON with sorted names."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -106,13 +105,12 @@ def damaged_files(directory: Path, expected: Mapping[str, str]) -> list[Path]:
 
 def damaged_training(directory: Path) -> list[Path]:
     """The same of what a training here made, by the digests that it wrote; of anything else none."""
-    try:
-        made = read_json(directory / MADE)
-    except FileNotFoundError:
+    if not (made := directory / MADE).is_file():
         return []
+    try:
+        return damaged_files(directory, read_json(made).get("files", {}))
     except ValueError:
-        return [directory / MADE]
-    return damaged_files(directory, made.get("files", {}))
+        return [made]
 
 
 def verify_shipped(directory: Path) -> None:
@@ -122,21 +120,20 @@ def verify_shipped(directory: Path) -> None:
     CorruptArtefact, which name the file.
     """
     for listing in sorted(paths.root().glob(SHIPPED)):
-        its_name = paths.relative(listing)
-        restore = "restore it with `git checkout -- {}`."
+        its_name, restore = paths.relative(listing), "restore it with `git checkout -- {}`."
         try:
             listed: dict[str, str] = read_json(listing)
         except ValueError as error:
             raise CorruptArtefact(f"{its_name} is damaged: {restore.format(its_name)}") from error
-        for name, expected in listed.items():
-            path = paths.root() / name
-            if not path.resolve().is_relative_to(directory.resolve()):
-                continue
+        inside = [
+            name for name in listed if paths.resolve(name).resolve().is_relative_to(directory.resolve())
+        ]
+        for path in damaged_files(paths.root(), {name: listed[name] for name in inside}):
+            name = paths.relative(path)
             if not path.is_file():
                 raise MissingArtefact(f"{name} is missing: {restore.format(name)}")
-            if file_digest(path) != expected:
-                why = f"its checksum is not the one in {its_name}"
-                raise CorruptArtefact(f"{name} is damaged ({why}): {restore.format(name)}")
+            why = f"its checksum is not the one in {its_name}"
+            raise CorruptArtefact(f"{name} is damaged ({why}): {restore.format(name)}")
 
 
 def write_shipped(files: Iterable[Path], listing: Path) -> None:

@@ -5,8 +5,6 @@ fetched once and is a folder from then on, known by the sha of its commit, so th
 offline. Weights are taken as safetensors alone, and no code of a repository is ever run.
 """
 
-from __future__ import annotations
-
 import errno
 import re
 import shutil
@@ -32,14 +30,8 @@ Kind = Literal["model", "dataset"]
 REFERENCE = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+))?")
 WEIGHTS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 UNUSED = ["original/*", "onnx/*", "consolidated*", "*activations_store_state*", "*sparsity.safetensors", ".*"]
+UNREACHED = (LocalEntryNotFoundError, OfflineModeIsEnabled)
 _announced: set[str] = set()
-
-
-class Copy(NamedTuple):
-    """A folder of the cache, and the commit that it holds."""
-
-    path: Path
-    sha: str
 
 
 class Reference(NamedTuple):
@@ -62,10 +54,8 @@ def parse(reference: str) -> Reference:
     """The parts of ``owner/name[@revision][:folder]``."""
     found = REFERENCE.fullmatch(reference)
     if found is None:
-        raise UserError(
-            f"{reference!r} is no reference to the hub: write owner/name, owner/name@revision or "
-            "owner/name@revision:folder."
-        )
+        forms = "owner/name, owner/name@revision or owner/name@revision:folder"
+        raise UserError(f"{reference!r} is no reference to the hub: write {forms}.")
     return Reference(*found.groups())
 
 
@@ -78,15 +68,14 @@ def is_local(reference: str) -> bool:
 
 def directory(reference: str, patterns: Sequence[str] | None = None) -> Path:
     """Where a model or an autoencoder lies: the local directory, or the hub's by :func:`local_copy`."""
-    return paths.resolve(reference) if is_local(reference) else local_copy(reference, patterns=patterns).path
+    return paths.resolve(reference) if is_local(reference) else local_copy(reference, patterns=patterns)
 
 
-def local_copy(reference: str, kind: Kind = "model", patterns: Sequence[str] | None = None) -> Copy:
-    """Fetch what a reference names, as far as the cache lacks it; what is pinned and held asks no network.
+def local_copy(reference: str, kind: Kind = "model", patterns: Sequence[str] | None = None) -> Path:
+    """The folder of what a reference names, fetched as far as the cache lacks it.
 
     A model's weights, configurations and tokenizer are taken, all files of a data set, or those of the given
-    ``patterns``. The hub's library goes on where a download stopped, and tries again what failed in passing.
-    UserError says in a sentence what is in the way (MissingArtefact: not in the cache, and no network).
+    ``patterns``. UserError says what is in the way (MissingArtefact: not in the cache, and no network).
     """
     asked = parse(reference)
     snapshot = Path(_download(asked, kind, patterns))
@@ -98,7 +87,7 @@ def local_copy(reference: str, kind: Kind = "model", patterns: Sequence[str] | N
     if not path.is_dir():
         what = f"the folder {asked.folder}" if asked.folder else "the files asked for"
         raise MissingArtefact(f"{asked} lacks {what}, here or on the hub: name what it has.")
-    return Copy(path, snapshot.name)
+    return path
 
 
 def sizes(reference: str, kind: Kind = "model", patterns: Sequence[str] | None = None) -> tuple[int, int]:
@@ -118,7 +107,7 @@ def dataset_files(reference: str, name: str | None = None, split: str = "train")
     from huggingface_hub import DatasetCard
 
     try:
-        card = local_copy(reference, "dataset", ["README.md"]).path / "README.md"
+        card = local_copy(reference, "dataset", ["README.md"]) / "README.md"
         configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data)
     except (MissingArtefact, FileNotFoundError, ValueError):  # no card, or a card that says nothing of it
         return None
@@ -170,14 +159,8 @@ def _download(asked: Reference, kind: Kind, patterns: Sequence[str] | None, **ho
     if patterns is not None:
         taken, left = list(patterns), []
     try:
-        return snapshot_download(
-            asked.repo,
-            repo_type=kind,
-            revision=asked.revision,
-            allow_patterns=taken,
-            ignore_patterns=left,
-            **how,
-        )
+        how |= {"allow_patterns": taken, "ignore_patterns": left}
+        return snapshot_download(asked.repo, repo_type=kind, revision=asked.revision, **how)
     except Exception as error:
         raise _explained(asked, kind, error) from error
 
@@ -196,25 +179,19 @@ def _explained(asked: Reference, kind: Kind, error: BaseException) -> UserError:
         ),
         (HfHubHTTPError, f"The hub fails at the request for {asked}: try again, or see {page}."),
     ]
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
+    chain = [error]
+    while (link := chain[-1].__cause__ or chain[-1].__context__) and link not in chain:
         chain.append(link)
-        link = link.__cause__ or link.__context__
     for each in chain:
         if isinstance(each, HfHubHTTPError) and "Invalid credentials" in str(each):
             return UserError(f"The hub refuses the token given for {asked.repo}: {log_in} to a valid one.")
         if isinstance(each, OSError) and each.errno == errno.ENOSPC:
             return UserError(f"{asked} does not fit on the disk of the cache: set HF_HOME to a larger one.")
         for kind_of_error, meaning in meanings:
-            if isinstance(each, kind_of_error) and not isinstance(each, LocalEntryNotFoundError):
+            if isinstance(each, kind_of_error):
                 return UserError(meaning)
-    if isinstance(error, LocalEntryNotFoundError) or any(
-        isinstance(each, OfflineModeIsEnabled) or "Connect" in type(each).__name__ for each in chain
-    ):
+    if any(isinstance(each, UNREACHED) or "Connect" in type(each).__name__ for each in chain):
         why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub cannot be reached"
-        return MissingArtefact(
-            f"{asked} is not in the cache, and {why}: run once with network, or set HF_HOME to a cache "
-            "that holds it."
-        )
+        hint = "run once with network, or set HF_HOME to a cache that holds it."
+        return MissingArtefact(f"{asked} is not in the cache, and {why}: {hint}")
     return UserError(f"{asked} could not be fetched ({str(error).splitlines()[0]}).")

@@ -1,8 +1,5 @@
 """Where each artefact lives, wherever the caller stands."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -22,33 +19,12 @@ def relative(path: str | Path) -> str:
     return absolute.relative_to(root()).as_posix() if absolute.is_relative_to(root()) else absolute.name
 
 
-@dataclass(frozen=True)
 class RunPaths:
     """The folders of one run (a profile's name, followed by its overrides where there are any)."""
 
-    run: str
-
-    @property
-    def data(self) -> Path:
-        """Models, autoencoders and results of many seeds."""
-        return root() / "data" / self.run
-
-    @property
-    def artefacts(self) -> Path:
-        """What notebooks store for one another; `make clean` may delete it."""
-        return self.data / "artefacts"
-
-    @property
-    def shards(self) -> Path:
-        """Finished pieces of work, to go on from."""
-        return self.data / "shards"
-
-    @property
-    def figures(self) -> Path:
-        """Figures, tables, provenance and notebooks rendered to Markdown."""
-        return root() / "figures" / self.run
-
-    @property
-    def build(self) -> Path:
-        """Executed notebooks and their stamps."""
-        return root() / "build" / self.run
+    def __init__(self, run: str) -> None:
+        self.data = root() / "data" / run  # models, autoencoders and results of many seeds
+        self.artefacts = self.data / "artefacts"  # what notebooks store for one another
+        self.shards = self.data / "shards"  # finished pieces of work, to go on from
+        self.figures = root() / "figures" / run  # with tables, provenance and rendered notebooks
+        self.build = root() / "build" / run  # executed notebooks and their stamps

@@ -1,7 +1,5 @@
 """What tests share: a tiny model and corpus, and a repository of its own for tests of the house."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

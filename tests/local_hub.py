@@ -4,8 +4,6 @@ The folder holds ``models/<owner>/<name>/...`` and ``datasets/<owner>/<name>/...
 commit, whose sha is a digest of its files; it is known as ``main`` and by its sha.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """A profile of the miniatures: the paper's own profile, with other names and small numbers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -8,8 +8,6 @@ No two dimensions are equal, and there are more layers than colours and more fea
 code is long: what takes one dimension for another, or runs out of something, fails on these.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

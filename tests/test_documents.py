@@ -1,7 +1,5 @@
 """What readers are told: links lead somewhere, code can be imported, the README is short."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import re

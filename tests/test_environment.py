@@ -1,7 +1,5 @@
 """The environment says the same in all its files, and holds nothing that is not used."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What is fetched from the hub, how often, and what a user is told when it cannot be."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import local_hub
@@ -44,8 +42,8 @@ def test_a_model_is_fetched_once_and_its_commit_is_announced(
     size, missing = sizes(miniatures.LLAMA)
     assert size == missing > 0 and not list(hub.home.rglob("*.safetensors"))
     copy = local_copy(miniatures.LLAMA)
-    assert copy.sha == sha == known_sha(miniatures.LLAMA) and sizes(miniatures.LLAMA) == (size, 0)
-    names = {path.relative_to(copy.path).as_posix() for path in copy.path.rglob("*")}
+    assert sha == known_sha(miniatures.LLAMA) and sizes(miniatures.LLAMA) == (size, 0)
+    names = {path.relative_to(copy).as_posix() for path in copy.rglob("*")}
     assert {"config.json", "tokenizer.json", "model-00001-of-00003.safetensors"} <= names
     assert not {"pytorch_model.bin", "original", "README.md"} & names
     assert f"main is now {sha}; pin it as {miniatures.LLAMA}@{sha}" in capsys.readouterr().err
@@ -58,7 +56,7 @@ def test_a_model_is_fetched_once_and_its_commit_is_announced(
 def test_a_pinned_commit_that_is_held_asks_no_network(hub: LocalHub) -> None:
     reference = f"{miniatures.LLAMA_SAE}@{hub.sha(miniatures.LLAMA_SAE)}:{miniatures.HOOK}"
     copy = local_copy(reference)
-    assert sorted(path.name for path in copy.path.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+    assert sorted(path.name for path in copy.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
     asked = hub.asked("")
     assert local_copy(reference) == copy and sizes(reference)[1] == 0
     with local_hub.using(hub, offline=True):

@@ -1,7 +1,5 @@
 """What every shipped notebook must be: stripped, short-celled, typed parameters, story and no logic."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

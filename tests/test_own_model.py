@@ -1,7 +1,5 @@
 """The steps of data/README.md for a model of one's own, followed word by word: a local folder, no hub."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """A real model's path, on miniatures that a hub on loopback serves: notebooks, as ``make`` runs them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Imports point one way between the folders of the package: each can be read without those after it."""
 
-from __future__ import annotations
-
 import ast
 import graphlib
 from collections import defaultdict

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from reasoning_features.errors import UserError

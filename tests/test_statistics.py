@@ -1,7 +1,5 @@
 """Intervals, nulls and paired tests: closed forms, worked examples, other implementations, simulated data."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

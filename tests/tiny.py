@@ -1,7 +1,5 @@
 """A tiny random model with its tokenizer, and a random corpus, for the tests of every room."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace

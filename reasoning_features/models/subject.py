@@ -281,8 +281,8 @@ def load_subject(
         verify_shipped(directory)
         revision = directory_digest(directory)
     else:
-        local = hub.local_copy(model)
-        directory, name, revision = local.path, hub.parse(model).repo, local.sha
+        directory, name = hub.local_copy(model), hub.parse(model).repo
+        revision = hub.known_sha(model) or ""
         if not any(directory.glob("*.safetensors")):
             raise UserError(f"{name} has no weights as safetensors: give a revision or a model that has.")
     _check_layer(layer, AutoConfig.from_pretrained(directory).num_hidden_layers, name)

@@ -1,7 +1,5 @@
 """Executed notebooks as Markdown beside their figures."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re
@@ -23,10 +21,9 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def render(notebook: Path, executed: Path, folder: Path) -> list[Path]:
-    """Write ``<notebook>.md`` into a folder: the notebook's prose with the outputs of its last execution.
+    """Write ``<notebook>.md`` into a folder: today's prose with the outputs of the last execution.
 
-    Prose is taken from the notebook as it stands, so that mending a sentence needs no execution. Standard
-    error is left out; images that were saved as figures are linked, others are written to
+    Standard error is left out; images that were saved as figures are linked, others are written to
     ``<notebook>_files``. Gives the files that were written.
     """
     code = iter([cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"])
@@ -38,28 +35,27 @@ def render(notebook: Path, executed: Path, folder: Path) -> list[Path]:
             while INJECTED in (ran := next(code)).metadata.get("tags", []):
                 cells.append(ran)
             cell = ran
-            shown_here = (out for out in cell.outputs if out.get("name") != "stderr")
-            cell.outputs = [out for out in shown_here if WIDGET not in out.get("data", {})]
-            for output in cell.outputs:
-                _tidy(output, figures)
+            said = [out for out in cell.outputs if out.get("name") != "stderr"]
+            cell.outputs = [_tidy(out, figures) for out in said if WIDGET not in out.get("data", {})]
         cells.append(cell)
     shown.cells, shown.metadata = cells, NotebookNode(language_info={"name": "python"})
     shown, _ = CoalesceStreamsPreprocessor().preprocess(shown, {})
     images = folder / f"{notebook.stem}_files"
     shutil.rmtree(images, ignore_errors=True)
-    text, resources = MarkdownExporter(
-        config={"NbConvertBase": {"display_data_priority": SHOWN}}
-    ).from_notebook_node(shown, {"unique_key": "output", "output_files_dir": images.name})
-    for name, content in resources.get("outputs", {}).items():
+    exporter = MarkdownExporter(config={"NbConvertBase": {"display_data_priority": SHOWN}})
+    named = {"unique_key": "output", "output_files_dir": images.name}
+    text, resources = exporter.from_notebook_node(shown, named)
+    written = resources["outputs"]
+    for name, content in written.items():
         images.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     page = folder / f"{notebook.stem}.md"
     lines = "\n".join(line.rstrip() for line in text.strip().splitlines())
     write_text(page, re.sub(r"\n{3,}", "\n\n", lines) + "\n")
-    return [page, *(folder / name for name in resources.get("outputs", {}))]
+    return [page, *(folder / name for name in written)]
 
 
-def _tidy(output: NotebookNode, figures: dict[str, str]) -> None:
+def _tidy(output: NotebookNode, figures: dict[str, str]) -> NotebookNode:
     """Link an image that was saved as a figure; take what differs between machines out of text."""
     if output.output_type == "stream":
         output.text = _plain(output.text)
@@ -72,6 +68,7 @@ def _tidy(output: NotebookNode, figures: dict[str, str]) -> None:
         data.pop("text/html")
     for kind in {"text/plain", "text/html", "text/markdown"} & set(data):
         data[kind] = _plain(data[kind])
+    return output
 
 
 def _plain(text: str) -> str:

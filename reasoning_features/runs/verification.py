@@ -1,18 +1,14 @@
 """A rebuild in another place compared with what is committed: every number within what it may differ by."""
 
-from __future__ import annotations
-
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,9 +27,8 @@ SAMPLED = (
 )
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """How a rebuilt file compares: whether it agrees, how it was judged, and what was found."""
+class Verdict(NamedTuple):
+    """How a rebuilt file compares: whether it agrees, how it was judged, and what differs."""
 
     agrees: bool
     judged: str
@@ -44,37 +39,35 @@ def verify(profile: str) -> int:
     """Rebuild a profile in a clone of what is committed, and compare its figures: 0 if all agree, else 1."""
     with tempfile.TemporaryDirectory() as folder:
         clone, committed = Path(folder) / "clone", Path(folder) / "committed"
-        _run(["git", "clone", "--quiet", str(paths.root()), str(clone)], "git clone failed")
+        _run("git", "clone", "--quiet", str(paths.root()), str(clone))
         figures = clone / "figures" / profile
         if not figures.is_dir():
             raise UserError(f"No figures of {profile} are committed: there is nothing to compare with.")
         shutil.move(figures, committed)
         (clone / "build").mkdir()
         (clone / "build" / "ready").touch()
-        command = ["make", "-C", str(clone), "all", f"VENV={sys.prefix}", "STAMP=build/ready"]
-        _run([*command, f"PROFILE={profile}", "PARAMS=", "DEVICE="], "the rebuild failed")
+        given = f"VENV={sys.prefix}", "STAMP=build/ready", f"PROFILE={profile}", "PARAMS=", "DEVICE="
+        _run("make", "-C", str(clone), "all", *given)
         return report(committed, figures)
 
 
-def _run(command: list[str], failed: str) -> None:
+def _run(*command: str) -> None:
     """Run a command to its end, outside of any make that called us."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
-    }
+    environment = {n: value for n, value in os.environ.items() if not n.startswith(("MAKE", "MFLAGS"))}
     if subprocess.run(command, env=environment).returncode != 0:
-        raise UserError(f"{failed}: {json.dumps(' '.join(command[:3]))} says why above.")
+        raise UserError(f"`{' '.join(command)}` failed: it says why above.")
 
 
 def report(committed: Path, rebuilt: Path) -> int:
     """Print how the files of two folders compare, and how each was judged; 0 when they agree, 1 when not."""
     folders = (committed, rebuilt)
     names = sorted({str(p.relative_to(d)) for d in folders for p in d.rglob("*") if p.is_file()})
-    found = {name: compare(committed / name, rebuilt / name) for name in names}
-    for name, verdict in found.items():
-        print(f"{name}: {verdict.judged}{': ' if verdict.found else ''}{verdict.found}")
-    for kind, n in Counter(verdict.judged for verdict in found.values()).items():
+    found = [compare(committed / name, rebuilt / name) for name in names]
+    for name, verdict in zip(names, found, strict=True):
+        print(": ".join(filter(None, (name, verdict.judged, verdict.found))))
+    for kind, n in Counter(verdict.judged for verdict in found).items():
         print(f"{n} files: {kind}")
-    bad = sum(not verdict.agrees for verdict in found.values())
+    bad = sum(not verdict.agrees for verdict in found)
     print(f"{len(names)} files, of which {bad} differ beyond what they may.")
     return 1 if bad else 0
 
@@ -100,19 +93,20 @@ def compare(committed: Path, rebuilt: Path) -> Verdict:
 
 def _claims(path: Path) -> pd.DataFrame:
     """A file of claims, a row each: what came out, its interval, the control, the verdict."""
-    rows = []
-    for name, claim in read_json(path).items():
-        low, high = claim.get("interval") or (None, None)
-        row = {"claim": name, "ours": claim.get("ours"), "low": low, "high": high}
-        rows.append(row | {"control": claim.get("control"), "verdict": claim.get("verdict")})
-    return pd.DataFrame(rows)
+    columns = ["ours", "low", "high", "control", "verdict"]
+    rows = {
+        name: [claim["ours"], *(claim["interval"] or (None, None)), claim["control"], claim["verdict"]]
+        for name, claim in read_json(path).items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
 def _beyond_a_thousandth(a: pd.DataFrame, b: pd.DataFrame) -> str:
     """What differs beyond the tolerance of computed numbers; empty where nothing does."""
-    within: Any = {"rtol": COMPUTED, "atol": COMPUTED / 10, "check_exact": False, "check_dtype": False}
     try:
-        pd.testing.assert_frame_equal(b, a, **within)
+        pd.testing.assert_frame_equal(
+            b, a, check_dtype=False, check_exact=False, rtol=COMPUTED, atol=COMPUTED / 10
+        )
     except AssertionError as error:
         return str(error).split("\n[")[0].splitlines()[-1]
     return ""

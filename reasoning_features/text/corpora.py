@@ -362,7 +362,7 @@ def open_rows(source: TextSource | ProblemSource, columns: Sequence[str]) -> dat
         place, which = place.parent, {"data_files": place.name, "split": "train"}
     elif not hub.is_local(source.dataset):
         files = hub.dataset_files(source.dataset, source.name, source.split)
-        place = hub.local_copy(source.dataset, "dataset", files).path
+        place = hub.local_copy(source.dataset, "dataset", files)
         which = which if files is None else {"data_files": files, "split": "train"}
     elif not place.is_dir():
         raise UserError(f"There is no dataset in {source.dataset}: give a folder, a file, or owner/name.")

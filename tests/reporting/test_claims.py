@@ -1,7 +1,5 @@
 """Claims: their rules as data, the verdicts that follow, and the tables of what came out."""
 
-from __future__ import annotations
-
 import json
 import re
 

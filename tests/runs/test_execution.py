@@ -1,7 +1,5 @@
 """The house end to end: stub notebooks in a repository of their own, run by make as a user would."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

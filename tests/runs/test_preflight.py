@@ -1,7 +1,5 @@
 """What a profile takes is told before it is spent, and refused in one sentence."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

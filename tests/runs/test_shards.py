@@ -1,7 +1,5 @@
 """Work in shards: made once, whole or absent, merged in order; a Ray cluster gives the same bytes."""
 
-from __future__ import annotations
-
 import os
 import signal
 from functools import partial

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -64,7 +62,7 @@ def test_claims_keep_their_verdicts(
     tmp_path: Path, notebook: str, ours: float, verdict: str, agrees: bool
 ) -> None:
     def told(ours: float, verdict: str) -> str:
-        return json.dumps({"a": {"ours": ours, "interval": [0.5, 1.5], "verdict": verdict}})
+        return json.dumps({"a": {"ours": ours, "interval": [0.5, 1.5], "control": None, "verdict": verdict}})
 
     files = write(tmp_path, f"claims_{notebook}_x.json", told(1, "agrees"), told(ours, verdict))
     assert compare(*files).agrees == agrees
