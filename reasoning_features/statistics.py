@@ -4,11 +4,9 @@ Units are what was drawn independently (problems, documents, features). Conditio
 problems are compared problem by problem, and a problem is resampled with all its results.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +17,7 @@ Array = NDArray[np.float64]
 MARGIN = 0.05  # the largest change of accuracy, 5 points, that may count as none
 EXACT_BELOW = 200  # problems under which two 0/1 outcomes are compared by the exact test
 AT_ONCE = 500  # permutations drawn at once
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.estimate:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
-    def __truediv__(self, by: float) -> Interval:
+    def __truediv__(self, by: float) -> "Interval":
         return Interval(self.estimate / by, self.low / by, self.high / by, self.n)
 
     def row(self, name: str, prefix: str = "") -> dict[str, float]:
@@ -41,8 +40,7 @@ class Interval:
         return {name: self.estimate, f"{prefix}low": self.low, f"{prefix}high": self.high}
 
 
-@dataclass(frozen=True)
-class NullRank:
+class NullRank(NamedTuple):
     """Where a value stands in a null distribution of ``n`` values."""
 
     value: float
@@ -56,8 +54,8 @@ class NullRank:
 def bootstrap_weights(n_units: int, n_resamples: int, seed: int) -> Array:
     """How often each unit is drawn in each resample ``[n_resamples, n_units]``; rows sum to ``n_units``.
 
-    The same weights on two quantities make their bootstrap paired. Drawing them costs more than using them,
-    so the last ones are kept; the array cannot be written to.
+    The same weights on two quantities make their bootstrap paired. The last ones are kept, and cannot be
+    written to.
     """
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=n_resamples).astype(np.float64)
@@ -71,12 +69,10 @@ def percentile_interval(estimate: float, resampled: ArrayLike, n_units: int, lev
     return Interval(float(estimate), float(low), float(high), n_units)
 
 
-def bootstrap_mean(
-    values: ArrayLike, n_resamples: int = 2000, seed: int = 0, level: float = 0.95
-) -> Interval:
+def bootstrap_mean(values: ArrayLike, seed: int = 0, level: float = 0.95) -> Interval:
     """Mean of independent values ``[n]``; for paired data see :func:`paired_difference`."""
     x = np.asarray(values, dtype=float)
-    means = bootstrap_weights(len(x), n_resamples, seed) @ x / len(x)
+    means = bootstrap_weights(len(x), RESAMPLES, seed) @ x / len(x)
     return percentile_interval(float(x.mean()), means, len(x), level)
 
 
@@ -103,11 +99,11 @@ def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0, level: float = 
     return bootstrap_mean(_paired(a, b), seed=seed, level=level)
 
 
-def bootstrap_difference(a: ArrayLike, b: ArrayLike, n_resamples: int = 2000, seed: int = 0) -> Interval:
+def bootstrap_difference(a: ArrayLike, b: ArrayLike, seed: int = 0) -> Interval:
     """Mean of ``a`` less mean of ``b``, independent samples, each resampled on its own; ``n`` counts both."""
     first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    one = bootstrap_weights(len(first), n_resamples, seed) @ first / len(first)
-    other = bootstrap_weights(len(second), n_resamples, seed + 1) @ second / len(second)
+    one = bootstrap_weights(len(first), RESAMPLES, seed) @ first / len(first)
+    other = bootstrap_weights(len(second), RESAMPLES, seed + 1) @ second / len(second)
     return percentile_interval(first.mean() - second.mean(), one - other, len(first) + len(second))
 
 
@@ -123,11 +119,9 @@ def independent_difference(one: Interval, other: Interval) -> Interval:
     return Interval(difference, difference - below, difference + above, min(one.n, other.n))
 
 
-def bootstrap_ratio(
-    numerator: ArrayLike, denominator: ArrayLike, n_resamples: int = 2000, seed: int = 0
-) -> Interval:
-    """Σ numerator / Σ denominator over units, both resampled together; resamples of nothing are left out."""
-    top, bottom = np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
+def bootstrap_ratio(a: ArrayLike, b: ArrayLike, n_resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Σ a / Σ b over units, both resampled together; resamples of nothing are left out."""
+    top, bottom = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     weights = bootstrap_weights(len(top), n_resamples, seed)
     totals = weights @ bottom
     ratios = (weights @ top)[totals != 0] / totals[totals != 0]
@@ -138,13 +132,10 @@ def null_rank(value: float, null: ArrayLike) -> NullRank:
     """Rank of a value within null values ``[n]``; large values count against the null."""
     draws = np.asarray(null, dtype=float)
     spread = float(draws.std(ddof=1)) if draws.size > 1 else 0.0
-    return NullRank(
-        value=float(value),
-        p_value=float((1 + (draws >= value).sum()) / (1 + draws.size)),
-        percentile=float((draws < value).mean() + (draws == value).mean() / 2),
-        z=float((value - draws.mean()) / spread) if spread > 0 else float("nan"),
-        n=int(draws.size),
-    )
+    p_value = float((1 + (draws >= value).sum()) / (1 + draws.size))
+    percentile = float((draws < value).mean() + (draws == value).mean() / 2)
+    z = float((value - draws.mean()) / spread) if spread > 0 else float("nan")
+    return NullRank(float(value), p_value, percentile, z, draws.size)
 
 
 def chance_jaccard(n: int, k_a: int, k_b: int) -> float:
@@ -156,17 +147,15 @@ def chance_jaccard(n: int, k_a: int, k_b: int) -> float:
 def holm(p_values: ArrayLike) -> Array:
     """Holm's step-down adjusted p-values ``[m]``, in the order given (Holm 1979).
 
-    The k-th smallest of m is multiplied by m − k + 1, and none is below a smaller one's. Rejecting where the
-    adjusted value is at most α keeps the chance of any false rejection at α, however the tests depend.
+    The k-th smallest of m is multiplied by m − k + 1, and none is below a smaller one's. ValueError where one
+    is missing or is no probability.
     """
     p = np.asarray(p_values, dtype=float)
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError("p-values must lie within 0 to 1, and none may be missing")
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1)
-    return adjusted
+    return np.minimum(stepped, 1)[np.argsort(order)]
 
 
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
@@ -177,10 +166,7 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def sign_flip(a: ArrayLike, b: ArrayLike, permutations: int = 9999, seed: int = 0) -> float:
-    """Two-sided p-value of the mean of a − b ``[n]``: each pair's two values may be exchanged.
-
-    It is (1 + exchanges that give a mean at least as large) / (1 + exchanges): valid at any number.
-    """
+    """Two-sided permutation p-value of the mean of a − b ``[n]``: each pair's values may be exchanged."""
     difference = _paired(a, b)
     difference = difference[difference != 0]  # an exchange does not change them
     seen, reached, rng = abs(difference.sum()), 0, np.random.default_rng(seed)
@@ -201,11 +187,10 @@ def paired_p_value(a: ArrayLike, b: ArrayLike, seed: int = 0) -> float:
 
 
 def finding(interval: Interval, margin: float = MARGIN) -> Literal["effect", "no effect", "undecided"]:
-    """What an interval of a difference allows to be said; give the 90% interval.
+    """What the 90% interval of a difference allows to be said.
 
     "effect" where it leaves out 0; "no effect" where it holds 0 and lies within ± ``margin``, so that two
-    one-sided tests at 5% rule out anything larger; "undecided" else. A wide interval about 0 is no evidence
-    that there is nothing.
+    one-sided tests at 5% rule out anything larger; "undecided" else.
     """
     if interval.low > 0 or interval.high < 0:
         return "effect"

@@ -28,7 +28,7 @@ from reasoning_features.statistics import (
 def test_standard_error_of_the_mean():
     # 400 values of variance 1: the standard error is 1/20, the 95% interval ± 0.098
     values = np.random.default_rng(0).normal(size=400)
-    interval = bootstrap_mean((values - values.mean()) / values.std(), n_resamples=4000)
+    interval = bootstrap_mean((values - values.mean()) / values.std())
     assert interval.estimate == pytest.approx(0, abs=1e-12) and interval.n == 400
     assert interval.high - interval.low == pytest.approx(2 * 1.96 / 20, rel=0.06)
 

@@ -4,21 +4,19 @@ On the organism a verdict says whether the method recovers the planted effect; *
 models. Claims about dictionaries of whatever model hold here or do not.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import yaml
 from IPython.display import Markdown
 from pydantic import BaseModel, model_validator
 
+from reasoning_features.errors import UserError
 from reasoning_features.files import read_json, write_between, write_json, write_text
 from reasoning_features.paths import RunPaths, root
 from reasoning_features.reporting.tables import to_markdown
@@ -57,7 +55,7 @@ class Rule(BaseModel, extra="forbid", frozen=True):
     n: str | None = None  # what is counted: the independent units
 
     @model_validator(mode="after")
-    def _complete(self) -> Rule:
+    def _complete(self) -> "Rule":
         if (self.line is not None) != (self.comparison in ("above", "at least", "at most")):
             raise ValueError(f"{self.comparison!r} and the line {self.line!r} do not go together")
         return self
@@ -77,8 +75,7 @@ class Claim(BaseModel, extra="forbid", frozen=True):
     headline: bool = False  # whether the README shows it
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """What came out for one claim."""
 
     value: Interval | float  # an estimate with its 95% interval, or a number without one
@@ -108,10 +105,14 @@ def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
     rule, narrow = claim.rule, measured.narrow
     if rule.comparison == "real models only" and planted:
         return UNTESTABLE
-    line = measured.control if rule.line == "control" else rule.line
     if rule.line is None:
         return BESIDE
-    assert line is not None, f"claim {claim.id!r} is judged against a control, and none was given"
+    line = measured.control if rule.line == "control" else rule.line
+    if line is None or (rule.margin is not None and narrow is None):
+        lacks = "control" if line is None else "90% interval, for its margin"
+        raise UserError(
+            f"{claim.notebook} gives claim {claim.id!r} of claims.yaml no {lacks}: change its rule."
+        )
     low, high = measured.ends or (measured.estimate,) * 2
     if rule.comparison == "above":
         holds, fails = low > line, high < line
@@ -119,8 +120,7 @@ def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
         holds, fails = low >= line, high < line
     else:
         holds, fails = high <= line, low > line
-    if rule.margin is not None:
-        assert narrow is not None, f"claim {claim.id!r} needs a 90% interval"
+    if rule.margin is not None and narrow is not None:
         about = Interval(narrow.estimate - line, narrow.low - line, narrow.high - line, narrow.n)
         fails = fails or finding(about, rule.margin) == "no effect"
     if not holds and not fails:
@@ -149,13 +149,12 @@ def frame(files: Iterable[Path]) -> pd.DataFrame:
     columns = ["claim", "paper", "where", "ours", "95% interval", "n", "control", "verdict", "notebook"]
     rows = []
     for claim in (claim for claim in all_claims() if claim.id in recorded):
-        row, where = recorded[claim.id], claim.place
-        if claim.paper != MAIN_PAPER:
-            where = f"{claim.paper}, {where}"
+        row = recorded[claim.id]
+        where = claim.place if claim.paper == MAIN_PAPER else f"{claim.paper}, {claim.place}"
         ends = row["interval"] and "{:.3g} to {:.3g}".format(*row["interval"])
         n = None if row["n"] is None else str(row["n"])
-        shown = [claim.statement, claim.number, where, row["ours"], ends, n, row["control"], row["verdict"]]
-        rows.append([*shown, claim.notebook[:2]])
+        told = [claim.statement, claim.number, where, row["ours"], ends, n, row["control"], row["verdict"]]
+        rows.append([*told, claim.notebook[:2]])
     return pd.DataFrame(rows, columns=columns)
 
 

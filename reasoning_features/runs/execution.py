@@ -3,17 +3,13 @@
 ``make nb-03 PARAMS=alpha=0.3`` calls ``python -m reasoning_features.runs.execution 03`` and so on.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import fcntl
 import importlib.util
 import json
 import os
-import resource
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +19,15 @@ from reasoning_features import paths
 from reasoning_features.errors import UserError
 from reasoning_features.files import file_digest, read_json, write_json
 from reasoning_features.runs import provenance
-from reasoning_features.runs.provenance import RECORD, code_cells, content, imported_files, notebook_path
+from reasoning_features.runs.preflight import check, tell
+from reasoning_features.runs.provenance import (
+    RECORD,
+    code_cells,
+    content,
+    imported_files,
+    notebook_path,
+    stored_manifest,
+)
 from reasoning_features.settings import Settings, load_settings, read_overrides
 
 USER_ERRORS = frozenset({"UserError", "MissingArtefact", "CorruptArtefact"})
@@ -36,10 +40,6 @@ NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Settings], bool]], ...] = (
     (("14",), "stages of model diffing", lambda s: s.has_stages),
     (("07", "08"), "dictionaries, trained and frozen (sae_checks)", lambda s: s.sae_checks is not None),
 )
-
-
-class RunFailed(UserError):
-    """A notebook failed; the message says where, and what it said."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,7 @@ class Plan:
     @property
     def stamp(self) -> dict[str, Any]:
         """What the last run depended on and made; nothing where it did not end well."""
-        try:
-            return dict(read_json(self.file("stamp.json")))
-        except (OSError, ValueError):
-            return {}
+        return stored_manifest(self.file("stamp.json")) or {}
 
     def key(self) -> dict[str, dict[str, Any]]:
         """All that the result depends on: code, settings, inputs by their content, the interpreter."""
@@ -116,7 +113,7 @@ def plan(number: str, profile: str, parameters: str = "", device: str = "", need
     changes = read_overrides(parameters) | ({"device": device} if device else {})
     settings = load_settings(profile, **changes)
     if needed:
-        stored = [provenance.stored_manifest(path) for path in provenance.manifests(settings)]
+        stored = [stored_manifest(path) for path in provenance.manifests(settings)]
         mine = [set(each["determined_by"]) for each in stored if each and each["notebook"] == notebook.stem]
         if mine:
             used = set.union({"device"}, *mine)
@@ -146,23 +143,20 @@ def make(plan: Plan, cell_limit: int | None = None) -> None:
 def run(plan: Plan, cell_limit: int | None = None) -> None:
     """Execute a notebook by papermill, a cell in at most so many seconds; keeps ``build/<run>/NN.ipynb``.
 
-    RunFailed where a cell failed or took too long (the copy is kept as ``NN.failed.ipynb``); UserError where
-    what the profile names is out of reach or does not fit, and nothing has run.
+    UserError where a cell failed (the copy is kept as ``NN.failed.ipynb``) or took too long, or where what
+    the profile names is out of reach or does not fit.
     """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    from reasoning_features.runs.preflight import check
-
     check(plan.settings)
-    key, started = plan.key(), time.monotonic()
+    key, name = plan.key(), plan.notebook.stem
     partial, failed, notes = (
         plan.file(ending) for ending in ("running.ipynb", "failed.ipynb", "running.json")
     )
     for stale in (plan.file("stamp.json"), failed, partial, notes):
         stale.unlink(missing_ok=True)
     _pin_kernel(notes)
-    name = plan.notebook.stem
     try:
         papermill.execute_notebook(
             str(plan.notebook),
@@ -176,27 +170,22 @@ def run(plan: Plan, cell_limit: int | None = None) -> None:
     except papermill.PapermillExecutionError as error:
         partial.replace(failed)
         if error.ename in USER_ERRORS:
-            raise RunFailed(error.evalue) from error
+            raise UserError(error.evalue) from error
         what = f"{error.ename}: {error.evalue}".splitlines()[0]
-        raise RunFailed(f"{name} failed ({what}): see {paths.relative(failed)}.") from error
+        raise UserError(f"{name} failed ({what}): see {paths.relative(failed)}.") from error
     except CellTimeoutError as error:
-        raise RunFailed(
-            f"A cell of {name} took more than {cell_limit} seconds: give CELL_LIMIT= to make."
-        ) from error
+        limit = f"{cell_limit} seconds: give CELL_LIMIT= to make."
+        raise UserError(f"A cell of {name} took more than {limit}") from error
     except DeadKernelError as error:
-        raise RunFailed(f"The kernel of {name} died: is there enough memory?") from error
+        raise UserError(f"The kernel of {name} died: is there enough memory?") from error
     noted = read_json(notes) if notes.is_file() else {"read": {}, "written": []}
     notes.unlink(missing_ok=True)
     partial.replace(plan.file("ipynb"))
     # what was there before the run counts as it was then; what the run fetched or trained, as it is now
     before, now = key["inputs"], provenance.inputs(plan.settings)
     key["inputs"] = {name: now[name] | before.get(name, {}) for name in now}
-    cost = {
-        "seconds": round(time.monotonic() - started, 1),
-        "peak_mebibytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
-    }
     made = [*(paths.resolve(name) for name in noted["written"]), plan.file("ipynb")]
-    stamp = {"key": key, "read": noted["read"], "written": _digests(made), "cost": cost, "rendered": {}}
+    stamp = {"key": key, "read": noted["read"], "written": _digests(made), "rendered": {}}
     write_json(plan.file("stamp.json"), stamp)
 
 
@@ -221,7 +210,7 @@ def _damaged(expected: dict[str, str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; gives 1 when a run failed or a comparison differs, 2 when it cannot be done."""
+    """The command line; gives 1 when a comparison differs, 2 when something cannot be done."""
     parser = argparse.ArgumentParser(prog="python -m reasoning_features.runs.execution")
     parser.add_argument("goal", help="a notebook's number, or: plan, verify")
     parser.add_argument("--profile", default="organism")
@@ -234,15 +223,13 @@ def main(arguments: list[str] | None = None) -> int:
         return _do(parser.parse_args(arguments))
     except UserError as error:
         print(error, file=sys.stderr)
-        return 1 if isinstance(error, RunFailed) else 2
+        return 2
     except KeyboardInterrupt:
         return 130
 
 
 def _do(asked: argparse.Namespace) -> int:
     if asked.goal == "plan":
-        from reasoning_features.runs.preflight import tell
-
         tell(load_settings(asked.profile))
         return 0
     if asked.goal == "verify":

@@ -1,33 +1,18 @@
 """What a profile will take in downloads and memory; refused, before anything is begun, if it does not fit."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from reasoning_features import hub, paths
 from reasoning_features.errors import UserError
 from reasoning_features.files import read_json
-from reasoning_features.settings import (
-    AUTOENCODERS,
-    MODELS,
-    PINNED,
-    TEXTS,
-    ProblemSource,
-    Settings,
-    TextSource,
-)
-
-if TYPE_CHECKING:
-    import torch
+from reasoning_features.settings import AUTOENCODERS, MODELS, PINNED, TEXTS, Settings
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 OPTIONAL = frozenset({"contrast", "base", "second_subject", "second_autoencoder", "solutions_text"})
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A thing that a profile names: its bytes, those to fetch, and why it is out of reach."""
 
     setting: str
@@ -39,25 +24,24 @@ class Part:
 
 def parts(settings: Settings) -> list[Part]:
     """Everything that a profile reads, each once, with the sizes that the machine or the hub tell."""
-    found: dict[str, Part] = {}
+    found: dict[tuple[str, ...], Part] = {}
     for setting in (*PINNED, *TEXTS):
         for each in () if setting in settings.unread else settings.named(setting):
-            key = each if isinstance(each, str) else f"{each.dataset} {each.name} {each.split}"
-            found[key] = found.get(key) or _part(setting, each)
+            named = (each,) if isinstance(each, str) else (each.dataset, each.name, each.split)
+            if named not in found:
+                found[named] = _part(setting, *named)
     return list(found.values())
 
 
-def _part(setting: str, named: str | TextSource | ProblemSource) -> Part:
-    kind: hub.Kind = "model" if isinstance(named, str) else "dataset"
-    reference = named if isinstance(named, str) else named.dataset
+def _part(setting: str, reference: str, *data: str) -> Part:
+    """A part, with ``data`` a data set's configuration and split."""
+    kind: hub.Kind = "dataset" if data else "model"
     if hub.is_local(reference):
         path = paths.resolve(reference)
         files = [path] if path.is_file() else path.rglob("*.safetensors" if kind == "model" else "*")
         return Part(setting, reference, sum(file.stat().st_size for file in files if file.is_file()))
     try:
-        patterns = (
-            None if isinstance(named, str) else hub.dataset_files(named.dataset, named.name, named.split)
-        )
+        patterns = hub.dataset_files(reference, *data) if data else None
         size, missing = hub.sizes(reference, kind, patterns)
     except UserError as error:
         return Part(setting, reference, problem=str(error))
@@ -79,10 +63,7 @@ def tell(settings: Settings) -> None:
 
 
 def check(settings: Settings, found: list[Part] | None = None) -> None:
-    """Refuse a profile that this machine, or the user's access, cannot serve; asks the hub for sizes alone.
-
-    UserError where something named is out of reach, disk or memory are small, or the model lacks the layer.
-    """
+    """UserError where what a profile names is out of reach or too large, or the model lacks the layer."""
     if settings.device != "cpu":
         check_device(settings.device)
     found = parts(settings) if found is None else found
@@ -91,22 +72,17 @@ def check(settings: Settings, found: list[Part] | None = None) -> None:
             without = f" Or leave `{part.setting}` out of the profile." if part.setting in OPTIONAL else ""
             raise UserError(part.problem + without)
     if (fetch := sum(part.missing for part in found)) > (free := hub.free_disk()):
-        raise UserError(
-            f"{settings.profile} fetches {gigabytes(fetch)}, but {gigabytes(free)} are free on the disk of "
-            "the cache: free some, or set HF_HOME to a folder on a larger disk."
-        )
+        has = f"{gigabytes(free)} are free on the disk of the cache: free some, or set HF_HOME to another"
+        raise UserError(f"{settings.profile} fetches {gigabytes(fetch)}, but {has}.")
     layers = _configuration(settings, "subject").get("num_hidden_layers")
     if layers is not None and settings.layer >= layers:
-        raise UserError(
-            f"Layer {settings.layer} is out of range: {settings.subject} has {layers} layers; "
-            f"choose 0 to {layers - 1}."
-        )
+        has = f"{settings.subject} has {layers} layers; choose 0 to {layers - 1}."
+        raise UserError(f"Layer {settings.layer} is out of range: {has}")
     room = free_memory(settings.device)
     if room is not None and (takes := memory(settings, found)) > room:
         raise UserError(
             f"{settings.profile} takes about {gigabytes(takes)} on {settings.device}, of which "
-            f"{gigabytes(room)} are free: give a larger device, a lower batch_tokens or max_new_tokens, or a "
-            "profile without `base`."
+            f"{gigabytes(room)} are free: give a larger device, a lower batch_tokens or max_new_tokens."
         )
 
 
@@ -143,8 +119,8 @@ def _configuration(settings: Settings, name: str) -> dict[str, Any]:
     return {"dtype": config.get("torch_dtype")} | dict(config)
 
 
-def check_device(device: str) -> torch.device:
-    """The device of this name; UserError where this machine has none."""
+def check_device(device: str) -> None:
+    """UserError where this machine has no device of this name."""
     import torch
 
     try:
@@ -155,17 +131,14 @@ def check_device(device: str) -> torch.device:
         raise UserError(
             f"The device {device} is not there (torch finds no CUDA): set DEVICE=cpu, or run where a GPU is."
         )
-    return found
 
 
 def free_memory(device: str) -> int | None:
-    """Bytes that are free on a device, or None where the system does not tell."""
+    """Bytes that are free on a device that is there, or None where the system does not tell."""
     if device.startswith("cuda"):
         import torch
 
-        return int(torch.cuda.mem_get_info(device)[0]) if torch.cuda.is_available() else None
+        return torch.cuda.mem_get_info(device)[0]
     table = Path("/proc/meminfo")
-    if not table.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in table.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
+    lines = table.read_text().splitlines() if table.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)

@@ -1,7 +1,5 @@
 """A run of a notebook: its inputs by their content, its artefacts, and the provenance beside every figure."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import functools
@@ -10,15 +8,12 @@ import importlib.metadata
 import json
 import os
 import platform
-import random
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from reasoning_features import hub, paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
@@ -68,17 +63,14 @@ def imported_files(code: Iterable[str]) -> dict[str, str]:
     Tables (``.csv``, ``.tsv``, ``.json``) beside an imported source count as well, and the YAML and HTML of
     its name. Imports are absolute here.
     """
-    found: dict[Path, str] = {}
-    seen: set[str] = set()
-    waiting = [name for text in code for name in _imports(text)]
+    found: set[Path] = set()
+    waiting = {name for text in code for name in _imports(text)}
     while waiting:
-        if (name := waiting.pop()) not in seen:
-            seen.add(name)
-            for file in _files_of(name.split(".")):
-                if file not in found:
-                    found[file] = file_digest(file)
-                    waiting += _imports(file.read_text(encoding="utf-8")) if file.suffix == ".py" else ()
-    return dict(sorted((paths.relative(file), digest) for file, digest in found.items()))
+        new = {file for name in waiting for file in _files_of(name.split("."))} - found
+        found |= new
+        sources = [file.read_text(encoding="utf-8") for file in new if file.suffix == ".py"]
+        waiting = {name for source in sources for name in _imports(source)}
+    return dict(sorted((paths.relative(file), file_digest(file)) for file in found))
 
 
 @functools.cache
@@ -115,10 +107,8 @@ def versions() -> dict[str, str]:
 def content(reference: str, kind: hub.Kind = "model") -> str | None:
     """What pins a file, a folder or a repository of the hub: its digest or commit; None if there is none."""
     path = paths.resolve(reference)
-    if path.is_file():
-        return file_digest(path)
-    if path.is_dir():
-        return directory_digest(path)
+    if path.exists():
+        return file_digest(path) if path.is_file() else directory_digest(path)
     return None if hub.is_local(reference) else hub.known_sha(reference, kind)
 
 
@@ -175,9 +165,8 @@ class Run:
     def find(self, name: str, fields: Sequence[str], maker: str) -> Path:
         """The folder of an artefact that notebook ``maker`` ("01") stored, and that ``fields`` determine.
 
-        It may be the run's own, the profile's, or that of another run of the profile, so that an override on
-        which an artefact does not depend makes nothing anew. MissingArtefact and CorruptArtefact name the
-        make target.
+        Another run of the profile may have stored it: an override on which it does not depend makes nothing
+        anew. MissingArtefact and CorruptArtefact name the make target.
         """
         wanted = determinants(self.settings, fields)
         damaged: list[Path] = []
@@ -197,11 +186,10 @@ class Run:
 
     @contextlib.contextmanager
     def store(self, name: str, fields: Sequence[str]) -> Iterator[Path]:
-        """A folder to write an artefact into, stored when the block ends without an error.
+        """A folder to write an artefact into, which ``fields`` determine; stored when the block ends well.
 
-        ``fields`` are the settings that determine its content; models and autoencoders count by their files.
-        Nothing is seen under the artefact's name until it is whole. What an interrupted block left is given
-        to the next one, to go on from, as long as what determines it and the code are the same.
+        What an interrupted block left is given to the next one, to go on from, as long as what determines it
+        and the code are the same.
         """
         head = {"name": name, "notebook": self.notebook, "determined_by": determinants(self.settings, fields)}
         begun = head | {"code": [self.provenance["notebook_sha256"], self.provenance["code_sha256"]]}
@@ -222,13 +210,11 @@ class Run:
     def reads(self, place: str) -> str:
         """Note a directory or file that the run reads beyond what its settings name; gives it back.
 
-        Every figure and table names it with its digest, and ``make`` runs the notebook again when it changes.
-        MissingArtefact where it is not there.
+        Every figure names its digest, and ``make`` reruns the notebook when it changes. MissingArtefact where
+        it is not there.
         """
         if (pin := content(place)) is None:
-            raise MissingArtefact(
-                f"There is no {place}: `make organism` and `make sanity` make what is shipped."
-            )
+            raise MissingArtefact(f"There is no {place}: `make organism` and `make sanity` make what ships.")
         self._read[place] = pin
         self._record()
         return place
@@ -246,11 +232,9 @@ class Run:
 
 def begin(notebook: str, settings: Settings) -> Run:
     """Open a run of a notebook (``03_reason_score``), and seed every source of random numbers."""
-    import torch
+    from transformers import set_seed
 
-    random.seed(settings.seed)
-    np.random.seed(settings.seed)
-    torch.manual_seed(settings.seed)
+    set_seed(settings.seed)
     cells = code_cells(notebook_path(notebook))
     provenance = {
         "notebook": notebook,
@@ -289,7 +273,7 @@ def manifests(settings: Settings, name: str = "*") -> list[Path]:
 
 
 def stored_manifest(path: Path) -> dict[str, Any] | None:
-    """What a manifest holds; None where it is not there or cannot be read."""
+    """What a manifest or stamp holds; None where it is not there or cannot be read."""
     try:
         return dict(read_json(path))
     except (OSError, ValueError):

@@ -1,19 +1,15 @@
 """Work cut into shards: computed here or by a Ray cluster, kept whole or not at all, merged in a fixed order.
 
-How work is cut depends on the work alone and never on who does it, so one process and a cluster give the same
-bytes (on processors of one kind, with as many threads). A shard is one file, in a folder named by all that
-determines it, the code too; one that is there is not made again, and one that is damaged is made anew.
+How work is cut depends on the work alone, so one process and a cluster give the same bytes (on processors of
+one kind, with as many threads). A shard is one file, in a folder named by all that determines it, the code
+too; one that is there is not made again, and one that is damaged is made anew.
 
 ``ENGINE=ray`` hands shards to the cluster that ``RAY_ADDRESS`` names or that runs here, else one is started.
-Results come back to this process, which alone writes them, so nodes need no common disk; each needs the
-package and the model (in the hub's cache, or under the same path).
+This process alone writes results, so nodes need no common disk; each needs the package and the model.
 """
-
-from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import json
 import os
 import shutil
@@ -56,8 +52,8 @@ class Work:
     @functools.cached_property
     def digest(self) -> str:
         """Stands for all that determines the shards."""
-        module = inspect.getmodule(self.compute.func if isinstance(self.compute, partial) else self.compute)
-        code = imported_files([f"import {module.__name__}"]) if module else {}
+        compute = self.compute.func if isinstance(self.compute, partial) else self.compute
+        code = imported_files([f"import {compute.__module__}"])
         determined_by = {"name": self.name, "n": self.n, "code": code} | dict(self.key)
         return hashlib.sha256(json.dumps(determined_by, sort_keys=True).encode()).hexdigest()
 
@@ -126,8 +122,6 @@ def _sum(arrays: Arrays) -> str:
     return found.hexdigest()
 
 
-# --- pieces of work that write their own results, in this process or in several side by side ----------------
-
 Each = Callable[[Callable[..., None], Sequence[object]], None]  # does some work for each of several items
 
 
@@ -139,11 +133,7 @@ def each(work: Callable[..., None], items: Sequence[object], workers: int) -> No
         return
     spawn = get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for _ in pool.map(work, items):
-            pass
-
-
-# --- a Ray cluster: Ray places shards, and does those again whose worker died -------------------------------
+        list(pool.map(work, items))
 
 
 def each_by_ray(
@@ -151,8 +141,8 @@ def each_by_ray(
 ) -> Iterator[tuple[int, Any]]:
     """Each shard with its arrays, as they finish; an error within a shard is raised as it was there.
 
-    A shard takes one GPU, or as many processors as this process has threads: with another number of threads
-    sums of floats come out otherwise in their last bits.
+    Ray does a shard again whose worker died. One takes a GPU, or as many processors as this process has
+    threads: with another number sums of floats come out otherwise in their last bits.
     """
     import ray
 
@@ -162,10 +152,8 @@ def each_by_ray(
     what, n = ("GPU", 1) if device.startswith("cuda") else ("CPU", threads)
     most = max((node["Resources"].get(what, 0) for node in ray.nodes() if node["Alive"]), default=0)
     if most < n:  # Ray would wait for ever
-        raise UserError(
-            f"A shard takes {n} {what} and the largest node of the Ray cluster has {most:g}: "
-            "add a node, or set OMP_NUM_THREADS lower, or DEVICE=cpu."
-        )
+        has = f"{most:g}: add a node, or set OMP_NUM_THREADS lower, or DEVICE=cpu."
+        raise UserError(f"A shard takes {n} {what} and the largest node of the Ray cluster has {has}")
     shared = ray.put((compute, threads))
     task = ray.remote(_shard).options(num_cpus=n if what == "CPU" else 1, num_gpus=n if what == "GPU" else 0)
     running = {task.remote([shared], shard): shard for shard in shards}
