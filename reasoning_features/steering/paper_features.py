@@ -1,9 +1,8 @@
 """The features that the paper names, or the best of ours: how scores rank them, and what steering them does.
 
 Steering is seen in answers (table 1), in text whatever the answer (its length, its words of R, how it repeats
-itself), and in traces side by side (figure 1, tables 5 to 9). The paper's numbers are those of version 2
-(majority over four answers) and version 1 (one answer) of arXiv 2503.18878. They belong to one published
-autoencoder; another one's features have other numbers.
+itself), and in traces side by side (figure 1, tables 5 to 9). The paper's numbers, majorities over four
+answers (version 2 of arXiv 2503.18878), are of one published autoencoder's features.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from reasoning_features.text.vocabulary import split_words
 Published = Mapping[str, Sequence[int]]  # a set's name → its features
 BENCHMARKS = ("AIME-2024", "MATH-500", "GPQA-Diamond")
 # feature (−1: unsteered) → percent right and thousands of thinking tokens on each of BENCHMARKS
-VERSION_2: dict[int, tuple[float, ...]] = {
+PUBLISHED: dict[int, tuple[float, ...]] = {
     -1: (53.3, 12.4, 93.2, 3.9, 50.0, 7.9),
     3942: (56.7, 11.1, 93.0, 3.4, 46.5, 6.7),
     4395: (56.7, 14.7, 95.4, 4.1, 52.0, 8.5),
@@ -52,16 +51,8 @@ VERSION_2: dict[int, tuple[float, ...]] = {
     46691: (56.7, 14.0, 94.2, 4.2, 54.0, 8.0),
     61104: (66.7, 12.0, 95.0, 3.6, 53.0, 7.5),
 }
-VERSION_1: dict[int, tuple[float, ...]] = {
-    -1: (46.6, 12.0, 91.0, 3.7, 54.0, 7.9),
-    15136: (60.0, 13.8, 89.6, 4.3, 50.5, 8.9),
-    17456: (50.0, 14.2, 93.0, 4.2, 53.0, 8.7),
-    46379: (53.3, 15.5, 92.4, 4.4, 55.5, 9.0),
-    62777: (56.6, 12.9, 93.0, 4.1, 48.5, 8.3),
-}
 NAMED, RANDOM = "the paper's", "random"
 LENGTH, REASONING, REPEATED = "tokens", "words of R in a hundred", "repeated pairs of tokens (%)"
-MEASURES = (LENGTH, REASONING, REPEATED)
 _MARK = re.compile(r"<[^<>\s]*>")  # of the template, such as the end of a text: its letters are no words
 
 
@@ -91,13 +82,12 @@ def found_table(scores: Mapping[str, ArrayLike], published: Published, k: int) -
         rank = ranks(values)
         check_published(published, len(rank))
         for name, ids in published.items():
-            unique = sorted(set(ids))
-            found = int((rank[unique] <= k).sum())
-            row = {"hyperparameters": hyperparameters, "set": name, "features": len(unique), "found": found}
-            row |= {"by chance": k * len(unique) / len(rank)}
-            row |= {"p": float(hypergeom.sf(found - 1, len(rank), k, len(unique)))}
-            rows.append(row | {"median rank": float(np.median(rank[unique]))})
-    return pd.DataFrame(rows)
+            own = rank[sorted(set(ids))]
+            found, expected = int((own <= k).sum()), k * len(own) / len(rank)
+            p = float(hypergeom.sf(found - 1, len(rank), k, len(own)))
+            rows.append((hyperparameters, name, len(own), found, expected, p, float(np.median(own))))
+    columns = ["hyperparameters", "set", "features", "found", "by chance", "p", "median rank"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def share_found(scores: ArrayLike, published: Published, k: int) -> Interval:
@@ -153,14 +143,12 @@ def steered_table(answered: pd.DataFrame, problems: int, seed: int = 0) -> pd.Da
         condition: majority_votes(own, problems, [samples]).set_index("problem")["correct"]
         for condition, own in frame.groupby("condition")
     }
+    every = frame.groupby(["condition", "domain", "item"])[["correct", "thinking_tokens"]].mean()
     rows: list[dict[str, Any]] = []
-    usual: dict[Any, pd.DataFrame] = {}
     for (condition, benchmark), part in frame.groupby(["condition", "domain"], sort=False):
-        means = part.groupby("item")[["correct", "thinking_tokens"]].mean()
-        if condition == UNSTEERED:
-            usual[benchmark] = means
+        means, usual = every.loc[condition, benchmark], every.loc[UNSTEERED, benchmark]
         correct, tokens = means["correct"], means["thinking_tokens"]
-        plain, length = usual[benchmark]["correct"], usual[benchmark]["thinking_tokens"]
+        plain, length = usual["correct"], usual["thinking_tokens"]
         longer = paired_difference(tokens, length, seed=seed) / (length.mean() or np.nan)
         row = {"benchmark": benchmark, "condition": condition, "feature": int(part["feature"].iloc[0])}
         row |= {"problems": len(means), "pass@1": correct.mean()}
@@ -190,19 +178,14 @@ def overall(
 
 
 def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of :func:`steered_table` with the paper's numbers, where it has any of that feature.
-
-    Adds ``paper`` (percent right), ``paper tokens`` (thousands) and ``version``; nan where there are none.
-    """
+    """:func:`steered_table` with ``paper`` (percent right) and ``paper tokens`` (thousands), else nan."""
     rows = [
-        (benchmark, feature, *numbers[2 * place : 2 * place + 2], version)
-        for version, known in ((2, VERSION_2), (1, VERSION_1))
-        for feature, numbers in known.items()
+        (benchmark, feature, *numbers[2 * place : 2 * place + 2])
+        for feature, numbers in PUBLISHED.items()
         for place, benchmark in enumerate(BENCHMARKS)
     ]
-    paper = pd.DataFrame(rows, columns=["benchmark", "feature", "paper", "paper tokens", "version"])
-    newest = paper.drop_duplicates(["benchmark", "feature"])
-    return table.merge(newest, on=["benchmark", "feature"], how="left")
+    paper = pd.DataFrame(rows, columns=["benchmark", "feature", "paper", "paper tokens"])
+    return table.merge(paper, on=["benchmark", "feature"], how="left")
 
 
 # --- text, whatever the answer ------------------------------------------------------------------------------
@@ -234,7 +217,7 @@ def text_effects(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     A row a condition and measure: ``unsteered`` (mean), ``change`` with ``low``, ``high`` (95%), ``problems``
     """
-    named, measures = ["condition", "feature", "gamma"], list(MEASURES)
+    named, measures = ["condition", "feature", "gamma"], [LENGTH, REASONING, REPEATED]
     plain = measured[measured["condition"] == UNSTEERED].set_index("problem")[measures]
     steered = measured[measured["condition"] != UNSTEERED].set_index([*named, "problem"])[measures]
     changes = steered - plain.loc[steered.index.get_level_values("problem")].to_numpy()
@@ -284,12 +267,10 @@ def draw_traces(title: str, traces: Mapping[str, str], prompt: str = "") -> tupl
 
     Returns the figure, and its rows: ``trace`` (the heading), ``move``, ``text``, the parts left out too.
     """
-    runs = {heading: moves_of(_printable(text), prompt) for heading, text in traces.items()}
+    runs = {}
+    for heading, text in traces.items():
+        printable = "".join(c if c == "\n" or c.isprintable() else "□" for c in text)
+        runs[heading] = moves_of(printable, prompt)
     data = pd.concat([part.assign(trace=heading) for heading, part in runs.items()], ignore_index=True)
     data = data[["trace", "move", "text"]].assign(text=data["text"].str.replace("\n", "⏎"))
     return draw_runs(runs, 2, title), data
-
-
-def _printable(text: str) -> str:
-    """Text as it is drawn: control characters and lone surrogates as a box, newlines as they are."""
-    return "".join(c if c == "\n" or c.isprintable() else "□" for c in text)

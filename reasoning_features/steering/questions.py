@@ -135,15 +135,11 @@ def repeated(questions: Questions, times: int) -> Questions:
     The first ``n`` draw as the questions themselves do under the same seed.
     """
     n = len(questions)
-
-    def grade(numbers: Sequence[int], continuations: Sequence[Sequence[int]]) -> pd.DataFrame:
-        return questions.grade([number % n for number in numbers], continuations)
-
     return replace(
         questions,
         prompts=questions.prompts * times,
         domains=questions.domains * times,
-        grade=grade,
+        grade=lambda numbers, written: questions.grade([number % n for number in numbers], written),
         streams=questions.streams and [stream + i for i in range(times) for stream in questions.streams],
     )
 

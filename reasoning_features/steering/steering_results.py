@@ -99,22 +99,6 @@ def winners_table(study: Study, seed: int = 0, families: bool = True) -> pd.Data
     return table
 
 
-def contrasts(studies: Sequence[Study], seed: int = 0) -> pd.DataFrame:
-    """Accuracy of ReasonScore's winner less every other class's, paired over problems, in every study.
-
-    ``same`` is True where both classes have one winner, so nothing can differ.
-    """
-    rows = []
-    for study in studies:
-        named = study.evaluation.groupby("group", sort=False)["condition"].first()
-        own = {name: study.identity[name] for name in ("model", "kappa", "model_seed")}
-        for group in named.index.drop(CHOSEN):
-            apart = paired_difference(study.outcome(CHOSEN), study.outcome(group), seed=seed)
-            same = named[group] == named[CHOSEN]
-            rows.append(own | {"against": group} | vars(apart) | {"same": same})
-    return pd.DataFrame(rows)
-
-
 def pairs(studies: Sequence[Study]) -> dict[int, tuple[Study, Study]]:
     """Seed → the coupled and the decoupled study, where there are both."""
     known = {(study.identity["kappa"], study.identity["model_seed"]): study for study in studies}
@@ -171,32 +155,6 @@ def single_answers(answered: pd.DataFrame, sizes: Mapping[str, int], method: str
     own = answered[answered["condition"].isin(list(sizes))].reset_index(drop=True)
     own = own.assign(method=method, size=own["condition"].map(sizes), tokens=own["thinking_tokens"])
     return own[["method", "size", "problem", "correct", "tokens"]]
-
-
-def equal_token_comparison(
-    steered: Mapping[str, pd.DataFrame], spent: pd.DataFrame, seed: int = 0
-) -> pd.DataFrame:
-    """Steered answers less each other way to spend as many tokens (95%, paired over problems).
-
-    ``steered`` is name → answers under one condition, ``spent`` those of one method or more to the same
-    problems. Tokens are equal on average; a method that cannot spend as many has no row.
-    """
-    rows = []
-    for steering, own in steered.items():
-        tokens = float(own["thinking_tokens"].mean())
-        right = own.set_index("problem")["correct"].astype(float).sort_index()
-        for method, part in spent.groupby("method", sort=False):
-            means = part.groupby("size")["tokens"].mean().sort_values()
-            if not means.iloc[0] <= tokens <= means.iloc[-1]:
-                continue
-            correct = part.pivot(index="problem", columns="size", values="correct").astype(float)[means.index]
-            # between two sizes lies a mixture: a share of the problems, drawn blindly, gets the larger
-            other = correct.apply(lambda row, at=tokens, known=means: np.interp(at, known, row), axis=1)
-            other = other.loc[right.index]
-            row = {"method": method, "tokens": tokens, "steered": right.mean(), "other": other.mean()}
-            row |= vars(paired_difference(right, other, seed=seed))
-            rows.append(row | {"steering": steering})
-    return pd.DataFrame(rows).rename(columns={"estimate": "difference"})
 
 
 # --- mediation ----------------------------------------------------------------------------------------------

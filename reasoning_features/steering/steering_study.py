@@ -166,21 +166,16 @@ def baselines(tokenizer: Any, words: Sequence[str], direction: Tensor | None, no
 
     ``words`` is R, ``direction`` the mean difference where decisions are known, ``norm`` the stream's mean.
     """
+
+    def trial(group: str, strength: str, gamma: float, **how: Any) -> Trial:
+        return Trial(group, "", Condition(f"{group}{strength}", gamma=gamma, **how))
+
     made = []
     if direction is not None:
-        for share in SHARES:
-            name, vector = f"{MEAN_DIFFERENCE} at {share:g}", share * norm * direction
-            made.append(Trial(MEAN_DIFFERENCE, "", Condition(name, gamma=share, vector=vector)))
-    for nats in NATS:
-        name, rule = f"{REASONING_BIAS} of {nats:g}", bias_to_words(tokenizer, words, nats)
-        made.append(Trial(REASONING_BIAS, "", Condition(name, gamma=nats, rule=rule)))
-    for nats in NATS:
-        name, rule = f"{STOPPING_BIAS} of {nats:g}", bias_to_go_on(tokenizer, nats)
-        made.append(Trial(STOPPING_BIAS, "", Condition(name, gamma=nats, rule=rule)))
-    for times in WAITS:
-        name, wait = f"{WAIT}, {times} times", forced_wait(tokenizer, times)
-        made.append(Trial(WAIT, "", Condition(name, gamma=float(times), rule=wait)))
-    return made
+        made = [trial(MEAN_DIFFERENCE, f" at {g:g}", g, vector=g * norm * direction) for g in SHARES]
+    made += [trial(REASONING_BIAS, f" of {g:g}", g, rule=bias_to_words(tokenizer, words, g)) for g in NATS]
+    made += [trial(STOPPING_BIAS, f" of {g:g}", g, rule=bias_to_go_on(tokenizer, g)) for g in NATS]
+    return made + [trial(WAIT, f", {n} times", float(n), rule=forced_wait(tokenizer, n)) for n in WAITS]
 
 
 @dataclass(frozen=True)

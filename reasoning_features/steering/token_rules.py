@@ -89,15 +89,8 @@ class Ban(Rule):
 
         That is "_" after a letter, a digit or an underscore, where no word can begin, and "" elsewhere.
         """
-        longest = max(map(len, self.words))
-        taken = longest + 1
-        while True:
-            known = (token for token in written[-taken:] if token < len(self.pieces))
-            text = _squeezed("".join(self.pieces[token] for token in known))
-            if len(text) > longest or taken >= len(written):
-                break
-            taken *= 2
-        for start in range(max(len(text) - longest, 0), len(text)):
+        text = _squeezed("".join(self.pieces[token] for token in written if token < len(self.pieces)))
+        for start in range(max(len(text) - max(map(len, self.words)), 0), len(text)):
             begins = start == 0 or not _IN_WORD.match(text[start - 1])
             if begins and any(word.startswith(text[start:]) for word in self.words):
                 return text[start:]

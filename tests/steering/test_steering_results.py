@@ -12,7 +12,7 @@ from reasoning_features.statistics import Interval, paired_difference
 from reasoning_features.steering import steering_results as results
 from reasoning_features.steering import steering_study as search
 from reasoning_features.steering.questions import load_questions
-from reasoning_features.steering.steering_results import LONGER, MAJORITY, RUNS, STEERED
+from reasoning_features.steering.steering_results import LONGER, RUNS, STEERED
 from reasoning_features.steering.steering_study import CHOSEN, COLUMNS, FEATURES, SLOT, Study
 from reasoning_features.text.corpora import reasoning_corpus
 from reasoning_features.truth.decisions import find_decisions
@@ -92,9 +92,6 @@ def test_claims_have_both_intervals_and_controls(study):
     length = results.length_effect(study, [SLOT])  # relative to the unsteered model
     assert length.value.estimate == pytest.approx(1 / 40) and length.control == pytest.approx(1 / 40)
     assert results.screening_effect(study, [SLOT]) == Measured(Interval(1, 1, 1, n=1), control=0)
-    study.evaluation.loc[study.evaluation["group"] == SLOT, "condition"] = f"{CHOSEN} at 0.7"
-    table = results.contrasts([study]).set_index("against")
-    assert bool(table.loc[SLOT, "same"]) and not bool(table.loc[UNSTEERED, "same"])
 
 
 # --- as many tokens, spent otherwise ------------------------------------------------------------------------
@@ -120,33 +117,10 @@ def test_majorities_by_hand():
     assert not results.majority_votes(votes([None, "a"]), 2, [1])["correct"].iloc[0]
 
 
-@pytest.fixture
-def spent():
-    """One answer costs 10 tokens and is right on the first problem; three cost 30 and are right on both."""
-    rows = [(MAJORITY, n, problem, n == 3 or problem == 0, 10 * n) for n in (1, 3) for problem in (0, 1)]
-    return pd.DataFrame(rows, columns=["method", "size", "problem", "correct", "tokens"])
-
-
-def spends(condition, correct, tokens):
-    """Answers to two problems; ``tokens`` are the new ones, as answers have them."""
-    told = {"condition": condition, "problem": [0, 1], "correct": correct, "thinking_tokens": tokens}
-    return pd.DataFrame(told | {"tokens": [(5, 6), (7,)]})
-
-
-def test_steered_answers_beside_others_of_equal_tokens(spent):
-    plain, wait = spends(UNSTEERED, [True, False], 10), spends("wait", [False, False], 20)
-    longer = results.single_answers(pd.concat([plain, wait]), {UNSTEERED: 0, "wait": 1})
-    assert longer["size"].tolist() == [0, 0, 1, 1]
-    both = pd.concat([spent, longer])
-    steered = {tokens: spends("steered", [True, True], tokens).iloc[::-1] for tokens in (9, 15, 25)}
-    table = results.equal_token_comparison(steered, both)
-    found = table[table["steering"] == 15].set_index("method")
-    # majority: (1 + .25) / 2; longer: half of the first problem's one, and none of the second's
-    assert found["other"].to_dict() == pytest.approx({MAJORITY: 0.625, LONGER: 0.25})
-    assert found["difference"].to_dict() == pytest.approx({MAJORITY: 0.375, LONGER: 0.75})
-    assert found["n"].tolist() == [2, 2]
-    # a method that cannot spend as many is left out
-    assert table.loc[table["steering"] != 15, ["steering", "method"]].values.tolist() == [[25, MAJORITY]]
+def test_single_answers_tell_what_they_spend():
+    told = {"condition": [UNSTEERED, "wait", "other"], "problem": 0, "correct": True, "tokens": [(5,)] * 3}
+    longer = results.single_answers(pd.DataFrame(told | {"thinking_tokens": 7}), {UNSTEERED: 0, "wait": 1})
+    assert longer.values.tolist() == [[LONGER, 0, 0, True, 7], [LONGER, 1, 0, True, 7]]
 
 
 # --- mediation ----------------------------------------------------------------------------------------------
