@@ -70,10 +70,7 @@ def stage_corpus(stage: str, settings: Settings, tokenizer: Any, model: str, doc
 
 
 def store_half(training: Training, directory: Path) -> None:
-    """Write a trained autoencoder and its history, weights as 16-bit floats; loads as 32-bit.
-
-    An autoencoder that is there is replaced, as when an interrupted piece is done again.
-    """
+    """Write a trained autoencoder and its history, weights as 16-bit floats, in the place of any there."""
     for parameter in training.sae.parameters():
         parameter.data = parameter.data.half()
     save_autoencoder(training.sae, directory, {"training": training.history})
@@ -105,13 +102,9 @@ def load_stages(
     wanted += [(path, BASE, path) for path in PLACEBO_STAGES if (home / BASE / path).is_dir()]
     wanted += [(path, model, path) for path in PATHS]
     wanted += [(f"{PLACEBO} {p}", PLACEBO, p) for p in PLACEBO_PATHS if (home / PLACEBO / p).is_dir()]
-    return {
-        name: (
-            owner if reads_fine_tuned(path) else BASE,
-            load_stage(folder, owner, path, d_model, hook_name),
-        )
-        for name, owner, path in wanted
-    }
+    readers = {name: owner if reads_fine_tuned(path) else BASE for name, owner, path in wanted}
+    saes = (load_stage(folder, owner, path, d_model, hook_name) for _, owner, path in wanted)
+    return {name: (reader, sae) for (name, reader), sae in zip(readers.items(), saes, strict=True)}
 
 
 def placebo_model(folder: str) -> str | None:
@@ -158,11 +151,6 @@ class PlannedTraining:
     layer: int  # where the model is read
     before: str | None = None  # the stored stage it starts from; None for a random start
 
-    @property
-    def stored(self) -> bool:
-        """Whether it is there already."""
-        return self.folder.is_dir()
-
 
 def planned_trainings(settings: Settings, folder: Path | None = None) -> list[PlannedTraining]:
     """All trainings of :func:`train_stages`, each after the training it goes on from; nothing is trained.
@@ -176,20 +164,12 @@ def planned_trainings(settings: Settings, folder: Path | None = None) -> list[Pl
 
     first = home / BASE / "S-0"
     every = [PlannedTraining("S", first, base, False, "base_text", settings.base_text, recipe, layer)]
+    general, own_text = ("base_text", settings.base_text), ("stages_text", reasoning)
     for path in sorted((*PLACEBO_STAGES, *PATHS), key=reads_fine_tuned):
-        general, fine_tuned = path[-1] in "SM", reads_fine_tuned(path)
-        training = PlannedTraining(
-            training=path,
-            folder=home / (BASE if path in PLACEBO_STAGES else model) / path,
-            model=model if fine_tuned else base,
-            fine_tuned=fine_tuned,
-            texts="base_text" if general else "stages_text",
-            sources=settings.base_text if general else reasoning,
-            recipe=stage_recipe(recipe, path),
-            layer=layer,
-            before=stage_before(path),
-        )
-        every.append(training)
+        place, fine_tuned = home / (BASE if path in PLACEBO_STAGES else model) / path, reads_fine_tuned(path)
+        reader, texts = model if fine_tuned else base, general if path[-1] in "SM" else own_text
+        then = stage_recipe(recipe, path), layer, stage_before(path)
+        every.append(PlannedTraining(path, place, reader, fine_tuned, *texts, *then))
     for other in settings.layers:
         place, own = home / "layers" / str(other), replace(recipe, seed=SEED_OF_LAYERS + other)
         texts = ("training_text", settings.training_text)
@@ -211,10 +191,10 @@ def train_stages(settings: Settings, subject: Subject, folder: Path | None = Non
     for each in every:
         if not each.sources:
             raise UserError(f"There are no texts to train {each.training} on: set `{each.texts}`.")
-        if each.stored:
+        if each.folder.is_dir():
             check_made(each.folder, {"recipe": asdict(each.recipe)})
             shutil.rmtree(each.folder.with_name(each.folder.name + ".training"), ignore_errors=True)
-    missing = [each for each in every if not each.stored]
+    missing = [each for each in every if not each.folder.is_dir()]
     if from_base := [each for each in missing if not each.fine_tuned]:
         device, dtype, site = settings.device, settings.dtype, settings.site
         base = load_subject(settings.base, settings.layer, device=device, dtype=dtype, site=site)

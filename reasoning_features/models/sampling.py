@@ -239,9 +239,8 @@ def sample_continuously(
         # only where it is installed: it is not to be fetched while a model runs
         auto_switch_to_flash=importlib.util.find_spec("flash_attn") is not None,
     )
-    nucleus: dict[str, Any] = {"do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0}
-    ends: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": end}
-    config = GenerationConfig(**nucleus, **ends)
+    options: dict[str, Any] = {"temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0, "eos_token_id": end}
+    config = GenerationConfig(do_sample=True, max_new_tokens=max_new_tokens, pad_token_id=end, **options)
     running: Any = model  # whose types do not know of it
     manager, whole = running.init_continuous_batching(config, batching), False
     try:

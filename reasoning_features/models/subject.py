@@ -76,7 +76,6 @@ class Subject:
 
     @property
     def short_name(self) -> str:
-        """The last part of the model's name."""
         return short_name(self.name)
 
     @property
@@ -116,7 +115,7 @@ class Subject:
         """Activations ``[b, t, d]`` at the hook point for token ids ``[b, t]``; nothing after it runs.
         Attention is causal, so rows may be padded on the right with any token, without a mask.
         """
-        return self._read(tokens, {self.layer: self.hooked_block}, self.layer)[self.layer]
+        return self._read(tokens, {self.layer: self.hooked_block})[self.layer]
 
     def residuals(self, tokens: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
         """Residual stream ``[b, t, d]`` after each of ``layers``, whatever the site; later blocks do not run.
@@ -126,24 +125,21 @@ class Subject:
         """
         for layer in layers:
             _check_layer(layer, self.n_layers, self.name)
-        return self._read(tokens, {layer: self._blocks[layer] for layer in layers}, max(layers))
+        return self._read(tokens, {layer: self._blocks[layer] for layer in layers})
 
     @torch.no_grad()
-    def _read(self, tokens: Tensor, modules: dict[int, torch.nn.Module], last: int) -> dict[int, Tensor]:
-        """Outputs of some modules; the forward pass is left when that of ``last`` has run."""
+    def _read(self, tokens: Tensor, modules: dict[int, torch.nn.Module]) -> dict[int, Tensor]:
+        """Outputs of some modules by layer; the forward pass is left when that of the last has run."""
         read: dict[int, Tensor] = {}
 
-        def reader(layer: int) -> Callable[..., None]:
-            def hook(module: Any, inputs: Any, output: Any) -> None:
-                read[layer] = output[0] if isinstance(output, tuple) else output  # a tuple in some models
-                if layer == last:
-                    raise _Enough
-
-            return hook
+        def keep(layer: int, module: Any, inputs: Any, output: Any) -> None:
+            read[layer] = output[0] if isinstance(output, tuple) else output  # a tuple in some models
+            if layer == max(modules):
+                raise _Enough
 
         with contextlib.ExitStack() as stack:
             for layer, module in modules.items():
-                stack.callback(module.register_forward_hook(reader(layer)).remove)
+                stack.callback(module.register_forward_hook(functools.partial(keep, layer)).remove)
             with contextlib.suppress(_Enough):
                 self.model.base_model(input_ids=tokens.to(self.device), use_cache=False)
         return read
@@ -203,8 +199,7 @@ class Subject:
         blocks after the hook point. The versions stand side by side, ``width`` in a row, as further tokens
         after the cached ones, each at the position ``place`` and seeing those before it and itself alone.
         """
-        given = versions.to(self.device, self.model.dtype)
-        rows = -(-len(given) // width)
+        given, rows = versions.to(self.device, self.model.dtype), -(-len(versions) // width)
         padded = torch.nn.functional.pad(given, (0, 0, 0, rows * width - len(given)))
         seen = [
             tuple(part[:, :, :place].expand(rows, -1, -1, -1) for part in layer)
@@ -240,9 +235,8 @@ class Subject:
         """The same model as a TransformerLens ``TransformerBridge``: slower in bulk."""
         from transformer_lens.model_bridge import TransformerBridge
 
-        return TransformerBridge.boot_transformers(
-            self.directory, dtype=self.model.dtype, device=str(self.device)
-        )
+        options: dict[str, Any] = {"dtype": self.model.dtype, "device": str(self.device)}
+        return TransformerBridge.boot_transformers(self.directory, **options)
 
     def _blocks_after(self, layer: int) -> PreTrainedModel:
         """The model without its blocks up to ``layer``: takes a stream as embeddings, shares weights."""

@@ -13,7 +13,6 @@ import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +97,8 @@ def stream(
     Documents (by default all) are read whole, at most ``batch_tokens`` ids with padding in one forward pass;
     given are the tokens of ``include`` ``[n_tokens]``, by default all that are neither special nor sinks.
     """
-    batches = corpus.batches(batch_tokens, documents)
-    return (_read(subject, batch, corpus, include) for batch in _with_bar(batches, corpus))
+    for batch in _with_bar(corpus.batches(batch_tokens, documents), corpus):
+        yield _read(subject, batch, corpus, include)
 
 
 def _with_bar(batches: Iterable[TokenBatch], corpus: Corpus) -> Iterator[TokenBatch]:
@@ -120,11 +119,9 @@ def _read(
     kept = torch.from_numpy(~corpus.special if include is None else include)
     wanted = batch.valid & kept[batch.positions]  # padding has some token's answer
     rows, positions = residual[wanted.to(residual.device)].float().cpu(), batch.positions[wanted]
-    if include is None:
-        usual = no_sink(rows)
-        if not bool(usual.all()):  # most batches have none, and need no copy
-            rows, positions = rows[usual], positions[usual]
-    return ActivationBatch(residual=rows, positions=positions)
+    if include is None and not bool((usual := no_sink(rows)).all()):  # most batches need no copy
+        rows, positions = rows[usual], positions[usual]
+    return ActivationBatch(rows, positions)
 
 
 def no_sink(residual: Tensor) -> Tensor:
@@ -178,7 +175,7 @@ def harvest(
         "special_digest": hashlib.sha256(np.packbits(corpus.special).tobytes()).hexdigest(),
         "batch_tokens": batch_tokens,
     }
-    compute = partial(_shard, subject, corpus, groups)
+    compute = functools.partial(_shard, subject, corpus, groups)
     work = Work("activations", compute, len(groups), key, str(subject.device))
     complete(work, directory, progress)
     drop_others(work, directory)
@@ -198,7 +195,7 @@ def load_sample(directory: Path) -> ActivationBatch:
         if arrays is None:
             name = paths.relative(path)
             raise CorruptArtefact(f"{name} is damaged: delete its folder and run `make nb-01` again.")
-        shards.append(ActivationBatch(*map(torch.from_numpy, (arrays["residual"], arrays["positions"]))))
+        shards.append(ActivationBatch(*(torch.from_numpy(arrays[n]) for n in ("residual", "positions"))))
     if not shards:
         name = paths.relative(directory)
         raise MissingArtefact(f"There is no activation sample in {name}: `make nb-01` makes it.")
@@ -266,8 +263,7 @@ def means_by_place_and_move(table: pd.DataFrame, value: str, seed: int = 0) -> p
     binned = table.assign(position=table["position"] // BIN * BIN)
     rows = []
     for by in ("position", "move"):
-        kept = binned.dropna(subset=[value, by])
-        values = kept.groupby(["document", by])[value]
+        values = binned.dropna(subset=[value, by]).groupby(["document", by])[value]
         sums, counts = values.sum().unstack(fill_value=0), values.count().unstack(fill_value=0)
         for group in sums.columns:
             mean = bootstrap_ratio(sums[group], counts[group], n_resamples=1000, seed=seed)

@@ -109,8 +109,8 @@ def probe(
         [rng.permutation(np.flatnonzero(in_training & (targets == c)))[:TOKENS_PER_CLASS] for c in classes]
     )
     labels = rng.permutation(targets[rows]) if shuffled else targets[rows]
-    options = {"class_weight": "balanced", "max_iter": 300, "tol": 1e-3}
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, **options))
+    classifier = LogisticRegression(C=0.1, class_weight="balanced", max_iter=300, tol=1e-3)
+    model = make_pipeline(StandardScaler(), classifier)
     right = model.fit(activations[rows], labels).predict(activations[in_test]) == targets[in_test]
     return balanced_accuracy(right, targets[in_test], documents[in_test], seed)
 

@@ -207,8 +207,7 @@ def prompt_ids(problem: RealProblem, tokenizer: Any, system: str | None = None) 
         text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     if THINK in tokenizer.get_vocab():
         text = text.rstrip() + "\n" if text.rstrip().endswith(THINK) else f"{text}{THINK}\n"
-    ids = list(tokenizer.encode(text, add_special_tokens=False))
-    bos = tokenizer.bos_token_id
+    ids, bos = list(tokenizer.encode(text, add_special_tokens=False)), tokenizer.bos_token_id
     adds = bos is not None and tokenizer.encode("a")[0] == bos
     return [bos, *ids] if adds and ids[0] != bos else ids
 
@@ -236,7 +235,7 @@ def _of_source(benchmark: str, source: ProblemSource, split: Split | None, seed:
         mine = np.sort(parts[split])
     order = np.random.default_rng([seed, number]).permutation(mine)
     table = rows.to_pandas()
-    return [_problem(benchmark, source, table.iloc[int(row)], [number, int(row)]) for row in order]
+    return [_problem(benchmark, source, table.iloc[row], [number, row]) for row in order.tolist()]
 
 
 def _problem(benchmark: str, source: ProblemSource, row: pd.Series, seed: list[int]) -> RealProblem:
@@ -255,8 +254,7 @@ def boxed(text: str) -> str | None:
     start = max(text.rfind(r"\boxed{"), text.rfind(r"\fbox{"))
     if start < 0:
         return None
-    begin = text.index("{", start) + 1
-    depth = 1
+    begin, depth = text.index("{", start) + 1, 1
     for place in range(begin, len(text)):
         depth += {"{": 1, "}": -1}.get(text[place], 0)
         if depth == 0:

@@ -1,10 +1,9 @@
 """What the steering studies say: winners beside the unsteered model and each other, the variants apart.
 
-Beside them other ways to spend as many tokens, and mediation by intervention: how much of what steering gains
-is carried by going on at dead ends. (a) The unsteered model is forced to go on as often as the steered one
-does: what it gains needs only the decisions. (b) The steered model is forced to go on as seldom as the
-unsteered one: what is left of its gain is not carried by the decisions. Each is forced at its own rates too,
-which should change nothing if decisions, beyond their rates, do not depend on the problem.
+Beside them other ways to spend as many tokens, and mediation by intervention: (a) the unsteered model is
+forced to go on at dead ends as often as the steered one does: what it gains needs only the decisions; (b) the
+steered model is forced to go on as seldom as the unsteered one: what is left of its gain is not carried by
+the decisions. Each is forced at its own rates too, which changes nothing if rates are all that matters.
 
 Intervals are paired: a problem is answered under every condition with the same random draws, and resampled
 with all its answers.
@@ -213,8 +212,9 @@ def ban_table(answered: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     groups[f"random words ({len(random)} sets)"] = random
     rows: list[dict[str, Any]] = []
     for name, columns in groups.items():
-        change = paired_difference(right[columns].to_numpy().mean(axis=1), right[UNSTEERED], seed=seed)
-        row = {"banned": name, "accuracy": float(right[columns].to_numpy().mean())} | change.row("change")
+        own = right[columns].to_numpy()
+        change = paired_difference(own.mean(axis=1), right[UNSTEERED], seed=seed)
+        row = {"banned": name, "accuracy": float(own.mean())} | change.row("change")
         rows.append(row | {"thinking tokens": float(tokens.loc[columns].mean()), "n": change.n})
     apart = paired_difference(right["R"], right[random].to_numpy().mean(axis=1), seed=seed)
     return pd.DataFrame([*rows, {"banned": "R less random words"} | apart.row("change") | {"n": apart.n}])

@@ -47,7 +47,6 @@ Features = NDArray[np.int64]
 # classes of candidates
 CHOSEN, SLOT, WORDS = "ReasonScore", "slot-matched words", "random words"
 FEATURES, DIRECTIONS, CAUSAL = "random features", "random directions", "causal features"
-CLASSES = (CHOSEN, SLOT, WORDS, FEATURES, DIRECTIONS, CAUSAL)
 # baselines and their strengths: shares of the residual stream's mean norm, nats, and times
 MEAN_DIFFERENCE, REASONING_BIAS = "mean difference", "bias on R"
 STOPPING_BIAS, WAIT = "bias against stopping", "forced Wait"
@@ -55,7 +54,6 @@ SHARES = (-0.3, -0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.3)
 NATS = (-4.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 4.0)
 WAITS = (1, 2)
 NEAREST = 5  # a random feature is drawn from this many that are nearest in size and density
-FRAMES = ("screening", "rescreening", "evaluation")
 SEEDS = {"screening": 101, "rescreening": 102, "evaluation": 103}  # of a stage's draws, added to the run's
 COLUMNS = ("group", "candidate", "feature", "gamma", "share of norm", "condition")  # identify a trial
 ADDED, CLAMPED = "added", "clamped"
@@ -101,9 +99,8 @@ def candidates(
     features = {CHOSEN: ranking("reason score")[:n]}
     for group, kind in ((SLOT, "slot"), (WORDS, "random")):
         names = [f"{kind} {i}" for i in range(settings.search_vocabularies)]
-        if known := [name for name in names if f"score:{name}" in evidence]:
-            in_turn = np.stack([ranking(name) for name in known], axis=1).ravel()
-            features[group] = pd.unique(in_turn)[:n]
+        if ranked := [ranking(name) for name in names if f"score:{name}" in evidence]:
+            features[group] = pd.unique(np.stack(ranked, axis=1).ravel())[:n]
     features[FEATURES] = matched_features(evidence, features[CHOSEN], live, seed)
     if effects is not None:
         features[CAUSAL] = live[np.argsort(-np.abs(effects[live]), kind="stable")][:n]
@@ -150,10 +147,7 @@ def mean_norm(subject: Subject, corpus: Corpus, batch_tokens: int) -> float:
 
 
 def mean_difference(subject: Subject, decisions: Decisions, batch_tokens: int) -> Tensor:
-    """Direction ``[d]`` of unit norm from where traces took a decision's negative side to the positive.
-
-    The difference of the mean residual stream at the decisions' own tokens.
-    """
+    """Direction ``[d]`` of unit norm: mean stream at decisions of the positive side less the negative's."""
     include = np.isin(np.arange(decisions.corpus.n_tokens), decisions.positions)
     read = collect(stream(subject, decisions.corpus, batch_tokens, include))
     own = read.residual[torch.from_numpy(read.rows(decisions.positions))].double()
@@ -205,24 +199,18 @@ class Tried:
 
     def winner(self, study: Study, group: str) -> Condition:
         """The condition with which a class went on to fresh problems in a study of these."""
-        names = study.winners.set_index("group")["condition"]
-        return self.conditions([names[group]])[0]
+        return self.conditions([study.winners.set_index("group")["condition"][group]])[0]
 
 
 def tested(variant: Variant, stored: Sequence[Benchmark]) -> Benchmark:
     """The stored benchmark of a model and its autoencoder; else evidence gathered anew, without effects."""
     who = identity(variant.settings, variant.sae)
-    for benchmark in stored:
-        if benchmark.identity == who:
-            return benchmark
-    return Benchmark(**who, evidence=gather_table(variant), truths={})
+    known = [benchmark for benchmark in stored if benchmark.identity == who]
+    return known[0] if known else Benchmark(**who, evidence=gather_table(variant), truths={})
 
 
 def prepare(variant: Variant, benchmark: Benchmark) -> Tried:
-    """The candidates and baselines of one model, from texts of the selection split.
-
-    ``benchmark`` has the evidence of its features and, where known, their causal effects.
-    """
+    """The candidates and baselines of one model, from texts of the selection split and its benchmark."""
     settings, subject = variant.settings, variant.model
     traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject)
     decisions = find_decisions(traces, subject.tokenizer, settings.corpus)
@@ -256,7 +244,7 @@ class Study:
     def save(self, folder: Path) -> None:
         """Write the study's files into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name in FRAMES:
+        for name in SEEDS:
             getattr(self, name).to_parquet(folder / f"{name}.parquet", index=False, compression="zstd")
         write_json(folder / "study.json", dict(self.identity))
 
@@ -267,7 +255,7 @@ def load_studies(folder: Path) -> dict[str, Study]:
     for path in sorted(folder.glob("[!.]*/study.json")):
         own = path.parent
         try:
-            frames = {name: pd.read_parquet(own / f"{name}.parquet") for name in FRAMES}
+            frames = {name: pd.read_parquet(own / f"{name}.parquet") for name in SEEDS}
             studies[own.name] = Study(read_json(path), **frames)
         except (OSError, ValueError) as error:
             raise CorruptArtefact(f"The study {own.name} cannot be read: restore its files.") from error
@@ -342,10 +330,7 @@ def study_model(variant: Variant, tried: Tried, identity: Mapping[str, Any], unf
 
 
 def store_study(target: Path, settings: Settings, truth: Path, unfinished: Path) -> None:
-    """Make the study of the settings' subject and autoencoder, stored whole or not at all in ``target``.
-
-    ``truth`` is a folder of benchmarks.
-    """
+    """The study of the settings' subject, whole or not at all in ``target``; ``truth`` holds benchmarks."""
     variant = load_variant(settings)
     benchmark = tested(variant, load_benchmarks(truth))
     study = study_model(variant, prepare(variant, benchmark), benchmark.identity, unfinished)

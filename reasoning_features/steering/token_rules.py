@@ -59,8 +59,7 @@ def bias_to_words(tokenizer: Any, words: Sequence[str], nats: float) -> Bias:
 
 def bias_to_go_on(tokenizer: Any, nats: float) -> Bias:
     """Budget forcing by a bias: against the openers that give up and against the end of the thinking."""
-    _, giving_up = DECISIONS["persistence"]
-    end = _end_think(tokenizer)
+    end, (_, giving_up) = _end_think(tokenizer), DECISIONS["persistence"]
     return Bias(dict.fromkeys([*first_tokens(tokenizer, giving_up), end[0]], -nats), end)
 
 
@@ -152,24 +151,20 @@ class ForcedWait(Rule):
     _queue: dict[int, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def drawn(self, tokens: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
-        told = zip(tokens.tolist(), rows, written, strict=True)
-        return torch.tensor([self._next(*row) for row in told], device=tokens.device)
+        return tokens.new_tensor(list(map(self._next, tokens.tolist(), rows, written)))
 
     def _next(self, token: int, problem: int, written: Sequence[int]) -> int:
-        queue = self._queue.get(problem, ())
-        before = len(self.end_think) - 1
-        ends = (*written[len(written) - before :], token) == self.end_think
-        if not queue and ends and self._used.get(problem, 0) < self.times:
-            self._used[problem] = self._used.get(problem, 0) + 1
-            queue = self.sequence
+        queue, used = self._queue.get(problem, ()), self._used.get(problem, 0)
+        ends = (*written[len(written) - len(self.end_think) + 1 :], token) == self.end_think
+        if not queue and ends and used < self.times:
+            self._used[problem], queue = used + 1, self.sequence
         self._queue[problem] = queue[1:]
         return queue[0] if queue else token
 
 
 def forced_wait(tokenizer: Any, times: int, text: str = "Wait,") -> ForcedWait:
     """The beginning of one more sentence in the place of the end of the thinking, which begins a line."""
-    sequence = tuple(tokenizer.encode(text, add_special_tokens=False))
-    return ForcedWait(sequence, times, _end_think(tokenizer))
+    return ForcedWait(tuple(tokenizer.encode(text, add_special_tokens=False)), times, _end_think(tokenizer))
 
 
 @dataclass(frozen=True)
@@ -197,8 +192,7 @@ class ForcedRates(Rule):
     def logits(self, logits: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
         changed = logits.clone()
         for row, (problem, tokens) in enumerate(zip(rows, written, strict=True)):
-            dead_end = self._dead_end(tokens)
-            if dead_end is None:
+            if (dead_end := self._dead_end(tokens)) is None:
                 continue
             taken, barred = self.sides if self.goes_on(problem, dead_end) else self.sides[::-1]
             scaled = logits[row].double() / TEMPERATURE

@@ -107,8 +107,8 @@ def test_what_will_be_trained(settings: Settings, folder: Path, tmp_path: Path):
     assert [each.texts for each in planned] == [f"{texts}_text" for texts in read]
     assert [each.recipe.tokens for each in planned] == [3840, *[1152] * 6, 3840]
     assert len({each.recipe.seed for each in planned if each.training in ("S", "S-D", "S-D-F")}) == 3
-    assert not any(each.stored for each in planned)
-    assert all(each.stored for each in planned_trainings(settings, folder))
+    assert not any(each.folder.is_dir() for each in planned)
+    assert all(each.folder.is_dir() for each in planned_trainings(settings, folder))
     # the paper's: 2.3 billion tokens
     real = planned_trainings(load_settings("deepseek-r1-distill-llama-8b"))
     assert sum(each.recipe.tokens for each in real) == pytest.approx(2.8 * 819.2e6)
