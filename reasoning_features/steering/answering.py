@@ -209,11 +209,10 @@ def answers_key(asked: Asked, condition: Condition) -> dict[str, Any]:
 
 
 class AnswerStore:
-    """The finished answers of one condition on disk, one line each, written as they finish.
+    """The finished answers of one condition on disk, a line each, found by their prompt and random stream.
 
     A folder is named by the digest of all that determines its answers; every process writes a file of its own
-    in it and reads all of them. An answer is found by its prompt and its random stream. A line that an
-    interruption left torn is passed over, and the answer is made anew.
+    in it and reads all of them. A line that an interruption left torn is passed over, its answer made anew.
     """
 
     def __init__(self, folder: Path, determined_by: Mapping[str, Any]) -> None:
@@ -229,8 +228,6 @@ class AnswerStore:
                     self._found[row["prompt"], row["stream"]] = row["tokens"]
                 except (ValueError, KeyError, TypeError):
                     print(f"A damaged answer in {paths.relative(file)} is made again.", file=sys.stderr)
-        new = not self._own.is_file()
-        self._before = f"{self._first}\n" if new else "" if self._own.read_bytes().endswith(b"\n") else "\n"
 
     def get(self, prompt: Sequence[int], stream: int) -> list[int] | None:
         """The new tokens of an answer, or None where it is not there."""
@@ -242,8 +239,8 @@ class AnswerStore:
         digest, written = _digest(prompt), list(tokens)
         row = {"prompt": digest, "stream": stream, "tokens": written}
         with self._own.open("a", encoding="utf-8") as file:
-            file.write(f"{self._before}{json.dumps(row, separators=(',', ':'))}\n")
-        self._before = ""
+            # a line that was left torn ends here
+            file.write(f"{'' if file.tell() else self._first}\n{json.dumps(row, separators=(',', ':'))}")
         self._found[digest, stream] = written
 
 

@@ -95,14 +95,6 @@ def share_found(scores: ArrayLike, published: Published, k: int) -> Interval:
     return bootstrap_mean(ranks(scores)[_numbers(published)] <= k)
 
 
-def rank_table(scores: Mapping[str, ArrayLike], published: Published) -> pd.DataFrame:
-    """Each published feature: ``feature``, ``sets`` that name it, and its rank by each score."""
-    ids = _numbers(published)
-    sets = ["; ".join(name for name, own in published.items() if feature in own) for feature in ids]
-    columns = {f"rank, {hyperparameters}": ranks(values)[ids] for hyperparameters, values in scores.items()}
-    return pd.DataFrame({"feature": ids, "sets": sets} | columns)
-
-
 # --- steered answers ----------------------------------------------------------------------------------------
 
 

@@ -105,7 +105,7 @@ def pairs(studies: Sequence[Study]) -> dict[int, tuple[Study, Study]]:
     return {seed: (known[1, seed], known[0, seed]) for seed in seeds}
 
 
-def variants_apart(studies: Sequence[Study], against: str = SLOT, seed: int = 0) -> pd.DataFrame:
+def variants_apart(studies: Sequence[Study], against: str, seed: int = 0) -> pd.DataFrame:
     """The difference in differences: (ReasonScore − ``against``) in the coupled model, less the decoupled.
 
     A row a seed of the models and one for all together (``seed`` "all"): ``coupled`` and ``decoupled`` are
@@ -260,10 +260,9 @@ def screening_effect(study: Study, controls: Sequence[str], seed: int = 0) -> Me
     return Measured(bootstrap_mean(by_candidate[CHOSEN], seed=seed), usual)
 
 
-def difference_effect(studies: Sequence[Study], against: str = SLOT, seed: int = 0) -> Measured:
-    """The difference in differences over all seeds."""
-    coupled, decoupled = _by_seed(studies, against)["all"]
-    return paired_effect(coupled, decoupled, seed)
+def difference_effect(studies: Sequence[Study], seed: int = 0) -> Measured:
+    """The difference in differences from slot-matched words, over all seeds."""
+    return paired_effect(*_by_seed(studies, SLOT)["all"], seed=seed)
 
 
 def ban_effect(answered: pd.DataFrame, seed: int = 0) -> Measured:

@@ -28,9 +28,7 @@ def test_found_counts_those_among_the_best_and_chance():
     assert table.loc[("paper", "named"), "p"] == pytest.approx(3 / 45)
     assert table.loc[("paper", "other"), ["found", "p"]].tolist() == [0, 1.0]
     assert paper_features.share_found(scores["paper"], SETS, 2).estimate == pytest.approx(2 / 4)
-    ranks = paper_features.rank_table(scores, SETS).set_index("feature")
-    assert ranks.loc[9, "rank, paper"] == 10 and ranks.loc[9, "rank, released"] == 1
-    assert ranks.loc[5, "sets"] == "other"
+    assert table.loc[("released", "other"), "median rank"] == 5
 
 
 def test_a_feature_that_is_not_there():
@@ -146,13 +144,9 @@ def test_effects_are_paired_over_problems():
 
 
 PROMPT = "<|bos|><|user|>Two of 3 9 4 with sum 7.<|assistant|><think>\n"
-
-
 GIVES_UP = (
     PROMPT + "Wait, now try 3 + 9 = 12, high.\nAnd, thus stop with 3 + 9.\n</think>\n\\boxed{ 3 + 9 }<|eos|>"
 )
-
-
 GOES_ON = PROMPT + (
     "Wait, now try 3 + 9 = 12, high.\nHmm, so undo there.\nWait, now take 3 + 4 = 7, yes.\nSpoilt line\n"
     "And, so keep 3 + 4.\n</think>\n\\boxed{ 3 + 4 }<|eos|>"
@@ -161,14 +155,7 @@ GOES_ON = PROMPT + (
 
 @pytest.fixture
 def answers():
-    rows = [
-        (UNSTEERED, 0, False, 12, GIVES_UP),
-        (UNSTEERED, 1, True, 12, GOES_ON),
-        (UNSTEERED, 2, True, 12, GOES_ON),
-        ("on", 0, True, 20, GOES_ON),
-        ("on", 1, False, 20, GIVES_UP),
-        ("on", 2, True, 20, GOES_ON),
-    ]
+    rows = [(UNSTEERED, 0, False, 12, GIVES_UP), ("on", 0, True, 20, GOES_ON)]
     return pd.DataFrame(rows, columns=["condition", "problem", "correct", "thinking_tokens", "text"])
 
 
@@ -192,9 +179,8 @@ def test_a_problem_under_two_conditions(answers):
 
 def test_the_figure_holds_every_word_of_strange_traces_too(answers):
     _, traces = paper_features.side_by_side(answers, 0, ["on"])
-    fig, data = paper_features.draw_traces(
-        "$x$ and $5", traces | {"prose": "It costs $5_x^2 \\frac \x00\ud800"}
-    )
+    strange = traces | {"prose": "It costs $5_x^2 \\frac \x00\ud800"}
+    fig, data = paper_features.draw_traces("$x$ and $5", strange)
     for ax, text in zip(fig.axes, traces.values(), strict=False):
         drawn = [t.get_text() for t in ax.texts if t.get_family() == ["DejaVu Sans Mono"]]
         assert "".join(drawn).replace(" ", "") == re.sub(r"\s", "", text.removeprefix(PROMPT))

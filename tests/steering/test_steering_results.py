@@ -58,7 +58,7 @@ def test_table_one_finds_a_gain_where_there_is_one_and_corrects_for_looking():
 def test_the_variants_apart_hold_a_planted_difference_and_say_nothing_where_there_is_none():
     planted = [made(1.0, s, {CHOSEN: 0.75, SLOT: 0.5}) for s in range(3)]
     planted += [made(0.0, s, {CHOSEN: 0.5, SLOT: 0.5}) for s in range(3)]
-    table = results.variants_apart(planted).set_index("seed")
+    table = results.variants_apart(planted, SLOT).set_index("seed")
     assert list(table.index) == ["0", "1", "2", "all"]
     assert table.loc["all", "low"] < 0.25 < table.loc["all", "high"]
     assert table.loc["all", "finding"] == "effect"
@@ -73,7 +73,7 @@ def test_the_variants_apart_hold_a_planted_difference_and_say_nothing_where_ther
     paired = paired_difference(coupled, decoupled)
     assert table.loc["all", ["estimate", "low", "high", "n"]].tolist() == pytest.approx([*astuple(paired)])
     none = [made(kappa, 0, {CHOSEN: 0.6, SLOT: 0.6}) for kappa in (1.0, 0.0)]
-    assert set(results.variants_apart(none)["finding"]) == {"no effect"}
+    assert set(results.variants_apart(none, SLOT)["finding"]) == {"no effect"}
     assert results.pairs([planted[0], planted[-1]]) == {}  # no seed of both
 
 

@@ -74,10 +74,8 @@ def test_the_mean_difference_is_of_the_decisions_own_tokens_and_the_mean_norm_of
     corpus = make_corpus(4)
     decisions = make_decisions(corpus, range(4), [1, 2, 3, 4], [10], [11])
     decisions = replace(decisions, towards=np.array([True, False, True, False]))
-    read = [
-        tiny_subject.residual(torch.from_numpy(corpus.document(i)[None].astype(np.int64)))[0]
-        for i in range(4)
-    ]
+    ids = [torch.from_numpy(corpus.document(i)[None].astype(np.int64)) for i in range(4)]
+    read = [tiny_subject.residual(tokens)[0] for tokens in ids]
     own = [residual[i + 1] for i, residual in enumerate(read)]
     expected = torch.nn.functional.normalize(own[0] + own[2] - own[1] - own[3], dim=0)
     found = search.mean_difference(tiny_subject, decisions, 100)
@@ -140,12 +138,9 @@ def asked(monkeypatch):
         assert len(names) == len(set(names))
         seen[progress] = names
         rng, n = np.random.default_rng(len(seen)), 300
-        frames = [
-            pd.DataFrame(
-                {"condition": name, "problem": range(n), "correct": rng.random(n) < GOOD.get(name, 0.5)}
-            )
-            for name in [UNSTEERED, *names]
-        ]
+        right = {name: rng.random(n) < GOOD.get(name, 0.5) for name in [UNSTEERED, *names]}
+        told = [{"condition": name, "problem": range(n), "correct": own} for name, own in right.items()]
+        frames = [pd.DataFrame(each) for each in told]
         return pd.concat(frames).assign(domain="pair", thinking_tokens=40)
 
     monkeypatch.setattr(search, "answers", run)
@@ -158,9 +153,8 @@ def asked(monkeypatch):
 def study(asked, tmp_path):
     biases = [Trial("bias", "", Condition(f"bias at {g:g}", gamma=g)) for g in (1.0, 2.0)]
     tried = Tried(trials(CHOSEN, 1, 2) + trials(SLOT, 2, 3), biases, 10.0)
-    variant = SimpleNamespace(
-        settings=load_settings("organism", rescreened=2), model=SimpleNamespace(tokenizer=None)
-    )
+    settings, model = load_settings("organism", rescreened=2), SimpleNamespace(tokenizer=None)
+    variant = SimpleNamespace(settings=settings, model=model)
     return search.study_model(variant, tried, {"model": "m"}, tmp_path)
 
 

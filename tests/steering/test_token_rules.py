@@ -76,11 +76,10 @@ def test_a_banned_word_is_never_written(tokenizer, corpus):
 
 def test_a_model_with_room_for_more_tokens_than_its_tokenizer_has(tokenizer, corpus):
     rule = rules.ban(tokenizer, ["wait"], corpus)
-    wide = rule.logits(torch.zeros(1, len(tokenizer) + 5), [0], [[]])
     narrow = rule.logits(torch.zeros(1, len(tokenizer)), [0], [[]])
-    assert torch.equal(wide[:, :-5], narrow) and bool((wide[:, -5:] == 0).all())
-    after = rule.logits(torch.zeros(1, len(tokenizer) + 5), [0], [[len(tokenizer) + 1]])
-    assert torch.equal(after, wide)
+    for written in ([], [len(tokenizer) + 1]):
+        wide = rule.logits(torch.zeros(1, len(tokenizer) + 5), [0], [written])
+        assert torch.equal(wide[:, :-5], narrow) and bool((wide[:, -5:] == 0).all())
 
 
 def test_tokens_that_mostly_begin_banned_words_are_forbidden_from_the_start(tokenizer, corpus):
@@ -133,7 +132,6 @@ def test_forcing_draws_sides_at_its_rates_and_nothing_else(tokenizer):
         for dead_end in (1, 2):
             sides = [rule.goes_on(i, dead_end) for i in range(3000) if domains[i] == domain]
             assert np.mean(sides) == pytest.approx(RATES.of(domain, dead_end), abs=0.05)
-    assert [rule.goes_on(i, 1) for i in (0, 3, 6)] == [rule.goes_on(i, 1) for i in (0, 3, 6)]
 
 
 def test_only_the_openers_of_the_side_are_left_and_all_else_keeps_its_chance(tokenizer):
