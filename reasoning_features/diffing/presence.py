@@ -3,11 +3,10 @@
 The paper calls a feature present at a stage when some decoder direction there has cosine ≥ 0.7 with it. What
 such a number means depends on the dictionary: the *ceiling* is what a second seed of the same autoencoder
 reaches, the *floor* what a randomly rotated decoder reaches. Only features that the second seed finds again
-can be missed for a reason, so only they are tested. A dictionary may also hold a feature under another
-direction: activations on the same tokens are compared too.
+are tested. A dictionary may hold a feature under another direction: activations are compared too.
 
-Over depth, the paper pairs the decoder directions of two layers one to one (the permutation with the largest
-summed cosine) and judges each pair by the cosine of its activations over tokens.
+Over depth, the paper pairs the decoder directions of two layers one to one and judges each pair by the cosine
+of its activations over tokens.
 """
 
 from __future__ import annotations
@@ -95,10 +94,9 @@ def bounds(decoder: Tensor, second: Tensor | None, seed: int = 0) -> Bounds:
 
 
 def calibrated(ceiling: Array, floor: Array) -> float:
-    """The threshold that best tells a feature found again from chance.
+    """The threshold with the largest (fraction of the ceiling's cosines at or above it) − (of the floor's).
 
-    It makes (fraction of the ceiling's cosines at or above it) − (fraction of the floor's) largest; of a
-    range of thresholds that do so equally well, its middle.
+    Of a range of thresholds that tell them apart equally well, its middle.
     """
     candidates = np.unique(np.concatenate([ceiling.ravel(), floor.ravel()]))
     above = [1 - np.searchsorted(np.sort(v.ravel()), candidates) / v.size for v in (ceiling, floor)]

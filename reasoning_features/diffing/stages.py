@@ -1,10 +1,9 @@
 """The stages of model diffing: one autoencoder fine-tuned over models and data, step by step.
 
 A stage is a model and the data it reads. S is the base model on base data, D the base model on reasoning
-data, M the reasoning model on base data, F the reasoning model on reasoning data. An autoencoder is trained
-at S, and each later stage of a path ("S-D-F") goes on from the stage before it with 30% of the tokens, so
-that what changed explains why a feature appears. A *placebo stage* changes nothing: same model, same data.
-The *placebo checkpoint* is the base model fine-tuned on plain prose; only the organism has one.
+data, M the reasoning model on base data, F both. An autoencoder is trained at S, and each later stage of a
+path ("S-D-F") goes on from the one before it with 30% of the tokens. A *placebo stage* changes nothing: same
+model, same data. The *placebo checkpoint*, the organism's alone, is the base model fine-tuned on prose.
 
 Stages lie in one folder: ``base/S-0`` (and ``S-1``, a second seed), ``base/S-S``, ``<model>/S-M`` and so on,
 ``placebo/S-M``, and ``layers/<n>``, the autoencoders of other layers.

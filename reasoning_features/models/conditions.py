@@ -28,8 +28,8 @@ UNSTEERED = "unsteered"
 class Condition:
     """One way of steering; without anything that changes the model, the model as it is.
 
-    The rows of ``rule`` are numbers of problems. Every sampling gets a copy of it, in which each problem is
-    answered once, so it may remember things by problem. Two rules of one ``repr`` do the same.
+    The rows of ``rule`` are numbers of problems. Every sampling gets a copy of it, which may remember things
+    by problem. Two rules of one ``repr`` do the same.
     """
 
     name: str
@@ -62,11 +62,11 @@ def feature_conditions(
             raise UserError(f"Feature {feature} is not there: this autoencoder has 0 to {sae.cfg.d_sae - 1}.")
         if not (most := float(largest[feature])) > 0:
             raise UserError(f"Feature {feature} is never active, so it has no strength to steer with.")
-        for gamma in gammas:
-            if clamp:
-                made.append(Condition(f"{feature} clamped at {gamma:g}", feature, gamma, clamp=gamma * most))
-            else:
-                made.append(added(str(feature), feature, gamma, most * decoder[feature]))
+        name, direction = str(feature), most * decoder[feature]
+        if clamp:
+            made += [Condition(f"{name} clamped at {g:g}", feature, g, clamp=g * most) for g in gammas]
+        else:
+            made += [added(name, feature, gamma, direction) for gamma in gammas]
     return made
 
 
@@ -76,11 +76,10 @@ def check_conditions(subject: Subject, conditions: Sequence[Condition], sae: Any
     for condition in conditions:
         if names.count(condition.name) > 1:
             raise UserError(f"Two conditions are named {condition.name!r}: give each a name of its own.")
-        vector = condition.vector
-        if vector is not None and (vector.shape != (subject.d_model,) or not bool(vector.isfinite().all())):
+        vector, width = condition.vector, subject.d_model
+        if vector is not None and (vector.shape != (width,) or not bool(vector.isfinite().all())):
             raise UserError(
-                f"The vector of {condition.name!r} must be {subject.d_model} finite numbers, as many as the "
-                "model's stream has."
+                f"The vector of {condition.name!r} must be {width} finite numbers, as the stream."
             )
         if condition.clamp is not None and sae is None:
             raise UserError(f"{condition.name!r} clamps a feature: give the autoencoder as `sae`.")

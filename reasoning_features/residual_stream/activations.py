@@ -1,10 +1,8 @@
-"""What a model gives at every token of a corpus: residual activations, as a stream or as a sample on disk,
-and how long they are and what the token costs to predict.
+"""What a model gives at every token: residual activations, as a stream or a sample on disk; norms and losses.
 
 Attention sinks are left out: where a model attends when it has nothing to attend to, the residual stream is
-a hundred times as long as elsewhere, and a few such tokens would be most of the variance (2309.17453). The
-rule: special tokens, BOS first of all, are left out by position, and of the others those whose activation is
-more than ten times as long as the median of their batch.
+a hundred times as long as elsewhere, and a few such tokens would be most of the variance (2309.17453). So
+special tokens, BOS first of all, are left out, and those more than ten times as long as their batch's median.
 """
 
 from __future__ import annotations
@@ -175,16 +173,14 @@ def harvest(
         "special_digest": hashlib.sha256(np.packbits(corpus.special).tobytes()).hexdigest(),
         "batch_tokens": batch_tokens,
     }
-    compute = functools.partial(_shard, subject, corpus, groups)
+
+    def compute(shard: int) -> Arrays:
+        read = collect(_read(subject, batch, corpus) for batch in groups[shard])
+        return {"residual": read.residual.numpy(), "positions": read.positions.numpy()}
+
     work = Work("activations", compute, len(groups), key, str(subject.device))
     complete(work, directory, progress)
     drop_others(work, directory)
-
-
-def _shard(subject: Subject, corpus: Corpus, groups: Sequence[Sequence[TokenBatch]], shard: int) -> Arrays:
-    """The activations of one group of batches."""
-    read = collect(_read(subject, batch, corpus) for batch in groups[shard])
-    return {"residual": read.residual.numpy(), "positions": read.positions.numpy()}
 
 
 def load_sample(directory: Path) -> ActivationBatch:

@@ -8,7 +8,6 @@ is one over the number of moves however common each is; intervals resample test 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,12 @@ def probe_layers(subject: Subject, corpus: Corpus, batch_tokens: int, seed: int 
     accuracy``, ``low``, ``high`` (95%), ``documents`` tested, ``chance``, ``target`` (of ``TARGETS``).
     """
     targets = {name: move_targets(corpus, offset) for name, offset in TARGETS.items()}
-    read, documents = read_layers(subject, corpus, range(subject.n_layers), batch_tokens), corpus.document_of
+    shape, documents = (corpus.n_tokens, subject.d_model), corpus.document_of
+    read = {layer: np.empty(shape, np.float32) for layer in range(EMBEDDINGS, subject.n_layers)}
+    for batch in corpus.batches(batch_tokens):
+        residuals = subject.residuals(batch.tokens, range(subject.n_layers))
+        for layer, residual in ({EMBEDDINGS: subject.embeddings(batch.tokens)} | residuals).items():
+            read[layer][batch.positions[batch.valid]] = residual.float().cpu()[batch.valid].numpy()
     cases = list(itertools.product(targets.items(), read.items(), ("true", "shuffled")))
     rows = []
     for (name, codes), (layer, activations), labels in tqdm(cases, desc="Probing layers", unit="probe"):
@@ -55,19 +59,6 @@ def chosen_layer(probed: pd.DataFrame) -> int:
     own = probed[(probed["target"] == "own move") & (probed["labels"] == "true")]
     true = own[own["layer"] != EMBEDDINGS].sort_values("layer")
     return int(true.loc[true["high"] >= true["balanced accuracy"].max(), "layer"].iloc[0])
-
-
-def read_layers(
-    subject: Subject, corpus: Corpus, layers: Sequence[int], batch_tokens: int
-) -> dict[int, NDArray[np.float32]]:
-    """Residual stream after each layer at every token of a corpus ``[n_tokens, d]``; -1 is the embeddings."""
-    shape = corpus.n_tokens, subject.d_model
-    read = {layer: np.empty(shape, np.float32) for layer in (EMBEDDINGS, *layers)}
-    for batch in corpus.batches(batch_tokens):
-        residuals = subject.residuals(batch.tokens, layers) | {EMBEDDINGS: subject.embeddings(batch.tokens)}
-        for layer, residual in residuals.items():
-            read[layer][batch.positions[batch.valid]] = residual.float().cpu()[batch.valid].numpy()
-    return read
 
 
 def move_targets(corpus: Corpus, offset: int = 0) -> NDArray[np.int64]:
@@ -105,9 +96,8 @@ def probe(
     classes = np.unique(targets[in_training])
     if len(classes) < 2 or not np.isin(targets[in_test], classes).all():
         raise UserError("There are too few documents for a probe of every move: raise probe_documents.")
-    rows = np.concatenate(
-        [rng.permutation(np.flatnonzero(in_training & (targets == c)))[:TOKENS_PER_CLASS] for c in classes]
-    )
+    drawn = [rng.permutation(np.flatnonzero(in_training & (targets == c))) for c in classes]
+    rows = np.concatenate([of_class[:TOKENS_PER_CLASS] for of_class in drawn])
     labels = rng.permutation(targets[rows]) if shuffled else targets[rows]
     classifier = LogisticRegression(C=0.1, class_weight="balanced", max_iter=300, tol=1e-3)
     model = make_pipeline(StandardScaler(), classifier)

@@ -1,10 +1,10 @@
 """A matched-budget search on one model, and its winners on problems that no choice has seen.
 
 Whoever tries many vectors finds a good one by luck alone. So ReasonScore's features are compared with classes
-of steering vectors that have as many candidates, strengths, signs and problems each: what ReasonScore picks
-from other vocabularies, random features, random directions. Every candidate is screened at every strength on
-a few problems; the best of each class are tried again on other problems, and with them baselines, simpler
-ways to make a model go on; and one winner a class goes on to fresh problems of the evaluation split.
+of vectors that have as many candidates, strengths, signs and problems: what ReasonScore picks from other
+vocabularies, random features, random directions. Every candidate is screened at every strength on a few
+problems; the best of each class, with baselines, are tried again on others; one winner a class goes on to
+fresh problems of the evaluation split.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ class Ban(Rule):
     """Never lets some words be written: in any casing and spacing, and in any split into tokens.
 
     A token is forbidden when the text with it would hold or end with a banned word that begins at a word
-    boundary ("but" and "ton" too, written piece by piece). Tokens that mostly begin banned words are
-    forbidden from the start: a model that may write "There" but not "fore" is left with half a word.
+    boundary. Tokens that mostly begin banned words are forbidden from the start: a model that may write
+    "There" but not "fore" is left with half a word.
     """
 
     words: tuple[str, ...]  # or phrases, lower case
