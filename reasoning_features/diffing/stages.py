@@ -123,10 +123,9 @@ def load_layers(folder: str, model: str, d_model: int) -> dict[int, SAE[Any]]:
 
 
 def stage_qualities(folder: str, model: str) -> pd.DataFrame:
-    """How well each stage's autoencoder reconstructs held-out activations of its own model and data.
+    """How well each stage's autoencoder reconstructs held-out activations, at the end of its training.
 
-    A row a stored training: ``stages`` (whose), ``path``, and ``tokens``, ``L0``,
-    ``fraction of variance explained``, ``dead share`` at its end.
+    Columns: ``stages`` (whose), ``path`` and the last row of its ``training.csv``.
     """
     rows = []
     for owner in (BASE, model, PLACEBO) if folder else ():
@@ -152,10 +151,7 @@ class PlannedTraining:
 
 
 def planned_trainings(settings: Settings, folder: Path | None = None) -> list[PlannedTraining]:
-    """All trainings of :func:`train_stages`, each after the training it goes on from; nothing is trained.
-
-    The autoencoders go into ``folder``, by default ``data/<profile>/diffing``.
-    """
+    """All trainings of :func:`train_stages`, each after the one it goes on from; nothing is trained."""
     home = folder if folder is not None else RunPaths(settings.profile).data / "diffing"
     model, base = short_name(settings.subject), short_name(settings.base) if settings.base else BASE
     reasoning = settings.stages_text or ([settings.reasoning_text] if settings.reasoning_text else [])
@@ -179,10 +175,9 @@ def planned_trainings(settings: Settings, folder: Path | None = None) -> list[Pl
 def train_stages(settings: Settings, subject: Subject, folder: Path | None = None) -> str:
     """Train S, the stages of both paths, the placebo stages, and the other layers, by streaming.
 
-    What is there is kept, and an interrupted training goes on where it stopped. There is no placebo
-    checkpoint, and no second seed of S: the main autoencoder's second seed says what chance does. Gives the
-    folder, as ``settings.diffing`` would name it. UserError where there is no base model, no texts or too
-    few, or a stored stage is of another training.
+    What is there is kept, and an interrupted training goes on where it stopped. Gives the folder (by default
+    ``data/<profile>/diffing``) as ``settings.diffing`` names it. UserError: no base model, no texts or too
+    few, or a stored stage of another training.
     """
     if settings.base is None:
         raise UserError("Stages need the model before fine-tuning: set `base`.")

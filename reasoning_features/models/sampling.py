@@ -223,10 +223,9 @@ def sample_continuously(
 ) -> None:
     """Continues every prompt by transformers' continuous batching, for long answers on a GPU.
 
-    When an answer ends, ``ended`` is told and the next prompt takes its place, so the device's memory is full
-    of answers that are still being written. Draws depend on what runs together: an answer is not the same in
-    another run, nor paired with another condition's. RuntimeError where generation breaks off, UserError as
-    :func:`sample`.
+    When an answer ends, ``ended`` is told and the next prompt takes its place. Draws depend on what runs
+    together: an answer is not the same in another run, nor paired with another condition's. RuntimeError
+    where generation breaks off, UserError as :func:`sample`.
     """
     check_context(model, prompts, max_new_tokens)
     on_gpu, room = model.device.type == "cuda", rows_that_fit(model, PAGE)

@@ -1,8 +1,7 @@
-"""The subject: a language model, its tokenizer and the place where it is read.
+"""The subject: a language model, its tokenizer and the place, or site, where it is read.
 
-Bulk reading uses the plain Hugging Face model, stopped right after the last block that is needed. The place,
-or site, is the residual stream after a block (``resid_post``), or what that block's MLP adds to it
-(``mlp_out``).
+That is the residual stream after a block (``resid_post``), or what its MLP adds to the stream (``mlp_out``).
+Bulk reading uses the plain Hugging Face model, stopped right after the last block that is needed.
 """
 
 from __future__ import annotations
@@ -261,9 +260,8 @@ def load_subject(
     """Load a model and its tokenizer, to be read at block ``layer`` (from 0).
 
     ``model`` is a directory (absolute, or from the repository's root), pinned by its checksums, or
-    ``owner/name[@revision]`` of the hub, pinned by its commit. MissingArtefact: it is not there, or not in
-    reach. CorruptArtefact: a shipped file's checksum does not match. UserError: a layer the model does not
-    have, a device that is not there, a model without weights as safetensors.
+    ``owner/name[@revision]`` of the hub, pinned by its commit. MissingArtefact: it is not in reach.
+    CorruptArtefact: a checksum does not match. UserError: no such layer or device, no weights as safetensors.
     """
     check_device(device)
     if hub.is_local(model):

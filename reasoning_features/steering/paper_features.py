@@ -73,9 +73,9 @@ def _numbers(published: Published) -> list[int]:
 def found_table(scores: Mapping[str, ArrayLike], published: Published, k: int) -> pd.DataFrame:
     """How many published features are among the k with the highest score, beside chance.
 
-    ``scores`` is name of the score's hyperparameters → score of every feature ``[f]``; ``published`` is name
-    → features. A row for each of both: ``found``, ``by chance`` (expected of as many random features), ``p``
-    (that as many or more are found by chance, hypergeometric), and ``median rank`` (1 is the highest).
+    ``scores`` is name of the score's hyperparameters → score of every feature ``[f]``. Columns: ``found``,
+    ``by chance`` (expected of as many random features), ``p`` (that as many or more are found by chance,
+    hypergeometric), and ``median rank`` (1 is the highest).
     """
     rows = []
     for hyperparameters, values in scores.items():

@@ -202,8 +202,8 @@ def mediation_table(answered: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 def ban_table(answered: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Table 2: accuracy and length under a ban of R and of other words; random sets count by their mean.
 
-    ``answered`` are answers unsteered, under "R", "random …" (as many sets as there are), and other sets.
-    ``change`` is from no ban (95%); the last row is R's accuracy less that of the random sets.
+    ``answered`` are answers unsteered, under "R", "random …", and other sets. ``change`` is from no ban
+    (95%); the last row is R's accuracy less that of the random sets.
     """
     right, random = _by_problem(answered)
     tokens = answered.groupby("condition")["thinking_tokens"].mean()

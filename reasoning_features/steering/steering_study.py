@@ -81,11 +81,10 @@ def candidates(
 ) -> list[Trial]:
     """``settings.candidates`` vectors of each class, each at every strength γ.
 
-    ReasonScore's features are its first. Those of the slot-matched and of the random vocabularies (at most
-    ``search_vocabularies`` of the feature table, ``evidence``) are taken in turn, the first of each, then the
-    second of each, every feature once. A random feature is matched to one of ReasonScore's, and a random
-    direction has its size. Causal features have the largest ``effects`` ``[d_sae]`` on persistence when
-    ablated (nan: never active; None: no such class). UserError where there are too few live features.
+    ReasonScore's features are its first; those of the slot-matched and of the random vocabularies (at most
+    ``search_vocabularies`` of the feature table, ``evidence``) are taken in turn. A random feature is matched
+    to one of ReasonScore's, and a random direction has its size. Causal features have the largest ``effects``
+    ``[d_sae]`` on persistence when ablated (None: no such class). UserError: too few live features.
     """
     n, seed = settings.candidates, settings.seed
     live = np.flatnonzero(evidence["density"].to_numpy() > 0)

@@ -25,33 +25,14 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """A base and a fine-tuned tiny model, and two local files of texts."""
     home = tmp_path_factory.mktemp("stages")
     base, model = (str(make_tiny_llama(home / name, seed)) for seed, name in enumerate(("base", "tuned")))
-    for name, text in (
-        ("prose", "The {} is right, but {} is wrong."),
-        ("traces", "Wait, let me try {} + {}."),
-    ):
-        lines = [
-            json.dumps({"text": " ".join(text.format(i, 7 * i + j) for j in range(20))}) for i in range(40)
-        ]
-        (home / f"{name}.jsonl").write_text("\n".join(lines))
-    return load_settings(
-        "organism",
-        corpus="text",
-        subject=model,
-        base=base,
-        layer=1,
-        context=16,
-        batch_tokens=128,
-        base_text=[{"dataset": str(home / "prose.jsonl")}],
-        reasoning_text={"dataset": str(home / "traces.jsonl")},
-        training_text=[{"dataset": str(home / "traces.jsonl")}],
-        layers=[0],
-        d_sae=48,
-        l1=0.1,
-        train_tokens=60 * 64,
-        train_batch=64,
-        learning_rate=1e-2,
-        checkpoints=1,
-    )
+    prose, traces = ({"dataset": str(home / f"{name}.jsonl")} for name in ("prose", "traces"))
+    for texts, text in ((prose, "The {} is right, but {} is wrong."), (traces, "Wait, let me try {} + {}.")):
+        long = [" ".join(text.format(i, 7 * i + j) for j in range(20)) for i in range(40)]
+        Path(texts["dataset"]).write_text("\n".join(json.dumps({"text": each}) for each in long))
+    named = {"corpus": "text", "subject": model, "base": base, "layer": 1, "context": 16, "layers": [0]}
+    named |= {"base_text": [prose], "reasoning_text": traces, "training_text": [traces]}
+    training = {"train_tokens": 60 * 64, "train_batch": 64, "learning_rate": 1e-2, "checkpoints": 1}
+    return load_settings("organism", **named, **training, d_sae=48, l1=0.1, batch_tokens=128)
 
 
 @pytest.fixture(scope="module")

@@ -47,13 +47,11 @@ def test_one_layer_is_the_hook_point_and_later_blocks_do_not_run(tiny_subject, t
 def test_bridge_agrees_with_the_plain_model(tiny_subject, tokens):
     bridge = tiny_subject.bridge()
     logits, cache = bridge.run_with_cache(tokens)
-    torch.testing.assert_close(
-        cache[tiny_subject.hook_name], tiny_subject.residual(tokens), rtol=1e-4, atol=1e-4
-    )
+    alone = tiny_subject.residual(tokens)
+    torch.testing.assert_close(cache[tiny_subject.hook_name], alone, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(logits, tiny_subject.logits(tokens), rtol=1e-4, atol=1e-4)
     # what pads a row on its right changes nothing before it
     padded = torch.cat([tokens, torch.full((4, 9), 7)], dim=1)
-    alone = tiny_subject.residual(tokens)
     torch.testing.assert_close(tiny_subject.residual(padded)[:, :17], alone, rtol=1e-5, atol=1e-5)
 
 
@@ -78,9 +76,8 @@ def test_gradient_is_the_slope_of_the_target(tiny_subject, tokens):
         target(tiny_subject.logits_with(tokens, lambda stream, by=by: stream + by * direction))
         for by in (step, -step)
     )
-    torch.testing.assert_close(
-        (slope * direction).sum().double(), (up - down) / (2 * step), rtol=2e-2, atol=1e-3
-    )
+    found = (slope * direction).sum().double()
+    torch.testing.assert_close(found, (up - down) / (2 * step), rtol=2e-2, atol=1e-3)
     # attention is causal: what comes after a position does not move its logits
     assert slope[:, 6:].abs().max() == 0 < slope[:, :6].abs().max()
 

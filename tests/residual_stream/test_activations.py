@@ -133,14 +133,8 @@ def test_a_token_has_the_loss_of_predicting_it(tiny_subject, tiny_corpus):
 
 def test_means_by_place_and_move_by_hand():
     # move a: 1, 2, 6 (two documents), mean 3; move b: 10; the row without a value is left out
-    table = pd.DataFrame(
-        {
-            "document": [0, 0, 1, 1, 1],
-            "position": [1, 15, 16, 2, 3],
-            "move": ["a", "a", "a", "b", "b"],
-            "loss": [1.0, 2.0, 6.0, 10.0, np.nan],
-        }
-    )
+    rows = [(0, 1, "a", 1.0), (0, 15, "a", 2.0), (1, 16, "a", 6.0), (1, 2, "b", 10.0), (1, 3, "b", np.nan)]
+    table = pd.DataFrame(rows, columns=["document", "position", "move", "loss"])
     means = activations.means_by_place_and_move(table, "loss").set_index(["by", "group"])
     assert means["mean"].to_dict() == {
         ("position", 0): pytest.approx(13 / 3), ("position", 16): 6, ("move", "a"): 3, ("move", "b"): 10,

@@ -78,13 +78,9 @@ def test_a_tokens_parity_is_in_the_embeddings(tiny_subject):
 
 def test_the_first_layer_as_good_as_the_best_is_chosen():
     columns = ["layer", "labels", "balanced accuracy", "high"]
-    rows = [
-        (-1, "true", 0.99, 1.0),  # the embeddings do not count
-        (0, "true", 0.50, 0.55),
-        (1, "true", 0.70, 0.76),
-        (2, "true", 0.75, 0.80),
-        (1, "shuffled", 0.99, 1.0),
-    ]
+    # neither the embeddings nor shuffled labels count
+    rows = [(-1, "true", 0.99, 1.0), (0, "true", 0.50, 0.55), (1, "true", 0.70, 0.76),
+            (2, "true", 0.75, 0.80), (1, "shuffled", 0.99, 1.0)]  # fmt: skip
     probed = pd.DataFrame(rows, columns=columns)
     other = probed.assign(**{"target": "next token's move", "balanced accuracy": 0.1, "high": 0.2})
     assert probes.chosen_layer(pd.concat([probed.assign(target="own move"), other])) == 1

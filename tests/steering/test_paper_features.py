@@ -66,13 +66,12 @@ def test_named_features_are_steered_at_the_papers_strength_and_none_is_random(ev
 
 
 def test_steering_is_paired_over_problems_and_votes_over_answers():
-    rows = []
-    for condition, feature, right in (
-        ("unsteered", -1, [1, 0, 0, 1, 0, 0]),
-        ("4395 at 2", 4395, [1, 1, 0, 1, 1, 0]),
-    ):
-        for number, correct in enumerate(right):  # three problems, twice
-            rows.append((condition, feature, number, "MATH-500", str(correct), bool(correct), 10 + correct))
+    right = {("unsteered", -1): [1, 0, 0, 1, 0, 0], ("4395 at 2", 4395): [1, 1, 0, 1, 1, 0]}
+    rows = [
+        (*condition, number, "MATH-500", str(correct), bool(correct), 10 + correct)
+        for condition, own in right.items()
+        for number, correct in enumerate(own)  # three problems, twice
+    ]
     columns = ["condition", "feature", "problem", "domain", "answer", "correct", "thinking_tokens"]
     table = paper_features.steered_table(pd.DataFrame(rows, columns=columns), 3).set_index("condition")
     assert table.loc["unsteered", ["pass@1", "maj@k", "gain"]].tolist() == pytest.approx([1 / 3, 1 / 3, 0])
@@ -161,9 +160,8 @@ def answers():
 
 def test_moves_are_read_after_the_prompt():
     runs = paper_features.moves_of(GOES_ON)
-    assert runs["move"].tolist() == [
-        "explore", "compute", "backtrack", "explore", "compute", "", "conclude", "answer",
-    ]  # fmt: skip
+    moves = "explore compute backtrack explore compute  conclude answer"  # one line is of no move
+    assert runs["move"].tolist() == moves.split(" ")
     assert PROMPT + "".join(runs["text"]) == GOES_ON
     assert paper_features.moves_of("Some <b>prose</b>.").values.tolist() == [["", "Some <b>prose</b>."]]
     # the prompt is left out where steps are known and where none are

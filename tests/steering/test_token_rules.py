@@ -165,12 +165,9 @@ def test_only_the_openers_of_the_side_are_left_and_all_else_keeps_its_chance(tok
 
 def test_rates_are_read_off_the_texts_and_few_decisions_are_pooled():
     head = "<|bos|><|user|>Q<|assistant|><think>\n"
-    texts = [
-        head + "Wait, now try 3 + 9 = 12, low.\nHmm, so undo there.\nWait, now take 3 + 4 = 7, low.\n"
-        "And, thus stop with 3 + 4.\n</think>\n",
-        head + "Wait, now try 3 + 9 = 12, low.\nHmm, so quit with 3 + 9.\n</think>\n",
-        "Plain prose.",
-    ]
+    tries = head + "Wait, now try 3 + 9 = 12, low.\nHmm, so "
+    again = "undo there.\nWait, now take 3 + 4 = 7, low.\nAnd, thus stop with 3 + 4.\n</think>\n"
+    texts = [tries + again, tries + "quit with 3 + 9.\n</think>\n", "Plain prose."]
     table = decision_rates(pd.DataFrame({"domain": ["pair", "pair", "ops"], "text": texts}))
     assert table.values.tolist() == [["pair", 1, 0.5, 2], ["pair", 2, 0.0, 1]]
     rows = [("pair", 1, 0.5, 30), ("pair", 2, 1.0, 10), ("ops", 1, 0.0, 5)]
