@@ -146,10 +146,9 @@ class Asked:
 
 def _kept_or_written(asked: Asked, kept: Path | None, progress: str | None) -> list[list[int]]:
     """New tokens of every row: those that are kept in a folder, the others written and kept there."""
-    questions, n, rows = asked.questions, len(asked.questions), range(len(asked))
+    questions, n, rows, most = asked.questions, len(asked.questions), range(len(asked)), len(asked)
     done: dict[int, list[int]] = {}
     stores: list[AnswerStore] = []
-    most = len(asked)
     if folder := kept or questions.kept:
         stores = [AnswerStore(folder, answers_key(asked, condition)) for condition in asked.conditions]
         for row in rows:

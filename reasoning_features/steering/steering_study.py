@@ -369,9 +369,8 @@ def strength_trials(
         plain = feature_conditions(variant.sae, [feature], gammas, maxima)
         clamped = feature_conditions(variant.sae, [feature], gammas, maxima, clamp=True)
         made += plain + clamped
-        shares = [tried.share(condition) for condition in plain]
         for how, own in ((ADDED, plain), (CLAMPED, clamped)):
-            rows += [(name, how, c.gamma, share, c.name) for c, share in zip(own, shares, strict=True)]
+            rows += [(name, how, c.gamma, tried.share(p), c.name) for p, c in zip(plain, own, strict=True)]
     others = [each.condition for each in tried.baselines if each.group == MEAN_DIFFERENCE]
     rows += [(MEAN_DIFFERENCE, ADDED, c.gamma, tried.share(c), c.name) for c in others]
     columns = ["vector", "how", "gamma", "share of norm", "condition"]
