@@ -163,8 +163,8 @@ def planned_trainings(settings: Settings, folder: Path | None = None) -> list[Pl
     for path in sorted((*PLACEBO_STAGES, *PATHS), key=reads_fine_tuned):
         place, fine_tuned = home / (BASE if path in PLACEBO_STAGES else model) / path, reads_fine_tuned(path)
         reader, texts = model if fine_tuned else base, general if path[-1] in "SM" else own_text
-        then = stage_recipe(recipe, path), layer, stage_before(path)
-        every.append(PlannedTraining(path, place, reader, fine_tuned, *texts, *then))
+        own, before = stage_recipe(recipe, path), stage_before(path)
+        every.append(PlannedTraining(path, place, reader, fine_tuned, *texts, own, layer, before))
     for other in settings.layers:
         place, own = home / "layers" / str(other), replace(recipe, seed=SEED_OF_LAYERS + other)
         texts = ("training_text", settings.training_text)

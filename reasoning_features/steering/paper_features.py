@@ -138,7 +138,8 @@ def steered_table(answered: pd.DataFrame, problems: int, seed: int = 0) -> pd.Da
     every = frame.groupby(["condition", "domain", "item"])[["correct", "thinking_tokens"]].mean()
     rows: list[dict[str, Any]] = []
     for (condition, benchmark), part in frame.groupby(["condition", "domain"], sort=False):
-        means, usual = every.loc[condition, benchmark], every.loc[UNSTEERED, benchmark]
+        means: Any = every.xs((condition, benchmark))
+        usual: Any = every.xs((UNSTEERED, benchmark))
         correct, tokens = means["correct"], means["thinking_tokens"]
         plain, length = usual["correct"], usual["thinking_tokens"]
         longer = paired_difference(tokens, length, seed=seed) / (length.mean() or np.nan)

@@ -262,7 +262,8 @@ def screening_effect(study: Study, controls: Sequence[str], seed: int = 0) -> Me
 
 def difference_effect(studies: Sequence[Study], seed: int = 0) -> Measured:
     """The difference in differences from slot-matched words, over all seeds."""
-    return paired_effect(*_by_seed(studies, SLOT)["all"], seed=seed)
+    coupled, decoupled = _by_seed(studies, SLOT)["all"]
+    return paired_effect(coupled, decoupled, seed)
 
 
 def ban_effect(answered: pd.DataFrame, seed: int = 0) -> Measured:
