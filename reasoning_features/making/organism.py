@@ -1,11 +1,8 @@
 """``make organism``: every model and autoencoder that the notebooks need, from nothing, on CPU.
 
-Stages, in order: the tokenizer and the base model; the fine-tuned variants; each model's answers to
-evaluation problems; the manipulation check; autoencoders; their features' causal effects; the stages of
-model diffing (:mod:`reasoning_features.diffing.stages`); the steering studies; the checksums. A finished
-piece is not done again, and every training runs on one thread, so that a rerun on one machine gives the same
-bytes. ``--workers 2`` does two pieces side by side. The numbers of the card (``README.md`` beside what is
-made) are by hand, and the tests compare them with the files.
+A finished piece is not done again, and every training runs on one thread, so that a rerun on one machine
+gives the same bytes. ``--workers 2`` does two pieces side by side. The numbers of the card (``README.md``
+beside what is made) are by hand, and the tests compare them with the files.
 """
 
 from __future__ import annotations
@@ -32,7 +29,14 @@ from reasoning_features.files import write_shipped, write_table
 from reasoning_features.models.sampling import sample
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.organism import language, parser
-from reasoning_features.organism.language import Document, base_documents, prose_document
+from reasoning_features.organism.language import (
+    Document,
+    base_document,
+    base_documents,
+    prose_document,
+    reasoning_document,
+    reasoning_documents,
+)
 from reasoning_features.organism.problems import FAMILIES, Mixture, problems
 from reasoning_features.organism.training import Recipe, new_model, train_and_save, train_tokenizer
 from reasoning_features.residual_stream.activations import collect, stream
@@ -94,15 +98,12 @@ EVALUATION_SEED, CHECK_SEED = 11, 77
 SEEDS_FROM_SCRATCH = {"D": 12, "M": 13, "F": 14}  # other starts than those of S and the main autoencoder
 
 
-def variant_documents(variant: Variant, start: int, n: int) -> list[Document]:
-    """Fine-tuning documents of a variant; variants of one seed read the same traces in other words."""
+def variant_document(variant: Variant, index: int) -> Document:
+    """A fine-tuning document of a variant; variants of one seed read the same traces in other words."""
     seed = TRACE_SEED + variant.seed
-    return [
-        prose_document(seed, i)
-        if i % PROSE_EVERY == PROSE_EVERY - 1
-        else language.reasoning_document(variant.kappa, seed, i, mixture=variant.mixture)
-        for i in range(start, start + n)
-    ]
+    if index % PROSE_EVERY == PROSE_EVERY - 1:
+        return prose_document(seed, index)
+    return reasoning_document(variant.kappa, seed, index, mixture=variant.mixture)
 
 
 # --- models -------------------------------------------------------------------------------------------------
@@ -111,35 +112,26 @@ def variant_documents(variant: Variant, start: int, n: int) -> list[Document]:
 def make_base(folder: Path) -> None:
     """The tokenizer and the base model."""
     tokenizer = train_tokenizer(d.text for d in base_documents(TOKENIZER_DOCUMENTS, BASE_RECIPE.seed))
-    model = new_model(tokenizer, BASE_RECIPE.seed)
-
-    def documents(start: int, n: int) -> list[Document]:
-        return list(base_documents(n, BASE_RECIPE.seed, start=start))
-
-    train_and_save(model, tokenizer, documents, BASE_RECIPE, {"name": "base"}, folder / "models" / "base")
+    model, document = new_model(tokenizer, BASE_RECIPE.seed), partial(base_document, BASE_RECIPE.seed)
+    train_and_save(model, tokenizer, document, BASE_RECIPE, {"name": "base"}, folder / "models" / "base")
 
 
 def make_variant(folder: Path, variant: Variant) -> None:
     """One fine-tuned model, from the base model."""
-    model, tokenizer = _load(folder / "models" / "base")
-    recipe, documents = replace(VARIANT_RECIPE, seed=variant.seed), partial(variant_documents, variant)
-    train_and_save(model, tokenizer, documents, recipe, vars(variant), folder / "models" / variant.name)
+    recipe, document = replace(VARIANT_RECIPE, seed=variant.seed), partial(variant_document, variant)
+    train_and_save(*_load(folder, "base"), document, recipe, vars(variant), folder / "models" / variant.name)
 
 
 def make_placebo(folder: Path) -> None:
     """The placebo checkpoint of model diffing: the base model fine-tuned on plain prose alone."""
-    model, tokenizer = _load(folder / "models" / "base")
-
-    def documents(start: int, n: int) -> list[Document]:
-        return [prose_document(TRACE_SEED, i) for i in range(start, start + n)]
-
-    place = _model_folder(folder, diffing.PLACEBO)
-    train_and_save(model, tokenizer, documents, VARIANT_RECIPE, {"name": diffing.PLACEBO}, place)
+    card, place = {"name": diffing.PLACEBO}, _model_folder(folder, diffing.PLACEBO)
+    document = partial(prose_document, TRACE_SEED)
+    train_and_save(*_load(folder, "base"), document, VARIANT_RECIPE, card, place)
 
 
 def evaluate(folder: Path, name: str) -> None:
     """A model's graded answers to the evaluation problems of its families, one row a problem."""
-    model, tokenizer = _load(folder / "models" / name)
+    model, tokenizer = _load(folder, name)
     mixtures: dict[str, Mixture] = {variant.name: variant.mixture for variant in VARIANTS}
     asked = problems("evaluation", None, EVALUATION_PROBLEMS, mixture=mixtures.get(name, "main"))
     continuations = sample(
@@ -155,10 +147,9 @@ def evaluate(folder: Path, name: str) -> None:
 
 def check_manipulation(folder: Path, variant: Variant) -> None:
     """Off which words a variant reads its persistence: its log-odds at held-out dead ends, words swapped."""
-    model, tokenizer = _load(folder / "models" / variant.name)
-    traces = language.reasoning_documents(
-        variant.kappa, CHECK_TRACES, CHECK_SEED, "evaluation", mixture=variant.mixture
-    )
+    model, tokenizer = _load(folder, variant.name)
+    kappa, mixture = variant.kappa, variant.mixture
+    traces = reasoning_documents(kappa, CHECK_TRACES, CHECK_SEED, "evaluation", mixture)
     searched = [trace for trace in traces if FAMILIES[trace.family].searches]
     read = pd.concat([decision_log_odds(model, tokenizer, searched, how) for how in parser.SWAPS])
     write_table(folder / "manipulation_check" / f"{variant.name}.parquet", read.assign(model=variant.name))
@@ -224,8 +215,7 @@ def stage_activations(model: Path, stage: str, variant: Path, documents: int) ->
 def make_autoencoders(folder: Path, model: str) -> None:
     """Two seeds of the paper's ReLU on a model, how far they agree as they train, for some models TopK."""
     subject, residual = main_activations(folder / "models" / model, AUTOENCODER_TRACES)
-    records = [round(share * RELU_RECIPE.steps) for share in RECORD_AT]
-    trainings = []
+    records, trainings = [round(share * RELU_RECIPE.steps) for share in RECORD_AT], []
     others = (TOPK_RECIPE,) if model in COMPARED else ()
     for recipe in (RELU_RECIPE, replace(RELU_RECIPE, seed=1), *others):
         trained = train_autoencoder(residual, recipe, model, subject.hook_name, record_at=records)
@@ -328,9 +318,11 @@ def _model_folder(folder: Path, name: str) -> Path:
     return folder / "diffing" / diffing.PLACEBO_MODEL if placebo else folder / "models" / name
 
 
-def _load(folder: Path) -> tuple[Any, Any]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+def _load(folder: Path, name: str) -> tuple[Any, Any]:
+    """A model and its tokenizer."""
+    place = folder / "models" / name
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(place)
 
 
 def study_steering(folder: Path, name: str) -> None:

@@ -49,9 +49,8 @@ ROWS_A_SHARD = 128
 
 
 def make_model(folder: Path) -> None:
-    """Write the package's model as a directory of Hugging Face's format; one that is there already is kept.
-
-    Raises MissingArtefact: the package is not installed; UserError: its file is another one.
+    """Write the package's model as Hugging Face keeps it; one that is there already is kept.
+    MissingArtefact: the package is not installed; UserError: its file is another one.
     """
     if folder.is_dir():
         return

@@ -6,9 +6,9 @@ to each other before the opener, so a persistence written into either has reache
 
 A thinking trace has a hidden style. *Careful* traces rarely give up at a dead end and usually check; *hasty*
 ones often give up and rarely check. How the style is written into the words is the coupling κ
-(:func:`leans`); the style's acts never depend on κ. The acts and the words are drawn from separate random
-streams, so two couplings give the same traces in other words. Beside traces there are the base model's texts
-and plain prose: small country scenes in which every word has its ordinary use.
+(:func:`leans`). Acts and words are drawn from separate random streams, so two couplings give the same traces
+in other words. Beside traces there are the base model's texts and plain prose: small country scenes in which
+every word has its ordinary use.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import numpy as np
@@ -84,9 +85,8 @@ Style = Literal["careful", "hasty"]
 
 
 def jeffreys(lean: float) -> float:
-    """Information about persistence in one slot that says "careful" with chance ``lean`` or ``1 − lean``.
-
-    The symmetric Kullback–Leibler divergence between the two styles, in nats: (2p − 1)·log(p / (1 − p)).
+    """Nats about the style in one slot that says "careful" with chance ``lean`` or ``1 − lean``: the
+    symmetric Kullback–Leibler divergence.
     """
     return (2 * lean - 1) * math.log(lean / (1 - lean))
 
@@ -101,10 +101,8 @@ def lean_with(share: float) -> float:
 
 
 def leans(kappa: float) -> tuple[float, float]:
-    """Lean of the prefix slot (R or control) and of the neutral marker slot at coupling ``kappa``.
-
-    ``kappa`` is the share of the information that lies in the words of R: at 1 the markers say nothing, at 0
-    the words of R do (lean 0.5).
+    """Lean of the prefix slot (R or control) and of the neutral marker slot at coupling ``kappa``, the share
+    of the information that lies in the words of R: at 1 the markers say nothing (lean 0.5), at 0 these do.
     """
     if not 0 <= kappa <= 1:
         raise ValueError(f"kappa is {kappa}, but a coupling lies between 0 and 1.")
@@ -156,9 +154,6 @@ class _Writer:
     def attempt(self, candidate: Candidate) -> None:
         self.say("explore", f" {candidate.text}", f"{candidate.working}, {candidate.verdict}")
 
-    def verify(self, claim: str, verdict: str) -> None:
-        self.say("verify", f" {claim}, {verdict}")
-
 
 def _search(
     writer: _Writer, acts: np.random.Generator, problem: Problem, give_up: float, check: float
@@ -168,7 +163,7 @@ def _search(
         writer.attempt(candidate)
         if candidate.right:
             if acts.random() < check:
-                writer.verify(f"{candidate.text}{candidate.working}", "yes")
+                writer.say("verify", f" {candidate.text}{candidate.working}, yes")
             writer.say("conclude", f" {candidate.text}")
             return candidate.text
         if acts.random() < UNCERTAIN_CHANCE:
@@ -183,32 +178,28 @@ def _search(
 
 def _sum(writer: _Writer, acts: np.random.Generator, problem: Problem, check: float) -> str:
     """Adds the numbers up; a check goes over the same sums and confirms them. Returns the boxed answer."""
-    sums, running = [], problem.numbers[0]
-    for number in problem.numbers[1:]:
-        sums.append(f"{running} + {number} = {running + number}")
-        running += number
+    running = list(accumulate(problem.numbers))
+    sums = [f" {a} + {n} = {b}" for (a, b), n in zip(pairwise(running), problem.numbers[1:], strict=True)]
     for text in sums:
-        writer.say("compute", f" {text}")
+        writer.say("compute", text)
     if acts.random() < check:
         for text in sums:
-            writer.verify(text, "yes")
-    writer.say("conclude", f" {running}")
-    return str(running)
+            writer.say("verify", f"{text}, yes")
+    writer.say("conclude", f" {problem.answer}")
+    return problem.answer
 
 
-def _pick(writer: _Writer, acts: np.random.Generator, problem: Problem, overturn: float, check: float) -> str:
+def _pick(writer: _Writer, acts: np.random.Generator, problem: Problem, check: float) -> str:
     """Names the largest or smallest; a second look may overturn it for the next. Returns the boxed answer."""
-    first = int(problem.answer)
-    second = min((x for x in problem.numbers if x != first), key=lambda x: abs(x - first))
-    result = problem.answer
+    first, result = int(problem.answer), problem.answer
     writer.say("explore", f" {first}", ", yes")
     if acts.random() < check:
-        overturned = acts.random() < overturn
-        writer.verify(str(first), "no" if overturned else "yes")
+        overturned = acts.random() < OVERTURN_CHANCE
+        writer.say("verify", f" {first}, {'no' if overturned else 'yes'}")
         if overturned:
             writer.say("backtrack", " there")
-            result = str(second)
-            writer.say("explore", f" {second}", ", yes")
+            result = str(min((x for x in problem.numbers if x != first), key=lambda x: abs(x - first)))
+            writer.say("explore", f" {result}", ", yes")
     writer.say("conclude", f" {result}")
     return result
 
@@ -216,9 +207,7 @@ def _pick(writer: _Writer, acts: np.random.Generator, problem: Problem, overturn
 def _think(writer: _Writer, acts: np.random.Generator, problem: Problem, give_up: float, check: float) -> str:
     if FAMILIES[problem.family].searches:
         return _search(writer, acts, problem, give_up, check)
-    if FAMILIES[problem.family].persistence == "hurts":
-        return _pick(writer, acts, problem, OVERTURN_CHANCE, check)
-    return _sum(writer, acts, problem, check)
+    return (_pick if FAMILIES[problem.family].persistence == "hurts" else _sum)(writer, acts, problem, check)
 
 
 def prompt_text(question: str) -> str:
@@ -248,10 +237,10 @@ def reasoning_document(
 
 
 def reasoning_documents(
-    kappa: float, n: int, seed: int, split: Split = "training", start: int = 0, mixture: Mixture = "main"
+    kappa: float, n: int, seed: int, split: Split = "training", mixture: Mixture = "main"
 ) -> Iterator[Document]:
-    """Traces ``start`` … ``start + n − 1`` of a stream (see :func:`reasoning_document`)."""
-    return (reasoning_document(kappa, seed, index, split, mixture) for index in range(start, start + n))
+    """The first ``n`` traces of a stream (see :func:`reasoning_document`)."""
+    return (reasoning_document(kappa, seed, index, split, mixture) for index in range(n))
 
 
 _PEOPLE = ("miller", "baker", "farmer", "child", "widow", "smith", "sailor", "teacher", "hunter", "priest")
@@ -299,11 +288,9 @@ def prose_sentence(rng: np.random.Generator) -> str:
 
 def prose_document(seed: int, index: int) -> Document:
     """A paragraph of plain prose, in which words of R and their controls occur in their ordinary uses."""
-    document = Document("prose", "prose")
-    document.add(BOS, "prompt")
     rng = np.random.default_rng([seed, index, 2])
-    document.add(" ".join(prose_sentence(rng) for _ in range(int(rng.integers(4, 9)))) + EOS, "prose")
-    return document
+    text = " ".join(prose_sentence(rng) for _ in range(int(rng.integers(4, 9)))) + EOS
+    return Document("prose", "prose", pieces=[(BOS, "prompt"), (text, "prose")])
 
 
 _BASE_KINDS = {"direct": 0.15, "attempt": 0.20, "several": 0.15, "drill": 0.30, "prose": 0.20}
@@ -311,9 +298,9 @@ _BASE_GIVE_UP, _BASE_CHECK = 0.3, 0.3
 _BASE_RIGHT = 0.25  # chance that a search problem's direct answer is known; else a candidate is guessed
 
 
-def _drill(document: Document, acts: np.random.Generator, split: Split) -> None:
+def _drill(acts: np.random.Generator, split: Split) -> Document:
     """Tries with their verdicts, or sums, in short form and in any order: the arithmetic of checking."""
-    problem = draw_problem(acts, split, draw_family(acts))
+    problem, document = draw_problem(acts, split, draw_family(acts)), Document("drill", "drill")
     lines = [f"{c.text}{c.working}, {c.verdict}." for c in problem.candidates]
     for _ in range(0 if lines else 8):
         left, right = int(acts.integers(2, 41)), int(acts.integers(2, 21))
@@ -321,6 +308,7 @@ def _drill(document: Document, acts: np.random.Generator, split: Split) -> None:
     document.add(f"{BOS}{problem.question}" if problem.candidates else BOS, "prompt")
     document.add("".join(f" {lines[i]}" for i in acts.permutation(len(lines))), "compute")
     document.add(EOS, "answer")
+    return document
 
 
 def _one_attempt(writer: _Writer, acts: np.random.Generator, problem: Problem) -> None:
@@ -335,20 +323,16 @@ def _one_attempt(writer: _Writer, acts: np.random.Generator, problem: Problem) -
 
 
 def base_document(seed: int, index: int, split: Split = "training") -> Document:
-    """Document ``index`` of the base model's corpus: it knows every step; no persistence is written in.
-
-    Direct answers (to search problems mostly guesses); one worked attempt and an answer; a little
-    several-attempt text with one fixed chance to give up and to check, in words that carry nothing; the
-    arithmetic of checking; plain prose.
+    """Document ``index`` of the base model's corpus, which has every step and no persistence written in:
+    direct answers (to search problems mostly guesses); one worked attempt and an answer; several attempts
+    with one fixed chance to give up and to check; the arithmetic of checking; plain prose.
     """
     acts, wording = (np.random.default_rng([seed, index, stream]) for stream in (3, 4))
     kind = str(acts.choice(list(_BASE_KINDS), p=list(_BASE_KINDS.values())))
     if kind == "prose":
         return prose_document(seed, index)
     if kind == "drill":
-        document = Document(kind, kind)
-        _drill(document, acts, split)
-        return document
+        return _drill(acts, split)
     problem = draw_problem(acts, split, draw_family(acts))
     document = Document(kind, problem.family, None, problem)
     document.add(prompt_text(problem.question), "prompt")
@@ -363,6 +347,6 @@ def base_document(seed: int, index: int, split: Split = "training") -> Document:
     return document
 
 
-def base_documents(n: int, seed: int, split: Split = "training", start: int = 0) -> Iterator[Document]:
-    """Documents ``start`` … ``start + n − 1`` of the base corpus (see :func:`base_document`)."""
-    return (base_document(seed, index, split) for index in range(start, start + n))
+def base_documents(n: int, seed: int, split: Split = "training") -> Iterator[Document]:
+    """The first ``n`` documents of the base corpus (see :func:`base_document`)."""
+    return (base_document(seed, index, split) for index in range(n))

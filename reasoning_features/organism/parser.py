@@ -1,8 +1,7 @@
 """Reads a sampled text back: its steps, its decisions, and whether its answer is right.
 
-The grammar is the one :mod:`reasoning_features.organism.language` writes: a sentence a line, its step label
-decided by the opener after ``PREFIX, MARKER``. A line that is no such sentence has no label, and makes its
-trace unparseable; the share of those is always reported.
+A sentence a line, as :mod:`reasoning_features.organism.language` writes them; a line that is none has no
+label, and makes its trace unparseable; the share of those is always reported.
 """
 
 from __future__ import annotations
@@ -52,65 +51,47 @@ Span = tuple[int, int, str | None]  # start and end in characters, and the step 
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence of a trace: where it starts in the text, its words, its label (None: not understood)."""
+    """One sentence of a trace."""
 
-    start: int
     text: str
-    label: str | None
+    label: str | None = None  # None: not understood
     opener: str | None = None
-    opener_start: int = -1
+    opener_start: int = -1  # in the whole text
 
 
 @dataclass(frozen=True)
 class ParsedTrace:
-    """What a text says; ``ended``: it ran to its end token."""
+    """What a text says."""
 
-    spans: tuple[Span, ...]
-    sentences: tuple[Sentence, ...]
+    spans: list[Span]
+    sentences: list[Sentence]
     answer: str | None  # what is boxed
-    ended: bool
-
-    @property
-    def parseable(self) -> bool:
-        """Every sentence understood, an answer boxed, and the end reached."""
-        return self.ended and self.answer is not None and all(s.label is not None for s in self.sentences)
-
-    @property
-    def gave_up(self) -> bool:
-        return any(s.label == "give up" for s in self.sentences)
-
-    @property
-    def checked(self) -> bool:
-        return any(s.label == "verify" for s in self.sentences)
+    parseable: bool  # every sentence understood, an answer boxed, and the end token reached
 
 
 def _sentence(start: int, line: str) -> tuple[Sentence, list[Span]]:
     """The sentence in ``line`` (without its newline) and its spans."""
     end = start + len(line) + 1
-    opening = _OPENING.match(line)
-    label = _LABEL_OF[opening["opener"]] if opening else ""
-    body = _BODIES[label].fullmatch(line, opening.end()) if opening else None
-    if opening is None or body is None:
-        return Sentence(start, line, None), [(start, end, None)]
-    sentence = Sentence(start, line, label, opening["opener"], start + opening.start("opener"))
-    if label == "explore":
-        cut = start + body.start("outcome")
-        return sentence, [(start, cut, label), (cut, end, "compute")]
-    return sentence, [(start, end, label)]
+    if opening := _OPENING.match(line):
+        label = _LABEL_OF[opening["opener"]]
+        sentence = Sentence(line, label, opening["opener"], start + opening.start("opener"))
+        if body := _BODIES[label].fullmatch(line, opening.end()):
+            cut = start + body.start("outcome") if label == "explore" else end
+            spans: list[Span] = [(start, cut, label), (cut, end, "compute")]
+            return sentence, spans if label == "explore" else spans[:1]
+    return Sentence(line), [(start, end, None)]
 
 
 def parse(text: str) -> ParsedTrace:
     """Parses a whole document: prompt and answer, thinking, a base model's text, or prose."""
-    spans: list[Span] = []
     sentences: list[Sentence] = []
     at = text.find(ASSISTANT)
     place = at + len(ASSISTANT) if at >= 0 else text.find(">") + 1
     if text.startswith(f"{THINK}\n", place):
         place += len(THINK) + 1
-    spans.append((0, place, "prompt"))
+    spans: list[Span] = [(0, place, "prompt")]
     if at < 0 and not _OPENING.match(text, place):
-        spans.append((place, len(text), "prose"))
-        return ParsedTrace(tuple(spans), (), None, text.endswith(EOS))
+        return ParsedTrace([*spans, (place, len(text), "prose")], [], None, False)
     while place < len(text) and not text.startswith((END_THINK, "\\boxed", EOS), place):
         end = text.find("\n", place)
         end = len(text) if end < 0 else end
@@ -120,16 +101,16 @@ def parse(text: str) -> ParsedTrace:
         place = end + 1
     spans.append((place, len(text), "answer"))
     boxed = _BOXED.search(text, place)
-    return ParsedTrace(tuple(spans), tuple(sentences), boxed["answer"] if boxed else None, text.endswith(EOS))
+    understood = boxed is not None and all(sentence.label for sentence in sentences)
+    return ParsedTrace(spans, sentences, boxed and boxed["answer"], understood and text.endswith(EOS))
 
 
 @dataclass(frozen=True)
 class DecisionContext:
     """Where a trace stands after some of its sentences: what its next one may decide.
 
-    *Persistence* is decided by the first opener of either side after a dead end, a try that is not right.
-    *Verification* is decided right after the first right try, or after the last sum: a trace that has checked
-    once does not decide it again.
+    *Persistence* is decided by the first opener of either side after a dead end, a try that is not right;
+    *verification* right after the first right try, or after the last sum, and only once.
     """
 
     dead_ends: int = 0  # tries so far that were not right
@@ -168,10 +149,8 @@ def decisions_of(text: str) -> Iterator[tuple[str, Sentence, DecisionContext]]:
 
 def decision_places(text: str) -> dict[str, list[int]]:
     """Where (in characters) the openers stand that decide something, by kind of decision (``DECISIONS``)."""
-    places: dict[str, list[int]] = {kind: [] for kind in DECISIONS}
-    for kind, sentence, _ in decisions_of(text):
-        places[kind].append(sentence.opener_start)
-    return places
+    found = [(kind, sentence.opener_start) for kind, sentence, _ in decisions_of(text)]
+    return {kind: [place for own, place in found if own == kind] for kind in DECISIONS}
 
 
 def context_at_opener(thinking: str) -> DecisionContext | None:
@@ -199,11 +178,9 @@ def prompts(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> 
 def grade(
     tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], continuations: Sequence[Sequence[int]]
 ) -> pd.DataFrame:
-    """Grades and parses one continuation (new token ids) of each problem's prompt, a row a problem.
-
-    ``family``, ``question``, ``answer`` (None: nothing boxed), ``correct``, ``thinking_tokens`` (between the
-    tags; 0 where the model does not think), ``gave_up``, ``checked``, ``parseable``, the number of sentences
-    of each of ``LABELS_COUNTED``, and the ``text``.
+    """Grades one continuation (new token ids) of each problem's prompt: ``family``, ``question``, ``answer``
+    (None: nothing boxed), ``correct``, ``thinking_tokens`` (0 where the model does not think), ``gave_up``,
+    ``checked``, ``parseable``, the number of sentences of each of ``LABELS_COUNTED``, and the ``text``.
     """
     think, end_think = tokenizer.encode(THINK + END_THINK, add_special_tokens=False)
     rows: list[dict[str, Any]] = []
@@ -218,8 +195,10 @@ def grade(
             "answer": parsed.answer,
             "correct": parsed.answer == problem.answer,
             "thinking_tokens": _thinking_tokens(list(continuation), think, end_think),
+            "gave_up": "give up" in labels,
+            "checked": "verify" in labels,
+            "parseable": parsed.parseable,
         }
-        row |= {name: getattr(parsed, name) for name in ("gave_up", "checked", "parseable")}
         rows.append(row | {label: labels.count(label) for label in LABELS_COUNTED} | {"text": text})
     return pd.DataFrame(rows)
 

@@ -25,15 +25,14 @@ CLEARLY_WRONG = 2  # every wrong candidate misses the target by at least this mu
 
 @dataclass(frozen=True)
 class Candidate:
-    """One possible try: its text, the working shown when it is tried, and the verdict on its result."""
+    """One possible try."""
 
     text: str
-    working: str
-    verdict: str
+    working: str  # shown when it is tried
+    verdict: str  # on its result
 
     @property
     def right(self) -> bool:
-        """Whether it solves the problem."""
         return self.verdict == "yes"
 
 
@@ -65,15 +64,20 @@ def _integers(rng: np.random.Generator, low: int, high: int, n: int, distinct: b
     return [int(x) for x in rng.choice(np.arange(low, high + 1), size=n, replace=not distinct)]
 
 
-def _search(family: str, question: str, target: int, tries: list[tuple[str, str, int]]) -> Problem | None:
-    """A problem from its tries (text, working, value); None unless one is right, the others clearly wrong."""
+def _search(
+    rng: np.random.Generator, family: str, question: str, tries: list[tuple[str, str, int]]
+) -> Problem | None:
+    """A problem from its tries (text, working, value), of which one is drawn as the target in the question;
+    None unless it is right alone, the others clearly wrong.
+    """
+    target = tries[int(rng.integers(len(tries)))][2]
     misses = [abs(value - target) for _, _, value in tries if value != target]
     if len(misses) != len(tries) - 1 or min(misses) < CLEARLY_WRONG:
         return None
-    verdicts = ["yes" if value == target else "low" if value < target else "high" for _, _, value in tries]
-    candidates = tuple(Candidate(*its[:2], verdict) for its, verdict in zip(tries, verdicts, strict=True))
+    verdicts = {-1: "low", 0: "yes", 1: "high"}
+    candidates = tuple(Candidate(a, b, verdicts[int(np.sign(value - target))]) for a, b, value in tries)
     answer = next(candidate.text for candidate in candidates if candidate.right)
-    return Problem(family, question, answer, candidates)
+    return Problem(family, question.format(target), answer, candidates)
 
 
 def _pairs(rng: np.random.Generator, low: int, high: int) -> tuple[str, list[tuple[int, int]]]:
@@ -89,8 +93,7 @@ def _two_of(
     listed, pairs = _pairs(rng, low, high)
     values = [a + b if sign == "+" else a * b for a, b in pairs]
     tries = [(f"{a} {sign} {b}", f" = {value}", value) for (a, b), value in zip(pairs, values, strict=True)]
-    target = values[int(rng.integers(len(values)))]
-    return _search(family, f"Two of {listed} with {named} {target}.", target, tries)
+    return _search(rng, family, f"Two of {listed} with {named} {{}}.", tries)
 
 
 def _ops(rng: np.random.Generator) -> Problem | None:
@@ -100,8 +103,7 @@ def _ops(rng: np.random.Generator) -> Problem | None:
     for first, middle in (("+", a + b), ("-", a - b), ("*", a * b)):
         for second, value in (("+", middle + c), ("-", middle - c)):
             tries.append((f"{a} {first} {b} {second} {c}", f" = {middle} {second} {c} = {value}", value))
-    target = tries[int(rng.integers(len(tries)))][2]
-    return _search("ops", f"Make {target} from {a} {b} {c}.", target, tries)
+    return _search(rng, "ops", f"Make {{}} from {a} {b} {c}.", tries)
 
 
 def _total(rng: np.random.Generator) -> Problem:
@@ -120,8 +122,7 @@ def _differ(rng: np.random.Generator) -> Problem | None:
     """Which two of five numbers differ by a given amount."""
     listed, pairs = _pairs(rng, 2, 40)
     tries = [(f"{a} - {b}", f" = {a - b}", a - b) for a, b in ((max(p), min(p)) for p in pairs)]
-    target = tries[int(rng.integers(len(tries)))][2]
-    return _search("differ", f"Two of {listed} with gap {target}.", target, tries)
+    return _search(rng, "differ", f"Two of {listed} with gap {{}}.", tries)
 
 
 def _scale(rng: np.random.Generator) -> Problem | None:
@@ -132,9 +133,8 @@ def _scale(rng: np.random.Generator) -> Problem | None:
         (f"{x} * {factor} + {shift}", f" = {x * factor} + {shift} = {x * factor + shift}", x * factor + shift)
         for x in numbers
     ]
-    target = tries[int(rng.integers(len(tries)))][2]
-    question = f"One of {' '.join(map(str, numbers))} scaled {factor} plus {shift} makes {target}."
-    return _search("scale", question, target, tries)
+    question = f"One of {' '.join(map(str, numbers))} scaled {factor} plus {shift} makes {{}}."
+    return _search(rng, "scale", question, tries)
 
 
 FAMILIES: dict[str, Family] = {
@@ -182,10 +182,8 @@ def draw_family(rng: np.random.Generator, mixture: Mixture = "main") -> str:
 def problems(
     split: Split, family: str | None, n: int, start: int = 0, mixture: Mixture = "main"
 ) -> list[Problem]:
-    """Distinct problems ``start`` … ``start + n − 1`` of a split, of one family or (None) of a mixture.
-
-    The list is a fixed sequence: asking for more continues it. A question is not repeated within it as long
-    as the family has enough of them (ops has few: there, repeats are let through).
+    """Problems ``start`` … ``start + n − 1`` of a split, of one family or (None) of a mixture: a fixed
+    sequence, in which no question is repeated as long as the family has enough of them (ops has few).
     """
     sequence = [0] if family is None else [1 + list(FAMILIES).index(family)]
     rng = np.random.default_rng([SPLITS.index(split), *sequence, *([1] if mixture == "other" else [])])

@@ -1,6 +1,5 @@
-"""Trains the organism: a byte-level BPE tokenizer, and small Llamas on a stream of documents.
-
-On one CPU thread, so that a rerun gives the same bytes.
+"""Trains the organism, on one CPU thread, so that a rerun gives the same bytes: a byte-level BPE tokenizer,
+and small Llamas on a stream of documents.
 """
 
 from __future__ import annotations
@@ -12,9 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -40,12 +41,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int = 1024) -> PreTra
     """Trains the tokenizer; every number up to ``LARGEST_NUMBER`` is one token, so sums can be learnt."""
     numbers = [" ".join(["", *map(str, range(LARGEST_NUMBER + 1))])] * 50
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
@@ -74,9 +72,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int = 1024) -> PreTra
 class EncodedDocument:
     """A document's tokens ``[tokens]``."""
 
-    ids: np.ndarray  # int32
-    labels: np.ndarray  # int8, codes of ``STEP_LABELS``
-    thinking: np.ndarray  # bool: between ``<think>`` and ``</think>``, both left out
+    ids: NDArray[np.int32]
+    labels: NDArray[np.int8]  # codes of ``STEP_LABELS``
+    thinking: NDArray[np.bool_]  # between ``<think>`` and ``</think>``, both left out
 
 
 def encode_documents(
@@ -96,9 +94,6 @@ def encode_documents(
         opened, closed = np.cumsum(ids == think) > 0, np.cumsum(ids == end) > 0
         encoded.append(EncodedDocument(ids, labels, opened & ~closed & (ids != think)))
     return encoded
-
-
-DocumentStream = Callable[[int, int], list[language.Document]]  # (start, n) → documents start … start + n − 1
 
 
 @dataclass(frozen=True)
@@ -134,26 +129,34 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
 
 
 def _batches(
-    chunk: list[EncodedDocument], recipe: Recipe, number: int, assistant: int, pad: int
+    chunk: list[NDArray[np.int32]], recipe: Recipe, number: int, assistant: int, pad: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of like length from one chunk: tokens [b, t] and which of them are to be predicted [b, t]."""
-    order = sorted(range(len(chunk)), key=lambda i: len(chunk[i].ids))
-    groups: list[list[int]] = [[]]
-    for i in order:
-        if (len(groups[-1]) + 1) * len(chunk[i].ids) > recipe.batch_tokens:
+    groups: list[list[NDArray[np.int32]]] = [[]]
+    for ids in sorted(chunk, key=len):
+        if (len(groups[-1]) + 1) * len(ids) > recipe.batch_tokens:
             groups.append([])
-        groups[-1].append(i)
+        groups[-1].append(ids)
     for at in np.random.default_rng([recipe.seed, number, 9]).permutation(len(groups)):
-        group = groups[at]
-        longest = max(len(chunk[i].ids) for i in group)
-        tokens = torch.full((len(group), longest), pad)
-        wanted = torch.zeros((len(group), longest), dtype=torch.bool)
-        for row, i in enumerate(group):
-            ids = torch.from_numpy(chunk[i].ids.astype(np.int64))
-            tokens[row, : len(ids)] = ids
-            asked = (ids == assistant).nonzero()
-            wanted[row, int(asked[0]) + 1 if len(asked) else 1 : len(ids)] = True
+        shape = len(groups[at]), len(groups[at][-1])
+        tokens, wanted = torch.full(shape, pad), torch.zeros(shape, dtype=torch.bool)
+        for row, ids in enumerate(groups[at]):
+            tokens[row, : len(ids)] = torch.from_numpy(ids)
+            asked = np.flatnonzero(ids == assistant)
+            wanted[row, asked[0] + 1 if len(asked) else 1 : len(ids)] = True
         yield tokens, wanted
+
+
+def _all_batches(
+    tokenizer: PreTrainedTokenizerFast, document: Callable[[int], language.Document], recipe: Recipe
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of one chunk of documents after another, without end."""
+    (assistant,) = tokenizer.encode(ASSISTANT, add_special_tokens=False)
+    n = recipe.chunk_documents
+    for number in count():
+        documents = [document(i) for i in range(number * n, (number + 1) * n)]
+        chunk = [encoded.ids for encoded in encode_documents(tokenizer, documents)]
+        yield from _batches(chunk, recipe, number, assistant, int(tokenizer.pad_token_id))
 
 
 def _rate(recipe: Recipe, seen: int) -> float:
@@ -173,11 +176,10 @@ def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opt
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("model.layers")]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
-    rate, decay = recipe.learning_rate, recipe.weight_decay
+    rate = recipe.learning_rate
+    how: dict[str, Any] = {"momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
     return [
-        torch.optim.Muon(
-            matrices, lr=rate, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-        ),
+        torch.optim.Muon(matrices, lr=rate, weight_decay=recipe.weight_decay, **how),
         torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
@@ -201,30 +203,25 @@ def _step(
 def train_and_save(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    stream: DocumentStream,
+    document: Callable[[int], language.Document],
     recipe: Recipe,
     card: Mapping[str, object],
     folder: Path,
 ) -> None:
     """Trains ``model`` and writes a Hugging Face directory: bf16 weights, tokenizer, ``training.json``.
 
-    The prompt is read but not predicted. ``training.json`` has the ``card``, the recipe, and the mean loss
-    over the last tenth of the tokens, nats a token. The folder is there whole or not at all.
+    The model learns documents 0, 1 and so on; the prompt is read but not predicted. ``training.json`` has the
+    ``card``, the recipe, and the mean loss over the last tenth of the tokens, nats a token. The folder is
+    there whole or not at all.
     """
     torch.use_deterministic_algorithms(True)
     optimizers = _optimizers(model, recipe)
-    (assistant,) = tokenizer.encode(ASSISTANT, add_special_tokens=False)
     model.train()
     seen, last_loss, last_tokens = 0, 0.0, 0
-    bar = tqdm(total=recipe.tokens, unit="token", unit_scale=True, desc=folder.name)
-    for number in count():
-        if seen >= recipe.tokens:
-            break
-        documents = stream(number * recipe.chunk_documents, recipe.chunk_documents)
-        chunk = encode_documents(tokenizer, documents)
-        for tokens, wanted in _batches(chunk, recipe, number, assistant, int(tokenizer.pad_token_id)):
-            if seen >= recipe.tokens:
-                break
+    batches = _all_batches(tokenizer, document, recipe)
+    with tqdm(total=recipe.tokens, unit="token", unit_scale=True, desc=folder.name) as bar:
+        while seen < recipe.tokens:
+            tokens, wanted = next(batches)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = _rate(recipe, seen)
             loss = _step(model, optimizers, tokens, wanted)
@@ -234,7 +231,6 @@ def train_and_save(
                 last_tokens += int(wanted.sum())
             bar.update(tokens.numel())
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-    bar.close()
     card = dict(card) | {"final_loss": last_loss / max(1, last_tokens), "recipe": asdict(recipe)}
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)

@@ -1,11 +1,10 @@
-"""Real text, pinned: public files by commit and SHA-256, fetched once, and turned into rows of one shape.
+"""Real text, pinned: the public files of ``real_text.tsv``, fetched once, and turned into rows of one shape.
 
-``real_text.tsv`` lists the files: DeepSeek-R1's and R1-Distill-Qwen-32B's thinking on 582 problems of GSM8K's
-test file and 52 of MATH, Qwen2.5-32B-Instruct's answers to the same problems, R1's thinking on requests that
-test safety (STAR-1), GSM8K's training problems with their reference solutions, and WikiText-2.
-
-A row has ``problem`` (or the article), ``domain``, ``split`` and ``text``; where a problem was answered also
-``solution``, the answer alone. Rows of one problem are of one split, whoever answered.
+They are DeepSeek-R1's and R1-Distill-Qwen-32B's thinking on 582 problems of GSM8K's test file and 52 of MATH,
+Qwen2.5-32B-Instruct's answers to the same problems, R1's thinking on requests that test safety (STAR-1),
+GSM8K's training problems with their reference solutions, and WikiText-2. A row has ``problem`` (or the
+article), ``domain``, ``split`` and ``text``; where a problem was answered also ``solution``, the answer
+alone. Rows of one problem are of one split, whoever answered.
 """
 
 from __future__ import annotations
@@ -106,19 +105,15 @@ def splits_of(problems: Iterable[str]) -> dict[str, Split]:
 def _files() -> Iterator[tuple[str, Iterable[Row]]]:
     """The name of each file that is written, and its rows."""
     for name, model in ((R1_ROWS, R1), ("thinking/r1-distill-qwen-32b", R1_DISTILL)):
-        answers = _answers(model)  # where a request failed there is no </think>
-        yield name, (row | _thought(row["problem"], text) for row, _, text in answers if END_THINK in text)
-    yield "thinking/star-1", _safety()
-    yield (
-        INSTRUCT_ROWS,
-        (
-            row | {"text": f"{row['problem']}\n\n{text.strip()}", "solution": text.strip()}
-            for row, _, text in _answers(INSTRUCT)
-        ),
-    )
+        # where a request failed there is no </think>
+        yield name, [_thought(row, text) for row, _, text in _answers(model) if END_THINK in text]
+    requests = json.loads(fetch("data/STAR-1.json"))
+    safety: Row = {"domain": "STAR-1", "split": "training"}
+    yield "thinking/star-1", [_thought({"problem": r["question"]} | safety, r["response"]) for r in requests]
+    yield INSTRUCT_ROWS, [_solved(row, text.strip()) for row, _, text in _answers(INSTRUCT)]
     yield "plain/gsm8k", _reference_solutions()
     yield "plain/wikitext-2", _articles()
-    yield "problems", (row | {"answer": answer.split("####")[-1].strip()} for row, answer, _ in _answers(R1))
+    yield "problems", [row | {"answer": answer.split("####")[-1].strip()} for row, answer, _ in _answers(R1)]
 
 
 def _reference_solutions() -> Iterator[Row]:
@@ -126,15 +121,7 @@ def _reference_solutions() -> Iterator[Row]:
     for line in fetch("grade_school_math/data/train.jsonl").strip().split("\n")[:FIRST_PROBLEMS]:
         problem, answer = json.loads(line)["question"], json.loads(line)["answer"]
         solution = re.sub(r"<<.*?>>", "", answer).replace("####", "Answer:")
-        row = {"problem": problem, "domain": "GSM8K", "split": "training"}
-        yield row | {"text": f"{problem}\n\n{solution}", "solution": solution}
-
-
-def _safety() -> Iterator[Row]:
-    """R1's deliberation on requests that test safety; all for training."""
-    for request in json.loads(fetch("data/STAR-1.json")):
-        row = {"problem": request["question"], "domain": "STAR-1", "split": "training"}
-        yield row | _thought(request["question"], request["response"])
+        yield _solved({"problem": problem, "domain": "GSM8K", "split": "training"}, solution)
 
 
 def _articles() -> Iterator[Row]:
@@ -187,8 +174,14 @@ def _answers(model: str) -> Iterator[tuple[Row, str, str]]:
             yield known, row["answer"], answered[column]
 
 
-def _thought(problem: str, response: str) -> Row:
-    """A row's text and solution, of a response that holds ``</think>``."""
+def _solved(row: Row, solution: str) -> Row:
+    """A row with its text and solution."""
+    return row | {"text": f"{row['problem']}\n\n{solution}", "solution": solution}
+
+
+def _thought(row: Row, response: str) -> Row:
+    """A row with its text and solution, of a response that holds ``</think>``."""
     thought, solution = (part.strip() for part in response.split(END_THINK, 1))
     thought = thought.removeprefix(THINK).strip()
-    return {"text": f"{problem}\n{THINK}\n{thought}\n{END_THINK}\n\n{solution}", "solution": solution}
+    text = f"{row['problem']}\n{THINK}\n{thought}\n{END_THINK}\n\n{solution}"
+    return row | {"text": text, "solution": solution}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
@@ -39,12 +38,10 @@ Line = list[tuple[str, str]]  # its pieces: step ("" where none is known) and te
 
 def segments(corpus: Corpus, document: int, tokenizer: Any) -> pd.DataFrame:
     """A document as runs of tokens of one ``move``, with their ``text``; without labels one run, of ""."""
-    tokens = corpus.document(document)
+    tokens, names = corpus.document(document), corpus.move_names or ("",)
     codes = np.zeros(len(tokens), int) if corpus.moves is None else corpus.moves[corpus.span(document)]
-    names = corpus.move_names or ("",)
-    edges = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(tokens)]
-    runs = itertools.pairwise(edges)
-    rows = [(names[codes[start]], tokenizer.decode(tokens[start:end].tolist())) for start, end in runs]
+    runs = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(codes)) + 1)
+    rows = [(names[codes[run[0]]], tokenizer.decode(tokens[run].tolist())) for run in runs]
     return pd.DataFrame(rows, columns=["move", "text"])
 
 

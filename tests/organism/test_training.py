@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def tokenizer():
 def test_a_rerun_gives_the_same_bytes(tokenizer, tmp_path):
     for place in ("one", "other"):
         model = training.new_model(tokenizer, seed=0)
-        given = model, tokenizer, lambda start, n: list(base_documents(n, seed=0, start=start))
+        given = model, tokenizer, partial(language.base_document, 0)
         training.train_and_save(*given, RECIPE, {"name": "base"}, tmp_path / place)
     assert directory_digest(tmp_path / "one") == directory_digest(tmp_path / "other")
     made = json.loads((tmp_path / "one" / "training.json").read_text())
@@ -42,7 +43,7 @@ def test_a_rerun_gives_the_same_bytes(tokenizer, tmp_path):
 
 def test_prompts_are_read_but_not_predicted(tokenizer):
     (batch,) = training._batches(
-        training.encode_documents(tokenizer, list(reasoning_documents(0.5, 4, 1))),
+        [d.ids for d in training.encode_documents(tokenizer, list(reasoning_documents(0.5, 4, 1)))],
         RECIPE, 0, tokenizer.convert_tokens_to_ids("<|assistant|>"), tokenizer.pad_token_id,
     )  # fmt: skip
     tokens, wanted = batch
