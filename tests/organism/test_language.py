@@ -18,7 +18,7 @@ from reasoning_features.organism.language import (
     base_documents,
     reasoning_documents,
 )
-from reasoning_features.organism.parser import LONGEST_PROMPT, decisions_of, parse
+from reasoning_features.organism.parser import LONGEST_PROMPT, decisions_of, parse, prompts
 from reasoning_features.organism.problems import FAMILIES, SPLITS, problems, split_of
 from reasoning_features.organism.training import LARGEST_NUMBER, encode_documents
 from reasoning_features.paths import root
@@ -161,8 +161,7 @@ def test_labels_and_parser_agree_token_by_token(corpora, tokenizer):
 
 def test_prompts_leave_the_rest_of_the_context_to_the_answer(tokenizer):
     drawn = [*problems("evaluation", None, 300), *problems("evaluation", None, 300, mixture="other")]
-    asked = [language.prompt_text(problem.question) for problem in drawn]
-    assert max(len(ids) for ids in tokenizer(asked, add_special_tokens=False)["input_ids"]) <= LONGEST_PROMPT
+    assert max(map(len, prompts(tokenizer, drawn))) <= LONGEST_PROMPT
 
 
 def test_parser_says_when_it_does_not_understand():

@@ -62,30 +62,31 @@ def test_swap_changes_prefixes_or_markers_alone():
     assert swap(text, "all careful markers") == text.replace("first", "here")
 
 
-def test_decisions_are_the_openers_after_dead_ends():
-    text = (
-        "<|bos|><|user|>Q<|assistant|><think>\nWait, now try 3 + 9 = 12, low.\nHmm, so doubt that.\n"
-        "But, then undo there.\nWait, now take 3 + 4 = 7, low.\nAnd, thus stop with 3 + 4.\n</think>\n"
-    )
-    places = decision_places(text)
-    assert [text[place:].split()[0] for place in places["persistence"]] == ["undo", "stop"]
-    assert places["verification"] == []
-
-
-def test_verification_is_decided_once_after_a_result():
-    text = (
-        "<|bos|><|user|>Q<|assistant|><think>\nWait, now add 1 + 2 = 3.\nHmm, so add 3 + 3 = 6.\n"
-        "But, then check 1 + 2 = 3, yes.\nWait, now verify 3 + 3 = 6, yes.\nAnd, thus answer 6.\n</think>\n"
-    )
-    assert [text[place:].split()[0] for place in decision_places(text)["verification"]] == ["check"]
-    right = "<|bos|><|user|>Q<|assistant|><think>\nWait, now try 3 + 4 = 7, yes.\nAnd, so keep 3 + 4.\n"
-    assert [right[place:].split()[0] for place in decision_places(right)["verification"]] == ["keep"]
-    # a trace that checked and was overturned has decided to check already
-    again = (
-        "<|bos|><|user|>Q<|assistant|><think>\nWait, now try 9, yes.\nAnd, so check 9, no.\n"
-        "But, then undo there.\nWait, now try 8, yes.\nAnd, so keep 8.\n"
-    )
-    assert [again[place:].split()[0] for place in decision_places(again)["verification"]] == ["check"]
+@pytest.mark.parametrize(
+    ("thinking", "persistence", "verification"),
+    [
+        (
+            "Wait, now try 3 + 9 = 12, low.\nHmm, so doubt that.\nBut, then undo there.\n"
+            "Wait, now take 3 + 4 = 7, low.\nAnd, thus stop with 3 + 4.\n</think>\n",
+            ["undo", "stop"], [],
+        ),
+        (
+            "Wait, now add 1 + 2 = 3.\nHmm, so add 3 + 3 = 6.\nBut, then check 1 + 2 = 3, yes.\n"
+            "Wait, now verify 3 + 3 = 6, yes.\nAnd, thus answer 6.\n</think>\n",
+            [], ["check"],
+        ),
+        ("Wait, now try 3 + 4 = 7, yes.\nAnd, so keep 3 + 4.\n", [], ["keep"]),
+        (  # a trace that checked and was overturned has decided to check already
+            "Wait, now try 9, yes.\nAnd, so check 9, no.\nBut, then undo there.\n"
+            "Wait, now try 8, yes.\nAnd, so keep 8.\n",
+            [], ["check"],
+        ),
+    ],
+)  # fmt: skip
+def test_decisions_are_the_openers_after_dead_ends_and_results(thinking, persistence, verification):
+    text = f"<|bos|><|user|>Q<|assistant|><think>\n{thinking}"
+    opened = {k: [text[at:].split()[0] for at in places] for k, places in decision_places(text).items()}
+    assert opened == {"persistence": persistence, "verification": verification}
 
 
 def test_log_odds_are_read_at_the_decision(tokenizer):
