@@ -22,7 +22,7 @@ import huggingface_hub.constants
 import huggingface_hub.hf_api
 import pytest
 
-KINDS = {"models": "", "datasets": "datasets/"}
+KINDS = ("models", "datasets")
 
 
 @dataclass
@@ -60,11 +60,6 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
 
 
-def _entry(folder: Path, path: Path) -> dict[str, Any]:
-    size = (folder / path).stat().st_size
-    return {"type": "file", "path": path.as_posix(), "size": size, "oid": _oid(folder / path)}
-
-
 def _oid(path: Path) -> str:
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -77,73 +72,55 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
     def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests[f"{self.command} {path}"] += 1
-        parts = path.strip("/").split("/")
-        api = parts[0] == "api"
-        parts = parts[1:] if api else parts
+        parts = path.strip("/").removeprefix("api/").split("/")
         kind = parts.pop(0) if parts[0] in KINDS else "models"
         if len(parts) < 2:
             return self._fail(404, "EntryNotFound")
-        repo, rest = "/".join(parts[:2]), parts[2:]
+        repo, (verb, wanted, *rest) = (
+            "/".join(parts[:2]),
+            [*parts[2:], *("revision", "main")[len(parts) - 2 :]],
+        )
         folder = self.hub.root / kind / repo
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token in self.hub.refused:
-            return self._fail(401, "", message="Invalid credentials in Authorization header")
+            return self._fail(401, "", "Invalid credentials in Authorization header")
         if not folder.is_dir():
             return self._fail(404 if token else 401, "RepoNotFound")
         sha = self.hub.sha(repo, kind)
-        verb = rest.pop(0) if rest else "revision"
-        wanted = rest.pop(0) if rest else "main"
         if wanted not in {"main", sha}:
             return self._fail(404, "RevisionNotFound")
         if verb in {"resolve", "auth-check"} and repo in self.hub.gated:
             return self._fail(403 if token else 401, "GatedRepo")
-        if verb == "auth-check":
-            return self._json({})
         if verb == "resolve":
-            return self._file(folder, "/".join(rest), sha, body)
+            file = folder.joinpath(*rest)
+            if not file.is_file():
+                return self._fail(404, "EntryNotFound")
+            return self._send(200, file.read_bytes(), {"ETag": f'"{_oid(file)}"', "X-Repo-Commit": sha})
+        value: Any = {"id": repo, "sha": sha, "private": False, "gated": repo in self.hub.gated}
         if verb == "tree":
-            return self._json([_entry(folder, path) for path in _files(folder)])
-        self._json({"id": repo, "sha": sha, "private": False, "gated": repo in self.hub.gated})
+            about = [(path.as_posix(), folder / path) for path in _files(folder)]
+            value = [
+                {"type": "file", "path": name, "size": file.stat().st_size, "oid": _oid(file)}
+                for name, file in about
+            ]
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-    def _file(self, folder: Path, name: str, sha: str, body: bool) -> None:
-        path = folder / name
-        if not path.is_file():
-            return self._fail(404, "EntryNotFound", sha)
-        content = path.read_bytes()
-        self.send_response(200)
-        self.send_header("ETag", f'"{_oid(path)}"')
-        self.send_header("X-Repo-Commit", sha)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
+    do_HEAD = do_GET
 
-    def _json(self, value: Any) -> None:
-        content = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
+    def _fail(self, status: int, code: str, message: str = "") -> None:
+        self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": message or code})
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
-
-    def _fail(self, status: int, code: str, sha: str = "", message: str = "") -> None:
-        self.send_response(status)
-        headers = {"X-Error-Code": code, "X-Repo-Commit": sha, "X-Error-Message": message or code}
-        for name, value in headers.items():
-            if value:
-                self.send_header(name, value)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
 
 
 @contextlib.contextmanager

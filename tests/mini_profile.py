@@ -20,7 +20,6 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
         "answer": "Correct Answer",
         "wrong": [f"Incorrect Answer {i}" for i in (1, 2, 3)],
     },
-    **{f"Contest {i}": {"dataset": name, "split": "train"} for i, name in enumerate(mini.OTHERS)},
 }
 
 

@@ -2,10 +2,8 @@
 
 Names of files, columns, special tokens and keys of configurations are those of the real repositories (the
 reasoning model distilled from R1 into Llama, its Qwen sister, the paper's autoencoder as SAELens 5.5.2 left
-it, one in the format of EleutherAI's sparsify, and the data sets); weights and texts are made here.
-
-No two dimensions are equal, and there are more layers than colours and more features than any list in the
-code is long: what takes one dimension for another, or runs out of something, fails on these.
+it, one in the format of EleutherAI's sparsify, and the data sets). No two dimensions are equal, and there are
+more layers than colours and more features than any list in the code is long.
 """
 
 import json
@@ -22,7 +20,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from reasoning_features.organism import language
-from reasoning_features.organism.language import Document, reasoning_documents
+from reasoning_features.organism.language import reasoning_documents
 from reasoning_features.organism.problems import draw_family, draw_problem
 
 LLAMA, LLAMA_BASE = "mini/R1-Distill-Llama", "mini/Llama-Base"
@@ -38,16 +36,14 @@ VOCABULARY, MARKS, SPARE = 600, 7, 5  # of the embedding's rows some are no toke
 FEATURES, QWEN_FEATURES, QWEN_K = 616, 280, 17
 DEAD = 8  # the first features of the Llama's autoencoder
 TEXTS, ROW, CONTEXT = 360, 128, 120
+PART = "data/train-00000-of-00001.parquet"
 HOOK = f"blocks.{LAYER}.hook_resid_post"
 MLP = f"layers.{LAYER}.mlp"
 DOMAINS = (
     *("code", "math", "puzzle", "biology", "chemistry", "physics"),
     *("history", "law", "language", "music", "medicine"),
 )
-OTHERS = tuple(f"mini/contest-{i}" for i in range(6))
-"""More benchmarks, in the columns of AIME."""
-PROBLEMS = {MATH: 24, AIME: 6, GPQA: 9, **dict.fromkeys(OTHERS, 3)}
-"""Problems of each benchmark."""
+PROBLEMS = {MATH: 24, AIME: 6, GPQA: 9}  # of each benchmark
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 USER, ASSISTANT, THINK, END_THINK = "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"
@@ -115,17 +111,14 @@ def make_tokenizer(directory: Path, texts: list[str], reasoning: bool) -> None:
     marked |= dict.fromkeys(("lstrip", "rstrip", "single_word"), False)
     config: dict[str, Any] = {
         "add_bos_token": True,
-        "add_eos_token": False,
         "bos_token": marked | {"content": BOS},
-        "clean_up_tokenization_spaces": False,
         "eos_token": marked | {"content": EOS},
-        "model_max_length": 16384,
         "pad_token": marked | {"content": EOS},
         "tokenizer_class": "LlamaTokenizerFast",
     }
-    if reasoning:
-        config["chat_template"] = template()
-    _write_json(directory / "tokenizer_config.json", config)
+    _write_json(
+        directory / "tokenizer_config.json", config | ({"chat_template": template()} if reasoning else {})
+    )
 
 
 def make_model(directory: Path, kind: str, seed: int) -> None:
@@ -151,21 +144,25 @@ def make_model(directory: Path, kind: str, seed: int) -> None:
         rope = {"rope_type": "llama3", "rope_theta": 500_000.0, "original_max_position_embeddings": 512}
         rope |= {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     kinds: Any = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen": (Qwen2ForCausalLM, Qwen2Config)}
-    model_class, config_class = kinds[kind]
-    model = model_class(config_class(**shape, rope_parameters=rope))
-    model.to(torch.bfloat16).save_pretrained(directory, max_shard_size="250KB")
+    of_class, config_class = kinds[kind]
+    model = of_class(config_class(**shape, rope_parameters=rope)).to(torch.bfloat16)
+    model.save_pretrained(directory, max_shard_size="250KB")
     config = json.loads((directory / "config.json").read_text())
     rope = config.pop("rope_parameters")
     old = {"torch_dtype": config.pop("dtype"), "rope_theta": rope.pop("rope_theta")}
     old["rope_scaling"] = rope if kind == "llama" else None
     _write_json(directory / "config.json", config | old)
-    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
-    given = {"_from_model_config": True, "bos_token_id": bos, "eos_token_id": eos, **sampling}
-    _write_json(directory / "generation_config.json", given)
-    (directory / "README.md").write_text("# A miniature\n")
+    sampling = {
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_p": 0.95,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+    }
+    _write_json(directory / "generation_config.json", sampling)
     (directory / "original").mkdir(exist_ok=True)
-    (directory / "original" / "consolidated.00.pth").write_bytes(b"not to be fetched")
-    (directory / "pytorch_model.bin").write_bytes(b"not to be fetched")
+    for unread in ("README.md", "original/consolidated.00.pth", "pytorch_model.bin"):
+        (directory / unread).write_text("not to be fetched")
 
 
 @torch.no_grad()
@@ -216,35 +213,8 @@ def make_sae(directory: Path, model: Path, texts: list[str]) -> None:
     save_file(weights, directory / "sae_weights.safetensors")
     fired = (points @ found["W_enc"] + found["b_enc"] > 0).float().mean(0)
     save_file({"sparsity": torch.log10(fired + 1e-10)}, directory / "sparsity.safetensors")
-    _write_json(directory / "cfg.json", _runner_config())
-
-
-def make_sparsify_sae(root: Path, model: Path, texts: list[str]) -> None:
-    """A TopK autoencoder of the block's MLP in sparsify's format: encodes x − b_dec, unit decoder rows."""
-    found = dictionary(activations(model, texts[::4], "mlp_out"), QWEN_FEATURES, 0.06, seed=0)
-    norms = found["W_dec"].norm(dim=1, keepdim=True)
-    encoder = found["W_enc"].T * norms
-    directory = root / MLP
-    directory.mkdir(parents=True, exist_ok=True)
-    weights = {
-        "encoder.weight": encoder,
-        "encoder.bias": found["b_enc"] * norms[:, 0],
-        "W_dec": found["W_dec"] / norms,
-        "b_dec": found["b_dec"],
-    }
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / "sae.safetensors")
-    own = {"activation": "topk", "expansion_factor": 32, "normalize_decoder": True, "k": QWEN_K}
-    own |= {"num_latents": QWEN_FEATURES, "multi_topk": False, "skip_connection": False, "transcode": False}
-    _write_json(directory / "cfg.json", own | {"d_in": WIDTH})
-    _write_json(root / "config.json", {"sae": own, "hookpoints": [MLP], "model": QWEN, "ctx_len": 2048})
-
-
-def _runner_config() -> dict[str, Any]:
-    """SAELens 5.5.2's LanguageModelSAERunnerConfig with the paper's values: what tells of the autoencoder.
-
-    Beside these it holds the training's own keys, of which a few stand here for all.
-    """
-    return {
+    # SAELens 5.5.2's LanguageModelSAERunnerConfig with the paper's values, less most of the training's keys
+    told: dict[str, Any] = {
         "model_name": LLAMA, "model_class_name": "HookedTransformer", "hook_name": HOOK,
         "hook_layer": LAYER, "hook_head_index": None, "dataset_path": TOKENIZED, "context_size": ROW,
         "architecture": "standard", "d_in": WIDTH, "d_sae": FEATURES, "activation_fn": "relu",
@@ -254,6 +224,23 @@ def _runner_config() -> dict[str, Any]:
         "model_kwargs": {}, "model_from_pretrained_kwargs": {"dtype": "bfloat16"}, "lr": 5e-05,
         "sae_lens_version": "5.5.2", "sae_lens_training_version": "5.5.2", "seed": 42,
     }  # fmt: skip
+    _write_json(directory / "cfg.json", told)
+
+
+def make_sparsify_sae(root: Path, model: Path, texts: list[str]) -> None:
+    """A TopK autoencoder of the block's MLP in sparsify's format: encodes x − b_dec, unit decoder rows."""
+    found = dictionary(activations(model, texts[::4], "mlp_out"), QWEN_FEATURES, 0.06, seed=0)
+    norms = found["W_dec"].norm(dim=1, keepdim=True)
+    encoder = found["W_enc"].T * norms
+    directory = root / MLP
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {"encoder.weight": encoder, "encoder.bias": found["b_enc"] * norms[:, 0]}
+    weights |= {"W_dec": found["W_dec"] / norms, "b_dec": found["b_dec"]}
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / "sae.safetensors")
+    own = {"activation": "topk", "expansion_factor": 32, "normalize_decoder": True, "k": QWEN_K}
+    own |= {"num_latents": QWEN_FEATURES, "multi_topk": False, "skip_connection": False, "transcode": False}
+    _write_json(directory / "cfg.json", own | {"d_in": WIDTH})
+    _write_json(root / "config.json", {"sae": own, "hookpoints": [MLP], "model": QWEN, "ctx_len": 2048})
 
 
 def thoughts(n: int = TEXTS) -> list[dict[str, Any]]:
@@ -262,7 +249,7 @@ def thoughts(n: int = TEXTS) -> list[dict[str, Any]]:
     for i, document in enumerate(reasoning_documents(1.0, n, seed=31)):
         problem = document.problem
         assert problem is not None
-        thinking = _thinking(document)
+        thinking = document.text.split(THINK)[1].split(END_THINK)[0].strip()
         told = " ".join(_prose(i, 3))
         solution = f"{told} The answer is \\boxed{{{problem.answer}}}."
         user = f"Return your final response within \\boxed{{}}. {problem.question}"
@@ -297,30 +284,27 @@ def render(turns: list[dict[str, str]]) -> str:
 
 def make_datasets(root: Path, rows: list[dict[str, Any]]) -> None:
     """Every data set, with the published columns and configurations."""
-    _parquet(root / THOUGHTS / "data" / "train-00000-of-00001.parquet", rows)
+    _parquet(root / THOUGHTS / PART, rows)
     own = [{column: row[column] for column in row if column != "text"} for row in rows]
     _parquet(root / THOUGHTS_ALL / "metadata" / "train-00000-of-00001.parquet", own)
     plain = [{"system": SYSTEM, "conversations": [{"from": "user", "value": r["problem"]}]} for r in rows]
-    _parquet(root / THOUGHTS_ALL / "data" / "train-00000-of-00001.parquet", plain)
+    _parquet(root / THOUGHTS_ALL / PART, plain)
     _card(root / THOUGHTS_ALL, {"default": "data/train-*", "metadata": "metadata/train-*"})
     talks = [
         {"conversation_id": f"{i:032x}", "model": "miniature", "conversation": turns, "turn": len(turns) // 2,
          "language": "English", "redacted": False}
         for i, turns in enumerate(conversations())
     ]  # fmt: skip
-    _parquet(root / LMSYS / "data" / "train-00000-of-00001.parquet", talks)
-    pages = [
-        {"text": "\n".join(_prose(30_000 + i, 14)), "meta": {"redpajama_set_name": "C4"}}
-        for i in range(TEXTS)
-    ]
-    _parquet(root / SLIM / "data" / "train-00000-of-00001.parquet", pages)
+    _parquet(root / LMSYS / PART, talks)
+    pages = [{"text": "\n".join(_prose(30_000 + i, 14)), "meta": {"set": "C4"}} for i in range(TEXTS)]
+    _parquet(root / SLIM / PART, pages)
     tokenizer = Tokenizer.from_file(str(root.parent / "models" / LLAMA / "tokenizer.json"))
     eos = tokenizer.token_to_id(EOS)
     texts = [row["text"] for row in rows] + [render(turns) for turns in conversations()]
     order = np.random.default_rng(0).permutation(len(texts))
     stream = [i for j in order for i in [*tokenizer.encode(texts[j], add_special_tokens=False).ids, eos]]
     packed = [{"tokens": stream[i : i + ROW]} for i in range(0, len(stream) - ROW + 1, ROW)]
-    _parquet(root / TOKENIZED / "data" / "train-00000-of-00001.parquet", packed)
+    _parquet(root / TOKENIZED / PART, packed)
     _benchmarks(root)
 
 
@@ -338,13 +322,11 @@ def _benchmarks(root: Path) -> None:
     ]  # fmt: skip
     (root / MATH).mkdir(parents=True, exist_ok=True)
     pd.DataFrame(math).to_json(root / MATH / "test.jsonl", orient="records", lines=True)
-    for seed, contest in ((42, AIME), *enumerate(OTHERS, start=44)):
-        posed = [
-            {"id": 60 + i, "problem": question, "solution": f"It is {answer}.", "answer": answer,
-             "url": "https://example.org", "year": "2024"}
-            for i, question, answer in drawn(PROBLEMS[contest], seed)
-        ]  # fmt: skip
-        _parquet(root / contest / "data" / "train-00000-of-00001.parquet", posed)
+    posed = [
+        {"id": 60 + i, "problem": question, "solution": f"It is {answer}.", "answer": answer, "year": "2024"}
+        for i, question, answer in drawn(PROBLEMS[AIME], 42)
+    ]
+    _parquet(root / AIME / PART, posed)
     gpqa = [
         {"Record ID": f"rec{i}", "Question": question, "Correct Answer": f"{answer}\n",
          **{f"Incorrect Answer {k}": f"{answer}{k}" for k in (1, 2, 3)},
@@ -355,11 +337,6 @@ def _benchmarks(root: Path) -> None:
     pd.DataFrame(gpqa).to_csv(root / GPQA / "gpqa_diamond.csv", index=False)
     pd.DataFrame(gpqa[:3]).to_csv(root / GPQA / "gpqa_main.csv", index=False)
     _card(root / GPQA, {"gpqa_main": "gpqa_main.csv", "gpqa_diamond": "gpqa_diamond.csv"}, split="train")
-
-
-def _thinking(document: Document) -> str:
-    """What stands between the thinking marks of a trace of the organism."""
-    return document.text.split(THINK)[1].split(END_THINK)[0].strip()
 
 
 def _prose(seed: int, sentences: int) -> list[str]:

@@ -9,9 +9,7 @@ from reasoning_features.files import file_digest
 from reasoning_features.paths import relative, resolve, root
 
 
-def test_the_root_holds_the_package_wherever_the_caller_stands(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_root_is_one_wherever_the_caller_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert (root() / "reasoning_features" / "settings.py").is_file()
@@ -24,9 +22,7 @@ def test_relative_paths_never_name_folders_outside_the_repository(tmp_path: Path
     assert relative(tmp_path / "model") == "model"
 
 
-def test_a_file_is_read_once_and_again_when_it_has_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_read_once_and_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, read = tmp_path / "weights", []
     monkeypatch.setattr(files, "SETTLED", 0.02e9)
     sha256 = files.hashlib.file_digest

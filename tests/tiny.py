@@ -79,20 +79,14 @@ def make_corpus(n_documents: int = 12, seed: int = 0, longest: int = 40) -> Corp
     )
 
 
-def relu_sae(
-    encoder: torch.Tensor,
-    decoder: torch.Tensor,
-    b_enc: torch.Tensor,
-    b_dec: torch.Tensor,
-    centred: bool = False,
-) -> StandardSAE:
-    """ReLU(x E + b_enc) D + b_dec; ``centred`` takes b_dec from x first."""
-    d, features = encoder.shape
+def relu_sae(*weights: torch.Tensor, centred: bool = False) -> StandardSAE:
+    """ReLU(x E + b_enc) D + b_dec, ``weights`` in this order; ``centred`` takes b_dec from x first."""
+    d, features = weights[0].shape
     metadata = SAEMetadata(hook_name=HOOK, model_name="m")
-    config = StandardSAEConfig(d_in=d, d_sae=features, apply_b_dec_to_input=centred, metadata=metadata)
-    sae = StandardSAE(config)
-    sae.W_enc.data, sae.W_dec.data = encoder.contiguous(), decoder.contiguous()
-    sae.b_enc.data, sae.b_dec.data = b_enc, b_dec
+    sae = StandardSAE(
+        StandardSAEConfig(d_in=d, d_sae=features, apply_b_dec_to_input=centred, metadata=metadata)
+    )
+    sae.W_enc.data, sae.W_dec.data, sae.b_enc.data, sae.b_dec.data = (w.contiguous() for w in weights)
     return sae.requires_grad_(False)
 
 

@@ -127,9 +127,7 @@ def test_what_is_damaged_or_gone_is_named_and_made_again(house: Path) -> None:
     assert contents(house / "figures/organism") | contents(house / "data") == before
 
 
-def test_parameters_land_in_a_folder_of_their_own_and_rerun_nothing_that_they_do_not_touch(
-    house: Path,
-) -> None:
+def test_parameters_land_in_a_folder_of_their_own_and_rerun_what_they_touch(house: Path) -> None:
     before = contents(house / "figures/organism")
     done = make(house, "nb-02", "PARAMS=alpha=0.3 window='[1, 2]' selected=7")
     assert ran(done) == ["run 02", "render 02"]  # 01's artefact does not depend on any of them
@@ -147,9 +145,7 @@ def test_parameters_land_in_a_folder_of_their_own_and_rerun_nothing_that_they_do
         (["nb-07"], "No rule to make target 'nb-07'"),
     ],
 )
-def test_what_cannot_be_run_is_refused_before_anything_runs(
-    house: Path, arguments: list[str], said: str
-) -> None:
+def test_what_cannot_be_run_is_refused_first(house: Path, arguments: list[str], said: str) -> None:
     before = contents(house / "figures")
     done = make(house, *arguments)
     assert done.returncode == 2 and said in done.stderr and done.stdout == ""

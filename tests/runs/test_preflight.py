@@ -22,9 +22,7 @@ def miniature(**changes: Any) -> Settings:
     return load_settings(given.pop("extends"), **given)
 
 
-def test_parts_are_counted_once_and_fetched_ones_are_here(
-    hub: LocalHub, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_parts_are_counted_once(hub: LocalHub, capsys: pytest.CaptureFixture[str]) -> None:
     found = {part.setting: part for part in parts(miniature())}
     weights = sum(p.stat().st_size for p in (hub.root / "models" / miniatures.LLAMA).glob("*.safetensors"))
     assert found["subject"].size == found["subject"].missing >= weights

@@ -25,9 +25,8 @@ def write(folder: Path, name: str, committed: str | None, rebuilt: str | None) -
         ("x,w\n1,a\n2,a\n", False, "shape mismatch"),
     ],
 )
-def test_computed_numbers_agree_to_a_thousandth(
-    tmp_path: Path, rebuilt: str, agrees: bool, said: str
-) -> None:
+def test_computed_numbers(tmp_path: Path, rebuilt: str, agrees: bool, said: str) -> None:
+    """They agree to a thousandth."""
     verdict = compare(*write(tmp_path, "x03_grid.csv", "x,w\n1,a\n", rebuilt))
     assert verdict.agrees == agrees and said in verdict.found
     assert verdict.judged == ("same bytes" if rebuilt == "x,w\n1,a\n" else "computed, within 0.001")
@@ -42,9 +41,8 @@ def test_computed_numbers_agree_to_a_thousandth(
         ("gain,low,high", ",,", "0.1,0,1", ""),
     ],
 )
-def test_sampled_numbers_agree_within_their_own_intervals(
-    tmp_path: Path, header: str, row: str, rebuilt: str, said: str
-) -> None:
+def test_sampled_numbers(tmp_path: Path, header: str, row: str, rebuilt: str, said: str) -> None:
+    """They agree within their own intervals."""
     verdict = compare(*write(tmp_path, "t01_steering.csv", f"{header}\n{row}\n", f"{header}\n{rebuilt}\n"))
     assert verdict.judged.startswith("sampled") and said in verdict.found and verdict.agrees == (not said)
 
@@ -58,9 +56,7 @@ def test_sampled_numbers_agree_within_their_own_intervals(
         ("05", 2.1, "agrees", False),
     ],
 )
-def test_claims_keep_their_verdicts(
-    tmp_path: Path, notebook: str, ours: float, verdict: str, agrees: bool
-) -> None:
+def test_claims_keep_verdicts(tmp_path: Path, notebook: str, ours: float, verdict: str, agrees: bool) -> None:
     def told(ours: float, verdict: str) -> str:
         return json.dumps({"a": {"ours": ours, "interval": [0.5, 1.5], "control": None, "verdict": verdict}})
 
