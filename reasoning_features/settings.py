@@ -1,7 +1,5 @@
 """A profile's name and overrides in, one validated and frozen settings object out, with the run's name."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import hashlib
@@ -13,16 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    PrivateAttr,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, PrivateAttr, TypeAdapter, ValidationError
 
 from reasoning_features import paths
 from reasoning_features.errors import UserError
@@ -45,10 +34,8 @@ PINNED = (
 Window = tuple[NonNegativeInt, NonNegativeInt]
 
 
-class TextSource(BaseModel):
+class TextSource(BaseModel, frozen=True, extra="forbid"):
     """Where texts come from: a dataset of the hub, or local files."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: str  # `owner/name` of the hub, with `@revision` to pin it; or a local folder or file
     name: str | None = None  # the dataset's configuration
@@ -58,10 +45,8 @@ class TextSource(BaseModel):
     split_column: str | None = None  # says "training", "selection" or "evaluation"; else a row's is drawn
 
 
-class ProblemSource(BaseModel):
+class ProblemSource(BaseModel, frozen=True, extra="forbid"):
     """Where problems with known answers come from; with ``wrong``, a letter is asked for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: str  # as for texts
     name: str | None = None
@@ -73,10 +58,9 @@ class ProblemSource(BaseModel):
     split_column: str | None = None  # says "selection" or "evaluation" of each problem, instead of that share
 
 
-class Settings(BaseModel):
+class Settings(BaseModel, frozen=True, extra="forbid"):
     """All settings of one run, where paths are taken from the repository's root unless absolute."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     _overrides: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     profile: str  # the profile's name
@@ -202,11 +186,10 @@ TEXTS = tuple(name for name, field in Settings.model_fields.items() if "Source" 
 
 
 def load_settings(profile: str, **overrides: Any) -> Settings:
-    """Settings of a shipped profile or of a YAML file, with overrides.
+    """Settings of a shipped profile, or of a YAML file that may say ``extends:``, with overrides.
 
-    A file may say ``extends:`` with a shipped profile's name, and then only its differences. An override that
-    equals the profile's value does not change the run's name. UserError where a profile, a field or a value
-    cannot be.
+    An override that equals the profile's value does not change the run's name. UserError where a profile, a
+    field or a value cannot be.
     """
     values = _read_profile(profile)
     plain = _validated(profile, values)
@@ -220,10 +203,10 @@ def load_settings(profile: str, **overrides: Any) -> Settings:
 
 
 def notebook_settings(names: Mapping[str, Any]) -> Settings:
-    """Settings from a notebook's parameters cell, whose lines read ``name: type = value``.
+    """Settings from a notebook's ``globals()``, after its parameters cell (``name: type = value``).
 
-    The cell shows the organism's values: a name that still has its value there stands for the profile's own.
-    Its ``changes`` holds settings without a line of their own. ``names`` are the notebook's ``globals()``.
+    A name that still has the organism's value stands for the profile's own. ``changes`` holds settings
+    without a line of their own.
     """
     lines = set(names.get("__annotations__", names)) & set(Settings.model_fields) - {"profile"}
     shown = _read_profile("organism")
@@ -261,11 +244,10 @@ def _read_profile(profile: str) -> dict[str, Any]:
         raise UserError(f"The profile file {path.name} has the name of a shipped profile: rename it.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"The profile {path.name} is not YAML ({reason}): mend it.") from error
+    except yaml.YAMLError:
+        values = None
     if not isinstance(values, dict):
-        raise UserError(f"The profile {path.name} must hold one setting a line, as name: value.")
+        raise UserError(f"The profile {path.name} is not YAML with one setting a line, as name: value.")
     parent = values.pop("extends", None)
     if parent is not None and parent not in shipped_profiles():
         raise UserError(f"The profile {path.name} extends {parent!r}, which is not a shipped profile.")
@@ -296,11 +278,10 @@ def read_overrides(text: str) -> dict[str, Any]:
 def _typed(name: str, text: str) -> Any:
     """What text stands for under a setting's type: as YAML reads it, or else as it stands (``no``)."""
     kind: TypeAdapter[Any] = TypeAdapter(typing.get_type_hints(Settings)[name])
-    with contextlib.suppress(yaml.YAMLError):
+    with contextlib.suppress(yaml.YAMLError, ValidationError):
         value = yaml.safe_load(text)
-        with contextlib.suppress(ValidationError):
-            kind.validate_python(value)
-            return value
+        kind.validate_python(value)
+        return value
     return text
 
 

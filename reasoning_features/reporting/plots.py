@@ -1,7 +1,5 @@
 """One style for every figure, and figures saved with their data and provenance in bytes that repeat."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -32,15 +30,13 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, 
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "+++", "ooo")
 
 TEXT_WIDTH = 6.75  # inches, the whole text
-DOTS = 200  # dots an inch in PNG files
-ACROSS = 4  # the most panels side by side
 LETTERS = 36  # the most of a name beside a row
 NAME = re.compile(r"[ftx]\d\d[a-z]?_[a-z0-9_]+")
 STYLE: Any = {
     "axes.prop_cycle": cycler(color=COLOURS) + cycler(marker=MARKERS) + cycler(linestyle=LINES),
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
-    "savefig.dpi": DOTS,
+    "savefig.dpi": 200,
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 9,
@@ -61,11 +57,7 @@ STYLE: Any = {
 
 
 def narrow(text: str) -> str:
-    """Text whose characters are each one place wide, as it is drawn beside shades: as many as before.
-
-    Fullwidth forms (R1's ``｜``) become plain; other wide characters, combining marks and what cannot be
-    printed become a box.
-    """
+    """Text in as many characters, each one place wide: fullwidth forms plain, others that are not a box."""
     found = []
     for c in text:
         c = unicodedata.normalize("NFKC", c) if unicodedata.east_asian_width(c) == "F" else c
@@ -84,7 +76,7 @@ def new_figure(
 
 
 def panels(
-    n: int, across: int = ACROSS, *, ylabel: str = "", height: float = 2.4, **options: Any
+    n: int, across: int = 4, *, ylabel: str = "", height: float = 2.4, **options: Any
 ) -> tuple[Figure, list[Axes]]:
     """A figure of ``n`` panels, at most ``across`` side by side, ``ylabel`` left of every row; its axes."""
     across = min(n, across)
@@ -99,11 +91,7 @@ def panels(
 
 
 def look(i: int, *parts: str) -> dict[str, Any]:
-    """How series ``i`` of any number looks, as matplotlib's options; by default colour, marker and line.
-
-    A colour comes back with other marks, lines and hatches: of 64 series no two share a colour with any
-    other part, and 512 differ in one part at least.
-    """
+    """How series ``i`` looks, as matplotlib's options, by default colour, marker and line; 512 differ."""
     turn = i + i // len(COLOURS)
     every = {
         "color": COLOURS[i % len(COLOURS)],
@@ -152,15 +140,12 @@ def legend_below(fig: Figure, marks: Mapping[str, Any] | None = None, title: str
         legend.remove()
 
 
-def distribution(
-    ax: Axes, frame: pd.DataFrame, x: str, hue: str | None = None, *, bins: int | str = 40, log: bool = False
-) -> None:
+def distribution(ax: Axes, frame: pd.DataFrame, x: str, hue: str, *, bins: int, log: bool = False) -> None:
     """Draw the density of column ``x``, one outline a group of column ``hue``, perhaps on a log axis."""
-    groups = {"": frame[x]} if hue is None else dict(iter(frame.groupby(hue, sort=False)[x]))
     style: Any = {"stat": "density", "element": "step", "fill": False, "marker": ""}
-    for place, (group, values) in enumerate(groups.items()):
-        own = look(place, "color", "linestyle") | ({"label": str(group)} if hue else {})
-        sns.histplot(x=values, bins=bins, log_scale=log or None, ax=ax, **style, **own)
+    for place, (group, values) in enumerate(frame.groupby(hue, sort=False)[x]):
+        style |= look(place, "color", "linestyle") | {"label": str(group)}
+        sns.histplot(x=values, bins=bins, log_scale=log or None, ax=ax, **style)
     ax.set(xlabel=x, ylabel="density")
 
 
@@ -203,10 +188,7 @@ def forest(
     unit: float = 1.0,
     names: Sequence[str] = (),
 ) -> None:
-    """Draw values times ``unit`` with their intervals, names in rows, groups beneath each other in a row.
-
-    ``row``, ``value``, ``group`` and ``ends`` name columns; ``names`` are the rows in another order.
-    """
+    """Draw values times ``unit`` with their intervals, ``names`` (or as they come) in rows, by groups."""
     rows = list(names or pd.unique(table[row]))
     groups = [None] if group is None else list(pd.unique(table[group]))
     apart = min(0.15, 0.8 / len(groups))  # all groups of a name stay within its row
@@ -230,9 +212,8 @@ def scatter(ax: Axes, table: pd.DataFrame, x: str, y: str, group: str) -> None:
 def save_figure(fig: Figure, name: str, data: pd.DataFrame, run: Run, caption: str) -> Image | Markdown:
     """Save a figure as PNG and PDF with its data (a row a mark) as CSV and its provenance as JSON; close it.
 
-    Its name is the paper's figure's, as ``f02_vocabulary``; what the paper lacks begins with ``x`` and the
-    notebook's number. The same figure gives the same bytes under one version of matplotlib. A figure without
-    data is not saved, and a sentence says so: the profile lacks what it takes.
+    Its name is the paper's figure's, as ``f02_vocabulary``, or begins with ``x`` and the notebook's number.
+    A figure without data is not saved, and a sentence says so: the profile lacks what it takes.
     """
     check_name(name)
     if data.empty:

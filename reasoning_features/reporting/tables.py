@@ -1,7 +1,5 @@
 """Tables: one frame written as CSV, Markdown and LaTeX, with its provenance."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd
@@ -17,9 +15,9 @@ SHOWN = 30  # rows that a notebook shows
 
 
 def save_table(data: pd.DataFrame, name: str, run: Run, caption: str) -> Markdown:
-    """Save a table as CSV, Markdown and LaTeX with its provenance as JSON; give its first rows to show.
+    """Save a table without its index as CSV, Markdown and LaTeX, with its provenance; give its first rows.
 
-    Its name is as for :func:`reasoning_features.reporting.plots.save_figure`; the index is not written.
+    Its name is as for :func:`reasoning_features.reporting.plots.save_figure`.
     """
     check_name(name)
     if data.empty:
