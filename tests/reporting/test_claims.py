@@ -77,6 +77,12 @@ def test_what_is_shown_beside_is_not_judged_and_rules_are_whole():
     for broken in (("above",), ("shown beside", 0.5), ("near", 0.5)):
         with pytest.raises(ValidationError):
             claim(*broken)
+    for asked, lacks in (
+        (claim("above", "control"), "control"),
+        (claim("above", 0, margin=0.05), "90% interval"),
+    ):
+        with pytest.raises(UserError, match=f"02_sae gives claim 'a' of claims.yaml no {lacks}"):
+            claims.verdict(asked, Measured(0.5), True)
 
 
 def test_the_claims_are_complete_and_in_order():
