@@ -40,6 +40,7 @@ from reasoning_features.dictionaries.training import (
     held_out_quality,
     new_trainer,
     settings_recipe,
+    steps,
 )
 from reasoning_features.errors import UserError
 from reasoning_features.files import MADE, file_digests, read_json, write_json
@@ -156,6 +157,7 @@ class Buffers:
     def __init__(self, subject: Subject, rows: NDArray[np.int32], recipe: Recipe, batch_tokens: int) -> None:
         self._subject, self._rows, self._batch, self._steps = subject, rows, recipe.batch, recipe.steps
         self._seed = recipe.start(subject.short_name)
+        self.place: Place = (0, 0)
         context = rows.shape[1]
         self._rows_at_once = max(1, batch_tokens // context)
         self._special = torch.tensor(sorted(subject.tokenizer.all_special_ids), dtype=torch.int64)
@@ -172,18 +174,18 @@ class Buffers:
         """Activations ``[n, d]`` float32 that no batch holds, at most 8,192."""
         return self._read(self._rows[: self._held_out])[:HELD_OUT].float()
 
-    def batches(self, place: Place = (0, 0), done: int = 0) -> Iterator[tuple[Tensor, Place]]:
-        """The batches ``[batch, d]`` float32 that are left from a place on, ``done`` of them being before it,
-        each with the place after it. What a buffer holds beyond whole batches is left out.
+    def batches(self, done: int = 0) -> Iterator[Tensor]:
+        """The batches ``[batch, d]`` float32 that are left from :attr:`place` on, ``done`` being before it.
+        What a buffer holds beyond whole batches is left out.
         """
-        number, first = place
         while done < self._steps:
+            number, first = self.place
             buffer = self.buffer(number)
             whole = len(buffer) // self._batch
             for i in range(first, min(whole, first + self._steps - done)):
-                after = (number, i + 1) if i + 1 < whole else (number + 1, 0)
-                yield buffer[i * self._batch : (i + 1) * self._batch].float(), after
-            done, number, first = done + whole - first, number + 1, 0
+                self.place = (number, i + 1) if i + 1 < whole else (number + 1, 0)
+                yield buffer[i * self._batch : (i + 1) * self._batch].float()
+            done += whole - first
             del buffer  # none is kept while another is read
 
     def buffer(self, number: int) -> Tensor:
@@ -270,7 +272,7 @@ def train_streamed(
     with _fast_products(device):
         trainer = new_trainer(recipe, name, hook, buffers.buffer(0).cpu(), iter(()), device, initial)
         write_json(work / MADE, key)  # only once there is something to train
-        history = _train(trainer, buffers, recipe, held_out, work, settings.checkpoints)
+        history = _train(trainer, buffers, held_out, work, settings.checkpoints)
         sae = finished(trainer)
     save_autoencoder(sae, whole, {"training": pd.DataFrame(history, columns=COLUMNS)})
     write_json(whole / MADE, key | {"files": file_digests(whole)})
@@ -279,31 +281,19 @@ def train_streamed(
 
 
 def _train(
-    trainer: SAETrainer[Any, Any],
-    buffers: Buffers,
-    recipe: Recipe,
-    held_out: Tensor,
-    work: Path,
-    checkpoints: int,
+    trainer: SAETrainer[Any, Any], buffers: Buffers, held_out: Tensor, work: Path, checkpoints: int
 ) -> list[dict[str, float]]:
     """All steps that are left, with checkpoints in ``work``; gives the history, a row at each spaced step."""
-    place, history = _resume(trainer, work)
-    if not history:
-        history.append(held_out_quality(trainer, held_out)[0])
-    spaced = {round(recipe.steps * i / (checkpoints + 1)) for i in range(1, checkpoints + 2)}
-    total, saved = recipe.steps * recipe.batch, time.monotonic()
-    bar = tqdm(total=total, initial=trainer.n_training_samples, desc=f"Training {work.stem}", unit_scale=True)
-    with bar:
-        for batch, after in buffers.batches(place, trainer.n_training_steps):
-            trainer.maybe_reset_sparsity()
-            trainer.step(batch)
-            trainer.n_training_steps += 1
-            bar.update(len(batch))
-            if trainer.n_training_steps in spaced:
-                history.append(held_out_quality(trainer, held_out)[0])
-            if trainer.n_training_steps in spaced or time.monotonic() - saved > SAVE_EVERY:
-                _save(trainer, work, after, history)
-                saved = time.monotonic()
+    history = _resume(trainer, buffers, work) or [held_out_quality(trainer, held_out)[0]]
+    trainer.data_provider = buffers.batches(trainer.n_training_steps)
+    total, saved = trainer.cfg.total_training_steps, time.monotonic()
+    spaced = {round(total * i / (checkpoints + 1)) for i in range(1, checkpoints + 2)}
+    for step in steps(trainer):
+        if step in spaced:
+            history.append(held_out_quality(trainer, held_out)[0])
+        if step in spaced or time.monotonic() - saved > SAVE_EVERY:
+            _save(trainer, work, buffers.place, history)
+            saved = time.monotonic()
     return history
 
 
@@ -321,16 +311,16 @@ def _save(trainer: SAETrainer[Any, Any], work: Path, place: Place, history: list
         shutil.rmtree(folder)
 
 
-def _resume(trainer: SAETrainer[Any, Any], work: Path) -> tuple[Place, list[dict[str, float]]]:
-    """Puts the trainer where the newest checkpoint stands; where there is none, at the beginning."""
+def _resume(trainer: SAETrainer[Any, Any], buffers: Buffers, work: Path) -> list[dict[str, float]]:
+    """Puts the trainer and its data where the newest checkpoint stands, if any; gives its history."""
     found = sorted(work.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
     if not found:
-        return (0, 0), []
+        return []
     progress = read_json(found[-1] / PROGRESS)
     trainer.sae.load_state_dict(load_file(found[-1] / "weights.safetensors"))
     trainer.load_trainer_state(found[-1])
-    number, batch = progress["place"]
-    return (number, batch), progress["history"]
+    buffers.place = tuple(progress["place"])
+    return list(progress["history"])
 
 
 def check_made(folder: Path, key: dict[str, Any]) -> None:

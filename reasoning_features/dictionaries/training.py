@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +29,7 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 from torch import Tensor
 from torch.nn.functional import normalize
+from tqdm.auto import tqdm
 
 from reasoning_features import paths
 from reasoning_features.dictionaries.architectures import SoftFrozenDecoder
@@ -156,14 +157,11 @@ def train_autoencoder(
     rows: list[dict[str, float]] = []
     decoders: dict[int, Tensor] = {}
     live: dict[int, NDArray[np.bool_]] = {}
-
-    def record(checkpoint_path: Path | None = None) -> None:
-        numbers, fired = held_out_quality(trainer, held_out)
-        rows.append(numbers)
-        step = int(numbers["step"])
-        live[step], decoders[step] = fired, trainer.sae.W_dec.detach().cpu().clone()
-
-    fit_and_record(trainer, record, [*record_at, recipe.steps])
+    for step in chain([0], steps(trainer)):
+        if step in {0, *record_at, recipe.steps}:
+            numbers, live[step] = held_out_quality(trainer, held_out)
+            rows.append(numbers)
+            decoders[step] = trainer.sae.W_dec.detach().cpu().clone()
     return Training(finished(trainer), pd.DataFrame(rows), decoders, live)
 
 
@@ -282,13 +280,17 @@ def _start_from(sae: TrainingSAE[Any], initial: SAE[Any], scale: float) -> None:
         sae.threshold.data = initial.threshold.data.clone().to(sae.threshold)
 
 
-def fit_and_record(trainer: SAETrainer[Any, Any], record: Callable[..., None], steps: Iterable[int]) -> None:
-    """Train to the end, and call ``record`` before the first step and after each of some steps."""
-    batch = trainer.cfg.train_batch_size_samples
-    trainer.save_checkpoint_fn = record
-    trainer.checkpoint_thresholds = [step * batch - 1 for step in sorted(set(steps)) if step > 0]
-    record()
-    trainer.fit()
+def steps(trainer: SAETrainer[Any, Any]) -> Iterator[int]:
+    """Take the steps that are left, one at a time, and give the number of each when it is done."""
+    total, done = trainer.cfg.total_training_samples, trainer.n_training_samples
+    with tqdm(total=total, initial=done, desc="Training SAE", unit_scale=True) as bar:
+        while trainer.n_training_samples < total:
+            trainer.maybe_reset_sparsity()
+            batch = next(trainer.data_provider)
+            trainer.step(batch)
+            trainer.n_training_steps += 1
+            bar.update(len(batch))
+            yield trainer.n_training_steps
 
 
 @torch.no_grad()
@@ -334,14 +336,11 @@ def held_out_quality(
 
 def finished(trainer: SAETrainer[Any, Any]) -> SAE[Any]:
     """The inference SAE of a training that is over, on raw activations, exactly as a saved copy loads."""
-    sae, scale = trainer.sae, trainer.activation_scaler.scaling_factor
-    if scale is not None:  # ``trainer.fit`` folds it and says so
-        sae.fold_activation_norm_scaling_factor(scale)
-        trainer.activation_scaler.scaling_factor = None
-        trainer.set_final_sae_metadata()
-    sae.to("cpu").cfg.device = "cpu"
+    trainer.sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+    trainer.set_final_sae_metadata()
+    trainer.sae.to("cpu").cfg.device = "cpu"
     with tempfile.TemporaryDirectory() as directory:
-        sae.save_inference_model(directory)
+        trainer.sae.save_inference_model(directory)
         return SAE.load_from_disk(directory).requires_grad_(False).eval()
 
 

@@ -1,8 +1,7 @@
 """What OrtSAE (2509.22033) judges dictionaries by: how directions lie, what composes them, what they absorb.
 
-Decoders are rows ``[s, d]``; leave dead latents out. Sizes depend on the width: in 128 dimensions even random
-directions have near neighbours, and a MetaSAE explains much of them, so each measure stands beside what as
-many random directions give.
+Decoders are rows ``[s, d]`` of live latents. In 128 dimensions even random directions have near neighbours,
+and a MetaSAE explains much of them, so each measure stands beside what as many random directions give.
 
 *Absorption*: a latent for a child takes over its parent's direction, so the parent's latent stays silent.
 SAEBench's first-letter measure on a hierarchy of any tokens: a parent class ("a number") and its children. A
@@ -63,8 +62,7 @@ NEIGHBOURS, COMPOSITION = "MeanCosSim", "composition (MetaSAE's explained varian
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 12))
 # a latent is unique below this cosine with all of another dictionary (OrtSAE), in Gemma-2-2B's stream
 PAPER_UNIQUE, PAPER_WIDTH = 0.2, 2304
-RANDOM_QUANTILE = 0.95  # share of random directions that are to count as unique beside a dictionary
-RANDOM_DIRECTIONS = 2**13  # that a quantile, and a share, is estimated from
+RANDOM_DIRECTIONS = 2**13  # that a share is estimated from
 ACTIVE, FEWER = 4, 4  # a MetaSAE has so many active latents a row, and so many times fewer latents than rows
 DEAD_AFTER = 100  # steps without activity after which a latent of a MetaSAE is dead
 # of 512 rows, all at a step; five times as many explained 0.02 more of ReLU's rows, 0.003 of TopK's
@@ -72,9 +70,8 @@ STEPS, BATCH, LEARNING_RATE = 400, 2048, 3e-3
 CARRIED = 0.4  # absorbing latents carry at least this share of the projection on the probe
 ABSORBING = 3  # so many latents at most absorb a token's parent
 NEAR = 0.1  # each at this cosine with the probe
-NEAR_ALONE = 0.025  # the cosine from which one latent alone absorbs fully
 FEWEST = 20  # a child with fewer tokens is left out
-MEASURES = ["fraction", "absorbed", "full"]
+MEASURES = ["fraction", "absorbed"]
 # seeds of the choices of main latents, each on other training documents, and of rotations of the decoder
 CHOICES = (0, 1, 2, 3, 4)
 MOST_MAIN, GAIN = 10, 0.03  # main latents at most; one more as long as it raises F1 by more than this
@@ -177,28 +174,23 @@ def meta_errors(rows: Tensor, seed: int) -> Array:
     return (rows - rebuilt).double().square().sum(1).numpy()
 
 
-def clustering(decoder: Tensor, thresholds: Sequence[float] = THRESHOLDS, seed: int = 0) -> pd.DataFrame:
+def clustering(decoder: Tensor, seed: int = 0) -> pd.DataFrame:
     """Clustering coefficient of the graph that joins latents at a cosine or nearer, by threshold.
 
     The mean over latents of the share of their pairs of neighbours that are neighbours too; a latent with
-    fewer than two counts 0. In a random graph it would be the share of pairs ``joined``. Latents are
-    resampled with the coefficients they have in the whole graph.
+    fewer than two counts 0. Latents are resampled with the coefficients they have in the whole graph.
     """
     unit = torch.nn.functional.normalize(decoder.detach().double(), dim=1)
     nearness = (unit @ unit.T).cpu().numpy()
     np.fill_diagonal(nearness, -np.inf)
     rows = []
-    for threshold in thresholds:
+    for threshold in THRESHOLDS:
         joined = csr_matrix(nearness >= threshold, dtype=np.float64)
         degree = np.asarray(joined.sum(1)).ravel()
         closed = np.asarray((joined @ joined).multiply(joined).sum(1)).ravel()
-        pairs = degree * (degree - 1)
-        local = np.divide(closed, pairs, out=np.zeros_like(closed), where=pairs > 0)
-        found = bootstrap_mean(local, seed=seed)
-        share = degree.sum() / (len(unit) * (len(unit) - 1))
-        rows.append((threshold, *astuple(found), share))
-    columns = ["threshold", "estimate", "low", "high", "n", "joined"]
-    return pd.DataFrame(rows, columns=columns)[[*columns[:4], "joined", "n"]]
+        local = closed / np.maximum(degree * (degree - 1), 1)
+        rows.append((threshold, *astuple(bootstrap_mean(local, seed=seed))))
+    return pd.DataFrame(rows, columns=["threshold", "estimate", "low", "high", "n"])
 
 
 def as_rare(cosine: float, width: int, other_width: int) -> float:
@@ -216,26 +208,17 @@ def uniqueness(decoders: Mapping[str, Tensor], seed: int = 0) -> pd.DataFrame:
     """Share of each dictionary's latents that another lacks: no direction of it at a cosine or nearer
     (Wilson).
 
-    At three cosines, because the paper's lies among random directions' in 128 dimensions: the paper's 0.2;
-    what random directions reach "as rare" in this width as 0.2 in the paper's; and "random", below which 95%
-    of random directions lie beside the other dictionary. ``random directions`` is the share of others that is
-    unique.
+    At two cosines, because the "paper"'s 0.2 lies among random directions' in 128 dimensions: that, and what
+    they reach "as rare" in this width as 0.2 in the paper's. ``random directions``: the share of those that
+    is unique.
     """
     rows: list[tuple[Any, ...]] = []
     for (name, decoder), (other, directions) in permutations(decoders.items(), 2):
-        width = directions.shape[1]
-        first, second = (
-            best_cosines(isotropic_directions(RANDOM_DIRECTIONS, width, each), directions)
-            for each in (seed, seed + 1)
-        )
-        limits = {
-            "paper": PAPER_UNIQUE,
-            "as rare": as_rare(PAPER_UNIQUE, width, PAPER_WIDTH),
-            "random": float(np.quantile(first, RANDOM_QUANTILE)),
-        }
-        nearest = best_cosines(decoder, directions)
+        width, nearest = directions.shape[1], best_cosines(decoder, directions)
+        random = best_cosines(isotropic_directions(RANDOM_DIRECTIONS, width, seed + 1), directions)
+        limits = {"paper": PAPER_UNIQUE, "as rare": as_rare(PAPER_UNIQUE, width, PAPER_WIDTH)}
         for threshold, cosine in limits.items():
-            unique, by_chance = share_of(nearest < cosine), float((second < cosine).mean())
+            unique, by_chance = share_of(nearest < cosine), float((random < cosine).mean())
             rows.append((name, other, threshold, cosine, *astuple(unique), by_chance))
     columns = ["dictionary", "other", "threshold", "cosine", "estimate", "low", "high", "n"]
     return pd.DataFrame(rows, columns=[*columns, "random directions"])
@@ -377,20 +360,17 @@ def _balanced(tokens: LabelledTokens, seed: int) -> LabelledTokens:
     return tokens.at(np.sort(np.concatenate([side[:n] for side in sides])))
 
 
-def carried(features: Tensor, residual: Tensor, probe: Probe, directions: Tensor, main: Ids) -> pd.DataFrame:
-    """Who carries the parent at each of some tokens: a row a token, in SAEBench's terms.
+def carried(features: Tensor, residual: Tensor, probe: Probe, directions: Tensor, main: Ids) -> Array:
+    """How far the parent is absorbed at each of some tokens, and whether: ``[n, 2]``, in SAEBench's terms.
 
     ``features`` ``[n, s]`` are activations of the latents, read from ``residual`` ``[n, d]``, ``directions``
-    ``[s, d]`` what a unit of each adds, ``main`` the main latents, of which there may be none. The columns
-    ``main`` and ``absorbing`` are the parts of the stream's projection on the probe's direction, about 0,
-    that the main latents add and that up to three others do; ``absorbed``: the others add at least 0.4 of the
-    projection and the main latents less than all; ``fraction``: 0 where it is not absorbed, else absorbing /
-    (absorbing + main), absorbing being no more than what main leaves and main no less than 0; ``full``: no
-    main latent is active, and the one latent that adds most adds 0.4 of the projection.
+    ``[s, d]`` what a unit of each adds, ``main`` the main latents. Of the stream's projection on the probe's
+    direction, about 0, the main latents add one part and up to three others another. *Absorbed*: the others
+    add at least 0.4 of the projection and the main latents less than all. *Fraction*: others / (others +
+    main), the others being no more than what main leaves and main no less than 0; 0 where not absorbed.
     """
     along = directions.double() @ torch.from_numpy(probe.direction)
-    nearness = along / directions.double().norm(dim=1).clamp(min=1e-12)
-    others = nearness >= NEAR
+    others = along / directions.double().norm(dim=1).clamp(min=1e-12) >= NEAR
     others[main] = False
     added = features.double() * along
     projection = residual.double() @ torch.from_numpy(probe.direction)
@@ -399,54 +379,38 @@ def carried(features: Tensor, residual: Tensor, probe: Probe, directions: Tensor
     absorbed = (projection > 0) & (by_others >= CARRIED * projection) & (by_main < projection)
     rest = torch.minimum(by_others, projection - by_main)
     fraction = torch.where(absorbed, rest / (rest + by_main.clamp(min=0)), 0.0)
-    most = added.max(1)
-    alone = (nearness[most.indices] >= NEAR_ALONE) & (most.values >= CARRIED * projection) & (projection > 0)
-    full = alone & (features[:, main] == 0).all(1)
-    columns = {"main": by_main, "absorbing": by_others}
-    columns |= {"absorbed": absorbed, "fraction": fraction, "full": full}
-    return pd.DataFrame({name: column.numpy() for name, column in columns.items()})
+    return torch.stack([fraction, absorbed.double()], dim=1).numpy()
 
 
 def absorption(sae: SAE[Any], probe: Probe, training: LabelledTokens, test: LabelledTokens) -> pd.DataFrame:
     """How often a dictionary absorbs a parent into its children: a row a ``measure``, "fraction" (SAEBench's
-    and the paper's), "absorbed" and "full".
+    and the paper's) and "absorbed".
 
     Rates are over the parent's tokens that the probe recognises, averaged over children, so that a common
     child counts as much as a rare one, and over choices of the main latents. Intervals (95%) are over ``n``
-    documents and choices together. Controls: ``rotated``, with randomly rotated directions, is what the
-    thresholds let through; ``no main latents``, were none taken for main, is the most that there is to
-    absorb. ``F1`` is what a probe on the main latents reaches: where that is low no latent stands for the
-    parent. UserError where no child has 20 test tokens that the probe recognises.
+    documents and choices together. The control ``rotated``, with randomly rotated directions, is what the
+    thresholds let through. ``F1`` is what a probe on the main latents reaches: where that is low no latent
+    stands for the parent. UserError where no child has 20 test tokens that the probe recognises.
     """
     recognised = test.at(test.parent & (probe.score(test.residual) > 0))
     common = np.flatnonzero(np.bincount(recognised.children, minlength=1) >= FEWEST)
     if not len(common):
         raise UserError(f"No child has {FEWEST} tokens that the probe recognises: give more documents.")
     tokens = recognised.at(np.isin(recognised.children, common))
-    chosen = [main_latents(sae, training, seed) for seed in CHOICES]
-    mains, directions = [latents for latents, _ in chosen], added_directions(sae)
-    readings = {
-        "own": [(directions, main) for main in mains],
-        "rotated": [(rotated(directions, seed), main) for seed, main in zip(CHOICES, mains, strict=True)],
-        "no main latents": [(directions, np.empty(0, dtype=np.int64))],
-    }
-    means: dict[str, list[Interval]] = {}
-    for name, ways in readings.items():
-        parts = [
-            [carried(part.cpu(), tokens.residual[rows], probe, added, main)[MEASURES] for added, main in ways]
-            for rows, part in encoded(sae, tokens.residual)
-        ]
-        values = np.stack([pd.concat(way).to_numpy(float) for way in zip(*parts, strict=True)])
-        means[name] = [
-            macro_mean(each, tokens.children, tokens.documents) for each in values.transpose(2, 0, 1)
-        ]
-    counts = {"children": len(common), "tokens": len(tokens.children)}
-    table = pd.DataFrame(means["own"]).assign(**counts)
+    features = torch.cat([part.cpu() for _, part in encoded(sae, tokens.residual)])
+    mains, reached = zip(*(main_latents(sae, training, seed) for seed in CHOICES), strict=True)
+    own = added_directions(sae)
+
+    def measured(directions: Sequence[Tensor]) -> list[Interval]:
+        ways = zip(directions, mains, strict=True)
+        values = np.stack([carried(features, tokens.residual, probe, *way) for way in ways])
+        return [macro_mean(each, tokens.children, tokens.documents) for each in values.transpose(2, 0, 1)]
+
+    table = pd.DataFrame(measured([own] * len(CHOICES)))
     table.insert(0, "measure", MEASURES)
-    for name in ("rotated", "no main latents"):
-        table[name] = [mean.estimate for mean in means[name]]
-    found = {"main latents": np.mean([len(main) for main in mains]), "F1": np.mean([f1 for _, f1 in chosen])}
-    return table.assign(**found)
+    floor = [mean.estimate for mean in measured([rotated(own, seed) for seed in CHOICES])]
+    counts = {"children": len(common), "tokens": len(tokens.children), "rotated": floor}
+    return table.assign(**counts, **{"main latents": np.mean([*map(len, mains)]), "F1": np.mean(reached)})
 
 
 def macro_mean(values: Array, children: Ids, documents: Ids) -> Interval:

@@ -5,9 +5,9 @@ features f_i uniform on the unit sphere, b_i ~ Bernoulli(p_i) and c_i ~ LogNorma
 The paper has 3,200 features in 100 dimensions, 20 of them active on average: p_i = 0.00625 for all, or
 p_i ~ LogUniform(10^-5.5, 10^-1.2).
 
-The grid is architectures × firing × seeds. Each cell trains one autoencoder, with as many latents as its
-world has features and as many of them active, on activations that never repeat. A seed is another world and
-another start. Every training runs on one thread: a rerun on the same machine gives the same bytes.
+Each cell of the grid, architectures × firing × seeds, trains one autoencoder with as many latents as its
+world has features, as many of them active, on activations that never repeat. A seed is another world and
+another start. Trainings run on one thread: a rerun on the same machine gives the same bytes.
 """
 
 from __future__ import annotations
@@ -36,14 +36,13 @@ from reasoning_features.dictionaries.training import (
     TOPK_AUXILIARY,
     Architecture,
     Recipe,
-    fit_and_record,
     held_out_quality,
     new_trainer,
+    steps,
 )
-from reasoning_features.diffing.presence import share_of
 from reasoning_features.files import write_table
 from reasoning_features.runs.shards import Each
-from reasoning_features.statistics import Interval, bootstrap_mean, percentile_interval
+from reasoning_features.statistics import Interval, bootstrap_mean, percentile_interval, wilson
 
 Array = NDArray[np.float64]
 Firing = Literal["equal", "unequal"]
@@ -74,6 +73,7 @@ RECORD_AT = (100, 300, 1000, 3000, 10_000)  # steps after which features are cou
 SETTING = ["architecture", "firing", "width", "features", "steps"]  # what a training is of
 TRAINING = [*SETTING, "seed"]  # one training
 MEASURED = ["L0", EXPLAINED, "dead share", "best cosine"]
+BINS = 10  # of features by how often they are active
 RESAMPLES = 2000
 
 
@@ -193,15 +193,14 @@ CHECKED = (
 )
 
 
-def count_by_frequency(found: NDArray[np.bool_], probabilities: Array, bins: int = 10) -> pd.DataFrame:
+def count_by_frequency(found: NDArray[np.bool_], probabilities: Array) -> pd.DataFrame:
     """How many features ``[m]`` were ``found``, in bins of equally many by how often they are active, the
-    rarest first; there is one bin where all features are equally frequent. ``from`` and ``to`` are the least
-    and greatest probability.
+    rarest first, from the least probability to the greatest; one bin where all are equally frequent.
     """
-    parts = np.array_split(np.argsort(probabilities, kind="stable"), min(bins, len(np.unique(probabilities))))
+    bins = min(BINS, len(np.unique(probabilities)))
     rows = [
         (i, probabilities[part[0]], probabilities[part[-1]], len(part), int(found[part].sum()))
-        for i, part in enumerate(parts)
+        for i, part in enumerate(np.array_split(np.argsort(probabilities, kind="stable"), bins))
     ]
     return pd.DataFrame(rows, columns=["bin", "from", "to", "in bin", "found"])
 
@@ -209,11 +208,9 @@ def count_by_frequency(found: NDArray[np.bool_], probabilities: Array, bins: int
 def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
     """Train one autoencoder, up to step ``until`` or the last, and count what it has found of the features: a
     row for each recorded step and bin of firing probability, with the measures on held-out activations.
-    ``best cosine`` is the mean over features of the largest cosine with a decoder direction; above 0.8 a
-    feature is found.
+    ``best cosine`` is the mean over features of the largest cosine with a decoder direction.
     """
     world, recipe = cell.world, cell.recipe
-    end = min(until or recipe.steps, recipe.steps)
     rows: list[pd.DataFrame] = []
     with ExitStack() as after, torch.random.fork_rng(devices=[]):
         after.callback(torch.set_num_threads, torch.get_num_threads())  # also where the training breaks off
@@ -222,19 +219,15 @@ def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
         sample = next(world.batches(HELD_OUT, "moments"))
         torch.manual_seed(recipe.start("synthetic"))
         trainer = new_trainer(recipe, "synthetic", world.firing, sample, world.batches(BATCH), "cpu")
-
-        def record(checkpoint_path: Path | None = None) -> None:
-            numbers, _ = held_out_quality(trainer, held_out)
-            samples = numbers.pop("tokens")
-            del numbers["loss"]
-            # the sign counts: a feature's opposite is not that feature
-            closest = best_cosines(features, trainer.sae.W_dec)
-            bins = count_by_frequency(closest > RECOVERED, world.probabilities)
-            at_step = {"step": numbers["step"], "samples": samples, **numbers, "best cosine": closest.mean()}
-            rows.append(pd.DataFrame([at_step]).merge(bins, how="cross"))
-
-        trainer.cfg.total_training_samples = end * BATCH
-        fit_and_record(trainer, record, [*RECORD_AT, recipe.steps])
+        trainer.cfg.total_training_samples = min(until or recipe.steps, recipe.steps) * BATCH
+        for step in itertools.chain([0], steps(trainer)):
+            if step in (0, *RECORD_AT, recipe.steps):
+                numbers, _ = held_out_quality(trainer, held_out)
+                # the sign counts: a feature's opposite is not that feature
+                closest = best_cosines(features, trainer.sae.W_dec)
+                bins = count_by_frequency(closest > RECOVERED, world.probabilities)
+                numbers |= {"samples": numbers["tokens"], "best cosine": closest.mean()}
+                rows.append(pd.DataFrame([numbers])[["step", "samples", *MEASURED]].merge(bins, how="cross"))
     about = {"architecture": cell.architecture, "firing": world.firing, "width": world.width}
     about |= {"features": world.features, "steps": cell.steps, "seed": world.seed}
     return pd.DataFrame([about]).merge(pd.concat(rows), how="cross")
@@ -285,29 +278,26 @@ def by_frequency(grid: pd.DataFrame) -> pd.DataFrame:
     """
     sums = {"from": "min", "to": "max", "in bin": "sum", "found": "sum"}
     bins = last(grid).groupby([*SETTING, "bin"], sort=False).agg(sums).reset_index()
-    counts = bins[["in bin", "found"]].to_numpy()
-    shares = pd.DataFrame([share_of(np.arange(n) < k) for n, k in counts])
-    return bins.join(shares.rename(columns={"estimate": "recovered"}).drop(columns="n"))
+    counts = zip(bins["found"], bins["in bin"], strict=True)
+    return bins.join(pd.DataFrame([wilson(found, n).row("recovered") for found, n in counts]))
 
 
 def frequent(grid: pd.DataFrame, architecture: str) -> tuple[Interval, Interval]:
     """Share recovered of the most frequent fifth of unequally frequent features, and of the others, over all
-    seeds; 95% intervals by Wilson.
+    seeds (Wilson).
     """
-    rows = by_frequency(longest(grid))
-    rows = rows[(rows["architecture"] == architecture) & (rows["firing"] == "unequal")]
+    rows = last(longest(grid)).query("architecture == @architecture and firing == 'unequal'")
     often = rows["bin"] >= 0.8 * (rows["bin"].max() + 1)
-    sums = (rows.loc[some, ["in bin", "found"]].sum() for some in (often, ~often))
-    often_found, others_found = (share_of(np.arange(each["in bin"]) < each["found"]) for each in sums)
-    return often_found, others_found
+    one, other = (wilson(part["found"].sum(), part["in bin"].sum()) for part in (rows[often], rows[~often]))
+    return one, other
 
 
 def at_end(grid: pd.DataFrame, architecture: str, column: str) -> Interval:
     """A number of an architecture's longest trainings on equally frequent features at their end, with the
     interval of :func:`summary`: NaN of one training. ``n`` counts features for ``recovered``, else trainings.
     """
-    rows = summary(longest(grid))
-    (row,) = rows[(rows["firing"] == "equal") & (rows["architecture"] == architecture)].to_dict("records")
+    rows = summary(longest(grid)).query("architecture == @architecture and firing == 'equal'")
+    (row,) = rows.to_dict("records")
     n = row["seeds"] * (row["features"] if column == "recovered" else 1)
     return Interval(row[column], row[f"{column} low"], row[f"{column} high"], n)
 
@@ -322,15 +312,15 @@ def summary(grid: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for setting, runs in last(curves(grid)).groupby(SETTING, sort=False):
-        seeds, n = len(runs), int(runs["features"].iloc[0])
-        about: dict[str, Any] = dict(zip(SETTING, setting, strict=True)) | {"seeds": seeds}
-        means = runs[[*MEASURED, "recovered"]].mean().to_dict()
-        explained = bootstrap_mean(runs[EXPLAINED])
-        ends = (explained.low, explained.high) if seeds > 1 else (np.nan, np.nan)
+        seeds, n = len(runs), runs["features"].iloc[0]
+        row: dict[str, Any] = dict(zip(SETTING, setting, strict=True)) | {"seeds": seeds}
+        row |= runs[[*MEASURED, "recovered"]].mean().to_dict()
+        row |= {f"{EXPLAINED} low": np.nan, f"{EXPLAINED} high": np.nan}
+        if seeds > 1:
+            row |= bootstrap_mean(runs[EXPLAINED]).row(EXPLAINED, f"{EXPLAINED} ")
         rng = np.random.default_rng(0)
         found = runs["found"].to_numpy()[rng.integers(seeds, size=(RESAMPLES, seeds))]
         drawn = rng.beta(found + 0.5, n - found + 0.5).mean(1)
-        share = percentile_interval(means["recovered"], drawn, seeds)
-        limits = {f"{EXPLAINED} low": ends[0], f"{EXPLAINED} high": ends[1]}
-        rows.append(about | means | limits | {"recovered low": share.low, "recovered high": share.high})
+        share = percentile_interval(row["recovered"], drawn, seeds)
+        rows.append(row | share.row("recovered", "recovered "))
     return pd.DataFrame(rows)

@@ -19,7 +19,7 @@ from tiny import file_times
 from reasoning_features.dictionaries import streaming
 from reasoning_features.dictionaries.autoencoder import load_autoencoder
 from reasoning_features.dictionaries.streaming import Buffers, ordinary, train_streamed, training_rows
-from reasoning_features.dictionaries.training import Recipe, finished, new_trainer
+from reasoning_features.dictionaries.training import Recipe, new_trainer
 from reasoning_features.errors import CorruptArtefact, UserError
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.settings import TextSource, load_settings
@@ -164,10 +164,8 @@ def test_interruptions_leave_no_trace(
 def test_it_is_the_plain_training_on_the_same_batches(tiny_subject, recipe, uninterrupted, tmp_path):
     name, hook = tiny_subject.short_name, tiny_subject.hook_name
     buffers = Buffers(tiny_subject, ROWS, recipe, 64)
-    data = (batch for batch, _ in buffers.batches())
-    trainer = new_trainer(recipe, name, hook, buffers.buffer(0), data, "cpu")
-    trainer.fit()
-    finished(trainer).save_model(tmp_path)
+    trainer = new_trainer(recipe, name, hook, buffers.buffer(0), buffers.batches(), "cpu")
+    trainer.fit().save_inference_model(tmp_path)
     assert (tmp_path / "sae_weights.safetensors").read_bytes() == uninterrupted["sae_weights.safetensors"]
 
 
@@ -194,7 +192,7 @@ def test_what_is_written(tiny_subject, tmp_path):
 def test_a_model_in_half_the_bits_and_an_autoencoder_in_all(tiny_llama, tmp_path):
     subject = load_subject(str(tiny_llama), 1, dtype="bfloat16")
     buffers = Buffers(subject, ROWS, RECIPE, 64)
-    assert next(buffers.batches())[0].dtype == buffers.held_out().dtype == torch.float32
+    assert next(buffers.batches()).dtype == buffers.held_out().dtype == torch.float32
     sae = SAE.load_from_disk(train(subject, tmp_path / "sae"))
     assert sae.W_dec.dtype == torch.float32 and sae.cfg.metadata.recipe["tokens"] == RECIPE.tokens
     with pytest.raises(UserError, match="of a training with another dtype: delete it"):
@@ -211,7 +209,7 @@ def test_no_batch_holds_what_is_held_out_and_all_else_comes_again_in_another_ord
     buffers = Buffers(tiny_subject, ROWS, replace(RECIPE, tokens=40 * 64), 64)
     # six rows of sixty are held out, without their special tokens
     assert len(buffers.held_out()) == int(kept(rows[:6]).sum())
-    taken, whole = list(buffers.batches()), int(kept(rows[6:]).sum()) // 64
+    taken, whole = [(batch, buffers.place) for batch in buffers.batches()], int(kept(rows[6:]).sum()) // 64
     assert [after for _, after in taken[:whole]] == [*((0, i) for i in range(1, whole)), (1, 0)]
     first, again = (torch.cat([batch for batch, _ in taken[at : at + whole]]) for at in (0, whole))
     assert len(taken) == 40 and not torch.equal(first, again)
@@ -231,7 +229,7 @@ def test_attention_sinks_are_no_batch(tiny_subject, monkeypatch):
     buffers = Buffers(tiny_subject, ROWS, replace(RECIPE, tokens=6 * 64), 64)
     usual = float(buffers.buffer(0).norm(dim=1).mean())
     monkeypatch.setattr(Subject, "residual", with_sinks)
-    assert all(float(batch.norm(dim=1).max()) < 5 * usual for batch, _ in buffers.batches())
+    assert all(float(batch.norm(dim=1).max()) < 5 * usual for batch in buffers.batches())
 
 
 def test_another_training_is_not_taken_for_this_one_and_damage_is_named(tiny_subject, tmp_path, monkeypatch):
