@@ -12,9 +12,8 @@ the mean of the two. Latents are those whose means differ most between an attrib
 on decisions of other documents; RAVEL, and SAEBench after it, learn the choice by gradient descent.
 
 The *ceiling* moves the whole stream along one direction, the difference of means, as far as the source's. The
-*floor* is an autoencoder that gives the mean whatever it reads. It is exactly one half in the mean of both
-attributes, as is every edit that is the same for both (the whole stream replaced; n = 0, the reconstruction
-alone): what it causes of one it fails to isolate when the other is edited.
+*floor* is an autoencoder that gives the mean whatever it reads: one half in the mean of both attributes, as
+is every edit that is the same for both (the whole stream replaced; n = 0, the reconstruction alone).
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.probes import weights_by_document
 from reasoning_features.sae_checks.interpretability import CEILING, FLOOR
+from reasoning_features.statistics import percentile_interval
 from reasoning_features.truth.decisions import Decisions, log_odds
 
 Codes = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 Saes = Mapping[str, SAE[Any]]
-ATTRIBUTES, BOTH = ("result", "style"), "both"
 NS = (0, 1, 5, 20)
 SCORES = ("cause", "isolation", "disentanglement")
 
@@ -163,37 +162,28 @@ class Editing:
     documents: Codes  # [pairs] the document of each base
 
     def table(self, seed: int = 0) -> pd.DataFrame:
-        """Mean scores of every edit, with 95% intervals from resampling the bases' documents: rows of
-        ``dictionary``, ``attribute`` (or "both", their mean), ``n``, ``error`` ("left out": that of
-        reconstruction; "" where there is none), the scores with ends, ``pairs``, ``documents``.
+        """Scores of every edit, means over both attributes, with 95% intervals from resampling the bases'
+        documents: rows of ``dictionary``, ``n``, the scores with ends, ``pairs``, ``documents``.
         """
-        shares = self._shares(seed)
-        low, high = np.quantile(shares[1:], [0.025, 0.975], axis=0)
-        counts = {"pairs": len(self.documents), "documents": len(np.unique(self.documents))}
+        documents, shares = len(np.unique(self.documents)), self._shares(seed)
         rows = []
-        for e, (dictionary, n) in enumerate(self.edits):
-            error = "" if dictionary == CEILING else "left out"
-            for a, attribute in enumerate((*ATTRIBUTES, BOTH)):
-                row = {"dictionary": dictionary, "attribute": attribute, "n": n, "error": error}
-                for s, score in enumerate(SCORES):
-                    row[score] = shares[0, e, a, s]
-                    row |= {f"{score} low": low[e, a, s], f"{score} high": high[e, a, s]}
-                rows.append(row | counts)
+        for (dictionary, n), of_edit in zip(self.edits, shares.transpose(1, 2, 0), strict=True):
+            row: dict[str, Any] = {"dictionary": dictionary, "n": n}
+            for score, values in zip(SCORES, of_edit, strict=True):
+                row |= percentile_interval(values[0], values[1:], documents).row(score, f"{score} ")
+            rows.append(row | {"pairs": len(self.documents), "documents": documents})
         return pd.DataFrame(rows)
 
     def resampled(self, dictionary: str, n: int, seed: int = 0) -> NDArray[np.float64]:
-        """Disentanglement of both attributes by one edit ``[1 + resamples]``: of all pairs, and of each
-        resample of documents.
-        """
-        return self._shares(seed)[:, self.edits.index((dictionary, n)), 2, 2]
+        """Disentanglement by one edit ``[1 + resamples]``: of all pairs, and each resample of documents."""
+        return self._shares(seed)[:, self.edits.index((dictionary, n)), 2]
 
     def _shares(self, seed: int) -> NDArray[np.float64]:
-        """Mean scores ``[1 + resamples, e, 3, 3]`` by edit, attribute or both, and score."""
+        """Mean scores ``[1 + resamples, e, 3]``."""
         names, document = np.unique(self.documents, return_inverse=True)
         weights = weights_by_document(len(names), seed)[:, document]
-        shares = np.einsum("rp,eaps->reas", weights, self.marks, optimize=True)
-        shares /= weights.sum(1)[:, None, None, None]
-        return np.concatenate([shares, shares.mean(2, keepdims=True)], axis=2)
+        shares = np.einsum("rp,eps->res", weights, self.marks.mean(1), optimize=True)
+        return shares / weights.sum(1)[:, None, None]
 
 
 def edit_attributes(
@@ -214,10 +204,9 @@ def edit_attributes(
     edits = list(_edits(saes, contexts, base, source, torch.from_numpy(mean).float(), ns))
     versions = torch.stack([edited for *_, edited in edits])
     changed = _sides_after(subject, contexts, base, versions) != contexts.sides[base]
-    marks = np.empty((len(edits), len(ATTRIBUTES), len(base), len(SCORES)))
-    for i in range(len(ATTRIBUTES)):
-        marks[:, i, :, 0], marks[:, i, :, 1] = changed[:, i, :, i], ~changed[:, i, :, 1 - i]
-    marks[..., 2] = marks[..., :2].mean(-1)
+    cause = np.stack([changed[:, i, :, i] for i in range(2)], axis=1)
+    isolation = np.stack([~changed[:, i, :, 1 - i] for i in range(2)], axis=1)
+    marks = np.stack([cause, isolation, (cause.astype(float) + isolation) / 2], axis=-1)
     return Editing(tuple((name, n) for name, n, _ in edits), marks, contexts.documents[base])
 
 
@@ -229,9 +218,8 @@ def _edits(
     stream = contexts.stream
     ours, theirs = stream[base], stream[source]
     for name, sae in saes.items():
-        latents = sae.encode(stream.to(sae.device))
-        lengths = added_directions(sae).norm(dim=1)
-        sizes = [contexts.difference(latents.cpu(), i).abs() * lengths for i in range(len(ATTRIBUTES))]
+        latents, lengths = sae.encode(stream.to(sae.device)), added_directions(sae).norm(dim=1)
+        sizes = [contexts.difference(latents.cpu(), i).abs() * lengths for i in range(2)]
         orders = [size.argsort(descending=True, stable=True) for size in sizes]
         for n in ns:
             edited = []
@@ -240,10 +228,8 @@ def _edits(
                 mixed[:, order[:n]] = latents[source][:, order[:n]]
                 edited.append(sae.decode(mixed).cpu())
             yield name, n, torch.stack(edited)
-    along = []
-    for i in range(len(ATTRIBUTES)):
-        direction = torch.nn.functional.normalize(contexts.difference(stream, i), dim=0)
-        along.append(ours + ((theirs - ours) @ direction)[:, None] * direction)
+    directions = [torch.nn.functional.normalize(contexts.difference(stream, i), dim=0) for i in range(2)]
+    along = [ours + ((theirs - ours) @ direction)[:, None] * direction for direction in directions]
     yield CEILING, 1, torch.stack(along)
     yield CEILING, stream.shape[1], torch.stack([theirs, theirs])
     yield FLOOR, 0, mean.expand(2, *ours.shape)
