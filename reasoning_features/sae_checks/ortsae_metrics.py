@@ -409,8 +409,9 @@ def absorption(sae: SAE[Any], probe: Probe, training: LabelledTokens, test: Labe
     table = pd.DataFrame(measured([own] * len(CHOICES)))
     table.insert(0, "measure", MEASURES)
     floor = [mean.estimate for mean in measured([rotated(own, seed) for seed in CHOICES])]
-    counts = {"children": len(common), "tokens": len(tokens.children), "rotated": floor}
-    return table.assign(**counts, **{"main latents": np.mean([*map(len, mains)]), "F1": np.mean(reached)})
+    table["children"], table["tokens"], table["rotated"] = len(common), len(tokens.children), floor
+    table["main latents"], table["F1"] = np.mean([*map(len, mains)]), np.mean(reached)
+    return table
 
 
 def macro_mean(values: Array, children: Ids, documents: Ids) -> Interval:

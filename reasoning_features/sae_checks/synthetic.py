@@ -314,7 +314,7 @@ def summary(grid: pd.DataFrame) -> pd.DataFrame:
     for setting, runs in last(curves(grid)).groupby(SETTING, sort=False):
         seeds, n = len(runs), runs["features"].iloc[0]
         row: dict[str, Any] = dict(zip(SETTING, setting, strict=True)) | {"seeds": seeds}
-        row |= runs[[*MEASURED, "recovered"]].mean().to_dict()
+        row |= {name: runs[name].mean() for name in (*MEASURED, "recovered")}
         row |= {f"{EXPLAINED} low": np.nan, f"{EXPLAINED} high": np.nan}
         if seeds > 1:
             row |= bootstrap_mean(runs[EXPLAINED]).row(EXPLAINED, f"{EXPLAINED} ")
