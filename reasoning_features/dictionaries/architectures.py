@@ -1,17 +1,14 @@
 """Architectures that SAELens does not have: importing this registers them there.
 
-Both are BatchTopK in what they compute, so a trained autoencoder is saved as SAELens saves BatchTopK, a
-JumpReLU of one threshold, and plain SAELens loads it.
+Both are BatchTopK in what they compute, and saved as SAELens saves BatchTopK: plain SAELens loads them.
 
-*OrtSAE* (2509.22033) adds γ L_orth to the loss, a penalty on decoder directions that point alike. At each
-step the latents are divided at random into K chunks C_k of equal size, and
+*OrtSAE* (2509.22033) adds γ L_orth to the loss. At each step the latents are divided at random into K chunks
+C_k of equal size, and, with signed cosines,
 
     L_orth = 1/K Σ_k 1/|C_k| Σ_{i ∈ C_k} [max_{j ∈ C_k, j ≠ i} cos(W_i, W_j)]²
 
-with signed cosines. The cheap variant adds it at every n-th step, n γ times.
-
-A *soft-frozen decoder* (2602.14111) is a random baseline: after each step its directions are put back into
-the cap of cosine τ about their random start.
+The cheap variant adds it at every n-th step, n γ times. A *soft-frozen decoder* (2602.14111) is a random
+baseline: after each step its directions are put back into the cap of cosine τ about their random start.
 """
 
 from __future__ import annotations
@@ -28,8 +25,8 @@ from torch.nn.functional import normalize
 
 
 def partition(n: int, chunks: int, seed: int, step: int) -> list[Tensor]:
-    """Latents 0 … n − 1 divided at random into chunks whose sizes differ by one at most; drawn from seed and
-    step alone, so that a training that goes on from a checkpoint draws the same.
+    """Latents 0 … n − 1 divided at random into chunks whose sizes differ by one at most, drawn from seed and
+    step alone: a training that goes on from a checkpoint draws the same.
     """
     drawn = np.random.default_rng([seed, step]).permutation(n)
     return list(torch.from_numpy(drawn).tensor_split(chunks))
@@ -83,9 +80,8 @@ class OrtSAE(BatchTopKTrainingSAE):
 def into_cap(directions: Tensor, start: Tensor, cosine: float) -> Tensor:
     """Directions ``[s, d]`` put back onto the nearest edge of the cap of a cosine τ about their start.
 
-    Where cos(w, w₀) < τ: w ← ‖w‖ (τ ŵ₀ + √(1 − τ²) ŵ_⊥), ŵ_⊥ being the direction of the part of w that is
-    perpendicular to w₀. Those inside are left as they are, to the bit; one that points straight away from
-    its start has no nearest edge, and is set to the start.
+    Where cos(w, w₀) < τ: w ← ‖w‖ (τ ŵ₀ + √(1 − τ²) ŵ_⊥), ŵ_⊥ the direction of the part of w perpendicular to
+    w₀. Those inside are left as they are; one straight away from its start is set to the start.
     """
     first = normalize(start, dim=1)
     norms = directions.norm(dim=1, keepdim=True)

@@ -1,10 +1,9 @@
 """Sparse autoencoders of this package: loaded, saved, and their features computed.
 
 Features are f = encode(x), reconstructions x̂ = decode(f), of raw activations x. Files are SAELens' or those
-of EleutherAI's sparsify. Two things that SAELens 6 makes of them are put right here. SAELens 5 folded the
-scaling of a training into the weights at its end, but wrote the training's own configuration beside them,
-which goes on to tell of scaled activations. And sparsify's ``layers.N.mlp`` is the output of an MLP, encoded
-less the decoder's bias, with one decoder direction a row.
+of EleutherAI's sparsify. Two things that SAELens 6 makes of them are put right: SAELens 5 folded a training's
+scaling into the weights, but its configuration goes on to tell of scaled activations; and sparsify's
+``layers.N.mlp`` is an MLP's output, encoded less the decoder's bias.
 """
 
 from __future__ import annotations
@@ -58,19 +57,16 @@ def load_autoencoder(
 ) -> SAE[Any]:
     """Load an SAE that works on raw activations, in float32, after its checksums.
 
-    ``reference`` is a directory (absolute, or relative to the repository's root) or
-    ``owner/name[@revision][:folder]`` of the hub, with ``cfg.json`` and weights as SAELens or EleutherAI's
-    sparsify keep them. ``d_model`` and ``hook_name`` are what it is meant for; None accepts any hook point.
-    MissingArtefact: there is none. CorruptArtefact: a checksum does not match, or the files cannot be read.
-    UserError: another width or hook point, scaled activations, or a kind that is not known.
+    ``reference`` is a directory (absolute, or from the repository's root) or
+    ``owner/name[@revision][:folder]`` of the hub. ``d_model`` and ``hook_name`` are what it is meant for;
+    None accepts any hook point. MissingArtefact: there is none. CorruptArtefact: a checksum does not match,
+    or it cannot be read. UserError: another width or hook point, scaled activations, or an unknown kind.
     """
     path, name = hub.directory(reference), reference
     advice = "name the folder that has cfg.json, as owner/name:folder"
     if hub.is_local(reference):
         name = paths.relative(path)
-        advice = (
-            '`make organism` makes the shipped ones, `make nb-02 PARAMS="train_saes=true"` one of your own'
-        )
+        advice = '`make organism` makes the shipped, `make nb-02 PARAMS="train_saes=true"` one of your own'
         verify_shipped(path)
         if bad := damaged_training(path):
             raise CorruptArtefact(
@@ -132,12 +128,8 @@ def _read_sparsify(path: Path, name: str, device: str) -> SAE[Any]:
     )
     options = {"apply_b_dec_to_input": True, "device": "meta", "metadata": metadata}
     sae = TopKSAE(TopKSAEConfig(d_in=width, d_sae=features, k=config["k"], **options))
-    named = {
-        "W_enc": weights["encoder.weight"].T,
-        "b_enc": weights["encoder.bias"],
-        "W_dec": weights["W_dec"],
-        "b_dec": weights["b_dec"],
-    }
+    named = {"W_enc": weights["encoder.weight"].T, "b_enc": weights["encoder.bias"]}
+    named |= {name: weights[name] for name in ("W_dec", "b_dec")}
     state = {key: tensor.to(torch.float32).contiguous() for key, tensor in named.items()}
     sae.load_state_dict(state, assign=True)
     sae.cfg.device = device
@@ -147,9 +139,7 @@ def _read_sparsify(path: Path, name: str, device: str) -> SAE[Any]:
 def save_autoencoder(
     sae: SAE[Any], directory: Path, tables: Mapping[str, pd.DataFrame] | None = None
 ) -> None:
-    """Write an inference SAE in SAELens' format, whole or not at all, in place of what is there; ``tables``
-    by name are kept beside it as CSV.
-    """
+    """Write an inference SAE in SAELens' format, whole or not at all, with ``tables`` by name as CSV."""
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     sae.save_model(partial)
@@ -162,8 +152,8 @@ def save_autoencoder(
 
 
 def compared_with_plain(sae: SAE[Any], reference: str, residual: Tensor) -> str:
-    """Load an autoencoder by ``sae_lens.SAE.load_from_disk`` alone, and say that it gives the same features
-    and reconstructions of activations ``[n, d]``, bit by bit; AssertionError where it does not.
+    """Load an autoencoder by plain SAELens, and say that it gives the same features and reconstructions of
+    activations ``[n, d]``, bit by bit; AssertionError where it does not.
     """
     path, some = hub.directory(reference), residual[: rows_at_once(sae)].to(sae.device)
     if not (path / SAELENS).is_file():
@@ -187,8 +177,8 @@ def architecture_label(sae: SAE[Any]) -> str:
 
 
 def name_of(label: str) -> str:
-    """The name of an architecture's label: "frozen_decoder-cov" is the frozen decoder (cov). The start "iso",
-    on the sphere, is left out: a baseline starts there unless another start is named.
+    """The name of an architecture's label: "frozen_decoder-cov" is the frozen decoder (cov). A baseline
+    starts on the sphere ("iso") unless another start is named.
     """
     architecture, _, start = label.partition("-")
     return NAMES[architecture] + ("" if start in ("", "iso") else f" ({start})")
@@ -196,10 +186,8 @@ def name_of(label: str) -> str:
 
 @torch.no_grad()
 def check_scaling(sae: SAE[Any], residual: Tensor) -> None:
-    """Raises UserError where an SAE explains activations ``[n, d]`` only once they are scaled.
-
-    A checkpoint from within a training expects activations of mean norm √d; SAELens 5 wrote the same
-    configuration beside it and beside the folded weights of the training's end.
+    """UserError where an SAE explains activations ``[n, d]`` only once they are scaled to a mean norm of √d:
+    a checkpoint from within a training, beside which SAELens 5 wrote the same configuration as at its end.
     """
     residual = residual.to(sae.device).float()
     scale = residual.shape[1] ** 0.5 / residual.norm(dim=1).mean()
@@ -236,8 +224,8 @@ def rows_at_once(*saes: Any) -> int:
 
 @torch.no_grad()
 def encoded(sae: Any, residual: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Features ``[m, f]`` of activations ``[n, d]``, as many rows at a time as memory holds, on the
-    autoencoder's device.
+    """Features ``[m, f]`` of activations ``[n, d]`` on the autoencoder's device, as many rows as memory
+    holds.
     """
     rows = rows_at_once(sae)
     for start in range(0, len(residual), rows):

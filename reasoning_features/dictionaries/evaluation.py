@@ -1,7 +1,6 @@
 """How good an autoencoder is: reconstruction, agreement with another, the model's loss through it.
 
-Explained variance is measured about the mean of the activations, 1 − Σ‖x − x̂‖² / Σ‖x − mean‖², so that an
-autoencoder that only ever gives the mean scores 0.
+Explained variance is about the mean, 1 − Σ‖x − x̂‖² / Σ‖x − mean‖²: always giving the mean scores 0.
 """
 
 from __future__ import annotations
@@ -59,8 +58,8 @@ class Reconstruction:
         return float(1 - self.live.mean())
 
     def by_document(self, documents: NDArray[np.int64]) -> pd.DataFrame:
-        """``tokens`` and summed ``error``, ``deviation``, ``active``, a row a document; ``documents`` ``[n]``
-        says which each token is of.
+        """Sums ``tokens``, ``error``, ``deviation``, ``active``, a row a document; ``documents`` ``[n]`` says
+        whose each is.
         """
         columns = {"document": documents, "error": self.error, "deviation": self.deviation}
         return pd.DataFrame(columns | {"active": self.active, "tokens": 1}).groupby("document").sum()
@@ -104,15 +103,15 @@ def best_cosines(decoder: Tensor, other: Tensor) -> NDArray[np.float64]:
 
 
 def matched_share(decoder: Tensor, other: Tensor, threshold: float = 0.7) -> float:
-    """Fraction of live decoder directions ``[s, d]`` that another SAE's live directions ``[r, d]`` have too:
-    one lies at a cosine of at least 0.7, as in the paper's model diffing.
+    """Fraction of live decoder directions ``[s, d]`` with one of ``[r, d]`` at cosine 0.7 or nearer (the
+    paper's).
     """
     return float((best_cosines(decoder, other) >= threshold).mean())
 
 
 def paired_share(decoder: Tensor, other: Tensor, threshold: float = 0.7) -> float:
-    """The same where each direction of the other SAE may be the partner of one only: the largest pairing.
-    Early in training many features point at the same few directions, and :func:`matched_share` counts each.
+    """The same where no direction may be the partner of two: the largest pairing. Early in training many
+    features point at the same few directions, and :func:`matched_share` counts each.
     """
     near = vstack([csr_matrix((part >= threshold).cpu().numpy()) for part in cosines(decoder, other)])
     return float((maximum_bipartite_matching(near, perm_type="column") >= 0).mean())
@@ -127,8 +126,8 @@ def cosines(decoder: Tensor, other: Tensor) -> Iterator[Tensor]:
 
 
 def principal_explained(residual: Tensor, k: int) -> float:
-    """Fraction of variance that the ``k`` leading principal components of activations ``[n, d]`` explain: the
-    most that any ``k`` fixed directions can.
+    """Fraction of variance that ``k`` principal components of activations ``[n, d]`` explain: the most there
+    is.
     """
     variances = torch.linalg.eigvalsh(_covariance(residual)).flip(0)
     return float(variances[:k].sum() / variances.sum())
@@ -158,11 +157,9 @@ def _covariance(residual: Tensor) -> Tensor:
 def loss_by_document(
     subject: Subject, saes: Mapping[str, SAE[Any]], corpus: Corpus, batch_tokens: int
 ) -> pd.DataFrame:
-    """Next-token loss with the stream as it is, set to zero, and as each SAE reconstructs it.
-
-    The stream is changed at every token that is neither special nor an attention sink. A row a document, in
-    the corpus' order: ``tokens`` predicted that are not special, and their summed loss in nats ``clean``,
-    ``zeroed``, and a column an SAE under its name.
+    """Next-token loss with the stream as it is, zeroed, and as each SAE reconstructs it, at tokens that are
+    neither special nor sinks. A row a document: ``tokens`` predicted that are not special, and their summed
+    loss in nats ``clean``, ``zeroed``, and a column an SAE under its name.
     """
     edits: dict[str, Callable[[Tensor], Tensor]] = {"clean": torch.clone, "zeroed": torch.zeros_like}
     edits |= {name: partial(_through, sae) for name, sae in saes.items()}
@@ -202,9 +199,8 @@ def evaluate(
     """A table of SAEs, a row each, with intervals (95%) over documents.
 
     L0, explained variance and loss recovered, (L_zeroed − L_reconstructed) / (L_zeroed − L_clean), are of
-    ``fresh`` text that no SAE was trained on (``documents`` ``[n_tokens]``: each token's document;
-    ``losses``: :func:`loss_by_document`); dead share and median density of ``sample`` ``[n, d]``, more
-    activations.
+    ``fresh`` text (``documents`` ``[n_tokens]``: each token's; ``losses``: :func:`loss_by_document`); dead
+    share and median density of ``sample`` ``[n, d]``, more activations.
     """
     rows, zeroed = [], losses["zeroed"]
     for name, sae in saes.items():
@@ -212,12 +208,12 @@ def evaluate(
         lost = bootstrap_ratio(sums["error"], sums["deviation"], seed=seed)
         row: dict[str, Any] = {"autoencoder": name, "architecture": sae.cfg.architecture()}
         row["features"] = sae.cfg.d_sae
-        for column, value in (
-            ("L0", bootstrap_ratio(sums["active"], sums["tokens"], seed=seed)),
-            (EXPLAINED, Interval(1 - lost.estimate, 1 - lost.high, 1 - lost.low, lost.n)),
-            ("loss recovered", bootstrap_ratio(zeroed - losses[name], zeroed - losses["clean"], seed=seed)),
-        ):
-            row |= {column: value.estimate, f"{column} low": value.low, f"{column} high": value.high}
+        for column, value in {
+            "L0": bootstrap_ratio(sums["active"], sums["tokens"], seed=seed),
+            EXPLAINED: Interval(1 - lost.estimate, 1 - lost.high, 1 - lost.low, lost.n),
+            "loss recovered": bootstrap_ratio(zeroed - losses[name], zeroed - losses["clean"], seed=seed),
+        }.items():
+            row |= value.row(column, f"{column} ")
         many = quality(sae, sample)
         rows.append(row | {name: many[name] for name in ("dead share", "median density")})
     return pd.DataFrame(rows)

@@ -3,11 +3,11 @@
 Texts are packed end to end into rows of tokens, as the released scripts do (TransformerLens'
 ``tokenize_and_concatenate``): joined by EOS, cut up, each row with BOS before it where the tokenizer has one.
 Sources come in equal parts. Rows are read in a seeded order, as many at a time as hold 64 batches, and their
-activations shuffled. A place in the data is a buffer and a batch in it, so a training that was interrupted
-goes on from its newest checkpoint with the very batches it would have had, and ends in the same bytes.
+activations shuffled. A training that was interrupted goes on from its newest checkpoint with the very batches
+it would have had, and ends in the same bytes.
 
-The steps are SAELens' trainer's. Its runner does not serve here: its store of activations knows no attention
-sinks, leaves its half-used buffer and random state out of a checkpoint, and wants the model as a bridge.
+SAELens' runner does not serve here: its store of activations knows no attention sinks and leaves its
+half-used buffer and random state out of a checkpoint.
 """
 
 from __future__ import annotations
@@ -67,10 +67,9 @@ def training_rows(
 ) -> NDArray[np.int32]:
     """Rows of token ids ``[n, settings.context]``, of the sources in turn, in an order drawn by the seed.
 
-    A column of token ids is used as it is, longer rows cut up; texts are tokenised and packed. Of a source
-    with a ``split_column`` only the rows for training are used. ``tokens`` says how many are wanted of all
-    sources together; there may be fewer, or some half more. UserError: no sources, one without a single whole
-    row or without rows for training, or token ids that the tokenizer does not have.
+    Columns of token ids are cut up, texts tokenised and packed; of a source with a ``split_column`` only rows
+    for training are used. ``tokens`` are wanted of all sources together; there may be fewer, or some half
+    more. UserError: no sources, one without a whole row, or token ids that the tokenizer does not have.
     """
     if not sources:
         raise UserError("There are no texts to train on: set `training_text`.")
@@ -138,9 +137,7 @@ def _encoded(opened: TextRows, chosen: NDArray[np.int64], tokenizer: Any) -> lis
 
 
 def ordinary(tokens: Tensor, special: Tensor) -> Tensor:
-    """Tokens ``[b, t]`` that an autoencoder is trained on: neither special nor the first of a row, which is
-    the attention sink.
-    """
+    """Tokens ``[b, t]`` to train on: neither special nor the first of a row, the attention sink."""
     kept = ~torch.isin(tokens, special)
     kept[:, 0] = False
     return kept
@@ -150,8 +147,8 @@ class Buffers:
     """The activations of rows of tokens at a subject's hook point, a buffer at a time.
 
     The first rows, a tenth at most, are held out; the others come again when they are through, shuffled
-    otherwise. Special tokens, the first of every row and attention sinks are left out. At most
-    ``batch_tokens`` ids are read in one forward pass. UserError: too few rows to hold some out.
+    otherwise. At most ``batch_tokens`` ids are read in one forward pass. UserError: too few rows to hold some
+    out.
     """
 
     def __init__(self, subject: Subject, rows: NDArray[np.int32], recipe: Recipe, batch_tokens: int) -> None:
@@ -218,8 +215,8 @@ class Buffers:
 
 
 def profile_autoencoders(settings: Settings, subject: Subject) -> dict[str, str]:
-    """The profile's autoencoders: "default", "ReLU", "TopK" and "second seed" → where each is; none twice.
-    With ``train_saes`` the default is trained into ``data/<profile>/autoencoder``, unless it is there.
+    """The profile's autoencoders, none twice: "default", "ReLU", "TopK", "second seed" → where each is. With
+    ``train_saes`` the default is trained into ``data/<profile>/autoencoder``, unless it is there.
     """
     default = settings.autoencoder
     if settings.train_saes:
@@ -243,9 +240,8 @@ def train_streamed(
 
     It goes on from ``initial``, if given, and comes into ``folder`` in SAELens' format, for raw activations,
     with ``training.csv`` and what it was made from. ``settings.checkpoints`` evenly spaced steps have a row
-    of history and a checkpoint, beside one every twenty minutes: twelve bytes a weight (6.4 GB at the paper's
-    size), of which the newest is kept, in ``<folder>.training``. UserError: too few rows or tokens,
-    ``initial`` is of another kind, or the folder or its checkpoint is of a training on something else.
+    of history and a checkpoint, beside one every twenty minutes: twelve bytes a weight, the newest in
+    ``<folder>.training``. UserError: too few rows or tokens, or what is there is of another training.
     """
     key = reading_key(subject) | {
         "texts": [source.model_dump() for source in sources],
@@ -324,8 +320,8 @@ def _resume(trainer: SAETrainer[Any, Any], buffers: Buffers, work: Path) -> list
 
 
 def check_made(folder: Path, key: dict[str, Any]) -> None:
-    """Raises UserError where a training, or its checkpoint, was made from other things than these, by name,
-    or tells not from what.
+    """UserError where a training, or its checkpoint, was made from other things than these, or tells not
+    what.
     """
     name = paths.relative(folder)
     try:

@@ -1,13 +1,12 @@
 """Training a sparse autoencoder on activations in memory, by a recipe and SAELens' trainer.
 
-"relu" is the paper's architecture (loss ‖x − x̂‖² + λ Σ_i f_i ‖W_dec,i‖₂). SAELens has "topk", "batchtopk",
-"jumprelu" and "matryoshka"; "ortsae" and "soft_frozen_decoder" are in
-:mod:`reasoning_features.dictionaries.architectures`. "frozen_decoder" and "frozen_encoder" are BatchTopK
-whose decoder, or encoder, stays as it was drawn: the baselines of the sanity checks (2602.14111).
+"relu" is the paper's architecture (loss ‖x − x̂‖² + λ Σ_i f_i ‖W_dec,i‖₂). "ortsae" and "soft_frozen_decoder"
+are in :mod:`reasoning_features.dictionaries.architectures`. "frozen_decoder" and "frozen_encoder" are
+BatchTopK with a part that stays as it was drawn: the baselines of the sanity checks (2602.14111).
 
 The paper's schedule: Adam (0.9, 0.999), gradient clipped at 1, learning rate falling linearly over the last
 20% of the steps, penalties warming up over the first 5%, input scaled by its expected norm. The scaling is
-folded into the weights at the end, so that an SAE given back here works on raw activations.
+folded into the weights at the end: an SAE given back here works on raw activations.
 """
 
 from __future__ import annotations
@@ -62,9 +61,8 @@ class Recipe:
     """What determines a trained SAE besides its activations.
 
     ``seed`` sets the start and the order of the data, together with the model's name and the architecture:
-    two SAEs that start alike would look alike for that reason alone. ``directions`` says where decoder
-    directions start: as SAELens draws them, uniform on the sphere ("iso"), or Gaussian with the activations'
-    covariance ("cov").
+    two SAEs that start alike would look alike for that reason alone. Decoder ``directions`` start as SAELens
+    draws them, on the sphere ("iso"), or with the activations' covariance ("cov").
     """
 
     architecture: Architecture
@@ -121,16 +119,12 @@ def settings_recipe(settings: Settings) -> Recipe:
 
 @dataclass(frozen=True)
 class Training:
-    """An SAE and how it came about.
-
-    ``history`` has one row a recorded step: ``step``, ``tokens``, and on held-out activations ``loss`` (of
-    scaled input), ``L0``, ``fraction of variance explained``, ``dead share``.
-    """
+    """An SAE and how it came about, at recorded steps."""
 
     sae: SAE[Any]  # works on raw activations
-    history: pd.DataFrame
-    decoders: dict[int, Tensor]  # decoder directions [s, d] at each recorded step
-    live: dict[int, NDArray[np.bool_]]  # [s] features active on a held-out activation, at each recorded step
+    history: pd.DataFrame  # a row a step, of :func:`held_out_quality`
+    decoders: dict[int, Tensor]  # step → decoder directions [s, d]
+    live: dict[int, NDArray[np.bool_]]  # step → [s] active on a held-out activation
 
 
 def train_autoencoder(
@@ -144,9 +138,9 @@ def train_autoencoder(
 ) -> Training:
     """Train an SAE on raw activations ``[n, d]``; the same arguments give the same bytes on the same machine.
 
-    The first 8,192 activations of a seeded order (at most a tenth) are held out. Metrics on them and the
-    decoder are recorded after the steps ``record_at``, beside 0 and the last. ``initial`` is an SAE on raw
-    activations to go on from. UserError: too few activations for one batch, or as :func:`new_trainer`.
+    The first 8,192 activations of a seeded order (at most a tenth) are held out; steps 0, ``record_at`` and
+    the last are recorded. ``initial`` is an SAE on raw activations to go on from. UserError: as
+    :func:`new_trainer`.
     """
     start = recipe.start(model_name)
     order = torch.randperm(len(residual), generator=torch.Generator().manual_seed(start))
@@ -176,9 +170,8 @@ def new_trainer(
 ) -> SAETrainer[Any, Any]:
     """SAELens' trainer at the first step; the same arguments give the same start.
 
-    A ``sample`` of raw activations ``[n, d]`` gives the scale, the start of the bias and the covariance of
-    directions; ``data`` are endless batches. UserError: too few tokens for one step, or an SAE to go on from
-    that is of another kind or size.
+    A ``sample`` of raw activations ``[n, d]`` gives the scale and the start; ``data`` are endless batches.
+    UserError: too few tokens for one step, or ``initial`` is of another kind or size.
     """
     if recipe.steps < 1:
         raise UserError(
@@ -345,9 +338,9 @@ def finished(trainer: SAETrainer[Any, Any]) -> SAE[Any]:
 
 
 def convergence(first: Training, second: Training) -> pd.DataFrame:
-    """How much of what one seed finds another finds too, at the steps both recorded: of either's live
-    features the ``matched share`` that has a live partner in the other at cosine 0.7 or nearer, averaged over
-    the two directions, and ``paired one to one``, the same where no partner counts twice.
+    """What one seed finds and another too, at the steps both recorded: of either's live features the
+    ``matched share`` with a live partner at cosine 0.7 or nearer, averaged over the two directions, and
+    ``paired one to one``, the same where no partner counts twice.
     """
     tokens = first.history.set_index("step")["tokens"]
     rows = []
@@ -361,9 +354,7 @@ def convergence(first: Training, second: Training) -> pd.DataFrame:
 
 
 def shipped_agreement(sae: SAE[Any], directory: str) -> pd.DataFrame:
-    """What :func:`convergence` gave when a shipped SAE and its second seed were trained, as kept beside the
-    folder of autoencoders that ``directory`` is in; empty if not kept.
-    """
+    """What :func:`convergence` gave of a shipped SAE and its second seed; empty where it is not kept."""
     home = (paths.root() / directory).parent.parent
     table = home / "convergence" / f"{sae.cfg.metadata.model_name}.parquet"
     if not table.is_file():
@@ -399,13 +390,10 @@ def sweep(
 
 def equal_l0(frontier: pd.DataFrame, l0: float) -> pd.DataFrame:
     """Explained variance and agreement of seeds at one L0, a row an architecture: between its rows of
-    :func:`sweep`, linearly in log L0; NaN outside the range of L0 that they span.
+    :func:`sweep`, linearly in log L0; NaN outside their range.
     """
-    found, columns = [], [EXPLAINED, *AGREEMENT]
+    found, columns, ends = [], [EXPLAINED, *AGREEMENT], {"left": np.nan, "right": np.nan}
     for architecture, rows in frontier.sort_values("L0").groupby("architecture"):
-        at = {
-            column: np.interp(np.log(l0), np.log(rows["L0"]), rows[column], left=np.nan, right=np.nan)
-            for column in columns
-        }
+        at = {name: np.interp(np.log(l0), np.log(rows["L0"]), rows[name], **ends) for name in columns}
         found.append({"architecture": architecture} | at)
     return pd.DataFrame(found, columns=["architecture", *columns])

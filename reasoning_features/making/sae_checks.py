@@ -1,10 +1,9 @@
 """What ``make sanity`` trains and measures on the organism for notebooks 07 and 08.
 
-In ``data/organism/sae_checks``: ``autoencoders``, dictionaries of several architectures and the frozen
-baselines at one L0, on one text; ``sweep.parquet``, OrtSAE's γ and K, and ``costs.parquet``, what its steps
-cost; ``truth`` and ``steering``, the main line's ablation effects and its matched-budget search repeated on
-them; ``diffing``, stages of a frozen decoder and of a trained one; ``synthetic.parquet`` and
-``revival.parquet``, trainings on data with known features. A finished piece is not done again.
+In ``data/organism/sae_checks``: ``autoencoders`` of several architectures at one L0, on one text;
+``sweep.parquet``, OrtSAE's γ and K, and ``costs.parquet``, what its steps cost; ``truth`` and ``steering``,
+the main line's ablation effects and search repeated on them; ``diffing``, stages of a frozen decoder and of a
+trained one; ``synthetic.parquet`` and ``revival.parquet``. A finished piece is not done again.
 """
 
 from __future__ import annotations
@@ -113,10 +112,8 @@ def make_dictionaries(folder: Path, model: str) -> None:
 
 
 def make_sweep(folder: Path) -> None:
-    """OrtSAE's γ with one chunk, its K at the paper's γ, and the cheap variant; two seeds of each.
-
-    A row a training: ``gamma``, ``chunks``, ``every``, ``seed``, ``tokens``, ``L0`` and ``fraction of
-    variance explained`` (held out), ``dead share``, ``MeanCosSim`` and ``composition`` (live latents).
+    """OrtSAE's γ with one chunk, its K at the paper's γ, and the cheap variant, two seeds of each: a row a
+    training.
     """
     subject, residual = main_activations(folder.parent / "models" / MODEL, TRACES)
     usual = replace(RECIPE, architecture="ortsae", tokens=SWEEP_TOKENS)
@@ -142,11 +139,10 @@ def make_costs(folder: Path) -> None:
     subject, residual = main_activations(folder.parent / "models" / MODEL, COST_TRACES)
     rows = []
     for d_sae in COST_SIZES:
-        plain = replace(RECIPE, d_sae=d_sae)
-        ours = replace(plain, architecture="ortsae")
+        ours = replace(RECIPE, architecture="ortsae", d_sae=d_sae)
         recipes = {
-            "BatchTopK": plain,
-            "Matryoshka": replace(plain, architecture="matryoshka"),
+            "BatchTopK": replace(ours, architecture="batchtopk"),
+            "Matryoshka": replace(ours, architecture="matryoshka"),
             "OrtSAE, K = 1": ours,
             "OrtSAE, K = 8": replace(ours, chunks=8),
             "OrtSAE, every 5th step": replace(ours, every=5),
@@ -163,7 +159,7 @@ def make_costs(folder: Path) -> None:
                     trainer.n_training_steps += 1
                 seconds = (time.perf_counter() - began) / COST_STEPS
                 if run >= 0:
-                    rows.append((name, d_sae, plain.batch, run, seconds))
+                    rows.append((name, d_sae, RECIPE.batch, run, seconds))
     columns = ["name", "features", "batch", "run", "seconds"]
     write_table(folder / "costs.parquet", pd.DataFrame(rows, columns=columns))
 

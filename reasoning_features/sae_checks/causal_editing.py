@@ -61,8 +61,8 @@ class DecisionContexts:
         return _sides(_odds(logits, self.readouts), self.medians)
 
     def difference(self, values: Tensor, attribute: int) -> Tensor:
-        """How much more values ``[n, ...]`` are on an attribute's True side, the other attribute held;
-        UserError where no training decision has some pair of sides.
+        """How much more values ``[n, ...]`` are on an attribute's True side, the other held; UserError where
+        no training decision has some pair of sides.
         """
         means = {}
         for side in ((True, True), (True, False), (False, True), (False, False)):
@@ -77,8 +77,8 @@ class DecisionContexts:
 def read_contexts(
     subject: Subject, decisions: Mapping[str, Decisions], batch_tokens: int, seed: int = 0
 ) -> DecisionContexts:
-    """The decisions of a corpus with the sides that the model is on; ``seed`` divides the documents, one half
-    for training.
+    """The decisions of a corpus with the model's sides; ``seed`` draws the half of the documents for
+    training.
     """
     wrong, right = decisions["persistence"], decisions["verification"]
     result = replace(
@@ -131,10 +131,8 @@ def halves(contexts: DecisionContexts, seed: int = 0) -> tuple[Codes, Codes]:
 
 def draw_pairs(contexts: DecisionContexts, n: int, documents: Codes, seed: int = 0) -> tuple[Codes, Codes]:
     """Base and source ``[≤ n]`` of pairs of test decisions in some documents (one of :func:`halves`) that
-    differ in both attributes; UserError where some pair of sides has no decision.
-
-    Half of the bases have a wrong result, half a right one; none is a base twice. There are fewer than ``n``
-    pairs where there are fewer decisions of one result.
+    differ in both attributes: half of the bases of a wrong result, half of a right one, none twice, fewer
+    than ``n`` where there are not as many. UserError where some pair of sides has no decision.
     """
     rng = np.random.default_rng(seed)
     test, sides = ~contexts.training & np.isin(contexts.documents, documents), contexts.sides
@@ -194,11 +192,9 @@ def edit_attributes(
     mean: NDArray[np.float64],
     ns: Sequence[int] = NS,
 ) -> Editing:
-    """Cause, isolation and disentanglement of editing each attribute by every dictionary of raw activations.
-
-    Streams are replaced at the model's hook point, at the decision's token. ``pairs`` are base and source
-    (:func:`draw_pairs`), ``mean`` ``[d]`` what a collapsed autoencoder gives, ``ns`` how many latents are
-    replaced.
+    """Cause, isolation and disentanglement of editing each attribute by every dictionary of raw activations,
+    at the model's hook point and the decision's token. ``pairs`` are base and source (:func:`draw_pairs`),
+    ``mean`` ``[d]`` what a collapsed autoencoder gives, ``ns`` how many latents are replaced.
     """
     base, source = pairs
     edits = list(_edits(saes, contexts, base, source, torch.from_numpy(mean).float(), ns))

@@ -75,12 +75,9 @@ def labellings(corpus: Corpus) -> dict[str, Codes]:
 def sparse_probes(
     saes: Mapping[str, SAE[Any]], activations: ActivationBatch, corpus: Corpus, seed: int = 0
 ) -> SparseProbes:
-    """Probe dictionaries of raw activations for every class of all :func:`labellings`; ``seed`` divides the
-    documents and draws resamples.
-
-    Beside ``saes`` there are the stream's own coordinates (``CEILING``: the k best, and all of them) and
-    constant latents (``FLOOR``). UserError where a labelling has fewer than two classes, or one that is
-    missing in training or test documents.
+    """Probe dictionaries of raw activations for every class of all :func:`labellings`, beside the stream's
+    own coordinates (``CEILING``: the k best, and all) and constant latents (``FLOOR``); ``seed`` divides the
+    documents and draws resamples. UserError where a labelling has fewer than two classes in either part.
     """
     positions, residual = activations.positions.numpy(), activations.residual
     names, document = np.unique(corpus.document_of[positions], return_inverse=True)
@@ -163,9 +160,8 @@ def judge(
     latents: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How well the best rule of each of some latents tells where the latent is active: rows of
-    ``dictionary``, ``firing``, ``latent`` and ``detection``, balanced accuracy on the half that did not
-    choose the rule.
+    """How well the best rule of each of some latents tells where it is active: rows of ``dictionary``,
+    ``firing``, ``latent`` and ``detection``, balanced accuracy on the half that did not choose the rule.
 
     At most ``latents`` of a dictionary are drawn, among those that can be judged (``MINIMUM``); ``seed``
     divides the documents and draws. UserError where a dictionary has none, or as :func:`rule_kinds`.

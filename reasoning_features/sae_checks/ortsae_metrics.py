@@ -84,8 +84,8 @@ def geometry(decoders: Mapping[str, Tensor], seed: int = 0) -> pd.DataFrame:
     """MeanCosSim and composition of dictionaries, name → live directions ``[s, d]``: rows of ``metric``,
     ``dictionary``, ``estimate``, ``low``, ``high`` (95%), ``n``.
 
-    MeanCosSim = mean_i max_{j≠i} cos(W_i, W_j). Latents are resampled with the neighbours they have in the
-    whole dictionary: a resampled dictionary would hold copies, which are neighbours at cosine 1.
+    MeanCosSim = mean_i max_{j≠i} cos(W_i, W_j). Latents are resampled with the neighbours that they have in
+    the whole dictionary: copies would be neighbours at cosine 1.
     """
     rows = []
     for name, decoder in tqdm(decoders.items(), desc="Geometry", unit="dictionary"):
@@ -96,9 +96,8 @@ def geometry(decoders: Mapping[str, Tensor], seed: int = 0) -> pd.DataFrame:
 
 
 def nearest_cosines(decoder: Tensor) -> Array:
-    """For each direction ``[s, d]`` its largest cosine, with its sign, with another one of the dictionary.
-
-    A direction of length 0 has cosine 0 with everything.
+    """For each direction ``[s, d]`` its largest signed cosine with another; of a direction of length 0 it is
+    0.
     """
     nearest, start = [], 0
     for part in cosines(decoder, decoder):
@@ -118,9 +117,8 @@ def isotropic_directions(n: int, width: int, seed: int) -> Tensor:
 def composition(decoder: Tensor, seeds: Sequence[int] = (0, 1, 2), seed: int = 0) -> Interval:
     """How far a dictionary's directions are sums of a few others: lower is more atomic.
 
-    A MetaSAE, BatchTopK with a quarter as many latents and four active ones a row, is trained on the rows,
-    unit-normalised, from each of ``seeds``; composition is the fraction of their variance that it explains.
-    The same arguments give the same bytes on the same machine; ``seed`` is the bootstrap's.
+    The fraction of the variance of the unit rows that a MetaSAE explains, BatchTopK with a quarter as many
+    latents and four active ones a row, trained on them from each of ``seeds``; ``seed`` is the bootstrap's.
     """
     rows = torch.nn.functional.normalize(decoder.detach().float().cpu(), dim=1)
     error = np.stack([meta_errors(rows, each) for each in seeds])
@@ -129,9 +127,8 @@ def composition(decoder: Tensor, seeds: Sequence[int] = (0, 1, 2), seed: int = 0
 
 def explained(error: Array, deviation: Array, seed: int = 0) -> Interval:
     """Fraction of variance explained, mean over MetaSAEs, with its 95% interval; both are resampled together.
-
-    ``error`` ``[seeds, s]`` and ``deviation`` ``[s]`` are squared distances of each unit row from its
-    reconstruction and from their mean.
+    ``error`` ``[seeds, s]`` and ``deviation`` ``[s]`` are squared distances of rows from reconstruction and
+    mean.
     """
     seeds, rows = error.shape
     by_seed = 1 - error.sum(1) / deviation.sum()
@@ -175,10 +172,9 @@ def meta_errors(rows: Tensor, seed: int) -> Array:
 
 
 def clustering(decoder: Tensor, seed: int = 0) -> pd.DataFrame:
-    """Clustering coefficient of the graph that joins latents at a cosine or nearer, by threshold.
-
-    The mean over latents of the share of their pairs of neighbours that are neighbours too; a latent with
-    fewer than two counts 0. Latents are resampled with the coefficients they have in the whole graph.
+    """Clustering coefficient of the graph that joins latents at a cosine or nearer, by threshold: the mean
+    over latents of the share of their pairs of neighbours that are neighbours too, 0 of fewer than two.
+    Latents are resampled with the coefficients they have in the whole graph.
     """
     unit = torch.nn.functional.normalize(decoder.detach().double(), dim=1)
     nearness = (unit @ unit.T).cpu().numpy()
@@ -195,9 +191,8 @@ def clustering(decoder: Tensor, seed: int = 0) -> pd.DataFrame:
 
 def as_rare(cosine: float, width: int, other_width: int) -> float:
     """The cosine that random directions reach as rarely in ``width`` dimensions as ``cosine`` in
-    ``other_width``.
-
-    Of a random direction in d dimensions, (1 + cos) / 2 has the distribution Beta((d − 1)/2, (d − 1)/2).
+    ``other_width``. Of a random direction in d dimensions, (1 + cos) / 2 has the distribution Beta((d − 1)/2,
+    (d − 1)/2).
     """
     halves = (other_width - 1) / 2, (width - 1) / 2
     chance = beta.cdf((1 - cosine) / 2, halves[0], halves[0])  # the lower tail keeps its digits
@@ -238,12 +233,9 @@ def chosen_overlap(saes: Mapping[str, SAE[Any]], chosen: Mapping[str, Ids], resi
 
 
 def less(table: pd.DataFrame, one: str = "BatchTopK", other: str = "OrtSAE") -> Interval:
-    """A measure of one dictionary less another's, of independent estimates; ``table`` has rows of
-    ``dictionary``, ``estimate``, ``low``, ``high``, ``n``.
-    """
-    rows = table[["dictionary", "estimate", "low", "high", "n"]].itertuples(index=False)
-    intervals = {name: Interval(*interval) for name, *interval in rows}
-    return independent_difference(intervals[one], intervals[other])
+    """A measure of one dictionary less another's, independent estimates in rows as of :func:`geometry`."""
+    rows = table.set_index("dictionary")[["estimate", "low", "high", "n"]].to_dict("index")
+    return independent_difference(Interval(**rows[one]), Interval(**rows[other]))
 
 
 # --- absorption ---------------------------------------------------------------------------------------------
@@ -281,11 +273,10 @@ class Probe:
 
 
 def organism_hierarchies(tokenizer: Any) -> dict[str, dict[str, list[int]]]:
-    """Hierarchies in the organism's traces: a parent's name → its children's names → their token ids.
-
-    "a number": the numbers up to 140, one token each; "an opener": the reasoning steps, by the verbs that
-    open their sentences; "a prefix": the words of R and their matched controls, by their first token where a
-    sentence begins.
+    """Hierarchies in the organism's traces: a parent's name → its children's names → their token ids. "a
+    number": up to 140, one token each; "an opener": the reasoning steps, by the verbs that open their
+    sentences; "a prefix": the words of R and their matched controls, by their first token where a sentence
+    begins.
     """
     numbers = map(str, range(LARGEST_NUMBER + 1))
     prefixes = {word: word[0].upper() + word[1:] for pair in MATCHED_CONTROLS.items() for word in pair}
@@ -320,8 +311,7 @@ def parent_probe(training: LabelledTokens, seed: int = 0) -> Probe:
 
 def main_latents(sae: SAE[Any], training: LabelledTokens, seed: int = 0) -> tuple[Ids, float]:
     """Latents that stand for the parent, those of the smallest sparse probe that is nearly the best; and the
-    F1 that a probe on them reaches on tokens as often of the parent as not. None, and 0, where no latent
-    tells the parent from other tokens.
+    F1 that a probe on them reaches on balanced tokens. None, and 0, where no latent tells the parent.
 
     An L1-penalised linear classifier on all latents ranks them by weight. Logistic probes on the first 1, 2,
     … of them are fitted on some of the training documents and compared by F1 on the others; one more latent
@@ -416,8 +406,7 @@ def absorption(sae: SAE[Any], probe: Probe, training: LabelledTokens, test: Labe
 
 def macro_mean(values: Array, children: Ids, documents: Ids) -> Interval:
     """Mean over children of the mean of tokens' values ``[k, n]``, averaged over k ways to measure them.
-
-    Documents and ways are resampled together. A child that a resample lacks is left out of its mean.
+    Documents and ways are resampled together; a child that a resample lacks is left out of its mean.
     """
     names, document = np.unique(documents, return_inverse=True)
     weights = weights_by_document(len(names), 0)

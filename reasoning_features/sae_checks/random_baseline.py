@@ -1,8 +1,7 @@
 """Trained dictionaries beside the random-SAE baseline: what ``make sanity`` stored of one model, compared.
 
-A difference is of two arrays ``[1 + resamples]``: a measure of all units (documents, pairs, traces, problems,
-latents) and of each resample. Where both dictionaries are measured on the same units the resamples are the
-same, and the difference is paired.
+Differences are of two arrays ``[1 + resamples]``, a measure of all units and of each resample of them; they
+are paired where both dictionaries are measured on the same units.
 """
 
 from __future__ import annotations
@@ -95,8 +94,8 @@ def _trained_first(named: Mapping[str, Value]) -> dict[str, Value]:
 def metrics(
     quality: pd.DataFrame, probes: pd.DataFrame, rules: pd.DataFrame, edited: pd.DataFrame
 ) -> pd.DataFrame:
-    """Every measure of every dictionary in one long table, floors and ceilings as dictionaries of their own:
-    rows of ``metric``, ``dictionary``, ``estimate``, ``low``, ``high``.
+    """Every measure of every dictionary, floors and ceilings as dictionaries of their own: rows of
+    ``metric``, ``dictionary``, ``estimate``, ``low``, ``high``.
     """
     parts = []
 
@@ -139,8 +138,8 @@ def row(measure: str, trained: Array, null: Array, floor: float, n: int) -> dict
 def variance_explained(
     sae: SAE[Any], fresh: ActivationBatch, documents: NDArray[np.int64], seed: int = 0
 ) -> Array:
-    """Fraction of variance that a dictionary explains of fresh activations, of all documents and of each
-    resample; ``documents`` ``[n_tokens]``: the document of each token of the text.
+    """Fraction of variance that a dictionary explains of all documents and of each resample ``[1 +
+    resamples]``; ``documents`` ``[n_tokens]``: each token's.
     """
     sums = reconstruct(sae, fresh.residual).by_document(documents[fresh.positions.numpy()])
     weights = weights_by_document(len(sums), seed)
@@ -164,11 +163,9 @@ def outcome(rows: pd.DataFrame, measure: str) -> Measured:
 
 
 def over_chance(scored: pd.DataFrame) -> pd.DataFrame:
-    """Average precision less the share of features that pass, which a random ranking gets.
-
-    Returns:
-        Rows of ``model``, ``dictionary``, ``scorer``, ``estimate`` with ``low`` and ``high`` (95%, traces
-        resampled, the features that pass held), ``chance``, ``positives``, ``live``, ``traces``.
+    """Average precision less the share of features that pass, which a random ranking gets: rows of ``model``,
+    ``dictionary``, ``scorer``, ``estimate`` with ``low`` and ``high`` (95%, traces resampled, the features
+    that pass held), ``chance``, ``positives``, ``live``, ``traces``.
     """
     rows = scored[scored["metric"] == PRECISION].reset_index(drop=True)
     rows["dictionary"] = [name_of(label) for label in rows["architecture"]]
@@ -185,7 +182,7 @@ def scorer_panels(table: pd.DataFrame, model: str) -> pd.DataFrame:
 
 def precision_over_chance(benchmark: scorers.Benchmark) -> Array:
     """ReasonScore's average precision less chance against effects on persistence, of all traces and of each
-    resample, which are the same for all dictionaries of a model: their differences are paired.
+    resample: the same for all dictionaries of a model.
     """
     truth = benchmark.truths["persistence"]
     score = scorers.live_scores(scorers.column("score:reason score"), benchmark, truth)
@@ -196,19 +193,16 @@ def precision_over_chance(benchmark: scorers.Benchmark) -> Array:
 
 
 def winners(studies: Mapping[str, Study], seed: int = 0) -> pd.DataFrame:
-    """Every class's winner on fresh problems, by dictionary: ``dictionary`` and the columns of
-    :func:`reasoning_features.steering.steering_results.winners_table`.
-    """
+    """Every class's winner on fresh problems, by ``dictionary`` (:func:`winners_table`)."""
     tables = {name: winners_table(study, seed, families=False) for name, study in studies.items()}
     table = pd.concat(tables, names=["dictionary"]).reset_index("dictionary")
     return table.reset_index(drop=True).drop(columns="domain")
 
 
 def styles(dictionaries: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """How dictionaries look by name: trained ones full and coloured, frozen ones hollow grey, others black.
-
-    A variant ("OrtSAE, second seed", "frozen decoder (cov)") looks as its architecture does, but is dotted,
-    and hollow where that one is full.
+    """How dictionaries look by name: trained ones full and coloured, frozen ones hollow grey, others black. A
+    variant ("OrtSAE, second seed") looks as its architecture does, but is dotted, and hollow where that one
+    is full.
     """
     looks: dict[str, dict[str, Any]] = {}
     for name in dictionaries:
@@ -229,8 +223,8 @@ def styles(dictionaries: Sequence[str]) -> dict[str, dict[str, Any]]:
 def draw_metrics(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """A small panel a metric, with one dictionary a row and its interval; and the rows in the order drawn.
 
-    ``table`` has rows of ``metric``, ``dictionary``, ``estimate``, ``low``, ``high`` (NaN where there is no
-    interval). Both are drawn in the order in which they come first; a dictionary may lack a metric.
+    ``table`` has rows of ``metric``, ``dictionary``, ``estimate``, ``low``, ``high`` (NaN: no interval), both
+    in the order in which they come first; a dictionary may lack a metric.
     """
     metrics, dictionaries = list(pd.unique(table["metric"])), list(pd.unique(table["dictionary"]))
     looks, across = styles(dictionaries), -(-len(metrics) // -(-len(metrics) // 3))

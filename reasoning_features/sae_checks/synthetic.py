@@ -55,11 +55,9 @@ TRAINED: tuple[Architecture, ...] = ("relu", "topk", "batchtopk", "jumprelu", "m
 FROZEN: tuple[Architecture, ...] = ("frozen_decoder", "soft_frozen_decoder", "frozen_encoder")
 FIRINGS: tuple[Firing, ...] = ("equal", "unequal")
 BATCH = 512
-# in short trials (2,000 steps, seeds 0 and 100) TopK explained more variance at it than at 3e-4, 1e-3 and
-# 1e-2, BatchTopK than at 3e-4 and 1e-3; recovery had no say in it
+# TopK and BatchTopK explained most variance at it in short trials; recovery had no say in it
 LEARNING_RATE = 3e-3
-# weight of the sparsity penalty: of those tried on worlds of seed 100, which are not in the grid, the one at
-# which about ``active`` latents are active, 7 to 13, and explained variance does not break down
+# weight of the sparsity penalty at which about ``active`` latents are active, in worlds outside the grid
 PENALTY = {"relu": 4.0, "jumprelu": 1.0}
 SEEDS = 2
 STEPS = 6000  # one or two minutes of one core; OrtSAE, all of whose pairs are compared, four
@@ -104,10 +102,9 @@ class World:
         return self.active * relative / relative.sum()
 
     def batches(self, size: int, stream: str = "training") -> Iterator[Tensor]:
-        """Endless batches ``[size, d]`` of raw activations, float32; each stream is another one.
-
-        A batch is a function of the world, the stream and its number alone: torch's global random state,
-        which SAELens draws from, has no part in it and is left as it was.
+        """Endless batches ``[size, d]`` of raw activations, float32; each stream is another one. A batch is a
+        function of the world, the stream and its number alone: torch's global random state has no part in it
+        and is left as it was.
         """
         generator = ActivationGenerator(
             self.features,
@@ -293,8 +290,8 @@ def frequent(grid: pd.DataFrame, architecture: str) -> tuple[Interval, Interval]
 
 
 def at_end(grid: pd.DataFrame, architecture: str, column: str) -> Interval:
-    """A number of an architecture's longest trainings on equally frequent features at their end, with the
-    interval of :func:`summary`: NaN of one training. ``n`` counts features for ``recovered``, else trainings.
+    """A number of an architecture's longest trainings on equally frequent features at their end
+    (:func:`summary`). ``n`` counts features for ``recovered``, else trainings.
     """
     rows = summary(longest(grid)).query("architecture == @architecture and firing == 'equal'")
     (row,) = rows.to_dict("records")
@@ -304,11 +301,8 @@ def at_end(grid: pd.DataFrame, architecture: str, column: str) -> Interval:
 
 def summary(grid: pd.DataFrame) -> pd.DataFrame:
     """Each architecture at the end of its trainings: means over seeds, and 95% intervals ``… low``, ``…
-    high``.
-
-    That of explained variance resamples seeds: of two it is their range, of one there is none. That of
-    ``recovered`` resamples seeds and draws the share of each from Beta(found + ½, missed + ½): Jeffreys'
-    interval where there is one seed.
+    high``. That of explained variance resamples seeds: of two it is their range, of one there is none. That
+    of ``recovered`` draws the share of each seed from Beta(found + ½, missed + ½), Jeffreys', too.
     """
     rows = []
     for setting, runs in last(curves(grid)).groupby(SETTING, sort=False):
