@@ -234,8 +234,9 @@ def chosen_overlap(saes: Mapping[str, SAE[Any]], chosen: Mapping[str, Ids], resi
 
 def less(table: pd.DataFrame, one: str = "BatchTopK", other: str = "OrtSAE") -> Interval:
     """A measure of one dictionary less another's, independent estimates in rows as of :func:`geometry`."""
-    rows = table.set_index("dictionary")[["estimate", "low", "high", "n"]].to_dict("index")
-    return independent_difference(Interval(**rows[one]), Interval(**rows[other]))
+    rows = table[["dictionary", "estimate", "low", "high", "n"]].itertuples(index=False)
+    intervals = {name: Interval(*interval) for name, *interval in rows}
+    return independent_difference(intervals[one], intervals[other])
 
 
 # --- absorption ---------------------------------------------------------------------------------------------
