@@ -1,19 +1,21 @@
-"""How well any score of features ranks them by their ablation effects, on every model and autoencoder.
+"""How well any score of features ranks them by their patching effects, on every model and autoencoder.
 
 A score sees the feature table (selection split); it is judged by each feature's effect on the log-odds of a
 decision (evaluation split). Intervals resample traces. Only features that are ever active count.
 
 A folder an autoencoder: ``features.parquet``, one row a feature of the dictionary (feature table, then
-effects by kind and place, missing for features that were not ablated), and ``traces.safetensors``: per-trace
-sums of the changes and counts of decisions, and as metadata what identifies the autoencoder.
+effects by kind of decision, missing for features that are never active); ``traces.safetensors``: per-trace
+sums of the effects, counts of decisions, effects of random directions, and as metadata what identifies the
+autoencoder; ``vocabularies.parquet``: ReasonScore of R among other vocabularies (:func:`null_band`).
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,9 @@ from reasoning_features.models.subject import Subject, load_subject, short_name
 from reasoning_features.settings import READ, Settings
 from reasoning_features.statistics import null_rank
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus, with_words_that_occur
-from reasoning_features.truth.decisions import SIDES, Decisions, balanced, find_decisions
+from reasoning_features.text.corpus import Corpus
+from reasoning_features.truth.decisions import Decisions, balanced, find_decisions, wordings
 from reasoning_features.truth.effects import (
-    PLACES,
     Effects,
     gradient_attribution,
     measure_effects,
@@ -55,13 +57,12 @@ DETERMINED_BY = (
 # traces read for each decision that is wanted: careful ones are few, and decide once whether to verify
 DOCUMENTS_A_DECISION = 3
 PROMPTS, PROMPT_LENGTH = 8, 8  # neutral openings of the output score, and their length in tokens
-EFFECT_COLUMNS = ("effect:", "absolute:", "size:", "threshold:", "true:")  # that no score may see
-FEATURES, TRACES = "features.parquet", "traces.safetensors"
-PLACE, TRACE = "decision", "trace"  # where features were ablated, the second perhaps some of them alone
-PASSES = ("neither", PLACE, TRACE, "both")  # where an effect passes what random directions do
+EFFECT_COLUMNS = ("effect:", "size:")  # that no score may see
+FEATURES, TRACES, NULLS = "features.parquet", "traces.safetensors", "vocabularies.parquet"
 TOP = (10, 20)  # numbers of features whose share of the effect is reported
-RESAMPLES, PLACE_RESAMPLES, SEED = 200, 1000, 0
-CEILING = "the effect itself"
+FEWEST_CAUSAL = 5  # causal features below which average precision says nothing
+RESAMPLES, SEED = 200, 0
+CEILING, PRECISION = "the effect itself", "average precision"
 
 
 # --- one autoencoder of one model, its feature table and effects -------------------------------------------
@@ -77,14 +78,8 @@ class Benchmark:
     architecture: str
     autoencoder_seed: int
     evidence: pd.DataFrame  # the feature table
-    truths: dict[str, Effects]  # kind of decision → effects of ablating at the decision's own token
-    over_trace: dict[str, Effects] = field(default_factory=dict)  # at every token up to it, perhaps of fewer
-
-    @property
-    def whole(self) -> bool:
-        """Whether every live feature was ablated over the whole trace too, for every kind of decision."""
-        here, over = ({k: v.features.tolist() for k, v in e.items()} for e in (self.truths, self.over_trace))
-        return bool(here) and here == over
+    truths: dict[str, Effects]  # kind of decision → effects
+    nulls: pd.DataFrame  # ReasonScore of R among other vocabularies, by kind of decision
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -100,7 +95,7 @@ class Benchmark:
         return self.truths[kind]
 
     def effect(self, kind: str) -> Array:
-        """The effect of every row of the feature table ``[f]``; nan of features that were not ablated."""
+        """The effect of every row of the feature table ``[f]``; nan of features that are never active."""
         effect = np.full(len(self.evidence), np.nan)
         effect[self.truth(kind).features] = self.truth(kind).effect
         return effect
@@ -180,74 +175,55 @@ def with_output_scores(variant: Variant, table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{name: values.astype(np.float32) for name, values in added.items()})
 
 
-def held_out_decisions(variant: Variant) -> dict[str, Decisions]:
-    """Decisions of the evaluation split: ``settings.decisions`` of each kind, balanced by style.
+def held_out_decisions(variant: Variant) -> tuple[dict[str, Decisions], Corpus]:
+    """Decisions of the evaluation split in careful words, and the same traces in hasty words.
 
-    Raises UserError: there are too few.
+    ``settings.decisions`` of each kind, balanced by the traces' style. Raises UserError: there are too few.
     """
     settings, tokenizer = variant.settings, variant.model.tokenizer
     documents = DOCUMENTS_A_DECISION * settings.decisions
     traces = reasoning_corpus(settings, tokenizer, "evaluation", settings.subject, documents=documents)
-    decisions = find_decisions(traces, tokenizer, settings.corpus)
-    return {kind: balanced(every, settings.decisions, settings.seed) for kind, every in decisions.items()}
+    careful, hasty = wordings(traces, tokenizer)
+    found = find_decisions(careful, tokenizer, settings.corpus)
+    return {kind: balanced(own, settings.decisions, settings.seed) for kind, own in found.items()}, hasty
 
 
-def ablation_effects(
-    variant: Variant, decisions: Decisions, table: pd.DataFrame, place: str, features: Ids | None = None
-) -> Effects:
-    """Effects on one kind of decision of features set to their mean, at the decision or over the trace.
+def measured(variant: Variant, table: pd.DataFrame) -> Benchmark:
+    """The benchmark of a variant and its feature table: effects of every live feature on every decision.
 
-    Without ``features`` every live one is ablated; with them there are as many random directions as features.
+    Of other vocabularies' scores the table keeps the first ``settings.search_vocabularies`` of each kind.
     """
-    settings = variant.settings
-    some = np.flatnonzero(table["density"] > 0) if features is None else features
-    means = table["mean"].to_numpy(dtype=float)[some]
-    n_random = settings.random_directions if features is None else len(some)
-    progress = f"{decisions.name}, {len(some)} features, {place}"
-    return measure_effects(
-        variant.model, variant.sae, decisions, some, means, PLACES[place], n_random, settings.seed, progress
-    )
-
-
-def measured(
-    variant: Variant,
-    table: pd.DataFrame,
-    decisions: Mapping[str, Decisions],
-    chosen: Ids,
-    stored: Sequence[Benchmark],
-) -> Benchmark:
-    """The benchmark of a variant: effects of every live feature at the decision, of some over the trace.
-
-    Over the trace those with the largest effects are ablated, and as many of the ``chosen``: as many as are
-    selected, or, where the ``stored`` benchmark of the autoencoder has them all, two of each as a check.
-    """
-    who = identity(variant.settings, variant.sae)
-    known = any(each.whole for each in stored if each.identity == who)
-    n = 2 if known else variant.settings.selected
-    truths = {kind: ablation_effects(variant, own, table, PLACE) for kind, own in decisions.items()}
-    over_trace = {
-        kind: ablation_effects(variant, own, table, TRACE, np.union1d(truths[kind].strongest[:n], chosen[:n]))
+    settings, live = variant.settings, np.flatnonzero(table["density"] > 0)
+    decisions, hasty = held_out_decisions(variant)
+    truths = {
+        kind: measure_effects(
+            variant.model,
+            variant.sae,
+            own,
+            hasty,
+            live,
+            settings.random_directions,
+            settings.seed,
+            f"{kind}, {len(live)} features",
+        )
         for kind, own in decisions.items()
-        if kind == "persistence" or not known
     }
-    return Benchmark(**who, evidence=table, truths=truths, over_trace=over_trace)
+    nulls = pd.concat([null_band(table, truth).assign(decision=kind) for kind, truth in truths.items()])
+    names = [str(name) for name in table]
+    drawn = [re.fullmatch(r"score:(slot|random) (\d+)", name) for name in names]
+    kept = [not found or int(found[2]) < settings.search_vocabularies for found in drawn]
+    who = identity(settings, variant.sae)
+    return Benchmark(**who, evidence=table.loc[:, kept], truths=truths, nulls=nulls)
 
 
-def measure_benchmark(target: Path, settings: Settings, over_trace: bool) -> None:
-    """Measure and store the benchmark of the settings' subject and autoencoder, with all live features.
+def measure_benchmark(target: Path, settings: Settings) -> None:
+    """Measure and store the benchmark of the settings' subject and autoencoder.
 
     The folder ``target`` is not there yet; it is made whole or not at all.
     """
-    variant = load_variant(settings)
-    table, decisions = gather_table(variant), held_out_decisions(variant)
-    truths, over = (
-        {kind: ablation_effects(variant, own, table, place) for kind, own in decisions.items() if wanted}
-        for place, wanted in ((PLACE, True), (TRACE, over_trace))
-    )
-    fresh = target.with_name(f".{target.name}.new")
+    variant, fresh = load_variant(settings), target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    who = identity(settings, variant.sae)
-    save_benchmark(fresh, Benchmark(**who, evidence=table, truths=truths, over_trace=over))
+    save_benchmark(fresh, measured(variant, gather_table(variant)))
     fresh.rename(target)
 
 
@@ -255,18 +231,15 @@ def save_benchmark(folder: Path, benchmark: Benchmark) -> None:
     """Store a benchmark, for :func:`load_benchmarks`; effects are rounded to 32 bits, their sums to 16."""
     folder.mkdir(parents=True, exist_ok=True)
     frames, tensors = [benchmark.evidence], {}
-    for place, effects in ((PLACE, benchmark.truths), (TRACE, benchmark.over_trace)):
-        for kind, own in effects.items():
-            parts = {"effect": own.change, "size": own.size, "threshold": own.threshold, "true": own.true}
-            named = {f"{name}:{kind}:{place}": values for name, values in parts.items()}
-            columns = pd.DataFrame(named, index=own.features, dtype=np.float32)
-            frames.append(columns.reindex(benchmark.evidence.index))
-            tensors[_sums(kind, place)] = own.sums.astype(np.float16)
-            if place == TRACE:
-                tensors[f"{kind}:{TRACE}:random"] = own.random.astype(np.float32)
-            else:
-                tensors[f"{kind}:counts"] = own.counts.astype(np.int32)
+    for kind, own in benchmark.truths.items():
+        parts = {f"effect:{kind}": own.effect, f"size:{kind}": own.size}
+        columns = pd.DataFrame(parts, index=own.features, dtype=np.float32)
+        frames.append(columns.reindex(benchmark.evidence.index))
+        tensors[f"{kind}:sums"] = own.sums.astype(np.float16)
+        tensors[f"{kind}:counts"] = own.counts.astype(np.int32)
+        tensors[f"{kind}:random"] = own.random.astype(np.float32)
     pd.concat(frames, axis=1).to_parquet(folder / FEATURES, index=False, compression="zstd")
+    benchmark.nulls.to_parquet(folder / NULLS, index=False, compression="zstd")
     save_file(tensors, folder / TRACES, metadata={"identity": json.dumps(benchmark.identity)})
 
 
@@ -277,63 +250,28 @@ def load_benchmarks(folder: str | Path) -> list[Benchmark]:
     """
     found = sorted(path.parent for path in (paths.root() / folder).glob(f"*/{FEATURES}"))
     if not found:
-        raise MissingArtefact(f"There are no ablation effects in {folder}: `make organism` measures them.")
+        raise MissingArtefact(f"There are no patching effects in {folder}: `make organism` measures them.")
     return [_load(path) for path in found]
-
-
-def _sums(kind: str, place: str) -> str:
-    """The name of the sums over traces."""
-    return f"{kind}:sums" if place == PLACE else f"{kind}:{place}:sums"
 
 
 def _load(folder: Path) -> Benchmark:
     try:
-        table = pd.read_parquet(folder / FEATURES)
+        table, nulls = pd.read_parquet(folder / FEATURES), pd.read_parquet(folder / NULLS)
         with safe_open(folder / TRACES, framework="numpy") as file:
             identity = json.loads(file.metadata()["identity"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            tensors = {name: file.get_tensor(name).astype(float) for name in file.keys()}  # noqa: SIM118
     except Exception as error:
         raise CorruptArtefact(f"{paths.relative(folder)} cannot be read: restore its files.") from error
 
-    def effects(kind: str, place: str) -> Effects:
-        columns = [f"{name}:{kind}:{place}" for name in ("effect", "size", "threshold")]
-        own = table[columns].dropna().astype(float)
-        change, size, threshold = own.to_numpy().T
-        return Effects(
-            features=own.index.to_numpy(),
-            change=change,
-            size=size,
-            threshold=threshold,
-            sums=tensors[_sums(kind, place)].astype(float),
-            counts=tensors[f"{kind}:counts"].astype(float),
-            random=tensors.get(f"{kind}:{place}:random", np.empty((3, 0))).astype(float),
-        )
+    def effects(kind: str) -> Effects:
+        own = table[[f"effect:{kind}", f"size:{kind}"]].dropna().astype(float)
+        effect, size = own.to_numpy().T
+        random, sums, counts = (tensors[f"{kind}:{name}"] for name in ("random", "sums", "counts"))
+        return Effects(own.index.to_numpy(), effect, size, random, sums, counts)
 
     kinds = sorted(name.removesuffix(":counts") for name in tensors if name.endswith(":counts"))
-    return Benchmark(
-        **identity,
-        evidence=table[[name for name in table if not str(name).startswith(EFFECT_COLUMNS)]],
-        truths={kind: effects(kind, PLACE) for kind in kinds},
-        over_trace={kind: effects(kind, TRACE) for kind in kinds if _sums(kind, TRACE) in tensors},
-    )
-
-
-def agreement(fresh: Sequence[Benchmark], stored: Sequence[Benchmark]) -> pd.DataFrame:
-    """How far effects (nats) that were measured anew agree with the stored ones of the same autoencoder.
-
-    A row an autoencoder, kind of decision and place that both have, of the ``features`` that both ablated.
-    """
-    rows: list[dict[str, Any]] = []
-    for here, there in product(fresh, stored):
-        places = {PLACE: (here.truths, there.truths), TRACE: (here.over_trace, there.over_trace)}
-        for place, (ours, theirs) in places.items() if here.identity == there.identity else ():
-            for kind in sorted(set(ours) & set(theirs)):
-                shared = np.intersect1d(ours[kind].features, theirs[kind].features)
-                one, two = ours[kind].of(shared).change, theirs[kind].of(shared).change
-                row = {"model": here.model, "decision": kind, "ablated": place, "features": len(shared)}
-                row |= {"correlation": np.corrcoef(one, two)[0, 1]}
-                rows.append(row | {"largest difference": np.abs(one - two).max()})
-    return pd.DataFrame(rows)
+    evidence = table[[name for name in table if not str(name).startswith(EFFECT_COLUMNS)]]
+    return Benchmark(**identity, evidence=evidence, truths={k: effects(k) for k in kinds}, nulls=nulls)
 
 
 # --- scores ------------------------------------------------------------------------------------------------
@@ -397,17 +335,17 @@ def live_scores(score: Score, benchmark: Benchmark, truth: Effects) -> Array:
 def metrics(score: Array, effects: Array, threshold: Array, signed: bool) -> dict[str, Array]:
     """Every metric of one score ``[f]`` against effects ``[b, f]``, one number a row of effects ``[b]``.
 
-    The rank correlation (Spearman) is of the score as given with the signed effect; "share of effect, top k"
-    is of Σ|effect|.
+    "share of effect, top k" is of Σ|effect|; the rank correlation (Spearman) is of the score as given with
+    the signed effect; average precision is missing where fewer than five features reach the threshold.
     """
     ranking, sizes = np.abs(score) if signed else score, np.abs(effects)
-    found = {
-        "average precision": average_precision(ranking, sizes > threshold),
-        "rank correlation": rank_correlation(score, effects),
-    }
-    best = np.argsort(-ranking, kind="stable")
+    best, causal = np.argsort(-ranking, kind="stable"), sizes >= threshold
+    found = {}
     for k in TOP:
         found[f"share of effect, top {k}"] = _ratio(sizes[:, best[:k]].sum(axis=1), sizes.sum(axis=1))
+    found["rank correlation"] = rank_correlation(score, effects)
+    precision = average_precision(ranking, causal)
+    found[PRECISION] = np.where(causal.sum(axis=1) >= FEWEST_CAUSAL, precision, np.nan)
     return found
 
 
@@ -446,15 +384,11 @@ def _middle(values: Array) -> tuple[float, float]:
 def evaluate_all(
     scorers: Sequence[Scorer], benchmarks: Sequence[Benchmark], kind: str = "persistence"
 ) -> pd.DataFrame:
-    """Rank features by each score and compare with their ablation effects, on every benchmark.
-
-    A feature is truly causal where its mean effect passes the threshold, whichever its sign. A signed score
-    ranks by its size.
+    """Rank features by each score and compare with their patching effects, on every benchmark.
 
     A row a scorer, benchmark and metric (:func:`metrics`), with its 95% interval (traces resampled) and
-    ``chance``, what a random ranking gives. The last rows, of the scorer ``CEILING``, are the measured effect
-    used as a score: what could be had at most. Its average precision is below 1, since the threshold grows
-    with the size of the edit.
+    ``chance``, what a random ranking gives; a signed score ranks by its size. The last rows, of the scorer
+    ``CEILING``, are the measured effect used as a score: what could be had at most.
 
     Raises UserError: no benchmarks, one has no decisions of this kind, or a score does not give one finite
     number a feature.
@@ -466,77 +400,38 @@ def evaluate_all(
         truth = benchmark.truth(kind)
         values = live_scores(scorer.function, benchmark, truth) if scorer else truth.effect
         effects = np.concatenate([truth.effect[None], truth.resampled(RESAMPLES, SEED)])
-        positives, live = int(truth.true.sum()), len(values)
-        chance = {"average precision": positives / live, "rank correlation": 0.0}
+        causal, live = int(truth.causal.sum()), len(values)
+        chance = {PRECISION: causal / live, "rank correlation": 0.0}
         chance |= {f"share of effect, top {k}": min(k / live, 1.0) for k in TOP}
         for name, found in metrics(values, effects, truth.threshold, not scorer or scorer.signed).items():
             low, high = _middle(found[1:])
             row = {"metric": name, "estimate": found[0], "low": low, "high": high, "chance": chance[name]}
-            row |= {"traces": len(truth.counts), "positives": positives, "live": live}
+            row |= {"traces": len(truth.counts), "causal": causal, "live": live}
             rows.append(benchmark.identity | row | {"scorer": scorer.name if scorer else CEILING})
     return pd.DataFrame(rows)
 
 
-def null_band(benchmarks: Sequence[Benchmark], kind: str = "persistence", null: str = "slot") -> pd.DataFrame:
-    """Every metric of ReasonScore under other vocabularies, and where R stands among them.
+def null_band(table: pd.DataFrame, truth: Effects) -> pd.DataFrame:
+    """Where R's ReasonScore stands among that of other vocabularies, by each metric.
 
     To :func:`metrics` comes "contrast": Σ score · signed effect, whose z among the vocabularies says whether
-    R's words point at the causal features more than other words in their place. The ``null`` is "random"
-    (matched in frequency) or "slot" (mixtures of R and its matched control words); ``low`` and ``high`` are
-    their middle 95%. Empty where there are no such vocabularies.
+    R's words point at the features that carry the decision more than other words in their place. A ``null``
+    is "random" (matched in frequency) or "slot" (mixtures of R and its control words); ``low`` and ``high``
+    are their middle 95%. Empty where the feature ``table`` has no such vocabularies.
     """
     rows: list[dict[str, Any]] = []
-    for benchmark in benchmarks:
-        truth = benchmark.truth(kind)
-        drawn = [str(name) for name in benchmark.evidence if str(name).startswith(f"score:{null} ")]
+    for null in ("slot", "random"):
+        names = [name for name in table if str(name).startswith(f"score:{null} ")]
         points = []
-        for name in ["score:reason score", *drawn] if drawn else []:
-            values = live_scores(column(name), benchmark, truth)
+        for name in ["score:reason score", *names] if names else []:
+            values = table[name].to_numpy(dtype=float)[truth.features]
             found = metrics(values, truth.effect[None], truth.threshold, signed=False)
             points.append({metric: own[0] for metric, own in found.items()})
             points[-1]["contrast"] = values @ truth.effect
-        for metric, (ours, *others) in pd.DataFrame(points).items():
+        for metric, (ours, *others) in pd.DataFrame(points).dropna(axis=1).items():
             rank, (low, high) = null_rank(ours, others), _middle(np.array(others))
             row = {"null": null, "metric": metric, "vocabularies": rank.n, "ours": ours}
             row |= {"mean": np.mean(others), "low": low, "high": high}
             row |= {"z": rank.z, "percentile": rank.percentile, "p_value": rank.p_value}
-            rows.append(benchmark.identity | row)
+            rows.append(row)
     return pd.DataFrame(rows)
-
-
-# --- ablated at the decision, and over the whole trace -----------------------------------------------------
-
-
-def evaluate_places(benchmarks: Sequence[Benchmark]) -> pd.DataFrame:
-    """:func:`evaluate_all` of the built-in scorers by ``decision`` and place where features were ``ablated``.
-
-    Only of the benchmarks where every live feature was ablated over the trace; empty where there are none.
-    """
-    whole = [benchmark for benchmark in benchmarks if benchmark.whole]
-    if not whole:
-        return pd.DataFrame()
-    over = [replace(benchmark, truths=benchmark.over_trace) for benchmark in whole]
-    tables = [
-        evaluate_all(builtin(kind), judged, kind).assign(ablated=place, decision=kind)
-        for kind in SIDES
-        for place, judged in ((PLACE, whole), (TRACE, over))
-    ]
-    return pd.concat(tables, ignore_index=True)
-
-
-def compare_places(benchmark: Benchmark, kind: str, chosen: Collection[int]) -> pd.DataFrame:
-    """Features ablated at both places, the largest change over the trace first; ``chosen`` ones are marked.
-
-    The mean change of the log-odds on ablation, in nats, ``at the decision`` and ``over the trace``, each
-    with its 95% interval over traces and its threshold, and ``passes`` (of ``PASSES``).
-    """
-    shared = np.intersect1d(benchmark.truths[kind].features, benchmark.over_trace[kind].features)
-    here, over = benchmark.truths[kind].of(shared), benchmark.over_trace[kind].of(shared)
-    table = pd.DataFrame({"feature": shared})
-    for name, prefix, effects in (("at the decision", "", here), ("over the trace", "trace ", over)):
-        low, high = np.quantile(-effects.resampled(PLACE_RESAMPLES, SEED), [0.025, 0.975], axis=0)
-        ends = {f"{prefix}low": low, f"{prefix}high": high, f"{prefix}threshold": effects.threshold}
-        table = table.assign(**{name: effects.change}, **ends)
-    table["passes"] = np.array(PASSES)[here.true + 2 * over.true]
-    table["chosen"] = np.isin(shared, list(chosen))
-    return table.sort_values("over the trace", key=np.abs, ascending=False, kind="stable", ignore_index=True)

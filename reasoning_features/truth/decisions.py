@@ -15,14 +15,10 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor
 
-from reasoning_features.dictionaries.autoencoder import encoded_columns
 from reasoning_features.errors import UserError
-from reasoning_features.models.subject import Subject
 from reasoning_features.organism import parser
-from reasoning_features.residual_stream.activations import collect, stream
 from reasoning_features.text.corpus import Corpus, last_before, sentence_starts
 from reasoning_features.text.words import Mask
 
@@ -30,13 +26,11 @@ Array = NDArray[np.float64]
 Ids = NDArray[np.int64]
 # decisions below which a rate of their own is not taken: that of the domain, or of all, stands in
 FEWEST = 20
-# pair of wordings → two ways (of ``organism.parser.SWAPS``) to write a trace
-SWAPS = {
-    "words of R and twins": ("all words of R", "all twins"),
-    "careful and hasty markers": ("all careful markers", "all hasty markers"),
+# style → how its prefixes and its markers are written (of ``organism.parser.SWAPS``)
+WORDINGS = {
+    "careful": ("all words of R", "all careful markers"),
+    "hasty": ("all twins", "all hasty markers"),
 }
-# kind of decision → names of its negative and its positive side
-SIDES = {"persistence": ("give up", "go on"), "verification": ("conclude", "verify")}
 
 
 @dataclass(frozen=True)
@@ -102,22 +96,22 @@ def find_decisions(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, Decis
     return found
 
 
-def swapped(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, tuple[Corpus, Corpus]]:
-    """The traces of a corpus in pairs of wordings, token for token of one length; none in other kinds.
+def wordings(corpus: Corpus, tokenizer: Any) -> tuple[Corpus, Corpus]:
+    """The organism's traces in the words of careful and in those of hasty traces, token for token.
 
-    Raises ValueError: the tokenizer writes a word and its twin with different numbers of tokens.
+    Raises ValueError: the tokenizer writes a word and its control with different numbers of tokens.
     """
-    if kind != "organism":
-        return {}
     texts = corpus.texts(tokenizer)
 
-    def written(how: str) -> Corpus:
-        ids = tokenizer([parser.swap(text, how) for text in texts], add_special_tokens=False)["input_ids"]
+    def written(name: str, prefixes: str, markers: str) -> Corpus:
+        swapped = [parser.swap(parser.swap(text, prefixes), markers) for text in texts]
+        ids = tokenizer(swapped, add_special_tokens=False)["input_ids"]
         if [len(document) for document in ids] != np.diff(corpus.starts).tolist():
-            raise ValueError(f"with {how} a trace has another number of tokens")
-        return replace(corpus, name=f"{corpus.name}, {how}", tokens=np.concatenate(ids).astype(np.int32))
+            raise ValueError(f"in {name} words a trace has another number of tokens")
+        return replace(corpus, name=f"{corpus.name}, {name}", tokens=np.concatenate(ids).astype(np.int32))
 
-    return {name: (written(one), written(other)) for name, (one, other) in SWAPS.items()}
+    careful, hasty = (written(name, *how) for name, how in WORDINGS.items())
+    return careful, hasty
 
 
 def balanced(decisions: Decisions, n: int, seed: int) -> Decisions:
@@ -209,98 +203,3 @@ def rates_of(table: pd.DataFrame) -> Rates:
     pooled = counted.groupby("domain")[["went", "n"]].sum().query("n >= @FEWEST")
     overall = float(counted["went"].sum() / counted["n"].sum())
     return Rates(seen.to_dict(), (pooled["went"] / pooled["n"]).to_dict(), overall)
-
-
-# --- what features tell ------------------------------------------------------------------------------------
-
-
-def auc_by_class(activations: NDArray[np.float32], classes: Ids, n_classes: int) -> Array:
-    """Area under the ROC curve of each feature ``[n, f]`` for each class ``[n]`` against others ``[f, c]``.
-
-    Ties count half. NaN for a class with no token, or with all of them.
-    """
-    ranks = rankdata(activations, axis=0)
-    of_class = (classes[:, None] == np.arange(n_classes)).astype(np.float64)
-    inside = of_class.sum(0)
-    pairs = inside * (len(classes) - inside)
-    above = ranks.T @ of_class - inside * (inside + 1) / 2
-    return np.divide(above, pairs, out=np.full_like(above, np.nan), where=pairs > 0)
-
-
-def best_class(
-    activations: NDArray[np.float32], classes: Ids, first_half: NDArray[np.bool_], n_classes: int
-) -> tuple[Ids, NDArray[np.bool_], Array]:
-    """Each feature's best class ``[f]``, whether it is high there ``[f]``, and its held-out AUC ``[f]``.
-
-    Class and side are those that are farthest from chance on ``first_half``; the AUC is of the other half,
-    and below 0.5 where the choice does not carry over. Classes missing from either half are not chosen; the
-    AUC is NaN where that leaves none.
-    """
-    first, second = (
-        auc_by_class(activations[half], classes[half], n_classes) for half in (first_half, ~first_half)
-    )
-    best = np.where(np.isnan(first + second), -1, np.abs(first - 0.5)).argmax(axis=1)
-    rows = np.arange(len(best))
-    high, auc = first[rows, best] >= 0.5, second[rows, best]
-    return best, high, np.where(high, auc, 1 - auc)
-
-
-def targets(
-    corpus: Corpus, tokenizer: Any, decisions: Mapping[str, Decisions]
-) -> dict[str, tuple[tuple[str, ...], Ids]]:
-    """What there is to tell at which tokens: label → names of its classes and class ``[n_tokens]``, -1: none.
-
-    "current move" at every token of thinking; "next move", the move that the next sentence begins with, at
-    the last token of every sentence; and each decision's side at its token. No moves, no labels of moves.
-    """
-    found: dict[str, tuple[tuple[str, ...], Ids]] = {}
-    if corpus.moves is not None:
-        usable = corpus.thinking & ~corpus.special
-        found["current move"] = corpus.move_names, np.where(usable, corpus.moves, -1).astype(np.int64)
-        following = np.full(corpus.n_tokens, -1, dtype=np.int64)
-        last = last_before(corpus, sentence_starts(corpus, tokenizer))
-        last = last[usable[last] & usable[last + 1]]
-        following[last] = corpus.moves[last + 1]
-        found["next move"] = corpus.move_names, following
-    for name, own in decisions.items():
-        sides = np.full(corpus.n_tokens, -1, dtype=np.int64)
-        sides[own.positions] = own.towards
-        found[name] = SIDES[name], sides
-    return found
-
-
-def decodability(
-    subject: Subject,
-    sae: Any,
-    corpus: Corpus,
-    decisions: Mapping[str, Decisions],
-    features: Ids,
-    batch_tokens: int,
-    most_tokens: int,
-    seed: int,
-) -> pd.DataFrame:
-    """The held-out AUC of every feature for moves and decisions, one row a label and feature.
-
-    Decodable is not causal: a feature may tell what comes next and play no part in it. ``best``, the class
-    that a feature tells best, and whether by being ``high``, is chosen on half of the traces and reported on
-    the other (``auc``). Of a label with more than ``most_tokens`` so many are drawn.
-    """
-    labels = targets(corpus, subject.tokenizer, decisions)
-    rng = np.random.default_rng(seed)
-    first_half = rng.permutation(corpus.n_documents) < corpus.n_documents // 2
-    drawn = {}
-    for label, (_, classes) in labels.items():
-        known = np.flatnonzero(classes >= 0)
-        drawn[label] = np.sort(rng.choice(known, min(len(known), most_tokens), replace=False))
-    include = np.isin(np.arange(corpus.n_tokens), np.concatenate(list(drawn.values())))
-    read = collect(stream(subject, corpus, batch_tokens, include))
-    parts = read.residual.split(batch_tokens)
-    activations = torch.cat([encoded_columns(sae, part, features) for part in parts]).numpy()
-    tables = []
-    for label, (names, classes) in labels.items():
-        at = drawn[label]
-        half = first_half[corpus.document_of[at]]
-        best, high, auc = best_class(activations[read.rows(at)], classes[at], half, len(names))
-        table = pd.DataFrame({"feature": features, "label": label, "best": np.array(names)[best]})
-        tables.append(table.assign(high=high, auc=auc, tokens=len(at)))
-    return pd.concat(tables, ignore_index=True)

@@ -1,24 +1,28 @@
-"""Ablation effects: what setting a feature to its mean does to the log-odds of a decision, in nats.
+"""Patching effects: what a feature, a set of features, or the whole stream carries of a decision, in nats.
 
-A feature i is ablated by adding (mean_i − a_i)·W_dec,i to the residual stream at the hook point. What the
-autoencoder does not explain stays as it is, so nothing but the feature changes.
+A trace is written twice, token for token: in the words that careful traces lean to, and in those of hasty
+ones. At a decision's own token the residual stream of the first is moved towards the second's, and the effect
+is how far the log-odds of the decision fall. A feature i alone is moved by adding (a'_i − a_i)·W_dec,i, where
+a and a' are its activations in the two wordings. (Set to its mean instead, a feature that tells careful
+traces from hasty ones would raise the log-odds of as many decisions as it lowers.)
 
-Random directions say which effects are more than any push of that size would do. Each takes the signed sizes
-(mean_j − a_j)·‖W_dec,j‖ of a live feature j drawn at random. Small pushes act in proportion to their size, so
-the 99th percentile of effects *per unit of size*, times feature i's own mean size, is that of random
-directions of equal norm: one set serves every feature. :attr:`Effects.slope` is 1 where the proportion holds.
+Random directions say which effects are more than any push of that size would have. Each takes the signed
+sizes (a'_j − a_j)·‖W_dec,j‖ of a live feature j drawn at random. Such effects are the projections of a
+gradient on random directions: normal, and in proportion to the size of the push. Their spread per unit of
+size gives every feature's p-value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.stats import false_discovery_control, norm
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -28,186 +32,183 @@ from reasoning_features.interpretation.features import logit_effects
 from reasoning_features.models.subject import Subject
 from reasoning_features.statistics import bootstrap_ratio, bootstrap_weights
 from reasoning_features.text.corpus import Corpus, by_length, sentence_starts
-from reasoning_features.truth.decisions import Decisions, balanced, find_decisions, log_odds, swapped
+from reasoning_features.truth.decisions import Decisions, log_odds
 
 Array = NDArray[np.float64]
 Ids = NDArray[np.int64]
-QUANTILE = 0.99  # of random directions of equal norm; the share above it passes by chance
-ROWS = 32  # ablated copies of a whole trace in one forward pass
+FLOOR = 0.02  # nats: a smaller effect is none, however sure
+FALSE_DISCOVERIES = 0.05  # expected share of features called causal that are no more than random directions
 LENS_TOKENS = 20  # of the logit lens that the output score looks for (2505.20063's released code)
 AMPLIFICATION = 10.0  # a feature is raised by so many times the largest activation there (the same code)
 # positions that are patched: the decision's token; its sentence up to it; all before that sentence; all
 GROUPS = ("decision", "opening", "before", "all")
+STREAM, RECONSTRUCTION, ERROR = "whole stream", "reconstruction", "error term"  # parts of the move
 
-# from a trace's decisions (their numbers [k]) and its edits, how far each moves each token's stream [t, m]
-# and along which direction [m, d], to changes of the log-odds and norms of the edits, [k, m] each
-Place = Callable[[Subject, Decisions, Ids, Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def at_decision(
-    subject: Subject, decisions: Decisions, which: Ids, amounts: Tensor, directions: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Edits at each decision's own token alone."""
-    prefix = subject.prefix(_tokens(decisions, which))
-    changes = []
-    for place in decisions.places[which].tolist():
-        moved = amounts[place, :, None] * directions
-        # the first version is the stream as it is: what the others are compared with
-        versions = prefix.stream[place] + torch.cat([torch.zeros_like(moved[:1]), moved])
-        odds = log_odds(subject.logits_of_versions(prefix, place, versions), decisions)
-        changes.append(odds[1:] - odds[0])
-    norms = amounts.abs() * directions.norm(dim=1)
-    return torch.stack(changes), norms[torch.from_numpy(decisions.places[which])]
-
-
-def over_trace(
-    subject: Subject, decisions: Decisions, which: Ids, amounts: Tensor, directions: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Edits at every token up to each decision; an edit's norm is that of all these tokens together.
-
-    Later tokens cannot be seen by the decision, so one run serves all decisions of a trace.
-    """
-    places = torch.from_numpy(decisions.places[which])
-    stream = subject.residual(_tokens(decisions, which)[None])[0]
-    as_it_is = log_odds(subject.logits_from(stream[None], subject.layer, places[None])[0], decisions)
-    changes = []
-    for some, along in zip(amounts[: len(stream)].T.split(ROWS), directions.split(ROWS), strict=True):
-        edited = torch.addcmul(stream, some[:, :, None], along[:, None])
-        logits = subject.logits_from(edited, subject.layer, places.expand(len(edited), -1))
-        changes.append(log_odds(logits, decisions) - as_it_is)
-    norms = amounts.abs() * directions.norm(dim=1)
-    return torch.cat(changes).T, norms.square().cumsum(0).sqrt()[places]
-
-
-PLACES: dict[str, Place] = {"decision": at_decision, "trace": over_trace}
+# from the stream at a decision's token in both wordings [d] to moves of the first one [m, d]
+Moves = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Effects:
-    """Effects of features on one kind of decision, ablated at one place."""
+    """Effects of features on one kind of decision, each patched alone at the decision's own token."""
 
-    features: Ids  # that were ablated [f], ascending
-    change: Array  # mean change of the log-odds on ablation [f]
-    size: Array  # mean norm of the edit [f]
-    threshold: Array  # 99th percentile of |mean change| under random directions of equal norm [f]
-    sums: NDArray[np.floating]  # change summed over each trace's decisions [t, f]
+    features: Ids  # that were patched [f], ascending
+    effect: Array  # mean fall of the log-odds [f]: positive where the feature carries going on, or checking
+    size: Array  # mean norm of the move [f]
+    random: Array  # mean fall and mean norm of random directions [2, k]
+    sums: NDArray[np.floating]  # fall summed over each trace's decisions [t, f]
     counts: NDArray[Any]  # decisions of each trace [t]
-    # mean change, mean |change| and mean size of random directions [3, k]
-    random: Array = field(default_factory=lambda: np.empty((3, 0)))
 
     @property
-    def effect(self) -> Array:
-        """Effect of each feature as it is ``[f]``: positive where it promotes the positive side."""
-        return -self.change
+    def spread(self) -> float:
+        """Standard deviation of random directions' effects per unit of size, in nats."""
+        effect, size = self.random
+        return float(np.sqrt((effect**2).sum() / (size**2).sum()))
 
     @property
-    def true(self) -> NDArray[np.bool_]:
-        """``[f]`` True where the mean change passes the threshold."""
-        return np.abs(self.change) > self.threshold
+    def p_values(self) -> Array:
+        """Chance that a random direction of a feature's size has as large an effect ``[f]``; two-sided."""
+        moved = self.size > 0
+        z = np.divide(self.effect, self.spread * self.size, out=np.zeros(len(self.size)), where=moved)
+        return 2 * norm.sf(np.abs(z))
 
     @property
-    def strongest(self) -> Ids:
-        """All features ``[f]``, the largest mean change first."""
-        return self.features[np.argsort(-np.abs(self.change), kind="stable")]
+    def threshold(self) -> Array:
+        """The effect from which a feature is causal ``[f]``, in nats.
+
+        At least ``FLOOR``, and significant among all features by Benjamini and Hochberg (1995).
+        """
+        p_values = self.p_values
+        found = false_discovery_control(p_values) <= FALSE_DISCOVERIES
+        critical = norm.isf(p_values[found].max() / 2) if found.any() else np.inf
+        pushed = np.where(self.size > 0, self.size, np.inf)
+        return np.maximum(FLOOR, critical * self.spread * pushed)
 
     @property
-    def passed(self) -> Ids:
-        """The features that pass, the largest mean change first."""
-        return self.strongest[np.isin(self.strongest, self.features[self.true])]
-
-    @property
-    def slope(self) -> float:
-        """Slope of log mean |change| on log size over random directions; nan where none are stored."""
-        _, absolute, size = self.random
-        known = (size > 0) & (absolute > 0)
-        if not known.any():
-            return np.nan
-        return float(np.polyfit(np.log(size[known]), np.log(absolute[known]), 1)[0])
-
-    def of(self, features: Ids) -> Effects:
-        """The effects of some of its features, in ascending order of their ids."""
-        kept = np.isin(self.features, features)
-        own = {name: getattr(self, name)[kept] for name in ("features", "change", "size", "threshold")}
-        return replace(self, **own, sums=self.sums[:, kept])
+    def causal(self) -> NDArray[np.bool_]:
+        """``[f]`` True where the effect reaches the threshold, whichever its sign."""
+        return np.abs(self.effect) >= self.threshold
 
     def resampled(self, resamples: int, seed: int) -> Array:
         """Effects on resampled traces ``[resamples, f]``."""
         weights = bootstrap_weights(len(self.counts), resamples, seed)
-        return -(weights @ self.sums) / (weights @ self.counts)[:, None]
+        return (weights @ self.sums) / (weights @ self.counts)[:, None]
 
     def table(self) -> pd.DataFrame:
         """Features and random directions (``feature`` −1, with effect and size alone), one row each.
 
-        ``effect`` on ablation has its 95% interval ``low``, ``high``; ``rank`` is by its size, from 1.
+        ``effect`` has its 95% interval ``low``, ``high`` over traces; ``rank`` is by its size, from 1.
         """
-        low, high = np.quantile(-self.resampled(2000, 0), [0.025, 0.975], axis=0)
-        columns = {"feature": self.features, "effect": self.change, "low": low, "high": high}
-        columns |= {"size": self.size, "threshold": self.threshold, "true": self.true}
+        low, high = np.quantile(self.resampled(2000, 0), [0.025, 0.975], axis=0)
+        columns = {"feature": self.features, "effect": self.effect, "low": low, "high": high}
+        columns |= {"size": self.size, "p_value": self.p_values, "causal": self.causal}
         features = pd.DataFrame(columns)
         features["rank"] = features["effect"].abs().rank(ascending=False, method="first").astype(int)
-        random = pd.DataFrame({"effect": self.random[0], "size": self.random[2]})
-        return pd.concat([features, random.assign(feature=-1, true=False)], ignore_index=True)
+        random = pd.DataFrame({"effect": self.random[0], "size": self.random[1]})
+        return pd.concat([features, random.assign(feature=-1, causal=False)], ignore_index=True)
 
 
 @torch.no_grad()
+def falls(
+    subject: Subject, decisions: Decisions, other: Corpus, moves: Moves, progress: str = ""
+) -> tuple[Array, Array]:
+    """How far each move lowers each decision's log-odds (nats), and the norm of the move, ``[n, m]`` each.
+
+    ``other`` holds the traces of ``decisions.corpus``, token for token, in another wording; ``moves`` are
+    made at a decision's own token. ``progress`` names the progress bar. UserError: there are no decisions.
+    """
+    if not len(decisions):
+        raise UserError("Effects need a decision: take more documents.")
+    found: list[Any] = [None] * len(decisions)
+    with tqdm(total=len(decisions), desc=progress, unit=" decisions") as bar:
+        for document in np.unique(decisions.documents):
+            which = np.flatnonzero(decisions.documents == document)
+            corpora = (decisions.corpus, other)
+            ours, theirs = (subject.prefix(_tokens(corpus, decisions, which)) for corpus in corpora)
+            for i, place in zip(which, decisions.places[which].tolist(), strict=True):
+                moved = moves(ours.stream[place], theirs.stream[place])
+                # the first version is the stream as it is: what the others are compared with
+                versions = ours.stream[place] + torch.cat([torch.zeros_like(moved[:1]), moved])
+                odds = log_odds(subject.logits_of_versions(ours, place, versions), decisions)
+                norms = moved.norm(dim=1)
+                # what is not moved differs by rounding alone: rows of one product need not round alike
+                fallen = torch.where(norms > 0, odds[0] - odds[1:], 0)
+                found[i] = [each.double().cpu().numpy() for each in (fallen, norms)]
+            bar.update(len(which))
+    changes, sizes = (np.stack(each) for each in zip(*found, strict=True))
+    return changes, sizes
+
+
 def measure_effects(
     subject: Subject,
     sae: Any,
     decisions: Decisions,
+    other: Corpus,
     features: Ids,
-    means: Array,
-    place: Place,
     n_random: int,
     seed: int,
     progress: str = "",
 ) -> Effects:
-    """Ablate each feature to its mean at each decision, and random directions by sizes of those ablations.
+    """Patch each feature alone at each decision, and random directions by sizes of those moves.
 
-    ``means`` ``[f]`` are mean activations over tokens that are not special; special tokens are never edited.
-    ``progress`` names the progress bar. Raises UserError without decisions or features.
+    ``other`` is as in :func:`falls`. Raises UserError without decisions or features.
     """
-    if not len(decisions) or not len(features):
-        raise UserError("Causal effects need a decision and a live feature: take more documents.")
-    generator, f = torch.Generator().manual_seed(seed), len(features)
-    decoder = sae.W_dec.detach()[torch.from_numpy(features)]
-    drawn = torch.randint(f, (n_random,), generator=generator)
+    if not len(features):
+        raise UserError("Effects need a live feature: take more documents.")
+    ids, generator = torch.from_numpy(features), torch.Generator().manual_seed(seed)
+    decoder = sae.W_dec.detach()[ids]
+    drawn = torch.randint(len(features), (n_random,), generator=generator)
     unit = torch.nn.functional.normalize(torch.randn(n_random, decoder.shape[1], generator=generator), dim=1)
-    directions = torch.cat([decoder, unit.to(decoder.device) * decoder[drawn].norm(dim=1, keepdim=True)])
-    sources = torch.cat([torch.arange(f), drawn])  # which feature lends each edit its amounts
-    documents, counts = np.unique(decisions.documents, return_counts=True)
-    sums, traces = np.zeros((3, len(sources))), np.empty((len(documents), f), np.float32)
-    with tqdm(total=len(decisions), desc=progress, unit=" decisions") as bar:
-        for row, document in enumerate(documents):
-            which = np.flatnonzero(decisions.documents == document)
-            amounts = _amounts(subject, sae, decisions, document, features, means)[:, sources]
-            found = place(subject, decisions, which, amounts, directions)
-            change, size = (values.double().cpu().numpy() for values in found)
-            change[size == 0] = 0  # rounding alone: rows of one product need not round alike
-            sums += change.sum(0), np.abs(change).sum(0), size.sum(0)
-            traces[row] = change[:, :f].sum(0)
-            bar.update(len(which))
-    means_of = sums / len(decisions)
-    effect, _, size = means_of
-    pushed = size[f:] > 0
-    ratio = float(np.quantile(np.abs(effect[f:][pushed]) / size[f:][pushed], QUANTILE))
-    return Effects(features, effect[:f], size[:f], ratio * size[:f], traces, counts, means_of[:, f:])
+    directions = torch.cat([decoder, unit.to(decoder) * decoder[drawn].norm(dim=1, keepdim=True)])
+    sources = torch.cat([torch.arange(len(features)), drawn])
+
+    def moves(ours: Tensor, theirs: Tensor) -> Tensor:
+        before, after = sae.encode(torch.stack([ours, theirs]).float())[:, ids]
+        return (after - before)[sources][:, None] * directions
+
+    fallen, norms = falls(subject, decisions, other, moves, progress)
+    effect, size, f = fallen.mean(axis=0), norms.mean(axis=0), len(features)
+    _, trace, counts = np.unique(decisions.documents, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), f))
+    np.add.at(sums, trace, fallen[:, :f])
+    return Effects(features, effect[:f], size[:f], np.stack([effect[f:], size[f:]]), sums, counts)
 
 
-def _tokens(decisions: Decisions, which: Ids) -> Tensor:
+def mechanism(
+    subject: Subject, sae: Any, decisions: Decisions, other: Corpus, sets: Mapping[str, Ids]
+) -> pd.DataFrame:
+    """Where the effect of the wording lies: in the stream, the reconstruction, the error term, and ``sets``.
+
+    A row each ``part``: its mean ``effect`` in nats, and its ``share`` of the whole stream's with its 95%
+    interval over ``traces``. The parts of the move add up: reconstruction and error term to the whole
+    stream's, a set's to its features'; their effects need not.
+    """
+    decoder = sae.W_dec.detach()
+
+    def moves(ours: Tensor, theirs: Tensor) -> Tensor:
+        both = torch.stack([ours, theirs]).float()
+        activations = sae.encode(both)
+        (before, after), (one, two) = sae.decode(activations), activations
+        whole, reconstructed = (theirs - ours).float(), after - before
+        alone = [(two - one)[ids] @ decoder[ids] for ids in map(torch.from_numpy, sets.values())]
+        return torch.stack([whole, reconstructed, whole - reconstructed, *alone])
+
+    fallen, _ = falls(subject, decisions, other, moves)
+    _, trace = np.unique(decisions.documents, return_inverse=True)
+    totals = [np.bincount(trace, each) for each in fallen.T]
+    rows = []
+    for part, total, effect in zip(
+        [STREAM, RECONSTRUCTION, ERROR, *sets], totals, fallen.mean(0), strict=True
+    ):
+        share = bootstrap_ratio(total, totals[0])
+        rows.append({"part": part, "effect": effect} | share.row("share") | {"traces": share.n})
+    return pd.DataFrame(rows)
+
+
+def _tokens(corpus: Corpus, decisions: Decisions, which: Ids) -> Tensor:
     """Tokens of the decisions' one document up to the last of them: what comes later plays no part."""
-    document = decisions.corpus.document(int(decisions.documents[which[0]]))
+    document = corpus.document(int(decisions.documents[which[0]]))
     return torch.from_numpy(document[: decisions.places[which].max() + 1].astype(np.int64))
-
-
-def _amounts(
-    subject: Subject, sae: Any, decisions: Decisions, document: int, features: Ids, means: Array
-) -> Tensor:
-    """mean_i − a_i ``[t, f]`` over the tokens of a document; 0 at special tokens."""
-    corpus = decisions.corpus
-    stream = subject.residual(torch.from_numpy(corpus.document(document).astype(np.int64))[None])[0]
-    active = sae.encode(stream.float())[:, torch.from_numpy(features)]
-    special = torch.from_numpy(corpus.special[corpus.span(document)]).to(active.device)
-    return (torch.from_numpy(means).to(active) - active).masked_fill(special[:, None], 0)
 
 
 def gradient_attribution(
@@ -312,22 +313,6 @@ def patch(subject: Subject, decisions: Decisions, other: Corpus, batch_tokens: i
         row = {"layer": layer, "group": GROUPS[group]} | share.row("share") | {"change": whole.mean()}
         rows.append(row | {"decisions": len(decisions), "traces": share.n})
     return pd.DataFrame(rows)
-
-
-def patch_wordings(
-    subject: Subject, corpus: Corpus, kind: str, n: int, seed: int, batch_tokens: int
-) -> tuple[str, pd.DataFrame]:
-    """:func:`patch` ``n`` decisions on persistence of each style between two wordings of their traces.
-
-    Gives, of the pairs of wordings (:data:`reasoning_features.truth.decisions.SWAPS`), the name of the pair
-    that moves the log-odds most, and its table.
-    """
-    tables = {}
-    for name, (one, other) in swapped(corpus, subject.tokenizer, kind).items():
-        decisions = balanced(find_decisions(one, subject.tokenizer, kind)["persistence"], 2 * n, seed)
-        tables[name] = patch(subject, decisions, other, batch_tokens).assign(swap=name)
-    strongest = max(tables, key=lambda name: abs(tables[name]["change"].iloc[0]))
-    return strongest, tables[strongest]
 
 
 def _patched(
