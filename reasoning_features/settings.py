@@ -114,7 +114,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     selected_grid: list[PositiveInt] = Field(min_length=1)
     blocks: PositiveInt = 100  # of documents, resampled for intervals
     random_vocabularies: PositiveInt = 100
-    slot_vocabularies: PositiveInt = 64
+    slot_vocabularies: PositiveInt = 1023
 
     decisions: PositiveInt = 500  # decision points at which a feature's causal effect is measured
     random_directions: PositiveInt = 500  # random directions that an effect is compared with

@@ -180,11 +180,10 @@ def classify(d: Array, p: Array) -> NDArray[np.str_]:
     return np.where(token, CLASSES[0], np.where(partly, CLASSES[1], CLASSES[2]))
 
 
-def class_shares(controls: Controls, groups: Mapping[str, Ids], causal: Ids | None = None) -> pd.DataFrame:
+def class_shares(controls: Controls, groups: Mapping[str, Ids]) -> pd.DataFrame:
     """Share of each class in groups of features, with its 95% interval (features and documents resampled).
 
-    The column ``causal`` is the share of the group that is of the class and has a true causal effect, where
-    the features that do are known. Raises UserError: a group has no features.
+    Raises UserError: a group has no features.
     """
     documents = int(controls.documents.max()) + 1
     weights = bootstrap_weights(documents, RESAMPLES, SEED)[:, controls.documents]
@@ -200,9 +199,8 @@ def class_shares(controls: Controls, groups: Mapping[str, Ids], causal: Ids | No
         drawn = bootstrap_weights(n, RESAMPLES, SEED + 1)
         for kind in CLASSES:
             own = table["class"].to_numpy()[member] == kind
-            both = np.nan if causal is None else (own & np.isin(table["feature"][member], causal)).mean()
             resampled = (drawn * (again[:, member] == kind)).sum(axis=1) / n
             low, high = np.quantile(resampled, [0.025, 0.975])
             row = {"group": name, "class": kind, "share": own.mean(), "low": low, "high": high}
-            rows.append(row | {"causal": both, "features": n, "documents": documents})
+            rows.append(row | {"features": n, "documents": documents})
     return pd.DataFrame(rows)

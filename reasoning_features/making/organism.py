@@ -87,8 +87,6 @@ STUDIES = (
     *(f"{name}-{seed}-relu-0" for seed in range(3) for name in ("coupled", "decoupled")),
     *("coupled-0-relu-1", "decoupled-0-relu-1", "coupled-0-layer-3"),
 )
-# benchmarks whose features are ablated over the whole trace too, which takes twenty times as long
-WHOLE_TRACE = ("coupled-0-relu-0", "decoupled-0-relu-0")
 AUTOENCODER_TRACES = 9000
 RELU_RECIPE = AutoencoderRecipe("relu", d_sae=512, tokens=4_000_000, learning_rate=3e-3, l1=1.0)
 TOPK_RECIPE = AutoencoderRecipe("topk", d_sae=512, tokens=4_000_000, learning_rate=3e-3, k=8)
@@ -239,7 +237,7 @@ def measure_truth(folder: Path, benchmarked: tuple[Variant, int]) -> None:
         subject=paths.relative(folder / "models" / variant.name),
         autoencoder=paths.relative(folder / "autoencoders" / name),
     )
-    measure_benchmark(folder / "truth" / name, settings, over_trace=name in WHOLE_TRACE)
+    measure_benchmark(folder / "truth" / name, settings)
 
 
 # --- the stages of model diffing ----------------------------------------------------------------------------

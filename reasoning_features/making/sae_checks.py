@@ -165,8 +165,8 @@ def make_costs(folder: Path) -> None:
 
 
 def measure(folder: Path, dictionary: Dictionary) -> None:
-    """What scores may see of one dictionary's features, and their ablation effects on held-out decisions."""
-    measure_benchmark(folder / "truth" / dictionary.name, dictionary.settings(folder), over_trace=False)
+    """What scores may see of one dictionary's features, and their effects on held-out decisions."""
+    measure_benchmark(folder / "truth" / dictionary.name, dictionary.settings(folder))
 
 
 def study(folder: Path, unfinished: Path, dictionary: Dictionary) -> None:

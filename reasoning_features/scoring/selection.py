@@ -31,8 +31,11 @@ from reasoning_features.text.words import Window
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-REFERENCE = "R"  # the vocabulary that the others are compared with
-NULLS = {"random": "random vocabularies", "slot": "mixtures of R and twins"}  # kinds of null → their labels
+REFERENCE, TWINS = "R", "twins"  # the vocabulary that the others are compared with; its counterparts
+NULLS = {
+    "random": "random vocabularies",
+    "slot": "mixtures of R and its counterparts",
+}  # kinds of null → their labels
 IDENTITIES = {"token": 0, "token and the one before": 1}  # what identity baselines see → tokens of context
 
 
@@ -221,30 +224,28 @@ def resampled_comparison(
     resamples: int,
     seed: int,
 ) -> pd.DataFrame:
-    """R against the other vocabularies, from statistics by block: a row a ``resample`` (0: the data).
+    """R against other vocabularies, from statistics by block: a row a ``resample`` (0: the data).
 
-    ``null_mean`` and ``z`` are of R's ``score_mass`` among the others'; ``overlap`` is the mean of R's top k
-    with theirs.
+    ``score_mass`` is R's mean of the k best scores, ``above_twins`` how far it lies above that of R's
+    counterparts, ``null_mean`` and ``z`` are of R among the other vocabularies; ``overlap`` is the mean of
+    R's top k with theirs.
     """
     weights = weights_by_document(len(statistics.counts), seed, resamples)
-    own = reason_score.resampled_scores(
-        statistics, REFERENCE, vocabularies[REFERENCE], window, alpha, weights
-    )
-    mass, member = top_mean(own, k), chosen(own, k)
-    masses, overlaps = [], []
+    mass, member = {}, {}
     for name, words in vocabularies.items():
-        if name != REFERENCE:
-            scores = reason_score.resampled_scores(statistics, name, words, window, alpha, weights)
-            masses.append(top_mean(scores, k))
-            overlaps.append(overlap(member, chosen(scores, k)))
-    null_mean, null_deviation = np.mean(masses, axis=0), np.std(masses, axis=0, ddof=1)
+        scores = reason_score.resampled_scores(statistics, name, words, window, alpha, weights)
+        mass[name], member[name] = top_mean(scores, k), chosen(scores, k)
+    others = [name for name in vocabularies if name not in (REFERENCE, TWINS)]
+    null = np.array([mass[name] for name in others])
+    shared = [overlap(member[REFERENCE], member[name]) for name in others]
     return pd.DataFrame(
         {
             "resample": np.arange(resamples + 1),
-            "score_mass": mass,
-            "null_mean": null_mean,
-            "z": (mass - null_mean) / null_deviation,
-            "overlap": np.mean(overlaps, axis=0),
+            "score_mass": mass[REFERENCE],
+            "above_twins": mass[REFERENCE] - mass[TWINS],
+            "null_mean": null.mean(axis=0),
+            "z": (mass[REFERENCE] - null.mean(axis=0)) / null.std(axis=0, ddof=1),
+            "overlap": np.mean(shared, axis=0),
         }
     )
 
@@ -294,7 +295,7 @@ def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
         nulls = table[table["kind"].isin(NULLS)].replace({"kind": NULLS})
         plots.distribution(ax, nulls, statistic, "kind", bins=30)
-        for kind, line in ((REFERENCE, plots.LINES[0]), ("twins", plots.LINES[3])):
+        for kind, line in ((REFERENCE, plots.LINES[0]), (TWINS, plots.LINES[3])):
             for value in table.loc[table["kind"] == kind, statistic]:
                 ax.axvline(value, color=plots.COLOURS[7], linestyle=line, marker="", label=kind)
         ax.set(xlabel=label, ylabel="density of vocabularies", title=name)

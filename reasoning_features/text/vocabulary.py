@@ -188,21 +188,20 @@ def random_vocabularies(
 def slot_vocabularies(
     words: Sequence[str], twins: Mapping[str, str], n: int, seed: int
 ) -> list[tuple[str, ...]]:
-    """``n`` different mixtures of R and its twins: each word is itself or its twin, drawn evenly, R itself
-    never. Were R and its twins interchangeable, R would be one more such draw: its rank among them is an
-    exact test. UserError: a word has no twin, or fewer mixtures exist than are asked for.
+    """``n`` different mixtures of R and its twins, or all 2^words − 1 where there are no more.
+
+    Each word is itself or its twin, drawn evenly, R itself never. Were R and its twins interchangeable, R
+    would be one more such draw: its rank among them is an exact test. UserError: a word has no twin.
     """
-    if alone := [word for word in words if word not in twins]:
+    alone = [word for word in words if word not in twins]
+    if alone:
         raise UserError(f"The word {alone[0]!r} has no neutral twin: leave it out of the slot-matched null.")
     possible = 2 ** len(words) - 1
-    if n > possible:
-        raise UserError(
-            f"{len(words)} words and their twins give {possible} mixtures, {n} were asked for: "
-            "lower `slot_vocabularies`."
-        )
-    codes = np.random.default_rng(seed).choice(possible, size=n, replace=False) + 1  # code 0 is R itself
-    chosen = codes[:, None] >> np.arange(len(words)) & 1
-    return [tuple(twins[w] if swap else w for w, swap in zip(words, row, strict=True)) for row in chosen]
+    drawn = np.random.default_rng(seed).choice(possible, size=min(n, possible), replace=False)
+    return [
+        tuple(twins[word] if int(code) >> place & 1 else word for place, word in enumerate(words))
+        for code in drawn + 1  # code 0 is R itself
+    ]
 
 
 def draw_word_sets(

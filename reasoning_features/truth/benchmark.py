@@ -31,6 +31,7 @@ from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import architecture_label, load_autoencoder
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 from reasoning_features.models.subject import Subject, load_subject, short_name
+from reasoning_features.organism.problems import Split
 from reasoning_features.settings import READ, Settings
 from reasoning_features.statistics import null_rank
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus, with_words_that_occur
@@ -175,17 +176,17 @@ def with_output_scores(variant: Variant, table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{name: values.astype(np.float32) for name, values in added.items()})
 
 
-def held_out_decisions(variant: Variant) -> tuple[dict[str, Decisions], Corpus]:
-    """Decisions of the evaluation split in careful words, and the same traces in hasty words.
+def worded_decisions(variant: Variant, split: Split, n: int) -> tuple[dict[str, Decisions], Corpus]:
+    """``n`` decisions of each kind in traces in careful words, and the same traces in hasty words.
 
-    ``settings.decisions`` of each kind, balanced by the traces' style. Raises UserError: there are too few.
+    They are balanced by the traces' own style. Raises UserError: there are too few.
     """
     settings, tokenizer = variant.settings, variant.model.tokenizer
-    documents = DOCUMENTS_A_DECISION * settings.decisions
-    traces = reasoning_corpus(settings, tokenizer, "evaluation", settings.subject, documents=documents)
+    documents = DOCUMENTS_A_DECISION * n
+    traces = reasoning_corpus(settings, tokenizer, split, settings.subject, documents=documents)
     careful, hasty = wordings(traces, tokenizer)
     found = find_decisions(careful, tokenizer, settings.corpus)
-    return {kind: balanced(own, settings.decisions, settings.seed) for kind, own in found.items()}, hasty
+    return {kind: balanced(own, n, settings.seed) for kind, own in found.items()}, hasty
 
 
 def measured(variant: Variant, table: pd.DataFrame) -> Benchmark:
@@ -194,7 +195,7 @@ def measured(variant: Variant, table: pd.DataFrame) -> Benchmark:
     Of other vocabularies' scores the table keeps the first ``settings.search_vocabularies`` of each kind.
     """
     settings, live = variant.settings, np.flatnonzero(table["density"] > 0)
-    decisions, hasty = held_out_decisions(variant)
+    decisions, hasty = worded_decisions(variant, "evaluation", settings.decisions)
     truths = {
         kind: measure_effects(
             variant.model,
@@ -285,6 +286,11 @@ class Scorer:
     function: Score
     signed: bool = False  # whether its sign says which side is promoted: features are then ranked by size
 
+    def ranking(self, table: pd.DataFrame) -> Array:
+        """What features are ranked by ``[d_sae]``, the largest first."""
+        values = np.asarray(self.function(table), dtype=float)
+        return np.abs(values) if self.signed else values
+
 
 def column(name: str) -> Score:
     """The score that a column of the feature table holds; UserError, when called, where it has none."""
@@ -304,6 +310,15 @@ def mean_difference(kind: str) -> Score:
     """
     positive, negative = column(f"at {kind}:positive"), column(f"at {kind}:negative")
     return lambda table: (np.asarray(positive(table)) - negative(table)) * table["decoder norm"]
+
+
+def top_sets(table: pd.DataFrame, scorers: Sequence[Scorer], counts: Sequence[int]) -> dict[str, Ids]:
+    """The first so many live features by each score, best first: "<scorer>, top <k>" → ids ``[k]``."""
+    live, found = np.flatnonzero(table["density"] > 0), {}
+    for scorer in scorers:
+        order = live[np.argsort(-scorer.ranking(table)[live], kind="stable")]
+        found |= {f"{scorer.name}, top {k}": order[:k] for k in counts}
+    return found
 
 
 def builtin(kind: str) -> list[Scorer]:

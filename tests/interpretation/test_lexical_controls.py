@@ -66,10 +66,9 @@ def test_one_feature_of_the_word_and_one_of_the_context(monkeypatch):
     assert table["document class"].tolist() == table["class"].tolist()
     assert np.isinf(table.loc[0, "d"]) and table.loc[0, "control d"] == 0
     groups = {"selected": np.array([1, 0]), "others": np.array([2])}
-    shares = lexical_controls.class_shares(controls, groups, causal=np.array([0]))
+    shares = lexical_controls.class_shares(controls, groups)
     selected = shares[shares["group"] == "selected"].set_index("class")
     assert selected["share"].to_dict() == {"token-driven": 0.5, "partly": 0.0, "context-driven": 0.5}
-    assert selected.loc["token-driven", "causal"] == 0.5 and selected.loc["context-driven", "causal"] == 0
     # two features drawn from two: 0, 1 or 2 of them token-driven
     assert (selected.loc["token-driven", "low"], selected.loc["token-driven", "high"]) == (0, 1)
     assert (shares["documents"] == 20).all()

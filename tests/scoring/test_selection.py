@@ -71,10 +71,12 @@ def test_null_table_and_ranks():
 
 def test_resampled_comparison_begins_with_the_data():
     data = statistics()
-    vocabularies = {name: words for name, words in VOCABULARIES.items() if name != "twins"}
-    drawn = selection.resampled_comparison(data, vocabularies, WINDOW, 0.7, k=3, resamples=50, seed=1)
-    whole = selection.score_all(data.total(), vocabularies, WINDOW, 0.7)
-    assert drawn.loc[0, "score_mass"] == pytest.approx(selection.top_mean(whole["R"], 3))
+    drawn = selection.resampled_comparison(data, VOCABULARIES, WINDOW, 0.7, k=3, resamples=50, seed=1)
+    whole = selection.score_all(data.total(), VOCABULARIES, WINDOW, 0.7)
+    mass = {name: selection.top_mean(scores, 3) for name, scores in whole.items()}
+    assert drawn.loc[0, "score_mass"] == pytest.approx(mass["R"])
+    assert drawn.loc[0, "above_twins"] == pytest.approx(mass["R"] - mass["twins"])
+    assert drawn.loc[0, "null_mean"] == pytest.approx((mass["slot 0"] + mass["slot 1"]) / 2)
     assert len(drawn) == 51
     found = selection.intervals(drawn, ["score_mass", "overlap"], blocks=12)
     assert found["statistic"].tolist() == ["score_mass", "overlap"] and (found["n"] == 12).all()
