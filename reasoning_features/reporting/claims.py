@@ -11,14 +11,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 import yaml
 from IPython.display import Markdown
+from matplotlib.figure import Figure
 from pydantic import BaseModel, model_validator
 
 from reasoning_features.errors import UserError
 from reasoning_features.files import read_json, write_between, write_json, write_text
 from reasoning_features.paths import RunPaths, root
+from reasoning_features.reporting import plots
 from reasoning_features.reporting.tables import to_markdown
 from reasoning_features.runs.provenance import Run
 from reasoning_features.settings import load_settings, read_overrides
@@ -29,12 +32,15 @@ REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 HOLDS, HOLDS_NOT = "holds here", "does not hold here"
 UNDECIDED, UNTESTABLE, BESIDE = "undecided", "not testable here", "shown beside, another model"
 MAIN_PAPER = "2503.18878"
+SIDES = {"holds": (RECOVERS, REPRODUCED, HOLDS), "does not hold": (DOES_NOT, NOT_REPRODUCED, HOLDS_NOT)}
+FARTHEST = 8  # half widths of an interval: claims farther from their line are drawn there
 BEGIN, END = "<!-- claims: written by make -->", "<!-- claims: end -->"
 ABOUT = """# Claims
 
 Rules were fixed before anything ran: [claims.yaml](../../reasoning_features/reporting/claims.yaml) has them,
 and what would falsify each claim. On the organism a verdict says whether the method recovers the planted
-effect. A difference of accuracy counts as none where its 90% interval lies within ± 5 points of 0.
+effect. A difference of accuracy counts as none where its 90% interval lies within ± 1.5 points of 0.
+What n counts, and what the interval is over, stands beside it.
 
 """
 
@@ -152,7 +158,7 @@ def frame(files: Iterable[Path]) -> pd.DataFrame:
         row = recorded[claim.id]
         where = claim.place if claim.paper == MAIN_PAPER else f"{claim.paper}, {claim.place}"
         ends = row["interval"] and "{:.3g} to {:.3g}".format(*row["interval"])
-        n = None if row["n"] is None else str(row["n"])
+        n = None if row["n"] is None else f"{row['n']} {claim.rule.n}"
         told = [claim.statement, claim.number, where, row["ours"], ends, n, row["control"], row["verdict"]]
         rows.append([*told, claim.notebook[:2]])
     return pd.DataFrame(rows, columns=columns)
@@ -160,12 +166,46 @@ def frame(files: Iterable[Path]) -> pd.DataFrame:
 
 def write_tables(figures: Path, readme: Path | None = None) -> None:
     """Write ``claims.md`` from a run's recorded claims, and the headline ones between the README's marks."""
-    table = frame(sorted(figures.glob("claims_*.json")))
+    files = sorted(figures.glob("claims_*.json"))
+    table = frame(files)
     write_text(figures / "claims.md", ABOUT + to_markdown(table))
+    draw_summary(files).savefig(figures / "claims.png", metadata={"Software": None})
     if readme:
         shown = table[table["claim"].isin([claim.statement for claim in all_claims() if claim.headline])]
         columns = ["claim", "paper", "ours", "95% interval", "verdict", "notebook"]
         write_between(readme, BEGIN, END, to_markdown(shown[columns]))
+
+
+def draw_summary(files: Iterable[Path]) -> Figure:
+    """All claims with an interval and a line, by paper: how far ours lies on the claim's side of its line.
+
+    The unit is half of the 95% interval: every bar reaches 1 to either side, as far as it is symmetric.
+    """
+    recorded = {name: row for file in files for name, row in read_json(file).items()}
+    rows = []
+    for claim in sorted(all_claims(), key=lambda claim: claim.paper):
+        row, rule = recorded.get(claim.id, {}), claim.rule
+        if row.get("interval") and rule.line is not None and row["verdict"] != UNTESTABLE:
+            line = row["control"] if rule.line == "control" else rule.line
+            at = np.array([row["ours"], *row["interval"]]) - line
+            at = np.sort(-at if rule.comparison == "at most" else at)
+            low, ours, high = np.clip(2 * at / max(at[2] - at[0], 1e-12), -FARTHEST, FARTHEST)
+            side = next((side for side, own in SIDES.items() if row["verdict"] in own), UNDECIDED)
+            name = f"{claim.paper.split('v')[0]} · {claim.id.replace('_', ' ')}"
+            rows.append({"claim": name, "side": side, "ours": ours, "low": low, "high": high})
+    table = pd.DataFrame(rows, columns=["claim", "side", "ours", "low", "high"])
+    fig, ax = plots.new_figure(height=0.8 + 0.17 * len(table))
+    for i, side in enumerate((*SIDES, UNDECIDED)):
+        own = table[table["side"] == side]
+        ends = np.abs(own[["low", "high"]].to_numpy().T - own["ours"].to_numpy())
+        ax.errorbar(own["ours"], own.index, xerr=ends, label=side, **plots.look(i) | {"linestyle": ""})
+    ax.axvline(0, color="0.4", linestyle="--", marker="")
+    plots.name_rows(ax, table["claim"])
+    ax.set_xlabel(
+        "against the claim  ←  distance from the rule's line, in half widths of the interval  →  for it"
+    )
+    plots.legend_below(fig)
+    return fig
 
 
 def _judged(claim: Claim, found: Measured | Interval | float | None, planted: bool) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def test_a_notebooks_claims_are_written_together_and_what_is_left_out_was_untest
     assert written["second_seed"]["ours"] is None
     lines = shown.data.splitlines()
     assert "86 of 65,536" in lines[2] and "| 16 | – | – | – | shown beside" in lines[2]
-    assert "68.5%" in lines[3] and "| 0.9711 | 0.96 to 0.98 | 2048 |" in lines[3]
+    assert "68.5%" in lines[3] and "| 0.9711 | 0.96 to 0.98 | 2048 documents |" in lines[3]
     assert "not testable here" in lines[4] and len(lines) == 5
     with pytest.raises(ValueError, match="hyperparameters: no claim of 02_sae"):
         claims.record(run, {"hyperparameters": 0.5})
@@ -136,6 +136,11 @@ def test_recorded_claims_make_the_tables(run, repository):
     readme.write_text(f"before\n{claims.BEGIN}\nold\n{claims.END}\nafter\n")
     claims.write_tables(figures, readme)
     assert re.search(r"86 of 65,536.*\| 16 \|", (figures / "claims.md").read_text())
+    # 0.97 lies 28 half intervals above the line of 0.685, and is drawn at the end
+    (ax,) = claims.draw_summary(sorted(figures.glob("claims_*.json"))).axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["2503.18878 · variance explained"]
+    assert ax.containers[0].lines[0].get_xdata().tolist() == [claims.FARTHEST]
+    assert (figures / "claims.png").is_file()
     lines = readme.read_text().splitlines()
     assert lines[:2] == ["before", claims.BEGIN] and lines[-2:] == [claims.END, "after"]
     assert "68.5%" in lines[4] and len(lines) == 7  # l0 is no headline
