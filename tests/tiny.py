@@ -138,22 +138,25 @@ def reversed_batches(activations: np.ndarray, *splits: int) -> Iterator[Any]:
 
 
 def make_benchmark(
-    effect: np.ndarray, threshold: float, noise: float = 0.0, dead: int = 0, traces: int = 40
+    effect: np.ndarray, spread: float, noise: float = 0.0, dead: int = 0, traces: int = 40
 ) -> Benchmark:
-    """Effects as they are ``[f]``, the same in every trace but for noise; ``dead`` features come first."""
+    """Effects ``[f]`` of moves of size 1, the same in every trace but for noise; ``dead`` features are first.
+
+    Random directions of that size have effects of standard deviation ``spread``.
+    """
     rng = np.random.default_rng(0)
     counts = rng.integers(1, 4, traces).astype(float)
-    sums = -(effect + noise * rng.standard_normal((traces, len(effect)))) * counts[:, None]
+    sums = (effect + noise * rng.standard_normal((traces, len(effect)))) * counts[:, None]
     truth = Effects(
         features=np.arange(dead, dead + len(effect)),
-        change=sums.sum(0) / counts.sum(),
+        effect=sums.sum(0) / counts.sum(),
         size=np.ones(len(effect)),
-        threshold=np.full(len(effect), threshold),
+        random=np.array([[spread, -spread], [1.0, 1.0]]),
         sums=sums,
         counts=counts,
     )
     evidence = pd.DataFrame({"feature": np.arange(dead + len(effect))})
-    return Benchmark("coupled-0", 1.0, 0, "relu", 0, evidence, {"persistence": truth})
+    return Benchmark("coupled-0", 1.0, 0, "relu", 0, evidence, {"persistence": truth}, pd.DataFrame())
 
 
 def few_settings(profile: str, **overrides: Any) -> Settings:

@@ -36,7 +36,7 @@ from reasoning_features.truth import benchmark as scorers
 Array = NDArray[np.float64]
 Value = TypeVar("Value")
 ENDS = ["estimate", "low", "high"]
-PRECISION = "average precision"
+SHARE = f"share of effect, top {scorers.TOP[0]}"
 TRAINED_NAMES, FROZEN_NAMES = ([NAMES[architecture] for architecture in kind] for kind in (TRAINED, FROZEN))
 GREYS = ("0", "0.4", "0.6")  # of frozen dictionaries
 OTHERS = ("x", "+", "1", "2", "3", "4", "|", "_")  # marks of what is no architecture
@@ -72,7 +72,7 @@ def load_dictionaries(
 
 
 def benchmarks_by_name(folder: str, model: str) -> dict[str, scorers.Benchmark]:
-    """Ablation effects of the features of a model's dictionaries."""
+    """Effects of the features of a model's dictionaries."""
     found = sorted(scorers.load_benchmarks(f"{folder}/truth"), key=lambda benchmark: benchmark.architecture)
     return _trained_first({name_of(b.architecture): b for b in found if b.model == model})
 
@@ -162,34 +162,32 @@ def outcome(rows: pd.DataFrame, measure: str) -> Measured:
 # --- scorers, steering and stages under each dictionary, and figures ---------------------------------------
 
 
-def over_chance(scored: pd.DataFrame) -> pd.DataFrame:
-    """Average precision less the share of features that pass, which a random ranking gets: rows of ``model``,
-    ``dictionary``, ``scorer``, ``estimate`` with ``low`` and ``high`` (95%, traces resampled, the features
-    that pass held), ``chance``, ``positives``, ``live``, ``traces``.
+def scorer_shares(scored: pd.DataFrame) -> pd.DataFrame:
+    """Share of all effect that each scorer's ten best features have: rows of ``model``, ``dictionary``,
+    ``scorer``, ``estimate`` with ``low`` and ``high`` (95%, traces resampled), ``chance`` (of a random
+    ranking), ``causal``, ``live``, ``traces``.
     """
-    rows = scored[scored["metric"] == PRECISION].reset_index(drop=True)
+    rows = scored[scored["metric"] == SHARE].reset_index(drop=True)
     rows["dictionary"] = [name_of(label) for label in rows["architecture"]]
-    rows[ENDS] = rows[ENDS].sub(rows["chance"], axis=0)
-    return rows[["model", "dictionary", "scorer", *ENDS, "chance", "positives", "live", "traces"]]
+    return rows[["model", "dictionary", "scorer", *ENDS, "chance", "causal", "live", "traces"]]
 
 
 def scorer_panels(table: pd.DataFrame, model: str) -> pd.DataFrame:
-    """One model's rows of :func:`over_chance` as :func:`draw_metrics` draws them."""
+    """One model's rows of :func:`scorer_shares` as :func:`draw_metrics` draws them."""
     rows = table[(table["model"] == model) & table["scorer"].isin(SHOWN)]
     rows = rows.sort_values("scorer", key=lambda names: names.map(SHOWN.index), kind="stable")
     return rows.rename(columns={"scorer": "metric"})[["metric", "dictionary", *ENDS]]
 
 
-def precision_over_chance(benchmark: scorers.Benchmark) -> Array:
-    """ReasonScore's average precision less chance against effects on persistence, of all traces and of each
-    resample: the same for all dictionaries of a model.
+def share_of_effect(benchmark: scorers.Benchmark) -> Array:
+    """Share of effect on persistence that ReasonScore's ten best features have, of all traces and of each
+    resample of them: the same for all dictionaries of a model.
     """
     truth = benchmark.truths["persistence"]
     score = scorers.live_scores(scorers.column("score:reason score"), benchmark, truth)
     resampled = truth.resampled(scorers.RESAMPLES, scorers.SEED)
     effects = np.concatenate([truth.effect[None], resampled])
-    precision = scorers.metrics(score, effects, truth.threshold, signed=False)[PRECISION]
-    return precision - (np.abs(effects) > truth.threshold).mean(axis=1)
+    return scorers.metrics(score, effects, truth.threshold, signed=False)[SHARE]
 
 
 def winners(studies: Mapping[str, Study], seed: int = 0) -> pd.DataFrame:

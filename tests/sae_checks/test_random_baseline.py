@@ -24,7 +24,7 @@ SCORER = Scorer("ReasonScore", column("score:reason score"))
 
 def benchmark(architecture: str, score: np.ndarray) -> Benchmark:
     """Five features that have an effect and 20 that have none, ranked by a score."""
-    made_of = make_benchmark(EFFECT, 0.3, noise=0.05)
+    made_of = make_benchmark(EFFECT, spread=0.05, noise=0.05)
     evidence = made_of.evidence.assign(**{"score:reason score": score})
     return replace(made_of, architecture=architecture, evidence=evidence)
 
@@ -53,14 +53,15 @@ def test_a_row_by_hand():
     assert (claim.value.low, claim.narrow.low, claim.value.n) == pytest.approx((0.105, 0.11, 30))
 
 
-def test_precision_over_chance_is_the_benchmarks_less_the_base_rate():
-    table = random_baseline.over_chance(evaluate_all([SCORER], [GOOD, BAD]))
+def test_the_share_of_effect_is_the_benchmarks():
+    table = random_baseline.scorer_shares(evaluate_all([SCORER], [GOOD, BAD]))
     own = table[table["scorer"] == "ReasonScore"].set_index("dictionary")
-    assert own.loc["BatchTopK", "estimate"] == pytest.approx(1 - 5 / 25)
+    sizes = np.abs(GOOD.truths["persistence"].effect)
+    assert own.loc["BatchTopK", "estimate"] == pytest.approx(sizes[:10].sum() / sizes.sum())
     assert own.loc["soft-frozen decoder", "estimate"] < 0.1
-    assert own.loc["BatchTopK", "positives"] == 5 and own.loc["BatchTopK", "live"] == 25
-    found = random_baseline.precision_over_chance(GOOD)
-    assert found[0] == pytest.approx(own.loc["BatchTopK", "estimate"]) and np.isfinite(found).all()
+    assert own.loc["BatchTopK", ["chance", "causal", "live"]].tolist() == [10 / 25, 5, 25]
+    found, null = (random_baseline.share_of_effect(each) for each in (GOOD, BAD))
+    assert found[0] == own.loc["BatchTopK", "estimate"] and (found > null).all()
     panels = random_baseline.scorer_panels(table, "coupled-0")
     assert list(panels["metric"].unique()) == ["ReasonScore", "the effect itself"]
 
