@@ -53,7 +53,7 @@ WORDS_OF: dict[Mode, tuple[str, ...]] = {  # *therefore*, and words of one's own
 WORD, HALF = "word:", 0.5
 # columns are named ``mean:<step>`` (on its tokens) and ``before:<step>`` (on the last token before it)
 PLACES = ("mean", "before")
-EFFECT = "effect:"  # begins names of columns of ablation effects, one a kind of decision
+EFFECT = "effect:"  # begins names of columns of patching effects, one a kind of decision
 LOGITS = 10
 AROUND = 20  # tokens that an example shows before and after its peak
 
@@ -330,7 +330,7 @@ class FeatureInterface:
     negative: list[tuple[str, float]]  # tokens it lowers
     examples: list[Example]  # strongest first
     mode: str | None = None
-    effects: dict[str, float] = field(default_factory=dict)  # of ablation on a decision's log-odds, nats
+    effects: dict[str, float] = field(default_factory=dict)  # on a decision's log-odds, nats
     description: str | None = None  # a judge's
 
 

@@ -84,7 +84,7 @@ def candidates(
     ReasonScore's features are its first; those of the slot-matched and of the random vocabularies (at most
     ``search_vocabularies`` of the feature table, ``evidence``) are taken in turn. A random feature is matched
     to one of ReasonScore's, and a random direction has its size. Causal features have the largest ``effects``
-    ``[d_sae]`` on persistence when ablated (None: no such class). UserError: too few live features.
+    ``[d_sae]`` on persistence (None: no such class). UserError: too few live features.
     """
     n, seed = settings.candidates, settings.seed
     live = np.flatnonzero(evidence["density"].to_numpy() > 0)
@@ -205,7 +205,9 @@ def tested(variant: Variant, stored: Sequence[Benchmark]) -> Benchmark:
     """The stored benchmark of a model and its autoencoder; else evidence gathered anew, without effects."""
     who = identity(variant.settings, variant.sae)
     known = [benchmark for benchmark in stored if benchmark.identity == who]
-    return known[0] if known else Benchmark(**who, evidence=gather_table(variant), truths={})
+    if known:
+        return known[0]
+    return Benchmark(**who, evidence=gather_table(variant), truths={}, nulls=pd.DataFrame())
 
 
 def prepare(variant: Variant, benchmark: Benchmark) -> Tried:
