@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,7 +12,6 @@ from tiny import few_settings, file_times
 from reasoning_features import paths
 from reasoning_features.making import organism as make_organism
 from reasoning_features.organism.problems import FAMILIES, families
-from reasoning_features.settings import load_settings
 from reasoning_features.steering.steering_study import load_studies
 from reasoning_features.truth.benchmark import load_benchmarks
 
@@ -46,7 +44,11 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     (benchmark,) = load_benchmarks(folder / "truth")
     assert (benchmark.model, benchmark.kappa, benchmark.autoencoder_seed) == ("coupled-0", 1.0, 0)
     assert len(benchmark.truths["persistence"].features)
-    assert benchmark.whole and set(benchmark.over_trace) == set(benchmark.truths)
+    # every vocabulary is ranked; the table keeps those that the search takes
+    assert set(benchmark.nulls["vocabularies"]) == {4} and set(benchmark.nulls["decision"]) == {
+        *benchmark.truths
+    }
+    assert "score:slot 0" in benchmark.evidence and "score:slot 1" not in benchmark.evidence
     study = load_studies(folder / "steering")["coupled-0-topk-0"]
     assert {"unsteered", "ReasonScore", "mean difference"} <= set(study.evaluation["group"])
     diffing = {path.name: {p.name for p in path.iterdir()} for path in (folder / "diffing").iterdir()}
@@ -64,15 +66,6 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     before = {name: at for name, at in file_times(folder).items() if name in sums}
     make_organism.stages(folder, workers=1)
     assert {name: at for name, at in file_times(folder).items() if name in sums} == before
-
-
-def test_both_variants_are_ablated_over_the_whole_trace():
-    names = [make_organism.benchmark_name(*pair) for pair in make_organism.BENCHMARKED]
-    assert set(make_organism.WHOLE_TRACE) < set(names)
-    # the autoencoders that the notebooks read by default
-    settings = load_settings("organism")
-    read = {Path(path).name for path in (settings.autoencoder, settings.contrast_autoencoder) if path}
-    assert read == set(make_organism.WHOLE_TRACE)
 
 
 # --- what is shipped ----------------------------------------------------------------------------------------

@@ -1,20 +1,22 @@
-"""Decisions are where openers follow; what tells their side is chosen on one half, reported on the other."""
+"""Decisions are where openers follow; traces in two wordings; sides and sets of labels by hand."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
-from tiny import WIDTH, Pieces, corpus_of, make_corpus, make_decisions, signed_identity
+from tiny import Pieces, corpus_of, make_corpus, make_decisions
 
 from reasoning_features.errors import UserError
-from reasoning_features.organism import language
+from reasoning_features.organism.language import MARKERS_CAREFUL, MARKERS_HASTY, MATCHED_CONTROLS
 from reasoning_features.organism.parser import DECISIONS
 from reasoning_features.settings import load_settings
 from reasoning_features.text.corpora import reasoning_corpus
 from reasoning_features.truth import decisions as choices
 from reasoning_features.truth.decisions import Decisions
+
+OPENING = re.compile(r"^([A-Z][a-z ]*), ([a-z]+) ", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +44,33 @@ def test_an_opener_of_either_side_follows_every_decision(corpus, organism_tokeni
             assert decisions.styles[i] == corpus.styles[decisions.documents[i]]
 
 
-def test_wordings_come_in_pairs_of_one_length(corpus, organism_tokenizer):
-    pairs = choices.swapped(corpus, organism_tokenizer, "organism")
-    places = choices.find_decisions(corpus, organism_tokenizer, "organism")["persistence"].positions.tolist()
-    for one, other in pairs.values():
-        assert (one.starts == corpus.starts).all() and (other.starts == corpus.starts).all()
-        assert (one.tokens != other.tokens).sum() > corpus.n_documents
-        of_other = choices.find_decisions(other, organism_tokenizer, "organism")["persistence"]
-        assert of_other.positions.tolist() == places
-    texts = pairs["careful and hasty markers"][1].texts(organism_tokenizer)
-    assert choices.swapped(corpus, organism_tokenizer, "openthoughts") == {}
-    lines = [line for text in texts for line in text.split("\n")[1:-2]]
-    assert {line.split(", ")[1].split(" ")[0] for line in lines} <= set(language.MARKERS_HASTY)
+def test_wordings_keep_tokens_in_place_and_swap_prefixes_and_markers(corpus, organism_tokenizer):
+    both = choices.wordings(corpus, organism_tokenizer)
+    places = choices.find_decisions(corpus, organism_tokenizer, "organism")
+    written = [corpus.texts(organism_tokenizer)]
+    for wording in both:
+        assert (wording.starts == corpus.starts).all()
+        found = choices.find_decisions(wording, organism_tokenizer, "organism")
+        for kind, own in places.items():
+            assert found[kind].positions.tolist() == own.positions.tolist()
+        written.append(wording.texts(organism_tokenizer))
+    careful, hasty = (
+        (set(words), set(markers))
+        for words, markers in (
+            (MATCHED_CONTROLS, MARKERS_CAREFUL),
+            (MATCHED_CONTROLS.values(), MARKERS_HASTY),
+        )
+    )
+    found = []
+    for texts in written:
+        openings = [opening for text in texts for opening in OPENING.findall(text)]
+        prefixes, markers = map(set, zip(*openings, strict=True))
+        found.append(({prefix.lower() for prefix in prefixes}, markers))
+    for i in range(2):  # prefixes, markers
+        as_it_is, in_careful, in_hasty = (each[i] for each in found)
+        assert as_it_is & careful[i] and as_it_is & hasty[i]
+        assert in_careful & careful[i] and not in_careful & hasty[i]
+        assert in_hasty & hasty[i] and not in_hasty & careful[i]
 
 
 def stub(styles: list[str]) -> Decisions:
@@ -99,75 +116,3 @@ def test_sets_of_labels_by_hand(monkeypatch):
         "at persistence:positive": [1],
         "at persistence:negative": [4],
     }
-
-
-# --- what features tell ------------------------------------------------------------------------------------
-
-
-def test_auc_is_scikit_learns():
-    rng = np.random.default_rng(0)
-    activations = rng.integers(0, 4, size=(60, 5)).astype(np.float32)  # with many ties
-    classes = rng.integers(0, 3, size=60)
-    found = choices.auc_by_class(activations, classes, 4)
-    assert found.shape == (5, 4)
-    for feature in range(5):
-        for label in range(3):
-            expected = roc_auc_score(classes == label, activations[:, feature])
-            assert found[feature, label] == pytest.approx(expected)
-    assert np.isnan(found[:, 3]).all()
-
-
-def test_class_and_side_are_chosen_on_the_first_half():
-    classes = np.tile([0, 1, 2], 40)
-    half = np.arange(120) < 60
-    activations = np.zeros((120, 3), dtype=np.float32)
-    activations[:, 0] = classes == 1  # high at class 1
-    activations[:, 1] = classes != 2  # low at class 2
-    activations[:, 2] = np.where(half, classes == 0, classes != 0)  # the other half says the opposite
-    best, high, auc = choices.best_class(activations, classes, half, 3)
-    assert best.tolist() == [1, 2, 0]
-    assert high.tolist() == [True, False, True]
-    assert auc.tolist() == pytest.approx([1, 1, 0])
-    # class 2 only in the first half: it cannot be reported, so it is not chosen
-    missing = np.where(half, classes, classes % 2)
-    assert 2 not in choices.best_class(activations, missing, half, 3)[0]
-
-
-def test_targets_by_hand(tiny_subject):
-    text = "Try 3. Hm.\nNo."
-    ids = tiny_subject.tokenizer.encode(text, add_special_tokens=False)
-    pieces = [tiny_subject.tokenizer.decode([i]) for i in ids]
-    begins = np.cumsum([0, *map(len, pieces)])[:-1]
-    moves = np.searchsorted([text.index(" Hm"), text.index("No")], begins, side="right")  # one a sentence
-    corpus = replace(
-        corpus_of(["<s>"] + ["a"] * len(ids), thinking=range(1, len(ids) + 1)),
-        tokens=np.array([0, *ids], dtype=np.int32),
-        moves=np.array([0, *moves], dtype=np.int8),
-        move_names=("explore", "uncertain", "backtrack"),
-    )
-    found = choices.targets(corpus, tiny_subject.tokenizer, {})
-    assert found["current move"][1].tolist() == [-1, *moves]
-    following = found["next move"][1]
-    told = {"".join(pieces[:at]): int(following[at]) for at in np.flatnonzero(following >= 0)}
-    assert told == {"Try 3.": 1, "Try 3. Hm.\n": 2}
-
-
-def test_a_table_a_label(tiny_subject, tiny_corpus):
-    features, n, sae = np.array([0, 3, WIDTH]), tiny_corpus.n_documents, signed_identity(WIDTH)
-    documents = np.arange(n)
-    at = {"corpus": tiny_corpus, "positions": tiny_corpus.starts[:-1] + 2, "documents": documents}
-    own = replace(stub([""] * n), **at, towards=documents % 2 == 0)
-    table = choices.decodability(
-        tiny_subject, sae, tiny_corpus, {"persistence": own}, features, 256, 150, seed=0
-    )
-    counts = table.groupby("label")["tokens"].first().to_dict()
-    assert counts["current move"] == 150 and counts["persistence"] == n
-    # moves at random ends of sentences: no class is in both halves
-    assert table.loc[table["label"] == "next move", "auc"].isna().all()
-    # by hand: feature 3 is the positive part of coordinate 3
-    first = np.random.default_rng(0).permutation(n) < n // 2
-    texts = [torch.from_numpy(tiny_corpus.document(i).astype(np.int64))[None] for i in range(n)]
-    active = np.array([max(float(tiny_subject.residual(text)[0, 2, 3]), 0.0) for text in texts])
-    row = table[(table["label"] == "persistence") & (table["feature"] == 3)].iloc[0]
-    expected = roc_auc_score(own.towards[~first], active[~first])
-    assert row["auc"] == pytest.approx(expected) or row["auc"] == pytest.approx(1 - expected)

@@ -1,11 +1,25 @@
-"""Ablation names the direction a hand-built model reads; gradients, output scores and patching by hand."""
+"""Patching names the directions that a hand-built model reads; what is causal; gradients, output scores."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from math import erfc
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import LAYERS, VOCABULARY, WIDTH, make_corpus, make_decisions, signed_identity, small_corpus
+from sae_lens import StandardSAE
+from scipy.stats import false_discovery_control
+from tiny import (
+    LAYERS,
+    VOCABULARY,
+    WIDTH,
+    make_corpus,
+    make_decisions,
+    relu_sae,
+    signed_identity,
+    small_corpus,
+)
 
 from reasoning_features.errors import UserError
 from reasoning_features.interpretation.features import logit_effects
@@ -13,10 +27,19 @@ from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.truth import effects
 from reasoning_features.truth.decisions import Decisions, log_odds
-from reasoning_features.truth.effects import GROUPS, PLACES, Effects
+from reasoning_features.truth.effects import GROUPS, Effects
+
+GAIN = 3.0
+
+
+def worded(corpus: Corpus) -> Corpus:
+    """A corpus with every token but the special ones another."""
+    shifted = np.where(corpus.special, corpus.tokens, (corpus.tokens + 7) % VOCABULARY)
+    return replace(corpus, tokens=shifted.astype(np.int32))
+
 
 CORPUS = make_corpus()
-GAIN = 3.0
+OTHER = worded(CORPUS)
 
 
 def decisions_at(places: list[int], documents: list[int], corpus: Corpus = CORPUS) -> Decisions:
@@ -32,7 +55,7 @@ def document_tokens(corpus: Corpus, document: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def reader(tiny_llama):
-    """A model whose decision is GAIN times the stream's first coordinate at the hook point, and no more."""
+    """A model whose decision is GAIN times the sum of the stream's first two coordinates, and no more."""
     subject = load_subject(str(tiny_llama), 1)
     last = subject.model.model.layers[2]
     last.self_attn.o_proj.weight.zero_()
@@ -40,31 +63,64 @@ def reader(tiny_llama):
     subject.model.model.norm = torch.nn.Identity()
     unembedding = torch.nn.Linear(WIDTH, 300, bias=False).requires_grad_(False)
     unembedding.weight.zero_()
-    unembedding.weight[DECISIONS.positive, 0] = GAIN
+    unembedding.weight[DECISIONS.positive, :2] = GAIN
     subject.model.set_output_embeddings(unembedding)
     return subject
 
 
+def coordinates(gain: float = 1.0) -> StandardSAE:
+    """An autoencoder whose feature i is coordinate i, raised so that it is positive; it gives gain · x."""
+    same, raised = torch.eye(WIDTH), torch.full((WIDTH,), 50.0)
+    return relu_sae(same, gain * same, raised, -gain * raised)
+
+
 def measured(
-    subject: Subject, place: str, decisions: Decisions = DECISIONS, means: float = 0.0, sae: object = None
+    subject: Subject, sae: Any, decisions: Decisions = DECISIONS, features: range = range(WIDTH)
 ) -> Effects:
-    coder, every, to = sae or signed_identity(WIDTH), np.arange(WIDTH), np.full(WIDTH, means)
-    return effects.measure_effects(subject, coder, decisions, every, to, PLACES[place], n_random=200, seed=0)
+    return effects.measure_effects(
+        subject, sae, decisions, OTHER, np.array(features, dtype=np.int64), n_random=200, seed=0
+    )
 
 
-@pytest.mark.parametrize("place", list(PLACES))
-def test_the_direction_that_is_read_is_named_and_nothing_else(reader, place):
-    found = measured(reader, place)
-    assert found.true.tolist() == [True] + [False] * (WIDTH - 1)
-    # feature 0 is relu(x_0): ablating it to 0 takes GAIN · relu(x_0) from the log-odds
-    streams = [reader.residual(document_tokens(CORPUS, int(i)))[0] for i in DECISIONS.documents]
-    active = [max(float(x[p, 0]), 0.0) for x, p in zip(streams, DECISIONS.places, strict=True)]
-    assert found.change[0] == pytest.approx(-GAIN * np.mean(active), rel=1e-4)
-    assert found.effect[0] == -found.change[0]
-    assert np.abs(found.change[1:]).max() < 1e-5
+def away(subject: Subject, decisions: Decisions) -> np.ndarray:
+    """How far each decision's stream lies from that of the other wording ``[n, d]``."""
+    ours, theirs = (
+        [subject.residual(document_tokens(corpus, int(i)))[0] for i in decisions.documents]
+        for corpus in (CORPUS, OTHER)
+    )
+    pairs = zip(ours, theirs, decisions.places, strict=True)
+    return np.stack([(one[at] - other[at]).numpy() for one, other, at in pairs])
+
+
+def test_the_directions_that_are_read_are_named_and_nothing_else(reader):
+    found, expected = measured(reader, coordinates()), GAIN * away(reader, DECISIONS)
+    assert found.effect[:2] == pytest.approx(expected[:, :2].mean(axis=0), abs=1e-3)
+    assert np.abs(found.effect[2:]).max() < 1e-4
+    assert found.size * GAIN == pytest.approx(np.abs(expected).mean(axis=0), abs=1e-3)
     # by trace: the first document's two decisions are summed
     assert found.counts.tolist() == [2, 1, 1]
-    assert found.sums[:, 0] == pytest.approx(-GAIN * np.array([active[0] + active[1], *active[2:]]), rel=1e-4)
+    assert found.sums[:, 0] == pytest.approx(np.add.reduceat(expected[:, 0], [0, 2, 3]), abs=1e-3)
+    # random directions push as far as some feature; one decision's effects are in proportion to the size
+    assert np.isclose(found.random[1][:, None], found.size, rtol=1e-4).any(axis=1).all()
+    one = measured(reader, coordinates(), DECISIONS.select(np.array([0])))
+    assert one.spread == pytest.approx(GAIN * np.sqrt(2 / WIDTH), rel=0.3)
+    assert np.flatnonzero(one.causal).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.6])
+def test_sets_carry_what_their_features_do_and_the_parts_add_up(reader, gain):
+    sets = {"both": [0, 1], "first": [0], "second": [1], "unrelated": [2, 9], "none": []}
+    ids = {name: np.array(own, dtype=np.int64) for name, own in sets.items()}
+    table = effects.mechanism(reader, coordinates(gain), DECISIONS, OTHER, ids).set_index("part")
+    expected = GAIN * away(reader, DECISIONS).mean(axis=0)
+    effect, share = table["effect"], table["share"]
+    assert effect["whole stream"] == pytest.approx(expected[:2].sum(), abs=1e-3)
+    assert effect[["first", "second"]].tolist() == pytest.approx(gain * expected[:2], abs=1e-3)
+    assert share["both"] == pytest.approx(gain, abs=1e-3)
+    assert share["reconstruction"] == pytest.approx(gain, abs=1e-3)
+    assert share["reconstruction"] + share["error term"] == pytest.approx(1, abs=1e-3)
+    assert share[["unrelated", "none"]].tolist() == pytest.approx([0, 0], abs=1e-4)
+    assert (table["traces"] == 3).all() and share["whole stream"] == 1
 
 
 class Constant:
@@ -76,70 +132,85 @@ class Constant:
         return torch.cat([torch.full_like(stream[..., :1], 0.7), stream[..., 1:]], dim=-1)
 
 
-@pytest.mark.parametrize("place", list(PLACES))
-def test_a_feature_always_at_its_mean_has_no_effect(tiny_subject, place):
-    found = measured(tiny_subject, place, means=0.7, sae=Constant())
-    assert found.change[0] == found.size[0] == 0
-    assert not found.true[0]
-    assert np.abs(found.change[1:]).min() > 0
+def test_a_feature_that_is_the_same_in_both_wordings_has_no_effect(tiny_subject):
+    found = measured(tiny_subject, Constant())
+    assert found.effect[0] == found.size[0] == 0 and (found.sums[:, 0] == 0).all()
+    assert found.p_values[0] == 1 and not found.causal[0]
+    assert np.abs(found.effect[1:]).min() > 0
 
 
-@pytest.mark.parametrize("place", list(PLACES))
-def test_the_fast_path_is_the_plain_one(tiny_subject, place):
-    decisions = decisions_at([4, 3, 3], [0, 1, 5])
-    sae, mean = signed_identity(WIDTH), 0.4
-    found = measured(tiny_subject, place, decisions, means=mean, sae=sae)
+def test_the_fast_path_is_the_plain_one(tiny_subject):
+    decisions, sae = decisions_at([4, 3, 3], [0, 1, 5]), signed_identity(WIDTH)
+    found = measured(tiny_subject, sae, decisions, range(2 * WIDTH))
     for row, (document, at) in enumerate(zip(decisions.documents, decisions.places, strict=True)):
         tokens = document_tokens(CORPUS, int(document))
         as_it_is = log_odds(tiny_subject.logits(tokens)[0, at], decisions)
-        for feature in (0, 7, 31):
+        after = sae.encode(tiny_subject.residual(document_tokens(OTHER, int(document)))[0, at])
+        moved = []
+        for feature in range(2 * WIDTH):
 
             def edit(stream: torch.Tensor, feature: int = feature, at: int = int(at)) -> torch.Tensor:
                 edited = stream.clone()
-                # the first token of every document is special, and stays
-                where = slice(at, at + 1) if place == "decision" else slice(1, at + 1)
-                amount = mean - sae.encode(stream)[0, where, feature]
-                edited[0, where] += amount[:, None] * sae.W_dec[feature]
+                amount = after[feature] - sae.encode(stream[0, at])[feature]  # noqa: B023
+                edited[0, at] += amount * sae.W_dec[feature]
                 return edited
 
-            plain = log_odds(tiny_subject.logits_with(tokens, edit)[0, at], decisions) - as_it_is
-            assert abs(float(plain)) > 1e-3
-            assert found.sums[row, feature] == pytest.approx(float(plain), abs=1e-4)
+            moved.append(float(as_it_is - log_odds(tiny_subject.logits_with(tokens, edit)[0, at], decisions)))
+        assert np.abs(moved).max() > 1e-2
+        assert found.sums[row] == pytest.approx(moved, abs=1e-4)
 
 
-def test_random_directions_push_as_far_as_some_feature(tiny_subject):
-    found = measured(tiny_subject, "decision")
-    change, _, size = found.random
-    assert len(size) == 200
-    assert np.isclose(size[:, None], found.size[None], rtol=1e-4).any(axis=1).all()
-    pushed = size > 0
-    ratio = np.quantile(np.abs(change[pushed] / size[pushed]), 0.99)
-    assert found.threshold == pytest.approx(ratio * found.size)
+def constructed(effect: Sequence[float], size: Sequence[float], spread: float) -> Effects:
+    """Effects of features by hand; random directions of size 1 and 2."""
+    own, random = np.array(effect), np.array([[spread, -2 * spread], [1.0, 2.0]])
+    return Effects(np.arange(len(own)), own, np.array(size), random, own[None], np.ones(1))
 
 
-def test_intervals_resample_traces_and_the_slope_is_of_random_directions():
-    traces = np.array([[1.0, 0.0], [3.0, 0.0], [2.0, 0.0]], dtype=np.float32)
-    empty, sizes = np.zeros(2), np.array([1.0, 2.0, 4.0])
-    counts, random = np.array([1, 1, 2]), np.stack([np.ones(3), 3 * sizes, sizes])
-    found = Effects(np.arange(2), np.array([1.5, 0]), empty, empty, traces, counts, random)
+def test_an_effect_below_the_floor_is_never_causal_and_none_that_random_directions_have():
+    # beyond doubt, all but the last
+    sure = constructed([0.019, -0.019, 0.021, -0.021, 0.0], [1, 1, 1, 1, 0], spread=1e-5)
+    assert (sure.p_values[:4] < 1e-100).all() and sure.p_values[4] == 1
+    assert sure.causal.tolist() == [False, False, True, True, False]
+    # effects of a nat, but no larger than those of random directions of their size
+    assert not constructed([1.0, -1.0, 1.5], [10, 10, 20], spread=0.1).causal.any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_false_discoveries_are_bounded_as_scipy_bounds_them(seed):
+    rng = np.random.default_rng(seed)
+    size, spread = rng.uniform(0.5, 3, 300), 0.1
+    effect = spread * size * rng.normal(size=300)
+    effect[:20] += rng.choice([-1, 1], 20) * rng.uniform(0.2, 2, 20)
+    found = constructed(effect, size, spread)
+    assert found.spread == pytest.approx(spread)
+    by_hand = [erfc(abs(e) / (spread * s) / 2**0.5) for e, s in zip(effect, size, strict=True)]
+    assert found.p_values == pytest.approx(by_hand)
+    rejected = false_discovery_control(by_hand) <= 0.05
+    assert 5 < rejected.sum() < 30 and found.causal.sum() == rejected.sum()
+    assert (found.causal == rejected).all()
+
+
+def test_intervals_resample_traces():
+    traces = np.array([[1.0, 0.0], [3.0, 0.0], [2.0, 0.0]])
+    ones = np.ones(2)
+    found = Effects(
+        np.arange(2), np.array([1.5, 0]), ones, 0.1 * np.ones((2, 3)), traces, np.array([1, 1, 2])
+    )
     table = found.table()
     assert table["feature"].tolist() == [0, 1, -1, -1, -1] and table["rank"].tolist()[:2] == [1, 2]
-    assert table["effect"].tolist() == [1.5, 0, 1, 1, 1] and table["true"].tolist() == [True] + [False] * 4
+    assert table["effect"].tolist() == pytest.approx([1.5, 0, 0.1, 0.1, 0.1])
     # the means are 1 and 3 and 1 a trace: a resample lies between drawing one of them three times
     assert table.loc[0, "low"] == pytest.approx(1.0) and 2 < table.loc[0, "high"] <= 3.0
     assert table.loc[1, "low"] == table.loc[1, "high"] == 0
-    assert found.slope == pytest.approx(1.0)
-    assert replace(found, random=random[[0, 2, 2]] ** [[1], [2], [1]]).slope == pytest.approx(2.0)
-    assert np.isnan(replace(found, random=np.empty((3, 0))).slope)
 
 
-def test_features_that_pass_come_largest_first(tiny_subject):
-    change = np.array([0.5, 0.1, -0.9])
-    found = Effects(np.arange(3), change, np.ones(3), np.full(3, 0.2), change[None], np.ones(1))
-    assert found.passed.tolist() == [2, 0]
-    assert found.of(np.array([2, 7])).change.tolist() == [-0.9]
-    with pytest.raises(UserError, match="need a decision and a live feature"):
-        measured(tiny_subject, "decision", DECISIONS.select(np.array([], dtype=np.int64)))
+def test_nothing_to_measure_is_told(tiny_subject):
+    for nothing, given in (
+        ("a decision", {"decisions": DECISIONS.select(np.array([], dtype=np.int64))}),
+        ("a live feature", {"features": range(0)}),
+    ):
+        with pytest.raises(UserError, match=f"need {nothing}: take more documents"):
+            measured(tiny_subject, coordinates(), **given)
 
 
 # --- gradient attribution and the output score -------------------------------------------------------------
@@ -201,12 +272,10 @@ def test_prompts_come_from_documents_without_thinking():
 PATCHED = make_corpus(8)
 WHERE = [0, 1, 1, 3, 4, 6]
 TAKEN = replace(decisions_at([3, 2, 4, 4, 3, 4], WHERE, PATCHED), negative=np.array([20]))
-SHIFTED = np.where(PATCHED.special, PATCHED.tokens, (PATCHED.tokens + 7) % VOCABULARY).astype(np.int32)
-OTHER = replace(PATCHED, tokens=SHIFTED)
 
 
 def test_shares_that_must_be_all_or_nothing(tiny_subject):
-    table = effects.patch(tiny_subject, TAKEN, OTHER, batch_tokens=12)
+    table = effects.patch(tiny_subject, TAKEN, worded(PATCHED), batch_tokens=12)
     assert len(table) == LAYERS * len(GROUPS)
     share = table.pivot(index="layer", columns="group", values="share")
     assert share["all"].to_numpy() == pytest.approx(1.0, abs=1e-4)
@@ -218,6 +287,6 @@ def test_shares_that_must_be_all_or_nothing(tiny_subject):
     assert (table["low"] <= table["share"]).all() and (table["share"] <= table["high"]).all()
     assert set(table["traces"]) == {5} and set(table["decisions"]) == {6}
     # the batches' size changes nothing
-    assert effects.patch(tiny_subject, TAKEN, OTHER, 4096)["share"].to_numpy() == pytest.approx(
+    assert effects.patch(tiny_subject, TAKEN, worded(PATCHED), 4096)["share"].to_numpy() == pytest.approx(
         table["share"].to_numpy(), abs=1e-3
     )
