@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, hypergeom
 
 Array = NDArray[np.float64]
-MARGIN = 0.05  # the largest change of accuracy, 5 points, that may count as none
+MARGIN = 0.015  # the largest change of accuracy, 1.5 points, that may count as none
 EXACT_BELOW = 200  # problems under which two 0/1 outcomes are compared by the exact test
 AT_ONCE = 500  # permutations drawn at once
 RESAMPLES = 2000
@@ -187,14 +187,15 @@ def paired_p_value(a: ArrayLike, b: ArrayLike, seed: int = 0) -> float:
 
 
 def finding(interval: Interval, margin: float = MARGIN) -> Literal["effect", "no effect", "undecided"]:
-    """What the 90% interval of a difference allows to be said.
+    """What an interval of a difference allows to be said; give the 90% interval.
 
-    "effect" where it leaves out 0; "no effect" where it holds 0 and lies within ± ``margin``, so that two
-    one-sided tests at 5% rule out anything larger; "undecided" else.
+    "no effect" where it lies within ± ``margin``, so that two one-sided tests at 5% rule out anything larger,
+    though it may be sure that there is something smaller; "effect" where else it leaves out 0; "undecided"
+    else. A wide interval about 0 is no evidence that there is nothing.
     """
-    if interval.low > 0 or interval.high < 0:
-        return "effect"
-    return "no effect" if -margin < interval.low and interval.high < margin else "undecided"
+    if -margin < interval.low and interval.high < margin:
+        return "no effect"
+    return "effect" if interval.low > 0 or interval.high < 0 else "undecided"
 
 
 def _paired(a: ArrayLike, b: ArrayLike) -> Array:

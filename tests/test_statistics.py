@@ -120,15 +120,26 @@ def test_many_problems_are_compared_by_permutation():
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
-        (-0.03, 0.02, "no effect"),
-        (-0.03, 0.06, "undecided"),  # it might be six points
-        (0.01, 0.03, "effect"),  # small, and sure
+        (-0.01, 0.012, "no effect"),
+        (-0.01, 0.06, "undecided"),  # it might be six points
+        (0.002, 0.012, "no effect"),  # sure, and too small to matter
+        (0.01, 0.03, "effect"),
         (-0.4, -0.1, "effect"),
-        (-0.05, 0.02, "undecided"),  # the margin itself is not within it
+        (-0.015, 0.01, "undecided"),  # the margin itself is not within it
     ],
 )
 def test_nothing_is_said_to_be_nothing_without_evidence(low, high, expected):
     assert finding(Interval((low + high) / 2, low, high, 100)) == expected
+
+
+def test_equivalence_is_said_at_its_nominal_rate():
+    # paired differences whose mean lies at the margin: "no effect" is wrong, and may come in 5% of studies
+    rng, said = np.random.default_rng(0), 0
+    for seed in range(400):
+        differences = rng.choice([-1.0, 0.0, 1.0], size=4000, p=[0.0425, 0.9, 0.0575])
+        interval = paired_difference(differences, np.zeros(4000), seed=seed % 4, level=0.9)
+        said += finding(interval, margin=0.015) == "no effect"
+    assert 0.03 < said / 400 < 0.08
 
 
 def test_means_by_group_keep_the_groups_order():

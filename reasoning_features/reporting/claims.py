@@ -49,8 +49,8 @@ class Rule(BaseModel, extra="forbid", frozen=True):
     """What decides a claim: how the interval of ``quantity`` has to lie to ``line``.
 
     The line is a number, or ``control``, the number that the claim's control gives. With a ``margin``, a 90%
-    interval that holds the line and lies within the margin of it speaks against the claim too. ``real models
-    only``: the organism was built so and cannot tell; real models are shown beside.
+    interval within the margin of it speaks against the claim: so small an effect is none. ``real models only``:
+    the organism was built so and cannot tell; real models are shown beside.
     """
 
     quantity: str
@@ -128,7 +128,8 @@ def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
         holds, fails = high <= line, low > line
     if rule.margin is not None and narrow is not None:
         about = Interval(narrow.estimate - line, narrow.low - line, narrow.high - line, narrow.n)
-        fails = fails or finding(about, rule.margin) == "no effect"
+        if finding(about, rule.margin) == "no effect":
+            holds, fails = False, True
     if not holds and not fails:
         return UNDECIDED
     words = (RECOVERS, DOES_NOT) if planted else (REPRODUCED, NOT_REPRODUCED)

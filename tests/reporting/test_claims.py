@@ -59,7 +59,8 @@ def test_verdicts_follow_from_the_rule_and_the_interval(comparison, line, value,
 @pytest.mark.parametrize(
     ("wide", "narrow", "expected"),
     [
-        ((0.01, 0.03), (0.012, 0.028), claims.RECOVERS),
+        ((0.02, 0.08), (0.03, 0.07), claims.RECOVERS),
+        ((0.01, 0.03), (0.012, 0.028), claims.DOES_NOT),  # sure, and too small to matter
         ((-0.03, -0.01), (-0.028, -0.012), claims.DOES_NOT),
         ((-0.055, 0.02), (-0.049, 0.015), claims.DOES_NOT),  # at most five points, surely
         ((-0.03, 0.06), (-0.02, 0.055), claims.UNDECIDED),  # it may be more
