@@ -201,7 +201,7 @@ def draw_summary(files: Iterable[Path]) -> Figure:
         ends = np.abs(own[["low", "high"]].to_numpy().T - own["ours"].to_numpy())
         ax.errorbar(own["ours"], own.index, xerr=ends, label=side, **plots.look(i) | {"linestyle": ""})
     ax.axvline(0, color="0.4", linestyle="--", marker="")
-    plots.name_rows(ax, table["claim"])
+    plots.name_rows(ax, table["claim"].tolist())
     ax.set_xlabel(
         "against the claim  ←  distance from the rule's line, in half widths of the interval  →  for it"
     )

@@ -187,7 +187,7 @@ def share_of_effect(benchmark: scorers.Benchmark) -> Array:
     score = scorers.live_scores(scorers.column("score:reason score"), benchmark, truth)
     resampled = truth.resampled(scorers.RESAMPLES, scorers.SEED)
     effects = np.concatenate([truth.effect[None], resampled])
-    return scorers.metrics(score, effects, truth.threshold, signed=False)[SHARE]
+    return scorers.metrics(score, truth, effects)[SHARE]
 
 
 def winners(studies: Mapping[str, Study], seed: int = 0) -> pd.DataFrame:

@@ -53,7 +53,7 @@ Score = Callable[[pd.DataFrame], ArrayLike]
 DETERMINED_BY = (
     *READ, "subject", "contrast", "autoencoder", "contrast_autoencoder", "seed", "reasoning_documents",
     "general_documents", "words", "alpha", "window", "batch_tokens", "random_vocabularies",
-    "slot_vocabularies", "decisions", "random_directions",
+    "slot_vocabularies", "search_vocabularies", "decisions", "random_directions",
 )  # fmt: skip
 # traces read for each decision that is wanted: careful ones are few, and decide once whether to verify
 DOCUMENTS_A_DECISION = 3
@@ -314,7 +314,7 @@ def mean_difference(kind: str) -> Score:
 
 def top_sets(table: pd.DataFrame, scorers: Sequence[Scorer], counts: Sequence[int]) -> dict[str, Ids]:
     """The first so many live features by each score, best first: "<scorer>, top <k>" → ids ``[k]``."""
-    live, found = np.flatnonzero(table["density"] > 0), {}
+    live, found = np.flatnonzero(table["density"] > 0), dict[str, Ids]()
     for scorer in scorers:
         order = live[np.argsort(-scorer.ranking(table)[live], kind="stable")]
         found |= {f"{scorer.name}, top {k}": order[:k] for k in counts}
@@ -347,18 +347,19 @@ def live_scores(score: Score, benchmark: Benchmark, truth: Effects) -> Array:
 # --- how well scores rank features -------------------------------------------------------------------------
 
 
-def metrics(score: Array, effects: Array, threshold: Array, signed: bool) -> dict[str, Array]:
+def metrics(score: Array, truth: Effects, effects: Array, signed: bool = False) -> dict[str, Array]:
     """Every metric of one score ``[f]`` against effects ``[b, f]``, one number a row of effects ``[b]``.
 
-    "share of effect, top k" is of Σ|effect|; the rank correlation (Spearman) is of the score as given with
-    the signed effect; average precision is missing where fewer than five features reach the threshold.
+    "share of effect, top k" is of Σ|effect|; the rank correlation (Spearman), among the features that move,
+    is of the score as given with the signed effect; average precision is missing where fewer than five
+    features reach the threshold.
     """
-    ranking, sizes = np.abs(score) if signed else score, np.abs(effects)
-    best, causal = np.argsort(-ranking, kind="stable"), sizes >= threshold
+    ranking, sizes, moved = np.abs(score) if signed else score, np.abs(effects), truth.size > 0
+    best, causal = np.argsort(-ranking, kind="stable"), sizes >= truth.threshold
     found = {}
     for k in TOP:
         found[f"share of effect, top {k}"] = _ratio(sizes[:, best[:k]].sum(axis=1), sizes.sum(axis=1))
-    found["rank correlation"] = rank_correlation(score, effects)
+    found["rank correlation"] = rank_correlation(score[moved], effects[:, moved])
     precision = average_precision(ranking, causal)
     found[PRECISION] = np.where(causal.sum(axis=1) >= FEWEST_CAUSAL, precision, np.nan)
     return found
@@ -418,7 +419,7 @@ def evaluate_all(
         causal, live = int(truth.causal.sum()), len(values)
         chance = {PRECISION: causal / live, "rank correlation": 0.0}
         chance |= {f"share of effect, top {k}": min(k / live, 1.0) for k in TOP}
-        for name, found in metrics(values, effects, truth.threshold, not scorer or scorer.signed).items():
+        for name, found in metrics(values, truth, effects, not scorer or scorer.signed).items():
             low, high = _middle(found[1:])
             row = {"metric": name, "estimate": found[0], "low": low, "high": high, "chance": chance[name]}
             row |= {"traces": len(truth.counts), "causal": causal, "live": live}
@@ -440,7 +441,7 @@ def null_band(table: pd.DataFrame, truth: Effects) -> pd.DataFrame:
         points = []
         for name in ["score:reason score", *names] if names else []:
             values = table[name].to_numpy(dtype=float)[truth.features]
-            found = metrics(values, truth.effect[None], truth.threshold, signed=False)
+            found = metrics(values, truth, truth.effect[None])
             points.append({metric: own[0] for metric, own in found.items()})
             points[-1]["contrast"] = values @ truth.effect
         for metric, (ours, *others) in pd.DataFrame(points).dropna(axis=1).items():

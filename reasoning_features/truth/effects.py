@@ -7,9 +7,9 @@ a and a' are its activations in the two wordings. (Set to its mean instead, a fe
 traces from hasty ones would raise the log-odds of as many decisions as it lowers.)
 
 Random directions say which effects are more than any push of that size would have. Each takes the signed
-sizes (a'_j − a_j)·‖W_dec,j‖ of a live feature j drawn at random. Such effects are the projections of a
-gradient on random directions: normal, and in proportion to the size of the push. Their spread per unit of
-size gives every feature's p-value.
+sizes (a'_j − a_j)·‖W_dec,j‖ of a feature j that moves at all. Such effects are the projections of a gradient
+on random directions: normal, and in proportion to the size of the push. Their spread per unit of size gives
+every feature's p-value.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ AMPLIFICATION = 10.0  # a feature is raised by so many times the largest activat
 # positions that are patched: the decision's token; its sentence up to it; all before that sentence; all
 GROUPS = ("decision", "opening", "before", "all")
 STREAM, RECONSTRUCTION, ERROR = "whole stream", "reconstruction", "error term"  # parts of the move
-
-# from the stream at a decision's token in both wordings [d] to moves of the first one [m, d]
-Moves = Callable[[Tensor, Tensor], Tensor]
+BATCH_TOKENS = 16_384  # read at once
 
 
 @dataclass(frozen=True)
@@ -61,28 +59,28 @@ class Effects:
 
     @property
     def spread(self) -> float:
-        """Standard deviation of random directions' effects per unit of size, in nats."""
-        effect, size = self.random
-        return float(np.sqrt((effect**2).sum() / (size**2).sum()))
+        """Standard deviation of random directions' effects per unit of size, in nats; 0 where none move."""
+        effect, size = self.random[:, self.random[1] > 0]
+        return float(np.sqrt(np.mean((effect / size) ** 2))) if len(size) else 0.0
 
     @property
-    def p_values(self) -> Array:
-        """Chance that a random direction of a feature's size has as large an effect ``[f]``; two-sided."""
-        moved = self.size > 0
-        z = np.divide(self.effect, self.spread * self.size, out=np.zeros(len(self.size)), where=moved)
-        return 2 * norm.sf(np.abs(z))
+    def z(self) -> Array:
+        """Effects in standard deviations of those of random directions of their size ``[f]``."""
+        limit = self.spread * self.size
+        return np.divide(self.effect, limit, out=np.zeros(len(limit)), where=limit > 0)
 
     @property
     def threshold(self) -> Array:
-        """The effect from which a feature is causal ``[f]``, in nats.
+        """The size of an effect from which a feature is causal ``[f]``, in nats; infinite where it never moves.
 
-        At least ``FLOOR``, and significant among all features by Benjamini and Hochberg (1995).
+        At least ``FLOOR``, and beyond random directions of its size by Benjamini and Hochberg (1995) among
+        the features that move.
         """
-        p_values = self.p_values
-        found = false_discovery_control(p_values) <= FALSE_DISCOVERIES
-        critical = norm.isf(p_values[found].max() / 2) if found.any() else np.inf
-        pushed = np.where(self.size > 0, self.size, np.inf)
-        return np.maximum(FLOOR, critical * self.spread * pushed)
+        z = np.abs(self.z[self.size > 0])
+        found = z[false_discovery_control(2 * norm.sf(z)) <= FALSE_DISCOVERIES] if len(z) else z
+        # a hair below the last that is found, which rounding would lose
+        critical = (1 - 1e-9) * found.min(initial=np.inf)
+        return np.maximum(FLOOR, critical * self.spread * np.where(self.size > 0, self.size, np.inf))
 
     @property
     def causal(self) -> NDArray[np.bool_]:
@@ -101,7 +99,7 @@ class Effects:
         """
         low, high = np.quantile(self.resampled(2000, 0), [0.025, 0.975], axis=0)
         columns = {"feature": self.features, "effect": self.effect, "low": low, "high": high}
-        columns |= {"size": self.size, "p_value": self.p_values, "causal": self.causal}
+        columns |= {"size": self.size, "z": self.z, "causal": self.causal}
         features = pd.DataFrame(columns)
         features["rank"] = features["effect"].abs().rank(ascending=False, method="first").astype(int)
         random = pd.DataFrame({"effect": self.random[0], "size": self.random[1]})
@@ -109,13 +107,25 @@ class Effects:
 
 
 @torch.no_grad()
+def streams(subject: Subject, decisions: Decisions, corpus: Corpus) -> Tensor:
+    """The residual stream at each decision's own token ``[n, d]``, in a wording of its traces."""
+    found = torch.empty(len(decisions), subject.d_model, device=subject.device)
+    for batch in by_length(decisions.places + 1, BATCH_TOKENS):
+        which = np.array(batch)
+        places = torch.from_numpy(decisions.places[which])
+        stream = subject.residual(_rows(corpus, decisions, which))
+        found[which] = stream[torch.arange(len(which)), places].float()
+    return found
+
+
+@torch.no_grad()
 def falls(
-    subject: Subject, decisions: Decisions, other: Corpus, moves: Moves, progress: str = ""
+    subject: Subject, decisions: Decisions, moves: Callable[[int], Tensor], progress: str = ""
 ) -> tuple[Array, Array]:
     """How far each move lowers each decision's log-odds (nats), and the norm of the move, ``[n, m]`` each.
 
-    ``other`` holds the traces of ``decisions.corpus``, token for token, in another wording; ``moves`` are
-    made at a decision's own token. ``progress`` names the progress bar. UserError: there are no decisions.
+    ``moves`` gives those of a decision, by its number: what is added to the stream at its own token
+    ``[m, d]``. ``progress`` names the progress bar. UserError: there are no decisions.
     """
     if not len(decisions):
         raise UserError("Effects need a decision: take more documents.")
@@ -123,13 +133,14 @@ def falls(
     with tqdm(total=len(decisions), desc=progress, unit=" decisions") as bar:
         for document in np.unique(decisions.documents):
             which = np.flatnonzero(decisions.documents == document)
-            corpora = (decisions.corpus, other)
-            ours, theirs = (subject.prefix(_tokens(corpus, decisions, which)) for corpus in corpora)
-            for i, place in zip(which, decisions.places[which].tolist(), strict=True):
-                moved = moves(ours.stream[place], theirs.stream[place])
+            # what comes after the last decision plays no part
+            tokens = decisions.corpus.document(int(document))[: decisions.places[which].max() + 1]
+            prefix = subject.prefix(torch.from_numpy(tokens.astype(np.int64)))
+            for i, place in zip(which.tolist(), decisions.places[which].tolist(), strict=True):
+                moved = moves(i)
                 # the first version is the stream as it is: what the others are compared with
-                versions = ours.stream[place] + torch.cat([torch.zeros_like(moved[:1]), moved])
-                odds = log_odds(subject.logits_of_versions(ours, place, versions), decisions)
+                versions = prefix.stream[place] + torch.cat([torch.zeros_like(moved[:1]), moved])
+                odds = log_odds(subject.logits_of_versions(prefix, place, versions), decisions)
                 norms = moved.norm(dim=1)
                 # what is not moved differs by rounding alone: rows of one product need not round alike
                 fallen = torch.where(norms > 0, odds[0] - odds[1:], 0)
@@ -139,6 +150,7 @@ def falls(
     return changes, sizes
 
 
+@torch.no_grad()
 def measure_effects(
     subject: Subject,
     sae: Any,
@@ -151,64 +163,59 @@ def measure_effects(
 ) -> Effects:
     """Patch each feature alone at each decision, and random directions by sizes of those moves.
 
-    ``other`` is as in :func:`falls`. Raises UserError without decisions or features.
+    ``other`` holds the traces of ``decisions.corpus``, token for token, in another wording. Raises UserError:
+    there are no decisions, or no feature's activation differs between the wordings.
     """
-    if not len(features):
-        raise UserError("Effects need a live feature: take more documents.")
-    ids, generator = torch.from_numpy(features), torch.Generator().manual_seed(seed)
-    decoder = sae.W_dec.detach()[ids]
-    drawn = torch.randint(len(features), (n_random,), generator=generator)
+    ours, theirs = (streams(subject, decisions, corpus) for corpus in (decisions.corpus, other))
+    ids = torch.from_numpy(features)
+    amounts, decoder = sae.encode(theirs)[:, ids] - sae.encode(ours)[:, ids], sae.W_dec.detach()[ids]
+    moving = (amounts != 0).any(dim=0).nonzero().squeeze(1)  # others are active at no decision
+    if not len(moving):
+        raise UserError(
+            "Effects need decisions at which features differ between wordings: take more documents."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    drawn = moving[torch.arange(n_random) % len(moving)]  # each in turn
     unit = torch.nn.functional.normalize(torch.randn(n_random, decoder.shape[1], generator=generator), dim=1)
-    directions = torch.cat([decoder, unit.to(decoder) * decoder[drawn].norm(dim=1, keepdim=True)])
-    sources = torch.cat([torch.arange(len(features)), drawn])
-
-    def moves(ours: Tensor, theirs: Tensor) -> Tensor:
-        before, after = sae.encode(torch.stack([ours, theirs]).float())[:, ids]
-        return (after - before)[sources][:, None] * directions
-
-    fallen, norms = falls(subject, decisions, other, moves, progress)
-    effect, size, f = fallen.mean(axis=0), norms.mean(axis=0), len(features)
+    directions = torch.cat([decoder[moving], unit.to(decoder) * decoder[drawn].norm(dim=1, keepdim=True)])
+    sources, m = torch.cat([moving, drawn]), len(moving)
+    fallen, norms = falls(subject, decisions, lambda i: amounts[i, sources][:, None] * directions, progress)
     _, trace, counts = np.unique(decisions.documents, return_inverse=True, return_counts=True)
-    sums = np.zeros((len(counts), f))
-    np.add.at(sums, trace, fallen[:, :f])
-    return Effects(features, effect[:f], size[:f], np.stack([effect[f:], size[f:]]), sums, counts)
+    sums, size, moved = np.zeros((len(counts), len(features))), np.zeros(len(features)), moving.cpu().numpy()
+    totals = np.zeros((len(counts), m))
+    np.add.at(totals, trace, fallen[:, :m])
+    sums[:, moved], size[moved] = totals, norms[:, :m].mean(axis=0)
+    random = np.stack([fallen[:, m:].mean(axis=0), norms[:, m:].mean(axis=0)])
+    return Effects(features, sums.sum(axis=0) / len(decisions), size, random, sums, counts)
 
 
+@torch.no_grad()
 def mechanism(
     subject: Subject, sae: Any, decisions: Decisions, other: Corpus, sets: Mapping[str, Ids]
 ) -> pd.DataFrame:
     """Where the effect of the wording lies: in the stream, the reconstruction, the error term, and ``sets``.
 
     A row each ``part``: its mean ``effect`` in nats, and its ``share`` of the whole stream's with its 95%
-    interval over ``traces``. The parts of the move add up: reconstruction and error term to the whole
-    stream's, a set's to its features'; their effects need not.
+    interval over ``traces``. The moves add up: reconstruction and error term to the whole stream's, a set's
+    to its features'; their effects need not.
     """
-    decoder = sae.W_dec.detach()
+    ours, theirs = (streams(subject, decisions, corpus) for corpus in (decisions.corpus, other))
+    before, after = sae.encode(ours), sae.encode(theirs)
+    whole, shift, reconstructed = theirs - ours, after - before, sae.decode(after) - sae.decode(before)
+    decoder, members = sae.W_dec.detach(), [torch.from_numpy(ids) for ids in sets.values()]
 
-    def moves(ours: Tensor, theirs: Tensor) -> Tensor:
-        both = torch.stack([ours, theirs]).float()
-        activations = sae.encode(both)
-        (before, after), (one, two) = sae.decode(activations), activations
-        whole, reconstructed = (theirs - ours).float(), after - before
-        alone = [(two - one)[ids] @ decoder[ids] for ids in map(torch.from_numpy, sets.values())]
-        return torch.stack([whole, reconstructed, whole - reconstructed, *alone])
+    def moves(i: int) -> Tensor:
+        alone = [shift[i, ids] @ decoder[ids] for ids in members]
+        return torch.stack([whole[i], reconstructed[i], whole[i] - reconstructed[i], *alone])
 
-    fallen, _ = falls(subject, decisions, other, moves)
+    fallen, _ = falls(subject, decisions, moves)
     _, trace = np.unique(decisions.documents, return_inverse=True)
     totals = [np.bincount(trace, each) for each in fallen.T]
-    rows = []
-    for part, total, effect in zip(
-        [STREAM, RECONSTRUCTION, ERROR, *sets], totals, fallen.mean(0), strict=True
-    ):
+    rows, parts = [], [STREAM, RECONSTRUCTION, ERROR, *sets]
+    for part, total, effect in zip(parts, totals, fallen.mean(axis=0), strict=True):
         share = bootstrap_ratio(total, totals[0])
         rows.append({"part": part, "effect": effect} | share.row("share") | {"traces": share.n})
     return pd.DataFrame(rows)
-
-
-def _tokens(corpus: Corpus, decisions: Decisions, which: Ids) -> Tensor:
-    """Tokens of the decisions' one document up to the last of them: what comes later plays no part."""
-    document = corpus.document(int(decisions.documents[which[0]]))
-    return torch.from_numpy(document[: decisions.places[which].max() + 1].astype(np.int64))
 
 
 def gradient_attribution(
