@@ -49,8 +49,8 @@ class Rule(BaseModel, extra="forbid", frozen=True):
     """What decides a claim: how the interval of ``quantity`` has to lie to ``line``.
 
     The line is a number, or ``control``, the number that the claim's control gives. With a ``margin``, a 90%
-    interval within the margin of it speaks against the claim: so small an effect is none. ``real models only``:
-    the organism was built so and cannot tell; real models are shown beside.
+    interval within the margin of it speaks against the claim: so small an effect is none. ``real models
+    only``: the organism was built so and cannot tell; real models are shown beside.
     """
 
     quantity: str

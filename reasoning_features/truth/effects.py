@@ -70,17 +70,22 @@ class Effects:
         return np.divide(self.effect, limit, out=np.zeros(len(limit)), where=limit > 0)
 
     @property
+    def p_values(self) -> Array:
+        """Chance that a random direction of a feature's size has as large an effect ``[f]``; two-sided."""
+        return 2 * norm.sf(np.abs(self.z))
+
+    @property
     def threshold(self) -> Array:
-        """The size of an effect from which a feature is causal ``[f]``, in nats; infinite where it never moves.
+        """The effect from which a feature is causal ``[f]``, in nats; infinite where it never moves.
 
         At least ``FLOOR``, and beyond random directions of its size by Benjamini and Hochberg (1995) among
         the features that move.
         """
-        z = np.abs(self.z[self.size > 0])
-        found = z[false_discovery_control(2 * norm.sf(z)) <= FALSE_DISCOVERIES] if len(z) else z
+        moved = self.size > 0
+        found = false_discovery_control(self.p_values[moved]) <= FALSE_DISCOVERIES if moved.any() else moved
         # a hair below the last that is found, which rounding would lose
-        critical = (1 - 1e-9) * found.min(initial=np.inf)
-        return np.maximum(FLOOR, critical * self.spread * np.where(self.size > 0, self.size, np.inf))
+        critical = (1 - 1e-9) * np.abs(self.z[moved][found]).min(initial=np.inf)
+        return np.maximum(FLOOR, critical * self.spread * np.where(moved, self.size, np.inf))
 
     @property
     def causal(self) -> NDArray[np.bool_]:
@@ -171,9 +176,7 @@ def measure_effects(
     amounts, decoder = sae.encode(theirs)[:, ids] - sae.encode(ours)[:, ids], sae.W_dec.detach()[ids]
     moving = (amounts != 0).any(dim=0).nonzero().squeeze(1)  # others are active at no decision
     if not len(moving):
-        raise UserError(
-            "Effects need decisions at which features differ between wordings: take more documents."
-        )
+        raise UserError("No feature differs between wordings at any decision: take more documents.")
     generator = torch.Generator().manual_seed(seed)
     drawn = moving[torch.arange(n_random) % len(moving)]  # each in turn
     unit = torch.nn.functional.normalize(torch.randn(n_random, decoder.shape[1], generator=generator), dim=1)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,10 +44,14 @@ def test_seven_features_by_hand(monkeypatch):
     assert most[PRECISION] == most["rank correlation"] == pytest.approx(1)
 
 
+def judged_by(threshold: float, n: int) -> Any:
+    return SimpleNamespace(threshold=np.full(n, threshold), size=np.ones(n))
+
+
 def test_metrics_equal_sklearn_and_scipy_with_ties():
     rng = np.random.default_rng(1)
     score, effects = rng.integers(0, 6, 60).astype(float), rng.standard_normal((7, 60))
-    found = benchmark.metrics(score, effects, np.full(60, 0.8), signed=False)
+    found = benchmark.metrics(score, judged_by(0.8, 60), effects)
     expected = [average_precision_score(np.abs(row) >= 0.8, score) for row in effects]
     np.testing.assert_allclose(found[PRECISION], expected)
     np.testing.assert_allclose(
@@ -61,7 +66,7 @@ def test_metrics_equal_sklearn_and_scipy_with_ties():
     [(True, 0.5, 1.0), (False, 0.5, (4 + 5 / 7) / 5), (True, 0.55, np.nan)],
 )
 def test_signed_scores_rank_by_size_and_few_causal_features_have_no_precision(signed, threshold, expected):
-    found = benchmark.metrics(EFFECT, EFFECT[None], np.full(7, threshold), signed)
+    found = benchmark.metrics(EFFECT, judged_by(threshold, 7), EFFECT[None], signed)
     assert found[PRECISION][0] == pytest.approx(expected, nan_ok=True)
 
 

@@ -205,12 +205,13 @@ def test_intervals_resample_traces():
 
 
 def test_nothing_to_measure_is_told(tiny_subject):
-    for nothing, given in (
-        ("a decision", {"decisions": DECISIONS.select(np.array([], dtype=np.int64))}),
-        ("a live feature", {"features": range(0)}),
-    ):
-        with pytest.raises(UserError, match=f"need {nothing}: take more documents"):
-            measured(tiny_subject, coordinates(), **given)
+    none = DECISIONS.select(np.array([], dtype=np.int64))
+    with pytest.raises(UserError, match="No feature differs between wordings at any decision"):
+        measured(tiny_subject, coordinates(), features=range(0))
+    with pytest.raises(UserError, match="No feature differs between wordings at any decision"):
+        measured(tiny_subject, coordinates(), none)
+    with pytest.raises(UserError, match="need a decision: take more documents"):
+        effects.mechanism(tiny_subject, coordinates(), none, OTHER, {})
 
 
 # --- gradient attribution and the output score -------------------------------------------------------------
