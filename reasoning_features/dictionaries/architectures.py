@@ -11,8 +11,6 @@ The cheap variant adds it at every n-th step, n γ times. A *soft-frozen decoder
 baseline: after each step its directions are put back into the cap of cosine τ about their random start.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

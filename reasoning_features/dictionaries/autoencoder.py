@@ -6,8 +6,6 @@ scaling into the weights, but its configuration goes on to tell of scaled activa
 ``layers.N.mlp`` is an MLP's output, encoded less the decoder's bias.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -3,8 +3,6 @@
 Explained variance is about the mean, 1 − Σ‖x − x̂‖² / Σ‖x − mean‖²: always giving the mean scores 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial

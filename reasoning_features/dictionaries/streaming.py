@@ -10,8 +10,6 @@ SAELens' runner does not serve here: its store of activations knows no attention
 half-used buffer and random state out of a checkpoint.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

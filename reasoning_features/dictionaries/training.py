@@ -9,8 +9,6 @@ The paper's schedule: Adam (0.9, 0.999), gradient clipped at 1, learning rate fa
 folded into the weights at the end: an SAE given back here works on raw activations.
 """
 
-from __future__ import annotations
-
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence

@@ -9,8 +9,6 @@ A judge, off by default, is a language model behind any OpenAI-compatible chat e
 would: activating examples and logits. Each answer is kept as soon as it comes: a rerun asks for the others.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

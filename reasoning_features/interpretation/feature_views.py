@@ -4,8 +4,6 @@ The pages (``feature_views.html``, a template) work from disk and load nothing: 
 page a feature.
 """
 
-from __future__ import annotations
-
 import html
 import shutil
 from collections.abc import Iterator, Mapping, Sequence

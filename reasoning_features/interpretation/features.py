@@ -14,8 +14,6 @@ announce a step or stand on it. A mode *holds* when its share reaches :data:`THR
 is the feature's mode, two or more make it mixed, none makes it other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal

@@ -12,8 +12,6 @@ other words hide what was put in; here it is the largest at the word or within i
 same place untouched. The whole document's verdict stands beside it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -6,8 +6,6 @@ the main line's ablation effects and search repeated on them; ``diffing``, stage
 trained one; ``synthetic.parquet`` and ``revival.parquet``. A finished piece is not done again.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from dataclasses import dataclass, replace

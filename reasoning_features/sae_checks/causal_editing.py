@@ -16,8 +16,6 @@ The *ceiling* moves the whole stream along one direction, the difference of mean
 is every edit that is the same for both (the whole stream replaced; n = 0, the reconstruction alone).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -12,8 +12,6 @@ accuracy*. The control chooses and tests in the same way, with firing of *anothe
 places: what is left in it is that a document has a beginning, a middle and an end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any

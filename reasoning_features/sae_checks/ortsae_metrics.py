@@ -11,8 +11,6 @@ the probe's direction tells who carries the parent: where the main latents do no
 the parent is absorbed. Probe and main latents are chosen on other documents than absorption is measured on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import astuple, dataclass
@@ -255,7 +253,7 @@ class LabelledTokens:
         """``[n]`` True at tokens of the parent class."""
         return self.children >= 0
 
-    def at(self, rows: NDArray[Any]) -> LabelledTokens:
+    def at(self, rows: NDArray[Any]) -> "LabelledTokens":
         """Some of the tokens, by number or by mask."""
         numbers = torch.from_numpy(np.flatnonzero(rows) if rows.dtype == bool else rows)
         return LabelledTokens(self.residual[numbers], self.children[rows], self.documents[rows])

@@ -10,8 +10,6 @@ world has features, as many of them active, on activations that never repeat. A 
 another start. Trainings run on one thread: a rerun on the same machine gives the same bytes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Every architecture trains by its recipe, plain SAELens loads it; penalties and caps are their formulas."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import get_args
 

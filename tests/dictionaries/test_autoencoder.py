@@ -1,7 +1,5 @@
 """Autoencoders are loaded as they were trained, whatever the format, and what does not fit is refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """Measures of an autoencoder against closed forms, and the model's loss through known ones."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

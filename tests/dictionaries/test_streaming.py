@@ -1,7 +1,5 @@
 """Streamed training: what is read, that interruptions leave no trace, and that it is the training it says."""
 
-from __future__ import annotations
-
 import json
 import re
 from copy import deepcopy

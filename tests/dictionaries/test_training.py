@@ -1,7 +1,5 @@
 """Training: deterministic, folded, recorded along the way, and it learns what is there to learn."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pandas as pd
