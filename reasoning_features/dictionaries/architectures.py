@@ -23,9 +23,7 @@ from torch.nn.functional import normalize
 
 
 def partition(n: int, chunks: int, seed: int, step: int) -> list[Tensor]:
-    """Latents 0 … n − 1 divided at random into chunks whose sizes differ by one at most, drawn from seed and
-    step alone: a training that goes on from a checkpoint draws the same.
-    """
+    """Latents 0 … n − 1 at random in chunks of sizes that differ by one at most, from seed and step alone."""
     drawn = np.random.default_rng([seed, step]).permutation(n)
     return list(torch.from_numpy(drawn).tensor_split(chunks))
 
@@ -70,16 +68,14 @@ class OrtSAE(BatchTopKTrainingSAE):
         step, cfg = step_input.n_training_steps, self.cfg
         if cfg.gamma and step % cfg.every == 0:
             chunks = partition(cfg.d_sae, cfg.chunks, cfg.partition_seed, step)
-            penalty = orthogonality_penalty(self.W_dec, chunks)
-            losses["orthogonality_loss"] = cfg.gamma * cfg.every * penalty
+            losses["orthogonality_loss"] = cfg.gamma * cfg.every * orthogonality_penalty(self.W_dec, chunks)
         return losses
 
 
 def into_cap(directions: Tensor, start: Tensor, cosine: float) -> Tensor:
-    """Directions ``[s, d]`` put back onto the nearest edge of the cap of a cosine τ about their start.
-
-    Where cos(w, w₀) < τ: w ← ‖w‖ (τ ŵ₀ + √(1 − τ²) ŵ_⊥), ŵ_⊥ the direction of the part of w perpendicular to
-    w₀. Those inside are left as they are; one straight away from its start is set to the start.
+    """Directions ``[s, d]`` put back onto the nearest edge of the cap of a cosine τ about their start: where
+    cos(w, w₀) < τ, w ← ‖w‖ (τ ŵ₀ + √(1 − τ²) ŵ_⊥), w_⊥ the part of w perpendicular to w₀; straight away from
+    its start it is set to the start.
     """
     first = normalize(start, dim=1)
     norms = directions.norm(dim=1, keepdim=True)
@@ -128,7 +124,5 @@ class SoftFrozenDecoder(BatchTopKTrainingSAE):
         state_dict.pop("start")
 
 
-register_sae_training_class(OrtSAEConfig.architecture(), OrtSAE, OrtSAEConfig)
-register_sae_training_class(
-    SoftFrozenDecoderConfig.architecture(), SoftFrozenDecoder, SoftFrozenDecoderConfig
-)
+register_sae_training_class("ortsae", OrtSAE, OrtSAEConfig)
+register_sae_training_class("soft_frozen_decoder", SoftFrozenDecoder, SoftFrozenDecoderConfig)

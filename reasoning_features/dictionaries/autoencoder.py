@@ -28,12 +28,9 @@ from reasoning_features import hub, paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 from reasoning_features.files import damaged_training, read_json, verify_shipped
 
-# files of weights, by which the two formats are told apart
-SAELENS, SPARSIFY = "sae_weights.safetensors", "sae.safetensors"
-# SAELens' name of activations scaled to a mean norm of √d, as in training
-SCALED = "expected_average_only_in"
-# what sparsify's folder ``layers.N…`` reads → where TransformerLens has it
-SITES = {"": "resid_post", ".mlp": "mlp_out"}
+SAELENS, SPARSIFY = "sae_weights.safetensors", "sae.safetensors"  # files of weights, by format
+SCALED = "expected_average_only_in"  # SAELens' name of activations scaled to a mean norm of √d
+SITES = {"": "resid_post", ".mlp": "mlp_out"}  # sparsify's folder ``layers.N…`` → TransformerLens' name
 CLEARLY = 0.05  # two scalings of activations are told apart where explained variance differs by more
 ELEMENTS = 2**25  # the most feature activations held at once: 128 MiB in float32, 512 tokens at 65,536
 # architecture → its name in figures and tables
@@ -117,19 +114,15 @@ def _read_sparsify(path: Path, name: str, device: str) -> SAE[Any]:
     place = re.fullmatch(r"layers\.(\d+)(\.\w+)?", path.name)
     if place is None or (place[2] or "") not in SITES:
         raise UserError(f"{name} does not tell by its folder where it reads: give layers.N or layers.N.mlp.")
-    above = path.parent / "config.json"
-    weights = load_file(path / SPARSIFY, device=device)
+    above, weights = path.parent / "config.json", load_file(path / SPARSIFY, device=device)
+    model, hook = read_json(above).get("model") if above.is_file() else None, SITES[place[2] or ""]
+    metadata = SAEMetadata(hook_name=f"blocks.{place[1]}.hook_{hook}", model_name=model)
     features, width = weights["encoder.weight"].shape
-    metadata = SAEMetadata(
-        hook_name=f"blocks.{place[1]}.hook_{SITES[place[2] or '']}",
-        model_name=read_json(above).get("model") if above.is_file() else None,
-    )
     options = {"apply_b_dec_to_input": True, "device": "meta", "metadata": metadata}
     sae = TopKSAE(TopKSAEConfig(d_in=width, d_sae=features, k=config["k"], **options))
     named = {"W_enc": weights["encoder.weight"].T, "b_enc": weights["encoder.bias"]}
     named |= {name: weights[name] for name in ("W_dec", "b_dec")}
-    state = {key: tensor.to(torch.float32).contiguous() for key, tensor in named.items()}
-    sae.load_state_dict(state, assign=True)
+    sae.load_state_dict({key: part.float().contiguous() for key, part in named.items()}, assign=True)
     sae.cfg.device = device
     return sae.to(device=device)
 
@@ -150,8 +143,8 @@ def save_autoencoder(
 
 
 def compared_with_plain(sae: SAE[Any], reference: str, residual: Tensor) -> str:
-    """Load an autoencoder by plain SAELens, and say that it gives the same features and reconstructions of
-    activations ``[n, d]``, bit by bit; AssertionError where it does not.
+    """Say that plain SAELens gives the same features and reconstructions of activations ``[n, d]`` bit by
+    bit; AssertionError where it does not.
     """
     path, some = hub.directory(reference), residual[: rows_at_once(sae)].to(sae.device)
     if not (path / SAELENS).is_file():
@@ -162,7 +155,7 @@ def compared_with_plain(sae: SAE[Any], reference: str, residual: Tensor) -> str:
 
 
 def label_of(architecture: str, directions: str) -> str:
-    """The architecture, with where its directions start where that is not usual: "frozen_decoder-iso"."""
+    """The architecture, with the start of its directions where that is not usual: "frozen_decoder-iso"."""
     return architecture if directions == "default" else f"{architecture}-{directions}"
 
 
@@ -175,9 +168,7 @@ def architecture_label(sae: SAE[Any]) -> str:
 
 
 def name_of(label: str) -> str:
-    """The name of an architecture's label: "frozen_decoder-cov" is the frozen decoder (cov). A baseline
-    starts on the sphere ("iso") unless another start is named.
-    """
+    """A label's name: "frozen_decoder-cov" is the frozen decoder (cov); the usual, "iso", goes unsaid."""
     architecture, _, start = label.partition("-")
     return NAMES[architecture] + ("" if start in ("", "iso") else f" ({start})")
 
@@ -190,14 +181,10 @@ def check_scaling(sae: SAE[Any], residual: Tensor) -> None:
     residual = residual.to(sae.device).float()
     scale = residual.shape[1] ** 0.5 / residual.norm(dim=1).mean()
     total = (residual - residual.mean(0)).square().sum()
-    errors = [
-        sum(
-            float((part - sae.decode(sae.encode(part * by)) / by).square().sum())
-            for part in residual.split(rows_at_once(sae))
-        )
-        for by in (1.0, scale)
-    ]
-    raw, scaled = (1 - error / float(total) for error in errors)
+    parts, errors = residual.split(rows_at_once(sae)), []
+    for by in (1.0, scale):
+        errors.append(sum((part - sae.decode(sae.encode(part * by)) / by).square().sum() for part in parts))
+    raw, scaled = (float(1 - error / total) for error in errors)
     if scaled > max(raw, 0.0) + CLEARLY:  # where activations are about √d long both explain about the same
         raise UserError(
             f"The autoencoder explains {scaled:.0%} of the variance of scaled activations and {raw:.0%} of "
@@ -222,9 +209,7 @@ def rows_at_once(*saes: Any) -> int:
 
 @torch.no_grad()
 def encoded(sae: Any, residual: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Features ``[m, f]`` of activations ``[n, d]`` on the autoencoder's device, as many rows as memory
-    holds.
-    """
+    """Which rows, and features ``[m, f]`` of these activations ``[n, d]``, on the autoencoder's device."""
     rows = rows_at_once(sae)
     for start in range(0, len(residual), rows):
         part = slice(start, min(start + rows, len(residual)))

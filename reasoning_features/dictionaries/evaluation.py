@@ -56,9 +56,7 @@ class Reconstruction:
         return float(1 - self.live.mean())
 
     def by_document(self, documents: NDArray[np.int64]) -> pd.DataFrame:
-        """Sums ``tokens``, ``error``, ``deviation``, ``active``, a row a document; ``documents`` ``[n]`` says
-        whose each is.
-        """
+        """Sums ``tokens``, ``error``, ``deviation``, ``active`` of each document, of tokens' ``[n]``."""
         columns = {"document": documents, "error": self.error, "deviation": self.deviation}
         return pd.DataFrame(columns | {"active": self.active, "tokens": 1}).groupby("document").sum()
 
@@ -67,21 +65,15 @@ class Reconstruction:
 def reconstruct(sae: SAE[Any], residual: Tensor) -> Reconstruction:
     """Reconstruct raw activations ``[n, d]`` and keep what the quality of an SAE is computed from."""
     mean = torch.from_numpy(Moments.of(residual).mean)
-    errors, deviations, actives = [], [], []
-    fired = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
+    parts, fired = [], torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
     for batch in residual.split(min(ROWS, rows_at_once(sae))):
         features = sae.encode(batch.to(sae.device))
-        output = sae.decode(features).cpu()
-        errors.append((batch.double() - output.double()).square().sum(1))
-        deviations.append((batch.double() - mean).square().sum(1))
-        actives.append((features > 0).sum(1).cpu())
-        fired += (features > 0).sum(0).cpu()
-    return Reconstruction(
-        error=torch.cat(errors).numpy(),
-        deviation=torch.cat(deviations).numpy(),
-        active=torch.cat(actives).numpy(),
-        density=(fired.double() / len(residual)).numpy(),
-    )
+        distances = (batch.double() - of for of in (sae.decode(features).cpu().double(), mean))
+        active = (features > 0).cpu()
+        parts.append(torch.stack([*(each.square().sum(1) for each in distances), active.sum(1).double()]))
+        fired += active.sum(0)
+    error, deviation, count = torch.cat(parts, dim=1).numpy()
+    return Reconstruction(error, deviation, count.astype(np.int64), (fired.double() / len(residual)).numpy())
 
 
 def quality(sae: SAE[Any], residual: Tensor) -> dict[str, float]:
@@ -101,16 +93,12 @@ def best_cosines(decoder: Tensor, other: Tensor) -> NDArray[np.float64]:
 
 
 def matched_share(decoder: Tensor, other: Tensor, threshold: float = 0.7) -> float:
-    """Fraction of live decoder directions ``[s, d]`` with one of ``[r, d]`` at cosine 0.7 or nearer (the
-    paper's).
-    """
+    """Fraction of directions ``[s, d]`` with one of ``[r, d]`` at the paper's cosine, 0.7, or nearer."""
     return float((best_cosines(decoder, other) >= threshold).mean())
 
 
 def paired_share(decoder: Tensor, other: Tensor, threshold: float = 0.7) -> float:
-    """The same where no direction may be the partner of two: the largest pairing. Early in training many
-    features point at the same few directions, and :func:`matched_share` counts each.
-    """
+    """The same where none is the partner of two, as early in training: the largest pairing."""
     near = vstack([csr_matrix((part >= threshold).cpu().numpy()) for part in cosines(decoder, other)])
     return float((maximum_bipartite_matching(near, perm_type="column") >= 0).mean())
 
@@ -124,9 +112,7 @@ def cosines(decoder: Tensor, other: Tensor) -> Iterator[Tensor]:
 
 
 def principal_explained(residual: Tensor, k: int) -> float:
-    """Fraction of variance that ``k`` principal components of activations ``[n, d]`` explain: the most there
-    is.
-    """
+    """Fraction of variance that ``k`` principal components of activations ``[n, d]`` explain: the most."""
     variances = torch.linalg.eigvalsh(_covariance(residual)).flip(0)
     return float(variances[:k].sum() / variances.sum())
 
@@ -163,8 +149,7 @@ def loss_by_document(
     edits |= {name: partial(_through, sae) for name, sae in saes.items()}
     special = torch.from_numpy(corpus.special)
     parts = []
-    batches = list(corpus.batches(batch_tokens))
-    for batch in tqdm(batches, desc="Losses with the stream replaced", unit="batch"):
+    for batch in tqdm([*corpus.batches(batch_tokens)], desc="Losses with the stream replaced", unit="batch"):
         ordinary = batch.valid & ~special[batch.positions]  # position -1 is not valid anyway
         where, counted = ordinary[..., None].to(subject.device), ordinary[:, 1:]
         columns: dict[str, Any] = {"document": batch.documents, "tokens": counted.sum(1).numpy()}
@@ -204,8 +189,7 @@ def evaluate(
     for name, sae in saes.items():
         sums = reconstruct(sae, fresh.residual).by_document(documents[fresh.positions.numpy()])
         lost = bootstrap_ratio(sums["error"], sums["deviation"], seed=seed)
-        row: dict[str, Any] = {"autoencoder": name, "architecture": sae.cfg.architecture()}
-        row["features"] = sae.cfg.d_sae
+        row = {"autoencoder": name, "architecture": sae.cfg.architecture(), "features": sae.cfg.d_sae}
         for column, value in {
             "L0": bootstrap_ratio(sums["active"], sums["tokens"], seed=seed),
             EXPLAINED: Interval(1 - lost.estimate, 1 - lost.high, 1 - lost.low, lost.n),

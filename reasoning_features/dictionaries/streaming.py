@@ -30,16 +30,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from reasoning_features import paths
+from reasoning_features.dictionaries import training
 from reasoning_features.dictionaries.autoencoder import dictionary_digest, save_autoencoder
-from reasoning_features.dictionaries.training import (
-    HELD_OUT,
-    Recipe,
-    finished,
-    held_out_quality,
-    new_trainer,
-    settings_recipe,
-    steps,
-)
+from reasoning_features.dictionaries.training import HELD_OUT, Recipe, held_out_quality
 from reasoning_features.errors import UserError
 from reasoning_features.files import MADE, file_digests, read_json, write_json
 from reasoning_features.models.subject import Subject
@@ -49,10 +42,9 @@ from reasoning_features.text.corpora import TextRows, beginning, groups, open_te
 
 BATCHES = 64  # batches that a buffer holds: 2 GB of 16-bit activations of width 4,096 at the paper's batch
 SAVE_EVERY = 1200.0  # seconds from one checkpoint to the next
-PROGRESS = "progress.json"
+WEIGHTS, PROGRESS = "weights.safetensors", "progress.json"
 COLUMNS = ["step", "tokens", "loss", "L0", "fraction of variance explained", "dead share"]  # of the history
-# texts that are packed together, at least and at most; between these half as many as were packed before, so
-# that little more is tokenised than is needed
+# texts that are packed together, at least and at most; between these half as many as were packed before
 FIRST_TEXTS, MOST_TEXTS = 50, 2000
 Place = tuple[int, int]  # the next batch: number of the buffer, number of the batch in it
 
@@ -65,9 +57,9 @@ def training_rows(
 ) -> NDArray[np.int32]:
     """Rows of token ids ``[n, settings.context]``, of the sources in turn, in an order drawn by the seed.
 
-    Columns of token ids are cut up, texts tokenised and packed; of a source with a ``split_column`` only rows
-    for training are used. ``tokens`` are wanted of all sources together; there may be fewer, or some half
-    more. UserError: no sources, one without a whole row, or token ids that the tokenizer does not have.
+    Of a source with a ``split_column`` only rows for training are used. ``tokens`` are wanted of all sources
+    together; there may be fewer, or some half more. UserError: no sources, one without a whole row, or token
+    ids that the tokenizer does not have.
     """
     if not sources:
         raise UserError("There are no texts to train on: set `training_text`.")
@@ -82,10 +74,8 @@ def training_rows(
             rows = _text_rows(opened, order, tokenizer, settings.context, needed)
             rows = np.random.default_rng([settings.seed, 1]).permutation(rows)
         if not len(rows):
-            raise UserError(
-                f"The rows of {source.dataset} do not fill one row of {settings.context} tokens: lower "
-                "`context`."
-            )
+            lacking = f"The rows of {source.dataset} do not fill one row of {settings.context} tokens"
+            raise UserError(f"{lacking}: lower `context`.")
         parts.append(rows)
     n = min(map(len, parts))
     return np.stack([rows[:n] for rows in parts], axis=1).reshape(-1, settings.context)
@@ -145,8 +135,7 @@ class Buffers:
     """The activations of rows of tokens at a subject's hook point, a buffer at a time.
 
     The first rows, a tenth at most, are held out; the others come again when they are through, shuffled
-    otherwise. At most ``batch_tokens`` ids are read in one forward pass. UserError: too few rows to hold some
-    out.
+    otherwise. A forward pass reads at most ``batch_tokens`` ids. UserError: too few rows to hold some out.
     """
 
     def __init__(self, subject: Subject, rows: NDArray[np.int32], recipe: Recipe, batch_tokens: int) -> None:
@@ -158,9 +147,7 @@ class Buffers:
         self._special = torch.tensor(sorted(subject.tokenizer.all_special_ids), dtype=torch.int64)
         self._held_out = min(-(-HELD_OUT // context), len(rows) // 10)
         if not self._held_out:
-            raise UserError(
-                "Fewer than ten rows of tokens to train on: take more texts or a shorter context."
-            )
+            raise UserError("Fewer than ten rows to train on: take more texts or a shorter context.")
         # of a short training no more is read than it needs, and a tenth to spare for what is left out
         batches = min(BATCHES, recipe.steps + recipe.steps // 10 + 2)
         self._size = min(max(1, batches * recipe.batch // context), len(rows) - self._held_out)
@@ -190,16 +177,14 @@ class Buffers:
         chosen = (number * self._size + np.arange(self._size)) % (len(self._rows) - self._held_out)
         activations = self._read(self._rows[self._held_out + chosen])
         if len(activations) < self._batch:
-            raise UserError(
-                f"Of {self._rows[chosen].size:,} tokens {len(activations):,} are neither special nor "
-                f"attention sinks, fewer than one batch of {self._batch:,}: take more texts or a smaller "
-                "train_batch."
-            )
+            few = f"{len(activations):,} of {self._rows[chosen].size:,} tokens are neither special nor"
+            few += f" attention sinks, fewer than one batch of {self._batch:,}"
+            raise UserError(f"{few}: take more texts or a smaller train_batch.")
         drawn = np.random.default_rng([self._seed, number]).permutation(len(activations))
         return activations[torch.from_numpy(drawn).to(activations.device)]
 
     def _read(self, rows: NDArray[np.int32]) -> Tensor:
-        """Activations ``[n, d]`` at the tokens that are neither special nor attention sinks."""
+        """Activations ``[n, d]`` of ordinary tokens but for sinks."""
         read = []
         parts = torch.from_numpy(rows.astype(np.int64)).split(self._rows_at_once)
         for part in tqdm(parts, desc="Reading activations", leave=False):
@@ -219,7 +204,8 @@ def profile_autoencoders(settings: Settings, subject: Subject) -> dict[str, str]
     default = settings.autoencoder
     if settings.train_saes:
         folder = paths.RunPaths(settings.profile).data / "autoencoder"
-        train_streamed(settings, subject, settings.training_text, settings_recipe(settings), folder)
+        recipe = training.settings_recipe(settings)
+        train_streamed(settings, subject, settings.training_text, recipe, folder)
         default = paths.relative(folder)
     others = {"ReLU": settings.autoencoder_relu, "TopK": settings.autoencoder_topk}
     others["second seed"] = settings.autoencoder_second
@@ -264,10 +250,10 @@ def train_streamed(
     buffers = Buffers(subject, rows, recipe, settings.batch_tokens)
     held_out = buffers.held_out().to(device)
     with _fast_products(device):
-        trainer = new_trainer(recipe, name, hook, buffers.buffer(0).cpu(), iter(()), device, initial)
+        trainer = training.new_trainer(recipe, name, hook, buffers.buffer(0).cpu(), iter(()), device, initial)
         write_json(work / MADE, key)  # only once there is something to train
         history = _train(trainer, buffers, held_out, work, settings.checkpoints)
-        sae = finished(trainer)
+        sae = training.finished(trainer)
     save_autoencoder(sae, whole, {"training": pd.DataFrame(history, columns=COLUMNS)})
     write_json(whole / MADE, key | {"files": file_digests(whole)})
     os.replace(whole, folder)
@@ -282,7 +268,7 @@ def _train(
     trainer.data_provider = buffers.batches(trainer.n_training_steps)
     total, saved = trainer.cfg.total_training_steps, time.monotonic()
     spaced = {round(total * i / (checkpoints + 1)) for i in range(1, checkpoints + 2)}
-    for step in steps(trainer):
+    for step in training.steps(trainer):
         if step in spaced:
             history.append(held_out_quality(trainer, held_out)[0])
         if step in spaced or time.monotonic() - saved > SAVE_EVERY:
@@ -296,8 +282,8 @@ def _save(trainer: SAETrainer[Any, Any], work: Path, place: Place, history: list
     fresh, before = work / "checkpoint.new", list(work.glob("step-*"))
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
-    weights = {name: value.detach().cpu().contiguous() for name, value in trainer.sae.state_dict().items()}
-    save_file(weights, fresh / "weights.safetensors")
+    state = trainer.sae.state_dict().items()
+    save_file({name: value.detach().cpu().contiguous() for name, value in state}, fresh / WEIGHTS)
     trainer.save_trainer_state(fresh)
     write_json(fresh / PROGRESS, {"place": place, "history": history})
     os.replace(fresh, work / f"step-{trainer.n_training_steps}")
@@ -311,29 +297,22 @@ def _resume(trainer: SAETrainer[Any, Any], buffers: Buffers, work: Path) -> list
     if not found:
         return []
     progress = read_json(found[-1] / PROGRESS)
-    trainer.sae.load_state_dict(load_file(found[-1] / "weights.safetensors"))
+    trainer.sae.load_state_dict(load_file(found[-1] / WEIGHTS))
     trainer.load_trainer_state(found[-1])
     buffers.place = tuple(progress["place"])
     return list(progress["history"])
 
 
 def check_made(folder: Path, key: dict[str, Any]) -> None:
-    """UserError where a training, or its checkpoint, was made from other things than these, or tells not
-    what.
-    """
+    """UserError where a training, or its checkpoint, was made from other things, or tells not what."""
     name = paths.relative(folder)
     try:
         found = read_json(folder / MADE)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{name} is there already, and what it was made from cannot be read in {MADE}: delete it or "
-            "choose another name."
-        ) from error
-    different = [name for name in key if found.get(name) != key[name]]
-    if different:
-        raise UserError(
-            f"{name} is of a training with another {', '.join(different)}: delete it or choose another name."
-        )
+        unread = f"{name} is there already, and what it was made from cannot be read in {MADE}"
+        raise UserError(f"{unread}: delete it or choose another name.") from error
+    if different := ", ".join(name for name in key if found.get(name) != key[name]):
+        raise UserError(f"{name} is of a training with another {different}: delete it or choose another.")
 
 
 @contextlib.contextmanager

@@ -29,15 +29,10 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from reasoning_features import paths
+from reasoning_features.dictionaries import evaluation
 from reasoning_features.dictionaries.architectures import SoftFrozenDecoder
 from reasoning_features.dictionaries.autoencoder import SCALED, label_of, rows_at_once
-from reasoning_features.dictionaries.evaluation import (
-    EXPLAINED,
-    gaussian_directions,
-    matched_share,
-    paired_share,
-    quality,
-)
+from reasoning_features.dictionaries.evaluation import EXPLAINED
 from reasoning_features.errors import UserError
 from reasoning_features.files import verify_shipped
 from reasoning_features.residual_stream.activations import Moments, shuffled_batches
@@ -50,6 +45,9 @@ Architecture = Literal[
 # weight of the loss that revives dead features: of all that are BatchTopK (α of OrtSAE's paper), and of TopK
 AUXILIARY, TOPK_AUXILIARY = 1 / 32, 1.0
 NESTED = (16, 8, 4, 2, 1)  # Matryoshka's levels: the first 1/16 of the features, the first 1/8, …, all
+# SAELens' names of architectures, where they are not ours
+THEIRS = {"relu": "standard", "matryoshka": "matryoshka_batchtopk"}
+THEIRS |= {"frozen_decoder": "batchtopk", "frozen_encoder": "batchtopk"}
 HELD_OUT = 8192  # activations that no step sees, on which a training is judged
 AGREEMENT = ["matched share", "paired one to one"]  # columns of :func:`convergence`
 
@@ -58,9 +56,9 @@ AGREEMENT = ["matched share", "paired one to one"]  # columns of :func:`converge
 class Recipe:
     """What determines a trained SAE besides its activations.
 
-    ``seed`` sets the start and the order of the data, together with the model's name and the architecture:
-    two SAEs that start alike would look alike for that reason alone. Decoder ``directions`` start as SAELens
-    draws them, on the sphere ("iso"), or with the activations' covariance ("cov").
+    ``seed``, model and architecture set the start and the order of the data: two SAEs that start alike would
+    look alike. Decoder ``directions`` start as SAELens draws them, on the sphere ("iso"), or with the
+    activations' covariance ("cov").
     """
 
     architecture: Architecture
@@ -80,7 +78,7 @@ class Recipe:
 
     @property
     def steps(self) -> int:
-        """Number of optimiser steps."""
+        """Of the optimiser."""
         return self.tokens // self.batch
 
     @property
@@ -103,16 +101,8 @@ class Recipe:
 
 def settings_recipe(settings: Settings) -> Recipe:
     """The recipe of a profile's settings: the paper's architecture."""
-    return Recipe(
-        "relu",
-        d_sae=settings.d_sae,
-        tokens=settings.train_tokens,
-        learning_rate=settings.learning_rate,
-        batch=settings.train_batch,
-        seed=settings.seed,
-        k=settings.k,
-        l1=settings.l1,
-    )
+    sizes = settings.d_sae, settings.train_tokens, settings.learning_rate, settings.train_batch
+    return Recipe("relu", *sizes, settings.seed, settings.k, settings.l1)
 
 
 @dataclass(frozen=True)
@@ -147,8 +137,7 @@ def train_autoencoder(
     data = shuffled_batches(sample, recipe.batch, start)
     trainer = new_trainer(recipe, model_name, hook_name, sample, data, device, initial)
     rows: list[dict[str, float]] = []
-    decoders: dict[int, Tensor] = {}
-    live: dict[int, NDArray[np.bool_]] = {}
+    decoders, live = dict[int, Tensor](), dict[int, NDArray[np.bool_]]()
     for step in chain([0], steps(trainer)):
         if step in {0, *record_at, recipe.steps}:
             numbers, live[step] = held_out_quality(trainer, held_out)
@@ -172,10 +161,8 @@ def new_trainer(
     UserError: too few tokens for one step, or ``initial`` is of another kind or size.
     """
     if recipe.steps < 1:
-        raise UserError(
-            f"{recipe.tokens:,} training tokens are fewer than one batch of {recipe.batch:,}: "
-            "raise train_tokens."
-        )
+        few = f"{recipe.tokens:,} training tokens are fewer than one batch of {recipe.batch:,}"
+        raise UserError(f"{few}: raise train_tokens.")
     moments, width, start = Moments.of(sample), sample.shape[1], recipe.start(model_name)
     scale = width**0.5 / moments.mean_norm
     about = SAEMetadata(model_name=model_name, hook_name=hook_name, recipe=recipe.metadata)
@@ -225,9 +212,7 @@ def _random_start(recipe: Recipe, width: int, start: int, metadata: SAEMetadata)
             options["partition_seed"] = start
         case "soft_frozen_decoder":
             options["cap"] = recipe.cap
-    theirs = {"relu": "standard", "matryoshka": "matryoshka_batchtopk"}
-    theirs |= {"frozen_decoder": "batchtopk", "frozen_encoder": "batchtopk"}
-    kind, config = get_sae_training_class(theirs.get(recipe.architecture, recipe.architecture))
+    kind, config = get_sae_training_class(THEIRS.get(recipe.architecture, recipe.architecture))
     options |= {"d_in": width, "d_sae": recipe.d_sae, "normalize_activations": SCALED, "metadata": metadata}
     sae = kind(config(**options))
     sae.W_dec.requires_grad_(recipe.architecture != "frozen_decoder")
@@ -238,7 +223,7 @@ def _random_start(recipe: Recipe, width: int, start: int, metadata: SAEMetadata)
 def start_directions(recipe: Recipe, sample: Tensor, seed: int) -> Tensor:
     """Where a recipe's decoder directions start ``[d_sae, d]``, where SAELens does not draw them."""
     if recipe.directions == "cov":
-        return gaussian_directions(sample, recipe.d_sae, seed)
+        return evaluation.gaussian_directions(sample, recipe.d_sae, seed)
     return torch.randn(recipe.d_sae, sample.shape[1], generator=torch.Generator().manual_seed(seed))
 
 
@@ -288,24 +273,17 @@ def steps(trainer: SAETrainer[Any, Any]) -> Iterator[int]:
 def held_out_quality(
     trainer: SAETrainer[Any, Any], held_out: Tensor
 ) -> tuple[dict[str, float], NDArray[np.bool_]]:
-    """The step, its tokens, and loss (of scaled input), L0, explained variance and dead share on raw
-    activations ``[n, d]``, by name; and which features are active on any of them ``[f]``.
+    """Step, tokens, loss (of scaled input), L0, explained variance and dead share on raw activations
+    ``[n, d]``, by name; and which features are active on any of them ``[f]``.
     """
     sae, scaled = trainer.sae, held_out * trainer.activation_scaler.scaling_factor
     mean, parts = scaled.mean(0), scaled.split(rows_at_once(sae))
     loss, error, deviation, active = 0.0, 0.0, 0.0, 0.0
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=scaled.device)
     buffers = {name: buffer.clone() for name, buffer in sae.named_buffers(recurse=False)}
+    at = trainer.get_coefficients(), None, trainer.n_training_steps, False  # no mask of the dead, no logging
     for part in parts:
-        output = sae.training_forward_pass(
-            TrainStepInput(
-                sae_in=part,
-                coefficients=trainer.get_coefficients(),
-                dead_neuron_mask=None,
-                n_training_steps=trainer.n_training_steps,
-                is_logging_step=False,
-            )
-        )
+        output = sae.training_forward_pass(TrainStepInput(part, *at))
         loss += float(output.loss) * len(part) / len(scaled)
         error += float((part - output.sae_out).double().square().sum())
         deviation += float((part - mean).double().square().sum())
@@ -336,16 +314,15 @@ def finished(trainer: SAETrainer[Any, Any]) -> SAE[Any]:
 
 
 def convergence(first: Training, second: Training) -> pd.DataFrame:
-    """What one seed finds and another too, at the steps both recorded: of either's live features the
-    ``matched share`` with a live partner at cosine 0.7 or nearer, averaged over the two directions, and
-    ``paired one to one``, the same where no partner counts twice.
+    """What one seed finds and another too, at the steps both recorded: the ``matched share`` of either's live
+    features with a live partner, averaged over both, and ``paired one to one``, where none counts twice.
     """
     tokens = first.history.set_index("step")["tokens"]
     rows = []
     for step in sorted(first.decoders.keys() & second.decoders.keys()):
         one, other = first.decoders[step][first.live[step]], second.decoders[step][second.live[step]]
         row = {"step": step, "tokens": tokens[step]}
-        for name, share in zip(AGREEMENT, (matched_share, paired_share), strict=True):
+        for name, share in zip(AGREEMENT, (evaluation.matched_share, evaluation.paired_share), strict=True):
             row[name] = (share(one, other) + share(other, one)) / 2
         rows.append(row)
     return pd.DataFrame(rows)
@@ -381,7 +358,7 @@ def sweep(
         setting = f"λ = {recipe.l1:g}" if recipe.architecture == "relu" else f"k = {recipe.k:g}"
         shares = convergence(first, second).iloc[-1][AGREEMENT]
         row = {"architecture": recipe.architecture, "setting": setting}
-        rows.append(row | quality(first.sae, held_out) | shares.to_dict())
+        rows.append(row | evaluation.quality(first.sae, held_out) | shares.to_dict())
     columns = ["architecture", "setting", "L0", EXPLAINED, "dead share", *AGREEMENT]
     return pd.DataFrame(rows, columns=columns)
 

@@ -63,9 +63,8 @@ Answer with one JSON object and nothing else: {"mode": "<one of the modes>", "de
 
 
 def dose(answers: pd.DataFrame) -> pd.DataFrame:
-    """The ``low``est and ``high``est strength of each feature that leave the answers' form whole.
-
-    0, unsteered, where all of a sign spoil it. Without a measure ``parseable`` every strength is kept.
+    """The ``low``est and ``high``est strength of each feature that leave the answers' form whole, if there is
+    a measure ``parseable``; 0, unsteered, where all of a sign spoil it.
     """
     steered = answers[answers["feature"] >= 0]
     if "parseable" in answers:
@@ -77,11 +76,10 @@ def dose(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def changes(answers: pd.DataFrame, measures: Sequence[str], seed: int = 0) -> pd.DataFrame:
-    """Change of each measure from a feature's ``low`` to its ``high`` kept strength, paired over problems.
+    """Change of each measure from a feature's ``low`` to its ``high`` kept strength, paired over problems,
+    with its ``LEVEL`` interval; ``standardised``: in standard deviations of the unsteered answers.
 
-    ``answers`` has one row a problem and condition, ``feature`` and ``gamma`` (-1 and 0 unsteered), with the
-    ``measures`` as columns. The interval is that of ``LEVEL``; ``standardised`` is the change in standard
-    deviations of the unsteered answers.
+    ``answers`` has a row a problem and condition: ``feature``, ``gamma`` (-1 and 0 unsteered), ``measures``.
     """
     table = answers.pivot(index="problem", columns=["feature", "gamma"], values=list(measures)).astype(float)
     rows: list[dict[str, Any]] = []
@@ -99,9 +97,8 @@ def changes(answers: pd.DataFrame, measures: Sequence[str], seed: int = 0) -> pd
 def function_groups(changed: pd.DataFrame) -> pd.DataFrame:
     """Each feature's function ``group`` and ``description`` in words, from :func:`changes`.
 
-    The rule: of the changes whose interval leaves out 0, the largest in standard deviations of the unsteered
-    answers names the group (``GROUPS``); none, and the feature is of "no change measured". A feature none of
-    whose strengths leaves the form of the answers whole breaks it.
+    The rule: of the changes whose interval leaves out 0, the largest in standard deviations names the group
+    (``GROUPS``), if any. A feature none of whose strengths leaves the form of the answers whole breaks it.
     """
     rows = []
     for feature, part in changed.groupby("feature", sort=False):
@@ -154,11 +151,10 @@ def questions(examples: Mapping[int, Sequence[Example]], logits: pd.DataFrame) -
 def judge(
     url: str, model: str | None, questions: Mapping[int, str], kept: Path
 ) -> tuple[pd.DataFrame, str | None]:
-    """Ask about every feature that has no answer in the JSON file ``kept`` yet.
+    """Ask about every feature that has no answer in the JSON file ``kept`` yet; give ``feature``, ``mode``,
+    ``description`` of those that were answered, and what went wrong in a sentence. UserError: no model.
 
     An endpoint that does not answer ends the asking; an answer that cannot be read costs that feature alone.
-    Gives ``feature``, ``mode``, ``description`` of the features that were answered, and what went wrong in a
-    sentence. Raises UserError without a model.
     """
     if model is None:
         raise UserError("A judge needs a model: give judge_model beside judge_url.")

@@ -70,10 +70,7 @@ def draw_interface(interface: FeatureInterface) -> tuple[Figure, pd.DataFrame]:
 def draw_snippets(
     groups: Mapping[str, Sequence[Example]], maxima: Mapping[int, float]
 ) -> tuple[Figure, pd.DataFrame]:
-    """Snippets a row each by heading, tokens shaded by activation as a share of the feature's largest.
-
-    A heading without snippets is left out.
-    """
+    """Snippets a row each by heading, if it has any; tokens shaded by their share of the largest."""
     blocks = {
         heading: [(str(each.feature), wrapped(each, max(maxima[each.feature], 1e-12))) for each in examples]
         for heading, examples in groups.items()
@@ -134,7 +131,7 @@ def _write(ax: Axes, blocks: Sequence[tuple[str, Lines]], maximum: float) -> Non
 
 
 def _fit(fig: Figure, axes: Sequence[Axes]) -> None:
-    """Set written text a little smaller than a character's place, once the panels have their width."""
+    """Set text a little smaller than a character's place, once panels have their width."""
     fig.draw_without_rendering()
     for ax in axes:
         inches = ax.get_window_extent().width / fig.dpi
@@ -183,16 +180,12 @@ def write_pages(interfaces: Sequence[FeatureInterface], run: Run, title: str) ->
 def embed(interface: FeatureInterface) -> dict[str, str]:
     """A feature's page in a frame and, for where only Markdown is shown, a link to it, by MIME type."""
     source = html.escape(feature_page(interface, navigation=False), quote=True)
-    frame = (  # without sandbox rights: the page needs no script
-        f'<iframe sandbox srcdoc="{source}" title="A feature\'s page" '
-        'style="box-sizing:border-box;width:100%;height:36rem;border:1px solid #8888"></iframe>'
-    )
+    style = "box-sizing:border-box;width:100%;height:36rem;border:1px solid #8888"
+    # without sandbox rights: the page needs no script
+    frame = f'<iframe sandbox srcdoc="{source}" title="A feature\'s page" style="{style}"></iframe>'
     mode = f"{interface.mode}, " if interface.mode else ""
-    link = (
-        f"[Feature {interface.feature}]({FOLDER}/feature_{interface.feature}.html) "
-        f"({mode}ReasonScore {interface.score:.3g}, rank {interface.rank}); "
-        f"[all pages]({FOLDER}/index.html)"
-    )
+    link = f"[Feature {interface.feature}]({FOLDER}/feature_{interface.feature}.html) ({mode}ReasonScore "
+    link += f"{interface.score:.3g}, rank {interface.rank}); [all pages]({FOLDER}/index.html)"
     return {"text/html": frame, "text/markdown": link}
 
 
@@ -204,9 +197,8 @@ def index_page(interfaces: Sequence[FeatureInterface], title: str) -> str:
 
 
 def feature_page(interface: FeatureInterface, navigation: bool = True) -> str:
-    """One feature's page: what is known of it, logits, histogram, examples with shaded tokens.
-
-    Without ``navigation`` it has no link to the index: a page inside another has no way there.
+    """One feature's page: what is known of it, logits, histogram, shaded examples; ``navigation`` links to
+    the index, to which a page inside another has no way.
     """
     facts = {
         "ReasonScore": f"{interface.score:.3g} (rank {interface.rank})",
@@ -217,23 +209,15 @@ def feature_page(interface: FeatureInterface, navigation: bool = True) -> str:
     facts |= {f"effect on {name}": f"{value:.3g} nats" for name, value in interface.effects.items()}
     counts, edges = interface.histogram.tolist(), interface.edges.tolist()
     bars = [(n, n / max(counts), *ends) for n, *ends in zip(counts, edges[:-1], edges[1:], strict=True)]
-    examples = [
-        [
-            # a newline alone would show no shade
-            (text.replace("\n", "⏎\n") if value > 0 else text, value, min(value / largest, 1), i == each.peak)
-            for i, (text, value) in enumerate(zip(each.pieces, each.activations.tolist(), strict=True))
-        ]
-        for each in interface.examples
-        for largest in [max(interface.maximum, 1e-12)]
-    ]
-    return _page(
-        title=f"Feature {interface.feature}",
-        navigation=navigation,
-        shown=interface,
-        facts=facts,
-        bars=bars,
-        examples=examples,
-    )
+    examples, title = [], f"Feature {interface.feature}"
+    for each in interface.examples:
+        shades = (each.activations.astype(float) / max(interface.maximum, 1e-12)).clip(max=1)
+        # a newline alone would show no shade
+        pieces = [p.replace("\n", "⏎\n") if a > 0 else p for p, a in zip(each.pieces, shades, strict=True)]
+        at_peak = [i == each.peak for i in range(len(pieces))]
+        examples.append([*zip(pieces, each.activations.tolist(), shades.tolist(), at_peak, strict=True)])
+    shown = {"shown": interface, "facts": facts, "bars": bars, "examples": examples}
+    return _page(title=title, navigation=navigation, **shown)
 
 
 def _page(**values: Any) -> str:

@@ -49,8 +49,7 @@ WORDS_OF: dict[Mode, tuple[str, ...]] = {  # *therefore*, and words of one's own
     "reflection": ("wait", "but", "however"),
 }
 WORD, HALF = "word:", 0.5
-# columns are named ``mean:<step>`` (on its tokens) and ``before:<step>`` (on the last token before it)
-PLACES = ("mean", "before")
+PLACES = ("mean", "before")  # begin columns ``…:<step>``: on its tokens, on the last token before it
 EFFECT = "effect:"  # begins names of columns of patching effects, one a kind of decision
 LOGITS = 10
 AROUND = 20  # tokens that an example shows before and after its peak
@@ -71,15 +70,11 @@ class Activity:
 
 
 class ActivatingExamples:
-    """Accumulates :class:`Activity` of a corpus, batch by batch in any order: m examples a feature, at most
-    one of each document.
-    """
+    """Accumulates :class:`Activity` of a corpus, batch by batch in any order, with m examples a feature."""
 
     def __init__(self, corpus: Corpus, examples: int) -> None:
-        self._document_of = torch.from_numpy(corpus.document_of)
-        self._examples = examples
-        self._tokens = 0
-        self._sums: dict[str, Tensor] = {}
+        self._document_of, self._examples = torch.from_numpy(corpus.document_of), examples
+        self._tokens, self._sums = 0, dict[str, Tensor]()
 
     def update(self, features: Tensor, positions: Tensor) -> None:
         """Take the activations ``features`` ``[n, f]`` of the tokens at ``positions`` ``[n]``."""
@@ -87,10 +82,8 @@ class ActivatingExamples:
             return
         if not self._sums:
             self._begin(features)
-        positions = positions.to(features.device)
-        order = torch.argsort(positions)
-        positions, features = positions[order], features[order].float()
-        sums = self._sums
+        positions, order = positions.to(features.device).sort()
+        features, sums = features[order].float(), self._sums
         self._tokens += len(positions)
         sums["maximum"] = torch.maximum(sums["maximum"], features.amax(0))
         token, feature = (features > 0).nonzero(as_tuple=True)
@@ -105,10 +98,8 @@ class ActivatingExamples:
         if not self._sums:
             raise UserError("No activations came through: the corpus is empty, ask for more documents.")
         sums = {name: values.cpu().numpy() for name, values in self._sums.items()}
-        density = sums["histogram"].sum(axis=1) / self._tokens
-        return Activity(
-            density, sums["maximum"], sums["histogram"], np.ascontiguousarray(sums["positions"].T)
-        )
+        density, positions = sums["histogram"].sum(axis=1) / self._tokens, sums["positions"].T
+        return Activity(density, sums["maximum"], sums["histogram"], np.ascontiguousarray(positions))
 
     def _begin(self, features: Tensor) -> None:
         """Make room for as many features, where they are computed."""
@@ -137,9 +128,8 @@ class ActivatingExamples:
         """Keep the strongest of what was kept and what came, at most one of a document."""
         m = self._examples
         values, positions = _strongest(values, positions, m)
-        values, positions = _strongest(
-            torch.cat([self._sums["activations"], values]), torch.cat([self._sums["positions"], positions])
-        )
+        values = torch.cat([self._sums["activations"], values])
+        values, positions = _strongest(values, torch.cat([self._sums["positions"], positions]))
         document = self._document_of[positions]
         for i in range(1, len(values)):  # a document may come in two batches
             again = (document[:i] == document[i]).any(0) & (positions[i] >= 0)
@@ -167,10 +157,7 @@ class Example:
 def read_examples(
     subject: Subject, sae: Any, corpus: Corpus, activity: Activity, features: Iterable[int], batch_tokens: int
 ) -> dict[int, list[Example]]:
-    """Feature → examples with the activation of every token, strongest first: reads only their documents.
-
-    ``activity`` is of the same corpus; ``AROUND`` tokens are shown before and after the peak.
-    """
+    """Feature → examples, strongest first, of which ``activity`` says where they are in the corpus."""
     chosen = [int(feature) for feature in features]
     peaks, document_of = activity.positions[chosen], corpus.document_of
     found: dict[tuple[int, int], Example] = {}
@@ -244,9 +231,8 @@ def _strongest(values: Tensor, positions: Tensor, m: int | None = None) -> tuple
 
 @torch.no_grad()
 def logit_effects(subject: Subject, directions: Tensor) -> Tensor:
-    """Effects ``[n, vocabulary]`` float32 of directions ``[n, d]`` in the residual stream.
-
-    Raises UserError: the model's final norm is no RMSNorm (it has a bias, or no scale).
+    """Effects ``[n, vocabulary]`` float32 of directions ``[n, d]`` in the stream; UserError: the final norm
+    is no RMSNorm (it has a bias, or no scale).
     """
     norm: Any = getattr(subject.model.base_model, "norm", None)
     if getattr(norm, "weight", None) is None or getattr(norm, "bias", None) is not None:
@@ -257,10 +243,8 @@ def logit_effects(subject: Subject, directions: Tensor) -> Tensor:
 
 
 def top_logits(subject: Subject, sae: Any, features: Iterable[int], n: int = LOGITS) -> pd.DataFrame:
-    """The ``n`` tokens that each feature raises most, and those that it lowers most.
-
-    Columns ``feature``, ``side`` ("positive", "negative"), ``rank`` (from 1), ``token`` (its id), ``text``,
-    ``value``; equal values keep the order of ids.
+    """The ``n`` tokens that each ``feature`` raises most ("positive" ``side``) and lowers most: ``rank`` from
+    1, ``token`` (its id), ``text``, ``value``; equal values keep the order of ids.
     """
     rows = []
     for feature in features:
@@ -274,10 +258,8 @@ def top_logits(subject: Subject, sae: Any, features: Iterable[int], n: int = LOG
 
 
 def modes(means: pd.DataFrame) -> list[Mode] | None:
-    """The mode of every feature by the rule; None where the text's steps are not labelled.
-
-    ``means`` has one row a feature, with ``mean:<step>`` and ``before:<step>``; a step that does not occur is
-    left out or NaN.
+    """The mode of every row by the rule; None where the text's steps are not labelled. Columns of ``means``
+    are ``mean:<step>`` and ``before:<step>``; a step that does not occur is left out or NaN.
     """
     shares = np.zeros((len(means), len(STEPS_OF)))
     labelled = means.filter(regex=f"^({'|'.join(PLACES)}):").astype(float).fillna(0.0)
@@ -296,11 +278,9 @@ def modes(means: pd.DataFrame) -> list[Mode] | None:
 
 
 def modes_by_words(means: pd.DataFrame) -> list[Mode]:
-    """The mode of every feature by the words of R that it is active around, where steps are not labelled.
-
-    The mode whose words (:data:`WORDS_OF`) have more than half of the feature's mean activations around words
-    of R (``word:<r>``) is the feature's mode. Where words of no mode have more than half, or it is active
-    around no word, it is other; all else is mixed.
+    """The mode of every feature by the words of R that it is active around, where no steps are labelled: that
+    whose words (:data:`WORDS_OF`) have more than half of its mean activations around words of R
+    (``word:<r>``); other, where words of no mode have, or it is active around none; else mixed.
     """
     names = [name for name in means.columns if name.startswith(WORD)]
     known = {word: mode for mode, words in WORDS_OF.items() for word in words}
@@ -335,9 +315,8 @@ class FeatureInterface:
 def feature_interfaces(
     table: pd.DataFrame, activity: Activity, logits: pd.DataFrame, examples: Mapping[int, Sequence[Example]]
 ) -> list[FeatureInterface]:
-    """The interfaces of a table's features, in its order, with their :func:`top_logits` and examples.
-
-    The table has ``feature``, ``score``, ``rank``, perhaps ``mode``, ``description``, ``effect:<decision>``.
+    """Interfaces of the features of a table with ``feature``, ``score``, ``rank``, and perhaps ``mode``,
+    ``description``, ``effect:<decision>``; with their :func:`top_logits` and examples.
     """
     sides = {
         key: list(zip(part["text"], part["value"], strict=True))
@@ -349,21 +328,20 @@ def feature_interfaces(
         used = np.flatnonzero(activity.histogram[feature])
         first, end = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
         effects = {str(n).removeprefix(EFFECT): v for n, v in row.items() if str(n).startswith(EFFECT)}
-        made.append(
-            FeatureInterface(
-                feature=feature,
-                score=float(row["score"]),
-                rank=int(row["rank"]),
-                density=float(activity.density[feature]),
-                maximum=float(activity.maximum[feature]),
-                histogram=activity.histogram[feature, first:end],
-                edges=EDGES[first : end + 1],
-                positive=sides.get((feature, "positive"), []),
-                negative=sides.get((feature, "negative"), []),
-                examples=list(examples.get(feature, [])),
-                mode=row.get("mode"),
-                effects={name: float(value) for name, value in effects.items() if value is not None},
-                description=row.get("description"),
-            )
+        interface = FeatureInterface(
+            feature=feature,
+            score=float(row["score"]),
+            rank=int(row["rank"]),
+            density=float(activity.density[feature]),
+            maximum=float(activity.maximum[feature]),
+            histogram=activity.histogram[feature, first:end],
+            edges=EDGES[first : end + 1],
+            positive=sides.get((feature, "positive"), []),
+            negative=sides.get((feature, "negative"), []),
+            examples=list(examples.get(feature, [])),
+            mode=row.get("mode"),
+            effects={name: float(value) for name, value in effects.items() if value is not None},
+            description=row.get("description"),
         )
+        made.append(interface)
     return made

@@ -44,10 +44,8 @@ RESAMPLES, SEED = 1000, 0
 def largest(
     subject: Subject, sae: Any, corpus: Corpus, features: Ids, spans: Ids, batch_tokens: int
 ) -> tuple[Maxima, Maxima]:
-    """Each feature's largest activation in each span ``[n, k]`` and in each document ``[d, k]``.
-
-    ``spans`` ``[n, 2]`` are start and end (exclusive), not empty. Documents are read some at a time, so that
-    memory grows with spans and not with tokens.
+    """Each feature's largest activation in each of ``spans`` ``[n, 2]`` (start, end; none is empty), ``[n,
+    k]``, and in each document ``[d, k]``. Memory grows with spans and not with tokens.
     """
     in_spans = np.zeros((len(spans), len(features)), dtype=np.float32)
     in_documents = np.zeros((corpus.n_documents, len(features)), dtype=np.float32)
@@ -83,13 +81,9 @@ def measure_controls(
 
     The subject's traces give the words' usual forms, and sentences with and without them; plain documents of
     its general text take the words. ``control_words`` are matched to R in frequency. A word acts on its own
-    tokens and on as many after it as the window says.
-
-    The table has shares of places at which each feature is active, with R and control words put in, and
-    ``untouched``; shares of sentences of thinking; and by effect size ``d`` and ``p`` the ``class``, and the
-    ``document class`` of whole documents as in 2601.05679.
-
-    Raises UserError: no plain documents, none left without R's words, or a word that cannot be written.
+    tokens and on as many after it as the window says. The table has shares of places, and of sentences of
+    thinking, at which each feature is active; ``d``, ``p`` and ``class``; and the ``document class`` of whole
+    documents. UserError: no plain documents, none without R's words, or a word that cannot be written.
     """
     tokenizer, features = subject.tokenizer, np.unique(np.concatenate(list(groups.values())))
     reasoning = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
@@ -126,9 +120,8 @@ def measure_controls(
 def _sentence_shares(
     settings: Settings, subject: Subject, sae: Any, features: Ids, reasoning: Corpus
 ) -> dict[str, Array]:
-    """Share of sentences of thinking with and without a word of R in which each feature is active ``[k]``.
-
-    R's own tokens are left out, so that a feature of the word itself does not count for the sentence.
+    """Share of sentences of thinking with and without a word of R in which each feature is active ``[k]``;
+    R's own tokens do not count.
     """
     starts = sentence_starts(reasoning, subject.tokenizer)
     sentence = sentence_of(reasoning, starts)
@@ -152,10 +145,9 @@ def _sentence_shares(
 def effect_size(
     untouched: NDArray[np.floating], changed: NDArray[np.floating], weights: Array
 ) -> tuple[Array, Array]:
-    """Cohen's d of activations changed against untouched ``[n, k]``, and p of the t-test, both ``[b, k]``.
-
-    Rows count as often as the weights ``[b, n]`` say. d is 0 where neither varies nor differs, infinite where
-    a difference has no spread; p is of Student's two-sample test, two-sided.
+    """Cohen's d of activations changed against untouched ``[n, k]``, and p of Student's two-sided two-sample
+    test, both ``[b, k]``; rows count as often as the weights ``[b, n]`` say. d is 0 where neither varies nor
+    differs, infinite where a difference has no spread.
     """
     n = weights.sum(axis=1, keepdims=True)
     moments = []
@@ -179,15 +171,12 @@ def classify(d: Array, p: Array) -> NDArray[np.str_]:
 
 
 def class_shares(controls: Controls, groups: Mapping[str, Ids]) -> pd.DataFrame:
-    """Share of each class in groups of features, with its 95% interval (features and documents resampled).
-
-    Raises UserError: a group has no features.
+    """Share of each class in groups of features, with its 95% interval (features and documents resampled);
+    UserError: a group has no features.
     """
-    documents = int(controls.documents.max()) + 1
+    documents, table = int(controls.documents.max()) + 1, controls.table
     weights = bootstrap_weights(documents, RESAMPLES, SEED)[:, controls.documents]
-    d, p = effect_size(controls.untouched, controls.with_words, weights)
-    again = classify(d, p)
-    table = controls.table
+    again = classify(*effect_size(controls.untouched, controls.with_words, weights))
     rows: list[dict[str, Any]] = []
     for name, features in groups.items():
         member = np.isin(table["feature"], features)

@@ -30,8 +30,7 @@ from reasoning_features.settings import Settings, load_settings
 from reasoning_features.steering.steering_study import store_study
 from reasoning_features.truth.benchmark import measure_benchmark
 
-# documents of traces that dictionaries are trained on, and a third as many general ones: the main line's
-TRACES = 9000
+TRACES = 9000  # documents of traces that dictionaries are trained on, and a third as many general ones
 # of all dictionaries, as the main autoencoders but for architecture; L0 is matched by k
 RECIPE = Recipe("batchtopk", d_sae=512, tokens=4_000_000, learning_rate=3e-3, k=8)
 FROZEN = (
@@ -175,8 +174,7 @@ def study(folder: Path, unfinished: Path, dictionary: Dictionary) -> None:
 
 def make_stage(folder: Path, recipe: Recipe, path: str) -> None:
     """One stage of model diffing: S from scratch, the last of a longer path from the stage before it."""
-    models = folder.parent / "models"
-    reader = MODEL if reads_fine_tuned(path) else BASE
+    models, reader = folder.parent / "models", MODEL if reads_fine_tuned(path) else BASE
     subject, residual = stage_activations(models / reader, path[-1], models / MODEL, TRACES)
     own, initial = recipe, None
     if path != "S":

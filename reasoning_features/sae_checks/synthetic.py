@@ -27,17 +27,9 @@ from sae_lens.synthetic import ActivationGenerator, FeatureDictionary
 from torch import Tensor
 from torch.sparse import check_sparse_tensor_invariants
 
+from reasoning_features.dictionaries import training
 from reasoning_features.dictionaries.evaluation import EXPLAINED, best_cosines
-from reasoning_features.dictionaries.training import (
-    AUXILIARY,
-    HELD_OUT,
-    TOPK_AUXILIARY,
-    Architecture,
-    Recipe,
-    held_out_quality,
-    new_trainer,
-    steps,
-)
+from reasoning_features.dictionaries.training import HELD_OUT, Architecture, Recipe
 from reasoning_features.files import write_table
 from reasoning_features.runs.shards import Each
 from reasoning_features.statistics import Interval, bootstrap_mean, percentile_interval, wilson
@@ -63,7 +55,7 @@ LONGER = 24_000  # steps of longer trainings: TopK is still rising after 6,000; 
 PAPERS_STEPS = 18_000  # at the paper's size: 25 minutes of one core
 # the two that the paper's numbers on equally frequent features are of, and their weights of the loss that
 # revives dead latents
-USUAL: dict[Architecture, float] = {"topk": TOPK_AUXILIARY, "batchtopk": AUXILIARY}
+USUAL: dict[Architecture, float] = {"topk": training.TOPK_AUXILIARY, "batchtopk": training.AUXILIARY}
 RECORD_AT = (100, 300, 1000, 3000, 10_000)  # steps after which features are counted, beside 0 and the last
 
 SETTING = ["architecture", "firing", "width", "features", "steps"]  # what a training is of
@@ -100,17 +92,12 @@ class World:
         return self.active * relative / relative.sum()
 
     def batches(self, size: int, stream: str = "training") -> Iterator[Tensor]:
-        """Endless batches ``[size, d]`` of raw activations, float32; each stream is another one. A batch is a
-        function of the world, the stream and its number alone: torch's global random state has no part in it
-        and is left as it was.
+        """Endless batches ``[size, d]`` of raw activations, float32; each is a function of the world, the
+        stream and its number alone, and leaves torch's global random state as it was.
         """
-        generator = ActivationGenerator(
-            self.features,
-            torch.from_numpy(self.probabilities).float(),
-            modify_activations=_log_normal,
-            use_sparse_tensors=True,
-        )
-        dictionary = self._dictionary()
+        probabilities = torch.from_numpy(self.probabilities).float()
+        ways = {"modify_activations": _log_normal, "use_sparse_tensors": True}
+        generator, dictionary = ActivationGenerator(self.features, probabilities, **ways), self._dictionary()
         for number in itertools.count():
             with torch.no_grad(), torch.random.fork_rng(devices=[]), check_sparse_tensor_invariants(False):
                 torch.manual_seed(self._seed(stream, number))
@@ -150,17 +137,9 @@ class Cell:
     @property
     def recipe(self) -> Recipe:
         """How it is trained."""
-        return Recipe(
-            self.architecture,
-            d_sae=self.world.features,
-            tokens=self.steps * BATCH,
-            learning_rate=LEARNING_RATE,
-            batch=BATCH,
-            seed=self.world.seed,
-            k=self.world.active,
-            l1=PENALTY.get(self.architecture, 0.0),
-            auxiliary=self.auxiliary,
-        )
+        sizes = self.world.features, self.steps * BATCH, LEARNING_RATE, BATCH, self.world.seed
+        penalty = PENALTY.get(self.architecture, 0.0)
+        return Recipe(self.architecture, *sizes, self.world.active, penalty, auxiliary=self.auxiliary)
 
 
 # worlds of half the paper's width, a quarter of its features, half as many active; of two architectures
@@ -190,20 +169,19 @@ CHECKED = (
 
 def count_by_frequency(found: NDArray[np.bool_], probabilities: Array) -> pd.DataFrame:
     """How many features ``[m]`` were ``found``, in bins of equally many by how often they are active, the
-    rarest first, from the least probability to the greatest; one bin where all are equally frequent.
+    rarest first; one bin where all are equally frequent.
     """
     bins = min(BINS, len(np.unique(probabilities)))
-    rows = [
-        (i, probabilities[part[0]], probabilities[part[-1]], len(part), int(found[part].sum()))
-        for i, part in enumerate(np.array_split(np.argsort(probabilities, kind="stable"), bins))
-    ]
+    rows = []
+    for i, part in enumerate(np.array_split(np.argsort(probabilities, kind="stable"), bins)):
+        rows.append((i, *probabilities[part[[0, -1]]], len(part), int(found[part].sum())))
     return pd.DataFrame(rows, columns=["bin", "from", "to", "in bin", "found"])
 
 
 def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
-    """Train one autoencoder, up to step ``until`` or the last, and count what it has found of the features: a
-    row for each recorded step and bin of firing probability, with the measures on held-out activations.
-    ``best cosine`` is the mean over features of the largest cosine with a decoder direction.
+    """Train an autoencoder, up to step ``until`` or the last: features found, by recorded step and bin of
+    firing probability, and measures on held-out activations. ``best cosine`` is the mean over features of the
+    largest cosine with a decoder direction.
     """
     world, recipe = cell.world, cell.recipe
     rows: list[pd.DataFrame] = []
@@ -213,11 +191,11 @@ def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
         features, held_out = world.directions, next(world.batches(HELD_OUT, "held out"))
         sample = next(world.batches(HELD_OUT, "moments"))
         torch.manual_seed(recipe.start("synthetic"))
-        trainer = new_trainer(recipe, "synthetic", world.firing, sample, world.batches(BATCH), "cpu")
+        trainer = training.new_trainer(recipe, "synthetic", world.firing, sample, world.batches(BATCH), "cpu")
         trainer.cfg.total_training_samples = min(until or recipe.steps, recipe.steps) * BATCH
-        for step in itertools.chain([0], steps(trainer)):
+        for step in itertools.chain([0], training.steps(trainer)):
             if step in (0, *RECORD_AT, recipe.steps):
-                numbers, _ = held_out_quality(trainer, held_out)
+                numbers, _ = training.held_out_quality(trainer, held_out)
                 # the sign counts: a feature's opposite is not that feature
                 closest = best_cosines(features, trainer.sae.W_dec)
                 bins = count_by_frequency(closest > RECOVERED, world.probabilities)
@@ -229,7 +207,7 @@ def train_cell(cell: Cell, until: int | None = None) -> pd.DataFrame:
 
 
 def make(folder: Path, every: Each, cells: Sequence[Cell] = (*CELLS, *REVIVAL)) -> None:
-    """Train those cells that have no file in ``folder`` yet; a file is written when it is whole."""
+    """Train those cells that have no file in ``folder`` yet."""
     every(partial(make_cell, folder), [cell for cell in cells if not (folder / cell.file).exists()])
 
 
@@ -245,7 +223,7 @@ def merged(folder: Path, cells: Sequence[Cell] = CELLS) -> pd.DataFrame:
 
 def swapped(folder: Path) -> pd.DataFrame:
     """The rows of :data:`REVIVAL`, with the weight of each as ``auxiliary``."""
-    parts = [merged(folder, [cell]).assign(auxiliary=cell.auxiliary) for cell in REVIVAL]
+    parts = (merged(folder, [cell]).assign(auxiliary=cell.auxiliary) for cell in REVIVAL)
     return pd.concat(parts, ignore_index=True)
 
 
@@ -278,13 +256,11 @@ def by_frequency(grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def frequent(grid: pd.DataFrame, architecture: str) -> tuple[Interval, Interval]:
-    """Share recovered of the most frequent fifth of unequally frequent features, and of the others, over all
-    seeds (Wilson).
-    """
+    """Share recovered of the most frequent fifth of unequally frequent features, and of the others (Wilson)."""
     rows = last(longest(grid)).query("architecture == @architecture and firing == 'unequal'")
     often = rows["bin"] >= 0.8 * (rows["bin"].max() + 1)
-    one, other = (wilson(part["found"].sum(), part["in bin"].sum()) for part in (rows[often], rows[~often]))
-    return one, other
+    one, other = (rows.loc[which, ["found", "in bin"]].sum() for which in (often, ~often))
+    return wilson(*one), wilson(*other)
 
 
 def at_end(grid: pd.DataFrame, architecture: str, column: str) -> Interval:
@@ -299,8 +275,8 @@ def at_end(grid: pd.DataFrame, architecture: str, column: str) -> Interval:
 
 def summary(grid: pd.DataFrame) -> pd.DataFrame:
     """Each architecture at the end of its trainings: means over seeds, and 95% intervals ``… low``, ``…
-    high``. That of explained variance resamples seeds: of two it is their range, of one there is none. That
-    of ``recovered`` draws the share of each seed from Beta(found + ½, missed + ½), Jeffreys', too.
+    high``. That of explained variance resamples seeds: of one there is none. That of ``recovered`` draws the
+    share of each seed from Beta(found + ½, missed + ½), Jeffreys', too.
     """
     rows = []
     for setting, runs in last(curves(grid)).groupby(SETTING, sort=False):

@@ -95,7 +95,7 @@ def test_the_grid_goes_on_where_it_stopped_and_leaves_nothing_half_made(tmp_path
     synthetic.make(tmp_path, one_after_the_other, cells[:1])
     kept = (tmp_path / cells[0].file).stat().st_mtime_ns
     with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
-        broken.setattr(synthetic, "held_out_quality", lambda trainer, held_out: 1 / 0)
+        broken.setattr(synthetic.training, "held_out_quality", lambda trainer, held_out: 1 / 0)
         synthetic.make(tmp_path, one_after_the_other, cells)
     assert list(tmp_path.iterdir()) == [(tmp_path / cells[0].file)]
     synthetic.make(tmp_path, one_after_the_other, cells)
