@@ -24,20 +24,18 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sae_lens import SAE
 from torch import Tensor
 
 from reasoning_features.dictionaries.autoencoder import added_directions
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.probes import weights_by_document
-from reasoning_features.sae_checks.interpretability import CEILING, FLOOR
+from reasoning_features.sae_checks.interpretability import CEILING, FLOOR, Saes
 from reasoning_features.statistics import percentile_interval
 from reasoning_features.truth.decisions import Decisions, log_odds
 
 Codes = NDArray[np.int64]
 Flags = NDArray[np.bool_]
-Saes = Mapping[str, SAE[Any]]
 NS = (0, 1, 5, 20)
 SCORES = ("cause", "isolation", "disentanglement")
 
@@ -59,8 +57,8 @@ class DecisionContexts:
         return _sides(_odds(logits, self.readouts), self.medians)
 
     def difference(self, values: Tensor, attribute: int) -> Tensor:
-        """How much more values ``[n, ...]`` are on an attribute's True side, the other held; UserError where
-        no training decision has some pair of sides.
+        """How much more values ``[n, ...]`` are on an attribute's True side, the other held; UserError: no
+        training decision has some pair of sides.
         """
         means = {}
         for side in ((True, True), (True, False), (False, True), (False, False)):
@@ -75,17 +73,10 @@ class DecisionContexts:
 def read_contexts(
     subject: Subject, decisions: Mapping[str, Decisions], batch_tokens: int, seed: int = 0
 ) -> DecisionContexts:
-    """The decisions of a corpus with the model's sides; ``seed`` draws the half of the documents for
-    training.
-    """
+    """The decisions of a corpus with the model's sides; ``seed`` draws half of the documents for training."""
     wrong, right = decisions["persistence"], decisions["verification"]
-    result = replace(
-        right,
-        name="result",
-        positive=np.concatenate([right.positive, right.negative]),
-        negative=np.concatenate([wrong.positive, wrong.negative]),
-    )
-    readouts = (result, wrong, right)
+    of_right, of_wrong = (np.concatenate([each.positive, each.negative]) for each in (right, wrong))
+    readouts = (replace(right, name="result", positive=of_right, negative=of_wrong), wrong, right)
     is_right = np.repeat([False, True], [len(wrong), len(right)])
     documents = np.concatenate([wrong.documents, right.documents])
     places = np.concatenate([wrong.places, right.places])
@@ -101,8 +92,8 @@ def read_contexts(
             stream[own] = read[i, at[i, : len(own)]].float().cpu()
             odds[own] = _odds(logits[i, : len(own)], readouts)
     training = np.isin(documents, np.random.default_rng(seed).permutation(names)[: len(names) // 2])
-    of_kind = (odds[torch.from_numpy(training & (is_right == kind))] for kind in (False, True))
-    wrongs, rights = (each.median(0).values for each in of_kind)
+    known = (odds[torch.from_numpy(training & (is_right == kind))] for kind in (False, True))
+    wrongs, rights = (each.median(0).values for each in known)
     medians = torch.stack([(wrongs[0] + rights[0]) / 2, wrongs[1], rights[2]])
     sides = _sides(odds, medians)
     read_so = sides[:, 0] == is_right
@@ -151,8 +142,7 @@ def draw_pairs(contexts: DecisionContexts, n: int, documents: Codes, seed: int =
 class Editing:
     """What edits of the same pairs did, by every dictionary."""
 
-    # dictionary and number of latents replaced of each edit; CEILING with n = 1 and, the whole of it
-    # replaced, n = d; FLOOR with n = 0
+    # dictionary and number of latents replaced of each edit; CEILING with n = 1 and n = d; FLOOR with n = 0
     edits: tuple[tuple[str, int], ...]
     marks: NDArray[np.float64]  # [e, 2, pairs, 3] by edit, attribute edited, pair and score, each 0 to 1
     documents: Codes  # [pairs] the document of each base
@@ -171,7 +161,7 @@ class Editing:
         return pd.DataFrame(rows)
 
     def resampled(self, dictionary: str, n: int, seed: int = 0) -> NDArray[np.float64]:
-        """Disentanglement by one edit ``[1 + resamples]``: of all pairs, and each resample of documents."""
+        """Disentanglement by one edit ``[1 + resamples]``, first of all pairs."""
         return self._shares(seed)[:, self.edits.index((dictionary, n)), 2]
 
     def _shares(self, seed: int) -> NDArray[np.float64]:

@@ -36,6 +36,8 @@ from reasoning_features.text.corpus import Corpus
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
+Latents = NDArray[np.float32]
+Saes = Mapping[str, SAE[Any]]
 # dictionaries that measures stand between: nothing is lost, and nothing is kept but the mean
 CEILING, FLOOR = "residual stream", "mean reconstruction"
 KS = (1, 5)  # how many latents a probe is given
@@ -46,19 +48,16 @@ MINIMUM = 20  # tokens of each half on which a latent must be active, and on whi
 
 @dataclass(frozen=True)
 class SparseProbes:
-    """Balanced accuracy averaged over classes by dictionary, labelling and k, ``[1 + resamples]``: of all
-    test documents, and of each resample of them, the same for all.
-    """
+    """Mean balanced accuracy of classes by dictionary, labelling and k, ``[1 + resamples]`` of documents."""
 
     accuracy: dict[tuple[str, str, int], Array]
     documents: int
 
     def table(self) -> pd.DataFrame:
         """A row a probe: ``balanced accuracy`` with its 95% ``low`` and ``high``, ``documents`` tested."""
-        rows = [
-            (*probe, *astuple(percentile_interval(values[0], values[1:], self.documents)))
-            for probe, values in self.accuracy.items()
-        ]
+        rows = []
+        for probe, values in self.accuracy.items():
+            rows.append((*probe, *astuple(percentile_interval(values[0], values[1:], self.documents))))
         columns = ["dictionary", "labelling", "k", "balanced accuracy", "low", "high", "documents"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -70,9 +69,7 @@ def labellings(corpus: Corpus) -> dict[str, Codes]:
     return {"move": move_targets(corpus), "family": np.where(thinking, family, -1)}
 
 
-def sparse_probes(
-    saes: Mapping[str, SAE[Any]], activations: ActivationBatch, corpus: Corpus, seed: int = 0
-) -> SparseProbes:
+def sparse_probes(saes: Saes, activations: ActivationBatch, corpus: Corpus, seed: int = 0) -> SparseProbes:
     """Probe dictionaries of raw activations for every class of all :func:`labellings`, beside the stream's
     own coordinates (``CEILING``: the k best, and all) and constant latents (``FLOOR``); ``seed`` divides the
     documents and draws resamples. UserError where a labelling has fewer than two classes in either part.
@@ -96,19 +93,14 @@ def sparse_probes(
     return SparseProbes(accuracy, len(tested))
 
 
-def scaled_latents(sae: SAE[Any], residual: torch.Tensor) -> NDArray[np.float32]:
+def scaled_latents(sae: SAE[Any], residual: torch.Tensor) -> Latents:
     """Latents ``[n, f]`` of activations ``[n, d]`` in units of the stream, whatever scales the decoder."""
     scale = added_directions(sae).norm(dim=1)
     return np.concatenate([(values.float().cpu() * scale).numpy() for _, values in encoded(sae, residual)])
 
 
 def _probed(
-    latents: NDArray[np.float32],
-    codes: Codes,
-    test_document: Codes,
-    weights: Array,
-    ks: Sequence[int],
-    labelling: str,
+    latents: Latents, codes: Codes, test_document: Codes, weights: Array, ks: Sequence[int], labelling: str
 ) -> dict[int, Array]:
     """k → balanced accuracy averaged over classes ``[r]`` for weights of test documents ``[r, t]``.
 
@@ -136,8 +128,8 @@ def _probed(
 
 
 def rule_kinds(corpus: Corpus) -> list[Codes]:
-    """The rules over a corpus' tokens by kind, the plainest first: of equally good ones the first is chosen.
-    Codes ``[n_tokens]`` say which rule of a kind holds at a token, −1: none. UserError: no styles.
+    """Which rule of each kind, the plainest first, holds at a token ``[n_tokens]``, −1: none; of equally good
+    ones the first is chosen. UserError: no styles.
     """
     if corpus.styles is None:
         raise UserError(f"The corpus {corpus.name!r} has no styles, so rules about them cannot be judged.")
@@ -152,11 +144,7 @@ def rule_kinds(corpus: Corpus) -> list[Codes]:
 
 
 def judge(
-    saes: Mapping[str, SAE[Any]],
-    activations: ActivationBatch,
-    corpus: Corpus,
-    latents: int = 200,
-    seed: int = 0,
+    saes: Saes, activations: ActivationBatch, corpus: Corpus, latents: int = 200, seed: int = 0
 ) -> pd.DataFrame:
     """How well the best rule of each of some latents tells where it is active: rows of ``dictionary``,
     ``firing``, ``latent`` and ``detection``, balanced accuracy on the half that did not choose the rule.
@@ -173,8 +161,8 @@ def judge(
         rng = np.random.default_rng(seed)
         first = np.isin(document, rng.permutation(len(names))[: len(names) // 2])
         halves = [np.flatnonzero(first), np.flatnonzero(~first)]
-        active = np.concatenate([(part > 0).cpu().numpy() for _, part in encoded(sae, activations.residual)])
-        active = active[order]
+        parts = ((values > 0).cpu().numpy() for _, values in encoded(sae, activations.residual))
+        active = np.concatenate([*parts])[order]
         times = np.array([active[half].sum(0) for half in halves])
         sizes = np.array([[len(half)] for half in halves])
         able = np.flatnonzero(((times >= MINIMUM) & (sizes - times >= MINIMUM)).all(0))
@@ -205,9 +193,7 @@ def _donors(document: Codes, rng: np.random.Generator) -> Codes:
 
 
 def _accuracies(fires: NDArray[np.bool_], kinds: Sequence[Codes], half: Codes) -> Array:
-    """Balanced accuracy ``[rules, latents]`` of every rule for firing ``[n, latents]`` of a half's tokens
-    ``[n]``; 1/2 if none holds.
-    """
+    """Balanced accuracy ``[rules, latents]`` of every rule for firing ``[n, latents]`` of a half's tokens."""
     n, active = len(fires), fires.sum(0)
     values = fires.astype(np.float32)  # sums of ones, exact up to 2²⁴
     found = []

@@ -32,8 +32,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
+from reasoning_features import statistics
 from reasoning_features.dictionaries.autoencoder import added_directions, encoded, encoded_columns
 from reasoning_features.dictionaries.evaluation import best_cosines, cosines
 from reasoning_features.dictionaries.training import AUXILIARY
@@ -44,17 +46,12 @@ from reasoning_features.organism.parser import first_tokens
 from reasoning_features.organism.training import LARGEST_NUMBER
 from reasoning_features.residual_stream.activations import ActivationBatch, shuffled_batches
 from reasoning_features.residual_stream.probes import class_means, weights_by_document
-from reasoning_features.statistics import (
-    Interval,
-    bootstrap_mean,
-    bootstrap_weights,
-    independent_difference,
-    percentile_interval,
-)
+from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval
 from reasoning_features.text.corpus import Corpus
 
 Array = NDArray[np.float64]
 Ids = NDArray[np.int64]
+Saes = Mapping[str, SAE[Any]]
 NEIGHBOURS, COMPOSITION = "MeanCosSim", "composition (MetaSAE's explained variance)"
 # ten cosines from which two latents are joined in a graph: from where random directions are joined often
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 12))
@@ -80,23 +77,19 @@ HELD_OUT = 0.3  # fraction of the training documents on which sparse probes are 
 
 def geometry(decoders: Mapping[str, Tensor], seed: int = 0) -> pd.DataFrame:
     """MeanCosSim and composition of dictionaries, name → live directions ``[s, d]``: rows of ``metric``,
-    ``dictionary``, ``estimate``, ``low``, ``high`` (95%), ``n``.
-
-    MeanCosSim = mean_i max_{j≠i} cos(W_i, W_j). Latents are resampled with the neighbours that they have in
-    the whole dictionary: copies would be neighbours at cosine 1.
+    ``dictionary``, ``estimate``, ``low``, ``high`` (95%), ``n``. MeanCosSim = mean_i max_{j≠i} cos(W_i, W_j);
+    latents are resampled with the neighbours that they have in the whole dictionary.
     """
     rows = []
     for name, decoder in tqdm(decoders.items(), desc="Geometry", unit="dictionary"):
-        rows.append((NEIGHBOURS, name, *astuple(bootstrap_mean(nearest_cosines(decoder), seed=seed))))
+        rows.append((NEIGHBOURS, name, *astuple(statistics.bootstrap_mean(nearest_cosines(decoder), seed))))
         rows.append((COMPOSITION, name, *astuple(composition(decoder, seed=seed))))
     table = pd.DataFrame(rows, columns=["metric", "dictionary", "estimate", "low", "high", "n"])
     return table.sort_values("metric", kind="stable", ignore_index=True)
 
 
 def nearest_cosines(decoder: Tensor) -> Array:
-    """For each direction ``[s, d]`` its largest signed cosine with another; of a direction of length 0 it is
-    0.
-    """
+    """For each direction ``[s, d]`` its largest signed cosine with another; 0 where its length is 0."""
     nearest, start = [], 0
     for part in cosines(decoder, decoder):
         part.diagonal(start).fill_(-torch.inf)  # a direction is no neighbour of its own
@@ -108,8 +101,7 @@ def nearest_cosines(decoder: Tensor) -> Array:
 def isotropic_directions(n: int, width: int, seed: int) -> Tensor:
     """``n`` directions ``[n, width]`` drawn uniformly on the sphere."""
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(n, width, generator=generator, dtype=torch.float64)
-    return torch.nn.functional.normalize(noise, dim=1)
+    return normalize(torch.randn(n, width, generator=generator, dtype=torch.float64), dim=1)
 
 
 def composition(decoder: Tensor, seeds: Sequence[int] = (0, 1, 2), seed: int = 0) -> Interval:
@@ -118,20 +110,18 @@ def composition(decoder: Tensor, seeds: Sequence[int] = (0, 1, 2), seed: int = 0
     The fraction of the variance of the unit rows that a MetaSAE explains, BatchTopK with a quarter as many
     latents and four active ones a row, trained on them from each of ``seeds``; ``seed`` is the bootstrap's.
     """
-    rows = torch.nn.functional.normalize(decoder.detach().float().cpu(), dim=1)
+    rows = normalize(decoder.detach().float().cpu(), dim=1)
     error = np.stack([meta_errors(rows, each) for each in seeds])
     return explained(error, (rows - rows.mean(0)).double().square().sum(1).numpy(), seed)
 
 
 def explained(error: Array, deviation: Array, seed: int = 0) -> Interval:
-    """Fraction of variance explained, mean over MetaSAEs, with its 95% interval; both are resampled together.
-    ``error`` ``[seeds, s]`` and ``deviation`` ``[s]`` are squared distances of rows from reconstruction and
-    mean.
+    """Fraction of variance explained, mean over MetaSAEs (95%; rows and MetaSAEs are resampled together).
+    ``error`` ``[seeds, s]``, ``deviation`` ``[s]``: squared distances of rows from reconstruction and mean.
     """
     seeds, rows = error.shape
     by_seed = 1 - error.sum(1) / deviation.sum()
-    of_seeds = bootstrap_weights(seeds, 2000, seed) / seeds
-    of_rows = bootstrap_weights(rows, 2000, seed + 1)
+    of_seeds, of_rows = bootstrap_weights(seeds, 2000, seed) / seeds, bootstrap_weights(rows, 2000, seed + 1)
     unexplained = ((of_seeds @ error) * of_rows).sum(1) / (of_rows @ deviation)
     return percentile_interval(float(by_seed.mean()), 1 - unexplained, rows)
 
@@ -139,29 +129,16 @@ def explained(error: Array, deviation: Array, seed: int = 0) -> Interval:
 def meta_errors(rows: Tensor, seed: int) -> Array:
     """Squared distance ``[s]`` of unit rows ``[s, d]`` from what a MetaSAE trained on them makes of them."""
     batch, scale = min(BATCH, len(rows)), rows.shape[1] ** 0.5
-    config = BatchTopKTrainingSAEConfig(
-        d_in=rows.shape[1],
-        d_sae=len(rows) // FEWER,
-        k=ACTIVE,
-        aux_loss_coefficient=AUXILIARY,
-        normalize_activations="none",
-    )
-    schedule = SAETrainerConfig(
-        total_training_samples=STEPS * batch,
-        train_batch_size_samples=batch,
-        lr=LEARNING_RATE,
-        lr_end=0.0,
-        lr_decay_steps=STEPS // 5,
-        dead_feature_window=DEAD_AFTER,
-    )
+    sizes = {"d_in": rows.shape[1], "d_sae": len(rows) // FEWER, "k": ACTIVE}
+    samples = {"total_training_samples": STEPS * batch, "train_batch_size_samples": batch}
+    rate = {"lr": LEARNING_RATE, "lr_end": 0.0, "lr_decay_steps": STEPS // 5}
+    schedule = SAETrainerConfig(**samples, **rate, dead_feature_window=DEAD_AFTER)
     scaled = rows * scale  # inputs of norm √d, for which SAELens' learning rates are meant
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        meta = BatchTopKTrainingSAE(config)
-    meta.b_dec.data = scaled.mean(0)
-    trainer: SAETrainer[Any, Any] = SAETrainer(
-        cfg=schedule, sae=meta, data_provider=shuffled_batches(scaled, batch, seed)
-    )
+        meta = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**sizes, aux_loss_coefficient=AUXILIARY))
+    meta.b_dec.data, data = scaled.mean(0), shuffled_batches(scaled, batch, seed)
+    trainer: SAETrainer[Any, Any] = SAETrainer(cfg=schedule, sae=meta, data_provider=data)
     with redirect_stderr(StringIO()):  # a bar for each of many short trainings; callers show one for all
         trained = trainer.fit()
     with torch.no_grad():
@@ -172,9 +149,8 @@ def meta_errors(rows: Tensor, seed: int) -> Array:
 def clustering(decoder: Tensor, seed: int = 0) -> pd.DataFrame:
     """Clustering coefficient of the graph that joins latents at a cosine or nearer, by threshold: the mean
     over latents of the share of their pairs of neighbours that are neighbours too, 0 of fewer than two.
-    Latents are resampled with the coefficients they have in the whole graph.
     """
-    unit = torch.nn.functional.normalize(decoder.detach().double(), dim=1)
+    unit = normalize(decoder.detach().double(), dim=1)
     nearness = (unit @ unit.T).cpu().numpy()
     np.fill_diagonal(nearness, -np.inf)
     rows = []
@@ -183,14 +159,13 @@ def clustering(decoder: Tensor, seed: int = 0) -> pd.DataFrame:
         degree = np.asarray(joined.sum(1)).ravel()
         closed = np.asarray((joined @ joined).multiply(joined).sum(1)).ravel()
         local = closed / np.maximum(degree * (degree - 1), 1)
-        rows.append((threshold, *astuple(bootstrap_mean(local, seed=seed))))
+        rows.append((threshold, *astuple(statistics.bootstrap_mean(local, seed))))
     return pd.DataFrame(rows, columns=["threshold", "estimate", "low", "high", "n"])
 
 
 def as_rare(cosine: float, width: int, other_width: int) -> float:
     """The cosine that random directions reach as rarely in ``width`` dimensions as ``cosine`` in
-    ``other_width``. Of a random direction in d dimensions, (1 + cos) / 2 has the distribution Beta((d − 1)/2,
-    (d − 1)/2).
+    ``other_width``: of those in d dimensions (1 + cos) / 2 is distributed as Beta((d − 1)/2, (d − 1)/2).
     """
     halves = (other_width - 1) / 2, (width - 1) / 2
     chance = beta.cdf((1 - cosine) / 2, halves[0], halves[0])  # the lower tail keeps its digits
@@ -198,12 +173,9 @@ def as_rare(cosine: float, width: int, other_width: int) -> float:
 
 
 def uniqueness(decoders: Mapping[str, Tensor], seed: int = 0) -> pd.DataFrame:
-    """Share of each dictionary's latents that another lacks: no direction of it at a cosine or nearer
-    (Wilson).
-
-    At two cosines, because the "paper"'s 0.2 lies among random directions' in 128 dimensions: that, and what
-    they reach "as rare" in this width as 0.2 in the paper's. ``random directions``: the share of those that
-    is unique.
+    """Share of each dictionary's latents that another lacks: none of its directions at a cosine or nearer
+    (Wilson), beside that of ``random directions``. At two cosines, since the "paper"'s 0.2 lies among random
+    directions' in 128 dimensions: that, and what they reach "as rare" in this width as 0.2 in the paper's.
     """
     rows: list[tuple[Any, ...]] = []
     for (name, decoder), (other, directions) in permutations(decoders.items(), 2):
@@ -217,7 +189,7 @@ def uniqueness(decoders: Mapping[str, Tensor], seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "random directions"])
 
 
-def chosen_overlap(saes: Mapping[str, SAE[Any]], chosen: Mapping[str, Ids], residual: Tensor) -> pd.DataFrame:
+def chosen_overlap(saes: Saes, chosen: Mapping[str, Ids], residual: Tensor) -> pd.DataFrame:
     """Share of the features chosen in one dictionary that a chosen one of another follows (correlation of
     activations ≥ 0.7; Wilson), beside the share that any latent of the other does (``in the other at all``).
     """
@@ -234,7 +206,7 @@ def less(table: pd.DataFrame, one: str = "BatchTopK", other: str = "OrtSAE") -> 
     """A measure of one dictionary less another's, independent estimates in rows as of :func:`geometry`."""
     rows = table[["dictionary", "estimate", "low", "high", "n"]].itertuples(index=False)
     intervals = {name: Interval(*interval) for name, *interval in rows}
-    return independent_difference(intervals[one], intervals[other])
+    return statistics.independent_difference(intervals[one], intervals[other])
 
 
 # --- absorption ---------------------------------------------------------------------------------------------
@@ -242,7 +214,7 @@ def less(table: pd.DataFrame, one: str = "BatchTopK", other: str = "OrtSAE") -> 
 
 @dataclass(frozen=True)
 class LabelledTokens:
-    """Tokens with their activations, the child that each is, and its document."""
+    """Tokens of a parent class and others."""
 
     residual: Tensor  # [n, d]
     children: Ids  # [n] −1 where it is none of the parent's
@@ -309,8 +281,7 @@ def parent_probe(training: LabelledTokens, seed: int = 0) -> Probe:
 
 
 def main_latents(sae: SAE[Any], training: LabelledTokens, seed: int = 0) -> tuple[Ids, float]:
-    """Latents that stand for the parent, those of the smallest sparse probe that is nearly the best; and the
-    F1 that a probe on them reaches on balanced tokens. None, and 0, where no latent tells the parent.
+    """Latents that stand for the parent, and F1 of a probe on them; none, and 0, where no latent tells it.
 
     An L1-penalised linear classifier on all latents ranks them by weight. Logistic probes on the first 1, 2,
     … of them are fitted on some of the training documents and compared by F1 on the others; one more latent
@@ -375,11 +346,10 @@ def absorption(sae: SAE[Any], probe: Probe, training: LabelledTokens, test: Labe
     """How often a dictionary absorbs a parent into its children: a row a ``measure``, "fraction" (SAEBench's
     and the paper's) and "absorbed".
 
-    Rates are over the parent's tokens that the probe recognises, averaged over children, so that a common
-    child counts as much as a rare one, and over choices of the main latents. Intervals (95%) are over ``n``
-    documents and choices together. The control ``rotated``, with randomly rotated directions, is what the
-    thresholds let through. ``F1`` is what a probe on the main latents reaches: where that is low no latent
-    stands for the parent. UserError where no child has 20 test tokens that the probe recognises.
+    Rates are over the parent's tokens that the probe recognises, averaged over children and over choices of
+    the main latents; intervals (95%) are over ``n`` documents and choices together. The control ``rotated``,
+    with randomly rotated directions, is what the thresholds let through. ``F1`` is what a probe on the main
+    latents reaches. UserError where no child has 20 test tokens that the probe recognises.
     """
     recognised = test.at(test.parent & (probe.score(test.residual) > 0))
     common = np.flatnonzero(np.bincount(recognised.children, minlength=1) >= FEWEST)
@@ -415,7 +385,7 @@ def macro_mean(values: Array, children: Ids, documents: Ids) -> Interval:
 
 
 def absorptions(
-    saes: Mapping[str, SAE[Any]],
+    saes: Saes,
     hierarchies: Mapping[str, Mapping[str, Sequence[int]]],
     training: tuple[ActivationBatch, Corpus],
     test: tuple[ActivationBatch, Corpus],

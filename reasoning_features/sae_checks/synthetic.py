@@ -256,7 +256,7 @@ def by_frequency(grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def frequent(grid: pd.DataFrame, architecture: str) -> tuple[Interval, Interval]:
-    """Share recovered of the most frequent fifth of unequally frequent features, and of the others (Wilson)."""
+    """Share recovered of the most frequent fifth of unequally frequent features, and of the rest (Wilson)."""
     rows = last(longest(grid)).query("architecture == @architecture and firing == 'unequal'")
     often = rows["bin"] >= 0.8 * (rows["bin"].max() + 1)
     one, other = (rows.loc[which, ["found", "in bin"]].sum() for which in (often, ~often))
