@@ -46,15 +46,14 @@ WEIGHTS, PROGRESS = "weights.safetensors", "progress.json"
 COLUMNS = ["step", "tokens", "loss", "L0", "fraction of variance explained", "dead share"]  # of the history
 # texts that are packed together, at least and at most; between these half as many as were packed before
 FIRST_TEXTS, MOST_TEXTS = 50, 2000
+Rows = NDArray[np.int32]
 Place = tuple[int, int]  # the next batch: number of the buffer, number of the batch in it
 
 
 # --- rows of tokens -----------------------------------------------------------------------------------------
 
 
-def training_rows(
-    settings: Settings, tokenizer: Any, sources: Sequence[TextSource], tokens: int
-) -> NDArray[np.int32]:
+def training_rows(settings: Settings, tokenizer: Any, sources: Sequence[TextSource], tokens: int) -> Rows:
     """Rows of token ids ``[n, settings.context]``, of the sources in turn, in an order drawn by the seed.
 
     Of a source with a ``split_column`` only rows for training are used. ``tokens`` are wanted of all sources
@@ -81,9 +80,7 @@ def training_rows(
     return np.stack([rows[:n] for rows in parts], axis=1).reshape(-1, settings.context)
 
 
-def _token_rows(
-    opened: TextRows, order: NDArray[np.int64], tokenizer: Any, context: int
-) -> NDArray[np.int32]:
+def _token_rows(opened: TextRows, order: NDArray[np.int64], tokenizer: Any, context: int) -> Rows:
     """A column of token ids as it is; rows as long as the first, first the beginnings of all."""
     column = opened.source.column
     length = len(opened.ids(list(range(min(100, len(opened.rows)))), tokenizer)[0])
@@ -93,11 +90,9 @@ def _token_rows(
     return np.concatenate([whole[:, at : at + context] for at in pieces] or [whole[:0]])
 
 
-def _text_rows(
-    opened: TextRows, order: NDArray[np.int64], tokenizer: Any, context: int, needed: int
-) -> NDArray[np.int32]:
+def _text_rows(opened: TextRows, order: NDArray[np.int64], tokenizer: Any, context: int, needed: int) -> Rows:
     """Texts in their order joined by EOS and cut into rows, some texts at a time until there are enough."""
-    packed: list[NDArray[np.int32]] = []
+    packed: list[Rows] = []
     start, first = 0, beginning(tokenizer)
     width = context - len(first)
     with tqdm(total=needed, desc=f"rows of {opened.name}", unit="row", leave=False) as bar:
@@ -111,7 +106,7 @@ def _text_rows(
     return np.concatenate(packed)
 
 
-def _encoded(opened: TextRows, chosen: NDArray[np.int64], tokenizer: Any) -> list[NDArray[np.int32]]:
+def _encoded(opened: TextRows, chosen: NDArray[np.int64], tokenizer: Any) -> list[Rows]:
     """The token ids of some texts, with EOS and without BOS; those that are empty are left out."""
     ids = [np.empty(0, dtype=np.int32)]
     for numbers in groups(chosen):
@@ -138,7 +133,7 @@ class Buffers:
     otherwise. A forward pass reads at most ``batch_tokens`` ids. UserError: too few rows to hold some out.
     """
 
-    def __init__(self, subject: Subject, rows: NDArray[np.int32], recipe: Recipe, batch_tokens: int) -> None:
+    def __init__(self, subject: Subject, rows: Rows, recipe: Recipe, batch_tokens: int) -> None:
         self._subject, self._rows, self._batch, self._steps = subject, rows, recipe.batch, recipe.steps
         self._seed = recipe.start(subject.short_name)
         self.place: Place = (0, 0)
@@ -183,7 +178,7 @@ class Buffers:
         drawn = np.random.default_rng([self._seed, number]).permutation(len(activations))
         return activations[torch.from_numpy(drawn).to(activations.device)]
 
-    def _read(self, rows: NDArray[np.int32]) -> Tensor:
+    def _read(self, rows: Rows) -> Tensor:
         """Activations ``[n, d]`` of ordinary tokens but for sinks."""
         read = []
         parts = torch.from_numpy(rows.astype(np.int64)).split(self._rows_at_once)

@@ -50,6 +50,7 @@ THEIRS = {"relu": "standard", "matryoshka": "matryoshka_batchtopk"}
 THEIRS |= {"frozen_decoder": "batchtopk", "frozen_encoder": "batchtopk"}
 HELD_OUT = 8192  # activations that no step sees, on which a training is judged
 AGREEMENT = ["matched share", "paired one to one"]  # columns of :func:`convergence`
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,12 @@ def settings_recipe(settings: Settings) -> Recipe:
 
 @dataclass(frozen=True)
 class Training:
-    """An SAE and how it came about, at recorded steps."""
+    """An SAE and how it came about."""
 
     sae: SAE[Any]  # works on raw activations
     history: pd.DataFrame  # a row a step, of :func:`held_out_quality`
     decoders: dict[int, Tensor]  # step → decoder directions [s, d]
-    live: dict[int, NDArray[np.bool_]]  # step → [s] active on a held-out activation
+    live: dict[int, Flags]  # step → [s] active on a held-out activation
 
 
 def train_autoencoder(
@@ -137,7 +138,7 @@ def train_autoencoder(
     data = shuffled_batches(sample, recipe.batch, start)
     trainer = new_trainer(recipe, model_name, hook_name, sample, data, device, initial)
     rows: list[dict[str, float]] = []
-    decoders, live = dict[int, Tensor](), dict[int, NDArray[np.bool_]]()
+    decoders, live = dict[int, Tensor](), dict[int, Flags]()
     for step in chain([0], steps(trainer)):
         if step in {0, *record_at, recipe.steps}:
             numbers, live[step] = held_out_quality(trainer, held_out)
@@ -270,9 +271,7 @@ def steps(trainer: SAETrainer[Any, Any]) -> Iterator[int]:
 
 
 @torch.no_grad()
-def held_out_quality(
-    trainer: SAETrainer[Any, Any], held_out: Tensor
-) -> tuple[dict[str, float], NDArray[np.bool_]]:
+def held_out_quality(trainer: SAETrainer[Any, Any], held_out: Tensor) -> tuple[dict[str, float], Flags]:
     """Step, tokens, loss (of scaled input), L0, explained variance and dead share on raw activations
     ``[n, d]``, by name; and which features are active on any of them ``[f]``.
     """

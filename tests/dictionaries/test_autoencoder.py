@@ -125,17 +125,14 @@ def test_what_does_not_fit_is_refused(tmp_path):
         load_autoencoder(place, 128)
     with pytest.raises(UserError, match=r"reads blocks\.1\.hook_resid_post, not blocks\.2"):
         load_autoencoder(place, 4, "blocks.2.hook_resid_post")
-    cfg = tmp_path / "sae" / "cfg.json"
-    not_folded = json.loads(cfg.read_text()) | {"normalize_activations": "expected_average_only_in"}
-    cfg.write_text(json.dumps(not_folded))
+    cfg, scaled = tmp_path / "sae" / "cfg.json", {"normalize_activations": "expected_average_only_in"}
+    cfg.write_text(json.dumps(json.loads(cfg.read_text()) | scaled))
     with pytest.raises(UserError, match=r"expects scaled activations \(expected_average_only_in\)"):
         load_autoencoder(place, 4)
 
 
 def test_missing_and_unreadable(hub, tmp_path):
-    with pytest.raises(
-        MissingArtefact, match=r"no autoencoder in mini/.*: name the folder that has cfg\.json"
-    ):
+    with pytest.raises(MissingArtefact, match=r"no autoencoder in mini/.*: name the folder that has cfg"):
         load_autoencoder(miniatures.LLAMA_SAE, miniatures.WIDTH)
     with pytest.raises(MissingArtefact, match="no autoencoder in nothing: `make organism`"):
         load_autoencoder(str(tmp_path / "nothing"), 4)

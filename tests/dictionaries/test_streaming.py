@@ -96,6 +96,7 @@ def test_what_cannot_be_packed_is_told(tmp_path, tokenizer, hub):
 # --- their activations and the training ---------------------------------------------------------------------
 
 RECIPE = Recipe("relu", d_sae=48, tokens=30 * 64, learning_rate=1e-2, batch=64, l1=0.1)
+SETTINGS = load_settings("smoke", batch_tokens=64, checkpoints=2)
 
 
 def random_rows(n: int = 60, seed: int = 0) -> np.ndarray:
@@ -108,10 +109,9 @@ ROWS = random_rows()
 
 def train(subject: Subject, folder: Path, recipe: Recipe = RECIPE, rows=ROWS, **options) -> Path:
     """Train on these rows in the place of some texts'."""
-    given = load_settings("smoke", batch_tokens=64, checkpoints=2)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(streaming, "training_rows", lambda *_: rows)
-        train_streamed(given, subject, [], recipe, folder, **options)
+        train_streamed(SETTINGS, subject, [], recipe, folder, **options)
     return folder
 
 

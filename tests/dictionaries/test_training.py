@@ -98,11 +98,9 @@ def test_the_relu_loss_is_the_papers(residual):
     """‖x − x̂‖² + λ Σ_i f_i ‖W_dec,i‖₂ on the scaled held-out input, computed from the saved weights."""
     recipe = replace(RECIPE, architecture="relu", l1=2.0)
     training = train(residual, recipe)
-    start = recipe.start("model")
-    order = torch.randperm(4000, generator=torch.Generator().manual_seed(start))
-    held_out, sample = residual[order[:400]], residual[order[400:]]
-    scale = 12**0.5 / float(sample.double().norm(dim=1).mean())
-    sae = training.sae
+    order = torch.randperm(4000, generator=torch.Generator().manual_seed(recipe.start("model")))
+    held_out, sae = residual[order[:400]], training.sae
+    scale = 12**0.5 / float(residual[order[400:]].double().norm(dim=1).mean())
     # folded weights: x̂ and f ‖W_dec‖ come out in raw units
     features = torch.relu(held_out @ sae.W_enc + sae.b_enc)
     error = (held_out - features @ sae.W_dec - sae.b_dec).mul(scale).square().sum(1)

@@ -21,20 +21,15 @@ def frame() -> pd.DataFrame:
     """Feature 1 adds 10 tokens a unit of γ; 2 does nothing; 3 spoils the form; 4 spoils it upwards only."""
     rng = np.random.default_rng(0)
     tokens, checks = rng.integers(30, 50, N), rng.integers(0, 2, N)
-    rows = []
-
-    def add(condition, feature, gamma, length, verify, parseable):
-        told = {"condition": condition, "feature": feature, "gamma": gamma, "problem": np.arange(N)}
-        told |= {"thinking_tokens": length, "verify": verify, "parseable": parseable}
-        rows.append(pd.DataFrame(told))
-
-    add(UNSTEERED, -1, 0.0, tokens, checks, True)
+    rows = [(UNSTEERED, -1, 0.0, tokens, checks, True)]
     for gamma in (-1.0, 1.0):
-        add(f"1 at {gamma}", 1, gamma, tokens + 10 * gamma, checks, True)
-        add(f"2 at {gamma}", 2, gamma, tokens, checks, True)
-        add(f"3 at {gamma}", 3, gamma, tokens, checks, False)
-        add(f"4 at {gamma}", 4, gamma, tokens, checks + (gamma < 0), gamma < 0)
-    return pd.concat(rows, ignore_index=True)
+        rows.append((f"1 at {gamma}", 1, gamma, tokens + 10 * gamma, checks, True))
+        rows.append((f"2 at {gamma}", 2, gamma, tokens, checks, True))
+        rows.append((f"3 at {gamma}", 3, gamma, tokens, checks, False))
+        rows.append((f"4 at {gamma}", 4, gamma, tokens, checks + (gamma < 0), gamma < 0))
+    columns = ("condition", "feature", "gamma", *MEASURES)
+    parts = [pd.DataFrame(dict(zip(columns, row, strict=True)) | {"problem": range(N)}) for row in rows]
+    return pd.concat(parts, ignore_index=True)
 
 
 def test_changes_and_groups():
@@ -117,7 +112,6 @@ def test_good_answers_are_kept_and_not_asked_for_again(endpoint, kept):
     [
         "I think it is reflection.",
         '{"mode": "rest", "description": "x"}',
-        '{"mode": "other", "description": "x", "more": 1}',
         json.dumps({"mode": "other", "description": "x" * 400}),
         httpx.Response(200, text="<html>"),
         httpx.Response(200, json={"choices": []}),

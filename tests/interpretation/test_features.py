@@ -39,11 +39,8 @@ def test_activity_by_hand():
     assert found.density.tolist() == [5 / 6, 1 / 6, 0]
     # 1, 2 and 3 lie in the bins that begin at 1, 2 and 2^1.5 = 2.83
     used = np.flatnonzero(found.histogram[0])
-    assert room.EDGES[used] == pytest.approx([1, 2, 2**1.5]) and found.histogram[0, used].tolist() == [
-        1,
-        1,
-        3,
-    ]
+    assert room.EDGES[used] == pytest.approx([1, 2, 2**1.5])
+    assert found.histogram[0, used].tolist() == [1, 1, 3]
     assert found.histogram.sum(1).tolist() == [5, 1, 0]
     with pytest.raises(UserError, match="corpus is empty"):
         room.ActivatingExamples(documents_of(1), 2).result()
@@ -62,15 +59,11 @@ def test_batches_in_any_order_and_cut_anywhere_give_the_same(seed):
     for name in ("density", "maximum", "histogram", "positions"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name), err_msg=name)
     # against sorting everything
-    for feature in range(6):
-        tokens = sorted(
-            (t for t in range(n) if values[t, feature] > 0), key=lambda t: (-values[t, feature], t)
-        )
+    for feature, column in enumerate(values.T):
         best: dict[int, int] = {}
-        for token in tokens:
-            best.setdefault(int(corpus.document_of[token]), token)
-        expected = [*best.values(), -1, -1, -1, -1][:4]
-        assert whole.positions[feature].tolist() == expected
+        for token in sorted(np.flatnonzero(column), key=lambda t: (-column[t], t)):
+            best.setdefault(corpus.document_of[token], token)
+        assert whole.positions[feature].tolist() == [*best.values(), -1, -1, -1, -1][:4]
 
 
 def test_last_bits_do_not_order_examples():
