@@ -148,11 +148,6 @@ class Example:
     activations: NDArray[np.float32]  # [t], 0 at special tokens
     peak: int  # the place in ``pieces`` of the token that it was chosen for
 
-    @property
-    def text(self) -> str:
-        """The text."""
-        return "".join(self.pieces)
-
 
 def read_examples(
     subject: Subject, sae: Any, corpus: Corpus, activity: Activity, features: Iterable[int], batch_tokens: int

@@ -191,7 +191,7 @@ def test_lines_break_between_tokens_and_lose_nothing():
     long = Example(0, 0, ("a" * 60, "b" * 60, "c" * 250, "d"), np.arange(4, dtype=np.float32), 3)
     lines = feature_views.wrapped(long)
     assert [sum(len(text) for text, _ in line) for line in lines] == [60, 60, 96, 96, 59]
-    assert "".join(text for line in lines for text, _ in line) == long.text
+    assert "".join(text for line in lines for text, _ in line) == "".join(long.pieces)
     assert lines[-1] == [("c" * 58, 2.0), ("d", 3.0)]
     assert all(sum(len(t) for t, _ in line) <= CHARACTERS for line in feature_views.wrapped(drawn_example()))
     # what cannot be drawn becomes a sign

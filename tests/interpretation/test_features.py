@@ -83,7 +83,7 @@ def test_examples_show_the_activations_of_their_tokens(tiny_subject, tiny_corpus
             begin, first = tiny_corpus.starts[example.document], position - example.peak
             ids = tiny_corpus.tokens[first : first + len(example.pieces)]
             assert first > begin and example.peak <= room.AROUND
-            assert example.text == tiny_subject.tokenizer.decode(ids.tolist())
+            assert "".join(example.pieces) == tiny_subject.tokenizer.decode(ids.tolist())
             # the same activations as the document alone gives, and none at the special first token
             alone = torch.from_numpy(tiny_corpus.document(example.document).astype(np.int64))[None]
             values = sae.encode(tiny_subject.residual(alone))[0, :, feature].numpy()
