@@ -9,8 +9,6 @@ Over depth, the paper pairs the decoder directions of two layers one to one and 
 of its activations over tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -279,10 +277,10 @@ def largest_correlations(
 
 def pair_decoders(decoder: Tensor, other: Tensor) -> Ids:
     """The partner of each direction ``[s]``, none used twice: the permutation of largest summed cosine."""
-    if other.shape[1] != decoder.shape[1] or len(other) < len(decoder):
+    (n, width), (its_n, its_width) = decoder.shape, other.shape
+    if its_width != width or its_n < n:
         raise UserError(
-            f"{len(decoder)} directions of width {decoder.shape[1]} cannot be paired with {len(other)} of "
-            f"width {other.shape[1]}: give dictionaries of one size and width."
+            f"{n} directions of width {width} cannot be paired with {its_n} of width {its_width}."
         )
     unit, others = (torch.nn.functional.normalize(d.detach().double(), dim=1) for d in (decoder, other))
     # a square or wide matrix has all its rows assigned, in order

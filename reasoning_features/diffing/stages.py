@@ -9,8 +9,6 @@ Stages lie in one folder: ``base/S-0`` (and ``S-1``, a second seed), ``base/S-S`
 ``placebo/S-M``, and ``layers/<n>``, the autoencoders of other layers.
 """
 
-from __future__ import annotations
-
 import gc
 import shutil
 from dataclasses import asdict, dataclass, replace

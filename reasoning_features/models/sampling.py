@@ -4,8 +4,6 @@ A row's tokens therefore do not depend on which other rows share its batch, and 
 smaller one. The residual stream, the next token's logits and what was drawn may be changed row by row.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os

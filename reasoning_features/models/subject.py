@@ -4,8 +4,6 @@ That is the residual stream after a block (``resid_post``), or what its MLP adds
 Bulk reading uses the plain Hugging Face model, stopped right after the last block that is needed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import functools
@@ -16,16 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DynamicCache,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from reasoning_features import hub, paths
 from reasoning_features.errors import MissingArtefact, UserError
@@ -111,16 +102,14 @@ class Subject:
         return self.model.get_input_embeddings()(tokens.to(self.device))
 
     def residual(self, tokens: Tensor) -> Tensor:
-        """Activations ``[b, t, d]`` at the hook point for token ids ``[b, t]``; nothing after it runs.
-        Attention is causal, so rows may be padded on the right with any token, without a mask.
-        """
+        """Activations ``[b, t, d]`` at the hook point for ids ``[b, t]``, padded on the right if need be."""
         return self._read(tokens, {self.layer: self.hooked_block})[self.layer]
 
     def residuals(self, tokens: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-        """Residual stream ``[b, t, d]`` after each of ``layers``, whatever the site; later blocks do not run.
+        """Residual stream ``[b, t, d]`` after each of ``layers``, whatever the site.
 
-        Equal to Hugging Face's ``hidden_states[layer + 1]``, except after the last block, where
-        ``hidden_states`` holds the output of the final norm instead. UserError beyond the model's layers.
+        Hugging Face's ``hidden_states[layer + 1]``; after the last block, what comes before the final norm.
+        UserError beyond the model's layers.
         """
         for layer in layers:
             _check_layer(layer, self.n_layers, self.name)
@@ -128,7 +117,7 @@ class Subject:
 
     @torch.no_grad()
     def _read(self, tokens: Tensor, modules: dict[int, torch.nn.Module]) -> dict[int, Tensor]:
-        """Outputs of some modules by layer; the forward pass is left when that of the last has run."""
+        """Outputs of some modules by layer; nothing after the last of them runs."""
         read: dict[int, Tensor] = {}
 
         def keep(layer: int, module: Any, inputs: Any, output: Any) -> None:
@@ -200,10 +189,8 @@ class Subject:
         """
         given, rows = versions.to(self.device, self.model.dtype), -(-len(versions) // width)
         padded = torch.nn.functional.pad(given, (0, 0, 0, rows * width - len(given)))
-        seen = [
-            tuple(part[:, :, :place].expand(rows, -1, -1, -1) for part in layer)
-            for layer in prefix.keys_values
-        ]
+        known = prefix.keys_values
+        seen = [tuple(part[:, :, :place].expand(rows, -1, -1, -1) for part in layer) for layer in known]
         barred = torch.full((width, width), torch.finfo(padded.dtype).min, device=padded.device)
         mask = torch.cat([barred.new_zeros(width, place), barred.fill_diagonal_(0)], dim=1)
         logits = self._blocks_after(self.layer)(
@@ -277,9 +264,9 @@ def load_subject(
         revision = hub.known_sha(model) or ""
         if not any(directory.glob("*.safetensors")):
             raise UserError(f"{name} has no weights as safetensors: give a revision or a model that has.")
-    _check_layer(layer, AutoConfig.from_pretrained(directory).num_hidden_layers, name)
+    _check_layer(layer, transformers.AutoConfig.from_pretrained(directory).num_hidden_layers, name)
     place = {} if device == "cpu" else {"device_map": {"": device}}
-    network = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **place)
+    network = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **place)
     network.eval().requires_grad_(False)
     return Subject(network, load_tokenizer(directory), layer, name, revision, str(directory), site)
 
@@ -291,7 +278,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     place of the file's: every id then differs from those that the model was trained on.
     """
     whole = (directory / "tokenizer.json").is_file()
-    return (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(directory)
+    return (transformers.PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(directory)
 
 
 @functools.lru_cache(1)
@@ -305,8 +292,6 @@ def short_name(reference: str) -> str:
     return Path(reference).name if hub.is_local(reference) else hub.parse(reference).repo.split("/")[1]
 
 
-def _check_layer(layer: int, n_layers: int, name: str) -> None:
-    if not 0 <= layer < n_layers:
-        raise UserError(
-            f"Layer {layer} is out of range: {name} has {n_layers} layers; choose 0 to {n_layers - 1}."
-        )
+def _check_layer(layer: int, n: int, name: str) -> None:
+    if not 0 <= layer < n:
+        raise UserError(f"Layer {layer} is out of range: {name} has {n} layers; choose 0 to {n - 1}.")

@@ -5,8 +5,6 @@ a hundred times as long as elsewhere, and a few such tokens would be most of the
 special tokens, BOS first of all, are left out, and those more than ten times as long as their batch's median.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -69,7 +67,7 @@ class Moments:
     mean_norm: float
 
     @staticmethod
-    def of(residual: Tensor) -> Moments:
+    def of(residual: Tensor) -> "Moments":
         """The moments of activations ``[n, d]``."""
         n, width = residual.shape
         total, squares = torch.zeros(2, width, dtype=torch.float64)

@@ -5,8 +5,6 @@ into training and test; accuracy is balanced (the mean over moves of the fractio
 is one over the number of moves however common each is; intervals resample test documents.
 """
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

@@ -5,8 +5,6 @@ released code runs the language model again for every 48 features (1,366 passes 
 accumulators ask how far a feature is explained by which token it stands on (2601.05679).
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,21 +53,21 @@ class FeatureStatistics:
     counts: Array  # tokens in each set [..., s]
     sums: Array  # [..., s, f]
 
-    def only(self, names: Sequence[str]) -> FeatureStatistics:
+    def only(self, names: Sequence[str]) -> "FeatureStatistics":
         """These sets alone, in this order."""
         where = [self.names.index(name) for name in names]
         return FeatureStatistics(tuple(names), self.counts[..., where], self.sums[..., where, :])
 
-    def total(self) -> FeatureStatistics:
+    def total(self) -> "FeatureStatistics":
         """All groups together."""
         return self.weighted(np.ones(len(self.counts)))
 
-    def weighted(self, weights: Array) -> FeatureStatistics:
+    def weighted(self, weights: Array) -> "FeatureStatistics":
         """Groups added with these weights ``[g]`` or, a resample a row, ``[b, g]``."""
         sums = np.tensordot(weights, self.sums, axes=(-1, 0))
         return FeatureStatistics(self.names, weights @ self.counts, sums)
 
-    def scaled(self, norms: Array) -> FeatureStatistics:
+    def scaled(self, norms: Array) -> "FeatureStatistics":
         """Every activation multiplied by its feature's norm ``[f]``, as the released code does first."""
         return FeatureStatistics(self.names, self.counts, self.sums * norms)
 
@@ -190,10 +188,9 @@ class BestTokens:
         classes = self._classes[positions.cpu()]
         pairs, hits = torch.unique(feature * self._n_classes + classes[token], return_counts=True)
         fired = torch.bincount(feature, minlength=features.shape[1])
-        counts = {"fired": fired, "sizes": torch.bincount(classes, minlength=self._n_classes)}
-        self.merge(
-            {name: values.numpy() for name, values in (counts | {"pairs": pairs, "hits": hits}).items()}
-        )
+        sizes = torch.bincount(classes, minlength=self._n_classes)
+        counts = {"fired": fired, "sizes": sizes, "pairs": pairs, "hits": hits}
+        self.merge({name: values.numpy() for name, values in counts.items()})
 
     @property
     def density(self) -> Array:

@@ -4,8 +4,6 @@ Each score needs only the sum of every feature's activations over some sets of t
 (:mod:`reasoning_features.scoring.feature_statistics`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

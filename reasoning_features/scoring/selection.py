@@ -4,8 +4,6 @@ All comparisons are made from the sums of one pass, kept by block of documents: 
 intervals, two halves of the blocks the stability. Statistics "by block" are ``[blocks, s, f]``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -21,21 +19,13 @@ from reasoning_features.reporting import plots
 from reasoning_features.residual_stream.probes import weights_by_document
 from reasoning_features.scoring import reason_score
 from reasoning_features.scoring.feature_statistics import FeatureStatistics
-from reasoning_features.statistics import (
-    bootstrap_weights,
-    chance_jaccard,
-    null_rank,
-    percentile_interval,
-)
+from reasoning_features.statistics import bootstrap_weights, chance_jaccard, null_rank, percentile_interval
 from reasoning_features.text.words import Window
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 REFERENCE, TWINS = "R", "twins"  # the vocabulary that the others are compared with; its counterparts
-NULLS = {
-    "random": "random vocabularies",
-    "slot": "mixtures of R and its counterparts",
-}  # kinds of null → their labels
+NULLS = {"random": "random vocabularies", "slot": "mixtures of R and its counterparts"}  # kind → label
 IDENTITIES = {"token": 0, "token and the one before": 1}  # what identity baselines see → tokens of context
 
 
@@ -132,12 +122,7 @@ def grid_table(
     """Jaccard overlap of each selection with the default's, for every number of features chosen."""
     rows = []
     for (way, values), k in product(zip(grid, scores, strict=True), counts):
-        row = {
-            "alpha": way.alpha,
-            "window": f"{way.window[0]}-{way.window[1]}",
-            "variant": way.variant,
-            "k": k,
-        }
+        row = {"alpha": way.alpha, "window": "{}-{}".format(*way.window), "variant": way.variant, "k": k}
         row |= {"overlap": float(overlap(chosen(values, k), chosen(default, k)))}
         rows.append(row | {"chance": chance_jaccard(len(default), k, k)})
     return pd.DataFrame(rows)

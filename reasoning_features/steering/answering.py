@@ -9,8 +9,6 @@ Where a folder is given, every finished answer is kept there and none is made tw
 answers that are kept on a Ray cluster.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -27,22 +25,9 @@ from tqdm.auto import tqdm
 
 from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import dictionary_digest
-from reasoning_features.models.conditions import (
-    UNSTEERED,
-    Condition,
-    ConditionRules,
-    check_conditions,
-    stream_change,
-)
-from reasoning_features.models.sampling import (
-    TEMPERATURE,
-    TOP_P,
-    Ended,
-    edited,
-    rows_that_fit,
-    sample,
-    sample_continuously,
-)
+from reasoning_features.models import sampling
+from reasoning_features.models.conditions import UNSTEERED, Condition, Rules, check_conditions, stream_change
+from reasoning_features.models.sampling import Ended
 from reasoning_features.models.subject import Subject
 from reasoning_features.runs.shards import ENGINE, each_by_ray
 from reasoning_features.steering.questions import Questions
@@ -110,9 +95,9 @@ class Asked:
         prompts = [questions.prompts[problem] for problem in problems]
         if questions.pad is not None:
             longest = max(map(len, prompts)) + questions.max_new_tokens
-            batch = min(batch, rows_that_fit(self.subject.model, longest))
+            batch = min(batch, sampling.rows_that_fit(self.subject.model, longest))
         ruled = any(condition.rule for condition in self.conditions)
-        sample(
+        sampling.sample(
             self.subject.model,
             prompts,
             end=questions.end,
@@ -121,7 +106,7 @@ class Asked:
             streams=[questions.stream(problem) for problem in problems],
             block=self.subject.hooked_block,
             change=stream_change(self.subject, self.conditions, torch.tensor(which), self.sae),
-            rule=ConditionRules(self.conditions, which, problems) if ruled else None,
+            rule=Rules(self.conditions, which, problems) if ruled else None,
             batch=batch,
             pad=questions.pad,
             ended=lambda place, tokens: ended(rows[place], tokens),
@@ -133,8 +118,8 @@ class Asked:
         drawn = hashlib.sha256(repr((self.seed, rows)).encode()).digest()
         nobody = torch.zeros(1, dtype=torch.int64, device=self.subject.device)
         change = stream_change(self.subject, [condition], nobody, self.sae)
-        with edited(self.subject.hooked_block, change, nobody):
-            sample_continuously(
+        with sampling.edited(self.subject.hooked_block, change, nobody):
+            sampling.sample_continuously(
                 self.subject.model,
                 [questions.prompts[row % n] for row in rows],
                 end=questions.end,
@@ -197,7 +182,7 @@ def answers_key(asked: Asked, condition: Condition) -> dict[str, Any]:
         "dtype": str(asked.subject.model.dtype),
         "end": asked.questions.end,
         "max_new_tokens": asked.questions.max_new_tokens,
-        "sampling": [TEMPERATURE, TOP_P],
+        "sampling": [sampling.TEMPERATURE, sampling.TOP_P],
         "seed": asked.seed,
         "engine": _engine(asked.questions, condition),
         "vector": vector,

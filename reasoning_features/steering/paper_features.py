@@ -5,8 +5,6 @@ itself), and in traces side by side (figure 1, tables 5 to 9). The paper's numbe
 answers (version 2 of arXiv 2503.18878), are of one published autoencoder's features.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -18,6 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from scipy.stats import hypergeom
 
+from reasoning_features import statistics
 from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import UNSTEERED, Condition, feature_conditions
 from reasoning_features.organism.language import ASSISTANT, END_THINK, USER
@@ -25,13 +24,6 @@ from reasoning_features.organism.parser import parse
 from reasoning_features.reporting.claims import Measured
 from reasoning_features.scoring.reason_score import ranks, select
 from reasoning_features.settings import Settings
-from reasoning_features.statistics import (
-    Interval,
-    bootstrap_mean,
-    bootstrap_ratio,
-    means_by,
-    paired_difference,
-)
 from reasoning_features.steering.questions import STEERED
 from reasoning_features.steering.steering_results import majority_votes, paired_effect
 from reasoning_features.steering.steering_study import CHOSEN, matched_features
@@ -90,9 +82,9 @@ def found_table(scores: Mapping[str, ArrayLike], published: Published, k: int) -
     return pd.DataFrame(rows, columns=columns)
 
 
-def share_found(scores: ArrayLike, published: Published, k: int) -> Interval:
+def share_found(scores: ArrayLike, published: Published, k: int) -> statistics.Interval:
     """Share of all published features, of whichever set, that are among the k with the highest score."""
-    return bootstrap_mean(ranks(scores)[_numbers(published)] <= k)
+    return statistics.bootstrap_mean(ranks(scores)[_numbers(published)] <= k)
 
 
 # --- steered answers ----------------------------------------------------------------------------------------
@@ -142,11 +134,11 @@ def steered_table(answered: pd.DataFrame, problems: int, seed: int = 0) -> pd.Da
         usual: Any = every.xs((UNSTEERED, benchmark))
         correct, tokens = means["correct"], means["thinking_tokens"]
         plain, length = usual["correct"], usual["thinking_tokens"]
-        longer = paired_difference(tokens, length, seed=seed) / (length.mean() or np.nan)
+        longer = statistics.paired_difference(tokens, length, seed=seed) / (length.mean() or np.nan)
         row = {"benchmark": benchmark, "condition": condition, "feature": int(part["feature"].iloc[0])}
         row |= {"problems": len(means), "pass@1": correct.mean()}
         row |= {"maj@k": float(voted[condition].reindex(means.index).mean()), "tokens": tokens.mean()}
-        row |= paired_difference(correct, plain, seed=seed).row("gain", "gain ")
+        row |= statistics.paired_difference(correct, plain, seed=seed).row("gain", "gain ")
         rows.append(row | longer.row("longer", "longer ") | {"k": samples})
     return pd.DataFrame(rows)
 
@@ -164,7 +156,7 @@ def overall(
     means = frame.groupby(["kind", "item"])[["correct", "thinking_tokens"]].mean()
     correct, tokens = (means[name].unstack(0) for name in ("correct", "thinking_tokens"))
     named, other = (
-        bootstrap_ratio(tokens[kind] - tokens[UNSTEERED], tokens[UNSTEERED], seed=seed)
+        statistics.bootstrap_ratio(tokens[kind] - tokens[UNSTEERED], tokens[UNSTEERED], seed=seed)
         for kind in (NAMED, RANDOM)
     )
     return paired_effect(correct[NAMED], correct[UNSTEERED], seed), Measured(named, other.estimate)
@@ -215,7 +207,7 @@ def text_effects(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     steered = measured[measured["condition"] != UNSTEERED].set_index([*named, "problem"])[measures]
     changes = steered - plain.loc[steered.index.get_level_values("problem")].to_numpy()
     long = pd.DataFrame({"change": changes.rename_axis(columns="measure").stack()}).reset_index()
-    table = means_by(long, [*named, "measure"], "change", seed)
+    table = statistics.means_by(long, [*named, "measure"], "change", seed)
     table.insert(4, "unsteered", table["measure"].map(plain.mean()))
     return table.rename(columns={"n": "problems"})
 

@@ -5,8 +5,6 @@ benchmarks are mixed evenly, so the first n problems are a fair sample. Prompts 
 in the last box of an answer is compared with the truth as a formula (by math-verify), a text or a letter.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import re

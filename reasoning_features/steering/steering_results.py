@@ -9,8 +9,6 @@ Intervals are paired: a problem is answered under every condition with the same 
 with all its answers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any

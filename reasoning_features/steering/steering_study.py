@@ -7,8 +7,6 @@ problems; the best of each class, with baselines, are tried again on others; one
 fresh problems of the evaluation split.
 """
 
-from __future__ import annotations
-
 import functools
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -196,7 +194,7 @@ class Tried:
         known = {each.condition.name: each.condition for each in (*self.candidates, *self.baselines)}
         return [known[name] for name in dict.fromkeys(names)]
 
-    def winner(self, study: Study, group: str) -> Condition:
+    def winner(self, study: "Study", group: str) -> Condition:
         """The condition with which a class went on to fresh problems in a study of these."""
         return self.conditions([study.winners.set_index("group")["condition"][group]])[0]
 

@@ -4,8 +4,6 @@ Each is a condition's :class:`~reasoning_features.models.sampling.Rule`, whose r
 function beside it makes it from the subject's tokenizer.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Sampling: the nucleus, the cache, rows that do not depend on their batch, and continuous batching."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

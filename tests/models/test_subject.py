@@ -1,7 +1,5 @@
 """The subject gives what Hugging Face gives, and only as much of the model runs as is needed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

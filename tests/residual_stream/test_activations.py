@@ -1,7 +1,5 @@
 """A harvest is what the model gives; interrupted, damaged and foreign samples are noticed."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """Probes find what is there, find nothing where labels are shuffled, and never see a test document."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -10,9 +10,9 @@ import torch
 from tiny import WIDTH, signed_identity
 
 from reasoning_features.errors import UserError
+from reasoning_features.models import sampling
 from reasoning_features.models.conditions import UNSTEERED, Condition, feature_conditions
 from reasoning_features.models.sampling import Rule
-from reasoning_features.steering import answering
 from reasoning_features.steering.answering import AnswerStore, answers
 from reasoning_features.steering.questions import Questions
 from reasoning_features.steering.token_rules import ForcedWait
@@ -109,13 +109,13 @@ def asked(monkeypatch):
     """Prompts that either engine was asked to continue."""
     seen = []
     for name in ("sample", "sample_continuously"):
-        real = getattr(answering, name)
+        real = getattr(sampling, name)
 
         def counting(model, prompts, real=real, **given):
             seen.extend(prompts)
             return real(model, prompts, **given)
 
-        monkeypatch.setattr(answering, name, counting)
+        monkeypatch.setattr(sampling, name, counting)
     return seen
 
 
