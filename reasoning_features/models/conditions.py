@@ -26,8 +26,8 @@ UNSTEERED = "unsteered"
 class Condition:
     """One way of steering; without anything that changes the model, the model as it is.
 
-    The rows of ``rule`` are numbers of problems. Every sampling gets a copy of it, which may remember things
-    by problem. Two rules of one ``repr`` do the same.
+    The rows of ``rule``, of which every sampling gets a copy, are numbers of problems. Two rules of one
+    ``repr`` do the same.
     """
 
     name: str

@@ -40,7 +40,7 @@ class _Skipped(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Prefix:
-    """What a model keeps of one sequence, so that versions of one of its tokens can be run after it."""
+    """What is kept of one sequence, so that versions of one of its tokens can be run."""
 
     stream: Tensor  # [t, d] residual stream at the hook point
     keys_values: tuple[tuple[Tensor, Tensor], ...]  # [1, heads, t, d_head] of every block
@@ -150,9 +150,8 @@ class Subject:
     def logits_from(self, stream: Tensor, layer: int, places: Tensor) -> Tensor:
         """Next-token logits ``[b, k, vocabulary]`` at ``places`` ``[b, k]``, from a stream ``[b, t, d]``.
 
-        The stream is that after block ``layer``; the blocks up to it do not run, which makes many edits of
-        one stream cheap. Rows may be padded on the right. UserError beyond the model's layers, or where the
-        subject is not read at the residual stream.
+        The stream, perhaps padded on the right, is that after block ``layer``. UserError beyond the model's
+        layers, or where the subject is not read at the residual stream.
         """
         self._needs_the_stream()
         _check_layer(layer, self.n_layers, self.name)
@@ -183,9 +182,8 @@ class Subject:
     def logits_of_versions(self, prefix: Prefix, place: int, versions: Tensor, width: int = 128) -> Tensor:
         """Next-token logits ``[m, vocabulary]`` at a place for many ``versions`` ``[m, d]`` of its stream.
 
-        Everything before the place stays as it was, so only one token a version runs, and only through the
-        blocks after the hook point. The versions stand side by side, ``width`` in a row, as further tokens
-        after the cached ones, each at the position ``place`` and seeing those before it and itself alone.
+        The versions stand side by side, ``width`` in a row, as further tokens after the cached ones, each at
+        the position ``place`` and seeing those before it and itself alone.
         """
         given, rows = versions.to(self.device, self.model.dtype), -(-len(versions) // width)
         padded = torch.nn.functional.pad(given, (0, 0, 0, rows * width - len(given)))
@@ -272,10 +270,8 @@ def load_subject(
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a directory as its file says, whatever class its configuration names.
-
-    R1's names LlamaTokenizerFast, for which early versions of transformers 5 put Llama 2's way with spaces in
-    place of the file's: every id then differs from those that the model was trained on.
+    """The tokenizer in a directory as its file says, whatever class its configuration names: for R1's, early
+    versions of transformers 5 put Llama 2's way with spaces in place of the file's.
     """
     whole = (directory / "tokenizer.json").is_file()
     return (transformers.PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(directory)
@@ -283,7 +279,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 @functools.lru_cache(1)
 def _reloaded(reference: str, layer: int, device: str, dtype: str, site: Site) -> Subject:
-    """A subject that was pickled; a process keeps the last one, which the next piece of work mostly needs."""
+    """A subject that was pickled; a process keeps the last one."""
     return load_subject(reference, layer, device=device, dtype=dtype, site=site)
 
 

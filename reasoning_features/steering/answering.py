@@ -1,12 +1,9 @@
 """Steered answers to questions, many conditions in a batch, each graded and paired by question.
 
 Two engines write them. "rows" samples many conditions in one batch; every row draws from its own random
-stream, so answers are paired between conditions and do not depend on their batch. A batch lasts as long as
-its longest answer: right for short answers, on a CPU, and for token rules, which it alone can follow.
-"continuous" refills the batch as answers end: for long answers of unequal lengths on a GPU.
-
-Where a folder is given, every finished answer is kept there and none is made twice. ``ENGINE=ray`` makes
-answers that are kept on a Ray cluster.
+stream, so answers are paired between conditions and do not depend on their batch: for short answers, on a
+CPU, and for token rules, which it alone can follow. "continuous" refills the batch as answers end: for long
+answers on a GPU. ``ENGINE=ray`` makes answers that are kept in a folder on a Ray cluster.
 """
 
 import hashlib
@@ -41,16 +38,14 @@ def answers(
     questions: Questions,
     conditions: Sequence[Condition],
     seed: int,
-    batch: int = BATCH,
     progress: str | None = "steered answers",
     sae: Any = None,
     kept: Path | None = None,
 ) -> pd.DataFrame:
     """One answer to every question unsteered and under every condition, in this order.
 
-    A question draws the same uniforms under all conditions, so differences between them are paired. ``batch``
-    is the most rows that are sampled together, ``sae`` the autoencoder where a condition clamps one of its
-    features, ``kept`` the folder of finished answers (by default the questions' own, if any).
+    A question draws the same uniforms under all conditions, so differences between them are paired. ``sae``
+    is the autoencoder where a condition clamps, ``kept`` the folder of finished answers, else the questions'.
 
     Gives the rows of ``questions.grade`` with ``condition``, ``feature`` (−1 unsteered), ``gamma``,
     ``problem`` and ``tokens`` (the new ones). UserError where conditions do not fit, or a prompt is beyond
@@ -58,7 +53,7 @@ def answers(
     """
     asked = [Condition(UNSTEERED), *conditions]
     check_conditions(subject, asked, sae)
-    written = _kept_or_written(Asked(subject, questions, asked, seed, batch, sae), kept, progress)
+    written = _kept_or_written(Asked(subject, questions, asked, seed, sae), kept, progress)
     rows = [(c.name, c.feature, c.gamma, problem) for c in asked for problem in range(len(questions))]
     known = pd.DataFrame(rows, columns=["condition", "feature", "gamma", "problem"])
     known["tokens"] = pd.Series([tuple(tokens) for tokens in written], dtype=object)
@@ -73,8 +68,7 @@ class Asked:
     questions: Questions
     conditions: Sequence[Condition]
     seed: int
-    batch: int = BATCH
-    sae: Any = None
+    sae: Any
 
     def __len__(self) -> int:
         return len(self.questions) * len(self.conditions)
@@ -90,7 +84,7 @@ class Asked:
             self._write_continuously(self.conditions[condition], own, ended)
 
     def _write_rows(self, rows: Sequence[int], ended: Ended) -> None:
-        questions, n, batch = self.questions, len(self.questions), self.batch
+        questions, n, batch = self.questions, len(self.questions), BATCH
         which, problems = [row // n for row in rows], [row % n for row in rows]
         prompts = [questions.prompts[problem] for problem in problems]
         if questions.pad is not None:
@@ -196,7 +190,7 @@ class AnswerStore:
     """The finished answers of one condition on disk, a line each, found by their prompt and random stream.
 
     A folder is named by the digest of all that determines its answers; every process writes a file of its own
-    in it and reads all of them. A line that an interruption left torn is passed over, its answer made anew.
+    and reads all. A line that an interruption left torn is passed over.
     """
 
     def __init__(self, folder: Path, determined_by: Mapping[str, Any]) -> None:
@@ -214,7 +208,6 @@ class AnswerStore:
                     print(f"A damaged answer in {paths.relative(file)} is made again.", file=sys.stderr)
 
     def get(self, prompt: Sequence[int], stream: int) -> list[int] | None:
-        """The new tokens of an answer, or None where it is not there."""
         return self._found.get((_digest(prompt), stream))
 
     def add(self, prompt: Sequence[int], stream: int, tokens: Sequence[int]) -> None:

@@ -1,8 +1,8 @@
 """The features that the paper names, or the best of ours: how scores rank them, and what steering them does.
 
-Steering is seen in answers (table 1), in text whatever the answer (its length, its words of R, how it repeats
-itself), and in traces side by side (figure 1, tables 5 to 9). The paper's numbers, majorities over four
-answers (version 2 of arXiv 2503.18878), are of one published autoencoder's features.
+Steering is seen in answers (table 1), in text whatever the answer, and in traces side by side (figure 1,
+tables 5 to 9). The paper's numbers, majorities over four answers (version 2 of arXiv 2503.18878), are of one
+published autoencoder's features.
 """
 
 import re
@@ -65,9 +65,8 @@ def _numbers(published: Published) -> list[int]:
 def found_table(scores: Mapping[str, ArrayLike], published: Published, k: int) -> pd.DataFrame:
     """How many published features are among the k with the highest score, beside chance.
 
-    ``scores`` is name of the score's hyperparameters → score of every feature ``[f]``. Columns: ``found``,
-    ``by chance`` (expected of as many random features), ``p`` (that as many or more are found by chance,
-    hypergeometric), and ``median rank`` (1 is the highest).
+    ``scores`` is name of the score's hyperparameters → score of every feature ``[f]``; ``p`` (that as many or
+    more are found by chance) is hypergeometric.
     """
     rows = []
     for hyperparameters, values in scores.items():
@@ -87,17 +86,13 @@ def share_found(scores: ArrayLike, published: Published, k: int) -> statistics.I
     return statistics.bootstrap_mean(ranks(scores)[_numbers(published)] <= k)
 
 
-# --- steered answers ----------------------------------------------------------------------------------------
-
-
 def steered_conditions(
     settings: Settings, sae: Any, evidence: pd.DataFrame
 ) -> tuple[list[Condition], dict[str, list[int]]]:
     """The features that the paper names at its strength, or where none are named the best by ReasonScore.
 
-    A random live feature is matched to each. A named feature that is never active here has no strength to
-    steer with, and is left out. ``evidence`` is the feature table. Gives the conditions, the first feature's
-    first; and kind → its features, the random ones under ``RANDOM``.
+    A random live feature is matched to each; a named feature that is never active here is left out.
+    ``evidence`` is the feature table. Gives the conditions, and kind → its features.
     """
     live = np.flatnonzero(evidence["density"] > 0)
     if named := settings.published.get(STEERED):
@@ -173,15 +168,11 @@ def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
     return table.merge(paper, on=["benchmark", "feature"], how="left")
 
 
-# --- text, whatever the answer ------------------------------------------------------------------------------
-
-
 def text_measures(answers: pd.DataFrame, prompts: Sequence[str], words: Sequence[str]) -> pd.DataFrame:
     """The measures of every answer's text, without its prompt: of its thinking, or of all where none ends.
 
-    ``prompts`` are the texts of the problems' prompts, with which ``text`` begins; ``words`` is R. Measures
-    are ``tokens``; ``words of R in a hundred`` words (0 in a text without words); ``repeated pairs of tokens
-    (%)``, the share of pairs of neighbours that stood in the text before (near 100 where it goes in circles).
+    ``prompts`` are texts; ``words`` is R. Repeated pairs are the share of pairs of neighbouring tokens that
+    stood in the text before (near 100 where it goes in circles).
     """
     phrases = [split_words(word) for word in words if split_words(word)]
     rows = []
@@ -212,14 +203,8 @@ def text_effects(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return table.rename(columns={"n": "problems"})
 
 
-# --- traces side by side ------------------------------------------------------------------------------------
-
-
 def moves_of(text: str, prompt: str = "") -> pd.DataFrame:
-    """A text after its ``prompt`` as runs of one reasoning step: ``move`` ("": none is known) and ``text``.
-
-    The organism's steps are read with the prompt before them, without which its grammar is not known.
-    """
+    """A text after its ``prompt`` as runs of one step: ``move`` ("": none is known) and ``text``."""
     spans = parse(text).spans
     known = any(move not in ("prompt", "prose", "answer", None) for _, _, move in spans)
     runs = [
@@ -248,10 +233,7 @@ def side_by_side(
 
 
 def draw_traces(title: str, traces: Mapping[str, str], prompt: str = "") -> tuple[Figure, pd.DataFrame]:
-    """Traces (heading → text) after their prompt, two in a row, reasoning steps behind and in the margin.
-
-    Returns the figure, and its rows: ``trace`` (the heading), ``move``, ``text``, the parts left out too.
-    """
+    """Traces (heading → text) after their prompt, two in a row, reasoning steps behind and in the margin."""
     runs = {}
     for heading, text in traces.items():
         printable = "".join(c if c == "\n" or c.isprintable() else "□" for c in text)

@@ -29,9 +29,6 @@ def test_found_counts_those_among_the_best_and_chance():
     assert table.loc[("paper", "other"), ["found", "p"]].tolist() == [0, 1.0]
     assert paper_features.share_found(scores["paper"], SETS, 2).estimate == pytest.approx(2 / 4)
     assert table.loc[("released", "other"), "median rank"] == 5
-
-
-def test_a_feature_that_is_not_there():
     with pytest.raises(UserError, match="10, 12 are not there: this autoencoder has 0 to 9"):
         paper_features.check_published({"a": [3, 12], "b": [10]}, 10)
 

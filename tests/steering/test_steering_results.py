@@ -94,9 +94,6 @@ def test_claims_have_both_intervals_and_controls(study):
     assert results.screening_effect(study, [SLOT]) == Measured(Interval(1, 1, 1, n=1), control=0)
 
 
-# --- as many tokens, spent otherwise ------------------------------------------------------------------------
-
-
 def votes(*samples):
     """Answers to two problems whose right answer is "a", sample by sample, ten tokens each."""
     rows = [
@@ -122,8 +119,6 @@ def test_single_answers_tell_what_they_spend():
     longer = results.single_answers(pd.DataFrame(told | {"thinking_tokens": 7}), {UNSTEERED: 0, "wait": 1})
     assert longer.values.tolist() == [[LONGER, 0, 0, True, 7], [LONGER, 1, 0, True, 7]]
 
-
-# --- mediation ----------------------------------------------------------------------------------------------
 
 TO_STEERED, TO_UNSTEERED, *OWN = RUNS
 
@@ -163,9 +158,6 @@ def test_the_mean_difference_acts_through_the_decisions(organism_subject):
     # tries follow the rates that are forced, whichever model they are forced on
     assert means[TO_STEERED] > means[UNSTEERED] + 0.5
     assert means[TO_UNSTEERED] < means[STEERED] - 0.5
-
-
-# --- table 2 ------------------------------------------------------------------------------------
 
 
 def test_banning_r_is_compared_with_the_mean_of_random_sets():
