@@ -265,11 +265,9 @@ def largest_correlations(
 
 def pair_decoders(decoder: Tensor, other: Tensor) -> Ids:
     """The partner of each direction ``[s]``, none used twice: the permutation of largest summed cosine."""
-    (n, width), (its_n, its_width) = decoder.shape, other.shape
-    if its_width != width or its_n < n:
-        raise UserError(
-            f"{n} directions of width {width} cannot be paired with {its_n} of width {its_width}."
-        )
+    (n, width), (m, its) = decoder.shape, other.shape
+    if its != width or m < n:
+        raise UserError(f"{n} directions of width {width} cannot be paired with {m} of width {its}.")
     unit, others = (torch.nn.functional.normalize(d.detach().double(), dim=1) for d in (decoder, other))
     # a square or wide matrix has all its rows assigned, in order
     return linear_sum_assignment((unit @ others.T).cpu().numpy(), maximize=True)[1].astype(np.int64)

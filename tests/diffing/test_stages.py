@@ -65,14 +65,9 @@ def test_all_stages_are_read_again(settings: Settings, subject: Subject, folder:
         assert not torch.equal(found[before][1].W_dec, found[after][1].W_dec)
 
 
-def test_what_is_there_is_kept_and_nothing_is_loaded(
-    settings: Settings, subject: Subject, folder: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def never(*given: object, **named: object) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr("reasoning_features.diffing.stages.load_subject", never)
-    monkeypatch.setattr("reasoning_features.diffing.stages.train_streamed", never)
+def test_what_is_there_is_kept_and_nothing_is_loaded(settings, subject, folder, monkeypatch):
+    monkeypatch.setattr(staged, "load_subject", None)
+    monkeypatch.setattr(staged, "train_streamed", None)
     train_stages(settings, subject, folder)
     with pytest.raises(UserError, match="S-0 is of a training with another recipe: delete it"):
         train_stages(settings.model_copy(update={"l1": 0.2}), subject, folder)

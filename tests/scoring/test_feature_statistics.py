@@ -79,9 +79,13 @@ def test_few_active_features_are_summed_as_many_are(monkeypatch, threshold):
     np.testing.assert_allclose(grouped(activations, masks, groups, 50).sums, sums.sums, rtol=1e-12)
 
 
-def test_autoencoder_of_another_width():
+def test_an_autoencoder_of_another_width_and_a_corpus_without_tokens_are_told():
     with pytest.raises(UserError, match="takes 4 dimensions but the residual stream has 3"):
         passes.accumulate(reversed_batches(np.ones((6, 3))), Positive(4), named(np.ones((4, 6), bool)))
+    sets, classes = TokenSets.of({ALL: np.ones(1, bool)}), np.zeros(1, dtype=np.int64)
+    for empty in (SetSums(sets, classes, 1), BestTokens(classes, 1)):
+        with pytest.raises(UserError, match="corpus is empty"):
+            empty.result()
 
 
 # two documents; feature 0 fires on token 5 alone, feature 1 on two of three 7s and on 9, feature 2 never
@@ -137,10 +141,3 @@ def test_identity_statistics_by_hand():
     assert ours.counts.tolist() == [6, 2]
     true = passes.accumulate(reversed_batches(FEATURES, 3), Positive(3), sets)
     assert true.sums.tolist() == [[4, 12, 0], [1, 2, 0]]
-
-
-def test_no_activations():
-    sets, classes = TokenSets.of({ALL: np.ones(1, bool)}), np.zeros(1, dtype=np.int64)
-    for empty in (SetSums(sets, classes, 1), BestTokens(classes, 1)):
-        with pytest.raises(UserError, match="corpus is empty"):
-            empty.result()
