@@ -53,7 +53,7 @@ def answers(
     """
     asked = [Condition(UNSTEERED), *conditions]
     check_conditions(subject, asked, sae)
-    written = _kept_or_written(Asked(subject, questions, asked, seed, sae), kept, progress)
+    written = _kept_or_written(Asked(subject, questions, asked, seed, sae, BATCH), kept, progress)
     rows = [(c.name, c.feature, c.gamma, problem) for c in asked for problem in range(len(questions))]
     known = pd.DataFrame(rows, columns=["condition", "feature", "gamma", "problem"])
     known["tokens"] = pd.Series([tuple(tokens) for tokens in written], dtype=object)
@@ -68,7 +68,8 @@ class Asked:
     questions: Questions
     conditions: Sequence[Condition]
     seed: int
-    sae: Any
+    sae: Any  # the autoencoder where a condition clamps
+    batch: int  # the most rows that are sampled together
 
     def __len__(self) -> int:
         return len(self.questions) * len(self.conditions)
@@ -84,7 +85,7 @@ class Asked:
             self._write_continuously(self.conditions[condition], own, ended)
 
     def _write_rows(self, rows: Sequence[int], ended: Ended) -> None:
-        questions, n, batch = self.questions, len(self.questions), BATCH
+        questions, n, batch = self.questions, len(self.questions), self.batch
         which, problems = [row // n for row in rows], [row % n for row in rows]
         prompts = [questions.prompts[problem] for problem in problems]
         if questions.pad is not None:
