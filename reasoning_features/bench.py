@@ -327,7 +327,7 @@ def generation_rows(given: Given, asked: Questions, features: int = 8, few: int 
     def ours(chosen: Sequence[Condition]) -> float:
         answers: dict[int, list[int]] = {}
         rows = range(len(asked) * len(chosen))
-        Asked(subject, asked, chosen, 0, len(rows)).write(rows, answers.__setitem__)
+        Asked(subject, asked, chosen, 0, None, len(rows)).write(rows, answers.__setitem__)
         return float(sum(map(len, answers.values())))
 
     @torch.no_grad()

@@ -1,15 +1,12 @@
 """Model diffing: at which stages and layers a feature is present, between what a second seed and chance give.
 
-The paper calls a feature present at a stage when some decoder direction there has cosine ≥ 0.7 with it. What
-such a number means depends on the dictionary: the *ceiling* is what a second seed of the same autoencoder
-reaches, the *floor* what a randomly rotated decoder reaches. Only features that the second seed finds again
-are tested. A dictionary may hold a feature under another direction: activations are compared too.
+The paper calls a feature present at a stage when some decoder direction there has cosine ≥ 0.7 with it. The
+*ceiling* is what a second seed of the same autoencoder reaches, the *floor* what a randomly rotated decoder
+reaches. Only features that the second seed finds again are tested. Activations are compared too.
 
 Over depth, the paper pairs the decoder directions of two layers one to one and judges each pair by the cosine
 of its activations over tokens.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -82,8 +79,8 @@ def rotated(decoder: Tensor, seed: int) -> Tensor:
 def bounds(decoder: Tensor, second: Tensor | None, seed: int = 0) -> Bounds:
     """Ceiling and floor of a dictionary's cosines, and the threshold calibrated between them.
 
-    ``decoder`` ``[f, d]``, ``second`` ``[r, d]`` of a second seed, trained on the same model and data.
-    Without it the floor alone is known: every feature is tested, at the paper's threshold.
+    ``decoder`` ``[f, d]``, ``second`` ``[r, d]`` of a second seed. Without it every feature is tested, at the
+    paper's threshold.
     """
     other = decoder if second is None else second
     floor = np.stack([best_cosines(decoder, rotated(other, seed + i)) for i in range(ROTATIONS)])
@@ -94,22 +91,19 @@ def bounds(decoder: Tensor, second: Tensor | None, seed: int = 0) -> Bounds:
 
 
 def calibrated(ceiling: Array, floor: Array) -> float:
-    """The threshold with the largest (fraction of the ceiling's cosines at or above it) − (of the floor's).
-
-    Of a range of thresholds that tell them apart equally well, its middle.
-    """
+    """The threshold with the largest fraction of the ceiling's cosines at or above it, less the floor's."""
     candidates = np.unique(np.concatenate([ceiling.ravel(), floor.ravel()]))
     above = [1 - np.searchsorted(np.sort(v.ravel()), candidates) / v.size for v in (ceiling, floor)]
     best = int((above[0] - above[1]).argmax())
-    # any threshold above the candidate before, up to this one, divides the cosines in the same way
+    # any threshold above the candidate before, up to this one, divides the cosines alike: the middle
     return float((candidates[max(best - 1, 0)] + candidates[best]) / 2)
 
 
 def by_frequency(limits: Bounds, density: Array, thresholds: dict[str, float], bins: int = 5) -> pd.DataFrame:
     """Ceiling and floor of features by ``density`` ``[f]``, the fraction of tokens on which each is active.
 
-    A row a bin of equally many live features: medians and the 5% and 95% quantiles of ``ceiling`` and
-    ``floor``, and ``found again, <name>``: the fraction at or above each threshold.
+    A row a bin of equally many live features: medians, 5% and 95% quantiles, and the fraction of the ceiling
+    at or above each threshold.
     """
     live = np.flatnonzero(density > 0)
     rows = []
@@ -130,10 +124,7 @@ def stage_cosines(decoder: Tensor, stages: Mapping[str, Tensor]) -> pd.DataFrame
 
 
 def frequency_matched(features: Ids, density: Array, draws: int, seed: int) -> Ids:
-    """Random features as frequent as given ones ``[draws, k]``: none of those, none twice in a draw.
-
-    Each is drawn among the ``NEAREST`` live features of the nearest log density that are left.
-    """
+    """Random features as frequent (of the ``NEAREST`` left) as given ones ``[draws, k]``, none of those."""
     others = np.setdiff1d(np.flatnonzero(density > 0), features)
     if len(others) < len(features):
         raise UserError(f"{len(features)} features are to be matched, but only {len(others)} others fire.")
@@ -160,8 +151,7 @@ def presence(
     """Fraction of each group's tested features that is present at every stage.
 
     ``cosines`` are those of :func:`stage_cosines`, or correlations of activations in the same form,
-    ``random`` ``[draws, k]`` of :func:`frequency_matched`, ``tested`` ``[f]`` of :meth:`Bounds.tested`.
-    Intervals (95%) are :func:`share_of`'s, of the random features over the draws.
+    ``random`` ``[draws, k]``, ``tested`` ``[f]``. Intervals (95%) of the random features are over the draws.
     """
     rows = []
     for stage in cosines:
@@ -178,10 +168,9 @@ def presence(
 def changes(
     cosines: pd.DataFrame, groups: Mapping[str, Ids], random: Ids, tested: Flags, threshold: float
 ) -> pd.DataFrame:
-    """Fraction of tested features that appear or go between the first stage, S, and every other one.
+    """Fraction of tested features that appear (``change``) or go between S and every other stage.
 
-    As :func:`presence`, with a column ``change``: "appears" (present there and not at S) or "goes" (the
-    reverse). UserError where a group has no tested feature.
+    As :func:`presence`. UserError where a group has no tested feature.
     """
     if not all(tested[members].any() for members in groups.values()):
         raise UserError("No feature is found again by the second seed: train the autoencoders longer.")
@@ -197,8 +186,7 @@ def threshold_sweep(
 ) -> pd.DataFrame:
     """Fraction of each group present at every stage, by threshold: features tested where found again.
 
-    Rows of ``threshold``, ``stage``, ``group``, ``share``, ``n``, where there are stages; "second seed" and
-    "rotated" are over the group's features whether tested or not.
+    "second seed" and "rotated" are over the group's features whether tested or not.
     """
     rows: list[tuple[object, ...]] = []
     for threshold in thresholds:
@@ -219,8 +207,8 @@ def activation_correlation(
 ) -> Array:
     """Pearson correlation over tokens of (some) features with every feature of another dictionary ``[s, r]``.
 
-    ``residual`` ``[n, d]`` and ``its`` ``[n, d']`` are what the two read, perhaps of other models or layers,
-    at the same tokens. 0 where either never varies.
+    ``residual`` ``[n, d]`` and ``its`` ``[n, d']`` are what the two read at the same tokens. 0 where either
+    never varies.
     """
     chosen = slice(None) if features is None else torch.from_numpy(features)
     parts = ((sae.encode(a)[:, chosen], other.encode(b)) for a, b in _same_tokens(sae, residual, other, its))
@@ -233,9 +221,8 @@ def paired_similarity(
 ) -> Array:
     """How alike each feature fires with one partner ``[s]``: Pearson correlation, or cosine over tokens.
 
-    As :func:`activation_correlation`, in memory that grows with the features and not with their square.
-    ``partners`` ``[s]`` are features of ``other``, by default of the same number. The paper judges layers by
-    the cosine (not ``centred``). 0 for a feature that never varies (never fires).
+    As :func:`activation_correlation`; ``partners`` ``[s]`` are features of ``other``, by default of the same
+    number. The paper judges layers by the cosine (not ``centred``).
     """
     matched = slice(None) if partners is None else torch.from_numpy(partners)
     parts = ((sae.encode(a), other.encode(b)[:, matched]) for a, b in _same_tokens(sae, residual, other, its))
@@ -267,8 +254,7 @@ def largest_correlations(
 ) -> pd.DataFrame:
     """Each feature's largest correlation with any feature of others: a row a feature, a column a dictionary.
 
-    ``others``: name → a dictionary and what it reads at the same tokens. Where some ``features`` alone are
-    matched, the rest are nan.
+    ``others``: name → a dictionary and what it reads at the same tokens; all but ``features`` are nan.
     """
     chosen = np.arange(sae.cfg.d_sae) if features is None else np.unique(features)
     table = pd.DataFrame(index=range(sae.cfg.d_sae), columns=list(others), dtype=float)
@@ -279,11 +265,9 @@ def largest_correlations(
 
 def pair_decoders(decoder: Tensor, other: Tensor) -> Ids:
     """The partner of each direction ``[s]``, none used twice: the permutation of largest summed cosine."""
-    if other.shape[1] != decoder.shape[1] or len(other) < len(decoder):
-        raise UserError(
-            f"{len(decoder)} directions of width {decoder.shape[1]} cannot be paired with {len(other)} of "
-            f"width {other.shape[1]}: give dictionaries of one size and width."
-        )
+    (n, width), (m, its) = decoder.shape, other.shape
+    if its != width or m < n:
+        raise UserError(f"{n} directions of width {width} cannot be paired with {m} of width {its}.")
     unit, others = (torch.nn.functional.normalize(d.detach().double(), dim=1) for d in (decoder, other))
     # a square or wide matrix has all its rows assigned, in order
     return linear_sum_assignment((unit @ others.T).cpu().numpy(), maximize=True)[1].astype(np.int64)
@@ -292,8 +276,7 @@ def pair_decoders(decoder: Tensor, other: Tensor) -> Ids:
 def layer_table(cosines: Mapping[str, Array], groups: Mapping[str, Ids], seed: int = 0) -> pd.DataFrame:
     """Fractions of each group that are different, maybe the same and the same at every layer (table 3).
 
-    ``cosines``: layer → cosine of activations of each feature with its partner there ``[s]``. Intervals (95%)
-    resample features.
+    ``cosines``: layer → cosine of activations of each feature with its partner there ``[s]``.
     """
     rows = []
     for layer, values in cosines.items():

@@ -1,15 +1,13 @@
 """The stages of model diffing: one autoencoder fine-tuned over models and data, step by step.
 
-A stage is a model and the data it reads. S is the base model on base data, D the base model on reasoning
-data, M the reasoning model on base data, F both. An autoencoder is trained at S, and each later stage of a
-path ("S-D-F") goes on from the one before it with 30% of the tokens. A *placebo stage* changes nothing: same
-model, same data. The *placebo checkpoint*, the organism's alone, is the base model fine-tuned on prose.
+S is the base model on base data, D the base model on reasoning data, M the reasoning model on base data, F
+both. An autoencoder is trained at S, and each later stage of a path ("S-D-F") goes on from the one before it
+with 30% of the tokens. A *placebo stage* changes nothing: same model, same data. The *placebo checkpoint*,
+the organism's alone, is the base model fine-tuned on prose.
 
 Stages lie in one folder: ``base/S-0`` (and ``S-1``, a second seed), ``base/S-S``, ``<model>/S-M`` and so on,
 ``placebo/S-M``, and ``layers/<n>``, the autoencoders of other layers.
 """
-
-from __future__ import annotations
 
 import gc
 import shutil
@@ -78,8 +76,7 @@ def store_half(training: Training, directory: Path) -> None:
 def load_stage(folder: str, model: str, path: str, d_model: int, hook_name: str | None) -> SAE[Any]:
     """The autoencoder of a stored stage, such as "S-D-F", or "S-0" and "S-1" for S and its second seed.
 
-    ``folder`` is ``settings.diffing``, ``model`` the fine-tuned model's name. MissingArtefact where it is
-    not stored.
+    ``model`` is the fine-tuned model's name. MissingArtefact where it is not stored.
     """
     home = model if {"D", "M", "F"} & set(path) else BASE
     return load_autoencoder(f"{folder}/{home}/{path}", d_model, hook_name)
@@ -90,8 +87,7 @@ def load_stages(
 ) -> dict[str, tuple[str, SAE[Any]]]:
     """Stage → which model it reads (``model``, "base" or "placebo") and its autoencoder, in figures' order.
 
-    "S", the paths, and, where they are stored, the placebo stages and the placebo checkpoint's ("placebo
-    S-M"). MissingArtefact where S or a path is not stored.
+    Placebos are there where they are stored; MissingArtefact where S or a path is not.
     """
     home = paths.resolve(folder)
     if not (home / BASE / "S-0").is_dir():
@@ -123,10 +119,7 @@ def load_layers(folder: str, model: str, d_model: int) -> dict[int, SAE[Any]]:
 
 
 def stage_qualities(folder: str, model: str) -> pd.DataFrame:
-    """How well each stage's autoencoder reconstructs held-out activations, at the end of its training.
-
-    Columns: ``stages`` (whose), ``path`` and the last row of its ``training.csv``.
-    """
+    """``stages`` (whose), ``path`` and the last row of ``training.csv`` of each stage's autoencoder."""
     rows = []
     for owner in (BASE, model, PLACEBO) if folder else ():
         for table in sorted((paths.resolve(folder) / owner).glob("*/training.csv")):
@@ -175,9 +168,8 @@ def planned_trainings(settings: Settings, folder: Path | None = None) -> list[Pl
 def train_stages(settings: Settings, subject: Subject, folder: Path | None = None) -> str:
     """Train S, the stages of both paths, the placebo stages, and the other layers, by streaming.
 
-    What is there is kept, and an interrupted training goes on where it stopped. Gives the folder (by default
-    ``data/<profile>/diffing``) as ``settings.diffing`` names it. UserError: no base model, no texts or too
-    few, or a stored stage of another training.
+    What is there is kept, and an interrupted training goes on. Gives the folder as ``settings.diffing`` names
+    it. UserError: no base model, no texts or too few, or a stored stage of another training.
     """
     if settings.base is None:
         raise UserError("Stages need the model before fine-tuning: set `base`.")
@@ -193,10 +185,8 @@ def train_stages(settings: Settings, subject: Subject, folder: Path | None = Non
         device, dtype, site = settings.device, settings.dtype, settings.site
         base = load_subject(settings.base, settings.layer, device=device, dtype=dtype, site=site)
         if base.d_model != subject.d_model:
-            raise UserError(
-                f"{settings.base} is {base.d_model} wide and {subject.name} {subject.d_model}: "
-                "give the model that it was fine-tuned from."
-            )
+            widths = f"{settings.base} is {base.d_model} wide and {subject.name} {subject.d_model}"
+            raise UserError(f"{widths}: give the model that it was fine-tuned from.")
         _train(settings, base, from_base)
         del base
         gc.collect()

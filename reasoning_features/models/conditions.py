@@ -5,8 +5,6 @@ it encodes x, sets f_i to γ · f_i^max, decodes, and adds the reconstruction's 
 x' = x + (γ · f_i^max − f_i(x)) · W_dec,i.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +26,8 @@ UNSTEERED = "unsteered"
 class Condition:
     """One way of steering; without anything that changes the model, the model as it is.
 
-    The rows of ``rule`` are numbers of problems. Every sampling gets a copy of it, which may remember things
-    by problem. Two rules of one ``repr`` do the same.
+    The rows of ``rule``, of which every sampling gets a copy, are numbers of problems. Two rules of one
+    ``repr`` do the same.
     """
 
     name: str
@@ -78,9 +76,7 @@ def check_conditions(subject: Subject, conditions: Sequence[Condition], sae: Any
             raise UserError(f"Two conditions are named {condition.name!r}: give each a name of its own.")
         vector, width = condition.vector, subject.d_model
         if vector is not None and (vector.shape != (width,) or not bool(vector.isfinite().all())):
-            raise UserError(
-                f"The vector of {condition.name!r} must be {width} finite numbers, as the stream."
-            )
+            raise UserError(f"The vector of {condition.name!r} must be {width} finite numbers.")
         if condition.clamp is not None and sae is None:
             raise UserError(f"{condition.name!r} clamps a feature: give the autoencoder as `sae`.")
 
@@ -111,7 +107,7 @@ def stream_change(
     return change
 
 
-class ConditionRules(Rule):
+class Rules(Rule):
     """The conditions' rules as one: row ``r`` is of condition ``which[r]`` and problem ``problems[r]``."""
 
     def __init__(

@@ -4,8 +4,6 @@ A row's tokens therefore do not depend on which other rows share its batch, and 
 smaller one. The residual stream, the next token's logits and what was drawn may be changed row by row.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os
@@ -37,8 +35,7 @@ Change = Callable[[Tensor, Tensor], Tensor]
 class Rule:
     """A change of what rows write, token by token; without methods of its own it changes nothing.
 
-    ``rows`` are numbers of rows, ``written`` the new tokens of each so far. What a rule does to a row may
-    depend on that row alone, and a rule that draws does so from a stream of the row's own.
+    ``rows`` are numbers of rows, ``written`` the new tokens of each so far; a row's may depend on it alone.
     """
 
     def logits(self, logits: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
@@ -74,8 +71,7 @@ def edited(
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """Token ids ``[b]`` from the nucleus of ``softmax(logits [b, vocabulary] / TEMPERATURE)``.
 
-    The nucleus is the smallest set of the likeliest tokens that holds at least ``TOP_P``; ``uniform`` ``[b]``
-    in [0, 1) says which of them.
+    It is the smallest set of the likeliest that holds ``TOP_P``; ``uniform`` ``[b]`` in [0, 1) says which.
     """
     probabilities = torch.softmax(logits.double() / TEMPERATURE, dim=-1)
     likeliest, order = probabilities.topk(min(_FRONT, logits.shape[-1]), dim=-1)
@@ -223,9 +219,8 @@ def sample_continuously(
 ) -> None:
     """Continues every prompt by transformers' continuous batching, for long answers on a GPU.
 
-    When an answer ends, ``ended`` is told and the next prompt takes its place. Draws depend on what runs
-    together: an answer is not the same in another run, nor paired with another condition's. RuntimeError
-    where generation breaks off, UserError as :func:`sample`.
+    Draws depend on what runs together: an answer is not the same in another run, nor paired with another
+    condition's. RuntimeError where generation breaks off, UserError as :func:`sample`.
     """
     check_context(model, prompts, max_new_tokens)
     on_gpu, room = model.device.type == "cuda", rows_that_fit(model, PAGE)

@@ -4,8 +4,6 @@ That is the residual stream after a block (``resid_post``), or what its MLP adds
 Bulk reading uses the plain Hugging Face model, stopped right after the last block that is needed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import functools
@@ -16,16 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DynamicCache,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from reasoning_features import hub, paths
 from reasoning_features.errors import MissingArtefact, UserError
@@ -49,7 +40,7 @@ class _Skipped(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Prefix:
-    """What a model keeps of one sequence, so that versions of one of its tokens can be run after it."""
+    """What is kept of one sequence, so that versions of one of its tokens can be run."""
 
     stream: Tensor  # [t, d] residual stream at the hook point
     keys_values: tuple[tuple[Tensor, Tensor], ...]  # [1, heads, t, d_head] of every block
@@ -111,16 +102,14 @@ class Subject:
         return self.model.get_input_embeddings()(tokens.to(self.device))
 
     def residual(self, tokens: Tensor) -> Tensor:
-        """Activations ``[b, t, d]`` at the hook point for token ids ``[b, t]``; nothing after it runs.
-        Attention is causal, so rows may be padded on the right with any token, without a mask.
-        """
+        """Activations ``[b, t, d]`` at the hook point for ids ``[b, t]``, padded on the right if need be."""
         return self._read(tokens, {self.layer: self.hooked_block})[self.layer]
 
     def residuals(self, tokens: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-        """Residual stream ``[b, t, d]`` after each of ``layers``, whatever the site; later blocks do not run.
+        """Residual stream ``[b, t, d]`` after each of ``layers``, whatever the site.
 
-        Equal to Hugging Face's ``hidden_states[layer + 1]``, except after the last block, where
-        ``hidden_states`` holds the output of the final norm instead. UserError beyond the model's layers.
+        Hugging Face's ``hidden_states[layer + 1]``; after the last block, what comes before the final norm.
+        UserError beyond the model's layers.
         """
         for layer in layers:
             _check_layer(layer, self.n_layers, self.name)
@@ -128,7 +117,7 @@ class Subject:
 
     @torch.no_grad()
     def _read(self, tokens: Tensor, modules: dict[int, torch.nn.Module]) -> dict[int, Tensor]:
-        """Outputs of some modules by layer; the forward pass is left when that of the last has run."""
+        """Outputs of some modules by layer; nothing after the last of them runs."""
         read: dict[int, Tensor] = {}
 
         def keep(layer: int, module: Any, inputs: Any, output: Any) -> None:
@@ -161,9 +150,8 @@ class Subject:
     def logits_from(self, stream: Tensor, layer: int, places: Tensor) -> Tensor:
         """Next-token logits ``[b, k, vocabulary]`` at ``places`` ``[b, k]``, from a stream ``[b, t, d]``.
 
-        The stream is that after block ``layer``; the blocks up to it do not run, which makes many edits of
-        one stream cheap. Rows may be padded on the right. UserError beyond the model's layers, or where the
-        subject is not read at the residual stream.
+        The stream, perhaps padded on the right, is that after block ``layer``. UserError beyond the model's
+        layers, or where the subject is not read at the residual stream.
         """
         self._needs_the_stream()
         _check_layer(layer, self.n_layers, self.name)
@@ -194,16 +182,13 @@ class Subject:
     def logits_of_versions(self, prefix: Prefix, place: int, versions: Tensor, width: int = 128) -> Tensor:
         """Next-token logits ``[m, vocabulary]`` at a place for many ``versions`` ``[m, d]`` of its stream.
 
-        Everything before the place stays as it was, so only one token a version runs, and only through the
-        blocks after the hook point. The versions stand side by side, ``width`` in a row, as further tokens
-        after the cached ones, each at the position ``place`` and seeing those before it and itself alone.
+        The versions stand side by side, ``width`` in a row, as further tokens after the cached ones, each at
+        the position ``place`` and seeing those before it and itself alone.
         """
         given, rows = versions.to(self.device, self.model.dtype), -(-len(versions) // width)
         padded = torch.nn.functional.pad(given, (0, 0, 0, rows * width - len(given)))
-        seen = [
-            tuple(part[:, :, :place].expand(rows, -1, -1, -1) for part in layer)
-            for layer in prefix.keys_values
-        ]
+        known = prefix.keys_values
+        seen = [tuple(part[:, :, :place].expand(rows, -1, -1, -1) for part in layer) for layer in known]
         barred = torch.full((width, width), torch.finfo(padded.dtype).min, device=padded.device)
         mask = torch.cat([barred.new_zeros(width, place), barred.fill_diagonal_(0)], dim=1)
         logits = self._blocks_after(self.layer)(
@@ -277,26 +262,24 @@ def load_subject(
         revision = hub.known_sha(model) or ""
         if not any(directory.glob("*.safetensors")):
             raise UserError(f"{name} has no weights as safetensors: give a revision or a model that has.")
-    _check_layer(layer, AutoConfig.from_pretrained(directory).num_hidden_layers, name)
+    _check_layer(layer, transformers.AutoConfig.from_pretrained(directory).num_hidden_layers, name)
     place = {} if device == "cpu" else {"device_map": {"": device}}
-    network = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **place)
+    network = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **place)
     network.eval().requires_grad_(False)
     return Subject(network, load_tokenizer(directory), layer, name, revision, str(directory), site)
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a directory as its file says, whatever class its configuration names.
-
-    R1's names LlamaTokenizerFast, for which early versions of transformers 5 put Llama 2's way with spaces in
-    place of the file's: every id then differs from those that the model was trained on.
+    """The tokenizer in a directory as its file says, whatever class its configuration names: for R1's, early
+    versions of transformers 5 put Llama 2's way with spaces in place of the file's.
     """
     whole = (directory / "tokenizer.json").is_file()
-    return (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(directory)
+    return (transformers.PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(directory)
 
 
 @functools.lru_cache(1)
 def _reloaded(reference: str, layer: int, device: str, dtype: str, site: Site) -> Subject:
-    """A subject that was pickled; a process keeps the last one, which the next piece of work mostly needs."""
+    """A subject that was pickled; a process keeps the last one."""
     return load_subject(reference, layer, device=device, dtype=dtype, site=site)
 
 
@@ -305,8 +288,6 @@ def short_name(reference: str) -> str:
     return Path(reference).name if hub.is_local(reference) else hub.parse(reference).repo.split("/")[1]
 
 
-def _check_layer(layer: int, n_layers: int, name: str) -> None:
-    if not 0 <= layer < n_layers:
-        raise UserError(
-            f"Layer {layer} is out of range: {name} has {n_layers} layers; choose 0 to {n_layers - 1}."
-        )
+def _check_layer(layer: int, n: int, name: str) -> None:
+    if not 0 <= layer < n:
+        raise UserError(f"Layer {layer} is out of range: {name} has {n} layers; choose 0 to {n - 1}.")

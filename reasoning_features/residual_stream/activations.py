@@ -1,11 +1,8 @@
 """What a model gives at every token: residual activations, as a stream or a sample on disk; norms and losses.
 
-Attention sinks are left out: where a model attends when it has nothing to attend to, the residual stream is
-a hundred times as long as elsewhere, and a few such tokens would be most of the variance (2309.17453). So
-special tokens, BOS first of all, are left out, and those more than ten times as long as their batch's median.
+Attention sinks, whose stream is a hundred times as long as others' (2309.17453), are left out: special
+tokens, BOS first of all, and those more than ten times as long as their batch's median.
 """
-
-from __future__ import annotations
 
 import functools
 import hashlib
@@ -69,7 +66,7 @@ class Moments:
     mean_norm: float
 
     @staticmethod
-    def of(residual: Tensor) -> Moments:
+    def of(residual: Tensor) -> "Moments":
         """The moments of activations ``[n, d]``."""
         n, width = residual.shape
         total, squares = torch.zeros(2, width, dtype=torch.float64)
@@ -90,10 +87,10 @@ def stream(
     include: NDArray[np.bool_] | None = None,
     documents: NDArray[np.integer] | None = None,
 ) -> Iterator[ActivationBatch]:
-    """Activations at the subject's hook point of a corpus' tokens, batch by batch.
+    """Activations at the subject's hook point, at most ``batch_tokens`` ids with padding in one forward pass.
 
-    Documents (by default all) are read whole, at most ``batch_tokens`` ids with padding in one forward pass;
-    given are the tokens of ``include`` ``[n_tokens]``, by default all that are neither special nor sinks.
+    Documents are read whole; given are the tokens of ``include`` ``[n_tokens]``, by default all that are
+    neither special nor sinks.
     """
     for batch in _with_bar(corpus.batches(batch_tokens, documents), corpus):
         yield _read(subject, batch, corpus, include)
@@ -126,17 +123,12 @@ def no_sink(residual: Tensor) -> Tensor:
     """Which activations ``[n, d]`` are of no attention sink ``[n]``; UserError where one is not finite."""
     norms = residual.float().norm(dim=1)
     if not bool(norms.isfinite().all()):
-        raise UserError(
-            "The model gives activations that are not finite: run it in float32 or bfloat16 (`dtype`), or at "
-            "another layer."
-        )
+        raise UserError("Some activations are not finite: run the model in float32 or bfloat16 (`dtype`).")
     return norms <= SINK * norms.median() if len(norms) else norms > 0
 
 
 def in_common(batches: Mapping[str, ActivationBatch]) -> dict[str, ActivationBatch]:
-    """Activations of one corpus by several models, or at several layers, at the tokens that all of them have:
-    what is an attention sink at one layer need not be at another.
-    """
+    """Activations of one corpus by several models, or at several layers, at the tokens that all have."""
     shared = functools.reduce(np.intersect1d, (batch.positions.numpy() for batch in batches.values()))
     rows = {name: torch.from_numpy(batch.rows(shared)) for name, batch in batches.items()}
     return {n: ActivationBatch(b.residual[rows[n]], b.positions[rows[n]]) for n, b in batches.items()}
@@ -162,9 +154,7 @@ def reading_key(subject: Subject) -> dict[str, Any]:
 def harvest(
     subject: Subject, corpus: Corpus, directory: Path, batch_tokens: int, progress: bool = True
 ) -> None:
-    """Write a corpus' activations (:func:`stream`) as shards of whole batches; goes on with an interrupted
-    sample, and deletes one of something else.
-    """
+    """Write a corpus' activations as shards; goes on with an interrupted sample, deletes one of another."""
     batches = list(corpus.batches(batch_tokens))
     groups = [batches[i : i + BATCHES_A_SHARD] for i in range(0, len(batches), BATCHES_A_SHARD)]
     key = reading_key(subject) | {
@@ -199,14 +189,10 @@ def load_sample(directory: Path) -> ActivationBatch:
 
 
 def shuffled_batches(residual: Tensor, size: int, seed: int) -> Iterator[Tensor]:
-    """Endless batches ``[size, d]`` of a sample in memory, each epoch in a new order drawn from the seed;
-    UserError where the sample is smaller than one batch.
-    """
-    if len(residual) < size:
-        raise UserError(
-            f"The sample holds {len(residual):,} activations, fewer than one batch of {size:,}: "
-            "take more documents or a smaller train_batch."
-        )
+    """Endless batches ``[size, d]`` of a sample, each epoch in a new order; UserError: it is too small."""
+    if (n := len(residual)) < size:
+        told = f"The sample holds {n:,} activations, fewer than one batch of {size:,}"
+        raise UserError(f"{told}: take more documents or a smaller train_batch.")
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(residual), generator=generator)
@@ -215,9 +201,7 @@ def shuffled_batches(residual: Tensor, size: int, seed: int) -> Iterator[Tensor]
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Cross-entropy of each next token ``[b, t - 1]`` in nats, from logits ``[b, t, vocabulary]``; column
-    ``i`` is of token ``i + 1``. That of padding means nothing.
-    """
+    """Cross-entropy of tokens after the first ``[b, t - 1]`` in nats, from logits ``[b, t, vocabulary]``."""
     # row by row: a whole batch's probabilities over a large vocabulary would take most of the memory
     targets, losses = tokens[:, 1:].to(logits.device), []
     for row, target in zip(logits, targets, strict=True):
@@ -228,9 +212,8 @@ def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
 def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_tokens: int) -> pd.DataFrame:
     """One row for each token that is neither special nor an attention sink, in the corpus' order.
 
-    Columns: ``document``; ``position`` in it; ``move`` (its name, None where moves are not known); ``loss``,
-    of predicting this token from those before it, nats; for each layer ``norm <layer>`` of the residual
-    stream after it.
+    Columns: ``document``; ``position`` in it; ``move`` (None where not known); ``loss`` of predicting this
+    token, nats; for each layer ``norm <layer>`` of the residual stream after it.
     """
     columns = {name: np.full(corpus.n_tokens, np.nan) for name in ["loss", *(f"norm {i}" for i in layers)]}
     counted = np.zeros(corpus.n_tokens, dtype=bool)
@@ -251,10 +234,9 @@ def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_t
 
 
 def means_by_place_and_move(table: pd.DataFrame, value: str, seed: int = 0) -> pd.DataFrame:
-    """Mean of a column by position in the document and, where moves are known, by move.
+    """Mean of a column, with its interval (95%) over documents, by position and, where known, by move.
 
-    Columns: ``by`` ("position" or "move"), ``group`` (the first of ``BIN`` positions, or the move's name),
-    ``mean``, ``low``, ``high`` (95% over documents), ``tokens``. Tokens without a value do not count.
+    ``group`` is the first of ``BIN`` positions, or the move. Tokens without a value do not count.
     """
     binned = table.assign(position=table["position"] // BIN * BIN)
     rows = []
@@ -268,9 +250,7 @@ def means_by_place_and_move(table: pd.DataFrame, value: str, seed: int = 0) -> p
 
 
 def draw_means(data: pd.DataFrame, ylabel: str) -> Figure:
-    """Means (:func:`means_by_place_and_move`) with intervals: a line over positions, marks over moves; with a
-    column ``layer`` a colour a depth, and a logarithmic axis, since the stream's norm grows with depth.
-    """
+    """Means (:func:`means_by_place_and_move`) over positions and moves; of layers on a logarithmic axis."""
     kinds = list(pd.unique(data["by"]))
     fig, axes = panels(len(kinds), height=2.8, sharey=True, ylabel=ylabel)
     depths = "layer" in data

@@ -1,11 +1,9 @@
 """What can be read linearly from the stream: moves, a probe a layer, and decisions; shuffled as a control.
 
 A probe is multinomial logistic regression on standardised activations. Documents, not tokens, are divided
-into training and test; accuracy is balanced (the mean over moves of the fraction recognised), so that chance
-is one over the number of moves however common each is; intervals resample test documents.
+into training and test; accuracy is balanced, so that chance is one over the number of moves however common
+each is; intervals resample test documents.
 """
-
-from __future__ import annotations
 
 import itertools
 from typing import Any
@@ -32,10 +30,9 @@ TARGETS = {"own move": 0, "next token's move": 1}  # of which token, counted fro
 
 
 def probe_layers(subject: Subject, corpus: Corpus, batch_tokens: int, seed: int = 0) -> pd.DataFrame:
-    """Probe every layer, and the embeddings, for each token's move and the next token's (:func:`probe`).
+    """Probe every layer, and the embeddings (-1), for each token's move and the next token's (``target``).
 
-    Columns: ``layer`` (-1: embeddings), ``labels`` ("true", or "shuffled" for the control), ``balanced
-    accuracy``, ``low``, ``high`` (95%), ``documents`` tested, ``chance``, ``target`` (of ``TARGETS``).
+    ``labels`` are "true", or "shuffled" for the control; intervals are of 95%.
     """
     targets = {name: move_targets(corpus, offset) for name, offset in TARGETS.items()}
     shape, documents = (corpus.n_tokens, subject.d_model), corpus.document_of
@@ -62,8 +59,8 @@ def chosen_layer(probed: pd.DataFrame) -> int:
 
 
 def move_targets(corpus: Corpus, offset: int = 0) -> NDArray[np.int64]:
-    """The move each token is to be probed for ``[n_tokens]``: its own, or that of the token ``offset`` later;
-    -1 at special tokens and beyond the document's end. UserError: the corpus has no move labels.
+    """The move of each token, or of that ``offset`` later ``[n_tokens]``; -1 at special tokens and beyond the
+    document's end. UserError: the corpus has no move labels.
     """
     if corpus.moves is None:
         raise UserError(f"The corpus {corpus.name!r} has no move labels, so there is nothing to probe for.")
@@ -86,9 +83,8 @@ def probe(
 ) -> Interval:
     """Balanced accuracy of a linear probe on the tokens of documents that it has not seen.
 
-    Activations ``[n, d]`` have class codes ``targets`` ``[n]`` (-1: left out) and ``documents`` ``[n]``. The
-    control trains on ``shuffled`` labels and is tested on the true ones. UserError: fewer than two classes,
-    or one that is missing in training.
+    Activations are ``[n, d]``, ``targets`` ``[n]`` class codes (-1: left out). The control trains on
+    ``shuffled`` labels. UserError: fewer than two classes, or one that is missing in training.
     """
     rng = np.random.default_rng(seed)
     tested = _tested(documents, rng)
@@ -140,9 +136,6 @@ def class_means(
     return np.divide(weights @ sums, drawn, out=np.full_like(drawn, np.nan), where=drawn > 0)
 
 
-# --- a decision, from the stream at its token --------------------------------------------------------------
-
-
 def auc(
     scores: NDArray[np.float64], towards: NDArray[np.bool_], documents: NDArray[np.int64], seed: int = 0
 ) -> Interval:
@@ -173,8 +166,7 @@ def probe_decision(
 ) -> Interval:
     """AUC on some traces of a logistic regression on the stream ``[n, d]`` at the decisions of others.
 
-    The same seed divides the same ``documents`` alike; ``shuffled`` labels are the control. UserError: too
-    few traces for both sides on either part.
+    ``shuffled`` labels are the control. UserError: too few traces for both sides on either part.
     """
     rng = np.random.default_rng(seed)
     tested = _tested(documents, rng)

@@ -1,11 +1,8 @@
 """What one pass over activations accumulates: sums of every feature over named sets of tokens.
 
-Sums add over batches, documents and machines, so one pass serves every vocabulary, window, α and k; the
-released code runs the language model again for every 48 features (1,366 passes at 65,536). Two more
+Sums add over batches, documents and machines, so one pass serves every vocabulary, window, α and k. Two more
 accumulators ask how far a feature is explained by which token it stands on (2601.05679).
 """
-
-from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,9 +41,6 @@ class Accumulator(Protocol):
     def merge(self, state: Arrays) -> None: ...
 
 
-# --- sums over sets of tokens -------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class FeatureStatistics:
     """Sums of every feature's activations over named sets of tokens, perhaps by groups of documents."""
@@ -55,21 +49,21 @@ class FeatureStatistics:
     counts: Array  # tokens in each set [..., s]
     sums: Array  # [..., s, f]
 
-    def only(self, names: Sequence[str]) -> FeatureStatistics:
+    def only(self, names: Sequence[str]) -> "FeatureStatistics":
         """These sets alone, in this order."""
         where = [self.names.index(name) for name in names]
         return FeatureStatistics(tuple(names), self.counts[..., where], self.sums[..., where, :])
 
-    def total(self) -> FeatureStatistics:
+    def total(self) -> "FeatureStatistics":
         """All groups together."""
         return self.weighted(np.ones(len(self.counts)))
 
-    def weighted(self, weights: Array) -> FeatureStatistics:
+    def weighted(self, weights: Array) -> "FeatureStatistics":
         """Groups added with these weights ``[g]`` or, a resample a row, ``[b, g]``."""
         sums = np.tensordot(weights, self.sums, axes=(-1, 0))
         return FeatureStatistics(self.names, weights @ self.counts, sums)
 
-    def scaled(self, norms: Array) -> FeatureStatistics:
+    def scaled(self, norms: Array) -> "FeatureStatistics":
         """Every activation multiplied by its feature's norm ``[f]``, as the released code does first."""
         return FeatureStatistics(self.names, self.counts, self.sums * norms)
 
@@ -77,8 +71,7 @@ class FeatureStatistics:
 class SetSums:
     """Accumulates :class:`FeatureStatistics` by group; ``groups`` ``[n_tokens]`` gives each token's.
 
-    On a CPU only activations that are not zero are multiplied, as long as few are: of 65,536 features some 86
-    are active on a token.
+    On a CPU only activations that are not zero are multiplied, as long as few are.
     """
 
     def __init__(self, sets: TokenSets, groups: NDArray[np.int64], n_groups: int) -> None:
@@ -155,9 +148,6 @@ class SetSums:
         return (self._bits[:, positions >> 3] >> (7 - (positions & 7)).to(torch.uint8)) & 1
 
 
-# --- token identity -----------------------------------------------------------------------------------------
-
-
 def token_classes(corpus: Corpus, context: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Each token's class ``[n_tokens]``, and the ids that make each class ``[v, context + 1]``.
 
@@ -176,8 +166,7 @@ def token_classes(corpus: Corpus, context: int = 0) -> tuple[NDArray[np.int64], 
 class BestTokens:
     """Accumulates for each feature the class of token whose presence best tells that the feature is active.
 
-    Where pairs of a class and a feature are more than ``most``, each feature goes on with its best classes
-    so far, half as many pairs in all: memory does not grow with tokens.
+    Where pairs are more than ``most``, each feature goes on with its best classes so far, half as many pairs.
     """
 
     def __init__(self, classes: NDArray[np.int64], n_classes: int, most: int = 2**23) -> None:
@@ -190,10 +179,9 @@ class BestTokens:
         classes = self._classes[positions.cpu()]
         pairs, hits = torch.unique(feature * self._n_classes + classes[token], return_counts=True)
         fired = torch.bincount(feature, minlength=features.shape[1])
-        counts = {"fired": fired, "sizes": torch.bincount(classes, minlength=self._n_classes)}
-        self.merge(
-            {name: values.numpy() for name, values in (counts | {"pairs": pairs, "hits": hits}).items()}
-        )
+        sizes = torch.bincount(classes, minlength=self._n_classes)
+        counts = {"fired": fired, "sizes": sizes, "pairs": pairs, "hits": hits}
+        self.merge({name: values.numpy() for name, values in counts.items()})
 
     @property
     def density(self) -> Array:
@@ -203,9 +191,8 @@ class BestTokens:
     def result(self) -> pd.DataFrame:
         """One row a feature: ``feature``, ``token_class``, ``precision``, ``recall``, ``f1``.
 
-        Precision is the share of a feature's active tokens that are of the class; recall the share of the
-        class' tokens on which the feature is active; the best class has the highest F1, of equals it is the
-        first. A feature that is never active has 0 in all. Raises UserError: nothing came through.
+        The best class has the highest F1, of equals it is the first. A feature that is never active has 0 in
+        all. Raises UserError: nothing came through.
         """
         best = self._by_f1(self._merged()).drop_duplicates("feature").set_index("feature")
         best = best.reindex(pd.RangeIndex(len(self._fired), name="feature"), fill_value=0)
@@ -270,11 +257,7 @@ class IdentitySums:
         self._sums = self._sums + state["sums"]
 
     def result(self) -> FeatureStatistics:
-        """What was accumulated."""
         return FeatureStatistics(self._names, self._counts, np.asarray(self._sums))
-
-
-# --- the pass -----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -285,10 +268,8 @@ def one_pass(batches: Iterable[ActivationBatch], sae: Any, accumulators: Sequenc
     """
     for batch in batches:
         if batch.residual.shape[-1] != sae.cfg.d_in:
-            raise UserError(
-                f"The autoencoder takes {sae.cfg.d_in} dimensions but the residual stream has "
-                f"{batch.residual.shape[-1]}: give the autoencoder that was trained on this model."
-            )
+            widths = f"{sae.cfg.d_in} dimensions but the residual stream has {batch.residual.shape[-1]}"
+            raise UserError(f"The autoencoder takes {widths}: give the one that was trained on this model.")
         for part, features in encoded(sae, batch.residual):
             for accumulator in accumulators:
                 accumulator.update(features, batch.positions[part])
@@ -315,7 +296,6 @@ def one_pass_in_shards(
 ) -> None:
     """Read a corpus once and hand the features to every accumulator, empty before, in shards of some tokens.
 
-    Every shard is accumulated on its own and merged in their order, so who computed which does not matter.
     Documents are dealt in turn into ``blocks``, none of which is cut; by default as many as shards. ``key``
     is what determines the accumulators beside model, autoencoder and corpus; ``kept`` the folder of shards,
     or None: nothing is kept, and this process does it all.

@@ -1,10 +1,4 @@
-"""ReasonScore (equations 3–6) of all features, from sums over sets of tokens that one pass gives.
-
-Each score needs only the sum of every feature's activations over some sets of tokens
-(:mod:`reasoning_features.scoring.feature_statistics`).
-"""
-
-from __future__ import annotations
+"""ReasonScore (equations 3–6) of all features, from sums over sets of tokens that one pass gives."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,24 +23,21 @@ def entropy(word_means: Array) -> Array:
     words = word_means.shape[-2]
     if words == 1:
         return np.ones_like(word_means[..., 0, :])
-    total = word_means.sum(axis=-2, keepdims=True)
-    p = np.divide(word_means, total, out=np.zeros_like(word_means), where=total > 0)
+    p = _shares(word_means, axis=-2)
     logs = np.log(p, out=np.zeros_like(p), where=p > 0)
     return np.clip(-(p * logs).sum(axis=-2) / np.log(words), 0.0, 1.0)
 
 
 def reason_score(inside: Array, outside: Array, word_means: Array, alpha: float) -> Array:
-    """Equation 5: the share inside, weighted by entropy to the power α, less the share outside.
-
-    The shares are of the mean activation μ(i, D_R) inside, and μ(i, D_¬R) outside, ``[..., f]``. At α = 0 it
-    is equation 3. A feature that never fires scores 0.
+    """Equation 5 (at α = 0 equation 3): the share of the mean activation inside, μ(i, D_R), weighted by
+    entropy to the power α, less that outside, μ(i, D_¬R) ``[..., f]``. A feature that never fires scores 0.
     """
     return _shares(inside) * entropy(word_means) ** alpha - _shares(outside)
 
 
-def _shares(means: Array) -> Array:
-    """Means as shares of their sum over features; zero where no feature is active."""
-    total = means.sum(axis=-1, keepdims=True)
+def _shares(means: Array, axis: int = -1) -> Array:
+    """Means as shares of their sum over features, or words; zero where none is active."""
+    total = means.sum(axis=axis, keepdims=True)
     return np.divide(means, total, out=np.zeros_like(means), where=total > 0)
 
 
@@ -55,8 +46,7 @@ def set_means(
 ) -> tuple[Array, Array, Array]:
     """Mean activations of a vocabulary: μ(i, D_R), μ(i, D_¬R) ``[..., f]`` and μ(i, D_r) ``[..., r, f]``.
 
-    A resample in which a word does not occur takes μ(i, D_r) = 0. Raises UserError: a set is empty
-    throughout, since a word does not occur or the windows cover all the text.
+    A resample in which a word does not occur takes μ(i, D_r) = 0. UserError: a set is empty throughout.
     """
     union, every = statistics.only([vocabulary_set(vocabulary, window)]), statistics.only([ALL])
     by_word = statistics.only([word_set(word, window) for word in words])
@@ -92,11 +82,9 @@ def resampled_scores(
     alpha: float,
     weights: Array,
 ) -> Array:
-    """ReasonScore of every feature for one vocabulary under weights of the groups ``[b, g]``: ``[b, f]``.
-
-    Some resamples are made at a time: of 65,536 features and twelve sets ten, 63 MB.
-    """
+    """ReasonScore of every feature for one vocabulary under weights of the groups ``[b, g]``: ``[b, f]``."""
     own = statistics.only(sets_of_score(vocabulary, words, window))
+    # some at a time: of 65,536 features and twelve sets ten, 63 MB
     rows = max(1, ELEMENTS // 4 // own.sums[0].size)
     parts = (own.weighted(weights[start : start + rows]) for start in range(0, len(weights), rows))
     return np.concatenate([vocabulary_scores(part, vocabulary, words, window, alpha) for part in parts])

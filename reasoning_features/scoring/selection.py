@@ -1,15 +1,13 @@
 """What the features chosen by ReasonScore depend on: documents, hyperparameters, and the vocabulary itself.
 
-All comparisons are made from the sums of one pass, kept by block of documents: resampling blocks gives
-intervals, two halves of the blocks the stability. Statistics "by block" are ``[blocks, s, f]``.
+All is made from the sums of one pass by block of documents, ``[blocks, s, f]``: resampling blocks gives
+intervals, two halves of the blocks the stability.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,21 +19,13 @@ from reasoning_features.reporting import plots
 from reasoning_features.residual_stream.probes import weights_by_document
 from reasoning_features.scoring import reason_score
 from reasoning_features.scoring.feature_statistics import FeatureStatistics
-from reasoning_features.statistics import (
-    bootstrap_weights,
-    chance_jaccard,
-    null_rank,
-    percentile_interval,
-)
+from reasoning_features.statistics import bootstrap_weights, chance_jaccard, null_rank, percentile_interval
 from reasoning_features.text.words import Window
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 REFERENCE, TWINS = "R", "twins"  # the vocabulary that the others are compared with; its counterparts
-NULLS = {
-    "random": "random vocabularies",
-    "slot": "mixtures of R and its counterparts",
-}  # kinds of null → their labels
+NULLS = {"random": "random vocabularies", "slot": "mixtures of R and its counterparts"}  # kind → label
 IDENTITIES = {"token": 0, "token and the one before": 1}  # what identity baselines see → tokens of context
 
 
@@ -79,8 +69,7 @@ def top_features(
 ) -> pd.DataFrame:
     """The ``k`` best features for R, best first, from statistics by block, with 95% bootstrap intervals.
 
-    ``main_word`` is the word around which the feature is most active, ``chosen_again`` the share of resamples
-    in whose top ``k`` it is.
+    ``main_word`` is that around which it is most active, ``chosen_again`` the share of resamples with it.
     """
     whole = statistics.total()
     scores = reason_score.vocabulary_scores(whole, REFERENCE, words, window, alpha)
@@ -101,9 +90,6 @@ def top_features(
             "chosen_again": chosen(again, k)[:, best].mean(axis=0),
         }
     )
-
-
-# --- hyperparameters ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -132,12 +118,7 @@ def grid_table(
     """Jaccard overlap of each selection with the default's, for every number of features chosen."""
     rows = []
     for (way, values), k in product(zip(grid, scores, strict=True), counts):
-        row = {
-            "alpha": way.alpha,
-            "window": f"{way.window[0]}-{way.window[1]}",
-            "variant": way.variant,
-            "k": k,
-        }
+        row = {"alpha": way.alpha, "window": "{}-{}".format(*way.window), "variant": way.variant, "k": k}
         row |= {"overlap": float(overlap(chosen(values, k), chosen(default, k)))}
         rows.append(row | {"chance": chance_jaccard(len(default), k, k)})
     return pd.DataFrame(rows)
@@ -153,9 +134,7 @@ def resampled_overlap(
     resamples: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Mean overlap of other selections with the default's, from statistics by block, by ``resample`` (0: the
-    data as they are).
-    """
+    """Mean overlap of other selections with the default's, from sums by block (resample 0: the data)."""
     weights = weights_by_document(len(statistics.counts), seed, resamples)
     reference = chosen(default.score(statistics, norms, words, weights), k)
     others = (chosen(way.score(statistics, norms, words, weights), k) for way in grid if way != default)
@@ -170,9 +149,6 @@ def intervals(resampled: pd.DataFrame, columns: Sequence[str], blocks: int) -> p
         estimate, *draws = resampled[column]
         rows.append({"statistic": column} | vars(percentile_interval(estimate, draws, blocks)))
     return pd.DataFrame(rows)
-
-
-# --- other vocabularies, and token identity -----------------------------------------------------------------
 
 
 def null_table(
@@ -226,9 +202,8 @@ def resampled_comparison(
 ) -> pd.DataFrame:
     """R against other vocabularies, from statistics by block: a row a ``resample`` (0: the data).
 
-    ``score_mass`` is R's mean of the k best scores, ``above_twins`` how far it lies above that of R's
-    counterparts, ``null_mean`` and ``z`` are of R among the other vocabularies; ``overlap`` is the mean of
-    R's top k with theirs.
+    ``score_mass`` is the mean of the k best scores, ``above_twins`` how far it lies above the counterparts',
+    ``z`` is of R among the other vocabularies, ``overlap`` the mean of R's top k with theirs.
     """
     weights = weights_by_document(len(statistics.counts), seed, resamples)
     mass, member = {}, {}
@@ -251,8 +226,8 @@ def resampled_comparison(
 
 
 def identity_table(score: Array, identity: Mapping[str, Array], live: Flags, k: int) -> pd.DataFrame:
-    """How far a ranking ``[f]`` is what token identity alone gives, a row for each token-identity baseline:
-    Spearman's correlation over the ``live`` features ``[f]``, and overlap of the top ``k``.
+    """How far a ranking ``[f]`` is what token identity alone gives: Spearman's correlation over the ``live``
+    features ``[f]``, and overlap of the top ``k``.
     """
     rows = []
     for name, values in identity.items():
@@ -260,9 +235,6 @@ def identity_table(score: Array, identity: Mapping[str, Array], live: Flags, k: 
         shared = float(overlap(chosen(score, k), chosen(values, k)))
         rows.append({"identity": name, "spearman": alike, "overlap": shared})
     return pd.DataFrame(rows)
-
-
-# --- figures ------------------------------------------------------------------------------------------------
 
 
 def draw_scores(
@@ -279,11 +251,9 @@ def draw_scores(
         label = NULLS["random"]
         ax.fill_between(data["rank"], low, high, color=plots.COLOURS[5], alpha=0.5, linewidth=0, label=label)
     ax.plot(data["rank"], own, color=plots.COLOURS[0], marker="", label=REFERENCE)
-    threshold = np.quantile(own, quantile)
-    ax.axvline(k, color=plots.COLOURS[7], linestyle=plots.LINES[1], marker="", label=f"k = {k}")
-    ax.axhline(
-        threshold, color=plots.COLOURS[7], linestyle=plots.LINES[3], marker="", label=f"quantile {quantile}"
-    )
+    grey: dict[str, Any] = {"color": plots.COLOURS[7], "marker": ""}
+    ax.axvline(k, linestyle=plots.LINES[1], label=f"k = {k}", **grey)
+    ax.axhline(np.quantile(own, quantile), linestyle=plots.LINES[3], label=f"quantile {quantile}", **grey)
     ax.set(xscale="log", xlabel="rank", title=name)
     plots.legend_below(fig)
     return fig, data.assign(variant=name)
@@ -306,11 +276,7 @@ def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -
 
 
 def draw_identity(frame: pd.DataFrame, name: str, k: int) -> tuple[Figure, pd.DataFrame]:
-    """ReasonScore against what identity alone gives, and how well a token tells each feature.
-
-    ``frame`` has a row a live feature: ``score``, the scores of the :data:`IDENTITIES`, ``f1`` of the best
-    single token, and whether it is ``chosen``.
-    """
+    """ReasonScore against what identity alone gives, and how well a token tells each (live) feature."""
     fig, axes = plots.panels(3, height=2.1)
     groups = frame.assign(features=np.where(frame["chosen"], f"top {k}", "other features"))
     groups = groups.sort_values("chosen", kind="stable")

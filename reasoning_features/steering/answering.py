@@ -1,15 +1,10 @@
 """Steered answers to questions, many conditions in a batch, each graded and paired by question.
 
 Two engines write them. "rows" samples many conditions in one batch; every row draws from its own random
-stream, so answers are paired between conditions and do not depend on their batch. A batch lasts as long as
-its longest answer: right for short answers, on a CPU, and for token rules, which it alone can follow.
-"continuous" refills the batch as answers end: for long answers of unequal lengths on a GPU.
-
-Where a folder is given, every finished answer is kept there and none is made twice. ``ENGINE=ray`` makes
-answers that are kept on a Ray cluster.
+stream, so answers are paired between conditions and do not depend on their batch: for short answers, on a
+CPU, and for token rules, which it alone can follow. "continuous" refills the batch as answers end: for long
+answers on a GPU. ``ENGINE=ray`` makes answers that are kept in a folder on a Ray cluster.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -27,22 +22,9 @@ from tqdm.auto import tqdm
 
 from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import dictionary_digest
-from reasoning_features.models.conditions import (
-    UNSTEERED,
-    Condition,
-    ConditionRules,
-    check_conditions,
-    stream_change,
-)
-from reasoning_features.models.sampling import (
-    TEMPERATURE,
-    TOP_P,
-    Ended,
-    edited,
-    rows_that_fit,
-    sample,
-    sample_continuously,
-)
+from reasoning_features.models import sampling
+from reasoning_features.models.conditions import UNSTEERED, Condition, Rules, check_conditions, stream_change
+from reasoning_features.models.sampling import Ended
 from reasoning_features.models.subject import Subject
 from reasoning_features.runs.shards import ENGINE, each_by_ray
 from reasoning_features.steering.questions import Questions
@@ -56,16 +38,14 @@ def answers(
     questions: Questions,
     conditions: Sequence[Condition],
     seed: int,
-    batch: int = BATCH,
     progress: str | None = "steered answers",
     sae: Any = None,
     kept: Path | None = None,
 ) -> pd.DataFrame:
     """One answer to every question unsteered and under every condition, in this order.
 
-    A question draws the same uniforms under all conditions, so differences between them are paired. ``batch``
-    is the most rows that are sampled together, ``sae`` the autoencoder where a condition clamps one of its
-    features, ``kept`` the folder of finished answers (by default the questions' own, if any).
+    A question draws the same uniforms under all conditions, so differences between them are paired. ``sae``
+    is the autoencoder where a condition clamps, ``kept`` the folder of finished answers, else the questions'.
 
     Gives the rows of ``questions.grade`` with ``condition``, ``feature`` (−1 unsteered), ``gamma``,
     ``problem`` and ``tokens`` (the new ones). UserError where conditions do not fit, or a prompt is beyond
@@ -73,7 +53,7 @@ def answers(
     """
     asked = [Condition(UNSTEERED), *conditions]
     check_conditions(subject, asked, sae)
-    written = _kept_or_written(Asked(subject, questions, asked, seed, batch, sae), kept, progress)
+    written = _kept_or_written(Asked(subject, questions, asked, seed, sae, BATCH), kept, progress)
     rows = [(c.name, c.feature, c.gamma, problem) for c in asked for problem in range(len(questions))]
     known = pd.DataFrame(rows, columns=["condition", "feature", "gamma", "problem"])
     known["tokens"] = pd.Series([tuple(tokens) for tokens in written], dtype=object)
@@ -88,8 +68,8 @@ class Asked:
     questions: Questions
     conditions: Sequence[Condition]
     seed: int
-    batch: int = BATCH
-    sae: Any = None
+    sae: Any  # the autoencoder where a condition clamps
+    batch: int  # the most rows that are sampled together
 
     def __len__(self) -> int:
         return len(self.questions) * len(self.conditions)
@@ -110,9 +90,9 @@ class Asked:
         prompts = [questions.prompts[problem] for problem in problems]
         if questions.pad is not None:
             longest = max(map(len, prompts)) + questions.max_new_tokens
-            batch = min(batch, rows_that_fit(self.subject.model, longest))
+            batch = min(batch, sampling.rows_that_fit(self.subject.model, longest))
         ruled = any(condition.rule for condition in self.conditions)
-        sample(
+        sampling.sample(
             self.subject.model,
             prompts,
             end=questions.end,
@@ -121,7 +101,7 @@ class Asked:
             streams=[questions.stream(problem) for problem in problems],
             block=self.subject.hooked_block,
             change=stream_change(self.subject, self.conditions, torch.tensor(which), self.sae),
-            rule=ConditionRules(self.conditions, which, problems) if ruled else None,
+            rule=Rules(self.conditions, which, problems) if ruled else None,
             batch=batch,
             pad=questions.pad,
             ended=lambda place, tokens: ended(rows[place], tokens),
@@ -133,8 +113,8 @@ class Asked:
         drawn = hashlib.sha256(repr((self.seed, rows)).encode()).digest()
         nobody = torch.zeros(1, dtype=torch.int64, device=self.subject.device)
         change = stream_change(self.subject, [condition], nobody, self.sae)
-        with edited(self.subject.hooked_block, change, nobody):
-            sample_continuously(
+        with sampling.edited(self.subject.hooked_block, change, nobody):
+            sampling.sample_continuously(
                 self.subject.model,
                 [questions.prompts[row % n] for row in rows],
                 end=questions.end,
@@ -197,7 +177,7 @@ def answers_key(asked: Asked, condition: Condition) -> dict[str, Any]:
         "dtype": str(asked.subject.model.dtype),
         "end": asked.questions.end,
         "max_new_tokens": asked.questions.max_new_tokens,
-        "sampling": [TEMPERATURE, TOP_P],
+        "sampling": [sampling.TEMPERATURE, sampling.TOP_P],
         "seed": asked.seed,
         "engine": _engine(asked.questions, condition),
         "vector": vector,
@@ -211,7 +191,7 @@ class AnswerStore:
     """The finished answers of one condition on disk, a line each, found by their prompt and random stream.
 
     A folder is named by the digest of all that determines its answers; every process writes a file of its own
-    in it and reads all of them. A line that an interruption left torn is passed over, its answer made anew.
+    and reads all. A line that an interruption left torn is passed over.
     """
 
     def __init__(self, folder: Path, determined_by: Mapping[str, Any]) -> None:
@@ -229,7 +209,6 @@ class AnswerStore:
                     print(f"A damaged answer in {paths.relative(file)} is made again.", file=sys.stderr)
 
     def get(self, prompt: Sequence[int], stream: int) -> list[int] | None:
-        """The new tokens of an answer, or None where it is not there."""
         return self._found.get((_digest(prompt), stream))
 
     def add(self, prompt: Sequence[int], stream: int, tokens: Sequence[int]) -> None:

@@ -1,11 +1,9 @@
 """The features that the paper names, or the best of ours: how scores rank them, and what steering them does.
 
-Steering is seen in answers (table 1), in text whatever the answer (its length, its words of R, how it repeats
-itself), and in traces side by side (figure 1, tables 5 to 9). The paper's numbers, majorities over four
-answers (version 2 of arXiv 2503.18878), are of one published autoencoder's features.
+Steering is seen in answers (table 1), in text whatever the answer, and in traces side by side (figure 1,
+tables 5 to 9). The paper's numbers, majorities over four answers (version 2 of arXiv 2503.18878), are of one
+published autoencoder's features.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from scipy.stats import hypergeom
 
+from reasoning_features import statistics
 from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import UNSTEERED, Condition, feature_conditions
 from reasoning_features.organism.language import ASSISTANT, END_THINK, USER
@@ -25,13 +24,6 @@ from reasoning_features.organism.parser import parse
 from reasoning_features.reporting.claims import Measured
 from reasoning_features.scoring.reason_score import ranks, select
 from reasoning_features.settings import Settings
-from reasoning_features.statistics import (
-    Interval,
-    bootstrap_mean,
-    bootstrap_ratio,
-    means_by,
-    paired_difference,
-)
 from reasoning_features.steering.questions import STEERED
 from reasoning_features.steering.steering_results import majority_votes, paired_effect
 from reasoning_features.steering.steering_study import CHOSEN, matched_features
@@ -73,9 +65,8 @@ def _numbers(published: Published) -> list[int]:
 def found_table(scores: Mapping[str, ArrayLike], published: Published, k: int) -> pd.DataFrame:
     """How many published features are among the k with the highest score, beside chance.
 
-    ``scores`` is name of the score's hyperparameters → score of every feature ``[f]``. Columns: ``found``,
-    ``by chance`` (expected of as many random features), ``p`` (that as many or more are found by chance,
-    hypergeometric), and ``median rank`` (1 is the highest).
+    ``scores`` is name of the score's hyperparameters → score of every feature ``[f]``; ``p`` (that as many or
+    more are found by chance) is hypergeometric.
     """
     rows = []
     for hyperparameters, values in scores.items():
@@ -90,12 +81,9 @@ def found_table(scores: Mapping[str, ArrayLike], published: Published, k: int) -
     return pd.DataFrame(rows, columns=columns)
 
 
-def share_found(scores: ArrayLike, published: Published, k: int) -> Interval:
+def share_found(scores: ArrayLike, published: Published, k: int) -> statistics.Interval:
     """Share of all published features, of whichever set, that are among the k with the highest score."""
-    return bootstrap_mean(ranks(scores)[_numbers(published)] <= k)
-
-
-# --- steered answers ----------------------------------------------------------------------------------------
+    return statistics.bootstrap_mean(ranks(scores)[_numbers(published)] <= k)
 
 
 def steered_conditions(
@@ -103,9 +91,8 @@ def steered_conditions(
 ) -> tuple[list[Condition], dict[str, list[int]]]:
     """The features that the paper names at its strength, or where none are named the best by ReasonScore.
 
-    A random live feature is matched to each. A named feature that is never active here has no strength to
-    steer with, and is left out. ``evidence`` is the feature table. Gives the conditions, the first feature's
-    first; and kind → its features, the random ones under ``RANDOM``.
+    A random live feature is matched to each; a named feature that is never active here is left out.
+    ``evidence`` is the feature table. Gives the conditions, and kind → its features.
     """
     live = np.flatnonzero(evidence["density"] > 0)
     if named := settings.published.get(STEERED):
@@ -142,11 +129,11 @@ def steered_table(answered: pd.DataFrame, problems: int, seed: int = 0) -> pd.Da
         usual: Any = every.xs((UNSTEERED, benchmark))
         correct, tokens = means["correct"], means["thinking_tokens"]
         plain, length = usual["correct"], usual["thinking_tokens"]
-        longer = paired_difference(tokens, length, seed=seed) / (length.mean() or np.nan)
+        longer = statistics.paired_difference(tokens, length, seed=seed) / (length.mean() or np.nan)
         row = {"benchmark": benchmark, "condition": condition, "feature": int(part["feature"].iloc[0])}
         row |= {"problems": len(means), "pass@1": correct.mean()}
         row |= {"maj@k": float(voted[condition].reindex(means.index).mean()), "tokens": tokens.mean()}
-        row |= paired_difference(correct, plain, seed=seed).row("gain", "gain ")
+        row |= statistics.paired_difference(correct, plain, seed=seed).row("gain", "gain ")
         rows.append(row | longer.row("longer", "longer ") | {"k": samples})
     return pd.DataFrame(rows)
 
@@ -164,7 +151,7 @@ def overall(
     means = frame.groupby(["kind", "item"])[["correct", "thinking_tokens"]].mean()
     correct, tokens = (means[name].unstack(0) for name in ("correct", "thinking_tokens"))
     named, other = (
-        bootstrap_ratio(tokens[kind] - tokens[UNSTEERED], tokens[UNSTEERED], seed=seed)
+        statistics.bootstrap_ratio(tokens[kind] - tokens[UNSTEERED], tokens[UNSTEERED], seed=seed)
         for kind in (NAMED, RANDOM)
     )
     return paired_effect(correct[NAMED], correct[UNSTEERED], seed), Measured(named, other.estimate)
@@ -181,15 +168,11 @@ def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
     return table.merge(paper, on=["benchmark", "feature"], how="left")
 
 
-# --- text, whatever the answer ------------------------------------------------------------------------------
-
-
 def text_measures(answers: pd.DataFrame, prompts: Sequence[str], words: Sequence[str]) -> pd.DataFrame:
     """The measures of every answer's text, without its prompt: of its thinking, or of all where none ends.
 
-    ``prompts`` are the texts of the problems' prompts, with which ``text`` begins; ``words`` is R. Measures
-    are ``tokens``; ``words of R in a hundred`` words (0 in a text without words); ``repeated pairs of tokens
-    (%)``, the share of pairs of neighbours that stood in the text before (near 100 where it goes in circles).
+    ``prompts`` are texts; ``words`` is R. Repeated pairs are the share of pairs of neighbouring tokens that
+    stood in the text before (near 100 where it goes in circles).
     """
     phrases = [split_words(word) for word in words if split_words(word)]
     rows = []
@@ -215,19 +198,13 @@ def text_effects(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     steered = measured[measured["condition"] != UNSTEERED].set_index([*named, "problem"])[measures]
     changes = steered - plain.loc[steered.index.get_level_values("problem")].to_numpy()
     long = pd.DataFrame({"change": changes.rename_axis(columns="measure").stack()}).reset_index()
-    table = means_by(long, [*named, "measure"], "change", seed)
+    table = statistics.means_by(long, [*named, "measure"], "change", seed)
     table.insert(4, "unsteered", table["measure"].map(plain.mean()))
     return table.rename(columns={"n": "problems"})
 
 
-# --- traces side by side ------------------------------------------------------------------------------------
-
-
 def moves_of(text: str, prompt: str = "") -> pd.DataFrame:
-    """A text after its ``prompt`` as runs of one reasoning step: ``move`` ("": none is known) and ``text``.
-
-    The organism's steps are read with the prompt before them, without which its grammar is not known.
-    """
+    """A text after its ``prompt`` as runs of one step: ``move`` ("": none is known) and ``text``."""
     spans = parse(text).spans
     known = any(move not in ("prompt", "prose", "answer", None) for _, _, move in spans)
     runs = [
@@ -256,10 +233,7 @@ def side_by_side(
 
 
 def draw_traces(title: str, traces: Mapping[str, str], prompt: str = "") -> tuple[Figure, pd.DataFrame]:
-    """Traces (heading → text) after their prompt, two in a row, reasoning steps behind and in the margin.
-
-    Returns the figure, and its rows: ``trace`` (the heading), ``move``, ``text``, the parts left out too.
-    """
+    """Traces (heading → text) after their prompt, two in a row, reasoning steps behind and in the margin."""
     runs = {}
     for heading, text in traces.items():
         printable = "".join(c if c == "\n" or c.isprintable() else "□" for c in text)

@@ -1,17 +1,14 @@
 """Problems with known answers: the organism's, those of published benchmarks, or of a file of one's own.
 
 A problem of a benchmark belongs to one split for good; the run's seed orders problems within a split, and
-benchmarks are mixed evenly, so the first n problems are a fair sample. Prompts are the paper's. What stands
-in the last box of an answer is compared with the truth as a formula (by math-verify), a text or a letter.
+benchmarks are mixed evenly. What stands in the last box of an answer is compared with the truth as a formula
+(by math-verify), a text or a letter.
 """
-
-from __future__ import annotations
 
 import contextlib
 import logging
 import re
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -49,8 +46,8 @@ logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # that a formula to
 class Questions:
     """Problems as token ids, and how their answers are graded.
 
-    ``grade`` takes numbers of questions and the new token ids of each answer; it gives one row an answer:
-    ``domain``, ``answer`` (None: none is given), ``text`` and the ``measures``.
+    ``grade`` takes numbers of questions and new token ids; it gives ``domain``, ``answer`` (None: none is
+    given), ``text`` and the ``measures`` of each answer.
     """
 
     prompts: list[list[int]]  # token ids
@@ -113,27 +110,24 @@ def load_questions(settings: Settings, tokenizer: Any, split: Split, n: int, sta
 def steering_questions(settings: Settings, tokenizer: Any) -> Questions:
     """Problems on which features are steered, each ``settings.samples`` times (:func:`repeated`).
 
-    Where the paper names features: the first ``published_problems`` of each benchmark, of both splits, or all
-    where ``full``. Else ``text_problems`` of the evaluation split, with answers of up to ``text_tokens``.
+    Where the paper names features they are the first of each benchmark, of both splits; else some of the
+    evaluation split, with shorter answers.
     """
     if STEERED not in settings.published:
         some = load_questions(settings, tokenizer, "evaluation", settings.text_problems, settings.shown_start)
         longest = min(some.max_new_tokens, settings.text_tokens)
         return repeated(replace(some, max_new_tokens=longest), settings.samples)
-    seen: Counter[str] = Counter()
-    known = []
-    for problem in problems_of(settings, None):
-        seen[problem.benchmark] += 1
-        if settings.full or seen[problem.benchmark] <= settings.published_problems:
-            known.append(problem)
+    every = problems_of(settings, None)
+    benchmarks = pd.Series([problem.benchmark for problem in every])
+    places = benchmarks.groupby(benchmarks).cumcount()
+    known = [
+        p for p, n in zip(every, places, strict=True) if settings.full or n < settings.published_problems
+    ]
     return repeated(_real(settings, tokenizer, "all splits", known), settings.samples)
 
 
 def repeated(questions: Questions, times: int) -> Questions:
-    """The questions several times over: number ``i`` asks question ``i % n``, with draws of its own.
-
-    The first ``n`` draw as the questions themselves do under the same seed.
-    """
+    """The questions several times over: number ``i`` asks question ``i % n``, with draws of its own."""
     n = len(questions)
     return replace(
         questions,
@@ -184,19 +178,15 @@ def thinking_tokens(written: Sequence[int], tokenizer: Any) -> int:
     end = tokenizer.get_vocab().get(END_THINK)
     if end is not None:
         return list(written).index(end) if end in written else len(written)
-
-    def ended(n: int) -> bool:
-        return END_THINK in tokenizer.decode(list(written[:n]))
-
     # the mark is several tokens: the longest beginning without it
-    return bisect_left(range(len(written) + 1), True, key=ended) - 1
+    lengths = range(len(written) + 1)
+    return bisect_left(lengths, True, key=lambda n: END_THINK in tokenizer.decode(list(written[:n]))) - 1
 
 
 def prompt_ids(problem: RealProblem, tokenizer: Any, system: str | None = None) -> list[int]:
     """The prompt's token ids: the problem and the paper's instruction in the model's own template.
 
-    A model that knows ``<think>`` begins its answer inside the thinking, whether or not its template opens
-    it. There is one BOS where the model has one.
+    A model that knows ``<think>`` begins its answer inside the thinking. There is one BOS if it has one.
     """
     asked = f"{problem.question}\n\n{CHOOSE if problem.choice else INSTRUCTION}"
     turns = [{"role": "system", "content": system}] if system else []
@@ -283,10 +273,7 @@ def graded_letter(truth: str, answer: str | None) -> tuple[bool, str | None]:
 
 @cache
 def graded_formula(truth: str, answer: str | None) -> tuple[bool, str | None]:
-    """Whether an answer equals the truth, and a string that equal answers share (None: no answer).
-
-    Right answers share the truth's own string, so that they always vote together.
-    """
+    """Whether an answer equals the truth, and a string that equal answers share (None: no answer)."""
     if answer is None:
         return False, None
     if plain(answer) == plain(truth):

@@ -9,8 +9,6 @@ Intervals are paired: a problem is answered under every condition with the same 
 with all its answers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,18 +18,10 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from reasoning_features import statistics
 from reasoning_features.models.conditions import UNSTEERED, Condition
 from reasoning_features.models.subject import Subject
 from reasoning_features.reporting.claims import Measured
-from reasoning_features.statistics import (
-    Interval,
-    bootstrap_mean,
-    bootstrap_ratio,
-    finding,
-    holm,
-    paired_difference,
-    paired_p_value,
-)
 from reasoning_features.steering.answering import answers
 from reasoning_features.steering.questions import Questions
 from reasoning_features.steering.steering_study import CHOSEN, SLOT, Study
@@ -55,7 +45,7 @@ RUNS: Mapping[str, tuple[str, str]] = {
 
 
 def screening_counts(study: Study) -> pd.DataFrame:
-    """Shares of each class's screened trials that are better, within 2 points, and worse, and their gains."""
+    """Shares of each class's screened trials that are better, within 2 points, and worse; their gains."""
     rows = []
     for group, part in study.screening.groupby("group", sort=False):
         gain = part["gain"].to_numpy()
@@ -87,14 +77,16 @@ def winners_table(study: Study, seed: int = 0, families: bool = True) -> pd.Data
             row |= {"accuracy": right.mean(), "thinking tokens": tokens.mean()}
             if group != UNSTEERED:
                 plain = usual["correct"].astype(float)
-                row |= paired_difference(right, plain, seed=seed).row("gain")
-                row |= {"p": paired_p_value(right, plain, seed=seed)}
-                row |= paired_difference(tokens, usual["thinking_tokens"], seed=seed).row("longer", "longer ")
+                row |= statistics.paired_difference(right, plain, seed=seed).row("gain")
+                row |= {"p": statistics.paired_p_value(right, plain, seed=seed)}
+                row |= statistics.paired_difference(tokens, usual["thinking_tokens"], seed=seed).row(
+                    "longer", "longer "
+                )
             rows.append(row)
     table = pd.DataFrame(rows)
     compared = table["class"] != UNSTEERED
     for tests in (compared & (table["domain"] == ALL), compared & (table["domain"] != ALL)):
-        table.loc[tests, "p (Holm)"] = holm(table.loc[tests, "p"].to_numpy())
+        table.loc[tests, "p (Holm)"] = statistics.holm(table.loc[tests, "p"].to_numpy())
     return table
 
 
@@ -106,16 +98,17 @@ def pairs(studies: Sequence[Study]) -> dict[int, tuple[Study, Study]]:
 
 
 def variants_apart(studies: Sequence[Study], against: str, seed: int = 0) -> pd.DataFrame:
-    """The difference in differences: (ReasonScore − ``against``) in the coupled model, less the decoupled.
+    """ReasonScore less ``against`` in the coupled model, less the same in the decoupled one.
 
-    A row a seed of the models and one for all together (``seed`` "all"): ``coupled`` and ``decoupled`` are
-    each one's mean difference, and the ``finding`` is on the 90% interval.
+    A row a seed of the models and one for all together ("all"); the ``finding`` is on the 90% interval.
     """
     rows = []
     for number, (coupled, decoupled) in _by_seed(studies, against).items():
-        wide, narrow = (paired_difference(coupled, decoupled, seed=seed, level=x) for x in (0.95, 0.90))
+        wide, narrow = (
+            statistics.paired_difference(coupled, decoupled, seed=seed, level=x) for x in (0.95, 0.90)
+        )
         row = {"seed": number, "coupled": coupled.mean(), "decoupled": decoupled.mean()}
-        rows.append(row | vars(wide) | {"finding": finding(narrow)})
+        rows.append(row | vars(wide) | {"finding": statistics.finding(narrow)})
     return pd.DataFrame(rows)
 
 
@@ -128,14 +121,11 @@ def _by_seed(studies: Sequence[Study], against: str) -> dict[str, NDArray[np.flo
     return apart | {"all": np.mean(list(apart.values()), axis=0)}
 
 
-# --- as many tokens, spent otherwise ------------------------------------------------------------------------
-
-
 def majority_votes(answered: pd.DataFrame, n: int, sizes: Sequence[int]) -> pd.DataFrame:
     """Majority over the first answers to each of ``n`` problems; ties go to the answer that came first.
 
-    Rows of ``method``, ``size``, ``problem``, ``correct`` (of the majority's answer; none is wrong) and
-    ``tokens`` (thinking tokens of all that vote). With two answers the first always wins: odd ``sizes``.
+    ``correct`` is of the majority's answer (none is wrong), ``tokens`` the thinking tokens of all that vote.
+    With two answers the first always wins: give odd ``sizes``.
     """
     ordered = answered.sort_values("problem", kind="stable", ignore_index=True)
     rows = []
@@ -156,16 +146,12 @@ def single_answers(answered: pd.DataFrame, sizes: Mapping[str, int], method: str
     return own[["method", "size", "problem", "correct", "tokens"]]
 
 
-# --- mediation ----------------------------------------------------------------------------------------------
-
-
 def mediation_answers(
     subject: Subject, measured: Questions, reported: Questions, vector: Tensor, seed: int
 ) -> pd.DataFrame:
     """Answers to the reported problems unsteered, steered by a vector, and in the forced ``RUNS``.
 
-    Rates of going on are those of the unsteered and the steered model on the measured problems. ``seed`` is
-    that of the draws and of forced sides. UserError where the measured problems have too few dead ends.
+    Rates of going on are those on the measured problems; UserError where these have too few dead ends.
     """
     models = {UNSTEERED: Condition(UNSTEERED), STEERED: Condition(STEERED, vector=vector)}
     asked = answers(subject, measured, [models[STEERED]], seed, progress="rates")
@@ -184,26 +170,22 @@ def mediation_table(answered: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """
     right, _ = _by_problem(answered)
     gains = right.sub(right[UNSTEERED], axis=0)
-    steered = bootstrap_mean(gains[STEERED], seed=seed)
+    steered = statistics.bootstrap_mean(gains[STEERED], seed=seed)
     rows = []
     for run in (STEERED, *RUNS):
-        gain = bootstrap_mean(gains[run], seed=seed)
-        share = Interval(np.nan, np.nan, np.nan, gain.n)
+        gain = statistics.bootstrap_mean(gains[run], seed=seed)
+        share = statistics.Interval(np.nan, np.nan, np.nan, gain.n)
         if steered.low > 0 or steered.high < 0:
-            share = bootstrap_ratio(gains[run], gains[STEERED], seed=seed)
+            share = statistics.bootstrap_ratio(gains[run], gains[STEERED], seed=seed)
         row = {"run": run, "mean": right[run].mean()} | gain.row("estimate")
         rows.append(row | share.row("share", "share_") | {"n": gain.n})
     return pd.DataFrame(rows)
 
 
-# --- table 2 ------------------------------------------------------------------------------------------------
-
-
 def ban_table(answered: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Table 2: accuracy and length under a ban of R and of other words; random sets count by their mean.
 
-    ``answered`` are answers unsteered, under "R", "random …", and other sets. ``change`` is from no ban
-    (95%); the last row is R's accuracy less that of the random sets.
+    ``change`` is from no ban (95%); the last row is R's accuracy less that of the random sets.
     """
     right, random = _by_problem(answered)
     tokens = answered.groupby("condition")["thinking_tokens"].mean()
@@ -213,10 +195,10 @@ def ban_table(answered: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for name, columns in groups.items():
         own = right[columns].to_numpy()
-        change = paired_difference(own.mean(axis=1), right[UNSTEERED], seed=seed)
+        change = statistics.paired_difference(own.mean(axis=1), right[UNSTEERED], seed=seed)
         row = {"banned": name, "accuracy": float(own.mean())} | change.row("change")
         rows.append(row | {"thinking tokens": float(tokens.loc[columns].mean()), "n": change.n})
-    apart = paired_difference(right["R"], right[random].to_numpy().mean(axis=1), seed=seed)
+    apart = statistics.paired_difference(right["R"], right[random].to_numpy().mean(axis=1), seed=seed)
     return pd.DataFrame([*rows, {"banned": "R less random words"} | apart.row("change") | {"n": apart.n}])
 
 
@@ -226,12 +208,9 @@ def _by_problem(answered: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return right, [str(name) for name in right if str(name).startswith("random")]
 
 
-# --- as claims record them ----------------------------------------------------------------------------------
-
-
 def paired_effect(a: ArrayLike, b: ArrayLike, seed: int = 0) -> Measured:
     """Mean of a − b over problems, with its 95% and its 90% interval."""
-    wide, narrow = (paired_difference(a, b, seed=seed, level=level) for level in (0.95, 0.90))
+    wide, narrow = (statistics.paired_difference(a, b, seed=seed, level=level) for level in (0.95, 0.90))
     return Measured(wide, narrow=narrow)
 
 
@@ -244,7 +223,7 @@ def length_effect(study: Study, controls: Sequence[str], seed: int = 0) -> Measu
     """Relative change of thinking tokens under ReasonScore's winner, and the largest of the controls'."""
     lengths = {name: study.outcome(name, "thinking_tokens") for name in (UNSTEERED, CHOSEN, *controls)}
     plain = lengths[UNSTEERED].mean()
-    found = paired_difference(lengths[CHOSEN], lengths[UNSTEERED], seed=seed)
+    found = statistics.paired_difference(lengths[CHOSEN], lengths[UNSTEERED], seed=seed)
     longest = max(lengths[name].mean() for name in controls) / plain - 1
     return Measured(found / plain, longest)
 
@@ -257,7 +236,7 @@ def screening_effect(study: Study, controls: Sequence[str], seed: int = 0) -> Me
     better = study.screening.assign(better=study.screening["gain"] >= 0.005)
     by_candidate = better.groupby(["group", "candidate"], sort=False)["better"].mean()
     usual = max(float(by_candidate[name].mean()) for name in controls)
-    return Measured(bootstrap_mean(by_candidate[CHOSEN], seed=seed), usual)
+    return Measured(statistics.bootstrap_mean(by_candidate[CHOSEN], seed=seed), usual)
 
 
 def difference_effect(studies: Sequence[Study], seed: int = 0) -> Measured:

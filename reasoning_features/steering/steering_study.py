@@ -1,13 +1,10 @@
 """A matched-budget search on one model, and its winners on problems that no choice has seen.
 
 Whoever tries many vectors finds a good one by luck alone. So ReasonScore's features are compared with classes
-of vectors that have as many candidates, strengths, signs and problems: what ReasonScore picks from other
-vocabularies, random features, random directions. Every candidate is screened at every strength on a few
-problems; the best of each class, with baselines, are tried again on others; one winner a class goes on to
-fresh problems of the evaluation split.
+of vectors that have as many candidates, strengths, signs and problems. Every candidate is screened at every
+strength on a few problems; the best of each class, with baselines, are tried again on others; one winner a
+class goes on to fresh problems of the evaluation split.
 """
-
-from __future__ import annotations
 
 import functools
 import shutil
@@ -33,14 +30,8 @@ from reasoning_features.steering.questions import load_questions
 from reasoning_features.steering.token_rules import bias_to_go_on, bias_to_words, forced_wait
 from reasoning_features.text.corpora import reasoning_corpus
 from reasoning_features.text.corpus import Corpus
-from reasoning_features.truth.benchmark import (
-    Benchmark,
-    Variant,
-    gather_table,
-    identity,
-    load_benchmarks,
-    load_variant,
-)
+from reasoning_features.truth import benchmark as scorers
+from reasoning_features.truth.benchmark import Benchmark, Variant
 from reasoning_features.truth.decisions import Decisions, find_decisions
 
 Features = NDArray[np.int64]
@@ -81,10 +72,10 @@ def candidates(
 ) -> list[Trial]:
     """``settings.candidates`` vectors of each class, each at every strength γ.
 
-    ReasonScore's features are its first; those of the slot-matched and of the random vocabularies (at most
-    ``search_vocabularies`` of the feature table, ``evidence``) are taken in turn. A random feature is matched
-    to one of ReasonScore's, and a random direction has its size. Causal features have the largest ``effects``
-    ``[d_sae]`` on persistence (None: no such class). UserError: too few live features.
+    Those of the slot-matched and of the random vocabularies in the feature table, ``evidence``, are taken in
+    turn. A random feature is matched to one of ReasonScore's, and a random direction has its size. Causal
+    features have the largest ``effects`` ``[d_sae]`` on persistence (None: no such class). UserError: too
+    few live features.
     """
     n, seed = settings.candidates, settings.seed
     live = np.flatnonzero(evidence["density"].to_numpy() > 0)
@@ -155,10 +146,7 @@ def mean_difference(subject: Subject, decisions: Decisions, batch_tokens: int) -
 
 
 def baselines(tokenizer: Any, words: Sequence[str], direction: Tensor | None, norm: float) -> list[Trial]:
-    """Simpler ways to make a model go on: a vector that is told the decisions, biases, a forced "Wait".
-
-    ``words`` is R, ``direction`` the mean difference where decisions are known, ``norm`` the stream's mean.
-    """
+    """Simpler ways to make a model go on: the mean difference where decisions are known, biases, "Wait"."""
 
     def trial(group: str, strength: str, gamma: float, **how: Any) -> Trial:
         return Trial(group, "", Condition(f"{group}{strength}", gamma=gamma, **how))
@@ -196,18 +184,18 @@ class Tried:
         known = {each.condition.name: each.condition for each in (*self.candidates, *self.baselines)}
         return [known[name] for name in dict.fromkeys(names)]
 
-    def winner(self, study: Study, group: str) -> Condition:
+    def winner(self, study: "Study", group: str) -> Condition:
         """The condition with which a class went on to fresh problems in a study of these."""
         return self.conditions([study.winners.set_index("group")["condition"][group]])[0]
 
 
 def tested(variant: Variant, stored: Sequence[Benchmark]) -> Benchmark:
     """The stored benchmark of a model and its autoencoder; else evidence gathered anew, without effects."""
-    who = identity(variant.settings, variant.sae)
+    who = scorers.identity(variant.settings, variant.sae)
     known = [benchmark for benchmark in stored if benchmark.identity == who]
     if known:
         return known[0]
-    return Benchmark(**who, evidence=gather_table(variant), truths={}, nulls=pd.DataFrame())
+    return Benchmark(**who, evidence=scorers.gather_table(variant), truths={}, nulls=pd.DataFrame())
 
 
 def prepare(variant: Variant, benchmark: Benchmark) -> Tried:
@@ -282,18 +270,15 @@ def study_variants(
     folder: Path,
 ) -> tuple[dict[str, Study], list[str]]:
     """A study of every variant, saved in a folder, and which of them were made anew: no shipped one fits."""
-    studies: dict[str, Study] = {}
-    fresh = []
-    for name, variant in variants.items():
-        told = tables[name].identity
-        found = shipped_study(variant.settings, shipped, told)
-        if found is None:
-            fresh.append(name)
-            found = study_model(variant, tried[name], told, folder / "unfinished")
-        found.save(folder / name)
-        studies[name] = found
+    found = {name: shipped_study(v.settings, shipped, tables[name].identity) for name, v in variants.items()}
+    studies = {
+        name: study or study_model(variants[name], tried[name], tables[name].identity, folder / "unfinished")
+        for name, study in found.items()
+    }
+    for name, study in studies.items():
+        study.save(folder / name)
     shutil.rmtree(folder / "unfinished", ignore_errors=True)
-    return studies, fresh
+    return studies, [name for name, study in found.items() if study is None]
 
 
 def study_model(variant: Variant, tried: Tried, identity: Mapping[str, Any], unfinished: Path) -> Study:
@@ -332,8 +317,8 @@ def study_model(variant: Variant, tried: Tried, identity: Mapping[str, Any], unf
 
 def store_study(target: Path, settings: Settings, truth: Path, unfinished: Path) -> None:
     """The study of the settings' subject, whole or not at all in ``target``; ``truth`` holds benchmarks."""
-    variant = load_variant(settings)
-    benchmark = tested(variant, load_benchmarks(truth))
+    variant = scorers.load_variant(settings)
+    benchmark = tested(variant, scorers.load_benchmarks(truth))
     study = study_model(variant, prepare(variant, benchmark), benchmark.identity, unfinished)
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)

@@ -1,15 +1,13 @@
 """Rules for what a condition's answers write: tokens biased, words banned, thinking or decisions forced.
 
-Each is a condition's :class:`~reasoning_features.models.sampling.Rule`, whose rows are numbers of problems; a
-function beside it makes it from the subject's tokenizer.
+Each is a condition's :class:`~reasoning_features.models.sampling.Rule`, whose rows are numbers of problems.
 """
-
-from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -67,9 +65,8 @@ def bias_to_go_on(tokenizer: Any, nats: float) -> Bias:
 class Ban(Rule):
     """Never lets some words be written: in any casing and spacing, and in any split into tokens.
 
-    A token is forbidden when the text with it would hold or end with a banned word that begins at a word
-    boundary. Tokens that mostly begin banned words are forbidden from the start: a model that may write
-    "There" but not "fore" is left with half a word.
+    Tokens that mostly begin banned words are forbidden from the start: a model that may write "There" but
+    not "fore" is left with half a word.
     """
 
     words: tuple[str, ...]  # or phrases, lower case
@@ -124,9 +121,7 @@ def ban(tokenizer: Any, words: Sequence[str], corpus: Corpus) -> Ban:
 
 
 def word_bans(settings: Settings, tokenizer: Any) -> list[Condition]:
-    """Table 2's bans: of R, of ten random sets of as many words, drawn by their frequency in thinking as in
-    the paper, and of R's matched controls where known.
-    """
+    """Table 2's bans: of R, of ten random sets of as many words, and of R's matched controls where known."""
     ranking = rank_words(thinking_texts(settings, tokenizer), solution_texts(settings, tokenizer))
     drawn = draw_word_sets(ranking, 10, len(settings.words), settings.seed, settings.words)
     sets = {"R": settings.words} | {f"random {i}": words for i, words in enumerate(drawn)}
@@ -139,10 +134,7 @@ def word_bans(settings: Settings, tokenizer: Any) -> list[Condition]:
 
 @dataclass(frozen=True)
 class ForcedWait(Rule):
-    """Thinks longer: the end of the thinking, the first times it is drawn, gives way to a few tokens.
-
-    An end of several tokens gives way at its last one: no thinking ends before it is whole.
-    """
+    """Thinks longer: the whole end of the thinking, the first times it is drawn, gives way to some tokens."""
 
     sequence: tuple[int, ...]  # the tokens that are written in its place
     times: int
@@ -162,9 +154,10 @@ class ForcedWait(Rule):
         return queue[0] if queue else token
 
 
-def forced_wait(tokenizer: Any, times: int, text: str = "Wait,") -> ForcedWait:
-    """The beginning of one more sentence in the place of the end of the thinking, which begins a line."""
-    return ForcedWait(tuple(tokenizer.encode(text, add_special_tokens=False)), times, _end_think(tokenizer))
+def forced_wait(tokenizer: Any, times: int) -> ForcedWait:
+    """One more "Wait," in the place of the end of the thinking, which begins a line."""
+    wait = tuple(tokenizer.encode("Wait,", add_special_tokens=False))
+    return ForcedWait(wait, times, _end_think(tokenizer))
 
 
 @dataclass(frozen=True)
@@ -172,7 +165,7 @@ class ForcedRates(Rule):
     """Goes on or gives up at prescribed rates, whatever the model would do.
 
     At each dead end a side is drawn from a random stream of the problem and the dead end alone. The other
-    side's openers are then forbidden and their chance falls to the side that was drawn; others keep theirs.
+    side's openers are forbidden, their chance falls to the side that was drawn.
     """
 
     rates: Rates  # the chances to go on
@@ -180,14 +173,13 @@ class ForcedRates(Rule):
     seed: int
     sides: tuple[tuple[int, ...], tuple[int, ...]]  # token ids of openers that go on, and that give up
     pieces: tuple[str, ...] = field(repr=False)  # text of every token of the vocabulary
-    _before: frozenset[int] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        # an opener follows a marker, so the text is read only where one may just have ended
+    @cached_property
+    def _before(self) -> frozenset[int]:
+        """The tokens with which a marker may just have ended: an opener follows one."""
         markers = [f" {word}" for word in (*language.MARKERS_CAREFUL, *language.MARKERS_HASTY)]
         ends = {marker[place:] for marker in markers for place in range(len(marker))}
-        ids = frozenset(token for token, piece in enumerate(self.pieces) if piece in ends)
-        object.__setattr__(self, "_before", ids)
+        return frozenset(token for token, piece in enumerate(self.pieces) if piece in ends)
 
     def logits(self, logits: Tensor, rows: Sequence[int], written: Sequence[Sequence[int]]) -> Tensor:
         changed = logits.clone()

@@ -141,17 +141,11 @@ def test_ceiling_by_frequency():
     assert table["found again, calibrated"].tolist() == [0.5, 1.0]
 
 
-@pytest.fixture
-def residuals() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    one = torch.randn(500, 4, generator=generator)
-    return one, torch.randn(500, 4, generator=generator) + one
-
-
-def test_activations_against_numpy_in_parts_as_at_once(residuals, monkeypatch):
-    one, two = residuals
+def test_activations_against_numpy_in_parts_as_at_once(monkeypatch):
+    one, two = torch.randn(2, 500, 4, generator=torch.Generator().manual_seed(1))
+    two += one
     sae, seen = signed_identity(4), []
-    a, b = (sae.encode(x).double().numpy() for x in residuals)
+    a, b = (sae.encode(x).double().numpy() for x in (one, two))
     expected = np.corrcoef(a.T, b.T)[:8, 8:]
     assert diff.activation_correlation(sae, one, sae, two) == pytest.approx(expected, abs=1e-5)
     assert expected[0, 4] < 0  # a coordinate and its opposite

@@ -49,10 +49,8 @@ def folder(settings: Settings, subject: Subject, tmp_path_factory: pytest.TempPa
 
 def test_all_stages_are_read_again(settings: Settings, subject: Subject, folder: Path):
     found = staged.load_stages(str(folder), subject.short_name, subject.d_model, subject.hook_name)
-    assert list(found) == ["S", "S-S", "S-S-S", "S-D", "S-M", "S-D-F", "S-M-F"]
-    assert {name: reader for name, (reader, _) in found.items() if reader != "base"} == {
-        "S-M": "tuned", "S-D-F": "tuned", "S-M-F": "tuned",
-    }  # fmt: skip
+    assert list(found) == STAGES
+    assert [reader for reader, _ in found.values()] == ["base"] * 4 + ["tuned"] * 3
     named = {name: sae.cfg.metadata.model_name for name, (_, sae) in found.items()}
     assert named == {name: "base" if reader == "base" else "tuned" for name, (reader, _) in found.items()}
     table = staged.stage_qualities(str(folder), "tuned").set_index("path")
@@ -67,14 +65,9 @@ def test_all_stages_are_read_again(settings: Settings, subject: Subject, folder:
         assert not torch.equal(found[before][1].W_dec, found[after][1].W_dec)
 
 
-def test_what_is_there_is_kept_and_nothing_is_loaded(
-    settings: Settings, subject: Subject, folder: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def never(*given: object, **named: object) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr("reasoning_features.diffing.stages.load_subject", never)
-    monkeypatch.setattr("reasoning_features.diffing.stages.train_streamed", never)
+def test_what_is_there_is_kept_and_nothing_is_loaded(settings, subject, folder, monkeypatch):
+    monkeypatch.setattr(staged, "load_subject", None)
+    monkeypatch.setattr(staged, "train_streamed", None)
     train_stages(settings, subject, folder)
     with pytest.raises(UserError, match="S-0 is of a training with another recipe: delete it"):
         train_stages(settings.model_copy(update={"l1": 0.2}), subject, folder)
@@ -110,8 +103,7 @@ def test_what_is_missing_is_named(settings: Settings, subject: Subject, tmp_path
 def test_text_of_the_stages():
     settings = load_settings("smoke")
     tokenizer = load_subject(settings.subject, 0).tokenizer
-    stages = ("S", "D", "M", "F")
-    texts = {s: staged.stage_corpus(s, settings, tokenizer, settings.subject, 20) for s in stages}
+    texts = {s: staged.stage_corpus(s, settings, tokenizer, settings.subject, 20) for s in staged.STAGES}
     assert texts["S"].digest == texts["M"].digest != texts["D"].digest == texts["F"].digest
     assert not texts["S"].thinking.any() and texts["D"].thinking.any()
     assert settings.contrast is not None and (paths.root() / settings.contrast).is_dir()

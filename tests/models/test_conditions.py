@@ -1,7 +1,5 @@
 """Ways of steering: equation 7 and the released hook, in batches of many conditions."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

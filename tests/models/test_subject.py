@@ -1,7 +1,5 @@
 """The subject gives what Hugging Face gives, and only as much of the model runs as is needed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from tiny import LAYERS, make_tiny_llama
 
 from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
+from reasoning_features.files import file_digest
 from reasoning_features.models.subject import load_subject
 
 
@@ -132,8 +131,6 @@ def test_a_model_without_weights_or_that_is_not_there_is_told(hub):
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
-    from reasoning_features.files import file_digest
-
     model = make_tiny_llama(tmp_path / "data" / "organism" / "models" / "m")
     listing = {p.relative_to(tmp_path).as_posix(): file_digest(p) for p in sorted(model.iterdir())}
     (tmp_path / "data" / "organism" / "checksums.json").write_text(json.dumps(listing))

@@ -1,7 +1,5 @@
 """A harvest is what the model gives; interrupted, damaged and foreign samples are noticed."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -110,9 +108,7 @@ def test_attention_sinks_are_left_out_unless_they_are_asked_for(tiny_subject, ti
     shared = activations.in_common({"one": left, "other": every})
     assert torch.equal(shared["one"].residual, shared["other"].residual)
     assert len(shared["one"].positions) == len(plain.positions) - 1
-
-
-def test_a_sink_is_ten_times_as_long_as_the_median():
+    # ten times as long as the median
     residual = torch.tensor([[1.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 19.9], [20.1, 0.0]])
     assert activations.no_sink(residual).tolist() == [True, True, True, True, False]
     assert activations.no_sink(residual[:0]).tolist() == []

@@ -1,7 +1,5 @@
 """Probes find what is there, find nothing where labels are shuffled, and never see a test document."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -86,9 +84,6 @@ def test_the_first_layer_as_good_as_the_best_is_chosen():
     assert probes.chosen_layer(pd.concat([probed.assign(target="own move"), other])) == 1
 
 
-# --- a decision, from the stream at its token --------------------------------------------------------------
-
-
 def test_a_direction_that_tells_is_found_on_other_traces():
     """600 decisions of 200 traces; one direction of twelve tells the side, with noise."""
     rng = np.random.default_rng(0)
@@ -99,6 +94,8 @@ def test_a_direction_that_tells_is_found_on_other_traces():
     auc = probes.probe_decision(residual, towards, documents)
     assert auc.low > 0.8 and auc.n == 80
     assert probes.probe_decision(residual, towards, documents, shuffled=True).low < 0.55
+    with pytest.raises(UserError, match="raise reasoning_documents"):
+        probes.probe_decision(residual[:4], np.array([True] * 4), np.arange(4))
 
 
 def test_the_area_counts_ties_half_and_weights_as_copies():
@@ -106,8 +103,3 @@ def test_the_area_counts_ties_half_and_weights_as_copies():
     weights = np.array([1.0, 2.0, 3.0, 0.0])
     expected = roc_auc_score(towards, scores, sample_weight=weights)
     assert probes.weighted_auc(scores, towards, weights) == pytest.approx(expected)
-
-
-def test_too_few_decisions():
-    with pytest.raises(UserError, match="raise reasoning_documents"):
-        probes.probe_decision(np.zeros((4, 2), np.float32), np.array([True] * 4), np.arange(4))

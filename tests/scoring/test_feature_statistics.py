@@ -79,9 +79,13 @@ def test_few_active_features_are_summed_as_many_are(monkeypatch, threshold):
     np.testing.assert_allclose(grouped(activations, masks, groups, 50).sums, sums.sums, rtol=1e-12)
 
 
-def test_autoencoder_of_another_width():
+def test_an_autoencoder_of_another_width_and_a_corpus_without_tokens_are_told():
     with pytest.raises(UserError, match="takes 4 dimensions but the residual stream has 3"):
         passes.accumulate(reversed_batches(np.ones((6, 3))), Positive(4), named(np.ones((4, 6), bool)))
+    sets, classes = TokenSets.of({ALL: np.ones(1, bool)}), np.zeros(1, dtype=np.int64)
+    for empty in (SetSums(sets, classes, 1), BestTokens(classes, 1)):
+        with pytest.raises(UserError, match="corpus is empty"):
+            empty.result()
 
 
 # two documents; feature 0 fires on token 5 alone, feature 1 on two of three 7s and on 9, feature 2 never
@@ -99,14 +103,14 @@ def test_classes_of_single_tokens_and_with_context():
     assert classes.tolist() == [0, 2, 3, 2, 1, 4]
 
 
-def counted(most: int, batches: int = 20) -> tuple[BestTokens, np.ndarray, np.ndarray]:
+def counted(most: int) -> tuple[BestTokens, np.ndarray, np.ndarray]:
     """Random features of random classes; three features are made to tell classes 4, 5 and 6."""
     rng = np.random.default_rng(0)
     classes, active = rng.integers(0, 40, size=4000), rng.random((4000, 12)) < 0.05
     for feature in range(3):
         active[:, feature] |= (classes == feature + 4) & (rng.random(4000) < 0.8)
     tokens = BestTokens(classes, 40, most)
-    for part in np.array_split(np.arange(4000), batches):
+    for part in np.array_split(np.arange(4000), 20):
         tokens.update(torch.from_numpy(active[part]).float(), torch.from_numpy(part))
     return tokens, classes, active
 
@@ -122,12 +126,8 @@ def test_best_tokens_against_the_whole_table():
     np.testing.assert_allclose(best["precision"], most / active.sum(0))
     np.testing.assert_allclose(best["recall"], most / np.bincount(classes)[f1.argmax(0)])
     np.testing.assert_allclose(tokens.density, active.mean(0))
-
-
-def test_best_tokens_in_little_memory():
-    whole, few = counted(2**20)[0], counted(120)[0]
-    # what tells a feature is found all the same, and counted to the last token
-    pd.testing.assert_frame_equal(few.result().head(3), whole.result().head(3))
+    # in little memory what tells a feature is found all the same, and counted to the last token
+    pd.testing.assert_frame_equal(counted(120)[0].result().head(3), best.head(3))
 
 
 def test_identity_statistics_by_hand():
@@ -139,14 +139,5 @@ def test_identity_statistics_by_hand():
     ours = read(passes.IdentitySums(classes, len(ids), sets), FEATURES, 3).result()
     np.testing.assert_allclose(ours.sums, [[4, 12, 0], [2, 2, 0]])
     assert ours.counts.tolist() == [6, 2]
-    assert passes.accumulate(reversed_batches(FEATURES, 3), Positive(3), sets).sums.tolist() == [
-        [4, 12, 0],
-        [1, 2, 0],
-    ]
-
-
-def test_no_activations():
-    sets, classes = TokenSets.of({ALL: np.ones(1, bool)}), np.zeros(1, dtype=np.int64)
-    for empty in (SetSums(sets, classes, 1), BestTokens(classes, 1)):
-        with pytest.raises(UserError, match="corpus is empty"):
-            empty.result()
+    true = passes.accumulate(reversed_batches(FEATURES, 3), Positive(3), sets)
+    assert true.sums.tolist() == [[4, 12, 0], [1, 2, 0]]

@@ -10,18 +10,13 @@ import torch
 from tiny import WIDTH, signed_identity
 
 from reasoning_features.errors import UserError
+from reasoning_features.models import sampling
 from reasoning_features.models.conditions import UNSTEERED, Condition, feature_conditions
 from reasoning_features.models.sampling import Rule
 from reasoning_features.steering import answering
 from reasoning_features.steering.answering import AnswerStore, answers
 from reasoning_features.steering.questions import Questions
 from reasoning_features.steering.token_rules import ForcedWait
-
-
-@pytest.fixture
-def subject(tiny_subject):
-    return tiny_subject
-
 
 PROMPTS = [[0, 5, 6], [0, 7, 8, 9, 10, 11], [0, 9], [0, 5, 6]]
 
@@ -44,10 +39,10 @@ STRONG = Condition("strong", vector=40.0 * torch.eye(WIDTH)[2])
 WAITS = Condition("waits", rule=ForcedWait((200, 201), 1, (7,)))
 
 
-def test_a_prompt_beyond_the_context_is_told_before_it_is_asked(subject):
+def test_a_prompt_beyond_the_context_is_told_before_it_is_asked(tiny_subject):
     long = replace(four(), prompts=[[5] * 120] * 4)
     with pytest.raises(UserError, match="do not fit into the model's context of 128"):
-        answers(subject, long, [], seed=0, progress=None)
+        answers(tiny_subject, long, [], seed=0, progress=None)
 
 
 class Only(Rule):
@@ -63,41 +58,44 @@ class Only(Rule):
         return 20 + torch.tensor(rows) if self.numbers else tokens
 
 
-def test_rules_change_their_own_condition_alone_and_a_batch_changes_nothing(subject):
+def test_rules_change_their_own_condition_alone_and_a_batch_changes_nothing(tiny_subject, monkeypatch):
     conditions = [
         Condition("ten", rule=Only(10)),
         Condition("none", 4, 0.0, torch.zeros(WIDTH)),
         Condition("numbers", rule=Only(10, numbers=True)),
         STRONG,
     ]
-    frame = answers(subject, four(), conditions, seed=3, batch=5, progress=None)
+    monkeypatch.setattr(answering, "BATCH", 5)
+    frame = answers(tiny_subject, four(), conditions, seed=3, progress=None)
     assert frame["condition"].unique().tolist() == [UNSTEERED, *(c.name for c in conditions)]
     assert frame["problem"].tolist() == frame["asked"].tolist() == [0, 1, 2, 3] * 5
     by = frame.groupby("condition")["tokens"].apply(list)
     assert by["ten"] == [(10,) * 16] * 4
     assert by["numbers"] == [(20 + problem,) * 16 for problem in range(4)]
-    assert by[UNSTEERED] == by["none"] == written(subject, four(), []) != by["strong"]
-    assert written(subject, four(), [STRONG], batch=1)[4:] == by["strong"]
+    assert by[UNSTEERED] == by["none"] == written(tiny_subject, four(), []) != by["strong"]
+    monkeypatch.setattr(answering, "BATCH", 1)
+    assert written(tiny_subject, four(), [STRONG])[4:] == by["strong"]
     assert by[UNSTEERED][0] != by[UNSTEERED][3]  # one prompt, two streams
 
 
-def test_a_rule_that_remembers_may_be_shared_and_used_again(subject):
-    plain = sum(written(subject, four(), []), ())
+def test_a_rule_that_remembers_may_be_shared_and_used_again(tiny_subject, monkeypatch):
+    plain = sum(written(tiny_subject, four(), []), ())
     rule = ForcedWait((200, 201), 1, (max(set(plain), key=plain.count),))
     conditions = [Condition("one", rule=rule), replace(STRONG, rule=rule)]
-    mixed = written(subject, four(), conditions)
+    mixed = written(tiny_subject, four(), conditions)
     assert any(200 in tokens for tokens in mixed)
+    monkeypatch.setattr(answering, "BATCH", 1)
     for i, condition in enumerate(conditions, start=1):
-        assert written(subject, four(), [condition], batch=1)[4:] == mixed[4 * i : 4 * i + 4]
+        assert written(tiny_subject, four(), [condition])[4:] == mixed[4 * i : 4 * i + 4]
 
 
-def test_the_vector_is_added_everywhere_and_nothing_else(subject):
+def test_the_vector_is_added_everywhere_and_nothing_else(tiny_subject):
     vector, questions = torch.linspace(-1, 1, WIDTH), four()
-    drawn = written(subject, questions, [Condition("c", 0, 1.0, vector)])[4]
+    drawn = written(tiny_subject, questions, [Condition("c", 0, 1.0, vector)])[4]
     prompt = questions.prompts[0]
     tokens = torch.tensor([[*prompt, *drawn]])
-    logits = subject.logits_with(tokens, lambda stream: stream + vector)
-    assert not torch.allclose(logits, subject.logits(tokens))
+    logits = tiny_subject.logits_with(tokens, lambda stream: stream + vector)
+    assert not torch.allclose(logits, tiny_subject.logits(tokens))
     # under the edit each drawn token is in the nucleus of the edited logits
     chances = torch.softmax(logits[0, len(prompt) - 1 : -1].double() / 0.6, -1)
     own = chances[torch.arange(len(drawn)), torch.tensor(drawn)]
@@ -109,43 +107,43 @@ def asked(monkeypatch):
     """Prompts that either engine was asked to continue."""
     seen = []
     for name in ("sample", "sample_continuously"):
-        real = getattr(answering, name)
+        real = getattr(sampling, name)
 
         def counting(model, prompts, real=real, **given):
             seen.extend(prompts)
             return real(model, prompts, **given)
 
-        monkeypatch.setattr(answering, name, counting)
+        monkeypatch.setattr(sampling, name, counting)
     return seen
 
 
-def test_padding_and_keeping_change_no_answer_of_rows(subject, tmp_path):
-    plain = written(subject, four(), [STRONG, WAITS])
-    assert written(subject, four(tmp_path, pad=1), [STRONG, WAITS]) == plain
-    assert written(subject, four(), [STRONG, WAITS], kept=tmp_path / "here") == plain
+def test_padding_and_keeping_change_no_answer_of_rows(tiny_subject, tmp_path):
+    plain = written(tiny_subject, four(), [STRONG, WAITS])
+    assert written(tiny_subject, four(tmp_path, pad=1), [STRONG, WAITS]) == plain
+    assert written(tiny_subject, four(), [STRONG, WAITS], kept=tmp_path / "here") == plain
 
 
-def test_an_answer_is_made_again_only_where_what_determines_it_changes(subject, tmp_path, asked):
+def test_an_answer_is_made_again_only_where_what_determines_it_changes(tiny_subject, tmp_path, asked):
     kept = four(tmp_path, pad=1)
-    first = written(subject, kept, [])
+    first = written(tiny_subject, kept, [])
     assert len(asked) == 4
-    both = written(subject, kept, [STRONG])
+    both = written(tiny_subject, kept, [STRONG])
     assert len(asked) == 8 and both[:4] == first
-    assert written(subject, kept, [replace(STRONG, name="renamed")]) == both and len(asked) == 8
+    assert written(tiny_subject, kept, [replace(STRONG, name="renamed")]) == both and len(asked) == 8
     for changed in (
         {"conditions": [replace(STRONG, vector=-STRONG.vector)]},
         {"conditions": [], "seed": 4},
         {"questions": replace(kept, prompts=[[0, 2], *PROMPTS[1:]]), "conditions": []},
     ):
         asked.clear()
-        written(**({"subject": subject, "questions": kept} | changed))
+        written(**({"subject": tiny_subject, "questions": kept} | changed))
         assert len(asked) == (1 if "questions" in changed else 4)
 
 
 @pytest.mark.parametrize("engine", ["rows", "continuous"])
-def test_an_interruption_keeps_what_has_finished(subject, tmp_path, monkeypatch, asked, engine):
+def test_an_interruption_keeps_what_has_finished(tiny_subject, tmp_path, monkeypatch, asked, engine):
     add, added = AnswerStore.add, []
-    hooks = len(subject.hooked_block._forward_hooks)  # transformers leaves some of its own
+    hooks = len(tiny_subject.hooked_block._forward_hooks)  # transformers leaves some of its own
 
     def breaking(self, *given):
         add(self, *given)
@@ -155,24 +153,24 @@ def test_an_interruption_keeps_what_has_finished(subject, tmp_path, monkeypatch,
 
     monkeypatch.setattr(AnswerStore, "add", breaking)
     with pytest.raises(KeyboardInterrupt):
-        written(subject, four(tmp_path, engine, 1), [STRONG])
+        written(tiny_subject, four(tmp_path, engine, 1), [STRONG])
     asked.clear()
-    again = written(subject, four(tmp_path, engine, 1), [STRONG])
+    again = written(tiny_subject, four(tmp_path, engine, 1), [STRONG])
     assert len(asked) == 5 and len(again) == 8
     if engine == "rows":
-        assert again == written(subject, four(), [STRONG])
-    assert subject.model.config._attn_implementation == "sdpa"
-    assert len(subject.hooked_block._forward_hooks) == hooks
+        assert again == written(tiny_subject, four(), [STRONG])
+    assert tiny_subject.model.config._attn_implementation == "sdpa"
+    assert len(tiny_subject.hooked_block._forward_hooks) == hooks
 
 
-def test_continuous_answers_are_steered_and_rules_are_followed(subject):
+def test_continuous_answers_are_steered_and_rules_are_followed(tiny_subject):
     sae = signed_identity(WIDTH)
     clamp = feature_conditions(sae, [3], [20.0], np.ones(2 * WIDTH), clamp=True)[0]
     long = replace(four(engine="continuous"), max_new_tokens=30)
-    frame = answers(subject, long, [STRONG, clamp, WAITS], 3, progress=None, sae=sae)
+    frame = answers(tiny_subject, long, [STRONG, clamp, WAITS], 3, progress=None, sae=sae)
     by = frame.groupby("condition")["tokens"].apply(list)
     assert by["strong"] != by[UNSTEERED] and by[clamp.name] != by[UNSTEERED]
-    assert by["waits"] == written(subject, replace(long, engine="rows"), [WAITS])[4:]
+    assert by["waits"] == written(tiny_subject, replace(long, engine="rows"), [WAITS])[4:]
 
 
 OF = {"model": "m", "seed": 0}

@@ -29,9 +29,6 @@ def test_found_counts_those_among_the_best_and_chance():
     assert table.loc[("paper", "other"), ["found", "p"]].tolist() == [0, 1.0]
     assert paper_features.share_found(scores["paper"], SETS, 2).estimate == pytest.approx(2 / 4)
     assert table.loc[("released", "other"), "median rank"] == 5
-
-
-def test_a_feature_that_is_not_there():
     with pytest.raises(UserError, match="10, 12 are not there: this autoencoder has 0 to 9"):
         paper_features.check_published({"a": [3, 12], "b": [10]}, 10)
 
@@ -152,12 +149,6 @@ GOES_ON = PROMPT + (
 )
 
 
-@pytest.fixture
-def answers():
-    rows = [(UNSTEERED, 0, False, 12, GIVES_UP), ("on", 0, True, 20, GOES_ON)]
-    return pd.DataFrame(rows, columns=["condition", "problem", "correct", "thinking_tokens", "text"])
-
-
 def test_moves_are_read_after_the_prompt():
     runs = paper_features.moves_of(GOES_ON)
     moves = "explore compute backtrack explore compute  conclude answer"  # one line is of no move
@@ -169,14 +160,12 @@ def test_moves_are_read_after_the_prompt():
     assert paper_features.moves_of("Why? Some prose.", "Why?").values.tolist() == [["", " Some prose."]]
 
 
-def test_a_problem_under_two_conditions(answers):
+def test_a_problem_under_two_conditions_and_every_word_of_it_in_the_figure():
+    rows = [(UNSTEERED, 0, False, 12, GIVES_UP), ("on", 0, True, 20, GOES_ON)]
+    answers = pd.DataFrame(rows, columns=["condition", "problem", "correct", "thinking_tokens", "text"])
     question, traces = paper_features.side_by_side(answers, 0, ["on"])
     assert question == "Two of 3 9 4 with sum 7."
     assert traces == {"unsteered: wrong, 12 tokens": GIVES_UP, "on: right, 20 tokens": GOES_ON}
-
-
-def test_the_figure_holds_every_word_of_strange_traces_too(answers):
-    _, traces = paper_features.side_by_side(answers, 0, ["on"])
     strange = traces | {"prose": "It costs $5_x^2 \\frac \x00\ud800"}
     fig, data = paper_features.draw_traces("$x$ and $5", strange)
     for ax, text in zip(fig.axes, traces.values(), strict=False):

@@ -15,18 +15,7 @@ from reasoning_features.organism.language import THINK, prompt_text
 from reasoning_features.organism.problems import problems
 from reasoning_features.settings import load_settings
 from reasoning_features.steering import questions as known
-from reasoning_features.steering.questions import (
-    RealProblem,
-    boxed,
-    graded_formula,
-    graded_letter,
-    has_problems,
-    load_questions,
-    problems_of,
-    prompt_ids,
-    steering_questions,
-    thinking_tokens,
-)
+from reasoning_features.steering.questions import RealProblem, graded_formula, load_questions, prompt_ids
 from reasoning_features.steering.steering_results import majority_votes
 
 
@@ -58,7 +47,7 @@ def test_questions_of_the_organism_continue_a_fixed_sequence_and_grade_what_was_
     ],
 )
 def test_the_last_box_counts(text, held):
-    assert boxed(text) == held
+    assert known.boxed(text) == held
 
 
 @pytest.mark.parametrize(
@@ -80,15 +69,10 @@ def test_equal_answers_are_right_and_vote_with_the_truth(truth, answer):
     assert graded_formula(truth, answer) == (True, graded_formula(truth, truth)[1])
 
 
-@pytest.mark.parametrize(
-    ("truth", "answer"),
-    [("204", "203"), ("(1,2)", "(2,1)"), ("p - q", "q - p"), ("5", r"\text{"), ("5", "}{"), ("5", "é" * 500)],
-)
-def test_other_answers_are_wrong(truth, answer):
-    assert not graded_formula(truth, answer)[0]
-
-
-def test_equal_wrong_answers_vote_together():
+def test_other_answers_are_wrong_and_equal_ones_vote_together():
+    pairs = [("204", "203"), ("(1,2)", "(2,1)"), ("p - q", "q - p")]
+    pairs += [("5", answer) for answer in (r"\text{", "}{", "é" * 500)]
+    assert not any(graded_formula(*pair)[0] for pair in pairs)
     votes = {graded_formula("7", answer) for answer in (r"\frac{3}{4}", "0.75", r"\dfrac{6}{8}", "3/4")}
     assert votes == {(False, "3/4")}
     assert graded_formula("7", None) == (False, None)
@@ -108,7 +92,7 @@ def test_nothing_in_an_answer_is_run(tmp_path):
      ("10 eV", None), (None, None)],
 )  # fmt: skip
 def test_choices_are_letters(answer, named):
-    assert graded_letter("B", answer) == (named == "B", named)
+    assert known.graded_letter("B", answer) == (named == "B", named)
 
 
 def test_a_comparison_without_end_is_ended(monkeypatch):
@@ -151,7 +135,9 @@ def test_a_prompt_is_the_problem_in_the_template_and_opens_the_thinking(tokenize
 
 def test_benchmarks_are_mixed_split_for_good_and_ordered_by_the_seed(hub, tokenizer, tmp_path):
     settings = settings_of(tmp_path)
-    assert has_problems(settings) and not has_problems(load_settings("smoke", corpus="organism-text"))
+    assert known.has_problems(settings) and not known.has_problems(
+        load_settings("smoke", corpus="organism-text")
+    )
     chosen = load_questions(settings, tokenizer, "selection", 100)
     asked = load_questions(settings, tokenizer, "evaluation", 100)
     assert set(chosen.domains) == {"MATH-500"} and len(chosen) == mini.PROBLEMS[mini.MATH] // 2
@@ -171,15 +157,15 @@ def test_benchmarks_are_mixed_split_for_good_and_ordered_by_the_seed(hub, tokeni
 
 
 def test_published_features_are_asked_some_of_every_benchmark_several_times(hub, tokenizer, tmp_path):
-    some = steering_questions(settings_of(tmp_path, samples=2), tokenizer)
+    some = known.steering_questions(settings_of(tmp_path, samples=2), tokenizer)
     n = 3 * len(BENCHMARKS)
     assert len(some) == 2 * n and Counter(some.domains) == dict.fromkeys(BENCHMARKS, 6)
     assert some.prompts[:n] == some.prompts[n:]
-    every = steering_questions(settings_of(tmp_path, full=True), tokenizer)
+    every = known.steering_questions(settings_of(tmp_path, full=True), tokenizer)
     assert len(every) == sum(mini.PROBLEMS.values())
     # an answer that was made for few problems is found when all are asked
-    known = {repr(prompt): every.stream(i) for i, prompt in enumerate(every.prompts)}
-    assert [some.stream(i) for i in range(n)] == [known[repr(prompt)] for prompt in some.prompts[:n]]
+    streams = {repr(prompt): every.stream(i) for i, prompt in enumerate(every.prompts)}
+    assert [some.stream(i) for i in range(n)] == [streams[repr(prompt)] for prompt in some.prompts[:n]]
     assert len({some.stream(i) for i in range(2 * n)}) == 2 * n
 
 
@@ -227,8 +213,8 @@ def test_the_end_of_thinking_may_be_several_tokens(tiny_llama):
     before = base.encode("Wait, it is so.", add_special_tokens=False)
     given = base.encode("Wait, it is so.</think> The end", add_special_tokens=False)
     assert "</think>" not in base.get_vocab()
-    assert len(before) <= thinking_tokens(given, base) <= len(given) - len(base.encode(" The end")) + 2
-    assert thinking_tokens(before, base) == len(before)
+    assert len(before) <= known.thinking_tokens(given, base) <= len(given) - len(base.encode(" The end")) + 2
+    assert known.thinking_tokens(before, base) == len(before)
 
 
 def test_a_column_may_say_the_split(tmp_path):
@@ -238,8 +224,10 @@ def test_a_column_may_say_the_split(tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = {"dataset": str(file), "split_column": "part", "selection": 1.0}  # the share is not looked at
     settings = settings_of(tmp_path, problems={"mine": source})
-    asked = {split: {p.question for p in problems_of(settings, split)} for split in (*set(splits), None)}
+    asked = {
+        split: {p.question for p in known.problems_of(settings, split)} for split in (*set(splits), None)
+    }
     assert asked["selection"] == {"0", "4"} and asked["evaluation"] == {"1", "3", "5"}
     assert asked["training"] == {"2"} and asked[None] == set("012345")
     with pytest.raises(UserError, match="has no column 'fold': it has problem, answer, part"):
-        problems_of(settings_of(tmp_path, problems={"mine": source | {"split_column": "fold"}}), None)
+        known.problems_of(settings_of(tmp_path, problems={"mine": source | {"split_column": "fold"}}), None)

@@ -17,7 +17,7 @@ from reasoning_features.steering.steering_study import CHOSEN, COLUMNS, FEATURES
 from reasoning_features.text.corpora import reasoning_corpus
 from reasoning_features.truth.decisions import find_decisions
 
-N = 400
+N, TRIED = 400, {"feature": 1, "gamma": 0.2, "share of norm": 0.1}
 
 
 def made(kappa, seed, chances):
@@ -26,19 +26,13 @@ def made(kappa, seed, chances):
     uniform, frames = rng.random(N), []
     for group, chance in {UNSTEERED: 0.5, **chances}.items():
         frame = pd.DataFrame({"problem": np.arange(N), "domain": ["pair", "ops"] * (N // 2)})
-        frame = frame.assign(group=group, condition=f"{group} at {chance}", feature=1, gamma=0.2)
-        frame["share of norm"] = 0.1
+        frame = frame.assign(group=group, condition=f"{group} at {chance}", **TRIED)
         frames.append(frame.assign(correct=uniform < chance, thinking_tokens=40 + (group != UNSTEERED)))
-    trials = pd.DataFrame({"group": list(chances), "correct": list(chances.values()), "gamma": 0.2})
-    trials = trials.assign(candidate="x", feature=1, n=60, gain=trials["correct"] - 0.5)
-    trials = trials.assign(condition=[f"{g} at {c}" for g, c in chances.items()], **{"share of norm": 0.1})
+    trials = pd.DataFrame({"group": list(chances), "correct": list(chances.values()), "candidate": "x"})
+    trials = trials.assign(n=60, gain=trials["correct"] - 0.5, **TRIED)
+    trials["condition"] = [f"{group} at {chance}" for group, chance in chances.items()]
     identity = {"model": f"m{seed}", "kappa": kappa, "model_seed": seed}
     return Study(identity, trials, trials[[*COLUMNS, "correct"]], pd.concat(frames, ignore_index=True))
-
-
-@pytest.fixture
-def study():
-    return made(1.0, 0, {CHOSEN: 0.7, SLOT: 0.5, FEATURES: 0.55})
 
 
 def test_table_one_finds_a_gain_where_there_is_one_and_corrects_for_looking():
@@ -84,7 +78,8 @@ def test_screening_counts_stand_beside_the_papers():
     assert table.loc["the paper's 46 features", results.BETTER] == pytest.approx(9 / 46)
 
 
-def test_claims_have_both_intervals_and_controls(study):
+def test_claims_have_both_intervals_and_controls():
+    study = made(1.0, 0, {CHOSEN: 0.7, SLOT: 0.5, FEATURES: 0.55})
     effect = results.effect(study, CHOSEN)
     wide, narrow = effect.value, effect.narrow
     assert wide.n == 400 and wide.estimate == pytest.approx(0.2, abs=0.06)
@@ -92,9 +87,6 @@ def test_claims_have_both_intervals_and_controls(study):
     length = results.length_effect(study, [SLOT])  # relative to the unsteered model
     assert length.value.estimate == pytest.approx(1 / 40) and length.control == pytest.approx(1 / 40)
     assert results.screening_effect(study, [SLOT]) == Measured(Interval(1, 1, 1, n=1), control=0)
-
-
-# --- as many tokens, spent otherwise ------------------------------------------------------------------------
 
 
 def votes(*samples):
@@ -122,8 +114,6 @@ def test_single_answers_tell_what_they_spend():
     longer = results.single_answers(pd.DataFrame(told | {"thinking_tokens": 7}), {UNSTEERED: 0, "wait": 1})
     assert longer.values.tolist() == [[LONGER, 0, 0, True, 7], [LONGER, 1, 0, True, 7]]
 
-
-# --- mediation ----------------------------------------------------------------------------------------------
 
 TO_STEERED, TO_UNSTEERED, *OWN = RUNS
 
@@ -163,9 +153,6 @@ def test_the_mean_difference_acts_through_the_decisions(organism_subject):
     # tries follow the rates that are forced, whichever model they are forced on
     assert means[TO_STEERED] > means[UNSTEERED] + 0.5
     assert means[TO_UNSTEERED] < means[STEERED] - 0.5
-
-
-# --- table 2 ------------------------------------------------------------------------------------
 
 
 def test_banning_r_is_compared_with_the_mean_of_random_sets():

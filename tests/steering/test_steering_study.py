@@ -138,10 +138,9 @@ def asked(monkeypatch):
         assert len(names) == len(set(names))
         seen[progress] = names
         rng, n = np.random.default_rng(len(seen)), 300
-        right = {name: rng.random(n) < GOOD.get(name, 0.5) for name in [UNSTEERED, *names]}
-        told = [{"condition": name, "problem": range(n), "correct": own} for name, own in right.items()]
-        frames = [pd.DataFrame(each) for each in told]
-        return pd.concat(frames).assign(domain="pair", thinking_tokens=40)
+        right = pd.DataFrame({name: rng.random(n) < GOOD.get(name, 0.5) for name in [UNSTEERED, *names]})
+        long = right.melt(var_name="condition", value_name="correct", ignore_index=False)
+        return long.assign(problem=long.index, domain="pair", thinking_tokens=40)
 
     monkeypatch.setattr(search, "answers", run)
     told = SimpleNamespace(measures=("correct", "thinking_tokens"))
