@@ -8,8 +8,6 @@ interrupted training goes on. The profile's layer is trained from a second seed 
 features that seed finds again; only the first is shipped.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import importlib.util

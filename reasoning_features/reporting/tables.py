@@ -6,7 +6,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from reasoning_features.files import write_text
-from reasoning_features.reporting.plots import check_name, write_csv
+from reasoning_features.reporting.plots import write_csv
 from reasoning_features.runs.provenance import Run, record_artefact
 
 DIGITS = 4  # significant digits where people read; the CSV has six
@@ -19,7 +19,6 @@ def save_table(data: pd.DataFrame, name: str, run: Run, caption: str) -> Markdow
 
     Its name is as for :func:`reasoning_features.reporting.plots.save_figure`.
     """
-    check_name(name)
     if data.empty:
         return Markdown(f"Not testable here: there is nothing in `{name}`.")
     folder = run.paths.figures

@@ -20,14 +20,7 @@ from reasoning_features.errors import UserError
 from reasoning_features.files import file_digest, read_json, write_json
 from reasoning_features.runs import provenance
 from reasoning_features.runs.preflight import check, tell
-from reasoning_features.runs.provenance import (
-    RECORD,
-    code_cells,
-    content,
-    imported_files,
-    notebook_path,
-    stored_manifest,
-)
+from reasoning_features.runs.provenance import RECORD, code_cells, content, imported_files, stored_manifest
 from reasoning_features.settings import Settings, load_settings, read_overrides
 
 USER_ERRORS = frozenset({"UserError", "MissingArtefact", "CorruptArtefact"})
@@ -109,7 +102,7 @@ def plan(number: str, profile: str, parameters: str = "", device: str = "", need
 
     Where it is only ``needed`` for another notebook, what its stored artefacts do not depend on is left out.
     """
-    notebook = notebook_path(number)
+    notebook = provenance.notebook_path(number)
     changes = read_overrides(parameters) | ({"device": device} if device else {})
     settings = load_settings(profile, **changes)
     if needed:

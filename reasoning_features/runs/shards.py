@@ -62,9 +62,9 @@ class Work:
         return kept / f"{self.name}-{self.digest[:16]}"
 
 
-def map_shards(work: Work, kept: Path, progress: bool = True) -> Iterator[Arrays]:
+def map_shards(work: Work, kept: Path) -> Iterator[Arrays]:
     """The arrays of every shard in order, kept in a folder of many works; first all are computed."""
-    complete(work, kept, progress)
+    complete(work, kept)
     return (read_shard(shard_file(work, kept, shard)) or {} for shard in range(work.n))
 
 

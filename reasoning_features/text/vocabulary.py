@@ -6,8 +6,6 @@ another choice would have given: random ones, matched in frequency and in share 
 in which words of R give way to neutral twins.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -51,9 +49,7 @@ def split_words(text: str) -> list[str]:
 
 
 def word_shares(texts: Iterable[str]) -> pd.Series:
-    """Share of each word among all words of the texts; phrases are counted beside their parts, relative to
-    the same total. UserError: the texts hold no word.
-    """
+    """Share of each word, and of each phrase, among all words of the texts. UserError: they hold none."""
     words, phrases = Counter[str](), Counter[str]()
     for found in map(split_words, texts):
         words.update(found)

@@ -1,7 +1,5 @@
 """Documents laid end to end come back as they were; sentences and tables against written-out examples."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

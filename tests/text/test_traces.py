@@ -1,7 +1,5 @@
 """Traces are drawn with every character of theirs, and with the move each token has."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
