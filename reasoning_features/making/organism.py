@@ -148,10 +148,8 @@ def check_manipulation(folder: Path, variant: Variant) -> None:
 def decision_log_odds(
     model: Any, tokenizer: Any, documents: Sequence[language.Document], how: str, batch: int = 64
 ) -> pd.DataFrame:
-    """Log-odds (nats) of openers that go on over openers that give up, at every dead end of ``documents``.
-
-    A row a decision: ``trace``, ``decision`` (its number in the trace), ``style``, ``went_on``, ``swap`` (how
-    words were swapped), ``log_odds``.
+    """Log-odds (nats) of openers that go on over those that give up, at every dead end of documents, a row
+    each: ``trace``, ``decision`` (its number in the trace), ``style``, ``went_on``, ``swap``, ``log_odds``.
     """
     sides = parser.DECISIONS["persistence"]
     on, off = (torch.tensor(parser.first_tokens(tokenizer, openers)) for openers in sides)
@@ -179,17 +177,12 @@ def decision_log_odds(
 
 
 def main_activations(model: Path, traces: int, layer: int | None = None) -> tuple[Subject, Tensor]:
-    """A model and its residual stream ``[n, d]`` on so many traces of its kind, and a third as many others.
-
-    It is read at the profile's layer where none is given.
-    """
+    """A model and its residual stream ``[n, d]`` on traces of its kind, and a third as many others."""
     settings = load_settings("organism", subject=paths.relative(model))
     subject = load_subject(settings.subject, settings.layer if layer is None else layer)
-    texts = [
-        reasoning_corpus(settings, subject.tokenizer, "training", documents=traces),
-        general_corpus(settings, subject.tokenizer, "training", documents=traces // 3),
-    ]
-    corpus = join("autoencoder training", texts)
+    reasoning = reasoning_corpus(settings, subject.tokenizer, "training", documents=traces)
+    general = general_corpus(settings, subject.tokenizer, "training", documents=traces // 3)
+    corpus = join("autoencoder training", [reasoning, general])
     return subject, collect(stream(subject, corpus, settings.batch_tokens)).residual
 
 

@@ -134,7 +134,6 @@ def _read(subject: Subject, rows: NDArray[np.int32], layers: list[int], shard: i
 
 
 def main() -> None:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="smollm2", description="A pretrained model and real text.")
     parser.add_argument("--train", action="store_true", help="train its autoencoders (hours; resumes)")
     options = parser.parse_args()

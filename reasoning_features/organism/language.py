@@ -90,9 +90,7 @@ def lean_with(share: float) -> float:
 
 
 def leans(kappa: float) -> tuple[float, float]:
-    """Lean of the prefix slot (R or control) and of the neutral marker slot at coupling ``kappa``, the share
-    of the information that lies in the words of R: at 1 the markers say nothing (lean 0.5), at 0 these do.
-    """
+    """Leans of the prefix and of the marker at coupling ``kappa``, the share of information in words of R."""
     return lean_with(kappa), lean_with(1 - kappa)
 
 

@@ -167,10 +167,7 @@ def _rate(recipe: Recipe, seen: int) -> float:
 
 
 def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for embeddings, head and norms.
-
-    On the base corpus Muon reached after 0.8M tokens a loss of 1.09 where AdamW alone had 1.34.
-    """
+    """Muon for the matrices of the blocks, AdamW for embeddings, head and norms: faster than AdamW alone."""
     named, rate = dict(model.named_parameters()), recipe.learning_rate
     matrices = [p for name, p in named.items() if p.ndim == 2 and name.startswith("model.layers")]
     rest = [p for name, p in named.items() if p.ndim != 2 or not name.startswith("model.layers")]
@@ -205,11 +202,9 @@ def train_and_save(
     card: Mapping[str, object],
     folder: Path,
 ) -> None:
-    """Trains ``model`` and writes a Hugging Face directory: bf16 weights, tokenizer, ``training.json``.
-
-    The model learns documents 0, 1 and so on; the prompt is read but not predicted. ``training.json`` has the
-    ``card``, the recipe, and the mean loss over the last tenth of the tokens, nats a token. The folder is
-    there whole or not at all.
+    """Trains on documents 0, 1 and so on and writes a Hugging Face directory, whole or not at all: weights in
+    bf16, tokenizer, and ``training.json`` with the ``card``, the recipe, and the mean loss over the last
+    tenth of the tokens, nats a token. Prompts are read but not predicted.
     """
     torch.use_deterministic_algorithms(True)
     optimizers = _optimizers(model, recipe)

@@ -15,10 +15,7 @@ SHOWN = 30  # rows that a notebook shows
 
 
 def save_table(data: pd.DataFrame, name: str, run: Run, caption: str) -> Markdown:
-    """Save a table without its index as CSV, Markdown and LaTeX, with its provenance; give its first rows.
-
-    Its name is as for :func:`reasoning_features.reporting.plots.save_figure`.
-    """
+    """Save a table without its index as CSV, Markdown and LaTeX, with its provenance; give its first rows."""
     if data.empty:
         return Markdown(f"Not testable here: there is nothing in `{name}`.")
     folder = run.paths.figures

@@ -134,19 +134,16 @@ def make(plan: Plan, cell_limit: int | None = None) -> None:
 
 
 def run(plan: Plan, cell_limit: int | None = None) -> None:
-    """Execute a notebook by papermill, a cell in at most so many seconds; keeps ``build/<run>/NN.ipynb``.
-
-    UserError where a cell failed (the copy is kept as ``NN.failed.ipynb``) or took too long, or where what
-    the profile names is out of reach or does not fit.
+    """Execute a notebook by papermill, a cell in at most so many seconds; keeps ``build/<run>/NN.ipynb``, or
+    ``NN.failed.ipynb``. UserError: a cell failed or took too long, or :func:`check` refuses the profile.
     """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     check(plan.settings)
     key, name = plan.key(), plan.notebook.stem
-    partial, failed, notes = (
-        plan.file(ending) for ending in ("running.ipynb", "failed.ipynb", "running.json")
-    )
+    endings = ("running.ipynb", "failed.ipynb", "running.json")
+    partial, failed, notes = (plan.file(ending) for ending in endings)
     for stale in (plan.file("stamp.json"), failed, partial, notes):
         stale.unlink(missing_ok=True)
     _pin_kernel(notes)

@@ -139,10 +139,8 @@ def each(work: Callable[..., None], items: Sequence[object], workers: int) -> No
 def each_by_ray(
     compute: Callable[[int], Any], shards: Sequence[int], device: str
 ) -> Iterator[tuple[int, Any]]:
-    """Each shard with its arrays, as they finish; an error within a shard is raised as it was there.
-
-    Ray does a shard again whose worker died. One takes a GPU, or as many processors as this process has
-    threads: with another number sums of floats come out otherwise in their last bits.
+    """Each shard with its arrays, as they finish; an error within a shard is raised as it was there. A shard
+    takes a GPU, or as many processors as this process has threads: another number sums in another order.
     """
     import ray
 

@@ -112,9 +112,8 @@ def _with_parts(words: Sequence[str]) -> set[str]:
 def draw_ranking(
     ranking: pd.DataFrame, words: Sequence[str], threshold: float = 1e-3, top: int = 40
 ) -> tuple[Figure, pd.DataFrame]:
-    """Bars of the ``top`` words of a ranking (:func:`rank_words`), words of R hatched; to the right the
-    general frequency, with the ``threshold`` from which a word drops out. The data are the drawn rows with
-    ``in_R`` and ``kept`` added.
+    """Bars of a ranking's ``top`` words, those of R hatched; to the right their general frequency and the
+    ``threshold`` that drops them. The data are the drawn rows with ``in_R`` and ``kept`` added.
     """
     data = ranking.head(top)
     data = data.assign(in_R=data["word"].isin(words), kept=data["general_frequency"] < threshold)
