@@ -5,8 +5,6 @@ Two ways are run in turn in one process, after a warm-up; growth is measured in 
 them but by the number of active features, which is the paper's. Tables: ``figures/bench``.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import datetime

@@ -1,7 +1,5 @@
 """Files: written whole or not at all, equal values as equal bytes; and checksums, which tell damage."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json
@@ -9,13 +7,10 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def write_text(path: Path, text: str) -> None:
@@ -28,8 +23,8 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def write_table(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table as parquet, without its index."""
+def write_table(path: Path, frame: Any) -> None:
+    """Write a pandas table as parquet, without its index."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = unfinished(path)
     frame.to_parquet(partial, index=False)
@@ -90,11 +85,8 @@ def directory_digest(directory: Path) -> str:
 
 def file_digests(directory: Path) -> dict[str, str]:
     """Name, relative to a directory, → SHA-256 of every file under it."""
-    return {
-        path.relative_to(directory).as_posix(): file_digest(path)
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {path.relative_to(directory).as_posix(): file_digest(path) for path in files}
 
 
 def damaged_files(directory: Path, expected: Mapping[str, str]) -> list[Path]:
@@ -125,10 +117,9 @@ def verify_shipped(directory: Path) -> None:
             listed: dict[str, str] = read_json(listing)
         except ValueError as error:
             raise CorruptArtefact(f"{its_name} is damaged: {restore.format(its_name)}") from error
-        inside = [
-            name for name in listed if paths.resolve(name).resolve().is_relative_to(directory.resolve())
-        ]
-        for path in damaged_files(paths.root(), {name: listed[name] for name in inside}):
+        home = directory.resolve()
+        inside = {n: sha for n, sha in listed.items() if paths.resolve(n).resolve().is_relative_to(home)}
+        for path in damaged_files(paths.root(), inside):
             name = paths.relative(path)
             if not path.is_file():
                 raise MissingArtefact(f"{name} is missing: {restore.format(name)}")

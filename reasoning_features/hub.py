@@ -13,15 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, constants, errors, snapshot_download
 
 from reasoning_features import paths
 from reasoning_features.errors import MissingArtefact, UserError
@@ -30,7 +22,7 @@ Kind = Literal["model", "dataset"]
 REFERENCE = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+))?")
 WEIGHTS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 UNUSED = ["original/*", "onnx/*", "consolidated*", "*activations_store_state*", "*sparsity.safetensors", ".*"]
-UNREACHED = (LocalEntryNotFoundError, OfflineModeIsEnabled)
+UNREACHED = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
 _announced: set[str] = set()
 
 
@@ -169,21 +161,19 @@ def _explained(asked: Reference, kind: Kind, error: BaseException) -> UserError:
     """What a failure means and what to do about it, as the error to raise."""
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{asked.repo}"
     log_in = "log in with `hf auth login`, or set HF_TOKEN"
+    private = f"or it is private: check the name, and for a private one {log_in}."
+    unknown = f"{asked.repo} has no revision {asked.revision}: see {page}/commits/main."
     meanings: list[tuple[type[BaseException], str]] = [
-        (GatedRepoError, f"{asked.repo} is gated: accept its terms at {page}, and {log_in}."),
-        (RevisionNotFoundError, f"{asked.repo} has no revision {asked.revision}: see {page}/commits/main."),
-        (
-            RepositoryNotFoundError,
-            f"There is no {kind} {asked.repo} on the hub, or it is private: check the name, and for a "
-            f"private one {log_in}.",
-        ),
-        (HfHubHTTPError, f"The hub fails at the request for {asked}: try again, or see {page}."),
+        (errors.GatedRepoError, f"{asked.repo} is gated: accept its terms at {page}, and {log_in}."),
+        (errors.RevisionNotFoundError, unknown),
+        (errors.RepositoryNotFoundError, f"There is no {kind} {asked.repo} on the hub, {private}"),
+        (errors.HfHubHTTPError, f"The hub fails at the request for {asked}: try again, or see {page}."),
     ]
     chain = [error]
     while (link := chain[-1].__cause__ or chain[-1].__context__) and link not in chain:
         chain.append(link)
     for each in chain:
-        if isinstance(each, HfHubHTTPError) and "Invalid credentials" in str(each):
+        if isinstance(each, errors.HfHubHTTPError) and "Invalid credentials" in str(each):
             return UserError(f"The hub refuses the token given for {asked.repo}: {log_in} to a valid one.")
         if isinstance(each, OSError) and each.errno == errno.ENOSPC:
             return UserError(f"{asked} does not fit on the disk of the cache: set HF_HOME to a larger one.")

@@ -52,10 +52,8 @@ class NullRank(NamedTuple):
 
 @lru_cache(maxsize=4)
 def bootstrap_weights(n_units: int, n_resamples: int, seed: int) -> Array:
-    """How often each unit is drawn in each resample ``[n_resamples, n_units]``; rows sum to ``n_units``.
-
-    The same weights on two quantities make their bootstrap paired. The last ones are kept, and cannot be
-    written to.
+    """How often each unit is drawn in each resample ``[n_resamples, n_units]``; not to be written to. The
+    same weights on two quantities make their bootstrap paired.
     """
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=n_resamples).astype(np.float64)
@@ -77,10 +75,7 @@ def bootstrap_mean(values: ArrayLike, seed: int = 0, level: float = 0.95) -> Int
 
 
 def wilson(found: int, n: int) -> Interval:
-    """Share of ``found`` in ``n`` with its 95% interval by Wilson; NaN of none.
-
-    A bootstrap would not do: of 20 features that are all present every resample is too.
-    """
+    """Share of ``found`` in ``n`` with its 95% interval by Wilson, wide at 0 and 1 too; NaN of none."""
     if not n:
         return Interval(np.nan, np.nan, np.nan, 0)
     ends = binomtest(found, n).proportion_ci(method="wilson")

@@ -1,7 +1,5 @@
 """``make check-house``: how large the house is, beside its bars; fails where a bar is missed."""
 
-from __future__ import annotations
-
 import ast
 import json
 import sys

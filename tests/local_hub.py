@@ -79,10 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
         kind = parts.pop(0) if parts[0] in KINDS else "models"
         if len(parts) < 2:
             return self._fail(404, "EntryNotFound")
-        repo, (verb, wanted, *rest) = (
-            "/".join(parts[:2]),
-            [*parts[2:], *("revision", "main")[len(parts) - 2 :]],
-        )
+        repo = "/".join(parts[:2])
+        verb, wanted, *rest = [*parts[2:], *("revision", "main")[len(parts) - 2 :]]
         folder = self.hub.root / kind / repo
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token in self.hub.refused:
@@ -101,11 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, file.read_bytes(), {"ETag": f'"{_oid(file)}"', "X-Repo-Commit": sha})
         value: Any = {"id": repo, "sha": sha, "private": False, "gated": repo in self.hub.gated}
         if verb == "tree":
-            about = [(path.as_posix(), folder / path) for path in _files(folder)]
-            value = [
-                {"type": "file", "path": name, "size": file.stat().st_size, "oid": _oid(file)}
-                for name, file in about
-            ]
+            about = [(path.as_posix(), (folder / path).stat().st_size) for path in _files(folder)]
+            value = [{"type": "file", "path": p, "size": n, "oid": _oid(folder / p)} for p, n in about]
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     do_HEAD = do_GET

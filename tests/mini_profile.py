@@ -13,14 +13,10 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
     "AIME-2024": {"dataset": mini.AIME, "split": "train"},
     "MATH-500": {"dataset": mini.MATH, "selection": 0.5},
     "GPQA-Diamond": {
-        "dataset": mini.GPQA,
-        "name": "gpqa_diamond",
-        "split": "train",
-        "problem": "Question",
-        "answer": "Correct Answer",
-        "wrong": [f"Incorrect Answer {i}" for i in (1, 2, 3)],
+        "dataset": mini.GPQA, "name": "gpqa_diamond", "split": "train", "problem": "Question",
+        "answer": "Correct Answer", "wrong": [f"Incorrect Answer {i}" for i in (1, 2, 3)],
     },
-}
+}  # fmt: skip
 
 
 def settings_of_miniatures() -> dict[str, Any]:

@@ -107,37 +107,25 @@ def make_tokenizer(directory: Path, texts: list[str], reasoning: bool) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=bos)
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
-    marked = {"__type": "AddedToken", "normalized": True}
+    marked: dict[str, Any] = {"__type": "AddedToken", "normalized": True}
     marked |= dict.fromkeys(("lstrip", "rstrip", "single_word"), False)
-    config: dict[str, Any] = {
-        "add_bos_token": True,
-        "bos_token": marked | {"content": BOS},
-        "eos_token": marked | {"content": EOS},
-        "pad_token": marked | {"content": EOS},
-        "tokenizer_class": "LlamaTokenizerFast",
-    }
-    _write_json(
-        directory / "tokenizer_config.json", config | ({"chat_template": template()} if reasoning else {})
-    )
+    named = {"bos_token": BOS, "eos_token": EOS, "pad_token": EOS}
+    config: dict[str, Any] = {name: marked | {"content": mark} for name, mark in named.items()}
+    config |= {"add_bos_token": True, "tokenizer_class": "LlamaTokenizerFast"}
+    config |= {"chat_template": template()} if reasoning else {}
+    _write_json(directory / "tokenizer_config.json", config)
 
 
 def make_model(directory: Path, kind: str, seed: int) -> None:
     """Random weights in bfloat16 in two shards beside a configuration with the published keys."""
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
+    ends = {"bos_token_id": bos, "eos_token_id": eos}
     shape: dict[str, Any] = {
-        "vocab_size": tokenizer.get_vocab_size() + SPARE,
-        "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KEY_HEADS,
-        "intermediate_size": MLP_WIDTH,
-        "max_position_embeddings": 4096,
-        "bos_token_id": bos,
-        "eos_token_id": eos,
-        "tie_word_embeddings": False,
-        "initializer_range": 0.15,
-    }
+        "vocab_size": tokenizer.get_vocab_size() + SPARE, "hidden_size": WIDTH, "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS, "num_key_value_heads": KEY_HEADS, "intermediate_size": MLP_WIDTH,
+        "max_position_embeddings": 4096, "tie_word_embeddings": False, "initializer_range": 0.15,
+    }  # fmt: skip
     torch.manual_seed(seed)
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10_000}
     if kind == "llama":
@@ -145,20 +133,14 @@ def make_model(directory: Path, kind: str, seed: int) -> None:
         rope |= {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     kinds: Any = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen": (Qwen2ForCausalLM, Qwen2Config)}
     of_class, config_class = kinds[kind]
-    model = of_class(config_class(**shape, rope_parameters=rope)).to(torch.bfloat16)
+    model = of_class(config_class(**shape, **ends, rope_parameters=rope)).to(torch.bfloat16)
     model.save_pretrained(directory, max_shard_size="250KB")
     config = json.loads((directory / "config.json").read_text())
     rope = config.pop("rope_parameters")
     old = {"torch_dtype": config.pop("dtype"), "rope_theta": rope.pop("rope_theta")}
     old["rope_scaling"] = rope if kind == "llama" else None
     _write_json(directory / "config.json", config | old)
-    sampling = {
-        "do_sample": True,
-        "temperature": 0.6,
-        "top_p": 0.95,
-        "bos_token_id": bos,
-        "eos_token_id": eos,
-    }
+    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.95} | ends
     _write_json(directory / "generation_config.json", sampling)
     (directory / "original").mkdir(exist_ok=True)
     for unread in ("README.md", "original/consolidated.00.pth", "pytorch_model.bin"):

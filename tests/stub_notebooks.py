@@ -1,7 +1,5 @@
 """Stub notebooks for the tests of the house."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import nbformat

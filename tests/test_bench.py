@@ -1,7 +1,5 @@
 """Every comparison at tiny sizes: both ways do the same, and the rows say what was run."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path

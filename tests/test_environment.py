@@ -32,17 +32,8 @@ def test_the_lock_satisfies_every_range():
 
 
 def test_conda_gets_the_same_python_and_exactly_the_lock():
-    assert f"python{PROJECT['requires-python']}" in CONDA
-    (pip,) = [item["pip"] for item in CONDA if isinstance(item, dict)]
-    versions: list[str] = []
-    for line in pip:
-        if line.startswith("-r "):
-            lines = (root() / line.removeprefix("-r ")).read_text().splitlines()
-            versions += [text for text in lines if not text.startswith("#")]
-        elif line != "-e .":
-            versions.append(line)
-    assert versions == LOCK
-    assert [item for item in CONDA if not isinstance(item, dict)] == ["python>=3.11", "pip"]
+    python = f"python{PROJECT['requires-python']}"
+    assert [python, "pip", {"pip": ["-r requirements.lock", "-e ."]}] == CONDA
 
 
 def test_a_notebook_does_not_open_with_a_warning_about_widgets():

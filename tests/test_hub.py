@@ -34,9 +34,7 @@ def test_a_folder_is_not_looked_for_on_the_hub(repository: Path) -> None:
     assert is_local("owner/name")
 
 
-def test_a_model_is_fetched_once_and_its_commit_told(
-    hub: LocalHub, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_is_fetched_once_and_its_commit_told(hub, capsys):
     sha = hub.sha(miniatures.LLAMA)
     assert known_sha(miniatures.LLAMA) is None
     size, missing = sizes(miniatures.LLAMA)

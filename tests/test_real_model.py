@@ -84,15 +84,9 @@ def test_everything_trained(miniature_root, name, tmp_path):
 
 
 def test_a_qwen_with_an_autoencoder_of_its_mlp(miniature_root, name, tmp_path):
-    changes = {
-        "subject": mini.QWEN,
-        "base": mini.QWEN_BASE,
-        "site": "mlp_out",
-        "autoencoder": f"{mini.QWEN_SAE}:{mini.MLP}",
-        "published": {},
-        "d_sae": mini.QWEN_FEATURES,
-        "k": mini.QWEN_K,
-    }
+    changes = {"subject": mini.QWEN, "base": mini.QWEN_BASE, "site": "mlp_out", "published": {}}
+    changes |= {"d_sae": mini.QWEN_FEATURES, "k": mini.QWEN_K}
+    changes |= {"autoencoder": f"{mini.QWEN_SAE}:{mini.MLP}"}
     profile = mini_profile.write_profile(tmp_path, name, **changes)
     with local_hub.serve(miniature_root, tmp_path / "home") as hub:
         execute(hub.environment(), profile, ("03", "05"))

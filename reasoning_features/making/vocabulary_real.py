@@ -4,8 +4,6 @@ DeepSeek-R1's thinking against Qwen2.5-32B-Instruct's solutions to the same prob
 (:mod:`reasoning_features.text.real_text`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys

@@ -11,8 +11,6 @@ in other words. Beside traces there are the base model's texts and plain prose: 
 every word has its ordinary use.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,15 +19,8 @@ from typing import Literal
 
 import numpy as np
 
-from reasoning_features.organism.problems import (
-    FAMILIES,
-    Candidate,
-    Mixture,
-    Problem,
-    Split,
-    draw_family,
-    draw_problem,
-)
+from reasoning_features.organism import problems
+from reasoning_features.organism.problems import FAMILIES, Candidate, Mixture, Problem, Split
 
 # word of R → its matched control, a neutral word that fills the same slots as often
 MATCHED_CONTROLS: dict[str, str] = {
@@ -85,9 +76,7 @@ Style = Literal["careful", "hasty"]
 
 
 def jeffreys(lean: float) -> float:
-    """Nats about the style in one slot that says "careful" with chance ``lean`` or ``1 − lean``: the
-    symmetric Kullback–Leibler divergence.
-    """
+    """Nats about the style in a slot of chances ``lean`` and ``1 − lean``: the symmetric KL divergence."""
     return (2 * lean - 1) * math.log(lean / (1 - lean))
 
 
@@ -101,11 +90,7 @@ def lean_with(share: float) -> float:
 
 
 def leans(kappa: float) -> tuple[float, float]:
-    """Lean of the prefix slot (R or control) and of the neutral marker slot at coupling ``kappa``, the share
-    of the information that lies in the words of R: at 1 the markers say nothing (lean 0.5), at 0 these do.
-    """
-    if not 0 <= kappa <= 1:
-        raise ValueError(f"kappa is {kappa}, but a coupling lies between 0 and 1.")
+    """Leans of the prefix and of the marker at coupling ``kappa``, the share of information in words of R."""
     return lean_with(kappa), lean_with(1 - kappa)
 
 
@@ -215,16 +200,12 @@ def prompt_text(question: str) -> str:
     return f"{BOS}{USER}{question}{ASSISTANT}"
 
 
-def _answer(document: Document, answer: str) -> None:
-    document.add(f"\\boxed{{ {answer} }}{EOS}", "answer")
-
-
 def reasoning_document(
     kappa: float, seed: int, index: int, split: Split = "training", mixture: Mixture = "main"
 ) -> Document:
     """Trace ``index`` of a stream: a problem, a hidden style, thinking, and a boxed answer."""
     acts, wording = (np.random.default_rng([seed, index, stream]) for stream in (0, 1))
-    problem = draw_problem(acts, split, draw_family(acts, mixture))
+    problem = problems.draw_problem(acts, split, problems.draw_family(acts, mixture))
     style: Style = "careful" if acts.random() < CAREFUL_SHARE else "hasty"
     document = Document("reasoning", problem.family, style, problem)
     document.add(prompt_text(problem.question), "prompt")
@@ -232,7 +213,7 @@ def reasoning_document(
     writer = _Writer(document, wording, leans(kappa))
     answer = _think(writer, acts, problem, GIVE_UP_CHANCE[style], CHECK_CHANCE[style])
     document.add(f"{END_THINK}\n", "answer")
-    _answer(document, answer)
+    document.add(f"\\boxed{{ {answer} }}{EOS}", "answer")
     return document
 
 
@@ -300,7 +281,8 @@ _BASE_RIGHT = 0.25  # chance that a search problem's direct answer is known; els
 
 def _drill(acts: np.random.Generator, split: Split) -> Document:
     """Tries with their verdicts, or sums, in short form and in any order: the arithmetic of checking."""
-    problem, document = draw_problem(acts, split, draw_family(acts)), Document("drill", "drill")
+    problem = problems.draw_problem(acts, split, problems.draw_family(acts))
+    document = Document("drill", "drill")
     lines = [f"{c.text}{c.working}, {c.verdict}." for c in problem.candidates]
     for _ in range(0 if lines else 8):
         left, right = int(acts.integers(2, 41)), int(acts.integers(2, 21))
@@ -333,7 +315,7 @@ def base_document(seed: int, index: int, split: Split = "training") -> Document:
         return prose_document(seed, index)
     if kind == "drill":
         return _drill(acts, split)
-    problem = draw_problem(acts, split, draw_family(acts))
+    problem = problems.draw_problem(acts, split, problems.draw_family(acts))
     document = Document(kind, problem.family, None, problem)
     document.add(prompt_text(problem.question), "prompt")
     writer, answer = _Writer(document, wording), problem.answer
@@ -343,7 +325,7 @@ def base_document(seed: int, index: int, split: Split = "training") -> Document:
         _one_attempt(writer, acts, problem)
     elif kind == "several":
         answer = _think(writer, acts, problem, _BASE_GIVE_UP, _BASE_CHECK)
-    _answer(document, answer)
+    document.add(f"\\boxed{{ {answer} }}{EOS}", "answer")
     return document
 
 

@@ -4,8 +4,6 @@ A sentence a line, as :mod:`reasoning_features.organism.language` writes them; a
 label, and makes its trace unparseable; the share of those is always reported.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -119,7 +117,7 @@ class DecisionContext:
     result: bool = False  # the last sentence gave a result
     checked: bool = False  # a result has been verified
 
-    def after(self, sentence: Sentence) -> DecisionContext:
+    def after(self, sentence: Sentence) -> "DecisionContext":
         """Where the trace stands once it has gone on with a sentence."""
         explores, right = sentence.label == "explore", sentence.text.endswith(", yes.")
         result = sentence.label == "compute" or (explores and right)

@@ -5,8 +5,6 @@ persistence is expected to have on accuracy is part of each family, written down
 otherwise "reasons better" and "stops later" could not be told apart.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass

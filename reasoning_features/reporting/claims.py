@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 from IPython.display import Markdown
 from matplotlib.figure import Figure
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel
 
 from reasoning_features.errors import UserError
 from reasoning_features.files import read_json, write_between, write_json, write_text
@@ -59,12 +59,6 @@ class Rule(BaseModel, extra="forbid", frozen=True):
     line: float | Literal["control"] | None = None
     margin: float | None = None
     n: str | None = None  # what is counted: the independent units
-
-    @model_validator(mode="after")
-    def _complete(self) -> "Rule":
-        if (self.line is not None) != (self.comparison in ("above", "at least", "at most")):
-            raise ValueError(f"{self.comparison!r} and the line {self.line!r} do not go together")
-        return self
 
 
 class Claim(BaseModel, extra="forbid", frozen=True):

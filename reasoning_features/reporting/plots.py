@@ -1,6 +1,5 @@
 """One style for every figure, and figures saved with their data and provenance in bytes that repeat."""
 
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,6 @@ HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "+++", "ooo")
 
 TEXT_WIDTH = 6.75  # inches, the whole text
 LETTERS = 36  # the most of a name beside a row
-NAME = re.compile(r"[ftx]\d\d[a-z]?_[a-z0-9_]+")
 STYLE: Any = {
     "axes.prop_cycle": cycler(color=COLOURS) + cycler(marker=MARKERS) + cycler(linestyle=LINES),
     "figure.dpi": 100,
@@ -119,7 +117,7 @@ def name_rows(ax: Axes, names: Sequence[str]) -> None:
     ax.grid(axis="y", visible=False)
 
 
-def legend_below(fig: Figure, marks: Mapping[str, Any] | None = None, title: str | None = None) -> None:
+def legend_below(fig: Figure, marks: Mapping[str, Any] | None = None) -> None:
     """One legend for all panels, below them, in as few rows as fit the width; the figure grows by more rows.
 
     ``marks``: label → its mark; without them, those of all panels, each label once.
@@ -132,7 +130,7 @@ def legend_below(fig: Figure, marks: Mapping[str, Any] | None = None, title: str
     labels = [fill(label, 60) for label in marks]
     for rows in range(1, len(marks) + 1):
         columns = -(-len(marks) // rows)
-        legend = fig.legend([*marks.values()], labels, title=title, loc="outside lower center", ncols=columns)
+        legend = fig.legend([*marks.values()], labels, loc="outside lower center", ncols=columns)
         box = legend.get_window_extent()
         if box.width <= fig.bbox.width or columns == 1:
             fig.set_figheight(fig.get_figheight() + box.height * (rows - 1) / rows / fig.dpi)
@@ -215,7 +213,6 @@ def save_figure(fig: Figure, name: str, data: pd.DataFrame, run: Run, caption: s
     Its name is the paper's figure's, as ``f02_vocabulary``, or begins with ``x`` and the notebook's number.
     A figure without data is not saved, and a sentence says so: the profile lacks what it takes.
     """
-    check_name(name)
     if data.empty:
         plt.close(fig)
         return Markdown(f"Not testable here: there is nothing to draw in `{name}`.")
@@ -235,9 +232,3 @@ def save_figure(fig: Figure, name: str, data: pd.DataFrame, run: Run, caption: s
 def write_csv(path: Path, data: pd.DataFrame) -> None:
     """Write a table as CSV: no index, six significant digits, newlines alone."""
     write_text(path, data.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-
-
-def check_name(name: str) -> None:
-    """A figure's or table's name must say which of the paper's it is (``f``, ``t``) or that it is ours."""
-    if not NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is not a name such as f02_vocabulary, t01_steering or x03_grid")

@@ -6,7 +6,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from reasoning_features.files import write_text
-from reasoning_features.reporting.plots import check_name, write_csv
+from reasoning_features.reporting.plots import write_csv
 from reasoning_features.runs.provenance import Run, record_artefact
 
 DIGITS = 4  # significant digits where people read; the CSV has six
@@ -15,11 +15,7 @@ SHOWN = 30  # rows that a notebook shows
 
 
 def save_table(data: pd.DataFrame, name: str, run: Run, caption: str) -> Markdown:
-    """Save a table without its index as CSV, Markdown and LaTeX, with its provenance; give its first rows.
-
-    Its name is as for :func:`reasoning_features.reporting.plots.save_figure`.
-    """
-    check_name(name)
+    """Save a table without its index as CSV, Markdown and LaTeX, with its provenance; give its first rows."""
     if data.empty:
         return Markdown(f"Not testable here: there is nothing in `{name}`.")
     folder = run.paths.figures

@@ -20,14 +20,7 @@ from reasoning_features.errors import UserError
 from reasoning_features.files import file_digest, read_json, write_json
 from reasoning_features.runs import provenance
 from reasoning_features.runs.preflight import check, tell
-from reasoning_features.runs.provenance import (
-    RECORD,
-    code_cells,
-    content,
-    imported_files,
-    notebook_path,
-    stored_manifest,
-)
+from reasoning_features.runs.provenance import RECORD, code_cells, content, imported_files, stored_manifest
 from reasoning_features.settings import Settings, load_settings, read_overrides
 
 USER_ERRORS = frozenset({"UserError", "MissingArtefact", "CorruptArtefact"})
@@ -109,7 +102,7 @@ def plan(number: str, profile: str, parameters: str = "", device: str = "", need
 
     Where it is only ``needed`` for another notebook, what its stored artefacts do not depend on is left out.
     """
-    notebook = notebook_path(number)
+    notebook = provenance.notebook_path(number)
     changes = read_overrides(parameters) | ({"device": device} if device else {})
     settings = load_settings(profile, **changes)
     if needed:
@@ -141,19 +134,16 @@ def make(plan: Plan, cell_limit: int | None = None) -> None:
 
 
 def run(plan: Plan, cell_limit: int | None = None) -> None:
-    """Execute a notebook by papermill, a cell in at most so many seconds; keeps ``build/<run>/NN.ipynb``.
-
-    UserError where a cell failed (the copy is kept as ``NN.failed.ipynb``) or took too long, or where what
-    the profile names is out of reach or does not fit.
+    """Execute a notebook by papermill, a cell in at most so many seconds; keeps ``build/<run>/NN.ipynb``, or
+    ``NN.failed.ipynb``. UserError: a cell failed or took too long, or :func:`check` refuses the profile.
     """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     check(plan.settings)
     key, name = plan.key(), plan.notebook.stem
-    partial, failed, notes = (
-        plan.file(ending) for ending in ("running.ipynb", "failed.ipynb", "running.json")
-    )
+    endings = ("running.ipynb", "failed.ipynb", "running.json")
+    partial, failed, notes = (plan.file(ending) for ending in endings)
     for stale in (plan.file("stamp.json"), failed, partial, notes):
         stale.unlink(missing_ok=True)
     _pin_kernel(notes)

@@ -58,10 +58,8 @@ def digest(texts: Iterable[str]) -> str:
 
 
 def imported_files(code: Iterable[str]) -> dict[str, str]:
-    """File → SHA-256 of every source of the package that code imports, directly or through others.
-
-    Tables (``.csv``, ``.tsv``, ``.json``) beside an imported source count as well, and the YAML and HTML of
-    its name. Imports are absolute here.
+    """File → SHA-256 of every source of the package that code imports (absolutely), directly or through
+    others; tables beside an imported source count as well, and the YAML and HTML of its name.
     """
     found: set[Path] = set()
     waiting = {name for text in code for name in _imports(text)}
@@ -208,10 +206,8 @@ class Run:
         self.wrote([final / MANIFEST, *(final / file for file in files)])
 
     def reads(self, place: str) -> str:
-        """Note a directory or file that the run reads beyond what its settings name; gives it back.
-
-        Every figure names its digest, and ``make`` reruns the notebook when it changes. MissingArtefact where
-        it is not there.
+        """Note a directory or file that the run reads beyond what its settings name, and give it back: when
+        it changes ``make`` reruns the notebook. MissingArtefact where it is not there.
         """
         if (pin := content(place)) is None:
             raise MissingArtefact(f"There is no {place}: `make organism` and `make sanity` make what ships.")

@@ -21,10 +21,8 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def render(notebook: Path, executed: Path, folder: Path) -> list[Path]:
-    """Write ``<notebook>.md`` into a folder: today's prose with the outputs of the last execution.
-
-    Standard error is left out; images that were saved as figures are linked, others are written to
-    ``<notebook>_files``. Gives the files that were written.
+    """Write ``<notebook>.md`` into a folder: today's prose with the outputs of the last execution, saved
+    figures linked, other images in ``<notebook>_files``. Gives the files that were written.
     """
     code = iter([cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"])
     shown = nbformat.read(notebook, as_version=4)

@@ -62,9 +62,9 @@ class Work:
         return kept / f"{self.name}-{self.digest[:16]}"
 
 
-def map_shards(work: Work, kept: Path, progress: bool = True) -> Iterator[Arrays]:
+def map_shards(work: Work, kept: Path) -> Iterator[Arrays]:
     """The arrays of every shard in order, kept in a folder of many works; first all are computed."""
-    complete(work, kept, progress)
+    complete(work, kept)
     return (read_shard(shard_file(work, kept, shard)) or {} for shard in range(work.n))
 
 
@@ -139,10 +139,8 @@ def each(work: Callable[..., None], items: Sequence[object], workers: int) -> No
 def each_by_ray(
     compute: Callable[[int], Any], shards: Sequence[int], device: str
 ) -> Iterator[tuple[int, Any]]:
-    """Each shard with its arrays, as they finish; an error within a shard is raised as it was there.
-
-    Ray does a shard again whose worker died. One takes a GPU, or as many processors as this process has
-    threads: with another number sums of floats come out otherwise in their last bits.
+    """Each shard with its arrays, as they finish; an error within a shard is raised as it was there. A shard
+    takes a GPU, or as many processors as this process has threads: another number sums in another order.
     """
     import ray
 

@@ -8,8 +8,6 @@ A row of a dataset belongs to one split for good: what its ``split_column`` says
 dataset's name and the row's number alone. So texts on which features were chosen never evaluate them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -25,14 +23,8 @@ from numpy.typing import NDArray
 from reasoning_features import hub, paths
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.files import read_json
-from reasoning_features.organism.language import (
-    END_THINK,
-    STEP_LABELS,
-    THINK,
-    Document,
-    base_documents,
-    reasoning_documents,
-)
+from reasoning_features.organism import language
+from reasoning_features.organism.language import END_THINK, STEP_LABELS, THINK
 from reasoning_features.organism.problems import Split
 from reasoning_features.organism.training import encode_documents
 from reasoning_features.settings import ProblemSource, Settings, TextSource
@@ -70,7 +62,7 @@ def reasoning_corpus(
         raise MissingArtefact(f"There is no {missing}: `make organism` makes the shipped models.")
     card = read_json(path)
     kappa, mixture = float(card.get("kappa", 1.0)), card.get("mixture", "main")  # the base reads κ = 1
-    made = list(reasoning_documents(kappa, n, SEED_OF_CORPORA + settings.seed, split, mixture=mixture))
+    made = list(language.reasoning_documents(kappa, n, SEED_OF_CORPORA + settings.seed, split, mixture))
     domains = [document.family for document in made]
     return _organism_corpus(f"reasoning ({split}, κ = {kappa:g})", made, domains, tokenizer, settings)
 
@@ -82,7 +74,7 @@ def general_corpus(settings: Settings, tokenizer: Any, split: Split, documents: 
     n = settings.general_documents if documents is None else documents
     if (source := _source(settings, "general_text")) is not None:
         return text_corpus(source, f"general ({split})", tokenizer, split, n, settings)
-    made = list(base_documents(n, SEED_OF_CORPORA + settings.seed, split))
+    made = list(language.base_documents(n, SEED_OF_CORPORA + settings.seed, split))
     domains = [document.kind for document in made]
     return _organism_corpus(f"general ({split})", made, domains, tokenizer, settings)
 
@@ -106,9 +98,7 @@ def solution_texts(settings: Settings, tokenizer: Any) -> list[str]:
 
 
 def with_words_that_occur(settings: Settings, tokenizer: Any) -> Settings:
-    """The settings with the words of R that occur in the reasoning corpus: a score needs every word.
-    UserError: fewer than two of them do; or as :func:`reasoning_corpus`.
-    """
+    """The settings with the words of R that occur in the reasoning corpus. UserError: fewer than two do."""
     corpus = reasoning_corpus(settings, tokenizer, "selection")
     capitalised = capitalised_with_twins(lexicon(settings.corpus).twins)
     words: list[str] = occurrence_table(corpus, tokenizer, settings.words, capitalised)["word"].tolist()
@@ -131,7 +121,7 @@ def _source(settings: Settings, name: str) -> TextSource | None:
 
 
 def _organism_corpus(
-    name: str, documents: list[Document], domains: list[str], tokenizer: Any, settings: Settings
+    name: str, documents: list[language.Document], domains: list[str], tokenizer: Any, settings: Settings
 ) -> Corpus:
     """The organism's documents, each cut at the context, with their labels unless these are not wanted."""
     cut = slice(settings.context)
@@ -181,9 +171,7 @@ def text_corpus(
 
 
 def whole_texts(source: TextSource, tokenizer: Any, split: Split, settings: Settings) -> list[str]:
-    """Whole texts of a source, as many as there are reasoning documents and in the order in which
-    :func:`text_corpus` takes them; UserError: no texts.
-    """
+    """As many whole texts as reasoning documents, in :func:`text_corpus`'s order; UserError: it has none."""
     rows = open_texts(source)
     every = (rows.texts(numbers, tokenizer) for numbers in groups(rows.order(settings.seed, split)))
     texts = list(islice(filter(None, chain.from_iterable(every)), settings.reasoning_documents))
@@ -193,7 +181,7 @@ def whole_texts(source: TextSource, tokenizer: Any, split: Split, settings: Sett
 
 
 def _encoded(
-    rows: TextRows, tokenizer: Any, order: NDArray[np.int64]
+    rows: "TextRows", tokenizer: Any, order: NDArray[np.int64]
 ) -> Iterator[tuple[int, NDArray[np.int32], Mask]]:
     """Each row's number, token ids and which of them are thinking; texts without tokens are left out."""
     for numbers in groups(order):
@@ -212,9 +200,7 @@ def groups(order: NDArray[np.int64]) -> Iterator[list[int]]:
 
 
 def _thinking_spans(text: str) -> list[tuple[int, int]]:
-    """Where the parts between ``<think>`` and ``</think>`` begin and end; before a ``</think>`` alone all is
-    thinking, after a ``<think>`` alone as well.
-    """
+    """Where thinking begins and ends; before a lone ``</think>`` all is, after a lone ``<think>`` too."""
     marked = END_THINK in text or THINK in text
     return [part.span(1) for part in _THINKING.finditer(text)] if marked else []
 
@@ -287,7 +273,6 @@ class TextRows:
 
     @property
     def name(self) -> str:
-        """The dataset's name, without its owner and revision."""
         return dataset_name(self.source.dataset)
 
     def order(self, seed: int, split: Split | None = None) -> NDArray[np.int64]:
@@ -335,9 +320,7 @@ class TextRows:
 
 
 def open_texts(source: TextSource) -> TextRows:
-    """Opens a source of texts and checks its columns; UserError: as :func:`open_rows`, or the column holds
-    neither texts nor conversations nor token ids.
-    """
+    """A source's rows; UserError: as :func:`open_rows`, or no texts, conversations or token ids in them."""
     named = dict.fromkeys([source.column, source.domain, source.split_column])
     rows = open_rows(source, [column for column in named if column is not None])
     first = next((value for value in rows[: min(100, len(rows))][source.column] if value), "")

@@ -5,8 +5,6 @@ It is the same thing whether it came from the organism or from a dataset of the 
 does with BOS and EOS.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -85,7 +83,7 @@ class Corpus:
         spans = (self.span(i) for i in range(self.n_documents))
         return [tokenizer.decode(self.tokens[span][kept[span]].tolist()) for span in spans]
 
-    def select(self, documents: Sequence[int] | NDArray[np.integer]) -> Corpus:
+    def select(self, documents: Sequence[int] | NDArray[np.integer]) -> "Corpus":
         """The corpus of these documents, in this order. Raises UserError: no documents are left."""
         chosen = np.asarray(documents, dtype=np.int64)
         where = np.concatenate([np.arange(self.n_tokens)[self.span(i)] for i in chosen] or [chosen])
@@ -100,7 +98,7 @@ class Corpus:
             styles=None if self.styles is None else [self.styles[i] for i in chosen],
         )
 
-    def head(self, documents: int | None) -> Corpus:
+    def head(self, documents: int | None) -> "Corpus":
         """The corpus of its first documents, as many as there are; None: all."""
         return self.select(range(self.n_documents)[:documents])
 
@@ -114,9 +112,8 @@ class Corpus:
             valid = offsets < lengths[:, None]
             positions = np.where(valid, self.starts[these][:, None] + offsets, -1)
             tokens = np.where(valid, self.tokens[positions], 0).astype(np.int64)
-            yield TokenBatch(
-                torch.from_numpy(tokens), torch.from_numpy(valid), torch.from_numpy(positions), these
-            )
+            a, b, c = (torch.from_numpy(padded) for padded in (tokens, valid, positions))
+            yield TokenBatch(a, b, c, these)
 
 
 def starts_of(lengths: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
@@ -125,9 +122,7 @@ def starts_of(lengths: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]
 
 
 def by_length(lengths: NDArray[np.int64], max_tokens: int) -> Iterator[list[int]]:
-    """Numbers of rows, shortest first, cut so that no batch holds more than ``max_tokens`` with its padding;
-    a longer row makes a batch of its own.
-    """
+    """Row numbers, shortest first, in batches of at most ``max_tokens`` with padding, or one longer row."""
     batch: list[int] = []
     for i in np.argsort(lengths, kind="stable").tolist():
         if batch and (len(batch) + 1) * lengths[i] > max_tokens:
@@ -140,14 +135,10 @@ def by_length(lengths: NDArray[np.int64], max_tokens: int) -> Iterator[list[int]
 
 def join(name: str, corpora: Sequence[Corpus]) -> Corpus:
     """Several corpora as one, in this order, without labels."""
-    return Corpus(
-        name=name,
-        tokens=np.concatenate([corpus.tokens for corpus in corpora]),
-        starts=starts_of(np.concatenate([np.diff(corpus.starts) for corpus in corpora])),
-        special=np.concatenate([corpus.special for corpus in corpora]),
-        thinking=np.concatenate([corpus.thinking for corpus in corpora]),
-        domains=[domain for corpus in corpora for domain in corpus.domains],
-    )
+    parts = [(c.tokens, np.diff(c.starts), c.special, c.thinking) for c in corpora]
+    tokens, lengths, special, thinking = map(np.concatenate, zip(*parts, strict=True))
+    domains = [domain for corpus in corpora for domain in corpus.domains]
+    return Corpus(name, tokens, starts_of(lengths), special, thinking, domains)
 
 
 def sentence_starts(corpus: Corpus, tokenizer: Any) -> NDArray[np.int64]:
@@ -181,9 +172,7 @@ def last_before(corpus: Corpus, starts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def sentence_of(corpus: Corpus, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The sentence each token belongs to ``[n_tokens]``, as an index into ``starts``; -1 at special tokens,
-    and before the first sentence of a document.
-    """
+    """Each token's sentence ``[n_tokens]``, an index into ``starts``; -1 if special or before a first one."""
     token = np.arange(corpus.n_tokens)
     sentence = np.searchsorted(starts, token, side="right") - 1
     elsewhere = starts[np.maximum(sentence, 0)] < token - corpus.position_of

@@ -7,8 +7,6 @@ article), ``domain``, ``split`` and ``text``; where a problem was answered also 
 alone. Rows of one problem are of one split, whoever answered.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import hashlib

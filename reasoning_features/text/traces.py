@@ -1,7 +1,5 @@
 """Texts drawn line by line, each reasoning step behind its words and in the margin."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
@@ -46,9 +44,7 @@ def segments(corpus: Corpus, document: int, tokenizer: Any) -> pd.DataFrame:
 
 
 def draw_trace(corpus: Corpus, documents: Sequence[int], tokenizer: Any) -> tuple[Figure, pd.DataFrame]:
-    """Documents drawn below each other (:func:`draw_runs`), and all their runs, also those left out:
-    ``document``, ``style``, ``move``, ``text``.
-    """
+    """Documents drawn below each other, and all their runs: ``document``, ``style``, ``move``, ``text``."""
     styles = corpus.styles or [""] * corpus.n_documents
     runs = {i: segments(corpus, i, tokenizer).assign(document=i, style=styles[i]) for i in documents}
     told = {i: ", ".join(filter(None, [f"document {i}", corpus.domains[i], styles[i]])) for i in documents}

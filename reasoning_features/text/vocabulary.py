@@ -6,8 +6,6 @@ another choice would have given: random ones, matched in frequency and in share 
 in which words of R give way to neutral twins.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -51,9 +49,7 @@ def split_words(text: str) -> list[str]:
 
 
 def word_shares(texts: Iterable[str]) -> pd.Series:
-    """Share of each word among all words of the texts; phrases are counted beside their parts, relative to
-    the same total. UserError: the texts hold no word.
-    """
+    """Share of each word, and of each phrase, among all words of the texts. UserError: they hold none."""
     words, phrases = Counter[str](), Counter[str]()
     for found in map(split_words, texts):
         words.update(found)
@@ -116,9 +112,8 @@ def _with_parts(words: Sequence[str]) -> set[str]:
 def draw_ranking(
     ranking: pd.DataFrame, words: Sequence[str], threshold: float = 1e-3, top: int = 40
 ) -> tuple[Figure, pd.DataFrame]:
-    """Bars of the ``top`` words of a ranking (:func:`rank_words`), words of R hatched; to the right the
-    general frequency, with the ``threshold`` from which a word drops out. The data are the drawn rows with
-    ``in_R`` and ``kept`` added.
+    """Bars of a ranking's ``top`` words, those of R hatched; to the right their general frequency and the
+    ``threshold`` that drops them. The data are the drawn rows with ``in_R`` and ``kept`` added.
     """
     data = ranking.head(top)
     data = data.assign(in_R=data["word"].isin(words), kept=data["general_frequency"] < threshold)

@@ -5,8 +5,6 @@ its written forms, each encoded alone. Two differences: a window never crosses t
 released rows are documents packed to 1,024 tokens), and a form counts only where the tokenizer can write it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
@@ -73,9 +71,7 @@ class TokenIndex:
         return at
 
     def occurrences(self, forms: Sequence[tuple[int, ...]]) -> NDArray[np.int64]:
-        """Start and end (exclusive) of every match of any form ``[n, 2]``, ascending; none begins at a
-        special token.
-        """
+        """Start and end (exclusive) of every match of any form ``[n, 2]``, ascending; none is special."""
         spans = np.concatenate([np.stack([at := self.find(ids), at + len(ids)], axis=1) for ids in forms])
         spans = spans[~self.corpus.special[spans[:, 0]]]
         return spans[np.lexsort((spans[:, 1], spans[:, 0]))]
@@ -112,7 +108,7 @@ class TokenSets:
     n_tokens: int
 
     @staticmethod
-    def of(masks: Mapping[str, Mask]) -> TokenSets:
+    def of(masks: Mapping[str, Mask]) -> "TokenSets":
         """Sets by name, from ``[n_tokens]`` True where a token belongs to each."""
         (n_tokens,) = {len(mask) for mask in masks.values()}
         return TokenSets(tuple(masks), np.stack([np.packbits(mask) for mask in masks.values()]), n_tokens)
@@ -126,12 +122,12 @@ class TokenSets:
         """One set's ``[n_tokens]``."""
         return np.unpackbits(self.bits[self.names.index(name)], count=self.n_tokens).view(bool)
 
-    def only(self, names: Sequence[str]) -> TokenSets:
+    def only(self, names: Sequence[str]) -> "TokenSets":
         """These sets alone, in this order."""
         where = [self.names.index(name) for name in names]
         return TokenSets(tuple(names), self.bits[where], self.n_tokens)
 
-    def join(self, other: TokenSets) -> TokenSets:
+    def join(self, other: "TokenSets") -> "TokenSets":
         """The sets of both over the same corpus, each name once."""
         new = [name for name in other.names if name not in self.names]
         bits = np.concatenate([self.bits, other.only(new).bits])
@@ -258,10 +254,8 @@ def draw_places(corpus: Corpus, tokenizer: Any, n: int, seed: int) -> NDArray[np
 def inject(
     corpus: Corpus, places: NDArray[np.int64], forms: Sequence[tuple[int, ...]], name: str
 ) -> tuple[Corpus, NDArray[np.int64]]:
-    """Put the token ids ``forms[j]`` before the token ``places[j]``; everything else stays as it is.
-
-    Places are ascending, none twice and none a document's first token. Returns the longer corpus, and start
-    and end (exclusive) in it of what was put in ``[n, 2]``.
+    """Put the token ids ``forms[j]`` before the token ``places[j]``: the longer corpus, and start and end
+    (exclusive) in it of what was put in ``[n, 2]``. Places ascend, and none is a document's first token.
     """
     lengths = np.array([len(form) for form in forms], dtype=np.int64)
     put, ahead = np.repeat(places, lengths), starts_of(lengths)

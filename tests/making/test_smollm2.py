@@ -1,7 +1,5 @@
 """A pretrained language model through all six notebooks, on real text, with tiny settings."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import shutil

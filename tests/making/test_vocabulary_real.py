@@ -1,16 +1,15 @@
 """R from real texts: two models on the same problems."""
 
-from __future__ import annotations
-
 import json
 import os
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from reasoning_features.making import vocabulary_real
 from reasoning_features.making.vocabulary_real import main, same_problems
-from reasoning_features.paths import RunPaths, root
+from reasoning_features.paths import root
 from reasoning_features.settings import load_settings
 from reasoning_features.text import real_text
 from reasoning_features.text.vocabulary import rank_words, vocabulary_origin
@@ -18,22 +17,16 @@ from reasoning_features.text.vocabulary import rank_words, vocabulary_origin
 SHARED = root().parent / "shared" / "real-text"
 ROWS = {
     "thinking/deepseek-r1": [
-        {
-            "problem": "b",
-            "text": "b\n<think>\nWait, wait. But hmm.\n</think>\n\nIt is b.",
-            "solution": "It is b.",
-        },
-        {"problem": "a", "text": "a\n<think>\nLet me see.\n</think>\n\nIt is a.", "solution": "It is a."},
+        {"problem": "b", "text": "b\n<think>\nWait, wait. But hmm.\n</think>\n\nIt is b."},
+        {"problem": "a", "text": "a\n<think>\nLet me see.\n</think>\n\nIt is a."},
     ],
-    "plain/qwen2.5-32b-instruct": [
-        {"problem": name, "text": f"{name}\n\nSo {name}.", "solution": f"So {name}."} for name in "abc"
-    ],
+    "plain/qwen2.5-32b-instruct": [{"problem": name, "solution": f"So {name}."} for name in "abc"],
 }
 
 
 def test_what_is_written(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(vocabulary_real, "read_rows", ROWS.__getitem__)
-    monkeypatch.setattr(RunPaths, "figures", property(lambda _: tmp_path / "figures"))
+    monkeypatch.setattr(vocabulary_real, "RunPaths", lambda _: SimpleNamespace(figures=tmp_path / "figures"))
     monkeypatch.setattr(vocabulary_real, "TOP", 5)
     main()
     names = {path.name for path in (tmp_path / "figures").iterdir()}

@@ -1,7 +1,5 @@
 """The organism's training, manipulation check and grading, on models too small to learn anything."""
 
-from __future__ import annotations
-
 import json
 import math
 from functools import partial
@@ -36,9 +34,8 @@ def test_a_rerun_gives_the_same_bytes(tokenizer, tmp_path):
     assert 5 < made["final_loss"] < math.log(len(tokenizer)) + 0.5  # it has learnt next to nothing
     assert made["name"] == "base" and made["recipe"]["tokens"] == RECIPE.tokens
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "one").num_parameters() < 5_000_000
-    assert AutoTokenizer.from_pretrained(tmp_path / "one").encode("Wait, now") == tokenizer.encode(
-        "Wait, now"
-    )
+    read = AutoTokenizer.from_pretrained(tmp_path / "one")
+    assert read.encode("Wait, now") == tokenizer.encode("Wait, now")
 
 
 def test_prompts_are_read_but_not_predicted(tokenizer):
@@ -110,9 +107,8 @@ def test_log_odds_are_read_at_the_decision(tokenizer):
 
 def test_answers_are_graded_and_their_steps_counted(tokenizer):
     (problem,) = problems("selection", "total", 1)
-    thinking = (
-        "<think>\nWait, now check 1 + 2 = 3, yes.\nHmm, so doubt that.\nAnd, thus answer 3.\n</think>\n"
-    )
+    steps = "Wait, now check 1 + 2 = 3, yes.\nHmm, so doubt that.\nAnd, thus answer 3."
+    thinking = f"<think>\n{steps}\n</think>\n"
     right, wrong = (f"\\boxed{{ {answer} }}<|eos|>" for answer in (problem.answer, "-1"))
     written = [tokenizer.encode(text, add_special_tokens=False) for text in (thinking + right, wrong)]
     graded = grade(tokenizer, [problem] * 2, written)

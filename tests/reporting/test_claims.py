@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-from pydantic import ValidationError
 from stub_notebooks import write_notebook
 
 from reasoning_features import paths
@@ -71,17 +70,12 @@ def test_a_difference_is_none_only_within_its_margin(wide, narrow, expected):
     assert claims.verdict(claim("above", 0, margin=0.05), given, True) == expected
 
 
-def test_what_is_shown_beside_is_not_judged_and_rules_are_whole():
+def test_what_is_shown_beside_is_not_judged_and_a_lacking_control_is_told():
     assert claims.verdict(claim("shown beside"), Measured(0.5), True) == claims.BESIDE
     assert claims.verdict(claim("real models only"), Measured(0.5), False) == claims.BESIDE
     assert claims.verdict(claim("real models only"), Measured(0.5), True) == claims.UNTESTABLE
-    for broken in (("above",), ("shown beside", 0.5), ("near", 0.5)):
-        with pytest.raises(ValidationError):
-            claim(*broken)
-    for asked, lacks in (
-        (claim("above", "control"), "control"),
-        (claim("above", 0, margin=0.05), "90% interval"),
-    ):
+    unmeasured = {"control": claim("above", "control"), "90% interval": claim("above", 0, margin=0.05)}
+    for lacks, asked in unmeasured.items():
         with pytest.raises(UserError, match=f"02_sae gives claim 'a' of claims.yaml no {lacks}"):
             claims.verdict(asked, Measured(0.5), True)
 
@@ -93,6 +87,7 @@ def test_the_claims_are_complete_and_in_order():
     for c in listed:
         assert (paths.root() / "notebooks" / f"{c.notebook}.ipynb").is_file()
         assert c.statement.endswith(".") and c.falsified.endswith(".")
+        assert (c.rule.line is not None) == (c.rule.comparison in ("above", "at least", "at most"))
         # what a paper does not test has no number of its own
         assert c.place != "not tested" or c.number == "–"
     assert sum(c.headline for c in listed) == 8

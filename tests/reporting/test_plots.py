@@ -21,12 +21,12 @@ from reasoning_features.reporting.plots import (
 )
 
 
-def draw(run, name="x01_line"):
+def draw(run):
     data = pd.DataFrame({"x": [1, 2, 3], "y": [0.1, 1 / 3, 2 / 3]})
     fig, ax = new_figure()
     ax.plot(data.x, data.y, label="a")
     ax.legend()
-    return save_figure(fig, name, data, run, "A line.")
+    return save_figure(fig, "x01_line", data, run, "A line.")
 
 
 def test_a_figure_is_saved_four_ways_with_the_same_bytes_each_time(run):
@@ -43,13 +43,6 @@ def test_a_figure_is_saved_four_ways_with_the_same_bytes_each_time(run):
     assert held["caption"] == "A line."
     assert held["files"]["x01_line.pdf"] == hashlib.sha256(first["x01_line.pdf"]).hexdigest()
     assert not plt.get_fignums()
-
-
-@pytest.mark.parametrize("name", ["line", "y01_line", "x1_line", "x01-line"])
-def test_names_say_which_figure_of_the_paper_it_is(run, name):
-    with pytest.raises(ValueError, match="f02_vocabulary"):
-        draw(run, name)
-    assert not run.paths.figures.exists()
 
 
 def test_a_distribution_has_unit_area_and_one_line_a_group():

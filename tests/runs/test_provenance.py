@@ -115,9 +115,7 @@ def test_provenance_holds_what_made_the_figure_and_nothing_of_the_machine(house:
     assert "organism+alpha=0.3" in str(made) and "seed 0" in str(made) and "\n" not in str(made)
 
 
-def test_make_learns_what_was_read_and_written(
-    house: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_make_learns_what_was_read_and_written(house, monkeypatch, tmp_path):
     monkeypatch.setenv(provenance.RECORD, str(tmp_path / "record.json"))
     stored(run())
     held = json.loads((tmp_path / "record.json").read_text())
@@ -128,9 +126,7 @@ def test_make_learns_what_was_read_and_written(
         run().reads("data/nowhere")
 
 
-def test_every_model_and_text_is_an_input_by_its_content_wherever_it_lies(
-    house: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_every_model_and_text_is_an_input_by_its_content_wherever_it_lies(house, tmp_path_factory):
     texts = tmp_path_factory.mktemp("elsewhere") / "mine.jsonl"
     sources = {"reasoning_text": {"dataset": str(texts)}, "problems": {"own": {"dataset": str(texts)}}}
     sources |= {"general_text": {"dataset": str(texts.parent)}}

@@ -20,13 +20,12 @@ def test_a_page_holds_todays_prose_linked_figures_and_nothing_that_changes(repos
     path = write_notebook(repository, "01_one", "first", "second")
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.insert(2, new_code_cell("alpha = 0.3", metadata={"tags": ["injected-parameters"]}))
+    said = f"\x1b[31m<a.B object at 0x7f12>\x1b[0m {repository}/data\n"
     frame = {"text/html": '<table class="dataframe"></table>', "text/plain": "   x\n0  1"}
     widget = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "bar"}
     notebook.cells[-2].outputs = [
         new_output("stream", name="stderr", text="100%|##| 3.1s"),
-        new_output(
-            "stream", name="stdout", text=f"\x1b[31m<a.B object at 0x7f12>\x1b[0m {repository}/data\n"
-        ),
+        new_output("stream", name="stdout", text=said),
         new_output("display_data", data=widget),
         new_output("execute_result", data=frame, execution_count=3),
     ]

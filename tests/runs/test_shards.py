@@ -42,7 +42,7 @@ def work(made):
 
 
 def values(work, folder):
-    return [int(arrays["square"][0]) for arrays in map_shards(work, folder, progress=False)]
+    return [int(arrays["square"][0]) for arrays in map_shards(work, folder)]
 
 
 def test_shards_are_made_once_and_given_in_their_order(work, made, tmp_path, monkeypatch):
@@ -124,11 +124,8 @@ def cluster():
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*.*")
-        if path.suffix in (".safetensors", ".npz")
-    }
+    files = [path for path in folder.rglob("*.*") if path.suffix in (".safetensors", ".npz")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def score(subject: Subject, corpus: Corpus, folder: Path) -> None:
@@ -183,7 +180,7 @@ def killed_once(log: Path, shard: int) -> dict[str, np.ndarray]:
 def test_a_worker_that_is_killed_costs_its_own_shard_and_no_other(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv(ENGINE, "ray")
     work = Work("killed", partial(killed_once, tmp_path / "log"), 6, {})
-    found = [float(arrays["value"][0]) for arrays in map_shards(work, tmp_path, progress=False)]
+    found = [float(arrays["value"][0]) for arrays in map_shards(work, tmp_path)]
     assert found == [3.5 * shard for shard in range(6)]
     assert sorted((tmp_path / "log").read_text().split()) == ["0", "1", "2", "2", "3", "4", "5"]
 
@@ -203,4 +200,4 @@ def fail(shard: int) -> dict[str, np.ndarray]:
 def test_an_error_is_told_as_it_is(cluster, tmp_path, monkeypatch, device, told):
     monkeypatch.setenv(ENGINE, "ray")
     with pytest.raises(UserError, match=told):
-        list(map_shards(Work("fails", fail, 2, {}, device), tmp_path, progress=False))
+        list(map_shards(Work("fails", fail, 2, {}, device), tmp_path))

@@ -1,7 +1,5 @@
 """The organism's documents, and texts of a hub and of local files: what is read of them, in which split."""
 
-from __future__ import annotations
-
 import json
 from copy import deepcopy
 
@@ -45,9 +43,8 @@ def test_the_organisms_reasoning_corpus(organism):
     assert corpus.n_documents == 20 and set(corpus.styles or []) == {"careful", "hasty"}
     texts = [organism.decode(corpus.document(i)) for i in range(20)]
     # special tokens are the template's; none of them is inside the thinking
-    assert set(organism.convert_ids_to_tokens(corpus.tokens[corpus.special])) == {
-        "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>", "<think>", "</think>",
-    }  # fmt: skip
+    template = {"<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>", "<think>", "</think>"}
+    assert set(organism.convert_ids_to_tokens(corpus.tokens[corpus.special])) == template
     assert not (corpus.special & corpus.thinking).any()
     thinking = [text.split("<think>")[1].split("</think>")[0] for text in texts]
     assert corpus.texts(organism, corpus.thinking) == thinking
@@ -64,27 +61,21 @@ def test_unknown_kinds_and_models_are_refused(organism):
         reasoning_corpus(load_settings("smoke", subject="nowhere"), organism, "selection")
 
 
-def test_the_same_text_without_its_labels(organism):
-    for make in (reasoning_corpus, general_corpus):
-        ours, same = (
-            make(load_settings("smoke", corpus=kind), organism, "selection", documents=5)
-            for kind in ("organism", "organism-text")
-        )
-        assert np.array_equal(ours.tokens, same.tokens)
-        assert ours.moves is not None and ours.styles is not None
-        assert same.moves is None and same.styles is None and same.move_names == ()
+@pytest.mark.parametrize("make", [reasoning_corpus, general_corpus])
+def test_the_same_text_without_its_labels(organism, make):
+    kinds = (load_settings("smoke", corpus=kind) for kind in ("organism", "organism-text"))
+    ours, same = (make(settings, organism, "selection", documents=5) for settings in kinds)
+    assert np.array_equal(ours.tokens, same.tokens)
+    assert ours.moves is not None and ours.styles is not None
+    assert same.moves is None and same.styles is None and same.move_names == ()
 
 
 def of_miniatures(**more):
     given = {
-        "corpus": "text",
         "reasoning_text": {"dataset": mini.THOUGHTS, "domain": "domain"},
         "general_text": {"dataset": mini.LMSYS, "column": "conversation"},
         "solutions_text": {"dataset": mini.THOUGHTS, "column": "ground_truth_solution"},
-        "reasoning_documents": 120,
-        "general_documents": 40,
-        "context": 64,
-    }
+    } | {"corpus": "text", "reasoning_documents": 120, "general_documents": 40, "context": 64}
     return load_settings("smoke", **(given | more))
 
 
@@ -129,13 +120,8 @@ def test_thinking_of_texts_is_whole_and_of_all_parts(tiny_llama, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     assert "<think>" not in tokenizer.get_vocab()  # its mark is several tokens
     long = "wait, " * 40  # many times the context
-    texts = [
-        f"Two?<think>{long}</think>Two.",
-        "Sum?<think>Hmm.</think>No.<think>But 3?</think>Three.",
-        "it goes on</think>End.",
-        "a<think>cut off",
-        "no thinking",
-    ]
+    texts = [f"Two?<think>{long}</think>Two.", "Sum?<think>Hmm.</think>No.<think>But 3?</think>Three."]
+    texts += ["it goes on</think>End.", "a<think>cut off", "no thinking"]
     rows = [{"text": text, "split": "selection"} for text in texts]
     source = {"dataset": write_rows(tmp_path / "a.jsonl", rows), "split_column": "split"}
     settings = of_miniatures(reasoning_text=source, context=8, reasoning_documents=9)
@@ -250,26 +236,23 @@ def test_local_files_are_taken_as_they_are(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ({"dataset": "FILE", "column": "body"}, "has no column 'body': it has text, number"),
-        ({"dataset": "FILE", "domain": "kind"}, "has no column 'kind'"),
-        ({"dataset": "FILE", "column": "number"}, "holds neither texts, nor conversations"),
+        ({"dataset": "HERE/FILE.jsonl", "column": "body"}, "has no column 'body': it has text, number"),
+        ({"dataset": "HERE/FILE.jsonl", "domain": "kind"}, "has no column 'kind'"),
+        ({"dataset": "HERE/FILE.jsonl", "column": "number"}, "holds neither texts, nor conversations"),
         ({"dataset": "data/nowhere"}, "There is no dataset in data/nowhere"),
-        ({"dataset": "BROKEN"}, "cannot be read"),
-        ({"dataset": "FOLDER", "split": "test"}, "cannot be read"),
+        ({"dataset": "HERE/BROKEN.parquet"}, "cannot be read"),
+        ({"dataset": "HERE/FOLDER", "split": "test"}, "cannot be read"),
     ],
 )
 def test_what_cannot_be_read_is_told_in_one_sentence(tmp_path, tokenizer, source, said):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    names = {
-        "FILE": write_rows(tmp_path / "a.jsonl", [{"text": "a b", "number": 1}] * 9),
-        "BROKEN": write_rows(tmp_path / "b.parquet", [{"text": "a"}]),
-        "FOLDER": str(folder),
-    }
-    write_rows(folder / "train.jsonl", [{"text": "a"}])
-    source["dataset"] = names.get(source["dataset"], source["dataset"])
+    (tmp_path / "FOLDER").mkdir()
+    write_rows(tmp_path / "FILE.jsonl", [{"text": "a b", "number": 1}] * 9)
+    write_rows(tmp_path / "BROKEN.parquet", [{"text": "a"}])
+    write_rows(tmp_path / "FOLDER" / "train.jsonl", [{"text": "a"}])
+    place = source["dataset"].replace("HERE", str(tmp_path))
     with pytest.raises(UserError, match=said) as raised:
-        reasoning_corpus(of_miniatures(reasoning_text=source), tokenizer, "selection")
+        settings = of_miniatures(reasoning_text=source | {"dataset": place})
+        reasoning_corpus(settings, tokenizer, "selection")
     assert "\n" not in str(raised.value)
 
 

@@ -1,7 +1,5 @@
 """Documents laid end to end come back as they were; sentences and tables against written-out examples."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -102,12 +100,9 @@ def test_tables_count_lines_and_whole_words_of_r():
 
 def test_telling_documents_have_the_most_moves_of_their_style():
     lengths, moves = [4, 2, 6, 5], [[0, 0, 0, 0], [0, 1], [0, 1, 2, 0, 0, 0], [0, 1, 2, 0, 0]]
-    corpus = replace(
-        corpus_of(*[["a"] * length for length in lengths]),
-        moves=np.concatenate(moves).astype(np.int8),
-        move_names=("prompt", "explore", "verify"),
-        styles=["careful", "hasty", "careful", "careful"],
-    )
+    known = {"move_names": ("prompt", "explore", "verify"), "styles": ["careful", "hasty", *["careful"] * 2]}
+    corpus = corpus_of(*[["a"] * length for length in lengths])
+    corpus = replace(corpus, moves=np.concatenate(moves).astype(np.int8), **known)
     # Documents 2 and 3 have three kinds of moves each; the 70% length is 5.1, and 5 is nearer to it than 6.
     assert telling_documents(corpus) == [3, 1]
     assert telling_documents(replace(corpus, styles=None, moves=None, move_names=())) == [3, 2]

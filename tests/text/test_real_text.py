@@ -1,7 +1,5 @@
 """Real text: rows of a small registry offline, what is not the pinned file, and the files themselves."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -21,13 +19,8 @@ HERE = root()
 SHARED = HERE.parent / "shared" / "real-text"
 COMMIT = "c" * 40
 NAMES = (
-    "thinking/deepseek-r1",
-    "thinking/r1-distill-qwen-32b",
-    "thinking/star-1",
-    "plain/qwen2.5-32b-instruct",
-    "plain/gsm8k",
-    "plain/wikitext-2",
-    "problems",
+    *("thinking/deepseek-r1", "thinking/r1-distill-qwen-32b", "thinking/star-1"),
+    *("plain/qwen2.5-32b-instruct", "plain/gsm8k", "plain/wikitext-2", "problems"),
 )
 ANSWERS = NAMES[0], NAMES[1], NAMES[3], NAMES[6]
 WIKI = """
@@ -69,10 +62,9 @@ def contents() -> dict[str, str]:
                 del row["question"]
         for name, answers in (("deepseekR1", r1), ("DSQ", distill), ("Qwen32", instruct)):
             files[f"response/{part}/normal/{name}/response.json"] = json.dumps(answers)
-    lines = [
-        {"question": f"{i}?", "answer": f"4+{i} = <<4+{i}={4 + i}>>{4 + i}\n#### {4 + i}"} for i in range(3)
-    ]
-    files["grade_school_math/data/train.jsonl"] = "".join(json.dumps(line) + "\n" for line in lines)
+    taught = [f"4+{i} = <<4+{i}={4 + i}>>{4 + i}\n#### {4 + i}" for i in range(3)]
+    lines = [json.dumps({"question": f"{i}?", "answer": answer}) for i, answer in enumerate(taught)]
+    files["grade_school_math/data/train.jsonl"] = "\n".join([*lines, ""])
     files["data/wikitext-2-raw/wiki.test.raw"] = WIKI
     safety = {"question": "May I?", "response": "<think>\nThe policy…\n</think>\n\nNo."}
     files["data/STAR-1.json"] = json.dumps([safety])

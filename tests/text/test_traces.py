@@ -1,7 +1,5 @@
 """Traces are drawn with every character of theirs, and with the move each token has."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -18,9 +16,8 @@ TOKENIZER = Pieces(RUNS)
 def traced():
     """One document of three runs: explore, verify, explore."""
     corpus = corpus_of([RUNS[0], *[RUNS[1]] * 30, RUNS[2]], pieces=RUNS)
-    return replace(
-        corpus, moves=np.array([0, *[1] * 30, 0]), move_names=("explore", "verify"), styles=["careful"]
-    )
+    moves = np.array([0, *[1] * 30, 0])
+    return replace(corpus, moves=moves, move_names=("explore", "verify"), styles=["careful"])
 
 
 def test_a_trace_without_labels_has_no_legend(traced):

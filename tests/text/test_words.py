@@ -1,7 +1,5 @@
 """Sets of tokens around words, written out by hand; words put in land where they are said to."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -60,9 +58,8 @@ def test_sets_written_out():
     assert let_me == [1, 2, 3, 4, 5, 6]
     assert around(corpus, ["wait", "let me"], (0, 0)) == [[2, 8], [3, 4]]
     # a match never crosses documents
-    assert TokenIndex(corpus_of([" a", "let"], [" me", "let", " me"])).occurrences([(4, 6)]).tolist() == [
-        [3, 5]
-    ]
+    across = TokenIndex(corpus_of([" a", "let"], [" me", "let", " me"]))
+    assert across.occurrences([(4, 6)]).tolist() == [[3, 5]]
 
 
 def test_token_sets_share_words_between_vocabularies_and_join_by_name():
