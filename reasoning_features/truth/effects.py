@@ -3,8 +3,10 @@
 A trace is written twice, token for token: in the words that careful traces lean to, and in those of hasty
 ones. At a decision's own token the residual stream of the first is moved towards the second's, and the effect
 is how far the log-odds of the decision fall. A feature i alone is moved by adding (a'_i − a_i)·W_dec,i, where
-a and a' are its activations in the two wordings. (Set to its mean instead, a feature that tells careful
-traces from hasty ones would raise the log-odds of as many decisions as it lowers.)
+a and a' are its activations in the two wordings. Where that switches it off and the log-odds fall, its own
+activity speaks for going on (or for checking), and its effect is positive; where it switches it on, it speaks
+for giving up, and the effect is negative. (Set to its mean instead, a feature that tells careful traces from
+hasty ones would raise the log-odds of as many decisions as it lowers.)
 
 Random directions say which effects are more than any push of that size would have. Each takes the signed
 sizes (a'_j − a_j)·‖W_dec,j‖ of a feature j that moves at all. Such effects are the projections of a gradient
@@ -51,7 +53,7 @@ class Effects:
     """Effects of features on one kind of decision, each patched alone at the decision's own token."""
 
     features: Ids  # that were patched [f], ascending
-    effect: Array  # mean fall of the log-odds [f]: positive where the feature carries going on, or checking
+    effect: Array  # mean effect [f]: positive where the feature's activity speaks for going on, or checking
     size: Array  # mean norm of the move [f]
     random: Array  # mean fall and mean norm of random directions [2, k]
     sums: NDArray[np.floating]  # fall summed over each trace's decisions [t, f]
@@ -187,7 +189,9 @@ def measure_effects(
     sums, size, moved = np.zeros((len(counts), len(features))), np.zeros(len(features)), moving.cpu().numpy()
     totals = np.zeros((len(counts), m))
     np.add.at(totals, trace, fallen[:, :m])
-    sums[:, moved], size[moved] = totals, norms[:, :m].mean(axis=0)
+    # a feature that the hasty wording turns on speaks against going on where the log-odds fall
+    sign = np.sign(-amounts[:, moving].double().mean(dim=0).cpu().numpy())
+    sums[:, moved], size[moved] = totals * sign, norms[:, :m].mean(axis=0)
     random = np.stack([fallen[:, m:].mean(axis=0), norms[:, m:].mean(axis=0)])
     return Effects(features, sums.sum(axis=0) / len(decisions), size, random, sums, counts)
 
