@@ -4,8 +4,6 @@ Differences are of two arrays ``[1 + resamples]``, a measure of all units and of
 are paired where both dictionaries are measured on the same units.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from textwrap import fill

@@ -9,8 +9,6 @@ sums of the effects, counts of decisions, effects of random directions, and as m
 autoencoder; ``vocabularies.parquet``: ReasonScore of R among other vocabularies (:func:`null_band`).
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -5,8 +5,6 @@ A decision has two sides, each a set of words that may come next. The organism's
 text has none that are known.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,7 +56,7 @@ class Decisions:
         """Place of each decision in its own document, from 0 ``[n]``."""
         return self.positions - self.corpus.starts[self.documents]
 
-    def select(self, which: NDArray[np.int64]) -> Decisions:
+    def select(self, which: NDArray[np.int64]) -> "Decisions":
         """These decisions alone, in this order."""
         return replace(
             self,

@@ -14,8 +14,6 @@ on random directions: normal, and in proportion to the size of the push. Their s
 every feature's p-value.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

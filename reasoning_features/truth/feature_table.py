@@ -4,8 +4,6 @@ The traces are those of the selection split; what features cause is measured on 
 score cannot have seen what it is judged by.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`make organism` end to end, with recipes too short to learn anything; what is shipped, and its card."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """`make sanity` end to end, with recipes too short to learn anything: whole, and nothing done twice."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 

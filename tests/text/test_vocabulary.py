@@ -1,7 +1,5 @@
 """Word ranking, the frequency filter, and the vocabularies R is compared with."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np
