@@ -62,9 +62,6 @@ def test_a_profile_reads_what_it_trains_on_and_no_more():
     assert not load_settings("organism", train_saes=True, **paper).unread
 
 
-# --- PARAMS, and the parameters cell ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("text", "value"),
     [

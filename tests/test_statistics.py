@@ -7,28 +7,13 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, permutation_test
 
-from reasoning_features.statistics import (
-    Interval,
-    bootstrap_difference,
-    bootstrap_mean,
-    bootstrap_ratio,
-    chance_jaccard,
-    finding,
-    holm,
-    independent_difference,
-    mcnemar,
-    means_by,
-    null_rank,
-    paired_difference,
-    paired_p_value,
-    sign_flip,
-)
+from reasoning_features import statistics
 
 
 def test_standard_error_of_the_mean():
     # 400 values of variance 1: the standard error is 1/20, the 95% interval ± 0.098
     values = np.random.default_rng(0).normal(size=400)
-    interval = bootstrap_mean((values - values.mean()) / values.std())
+    interval = statistics.bootstrap_mean((values - values.mean()) / values.std())
     assert interval.estimate == pytest.approx(0, abs=1e-12) and interval.n == 400
     assert interval.high - interval.low == pytest.approx(2 * 1.96 / 20, rel=0.06)
 
@@ -36,44 +21,44 @@ def test_standard_error_of_the_mean():
 def test_pairing_removes_shared_variance():
     # b = a + 1 exactly: the difference is 1 with no spread, however much a varies
     a = np.random.default_rng(2).normal(scale=100, size=50)
-    interval = paired_difference(a + 1, a)
+    interval = statistics.paired_difference(a + 1, a)
     assert (interval.estimate, interval.low, interval.high) == pytest.approx((1, 1, 1))
     with pytest.raises(ValueError, match="equal lengths"):
-        paired_difference([1, 2], [1])
+        statistics.paired_difference([1, 2], [1])
 
 
 def test_ratio():
     # every unit has the ratio 2, whatever its size
-    interval = bootstrap_ratio([2, 4, 20], [1, 2, 10])
+    interval = statistics.bootstrap_ratio([2, 4, 20], [1, 2, 10])
     assert (interval.estimate, interval.low, interval.high) == pytest.approx((2, 2, 2))
 
 
 def test_null_rank():
     # of 0 … 9, one value (9) is at least 9 and one equals it: p = 2/11, percentile .9 + .1/2
-    rank = null_rank(9, np.arange(10))
+    rank = statistics.null_rank(9, np.arange(10))
     assert rank.p_value == pytest.approx(2 / 11) and rank.percentile == pytest.approx(0.95)
     # mean 4.5, standard deviation √(82.5/9) = 3.02765
     assert rank.z == pytest.approx(4.5 / 3.02765, rel=1e-5) and rank.n == 10
-    assert null_rank(100, np.arange(99)).p_value == pytest.approx(0.01)
-    assert math.isnan(null_rank(1, [2.0, 2.0]).z)
+    assert statistics.null_rank(100, np.arange(99)).p_value == pytest.approx(0.01)
+    assert math.isnan(statistics.null_rank(1, [2.0, 2.0]).z)
 
 
 def test_the_overlap_that_chance_gives():
     # two pairs out of three: they share one or two. P(2) = 1/3, J = 1; P(1) = 2/3, J = 1/3: 5/9
-    assert chance_jaccard(3, 2, 2) == pytest.approx(5 / 9)
-    assert chance_jaccard(10, 10, 10) == pytest.approx(1)
+    assert statistics.chance_jaccard(3, 2, 2) == pytest.approx(5 / 9)
+    assert statistics.chance_jaccard(10, 10, 10) == pytest.approx(1)
 
 
 def test_difference_of_two_samples():
     # Means 2 and 1; each sample is resampled on its own, and what does not vary adds no width.
-    gap = bootstrap_difference([1.0, 3.0] * 50, [1.0] * 10)
+    gap = statistics.bootstrap_difference([1.0, 3.0] * 50, [1.0] * 10)
     assert gap.estimate == pytest.approx(1.0) and gap.n == 110
     assert (gap.low, gap.high) == pytest.approx((1 - 1.96 * 0.1, 1 + 1.96 * 0.1), abs=0.03)
 
 
 def test_a_difference_of_independent_estimates_adds_their_distances_in_squares() -> None:
-    one, other = Interval(0.5, 0.2, 0.6, 100), Interval(0.1, 0.06, 0.5, 40)
-    found = independent_difference(one, other)
+    one, other = statistics.Interval(0.5, 0.2, 0.6, 100), statistics.Interval(0.1, 0.06, 0.5, 40)
+    found = statistics.independent_difference(one, other)
     assert found.estimate == pytest.approx(0.4) and found.n == 40
     assert found.low == pytest.approx(0.4 - np.hypot(0.3, 0.4))
     assert found.high == pytest.approx(0.4 + np.hypot(0.1, 0.04))
@@ -82,11 +67,11 @@ def test_a_difference_of_independent_estimates_adds_their_distances_in_squares()
 def test_holms_worked_example():
     # four hypotheses at 5%: 0.005 ≤ 0.05/4 and 0.01 ≤ 0.05/3 are rejected, 0.03 > 0.05/2 stops
     # (the example of the Holm–Bonferroni method in Wikipedia)
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.02, 0.02]) == pytest.approx([0.5, 0.06, 0.06])
-    assert holm([0.4, 0.9, 0.8]) == pytest.approx([1, 1, 1])
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.5, 0.02, 0.02]) == pytest.approx([0.5, 0.06, 0.06])
+    assert statistics.holm([0.4, 0.9, 0.8]) == pytest.approx([1, 1, 1])
     with pytest.raises(ValueError, match="within 0 to 1"):
-        holm([0.1, np.nan])
+        statistics.holm([0.1, np.nan])
 
 
 @pytest.mark.parametrize("gained, lost", [(9, 1), (0, 7), (0, 0)])
@@ -94,8 +79,8 @@ def test_mcnemar_is_the_binomial_test_of_what_differs(gained, lost):
     a = np.array([1] * gained + [0] * lost + [1, 0] * 5)
     b = np.array([0] * gained + [1] * lost + [1, 0] * 5)
     expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    assert mcnemar(a, b) == pytest.approx(expected) == mcnemar(b, a)
-    assert paired_p_value(a, b) == mcnemar(a, b)
+    assert statistics.mcnemar(a, b) == pytest.approx(expected) == statistics.mcnemar(b, a)
+    assert statistics.paired_p_value(a, b) == statistics.mcnemar(a, b)
 
 
 def test_the_permutation_test_is_scipys():
@@ -103,17 +88,17 @@ def test_the_permutation_test_is_scipys():
     a, b = rng.normal(0.6, 1, 9), rng.normal(0, 1, 9)
     every = {"permutation_type": "samples", "n_resamples": 10_000}  # all 2^9 exchanges
     exact = permutation_test((a, b), lambda x, y: np.mean(x - y), **every).pvalue
-    assert sign_flip(a, b, permutations=20_000) == pytest.approx(exact, abs=0.01)
-    assert sign_flip(a, a) == 1
+    assert statistics.sign_flip(a, b, permutations=20_000) == pytest.approx(exact, abs=0.01)
+    assert statistics.sign_flip(a, a) == 1
 
 
 def test_many_problems_are_compared_by_permutation():
     rng = np.random.default_rng(2)
     a, b = rng.random(400) < 0.5, rng.random(400) < 0.4
     # near the exact test, which is right at any number
-    assert paired_p_value(a, b) == pytest.approx(mcnemar(a, b), abs=0.01)
-    assert paired_p_value(a, b) == sign_flip(a, b) != mcnemar(a, b)
-    assert paired_p_value(a[:50] * 0.5, b[:50]) == sign_flip(a[:50] * 0.5, b[:50])
+    assert statistics.paired_p_value(a, b) == pytest.approx(statistics.mcnemar(a, b), abs=0.01)
+    assert statistics.paired_p_value(a, b) == statistics.sign_flip(a, b) != statistics.mcnemar(a, b)
+    assert statistics.paired_p_value(a[:50] * 0.5, b[:50]) == statistics.sign_flip(a[:50] * 0.5, b[:50])
 
 
 @pytest.mark.parametrize(
@@ -128,7 +113,7 @@ def test_many_problems_are_compared_by_permutation():
     ],
 )
 def test_nothing_is_said_to_be_nothing_without_evidence(low, high, expected):
-    assert finding(Interval((low + high) / 2, low, high, 100)) == expected
+    assert statistics.finding(statistics.Interval((low + high) / 2, low, high, 100)) == expected
 
 
 def test_equivalence_is_said_at_its_nominal_rate():
@@ -136,13 +121,13 @@ def test_equivalence_is_said_at_its_nominal_rate():
     rng, said = np.random.default_rng(0), 0
     for seed in range(400):
         differences = rng.choice([-1.0, 0.0, 1.0], size=4000, p=[0.0425, 0.9, 0.0575])
-        interval = paired_difference(differences, np.zeros(4000), seed=seed % 4, level=0.9)
-        said += finding(interval, margin=0.015) == "no effect"
+        interval = statistics.paired_difference(differences, np.zeros(4000), seed=seed % 4, level=0.9)
+        said += statistics.finding(interval, margin=0.015) == "no effect"
     assert 0.03 < said / 400 < 0.08
 
 
 def test_means_by_group_keep_the_groups_order():
     frame = pd.DataFrame({"a": ["y", "y", "x"], "b": [1, 1, 2], "right": [True, False, True]})
-    table = means_by(frame, ["a", "b"], "right")
+    table = statistics.means_by(frame, ["a", "b"], "right")
     assert table[["a", "b", "right", "n"]].values.tolist() == [["y", 1, 0.5, 2], ["x", 2, 1.0, 1]]
     assert table["low"].tolist() == [0, 1] and table["high"].tolist() == [1, 1]

@@ -33,9 +33,6 @@ HOOK = "blocks.1.hook_resid_post"
 WIDTH, FEATURES = 6, 24
 
 
-# --- OrtSAE -------------------------------------------------------------------------------------------------
-
-
 def brute_force(decoder: Tensor, chunks: list[list[int]]) -> Tensor:
     """The formula, every pair beside 2 less for a latent itself."""
     cosines = cosine_similarity(decoder[:, None], decoder[None], dim=-1) - 2 * torch.eye(len(decoder))
@@ -82,8 +79,6 @@ def test_the_loss_is_that_of_batchtopk_and_the_penalty_on_its_steps():
             expected = 0.5 * 5 * orthogonality_penalty(ours.W_dec, parts)
         torch.testing.assert_close(extra, expected, rtol=1e-4, atol=1e-6)
 
-
-# --- frozen parts -------------------------------------------------------------------------------------------
 
 FROZEN = Recipe("frozen_decoder", d_sae=24, tokens=60 * 128, learning_rate=1e-2, batch=128, k=3)
 
@@ -147,8 +142,6 @@ def test_directions_start_with_the_activations_covariance_or_without(uneven):
         spread = start_directions(replace(wide, directions=kind), uneven, 0).double().var(0)
         assert float(spread[0] / spread[7]) == pytest.approx(ratio, rel=0.15)
 
-
-# --- all of them --------------------------------------------------------------------------------------------
 
 RECIPE = Recipe("batchtopk", d_sae=48, tokens=1500 * 256, learning_rate=3e-3, batch=256, k=3, l1=1.0)
 

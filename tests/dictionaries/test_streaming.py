@@ -34,9 +34,6 @@ def rows_of(tokenizer, *sources, tokens=100_000, context=32, **more):
     return training_rows(settings, tokenizer, sources, tokens)
 
 
-# --- rows of tokens -----------------------------------------------------------------------------------------
-
-
 def test_token_ids_are_used_as_they_are_longer_rows_cut_up(hub, tokenizer):
     rows, held = rows_of(tokenizer, TOKENS), open_texts(TOKENS)
     whole = np.concatenate(held.ids(list(range(len(held.rows))), tokenizer)).reshape(-1, 32)
@@ -92,8 +89,6 @@ def test_what_cannot_be_packed_is_told(tmp_path, tokenizer, hub):
     with pytest.raises(UserError, match="holds the token id 900000"):
         rows_of(tokenizer, TextSource(dataset=str(file)))
 
-
-# --- their activations and the training ---------------------------------------------------------------------
 
 RECIPE = Recipe("relu", d_sae=48, tokens=30 * 64, learning_rate=1e-2, batch=64, l1=0.1)
 SETTINGS = load_settings("smoke", batch_tokens=64, checkpoints=2)

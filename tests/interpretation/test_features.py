@@ -115,8 +115,6 @@ def test_pieces_join_to_the_text():
     assert "".join(room.token_pieces(Bytes(), list("añ".encode())[:2])) == "a\N{REPLACEMENT CHARACTER}"
 
 
-# --- modes and logits --------------------------------------------------------------------------------------
-
 MOVES = ("explore", "compute", "verify", "backtrack", "uncertain")
 
 

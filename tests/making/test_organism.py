@@ -66,8 +66,6 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     assert {name: at for name, at in file_times(folder).items() if name in sums} == before
 
 
-# --- what is shipped ----------------------------------------------------------------------------------------
-
 HOME = paths.root() / "data" / "organism"
 MODELS = [f"{variant}-{seed}" for variant in ("coupled", "decoupled") for seed in range(3)]
 

@@ -7,26 +7,15 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from reasoning_features.reporting.plots import (
-    COLOURS,
-    distribution,
-    grouped_points,
-    legend_below,
-    look,
-    name_rows,
-    narrow,
-    new_figure,
-    panels,
-    save_figure,
-)
+from reasoning_features.reporting import plots
 
 
 def draw(run):
     data = pd.DataFrame({"x": [1, 2, 3], "y": [0.1, 1 / 3, 2 / 3]})
-    fig, ax = new_figure()
+    fig, ax = plots.new_figure()
     ax.plot(data.x, data.y, label="a")
     ax.legend()
-    return save_figure(fig, "x01_line", data, run, "A line.")
+    return plots.save_figure(fig, "x01_line", data, run, "A line.")
 
 
 def test_a_figure_is_saved_four_ways_with_the_same_bytes_each_time(run):
@@ -47,9 +36,9 @@ def test_a_figure_is_saved_four_ways_with_the_same_bytes_each_time(run):
 
 def test_a_distribution_has_unit_area_and_one_line_a_group():
     frame = pd.DataFrame({"value": np.arange(100.0), "group": ["a"] * 50 + ["b"] * 50})
-    _, ax = new_figure()
-    distribution(ax, frame, "value", "group", bins=10)
-    assert [to_hex(line.get_color()).upper() for line in ax.lines] == list(COLOURS[:2])
+    _, ax = plots.new_figure()
+    plots.distribution(ax, frame, "value", "group", bins=10)
+    assert [to_hex(line.get_color()).upper() for line in ax.lines] == list(plots.COLOURS[:2])
     assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()
     assert ax.get_legend_handles_labels()[1] == ["a", "b"]
     # 10 bins over 49 units of equal counts: the density is 1 / 49 everywhere inside
@@ -57,27 +46,30 @@ def test_a_distribution_has_unit_area_and_one_line_a_group():
 
 
 def test_any_number_of_series_look_different():
-    looks = [str(look(i)) for i in range(512)]
+    looks = [str(plots.look(i)) for i in range(512)]
     assert len(set(looks)) == 512
-    assert [look(i)["color"] for i in range(8)] == list(COLOURS)
+    assert [plots.look(i)["color"] for i in range(8)] == list(plots.COLOURS)
 
 
 def test_names_of_rows_are_cut_and_are_no_mathematics():
-    _, ax = new_figure()
-    name_rows(ax, ["$x_1$ and $y$", "a " * 40])
+    _, ax = plots.new_figure()
+    plots.name_rows(ax, ["$x_1$ and $y$", "a " * 40])
     first, second = (label.get_text() for label in ax.get_yticklabels())
     assert first == r"\$x_1\$ and \$y\$" and len(second) == 36
     assert ax.get_ylim() == (1.5, -0.5)
 
 
 def test_text_is_drawn_in_as_many_places_as_it_has_characters():
-    assert narrow("<｜User｜> 3 + 4 = 7⏎") == "<|User|> 3 + 4 = 7⏎"
-    assert narrow("数e\u0301x\t\ud800") == "□e□x□□"
+    assert plots.narrow("<｜User｜> 3 + 4 = 7⏎") == "<|User|> 3 + 4 = 7⏎"
+    assert plots.narrow("数e\u0301x\t\ud800") == "□e□x□□"
 
 
 def test_a_figure_without_data_is_not_saved_and_says_so(run):
-    fig, _ = new_figure()
-    assert "nothing to draw in `x01_none`" in save_figure(fig, "x01_none", pd.DataFrame(), run, "None.").data
+    fig, _ = plots.new_figure()
+    assert (
+        "nothing to draw in `x01_none`"
+        in plots.save_figure(fig, "x01_none", pd.DataFrame(), run, "None.").data
+    )
     assert not run.paths.figures.exists() and not plt.fignum_exists(fig.number)
 
 
@@ -85,12 +77,12 @@ def test_groups_stand_side_by_side_at_their_place_with_their_intervals():
     groups = ["all", "R", "random"]
     grid = pd.MultiIndex.from_product([["S", "S-M"], groups]).to_frame(index=False, name=["stage", "group"])
     table = grid.assign(share=0.5, low=0.4, high=0.7)
-    fig, (ax,) = panels(1)
-    grouped_points(ax, table, "stage", "group", "share")
+    fig, (ax,) = plots.panels(1)
+    plots.grouped_points(ax, table, "stage", "group", "share")
     assert [label.get_text() for label in ax.get_xticklabels()] == ["S", "S-M"]
     marks = [held[0] for held in ax.containers]
     assert len(marks) == 3 and np.ptp([mark.get_xdata()[0] for mark in marks]) < 1
     (bars,) = ax.containers[0][2]
     assert bars.get_segments()[0][:, 1] == pytest.approx([0.4, 0.7])
-    legend_below(fig)
+    plots.legend_below(fig)
     assert [label.get_text() for label in fig.legends[0].get_texts()] == groups

@@ -104,9 +104,6 @@ def test_a_pass_in_shards_sums_what_one_pass_does(tiny_subject, tiny_corpus, tmp
     np.testing.assert_array_equal(total.counts, whole.counts)
 
 
-# --- Ray: a cluster of two workers on this machine ---------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def cluster():
     """Two workers of one thread, which tests beside these neither end (memory) nor hold up (niceness)."""

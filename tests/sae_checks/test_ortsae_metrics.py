@@ -99,8 +99,6 @@ def test_features_are_chosen_alike_where_they_fire_alike():
     assert row["share"] == 0.5 and row["n"] == 2 and row["in the other at all"] == 1
 
 
-# --- absorption ---------------------------------------------------------------------------------------------
-
 WIDTH, CHILDREN = 16, 4
 PARENT = Probe(np.eye(WIDTH)[0], bias=-2.5)
 

@@ -124,9 +124,6 @@ def test_the_rank_among_all_mixtures_is_that_of_brute_force():
     assert benchmark.null_band(table[["score:reason score"]], truth).empty
 
 
-# --- stored, and of one model ------------------------------------------------------------------------------
-
-
 def test_what_is_stored_is_loaded(repository):
     nulls = pd.DataFrame({"null": ["slot"], "metric": ["contrast"], "z": [1.5], "decision": ["persistence"]})
     made = replace(make_benchmark(EFFECT, SPREAD, noise=0.1, dead=2), nulls=nulls)

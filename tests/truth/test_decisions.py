@@ -45,32 +45,18 @@ def test_an_opener_of_either_side_follows_every_decision(corpus, organism_tokeni
 
 
 def test_wordings_keep_tokens_in_place_and_swap_prefixes_and_markers(corpus, organism_tokenizer):
-    both = choices.wordings(corpus, organism_tokenizer)
-    places = choices.find_decisions(corpus, organism_tokenizer, "organism")
-    written = [corpus.texts(organism_tokenizer)]
-    for wording in both:
-        assert (wording.starts == corpus.starts).all()
-        found = choices.find_decisions(wording, organism_tokenizer, "organism")
-        for kind, own in places.items():
-            assert found[kind].positions.tolist() == own.positions.tolist()
-        written.append(wording.texts(organism_tokenizer))
-    careful, hasty = (
-        (set(words), set(markers))
-        for words, markers in (
-            (MATCHED_CONTROLS, MARKERS_CAREFUL),
-            (MATCHED_CONTROLS.values(), MARKERS_HASTY),
-        )
-    )
-    found = []
-    for texts in written:
-        openings = [opening for text in texts for opening in OPENING.findall(text)]
-        prefixes, markers = map(set, zip(*openings, strict=True))
-        found.append(({prefix.lower() for prefix in prefixes}, markers))
-    for i in range(2):  # prefixes, markers
-        as_it_is, in_careful, in_hasty = (each[i] for each in found)
-        assert as_it_is & careful[i] and as_it_is & hasty[i]
-        assert in_careful & careful[i] and not in_careful & hasty[i]
-        assert in_hasty & hasty[i] and not in_hasty & careful[i]
+    def places(traces):
+        found = choices.find_decisions(traces, organism_tokenizer, "organism")
+        return {kind: own.positions.tolist() for kind, own in found.items()}
+
+    prefixes = set(MATCHED_CONTROLS), set(MATCHED_CONTROLS.values())
+    markers = set(MARKERS_CAREFUL), set(MARKERS_HASTY)
+    for own, wording in enumerate(choices.wordings(corpus, organism_tokenizer)):
+        assert (wording.starts == corpus.starts).all() and places(wording) == places(corpus)
+        openings = [each for text in wording.texts(organism_tokenizer) for each in OPENING.findall(text)]
+        for written, sides in zip(zip(*openings, strict=True), (prefixes, markers), strict=True):
+            found = {each.lower() for each in written}
+            assert found & sides[own] and not found & sides[1 - own]
 
 
 def stub(styles: list[str]) -> Decisions:

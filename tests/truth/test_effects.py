@@ -7,19 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from sae_lens import StandardSAE
 from scipy.stats import false_discovery_control
-from tiny import (
-    LAYERS,
-    VOCABULARY,
-    WIDTH,
-    make_corpus,
-    make_decisions,
-    relu_sae,
-    signed_identity,
-    small_corpus,
-)
+from tiny import LAYERS, VOCABULARY, WIDTH, make_corpus
 
 from reasoning_features.errors import UserError
 from reasoning_features.interpretation.features import logit_effects
@@ -43,7 +35,7 @@ OTHER = worded(CORPUS)
 
 
 def decisions_at(places: list[int], documents: list[int], corpus: Corpus = CORPUS) -> Decisions:
-    return make_decisions(corpus, documents, places, [10, 11], [20, 21, 22])
+    return tiny.make_decisions(corpus, documents, places, [10, 11], [20, 21, 22])
 
 
 DECISIONS = decisions_at([3, 4, 2, 4], [0, 0, 1, 5])
@@ -71,7 +63,7 @@ def reader(tiny_llama):
 def coordinates(gain: float = 1.0) -> StandardSAE:
     """An autoencoder whose feature i is coordinate i, raised so that it is positive; it gives gain · x."""
     same, raised = torch.eye(WIDTH), torch.full((WIDTH,), 50.0)
-    return relu_sae(same, gain * same, raised, -gain * raised)
+    return tiny.relu_sae(same, gain * same, raised, -gain * raised)
 
 
 def measured(
@@ -143,7 +135,7 @@ def test_a_feature_that_is_the_same_in_both_wordings_has_no_effect(tiny_subject)
 
 
 def test_the_fast_path_is_the_plain_one(tiny_subject):
-    decisions, sae = decisions_at([4, 3, 3], [0, 1, 5]), signed_identity(WIDTH)
+    decisions, sae = decisions_at([4, 3, 3], [0, 1, 5]), tiny.signed_identity(WIDTH)
     found = measured(tiny_subject, sae, decisions, range(2 * WIDTH))
     ours, theirs = (effects.streams(tiny_subject, decisions, corpus) for corpus in (CORPUS, OTHER))
     sign = np.sign((sae.encode(ours) - sae.encode(theirs)).mean(dim=0).numpy())
@@ -219,11 +211,8 @@ def test_nothing_to_measure_is_told(tiny_subject):
         effects.mechanism(tiny_subject, coordinates(), none, OTHER, {})
 
 
-# --- gradient attribution and the output score -------------------------------------------------------------
-
-
 def test_gradient_attribution_is_the_slope_of_ablation(tiny_subject):
-    corpus, sae = small_corpus(), signed_identity(tiny_subject.d_model)
+    corpus, sae = tiny.small_corpus(), tiny.signed_identity(tiny_subject.d_model)
     at = np.array([4, 13])
     decisions = replace(DECISIONS, corpus=corpus, positions=at, documents=corpus.document_of[at])
     means = np.full(2 * tiny_subject.d_model, 0.1)
@@ -247,7 +236,7 @@ def test_gradient_attribution_is_the_slope_of_ablation(tiny_subject):
 
 
 def test_output_score_by_hand(tiny_subject):
-    sae = signed_identity(tiny_subject.d_model)
+    sae = tiny.signed_identity(tiny_subject.d_model)
     prompt, features = [0, 5, 9], np.array([3, 40])
     ours = effects.output_scores(tiny_subject, sae, [prompt], 6, features)
     tokens = torch.tensor([prompt])
@@ -264,7 +253,7 @@ def test_output_score_by_hand(tiny_subject):
 
 
 def test_prompts_come_from_documents_without_thinking():
-    corpus = small_corpus()
+    corpus = tiny.small_corpus()
     corpus.thinking[corpus.span(0)] = True
     prompts = effects.neutral_prompts(corpus, 3, 8)
     # document 0 thinks; of the other eleven the first, the middle and the last
@@ -272,8 +261,6 @@ def test_prompts_come_from_documents_without_thinking():
     with pytest.raises(UserError, match="has 4 documents without thinking of more than 9 tokens"):
         effects.neutral_prompts(corpus, 5, 9)
 
-
-# --- patching ----------------------------------------------------------------------------------------------
 
 PATCHED = make_corpus(8)
 WHERE = [0, 1, 1, 3, 4, 6]
