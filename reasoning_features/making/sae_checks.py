@@ -2,7 +2,7 @@
 
 In ``data/organism/sae_checks``: ``autoencoders`` of several architectures at one L0, on one text;
 ``sweep.parquet``, OrtSAE's γ and K, and ``costs.parquet``, what its steps cost; ``truth`` and ``steering``,
-the main line's ablation effects and search repeated on them; ``diffing``, stages of a frozen decoder and of a
+the main line's effects and search repeated on them; ``diffing``, stages of a frozen decoder and of a
 trained one; ``synthetic.parquet`` and ``revival.parquet``. A finished piece is not done again.
 """
 

@@ -85,8 +85,12 @@ class Ban(Rule):
 
         That is "_" after a letter, a digit or an underscore, where no word can begin, and "" elsewhere.
         """
-        text = _squeezed("".join(self.pieces[token] for token in written if token < len(self.pieces)))
-        for start in range(max(len(text) - max(map(len, self.words)), 0), len(text)):
+        longest, text = max(map(len, self.words)), ""
+        for token in reversed(written):
+            if len(text) > longest:
+                break
+            text = _squeezed(self.pieces[token] + text) if token < len(self.pieces) else text
+        for start in range(max(len(text) - longest, 0), len(text)):
             begins = start == 0 or not _IN_WORD.match(text[start - 1])
             if begins and any(word.startswith(text[start:]) for word in self.words):
                 return text[start:]

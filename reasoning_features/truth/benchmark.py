@@ -345,20 +345,20 @@ def live_scores(score: Score, benchmark: Benchmark, truth: Effects) -> Array:
 # --- how well scores rank features -------------------------------------------------------------------------
 
 
-def metrics(score: Array, truth: Effects, effects: Array) -> dict[str, Array]:
+def metrics(score: Array, truth: Effects, effects: Array, signed: bool = False) -> dict[str, Array]:
     """Every metric of one score ``[f]`` against effects ``[b, f]``, one number a row of effects ``[b]``.
 
-    What counts are the features that speak for going on (or for checking): "share of effect, top k" is of
-    Σ max(effect, 0), and average precision, missing where fewer than five of them are causal, of these. The
-    rank correlation (Spearman) is with the signed effect, among the features that move.
+    "share of effect, top k" is of Σ|effect|; a ``signed`` score ranks by its size. The rank correlation
+    (Spearman), among the features that move, is of the score as given with the signed effect; average
+    precision is missing where fewer than five features are causal.
     """
-    towards, moved = np.maximum(effects, 0), truth.size > 0
-    best, causal = np.argsort(-score, kind="stable"), effects >= truth.threshold
+    ranking, sizes, moved = np.abs(score) if signed else score, np.abs(effects), truth.size > 0
+    best, causal = np.argsort(-ranking, kind="stable"), sizes >= truth.threshold
     found = {}
     for k in TOP:
-        found[f"share of effect, top {k}"] = _ratio(towards[:, best[:k]].sum(axis=1), towards.sum(axis=1))
+        found[f"share of effect, top {k}"] = _ratio(sizes[:, best[:k]].sum(axis=1), sizes.sum(axis=1))
     found["rank correlation"] = rank_correlation(score[moved], effects[:, moved])
-    precision = average_precision(score, causal)
+    precision = average_precision(ranking, causal)
     found[PRECISION] = np.where(causal.sum(axis=1) >= FEWEST_CAUSAL, precision, np.nan)
     return found
 
@@ -401,8 +401,8 @@ def evaluate_all(
     """Rank features by each score and compare with their patching effects, on every benchmark.
 
     A row a scorer, benchmark and metric (:func:`metrics`), with its 95% interval (traces resampled) and
-    ``chance``, what a random ranking gives. The last rows, of the scorer
-    ``CEILING``, are the measured effect used as a score: what could be had at most.
+    ``chance``, what a random ranking gives. The last rows, of the scorer ``CEILING``, are the measured effect
+    used as a score: what could be had at most.
 
     Raises UserError: no benchmarks, one has no decisions of this kind, or a score does not give one finite
     number a feature.
@@ -414,10 +414,10 @@ def evaluate_all(
         truth = benchmark.truth(kind)
         values = live_scores(scorer.function, benchmark, truth) if scorer else truth.effect
         effects = np.concatenate([truth.effect[None], truth.resampled(RESAMPLES, SEED)])
-        causal, live = int((truth.effect >= truth.threshold).sum()), len(values)
+        causal, live = int(truth.causal.sum()), len(values)
         chance = {PRECISION: causal / live, "rank correlation": 0.0}
         chance |= {f"share of effect, top {k}": min(k / live, 1.0) for k in TOP}
-        for name, found in metrics(values, truth, effects).items():
+        for name, found in metrics(values, truth, effects, not scorer or scorer.signed).items():
             low, high = _middle(found[1:])
             row = {"metric": name, "estimate": found[0], "low": low, "high": high, "chance": chance[name]}
             row |= {"traces": len(truth.counts), "causal": causal, "live": live}

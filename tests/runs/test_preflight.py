@@ -12,7 +12,7 @@ from mini_profile import BENCHMARKS, settings_of_miniatures
 from reasoning_features import hub as hub_room
 from reasoning_features.errors import UserError
 from reasoning_features.hub import local_copy
-from reasoning_features.runs.preflight import check, memory, parts, tell
+from reasoning_features.runs.preflight import check, free_memory, memory, parts, tell
 from reasoning_features.settings import Settings, load_settings
 
 
@@ -67,6 +67,11 @@ def test_what_does_not_fit_is_refused(hub: LocalHub, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(hub_room, "free_disk", lambda: 10_000)
     with pytest.raises(UserError, match=r"fetches .* MB, but 0\.0 MB are free on the disk of the cache"):
         check(miniature())
+
+
+def test_a_plan_for_a_gpu_is_told_where_there_is_none(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert free_memory("cuda") is None
 
 
 def test_a_layer_that_the_model_lacks_is_told_before_any_work(repository: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_row_by_hand():
 def test_the_share_of_effect_is_the_benchmarks():
     table = random_baseline.scorer_shares(evaluate_all([SCORER], [GOOD, BAD]))
     own = table[table["scorer"] == "ReasonScore"].set_index("dictionary")
-    sizes = np.maximum(GOOD.truths["persistence"].effect, 0)
+    sizes = np.abs(GOOD.truths["persistence"].effect)
     assert own.loc["BatchTopK", "estimate"] == pytest.approx(sizes[:10].sum() / sizes.sum())
     assert own.loc["soft-frozen decoder", "estimate"] < 0.1
     assert own.loc["BatchTopK", ["chance", "causal", "live"]].tolist() == [10 / 25, 5, 25]

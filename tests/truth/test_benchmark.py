@@ -19,7 +19,7 @@ from reasoning_features.truth import benchmark
 from reasoning_features.truth.benchmark import CEILING, PRECISION, Benchmark, Scorer
 
 EFFECT = np.array([0.9, -0.8, 0.7, 0.6, 0.5, 0.4, 0.0])
-SPREAD = 0.1  # five speak for going on and are causal, and feature 1 for giving up
+SPREAD = 0.1  # the first six are causal, feature 1 for giving up
 SCORE = np.array([6.0, 7.0, 5.0, 4.0, 3.0, 1.0, 2.0])  # order: 1, 0, 2, 3, 4, 6, 5
 
 
@@ -31,16 +31,15 @@ def test_seven_features_by_hand(monkeypatch):
     monkeypatch.setattr(benchmark, "TOP", (1, 2))
     table = evaluated(lambda evidence: SCORE, make_benchmark(EFFECT, SPREAD))
     own, most = table.loc["ours"], table.loc[CEILING, "estimate"]
-    assert own.loc["share of effect, top 1", "estimate"] == pytest.approx(0)
-    assert own.loc["share of effect, top 2", "estimate"] == pytest.approx(0.9 / 3.1)
+    assert own.loc["share of effect, top 1", "estimate"] == pytest.approx(0.8 / 3.9)
+    assert own.loc["share of effect, top 2", "estimate"] == pytest.approx(1.7 / 3.9)
     assert own.loc["share of effect, top 2", "chance"] == pytest.approx(2 / 7)
-    # the causal ones are met at ranks 2, 3, 4, 5 and 7
-    precision = (1 / 2 + 2 / 3 + 3 / 4 + 4 / 5 + 5 / 7) / 5
-    assert own.loc[PRECISION, ["estimate", "chance"]].tolist() == pytest.approx([precision, 5 / 7])
-    assert (own["causal"] == 5).all() and (own["live"] == 7).all() and (own["traces"] == 40).all()
+    # the causal ones are met at ranks 1 to 5 and 7
+    assert own.loc[PRECISION, ["estimate", "chance"]].tolist() == pytest.approx([(5 + 6 / 7) / 6, 6 / 7])
+    assert (own["causal"] == 6).all() and (own["live"] == 7).all() and (own["traces"] == 40).all()
     # without noise every resample gives the same
     np.testing.assert_allclose(own["low"], own["high"])
-    assert most["share of effect, top 2"] == pytest.approx(1.6 / 3.1)
+    assert most["share of effect, top 2"] == pytest.approx(1.7 / 3.9)
     assert most[PRECISION] == most["rank correlation"] == pytest.approx(1)
 
 
@@ -51,8 +50,8 @@ def judged_by(threshold: float, n: int) -> Any:
 def test_metrics_equal_sklearn_and_scipy_with_ties():
     rng = np.random.default_rng(1)
     score, effects = rng.integers(0, 6, 60).astype(float), rng.standard_normal((7, 60))
-    found = benchmark.metrics(score, judged_by(0.5, 60), effects)
-    expected = [average_precision_score(row >= 0.5, score) for row in effects]
+    found = benchmark.metrics(score, judged_by(0.8, 60), effects)
+    expected = [average_precision_score(np.abs(row) >= 0.8, score) for row in effects]
     np.testing.assert_allclose(found[PRECISION], expected)
     np.testing.assert_allclose(
         found["rank correlation"], [spearmanr(score, row).statistic for row in effects]
@@ -60,9 +59,13 @@ def test_metrics_equal_sklearn_and_scipy_with_ties():
     assert np.isnan(benchmark.average_precision(score, np.zeros((1, 60), bool))[0])
 
 
-@pytest.mark.parametrize(("threshold", "expected"), [(0.4, 1.0), (0.45, np.nan)])
-def test_few_causal_features_have_no_precision(threshold, expected):
-    found = benchmark.metrics(EFFECT, judged_by(threshold, 7), EFFECT[None])
+@pytest.mark.parametrize(
+    ("signed", "threshold", "expected"),
+    # read as one-sided, the feature of effect −0.8 comes last; with three causal features nothing is said
+    [(True, 0.4, 1.0), (False, 0.4, (5 + 6 / 7) / 6), (True, 0.65, np.nan)],
+)
+def test_signed_scores_rank_by_size_and_few_causal_features_have_no_precision(signed, threshold, expected):
+    found = benchmark.metrics(EFFECT, judged_by(threshold, 7), EFFECT[None], signed)
     assert found[PRECISION][0] == pytest.approx(expected, nan_ok=True)
 
 
@@ -108,12 +111,8 @@ def test_the_rank_among_all_mixtures_is_that_of_brute_force():
         table[f"score:slot {i}"] = scores[words]
     found = benchmark.null_band(table, truth)
     assert set(found["null"]) == {"slot"} and set(found["vocabularies"]) == {7}
-    # average precision is missing, and so left out
-    assert found["metric"].tolist() == [
-        *(f"share of effect, top {k}" for k in benchmark.TOP),
-        "rank correlation",
-        "contrast",
-    ]
+    shares = [f"share of effect, top {k}" for k in benchmark.TOP]
+    assert found["metric"].tolist() == [*shares, "rank correlation", PRECISION, "contrast"]
     row = found.set_index("metric").loc["contrast"]
     ours, *others = (score[1:] @ EFFECT[1:] for score in scores.values())  # R is first
     above = sum(other >= ours for other in others)
