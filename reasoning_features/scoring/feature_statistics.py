@@ -88,19 +88,17 @@ class SetSums:
         self._sums: Tensor | None = None
 
     def update(self, features: Tensor, positions: Tensor) -> None:
-        if self._sums is None:
-            shape = (len(self._counts), len(self._names), features.shape[1])
-            self._sums = torch.zeros(shape, dtype=torch.float64, device=features.device)
+        sums, positions = self._room(features.shape[1], features.device), positions.cpu()
         if features.device.type != "cpu":
-            self._add_dense(self._sums, features, positions.cpu())
+            self._add_dense(sums, features, positions)
             return
         rows = max(1, _PIECE // features.shape[1])
         for part, at in zip(features.split(rows), positions.split(rows), strict=True):
             active = part.nonzero()
             if len(active) < _SPARSE * part.numel():
-                self._add_active(self._sums, part, active, at)
+                self._add_active(sums, part, active, at)
             else:
-                self._add_dense(self._sums, part, at)
+                self._add_dense(sums, part, at)
 
     def result(self) -> FeatureStatistics:
         """What was accumulated ``[groups, s, f]``; UserError if that is nothing."""
@@ -109,37 +107,30 @@ class SetSums:
         return FeatureStatistics(self._names, self._counts.numpy(), self._sums.cpu().numpy())
 
     def state(self) -> Arrays:
-        """Counts and sums of the groups that came, and which these are; no copy where all did."""
+        """Counts and sums of the groups that came, and which these are."""
         whole = self.result()
         came = np.flatnonzero(whole.counts.any(axis=1))
-        if len(came) == len(whole.counts):
-            return {"groups": came, "counts": whole.counts, "sums": whole.sums}
         return {"groups": came, "counts": whole.counts[came], "sums": whole.sums[came]}
 
     def merge(self, state: Arrays) -> None:
-        """Add another's :meth:`state`; the first one with all groups is taken over as it is, and grows."""
-        groups, sums = torch.from_numpy(state["groups"]), torch.from_numpy(state["sums"])
-        self._counts[groups] += torch.from_numpy(state["counts"])
-        if self._sums is None and len(groups) == len(self._counts) and state["sums"].flags.writeable:
-            self._sums = sums
-            return
+        groups, counts, sums = (torch.from_numpy(state[name]) for name in ("groups", "counts", "sums"))
+        self._counts[groups] += counts
+        self._room(sums.shape[-1], sums.device)[groups] += sums
+
+    def _room(self, n_features: int, device: torch.device) -> Tensor:
+        """The sums ``[groups, s, f]``, zero at first."""
         if self._sums is None:
-            self._sums = torch.zeros(len(self._counts), *sums.shape[1:], dtype=torch.float64)
-        self._sums[groups.to(self._sums.device)] += sums.to(self._sums.device)
+            self._sums = torch.zeros(*self._counts.shape, n_features, dtype=torch.float64, device=device)
+        return self._sums
 
     def _add_dense(self, sums: Tensor, features: Tensor, positions: Tensor) -> None:
         """Add every activation, zero or not: a product of matrices for each group."""
-        order = torch.argsort(self._groups[positions], stable=True)
-        at = positions[order]
-        groups, sizes = torch.unique_consecutive(self._groups[at], return_counts=True)
-        members = self._members(at).to(features.device, torch.float64)
-        values = features[order.to(features.device)].to(torch.float64)
-        start = 0
-        for group, size in zip(groups.tolist(), sizes.tolist(), strict=True):
-            part = members[:, start : start + size]
-            sums[group].addmm_(part, values[start : start + size])
-            self._counts[group] += part.sum(dim=1).cpu()
-            start += size
+        groups, members = self._groups[positions], self._members(positions)
+        for group in groups.unique().tolist():
+            own = groups == group
+            self._counts[group] += members[:, own].sum(dim=1)
+            values = features[own.to(features.device)].to(torch.float64)
+            sums[group].addmm_(members[:, own].to(values), values)
 
     def _add_active(self, sums: Tensor, features: Tensor, active: Tensor, positions: Tensor) -> None:
         """Add the activations that are not zero, whose rows and columns are ``active`` ``[a, 2]``.
@@ -148,14 +139,12 @@ class SetSums:
         """
         n_groups, n_sets, n_features = sums.shape
         token, feature = active.unbind(1)
-        ends = np.searchsorted(token.numpy(), np.arange(len(positions) + 1))
         values = features[token, feature].double().numpy()
-        activations = csr_array((values, feature.numpy(), ends), shape=features.shape)
+        activations = csr_array((values, (token.numpy(), feature.numpy())), shape=features.shape)
         name, member = self._members(positions).nonzero(as_tuple=True)
         row = self._groups[positions][member] * n_sets + name
-        inside = csr_array(
-            (np.ones(len(row)), (row.numpy(), member.numpy())), shape=(n_groups * n_sets, len(positions))
-        )
+        shape = n_groups * n_sets, len(positions)
+        inside = csr_array((np.ones(len(row)), (row.numpy(), member.numpy())), shape=shape)
         self._counts += torch.from_numpy(np.diff(inside.indptr).reshape(n_groups, n_sets))
         added = inside @ activations
         rows = np.repeat(np.arange(n_groups * n_sets), np.diff(added.indptr))
@@ -192,88 +181,67 @@ class BestTokens:
     """
 
     def __init__(self, classes: NDArray[np.int64], n_classes: int, most: int = 2**23) -> None:
-        self._classes = torch.from_numpy(classes)
-        self._sizes = torch.zeros(n_classes, dtype=torch.int64)
-        self._most = most
-        self._fired: Tensor | None = None
-        self._pairs: list[Tensor] = []  # feature · n_classes + class, each list item without duplicates
-        self._hits: list[Tensor] = []
+        self._classes, self._n_classes, self._most = torch.from_numpy(classes), n_classes, most
+        self._sizes, self._fired = np.zeros(n_classes, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        self._hits: list[pd.Series] = []  # by pair, feature · n_classes + class: each part without duplicates
 
     def update(self, features: Tensor, positions: Tensor) -> None:
-        classes, active = self._classes[positions.cpu()], features > 0
-        self._sizes += torch.bincount(classes, minlength=len(self._sizes))
-        if self._fired is None:
-            self._fired = torch.zeros(features.shape[1], dtype=torch.int64, device=features.device)
-        self._fired += active.sum(0)
-        token, feature = active.nonzero(as_tuple=True)
-        pairs, hits = torch.unique(
-            feature * len(self._sizes) + classes.to(features.device)[token], return_counts=True
+        token, feature = (features > 0).nonzero().cpu().unbind(1)
+        classes = self._classes[positions.cpu()]
+        pairs, hits = torch.unique(feature * self._n_classes + classes[token], return_counts=True)
+        fired = torch.bincount(feature, minlength=features.shape[1])
+        counts = {"fired": fired, "sizes": torch.bincount(classes, minlength=self._n_classes)}
+        self.merge(
+            {name: values.numpy() for name, values in (counts | {"pairs": pairs, "hits": hits}).items()}
         )
-        self._pairs.append(pairs)
-        self._hits.append(hits)
-        if sum(len(part) for part in self._pairs[1:]) > self._most // 4:
-            self._merge()
 
     @property
     def density(self) -> Array:
-        """Share of tokens on which each feature is active ``[f]``; UserError if nothing came through."""
-        return self._active().cpu().numpy() / max(int(self._sizes.sum()), 1)
+        """Share of tokens on which each feature is active ``[f]``."""
+        return self._fired / max(int(self._sizes.sum()), 1)
 
     def result(self) -> pd.DataFrame:
         """One row a feature: ``feature``, ``token_class``, ``precision``, ``recall``, ``f1``.
 
         Precision is the share of a feature's active tokens that are of the class; recall the share of the
         class' tokens on which the feature is active; the best class has the highest F1, of equals it is the
-        first. A feature that is never active has 0 in all.
+        first. A feature that is never active has 0 in all. Raises UserError: nothing came through.
         """
-        fired, sizes = self._active().cpu().numpy(), self._sizes.numpy()
-        self._merge()
-        feature, label = np.divmod(self._pairs[0].cpu().numpy(), len(sizes))
-        table = pd.DataFrame({"feature": feature, "token_class": label, "hits": self._hits[0].cpu().numpy()})
-        table["f1"] = 2 * table["hits"] / (fired[feature] + sizes[label])
-        best = table.sort_values("f1", ascending=False, kind="stable").drop_duplicates("feature")
-        every = pd.RangeIndex(len(fired), name="feature")
-        best = best.set_index("feature").reindex(every, fill_value=0)
-        best["precision"] = best["hits"] / np.maximum(fired, 1)
-        best["recall"] = best["hits"] / np.maximum(sizes[best["token_class"]], 1)
+        best = self._by_f1(self._merged()).drop_duplicates("feature").set_index("feature")
+        best = best.reindex(pd.RangeIndex(len(self._fired), name="feature"), fill_value=0)
+        best["precision"] = best["hits"] / np.maximum(self._fired, 1)
+        best["recall"] = best["hits"] / np.maximum(self._sizes[best["token_class"]], 1)
         return best[["token_class", "precision", "recall", "f1"]].reset_index()
 
     def state(self) -> Arrays:
-        fired = self._active()
-        self._merge()
-        counts = {"fired": fired, "sizes": self._sizes, "pairs": self._pairs[0], "hits": self._hits[0]}
-        return {name: values.cpu().numpy() for name, values in counts.items()}
+        hits = self._merged()
+        pairs = hits.index.to_numpy()
+        return {"fired": self._fired, "sizes": self._sizes, "pairs": pairs, "hits": hits.to_numpy()}
 
     def merge(self, state: Arrays) -> None:
-        counts = {name: torch.from_numpy(values) for name, values in state.items()}
-        self._sizes += counts["sizes"]
-        self._fired = counts["fired"] if self._fired is None else self._fired + counts["fired"]
-        self._pairs.append(counts["pairs"])
-        self._hits.append(counts["hits"])
-        self._merge()
+        self._sizes = self._sizes + state["sizes"]
+        self._fired = self._fired + state["fired"] if self._hits else state["fired"]
+        self._hits.append(pd.Series(state["hits"], index=state["pairs"]))
+        if sum(map(len, self._hits[1:])) > self._most // 4:
+            self._merged()
 
-    def _active(self) -> Tensor:
-        if self._fired is None:
+    def _merged(self) -> pd.Series:
+        """Hits by pair, ascending, each once, the least telling dropped where there are too many."""
+        if not self._hits:
             raise UserError(NOTHING_READ)
-        return self._fired
+        hits = pd.concat(self._hits).groupby(level=0).sum()
+        if len(hits) > self._most:
+            most = max(1, self._most // 2 // len(self._fired))
+            hits = hits.iloc[np.sort(self._by_f1(hits).groupby("feature").head(most).index)]
+        self._hits = [hits]
+        return hits
 
-    def _merge(self) -> None:
-        """Add up pairs that came more than once, and drop the least telling where there are too many."""
-        pairs, place = torch.unique(torch.cat(self._pairs), return_inverse=True)
-        hits = torch.zeros_like(pairs).index_add_(0, place, torch.cat(self._hits))
-        if len(pairs) > self._most:
-            kept = self._telling(pairs, hits)
-            pairs, hits = pairs[kept], hits[kept]
-        self._pairs, self._hits = [pairs], [hits]
-
-    def _telling(self, pairs: Tensor, hits: Tensor) -> Tensor:
-        """The pairs to go on with, in their order: as many of each feature, those of the highest F1."""
-        feature, label = pairs // len(self._sizes), (pairs % len(self._sizes)).cpu()
-        f1 = 2 * hits.double() / (self._active()[feature] + self._sizes[label].to(pairs.device))
-        table = pd.DataFrame({"feature": feature.cpu().numpy(), "f1": f1.cpu().numpy()})
-        most = max(1, self._most // 2 // len(self._active()))
-        kept = table.sort_values("f1", ascending=False, kind="stable").groupby("feature").head(most)
-        return torch.from_numpy(np.sort(kept.index.to_numpy())).to(pairs.device)
+    def _by_f1(self, hits: pd.Series) -> pd.DataFrame:
+        """Pairs with their ``f1``, the highest first, indexed by their place in ``hits``."""
+        feature, label = np.divmod(hits.index.to_numpy(), self._n_classes)
+        f1 = 2 * hits.to_numpy() / (self._fired[feature] + self._sizes[label])
+        table = pd.DataFrame({"feature": feature, "token_class": label, "hits": hits.to_numpy(), "f1": f1})
+        return table.sort_values("f1", ascending=False, kind="stable")
 
 
 class IdentitySums:
@@ -285,12 +253,10 @@ class IdentitySums:
     """
 
     def __init__(self, classes: NDArray[np.int64], n_classes: int, sets: TokenSets) -> None:
-        self._names = sets.names
-        self._classes = torch.from_numpy(classes)
-        inside = [np.bincount(classes[sets.mask(name)], minlength=n_classes) for name in sets.names]
-        self._counts = np.array([float(counts.sum()) for counts in inside])
-        whole = np.maximum(inside[0], 1)
-        self._weights = torch.from_numpy(np.stack([counts / whole for counts in inside]))
+        self._names, self._classes = sets.names, torch.from_numpy(classes)
+        inside = np.stack([np.bincount(classes[sets.mask(name)], minlength=n_classes) for name in sets.names])
+        self._counts = inside.sum(axis=1).astype(float)
+        self._weights = torch.from_numpy(inside / np.maximum(inside[0], 1))
         self._sums: Array | float = 0.0
 
     def update(self, features: Tensor, positions: Tensor) -> None:
@@ -347,16 +313,12 @@ def one_pass_in_shards(
     blocks: int | None = None,
     tokens: int = SHARD_TOKENS,
 ) -> None:
-    """Read a corpus once and hand the features to every accumulator, shard by shard.
+    """Read a corpus once and hand the features to every accumulator, empty before, in shards of some tokens.
 
     Every shard is accumulated on its own and merged in their order, so who computed which does not matter.
-    Documents are dealt in turn into ``blocks``, none of which is cut; by default as many as shards.
-
-    Args:
-        accumulators: empty ones, by name; they hold everything afterwards.
-        key: what determines the accumulators beside the model, the autoencoder and the corpus.
-        kept: folder of shards; None: nothing is kept, and this process does it all.
-        tokens: of a shard, about.
+    Documents are dealt in turn into ``blocks``, none of which is cut; by default as many as shards. ``key``
+    is what determines the accumulators beside model, autoencoder and corpus; ``kept`` the folder of shards,
+    or None: nothing is kept, and this process does it all.
     """
     wanted = max(1, -(-corpus.n_tokens // tokens))
     n = min(wanted, blocks or wanted, corpus.n_documents)
@@ -373,14 +335,10 @@ def one_pass_in_shards(
     if kept is None:
         made = map(compute, tqdm(range(len(shards)), desc=name, unit="shard"))
     else:
-        determined_by = reading_key(subject) | {
-            "autoencoder": dictionary_digest(sae),
-            "corpus": corpus.digest,
-            "blocks": blocks,
-            "batch_tokens": batch_tokens,
-        }
-        full_name, device = f"{name}-{subject.short_name}", str(subject.device)
-        work = Work(full_name, compute, len(shards), determined_by | dict(key), device)
+        determined_by = reading_key(subject) | {"autoencoder": dictionary_digest(sae)} | dict(key)
+        determined_by |= {"corpus": corpus.digest, "blocks": blocks, "batch_tokens": batch_tokens}
+        full_name = f"{name}-{subject.short_name}"
+        work = Work(full_name, compute, len(shards), determined_by, str(subject.device))
         made = map_shards(work, kept)
         drop_others(work, kept)
     for arrays in made:

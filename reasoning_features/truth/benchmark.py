@@ -30,7 +30,7 @@ from reasoning_features.dictionaries.autoencoder import architecture_label, load
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 from reasoning_features.models.subject import Subject, load_subject, short_name
 from reasoning_features.settings import READ, Settings
-from reasoning_features.statistics import null_rank, percentile_interval
+from reasoning_features.statistics import null_rank
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus, with_words_that_occur
 from reasoning_features.truth.decisions import SIDES, Decisions, balanced, find_decisions
 from reasoning_features.truth.effects import (
@@ -59,7 +59,7 @@ EFFECT_COLUMNS = ("effect:", "absolute:", "size:", "threshold:", "true:")  # tha
 FEATURES, TRACES = "features.parquet", "traces.safetensors"
 PLACE, TRACE = "decision", "trace"  # where features were ablated, the second perhaps some of them alone
 PASSES = ("neither", PLACE, TRACE, "both")  # where an effect passes what random directions do
-TOP = (10, 20)  # numbers of features whose share of the effect, and precision, are reported
+TOP = (10, 20)  # numbers of features whose share of the effect is reported
 RESAMPLES, PLACE_RESAMPLES, SEED = 200, 1000, 0
 CEILING = "the effect itself"
 
@@ -83,10 +83,8 @@ class Benchmark:
     @property
     def whole(self) -> bool:
         """Whether every live feature was ablated over the whole trace too, for every kind of decision."""
-        return bool(self.truths) and all(
-            kind in self.over_trace and np.array_equal(self.over_trace[kind].features, truth.features)
-            for kind, truth in self.truths.items()
-        )
+        here, over = ({k: v.features.tolist() for k, v in e.items()} for e in (self.truths, self.over_trace))
+        return bool(here) and here == over
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -117,15 +115,10 @@ class Variant:
     sae: Any
 
 
-def load_model(settings: Settings, name: str) -> Subject:
-    """A model by its name, on the device and read at the place that the settings say."""
-    device, dtype, site = settings.device, settings.dtype, settings.site
-    return load_subject(name, settings.layer, device=device, dtype=dtype, site=site)
-
-
 def load_variant(settings: Settings) -> Variant:
     """The subject of these settings and its autoencoder."""
-    model = load_model(settings, settings.subject)
+    device, dtype, site = settings.device, settings.dtype, settings.site
+    model = load_subject(settings.subject, settings.layer, device=device, dtype=dtype, site=site)
     sae = load_autoencoder(settings.autoencoder, model.d_model, model.hook_name, settings.device)
     return Variant(settings, model, sae)
 
@@ -184,7 +177,7 @@ def with_output_scores(variant: Variant, table: pd.DataFrame) -> pd.DataFrame:
     added, mean = {"score:output": scores}, table["mean"].to_numpy(dtype=float)
     for kind, own in decisions.items():
         added[f"score:gradient {kind}"] = gradient_attribution(model, sae, own, mean, settings.batch_tokens)
-    return pd.concat([table, pd.DataFrame(added).astype(np.float32)], axis=1)
+    return table.assign(**{name: values.astype(np.float32) for name, values in added.items()})
 
 
 def held_out_decisions(variant: Variant) -> dict[str, Decisions]:
@@ -210,8 +203,7 @@ def ablation_effects(
     some = np.flatnonzero(table["density"] > 0) if features is None else features
     means = table["mean"].to_numpy(dtype=float)[some]
     n_random = settings.random_directions if features is None else len(some)
-    where = "over the trace" if place == TRACE else "at the decision"
-    progress = f"{decisions.name}, {len(some)} features, {where}"
+    progress = f"{decisions.name}, {len(some)} features, {place}"
     return measure_effects(
         variant.model, variant.sae, decisions, some, means, PLACES[place], n_random, settings.seed, progress
     )
@@ -248,41 +240,33 @@ def measure_benchmark(target: Path, settings: Settings, over_trace: bool) -> Non
     """
     variant = load_variant(settings)
     table, decisions = gather_table(variant), held_out_decisions(variant)
-    effects = {
-        place: {kind: ablation_effects(variant, own, table, place) for kind, own in decisions.items()}
-        for place in (PLACE, TRACE)[: 1 + over_trace]
-    }
-    who = identity(settings, variant.sae)
+    truths, over = (
+        {kind: ablation_effects(variant, own, table, place) for kind, own in decisions.items() if wanted}
+        for place, wanted in ((PLACE, True), (TRACE, over_trace))
+    )
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    save_benchmark(
-        fresh, Benchmark(**who, evidence=table, truths=effects[PLACE], over_trace=effects.get(TRACE, {}))
-    )
+    who = identity(settings, variant.sae)
+    save_benchmark(fresh, Benchmark(**who, evidence=table, truths=truths, over_trace=over))
     fresh.rename(target)
 
 
 def save_benchmark(folder: Path, benchmark: Benchmark) -> None:
     """Store a benchmark, for :func:`load_benchmarks`; effects are rounded to 32 bits, their sums to 16."""
     folder.mkdir(parents=True, exist_ok=True)
-    n = len(benchmark.evidence)
-    columns: dict[str, Any] = {}
-    tensors: dict[str, NDArray[Any]] = {}
-    for kind, truth in benchmark.truths.items():
-        tensors[f"{kind}:sums"] = truth.sums.astype(np.float16)
-        tensors[f"{kind}:counts"] = truth.counts.astype(np.int32)
-        places = {PLACE: truth}
-        if kind in benchmark.over_trace:
-            places[TRACE] = benchmark.over_trace[kind]
-            tensors[f"{kind}:{TRACE}:sums"] = places[TRACE].sums.astype(np.float16)
-            tensors[f"{kind}:{TRACE}:random"] = places[TRACE].random.astype(np.float32)
-        for place, own in places.items():
+    frames, tensors = [benchmark.evidence], {}
+    for place, effects in ((PLACE, benchmark.truths), (TRACE, benchmark.over_trace)):
+        for kind, own in effects.items():
             parts = {"effect": own.change, "size": own.size, "threshold": own.threshold, "true": own.true}
-            for name, values in parts.items():
-                column = np.full(n, np.nan, dtype=np.float32)
-                column[own.features] = values
-                columns[f"{name}:{kind}:{place}"] = column
-    table = pd.concat([benchmark.evidence, pd.DataFrame(columns, index=benchmark.evidence.index)], axis=1)
-    table.to_parquet(folder / FEATURES, index=False, compression="zstd")
+            named = {f"{name}:{kind}:{place}": values for name, values in parts.items()}
+            columns = pd.DataFrame(named, index=own.features, dtype=np.float32)
+            frames.append(columns.reindex(benchmark.evidence.index))
+            tensors[_sums(kind, place)] = own.sums.astype(np.float16)
+            if place == TRACE:
+                tensors[f"{kind}:{TRACE}:random"] = own.random.astype(np.float32)
+            else:
+                tensors[f"{kind}:counts"] = own.counts.astype(np.int32)
+    pd.concat(frames, axis=1).to_parquet(folder / FEATURES, index=False, compression="zstd")
     save_file(tensors, folder / TRACES, metadata={"identity": json.dumps(benchmark.identity)})
 
 
@@ -297,6 +281,11 @@ def load_benchmarks(folder: str | Path) -> list[Benchmark]:
     return [_load(path) for path in found]
 
 
+def _sums(kind: str, place: str) -> str:
+    """The name of the sums over traces."""
+    return f"{kind}:sums" if place == PLACE else f"{kind}:{place}:sums"
+
+
 def _load(folder: Path) -> Benchmark:
     try:
         table = pd.read_parquet(folder / FEATURES)
@@ -306,48 +295,44 @@ def _load(folder: Path) -> Benchmark:
     except Exception as error:
         raise CorruptArtefact(f"{paths.relative(folder)} cannot be read: restore its files.") from error
 
-    def effects(kind: str, place: str, prefix: str) -> Effects:
-        names = (f"{name}:{kind}:{place}" for name in ("effect", "size", "threshold"))
-        change, size, threshold = (table[name].to_numpy(dtype=float) for name in names)
-        features = np.flatnonzero(~np.isnan(change))
+    def effects(kind: str, place: str) -> Effects:
+        columns = [f"{name}:{kind}:{place}" for name in ("effect", "size", "threshold")]
+        own = table[columns].dropna().astype(float)
+        change, size, threshold = own.to_numpy().T
         return Effects(
-            features=features,
-            change=change[features],
-            size=size[features],
-            threshold=threshold[features],
-            sums=tensors[f"{prefix}:sums"].astype(float),
+            features=own.index.to_numpy(),
+            change=change,
+            size=size,
+            threshold=threshold,
+            sums=tensors[_sums(kind, place)].astype(float),
             counts=tensors[f"{kind}:counts"].astype(float),
-            random=tensors.get(f"{prefix}:random", np.empty((3, 0))).astype(float),
+            random=tensors.get(f"{kind}:{place}:random", np.empty((3, 0))).astype(float),
         )
 
     kinds = sorted(name.removesuffix(":counts") for name in tensors if name.endswith(":counts"))
-    traced = [kind for kind in kinds if f"{kind}:{TRACE}:sums" in tensors]
     return Benchmark(
         **identity,
         evidence=table[[name for name in table if not str(name).startswith(EFFECT_COLUMNS)]],
-        truths={kind: effects(kind, PLACE, kind) for kind in kinds},
-        over_trace={kind: effects(kind, TRACE, f"{kind}:{TRACE}") for kind in traced},
+        truths={kind: effects(kind, PLACE) for kind in kinds},
+        over_trace={kind: effects(kind, TRACE) for kind in kinds if _sums(kind, TRACE) in tensors},
     )
 
 
 def agreement(fresh: Sequence[Benchmark], stored: Sequence[Benchmark]) -> pd.DataFrame:
     """How far effects (nats) that were measured anew agree with the stored ones of the same autoencoder.
 
-    A row an autoencoder, kind of decision and place that both have, of the ``features`` that both ablated;
-    how many pass ``here``, ``stored`` and in ``both``.
+    A row an autoencoder, kind of decision and place that both have, of the ``features`` that both ablated.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for here, there in product(fresh, stored):
         places = {PLACE: (here.truths, there.truths), TRACE: (here.over_trace, there.over_trace)}
         for place, (ours, theirs) in places.items() if here.identity == there.identity else ():
             for kind in sorted(set(ours) & set(theirs)):
                 shared = np.intersect1d(ours[kind].features, theirs[kind].features)
-                one, two = ours[kind].of(shared), theirs[kind].of(shared)
+                one, two = ours[kind].of(shared).change, theirs[kind].of(shared).change
                 row = {"model": here.model, "decision": kind, "ablated": place, "features": len(shared)}
-                row["correlation"] = np.corrcoef(one.change, two.change)[0, 1]
-                row["largest difference"] = np.abs(one.change - two.change).max()
-                row |= {"here": one.true.sum(), "stored": two.true.sum()}
-                rows.append(row | {"both": (one.true & two.true).sum()})
+                row |= {"correlation": np.corrcoef(one, two)[0, 1]}
+                rows.append(row | {"largest difference": np.abs(one - two).max()})
     return pd.DataFrame(rows)
 
 
@@ -361,7 +346,6 @@ class Scorer:
     name: str  # as figures and tables say it
     function: Score
     signed: bool = False  # whether its sign says which side is promoted: features are then ranked by size
-    labels: bool = False  # whether it needs to know where decisions are, or which way they went
 
 
 def column(name: str) -> Score:
@@ -394,8 +378,8 @@ def builtin(kind: str) -> list[Scorer]:
         Scorer("word identity", column("score:identity")),  # ReasonScore of a token's mean activation
         Scorer("density", column("density")),
         Scorer("output score", column("score:output")),  # 2505.20063
-        Scorer("mean difference", mean_difference(kind), signed=True, labels=True),
-        Scorer("gradient attribution", column(f"score:gradient {kind}"), signed=True, labels=True),
+        Scorer("mean difference", mean_difference(kind), signed=True),
+        Scorer("gradient attribution", column(f"score:gradient {kind}"), signed=True),
     ]
 
 
@@ -416,16 +400,14 @@ def metrics(score: Array, effects: Array, threshold: Array, signed: bool) -> dic
     The rank correlation (Spearman) is of the score as given with the signed effect; "share of effect, top k"
     is of Σ|effect|.
     """
-    ranking = np.abs(score) if signed else score
-    true, sizes = np.abs(effects) > threshold, np.abs(effects)
-    order = np.argsort(-ranking, kind="stable")
+    ranking, sizes = np.abs(score) if signed else score, np.abs(effects)
     found = {
-        "average precision": average_precision(ranking, true),
-        "rank correlation": rank_correlation(score[None], effects),
+        "average precision": average_precision(ranking, sizes > threshold),
+        "rank correlation": rank_correlation(score, effects),
     }
+    best = np.argsort(-ranking, kind="stable")
     for k in TOP:
-        found[f"share of effect, top {k}"] = _ratio(sizes[:, order[:k]].sum(axis=1), sizes.sum(axis=1))
-        found[f"precision at {k}"] = true[:, order[:k]].mean(axis=1)
+        found[f"share of effect, top {k}"] = _ratio(sizes[:, best[:k]].sum(axis=1), sizes.sum(axis=1))
     return found
 
 
@@ -442,27 +424,16 @@ def average_precision(ranking: Array, true: NDArray[np.bool_]) -> Array:
     return _ratio((gained * hits / (ends + 1)).sum(axis=1), hits[:, -1])
 
 
-def rank_correlation(one: Array, other: Array) -> Array:
-    """Spearman's correlation of each row ``[b, f]`` (or of the only row) with the other's → ``[b]``."""
-    middle = (other.shape[1] + 1) / 2
-    ranks, others = rankdata(one, axis=1) - middle, rankdata(other, axis=1) - middle
-    scale = np.sqrt((ranks**2).sum(axis=1) * (others**2).sum(axis=1))
-    return _ratio((ranks * others).sum(axis=1), scale)
+def rank_correlation(score: Array, effects: Array) -> Array:
+    """Spearman's correlation of a score ``[f]`` with each row of effects ``[b, f]`` → ``[b]``."""
+    middle = (len(score) + 1) / 2
+    ranks, others = rankdata(score) - middle, rankdata(effects, axis=1) - middle
+    return _ratio(others @ ranks, np.sqrt((ranks**2).sum() * (others**2).sum(axis=1)))
 
 
 def _ratio(top: Array, bottom: NDArray[Any]) -> Array:
     """Quotients, missing where the bottom is 0."""
     return np.divide(top, bottom, out=np.full(len(top), np.nan), where=bottom > 0)
-
-
-def _chance(positives: int, live: int) -> dict[str, float]:
-    """What a random ranking gives, by metric; precision at k is taken where there are k positives."""
-    base = positives / live
-    chance = {"average precision": base, "rank correlation": 0.0}
-    for k in TOP:
-        chance[f"share of effect, top {k}"] = min(k / live, 1.0)
-        chance |= {f"precision at {k}": base} if positives >= k else {}
-    return chance
 
 
 def _middle(values: Array) -> tuple[float, float]:
@@ -472,60 +443,47 @@ def _middle(values: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def evaluate_scorer(
-    score: Score, benchmarks: Sequence[Benchmark], kind: str = "persistence", signed: bool = False
+def evaluate_all(
+    scorers: Sequence[Scorer], benchmarks: Sequence[Benchmark], kind: str = "persistence"
 ) -> pd.DataFrame:
-    """Rank features by a score and compare with their ablation effects, on every benchmark.
+    """Rank features by each score and compare with their ablation effects, on every benchmark.
 
     A feature is truly causal where its mean effect passes the threshold, whichever its sign. A signed score
     ranks by its size.
 
-    A row a benchmark and metric (:func:`metrics`), with its 95% interval (traces resampled) and ``chance``,
-    what a random ranking gives. Raises UserError: no benchmarks, one has no decisions of this kind, or the
-    score does not give one finite number a feature.
+    A row a scorer, benchmark and metric (:func:`metrics`), with its 95% interval (traces resampled) and
+    ``chance``, what a random ranking gives. The last rows, of the scorer ``CEILING``, are the measured effect
+    used as a score: what could be had at most. Its average precision is below 1, since the threshold grows
+    with the size of the edit.
+
+    Raises UserError: no benchmarks, one has no decisions of this kind, or a score does not give one finite
+    number a feature.
     """
     if not benchmarks:
         raise UserError("There is no benchmark to evaluate on: `make organism` measures the shipped models.")
     rows: list[dict[str, Any]] = []
-    for benchmark in benchmarks:
+    for scorer, benchmark in product([*scorers, None], benchmarks):
         truth = benchmark.truth(kind)
-        values = live_scores(score, benchmark, truth)
+        values = live_scores(scorer.function, benchmark, truth) if scorer else truth.effect
         effects = np.concatenate([truth.effect[None], truth.resampled(RESAMPLES, SEED)])
-        found = metrics(values, effects, truth.threshold, signed)
-        positives = int(truth.true.sum())
-        counts = {"traces": len(truth.counts), "positives": positives, "live": len(values)}
-        for name, chance in _chance(positives, len(values)).items():
-            low, high = _middle(found[name][1:])
-            numbers = {"metric": name, "estimate": float(found[name][0]), "low": low, "high": high}
-            rows.append(benchmark.identity | numbers | {"chance": chance} | counts)
+        positives, live = int(truth.true.sum()), len(values)
+        chance = {"average precision": positives / live, "rank correlation": 0.0}
+        chance |= {f"share of effect, top {k}": min(k / live, 1.0) for k in TOP}
+        for name, found in metrics(values, effects, truth.threshold, not scorer or scorer.signed).items():
+            low, high = _middle(found[1:])
+            row = {"metric": name, "estimate": found[0], "low": low, "high": high, "chance": chance[name]}
+            row |= {"traces": len(truth.counts), "positives": positives, "live": live}
+            rows.append(benchmark.identity | row | {"scorer": scorer.name if scorer else CEILING})
     return pd.DataFrame(rows)
-
-
-def evaluate_all(
-    scorers: Sequence[Scorer], benchmarks: Sequence[Benchmark], kind: str = "persistence"
-) -> pd.DataFrame:
-    """:func:`evaluate_scorer` for each scorer, with columns ``scorer``, ``signed`` and ``labels``.
-
-    The last rows, of the scorer ``CEILING``, are the measured effect used as a score: what could be had at
-    most. Its average precision is below 1, since the threshold grows with the size of the edit.
-    """
-
-    told = [replace(b, evidence=b.evidence.assign(**{CEILING: b.effect(kind)})) for b in benchmarks]
-    asked = [(scorer, benchmarks) for scorer in scorers]
-    tables = []
-    for scorer, judged in (*asked, (Scorer(CEILING, column(CEILING), signed=True, labels=True), told)):
-        table = evaluate_scorer(scorer.function, judged, kind, scorer.signed)
-        tables.append(table.assign(scorer=scorer.name, signed=scorer.signed, labels=scorer.labels))
-    return pd.concat(tables, ignore_index=True)
 
 
 def null_band(benchmarks: Sequence[Benchmark], kind: str = "persistence", null: str = "slot") -> pd.DataFrame:
     """Every metric of ReasonScore under other vocabularies, and where R stands among them.
 
-    To the metrics of :func:`evaluate_scorer` comes "contrast": Σ score · signed effect, whose z among the
-    vocabularies says whether R's words point at the causal features more than other words in their place.
-    The ``null`` is "random" (matched in frequency) or "slot" (mixtures of R and its matched control words);
-    ``low`` and ``high`` are their middle 95%. Empty where there are no such vocabularies.
+    To :func:`metrics` comes "contrast": Σ score · signed effect, whose z among the vocabularies says whether
+    R's words point at the causal features more than other words in their place. The ``null`` is "random"
+    (matched in frequency) or "slot" (mixtures of R and its matched control words); ``low`` and ``high`` are
+    their middle 95%. Empty where there are no such vocabularies.
     """
     rows: list[dict[str, Any]] = []
     for benchmark in benchmarks:
@@ -535,8 +493,8 @@ def null_band(benchmarks: Sequence[Benchmark], kind: str = "persistence", null: 
         for name in ["score:reason score", *drawn] if drawn else []:
             values = live_scores(column(name), benchmark, truth)
             found = metrics(values, truth.effect[None], truth.threshold, signed=False)
-            known = {metric: found[metric][0] for metric in _chance(int(truth.true.sum()), len(values))}
-            points.append(known | {"contrast": values @ truth.effect})
+            points.append({metric: own[0] for metric, own in found.items()})
+            points[-1]["contrast"] = values @ truth.effect
         for metric, (ours, *others) in pd.DataFrame(points).items():
             rank, (low, high) = null_rank(ours, others), _middle(np.array(others))
             row = {"null": null, "metric": metric, "vocabularies": rank.n, "ours": ours}
@@ -566,30 +524,19 @@ def evaluate_places(benchmarks: Sequence[Benchmark]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def compare_places(benchmark: Benchmark, kind: str, chosen: Collection[int]) -> tuple[pd.DataFrame, str]:
+def compare_places(benchmark: Benchmark, kind: str, chosen: Collection[int]) -> pd.DataFrame:
     """Features ablated at both places, the largest change over the trace first; ``chosen`` ones are marked.
 
-    Over the whole trace what a feature wrote into earlier tokens counts too. The table has the mean change of
-    the log-odds on ablation, in nats, ``at the decision`` and ``over the trace``, each with its 95% interval
-    over traces and its threshold, and ``passes`` (of ``PASSES``). The sentence says how many pass, and how
-    the effects' ranks correlate.
+    The mean change of the log-odds on ablation, in nats, ``at the decision`` and ``over the trace``, each
+    with its 95% interval over traces and its threshold, and ``passes`` (of ``PASSES``).
     """
     shared = np.intersect1d(benchmark.truths[kind].features, benchmark.over_trace[kind].features)
     here, over = benchmark.truths[kind].of(shared), benchmark.over_trace[kind].of(shared)
     table = pd.DataFrame({"feature": shared})
-    again = []
     for name, prefix, effects in (("at the decision", "", here), ("over the trace", "trace ", over)):
-        again.append(effects.resampled(PLACE_RESAMPLES, SEED))
-        low, high = np.quantile(-again[-1], [0.025, 0.975], axis=0)
+        low, high = np.quantile(-effects.resampled(PLACE_RESAMPLES, SEED), [0.025, 0.975], axis=0)
         ends = {f"{prefix}low": low, f"{prefix}high": high, f"{prefix}threshold": effects.threshold}
         table = table.assign(**{name: effects.change}, **ends)
     table["passes"] = np.array(PASSES)[here.true + 2 * over.true]
     table["chosen"] = np.isin(shared, list(chosen))
-    estimate = float(rank_correlation(here.effect[None], over.effect[None])[0])
-    alike = percentile_interval(estimate, rank_correlation(again[0], again[1]), len(here.counts))
-    summary = (
-        f"{here.true.sum()} of {len(shared)} pass at the decision, {over.true.sum()} over the trace, "
-        f"{(here.true & over.true).sum()} at both; rank correlation {alike}; slope {over.slope:.2f}"
-    )
-    by_size = table.sort_values("over the trace", key=np.abs, ascending=False, kind="stable")
-    return by_size.reset_index(drop=True), summary
+    return table.sort_values("over the trace", key=np.abs, ascending=False, kind="stable", ignore_index=True)
