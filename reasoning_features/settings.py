@@ -108,7 +108,6 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     words: list[str] = Field(min_length=2)  # the reasoning vocabulary R
     alpha: float = Field(default=0.7, ge=0)  # exponent of the entropy (equation 5)
     window: Window = (2, 3)  # tokens before and after an occurrence
-    variant: Literal["paper", "released"] = "paper"  # the text's definition or the released code's
     selected: PositiveInt  # features chosen by ReasonScore
     alphas: list[float] = Field(min_length=1)  # the grid over the score's hyperparameters
     windows: list[Window] = Field(min_length=1)

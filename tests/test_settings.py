@@ -77,7 +77,6 @@ def test_a_profile_reads_what_it_trains_on_and_no_more():
         ("alpha=1e-3", 1e-3),  # YAML alone takes it for a word
         ("window='[1, 2]'", (1, 2)),
         ("words='[wait, let me]'", ["wait", "let me"]),
-        ("variant=released", "released"),
         ("subject=no", "no"),  # and this for false
     ],
 )

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from reasoning_features.errors import UserError
 from reasoning_features.files import read_json, write_json
 from reasoning_features.interpretation.features import Example, Mode
 from reasoning_features.models.conditions import UNSTEERED
-from reasoning_features.statistics import bootstrap_mean, bootstrap_weights
+from reasoning_features.statistics import bootstrap_mean
 
 # a change counts when its bootstrap interval of this level leaves out 0: several measures are looked at
 LEVEL = 0.99
@@ -50,6 +51,7 @@ NO_CHANGE = "no change measured"
 UNFIT = 0.1  # a strength that spoils more than this fraction of the answers' form is left out of the dose
 
 KEY = "REASONING_FEATURES_JUDGE_KEY"  # names the variable that holds the endpoint's key, where it needs one
+TIMEOUT = 60  # seconds
 STRONG = 0.5  # of an example's largest activation: tokens the prompt marks
 INSTRUCTIONS = """\
 You are shown texts that activate one feature of a language model; the tokens on which it is strongly active \
@@ -67,13 +69,12 @@ def dose(answers: pd.DataFrame) -> pd.DataFrame:
 
     0, unsteered, where all of a sign spoil it. Without a measure ``parseable`` every strength is kept.
     """
-    spoilt = pd.Series(0.0, index=answers.index)
+    steered = answers[answers["feature"] >= 0]
     if "parseable" in answers:
         usual = answers.loc[answers["condition"] == UNSTEERED, "parseable"].mean()
-        spoilt = usual - answers.groupby("condition")["parseable"].transform("mean")
-    kept = answers[(spoilt <= UNFIT) & (answers["condition"] != UNSTEERED)]
-    bounds = kept.groupby("feature")["gamma"].agg(low="min", high="max")
-    bounds = bounds.reindex(sorted(answers.loc[answers["feature"] >= 0, "feature"].unique())).fillna(0.0)
+        whole = steered.groupby("condition")["parseable"].transform("mean")
+        steered = steered.assign(gamma=steered["gamma"].where(usual - whole <= UNFIT, 0.0))
+    bounds = steered.groupby("feature")["gamma"].agg(low="min", high="max")
     return bounds.assign(low=bounds["low"].clip(upper=0), high=bounds["high"].clip(lower=0)).reset_index()
 
 
@@ -85,18 +86,15 @@ def changes(answers: pd.DataFrame, measures: Sequence[str], seed: int = 0) -> pd
     deviations of the unsteered answers.
     """
     table = answers.pivot(index="problem", columns=["feature", "gamma"], values=list(measures)).astype(float)
-    weights = bootstrap_weights(len(table), 1000, seed) / len(table)
     rows: list[dict[str, Any]] = []
-    for feature, low, high in dose(answers).itertuples(index=False):
-        for measure in measures:
-            plain = table[measure][-1, 0.0]
-            ends = [plain if end == 0 else table[measure][feature, end] for end in (low, high)]
-            difference = (ends[1] - ends[0]).to_numpy()
-            interval = np.quantile(weights @ difference, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-            change, spread = difference.mean(), plain.std(ddof=1)
-            row = {"feature": feature, "low": low, "high": high, "measure": measure, "change": change}
-            row |= {"change low": interval[0], "change high": interval[1], "unsteered": plain.mean()}
-            rows.append(row | {"standardised": change / spread if spread > 0 else 0.0, "n": len(table)})
+    for (feature, low, high), measure in product(dose(answers).itertuples(index=False), measures):
+        plain = table[measure][-1, 0.0]
+        start, end = (table[measure][feature, at] if at else plain for at in (low, high))
+        change = bootstrap_mean(end - start, 1000, seed, LEVEL)
+        spread = plain.std(ddof=1)
+        row = {"feature": feature, "low": low, "high": high, "measure": measure}
+        row |= change.row("change", "change ")
+        rows.append(row | {"standardised": change.estimate / spread if spread > 0 else 0.0})
     return pd.DataFrame(rows)
 
 
@@ -109,17 +107,14 @@ def function_groups(changed: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for feature, part in changed.groupby("feature", sort=False):
+        low, high = part[["low", "high"]].iloc[0]
         sure = part[(part["change low"] > 0) | (part["change high"] < 0)]
         sure = sure.sort_values("standardised", key=np.abs, ascending=False, kind="stable")
-        if (part["low"] == part["high"]).all():
-            group = BROKEN
-        elif sure.empty:
-            group = NO_CHANGE
-        else:
+        group = BROKEN if low == high else NO_CHANGE
+        if low < high and len(sure):
             group = GROUPS[sure["measure"].iloc[0]][int(sure["change"].iloc[0] < 0)]
-        changed_most = ", ".join(f"{row.measure} {row.change:+.2g}" for row in sure.itertuples())
-        span = f"γ from {part['low'].iloc[0]:g} to {part['high'].iloc[0]:g}"
-        rows.append((feature, group, f"{span}: {changed_most or 'nothing'}"))
+        most = ", ".join(f"{row.measure} {row.change:+.2g}" for row in sure.itertuples()) or "nothing"
+        rows.append((feature, group, f"γ from {low:g} to {high:g}: {most}"))
     return pd.DataFrame(rows, columns=["feature", "group", "description"])
 
 
@@ -159,47 +154,44 @@ def questions(examples: Mapping[int, Sequence[Example]], logits: pd.DataFrame) -
 
 
 def judge(
-    url: str, model: str | None, questions: Mapping[int, str], kept: Path, timeout: float = 60.0
+    url: str, model: str | None, questions: Mapping[int, str], kept: Path
 ) -> tuple[pd.DataFrame, str | None]:
     """Ask about every feature that has no answer in the JSON file ``kept`` yet.
 
-    ``/chat/completions`` is appended to the address. An endpoint that does not answer within ``timeout``
-    seconds ends the asking; an answer that cannot be read costs that feature alone. Gives ``feature``,
-    ``mode``, ``description`` of the features that were answered, and what went wrong in a sentence.
+    An endpoint that does not answer ends the asking; an answer that cannot be read costs that feature alone.
+    Gives ``feature``, ``mode``, ``description`` of the features that were answered, and what went wrong in a
+    sentence. Raises UserError without a model.
     """
     if model is None:
         raise UserError("A judge needs a model: give judge_model beside judge_url.")
     known: dict[str, dict[str, str]] = read_json(kept) if kept.is_file() else {}
-    asked = {feature: json.dumps([model, INSTRUCTIONS, feature, text]) for feature, text in questions.items()}
-    digests = {feature: hashlib.sha256(each.encode()).hexdigest() for feature, each in asked.items()}
-    problem = None
+    rows, problem, gone = [], None, False
     for feature, text in questions.items():
-        if digests[feature] in known:
-            continue
+        asked = json.dumps([model, INSTRUCTIONS, feature, text])
+        digest = hashlib.sha256(asked.encode()).hexdigest()
         try:
-            known[digests[feature]] = _ask(url, model, text, timeout).model_dump()
+            if digest not in known and not gone:
+                known[digest] = _ask(url, model, text).model_dump()
+                write_json(kept, known)
         except httpx.HTTPError as error:
-            why = str(error).splitlines()[0]
+            why, gone = str(error).splitlines()[0], True
             problem = f"The judge at {url} stopped answering at feature {feature} ({why})"
-            break
         except (ValueError, LookupError, TypeError):
             problem = f"The judge's answer about feature {feature} is not what it was asked for"
-            continue
-        write_json(kept, known)
-    rows = [{"feature": feature} | known[each] for feature, each in digests.items() if each in known]
+        rows += [{"feature": feature} | known[digest]] if digest in known else []
     if problem is not None:
         stored = f"{len(rows)} of {len(questions)} answers are kept in {paths.relative(kept)}"
         problem += f"; {stored}, and a rerun asks for the others."
     return pd.DataFrame(rows, columns=["feature", "mode", "description"]), problem
 
 
-def _ask(url: str, model: str, text: str, timeout: float) -> Answer:
+def _ask(url: str, model: str, text: str) -> Answer:
     """The endpoint's answer; an error of the connection, or of what came over it."""
     messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": text}]
     body = {"model": model, "messages": messages, "temperature": 0}
     headers = {"Authorization": f"Bearer {os.environ[KEY]}"} if os.environ.get(KEY) else {}
     address = f"{url.rstrip('/')}/chat/completions"
-    answer = httpx.post(address, json=body, headers=headers, timeout=timeout).raise_for_status()
+    answer = httpx.post(address, json=body, headers=headers, timeout=TIMEOUT).raise_for_status()
     return Answer.model_validate_json(answer.json()["choices"][0]["message"]["content"])
 
 

@@ -73,19 +73,11 @@ class Activity:
     # and the activation there, rounded to BITS bits
     positions: NDArray[np.int64]
     activations: NDArray[np.float32]
-    step_names: tuple[str, ...]  # of the labelled steps of reasoning; empty where these are not labelled
-    step_tokens: NDArray[np.int64]  # [steps] tokens of each step
-    step_active: NDArray[np.int64]  # [steps, f] those on which the feature is above zero
 
     @property
     def density(self) -> NDArray[np.float64]:
         """``[f]`` fraction of tokens on which each feature is active."""
         return self.active / self.tokens
-
-    def density_by_step(self, feature: int) -> dict[str, float]:
-        """Fraction of each step's tokens on which a feature is active; empty where steps are not labelled."""
-        shares = zip(self.step_names, self.step_active[:, feature], self.step_tokens, strict=True)
-        return {name: float(active / tokens) for name, active, tokens in shares if tokens}
 
 
 class ActivatingExamples:
@@ -95,8 +87,6 @@ class ActivatingExamples:
 
     def __init__(self, corpus: Corpus, examples: int) -> None:
         self._document_of = torch.from_numpy(corpus.document_of)
-        self._steps = None if corpus.moves is None else torch.from_numpy(corpus.moves.astype(np.int64))
-        self._step_names = corpus.move_names if corpus.moves is not None else ()
         self._examples = examples
         self._tokens = 0
         self._sums: dict[str, Tensor] = {}
@@ -119,12 +109,6 @@ class ActivatingExamples:
         n_bins = len(EDGES) - 1
         places = feature * n_bins + bins.clamp(0, n_bins - 1)
         sums["histogram"] += torch.bincount(places, minlength=sums["histogram"].numel()).view(-1, n_bins)
-        if self._steps is not None:
-            steps, n_steps = self._steps[positions], len(self._step_names)
-            sums["step_tokens"] += torch.bincount(steps, minlength=n_steps)
-            places = steps[token] * features.shape[1] + feature
-            counts = torch.bincount(places, minlength=n_steps * features.shape[1])
-            sums["step_active"] += counts.view(n_steps, -1)
         self._rank(*self._strongest_by_document(features, positions))
 
     def result(self) -> Activity:
@@ -133,18 +117,19 @@ class ActivatingExamples:
             raise UserError("No activations came through: the corpus is empty, ask for more documents.")
         sums = {name: values.cpu().numpy() for name, values in self._sums.items()}
         sums |= {name: np.ascontiguousarray(sums[name].T) for name in ("positions", "activations")}
-        return Activity(tokens=self._tokens, step_names=self._step_names, **sums)
+        return Activity(tokens=self._tokens, **sums)
 
     def _begin(self, features: Tensor) -> None:
         """Make room for as many features, where they are computed."""
-        n, bins, steps, device = features.shape[1], len(EDGES) - 1, len(self._step_names), features.device
+        n, m, device = features.shape[1], self._examples, features.device
         self._document_of = self._document_of.to(device)
-        self._steps = None if self._steps is None else self._steps.to(device)
-        zeros = {"active": (n,), "histogram": (n, bins), "step_tokens": (steps,), "step_active": (steps, n)}
-        self._sums = {name: torch.zeros(size, dtype=torch.int64) for name, size in zeros.items()}
-        self._sums |= {"maximum": torch.zeros(n), "activations": torch.zeros(self._examples, n)}
-        self._sums["positions"] = torch.full((self._examples, n), NOWHERE)
-        self._sums = {name: values.to(device) for name, values in self._sums.items()}
+        self._sums = {
+            "active": torch.zeros(n, dtype=torch.int64, device=device),
+            "maximum": torch.zeros(n, device=device),
+            "histogram": torch.zeros(n, len(EDGES) - 1, dtype=torch.int64, device=device),
+            "activations": torch.zeros(m, n, device=device),
+            "positions": torch.full((m, n), NOWHERE, device=device),
+        }
 
     def _strongest_by_document(self, features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """The strongest token of each document, earliest of equals: activations and positions ``[d, f]``."""
@@ -304,23 +289,20 @@ def modes(means: pd.DataFrame) -> list[Mode] | None:
     ``means`` has one row a feature, with ``mean:<step>`` and ``before:<step>``; a step that does not occur is
     left out or NaN.
     """
-    places = [place for place in PLACES if any(name.startswith(f"{place}:") for name in means.columns)]
-    if not places:
-        return None
     shares = np.zeros((len(means), len(STEPS_OF)))
-    for place in places:
-        names = [name for name in means.columns if name.startswith(f"{place}:")]
-        labelled = means[names].astype(float).fillna(0.0)
-        by_step = labelled.div(labelled.sum(axis=1).replace(0.0, np.nan), axis=0).fillna(0.0)
+    labelled = means.filter(regex=f"^({'|'.join(PLACES)}):").astype(float).fillna(0.0)
+    if labelled.empty:
+        return None
+    for place in PLACES:
+        own = labelled.filter(regex=f"^{place}:").rename(columns=lambda name: name.split(":")[1])
+        by_step = own.div(own.sum(axis=1).replace(0.0, np.nan), axis=0).fillna(0.0)
         for column, steps in enumerate(STEPS_OF.values()):
-            own = by_step.reindex(columns=[f"{place}:{step}" for step in steps], fill_value=0.0)
-            shares[:, column] = np.maximum(shares[:, column], own.max(axis=1))
+            most = by_step.reindex(columns=list(steps), fill_value=0.0).max(axis=1)
+            shares[:, column] = np.maximum(shares[:, column], most)
     holds = shares >= THRESHOLD
-    first = holds.argmax(axis=1)
-    return [
-        "mixed" if n > 1 else list(STEPS_OF)[i] if n else "other"
-        for n, i in zip(holds.sum(axis=1), first, strict=True)
-    ]
+    names, first = list(STEPS_OF), holds.argmax(axis=1)
+    numbers = holds.sum(axis=1)
+    return ["mixed" if n > 1 else names[i] if n else "other" for n, i in zip(numbers, first, strict=True)]
 
 
 def modes_by_words(means: pd.DataFrame) -> list[Mode]:
@@ -352,7 +334,6 @@ class FeatureInterface:
     maximum: float  # its largest activation
     histogram: NDArray[np.int64]  # active tokens by activation, from the first to the last bin that is used
     edges: NDArray[np.float64]  # of the bins, ascending, one more than there are bins
-    by_step: dict[str, float]  # fraction of each step's tokens on which it is active, where known
     positive: list[tuple[str, float]]  # tokens it raises and by how much, most first
     negative: list[tuple[str, float]]  # tokens it lowers
     examples: list[Example]  # strongest first
@@ -387,7 +368,6 @@ def feature_interfaces(
                 maximum=float(activity.maximum[feature]),
                 histogram=activity.histogram[feature, first:end],
                 edges=EDGES[first : end + 1],
-                by_step=activity.density_by_step(feature),
                 positive=sides.get((feature, "positive"), []),
                 negative=sides.get((feature, "negative"), []),
                 examples=list(examples.get(feature, [])),

@@ -7,7 +7,7 @@ Each score needs only the sum of every feature's activations over some sets of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -102,21 +102,9 @@ def resampled_scores(
     return np.concatenate([vocabulary_scores(part, vocabulary, words, window, alpha) for part in parts])
 
 
-def variant_window(variant: Literal["paper", "released"], window: Window) -> Window:
-    """The window of a variant: the paper's text takes the setting, the released script 1 before, 2 after."""
-    return RELEASED_WINDOW if variant == "released" else window
-
-
 def decoder_norms(sae: Any) -> Array:
     """‖W_dec,i‖ of every feature ``[f]``."""
     return sae.W_dec.detach().double().norm(dim=-1).cpu().numpy()
-
-
-def variant_statistics(
-    statistics: FeatureStatistics, norms: Array, variant: Literal["paper", "released"]
-) -> FeatureStatistics:
-    """The statistics a variant scores: as they are, or with decoder norms ``[f]`` folded in."""
-    return statistics if variant == "paper" else statistics.scaled(norms)
 
 
 def ranks(scores: ArrayLike) -> NDArray[np.int64]:

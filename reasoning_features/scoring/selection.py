@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -104,19 +105,22 @@ def top_features(
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """One way to compute the score."""
+    """One way to compute the score; the released code folds the decoder's norms into activations."""
 
     alpha: float
     window: Window
     variant: Literal["paper", "released"] = "paper"
 
-
-def score_under(
-    statistics: FeatureStatistics, norms: Array, words: Sequence[str], way: Hyperparameters
-) -> Array:
-    """ReasonScore of R ``[..., f]`` under other hyperparameters; ``norms`` ``[f]`` are the decoder's."""
-    folded = reason_score.variant_statistics(statistics, norms, way.variant)
-    return reason_score.vocabulary_scores(folded, REFERENCE, words, way.window, way.alpha)
+    def score(
+        self, statistics: FeatureStatistics, norms: Array, words: Sequence[str], weights: Array | None = None
+    ) -> Array:
+        """ReasonScore of R ``[..., f]``; with decoder ``norms`` ``[f]``, perhaps of resamples ``[b, g]``."""
+        own = statistics.only(reason_score.sets_of_score(REFERENCE, words, self.window))
+        folded = own if self.variant == "paper" else own.scaled(norms)
+        given = folded, REFERENCE, words, self.window, self.alpha
+        if weights is None:
+            return reason_score.vocabulary_scores(*given)
+        return reason_score.resampled_scores(*given, weights)
 
 
 def grid_table(
@@ -124,11 +128,15 @@ def grid_table(
 ) -> pd.DataFrame:
     """Jaccard overlap of each selection with the default's, for every number of features chosen."""
     rows = []
-    for way, values in zip(grid, scores, strict=True):
-        setting = {"alpha": way.alpha, "window": f"{way.window[0]}-{way.window[1]}", "variant": way.variant}
-        for k in counts:
-            shared = float(overlap(chosen(values, k), chosen(default, k)))
-            rows.append(setting | {"k": k, "overlap": shared, "chance": chance_jaccard(len(default), k, k)})
+    for (way, values), k in product(zip(grid, scores, strict=True), counts):
+        row = {
+            "alpha": way.alpha,
+            "window": f"{way.window[0]}-{way.window[1]}",
+            "variant": way.variant,
+            "k": k,
+        }
+        row |= {"overlap": float(overlap(chosen(values, k), chosen(default, k)))}
+        rows.append(row | {"chance": chance_jaccard(len(default), k, k)})
     return pd.DataFrame(rows)
 
 
@@ -146,16 +154,10 @@ def resampled_overlap(
     data as they are).
     """
     weights = weights_by_document(len(statistics.counts), seed, resamples)
-
-    def selections(way: Hyperparameters) -> Flags:
-        own = statistics.only(reason_score.sets_of_score(REFERENCE, words, way.window))
-        folded = reason_score.variant_statistics(own, norms, way.variant)
-        scores = reason_score.resampled_scores(folded, REFERENCE, words, way.window, way.alpha, weights)
-        return chosen(scores, k)
-
-    reference = selections(default)
-    shared = [overlap(reference, selections(way)) for way in grid if way != default]
-    return pd.DataFrame({"resample": np.arange(resamples + 1), "overlap": np.mean(shared, axis=0)})
+    reference = chosen(default.score(statistics, norms, words, weights), k)
+    others = (chosen(way.score(statistics, norms, words, weights), k) for way in grid if way != default)
+    shared = np.mean([overlap(reference, other) for other in others], axis=0)
+    return pd.DataFrame({"resample": np.arange(resamples + 1), "overlap": shared})
 
 
 def intervals(resampled: pd.DataFrame, columns: Sequence[str], blocks: int) -> pd.DataFrame:
@@ -175,29 +177,26 @@ def null_table(
 ) -> pd.DataFrame:
     """Every vocabulary beside R, from statistics by block; a name's first word is its ``kind``.
 
-    ``score_mass`` is the mean of the k best scores; ``overlap`` is with R's top k, all documents, and
-    ``overlap_halves`` with R's top k on the other half of the blocks (for R itself, its stability).
+    ``score_mass`` is the mean of the k best scores; ``overlap_halves`` is of the top k on one half of the
+    blocks with R's on the other half (for R itself, its stability).
     """
     even = np.arange(len(blocks.counts)) % 2 == 0
     parts = blocks.weighted(np.stack([even, ~even]).astype(np.float64))
     whole = score_all(blocks.total(), vocabularies, window, alpha)
-    halves = score_all(parts, vocabularies, window, alpha)
-    own, own_halves = chosen(whole[REFERENCE], k), chosen(halves[REFERENCE], k)
+    halves = {name: chosen(own, k) for name, own in score_all(parts, vocabularies, window, alpha).items()}
     reference = set(vocabularies[REFERENCE])
-    return pd.DataFrame(
-        [
-            {
-                "vocabulary": name,
-                "kind": name.split()[0],
-                "words_of_R": len(reference & set(vocabularies[name])),
-                "score_mass": float(top_mean(scores, k)),
-                "maximum": float(scores.max()),
-                "overlap": float(overlap(own, chosen(scores, k))),
-                "overlap_halves": float(overlap(own_halves, chosen(halves[name], k)[::-1]).mean()),
-            }
-            for name, scores in whole.items()
-        ]
-    )
+    rows = [
+        {
+            "vocabulary": name,
+            "kind": name.split()[0],
+            "words_of_R": len(reference & set(vocabularies[name])),
+            "score_mass": float(top_mean(scores, k)),
+            "maximum": float(scores.max()),
+            "overlap_halves": float(overlap(halves[REFERENCE], halves[name][::-1]).mean()),
+        }
+        for name, scores in whole.items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def null_ranks(table: pd.DataFrame, statistics: Sequence[str]) -> pd.DataFrame:

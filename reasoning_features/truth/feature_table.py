@@ -56,7 +56,7 @@ RARE = 20  # words that occur less often in the scored corpus are not drawn into
 ARTEFACT = "features"  # that notebook 03 stores, and the settings that determine it
 DETERMINED_BY = (
     *READ, "subject", "autoencoder", "seed", "reasoning_documents", "general_documents", "words", "alpha",
-    "window", "windows", "variant", "selected", "blocks", "batch_tokens", "random_vocabularies",
+    "window", "windows", "selected", "blocks", "batch_tokens", "random_vocabularies",
     "slot_vocabularies",
 )  # fmt: skip
 
@@ -75,20 +75,18 @@ def draw_words(
     Raises UserError: too few candidates, or more mixtures than there are.
     """
     tokenizer, words, known = subject.tokenizer, settings.words, lexicon(settings.corpus)
+    n, seed, one_form = settings.random_vocabularies, settings.seed, capitalised_with_twins(known.twins)
     traces = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
     everything = join("all", [traces, general_corpus(settings, tokenizer, "selection")])
     if ranking is None:
         ranking = vocabulary.rank_words(
             thinking_texts(settings, tokenizer), solution_texts(settings, tokenizer)
         )
-    one_form = capitalised_with_twins(known.twins)
     frequent = occurrence_table(traces, tokenizer, ranking["word"].tolist(), one_form)
     names = frequent.loc[frequent["occurrences"] >= RARE, "word"].tolist()
     table = occurrence_table(everything, tokenizer, list(dict.fromkeys([*words, *names])), one_form)
-    reference = table[table["word"].isin(words)].set_index("word").reindex(list(words)).dropna().reset_index()
-    inside = {part for word in words for part in word.split()}
-    pool = table[~table["word"].isin(inside)]
-    n, seed = settings.random_vocabularies, settings.seed
+    reference = table.set_index("word").reindex(list(words)).dropna().reset_index()
+    pool = table[~table["word"].isin({part for word in words for part in word.split()})]
     drawn, matching = vocabulary.random_vocabularies(reference, pool, n, seed, excluded=known.decision_words)
     vocabularies = {REFERENCE: tuple(words)}
     if all(word in known.twins for word in words):
@@ -128,17 +126,15 @@ def needed_sets(
         ahead = np.stack([np.maximum(span[:, 0] - window[0], first), span[:, 0]], axis=1)
         before[word] = index.mask(ahead[ahead[:, 0] < ahead[:, 1]], (0, 0))
         masked[word] = index.mask(span, window) & ~own
-    more = _variant_masks("before", ~corpus.special, before, (window[0], 0))
-    more |= _variant_masks("masked", ~corpus.special & ~own, masked, window)
-    return sets.join(TokenSets.of(more | dict(labels or {})))
-
-
-def _variant_masks(variant: str, every: Mask, by_word: Mapping[str, Mask], window: Window) -> dict[str, Mask]:
-    """Masks of a variant of R's sets under names of their own."""
-    around = {word_set(word, window): mask for word, mask in by_word.items()}
-    union = np.any(list(by_word.values()), axis=0)
-    masks = {ALL: every} | around | {vocabulary_set(REFERENCE, window): union}
-    return {f"{variant}|{name}": mask for name, mask in masks.items()}
+    more = dict(labels or {})
+    for variant, every, by_word, around in (
+        ("before", ~corpus.special, before, (window[0], 0)),
+        ("masked", ~corpus.special & ~own, masked, window),
+    ):
+        masks = {ALL: every} | {word_set(word, around): mask for word, mask in by_word.items()}
+        masks[vocabulary_set(REFERENCE, around)] = np.any(list(by_word.values()), axis=0)
+        more |= {f"{variant}|{name}": mask for name, mask in masks.items()}
+    return sets.join(TokenSets.of(more))
 
 
 def of_variant(statistics: FeatureStatistics, variant: str) -> FeatureStatistics:
@@ -147,24 +143,21 @@ def of_variant(statistics: FeatureStatistics, variant: str) -> FeatureStatistics
     return replace(own, names=tuple(name.removeprefix(f"{variant}|") for name in own.names))
 
 
-class Spread:
-    """Accumulates each feature's largest activation and its sum of squares."""
+class Largest:
+    """Accumulates each feature's largest activation."""
 
     def __init__(self) -> None:
         self._state: Arrays = {}
 
     def update(self, features: Tensor, positions: Tensor) -> None:
-        maximum, squares = features.amax(0).double(), features.double().square().sum(0)
-        count = np.array(len(features))
-        self.merge({"maximum": maximum.cpu().numpy(), "squares": squares.cpu().numpy(), "count": count})
+        self.merge({"maximum": features.amax(0).double().cpu().numpy()})
 
     def state(self) -> Arrays:
         return self._state
 
     def merge(self, state: Arrays) -> None:
-        had = self._state or {name: np.zeros_like(values) for name, values in state.items()}
-        self._state = {name: had[name] + state[name] for name in ("squares", "count")}
-        self._state["maximum"] = np.maximum(had["maximum"], state["maximum"])
+        had = self._state.get("maximum", state["maximum"])
+        self._state = {"maximum": np.maximum(had, state["maximum"])}
 
 
 @dataclass(frozen=True)
@@ -176,7 +169,6 @@ class Measurement:
     best: pd.DataFrame  # of ``BestTokens``, with the token's text
     density: Array  # share of tokens on which each feature is active [f]
     maximum: Array  # largest activation [f]
-    mean_square: Array  # [f]
 
 
 def feature_table(
@@ -191,12 +183,10 @@ def feature_table(
     """
     whole, words = measured.statistics.total(), vocabularies[REFERENCE]
     means = whole.sums / np.maximum(whole.counts, 1)[:, None]
-    mean = means[whole.names.index(ALL)]
     inside, outside, by_word = reason_score.set_means(whole, REFERENCE, words, window)
     columns: dict[str, Any] = {
         "density": measured.density,
-        "mean": mean,
-        "standard deviation": np.sqrt(np.maximum(measured.mean_square - mean**2, 0)),
+        "mean": means[whole.names.index(ALL)],
         "maximum": measured.maximum,
         "decoder norm": norms,
         "inside": inside,
@@ -214,7 +204,6 @@ def feature_table(
         "before": (of_variant(whole, "before"), (window[0], 0)),
         "masked": (of_variant(whole, "masked"), window),
         "identity": (measured.identity["token"], window),
-        "identity of two": (measured.identity["token and the one before"], window),
     }
     for name, (statistics, at) in variants.items():
         columns[f"score:{name}"] = reason_score.vocabulary_scores(statistics, REFERENCE, words, at, alpha)
@@ -238,9 +227,9 @@ def measure_features(
     bytes of sums, 2 GB for pieces of activations and best tokens, and (sets / 8 + 150) bytes a token.
     """
     traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject)
-    window = reason_score.variant_window(settings.variant, settings.window)
+    window, words = settings.window, vocabularies[REFERENCE]
     labels = label_sets(traces, subject.tokenizer, settings.corpus)
-    known, words = lexicon(settings.corpus), vocabularies[REFERENCE]
+    known = lexicon(settings.corpus)
     sets = needed_sets(traces, subject.tokenizer, vocabularies, window, settings.windows, known, labels)
     sums = SetSums(sets, traces.document_of % (blocks or 1), blocks or 1)
     few = sets.only([ALL, *(word_set(word, window) for word in words), vocabulary_set(REFERENCE, window)])
@@ -249,17 +238,14 @@ def measure_features(
         classes, ids = token_classes(traces, context)
         by_class[name] = IdentitySums(classes, len(ids), few)
     classes, ids = token_classes(traces)
-    tokens, spread = BestTokens(classes, len(ids)), Spread()
-    gathered: dict[str, Accumulator] = {"sums": sums, "tokens": tokens, "spread": spread, **by_class}
+    tokens, largest = BestTokens(classes, len(ids)), Largest()
+    gathered: dict[str, Accumulator] = {"sums": sums, "tokens": tokens, "largest": largest, **by_class}
     key = {"sets": sets.digest, "words": list(words), "window": list(window)}
     one_pass_in_shards("features", subject, sae, traces, gathered, settings.batch_tokens, key, kept, blocks)
-    best, seen = tokens.result(), spread.state()
+    best, maximum = tokens.result(), largest.state()["maximum"]
     texts = [repr(subject.tokenizer.decode([int(ids[label, -1])])) for label in best["token_class"]]
     identity = {name: accumulator.result() for name, accumulator in by_class.items()}
-    squares = seen["squares"] / seen["count"]
-    measured = Measurement(
-        sums.result(), identity, best.assign(token=texts), tokens.density, seen["maximum"], squares
-    )
+    measured = Measurement(sums.result(), identity, best.assign(token=texts), tokens.density, maximum)
     norms = reason_score.decoder_norms(sae)
     return measured, feature_table(measured, norms, vocabularies, list(labels), window, settings.alpha)
 

@@ -18,7 +18,7 @@ def interface(feature: int, **changes) -> FeatureInterface:
     values = np.array([0, 1.5, 0.75, 3.0], np.float32)
     made = dict(
         feature=feature, score=0.01 * feature, rank=10 - feature, density=0.1 / feature, maximum=3.0,
-        histogram=np.array([4, 8]), edges=np.array([0.5, 1.0, 2.0]), by_step={"explore": 0.4},
+        histogram=np.array([4, 8]), edges=np.array([0.5, 1.0, 2.0]),
         positive=[(" go", 2.0)], negative=[("\n", -1.0)],
         examples=[Example(feature, 0, ("So", " wait", ",", "\nlet"), values, 3)], mode="exploration",
     )  # fmt: skip
@@ -53,7 +53,7 @@ class Strict(HTMLParser):
 def test_everything_shown_is_escaped():
     nasty = interface(
         1,
-        mode=NASTY, description=NASTY, effects={NASTY: 1.0}, by_step={NASTY: 0.5},
+        mode=NASTY, description=NASTY, effects={NASTY: 1.0},
         positive=[(NASTY, 1.0)], negative=[(NASTY, -1.0)],
         examples=[Example(1, 0, (NASTY, "\x00\ud800"), np.ones(2, np.float32), 0)],
     )  # fmt: skip

@@ -1,6 +1,5 @@
 """Features: the strongest examples, by hand and against a plain sort; modes, logits, what is gathered."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,11 +14,8 @@ from reasoning_features.interpretation.features import Example
 from reasoning_features.text.corpus import Corpus
 
 
-def documents_of(*lengths: int, moves: list[int] | None = None) -> Corpus:
-    corpus = corpus_of(*[["a"] * length for length in lengths])
-    if moves is None:
-        return corpus
-    return replace(corpus, moves=np.array(moves, np.int8), move_names=("explore", "verify"))
+def documents_of(*lengths: int) -> Corpus:
+    return corpus_of(*[["a"] * length for length in lengths])
 
 
 def gathered(corpus: Corpus, features: torch.Tensor, examples: int, *splits: int, order=None):
@@ -36,15 +32,12 @@ def test_activity_by_hand():
     # feature 1: 0 0 0 | 0 .5 | 0: one example
     # feature 2: never
     columns = [[1.0, 3, 3, 2, 0, 3], [0, 0, 0, 0, 0.5, 0], [0.0] * 6]
-    corpus = documents_of(3, 2, 1, moves=[0, 0, 1, 1, 1, 0])
+    corpus = documents_of(3, 2, 1)
     found = gathered(corpus, torch.tensor(columns).T, 2)
     assert found.tokens == 6 and found.active.tolist() == [5, 1, 0] and found.maximum.tolist() == [3, 0.5, 0]
     assert found.positions.tolist() == [[1, 5], [4, -1], [-1, -1]]
     assert found.activations.tolist() == [[3, 3], [0.5, 0], [0, 0]]
     assert found.density.tolist() == [5 / 6, 1 / 6, 0]
-    # explore: tokens 0 1 5; verify: 2 3 4
-    assert found.density_by_step(0) == {"explore": 1, "verify": pytest.approx(2 / 3)}
-    assert found.density_by_step(1) == {"explore": 0, "verify": pytest.approx(1 / 3)}
     # 1, 2 and 3 lie in the bins that begin at 1, 2 and 2^1.5 = 2.83
     used = np.flatnonzero(found.histogram[0])
     assert room.EDGES[used] == pytest.approx([1, 2, 2**1.5]) and found.histogram[0, used].tolist() == [
@@ -185,7 +178,7 @@ def test_the_rule_of_words_by_hand(row, mode):
 def test_what_is_gathered():
     features = torch.zeros(60, 3)
     features[:9, 2], features[9:12, 2] = 1.0, 1.5
-    activity = gathered(documents_of(60, moves=[0] * 60), features, 1)
+    activity = gathered(documents_of(60), features, 1)
     table = pd.DataFrame({"feature": [2, 0], "score": [0.5, 0.1], "rank": [1, 7], "mode": ["mixed", None]})
     table["effect:persistence"] = [0.25, np.nan]
     logits = pd.DataFrame({"feature": 2, "side": ["positive", "positive", "negative"], "rank": [2, 1, 1]})
@@ -193,7 +186,7 @@ def test_what_is_gathered():
     example = Example(2, 0, ("a",), np.ones(1, np.float32), 0)
     first, second = room.feature_interfaces(table, activity, logits, {2: [example]})
     assert (first.feature, first.score, first.rank, first.mode) == (2, 0.5, 1, "mixed")
-    assert first.density == 0.2 and first.by_step == {"explore": 0.2}  # no token of verify: nothing to say
+    assert first.density == 0.2
     # from the first to the last bin that holds anything
     assert first.histogram.tolist() == [9, 0, 3]
     assert first.edges.tolist() == pytest.approx([1, 2**0.25, 2**0.5, 2**0.75])

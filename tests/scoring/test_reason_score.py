@@ -10,6 +10,7 @@ from tiny import Positive, reversed_batches
 from reasoning_features.errors import UserError
 from reasoning_features.scoring import reason_score as scores
 from reasoning_features.scoring.feature_statistics import SetSums, accumulate, one_pass
+from reasoning_features.scoring.selection import Hyperparameters
 from reasoning_features.text.words import ALL, TokenSets, vocabulary_set, word_set
 
 WINDOW = (0, 1)
@@ -43,18 +44,15 @@ def test_three_features_by_hand():
     assert scores.reason_score(inside, outside, by_word, 0) == pytest.approx([0.5, -0.25, -0.25])
 
 
-def test_released_variant_by_hand():
+def test_released_code_by_hand():
     # The same with decoder norms 1, 2, 4: μ_R = 2, 2, 4 (shares 1/4, 1/4, 1/2), μ_¬R = 0, 2, 4 (0, 1/3, 2/3).
     # H does not change: a feature's norm cancels in p.
     sae = Positive(3, torch.diag(torch.tensor([1.0, 2.0, 4.0])))
     statistics = accumulate(reversed_batches(BY_HAND), sae, named(BY_HAND_SETS))
-    folded = scores.variant_statistics(statistics, scores.decoder_norms(sae), "released")
     h = 2 - 0.75 * math.log2(3)
     expected = [0.25, -1 / 3, 0.5 * h**0.7 - 2 / 3]
-    assert scores.vocabulary_scores(folded, "R", ["a", "b"], WINDOW, 0.7) == pytest.approx(expected)
-    assert scores.variant_statistics(statistics, scores.decoder_norms(sae), "paper") is statistics
-    assert scores.variant_window("released", (2, 3)) == (1, 2)
-    assert scores.variant_window("paper", (2, 3)) == (2, 3)
+    way = Hyperparameters(0.7, WINDOW, "released")
+    assert way.score(statistics, scores.decoder_norms(sae), ["a", "b"]) == pytest.approx(expected)
 
 
 def test_resampled_some_at_a_time(monkeypatch):
