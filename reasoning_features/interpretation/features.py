@@ -65,19 +65,11 @@ AROUND = 20  # tokens that an example shows before and after its peak
 class Activity:
     """How active every feature is, and where most."""
 
-    tokens: int  # that were read
-    active: NDArray[np.int64]  # [f] tokens on which the feature is above zero
+    density: NDArray[np.float64]  # [f] fraction of tokens on which the feature is above zero
     maximum: NDArray[np.float32]  # [f] largest activation
     histogram: NDArray[np.int64]  # [f, bins] active tokens by activation, between EDGES
-    # [f, m] the strongest token of each of the m strongest documents, strongest first (-1: active in fewer),
-    # and the activation there, rounded to BITS bits
+    # [f, m] the strongest token of each of the m strongest documents, strongest first (-1: active in fewer)
     positions: NDArray[np.int64]
-    activations: NDArray[np.float32]
-
-    @property
-    def density(self) -> NDArray[np.float64]:
-        """``[f]`` fraction of tokens on which each feature is active."""
-        return self.active / self.tokens
 
 
 class ActivatingExamples:
@@ -100,11 +92,10 @@ class ActivatingExamples:
         positions = positions.to(features.device)
         order = torch.argsort(positions)
         positions, features = positions[order], features[order].float()
-        sums, active = self._sums, features > 0
+        sums = self._sums
         self._tokens += len(positions)
-        sums["active"] += active.sum(0)
         sums["maximum"] = torch.maximum(sums["maximum"], features.amax(0))
-        token, feature = active.nonzero(as_tuple=True)
+        token, feature = (features > 0).nonzero(as_tuple=True)
         bins = ((features[token, feature].log2() - OCTAVES[0]) * BINS_AN_OCTAVE).floor().long()
         n_bins = len(EDGES) - 1
         places = feature * n_bins + bins.clamp(0, n_bins - 1)
@@ -116,15 +107,16 @@ class ActivatingExamples:
         if not self._sums:
             raise UserError("No activations came through: the corpus is empty, ask for more documents.")
         sums = {name: values.cpu().numpy() for name, values in self._sums.items()}
-        sums |= {name: np.ascontiguousarray(sums[name].T) for name in ("positions", "activations")}
-        return Activity(tokens=self._tokens, **sums)
+        density = sums["histogram"].sum(axis=1) / self._tokens
+        return Activity(
+            density, sums["maximum"], sums["histogram"], np.ascontiguousarray(sums["positions"].T)
+        )
 
     def _begin(self, features: Tensor) -> None:
         """Make room for as many features, where they are computed."""
         n, m, device = features.shape[1], self._examples, features.device
         self._document_of = self._document_of.to(device)
         self._sums = {
-            "active": torch.zeros(n, dtype=torch.int64, device=device),
             "maximum": torch.zeros(n, device=device),
             "histogram": torch.zeros(n, len(EDGES) - 1, dtype=torch.int64, device=device),
             "activations": torch.zeros(m, n, device=device),

@@ -1,16 +1,15 @@
 """Are features driven by tokens or by context? Words put into plain text, and sentences without those words.
 
 After 2601.05679 ("Do Sparse Autoencoders Identify Reasoning Features in Language Models?"): three words are
-put into each plain document of 64 tokens. Its rule, by Cohen's d and a t-test of activations with the words
-against without: token-driven at d ≥ 0.8 and p < 0.01; partially at d ≥ 0.5, p < 0.01; weakly at d ≥ 0.2,
-p < 0.05; else context-dependent. Here the middle two are one class, "partly". "Context-driven" says only that
-R's words do not do it: a feature of the full stop before them is context-driven too.
+put into each plain document of 64 tokens, and activations with them are compared with those without. By its
+rule a feature is token-driven at Cohen's d ≥ 0.8 and p < 0.01 of a t-test; partially at d ≥ 0.5, p < 0.01;
+weakly at d ≥ 0.2, p < 0.05; else context-dependent. Here the middle two are one class, "partly".
+"Context-driven" says only that R's words do not do it: a feature of the full stop before them is so too.
 
-Three things differ. That paper puts in each feature's own top tokens; here the words are R's, at random
-places between words, since what is asked is whether R's words alone do it. Sentences of the plain documents
-that hold a word of R are taken out first. And that paper compares the largest activation in a whole document,
-in which other words hide what was put in; here it is the largest at the word or within its window after,
-against the same place untouched. The whole document's verdict stands beside it.
+That paper puts in each feature's own top tokens; here they are R's words, at random places between words,
+after sentences that hold one are taken out. It compares the largest activation in a whole document, in which
+other words hide what was put in; here it is the largest at the word or within its window after, against the
+same place untouched. The whole document's verdict stands beside it.
 """
 
 from __future__ import annotations
@@ -88,9 +87,9 @@ def measure_controls(
     its general text take the words. ``control_words`` are matched to R in frequency. A word acts on its own
     tokens and on as many after it as the window says.
 
-    The table has shares of places at which each feature is active, with R and control words put in,
-    ``untouched``, and ``R in plain text`` (its occurrences there); shares of sentences of thinking; and by
-    effect size ``d`` and ``p`` the ``class``, and the ``document class`` of whole documents as in 2601.05679.
+    The table has shares of places at which each feature is active, with R and control words put in, and
+    ``untouched``; shares of sentences of thinking; and by effect size ``d`` and ``p`` the ``class``, and the
+    ``document class`` of whole documents as in 2601.05679.
 
     Raises UserError: no plain documents, none left without R's words, or a word that cannot be written.
     """
@@ -113,14 +112,9 @@ def measure_controls(
         forms = words.usual_forms(reasoning, tokenizer, chosen, one_form)
         put_in = [forms[draw % len(forms)] for draw in drawn]
         at_place[name], whole[name] = read(*words.inject(bare, places, put_in, f"{name} put in"))
-    index = words.TokenIndex(plain)
-    natural = [index.occurrences(words.form_ids(tokenizer, word, one_form)) for word in settings.words]
-    as_written = read(plain, np.concatenate(natural))[0]
-    nothing = np.full(len(features), np.nan)
     table: dict[str, Any] = {"feature": features}
     table |= {f"{name} put in": (maxima > 0).mean(axis=0) for name, maxima in at_place.items()}
     table["untouched"] = (untouched > 0).mean(axis=0)
-    table["R in plain text"] = (as_written > 0).mean(axis=0) if len(as_written) else nothing
     table |= _sentence_shares(settings, subject, sae, features, reasoning)
     pairs = {"": (untouched, at_place["R"]), "control ": (untouched, at_place["control"])}
     for prefix, (first, second) in (pairs | {"document ": (before, whole["R"])}).items():

@@ -92,22 +92,13 @@ def find_decisions(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, Decis
             # an opener's first token begins with the space before it
             openers = np.searchsorted(starts, np.array(places, dtype=np.int64) - 1)
             positions[name] += (corpus.starts[document] + openers - 1).tolist()
-    styles = corpus.styles or [""] * corpus.n_documents
-    found = {}
+    styles, found = corpus.styles or [""] * corpus.n_documents, {}
     for name, sides in parser.DECISIONS.items():
         at = np.array(positions[name], dtype=np.int64)
         positive, negative = (np.array(parser.first_tokens(tokenizer, openers)) for openers in sides)
-        documents = corpus.document_of[at]
-        found[name] = Decisions(
-            name=name,
-            corpus=corpus,
-            positions=at,
-            documents=documents,
-            styles=[styles[i] for i in documents],
-            towards=np.isin(corpus.tokens[at + 1], positive),
-            positive=positive,
-            negative=negative,
-        )
+        documents, towards = corpus.document_of[at], np.isin(corpus.tokens[at + 1], positive)
+        own = [styles[i] for i in documents]
+        found[name] = Decisions(name, corpus, at, documents, own, towards, positive, negative)
     return found
 
 
@@ -119,19 +110,14 @@ def swapped(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, tuple[Corpus
     if kind != "organism":
         return {}
     texts = corpus.texts(tokenizer)
-    found = {}
-    for name, (one, other) in SWAPS.items():
-        tokens = []
-        for how in (one, other):
-            ids = tokenizer([parser.swap(text, how) for text in texts], add_special_tokens=False)["input_ids"]
-            if [len(document) for document in ids] != np.diff(corpus.starts).tolist():
-                raise ValueError(f"with {how} a trace has another number of tokens")
-            tokens.append(np.concatenate(ids).astype(np.int32))
-        found[name] = (
-            replace(corpus, name=f"{corpus.name}, {one}", tokens=tokens[0]),
-            replace(corpus, name=f"{corpus.name}, {other}", tokens=tokens[1]),
-        )
-    return found
+
+    def written(how: str) -> Corpus:
+        ids = tokenizer([parser.swap(text, how) for text in texts], add_special_tokens=False)["input_ids"]
+        if [len(document) for document in ids] != np.diff(corpus.starts).tolist():
+            raise ValueError(f"with {how} a trace has another number of tokens")
+        return replace(corpus, name=f"{corpus.name}, {how}", tokens=np.concatenate(ids).astype(np.int32))
+
+    return {name: (written(one), written(other)) for name, (one, other) in SWAPS.items()}
 
 
 def balanced(decisions: Decisions, n: int, seed: int) -> Decisions:
@@ -139,9 +125,7 @@ def balanced(decisions: Decisions, n: int, seed: int) -> Decisions:
 
     Raises UserError: a style has too few.
     """
-    styles = np.array(decisions.styles)
-    rng = np.random.default_rng(seed)
-    drawn = []
+    styles, rng, drawn = np.array(decisions.styles), np.random.default_rng(seed), []
     for name in sorted(set(decisions.styles)):
         own = np.flatnonzero(styles == name)
         if len(own) < n // 2:
@@ -255,11 +239,9 @@ def best_class(
     first, second = (
         auc_by_class(activations[half], classes[half], n_classes) for half in (first_half, ~first_half)
     )
-    usable = ~np.isnan(first) & ~np.isnan(second)
-    best = np.where(usable, np.abs(first - 0.5), -1).argmax(axis=1)
+    best = np.where(np.isnan(first + second), -1, np.abs(first - 0.5)).argmax(axis=1)
     rows = np.arange(len(best))
-    high = first[rows, best] >= 0.5
-    auc = second[rows, best]
+    high, auc = first[rows, best] >= 0.5, second[rows, best]
     return best, high, np.where(high, auc, 1 - auc)
 
 

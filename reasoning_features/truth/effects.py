@@ -320,13 +320,11 @@ def patch(subject: Subject, decisions: Decisions, other: Corpus, batch_tokens: i
         which = np.array(batch)
         whole[which], changes[:, :, which] = _patched(subject, decisions, other, which, openings[which])
     _, trace = np.unique(decisions.documents, return_inverse=True)
-    totals = np.bincount(trace, whole)
-    rows: list[dict[str, Any]] = []
-    for layer in range(subject.n_layers):
-        for name, change in zip(GROUPS, changes[layer], strict=True):
-            share = bootstrap_ratio(np.bincount(trace, change), totals)
-            row = {"layer": layer, "group": name} | share.row("share") | {"change": whole.mean()}
-            rows.append(row | {"decisions": len(decisions), "traces": share.n})
+    totals, rows = np.bincount(trace, whole), []
+    for layer, group in np.ndindex(changes.shape[:2]):
+        share = bootstrap_ratio(np.bincount(trace, changes[layer, group]), totals)
+        row = {"layer": layer, "group": GROUPS[group]} | share.row("share") | {"change": whole.mean()}
+        rows.append(row | {"decisions": len(decisions), "traces": share.n})
     return pd.DataFrame(rows)
 
 

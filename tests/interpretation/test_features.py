@@ -34,9 +34,8 @@ def test_activity_by_hand():
     columns = [[1.0, 3, 3, 2, 0, 3], [0, 0, 0, 0, 0.5, 0], [0.0] * 6]
     corpus = documents_of(3, 2, 1)
     found = gathered(corpus, torch.tensor(columns).T, 2)
-    assert found.tokens == 6 and found.active.tolist() == [5, 1, 0] and found.maximum.tolist() == [3, 0.5, 0]
+    assert found.maximum.tolist() == [3, 0.5, 0]
     assert found.positions.tolist() == [[1, 5], [4, -1], [-1, -1]]
-    assert found.activations.tolist() == [[3, 3], [0.5, 0], [0, 0]]
     assert found.density.tolist() == [5 / 6, 1 / 6, 0]
     # 1, 2 and 3 lie in the bins that begin at 1, 2 and 2^1.5 = 2.83
     used = np.flatnonzero(found.histogram[0])
@@ -60,7 +59,7 @@ def test_batches_in_any_order_and_cut_anywhere_give_the_same(seed):
     whole = gathered(corpus, torch.from_numpy(values), 4)
     cuts = sorted(rng.choice(n, 5, replace=False).tolist())
     parts = gathered(corpus, torch.from_numpy(values), 4, *cuts, order=rng.permutation(n).tolist())
-    for name in ("active", "maximum", "histogram", "positions", "activations"):
+    for name in ("density", "maximum", "histogram", "positions"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name), err_msg=name)
     # against sorting everything
     for feature in range(6):

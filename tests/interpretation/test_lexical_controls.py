@@ -59,7 +59,6 @@ def test_one_feature_of_the_word_and_one_of_the_context(monkeypatch):
     assert table["class"].tolist() == ["token-driven", "context-driven", "context-driven"]
     assert table["R put in"].tolist() == [1, 0, 0]
     assert table["control put in"].tolist() == table["untouched"].tolist() == [0, 0, 0]
-    assert table["R in plain text"].isna().all()
     # two sentences a trace, the first with "wait"; on other tokens the word's own feature is silent
     assert table["sentences with R"].tolist() == [0, 1, 0]
     assert table["sentences without R"].tolist() == [0, 1, 0]
