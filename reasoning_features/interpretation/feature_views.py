@@ -76,24 +76,23 @@ def draw_snippets(
 
     A heading without snippets is left out.
     """
-    shown = {heading: list(examples) for heading, examples in groups.items() if examples}
     blocks = {
         heading: [(str(each.feature), wrapped(each, max(maxima[each.feature], 1e-12))) for each in examples]
-        for heading, examples in shown.items()
+        for heading, examples in groups.items()
+        if examples
     }
     lines = [sum(len(part) + 0.6 for _, part in block) for block in blocks.values()]
     n = max(len(blocks), 1)
     height = (LINE * sum(lines) + 0.3 * n + 0.1) / n
     fig, axes = new_figure(n, 1, height=height, height_ratios=lines or None, squeeze=False)
+    axes[0, 0].axis("off")
     for ax, (heading, block) in zip(axes[:, 0], blocks.items(), strict=False):
         _write(ax, block, 1.0)
         ax.set_title(heading, loc="left")
-    if not blocks:
-        axes[0, 0].axis("off")
     _fit(fig, axes[:, 0])
     rows = [
         (heading, example.feature, place, visible(piece), float(value))
-        for heading, examples in shown.items()
+        for heading, examples in groups.items()
         for place, example in enumerate(examples, start=1)
         for piece, value in zip(example.pieces, example.activations, strict=True)
     ]
@@ -103,17 +102,13 @@ def draw_snippets(
 def wrapped(example: Example, scale: float = 1.0) -> Lines:
     """An example cut into lines, between tokens where they fit one; activations divided by ``scale``."""
     lines: Lines = [[]]
-    width = 0
     for piece, value in zip(example.pieces, example.activations / scale, strict=True):
-        text = visible(piece)
-        if width + len(text) > CHARACTERS and lines[-1]:
+        text, written = visible(piece), sum(len(part) for part, _ in lines[-1])
+        if lines[-1] and written + len(text) > CHARACTERS:
             lines.append([])
-            width = 0
         for start in range(0, len(text), CHARACTERS):  # a token longer than a line
-            if start:
-                lines.append([])
+            lines += [[]] if start else []
             lines[-1].append((text[start : start + CHARACTERS], float(value)))
-            width = len(text) - start if start else width + min(len(text), CHARACTERS)
     return [line for line in lines if line]
 
 

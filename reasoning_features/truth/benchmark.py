@@ -223,13 +223,13 @@ def measured(
     """
     who = identity(variant.settings, variant.sae)
     known = any(each.whole for each in stored if each.identity == who)
-    truths, over_trace = {}, {}
-    for kind, own in decisions.items():
-        truths[kind] = ablation_effects(variant, own, table, PLACE)
-        if not known or kind == "persistence":
-            n = 2 if known else variant.settings.selected
-            some = np.union1d(truths[kind].strongest[:n], chosen[:n])
-            over_trace[kind] = ablation_effects(variant, own, table, TRACE, some)
+    n = 2 if known else variant.settings.selected
+    truths = {kind: ablation_effects(variant, own, table, PLACE) for kind, own in decisions.items()}
+    over_trace = {
+        kind: ablation_effects(variant, own, table, TRACE, np.union1d(truths[kind].strongest[:n], chosen[:n]))
+        for kind, own in decisions.items()
+        if kind == "persistence" or not known
+    }
     return Benchmark(**who, evidence=table, truths=truths, over_trace=over_trace)
 
 

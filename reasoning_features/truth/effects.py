@@ -168,10 +168,14 @@ def measure_effects(
     """
     if not len(decisions) or not len(features):
         raise UserError("Causal effects need a decision and a live feature: take more documents.")
-    sources, directions = _directions(sae, features, n_random, seed)
+    generator, f = torch.Generator().manual_seed(seed), len(features)
+    decoder = sae.W_dec.detach()[torch.from_numpy(features)]
+    drawn = torch.randint(f, (n_random,), generator=generator)
+    unit = torch.nn.functional.normalize(torch.randn(n_random, decoder.shape[1], generator=generator), dim=1)
+    directions = torch.cat([decoder, unit.to(decoder.device) * decoder[drawn].norm(dim=1, keepdim=True)])
+    sources = torch.cat([torch.arange(f), drawn])  # which feature lends each edit its amounts
     documents, counts = np.unique(decisions.documents, return_counts=True)
-    sums, f = np.zeros((3, len(sources))), len(features)
-    traces = np.empty((len(documents), f), np.float32)
+    sums, traces = np.zeros((3, len(sources))), np.empty((len(documents), f), np.float32)
     with tqdm(total=len(decisions), desc=progress, unit=" decisions") as bar:
         for row, document in enumerate(documents):
             which = np.flatnonzero(decisions.documents == document)
@@ -186,31 +190,13 @@ def measure_effects(
     effect, _, size = means_of
     pushed = size[f:] > 0
     ratio = float(np.quantile(np.abs(effect[f:][pushed]) / size[f:][pushed], QUANTILE))
-    return Effects(
-        features=features,
-        change=means_of[0, :f],
-        size=size[:f],
-        threshold=ratio * size[:f],
-        sums=traces,
-        counts=counts,
-        random=means_of[:, f:],
-    )
+    return Effects(features, effect[:f], size[:f], ratio * size[:f], traces, counts, means_of[:, f:])
 
 
 def _tokens(decisions: Decisions, which: Ids) -> Tensor:
     """Tokens of the decisions' one document up to the last of them: what comes later plays no part."""
     document = decisions.corpus.document(int(decisions.documents[which[0]]))
     return torch.from_numpy(document[: decisions.places[which].max() + 1].astype(np.int64))
-
-
-def _directions(sae: Any, features: Ids, n_random: int, seed: int) -> tuple[Ids, Tensor]:
-    """Which feature lends each edit its amounts ``[m]``, and directions ``[m, d]``: features, then random."""
-    generator = torch.Generator().manual_seed(seed)
-    decoder = sae.W_dec.detach()[torch.from_numpy(features)]
-    drawn = torch.randint(len(features), (n_random,), generator=generator)
-    unit = torch.nn.functional.normalize(torch.randn(n_random, decoder.shape[1], generator=generator), dim=1)
-    random = unit.to(decoder.device) * decoder[drawn].norm(dim=1, keepdim=True)
-    return np.concatenate([np.arange(len(features)), drawn.numpy()]), torch.cat([decoder, random])
 
 
 def _amounts(
