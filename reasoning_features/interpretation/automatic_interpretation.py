@@ -90,7 +90,7 @@ def changes(answers: pd.DataFrame, measures: Sequence[str], seed: int = 0) -> pd
     for (feature, low, high), measure in product(dose(answers).itertuples(index=False), measures):
         plain = table[measure][-1, 0.0]
         start, end = (table[measure][feature, at] if at else plain for at in (low, high))
-        change = bootstrap_mean(end - start, 1000, seed, LEVEL)
+        change = bootstrap_mean(end - start, seed, LEVEL)
         spread = plain.std(ddof=1)
         row = {"feature": feature, "low": low, "high": high, "measure": measure}
         row |= change.row("change", "change ")
