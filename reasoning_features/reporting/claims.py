@@ -196,9 +196,7 @@ def draw_summary(files: Iterable[Path]) -> Figure:
         ax.errorbar(own["ours"], own.index, xerr=ends, label=side, **plots.look(i) | {"linestyle": ""})
     ax.axvline(0, color="0.4", linestyle="--", marker="")
     plots.name_rows(ax, table["claim"].tolist())
-    ax.set_xlabel(
-        "against the claim  ←  distance from the rule's line, in half widths of the interval  →  for it"
-    )
+    ax.set_xlabel("distance from the rule's line, in half intervals; right: for the claim")
     plots.legend_below(fig)
     return fig
 
