@@ -175,7 +175,7 @@ def changes(
     if not all(tested[members].any() for members in groups.values()):
         raise UserError("No feature is found again by the second seed: train the autoencoders longer.")
     there = cosines >= threshold
-    start, later = there["S"].to_numpy()[:, None], there.drop(columns="S")
+    start, later = there.filter(["S"]).to_numpy(bool), there.drop(columns="S", errors="ignore")
     kinds = {"appears": later & ~start, "goes": ~later & start}
     tables = [presence(kind, groups, random, tested, 1).assign(change=n) for n, kind in kinds.items()]
     return pd.concat(tables, ignore_index=True)
