@@ -60,6 +60,10 @@ class Rule(BaseModel, extra="forbid", frozen=True):
     margin: float | None = None
     n: str | None = None  # what is counted: the independent units
 
+    def line_at(self, control: float | None) -> float | None:
+        """The line, where the control's number is this."""
+        return control if self.line == "control" else self.line
+
 
 class Claim(BaseModel, extra="forbid", frozen=True):
     """One claim of a paper, or a question that it leaves open."""
@@ -107,7 +111,7 @@ def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
         return UNTESTABLE
     if rule.line is None:
         return BESIDE
-    line = measured.control if rule.line == "control" else rule.line
+    line = rule.line_at(measured.control)
     if line is None or (rule.margin is not None and narrow is None):
         lacks = "control" if line is None else "90% interval, for its margin"
         raise UserError(
@@ -181,8 +185,7 @@ def draw_summary(files: Iterable[Path]) -> Figure:
     for claim in sorted(all_claims(), key=lambda claim: claim.paper):
         row, rule = recorded.get(claim.id, {}), claim.rule
         if row.get("interval") and rule.line is not None and row["verdict"] != UNTESTABLE:
-            line = row["control"] if rule.line == "control" else rule.line
-            at = np.array([row["ours"], *row["interval"]]) - line
+            at = np.array([row["ours"], *row["interval"]]) - rule.line_at(row["control"])
             at = np.sort(-at if rule.comparison == "at most" else at)
             low, ours, high = np.clip(2 * at / max(at[2] - at[0], 1e-12), -FARTHEST, FARTHEST)
             side = next((side for side, own in SIDES.items() if row["verdict"] in own), UNDECIDED)
@@ -190,12 +193,8 @@ def draw_summary(files: Iterable[Path]) -> Figure:
             rows.append({"claim": name, "side": side, "ours": ours, "low": low, "high": high})
     table = pd.DataFrame(rows, columns=["claim", "side", "ours", "low", "high"])
     fig, ax = plots.new_figure(height=0.8 + 0.17 * len(table))
-    for i, side in enumerate((*SIDES, UNDECIDED)):
-        own = table[table["side"] == side]
-        ends = np.abs(own[["low", "high"]].to_numpy().T - own["ours"].to_numpy())
-        ax.errorbar(own["ours"], own.index, xerr=ends, label=side, **plots.look(i) | {"linestyle": ""})
-    ax.axvline(0, color="0.4", linestyle="--", marker="")
-    plots.name_rows(ax, table["claim"].tolist())
+    by_side = table.sort_values("side", key=lambda side: side.map([*SIDES, UNDECIDED].index), kind="stable")
+    plots.forest(ax, by_side, "claim", "ours", "side", names=table["claim"].tolist())
     ax.set_xlabel("distance from the rule's line, in half intervals; right: for the claim")
     plots.legend_below(fig)
     return fig

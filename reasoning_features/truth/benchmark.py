@@ -12,7 +12,7 @@ autoencoder; ``vocabularies.parquet``: ReasonScore of R among other vocabularies
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -187,24 +187,18 @@ def worded_decisions(variant: Variant, split: Split, n: int) -> tuple[dict[str, 
     return {kind: balanced(own, n, settings.seed) for kind, own in found.items()}, hasty
 
 
-def measured(variant: Variant, table: pd.DataFrame) -> Benchmark:
-    """The benchmark of a variant and its feature table: effects of every live feature on every decision.
+def measured(
+    variant: Variant, table: pd.DataFrame, decisions: Mapping[str, Decisions], hasty: Corpus
+) -> Benchmark:
+    """The benchmark of a variant and its feature table: effects of every live feature on
+    :func:`worded_decisions` of the evaluation split.
 
     Of other vocabularies' scores the table keeps the first ``settings.search_vocabularies`` of each kind.
     """
     settings, live = variant.settings, np.flatnonzero(table["density"] > 0)
-    decisions, hasty = worded_decisions(variant, "evaluation", settings.decisions)
+    n, seed, told = settings.random_directions, settings.seed, f"{len(live)} features"
     truths = {
-        kind: measure_effects(
-            variant.model,
-            variant.sae,
-            own,
-            hasty,
-            live,
-            settings.random_directions,
-            settings.seed,
-            f"{kind}, {len(live)} features",
-        )
+        kind: measure_effects(variant.model, variant.sae, own, hasty, live, n, seed, f"{kind}, {told}")
         for kind, own in decisions.items()
     }
     nulls = pd.concat([null_band(table, truth).assign(decision=kind) for kind, truth in truths.items()])
@@ -222,7 +216,8 @@ def measure_benchmark(target: Path, settings: Settings) -> None:
     """
     variant, fresh = load_variant(settings), target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    save_benchmark(fresh, measured(variant, gather_table(variant)))
+    decided = worded_decisions(variant, "evaluation", settings.decisions)
+    save_benchmark(fresh, measured(variant, gather_table(variant), *decided))
     fresh.rename(target)
 
 

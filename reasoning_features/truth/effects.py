@@ -16,6 +16,7 @@ every feature's p-value.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ class Effects:
         """Chance that a random direction of a feature's size has as large an effect ``[f]``; two-sided."""
         return 2 * norm.sf(np.abs(self.z))
 
-    @property
+    @cached_property
     def threshold(self) -> Array:
         """The effect from which a feature is causal ``[f]``, in nats; infinite where it never moves.
 
@@ -183,10 +184,8 @@ def measure_effects(
     directions = torch.cat([decoder[moving], unit.to(decoder) * decoder[drawn].norm(dim=1, keepdim=True)])
     sources, m = torch.cat([moving, drawn]), len(moving)
     fallen, norms = falls(subject, decisions, lambda i: amounts[i, sources][:, None] * directions, progress)
-    _, trace, counts = np.unique(decisions.documents, return_inverse=True, return_counts=True)
+    totals, counts = _by_trace(decisions, fallen[:, :m])
     sums, size, moved = np.zeros((len(counts), len(features))), np.zeros(len(features)), moving.cpu().numpy()
-    totals = np.zeros((len(counts), m))
-    np.add.at(totals, trace, fallen[:, :m])
     # a feature that the hasty wording turns on speaks against going on where the log-odds fall
     sign = np.sign(-amounts[:, moving].double().mean(dim=0).cpu().numpy())
     sums[:, moved], size[moved] = totals * sign, norms[:, :m].mean(axis=0)
@@ -214,8 +213,7 @@ def mechanism(
         return torch.stack([whole[i], reconstructed[i], whole[i] - reconstructed[i], *alone])
 
     fallen, _ = falls(subject, decisions, moves)
-    _, trace = np.unique(decisions.documents, return_inverse=True)
-    totals = [np.bincount(trace, each) for each in fallen.T]
+    totals = _by_trace(decisions, fallen)[0].T
     rows, parts = [], [STREAM, RECONSTRUCTION, ERROR, *sets]
     for part, total, effect in zip(parts, totals, fallen.mean(axis=0), strict=True):
         share = bootstrap_ratio(total, totals[0])
@@ -318,13 +316,21 @@ def patch(subject: Subject, decisions: Decisions, other: Corpus, batch_tokens: i
     for batch in by_length(decisions.places + 1, batch_tokens):
         which = np.array(batch)
         whole[which], changes[:, :, which] = _patched(subject, decisions, other, which, openings[which])
-    _, trace = np.unique(decisions.documents, return_inverse=True)
-    totals, rows = np.bincount(trace, whole), []
-    for layer, group in np.ndindex(changes.shape[:2]):
-        share = bootstrap_ratio(np.bincount(trace, changes[layer, group]), totals)
+    every, rows = np.stack([whole, *changes.reshape(-1, len(decisions))], axis=1), []
+    totals, *parts = _by_trace(decisions, every)[0].T
+    for (layer, group), part in zip(np.ndindex(changes.shape[:2]), parts, strict=True):
+        share = bootstrap_ratio(part, totals)
         row = {"layer": layer, "group": GROUPS[group]} | share.row("share") | {"change": whole.mean()}
         rows.append(row | {"decisions": len(decisions), "traces": share.n})
     return pd.DataFrame(rows)
+
+
+def _by_trace(decisions: Decisions, values: Array) -> tuple[Array, Ids]:
+    """Values of decisions ``[n, m]`` summed over each trace's ``[t, m]``, and how many it has ``[t]``."""
+    _, trace, counts = np.unique(decisions.documents, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), values.shape[1]))
+    np.add.at(sums, trace, values)
+    return sums, counts
 
 
 def _patched(
