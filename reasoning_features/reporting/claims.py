@@ -168,15 +168,16 @@ def write_tables(figures: Path, readme: Path | None = None) -> None:
     files = sorted(figures.glob("claims_*.json"))
     table = frame(files)
     write_text(figures / "claims.md", ABOUT + to_markdown(table))
-    draw_summary(files).savefig(figures / "claims.png", metadata={"Software": None})
+    if not (distances := summary(files)).empty:
+        draw_summary(distances).savefig(figures / "claims.png", metadata={"Software": None})
     if readme:
         shown = table[table["claim"].isin([claim.statement for claim in all_claims() if claim.headline])]
         columns = ["claim", "paper", "ours", "95% interval", "verdict", "notebook"]
         write_between(readme, BEGIN, END, to_markdown(shown[columns]))
 
 
-def draw_summary(files: Iterable[Path]) -> Figure:
-    """All claims with an interval and a line, by paper: how far ours lies on the claim's side of its line.
+def summary(files: Iterable[Path]) -> pd.DataFrame:
+    """Every claim with an interval and a line: how far ours lies on the claim's side of its line, by paper.
 
     The unit is half of the 95% interval: every bar reaches 1 to either side, as far as it is symmetric.
     """
@@ -191,7 +192,11 @@ def draw_summary(files: Iterable[Path]) -> Figure:
             side = next((side for side, own in SIDES.items() if row["verdict"] in own), UNDECIDED)
             name = f"{claim.paper.split('v')[0]} · {claim.id.replace('_', ' ')}"
             rows.append({"claim": name, "side": side, "ours": ours, "low": low, "high": high})
-    table = pd.DataFrame(rows, columns=["claim", "side", "ours", "low", "high"])
+    return pd.DataFrame(rows)
+
+
+def draw_summary(table: pd.DataFrame) -> Figure:
+    """Draw the rows of ``summary``, colours by the side on which a claim lies."""
     fig, ax = plots.new_figure(height=0.8 + 0.17 * len(table))
     by_side = table.sort_values("side", key=lambda side: side.map([*SIDES, UNDECIDED].index), kind="stable")
     plots.forest(ax, by_side, "claim", "ours", "side", names=table["claim"].tolist())
