@@ -94,14 +94,6 @@ def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0, level: float = 
     return bootstrap_mean(_paired(a, b), seed=seed, level=level)
 
 
-def bootstrap_difference(a: ArrayLike, b: ArrayLike, seed: int = 0) -> Interval:
-    """Mean of ``a`` less mean of ``b``, independent samples, each resampled on its own; ``n`` counts both."""
-    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    one = bootstrap_weights(len(first), RESAMPLES, seed) @ first / len(first)
-    other = bootstrap_weights(len(second), RESAMPLES, seed + 1) @ second / len(second)
-    return percentile_interval(first.mean() - second.mean(), one - other, len(first) + len(second))
-
-
 def independent_difference(one: Interval, other: Interval) -> Interval:
     """Difference of two independent estimates from their intervals of one level, which may be lopsided.
 

@@ -49,13 +49,6 @@ def test_the_overlap_that_chance_gives():
     assert statistics.chance_jaccard(10, 10, 10) == pytest.approx(1)
 
 
-def test_difference_of_two_samples():
-    # Means 2 and 1; each sample is resampled on its own, and what does not vary adds no width.
-    gap = statistics.bootstrap_difference([1.0, 3.0] * 50, [1.0] * 10)
-    assert gap.estimate == pytest.approx(1.0) and gap.n == 110
-    assert (gap.low, gap.high) == pytest.approx((1 - 1.96 * 0.1, 1 + 1.96 * 0.1), abs=0.03)
-
-
 def test_a_difference_of_independent_estimates_adds_their_distances_in_squares() -> None:
     one, other = statistics.Interval(0.5, 0.2, 0.6, 100), statistics.Interval(0.1, 0.06, 0.5, 40)
     found = statistics.independent_difference(one, other)

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from reasoning_features import paths
 from reasoning_features.dictionaries import evaluation
 from reasoning_features.dictionaries.architectures import SoftFrozenDecoder
-from reasoning_features.dictionaries.autoencoder import SCALED, label_of, rows_at_once
+from reasoning_features.dictionaries.autoencoder import NAMES, SCALED, label_of, rows_at_once
 from reasoning_features.dictionaries.evaluation import EXPLAINED
 from reasoning_features.errors import UserError
 from reasoning_features.files import verify_shipped
@@ -356,7 +356,7 @@ def sweep(
         )
         setting = f"λ = {recipe.l1:g}" if recipe.architecture == "relu" else f"k = {recipe.k:g}"
         shares = convergence(first, second).iloc[-1][AGREEMENT]
-        row = {"architecture": recipe.architecture, "setting": setting}
+        row = {"architecture": NAMES[recipe.architecture], "setting": setting}
         rows.append(row | evaluation.quality(first.sae, held_out) | shares.to_dict())
     columns = ["architecture", "setting", "L0", EXPLAINED, "dead share", *AGREEMENT]
     return pd.DataFrame(rows, columns=columns)

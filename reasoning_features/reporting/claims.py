@@ -22,7 +22,7 @@ from reasoning_features.errors import UserError
 from reasoning_features.files import read_json, write_between, write_json, write_text
 from reasoning_features.paths import RunPaths, root
 from reasoning_features.reporting import plots
-from reasoning_features.reporting.tables import to_markdown
+from reasoning_features.reporting.tables import NOTHING, cell, to_markdown
 from reasoning_features.runs.provenance import Run
 from reasoning_features.settings import load_settings, read_overrides
 from reasoning_features.statistics import Interval, finding
@@ -137,7 +137,9 @@ def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
 
 
 def record(run: Run, measured: Mapping[str, Measured | Interval | float]) -> Markdown:
-    """Judge and write a notebook's claims, by id; one that is left out could not be tested. Their table."""
+    """Judge and write a notebook's claims, by id; one that is left out could not be tested. Gives a table of
+    claim, paper, verdict and ours: estimate, 95% interval, n and control, as far as there are.
+    """
     own = [claim for claim in all_claims() if claim.notebook == run.notebook]
     if unknown := sorted(set(measured) - {claim.id for claim in own}):
         raise ValueError(f"{', '.join(unknown)}: no claim of {run.notebook} in claims.yaml")
@@ -145,7 +147,11 @@ def record(run: Run, measured: Mapping[str, Measured | Interval | float]) -> Mar
     path = run.paths.figures / f"claims_{run.notebook}.json"
     write_json(path, rows)
     run.wrote([path])
-    return Markdown(to_markdown(frame([path])))
+    table = frame([path]).map(cell)
+    table["control"] = "control " + table["control"]
+    found = table[["ours", "95% interval", "n", "control"]].to_numpy()
+    table["ours"] = ["; ".join(text for text in row if not text.endswith(NOTHING)) for row in found]
+    return Markdown(to_markdown(table[["claim", "paper", "ours", "verdict"]]))
 
 
 def frame(files: Iterable[Path]) -> pd.DataFrame:

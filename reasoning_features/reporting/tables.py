@@ -22,7 +22,7 @@ def save_table(data: pd.DataFrame, name: str, run: Run, caption: str) -> Markdow
     csv, markdown, latex = (folder / f"{name}.{ending}" for ending in ("csv", "md", "tex"))
     write_csv(csv, data)
     write_text(markdown, f"{to_markdown(data)}\n{caption}\n")
-    text = data.map(_cell).to_latex(index=False, escape=True, caption=_escaped(caption), label=f"tab:{name}")
+    text = data.map(cell).to_latex(index=False, escape=True, caption=_escaped(caption), label=f"tab:{name}")
     write_text(latex, text)
     record_artefact(run, name, [csv, markdown, latex], caption)
     left = f"\nThese are {SHOWN} of {len(data)} rows: `{csv.name}` has all.\n" if len(data) > SHOWN else ""
@@ -35,12 +35,13 @@ def to_markdown(data: pd.DataFrame) -> str:
     lines = [
         [str(column) for column in data.columns],
         ["---:" if number else "---" for number in numeric],
-        *([_cell(value) for value in row] for row in data.itertuples(index=False, name=None)),
+        *([cell(value) for value in row] for row in data.itertuples(index=False, name=None)),
     ]
     return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A cell's text: numbers to four digits, a dash for nothing."""
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return NOTHING
     return f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value)

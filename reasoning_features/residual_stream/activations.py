@@ -228,7 +228,7 @@ def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_t
         losses = next_token_loss(subject.logits(batch.tokens), batch.tokens).cpu()
         predicted = batch.valid[:, 1:]
         columns["loss"][batch.positions[:, 1:][predicted].numpy()] = losses[predicted].numpy()
-    moves = None if corpus.moves is None else np.array(corpus.move_names)[corpus.moves]
+    moves = None if corpus.moves is None else pd.Categorical.from_codes(corpus.moves, corpus.move_names)
     places = {"document": corpus.document_of, "position": corpus.position_of, "move": moves}
     return pd.DataFrame(places | columns)[counted].reset_index(drop=True)
 
@@ -236,12 +236,12 @@ def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_t
 def means_by_place_and_move(table: pd.DataFrame, value: str, seed: int = 0) -> pd.DataFrame:
     """Mean of a column, with its interval (95%) over documents, by position and, where known, by move.
 
-    ``group`` is the first of ``BIN`` positions, or the move. Tokens without a value do not count.
+    ``group`` is the first of ``BIN`` positions, or the move (in order). Tokens without a value do not count.
     """
     binned = table.assign(position=table["position"] // BIN * BIN)
     rows = []
     for by in ("position", "move"):
-        values = binned.dropna(subset=[value, by]).groupby(["document", by])[value]
+        values = binned.dropna(subset=[value, by]).groupby(["document", by], observed=True)[value]
         sums, counts = values.sum().unstack(fill_value=0), values.count().unstack(fill_value=0)
         for group in sums.columns:
             mean = bootstrap_ratio(sums[group], counts[group], n_resamples=1000, seed=seed)
@@ -257,11 +257,9 @@ def draw_means(data: pd.DataFrame, ylabel: str) -> Figure:
     scale = colour_bar(fig, axes, data["layer"], "layer") if depths else None
     for ax, by in zip(axes, kinds, strict=True):
         for name, part in data[data["by"] == by].groupby("layer" if depths else "by", sort=False):
-            style = look(0)
-            if scale:  # there may be eighty, so thin ones
-                style = dict(color=scale.to_rgba(name), linestyle="-", linewidth=0.9, marker=".", ms=3)
-            if by == "move":
-                style["linestyle"] = "none"
+            # there may be eighty layers, so thin lines
+            style = look(0) if not scale else dict(color=scale.to_rgba(name), linewidth=0.9, marker=".", ms=3)
+            style["linestyle"] = "none" if by == "move" else "-"
             spread = np.abs(part[["low", "high"]].to_numpy().T - part["mean"].to_numpy())
             ax.errorbar(part["group"].tolist(), part["mean"], yerr=spread, capsize=1, **style)
         ax.tick_params(axis="x", rotation=0 if by == "position" else 90)

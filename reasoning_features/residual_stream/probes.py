@@ -51,13 +51,6 @@ def probe_layers(subject: Subject, corpus: Corpus, batch_tokens: int, seed: int 
     return pd.DataFrame(rows, columns=columns)
 
 
-def chosen_layer(probed: pd.DataFrame) -> int:
-    """The first layer whose interval for the own move reaches the best: deeper ones add nothing certain."""
-    own = probed[(probed["target"] == "own move") & (probed["labels"] == "true")]
-    true = own[own["layer"] != EMBEDDINGS].sort_values("layer")
-    return int(true.loc[true["high"] >= true["balanced accuracy"].max(), "layer"].iloc[0])
-
-
 def move_targets(corpus: Corpus, offset: int = 0) -> NDArray[np.int64]:
     """The move of each token, or of that ``offset`` later ``[n_tokens]``; -1 at special tokens and beyond the
     document's end. UserError: the corpus has no move labels.

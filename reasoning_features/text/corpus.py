@@ -208,13 +208,19 @@ def move_table(corpora: Sequence[Corpus], tokenizer: Any, words: Sequence[str]) 
 
 
 def telling_documents(corpus: Corpus) -> list[int]:
-    """Documents to show: one of each of the first two styles, or where styles are not known two documents; of
-    those with the most kinds of moves the one whose length is nearest to the 70% quantile of all lengths.
+    """Two documents that contrast, none of the longest tenth: of the first style (by name) one with the most
+    kinds of moves, of the second one of the same domain; of those the one whose tokens tell its style best,
+    by their log-likelihood ratio. Where labels are not known, the two nearest to the 70% quantile of lengths.
     """
-    lengths = np.diff(corpus.starts)
-    moves = np.zeros(corpus.n_tokens) if corpus.moves is None else corpus.moves
-    kinds = [len(np.unique(moves[corpus.span(i)])) for i in range(corpus.n_documents)]
-    order = np.lexsort((np.abs(lengths - np.quantile(lengths, 0.7)), -np.array(kinds))).tolist()
-    if (styles := corpus.styles) is None:
-        return order[:2]
-    return [next(i for i in order if styles[i] == style) for style in dict.fromkeys(styles)][:2]
+    lengths, of = np.diff(corpus.starts), corpus.document_of
+    if corpus.styles is None or corpus.moves is None:
+        return np.argsort(np.abs(lengths - np.quantile(lengths, 0.7)), kind="stable")[:2].tolist()
+    kinds = pd.Series(corpus.moves).groupby(of).nunique()
+    table = pd.DataFrame({"style": corpus.styles, "domain": corpus.domains, "kinds": kinds})
+    one, other = sorted({*corpus.styles} - {""})[:2]
+    counts = pd.crosstab(corpus.tokens, np.array(corpus.styles)[of])[[one, other]] + 1
+    table["lean"] = np.bincount(of, (np.log(counts / counts.sum()) @ [1, -1])[corpus.tokens])
+    usual = table[lengths <= np.quantile(lengths, 0.9)]
+    first = usual[usual["style"] == one].sort_values(["kinds", "lean"]).index[-1]
+    beside = usual[(usual["style"] == other) & (usual["domain"] == usual.at[first, "domain"])]
+    return [int(first), int(beside["lean"].idxmin())]

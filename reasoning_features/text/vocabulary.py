@@ -113,18 +113,19 @@ def draw_ranking(
     ranking: pd.DataFrame, words: Sequence[str], threshold: float = 1e-3, top: int = 40
 ) -> tuple[Figure, pd.DataFrame]:
     """Bars of a ranking's ``top`` words, those of R hatched; to the right their general frequency and the
-    ``threshold`` that drops them. The data are the drawn rows with ``in_R`` and ``kept`` added.
+    ``threshold``: words beyond it are struck out. The data are the drawn rows, with ``in_R`` and ``kept``.
     """
     data = ranking.head(top)
     data = data.assign(in_R=data["word"].isin(words), kept=data["general_frequency"] < threshold)
-    places = np.arange(len(data))
     fig, (left, right) = new_figure(1, 2, height=0.8 + 0.14 * len(data), sharey=True)  # 0.14 inches a word
-    for i, label in ((1, "in R"), (0, "not in R")):
-        where, style = (data["in_R"] == bool(i)).to_numpy(), {"color": COLOURS[i], "hatch": HATCHES[i]}
-        left.barh(places[where], data["difference"][where], label=label, **style)
-        right.barh(places[where], data["general_frequency"][where].clip(lower=FLOOR), left=0, **style)
+    for (in_r, kept), rows in data.groupby(["in_R", "kept"], sort=False):
+        label = ("in R" if in_r else "not in R") + ("" if kept else ", dropped by the filter")
+        style = {"color": COLOURS[in_r] if kept else "0.75", "hatch": HATCHES[in_r], "label": label}
+        left.barh(rows.index, rows["difference"], **style)
+        right.barh(rows.index, rows["general_frequency"].clip(lower=FLOOR), **style)
     left.set(xlabel="p_think − p_solution")
-    name_rows(left, data["word"].tolist())
+    struck = data["word"].str.replace("(.)", "\\1\u0336", regex=True)  # by a stroke over every letter
+    name_rows(left, data["word"].where(data["kept"], struck).tolist())
     right.axvline(threshold, color=COLOURS[7], linestyle="--", marker="", label=f"threshold {threshold:g}")
     right.set(xscale="log", xlabel="general frequency", xlim=(FLOOR, 0.2))
     right.grid(axis="y", visible=False)

@@ -119,8 +119,8 @@ def test_a_notebooks_claims_are_written_together_and_what_is_left_out_was_untest
     assert written["l0"]["interval"] is None and written["l0"]["verdict"] == claims.BESIDE
     assert written["second_seed"]["ours"] is None
     lines = shown.data.splitlines()
-    assert "86 of 65,536" in lines[2] and "| 16 | – | – | – | shown beside" in lines[2]
-    assert "68.5%" in lines[3] and "| 0.9711 | 0.96 to 0.98 | 2048 documents |" in lines[3]
+    assert "86 of 65,536" in lines[2] and "| 16 | shown beside" in lines[2]
+    assert "68.5%" in lines[3] and "| 0.9711; 0.96 to 0.98; 2048 documents |" in lines[3]
     assert "not testable here" in lines[4] and len(lines) == 5
     with pytest.raises(ValueError, match="hyperparameters: no claim of 02_sae"):
         claims.record(run, {"hyperparameters": 0.5})

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 from tiny import LAYERS, corpus_of, make_corpus
@@ -72,16 +71,6 @@ def test_a_tokens_parity_is_in_the_embeddings(tiny_subject):
     own = accuracy["own move"][EMBEDDINGS]
     assert own["true"] > 0.55 > own["shuffled"]
     assert accuracy["next token's move"][EMBEDDINGS]["true"] < own["true"]
-
-
-def test_the_first_layer_as_good_as_the_best_is_chosen():
-    columns = ["layer", "labels", "balanced accuracy", "high"]
-    # neither the embeddings nor shuffled labels count
-    rows = [(-1, "true", 0.99, 1.0), (0, "true", 0.50, 0.55), (1, "true", 0.70, 0.76),
-            (2, "true", 0.75, 0.80), (1, "shuffled", 0.99, 1.0)]  # fmt: skip
-    probed = pd.DataFrame(rows, columns=columns)
-    other = probed.assign(**{"target": "next token's move", "balanced accuracy": 0.1, "high": 0.2})
-    assert probes.chosen_layer(pd.concat([probed.assign(target="own move"), other])) == 1
 
 
 def test_a_direction_that_tells_is_found_on_other_traces():

@@ -98,11 +98,11 @@ def test_tables_count_lines_and_whole_words_of_r():
     assert unlabelled["move"].tolist() == ["all"] and unlabelled["with a word of R"].tolist() == [0.25]
 
 
-def test_telling_documents_have_the_most_moves_of_their_style():
+def test_telling_documents_are_of_two_styles_and_one_domain():
     lengths, moves = [4, 2, 6, 5], [[0, 0, 0, 0], [0, 1], [0, 1, 2, 0, 0, 0], [0, 1, 2, 0, 0]]
     known = {"move_names": ("prompt", "explore", "verify"), "styles": ["careful", "hasty", *["careful"] * 2]}
     corpus = corpus_of(*[["a"] * length for length in lengths])
     corpus = replace(corpus, moves=np.concatenate(moves).astype(np.int8), **known)
-    # Documents 2 and 3 have three kinds of moves each; the 70% length is 5.1, and 5 is nearer to it than 6.
+    # Documents 2 and 3 have three kinds of moves each, and 2 is of the longest tenth. Lengths: 5.1 is the 70%.
     assert telling_documents(corpus) == [3, 1]
     assert telling_documents(replace(corpus, styles=None, moves=None, move_names=())) == [3, 2]
