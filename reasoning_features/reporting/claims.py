@@ -150,8 +150,9 @@ def record(run: Run, measured: Mapping[str, Measured | Interval | float]) -> Mar
     table = frame([path]).map(cell)
     table["control"] = "control " + table["control"]
     found = table[["ours", "95% interval", "n", "control"]].to_numpy()
-    table["ours"] = ["; ".join(text for text in row if not text.endswith(NOTHING)) for row in found]
-    return Markdown(to_markdown(table[["claim", "paper", "ours", "verdict"]]))
+    ours = "ours; 95% interval; n; control"
+    table[ours] = ["; ".join(text for text in row if not text.endswith(NOTHING)) for row in found]
+    return Markdown(to_markdown(table[["claim", "paper", ours, "verdict"]]))
 
 
 def frame(files: Iterable[Path]) -> pd.DataFrame:
