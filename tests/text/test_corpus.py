@@ -103,6 +103,6 @@ def test_telling_documents_are_of_two_styles_and_one_domain():
     known = {"move_names": ("prompt", "explore", "verify"), "styles": ["careful", "hasty", *["careful"] * 2]}
     corpus = corpus_of(*[["a"] * length for length in lengths])
     corpus = replace(corpus, moves=np.concatenate(moves).astype(np.int8), **known)
-    # Documents 2 and 3 have three kinds of moves each, and 2 is of the longest tenth. 5.1 is the 70% quantile.
+    # Documents 2 and 3 have three kinds of moves each; 2 is of the longest tenth; 5.1: the 70% quantile.
     assert telling_documents(corpus) == [3, 1]
     assert telling_documents(replace(corpus, styles=None, moves=None, move_names=())) == [3, 2]
