@@ -228,7 +228,8 @@ def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_t
         losses = next_token_loss(subject.logits(batch.tokens), batch.tokens).cpu()
         predicted = batch.valid[:, 1:]
         columns["loss"][batch.positions[:, 1:][predicted].numpy()] = losses[predicted].numpy()
-    moves = None if corpus.moves is None else pd.Categorical.from_codes(corpus.moves, corpus.move_names)
+    names = pd.Index(corpus.move_names)
+    moves = None if corpus.moves is None else pd.Categorical.from_codes(corpus.moves, names)
     places = {"document": corpus.document_of, "position": corpus.position_of, "move": moves}
     return pd.DataFrame(places | columns)[counted].reset_index(drop=True)
 
