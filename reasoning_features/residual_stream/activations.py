@@ -254,15 +254,14 @@ def draw_means(data: pd.DataFrame, ylabel: str) -> Figure:
     """Means (:func:`means_by_place_and_move`) over positions and moves; of layers on a logarithmic axis."""
     kinds = list(pd.unique(data["by"]))
     fig, axes = panels(len(kinds), height=2.8, sharey=True, ylabel=ylabel)
-    depths = "layer" in data
-    scale = colour_bar(fig, axes, data["layer"], "layer") if depths else None
+    scale = colour_bar(fig, axes, data["layer"], "layer") if "layer" in data else None
     for ax, by in zip(axes, kinds, strict=True):
-        for name, part in data[data["by"] == by].groupby("layer" if depths else "by", sort=False):
+        for name, part in data[data["by"] == by].groupby("layer" if scale else "by", sort=False):
             # there may be eighty layers, so thin lines
             style = look(0) if not scale else dict(color=scale.to_rgba(name), linewidth=0.9, marker=".", ms=3)
             style["linestyle"] = "none" if by == "move" else "-"
             spread = np.abs(part[["low", "high"]].to_numpy().T - part["mean"].to_numpy())
             ax.errorbar(part["group"].tolist(), part["mean"], yerr=spread, capsize=1, **style)
         ax.tick_params(axis="x", rotation=0 if by == "position" else 90)
-        ax.set(xlabel="position (tokens)" if by == "position" else by, yscale="log" if depths else "linear")
+        ax.set(xlabel="position (tokens)" if by == "position" else by, yscale="log" if scale else "linear")
     return fig

@@ -120,7 +120,8 @@ def draw_ranking(
     fig, (left, right) = new_figure(1, 2, height=0.8 + 0.14 * len(data), sharey=True)  # 0.14 inches a word
     for (in_r, kept), rows in data.groupby(["in_R", "kept"], sort=False):
         label = ("in R" if in_r else "not in R") + ("" if kept else ", dropped by the filter")
-        style = {"color": COLOURS[bool(in_r)] if kept else "0.75", "hatch": HATCHES[bool(in_r)], "label": label}
+        colour = COLOURS[bool(in_r)] if kept else "0.75"
+        style = {"color": colour, "hatch": HATCHES[bool(in_r)], "label": label}
         left.barh(rows.index, rows["difference"], **style)
         right.barh(rows.index, rows["general_frequency"].clip(lower=FLOOR), **style)
     left.set(xlabel="p_think − p_solution")
