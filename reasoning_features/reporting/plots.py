@@ -43,7 +43,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.grid": True,
-    "axes.formatter.min_exponent": 3,  # a logarithmic axis from 0.01 to 100 is labelled in plain numbers
+    "axes.formatter.min_exponent": 4,  # logarithmic axes have plain numbers from 0.001 to 1000
     "grid.alpha": 0.25,
     "grid.linewidth": 0.5,
     "legend.fontsize": 7,
