@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 Ids = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 PAPER_THRESHOLD = 0.7
-RANDOM = "random, as frequent"
+RANDOM = "random, frequency-matched"
 # fraction of the paper's 46 features that is present at each stage
 PAPER_PRESENT = {"S": 0.0, "S-M": 0.0, "S-D": 0.04, "S-D-F": 0.60, "S-M-F": 0.51}
 ROTATIONS = 5  # of a decoder, for the floor
@@ -124,7 +124,7 @@ def stage_cosines(decoder: Tensor, stages: Mapping[str, Tensor]) -> pd.DataFrame
 
 
 def frequency_matched(features: Ids, density: Array, draws: int, seed: int) -> Ids:
-    """Random features as frequent (of the ``NEAREST`` left) as given ones ``[draws, k]``, none of those."""
+    """Random features, frequency-matched (of the ``NEAREST`` left) to given ones ``[draws, k]``, none of those."""
     others = np.setdiff1d(np.flatnonzero(density > 0), features)
     if len(others) < len(features):
         raise UserError(f"{len(features)} features are to be matched, but only {len(others)} others fire.")

@@ -58,7 +58,7 @@ def main() -> None:
     fig, data = draw_ranking(ranking, words, top=TOP)
     caption = (
         f"Top {TOP} words by p_think − p_solution (figure 2): {source}. Hatched: words of the paper's R; "
-        f"struck out: dropped by the filter, as frequent beyond the dashed line. {outcome}"
+        f"struck out: dropped by the filter (dashed line). {outcome}"
     )
     save_figure(fig, "f02_vocabulary", data, run, caption)
     save_table(places, "f05_reasoning_words", run, f"The paper's R (figure 5): {source}. {outcome} {others}")
