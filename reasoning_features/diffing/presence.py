@@ -124,7 +124,7 @@ def stage_cosines(decoder: Tensor, stages: Mapping[str, Tensor]) -> pd.DataFrame
 
 
 def frequency_matched(features: Ids, density: Array, draws: int, seed: int) -> Ids:
-    """Random features, frequency-matched (of the ``NEAREST`` left) to given ones ``[draws, k]``, none of those."""
+    """Random features ``[draws, k]``, each from the ``NEAREST`` left in frequency, none of the given."""
     others = np.setdiff1d(np.flatnonzero(density > 0), features)
     if len(others) < len(features):
         raise UserError(f"{len(features)} features are to be matched, but only {len(others)} others fire.")
