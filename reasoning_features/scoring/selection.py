@@ -249,12 +249,14 @@ def draw_scores(
         low, high = np.quantile(random, [0.025, 0.975], axis=0)
         data["random low"], data["random high"] = low, high
         label = NULLS["random"]
-        ax.fill_between(data["rank"], low, high, color=plots.COLOURS[5], alpha=0.5, linewidth=0, label=label)
+        ax.fill_between(data["rank"], low, high, color=plots.COLOURS[4], alpha=0.7, label=label, zorder=3)
     ax.plot(data["rank"], own, color=plots.COLOURS[0], marker="", label=REFERENCE)
     grey: dict[str, Any] = {"color": plots.COLOURS[7], "marker": ""}
     ax.axvline(k, linestyle=plots.LINES[1], label=f"k = {k}", **grey)
     ax.axhline(np.quantile(own, quantile), linestyle=plots.LINES[3], label=f"quantile {quantile}", **grey)
-    ax.set(xscale="log", xlabel="rank", title=name)
+    ax.set(xscale="log", xlabel="rank", title=plots.variant_name(name))
+    ax.set_yscale("symlog", linthresh=own[0] / 20)  # the band is seen at every rank
+    ax.xaxis.set_major_formatter("{x:g}")
     plots.legend_below(fig)
     return fig, data.assign(variant=name)
 
