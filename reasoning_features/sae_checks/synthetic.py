@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.sparse import check_sparse_tensor_invariants
 
 from reasoning_features.dictionaries import training
+from reasoning_features.dictionaries.autoencoder import NAMES
 from reasoning_features.dictionaries.evaluation import EXPLAINED, best_cosines
 from reasoning_features.dictionaries.training import HELD_OUT, Architecture, Recipe
 from reasoning_features.files import write_table
@@ -231,6 +232,15 @@ def curves(grid: pd.DataFrame) -> pd.DataFrame:
     """One row a training and recorded step: ``found`` summed over bins, and its share ``recovered``."""
     sums = grid.groupby([*TRAINING, "step", "samples", *MEASURED], sort=False)["found"].sum().reset_index()
     return sums.assign(recovered=sums["found"] / sums["features"])
+
+
+def labels(rows: pd.DataFrame) -> list[str]:
+    """Each training's architecture in words, with its features or steps where these are more than usual."""
+    names, usual = [], rows[["features", "steps"]].min()
+    for row in rows.to_dict("records"):
+        more = [f"{row[of]:,} {of}" for of in usual.index if row[of] > usual[of]]
+        names.append(", ".join([NAMES[row["architecture"]], *more[:1]]))
+    return names
 
 
 def last(rows: pd.DataFrame) -> pd.DataFrame:

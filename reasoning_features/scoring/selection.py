@@ -270,7 +270,7 @@ def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -
         for kind, line in ((REFERENCE, plots.LINES[0]), (TWINS, plots.LINES[3])):
             for value in table.loc[table["kind"] == kind, statistic]:
                 ax.axvline(value, color=plots.COLOURS[7], linestyle=line, marker="", label=kind)
-        ax.set(xlabel=label, ylabel="density of vocabularies", title=name)
+        ax.set(xlabel=label, ylabel="density of vocabularies", title=plots.variant_name(name))
     plots.legend_below(fig)
     columns = ["vocabulary", "kind", "words_of_R", statistic]
     data = pd.concat([own[columns].assign(variant=name) for name, own in tables.items()], ignore_index=True)
@@ -285,9 +285,9 @@ def draw_identity(frame: pd.DataFrame, name: str, k: int) -> tuple[Figure, pd.Da
     for ax, column in zip(axes[:2], IDENTITIES, strict=True):
         plots.scatter(ax, groups, column, "score", "features")
         ax.axline((0, 0), slope=1, color="0.5", linewidth=0.7, marker="")
-        ax.set(xlabel=f"score by identity:\n{column}", ylabel="ReasonScore", title=name)
+        ax.set(xlabel=f"score by identity:\n{column}", ylabel="ReasonScore", title=plots.variant_name(name))
     plots.distribution(axes[2], groups, "f1", "features", bins=20)
-    axes[2].set(xlabel="F1 of the best single token", title=name)
+    axes[2].set(xlabel="F1 of the best single token", title=plots.variant_name(name))
     for ax in (axes[0], axes[2]):
         ax.legend()
     columns = ["feature", "score", "rank", "density", "chosen", "best token", "precision", "recall", "f1"]
