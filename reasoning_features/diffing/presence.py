@@ -61,10 +61,6 @@ class Bounds:
         """``[f]`` True for features that the second seed finds again at a threshold; without one, all."""
         return ~(self.ceiling < threshold)
 
-    def found_again(self, threshold: float) -> Array:
-        """``[f]`` 1 for features that the second seed finds again at a threshold, else 0; NaN without one."""
-        return np.where(np.isnan(self.ceiling), np.nan, self.ceiling >= threshold)
-
 
 def rotated(decoder: Tensor, seed: int) -> Tensor:
     """Directions ``[s, d]`` under a random rotation: all angles among them are kept, their places lost."""
@@ -99,11 +95,10 @@ def calibrated(ceiling: Array, floor: Array) -> float:
     return float((candidates[max(best - 1, 0)] + candidates[best]) / 2)
 
 
-def by_frequency(limits: Bounds, density: Array, thresholds: dict[str, float], bins: int = 5) -> pd.DataFrame:
+def by_frequency(limits: Bounds, density: Array, bins: int = 5) -> pd.DataFrame:
     """Ceiling and floor of features by ``density`` ``[f]``, the fraction of tokens on which each is active.
 
-    A row a bin of equally many live features: medians, 5% and 95% quantiles, and the fraction of the ceiling
-    at or above each threshold.
+    A row a bin of equally many live features: medians, 5% and 95% quantiles.
     """
     live = np.flatnonzero(density > 0)
     rows = []
@@ -112,8 +107,6 @@ def by_frequency(limits: Bounds, density: Array, thresholds: dict[str, float], b
         for name, values in (("ceiling", limits.ceiling[members]), ("floor", limits.floor[:, members])):
             low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
             row |= {name: middle, f"{name} low": low, f"{name} high": high}
-        for name, threshold in thresholds.items():
-            row[f"found again, {name}"] = limits.found_again(threshold)[members].mean()
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -190,7 +183,8 @@ def threshold_sweep(
     """
     rows: list[tuple[object, ...]] = []
     for threshold in thresholds:
-        tested, again = limits.tested(threshold), limits.found_again(threshold)
+        tested = limits.tested(threshold)
+        again = np.where(np.isnan(limits.ceiling), np.nan, tested)  # nan without a second seed
         for name, features in groups.items() if len(cosines.columns) else ():
             kept = features[tested[features]]
             by_chance = (limits.floor[:, features] >= threshold).mean()

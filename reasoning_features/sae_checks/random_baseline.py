@@ -37,13 +37,7 @@ ENDS = ["estimate", "low", "high"]
 SHARE = f"share of effect, top {scorers.TOP[0]}"
 TRAINED_NAMES, FROZEN_NAMES = ([NAMES[architecture] for architecture in kind] for kind in (TRAINED, FROZEN))
 GREYS = ("0", "0.4", "0.6")  # of frozen dictionaries
-OTHERS = ("x", "+", "1", "2", "3", "4", "|", "_")  # marks of what is no architecture
 LETTERS = 30  # of a metric's name in one line under its panel
-# scorers that are drawn; the table has all
-SHOWN = (
-    *("ReasonScore", "word identity", "density", "mean difference", "gradient attribution"),
-    scorers.CEILING,
-)
 
 
 # --- what was trained and measured of one model, by the dictionary's name, trained ones first ---------------
@@ -106,8 +100,7 @@ def metrics(
     for k in KS:
         # the ceiling is the whole stream, not its k best coordinates
         shown = moves[(moves["k"] == k) & (moves["dictionary"] != CEILING) | ~moves["k"].isin(KS)]
-        metric = f"probing, {k} latent{'s' if k > 1 else ''}"
-        add(metric, shown, "dictionary", "balanced accuracy", "low", "high")
+        add(f"probing, latents: {k}", shown, "dictionary", "balanced accuracy", "low", "high")
     own = rules[rules["firing"] == AS_IT_IS]
     add("exact rules, detection", own, "dictionary", "detection", "low", "high")
     score = "disentanglement"
@@ -168,13 +161,6 @@ def scorer_shares(scored: pd.DataFrame) -> pd.DataFrame:
     return rows[["model", "dictionary", "scorer", *ENDS, "chance", "causal", "live", "traces"]]
 
 
-def scorer_panels(table: pd.DataFrame, model: str) -> pd.DataFrame:
-    """One model's rows of :func:`scorer_shares` as :func:`draw_metrics` draws them."""
-    rows = table[(table["model"] == model) & table["scorer"].isin(SHOWN)]
-    rows = rows.sort_values("scorer", key=lambda names: names.map(SHOWN.index), kind="stable")
-    return rows.rename(columns={"scorer": "metric"})[["metric", "dictionary", *ENDS]]
-
-
 def share_of_effect(benchmark: scorers.Benchmark) -> Array:
     """Share of effect on persistence that ReasonScore's ten best features have, of all traces and of each
     resample of them: the same for all dictionaries of a model.
@@ -194,19 +180,16 @@ def winners(studies: Mapping[str, Study], seed: int = 0) -> pd.DataFrame:
 
 
 def styles(dictionaries: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """How dictionaries look by name: trained ones full and coloured, frozen ones hollow grey, others black. A
-    variant ("OrtSAE, second seed") looks as its architecture does, but is dotted, and hollow where that one
-    is full.
+    """How dictionaries look by name: trained ones full and coloured, frozen ones hollow grey. A variant
+    ("OrtSAE, second seed") looks as its architecture does, but is dotted, and hollow where that one is full.
     """
     looks: dict[str, dict[str, Any]] = {}
     for name in dictionaries:
         plain = re.split(r", | \(", name)[0]
         if plain in TRAINED_NAMES:
             own = look(TRAINED_NAMES.index(plain))
-        elif plain in FROZEN_NAMES:
-            own = look(FROZEN_NAMES.index(plain)) | {"color": GREYS[FROZEN_NAMES.index(plain)]}
         else:
-            own = {"color": "black", "marker": OTHERS[len(looks) % len(OTHERS)], "linestyle": ":"}
+            own = look(FROZEN_NAMES.index(plain)) | {"color": GREYS[FROZEN_NAMES.index(plain)]}
         hollow = (plain in FROZEN_NAMES) != (name != plain)
         looks[name] = own | {"markerfacecolor": "white" if hollow else own["color"], "label": name}
         if name != plain:

@@ -234,13 +234,11 @@ def curves(grid: pd.DataFrame) -> pd.DataFrame:
     return sums.assign(recovered=sums["found"] / sums["features"])
 
 
-def labels(rows: pd.DataFrame) -> list[str]:
+def labels(rows: pd.DataFrame) -> pd.Series:
     """Each training's architecture in words, with its features or steps where these are more than usual."""
-    names, usual = [], rows[["features", "steps"]].min()
-    for row in rows.to_dict("records"):
-        more = [f"{row[of]:,} {of}" for of in usual.index if row[of] > usual[of]]
-        names.append(", ".join([NAMES[row["architecture"]], *more[:1]]))
-    return names
+    usual = rows[["features", "steps"]].min()
+    more = [rows[of].map(f", {{:,}} {of}".format) for of in usual.index]
+    return rows["architecture"].map(NAMES) + np.select([rows[of] > usual[of] for of in usual.index], more, "")
 
 
 def last(rows: pd.DataFrame) -> pd.DataFrame:
