@@ -212,7 +212,7 @@ def scatter(ax: Axes, table: pd.DataFrame, x: str, y: str, group: str) -> None:
     """Draw a point a row, the first group's small and grey; the others over them, in marks of their own."""
     for i, (name, rows) in enumerate(table.groupby(group, sort=False)):
         style = look(i, "color", "marker") if i else {"color": "0.7", "marker": "."}
-        ax.scatter(rows[x], rows[y], s=16 if i else 8, label=name, alpha=0.7, linewidth=0, **style)
+        ax.scatter(rows[x], rows[y], s=16, label=name, alpha=0.7, linewidth=0, **style)
 
 
 def save_figure(fig: Figure, name: str, data: pd.DataFrame, run: Run, caption: str) -> Image | Markdown:
