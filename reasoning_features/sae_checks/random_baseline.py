@@ -211,8 +211,8 @@ def draw_metrics(table: pd.DataFrame, lines: Sequence[str] = ()) -> tuple[Figure
     for ax, metric in zip(axes, metrics, strict=True):
         for row in table[table["metric"] == metric].to_dict("records"):
             if (name := row["dictionary"]) in lines:
-                style = {"color": "0.4", "linestyle": LINES[1 + lines.index(name)], "marker": ""}
-                marks[name] = ax.axvline(row["estimate"], **style)
+                line = LINES[1 + lines.index(name)]
+                marks[name] = ax.axvline(row["estimate"], color="0.4", linestyle=line, marker="")
                 continue
             place, style = dictionaries.index(name), looks[name]
             ax.plot([row["low"], row["high"]], [place] * 2, color=style["color"], marker="", linestyle="-")
