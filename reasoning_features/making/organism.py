@@ -79,6 +79,7 @@ STUDIES = (
 )
 AUTOENCODER_TRACES = 9000
 RELU_RECIPE = AutoencoderRecipe("relu", d_sae=512, tokens=4_000_000, learning_rate=3e-3, l1=1.0)
+WIDE_RECIPE = replace(RELU_RECIPE, d_sae=2048)
 TOPK_RECIPE = AutoencoderRecipe("topk", d_sae=512, tokens=4_000_000, learning_rate=3e-3, k=8)
 RECORD_AT = (0.01, 0.03, 0.1, 0.2, 0.4, 0.7)  # of the training: when the agreement of two seeds is recorded
 EVALUATION_PROBLEMS, CHECK_TRACES = 1500, 1500
@@ -195,14 +196,14 @@ def stage_activations(model: Path, stage: str, variant: Path, documents: int) ->
 
 
 def make_autoencoders(folder: Path, model: str) -> None:
-    """Two seeds of the paper's ReLU on a model, how far they agree as they train, for some models TopK."""
+    """Two seeds of ReLU on a model, how far they agree as they train; on some models TopK and a wide ReLU."""
     subject, residual = main_activations(folder / "models" / model, AUTOENCODER_TRACES)
     records, trainings = [round(share * RELU_RECIPE.steps) for share in RECORD_AT], []
-    others = (TOPK_RECIPE,) if model in COMPARED else ()
-    for recipe in (RELU_RECIPE, replace(RELU_RECIPE, seed=1), *others):
+    recipes = {"relu-0": RELU_RECIPE, "relu-1": replace(RELU_RECIPE, seed=1)}
+    recipes |= {"topk-0": TOPK_RECIPE, "relu2048-0": WIDE_RECIPE} if model in COMPARED else {}
+    for name, recipe in recipes.items():
         trained = train_autoencoder(residual, recipe, model, subject.hook_name, record_at=records)
-        target = folder / "autoencoders" / f"{model}-{recipe.architecture}-{recipe.seed}"
-        save_autoencoder(trained.sae, target)
+        save_autoencoder(trained.sae, folder / "autoencoders" / f"{model}-{name}")
         trainings.append(trained)
     agreement = convergence(trainings[0], trainings[1])
     write_table(folder / "convergence" / f"{model}.parquet", agreement.merge(trainings[0].history))

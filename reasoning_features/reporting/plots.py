@@ -65,6 +65,14 @@ def narrow(text: str) -> str:
     return "".join(found)
 
 
+def variant_name(name: str) -> str:
+    """A model of the organism in words: "coupled-0" → "R matters (κ = 1)"; other names as they are."""
+    kind, _, seed = name.rpartition("-")
+    known = {"coupled": "R matters (κ = 1)", "decoupled": "R does not matter (κ = 0)"}
+    words = known.get(kind, kind.replace("kappa-", "κ = ") if kind.startswith("kappa-") else "")
+    return (words if seed == "0" else f"{words}, seed {seed}") if words else name
+
+
 def new_figure(
     rows: int = 1, columns: int = 1, *, width: float = TEXT_WIDTH, height: float = 2.4, **options: Any
 ) -> tuple[Figure, Any]:
@@ -205,7 +213,7 @@ def scatter(ax: Axes, table: pd.DataFrame, x: str, y: str, group: str) -> None:
     """Draw a point a row, the first group's small and grey; the others over them, in marks of their own."""
     for i, (name, rows) in enumerate(table.groupby(group, sort=False)):
         style = look(i, "color", "marker") if i else {"color": "0.7", "marker": "."}
-        ax.scatter(rows[x], rows[y], s=16 if i else 8, label=name, **style)
+        ax.scatter(rows[x], rows[y], s=16, label=name, alpha=0.7, linewidth=0, **style)
 
 
 def save_figure(fig: Figure, name: str, data: pd.DataFrame, run: Run, caption: str) -> Image | Markdown:

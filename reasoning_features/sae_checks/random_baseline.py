@@ -21,7 +21,7 @@ from reasoning_features.dictionaries.evaluation import EXPLAINED, reconstruct
 from reasoning_features.errors import MissingArtefact
 from reasoning_features.files import verify_shipped
 from reasoning_features.reporting.claims import Measured
-from reasoning_features.reporting.plots import TEXT_WIDTH, look, name_rows, panels
+from reasoning_features.reporting.plots import LINES, legend_below, look, name_rows, panels
 from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.residual_stream.probes import weights_by_document
 from reasoning_features.sae_checks.interpretability import AS_IT_IS, CEILING, KS
@@ -37,13 +37,7 @@ ENDS = ["estimate", "low", "high"]
 SHARE = f"share of effect, top {scorers.TOP[0]}"
 TRAINED_NAMES, FROZEN_NAMES = ([NAMES[architecture] for architecture in kind] for kind in (TRAINED, FROZEN))
 GREYS = ("0", "0.4", "0.6")  # of frozen dictionaries
-OTHERS = ("x", "+", "1", "2", "3", "4", "|", "_")  # marks of what is no architecture
 LETTERS = 30  # of a metric's name in one line under its panel
-# scorers that are drawn; the table has all
-SHOWN = (
-    *("ReasonScore", "word identity", "density", "mean difference", "gradient attribution"),
-    scorers.CEILING,
-)
 
 
 # --- what was trained and measured of one model, by the dictionary's name, trained ones first ---------------
@@ -92,24 +86,21 @@ def _trained_first(named: Mapping[str, Value]) -> dict[str, Value]:
 def metrics(
     quality: pd.DataFrame, probes: pd.DataFrame, rules: pd.DataFrame, edited: pd.DataFrame
 ) -> pd.DataFrame:
-    """Every measure of every dictionary, floors and ceilings as dictionaries of their own: rows of
-    ``metric``, ``dictionary``, ``estimate``, ``low``, ``high``.
+    """The paper's measures of every dictionary (probing: of steps), floors and ceilings as dictionaries of
+    their own: rows of ``metric``, ``dictionary``, ``estimate``, ``low``, ``high``.
     """
     parts = []
 
     def add(metric: str, rows: pd.DataFrame, *columns: str) -> None:
         parts.append(rows[list(columns)].set_axis(["dictionary", *ENDS], axis=1).assign(metric=metric))
 
-    for name in (EXPLAINED, "loss recovered"):
-        metric = name.removeprefix("fraction of ")
-        add(metric, quality, "autoencoder", name, f"{name} low", f"{name} high")
-    for labelling, rows in probes.groupby("labelling", sort=False):
-        for k in KS:
-            # the ceiling is the whole stream, not its k best coordinates
-            shown = rows[(rows["k"] == k) & (rows["dictionary"] != CEILING)]
-            shown = pd.concat([shown, rows[~rows["k"].isin(KS)]])
-            metric = f"probing, {labelling}, {k} latent{'s' if k > 1 else ''}"
-            add(metric, shown, "dictionary", "balanced accuracy", "low", "high")
+    ends = EXPLAINED, f"{EXPLAINED} low", f"{EXPLAINED} high"
+    add(EXPLAINED.removeprefix("fraction of "), quality, "autoencoder", *ends)
+    moves = probes[probes["labelling"] == "move"]
+    for k in KS:
+        # the ceiling is the whole stream, not its k best coordinates
+        shown = moves[(moves["k"] == k) & (moves["dictionary"] != CEILING) | ~moves["k"].isin(KS)]
+        add(f"probing, latents: {k}", shown, "dictionary", "balanced accuracy", "low", "high")
     own = rules[rules["firing"] == AS_IT_IS]
     add("exact rules, detection", own, "dictionary", "detection", "low", "high")
     score = "disentanglement"
@@ -170,13 +161,6 @@ def scorer_shares(scored: pd.DataFrame) -> pd.DataFrame:
     return rows[["model", "dictionary", "scorer", *ENDS, "chance", "causal", "live", "traces"]]
 
 
-def scorer_panels(table: pd.DataFrame, model: str) -> pd.DataFrame:
-    """One model's rows of :func:`scorer_shares` as :func:`draw_metrics` draws them."""
-    rows = table[(table["model"] == model) & table["scorer"].isin(SHOWN)]
-    rows = rows.sort_values("scorer", key=lambda names: names.map(SHOWN.index), kind="stable")
-    return rows.rename(columns={"scorer": "metric"})[["metric", "dictionary", *ENDS]]
-
-
 def share_of_effect(benchmark: scorers.Benchmark) -> Array:
     """Share of effect on persistence that ReasonScore's ten best features have, of all traces and of each
     resample of them: the same for all dictionaries of a model.
@@ -196,19 +180,16 @@ def winners(studies: Mapping[str, Study], seed: int = 0) -> pd.DataFrame:
 
 
 def styles(dictionaries: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """How dictionaries look by name: trained ones full and coloured, frozen ones hollow grey, others black. A
-    variant ("OrtSAE, second seed") looks as its architecture does, but is dotted, and hollow where that one
-    is full.
+    """How dictionaries look by name: trained ones full and coloured, frozen ones hollow grey. A variant
+    ("OrtSAE, second seed") looks as its architecture does, but is dotted, and hollow where that one is full.
     """
     looks: dict[str, dict[str, Any]] = {}
     for name in dictionaries:
         plain = re.split(r", | \(", name)[0]
         if plain in TRAINED_NAMES:
             own = look(TRAINED_NAMES.index(plain))
-        elif plain in FROZEN_NAMES:
-            own = look(FROZEN_NAMES.index(plain)) | {"color": GREYS[FROZEN_NAMES.index(plain)]}
         else:
-            own = {"color": "black", "marker": OTHERS[len(looks) % len(OTHERS)], "linestyle": ":"}
+            own = look(FROZEN_NAMES.index(plain)) | {"color": GREYS[FROZEN_NAMES.index(plain)]}
         hollow = (plain in FROZEN_NAMES) != (name != plain)
         looks[name] = own | {"markerfacecolor": "white" if hollow else own["color"], "label": name}
         if name != plain:
@@ -216,25 +197,31 @@ def styles(dictionaries: Sequence[str]) -> dict[str, dict[str, Any]]:
     return looks
 
 
-def draw_metrics(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+def draw_metrics(table: pd.DataFrame, lines: Sequence[str] = ()) -> tuple[Figure, pd.DataFrame]:
     """A small panel a metric, with one dictionary a row and its interval; and the rows in the order drawn.
 
     ``table`` has rows of ``metric``, ``dictionary``, ``estimate``, ``low``, ``high`` (NaN: no interval), both
-    in the order in which they come first; a dictionary may lack a metric.
+    in the order in which they come first; a dictionary may lack a metric. Those in ``lines`` (floors, chance)
+    are no rows, but a line in each panel.
     """
-    metrics, dictionaries = list(pd.unique(table["metric"])), list(pd.unique(table["dictionary"]))
+    metrics, marks = list(pd.unique(table["metric"])), dict[str, Any]()
+    dictionaries = [name for name in pd.unique(table["dictionary"]) if name not in lines]
     looks, across = styles(dictionaries), -(-len(metrics) // -(-len(metrics) // 3))
-    width = TEXT_WIDTH * (across + 0.5) / 3.5  # half a panel for the names on the left
-    height = 0.6 + 0.2 * len(dictionaries)
-    fig, axes = panels(len(metrics), across, width=width, height=height, sharey=True)
+    fig, axes = panels(len(metrics), across, height=0.6 + 0.22 * len(dictionaries), sharey=True)
     for ax, metric in zip(axes, metrics, strict=True):
         for row in table[table["metric"] == metric].to_dict("records"):
-            place, style = dictionaries.index(row["dictionary"]), looks[row["dictionary"]]
+            if (name := row["dictionary"]) in lines:
+                line = LINES[1 + lines.index(name)]
+                marks[name] = ax.axvline(row["estimate"], color="0.4", linestyle=line, marker="")
+                continue
+            place, style = dictionaries.index(name), looks[name]
             ax.plot([row["low"], row["high"]], [place] * 2, color=style["color"], marker="", linestyle="-")
             ax.plot([row["estimate"]], [place], **style | {"linestyle": ""})
         ax.set_xlabel(fill(str(metric), LETTERS))
         ax.margins(x=0.1)
-        ax.locator_params(axis="x", nbins=4)
+        ax.locator_params(axis="x", nbins=3)
         name_rows(ax, dictionaries)
+    if marks:
+        legend_below(fig, marks)
     drawn = table.sort_values("metric", key=lambda names: names.map(metrics.index), kind="stable")
     return fig, drawn.reset_index(drop=True)

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.sparse import check_sparse_tensor_invariants
 
 from reasoning_features.dictionaries import training
+from reasoning_features.dictionaries.autoencoder import NAMES
 from reasoning_features.dictionaries.evaluation import EXPLAINED, best_cosines
 from reasoning_features.dictionaries.training import HELD_OUT, Architecture, Recipe
 from reasoning_features.files import write_table
@@ -231,6 +232,13 @@ def curves(grid: pd.DataFrame) -> pd.DataFrame:
     """One row a training and recorded step: ``found`` summed over bins, and its share ``recovered``."""
     sums = grid.groupby([*TRAINING, "step", "samples", *MEASURED], sort=False)["found"].sum().reset_index()
     return sums.assign(recovered=sums["found"] / sums["features"])
+
+
+def labels(rows: pd.DataFrame) -> pd.Series:
+    """Each training's architecture in words, with its features or steps where these are more than usual."""
+    usual = rows[["features", "steps"]].min()
+    more = [rows[of].map(f", {{:,}} {of}".format) for of in usual.index]
+    return rows["architecture"].map(NAMES) + np.select([rows[of] > usual[of] for of in usual.index], more, "")
 
 
 def last(rows: pd.DataFrame) -> pd.DataFrame:

@@ -249,12 +249,14 @@ def draw_scores(
         low, high = np.quantile(random, [0.025, 0.975], axis=0)
         data["random low"], data["random high"] = low, high
         label = NULLS["random"]
-        ax.fill_between(data["rank"], low, high, color=plots.COLOURS[5], alpha=0.5, linewidth=0, label=label)
+        ax.fill_between(data["rank"], low, high, color=plots.COLOURS[4], alpha=0.7, label=label, zorder=3)
     ax.plot(data["rank"], own, color=plots.COLOURS[0], marker="", label=REFERENCE)
     grey: dict[str, Any] = {"color": plots.COLOURS[7], "marker": ""}
     ax.axvline(k, linestyle=plots.LINES[1], label=f"k = {k}", **grey)
     ax.axhline(np.quantile(own, quantile), linestyle=plots.LINES[3], label=f"quantile {quantile}", **grey)
-    ax.set(xscale="log", xlabel="rank", title=name)
+    ax.set(xscale="log", xlabel="rank", title=plots.variant_name(name))
+    ax.set_yscale("symlog", linthresh=own[0] / 20)  # the band is seen at every rank
+    ax.xaxis.set_major_formatter("{x:g}")
     plots.legend_below(fig)
     return fig, data.assign(variant=name)
 
@@ -268,7 +270,7 @@ def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -
         for kind, line in ((REFERENCE, plots.LINES[0]), (TWINS, plots.LINES[3])):
             for value in table.loc[table["kind"] == kind, statistic]:
                 ax.axvline(value, color=plots.COLOURS[7], linestyle=line, marker="", label=kind)
-        ax.set(xlabel=label, ylabel="density of vocabularies", title=name)
+        ax.set(xlabel=label, ylabel="density of vocabularies", title=plots.variant_name(name))
     plots.legend_below(fig)
     columns = ["vocabulary", "kind", "words_of_R", statistic]
     data = pd.concat([own[columns].assign(variant=name) for name, own in tables.items()], ignore_index=True)
@@ -283,9 +285,9 @@ def draw_identity(frame: pd.DataFrame, name: str, k: int) -> tuple[Figure, pd.Da
     for ax, column in zip(axes[:2], IDENTITIES, strict=True):
         plots.scatter(ax, groups, column, "score", "features")
         ax.axline((0, 0), slope=1, color="0.5", linewidth=0.7, marker="")
-        ax.set(xlabel=f"score by identity:\n{column}", ylabel="ReasonScore", title=name)
+        ax.set(xlabel=f"score by identity:\n{column}", ylabel="ReasonScore", title=plots.variant_name(name))
     plots.distribution(axes[2], groups, "f1", "features", bins=20)
-    axes[2].set(xlabel="F1 of the best single token", title=name)
+    axes[2].set(xlabel="F1 of the best single token", title=plots.variant_name(name))
     for ax in (axes[0], axes[2]):
         ax.legend()
     columns = ["feature", "score", "rank", "density", "chosen", "best token", "precision", "recall", "f1"]

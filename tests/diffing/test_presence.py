@@ -135,10 +135,9 @@ def test_presence_falls_as_the_threshold_rises(cosines):
 def test_ceiling_by_frequency():
     density = np.array([0.0, 0.001, 0.002, 0.1, 0.2])
     limits = Bounds(np.array([0.1, 0.5, 0.6, 0.9, 1.0]), np.full((2, 5), 0.2), 0.55)
-    table = diff.by_frequency(limits, density, {"calibrated": 0.55}, bins=2)
+    table = diff.by_frequency(limits, density, bins=2)
     assert table["features"].tolist() == [2, 2]
     assert table["ceiling"].tolist() == pytest.approx([0.55, 0.95])
-    assert table["found again, calibrated"].tolist() == [0.5, 1.0]
 
 
 def test_activations_against_numpy_in_parts_as_at_once(monkeypatch):

@@ -19,7 +19,8 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     short = {"tokens": 3_000, "batch_tokens": 1024, "chunk_documents": 32}
     tiny = {"tokens": 2_048, "batch": 512, "d_sae": 160}
     for name, changes in {
-        "BASE_RECIPE": short, "VARIANT_RECIPE": short, "TOPK_RECIPE": tiny, "RELU_RECIPE": tiny
+        "BASE_RECIPE": short, "VARIANT_RECIPE": short, "TOPK_RECIPE": tiny, "RELU_RECIPE": tiny,
+        "WIDE_RECIPE": tiny,
     }.items():  # fmt: skip
         monkeypatch.setattr(make_organism, name, replace(getattr(make_organism, name), **changes))
     for name, value in {
@@ -37,7 +38,7 @@ def test_every_stage_from_nothing(repository, monkeypatch):
         "base", *(variant.name for variant in make_organism.VARIANTS)
     }  # fmt: skip
     assert {path.name for path in (folder / "autoencoders").iterdir()} == {
-        "coupled-0-relu-0", "coupled-0-relu-1", "coupled-0-topk-0"
+        "coupled-0-relu-0", "coupled-0-relu-1", "coupled-0-relu2048-0", "coupled-0-topk-0"
     }  # fmt: skip
     (benchmark,) = load_benchmarks(folder / "truth")
     assert (benchmark.model, benchmark.kappa, benchmark.autoencoder_seed) == ("coupled-0", 1.0, 0)
