@@ -64,6 +64,14 @@ def narrow(text: str) -> str:
     return "".join(found)
 
 
+def variant_name(name: str) -> str:
+    """A model of the organism in words: "coupled-0" → "R matters (κ = 1)"; other names as they are."""
+    kind, _, seed = name.rpartition("-")
+    known = {"coupled": "R matters (κ = 1)", "decoupled": "R does not matter (κ = 0)"}
+    words = known.get(kind, kind.replace("kappa-", "κ = ") if kind.startswith("kappa-") else "")
+    return (words if seed == "0" else f"{words}, seed {seed}") if words else name
+
+
 def new_figure(
     rows: int = 1, columns: int = 1, *, width: float = TEXT_WIDTH, height: float = 2.4, **options: Any
 ) -> tuple[Figure, Any]:
