@@ -90,7 +90,7 @@ def draw_snippets(
     for share in SHADES:
         label = f"{share:.0%} of the feature's largest activation"
         axes[0, 0].add_patch(plt.Rectangle((0, 0), 0, 0, color=COLOURS[4], alpha=share, label=label))
-    axes[0, 0].plot([], [], "", label="⏎ is a new line")
+    axes[0, 0].plot([], [], linestyle="", marker="", label="⏎ is a new line")
     legend_below(fig)
     _fit(fig, axes[:, 0])
     rows = [

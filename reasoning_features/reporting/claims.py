@@ -40,7 +40,7 @@ ABOUT = """# Claims
 Rules were fixed before anything ran: [claims.yaml](../../reasoning_features/reporting/claims.yaml) has them,
 and what would falsify each claim. On the organism a verdict says whether the method recovers the planted
 effect; where none was planted, whether the claim holds here. A difference of accuracy counts as none where
-its 90% interval lies within ± 1.5 points of 0. What n counts, and what the interval is over, stands beside it.
+its 90% interval lies within ± 1.5 points of 0. What n counts, and what the interval is over, stands beside.
 
 """
 

@@ -241,7 +241,7 @@ def resampled_comparison(
 
 def held_out_overlap(
     blocks: FeatureStatistics,
-    learnt: Mapping[str, Array],
+    learnt: Mapping[str, FeatureStatistics],
     words: Sequence[str],
     window: Window,
     alpha: float,
@@ -250,15 +250,17 @@ def held_out_overlap(
     seed: int,
 ) -> pd.DataFrame:
     """Overlap with R's choice of ``k`` features on odd blocks of documents, a row a resample of these (0: the
-    data): of R's choice on even blocks, ``R``, and of the choice by each score ``[f]`` ``learnt`` on these.
+    data): of R's choice on even blocks, ``R``, and of the choice by statistics ``learnt`` on these.
     """
     even = np.arange(len(blocks.counts)) % 2 == 0
     weights = np.zeros((resamples + 1, len(even)))
     weights[:, ~even] = weights_by_document(int((~even).sum()), seed, resamples)
     target = reason_score.resampled_scores(blocks, REFERENCE, words, window, alpha, weights)
-    half = blocks.weighted(even.astype(np.float64))
-    scores = {REFERENCE: reason_score.vocabulary_scores(half, REFERENCE, words, window, alpha)} | dict(learnt)
-    return pd.DataFrame({n: overlap(chosen(own, k), chosen(target, k)) for n, own in scores.items()})
+    shared = {}
+    for name, own in {REFERENCE: blocks.weighted(even.astype(np.float64)), **learnt}.items():
+        scores = reason_score.vocabulary_scores(own, REFERENCE, words, window, alpha)
+        shared[name] = overlap(chosen(scores, k), chosen(target, k))
+    return pd.DataFrame(shared)
 
 
 def identity_table(
@@ -273,8 +275,8 @@ def identity_table(
         short, *drawn = held_out[REFERENCE] - held_out[name]
         row = {"identity": name, "spearman": float(spearmanr(score[live], values[live]).statistic)}
         row |= {
-            "held-out overlap": held_out[name].iloc[0],
-            "held-out overlap of R": held_out[REFERENCE].iloc[0],
+            "overlap": held_out[name].iloc[0],
+            "overlap of ReasonScore": held_out[REFERENCE].iloc[0],
         }
         rows.append(row | percentile_interval(short, drawn, blocks).row("falls short by"))
     return pd.DataFrame(rows)
