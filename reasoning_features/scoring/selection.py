@@ -336,8 +336,8 @@ def draw_identity(frame: pd.DataFrame, name: str, k: int) -> tuple[Figure, pd.Da
         ax.set_ylabel("rank by ReasonScore")
     plots.distribution(axes[2], groups, "f1", "features", bins=20)
     axes[2].set(xlabel="F1 of the best single token", title=name)
-    for ax in (axes[0], axes[2]):
-        ax.legend()
+    plots.legend_below(fig)
+    axes[2].legend()
     columns = ["feature", "score", "rank", "density", "chosen", "best token", "precision", "recall", "f1"]
     drawn = frame.columns.intersection([*columns, *IDENTITIES], sort=False)
     return fig, frame[drawn].assign(variant=name)

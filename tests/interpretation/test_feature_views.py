@@ -185,8 +185,7 @@ def test_snippets_are_grouped():
     assert [ax.get_title(loc="left") for ax in fig.axes] == ["exploration", "reflection"]
     assert data.groupby("group")["snippet"].max().to_dict() == {"exploration": 2, "reflection": 1}
     assert len(data) == 3 * 41
-    said = [text.get_text() for text in fig.legends[0].get_texts()]
-    assert said[0] == "25% of the feature's largest activation" and said[-1] == "⏎ is a new line"
+    assert fig.legends[0].get_texts()[-1].get_text() == "⏎ is a new line"
 
 
 def test_lines_break_between_tokens_and_lose_nothing():

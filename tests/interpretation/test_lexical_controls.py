@@ -36,7 +36,6 @@ class Three:
 
 
 TRACES = corpus_of(*[["let", " wait", " a", ".", " b", " a", "."]] * 20, thinking=range(140))
-# twenty plain documents, which hold the token too: it is left out before anything is put in
 PLAIN = corpus_of(*[["a", " let", " wait", " me", ".", *[" let", " me"] * 4]] * 20)
 
 
@@ -73,15 +72,12 @@ def test_top_tokens_are_frequent_enough_and_ordered_by_mean_activation():
 def test_effect_size_is_cohens_and_students():
     rng = np.random.default_rng(0)
     first, second = rng.normal(0, 1, 30), rng.normal(2, 1.5, 30)
-    d, p = lexical_controls.effect_size(first, second)
-    pooled = np.sqrt((first.var(ddof=1) + second.var(ddof=1)) / 2)
-    assert d == pytest.approx((second.mean() - first.mean()) / pooled)
-    assert p == pytest.approx(ttest_ind(second, first).pvalue)
+    t, expected = ttest_ind(second, first)
+    assert lexical_controls.effect_size(first, second) == pytest.approx((t * np.sqrt(2 / 30), expected))
 
 
 def test_the_rule():
     d = [0.9, 0.9, 0.9, 0.6, 0.6, 0.3, 0.3, 0.1, -2.0]
     p = [0.001, 0.03, 0.2, 0.001, 0.04, 0.04, 0.06, 0.0, 0.0]
-    expected = [0, 2, 3, 1, 2, 2, 3, 3, 3]
-    found = [lexical_controls.classify(*pair) for pair in zip(d, p, strict=True)]
-    assert found == [CLASSES[place] for place in expected]
+    found = [CLASSES.index(lexical_controls.classify(*pair)) for pair in zip(d, p, strict=True)]
+    assert found == [0, 2, 3, 1, 2, 2, 3, 3, 3]

@@ -50,8 +50,7 @@ def test_grid():
     drawn = selection.resampled_overlap(
         statistics(), np.ones(9), "ab", same, same[0], k=3, resamples=5, seed=0
     )
-    assert drawn["α = 0.7, window 1-1, released"].tolist() == [1] * 6  # a column a setting but the default
-    assert drawn.shape == (6, 1)
+    assert drawn.to_dict("list") == {"α = 0.7, window 1-1, released": [1] * 6}
 
 
 def test_null_table_and_ranks():
@@ -86,8 +85,7 @@ def test_what_is_chosen_on_half_of_the_documents_is_judged_on_the_other_half():
     data = statistics()
     halves = [FeatureStatistics(data.names, data.counts[i::2], data.sums[i::2]).total() for i in (0, 1)]
     even, odd = (vocabulary_scores(half, "R", "ab", WINDOW, 0.7) for half in halves)
-    given = {"odd": halves[1]}
-    drawn = selection.held_out_overlap(data, given, "ab", WINDOW, 0.7, k=3, resamples=40, seed=0)
+    drawn = selection.held_out_overlap(data, {"odd": halves[1]}, "ab", WINDOW, 0.7, 3, resamples=40, seed=0)
     assert len(drawn) == 41 and drawn.loc[0, "odd"] == 1
     assert drawn.loc[0, "R"] == selection.overlap(selection.chosen(even, 3), selection.chosen(odd, 3))
     assert drawn["odd"].min() < 1  # other documents, another choice
