@@ -218,9 +218,8 @@ def test_a_norm_that_centres_is_refused():
 
 
 def test_a_stretch_of_text_is_shown_once():
-    documents = {3: (5, 6, 7), 4: (6, 8, 9), 2: (5,)}
-    shown = {
-        f: [Example(f, d, ("a",), np.ones(1, np.float32), 0) for d in own] for f, own in documents.items()
-    }
-    kept = room.shown_once(shown, 2)
-    assert {f: [e.document for e in own] for f, own in kept.items()} == {3: [5, 6], 4: [8, 9], 2: []}
+    def of(*documents: int) -> list[Example]:
+        return [Example(0, document, ("a",), np.ones(1, np.float32), 0) for document in documents]
+
+    kept = room.shown_once({3: of(5, 6, 7), 4: of(6, 8, 9), 2: of(5)}, 2)
+    assert [[example.document for example in own] for own in kept.values()] == [[5, 6], [8, 9], []]

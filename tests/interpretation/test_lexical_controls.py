@@ -47,15 +47,15 @@ def test_one_feature_of_the_word_one_of_the_context_and_one_that_is_never_active
     groups = {"one": (Three(), np.arange(3)), "two": (Three(), np.array([0]))}
     table = lexical_controls.measure_controls(settings, OneHot(), groups)
     assert table["group"].tolist() == ["one"] * 4 + ["two"] * 2  # the third feature has no tokens
-    word, context = (table[table["feature"] == feature].head(2) for feature in (0, 1))
-    assert word["tokens"].unique().tolist() == ["' wait'"] and "'let'" in context["tokens"].iloc[0]
-    assert word["class"].tolist() == [DRIVEN, DRIVEN]
+    word, context = (table[table["feature"] == feature] for feature in (0, 1))
+    assert set(word["tokens"]) == {"' wait'"} and set(word["class"]) == {DRIVEN}
     assert set(context["class"]) == {NOT_TRIGGERED} and (context["d"] == 0).all()
     assert np.isinf(word["d"]).all() and (table["documents"] == 20).all()
     shares = lexical_controls.class_shares(table).set_index(["group", "injected", "class"])
     assert len(shares) == 2 * 2 * 4 and shares.loc[("one", 3, DRIVEN), "share"] == 0.5
-    alone = shares.loc[("two", 3, DRIVEN)]  # Wilson's interval is wide at 1, too
-    assert alone["low"] == pytest.approx(1 / (1 + 1.959964**2)) and alone["high"] == 1
+    assert shares.loc[("two", 3, DRIVEN), "low"] == pytest.approx(
+        1 / (1 + 1.959964**2)
+    )  # Wilson's, of 1 in 1
 
 
 def test_top_tokens_are_frequent_enough_and_ordered_by_mean_activation():
