@@ -37,6 +37,7 @@ P_VALUES = {LARGE: 0.01, MEDIUM: 0.01, SMALL: 0.05}
 DRIVEN, NOT_TRIGGERED = "driven by its top tokens", "not triggered by its own top tokens"
 CLASSES = (DRIVEN, "partly driven", "weakly driven", NOT_TRIGGERED)
 TOP, OCCURRENCES = 10, 5  # tokens of a feature, of those that occur as often
+DOCUMENTS = 500  # plain ones, at most, as in the paper
 INJECTED, PAPER = (1, 3, 8), 3  # tokens put into a document, against none; the paper's number
 
 
@@ -77,7 +78,7 @@ def measure_controls(
     """
     tokenizer, batch = subject.tokenizer, settings.batch_tokens
     traces = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
-    plain = words.plain_documents(general_corpus(settings, tokenizer, "evaluation"))
+    plain = words.plain_documents(general_corpus(settings, tokenizer, "evaluation")).head(DOCUMENTS)
     rows: list[dict[str, Any]] = []
     for group, (sae, features) in groups.items():
         for feature, own in top_tokens(subject, sae, traces, features, batch).items():
