@@ -27,7 +27,7 @@ from reasoning_features.errors import UserError
 from reasoning_features.files import read_json, write_json
 from reasoning_features.interpretation.features import Example, Mode
 from reasoning_features.models.conditions import UNSTEERED
-from reasoning_features.statistics import bootstrap_mean
+from reasoning_features.statistics import bootstrap_mean, wilson
 
 # a change counts when its bootstrap interval of this level leaves out 0: several measures are looked at
 LEVEL = 0.99
@@ -114,12 +114,13 @@ def function_groups(changed: pd.DataFrame) -> pd.DataFrame:
 
 
 def group_shares(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Fraction of features in each function group, by class, with its 95% interval over features (figure 3b),
-    groups by their mean fraction.
+    """Fraction of features in each function group, by class, with its 95% interval over features by Wilson
+    (figure 3b), groups by their mean fraction.
     """
     rows = []
     for name in sorted(pd.concat(groups.values())["group"].unique()) if groups else ():
-        shares = {kind: bootstrap_mean(frame["group"] == name) for kind, frame in groups.items()}
+        counts = {kind: int((frame["group"] == name).sum()) for kind, frame in groups.items()}
+        shares = {kind: wilson(count, len(groups[kind])) for kind, count in counts.items()}
         mean = np.mean([share.estimate for share in shares.values()])
         rows += [(mean, k, name, s.estimate, s.low, s.high, s.n) for k, s in shares.items()]
     table = pd.DataFrame(rows, columns=["mean", "class", "group", "share", "low", "high", "n"])

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from reasoning_features.files import write_text
 from reasoning_features.interpretation.features import Example, FeatureInterface
-from reasoning_features.reporting.plots import COLOURS, narrow, new_figure
+from reasoning_features.reporting.plots import COLOURS, legend_below, narrow, new_figure
 from reasoning_features.runs.provenance import Run, record_artefact
 
 FOLDER = "features"
@@ -28,6 +28,7 @@ CHARACTERS, MARGIN = 96, 8  # of a line of text, and left of it for the feature'
 LINE = 0.128  # inches
 LONGEST_LABEL = 14
 SHOWN = 6  # examples in a feature's figure
+SHADES = (0.25, 1.0)  # that a legend explains
 Lines = list[list[tuple[str, float]]]
 
 
@@ -70,7 +71,9 @@ def draw_interface(interface: FeatureInterface) -> tuple[Figure, pd.DataFrame]:
 def draw_snippets(
     groups: Mapping[str, Sequence[Example]], maxima: Mapping[int, float]
 ) -> tuple[Figure, pd.DataFrame]:
-    """Snippets a row each by heading, if it has any; tokens shaded by their share of the largest."""
+    """Snippets a row each by heading, if it has any; tokens shaded by their share of the largest, as a legend
+    says.
+    """
     blocks = {
         heading: [(str(each.feature), wrapped(each, max(maxima[each.feature], 1e-12))) for each in examples]
         for heading, examples in groups.items()
@@ -78,12 +81,17 @@ def draw_snippets(
     }
     lines = [sum(len(part) + 0.6 for _, part in block) for block in blocks.values()]
     n = max(len(blocks), 1)
-    height = (LINE * sum(lines) + 0.3 * n + 0.1) / n
+    height = (LINE * sum(lines) + 0.3 * n + 0.35) / n
     fig, axes = new_figure(n, 1, height=height, height_ratios=lines or None, squeeze=False)
     axes[0, 0].axis("off")
     for ax, (heading, block) in zip(axes[:, 0], blocks.items(), strict=False):
         _write(ax, block, 1.0)
         ax.set_title(heading, loc="left")
+    for share in SHADES:
+        label = f"{share:.0%} of the feature's largest activation"
+        axes[0, 0].add_patch(plt.Rectangle((0, 0), 0, 0, color=COLOURS[4], alpha=share, label=label))
+    axes[0, 0].plot([], [], linestyle="", marker="", label="⏎ is a new line")
+    legend_below(fig)
     _fit(fig, axes[:, 0])
     rows = [
         (heading, example.feature, place, visible(piece), float(value))
@@ -148,7 +156,7 @@ def _bars(ax: Axes, tokens: Sequence[tuple[str, float]], title: str, colour: str
         label.set(family=MONOSPACE, fontsize=7, parse_math=False)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.set(title=title, xlabel="logit at unit activation")
+    ax.set(title=title, xlabel="logits, activation 1 in\na stream of norm √d")
 
 
 def _rows(interface: FeatureInterface, examples: Sequence[Example]) -> Iterator[tuple[str, int, str, float]]:

@@ -188,6 +188,15 @@ def feature_examples(
     return activity, read_examples(subject, sae, corpus, activity, features, batch_tokens)
 
 
+def shown_once(examples: Mapping[int, Sequence[Example]], n: int = 1) -> dict[int, list[Example]]:
+    """The first ``n`` examples of each feature from documents that no feature before it shows."""
+    taken, kept = set[int](), dict[int, list[Example]]()
+    for feature, own in examples.items():
+        kept[feature] = [example for example in own if example.document not in taken][:n]
+        taken |= {example.document for example in kept[feature]}
+    return kept
+
+
 def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text of each token; joined they are the text.
 

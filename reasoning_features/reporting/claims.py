@@ -1,7 +1,7 @@
 """The claims of the papers, fixed in ``claims.yaml`` before anything ran, and what came out for each.
 
 On the organism a verdict says whether the method recovers the planted effect; *reproduced* is kept for real
-models. Claims about dictionaries of whatever model hold here or do not.
+models. Claims about dictionaries of whatever model, and about what nobody planted, hold here or do not.
 """
 
 import argparse
@@ -39,8 +39,8 @@ ABOUT = """# Claims
 
 Rules were fixed before anything ran: [claims.yaml](../../reasoning_features/reporting/claims.yaml) has them,
 and what would falsify each claim. On the organism a verdict says whether the method recovers the planted
-effect. A difference of accuracy counts as none where its 90% interval lies within ± 1.5 points of 0.
-What n counts, and what the interval is over, stands beside it.
+effect; where none was planted, whether the claim holds here. A difference of accuracy counts as none where
+its 90% interval lies within ± 1.5 points of 0. What n counts, and what the interval is over, stands beside.
 
 """
 
@@ -77,6 +77,7 @@ class Claim(BaseModel, extra="forbid", frozen=True):
     falsified: str  # what would speak against it
     rule: Rule
     headline: bool = False  # whether the README shows it
+    planted: bool = True  # whether the organism was built to have the effect
 
 
 class Measured(NamedTuple):
@@ -131,8 +132,8 @@ def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
     if not holds and not fails:
         return UNDECIDED
     words = (RECOVERS, DOES_NOT) if planted else (REPRODUCED, NOT_REPRODUCED)
-    if claim.paper != MAIN_PAPER or (claim.number == "–" and not planted):
-        words = HOLDS, HOLDS_NOT  # there is nothing to reproduce
+    if claim.paper != MAIN_PAPER or not (claim.planted if planted else claim.number != "–"):
+        words = HOLDS, HOLDS_NOT  # nothing was planted, or there is nothing to reproduce
     return words[0] if holds else words[1]
 
 

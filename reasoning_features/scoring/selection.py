@@ -4,7 +4,7 @@ All is made from the sums of one pass by block of documents, ``[blocks, s, f]``:
 intervals, two halves of the blocks the stability.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -100,6 +100,10 @@ class Hyperparameters:
     window: Window
     variant: Literal["paper", "released"] = "paper"
 
+    @property
+    def name(self) -> str:
+        return "α = {:g}, window {}-{}, {}".format(self.alpha, *self.window, self.variant)
+
     def score(
         self, statistics: FeatureStatistics, norms: Array, words: Sequence[str], weights: Array | None = None
     ) -> Array:
@@ -134,15 +138,19 @@ def resampled_overlap(
     resamples: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Mean overlap of other selections with the default's, from sums by block (resample 0: the data)."""
+    """Overlap of each other selection with the default's, a column a setting by its name, from sums by block
+    (resample 0: the data).
+    """
     weights = weights_by_document(len(statistics.counts), seed, resamples)
     reference = chosen(default.score(statistics, norms, words, weights), k)
-    others = (chosen(way.score(statistics, norms, words, weights), k) for way in grid if way != default)
-    shared = np.mean([overlap(reference, other) for other in others], axis=0)
-    return pd.DataFrame({"resample": np.arange(resamples + 1), "overlap": shared})
+    others = (way for way in grid if way != default)
+    shared = {
+        w.name: overlap(reference, chosen(w.score(statistics, norms, words, weights), k)) for w in others
+    }
+    return pd.DataFrame(shared)
 
 
-def intervals(resampled: pd.DataFrame, columns: Sequence[str], blocks: int) -> pd.DataFrame:
+def intervals(resampled: pd.DataFrame, columns: Iterable[str], blocks: int) -> pd.DataFrame:
     """Columns whose first row is the data and the others resamples: an estimate and a 95% interval each."""
     rows = []
     for column in columns:
@@ -157,13 +165,17 @@ def null_table(
     """Every vocabulary beside R, from statistics by block; a name's first word is its ``kind``.
 
     ``score_mass`` is the mean of the k best scores; ``overlap_halves`` is of the top k on one half of the
-    blocks with R's on the other half (for R itself, its stability).
+    blocks with R's on the other half: NaN for R, which is its own reference.
     """
     even = np.arange(len(blocks.counts)) % 2 == 0
     parts = blocks.weighted(np.stack([even, ~even]).astype(np.float64))
     whole = score_all(blocks.total(), vocabularies, window, alpha)
     halves = {name: chosen(own, k) for name, own in score_all(parts, vocabularies, window, alpha).items()}
     reference = set(vocabularies[REFERENCE])
+
+    def shared(name: str) -> float:
+        return float(overlap(halves[REFERENCE], halves[name][::-1]).mean())
+
     rows = [
         {
             "vocabulary": name,
@@ -171,7 +183,7 @@ def null_table(
             "words_of_R": len(reference & set(vocabularies[name])),
             "score_mass": float(top_mean(scores, k)),
             "maximum": float(scores.max()),
-            "overlap_halves": float(overlap(halves[REFERENCE], halves[name][::-1]).mean()),
+            "overlap_halves": np.nan if name == REFERENCE else shared(name),
         }
         for name, scores in whole.items()
     ]
@@ -179,11 +191,13 @@ def null_table(
 
 
 def null_ranks(table: pd.DataFrame, statistics: Sequence[str]) -> pd.DataFrame:
-    """Where R stands within each kind of null vocabularies of :func:`null_table`, a row a statistic."""
+    """Where R stands within each kind of null vocabularies of :func:`null_table`, a row a statistic that R
+    has.
+    """
     ours = table[table["kind"] == REFERENCE].iloc[0]
     rows = []
     for kind, null in table[table["kind"].isin(NULLS)].groupby("kind"):
-        for name in statistics:
+        for name in ours[list(statistics)].dropna().index:
             rank = null_rank(float(ours[name]), null[name])
             row = {"null": kind, "statistic": name, "ours": rank.value, "null_mean": null[name].mean()}
             row |= {"null_95": null[name].quantile(0.95), "z": rank.z, "percentile": rank.percentile}
@@ -225,15 +239,46 @@ def resampled_comparison(
     )
 
 
-def identity_table(score: Array, identity: Mapping[str, Array], live: Flags, k: int) -> pd.DataFrame:
+def held_out_overlap(
+    blocks: FeatureStatistics,
+    learnt: Mapping[str, FeatureStatistics],
+    words: Sequence[str],
+    window: Window,
+    alpha: float,
+    k: int,
+    resamples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Overlap with R's choice of ``k`` features on odd blocks of documents, a row a resample of these (0: the
+    data): of R's choice on even blocks, ``R``, and of the choice by statistics ``learnt`` on these.
+    """
+    even = np.arange(len(blocks.counts)) % 2 == 0
+    weights = np.zeros((resamples + 1, len(even)))
+    weights[:, ~even] = weights_by_document(int((~even).sum()), seed, resamples)
+    target = reason_score.resampled_scores(blocks, REFERENCE, words, window, alpha, weights)
+    shared = {}
+    for name, own in {REFERENCE: blocks.weighted(even.astype(np.float64)), **learnt}.items():
+        scores = reason_score.vocabulary_scores(own, REFERENCE, words, window, alpha)
+        shared[name] = overlap(chosen(scores, k), chosen(target, k))
+    return pd.DataFrame(shared)
+
+
+def identity_table(
+    score: Array, identity: Mapping[str, Array], live: Flags, held_out: pd.DataFrame, blocks: int
+) -> pd.DataFrame:
     """How far a ranking ``[f]`` is what token identity alone gives: Spearman's correlation over the ``live``
-    features ``[f]``, and overlap of the top ``k``.
+    features ``[f]``; of :func:`held_out_overlap`, its overlap and how far it falls short of that of R's own
+    score, with the 95% interval of that.
     """
     rows = []
     for name, values in identity.items():
-        alike = float(spearmanr(score[live], values[live]).statistic)
-        shared = float(overlap(chosen(score, k), chosen(values, k)))
-        rows.append({"identity": name, "spearman": alike, "overlap": shared})
+        short, *drawn = held_out[REFERENCE] - held_out[name]
+        row = {"identity": name, "spearman": float(spearmanr(score[live], values[live]).statistic)}
+        row |= {
+            "overlap": held_out[name].iloc[0],
+            "overlap of ReasonScore": held_out[REFERENCE].iloc[0],
+        }
+        rows.append(row | percentile_interval(short, drawn, blocks).row("falls short by"))
     return pd.DataFrame(rows)
 
 
@@ -267,10 +312,11 @@ def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
         nulls = table[table["kind"].isin(NULLS)].replace({"kind": NULLS})
         plots.distribution(ax, nulls, statistic, "kind", bins=30)
-        for kind, line in ((REFERENCE, plots.LINES[0]), (TWINS, plots.LINES[3])):
-            for value in table.loc[table["kind"] == kind, statistic]:
-                ax.axvline(value, color=plots.COLOURS[7], linestyle=line, marker="", label=kind)
-        ax.set(xlabel=label, ylabel="density of vocabularies", title=plots.variant_name(name))
+        for kind, mark in {REFERENCE: REFERENCE, TWINS: "its counterparts"}.items():
+            for value in table.loc[table["kind"] == kind, statistic].dropna():
+                line = plots.LINES[0 if kind == REFERENCE else 3]
+                ax.axvline(value, color=plots.COLOURS[7], linestyle=line, marker="", label=mark)
+        ax.set(xlabel=label, ylabel="density of vocabularies", title=name)
     plots.legend_below(fig)
     columns = ["vocabulary", "kind", "words_of_R", statistic]
     data = pd.concat([own[columns].assign(variant=name) for name, own in tables.items()], ignore_index=True)
@@ -278,18 +324,22 @@ def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -
 
 
 def draw_identity(frame: pd.DataFrame, name: str, k: int) -> tuple[Figure, pd.DataFrame]:
-    """ReasonScore against what identity alone gives, and how well a token tells each (live) feature."""
+    """Ranks by ReasonScore against ranks by what identity alone gives, and how well a token tells each (live)
+    feature.
+    """
     fig, axes = plots.panels(3, height=2.1)
-    groups = frame.assign(features=np.where(frame["chosen"], f"top {k}", "other features"))
+    ranked = frame.assign(**{each: reason_score.ranks(frame[each]) for each in ("score", *IDENTITIES)})
+    groups = ranked.assign(features=np.where(frame["chosen"], f"top {k}", "other features"))
     groups = groups.sort_values("chosen", kind="stable")
     for ax, column in zip(axes[:2], IDENTITIES, strict=True):
         plots.scatter(ax, groups, column, "score", "features")
-        ax.axline((0, 0), slope=1, color="0.5", linewidth=0.7, marker="")
-        ax.set(xlabel=f"score by identity:\n{column}", ylabel="ReasonScore", title=plots.variant_name(name))
+        ax.axline((1, 1), (2, 2), color="0.5", linewidth=0.7, marker="")
+        ax.set(xscale="log", yscale="log", xlabel=f"rank by identity:\n{column}", title=name)
+        ax.set_ylabel("rank by ReasonScore")
     plots.distribution(axes[2], groups, "f1", "features", bins=20)
-    axes[2].set(xlabel="F1 of the best single token", title=plots.variant_name(name))
-    for ax in (axes[0], axes[2]):
-        ax.legend()
+    axes[2].set(xlabel="F1 of the best single token", title=name)
+    plots.legend_below(fig)
+    axes[2].legend()
     columns = ["feature", "score", "rank", "density", "chosen", "best token", "precision", "recall", "f1"]
     drawn = frame.columns.intersection([*columns, *IDENTITIES], sort=False)
     return fig, frame[drawn].assign(variant=name)

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from reasoning_features.errors import UserError
-from reasoning_features.text.corpus import Corpus, sentence_of, sentence_starts, starts_of, token_texts
+from reasoning_features.text.corpus import Corpus, sentence_starts, starts_of, token_texts
 
 Window = tuple[int, int]  # tokens before a word's first token, and after its last
 Mask = NDArray[np.bool_]
@@ -24,7 +24,7 @@ Mask = NDArray[np.bool_]
 # Words that the released list holds in one form alone: "But" and "Another", without a leading space.
 CAPITALISED_ONLY: frozenset[str] = frozenset({"but", "another"})
 ALL = "all"  # the set of all tokens that are not special
-INJECTED, LENGTH = 3, 64  # words put into a document, and the tokens of it that are kept (2601.05679)
+LENGTH = 64  # tokens of a document that are kept (2601.05679)
 
 
 def capitalised_with_twins(twins: Mapping[str, str]) -> frozenset[str]:
@@ -196,24 +196,16 @@ def plain_documents(general: Corpus) -> Corpus:
     return general.select(np.flatnonzero(plain))
 
 
-def hosts(plain: Corpus, tokenizer: Any, words: Sequence[str], n: int, length: int = LENGTH) -> Corpus:
-    """Documents to put words into, cut at ``length`` tokens; those with room for fewer than ``n`` words go.
-
-    Sentences that hold one of the words in any form are taken out first, so that a feature of such a word is
-    not active before anything is put in. Raises UserError: no document is left.
+def hosts(plain: Corpus, tokenizer: Any, tokens: Sequence[int], n: int, length: int = LENGTH) -> Corpus:
+    """Documents to put tokens into, without these ``tokens`` and cut at ``length``; those with room for fewer
+    than ``n`` words go. Raises UserError: no document is left.
     """
-    index = TokenIndex(plain)
-    spans = np.concatenate([index.occurrences(form_ids(tokenizer, word, ())) for word in words])
-    sentence = sentence_of(plain, sentence_starts(plain, tokenizer))
-    holding = np.unique(sentence[index.mask(spans, (0, 0))])
-    bare = _kept(plain, plain.special | ~np.isin(sentence, holding))
+    bare = _kept(plain, plain.special | ~np.isin(plain.tokens, tokens))
     cut = _kept(bare, bare.position_of < length)
     room = np.bincount(cut.document_of[word_boundaries(cut, tokenizer)], minlength=cut.n_documents)
     if not (room >= n).any():
-        raise UserError(
-            f"No plain document of {plain.name!r} has {n} words outside sentences that hold a word of R: "
-            "raise `general_documents`."
-        )
+        lacks = f"No plain document of {plain.name!r} has room for {n} words"
+        raise UserError(f"{lacks}: raise `general_documents`.")
     return cut.select(np.flatnonzero(room >= n))
 
 
@@ -223,15 +215,6 @@ def _kept(corpus: Corpus, keep: NDArray[np.bool_]) -> Corpus:
     domains = [domain for domain, length in zip(corpus.domains, lengths, strict=True) if length]
     per_token = (corpus.special[keep], corpus.thinking[keep])
     return Corpus(corpus.name, corpus.tokens[keep], starts_of(lengths[lengths > 0]), *per_token, domains)
-
-
-def usual_forms(
-    corpus: Corpus, tokenizer: Any, words: Sequence[str], capitalised_only: Collection[str]
-) -> list[tuple[int, ...]]:
-    """The token ids of the form that each word takes most often in a corpus; raises as :func:`form_ids`."""
-    index = TokenIndex(corpus)
-    forms = (form_ids(tokenizer, word, capitalised_only) for word in words)
-    return [max(of_word, key=lambda form: len(index.occurrences([form]))) for of_word in forms]
 
 
 def word_boundaries(corpus: Corpus, tokenizer: Any) -> NDArray[np.int64]:
@@ -251,17 +234,11 @@ def draw_places(corpus: Corpus, tokenizer: Any, n: int, seed: int) -> NDArray[np
     return np.concatenate([np.sort(rng.choice(own, size=n, replace=False)) for own in by_document])
 
 
-def inject(
-    corpus: Corpus, places: NDArray[np.int64], forms: Sequence[tuple[int, ...]], name: str
-) -> tuple[Corpus, NDArray[np.int64]]:
-    """Put the token ids ``forms[j]`` before the token ``places[j]``: the longer corpus, and start and end
-    (exclusive) in it of what was put in ``[n, 2]``. Places ascend, and none is a document's first token.
+def inject(corpus: Corpus, places: NDArray[np.int64], tokens: NDArray[np.integer], name: str) -> Corpus:
+    """The longer corpus with ``tokens[j]`` before the token ``places[j]`` ``[n]``, none a document's first;
+    places ascend.
     """
-    lengths = np.array([len(form) for form in forms], dtype=np.int64)
-    put, ahead = np.repeat(places, lengths), starts_of(lengths)
-    tokens = np.insert(corpus.tokens, put, np.concatenate(forms))
-    starts = corpus.starts + ahead[np.searchsorted(places, corpus.starts)]
-    special, thinking = (np.insert(mask, put, False) for mask in (corpus.special, corpus.thinking))
-    begins = places + ahead[:-1]
-    longer = Corpus(name, tokens, starts, special, thinking, corpus.domains)
-    return longer, np.stack([begins, begins + lengths], axis=1)
+    starts = corpus.starts + np.searchsorted(places, corpus.starts)
+    special, thinking = (np.insert(mask, places, False) for mask in (corpus.special, corpus.thinking))
+    written = np.insert(corpus.tokens, places, tokens)
+    return Corpus(name, written, starts, special, thinking, corpus.domains)

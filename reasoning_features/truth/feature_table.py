@@ -164,6 +164,7 @@ class Measurement:
 
     statistics: FeatureStatistics  # over the sets, by block of documents [blocks, s, f]
     identity: dict[str, FeatureStatistics]  # of token-identity baselines, by what these depend on [s, f]
+    learnt: dict[str, FeatureStatistics]  # of the same, from even blocks of documents alone; empty without
     best: pd.DataFrame  # of ``BestTokens``, with the token's text
     density: Array  # share of tokens on which each feature is active [f]
     maximum: Array  # largest activation [f]
@@ -231,19 +232,25 @@ def measure_features(
     sets = needed_sets(traces, subject.tokenizer, vocabularies, window, settings.windows, known, labels)
     sums = SetSums(sets, traces.document_of % (blocks or 1), blocks or 1)
     few = sets.only([ALL, *(word_set(word, window) for word in words), vocabulary_set(REFERENCE, window)])
-    by_class = {}
+    odd = traces.document_of % (blocks or 1) % 2
+    even = TokenSets.of({name: few.mask(name) & (odd == 0) for name in few.names})
+    by_class, by_half = {}, {}
     for name, context in IDENTITIES.items():
         classes, ids = token_classes(traces, context)
         by_class[name] = IdentitySums(classes, len(ids), few)
+        if blocks:  # tokens of odd blocks are classes of their own, so that no mean is of both
+            by_half[name] = IdentitySums(2 * classes + odd, 2 * len(ids), even)
     classes, ids = token_classes(traces)
     tokens, largest = BestTokens(classes, len(ids)), Largest()
     gathered: dict[str, Accumulator] = {"sums": sums, "tokens": tokens, "largest": largest, **by_class}
-    key = {"sets": sets.digest, "words": list(words), "window": list(window)}
+    gathered |= {f"{name}, even blocks": each for name, each in by_half.items()}
+    key = {"sets": sets.digest, "words": list(words), "window": list(window), "gathered": list(gathered)}
     one_pass_in_shards("features", subject, sae, traces, gathered, settings.batch_tokens, key, kept, blocks)
     best, maximum = tokens.result(), largest.state()["maximum"]
     texts = [repr(subject.tokenizer.decode([int(ids[label, -1])])) for label in best["token_class"]]
-    identity = {name: accumulator.result() for name, accumulator in by_class.items()}
-    measured = Measurement(sums.result(), identity, best.assign(token=texts), tokens.density, maximum)
+    identity, learnt = ({name: each.result() for name, each in own.items()} for own in (by_class, by_half))
+    found = sums.result(), identity, learnt, best.assign(token=texts), tokens.density, maximum
+    measured = Measurement(*found)
     norms = reason_score.decoder_norms(sae)
     return measured, feature_table(measured, norms, vocabularies, list(labels), window, settings.alpha)
 

@@ -185,6 +185,7 @@ def test_snippets_are_grouped():
     assert [ax.get_title(loc="left") for ax in fig.axes] == ["exploration", "reflection"]
     assert data.groupby("group")["snippet"].max().to_dict() == {"exploration": 2, "reflection": 1}
     assert len(data) == 3 * 41
+    assert fig.legends[0].get_texts()[-1].get_text() == "⏎ is a new line"
 
 
 def test_lines_break_between_tokens_and_lose_nothing():

@@ -215,3 +215,11 @@ def test_logits_by_hand():
 def test_a_norm_that_centres_is_refused():
     with pytest.raises(UserError, match="does not end in an RMSNorm"):
         room.logit_effects(stub([[1.0]], [1.0], bias=torch.zeros(1)), torch.ones(1, 1))
+
+
+def test_a_stretch_of_text_is_shown_once():
+    def of(*documents: int) -> list[Example]:
+        return [Example(0, document, ("a",), np.ones(1, np.float32), 0) for document in documents]
+
+    kept = room.shown_once({3: of(5, 6, 7), 4: of(6, 8, 9), 2: of(5)}, 2)
+    assert [[example.document for example in own] for own in kept.values()] == [[5, 6], [8, 9], []]

@@ -50,7 +50,7 @@ def test_grid():
     drawn = selection.resampled_overlap(
         statistics(), np.ones(9), "ab", same, same[0], k=3, resamples=5, seed=0
     )
-    assert drawn["overlap"].tolist() == [1] * 6
+    assert drawn.to_dict("list") == {"α = 0.7, window 1-1, released": [1] * 6}
 
 
 def test_null_table_and_ranks():
@@ -59,11 +59,9 @@ def test_null_table_and_ranks():
     table = selection.null_table(data, VOCABULARIES, WINDOW, 0.7, k=3).set_index("vocabulary")
     assert table["words_of_R"].to_dict() == {"R": 2, "slot 0": 1, "slot 1": 1, "twins": 0}
     assert table.loc["twins", "score_mass"] == pytest.approx(np.sort(whole["twins"])[-3:].mean())
-    # R's stability: its tops on the even and on the odd blocks
-    halves = [FeatureStatistics(data.names, data.counts[i::2], data.sums[i::2]).total() for i in (0, 1)]
-    even, odd = (selection.chosen(vocabulary_scores(half, "R", "ab", WINDOW, 0.7), 3) for half in halves)
-    assert table.loc["R", "overlap_halves"] == pytest.approx(selection.overlap(even, odd))
-    ranks = selection.null_ranks(table.reset_index(), ["score_mass"])
+    # R is its own reference: it has no overlap with itself, and no rank by it
+    assert np.isnan(table.loc["R", "overlap_halves"]) and table.drop("R")["overlap_halves"].notna().all()
+    ranks = selection.null_ranks(table.reset_index(), ["score_mass", "overlap_halves"])
     assert ranks["null"].tolist() == ["slot"] and ranks["n"].tolist() == [2]
     above = (table.loc[["slot 0", "slot 1"], "score_mass"] >= table.loc["R", "score_mass"]).sum()
     assert ranks.loc[0, "p_value"] == pytest.approx((1 + above) / 3)
@@ -83,14 +81,25 @@ def test_resampled_comparison_begins_with_the_data():
     assert (found["low"] <= found["high"]).all()
 
 
+def test_what_is_chosen_on_half_of_the_documents_is_judged_on_the_other_half():
+    data = statistics()
+    halves = [FeatureStatistics(data.names, data.counts[i::2], data.sums[i::2]).total() for i in (0, 1)]
+    even, odd = (vocabulary_scores(half, "R", "ab", WINDOW, 0.7) for half in halves)
+    drawn = selection.held_out_overlap(data, {"odd": halves[1]}, "ab", WINDOW, 0.7, 3, resamples=40, seed=0)
+    assert len(drawn) == 41 and drawn.loc[0, "odd"] == 1
+    assert drawn.loc[0, "R"] == selection.overlap(selection.chosen(even, 3), selection.chosen(odd, 3))
+    assert drawn["odd"].min() < 1  # other documents, another choice
+
+
 def test_identity_table():
     # ranks 1 2 3 4 against 2 1 4 3: ρ = 1 − 6·4/(4·15) = 0.6; the dead fifth feature is left out
     score, other = np.array([1.0, 2, 3, 4, 0]), np.array([2.0, 1, 4, 3, 9])
     live = np.array([True] * 4 + [False])
-    table = selection.identity_table(score, {"token": other, "itself": score}, live, k=2)
+    held_out = pd.DataFrame({"R": [0.9, 0.8, 1.0], "token": [0.5, 0.3, 0.7], "itself": [0.9, 0.8, 1.0]})
+    table = selection.identity_table(score, {"token": other, "itself": score}, live, held_out, blocks=6)
     assert table["spearman"].tolist() == pytest.approx([0.6, 1])
-    # tops {3, 2} and {4, 2}: one of three
-    assert table["overlap"].tolist() == pytest.approx([1 / 3, 1])
+    assert table["falls short by"].tolist() == pytest.approx([0.4, 0])
+    assert table["low"].tolist() == pytest.approx([0.305, 0])  # of 0.5 and 0.3, and their 2.5% quantile
 
 
 def test_figures_draw_every_series():

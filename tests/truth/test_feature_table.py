@@ -13,6 +13,7 @@ from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import collect, stream
 from reasoning_features.scoring.feature_statistics import accumulate
 from reasoning_features.scoring.reason_score import vocabulary_scores
+from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.vocabulary import Lexicon
 from reasoning_features.text.words import ALL, token_sets, vocabulary_set, word_set
 from reasoning_features.truth import feature_table as room
@@ -21,15 +22,18 @@ WINDOW = (2, 1)
 VOCABULARIES = {"R": ("wait", "let me"), "random 0": ("a", "let me"), "slot 0": ("wait", "a")}
 
 
-def table(subject: Subject, labels: dict, blocks: int | None = None, kept: Path | None = None):
-    dials = {"window": WINDOW, "windows": [], "alpha": 0.7}
-    settings = SimpleNamespace(corpus="", subject="", batch_tokens=64, **dials)
+def measure(subject: Subject, labels: dict, blocks: int | None, kept: Path | None, text: Corpus):
+    settings = SimpleNamespace(corpus="", subject="", batch_tokens=64, window=WINDOW, windows=[], alpha=0.7)
     sae, subject = signed_identity(subject.d_model), replace(subject, tokenizer=Pieces())
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(room, "reasoning_corpus", lambda *_: small_corpus())
+        patched.setattr(room, "reasoning_corpus", lambda *_: text)
         patched.setattr(room, "lexicon", lambda _: Lexicon())
         patched.setattr(room, "label_sets", lambda *_: labels)
-        return room.measure_features(settings, subject, sae, VOCABULARIES, blocks, kept)[1]
+        return room.measure_features(settings, subject, sae, VOCABULARIES, blocks, kept)
+
+
+def table(subject: Subject, labels: dict, blocks: int | None = None, kept: Path | None = None):
+    return measure(subject, labels, blocks, kept, small_corpus())[1]
 
 
 def at(*positions: int) -> np.ndarray:
@@ -49,6 +53,14 @@ def test_the_table_is_the_same_by_blocks_and_by_shards_that_are_kept(tiny_subjec
         pd.testing.assert_frame_equal(table(tiny_subject, LABELS, None, tmp_path), gathered)
     assert len(list(tmp_path.glob("features-*/*.safetensors"))) == 1
     pd.testing.assert_frame_equal(table(tiny_subject, LABELS, 5), gathered)
+
+
+def test_identity_is_learnt_on_even_blocks_alone(tiny_subject):
+    learnt = measure(tiny_subject, {}, 2, None, small_corpus())[0].learnt
+    alone = measure(tiny_subject, {}, None, None, small_corpus().select(np.arange(0, 12, 2)))[0].identity
+    for kind, found in alone.items():
+        np.testing.assert_allclose(learnt[kind].sums, found.sums, rtol=1e-5, atol=1e-6)
+        assert learnt[kind].counts.tolist() == found.counts.tolist()
 
 
 def test_before_only_and_masked_by_hand():
