@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 Ids = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 PAPER_THRESHOLD = 0.7
-RANDOM = "random, as frequent"
+RANDOM = "random, frequency-matched"
 # fraction present of the paper's 46 verified features at each stage, and of its 200 chosen at the last
 PAPER_PRESENT, PAPER_CHOSEN = {"S": 0.0, "S-D": 0.04, "S-M": 0.0, "S-D-F": 0.60, "S-M-F": 0.51}, 0.78
 ROTATIONS = 5  # of a decoder, for the floor
