@@ -200,14 +200,21 @@ def tested(variant: Variant, stored: Sequence[Benchmark]) -> Benchmark:
     return Benchmark(**who, evidence=scorers.gather_table(variant), truths={}, nulls=pd.DataFrame())
 
 
-def prepare(variant: Variant, benchmark: Benchmark) -> Tried:
-    """The candidates and baselines of one model, from texts of the selection split and its benchmark."""
+def going_on(variant: Variant) -> tuple[float, Tensor | None]:
+    """Mean norm of the residual stream, and where decisions are known their mean difference ``[d]``."""
     settings, subject = variant.settings, variant.model
     traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject)
     decisions = find_decisions(traces, subject.tokenizer, settings.corpus)
-    norm, direction = mean_norm(subject, traces, settings.batch_tokens), None
-    if "persistence" in decisions:
-        direction = mean_difference(subject, decisions["persistence"], settings.batch_tokens)
+    norm = mean_norm(subject, traces, settings.batch_tokens)
+    if "persistence" not in decisions:
+        return norm, None
+    return norm, mean_difference(subject, decisions["persistence"], settings.batch_tokens)
+
+
+def prepare(variant: Variant, benchmark: Benchmark) -> Tried:
+    """The candidates and baselines of one model, from texts of the selection split and its benchmark."""
+    settings, subject = variant.settings, variant.model
+    norm, direction = going_on(variant)
     effects = benchmark.effect("persistence") if "persistence" in benchmark.truths else None
     vectors = candidates(settings, variant.sae, benchmark.evidence, effects)
     return Tried(vectors, baselines(subject.tokenizer, settings.words, direction, norm), norm)
@@ -224,7 +231,7 @@ class Study:
 
     @property
     def winners(self) -> pd.DataFrame:
-        """One row a class (and one of ``AMPLIFIED``): the trial that went on to fresh problems (``COLUMNS``)."""
+        """A row a class, and a row each of ``AMPLIFIED``: what went on to fresh problems (``COLUMNS``)."""
         return _winners(self.rescreening)[list(COLUMNS)]
 
     def outcome(self, group: str, measure: str = "correct") -> NDArray[np.float64]:
