@@ -196,7 +196,7 @@ def text_measures(answers: pd.DataFrame, prompts: Sequence[str], words: Sequence
 def text_effects(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Change of each measure from the unsteered text of the same problem and the same draws.
 
-    A row a condition and measure: ``unsteered`` (mean), ``change`` with ``low``, ``high`` (95%), ``problems``
+    A row a condition and measure: ``change`` with ``low``, ``high`` (95%), ``problems``
     """
     named, measures = ["condition", "feature", "gamma"], [LENGTH, REASONING, REPEATED]
     plain = measured[measured["condition"] == UNSTEERED].set_index("problem")[measures]
@@ -204,7 +204,6 @@ def text_effects(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     changes = steered - plain.loc[steered.index.get_level_values("problem")].to_numpy()
     long = pd.DataFrame({"change": changes.rename_axis(columns="measure").stack()}).reset_index()
     table = statistics.means_by(long, [*named, "measure"], "change", seed)
-    table.insert(4, "unsteered", table["measure"].map(plain.mean()))
     return table.rename(columns={"n": "problems"})
 
 

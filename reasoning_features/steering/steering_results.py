@@ -1,12 +1,9 @@
 """What the steering studies say: winners beside the unsteered model and each other, the variants apart.
 
-Beside them other ways to spend as many tokens, and mediation by intervention: (a) the unsteered model is
-forced to go on at dead ends as often as the steered one does: what it gains needs only the decisions; (b) the
-steered model is forced to go on as seldom as the unsteered one: what is left of its gain is not carried by
-the decisions. Forcing has a price, so each is forced at its own rates too, and forced runs are compared.
-
-Intervals are paired: a problem is answered under every condition with the same random draws, and resampled
-with all its answers. Seeds of the models are a sample too: what holds over them has an interval over them.
+Mediation is by intervention: (a) the unsteered model is forced to go on at dead ends as often as the steered
+model does, (b) the steered model as seldom as the unsteered. Forcing has a price: each is forced at its own
+rates too, and forced runs are compared. Intervals over problems are paired: a problem has the same random
+draws under every condition, and is resampled with all its answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,7 +63,7 @@ def screening_counts(study: Study) -> pd.DataFrame:
     ``same as`` names classes that tried the same vectors.
     """
     rows = []
-    equal = same_as({name: {*own} for name, own in study.screening.groupby("group")["condition"]})
+    equal = same_as({str(name): {*own} for name, own in study.screening.groupby("group")["condition"]})
     for group, part in study.screening.groupby("group", sort=False):
         gain = part["gain"].to_numpy()
         better, worse = gain >= 0.005, gain < -0.02
@@ -130,7 +127,7 @@ def variants_apart(studies: Sequence[Study], against: str, seed: int = 0) -> pd.
         won = [study.winners.set_index("group")["condition"] for study in both]
         shared = [arm for arm, own in zip(ARMS, won, strict=True) if own[CHOSEN] == own[against]]
         row = {"seed": str(number)} | dict(zip(ARMS, map(np.mean, apart), strict=True))
-        rows.append(row | {"found": paired_effect(*apart, seed), ZERO: ", ".join(shared)})
+        rows.append(row | {"found": paired_effect(apart[0], apart[1], seed), ZERO: ", ".join(shared)})
     means = {arm: np.mean([row[arm] for row in rows]) for arm in ARMS}
     rows.append({"seed": ALL} | means | {"found": difference_effect(studies, against), ZERO: ""})
     for row in rows:
