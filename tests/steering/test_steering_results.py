@@ -55,12 +55,8 @@ def test_a_trial_of_two_classes_is_told_and_holm_counts_every_row():
     again = study.evaluation[study.evaluation["group"] == CHOSEN].assign(group=search.AMPLIFIED[CHOSEN])
     both = replace(study, evaluation=pd.concat([study.evaluation, again]))
     rows = results.winners_table(both, families=False).set_index("class")
-    assert rows["same as"].to_dict() == {
-        UNSTEERED: "", CHOSEN: search.AMPLIFIED[CHOSEN], SLOT: "", search.AMPLIFIED[CHOSEN]: CHOSEN
-    }  # fmt: skip
+    assert rows["same as"].tolist() == ["", search.AMPLIFIED[CHOSEN], "", CHOSEN]
     assert rows.loc[CHOSEN, "p (Holm)"] == pytest.approx(3 * rows.loc[CHOSEN, "p"])
-    alone = results.winners_table(study, families=False).set_index("class")
-    assert alone.loc[CHOSEN, "p (Holm)"] == pytest.approx(2 * alone.loc[CHOSEN, "p"])
 
 
 def test_the_variants_apart_have_an_interval_over_seeds():
