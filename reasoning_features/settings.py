@@ -133,7 +133,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     screening_problems: PositiveInt = 60  # on which every candidate is tried at every strength
     rescreened: PositiveInt = 5  # trials of a class that are tried again, on other problems
     rescreening_problems: PositiveInt = 240
-    steering_problems: PositiveInt = 1000  # fresh problems that the winners are put to
+    steering_problems: PositiveInt = 4000  # fresh problems that the winners are put to
     steering: str | None = None  # directory of the shipped models' steering studies
     sae_checks: str | None = None  # directory of dictionaries of other kinds, trained and frozen
     edited_pairs: PositiveInt = 300  # pairs of decisions of which one attribute is swapped

@@ -12,11 +12,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, hypergeom
+from scipy.stats import t as student
 
 Array = NDArray[np.float64]
 MARGIN = 0.015  # the largest change of accuracy, 1.5 points, that may count as none
-EXACT_BELOW = 200  # problems under which two 0/1 outcomes are compared by the exact test
-AT_ONCE = 500  # permutations drawn at once
 RESAMPLES = 2000
 
 
@@ -72,6 +71,14 @@ def bootstrap_mean(values: ArrayLike, seed: int = 0, level: float = 0.95) -> Int
     x = np.asarray(values, dtype=float)
     means = bootstrap_weights(len(x), RESAMPLES, seed) @ x / len(x)
     return percentile_interval(float(x.mean()), means, len(x), level)
+
+
+def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
+    """Mean of few independent values ``[n]``, Student's interval of n − 1 degrees of freedom; NaN of one."""
+    x = np.asarray(values, dtype=float)
+    error = x.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else np.nan
+    half = float(student.ppf((1 + level) / 2, max(len(x) - 1, 1)) * error)
+    return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x))
 
 
 def wilson(found: int, n: int) -> Interval:
@@ -150,27 +157,6 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
     difference = _paired(a, b)
     differ = int((difference != 0).sum())
     return float(binomtest(int((difference > 0).sum()), differ).pvalue) if differ else 1.0
-
-
-def sign_flip(a: ArrayLike, b: ArrayLike, permutations: int = 9999, seed: int = 0) -> float:
-    """Two-sided permutation p-value of the mean of a − b ``[n]``: each pair's values may be exchanged."""
-    difference = _paired(a, b)
-    difference = difference[difference != 0]  # an exchange does not change them
-    seen, reached, rng = abs(difference.sum()), 0, np.random.default_rng(seed)
-    for start in range(0, permutations, AT_ONCE):
-        size = min(AT_ONCE, permutations - start), len(difference)
-        signs = rng.integers(0, 2, size, dtype=np.int8) * 2.0 - 1
-        # sums of the same numbers in another order differ by rounding
-        reached += int((np.abs(signs @ difference) >= seen - 1e-9 * max(1.0, seen)).sum())
-    return (1 + reached) / (1 + permutations)
-
-
-def paired_p_value(a: ArrayLike, b: ArrayLike, seed: int = 0) -> float:
-    """Two-sided p-value of two conditions on the same problems ``[n]``; exact for few outcomes of 0 and 1."""
-    outcomes = np.asarray([a, b], dtype=float)
-    if outcomes.shape[1] < EXACT_BELOW and np.isin(outcomes, (0, 1)).all():
-        return mcnemar(a, b)
-    return sign_flip(a, b, seed=seed)
 
 
 def finding(interval: Interval, margin: float = MARGIN) -> Literal["effect", "no effect", "undecided"]:

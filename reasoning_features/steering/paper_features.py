@@ -25,13 +25,12 @@ from reasoning_features.reporting.claims import Measured
 from reasoning_features.scoring.reason_score import ranks, select
 from reasoning_features.settings import Settings
 from reasoning_features.steering.questions import STEERED
-from reasoning_features.steering.steering_results import majority_votes, paired_effect
+from reasoning_features.steering.steering_results import BENCHMARKS, majority_votes, paired_effect
 from reasoning_features.steering.steering_study import CHOSEN, matched_features
 from reasoning_features.text.traces import draw_runs
 from reasoning_features.text.vocabulary import split_words
 
 Published = Mapping[str, Sequence[int]]  # a set's name → its features
-BENCHMARKS = ("AIME-2024", "MATH-500", "GPQA-Diamond")
 # feature (−1: unsteered) → percent right and thousands of thinking tokens on each of BENCHMARKS
 PUBLISHED: dict[int, tuple[float, ...]] = {
     -1: (53.3, 12.4, 93.2, 3.9, 50.0, 7.9),
@@ -157,15 +156,21 @@ def overall(
     return paired_effect(correct[NAMED], correct[UNSTEERED], seed), Measured(named, other.estimate)
 
 
-def beside_paper(table: pd.DataFrame) -> pd.DataFrame:
-    """:func:`steered_table` with ``paper`` (percent right) and ``paper tokens`` (thousands), else nan."""
-    rows = [
-        (benchmark, feature, *numbers[2 * place : 2 * place + 2])
-        for feature, numbers in PUBLISHED.items()
-        for place, benchmark in enumerate(BENCHMARKS)
-    ]
-    paper = pd.DataFrame(rows, columns=["benchmark", "feature", "paper", "paper tokens"])
-    return table.merge(paper, on=["benchmark", "feature"], how="left")
+def table_one(table: pd.DataFrame, random: Sequence[int], gamma: float) -> pd.DataFrame:
+    """Table 1 as printed, from :func:`steered_table`: "percent right / tokens", a column a benchmark.
+
+    Features have rows at strength ``gamma``, the ``random`` ones by their mean. The paper's stand below.
+    """
+    own = table[(table["condition"] == UNSTEERED) | table["condition"].str.endswith(f" at {gamma:g}")]
+    names = own["condition"].mask(own["feature"].isin(random), f"{len(random)} random features, mean")
+    means = own.groupby([names, own["benchmark"]], sort=False)[["maj@k", "tokens"]].mean()
+    cells = [(*at, f"{100 * right:.1f} / {tokens:.0f}") for at, right, tokens in means.itertuples(name=None)]
+    for feature, told in PUBLISHED.items():
+        named = f"the paper's {feature if feature >= 0 else UNSTEERED}"
+        pairs = zip(BENCHMARKS, told[::2], told[1::2], strict=True)
+        cells += [(named, each, f"{share} / {length}k") for each, share, length in pairs]
+    wide = pd.DataFrame(cells, columns=["steered", "benchmark", "cell"])
+    return wide.pivot_table("cell", "steered", "benchmark", "first", sort=False).reset_index()
 
 
 def text_measures(answers: pd.DataFrame, prompts: Sequence[str], words: Sequence[str]) -> pd.DataFrame:
@@ -191,7 +196,7 @@ def text_measures(answers: pd.DataFrame, prompts: Sequence[str], words: Sequence
 def text_effects(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Change of each measure from the unsteered text of the same problem and the same draws.
 
-    A row a condition and measure: ``unsteered`` (mean), ``change`` with ``low``, ``high`` (95%), ``problems``
+    A row a condition and measure: ``change`` with ``low``, ``high`` (95%), ``problems``
     """
     named, measures = ["condition", "feature", "gamma"], [LENGTH, REASONING, REPEATED]
     plain = measured[measured["condition"] == UNSTEERED].set_index("problem")[measures]
@@ -199,7 +204,6 @@ def text_effects(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     changes = steered - plain.loc[steered.index.get_level_values("problem")].to_numpy()
     long = pd.DataFrame({"change": changes.rename_axis(columns="measure").stack()}).reset_index()
     table = statistics.means_by(long, [*named, "measure"], "change", seed)
-    table.insert(4, "unsteered", table["measure"].map(plain.mean()))
     return table.rename(columns={"n": "problems"})
 
 
@@ -240,4 +244,4 @@ def draw_traces(title: str, traces: Mapping[str, str], prompt: str = "") -> tupl
         runs[heading] = moves_of(printable, prompt)
     data = pd.concat([part.assign(trace=heading) for heading, part in runs.items()], ignore_index=True)
     data = data[["trace", "move", "text"]].assign(text=data["text"].str.replace("\n", "⏎"))
-    return draw_runs(runs, 2, title), data
+    return draw_runs(runs, 2, f"Problem: {title}" if title else ""), data

@@ -1,12 +1,9 @@
 """What the steering studies say: winners beside the unsteered model and each other, the variants apart.
 
-Beside them other ways to spend as many tokens, and mediation by intervention: (a) the unsteered model is
-forced to go on at dead ends as often as the steered one does: what it gains needs only the decisions; (b) the
-steered model is forced to go on as seldom as the unsteered one: what is left of its gain is not carried by
-the decisions. Each is forced at its own rates too, which changes nothing if rates are all that matters.
-
-Intervals are paired: a problem is answered under every condition with the same random draws, and resampled
-with all its answers.
+Mediation is by intervention: (a) the unsteered model is forced to go on at dead ends as often as the steered
+model does, (b) the steered model as seldom as the unsteered. Forcing has a price: each is forced at its own
+rates too, and forced runs are compared. Intervals over problems are paired: a problem has the same random
+draws under every condition, and is resampled with all its answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,44 +12,63 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from reasoning_features import statistics
 from reasoning_features.models.conditions import UNSTEERED, Condition
 from reasoning_features.models.subject import Subject
 from reasoning_features.reporting.claims import Measured
+from reasoning_features.reporting.plots import variant_name
 from reasoning_features.steering.answering import answers
 from reasoning_features.steering.questions import Questions
 from reasoning_features.steering.steering_study import CHOSEN, SLOT, Study
-from reasoning_features.steering.token_rules import forced_rates
+from reasoning_features.steering.token_rules import COUNTERPARTS, forced_rates
 from reasoning_features.truth.decisions import decision_rates, rates_of
 
 ALL = "all"
 BETTER, WITHIN, WORSE = "better by 0.5 points", "within 2 points", "worse"
 # the paper's 46 features on MATH-500: nine gain at least half a point, eight lose more than 2
 PAPER_SCREENING = {BETTER: 9, WITHIN: 29, WORSE: 8}
-MAJORITY, LONGER = "majority", "thinking longer"
+BENCHMARKS = ("AIME-2024", "MATH-500", "GPQA-Diamond")
+# table 2: what is banned → percent right and thousands of thinking tokens on each of BENCHMARKS
+PAPER_BAN: dict[str, tuple[float, ...]] = {
+    "nothing": (53.3, 12.4, 93.2, 3.9, 50.0, 7.9),
+    "R": (20.0, 9.1, 86.6, 2.5, 41.9, 5.7),
+    "random words": (48.6, 13.3, 89.4, 4.2, 48.5, 8.9),
+}
+ARMS = (variant_name("coupled-0"), variant_name("decoupled-0"))  # where R's words matter, and where not
+ZERO = "zero by construction"
+MAJORITY = "majority"
 STEERED = "steered"
 TO_STEERED, OWN = "unsteered, at the steered rates", "unsteered, at its own rates"
+STEERED_OWN = "steered, at its own rates"
 # name of a forced run → which model it is, and whose rates it is forced to
 RUNS: Mapping[str, tuple[str, str]] = {
     TO_STEERED: (UNSTEERED, STEERED),
     "steered, at the unsteered rates": (STEERED, UNSTEERED),
     OWN: (UNSTEERED, UNSTEERED),
-    "steered, at its own rates": (STEERED, STEERED),
+    STEERED_OWN: (STEERED, STEERED),
 }
 
 
+def same_as(told: Mapping[str, object]) -> dict[str, str]:
+    """Name → the other names that stand for an equal object, "" where none does."""
+    return {one: ", ".join(n for n, thing in told.items() if n != one and thing == told[one]) for one in told}
+
+
 def screening_counts(study: Study) -> pd.DataFrame:
-    """Shares of each class's screened trials that are better, within 2 points, and worse; their gains."""
+    """Shares of each class's screened trials that are better, within 2 points, and worse.
+
+    ``same as`` names classes that tried the same vectors.
+    """
     rows = []
+    equal = same_as({str(name): {*own} for name, own in study.screening.groupby("group")["condition"]})
     for group, part in study.screening.groupby("group", sort=False):
         gain = part["gain"].to_numpy()
         better, worse = gain >= 0.005, gain < -0.02
         shares = {BETTER: better.mean(), WITHIN: (~better & ~worse).mean(), WORSE: worse.mean()}
-        gains = {"mean gain": gain.mean(), "largest gain": gain.max()}
-        rows.append({"class": group, "trials": len(part)} | shares | gains)
+        rows.append({"class": group, "trials": len(part)} | shares | {"same as": equal[str(group)]})
     total = sum(PAPER_SCREENING.values())
     paper = {name: count / total for name, count in PAPER_SCREENING.items()}
     return pd.DataFrame([*rows, {"class": "the paper's 46 features", "trials": total} | paper])
@@ -61,24 +77,26 @@ def screening_counts(study: Study) -> pd.DataFrame:
 def winners_table(study: Study, seed: int = 0, families: bool = True) -> pd.DataFrame:
     """Every class's winner on fresh problems, over all of them (``ALL``) and, with ``families``, by family.
 
-    ``gain`` and ``longer`` (the change of thinking tokens) have 95% intervals. ``p`` is exact where there are
-    fewer than 200 problems; ``p (Holm)`` is over classes for all problems, over classes × families else.
+    A class's best amplified trial (γ > 0) has a row of its own; ``same as`` names rows of the same trial.
+    ``gain`` and ``longer`` (the change of thinking tokens) have 95% intervals. ``p`` is McNemar's,
+    ``p (Holm)`` is over rows for all problems, over rows × families else.
     """
     rows: list[dict[str, object]] = []
     by_group = {name: part.sort_values("problem") for name, part in study.evaluation.groupby("group")}
+    equal = same_as({str(name): part["condition"].iloc[0] for name, part in by_group.items()})
     domains = by_group[UNSTEERED]["domain"].to_numpy()
     for group in study.evaluation["group"].unique():
         for domain in (ALL, *np.unique(domains)) if families else (ALL,):
             which = (domains == domain) | (domain == ALL)
             own, usual = by_group[group][which], by_group[UNSTEERED][which]
             right, tokens = own["correct"].astype(float), own["thinking_tokens"].astype(float)
-            row = {"class": group, "condition": own["condition"].iloc[0]}
+            row = {"class": group, "condition": own["condition"].iloc[0], "same as": equal[group]}
             row |= {"share of norm": own["share of norm"].iloc[0], "domain": domain, "n": len(own)}
             row |= {"accuracy": right.mean(), "thinking tokens": tokens.mean()}
             if group != UNSTEERED:
                 plain = usual["correct"].astype(float)
                 row |= statistics.paired_difference(right, plain, seed=seed).row("gain")
-                row |= {"p": statistics.paired_p_value(right, plain, seed=seed)}
+                row |= {"p": statistics.mcnemar(right, plain)}
                 row |= statistics.paired_difference(tokens, usual["thinking_tokens"], seed=seed).row(
                     "longer", "longer "
                 )
@@ -98,27 +116,33 @@ def pairs(studies: Sequence[Study]) -> dict[int, tuple[Study, Study]]:
 
 
 def variants_apart(studies: Sequence[Study], against: str, seed: int = 0) -> pd.DataFrame:
-    """ReasonScore less ``against`` in the coupled model, less the same in the decoupled one.
+    """ReasonScore less ``against`` where R's words matter, less the same where they do not (``ARMS``).
 
-    A row a seed of the models and one for all together ("all"); the ``finding`` is on the 90% interval.
+    A row a seed of the models, its interval (95%) over problems, and "all", over seeds: ``n`` counts them.
+    The ``finding`` is on the 90% interval. ``ZERO`` names the models in which both classes have one winner.
     """
-    rows = []
-    for number, (coupled, decoupled) in _by_seed(studies, against).items():
-        wide, narrow = (
-            statistics.paired_difference(coupled, decoupled, seed=seed, level=x) for x in (0.95, 0.90)
-        )
-        row = {"seed": number, "coupled": coupled.mean(), "decoupled": decoupled.mean()}
-        rows.append(row | vars(wide) | {"finding": statistics.finding(narrow)})
+    rows: list[dict[str, Any]] = []
+    for number, both in pairs(studies).items():
+        apart = [study.outcome(CHOSEN) - study.outcome(against) for study in both]
+        won = [study.winners.set_index("group")["condition"] for study in both]
+        shared = [arm for arm, own in zip(ARMS, won, strict=True) if own[CHOSEN] == own[against]]
+        row = {"seed": str(number)} | dict(zip(ARMS, map(np.mean, apart), strict=True))
+        rows.append(row | {"found": paired_effect(apart[0], apart[1], seed), ZERO: ", ".join(shared)})
+    means = {arm: np.mean([row[arm] for row in rows]) for arm in ARMS}
+    rows.append({"seed": ALL} | means | {"found": difference_effect(studies, against), ZERO: ""})
+    for row in rows:
+        found = row.pop("found")
+        row |= vars(found.value) | {"finding": statistics.finding(found.narrow)}
     return pd.DataFrame(rows)
 
 
-def _by_seed(studies: Sequence[Study], against: str) -> dict[str, NDArray[np.float64]]:
-    """Seed, or "all" for their mean → ReasonScore − ``against`` by model and problem ``[2, n]``."""
-    apart = {
-        str(number): np.stack([study.outcome(CHOSEN) - study.outcome(against) for study in pair])
-        for number, pair in pairs(studies).items()
-    }
-    return apart | {"all": np.mean(list(apart.values()), axis=0)}
+def difference_effect(studies: Sequence[Study], against: str = SLOT) -> Measured:
+    """The difference in differences of :func:`variants_apart`, its mean over seeds with t intervals."""
+    apart = [
+        np.subtract(*((study.outcome(CHOSEN) - study.outcome(against)).mean() for study in both))
+        for both in pairs(studies).values()
+    ]
+    return Measured(statistics.t_interval(apart), narrow=statistics.t_interval(apart, level=0.90))
 
 
 def majority_votes(answered: pd.DataFrame, n: int, sizes: Sequence[int]) -> pd.DataFrame:
@@ -139,13 +163,6 @@ def majority_votes(answered: pd.DataFrame, n: int, sizes: Sequence[int]) -> pd.D
     return pd.DataFrame(rows, columns=["method", "size", "problem", "correct", "tokens"])
 
 
-def single_answers(answered: pd.DataFrame, sizes: Mapping[str, int], method: str = LONGER) -> pd.DataFrame:
-    """What single answers spend, as :func:`majority_votes` tells it; condition → the size it stands for."""
-    own = answered[answered["condition"].isin(list(sizes))].reset_index(drop=True)
-    own = own.assign(method=method, size=own["condition"].map(sizes), tokens=own["thinking_tokens"])
-    return own[["method", "size", "problem", "correct", "tokens"]]
-
-
 def mediation_answers(
     subject: Subject, measured: Questions, reported: Questions, vector: Tensor, seed: int
 ) -> pd.DataFrame:
@@ -164,42 +181,48 @@ def mediation_answers(
 
 
 def mediation_table(answered: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """The gain in accuracy of every run over unsteered: ``estimate`` (95%, paired over problems).
+    """Accuracy of every run over the unsteered model that is forced at its own rates: ``estimate`` (95%)."""
+    right, _ = _by_problem(answered)
+    gains = {run: statistics.paired_difference(right[run], right[OWN], seed=seed) for run in right}
+    return pd.DataFrame([{"run": run} | vars(gains[run]) for run in (UNSTEERED, STEERED, *RUNS)])
 
-    ``share`` is that of the steered gain, missing where the steered gain's interval holds 0.
+
+def mediated_share(answered: pd.DataFrame, seed: int = 0) -> statistics.Interval:
+    """Part of the steered gain that the steered rates alone bring (95%, paired over problems).
+
+    Both are gains of forced runs over the unsteered model at its own rates, so forcing costs all alike. Above
+    1 the vector does harm beside the decisions. NaN of 0 problems where the gain's interval reaches 0.
     """
     right, _ = _by_problem(answered)
-    gains = right.sub(right[UNSTEERED], axis=0)
-    steered = statistics.bootstrap_mean(gains[STEERED], seed=seed)
-    rows = []
-    for run in (STEERED, *RUNS):
-        gain = statistics.bootstrap_mean(gains[run], seed=seed)
-        share = statistics.Interval(np.nan, np.nan, np.nan, gain.n)
-        if steered.low > 0 or steered.high < 0:
-            share = statistics.bootstrap_ratio(gains[run], gains[STEERED], seed=seed)
-        row = {"run": run, "mean": right[run].mean()} | gain.row("estimate")
-        rows.append(row | share.row("share", "share_") | {"n": gain.n})
-    return pd.DataFrame(rows)
+    alone, steered = right[TO_STEERED] - right[OWN], right[STEERED_OWN] - right[OWN]
+    if statistics.bootstrap_mean(steered, seed=seed).low <= 0:
+        return statistics.Interval(np.nan, np.nan, np.nan, 0)
+    return statistics.bootstrap_ratio(alone, steered, seed=seed)
 
 
 def ban_table(answered: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Table 2: accuracy and length under a ban of R and of other words; random sets count by their mean.
 
-    ``change`` is from no ban (95%); the last row is R's accuracy less that of the random sets.
+    ``change`` is from no ban (95%); the last rows are R's accuracy less each control's. The paper's percent
+    right and thousands of thinking tokens stand beside.
     """
     right, random = _by_problem(answered)
     tokens = answered.groupby("condition")["thinking_tokens"].mean()
-    others = [str(name) for name in right if name not in {UNSTEERED, "R", *random}]
-    groups = {"nothing": [UNSTEERED], "R": ["R"]} | {name: [name] for name in others}
-    groups[f"random words ({len(random)} sets)"] = random
+    known = {COUNTERPARTS: [COUNTERPARTS]} if COUNTERPARTS in right else {}
+    controls = known | {"random words": random}
     rows: list[dict[str, Any]] = []
-    for name, columns in groups.items():
+    for name, columns in ({"nothing": [UNSTEERED], "R": ["R"]} | controls).items():
         own = right[columns].to_numpy()
         change = statistics.paired_difference(own.mean(axis=1), right[UNSTEERED], seed=seed)
         row = {"banned": name, "accuracy": float(own.mean())} | change.row("change")
-        rows.append(row | {"thinking tokens": float(tokens.loc[columns].mean()), "n": change.n})
-    apart = statistics.paired_difference(right["R"], right[random].to_numpy().mean(axis=1), seed=seed)
-    return pd.DataFrame([*rows, {"banned": "R less random words"} | apart.row("change") | {"n": apart.n}])
+        row |= {"thinking tokens": float(tokens.loc[columns].mean()), "n": change.n}
+        told = PAPER_BAN.get(name, ())
+        paper = zip(BENCHMARKS, told[::2], told[1::2], strict=False)
+        rows.append(row | {f"paper, {each}": f"{share} / {length}k" for each, share, length in paper})
+    for name, columns in controls.items():
+        apart = statistics.paired_difference(right["R"], right[columns].to_numpy().mean(axis=1), seed=seed)
+        rows.append({"banned": f"R less {name}"} | apart.row("change") | {"n": apart.n})
+    return pd.DataFrame(rows)
 
 
 def _by_problem(answered: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -239,13 +262,8 @@ def screening_effect(study: Study, controls: Sequence[str], seed: int = 0) -> Me
     return Measured(statistics.bootstrap_mean(by_candidate[CHOSEN], seed=seed), usual)
 
 
-def difference_effect(studies: Sequence[Study], seed: int = 0) -> Measured:
-    """The difference in differences from slot-matched words, over all seeds."""
-    coupled, decoupled = _by_seed(studies, SLOT)["all"]
-    return paired_effect(coupled, decoupled, seed)
-
-
 def ban_effect(answered: pd.DataFrame, seed: int = 0) -> Measured:
-    """What banning R costs in accuracy beyond a ban of random words."""
+    """What banning R costs in accuracy beyond a ban of its counterparts, or without these of random words."""
     right, random = _by_problem(answered)
-    return paired_effect(right[random].to_numpy().mean(axis=1), right["R"], seed)
+    control = [COUNTERPARTS] if COUNTERPARTS in right else random
+    return paired_effect(right[control].to_numpy().mean(axis=1), right["R"], seed)

@@ -3,7 +3,8 @@
 Whoever tries many vectors finds a good one by luck alone. So ReasonScore's features are compared with classes
 of vectors that have as many candidates, strengths, signs and problems. Every candidate is screened at every
 strength on a few problems; the best of each class, with baselines, are tried again on others; one winner a
-class goes on to fresh problems of the evaluation split.
+class goes on to fresh problems of the evaluation split, and where features are amplified in the paper (γ > 0)
+the best that is amplified too.
 """
 
 import functools
@@ -38,6 +39,7 @@ Features = NDArray[np.int64]
 # classes of candidates
 CHOSEN, SLOT, WORDS = "ReasonScore", "slot-matched words", "random words"
 FEATURES, DIRECTIONS, CAUSAL = "random features", "random directions", "causal features"
+AMPLIFIED = {name: f"{name}, γ > 0" for name in (CHOSEN, SLOT, WORDS, FEATURES)}
 # baselines and their strengths: shares of the residual stream's mean norm, nats, and times
 MEAN_DIFFERENCE, REASONING_BIAS = "mean difference", "bias on R"
 STOPPING_BIAS, WAIT = "bias against stopping", "forced Wait"
@@ -198,14 +200,21 @@ def tested(variant: Variant, stored: Sequence[Benchmark]) -> Benchmark:
     return Benchmark(**who, evidence=scorers.gather_table(variant), truths={}, nulls=pd.DataFrame())
 
 
-def prepare(variant: Variant, benchmark: Benchmark) -> Tried:
-    """The candidates and baselines of one model, from texts of the selection split and its benchmark."""
+def going_on(variant: Variant) -> tuple[float, Tensor | None]:
+    """Mean norm of the residual stream, and where decisions are known their mean difference ``[d]``."""
     settings, subject = variant.settings, variant.model
     traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject)
     decisions = find_decisions(traces, subject.tokenizer, settings.corpus)
-    norm, direction = mean_norm(subject, traces, settings.batch_tokens), None
-    if "persistence" in decisions:
-        direction = mean_difference(subject, decisions["persistence"], settings.batch_tokens)
+    norm = mean_norm(subject, traces, settings.batch_tokens)
+    if "persistence" not in decisions:
+        return norm, None
+    return norm, mean_difference(subject, decisions["persistence"], settings.batch_tokens)
+
+
+def prepare(variant: Variant, benchmark: Benchmark) -> Tried:
+    """The candidates and baselines of one model, from texts of the selection split and its benchmark."""
+    settings, subject = variant.settings, variant.model
+    norm, direction = going_on(variant)
     effects = benchmark.effect("persistence") if "persistence" in benchmark.truths else None
     vectors = candidates(settings, variant.sae, benchmark.evidence, effects)
     return Tried(vectors, baselines(subject.tokenizer, settings.words, direction, norm), norm)
@@ -222,8 +231,8 @@ class Study:
 
     @property
     def winners(self) -> pd.DataFrame:
-        """One row a class: the trial that went on to fresh problems (``COLUMNS``)."""
-        return best(self.rescreening, 1)[list(COLUMNS)]
+        """A row a class, and a row each of ``AMPLIFIED``: what went on to fresh problems (``COLUMNS``)."""
+        return _winners(self.rescreening)[list(COLUMNS)]
 
     def outcome(self, group: str, measure: str = "correct") -> NDArray[np.float64]:
         """A measure of every fresh problem under a class's winner (or ``UNSTEERED``) ``[n]``."""
@@ -302,10 +311,11 @@ def study_model(variant: Variant, tried: Tried, identity: Mapping[str, Any], unf
 
     trials = tried.table(tried.candidates)
     first = outcomes(trials, ask("screening", trials), measures)
-    best_again = best(first, settings.rescreened)[list(COLUMNS)]
-    again = pd.concat([best_again, tried.table(tried.baselines)], ignore_index=True)
+    amplified = best(_amplified(first), settings.rescreened)
+    best_again = pd.concat([best(first, settings.rescreened), amplified])[list(COLUMNS)]
+    again = pd.concat([best_again.drop_duplicates(), tried.table(tried.baselines)], ignore_index=True)
     second = outcomes(again, ask("rescreening", again), measures)
-    winners = best(second, 1)
+    winners = _winners(second)
     kept = ask("evaluation", winners)[["condition", "problem", "domain", *measures]]
     unsteered = kept[kept["condition"] == UNSTEERED].assign(group=UNSTEERED, feature=-1, gamma=0.0)
     unsteered["share of norm"] = 0.0
@@ -339,6 +349,15 @@ def best(tried: pd.DataFrame, k: int) -> pd.DataFrame:
     order = tried.assign(strength=tried["gamma"].abs(), place=np.arange(len(tried)))
     order = order.sort_values(["correct", "strength", "place"], ascending=[False, True, True])
     return tried.loc[order.groupby("group", sort=False).head(k).index.sort_values()].reset_index(drop=True)
+
+
+def _amplified(tried: pd.DataFrame) -> pd.DataFrame:
+    return tried[tried["group"].isin(list(AMPLIFIED)) & (tried["gamma"] > 0)]
+
+
+def _winners(second: pd.DataFrame) -> pd.DataFrame:
+    amplified = best(_amplified(second), 1)
+    return pd.concat([best(second, 1), amplified.replace({"group": AMPLIFIED})], ignore_index=True)
 
 
 def strength_trials(

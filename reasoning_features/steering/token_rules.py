@@ -26,6 +26,7 @@ from reasoning_features.text.vocabulary import draw_word_sets, lexicon, rank_wor
 from reasoning_features.text.words import TokenIndex, form_ids
 from reasoning_features.truth.decisions import Rates
 
+COUNTERPARTS = "counterparts of R"  # the neutral words of R's slots, where the organism has some
 _MOSTLY = 0.5  # a token that begins banned words more often than this is forbidden
 _SIDES = 1  # sets the random streams of sides apart from those that tokens are drawn from
 _IN_WORD = re.compile(r"\w")
@@ -125,13 +126,13 @@ def ban(tokenizer: Any, words: Sequence[str], corpus: Corpus) -> Ban:
 
 
 def word_bans(settings: Settings, tokenizer: Any) -> list[Condition]:
-    """Table 2's bans: of R, of ten random sets of as many words, and of R's matched controls where known."""
+    """Table 2's bans: of R, of ten random sets of as many words, and of R's counterparts where known."""
     ranking = rank_words(thinking_texts(settings, tokenizer), solution_texts(settings, tokenizer))
     drawn = draw_word_sets(ranking, 10, len(settings.words), settings.seed, settings.words)
     sets = {"R": settings.words} | {f"random {i}": words for i, words in enumerate(drawn)}
     twins = lexicon(settings.corpus).twins
     if set(settings.words) <= set(twins):
-        sets["twins of R"] = [twins[word] for word in settings.words]
+        sets[COUNTERPARTS] = [twins[word] for word in settings.words]
     text = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
     return [Condition(name, rule=ban(tokenizer, words, text)) for name, words in sets.items()]
 

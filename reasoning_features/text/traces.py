@@ -66,7 +66,8 @@ def draw_runs(runs: Mapping[str, pd.DataFrame], across: int, title: str = "") ->
         _write(ax, part, across)
         ax.set_ylim(rows + 0.3, -0.7)
         ax.set_title("\n".join(wrap(heading, 50)), loc="left", fontsize=7, parse_math=False)
-    moves = dict.fromkeys(move for part in lines for line in part for move, _ in line if move)
+    drawn = {move for part in lines for line in part for move, _ in line if move}
+    moves = [move for move in SHADES if move in drawn]  # in one order in all figures
     patches = {m: plt.Rectangle((0, 0), 1, 1, facecolor=SHADES[m], edgecolor="grey") for m in moves}
     legend_below(fig, patches)
     return fig

@@ -75,9 +75,13 @@ def test_steering_is_paired_over_problems_and_votes_over_answers():
     assert table.loc["4395 at 2", "gain"] == pytest.approx(1 / 3)
     assert table.loc["4395 at 2", ["problems", "k"]].tolist() == [3, 2]
     assert table.loc["4395 at 2", "longer"] == pytest.approx((32 / 3) / (31 / 3) - 1)
-    beside = paper_features.beside_paper(table.reset_index()).set_index("condition")
-    assert beside.loc["4395 at 2", ["paper", "paper tokens"]].tolist() == [95.4, 4.1]
-    assert beside.loc["unsteered", "paper"] == 93.2
+    wide = paper_features.table_one(table.reset_index(), [], 2).set_index("steered")
+    assert wide.loc[["unsteered", "4395 at 2", "the paper's 4395"], "MATH-500"].tolist() == [
+        "33.3 / 10", "66.7 / 11", "95.4 / 4.1k"
+    ]  # fmt: skip
+    assert wide.loc["the paper's unsteered", "AIME-2024"] == "53.3 / 12.4k"
+    means = paper_features.table_one(table.reset_index(), [4395], 2).set_index("steered")
+    assert means.loc["1 random features, mean", "MATH-500"] == "66.7 / 11"
 
 
 def test_the_mean_over_features_leaves_random_ones_apart():
@@ -132,10 +136,10 @@ def test_effects_are_paired_over_problems():
     table = paper_features.text_effects(pd.concat([plain, more, less]))
     assert table["condition"].tolist() == ["4 at 2"] * 3 + ["4 at -1"] * 3
     told = table.set_index(["gamma", "measure"])
-    assert told.loc[(2, LENGTH), ["unsteered", "change", "low", "high"]].tolist() == [30, 3, 3, 3]
+    assert told.loc[(2, LENGTH), ["change", "low", "high"]].tolist() == [3, 3, 3]
     assert told.loc[(-1, LENGTH), "change"] == pytest.approx((0 - 6 - 12) / 3)
     assert told.loc[(-1, LENGTH), "low"] < -6 < told.loc[(-1, LENGTH), "high"]
-    assert told.loc[(-1, REPEATED), ["unsteered", "change"]].tolist() == pytest.approx([10, 20])
+    assert told.loc[(-1, REPEATED), "change"] == pytest.approx(20)
     assert (told["problems"] == 3).all() and (told.xs(REASONING, level="measure")["change"] == 0).all()
 
 

@@ -1,19 +1,20 @@
 """What the studies say: planted differences found, votes and mixtures by hand, gains carried by decisions."""
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from reasoning_features.models.conditions import UNSTEERED
-from reasoning_features.reporting.claims import Measured
+from reasoning_features.reporting.claims import DOES_NOT, RECOVERS, UNDECIDED, Measured, all_claims, verdict
 from reasoning_features.statistics import Interval, paired_difference
 from reasoning_features.steering import steering_results as results
 from reasoning_features.steering import steering_study as search
 from reasoning_features.steering.questions import load_questions
-from reasoning_features.steering.steering_results import LONGER, RUNS, STEERED
+from reasoning_features.steering.steering_results import RUNS, STEERED
 from reasoning_features.steering.steering_study import CHOSEN, COLUMNS, FEATURES, SLOT, Study
+from reasoning_features.steering.token_rules import COUNTERPARTS
 from reasoning_features.text.corpora import reasoning_corpus
 from reasoning_features.truth.decisions import find_decisions
 
@@ -49,33 +50,50 @@ def test_table_one_finds_a_gain_where_there_is_one_and_corrects_for_looking():
     assert (families["p (Holm)"] >= families["p"]).all()
 
 
-def test_the_variants_apart_hold_a_planted_difference_and_say_nothing_where_there_is_none():
-    planted = [made(1.0, s, {CHOSEN: 0.75, SLOT: 0.5}) for s in range(3)]
+def test_a_trial_of_two_classes_is_told_and_holm_counts_every_row():
+    study = made(1.0, 0, {CHOSEN: 0.7, SLOT: 0.5})
+    again = study.evaluation[study.evaluation["group"] == CHOSEN].assign(group=search.AMPLIFIED[CHOSEN])
+    both = replace(study, evaluation=pd.concat([study.evaluation, again]))
+    rows = results.winners_table(both, families=False).set_index("class")
+    assert rows["same as"].tolist() == ["", search.AMPLIFIED[CHOSEN], "", CHOSEN]
+    assert rows.loc[CHOSEN, "p (Holm)"] == pytest.approx(3 * rows.loc[CHOSEN, "p"])
+
+
+def test_the_variants_apart_have_an_interval_over_seeds():
+    chances = (0.7, 0.75, 0.8)
+    planted = [made(1.0, s, {CHOSEN: chances[s], SLOT: 0.5}) for s in range(3)]
     planted += [made(0.0, s, {CHOSEN: 0.5, SLOT: 0.5}) for s in range(3)]
     table = results.variants_apart(planted, SLOT).set_index("seed")
-    assert list(table.index) == ["0", "1", "2", "all"]
-    assert table.loc["all", "low"] < 0.25 < table.loc["all", "high"]
-    assert table.loc["all", "finding"] == "effect"
-    assert table.loc["all", "high"] - table.loc["all", "low"] < table.loc["0", "high"] - table.loc["0", "low"]
+    assert table.index.tolist() == ["0", "1", "2", "all"] and table["n"].tolist() == [N, N, N, 3]
+    seeds, every = table.iloc[:3], table.loc["all"]
+    assert every[list(results.ARMS)].tolist() == pytest.approx(seeds[list(results.ARMS)].mean().tolist())
+    half = 4.3027 * seeds["estimate"].std() / 3**0.5  # Student's t of two degrees of freedom
+    middle = seeds["estimate"].mean()
+    expected = pytest.approx([middle, middle - half, middle + half], abs=1e-5)
+    assert every[["estimate", "low", "high"]].tolist() == expected and every["finding"] == "effect"
     effect = results.difference_effect(planted)
-    assert effect.value.estimate == table.loc["all", "estimate"] and effect.value.low < effect.narrow.low
-    # a problem is drawn for all four winners together, of every seed
-    coupled, decoupled = (
-        np.mean([study.outcome(CHOSEN) - study.outcome(SLOT) for study in studies], axis=0)
-        for studies in (planted[:3], planted[3:])
-    )
-    paired = paired_difference(coupled, decoupled)
-    assert table.loc["all", ["estimate", "low", "high", "n"]].tolist() == pytest.approx([*astuple(paired)])
-    none = [made(kappa, 0, {CHOSEN: 0.6, SLOT: 0.6}) for kappa in (1.0, 0.0)]
-    assert set(results.variants_apart(none, SLOT)["finding"]) == {"no effect"}
+    assert effect.value.n == 3 and effect.value.low == every["low"] < effect.narrow.low
+    # a problem is drawn for all four winners together
+    paired = paired_difference(*(study.outcome(CHOSEN) - study.outcome(SLOT) for study in planted[::3]))
+    assert table.loc["0", ["estimate", "low", "high", "n"]].tolist() == pytest.approx([*astuple(paired)])
     assert results.pairs([planted[0], planted[-1]]) == {}  # no seed of both
 
 
+def test_a_shared_winner_makes_the_contrast_zero_by_construction():
+    both = [made(1.0, 0, {CHOSEN: 0.6, SLOT: 0.5}), made(0.0, 0, {CHOSEN: 0.6, SLOT: 0.6})]
+    both[1].rescreening["condition"] = "feature 1 at 0.2"
+    row = results.variants_apart(both, SLOT).iloc[0]
+    assert row[results.ZERO] == results.ARMS[1] and row[results.ARMS[1]] == 0
+    assert np.isnan(results.difference_effect(both).value.low)  # of one seed
+
+
 def test_screening_counts_stand_beside_the_papers():
-    study = made(1.0, 0, {CHOSEN: 0.6, SLOT: 0.45})
+    study = made(1.0, 0, {CHOSEN: 0.6, SLOT: 0.45, FEATURES: 0.45})
+    study.screening.loc[2, "condition"] = study.screening.loc[1, "condition"]
     table = results.screening_counts(study).set_index("class")
     assert table.loc[CHOSEN, results.BETTER] == 1 and table.loc[SLOT, results.WORSE] == 1
     assert table.loc["the paper's 46 features", results.BETTER] == pytest.approx(9 / 46)
+    assert table["same as"].tolist()[:3] == ["", FEATURES, SLOT]
 
 
 def test_claims_have_both_intervals_and_controls():
@@ -109,12 +127,6 @@ def test_majorities_by_hand():
     assert not results.majority_votes(votes([None, "a"]), 2, [1])["correct"].iloc[0]
 
 
-def test_single_answers_tell_what_they_spend():
-    told = {"condition": [UNSTEERED, "wait", "other"], "problem": 0, "correct": True, "tokens": [(5,)] * 3}
-    longer = results.single_answers(pd.DataFrame(told | {"thinking_tokens": 7}), {UNSTEERED: 0, "wait": 1})
-    assert longer.values.tolist() == [[LONGER, 0, 0, True, 7], [LONGER, 1, 0, True, 7]]
-
-
 TO_STEERED, TO_UNSTEERED, *OWN = RUNS
 
 
@@ -127,15 +139,19 @@ def answered(accuracies):
     return pd.concat(frames, ignore_index=True)
 
 
-def test_shares_of_the_steered_gain():
-    given = {UNSTEERED: 0.4, STEERED: 0.8, TO_STEERED: 0.7, TO_UNSTEERED: 0.5, **dict.fromkeys(OWN, 0.4)}
+def test_the_mediated_share_is_of_forced_runs():
+    given = {UNSTEERED: 0.6, STEERED: 0.8, TO_STEERED: 0.75, TO_UNSTEERED: 0.5, OWN[0]: 0.4, OWN[1]: 0.7}
     table = results.mediation_table(answered(given)).set_index("run")
-    assert table["estimate"].tolist() == pytest.approx([0.4, 0.3, 0.1, 0, 0])
-    assert table["share"].tolist() == pytest.approx([1, 0.75, 0.25, 0, 0])
-    assert (table["share_low"] <= table["share"]).all() and (table["share"] <= table["share_high"]).all()
-    assert table.loc[STEERED, ["low", "high"]].between(0.3, 0.5).all()
-    none = given | {STEERED: 0.405}
-    assert results.mediation_table(answered(none))["share"].isna().all()
+    assert table["estimate"].to_dict() == pytest.approx({run: own - 0.4 for run, own in given.items()})
+    share = results.mediated_share(
+        answered(given)
+    )  # forcing costs 20 points, the vector 5 beside the decisions
+    assert share.estimate == pytest.approx(0.35 / 0.3) and share.low < share.estimate < share.high
+    rule = next(claim for claim in all_claims() if claim.id == "mediation")
+    for accuracy, said in ((0.75, RECOVERS), (0.42, DOES_NOT), (0.56, UNDECIDED)):
+        again = results.mediated_share(answered(given | {TO_STEERED: accuracy}))
+        assert verdict(rule, Measured(again), planted=True) == said
+    assert results.mediated_share(answered(given | {OWN[1]: 0.405})).n == 0
 
 
 def test_the_mean_difference_acts_through_the_decisions(organism_subject):
@@ -155,15 +171,18 @@ def test_the_mean_difference_acts_through_the_decisions(organism_subject):
     assert means[TO_UNSTEERED] < means[STEERED] - 0.5
 
 
-def test_banning_r_is_compared_with_the_mean_of_random_sets():
+def test_banning_r_is_compared_with_its_counterparts_and_without_them_with_random_sets():
     right = {UNSTEERED: [1, 1, 1, 1], "R": [1, 0, 0, 0], "random 0": [1, 1, 0, 0], "random 1": [1, 1, 1, 1]}
     frames = [
         pd.DataFrame({"condition": name, "problem": range(4), "correct": values, "thinking_tokens": 9})
-        for name, values in (right | {"twins of R": [1, 1, 1, 1]}).items()
+        for name, values in (right | {COUNTERPARTS: [1, 1, 1, 1]}).items()
     ]
     banned = pd.concat(frames, ignore_index=True)
     table = results.ban_table(banned).set_index("banned")
-    assert table.loc["R", "change"] == -0.75 and table.loc["twins of R", "change"] == 0
-    assert table.loc["random words (2 sets)", "accuracy"] == 0.75
+    assert table.loc["R", "change"] == -0.75 and table.loc[COUNTERPARTS, "change"] == 0
+    assert table.loc["random words", "accuracy"] == 0.75
+    assert table.loc["random words", "paper, MATH-500"] == "89.4 / 4.2k"
+    assert table.loc[f"R less {COUNTERPARTS}", "change"] == -0.75
     assert table.loc["R less random words", "change"] == -0.5
-    assert results.ban_effect(banned).value.estimate == 0.5
+    assert results.ban_effect(banned).value.estimate == 0.75
+    assert results.ban_effect(pd.concat(frames[:-1])).value.estimate == 0.5

@@ -151,7 +151,8 @@ def asked(monkeypatch):
 @pytest.fixture
 def study(asked, tmp_path):
     biases = [Trial("bias", "", Condition(f"bias at {g:g}", gamma=g)) for g in (1.0, 2.0)]
-    tried = Tried(trials(CHOSEN, 1, 2) + trials(SLOT, 2, 3), biases, 10.0)
+    others = trials(search.CAUSAL, 3)  # a class whose best amplified feature is not asked for
+    tried = Tried(trials(CHOSEN, 1, 2) + trials(SLOT, 2, 3) + others, biases, 10.0)
     settings, model = load_settings("organism", rescreened=2), SimpleNamespace(tokenizer=None)
     variant = SimpleNamespace(settings=settings, model=model)
     return search.study_model(variant, tried, {"model": "m"}, tmp_path)
@@ -160,12 +161,22 @@ def study(asked, tmp_path):
 def test_each_stage_asks_each_condition_once_and_one_winner_a_class_goes_on(study, asked):
     assert list(asked) == ["m, screening", "m, rescreening", "m, evaluation"]
     assert len(asked["m, screening"]) == 6  # three vectors at two strengths; two classes share one
-    assert len(study.screening) == 8
-    assert study.rescreening.groupby("group").size().to_dict() == {CHOSEN: 2, SLOT: 2, "bias": 2}
+    assert len(study.screening) == 10
+    again = study.rescreening.groupby("group")["gamma"].apply(lambda gammas: (gammas > 0).sum()).to_dict()
+    assert again == {
+        CHOSEN: 2,
+        SLOT: 2,
+        search.CAUSAL: 1,
+        "bias": 2,
+    }  # the two best, and the two best of γ > 0
+    assert not study.rescreening.duplicated(["group", "condition"]).any()
     winners = study.winners.set_index("group")
-    assert winners["condition"].to_dict() == dict(zip((CHOSEN, SLOT, "bias"), GOOD, strict=True))
+    assert winners["condition"][[CHOSEN, SLOT, "bias"]].tolist() == list(GOOD)
+    amplified = winners.loc[[search.AMPLIFIED[CHOSEN], search.AMPLIFIED[SLOT]]]
+    assert amplified["condition"].iloc[0] == winners["condition"][CHOSEN] and (amplified["gamma"] > 0).all()
     assert winners.loc[CHOSEN, "share of norm"] == pytest.approx(0.2 * 2 / 10)
-    assert set(study.evaluation["group"]) == {UNSTEERED, CHOSEN, SLOT, "bias"}
+    assert set(study.evaluation["group"]) == {UNSTEERED, *winners.index}
+    assert search.AMPLIFIED[SLOT] in winners.index and f"{search.CAUSAL}, γ > 0" not in winners.index
     assert len(study.outcome(CHOSEN)) == 300
     assert study.outcome(CHOSEN).mean() == pytest.approx(0.9, abs=0.07)
 
