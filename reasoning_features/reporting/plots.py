@@ -118,17 +118,6 @@ def colour_bar(fig: Figure, axes: Sequence[Axes], values: pd.Series, label: str)
     return scale
 
 
-def variant_name(name: str) -> str:
-    """A model of the organism in words: "coupled-0" is "R matters (κ = 1)"; others keep their names."""
-    kind, _, seed = name.rpartition("-")
-    words = {"coupled": "R matters (κ = 1)", "decoupled": "R does not matter (κ = 0)"}
-    if kind.startswith("kappa-"):
-        words[kind] = f"κ = {kind.removeprefix('kappa-')}"
-    if kind not in words:
-        return name
-    return words[kind] if seed == "0" else f"{words[kind]}, seed {seed}"
-
-
 def name_rows(ax: Axes, names: Sequence[str]) -> None:
     """Write names left of rows, the first on top; long ones are cut, and none is read as mathematics."""
     cut = [name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…" for name in map(str, names)]

@@ -53,9 +53,7 @@ def test_one_feature_of_the_word_one_of_the_context_and_one_that_is_never_active
     assert np.isinf(word["d"]).all() and (table["documents"] == 20).all()
     shares = lexical_controls.class_shares(table).set_index(["group", "injected", "class"])
     assert len(shares) == 2 * 2 * 4 and shares.loc[("one", 3, DRIVEN), "share"] == 0.5
-    assert shares.loc[("two", 3, DRIVEN), "low"] == pytest.approx(
-        1 / (1 + 1.959964**2)
-    )  # 1 of 1
+    assert shares.loc[("two", 3, DRIVEN), "low"] == pytest.approx(1 / (1 + 1.959964**2))  # 1 of 1
 
 
 def test_top_tokens_are_frequent_enough_and_ordered_by_mean_activation():
