@@ -146,7 +146,7 @@ def loss_by_document(
     loss in nats ``clean``, ``zeroed``, and a column an SAE under its name.
     """
     edits: dict[str, Callable[[Tensor], Tensor]] = {"clean": torch.clone, "zeroed": torch.zeros_like}
-    edits |= {name: partial(_through, sae) for name, sae in saes.items()}
+    edits |= {name: lambda x, sae=sae: sae(x.float()).to(x.dtype) for name, sae in saes.items()}
     special = torch.from_numpy(corpus.special)
     parts = []
     for batch in tqdm([*corpus.batches(batch_tokens)], desc="Losses with the stream replaced", unit="batch"):
@@ -159,10 +159,6 @@ def loss_by_document(
             columns[name] = losses.where(counted, 0.0).sum(1).numpy()
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts).sort_values("document").set_index("document")
-
-
-def _through(sae: SAE[Any], stream: Tensor) -> Tensor:
-    return sae.decode(sae.encode(stream.float())).to(stream.dtype)
 
 
 def _at_ordinary(edit: Callable[[Tensor], Tensor], where: Tensor, stream: Tensor) -> Tensor:

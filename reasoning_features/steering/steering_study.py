@@ -3,8 +3,7 @@
 Whoever tries many vectors finds a good one by luck alone. So ReasonScore's features are compared with classes
 of vectors that have as many candidates, strengths, signs and problems. Every candidate is screened at every
 strength on a few problems; the best of each class, with baselines, are tried again on others; one winner a
-class goes on to fresh problems of the evaluation split, and where features are amplified in the paper (γ > 0)
-the best that is amplified too.
+class goes on to fresh problems of the evaluation split, and its best with γ > 0, as the paper amplifies.
 """
 
 import functools

@@ -171,15 +171,6 @@ def last_before(corpus: Corpus, starts: NDArray[np.int64]) -> NDArray[np.int64]:
     return (inside - 1)[~corpus.special[inside - 1]]
 
 
-def sentence_of(corpus: Corpus, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Each token's sentence ``[n_tokens]``, an index into ``starts``; -1 if special or before a first one."""
-    token = np.arange(corpus.n_tokens)
-    sentence = np.searchsorted(starts, token, side="right") - 1
-    elsewhere = starts[np.maximum(sentence, 0)] < token - corpus.position_of
-    outside = (sentence < 0) | elsewhere | corpus.special
-    return np.where(outside, -1, sentence).astype(np.int64)
-
-
 def move_table(corpora: Sequence[Corpus], tokenizer: Any, words: Sequence[str]) -> pd.DataFrame:
     """How each move is phrased: ``corpus``, ``move``, ``tokens``, ``sentences``, share ``with a word of R``.
 

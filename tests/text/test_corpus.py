@@ -12,7 +12,6 @@ from reasoning_features.text.corpus import (
     join,
     last_before,
     move_table,
-    sentence_of,
     sentence_starts,
     telling_documents,
 )
@@ -81,7 +80,6 @@ def test_sentences_by_newline_and_full_stop():
     assert starts.tolist() == [1, 3, 6, 10, 12]
     # the token before " b" is special, and " e" begins its document
     assert last_before(corpus, starts).tolist() == [2, 5, 11]
-    assert sentence_of(corpus, starts).tolist() == [-1, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 4]
 
 
 def test_tables_count_lines_and_whole_words_of_r():
