@@ -145,8 +145,7 @@ def loss_by_document(
     neither special nor sinks. A row a document: ``tokens`` predicted that are not special, and their summed
     loss in nats ``clean``, ``zeroed``, and a column an SAE under its name.
     """
-    edits: dict[str, Callable[[Tensor], Tensor]] = {"clean": torch.clone, "zeroed": torch.zeros_like}
-    edits |= {name: lambda x, sae=sae: sae(x.float()).to(x.dtype) for name, sae in saes.items()}
+    edits: dict[str, Callable[..., Tensor]] = {"clean": torch.clone, "zeroed": torch.zeros_like, **saes}
     special = torch.from_numpy(corpus.special)
     parts = []
     for batch in tqdm([*corpus.batches(batch_tokens)], desc="Losses with the stream replaced", unit="batch"):
@@ -161,10 +160,10 @@ def loss_by_document(
     return pd.concat(parts).sort_values("document").set_index("document")
 
 
-def _at_ordinary(edit: Callable[[Tensor], Tensor], where: Tensor, stream: Tensor) -> Tensor:
+def _at_ordinary(edit: Callable[..., Tensor], where: Tensor, stream: Tensor) -> Tensor:
     """The stream ``[b, t, d]`` edited where it may be ``[b, t, 1]``, and at no attention sink."""
     usual = no_sink(stream.flatten(0, 1)).view(stream.shape[:2])[..., None]
-    return torch.where(where & usual, edit(stream), stream)
+    return torch.where(where & usual, edit(stream.float()).to(stream.dtype), stream)
 
 
 def evaluate(

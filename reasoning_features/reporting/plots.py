@@ -198,7 +198,7 @@ def forest(
     """Draw values times ``unit`` with their intervals, ``names`` (or as they come) in rows, by groups."""
     rows = list(names or pd.unique(table[row]))
     groups = [None] if group is None else list(pd.unique(table[group]))
-    apart = min(0.15, 0.8 / len(groups))  # all groups of a name stay within its row
+    apart = min(0.15, 0.8 / max(1, len(groups)))  # all groups of a name stay within its row
     ax.axvline(0, color="0.4", linestyle=":", marker="", linewidth=1)
     for i, name in enumerate(groups):
         own = table if group is None else table[table[group] == name]

@@ -6,7 +6,7 @@ intervals, two halves of the blocks the stability.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import compress, product
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from reasoning_features.residual_stream.probes import weights_by_document
 from reasoning_features.scoring import reason_score
 from reasoning_features.scoring.feature_statistics import FeatureStatistics
 from reasoning_features.statistics import bootstrap_weights, chance_jaccard, null_rank, percentile_interval
-from reasoning_features.text.words import Window
+from reasoning_features.text.words import Window, word_set
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -191,9 +191,7 @@ def null_table(
 
 
 def null_ranks(table: pd.DataFrame, statistics: Sequence[str]) -> pd.DataFrame:
-    """Where R stands within each kind of null vocabularies of :func:`null_table`, a row a statistic that R
-    has.
-    """
+    """Where R stands within each kind of nulls of :func:`null_table`, a row a statistic that R has."""
     ours = table[table["kind"] == REFERENCE].iloc[0]
     rows = []
     for kind, null in table[table["kind"].isin(NULLS)].groupby("kind"):
@@ -250,9 +248,11 @@ def held_out_overlap(
     seed: int,
 ) -> pd.DataFrame:
     """Overlap with R's choice of ``k`` features on odd blocks of documents, a row a resample of these (0: the
-    data): of R's choice on even blocks, ``R``, and of the choice by statistics ``learnt`` on these.
+    data): of R's choice on even blocks, ``R``, and by statistics ``learnt`` there. Words are those of both.
     """
     even = np.arange(len(blocks.counts)) % 2 == 0
+    counts = blocks.only([word_set(word, window) for word in words]).counts > 0
+    words = list(compress(words, counts[even].any(axis=0) & counts[~even].any(axis=0)))
     weights = np.zeros((resamples + 1, len(even)))
     weights[:, ~even] = weights_by_document(int((~even).sum()), seed, resamples)
     target = reason_score.resampled_scores(blocks, REFERENCE, words, window, alpha, weights)
