@@ -7,7 +7,7 @@ the document with them is compared with that without. A feature is driven by the
 of a t-test; partly at d ≥ 0.5, p < 0.01; weakly at d ≥ 0.2, p < 0.05. The paper calls the rest
 context-dependent. Here it is "not triggered by its own top tokens": that is all the test shows.
 
-Deviations: one and eight tokens are put in besides; the feature's top tokens are first left out of the plain
+Deviations: one and eight tokens are put in besides; 200 plain documents instead of 500; the feature's top tokens are first left out of the plain
 documents, which else may hold them; tokens come singly at random places between words, where the paper tries
 pairs, triples and other places too and keeps what works best. So fewer features are found to be driven here.
 """
@@ -37,25 +37,30 @@ P_VALUES = {LARGE: 0.01, MEDIUM: 0.01, SMALL: 0.05}
 DRIVEN, NOT_TRIGGERED = "driven by its top tokens", "not triggered by its own top tokens"
 CLASSES = (DRIVEN, "partly driven", "weakly driven", NOT_TRIGGERED)
 TOP, OCCURRENCES = 10, 5  # tokens of a feature, of those that occur as often
-DOCUMENTS = 500  # plain ones, at most, as in the paper
+DOCUMENTS = 200  # plain ones, at most: from 193 on, d = 0.2 reaches p < 0.05
 INJECTED, PAPER = (1, 3, 8), 3  # tokens put into a document, against none; the paper's number
 
 
 def top_tokens(
-    subject: Subject, sae: Any, corpus: Corpus, features: Ids, batch_tokens: int
-) -> dict[int, list[int]]:
-    """Feature → the ids of its ten tokens with the largest mean activation in a corpus, largest first; of
-    tokens that occur five times, and on which it is active at all.
+    subject: Subject, corpus: Corpus, groups: Mapping[str, tuple[Any, Ids]], batch_tokens: int
+) -> dict[str, dict[int, list[int]]]:
+    """Group → feature → the ids of its ten tokens with the largest mean activation in a corpus, largest
+    first, in one pass for all groups; of tokens that occur five times, and on which it is active at all.
     """
     counts = np.bincount(corpus.tokens[~corpus.special])
     ids = torch.from_numpy(corpus.tokens.astype(np.int64))
-    sums = torch.zeros(len(counts), len(features), dtype=torch.float64)
+    sums = {g: torch.zeros(len(counts), len(own), dtype=torch.float64) for g, (_, own) in groups.items()}
     for batch in stream(subject, corpus, batch_tokens):
-        columns = encoded_columns(sae, batch.residual, features).cpu().double()
-        sums.index_add_(0, ids[batch.positions.cpu()], columns)
-    means = np.where(counts[:, None] >= OCCURRENCES, sums.numpy() / np.maximum(counts, 1)[:, None], 0.0)
-    best = np.argsort(-means, axis=0, kind="stable")[:TOP]
-    return {int(f): [int(t) for t in best[:, i] if means[t, i] > 0] for i, f in enumerate(features)}
+        for group, (sae, features) in groups.items():
+            columns = encoded_columns(sae, batch.residual, features).cpu().double()
+            sums[group].index_add_(0, ids[batch.positions.cpu()], columns)
+    found: dict[str, dict[int, list[int]]] = {}
+    share = np.where(counts >= OCCURRENCES, 1 / np.maximum(counts, 1), 0.0)[:, None]
+    for group, (_, features) in groups.items():
+        means = sums[group].numpy() * share
+        best = np.argsort(-means, axis=0, kind="stable")[:TOP]
+        found[group] = {int(f): [int(t) for t in best[:, i] if means[t, i] > 0] for i, f in enumerate(features)}
+    return found
 
 
 def largest(subject: Subject, sae: Any, corpus: Corpus, feature: int, batch_tokens: int) -> Array:
@@ -80,8 +85,9 @@ def measure_controls(
     traces = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
     plain = words.plain_documents(general_corpus(settings, tokenizer, "evaluation")).head(DOCUMENTS)
     rows: list[dict[str, Any]] = []
-    for group, (sae, features) in groups.items():
-        for feature, own in top_tokens(subject, sae, traces, features, batch).items():
+    tops = top_tokens(subject, traces, groups, batch)
+    for group, (sae, _) in groups.items():
+        for feature, own in tops[group].items():
             if not own:
                 continue
             texts = ", ".join(repr(tokenizer.decode([token])) for token in own)

@@ -63,8 +63,9 @@ def test_top_tokens_are_frequent_enough_and_ordered_by_mean_activation():
             return values[:, None].expand(-1, 3)
 
     few = corpus_of(*[["let", " wait", " a"]] * 4, *[[" wait", " a"]] * 2)  # "let" four times alone
-    found = lexical_controls.top_tokens(OneHot(), Graded(), few, np.array([1]), 64)
-    assert found == {1: [PIECES.index(" a"), WAIT]}
+    groups = {"graded": (Graded(), np.array([1])), "three": (Three(), np.array([], dtype=int))}
+    found = lexical_controls.top_tokens(OneHot(), few, groups, 64)
+    assert found == {"graded": {1: [PIECES.index(" a"), WAIT]}, "three": {}}
 
 
 def test_effect_size_is_cohens_and_students():
