@@ -7,9 +7,10 @@ the document with them is compared with that without. A feature is driven by the
 of a t-test; partly at d ≥ 0.5, p < 0.01; weakly at d ≥ 0.2, p < 0.05. The paper calls the rest
 context-dependent. Here it is "not triggered by its own top tokens": that is all the test shows.
 
-Deviations: one and eight tokens are put in besides; 200 plain documents instead of 500; the feature's top tokens are first left out of the plain
-documents, which else may hold them; tokens come singly at random places between words, where the paper tries
-pairs, triples and other places too and keeps what works best. So fewer features are found to be driven here.
+Deviations: one and eight tokens are put in besides; there are 200 plain documents instead of 500; the
+feature's top tokens are first left out of them, which else may hold them; tokens come singly at random places
+between words, where the paper tries pairs, triples and other places too and keeps what works best. So fewer
+features are found to be driven here.
 """
 
 from collections.abc import Mapping
@@ -59,7 +60,9 @@ def top_tokens(
     for group, (_, features) in groups.items():
         means = sums[group].numpy() * share
         best = np.argsort(-means, axis=0, kind="stable")[:TOP]
-        found[group] = {int(f): [int(t) for t in best[:, i] if means[t, i] > 0] for i, f in enumerate(features)}
+        found[group] = {
+            int(f): [int(t) for t in best[:, i] if means[t, i] > 0] for i, f in enumerate(features)
+        }
     return found
 
 
