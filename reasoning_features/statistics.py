@@ -101,18 +101,6 @@ def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0, level: float = 
     return bootstrap_mean(_paired(a, b), seed=seed, level=level)
 
 
-def independent_difference(one: Interval, other: Interval) -> Interval:
-    """Difference of two independent estimates from their intervals of one level, which may be lopsided.
-
-    The square-and-add method (Zou and Donner 2008): the distance to either end is the root of the summed
-    squares of the distances of the estimates to the ends that pull that way. ``n`` is the smaller one.
-    """
-    below = float(np.hypot(one.estimate - one.low, other.high - other.estimate))
-    above = float(np.hypot(one.high - one.estimate, other.estimate - other.low))
-    difference = one.estimate - other.estimate
-    return Interval(difference, difference - below, difference + above, min(one.n, other.n))
-
-
 def bootstrap_ratio(a: ArrayLike, b: ArrayLike, n_resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """Σ a / Σ b over units, both resampled together; resamples of nothing are left out."""
     top, bottom = np.asarray(a, dtype=float), np.asarray(b, dtype=float)

@@ -56,14 +56,6 @@ def test_the_interval_of_few_values_is_students():
     assert math.isnan(statistics.t_interval([1]).low)
 
 
-def test_a_difference_of_independent_estimates_adds_their_distances_in_squares() -> None:
-    one, other = statistics.Interval(0.5, 0.2, 0.6, 100), statistics.Interval(0.1, 0.06, 0.5, 40)
-    found = statistics.independent_difference(one, other)
-    assert found.estimate == pytest.approx(0.4) and found.n == 40
-    assert found.low == pytest.approx(0.4 - np.hypot(0.3, 0.4))
-    assert found.high == pytest.approx(0.4 + np.hypot(0.1, 0.04))
-
-
 def test_holms_worked_example():
     # Wikipedia's, at 5%: 0.005 ≤ 0.05/4 and 0.01 ≤ 0.05/3 are rejected, 0.03 > 0.05/2 stops
     assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

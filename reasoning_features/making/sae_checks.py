@@ -33,17 +33,11 @@ from reasoning_features.truth.benchmark import measure_benchmark
 TRACES = 9000  # documents of traces that dictionaries are trained on, and a third as many general ones
 # of all dictionaries, as the main autoencoders but for architecture; L0 is matched by k
 RECIPE = Recipe("batchtopk", d_sae=512, tokens=4_000_000, learning_rate=3e-3, k=8)
-FROZEN = (
-    replace(RECIPE, architecture="frozen_decoder", directions="iso"),
-    replace(RECIPE, architecture="frozen_decoder", directions="cov"),
-    replace(RECIPE, architecture="soft_frozen_decoder", directions="iso"),
-    replace(RECIPE, architecture="frozen_encoder", directions="iso"),
-)
-TRAINED = tuple(
-    replace(RECIPE, architecture=architecture, seed=seed)
-    for architecture in ("batchtopk", "matryoshka", "ortsae")
-    for seed in range(2)
-)
+SEEDS = range(3)  # of every dictionary that a claim compares
+FREE, MATRYOSHKA, ORTSAE = (replace(RECIPE, architecture=a) for a in ("batchtopk", "matryoshka", "ortsae"))
+FROZEN = replace(RECIPE, architecture="frozen_decoder", directions="iso")
+SOFT = replace(RECIPE, architecture="soft_frozen_decoder", directions="iso")
+ONCE = (replace(FROZEN, directions="cov"), replace(RECIPE, architecture="frozen_encoder", directions="iso"))
 MODEL, OTHER = "coupled-0", "decoupled-0"
 GAMMAS, CHUNKS = (0.0, 0.05, 0.25, 1.0, 4.0), (1, 4, 16)
 SWEEP_TOKENS = 1_000_000
@@ -72,13 +66,19 @@ class Dictionary:
         return load_settings("organism", subject=subject, autoencoder=autoencoder)
 
 
-DICTIONARIES = (
-    *(Dictionary(MODEL, recipe) for recipe in (*TRAINED, *FROZEN)),
-    *(Dictionary(OTHER, recipe) for recipe in (TRAINED[0], FROZEN[2])),
-)
+def with_seeds(*recipes: Recipe) -> tuple[Dictionary, ...]:
+    """Dictionaries of the main model, three seeds of each recipe."""
+    return tuple(Dictionary(MODEL, replace(recipe, seed=seed)) for recipe in recipes for seed in SEEDS)
+
+
 # those under which the scorers are judged: all directions frozen, nearly frozen, and trained
-BENCHMARKED = tuple(d for d in DICTIONARIES if d.recipe.seed == 0 and d.recipe not in (FROZEN[1], FROZEN[3]))
-STUDIED = tuple(d for d in BENCHMARKED if d.model == MODEL and d.recipe.architecture != "matryoshka")
+BENCHMARKED = (
+    *with_seeds(FREE, MATRYOSHKA, ORTSAE, FROZEN, SOFT),
+    *(Dictionary(OTHER, recipe) for recipe in (FREE, SOFT)),
+)
+DICTIONARIES = (*BENCHMARKED, *(Dictionary(MODEL, recipe) for recipe in ONCE))
+STUDIED = (*with_seeds(FREE, SOFT), Dictionary(MODEL, ORTSAE), Dictionary(MODEL, FROZEN))
+STAGED = tuple(dictionary.recipe for dictionary in with_seeds(FREE, FROZEN))
 
 
 def make(folder: Path, unfinished: Path, every: Each) -> None:
@@ -89,10 +89,7 @@ def make(folder: Path, unfinished: Path, every: Each) -> None:
     if not (folder / "costs.parquet").exists():
         make_costs(folder)
     every(partial(measure, folder), [d for d in BENCHMARKED if not (folder / "truth" / d.name).exists()])
-    stages = [(recipe, path) for recipe in (TRAINED[0], FROZEN[0]) for path in ("S", *PATHS)]
-    for recipe, path in stages:  # in order: each goes on from one before it
-        if not _stage_folder(folder, recipe, path).exists():
-            make_stage(folder, recipe, path)
+    every(partial(make_stages, folder), STAGED)
     missing = [d for d in STUDIED if not (folder / "steering" / d.name).exists()]
     every(partial(study, folder, unfinished), missing)
 
@@ -172,6 +169,13 @@ def study(folder: Path, unfinished: Path, dictionary: Dictionary) -> None:
     store_study(target, dictionary.settings(folder), folder / "truth", unfinished)
 
 
+def make_stages(folder: Path, recipe: Recipe) -> None:
+    """The stages of model diffing that are missing, in order: each goes on from one before it."""
+    for path in ("S", *PATHS):
+        if not _stage_folder(folder, recipe, path).exists():
+            make_stage(folder, recipe, path)
+
+
 def make_stage(folder: Path, recipe: Recipe, path: str) -> None:
     """One stage of model diffing: S from scratch, the last of a longer path from the stage before it."""
     models, reader = folder.parent / "models", MODEL if reads_fine_tuned(path) else BASE
@@ -188,7 +192,7 @@ def make_stage(folder: Path, recipe: Recipe, path: str) -> None:
 def _stage_folder(folder: Path, recipe: Recipe, path: str) -> Path:
     """As :mod:`reasoning_features.diffing.stages` looks for it."""
     owner, name = (BASE, "S-0") if path in ("S", "S-0") else (MODEL, path)
-    return folder / "diffing" / recipe.label / owner / name
+    return folder / "diffing" / f"{recipe.label}-{recipe.seed}" / owner / name
 
 
 def main() -> None:

@@ -151,25 +151,16 @@ class Editing:
         """Scores of every edit, means over both attributes, with 95% intervals from resampling the bases'
         documents: rows of ``dictionary``, ``n``, the scores with ends, ``pairs``, ``documents``.
         """
-        documents, shares = len(np.unique(self.documents)), self._shares(seed)
-        rows = []
+        names, document = np.unique(self.documents, return_inverse=True)
+        weights, documents = weights_by_document(len(names), seed)[:, document], len(names)
+        shares = np.einsum("rp,eps->res", weights, self.marks.mean(1), optimize=True)
+        shares, rows = shares / weights.sum(1)[:, None, None], []
         for (dictionary, n), of_edit in zip(self.edits, shares.transpose(1, 2, 0), strict=True):
             row: dict[str, Any] = {"dictionary": dictionary, "n": n}
             for score, values in zip(SCORES, of_edit, strict=True):
                 row |= percentile_interval(values[0], values[1:], documents).row(score, f"{score} ")
             rows.append(row | {"pairs": len(self.documents), "documents": documents})
         return pd.DataFrame(rows)
-
-    def resampled(self, dictionary: str, n: int, seed: int = 0) -> NDArray[np.float64]:
-        """Disentanglement by one edit ``[1 + resamples]``, first of all pairs."""
-        return self._shares(seed)[:, self.edits.index((dictionary, n)), 2]
-
-    def _shares(self, seed: int) -> NDArray[np.float64]:
-        """Mean scores ``[1 + resamples, e, 3]``."""
-        names, document = np.unique(self.documents, return_inverse=True)
-        weights = weights_by_document(len(names), seed)[:, document]
-        shares = np.einsum("rp,eps->res", weights, self.marks.mean(1), optimize=True)
-        return shares / weights.sum(1)[:, None, None]
 
 
 def edit_attributes(

@@ -13,7 +13,7 @@ places: what is left in it is that a document has a beginning, a middle and an e
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -46,22 +46,6 @@ AS_IT_IS, ANOTHER = "as it is", "another document"
 MINIMUM = 20  # tokens of each half on which a latent must be active, and on which it must not, to be judged
 
 
-@dataclass(frozen=True)
-class SparseProbes:
-    """Mean balanced accuracy of classes by dictionary, labelling and k, ``[1 + resamples]`` of documents."""
-
-    accuracy: dict[tuple[str, str, int], Array]
-    documents: int
-
-    def table(self) -> pd.DataFrame:
-        """A row a probe: ``balanced accuracy`` with its 95% ``low`` and ``high``, ``documents`` tested."""
-        rows = []
-        for probe, values in self.accuracy.items():
-            rows.append((*probe, *astuple(percentile_interval(values[0], values[1:], self.documents))))
-        columns = ["dictionary", "labelling", "k", "balanced accuracy", "low", "high", "documents"]
-        return pd.DataFrame(rows, columns=columns)
-
-
 def labellings(corpus: Corpus) -> dict[str, Codes]:
     """Classes of tokens ``[n_tokens]``, −1 for none: the reasoning step, and a thinking token's family."""
     family = np.unique(corpus.domains, return_inverse=True)[1][corpus.document_of]
@@ -69,10 +53,13 @@ def labellings(corpus: Corpus) -> dict[str, Codes]:
     return {"move": move_targets(corpus), "family": np.where(thinking, family, -1)}
 
 
-def sparse_probes(saes: Saes, activations: ActivationBatch, corpus: Corpus, seed: int = 0) -> SparseProbes:
+def sparse_probes(saes: Saes, activations: ActivationBatch, corpus: Corpus, seed: int = 0) -> pd.DataFrame:
     """Probe dictionaries of raw activations for every class of all :func:`labellings`, beside the stream's
-    own coordinates (``CEILING``: the k best, and all) and constant latents (``FLOOR``); ``seed`` divides the
-    documents and draws resamples. UserError where a labelling has fewer than two classes in either part.
+    own coordinates (``CEILING``: the k best, and all) and constant latents (``FLOOR``).
+
+    Gives a row a ``dictionary``, ``labelling`` and ``k``: ``balanced accuracy``, mean over classes, with its
+    95% ``low`` and ``high``, ``documents`` tested. ``seed`` divides the documents and draws resamples.
+    UserError where a labelling has fewer than two classes in either part.
     """
     positions, residual = activations.positions.numpy(), activations.residual
     names, document = np.unique(corpus.document_of[positions], return_inverse=True)
@@ -80,17 +67,20 @@ def sparse_probes(saes: Saes, activations: ActivationBatch, corpus: Corpus, seed
     test_document = np.full(len(names), -1)
     test_document[tested] = np.arange(len(tested))
     weights = weights_by_document(len(tested), seed)
-    accuracy: dict[tuple[str, str, int], Array] = {}
+    rows: list[tuple[Any, ...]] = []
     with threadpool_limits(limits=1):  # threads only wait for one another on matrices this small
         for name in (*saes, CEILING):
             latents = scaled_latents(saes[name], residual) if name in saes else residual.numpy()
             ks = KS if name in saes else (*KS, latents.shape[1])
             for labelling, codes in labellings(corpus).items():
                 found = _probed(latents, codes[positions], test_document[document], weights, ks, labelling)
-                accuracy |= {(name, labelling, k): of_k for k, of_k in found.items()}
-    even = np.full(len(weights), 0.5)  # of what is the same everywhere, whatever is said of it
-    accuracy |= {(FLOOR, labelling, k): even for labelling in labellings(corpus) for k in KS}
-    return SparseProbes(accuracy, len(tested))
+                for k, values in found.items():
+                    interval = percentile_interval(values[0], values[1:], len(tested))
+                    rows.append((name, labelling, k, *astuple(interval)))
+    even = (0.5, 0.5, 0.5, len(tested))  # of what is the same everywhere, whatever is said of it
+    rows += [(FLOOR, labelling, k, *even) for labelling in labellings(corpus) for k in KS]
+    columns = ["dictionary", "labelling", "k", "balanced accuracy", "low", "high", "documents"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def scaled_latents(sae: SAE[Any], residual: torch.Tensor) -> Latents:

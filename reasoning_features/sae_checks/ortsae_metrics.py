@@ -202,13 +202,6 @@ def chosen_overlap(saes: Saes, chosen: Mapping[str, Ids], residual: Tensor) -> p
     return pd.DataFrame(rows, columns=columns)
 
 
-def less(table: pd.DataFrame, one: str = "BatchTopK", other: str = "OrtSAE") -> Interval:
-    """A measure of one dictionary less another's, independent estimates in rows as of :func:`geometry`."""
-    rows = table[["dictionary", "estimate", "low", "high", "n"]].itertuples(index=False)
-    intervals = {name: Interval(*interval) for name, *interval in rows}
-    return statistics.independent_difference(intervals[one], intervals[other])
-
-
 # --- absorption ---------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """Trained dictionaries beside the random-SAE baseline: what ``make sanity`` stored of one model, compared.
 
-Differences are of two arrays ``[1 + resamples]``, a measure of all units and of each resample of them; they
-are paired where both dictionaries are measured on the same units.
+What is compared are architectures: the difference is taken seed by seed, on the same documents and problems,
+and its interval is over seeds.
 """
 
 import re
@@ -12,26 +12,22 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike, NDArray
 from sae_lens import SAE
 
 from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import NAMES, architecture_label, load_autoencoder, name_of
-from reasoning_features.dictionaries.evaluation import EXPLAINED, reconstruct
+from reasoning_features.dictionaries.evaluation import EXPLAINED
 from reasoning_features.errors import MissingArtefact
 from reasoning_features.files import verify_shipped
 from reasoning_features.reporting.claims import Measured
 from reasoning_features.reporting.plots import LINES, legend_below, look, name_rows, panels
-from reasoning_features.residual_stream.activations import ActivationBatch
-from reasoning_features.residual_stream.probes import weights_by_document
 from reasoning_features.sae_checks.interpretability import AS_IT_IS, CEILING, KS
 from reasoning_features.sae_checks.synthetic import FROZEN, TRAINED
-from reasoning_features.statistics import Interval
+from reasoning_features.statistics import Interval, t_interval
 from reasoning_features.steering.steering_results import winners_table
 from reasoning_features.steering.steering_study import Study, load_studies
 from reasoning_features.truth import benchmark as scorers
 
-Array = NDArray[np.float64]
 Value = TypeVar("Value")
 ENDS = ["estimate", "low", "high"]
 SHARE = f"share of effect, top {scorers.TOP[0]}"
@@ -50,29 +46,38 @@ def load_table(path: str) -> pd.DataFrame:
     return pd.read_parquet(table)
 
 
+def dictionary_name(label: str, seed: int) -> str:
+    """A dictionary's name, by its architecture's label: "BatchTopK", and "BatchTopK, seed 1" of another."""
+    return name_of(label) + (f", seed {seed}" if seed else "")
+
+
 def load_dictionaries(
-    folder: str, model: str, d_model: int, hook_name: str, device: str = "cpu", seed: int = 0
+    folder: str, model: str, d_model: int, hook_name: str, device: str = "cpu"
 ) -> dict[str, SAE[Any]]:
-    """The autoencoders of a model and a seed in a folder; MissingArtefact where there are none."""
+    """All autoencoders of a model in a folder, by name; MissingArtefact where there are none."""
     home = paths.resolve(folder) / "autoencoders"
-    found = sorted(path for path in home.glob(f"{model}-*-{seed}") if path.is_dir())
+    found = sorted(path for path in home.glob(f"{model}-*") if path.is_dir())
     if not found:
         raise MissingArtefact(f"There are no dictionaries of {model} in {folder}: `make sanity` trains them.")
     verify_shipped(home)
-    saes = (load_autoencoder(paths.relative(path), d_model, hook_name, device) for path in found)
-    return _trained_first({name_of(architecture_label(sae)): sae for sae in saes})
+    seeds = [int(path.name.rsplit("-", 1)[1]) for path in found]
+    saes = [load_autoencoder(paths.relative(path), d_model, hook_name, device) for path in found]
+    named = zip(saes, seeds, strict=True)
+    return _trained_first({dictionary_name(architecture_label(sae), seed): sae for sae, seed in named})
 
 
 def benchmarks_by_name(folder: str, model: str) -> dict[str, scorers.Benchmark]:
     """Effects of the features of a model's dictionaries."""
-    found = sorted(scorers.load_benchmarks(f"{folder}/truth"), key=lambda benchmark: benchmark.architecture)
-    return _trained_first({name_of(b.architecture): b for b in found if b.model == model})
+    known = [b for b in scorers.load_benchmarks(f"{folder}/truth") if b.model == model]
+    known.sort(key=lambda b: (b.architecture, b.autoencoder_seed))
+    return _trained_first({dictionary_name(b.architecture, b.autoencoder_seed): b for b in known})
 
 
 def studies_by_name(folder: str, model: str) -> dict[str, Study]:
     """Matched-budget searches of steering on a model's dictionaries."""
-    found = load_studies(paths.resolve(folder) / "steering").values()
-    named = {name_of(s.identity["architecture"]): s for s in found if s.identity["model"] == model}
+    known = load_studies(paths.resolve(folder) / "steering").values()
+    told = [(study.identity, study) for study in known if study.identity["model"] == model]
+    named = {dictionary_name(who["architecture"], who["autoencoder_seed"]): study for who, study in told}
     return _trained_first(named)
 
 
@@ -109,43 +114,37 @@ def metrics(
     return pd.concat(parts, ignore_index=True)[["metric", "dictionary", *ENDS]]
 
 
-# --- trained less random ------------------------------------------------------------------------------------
+# --- one architecture less another --------------------------------------------------------------------------
 
 
-def row(measure: str, trained: Array, null: Array, floor: float, n: int) -> dict[str, Any]:
-    """One measure of a trained dictionary beside a null's, from resamples of both ``[1 + resamples]``: their
-    ``difference`` with its 95% ends ``low`` and ``high``, and ``low 90`` and ``high 90``.
+def differences(table: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
+    """One architecture less another in each ``metric`` of a table such as :func:`metrics` that has both.
+
+    A row has the means over seeds (``one``, ``other``), their ``difference``, and Student's interval over
+    ``seeds`` of the differences seed by seed (95%: ``low``, ``high``; 90%: ``low 90``, ``high 90``).
     """
-    difference = trained - null
-    drawn = difference[1:][np.isfinite(difference[1:])]
-    names = ("low", "high", "low 90", "high 90")
-    ends = dict(zip(names, np.quantile(drawn, [0.025, 0.975, 0.05, 0.95]), strict=True))
-    values = {"measure": measure, "trained": trained[0], "null": null[0], "floor": floor}
-    return values | {"difference": difference[0]} | ends | {"n": n}
+    values = table.drop_duplicates(["metric", "dictionary"]).pivot(
+        index="metric", columns="dictionary", values="estimate"
+    )
+    sides = [[name for name in values if str(name).split(", ")[0] == each] for each in (one, other)]
+    rows: list[dict[str, Any]] = []
+    for metric in table["metric"].unique():
+        first, second = (values.loc[metric, names].to_numpy(dtype=float) for names in sides)
+        if not len(both := np.flatnonzero(np.isfinite(first - second))):
+            continue
+        gap = first[both] - second[both]
+        wide, narrow = t_interval(gap), t_interval(gap, 0.9)
+        row = {"metric": metric, "one": first[both].mean(), "other": second[both].mean()}
+        row |= wide.row("difference") | {"low 90": narrow.low, "high 90": narrow.high, "seeds": wide.n}
+        rows.append(row | {"compared": f"{one} less {other}"})
+    return pd.DataFrame(rows)
 
 
-def variance_explained(
-    sae: SAE[Any], fresh: ActivationBatch, documents: NDArray[np.int64], seed: int = 0
-) -> Array:
-    """Fraction of variance that a dictionary explains of all documents and of each resample ``[1 +
-    resamples]``; ``documents`` ``[n_tokens]``: each token's.
-    """
-    sums = reconstruct(sae, fresh.residual).by_document(documents[fresh.positions.numpy()])
-    weights = weights_by_document(len(sums), seed)
-    return 1 - (weights @ sums["error"].to_numpy()) / (weights @ sums["deviation"].to_numpy())
-
-
-def resampled_mean(values: ArrayLike, seed: int) -> Array:
-    """Mean of values ``[n]``, and of each resample of them ``[1 + resamples]``."""
-    units = np.asarray(values, dtype=float)
-    return weights_by_document(len(units), seed, 2000) @ units / len(units)
-
-
-def outcome(rows: pd.DataFrame, measure: str) -> Measured:
-    """The difference in one :func:`row` of a table, as claims are judged by it."""
-    (of,) = rows[rows["measure"] == measure].to_dict("records")
-    wide = Interval(of["difference"], of["low"], of["high"], of["n"])
-    return Measured(wide, narrow=Interval(of["difference"], of["low 90"], of["high 90"], of["n"]))
+def outcome(rows: pd.DataFrame, metric: str, control: float | None = None) -> Measured:
+    """The difference in one row of :func:`differences`, as claims are judged by it."""
+    (of,) = rows[rows["metric"] == metric].to_dict("records")
+    wide = Interval(of["difference"], of["low"], of["high"], of["seeds"])
+    return Measured(wide, control, Interval(of["difference"], of["low 90"], of["high 90"], of["seeds"]))
 
 
 # --- scorers, steering and stages under each dictionary, and figures ---------------------------------------
@@ -157,19 +156,9 @@ def scorer_shares(scored: pd.DataFrame) -> pd.DataFrame:
     ranking), ``causal``, ``live``, ``traces``.
     """
     rows = scored[scored["metric"] == SHARE].reset_index(drop=True)
-    rows["dictionary"] = [name_of(label) for label in rows["architecture"]]
+    told = zip(rows["architecture"], rows["autoencoder_seed"], strict=True)
+    rows["dictionary"] = [dictionary_name(label, seed) for label, seed in told]
     return rows[["model", "dictionary", "scorer", *ENDS, "chance", "causal", "live", "traces"]]
-
-
-def share_of_effect(benchmark: scorers.Benchmark) -> Array:
-    """Share of effect on persistence that ReasonScore's ten best features have, of all traces and of each
-    resample of them: the same for all dictionaries of a model.
-    """
-    truth = benchmark.truths["persistence"]
-    score = scorers.live_scores(scorers.column("score:reason score"), benchmark, truth)
-    resampled = truth.resampled(scorers.RESAMPLES, scorers.SEED)
-    effects = np.concatenate([truth.effect[None], resampled])
-    return scorers.metrics(score, truth, effects)[SHARE]
 
 
 def winners(studies: Mapping[str, Study], seed: int = 0) -> pd.DataFrame:
@@ -181,7 +170,7 @@ def winners(studies: Mapping[str, Study], seed: int = 0) -> pd.DataFrame:
 
 def styles(dictionaries: Sequence[str]) -> dict[str, dict[str, Any]]:
     """How dictionaries look by name: trained ones full and coloured, frozen ones hollow grey. A variant
-    ("OrtSAE, second seed") looks as its architecture does, but is dotted, and hollow where that one is full.
+    ("OrtSAE, seed 1") looks as its architecture does, but is dotted, and hollow where that one is full.
     """
     looks: dict[str, dict[str, Any]] = {}
     for name in dictionaries:

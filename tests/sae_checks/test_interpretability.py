@@ -42,7 +42,7 @@ def probes():
 
 
 def test_a_latent_that_is_a_class_tells_it_and_a_constant_tells_nothing(probes):
-    table = probes.table().set_index(["dictionary", "labelling", "k"])
+    table = probes.set_index(["dictionary", "labelling", "k"])
     columns = ["balanced accuracy", "low", "high", "documents"]
     for name, k in (("knows", 1), (CEILING, 1), (CEILING, WIDTH)):
         assert table.loc[(name, "move", k), columns].tolist() == [1, 1, 1, 24]
@@ -60,8 +60,8 @@ def test_what_documents_alone_tell_is_not_learnt():
     corpus = replace(CORPUS, domains=[str(side) for side in rng.permutation([0, 1] * 30)])
     residual = torch.from_numpy(rng.normal(size=(60, WIDTH))[corpus.document_of]).float()
     batch = ActivationBatch(residual, torch.arange(corpus.n_tokens))
-    found = checks.sparse_probes({}, batch, corpus)
-    assert found.accuracy[CEILING, "family", WIDTH][0] < 0.7
+    found = checks.sparse_probes({}, batch, corpus).set_index(["dictionary", "labelling", "k"])
+    assert found.loc[(CEILING, "family", WIDTH), "balanced accuracy"] < 0.7
 
 
 def test_how_the_decoder_is_scaled_changes_nothing():

@@ -1,23 +1,20 @@
 """Trained beside random: what is planted is found, a dictionary beside itself differs by nothing, looks."""
 
+import math
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from tiny import make_benchmark, signed_identity
+from tiny import make_benchmark
 
-from reasoning_features.dictionaries.evaluation import quality
 from reasoning_features.errors import CorruptArtefact, MissingArtefact
 from reasoning_features.files import write_shipped
-from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.sae_checks import random_baseline
+from reasoning_features.statistics import t_interval
 from reasoning_features.truth.benchmark import Benchmark, Scorer, column, evaluate_all
 
-FRESH = ActivationBatch(torch.randn(400, 4, generator=torch.Generator().manual_seed(0)), torch.arange(400))
-DOCUMENTS = np.repeat(np.arange(20), 20)
 EFFECT = np.concatenate([np.full(5, 0.5), np.full(20, 0.01)])
 SCORER = Scorer("ReasonScore", column("score:reason score"))
 
@@ -32,25 +29,26 @@ def benchmark(architecture: str, score: np.ndarray) -> Benchmark:
 GOOD, BAD = benchmark("batchtopk", EFFECT), benchmark("soft_frozen_decoder-iso", -EFFECT)
 
 
-def test_variance_explained_differs_by_what_is_explained_paired_over_documents():
-    saes = {"whole": signed_identity(4), "half": signed_identity(4, gain=0.5)}
-    whole, half = (random_baseline.variance_explained(sae, FRESH, DOCUMENTS) for sae in saes.values())
-    for found, sae in ((whole, saes["whole"]), (half, saes["half"])):
-        assert found[0] == pytest.approx(quality(sae, FRESH.residual)["fraction of variance explained"])
-    row = random_baseline.row("variance explained", whole, half, 0.0, 20)
-    assert row["difference"] == pytest.approx(whole[0] - half[0]) and row["low"] > 0.2
-    assert row["low"] < row["low 90"] < row["high 90"] < row["high"]
-    itself = random_baseline.row("variance explained", half, half, 0.0, 20)
-    assert itself["difference"] == itself["low"] == itself["high"] == 0
-
-
-def test_a_row_by_hand():
-    trained, null = np.concatenate([[0.9], np.linspace(0.8, 1.0, 101)]), np.full(102, 0.7)
-    row = random_baseline.row("a", trained, null, 0.5, 30)
-    ends = [row[name] for name in ("low", "low 90", "high 90", "high")]
-    assert ends == pytest.approx([0.105, 0.11, 0.29, 0.295]) and row["difference"] == pytest.approx(0.2)
-    claim = random_baseline.outcome(pd.DataFrame([row]), "a")
-    assert (claim.value.low, claim.narrow.low, claim.value.n) == pytest.approx((0.105, 0.11, 30))
+def test_architectures_are_compared_seed_by_seed():
+    names = ["TopK", "TopK, seed 1", "TopK, seed 2", "frozen decoder", "frozen decoder, seed 1"]
+    names += ["frozen decoder, seed 2", "frozen decoder (cov)"]
+    values = [0.9, 0.8, 0.85, 0.5, 0.6, 0.55, 0.0]
+    table = pd.DataFrame({"metric": "a", "dictionary": names, "estimate": values})
+    alone = table.assign(metric="b")[table["dictionary"].str.startswith("TopK")]
+    once = table.assign(metric="c")[~table["dictionary"].str.contains("seed")]
+    rows = random_baseline.differences(pd.concat([table, alone, once]), "TopK", "frozen decoder")
+    first, other = rows.to_dict("records")
+    expected = t_interval([0.4, 0.2, 0.3])
+    assert (first["metric"], first["seeds"]) == ("a", 3)
+    assert (first["one"], first["other"]) == pytest.approx((0.85, 0.55))
+    assert (first["low"], first["difference"], first["high"]) == pytest.approx(
+        (expected.low, 0.3, expected.high)
+    )
+    assert first["low"] < first["low 90"] < first["high 90"] < first["high"]
+    assert other["metric"] == "c" and other["difference"] == 0.9 and math.isnan(other["low"])
+    claim = random_baseline.outcome(rows, "a", control=0.1)
+    assert (claim.value.estimate, claim.value.n, claim.control) == pytest.approx((0.3, 3, 0.1))
+    assert claim.narrow.low == first["low 90"]
 
 
 def test_the_share_of_effect_is_the_benchmarks():
@@ -60,12 +58,10 @@ def test_the_share_of_effect_is_the_benchmarks():
     assert own.loc["BatchTopK", "estimate"] == pytest.approx(sizes[:10].sum() / sizes.sum())
     assert own.loc["soft-frozen decoder", "estimate"] < 0.1
     assert own.loc["BatchTopK", ["chance", "causal", "live"]].tolist() == [10 / 25, 5, 25]
-    found, null = (random_baseline.share_of_effect(each) for each in (GOOD, BAD))
-    assert found[0] == own.loc["BatchTopK", "estimate"] and (found > null).all()
 
 
 def test_dictionaries_are_told_apart_and_keep_their_row_in_every_panel():
-    names = ["BatchTopK", "BatchTopK, second seed", "frozen decoder", "frozen decoder (cov)", "TopK", "ReLU"]
+    names = ["BatchTopK", "BatchTopK, seed 1", "frozen decoder", "frozen decoder (cov)", "TopK", "ReLU"]
     looks = random_baseline.styles(names)
     parts = ("color", "marker", "markerfacecolor")
     assert len({tuple(str(looks[name][part]) for part in parts) for name in names}) == len(names)
