@@ -45,7 +45,7 @@ def test_architectures_are_compared_seed_by_seed():
         (expected.low, 0.3, expected.high)
     )
     assert first["low"] < first["low 90"] < first["high 90"] < first["high"]
-    assert other["metric"] == "c" and other["difference"] == 0.9 and math.isnan(other["low"])
+    assert other["metric"] == "c" and other["difference"] == 0.4 and math.isnan(other["low"])
     claim = random_baseline.outcome(rows, "a", control=0.1)
     assert (claim.value.estimate, claim.value.n, claim.control) == pytest.approx((0.3, 3, 0.1))
     assert claim.narrow.low == first["low 90"]
