@@ -112,6 +112,8 @@ def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
         return UNTESTABLE
     if rule.line is None:
         return BESIDE
+    if isinstance(measured.value, Interval) and measured.ends is None:  # one unit has no interval
+        return UNDECIDED
     line = rule.line_at(measured.control)
     if line is None or (rule.margin is not None and narrow is None):
         lacks = "control" if line is None else "90% interval, for its margin"
@@ -222,7 +224,7 @@ def _judged(claim: Claim, found: Measured | Interval | float | None, planted: bo
     n = value.n if isinstance(value, Interval) else measured.n
     row = {"ours": _rounded(measured.estimate), "interval": ends and [*map(_rounded, ends)]}
     row |= {"n": None if n is None else int(n), "control": _rounded(measured.control)}
-    row |= {"interval_90": [_rounded(narrow.low), _rounded(narrow.high)]} if narrow else {}
+    row |= {"interval_90": [_rounded(narrow.low), _rounded(narrow.high)]} if narrow and ends else {}
     return row | {"verdict": verdict(claim, measured, planted)}
 
 
