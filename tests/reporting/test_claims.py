@@ -1,6 +1,7 @@
 """Claims: their rules as data, the verdicts that follow, and the tables of what came out."""
 
 import json
+import math
 import re
 
 import pytest
@@ -76,10 +77,8 @@ def test_what_is_shown_beside_is_not_judged_and_a_lacking_control_is_told():
     assert claims.verdict(claim("shown beside"), Measured(0.5), True) == claims.BESIDE
     assert claims.verdict(claim("real models only"), Measured(0.5), False) == claims.BESIDE
     assert claims.verdict(claim("real models only"), Measured(0.5), True) == claims.UNTESTABLE
-    assert (
-        claims.verdict(claim("above", 0), Measured(Interval(0.5, np.nan, np.nan, 1)), True)
-        == claims.UNDECIDED
-    )
+    alone = Measured(Interval(0.5, math.nan, math.nan, 1))
+    assert claims.verdict(claim("above", 0), alone, True) == claims.UNDECIDED
     unmeasured = {"control": claim("above", "control"), "90% interval": claim("above", 0, margin=0.05)}
     for lacks, asked in unmeasured.items():
         with pytest.raises(UserError, match=f"02_sae gives claim 'a' of claims.yaml no {lacks}"):
