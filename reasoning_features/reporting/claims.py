@@ -1,4 +1,4 @@
-"""The claims of the papers, fixed in ``claims.yaml`` before anything ran, and what came out for each.
+"""The claims of the papers, whose rules ``claims.yaml`` fixes, and what came out for each.
 
 On the organism a verdict says whether the method recovers the planted effect; *reproduced* is kept for real
 models. Claims about dictionaries of whatever model, and about what nobody planted, hold here or do not.
@@ -35,12 +35,15 @@ MAIN_PAPER = "2503.18878"
 SIDES = {"holds": (RECOVERS, REPRODUCED, HOLDS), "does not hold": (DOES_NOT, NOT_REPRODUCED, HOLDS_NOT)}
 FARTHEST = 8  # half widths of an interval: claims farther from their line are drawn there
 BEGIN, END = "<!-- claims: written by make -->", "<!-- claims: end -->"
-ABOUT = """# Claims
+CHANGED = "†"
+ABOUT = f"""# Claims
 
-Rules were fixed before anything ran: [claims.yaml](../../reasoning_features/reporting/claims.yaml) has them,
-and what would falsify each claim. On the organism a verdict says whether the method recovers the planted
-effect; where none was planted, whether the claim holds here. A difference of accuracy counts as none where
-its 90% interval lies within ± 1.5 points of 0. What n counts, and what the interval is over, stands beside.
+[claims.yaml](../../reasoning_features/reporting/claims.yaml) has the rules, and what would falsify each
+claim. A rule was fixed before its numbers; {CHANGED} marks rules that were changed when numbers of an earlier
+version were known, and the file says how. On the organism a verdict says whether the method recovers the
+planted effect; where none was planted, whether the claim holds here. Where a rule has a margin, an effect
+whose 90% interval lies within it counts as none (accuracy: 1.5 points). What n counts, and what the interval
+is over, stands beside.
 
 """
 
@@ -78,6 +81,12 @@ class Claim(BaseModel, extra="forbid", frozen=True):
     rule: Rule
     headline: bool = False  # whether the README shows it
     planted: bool = True  # whether the organism was built to have the effect
+    changed: str = ""  # why the rule was changed after earlier numbers were known
+
+    @property
+    def mark(self) -> str:
+        """Its id in tables."""
+        return f"{self.id} {CHANGED}" if self.changed else self.id
 
 
 class Measured(NamedTuple):
@@ -161,15 +170,15 @@ def record(run: Run, measured: Mapping[str, Measured | Interval | float]) -> Mar
 def frame(files: Iterable[Path]) -> pd.DataFrame:
     """One row a recorded claim, in the order of ``claims.yaml``."""
     recorded = {name: row for file in files for name, row in read_json(file).items()}
-    columns = ["claim", "paper", "where", "ours", "95% interval", "n", "control", "verdict", "notebook"]
+    columns = ["id", "claim", "paper", "where", "ours", "95% interval", "n", "control", "verdict", "notebook"]
     rows = []
     for claim in (claim for claim in all_claims() if claim.id in recorded):
         row = recorded[claim.id]
         where = claim.place if claim.paper == MAIN_PAPER else f"{claim.paper}, {claim.place}"
         ends = row["interval"] and "{:.3g} to {:.3g}".format(*row["interval"])
         n = None if row["n"] is None else f"{row['n']} {claim.rule.n}"
-        told = [claim.statement, claim.number, where, row["ours"], ends, n, row["control"], row["verdict"]]
-        rows.append([*told, claim.notebook[:2]])
+        told = [claim.mark, claim.statement, claim.number, where, row["ours"], ends, n, row["control"]]
+        rows.append([*told, row["verdict"], claim.notebook[:2]])
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -181,7 +190,7 @@ def write_tables(figures: Path, readme: Path | None = None) -> None:
     if not (distances := summary(files)).empty:
         draw_summary(distances).savefig(figures / "claims.png", metadata={"Software": None})
     if readme:
-        shown = table[table["claim"].isin([claim.statement for claim in all_claims() if claim.headline])]
+        shown = table[table["id"].isin([claim.mark for claim in all_claims() if claim.headline])]
         columns = ["claim", "paper", "ours", "95% interval", "verdict", "notebook"]
         write_between(readme, BEGIN, END, to_markdown(shown[columns]))
 
@@ -193,16 +202,21 @@ def summary(files: Iterable[Path]) -> pd.DataFrame:
     """
     recorded = {name: row for file in files for name, row in read_json(file).items()}
     rows = []
-    for claim in sorted(all_claims(), key=lambda claim: claim.paper):
+    for claim in sorted(all_claims(), key=_asked_by):
         row, rule = recorded.get(claim.id, {}), claim.rule
         if row.get("interval") and rule.line is not None and row["verdict"] != UNTESTABLE:
             at = np.array([row["ours"], *row["interval"]]) - rule.line_at(row["control"])
             at = np.sort(-at if rule.comparison == "at most" else at)
             low, ours, high = np.clip(2 * at / max(at[2] - at[0], 1e-12), -FARTHEST, FARTHEST)
             side = next((side for side, own in SIDES.items() if row["verdict"] in own), UNDECIDED)
-            name = f"{claim.paper.split('v')[0]} · {claim.id.replace('_', ' ')}"
+            name = f"{_asked_by(claim)} · {claim.id}"
             rows.append({"claim": name, "side": side, "ours": ours, "low": low, "high": high})
     return pd.DataFrame(rows)
+
+
+def _asked_by(claim: Claim) -> str:
+    """The paper whose claim it is, without a version; "ours" where no paper has a number."""
+    return "ours" if claim.number == "–" else claim.paper.split("v")[0]
 
 
 def draw_summary(table: pd.DataFrame) -> Figure:
@@ -210,7 +224,7 @@ def draw_summary(table: pd.DataFrame) -> Figure:
     fig, ax = plots.new_figure(height=0.8 + 0.17 * len(table))
     by_side = table.sort_values("side", key=lambda side: side.map([*SIDES, UNDECIDED].index), kind="stable")
     plots.forest(ax, by_side, "claim", "ours", "side", names=table["claim"].tolist())
-    ax.set_xlabel("distance from the rule's line, in half intervals; right: for the claim")
+    ax.set_xlabel(f"distance from the rule's line in half intervals, cut at {FARTHEST}; right: for the claim")
     plots.legend_below(fig)
     return fig
 

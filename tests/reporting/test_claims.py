@@ -139,7 +139,7 @@ def test_recorded_claims_make_the_tables(run, repository):
     assert re.search(r"86 of 65,536.*\| 16 \|", (figures / "claims.md").read_text())
     # 0.97 lies 28 half intervals above the line of 0.685, and is drawn at the end
     (ax,) = claims.draw_summary(claims.summary(figures.glob("claims_*.json"))).axes
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["2503.18878 · variance explained"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["2503.18878 · variance_explained"]
     assert ax.containers[0].lines[0].get_xdata().tolist() == [claims.FARTHEST]
     assert (figures / "claims.png").is_file()
     lines = readme.read_text().splitlines()
