@@ -77,7 +77,7 @@ BENCHMARKED = (
     *(Dictionary(OTHER, recipe) for recipe in (FREE, SOFT)),
 )
 DICTIONARIES = (*BENCHMARKED, *(Dictionary(MODEL, recipe) for recipe in ONCE))
-STUDIED = (*with_seeds(FREE, SOFT), Dictionary(MODEL, ORTSAE), Dictionary(MODEL, FROZEN))
+STUDIED = tuple(Dictionary(MODEL, recipe) for recipe in (FREE, SOFT, ORTSAE, FROZEN))
 STAGED = tuple(dictionary.recipe for dictionary in with_seeds(FREE, FROZEN))
 
 
