@@ -300,7 +300,8 @@ def draw_scores(
     ax.axvline(k, linestyle=plots.LINES[1], label=f"k = {k}", **grey)
     ax.axhline(np.quantile(own, quantile), linestyle=plots.LINES[3], label=f"quantile {quantile}", **grey)
     ax.set(xscale="log", xlabel="rank", title=plots.variant_name(name))
-    ax.set_yscale("symlog", linthresh=own[0] / 20)  # the band is seen at every rank
+    decade = 10 ** np.floor(np.log10(own[0] / 20))  # the band is seen at every rank
+    ax.set_yscale("symlog", linthresh=decade, linscale=0.6)
     ax.xaxis.set_major_formatter("{x:g}")
     plots.legend_below(fig)
     return fig, data.assign(variant=name)
