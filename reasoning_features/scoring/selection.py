@@ -315,13 +315,12 @@ def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
         nulls = table[table["kind"].isin(NULLS)].groupby("kind", sort=False)[statistic]
         for i, (kind, values) in enumerate(nulls):
-            style = plots.look(i) | {"marker": "", "label": NULLS[str(kind)]}
-            ax.ecdf(values.dropna(), **style)
-        for kind, mark in {REFERENCE: REFERENCE, TWINS: "its counterparts"}.items():
+            ax.ecdf(values.dropna(), marker="", label=NULLS[str(kind)], **plots.look(i, "color", "linestyle"))
+        for kind, mark, line in ((REFERENCE, REFERENCE, "-"), (TWINS, "its counterparts", ":")):
             for value in table.loc[table["kind"] == kind, statistic].dropna():
-                line = plots.LINES[0 if kind == REFERENCE else 3]
                 ax.axvline(value, color=plots.COLOURS[7], linestyle=line, marker="", label=mark)
-        ax.set(xlabel=label, ylabel="fraction of vocabularies\nat this value or below", title=name)
+        ax.set(xlabel=label, ylabel="fraction of vocabularies\nat this value or below")
+        ax.set_title(plots.variant_name(name))
     plots.legend_below(fig)
     columns = ["vocabulary", "kind", "words_of_R", statistic]
     data = pd.concat([own[columns].assign(variant=name) for name, own in tables.items()], ignore_index=True)
