@@ -148,9 +148,9 @@ def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
     return words[0] if holds else words[1]
 
 
-def record(run: Run, measured: Mapping[str, Measured | Interval | float]) -> Markdown:
-    """Judge and write a notebook's claims, by id; one that is left out could not be tested. Gives a table of
-    claim, paper, verdict and ours: estimate, 95% interval, n and control, as far as there are.
+def record(run: Run, measured: Mapping[str, Measured | Interval | float | None]) -> Markdown:
+    """Judge and write a notebook's claims, by id; one left out, or None, could not be tested. Gives a table
+    of claim, paper, verdict and ours: estimate, 95% interval, n and control, as far as there are.
     """
     own = [claim for claim in all_claims() if claim.notebook == run.notebook]
     if unknown := sorted(set(measured) - {claim.id for claim in own}):

@@ -97,9 +97,8 @@ def winners_table(study: Study, seed: int = 0, families: bool = True) -> pd.Data
                 plain = usual["correct"].astype(float)
                 row |= statistics.paired_difference(right, plain, seed=seed).row("gain")
                 row |= {"p": statistics.mcnemar(right, plain)}
-                row |= statistics.paired_difference(tokens, usual["thinking_tokens"], seed=seed).row(
-                    "longer", "longer "
-                )
+                longer = statistics.paired_difference(tokens, usual["thinking_tokens"], seed=seed)
+                row |= longer.row("longer", "longer ")
             rows.append(row)
     table = pd.DataFrame(rows)
     compared = table["class"] != UNSTEERED
@@ -208,16 +207,14 @@ def ban_table(answered: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """
     right, random = _by_problem(answered)
     tokens = answered.groupby("condition")["thinking_tokens"].mean()
-    known = {COUNTERPARTS: [COUNTERPARTS]} if COUNTERPARTS in right else {}
-    controls = known | {"random words": random}
+    controls = {name: [name] for name in right if name == COUNTERPARTS} | {"random words": random}
     rows: list[dict[str, Any]] = []
     for name, columns in ({"nothing": [UNSTEERED], "R": ["R"]} | controls).items():
         own = right[columns].to_numpy()
         change = statistics.paired_difference(own.mean(axis=1), right[UNSTEERED], seed=seed)
         row = {"banned": name, "accuracy": float(own.mean())} | change.row("change")
         row |= {"thinking tokens": float(tokens.loc[columns].mean()), "n": change.n}
-        told = PAPER_BAN.get(name, ())
-        paper = zip(BENCHMARKS, told[::2], told[1::2], strict=False)
+        paper = zip(BENCHMARKS, *(PAPER_BAN.get(name, ())[at::2] for at in (0, 1)), strict=False)
         rows.append(row | {f"paper, {each}": f"{share} / {length}k" for each, share, length in paper})
     for name, columns in controls.items():
         apart = statistics.paired_difference(right["R"], right[columns].to_numpy().mean(axis=1), seed=seed)
@@ -262,8 +259,10 @@ def screening_effect(study: Study, controls: Sequence[str], seed: int = 0) -> Me
     return Measured(statistics.bootstrap_mean(by_candidate[CHOSEN], seed=seed), usual)
 
 
-def ban_effect(answered: pd.DataFrame, seed: int = 0) -> Measured:
-    """What banning R costs in accuracy beyond a ban of its counterparts, or without these of random words."""
-    right, random = _by_problem(answered)
-    control = [COUNTERPARTS] if COUNTERPARTS in right else random
-    return paired_effect(right[control].to_numpy().mean(axis=1), right["R"], seed)
+def ban_effects(answered: Sequence[pd.DataFrame], seed: int = 0) -> tuple[Measured | None, ...]:
+    """What banning R costs beyond its counterparts (control: the second variant) and beyond random words."""
+    known = [_by_problem(each) for each in answered]
+    gaps = [paired_effect(r[COUNTERPARTS], r["R"], seed) for r, _ in known if COUNTERPARTS in r]
+    beyond = gaps[0]._replace(control=gaps[1].estimate) if len(gaps) > 1 else None
+    costs = (paired_effect(r[random].mean(axis=1), r["R"], seed) for r, random in known)
+    return beyond, next(costs, None)

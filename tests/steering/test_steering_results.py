@@ -171,7 +171,7 @@ def test_the_mean_difference_acts_through_the_decisions(organism_subject):
     assert means[TO_UNSTEERED] < means[STEERED] - 0.5
 
 
-def test_banning_r_is_compared_with_its_counterparts_and_without_them_with_random_sets():
+def test_banning_r_is_compared_with_its_counterparts_and_with_random_sets():
     right = {UNSTEERED: [1, 1, 1, 1], "R": [1, 0, 0, 0], "random 0": [1, 1, 0, 0], "random 1": [1, 1, 1, 1]}
     frames = [
         pd.DataFrame({"condition": name, "problem": range(4), "correct": values, "thinking_tokens": 9})
@@ -180,9 +180,9 @@ def test_banning_r_is_compared_with_its_counterparts_and_without_them_with_rando
     banned = pd.concat(frames, ignore_index=True)
     table = results.ban_table(banned).set_index("banned")
     assert table.loc["R", "change"] == -0.75 and table.loc[COUNTERPARTS, "change"] == 0
-    assert table.loc["random words", "accuracy"] == 0.75
-    assert table.loc["random words", "paper, MATH-500"] == "89.4 / 4.2k"
+    assert table.loc["random words", ["accuracy", "paper, MATH-500"]].tolist() == [0.75, "89.4 / 4.2k"]
     assert table.loc[f"R less {COUNTERPARTS}", "change"] == -0.75
     assert table.loc["R less random words", "change"] == -0.5
-    assert results.ban_effect(banned).value.estimate == 0.75
-    assert results.ban_effect(pd.concat(frames[:-1])).value.estimate == 0.5
+    beyond, cost = results.ban_effects([banned, banned.assign(correct=1)])
+    assert (beyond.estimate, beyond.control, cost.estimate) == (0.75, 0, 0.5)
+    assert results.ban_effects([pd.concat(frames[:-1])]) == (None, cost)
