@@ -125,7 +125,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     second_subject: str | None = None  # another reasoning model
     second_autoencoder: str | None = None  # its autoencoder
     gammas: list[float] = Field(default=[-0.4, -0.2, 0.2, 0.4], min_length=1)  # strengths in units of f_max
-    interpreted: PositiveInt = 20  # features whose steering and top tokens are tried
+    interpreted: PositiveInt = 20  # features interpreted by what steering them changes
     interpretation_problems: PositiveInt = 30  # problems a feature and strength (the paper's 30)
     candidates: PositiveInt = 10  # steering vectors tried of each class
     search_vocabularies: PositiveInt = 8  # of each kind that ReasonScore is given instead of R

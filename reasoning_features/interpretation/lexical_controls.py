@@ -39,6 +39,7 @@ DRIVEN, NOT_TRIGGERED = "driven by its top tokens", "not triggered by its own to
 CLASSES = (DRIVEN, "partly driven", "weakly driven", NOT_TRIGGERED)
 TOP, OCCURRENCES = 10, 5  # tokens of a feature, of those that occur as often
 DOCUMENTS = 60  # plain ones, at most: from 55 on, d = 0.5 reaches p < 0.01
+FEATURES = 12  # the first ones of a group, at most: each takes four passes over the documents
 INJECTED, PAPER = (1, 3, 8), 3  # tokens put into a document, against none; the paper's number
 
 
@@ -78,8 +79,8 @@ def largest(subject: Subject, sae: Any, corpus: Corpus, feature: int, batch_toke
 def measure_controls(
     settings: Settings, subject: Subject, groups: Mapping[str, tuple[Any, Ids]]
 ) -> pd.DataFrame:
-    """Put each feature's own top tokens into plain documents: a row for every feature of every group (a
-    dictionary and features of it) and number ``injected``, with ``d``, ``p``, ``class``, its top ``tokens``.
+    """Put each feature's own top tokens into plain documents: a row for each of the first features of every
+    group (a dictionary and features of it) and number ``injected``, with ``d``, ``p``, ``class``, its top ``tokens``.
 
     Top tokens come from the subject's traces, plain documents from its general text. A feature that is never
     active in traces has no tokens and no rows. UserError: no plain document has room.
@@ -88,6 +89,7 @@ def measure_controls(
     traces = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
     plain = words.plain_documents(general_corpus(settings, tokenizer, "evaluation")).head(DOCUMENTS)
     rows: list[dict[str, Any]] = []
+    groups = {group: (sae, features[:FEATURES]) for group, (sae, features) in groups.items()}
     tops = top_tokens(subject, traces, groups, batch)
     for group, (sae, _) in groups.items():
         for feature, own in tops[group].items():
