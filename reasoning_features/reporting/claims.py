@@ -78,6 +78,7 @@ class Claim(BaseModel, extra="forbid", frozen=True):
     rule: Rule
     headline: bool = False  # whether the README shows it
     planted: bool = True  # whether the organism was built to have the effect
+    changed: str = ""  # why the rule was changed after earlier numbers were known
 
 
 class Measured(NamedTuple):
