@@ -80,7 +80,8 @@ def measure_controls(
     settings: Settings, subject: Subject, groups: Mapping[str, tuple[Any, Ids]]
 ) -> pd.DataFrame:
     """Put each feature's own top tokens into plain documents: a row for each of the first features of every
-    group (a dictionary and features of it) and number ``injected``, with ``d``, ``p``, ``class``, its top ``tokens``.
+    group (a dictionary and features of it) and number ``injected``, with ``d``, ``p``, ``class``, its top
+    ``tokens``.
 
     Top tokens come from the subject's traces, plain documents from its general text. A feature that is never
     active in traces has no tokens and no rows. UserError: no plain document has room.

@@ -6,6 +6,7 @@ rates too, and forced runs are compared. Intervals over problems are paired: a p
 draws under every condition, and is resampled with all its answers.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,7 @@ from reasoning_features.reporting.claims import Measured
 from reasoning_features.reporting.plots import variant_name
 from reasoning_features.steering.answering import answers
 from reasoning_features.steering.questions import Questions
-from reasoning_features.steering.steering_study import CHOSEN, SLOT, Study
+from reasoning_features.steering.steering_study import CHOSEN, SIGNS, Study, best
 from reasoning_features.steering.token_rules import COUNTERPARTS, forced_rates
 from reasoning_features.truth.decisions import decision_rates, rates_of
 
@@ -39,6 +40,7 @@ PAPER_BAN: dict[str, tuple[float, ...]] = {
 }
 ARMS = (variant_name("coupled-0"), variant_name("decoupled-0"))  # where R's words matter, and where not
 ZERO = "zero by construction"
+CONTROL, APART = "best control", "ReasonScore − control"
 MAJORITY = "majority"
 STEERED = "steered"
 TO_STEERED, OWN = "unsteered, at the steered rates", "unsteered, at its own rates"
@@ -120,28 +122,53 @@ def variants_apart(studies: Sequence[Study], against: str, seed: int = 0) -> pd.
     A row a seed of the models, its interval (95%) over problems, and "all", over seeds: ``n`` counts them.
     The ``finding`` is on the 90% interval. ``ZERO`` names the models in which both classes have one winner.
     """
-    rows: list[dict[str, Any]] = []
+    rows = []
     for number, both in pairs(studies).items():
         apart = [study.outcome(CHOSEN) - study.outcome(against) for study in both]
         won = [study.winners.set_index("group")["condition"] for study in both]
         shared = [arm for arm, own in zip(ARMS, won, strict=True) if own[CHOSEN] == own[against]]
-        row = {"seed": str(number)} | dict(zip(ARMS, map(np.mean, apart), strict=True))
+        row: dict[str, Any] = {"seed": str(number)} | dict(zip(ARMS, map(np.mean, apart), strict=True))
         rows.append(row | {"found": paired_effect(apart[0], apart[1], seed), ZERO: ", ".join(shared)})
     means = {arm: np.mean([row[arm] for row in rows]) for arm in ARMS}
-    rows.append({"seed": ALL} | means | {"found": difference_effect(studies, against), ZERO: ""})
+    found = over_models([row["found"].value.estimate for row in rows])
+    rows.append({"seed": ALL} | means | {"found": found, ZERO: ""})
+    return _told(rows)
+
+
+def by_model(studies: Sequence[Study], seed: int = 0) -> pd.DataFrame:
+    """What ReasonScore's winner gains, what the best control gains, and the difference, in every model.
+
+    The control is the ``best`` of the second screening, before any fresh problem. ``longer`` is of thinking
+    tokens, relative to unsteered. The rows of "all" are over models: ``n`` counts them.
+    """
+    rows: list[dict[str, Any]] = []
+    for (signs, (chosen, *controls)), study in itertools.product(SIGNS.items(), studies):
+        won = study.winners[study.winners["group"].isin(controls)]
+        for control in best(won.assign(name=won["group"], group=CONTROL), 1)["name"]:
+            ends = {CHOSEN: (chosen, UNSTEERED), CONTROL: (control, UNSTEERED), APART: (chosen, control)}
+            for what, (one, less) in ends.items():
+                tokens = [study.outcome(name, "thinking_tokens").mean() for name in (one, less, UNSTEERED)]
+                row = {"signs": signs, "seed": str(study.identity["model_seed"]), "what": what}
+                row |= {"control": control, "longer": (tokens[0] - tokens[1]) / tokens[2]}
+                rows.append(row | {"found": effect(study, one, less, seed)})
+    for (sign, whose), own in pd.DataFrame(rows).groupby(["signs", "what"], sort=False):
+        found = over_models([each.value.estimate for each in own["found"]])
+        told = {"signs": sign, "seed": ALL, "what": whose, "longer": own["longer"].mean(), "found": found}
+        rows.append(told)
+    return _told(rows)
+
+
+def _told(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The rows, with what was ``found`` as an estimate with its 95% interval, and the 90%'s ``finding``."""
     for row in rows:
         found = row.pop("found")
         row |= vars(found.value) | {"finding": statistics.finding(found.narrow)}
     return pd.DataFrame(rows)
 
 
-def difference_effect(studies: Sequence[Study], against: str = SLOT) -> Measured:
-    """The difference in differences of :func:`variants_apart`, its mean over seeds with t intervals."""
-    apart = [
-        np.subtract(*((study.outcome(CHOSEN) - study.outcome(against)).mean() for study in both))
-        for both in pairs(studies).values()
-    ]
-    return Measured(statistics.t_interval(apart), narrow=statistics.t_interval(apart, level=0.90))
+def over_models(values: ArrayLike) -> Measured:
+    """Mean over models, the units, with Student's 95% and 90% intervals."""
+    return Measured(statistics.t_interval(values), narrow=statistics.t_interval(values, level=0.90))
 
 
 def majority_votes(answered: pd.DataFrame, n: int, sizes: Sequence[int]) -> pd.DataFrame:
@@ -239,24 +266,15 @@ def effect(study: Study, group: str, against: str = UNSTEERED, seed: int = 0) ->
     return paired_effect(study.outcome(group), study.outcome(against), seed)
 
 
-def length_effect(study: Study, controls: Sequence[str], seed: int = 0) -> Measured:
-    """Relative change of thinking tokens under ReasonScore's winner, and the largest of the controls'."""
-    lengths = {name: study.outcome(name, "thinking_tokens") for name in (UNSTEERED, CHOSEN, *controls)}
-    plain = lengths[UNSTEERED].mean()
-    found = statistics.paired_difference(lengths[CHOSEN], lengths[UNSTEERED], seed=seed)
-    longest = max(lengths[name].mean() for name in controls) / plain - 1
-    return Measured(found / plain, longest)
-
-
-def screening_effect(study: Study, controls: Sequence[str], seed: int = 0) -> Measured:
-    """Share of ReasonScore's screened trials that are better by half a point; the control's is the largest.
+def screening_effect(study: Study, seed: int = 0) -> Measured:
+    """Share of ReasonScore's screened trials that are better by half a point, and the largest control's.
 
     The interval is over candidates, whose strengths go together.
     """
-    better = study.screening.assign(better=study.screening["gain"] >= 0.005)
-    by_candidate = better.groupby(["group", "candidate"], sort=False)["better"].mean()
-    usual = max(float(by_candidate[name].mean()) for name in controls)
-    return Measured(statistics.bootstrap_mean(by_candidate[CHOSEN], seed=seed), usual)
+    better = study.screening.set_index(["group", "candidate"])["gain"] >= 0.005
+    shares = better.groupby(["group", "candidate"], sort=False).mean()
+    usual = shares.groupby("group").mean().reindex(SIGNS["both signs"][1:]).max()
+    return Measured(statistics.bootstrap_mean(shares[CHOSEN], seed=seed), float(usual))
 
 
 def ban_effects(answered: Sequence[pd.DataFrame], seed: int = 0) -> tuple[Measured | None, ...]:

@@ -39,6 +39,8 @@ Features = NDArray[np.int64]
 CHOSEN, SLOT, WORDS = "ReasonScore", "slot-matched words", "random words"
 FEATURES, DIRECTIONS, CAUSAL = "random features", "random directions", "causal features"
 AMPLIFIED = {name: f"{name}, γ > 0" for name in (CHOSEN, SLOT, WORDS, FEATURES)}
+# signs of γ → ReasonScore's class, and the control classes, which are searched in the same way
+SIGNS = {"both signs": (CHOSEN, SLOT, WORDS, FEATURES, DIRECTIONS), "γ > 0": tuple(AMPLIFIED.values())}
 # baselines and their strengths: shares of the residual stream's mean norm, nats, and times
 MEAN_DIFFERENCE, REASONING_BIAS = "mean difference", "bias on R"
 STOPPING_BIAS, WAIT = "bias against stopping", "forced Wait"
@@ -230,8 +232,8 @@ class Study:
 
     @property
     def winners(self) -> pd.DataFrame:
-        """A row a class, and a row each of ``AMPLIFIED``: what went on to fresh problems (``COLUMNS``)."""
-        return _winners(self.rescreening)[list(COLUMNS)]
+        """A row a class and of ``AMPLIFIED``: what went on to fresh problems; ``correct`` is before them."""
+        return _winners(self.rescreening)[[*COLUMNS, "correct"]]
 
     def outcome(self, group: str, measure: str = "correct") -> NDArray[np.float64]:
         """A measure of every fresh problem under a class's winner (or ``UNSTEERED``) ``[n]``."""

@@ -18,7 +18,7 @@ from reasoning_features.steering.token_rules import COUNTERPARTS
 from reasoning_features.text.corpora import reasoning_corpus
 from reasoning_features.truth.decisions import find_decisions
 
-N, TRIED = 400, {"feature": 1, "gamma": 0.2, "share of norm": 0.1}
+N, TRIED = 400, {"feature": 1, "gamma": -0.2, "share of norm": 0.1}
 
 
 def made(kappa, seed, chances):
@@ -71,8 +71,6 @@ def test_the_variants_apart_have_an_interval_over_seeds():
     middle = seeds["estimate"].mean()
     expected = pytest.approx([middle, middle - half, middle + half], abs=1e-5)
     assert every[["estimate", "low", "high"]].tolist() == expected and every["finding"] == "effect"
-    effect = results.difference_effect(planted)
-    assert effect.value.n == 3 and effect.value.low == every["low"] < effect.narrow.low
     # a problem is drawn for all four winners together
     paired = paired_difference(*(study.outcome(CHOSEN) - study.outcome(SLOT) for study in planted[::3]))
     assert table.loc["0", ["estimate", "low", "high", "n"]].tolist() == pytest.approx([*astuple(paired)])
@@ -82,9 +80,9 @@ def test_the_variants_apart_have_an_interval_over_seeds():
 def test_a_shared_winner_makes_the_contrast_zero_by_construction():
     both = [made(1.0, 0, {CHOSEN: 0.6, SLOT: 0.5}), made(0.0, 0, {CHOSEN: 0.6, SLOT: 0.6})]
     both[1].rescreening["condition"] = "feature 1 at 0.2"
-    row = results.variants_apart(both, SLOT).iloc[0]
+    row, every = results.variants_apart(both, SLOT).iloc
     assert row[results.ZERO] == results.ARMS[1] and row[results.ARMS[1]] == 0
-    assert np.isnan(results.difference_effect(both).value.low)  # of one seed
+    assert np.isnan(every["low"])  # of one seed
 
 
 def test_screening_counts_stand_beside_the_papers():
@@ -102,9 +100,16 @@ def test_claims_have_both_intervals_and_controls():
     wide, narrow = effect.value, effect.narrow
     assert wide.n == 400 and wide.estimate == pytest.approx(0.2, abs=0.06)
     assert wide.low < narrow.low < wide.estimate < narrow.high < wide.high
-    length = results.length_effect(study, [SLOT])  # relative to the unsteered model
-    assert length.value.estimate == pytest.approx(1 / 40) and length.control == pytest.approx(1 / 40)
-    assert results.screening_effect(study, [SLOT]) == Measured(Interval(1, 1, 1, n=1), control=0)
+    assert results.screening_effect(study) == Measured(Interval(1, 1, 1, n=1), control=1)
+
+
+def test_the_best_control_is_chosen_before_fresh_problems_and_models_are_the_units():
+    studies = [made(1.0, s, {CHOSEN: 0.7, SLOT: 0.55, FEATURES: 0.5 + 0.1 * s}) for s in range(2)]
+    table = results.by_model(studies).set_index("what").loc[results.APART]  # of γ > 0 nothing went on
+    assert table["control"].to_list()[:2] == [SLOT, FEATURES] and table["n"].to_list() == [N, N, 2]
+    gains = [(studies[i].outcome(CHOSEN) - studies[i].outcome([SLOT, FEATURES][i])).mean() for i in range(2)]
+    assert table["estimate"].to_list() == pytest.approx([*gains, np.mean(gains)])
+    assert (table["longer"] == 0).all()
 
 
 def votes(*samples):
@@ -143,9 +148,7 @@ def test_the_mediated_share_is_of_forced_runs():
     given = {UNSTEERED: 0.6, STEERED: 0.8, TO_STEERED: 0.75, TO_UNSTEERED: 0.5, OWN[0]: 0.4, OWN[1]: 0.7}
     table = results.mediation_table(answered(given)).set_index("run")
     assert table["estimate"].to_dict() == pytest.approx({run: own - 0.4 for run, own in given.items()})
-    share = results.mediated_share(
-        answered(given)
-    )  # forcing costs 20 points, the vector 5 beside the decisions
+    share = results.mediated_share(answered(given))  # forcing costs 20 points, the vector 5 beside
     assert share.estimate == pytest.approx(0.35 / 0.3) and share.low < share.estimate < share.high
     rule = next(claim for claim in all_claims() if claim.id == "mediation")
     for accuracy, said in ((0.75, RECOVERS), (0.42, DOES_NOT), (0.56, UNDECIDED)):

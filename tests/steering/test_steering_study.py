@@ -163,12 +163,8 @@ def test_each_stage_asks_each_condition_once_and_one_winner_a_class_goes_on(stud
     assert len(asked["m, screening"]) == 6  # three vectors at two strengths; two classes share one
     assert len(study.screening) == 10
     again = study.rescreening.groupby("group")["gamma"].apply(lambda gammas: (gammas > 0).sum()).to_dict()
-    assert again == {
-        CHOSEN: 2,
-        SLOT: 2,
-        search.CAUSAL: 1,
-        "bias": 2,
-    }  # the two best, and the two best of γ > 0
+    # the two best, and the two best of γ > 0
+    assert again == {CHOSEN: 2, SLOT: 2, search.CAUSAL: 1, "bias": 2}
     assert not study.rescreening.duplicated(["group", "condition"]).any()
     winners = study.winners.set_index("group")
     assert winners["condition"][[CHOSEN, SLOT, "bias"]].tolist() == list(GOOD)
