@@ -83,11 +83,6 @@ class Claim(BaseModel, extra="forbid", frozen=True):
     planted: bool = True  # whether the organism was built to have the effect
     changed: str = ""  # why the rule was changed after earlier numbers were known
 
-    @property
-    def mark(self) -> str:
-        """Its id in tables."""
-        return f"{self.id} {CHANGED}" if self.changed else self.id
-
 
 class Measured(NamedTuple):
     """What came out for one claim."""
@@ -177,7 +172,8 @@ def frame(files: Iterable[Path]) -> pd.DataFrame:
         where = claim.place if claim.paper == MAIN_PAPER else f"{claim.paper}, {claim.place}"
         ends = row["interval"] and "{:.3g} to {:.3g}".format(*row["interval"])
         n = None if row["n"] is None else f"{row['n']} {claim.rule.n}"
-        told = [claim.mark, claim.statement, claim.number, where, row["ours"], ends, n, row["control"]]
+        name = f"{claim.id} {CHANGED}" if claim.changed else claim.id
+        told = [name, claim.statement, claim.number, where, row["ours"], ends, n, row["control"]]
         rows.append([*told, row["verdict"], claim.notebook[:2]])
     return pd.DataFrame(rows, columns=columns)
 
@@ -190,7 +186,7 @@ def write_tables(figures: Path, readme: Path | None = None) -> None:
     if not (distances := summary(files)).empty:
         draw_summary(distances).savefig(figures / "claims.png", metadata={"Software": None})
     if readme:
-        shown = table[table["id"].isin([claim.mark for claim in all_claims() if claim.headline])]
+        shown = table[table["id"].str.split().str[0].isin([c.id for c in all_claims() if c.headline])]
         columns = ["claim", "paper", "ours", "95% interval", "verdict", "notebook"]
         write_between(readme, BEGIN, END, to_markdown(shown[columns]))
 
