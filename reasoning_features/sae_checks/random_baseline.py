@@ -69,7 +69,6 @@ def load_dictionaries(
 def benchmarks_by_name(folder: str, model: str) -> dict[str, scorers.Benchmark]:
     """Effects of the features of a model's dictionaries."""
     known = [b for b in scorers.load_benchmarks(f"{folder}/truth") if b.model == model]
-    known.sort(key=lambda b: (b.architecture, b.autoencoder_seed))
     return _trained_first({dictionary_name(b.architecture, b.autoencoder_seed): b for b in known})
 
 
