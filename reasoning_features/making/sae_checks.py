@@ -73,12 +73,12 @@ def with_seeds(*recipes: Recipe) -> tuple[Dictionary, ...]:
 
 # those under which the scorers are judged: all directions frozen, nearly frozen, and trained
 BENCHMARKED = (
-    *with_seeds(FREE, MATRYOSHKA, ORTSAE, FROZEN, SOFT),
+    *with_seeds(FREE, MATRYOSHKA, ORTSAE, SOFT),
+    Dictionary(MODEL, FROZEN),
     *(Dictionary(OTHER, recipe) for recipe in (FREE, SOFT)),
 )
 DICTIONARIES = (*BENCHMARKED, *(Dictionary(MODEL, recipe) for recipe in ONCE))
 STUDIED = tuple(Dictionary(MODEL, recipe) for recipe in (FREE, SOFT, ORTSAE, FROZEN))
-STAGED = tuple(dictionary.recipe for dictionary in with_seeds(FREE, FROZEN))
 
 
 def make(folder: Path, unfinished: Path, every: Each) -> None:
@@ -89,7 +89,7 @@ def make(folder: Path, unfinished: Path, every: Each) -> None:
     if not (folder / "costs.parquet").exists():
         make_costs(folder)
     every(partial(measure, folder), [d for d in BENCHMARKED if not (folder / "truth" / d.name).exists()])
-    every(partial(make_stages, folder), STAGED)
+    every(partial(make_stages, folder), [FREE, FROZEN])
     missing = [d for d in STUDIED if not (folder / "steering" / d.name).exists()]
     every(partial(study, folder, unfinished), missing)
 
@@ -192,7 +192,7 @@ def make_stage(folder: Path, recipe: Recipe, path: str) -> None:
 def _stage_folder(folder: Path, recipe: Recipe, path: str) -> Path:
     """As :mod:`reasoning_features.diffing.stages` looks for it."""
     owner, name = (BASE, "S-0") if path in ("S", "S-0") else (MODEL, path)
-    return folder / "diffing" / f"{recipe.label}-{recipe.seed}" / owner / name
+    return folder / "diffing" / recipe.label / owner / name
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ def test_every_piece_from_nothing(repository, monkeypatch):
         sae_checks.Dictionary(sae_checks.OTHER, plain),
     ]
     for name, value in {
-        "TRACES": 60, "RECIPE": plain, "STAGED": (plain, frozen), "DICTIONARIES": tuple(made),
+        "TRACES": 60, "RECIPE": plain, "FREE": plain, "FROZEN": frozen, "DICTIONARIES": tuple(made),
         "BENCHMARKED": tuple(made[:2]), "STUDIED": tuple(made[:1]), "SWEEP_TOKENS": 1024,
         "GAMMAS": (0.0, 0.25), "CHUNKS": (1, 4), "COST_SIZES": (32,), "load_settings": few_settings,
     }.items():  # fmt: skip
@@ -54,7 +54,7 @@ def test_every_piece_from_nothing(repository, monkeypatch):
     assert list(benchmarks_by_name(place, sae_checks.MODEL)) == list(named)
     assert list(studies_by_name(place, sae_checks.MODEL)) == ["BatchTopK"]
     for label in ("batchtopk", "frozen_decoder-iso"):
-        stages = stage_wise.load_stages(f"{place}/diffing/{label}-0", sae_checks.MODEL, 128, hook)
+        stages = stage_wise.load_stages(f"{place}/diffing/{label}", sae_checks.MODEL, 128, hook)
         assert list(stages) == ["S", *stage_wise.PATHS]
     swept = pd.read_parquet(folder / "sweep.parquet")
     assert len(swept) == 2 * (2 + 1 + 1) and swept["MeanCosSim"].notna().all()
