@@ -24,7 +24,7 @@ def entropy(word_means: Array) -> Array:
     if words == 1:
         return np.ones_like(word_means[..., 0, :])
     p = _shares(word_means, axis=-2)
-    logs = np.log(np.maximum(p, np.finfo(float).tiny))
+    logs = np.log(np.maximum(p, np.finfo(p.dtype).tiny))
     return np.clip(-(p * logs).sum(axis=-2) / np.log(words), 0.0, 1.0)
 
 
