@@ -122,9 +122,7 @@ def differences(table: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
     A row has the means over seeds (``one``, ``other``), their ``difference``, and Student's interval over
     ``seeds`` of the differences seed by seed (95%: ``low``, ``high``; 90%: ``low 90``, ``high 90``).
     """
-    values = table.drop_duplicates(["metric", "dictionary"]).pivot(
-        index="metric", columns="dictionary", values="estimate"
-    )
+    values = table.pivot(index="metric", columns="dictionary", values="estimate")
     sides = [[name for name in values if str(name).split(", ")[0] == each] for each in (one, other)]
     rows: list[dict[str, Any]] = []
     for metric in table["metric"].unique():
