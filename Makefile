@@ -98,7 +98,8 @@ test: $(STAMP) ## lint, types, every notebook in the smoke profile, and all test
 	$(BIN)/mypy
 	@$(MAKE) --no-print-directory smollm2 || echo "Without SmolLM2 and real text their tests are skipped."
 	@$(MAKE) --no-print-directory -j$(WORKERS) all PROFILE=smoke PARAMS= DEVICE=
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not cluster"
+	$(BIN)/pytest -m cluster
 
 test-fast: $(STAMP) ## the unit tests that take no time
 	$(BIN)/pytest -m "not slow"

@@ -106,10 +106,10 @@ def test_a_pass_in_shards_sums_what_one_pass_does(tiny_subject, tiny_corpus, tmp
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two workers of one thread, which tests beside these neither end (memory) nor hold up (niceness)."""
+    """Two workers of one thread, which neither little memory nor a busy machine ends."""
     ray = pytest.importorskip("ray")
     os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112 (as Ray spells it)
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     places = os.pathsep.join(str(Path(__file__).parents[n]) for n in (0, 1))  # of the functions below
@@ -150,6 +150,7 @@ def answer(subject: Subject, corpus: Corpus, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.parametrize("work", [score, answer])
 def test_a_cluster_gives_the_same_bytes_as_one_process(
     cluster, tiny_subject, tiny_corpus, tmp_path, monkeypatch, work
@@ -174,6 +175,7 @@ def killed_once(log: Path, shard: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_a_worker_that_is_killed_costs_its_own_shard_and_no_other(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv(ENGINE, "ray")
     work = Work("killed", partial(killed_once, tmp_path / "log"), 6, {})
@@ -187,6 +189,7 @@ def fail(shard: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.parametrize(
     ("device", "told"),
     [
