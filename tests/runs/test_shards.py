@@ -106,10 +106,9 @@ def test_a_pass_in_shards_sums_what_one_pass_does(tiny_subject, tiny_corpus, tmp
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two workers of one thread, which neither little memory nor a busy machine ends."""
+    """Two workers of one thread, which Ray does not end where memory is short."""
     ray = pytest.importorskip("ray")
     os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112 (as Ray spells it)
-    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     places = os.pathsep.join(str(Path(__file__).parents[n]) for n in (0, 1))  # of the functions below
