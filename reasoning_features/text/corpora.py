@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.files import read_json
 from reasoning_features.organism import language
 from reasoning_features.organism.language import END_THINK, STEP_LABELS, THINK
-from reasoning_features.organism.problems import Split
+from reasoning_features.organism.problems import Mixture, Split
 from reasoning_features.organism.training import encode_documents
 from reasoning_features.settings import ProblemSource, Settings, TextSource
 from reasoning_features.text.corpus import Corpus, starts_of
@@ -62,7 +63,7 @@ def reasoning_corpus(
         raise MissingArtefact(f"There is no {missing}: `make organism` makes the shipped models.")
     card = read_json(path)
     kappa, mixture = float(card.get("kappa", 1.0)), card.get("mixture", "main")  # the base reads κ = 1
-    made = list(language.reasoning_documents(kappa, n, SEED_OF_CORPORA + settings.seed, split, mixture))
+    made = _traces(kappa, n, SEED_OF_CORPORA + settings.seed, split, mixture)
     domains = [document.family for document in made]
     return _organism_corpus(f"reasoning ({split}, κ = {kappa:g})", made, domains, tokenizer, settings)
 
@@ -120,8 +121,14 @@ def _source(settings: Settings, name: str) -> TextSource | None:
     return source
 
 
+@lru_cache(4)  # a notebook asks for the same traces many times
+def _traces(kappa: float, n: int, seed: int, split: Split, mixture: Mixture) -> tuple[language.Document, ...]:
+    """The first traces of a stream of the organism's language."""
+    return tuple(language.reasoning_documents(kappa, n, seed, split, mixture))
+
+
 def _organism_corpus(
-    name: str, documents: list[language.Document], domains: list[str], tokenizer: Any, settings: Settings
+    name: str, documents: Sequence[language.Document], domains: list[str], tokenizer: Any, settings: Settings
 ) -> Corpus:
     """The organism's documents, each cut at the context, with their labels unless these are not wanted."""
     cut = slice(settings.context)
