@@ -58,12 +58,10 @@ def top_tokens(
             sums[group].index_add_(0, ids[batch.positions.cpu()], columns)
     found: dict[str, dict[int, list[int]]] = {}
     share = np.where(counts >= OCCURRENCES, 1 / np.maximum(counts, 1), 0.0)[:, None]
-    for group, (_, features) in groups.items():
+    for group, (_, own) in groups.items():
         means = sums[group].numpy() * share
-        best = np.argsort(-means, axis=0, kind="stable")[:TOP]
-        found[group] = {
-            int(f): [int(t) for t in best[:, i] if means[t, i] > 0] for i, f in enumerate(features)
-        }
+        best = np.argsort(-means, axis=0, kind="stable")[:TOP].T
+        found[group] = {int(f): [int(t) for t in best[i] if means[t, i] > 0] for i, f in enumerate(own)}
     return found
 
 

@@ -270,14 +270,11 @@ def identity_table(
     features ``[f]``; of :func:`held_out_overlap`, its overlap and how far it falls short of that of R's own
     score, with the 95% interval of that.
     """
-    rows = []
+    rows, whole = [], held_out.iloc[0]
     for name, values in identity.items():
         short, *drawn = held_out[REFERENCE] - held_out[name]
         row = {"identity": name, "spearman": float(spearmanr(score[live], values[live]).statistic)}
-        row |= {
-            "overlap": held_out[name].iloc[0],
-            "overlap of ReasonScore": held_out[REFERENCE].iloc[0],
-        }
+        row |= {"overlap": whole[name], "overlap of ReasonScore": whole[REFERENCE]}
         rows.append(row | percentile_interval(short, drawn, blocks).row("falls short by"))
     return pd.DataFrame(rows)
 

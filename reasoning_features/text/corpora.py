@@ -26,7 +26,7 @@ from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.files import read_json
 from reasoning_features.organism import language
 from reasoning_features.organism.language import END_THINK, STEP_LABELS, THINK
-from reasoning_features.organism.problems import Mixture, Split
+from reasoning_features.organism.problems import Split
 from reasoning_features.organism.training import encode_documents
 from reasoning_features.settings import ProblemSource, Settings, TextSource
 from reasoning_features.text.corpus import Corpus, starts_of
@@ -121,10 +121,8 @@ def _source(settings: Settings, name: str) -> TextSource | None:
     return source
 
 
-@lru_cache(4)  # a notebook asks for the same traces many times
-def _traces(kappa: float, n: int, seed: int, split: Split, mixture: Mixture) -> tuple[language.Document, ...]:
-    """The first traces of a stream of the organism's language."""
-    return tuple(language.reasoning_documents(kappa, n, seed, split, mixture))
+# a notebook asks for the same traces many times
+_traces = lru_cache(4)(lambda *stream: tuple(language.reasoning_documents(*stream)))
 
 
 def _organism_corpus(
