@@ -84,7 +84,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     planted: bool = False  # whether the words of R were put there by construction
     reasoning_documents: PositiveInt
     general_documents: PositiveInt
-    probe_documents: PositiveInt  # fresh ones of a corpus: for probes, dictionaries, pairs of features
+    probe_documents: PositiveInt  # fresh ones of a corpus, for probes and the quality of dictionaries
     sample_documents: PositiveInt | None = None  # of each corpus, whose activations are kept; or all
     context: int = Field(default=256, ge=2)  # tokens
     batch_tokens: PositiveInt = 8192  # tokens of one forward pass
