@@ -21,7 +21,11 @@ PAGES = [
 ]
 
 
-@pytest.mark.parametrize("name", PAGES)
+SHOWN = [root() / "figures" / run for run in ("organism", "smollm2-135m")]
+RENDERED = [str(page.relative_to(root())) for run in SHOWN for page in sorted(run.glob("[0-9]*.md"))]
+
+
+@pytest.mark.parametrize("name", [*PAGES, *RENDERED])
 def test_links_lead_to_files(name):
     page = root() / name
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):

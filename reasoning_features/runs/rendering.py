@@ -49,6 +49,7 @@ def render(notebook: Path, executed: Path, folder: Path) -> list[Path]:
         (folder / name).write_bytes(content)
     page = folder / f"{notebook.stem}.md"
     lines = "\n".join(line.rstrip() for line in text.strip().splitlines())
+    lines = lines.replace("](../", "](../../")  # the page lies one folder deeper than the notebook
     write_text(page, re.sub(r"\n{3,}", "\n\n", lines) + "\n")
     return [page, *(folder / name for name in written)]
 
