@@ -49,7 +49,7 @@ from reasoning_features.steering.answering import Asked
 from reasoning_features.steering.questions import Questions, load_questions
 from reasoning_features.text.corpora import reasoning_corpus
 from reasoning_features.text.corpus import Corpus
-from reasoning_features.text.words import ALL, TokenSets, token_sets
+from reasoning_features.text.words import ALL, TokenSets, WordIndex, token_sets
 
 FOLDER = paths.root() / "figures" / "bench"
 BEGIN, END = "<!-- bench: written by make bench -->", "<!-- bench: end -->"
@@ -170,7 +170,7 @@ def organism(documents: int) -> Given:
     subject = load_subject(settings.subject, settings.layer)
     sae = load_autoencoder(settings.autoencoder, subject.d_model, subject.hook_name)
     corpus = reasoning_corpus(settings, subject.tokenizer, "selection", documents=documents)
-    sets = token_sets(corpus, subject.tokenizer, {"R": settings.words}, [settings.window])
+    sets = token_sets(WordIndex(corpus, subject.tokenizer), {"R": settings.words}, [settings.window])
     return Given(subject, sae, corpus, sets, settings.batch_tokens)
 
 

@@ -8,16 +8,33 @@ import shlex
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, PrivateAttr, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+)
 
 from reasoning_features import paths
 from reasoning_features.errors import UserError
 
 PROFILES = Path(__file__).parent / "profiles"
-NAME_LIMIT = 48
+# the paper's list R (its figure 5), and the words that its code looks for as "But" and "Another" alone,
+# without a space before them
+PAPER_WORDS = frozenset(
+    {"alternatively", "hmm", "maybe", "wait", "perhaps", "let me", "therefore", "however", "but", "another"}
+)
+CAPITALISED = frozenset({"but", "another"})
+NAME_LIMIT, RUN_LIMIT = 48, 200  # characters of a value, and of a run's name
+# folders in data/ and figures/ that are of no run
+TAKEN = {"bench", "real-text", "vocabulary-real"}
 # the settings that determine which texts are read, and where in the model
 READ = ("site", "layer", "dtype", "corpus", "reasoning_text", "general_text", "solutions_text", "context")
 MODELS = ("subject", "contrast", "base")
@@ -32,6 +49,17 @@ PINNED = (
 )
 
 Window = tuple[NonNegativeInt, NonNegativeInt]
+
+
+def _normalised(words: list[str]) -> list[str]:
+    """Words in lower case, with single spaces and straight apostrophes; each once."""
+    found = [" ".join(word.lower().replace("’", "'").split()) for word in words]
+    if "" in found or (twice := [word for word in found if found.count(word) > 1]):
+        raise ValueError(f"the word {twice[0]!r} stands twice" if all(found) else "a word is empty")
+    return found
+
+
+Words = Annotated[list[str], AfterValidator(_normalised)]
 
 
 class TextSource(BaseModel, frozen=True, extra="forbid"):
@@ -62,6 +90,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     """All settings of one run, where paths are taken from the repository's root unless absolute."""
 
     _overrides: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _capitalised: frozenset[str] = PrivateAttr(default=frozenset())
 
     profile: str  # the profile's name
     subject: str  # the reasoning model: a directory, or `owner/name` of the hub, `@revision` to pin it
@@ -105,7 +134,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     train_batch: PositiveInt = 2048  # tokens of one optimiser step
     learning_rate: float = Field(gt=0)
 
-    words: list[str] = Field(min_length=2)  # the reasoning vocabulary R
+    words: Words = Field(min_length=2)  # the reasoning vocabulary R
     alpha: float = Field(default=0.7, ge=0)  # exponent of the entropy (equation 5)
     window: Window = (2, 3)  # tokens before and after an occurrence
     selected: PositiveInt  # features chosen by ReasonScore
@@ -158,7 +187,18 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     @property
     def run(self) -> str:
         """The run's name: the profile, then each override as ``+name=value``, sorted by name."""
-        return "+".join([self.profile, *(f"{n}={_slug(v)}" for n, v in sorted(self._overrides.items()))])
+        name = "+".join([self.profile, *(f"{n}={_slug(v)}" for n, v in sorted(self._overrides.items()))])
+        return name if len(name) <= RUN_LIMIT else f"{name[: RUN_LIMIT // 2]}-{_digest(name)}"
+
+    def model_post_init(self, _: Any) -> None:
+        self._capitalised = CAPITALISED if set(self.words) == PAPER_WORDS else frozenset()
+
+    @property
+    def capitalised(self) -> frozenset[str]:
+        """Words that count where they are capitalised and no space stands before them: in the paper's list
+        alone, whichever of its words occur.
+        """
+        return self._capitalised
 
     @property
     def has_stages(self) -> bool:
@@ -239,8 +279,8 @@ def _read_profile(profile: str) -> dict[str, Any]:
             f"There is no profile {profile!r}: give one of {', '.join(shipped_profiles())}, "
             "or the path of a YAML file."
         )
-    if path is not shipped and path.stem in shipped_profiles():
-        raise UserError(f"The profile file {path.name} has the name of a shipped profile: rename it.")
+    if path is not shipped and path.stem.lower() in {*shipped_profiles(), *TAKEN}:
+        raise UserError(f"The profile file {path.name} has the name of a shipped folder: rename it.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError:
@@ -251,7 +291,14 @@ def _read_profile(profile: str) -> dict[str, Any]:
     if parent is not None and parent not in shipped_profiles():
         raise UserError(f"The profile {path.name} extends {parent!r}, which is not a shipped profile.")
     inherited = _read_profile(parent) if parent else {}
-    return inherited | values | {"profile": _slug(path.stem)}
+    return inherited | values | {"profile": path.stem if path is shipped else _profile_name(path)}
+
+
+def _profile_name(path: Path) -> str:
+    """A name that no other file has: of a file in the repository's root its own, of others with a hash."""
+    place = path.resolve()
+    inside = place.is_relative_to(paths.root())
+    return _slug((place.relative_to(paths.root()) if inside else place).as_posix().removesuffix(".yaml"))
 
 
 def read_overrides(text: str) -> dict[str, Any]:
@@ -290,11 +337,17 @@ def _slug(value: Any) -> str:
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", text.rsplit("/", 1)[-1]).strip("_")
     if safe == text and len(text) <= NAME_LIMIT:
         return text
-    return f"{safe[: NAME_LIMIT // 2]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{safe[: NAME_LIMIT // 2]}-{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _text(value: Any) -> str:
+    """A value as text, which no other value of its type has."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         nested = any(isinstance(item, Sequence) and not isinstance(item, str) for item in value)
-        return ("_" if nested else "-").join(_text(item) for item in value)
+        parts = [repr(each) if isinstance(each, str) and {*each} & {*"-_"} else _text(each) for each in value]
+        return ("_" if nested else "-").join(parts)
     return str(value)

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from reasoning_features import paths
+from reasoning_features.settings import load_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 NAME = "own-model-of-the-test"
@@ -63,6 +64,6 @@ def test_the_steps(home, tmp_path):
         made = subprocess.run(given, capture_output=True, text=True, **options)
         assert made.returncode == 0, made.stderr[-2000:]
     assert (home / "autoencoder" / "cfg.json").is_file()
-    figures = paths.RunPaths(NAME).figures
+    figures = paths.RunPaths(load_settings(str(profile)).run).figures
     assert {path.name[:2] for path in figures.glob("*.md")} >= {"01", "02", "03", "04", "05", "06"}
     assert len(pd.read_csv(figures / "x03_top_features.csv")) == 10

@@ -1,8 +1,16 @@
+import re
+
 import pytest
 
 from reasoning_features import settings as room
 from reasoning_features.errors import UserError
-from reasoning_features.settings import load_settings, notebook_settings, read_overrides, shipped_profiles
+from reasoning_features.settings import (
+    Settings,
+    load_settings,
+    notebook_settings,
+    read_overrides,
+    shipped_profiles,
+)
 
 
 def test_the_shipped_profiles_load_under_their_own_names():
@@ -68,7 +76,7 @@ def test_a_profile_reads_what_it_trains_on_and_no_more():
         ("alpha=0.3", 0.3),
         ("alpha=1e-3", 1e-3),  # YAML alone takes it for a word
         ("window='[1, 2]'", (1, 2)),
-        ("words='[wait, let me]'", ["wait", "let me"]),
+        ("words='[Wait, \" LET  me\", let’s]'", ["wait", "let me", "let's"]),
         ("subject=no", "no"),  # and this for false
     ],
 )
@@ -88,6 +96,8 @@ def test_text_becomes_a_value_of_the_settings_type(text, value):
         ("alfa=1", "There is no setting 'alfa' for PARAMS: see alpha"),
         ("alpha=much", "alpha"),
         ("window='[-1,2]'", "window"),
+        ("words='[wait, but, Wait]'", "the word 'wait' stands twice"),
+        ("words='[wait, \" \"]'", "a word is empty"),
     ],
 )
 def test_words_that_are_no_settings_are_refused_in_one_sentence(text, words):
@@ -105,24 +115,37 @@ def test_a_line_of_the_cell_left_as_the_organism_has_it_stands_for_the_profiles_
         return notebook_settings(names | {"__annotations__": dict.fromkeys(["profile", "changes", *lines])})
 
     assert asked(mine, alpha=0.7, window=[2, 3]).alpha == 0.5 and asked(mine).layer == 2
-    assert asked(mine, alpha=0.3).run == "mine+alpha=0.3"
-    assert asked(mine, {"alpha": 0.7, "layer": 1}, alpha=0.7).run == "mine+alpha=0.7+layer=1"
-    assert asked(mine, alpha=0.5, contrast=None).run == "mine"
+    run = load_settings(str(mine)).run
+    assert asked(mine, alpha=0.3).run == f"{run}+alpha=0.3"
+    assert asked(mine, {"alpha": 0.7, "layer": 1}, alpha=0.7).run == f"{run}+alpha=0.7+layer=1"
+    assert asked(mine, alpha=0.5, contrast=None).run == run
     assert asked("organism", contrast=None).contrast is None
     for wrong, words in (({"alpa": 1}, "no setting 'alpa'"), ({"alpha": "much"}, "'alpha' of profile")):
         with pytest.raises(UserError, match=words):
             asked("organism", wrong)
 
 
-def test_profiles_and_values_with_awkward_names_have_runs_of_their_own(tmp_path):
+def test_profiles_and_values_with_awkward_names_have_runs_of_their_own(repository, tmp_path):
     names = ["mine", "mine (1)", "mine_1", "it's", "a&b", "a b", "a_b", "a+b", "cost$5", "50%", "mine "]
-    runs = set()
-    for name in names:
-        (tmp_path / f"{name}.yaml").write_text("extends: smoke\n")
-        runs.add(load_settings(str(tmp_path / f"{name}.yaml")).run)
-    assert len(runs) == len(names) and all(run.replace("_", "").replace("-", "").isalnum() for run in runs)
+    files = [tmp_path / f"{name}.yaml" for name in names] + [
+        tmp_path / "a" / "mine.yaml",
+        tmp_path / "mine.yml",
+    ]
+    (tmp_path / "a").mkdir()
+    for file in files:
+        file.write_text("extends: smoke\n")
+    runs = {load_settings(str(file)).run for file in files}
+    assert len(runs) == len(files) and all(re.fullmatch(r"[\w.-]+", run, re.ASCII) for run in runs)
+    (repository / "Bench.yaml").write_text("extends: smoke\n")
+    with pytest.raises(UserError, match="has the name of a shipped folder"):
+        load_settings("Bench.yaml")
     subjects = ("data/organism/models/coupled-1", "elsewhere/coupled-1", "a b", "a_b")
     values = [{"subject": subject} for subject in subjects]
-    values += [{"words": words} for words in (["let me", "but"], ["let", "me", "but"])]
+    lists = ["let me", "but"], ["let", "me", "but"], ["a-b", "c"], ["a", "b-c"], ["a", "b", "c"]
+    values += [{"words": words} for words in lists]
     runs = {load_settings("organism", **value).run for value in values}
-    assert len(runs) == 6 and all("/" not in run and " " not in run for run in runs)
+    assert len(runs) == 9 and all("/" not in run and " " not in run for run in runs)
+    many = {
+        name: 12345 for name in Settings.model_fields if name.endswith(("_documents", "_problems", "_tokens"))
+    }
+    assert len(load_settings("organism", **many).run) < 200 < 12 * len(many)

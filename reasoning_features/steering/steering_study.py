@@ -148,7 +148,7 @@ def mean_difference(subject: Subject, decisions: Decisions, batch_tokens: int) -
     return torch.nn.functional.normalize(own[towards].mean(0) - own[~towards].mean(0), dim=0).float()
 
 
-def baselines(tokenizer: Any, words: Sequence[str], direction: Tensor | None, norm: float) -> list[Trial]:
+def baselines(settings: Settings, tokenizer: Any, direction: Tensor | None, norm: float) -> list[Trial]:
     """Simpler ways to make a model go on: the mean difference where decisions are known, biases, "Wait"."""
 
     def trial(group: str, strength: str, gamma: float, **how: Any) -> Trial:
@@ -157,7 +157,9 @@ def baselines(tokenizer: Any, words: Sequence[str], direction: Tensor | None, no
     made = []
     if direction is not None:
         made = [trial(MEAN_DIFFERENCE, f" at {g:g}", g, vector=g * norm * direction) for g in SHARES]
-    made += [trial(REASONING_BIAS, f" of {g:g}", g, rule=bias_to_words(tokenizer, words, g)) for g in NATS]
+    for nats in NATS:
+        bias = bias_to_words(tokenizer, settings.words, nats, settings.capitalised)
+        made.append(trial(REASONING_BIAS, f" of {nats:g}", nats, rule=bias))
     made += [trial(STOPPING_BIAS, f" of {g:g}", g, rule=bias_to_go_on(tokenizer, g)) for g in NATS]
     return made + [trial(WAIT, f", {n} times", float(n), rule=forced_wait(tokenizer, n)) for n in WAITS]
 
@@ -218,7 +220,7 @@ def prepare(variant: Variant, benchmark: Benchmark) -> Tried:
     norm, direction = going_on(variant)
     effects = benchmark.effect("persistence") if "persistence" in benchmark.truths else None
     vectors = candidates(settings, variant.sae, benchmark.evidence, effects)
-    return Tried(vectors, baselines(subject.tokenizer, settings.words, direction, norm), norm)
+    return Tried(vectors, baselines(settings, subject.tokenizer, direction, norm), norm)
 
 
 @dataclass(frozen=True)

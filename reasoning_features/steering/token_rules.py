@@ -4,8 +4,7 @@ Each is a condition's :class:`~reasoning_features.models.sampling.Rule`, whose r
 """
 
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,9 +20,9 @@ from reasoning_features.organism.language import END_THINK
 from reasoning_features.organism.parser import DECISIONS, context_at_opener, first_tokens
 from reasoning_features.settings import Settings
 from reasoning_features.text.corpora import reasoning_corpus, solution_texts, thinking_texts
-from reasoning_features.text.corpus import Corpus
+from reasoning_features.text.corpus import Corpus, token_bytes
 from reasoning_features.text.vocabulary import draw_word_sets, lexicon, rank_words
-from reasoning_features.text.words import TokenIndex, form_ids
+from reasoning_features.text.words import WordIndex
 from reasoning_features.truth.decisions import Rates
 
 COUNTERPARTS = "counterparts of R"  # the neutral words of R's slots, where the organism has some
@@ -50,9 +49,16 @@ class Bias(Rule):
         return any(tuple(row[i : i + n]) == self.end_think for i in range(len(row) - n + 1))
 
 
-def bias_to_words(tokenizer: Any, words: Sequence[str], nats: float) -> Bias:
-    """A bias on the first token of every form of these words."""
-    first = sorted({ids[0] for word in words for ids in form_ids(tokenizer, word)})
+def bias_to_words(
+    tokenizer: Any, words: Sequence[str], nats: float, capitalised: Collection[str] = ()
+) -> Bias:
+    """A bias on the first token of every form of these words: in lower case and capitalised, with a space
+    before it and without; of those ``capitalised`` (:meth:`WordIndex.occurrences`) of that form alone.
+    """
+    forms = [word.capitalize() for word in words]
+    for word in {*words} - {*capitalised}:
+        forms += [word, f" {word}", f" {word.capitalize()}"]
+    first = sorted({tokenizer.encode(form, add_special_tokens=False)[0] for form in forms})
     return Bias(dict.fromkeys(first, nats), _end_think(tokenizer))
 
 
@@ -113,16 +119,15 @@ def _squeezed(text: str) -> str:
 
 
 def ban(tokenizer: Any, words: Sequence[str], corpus: Corpus) -> Ban:
-    """A ban of words or phrases; UserError where the tokenizer cannot write one.
+    """A ban of words or phrases.
 
     ``corpus``, text of the subject's kind, tells which tokens mostly begin a banned word.
     """
-    index = TokenIndex(corpus)
-    begun: Counter[int] = Counter()
-    for ids in {ids for word in words for ids in form_ids(tokenizer, word, capitalised_only=())}:
-        begun[ids[0]] += len(index.find(ids))
-    beginnings = [token for token, n in begun.items() if n > _MOSTLY * len(index.find([token]))]
-    return Ban(tuple(map(_squeezed, words)), tuple(sorted(beginnings)), token_pieces(tokenizer))
+    index, size = WordIndex(corpus, tokenizer), len(tokenizer)
+    first = np.concatenate([index.occurrences(word)[:, 0] for word in words])
+    begun, written = (np.bincount(ids, minlength=size) for ids in (corpus.tokens[first], corpus.tokens))
+    beginnings = np.flatnonzero(begun > _MOSTLY * written).tolist()
+    return Ban(tuple(map(_squeezed, words)), tuple(beginnings), token_pieces(tokenizer))
 
 
 def word_bans(settings: Settings, tokenizer: Any) -> list[Condition]:
@@ -130,7 +135,7 @@ def word_bans(settings: Settings, tokenizer: Any) -> list[Condition]:
     ranking = rank_words(thinking_texts(settings, tokenizer), solution_texts(settings, tokenizer))
     drawn = draw_word_sets(ranking, 10, len(settings.words), settings.seed, settings.words)
     sets = {"R": settings.words} | {f"random {i}": words for i, words in enumerate(drawn)}
-    twins = lexicon(settings.corpus).twins
+    twins = lexicon(settings).twins
     if set(settings.words) <= set(twins):
         sets[COUNTERPARTS] = [twins[word] for word in settings.words]
     text = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
@@ -219,7 +224,8 @@ def forced_rates(tokenizer: Any, rates: Rates, domains: Sequence[str], seed: int
 
 def token_pieces(tokenizer: Any) -> tuple[str, ...]:
     """The text of every token of the vocabulary."""
-    return tuple(tokenizer.decode([token]) for token in range(len(tokenizer)))
+    every = token_bytes(tokenizer, range(len(tokenizer)))
+    return tuple(piece.decode("utf-8", "replace") for piece in every)
 
 
 def _end_think(tokenizer: Any) -> tuple[int, ...]:

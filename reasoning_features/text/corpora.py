@@ -29,9 +29,8 @@ from reasoning_features.organism.language import END_THINK, STEP_LABELS, THINK
 from reasoning_features.organism.problems import Split
 from reasoning_features.organism.training import encode_documents
 from reasoning_features.settings import ProblemSource, Settings, TextSource
-from reasoning_features.text.corpus import Corpus, starts_of
-from reasoning_features.text.vocabulary import lexicon
-from reasoning_features.text.words import Mask, capitalised_with_twins, occurrence_table
+from reasoning_features.text.corpus import Corpus, starts_of, token_bytes
+from reasoning_features.text.words import Mask, WordIndex, occurrence_table
 
 # kinds of corpora beside the organism's documents: the same without their labels, texts of the settings
 UNLABELLED, TEXT = "organism-text", "text"
@@ -41,7 +40,7 @@ SEED_OF_CORPORA = 7_000_000
 FRACTIONS: dict[Split, float] = {"selection": 0.45, "evaluation": 0.45, "training": 0.10}
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"  # R1's marks of turns, as the released script puts them
 _ENDINGS = (".parquet", ".jsonl", ".json", ".csv")  # of files, which their names go without
-_THINKING = re.compile(f"(?:{THINK}|^(?!.*{THINK}))(.*?)(?:{END_THINK}|\\Z)", re.DOTALL)
+_MARK = re.compile(f"{THINK}|{END_THINK}")
 _TEXTS_AT_ONCE = 64  # are tokenised together
 
 
@@ -101,8 +100,8 @@ def solution_texts(settings: Settings, tokenizer: Any) -> list[str]:
 def with_words_that_occur(settings: Settings, tokenizer: Any) -> Settings:
     """The settings with the words of R that occur in the reasoning corpus. UserError: fewer than two do."""
     corpus = reasoning_corpus(settings, tokenizer, "selection")
-    capitalised = capitalised_with_twins(lexicon(settings.corpus).twins)
-    words: list[str] = occurrence_table(corpus, tokenizer, settings.words, capitalised)["word"].tolist()
+    index = WordIndex(corpus, tokenizer)
+    words: list[str] = occurrence_table(index, settings.words, settings.capitalised)["word"].tolist()
     if len(words) < 2:
         raise UserError(
             f"Of the words {', '.join(settings.words)} fewer than two occur in the corpus {corpus.name!r}: "
@@ -205,9 +204,16 @@ def groups(order: NDArray[np.int64]) -> Iterator[list[int]]:
 
 
 def _thinking_spans(text: str) -> list[tuple[int, int]]:
-    """Where thinking begins and ends; before a lone ``</think>`` all is, after a lone ``<think>`` too."""
-    marked = END_THINK in text or THINK in text
-    return [part.span(1) for part in _THINKING.finditer(text)] if marked else []
+    """Where thinking begins and ends; before a first ``</think>`` all is, after a last ``<think>`` too."""
+    marks = [(mark[0], *mark.span()) for mark in _MARK.finditer(text)]
+    begin, spans = 0 if marks and marks[0][0] == END_THINK else None, []
+    for mark, start, end in marks:
+        if mark == END_THINK and begin is not None:
+            spans.append((begin, start))
+            begin = None
+        elif mark == THINK and begin is None:
+            begin = end
+    return spans if begin is None else [*spans, (begin, len(text))]
 
 
 def thinking_of(text: str) -> str:
@@ -222,21 +228,22 @@ def encode_texts(texts: Sequence[str], tokenizer: Any) -> tuple[list[NDArray[np.
     thinking = []
     for text, encoding in zip(plain, encoded, strict=True):
         begins, ends = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
-        inside = [(begins >= start) & (ends <= end) for start, end in _thinking_spans(text)]
-        thinking.append(np.any([np.zeros(len(begins), dtype=bool), *inside], axis=0))
+        thinking.append(_within(_thinking_spans(text), begins, ends))
     return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encoded], thinking
 
 
 def thinking_of_ids(ids: NDArray[np.int32], tokenizer: Any) -> Mask:
-    """Which of a row's tokens are thinking; false where the tokenizer has no single tokens for its marks."""
-    vocabulary = tokenizer.get_vocab()
-    opens, closes = (ids == vocabulary.get(mark, -1) for mark in (THINK, END_THINK))
-    marks = np.flatnonzero(opens | closes)
-    if not len(marks) or not {THINK, END_THINK} <= set(vocabulary):
-        return np.zeros(len(ids), dtype=bool)
-    # a row may begin in the middle of a thought: before its first mark is the other side of that
-    latest = np.searchsorted(marks, np.arange(len(ids)), side="right") - 1
-    return np.where(latest < 0, closes[marks[0]], opens[marks[latest]]) & ~opens & ~closes
+    """Which of a row's tokens are thinking, whether its marks are single tokens or several."""
+    pieces = token_bytes(tokenizer, ids.tolist())
+    ends = np.cumsum([len(piece) for piece in pieces])
+    text = b"".join(pieces).decode("latin-1")  # a character for every byte
+    return _within(_thinking_spans(text), np.concatenate([[0], ends[:-1]]), ends)
+
+
+def _within(spans: list[tuple[int, int]], begins: NDArray[np.int64], ends: NDArray[np.int64]) -> Mask:
+    """Which tokens lie within any span ``[n]``, from where each begins and ends."""
+    inside = [(begins >= start) & (ends <= end) for start, end in spans]
+    return np.any([np.zeros(len(begins), dtype=bool), *inside], axis=0)
 
 
 def beginning(tokenizer: Any) -> NDArray[np.int32]:

@@ -16,8 +16,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from reasoning_features.errors import UserError
+
+SPACE = "▁"  # a space in the tokens of SentencePiece
+_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")  # a byte of a character that SentencePiece has no token for
+_BYTES = {character: bytes([byte]) for byte, character in bytes_to_unicode().items()}
 
 
 @dataclass(frozen=True)
@@ -162,7 +167,28 @@ def sentence_starts(corpus: Corpus, tokenizer: Any) -> NDArray[np.int64]:
 def token_texts(corpus: Corpus, tokenizer: Any) -> tuple[list[str], NDArray[np.int64]]:
     """The texts of a corpus' different tokens, and which of them each token is ``[n_tokens]``."""
     ids, where = np.unique(corpus.tokens, return_inverse=True)
-    return [tokenizer.decode([int(token)], clean_up_tokenization_spaces=False) for token in ids], where
+    return [piece.decode("utf-8", "replace") for piece in token_bytes(tokenizer, ids.tolist())], where
+
+
+def token_bytes(tokenizer: Any, ids: Sequence[int]) -> list[bytes]:
+    """What each token adds to a text, in UTF-8: perhaps a part of a character, and with the space before it,
+    which SentencePiece's tokens lose when they are decoded alone.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    decoder = repr(backend.decoder) if backend else ""
+    if "ByteLevel" not in decoder and SPACE not in decoder:
+        return [tokenizer.decode([i], clean_up_tokenization_spaces=False).encode() for i in ids]
+    added, found = {i: text.encode() for text, i in tokenizer.get_added_vocab().items()}, []
+    for i, token in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
+        if "ByteLevel" not in decoder and (byte := _FALLBACK.fullmatch(token or "")):
+            found.append(bytes.fromhex(byte[1]))
+        elif i in added:
+            found.append(added[i])
+        elif "ByteLevel" in decoder:
+            found.append(b"".join(_BYTES.get(each, each.encode()) for each in token or ""))
+        else:
+            found.append((token or "").replace(SPACE, " ").encode())
+    return found
 
 
 def last_before(corpus: Corpus, starts: NDArray[np.int64]) -> NDArray[np.int64]:

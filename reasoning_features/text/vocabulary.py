@@ -20,6 +20,7 @@ from wordfreq import word_frequency
 from reasoning_features.errors import UserError
 from reasoning_features.organism import language
 from reasoning_features.reporting.plots import COLOURS, HATCHES, legend_below, name_rows, new_figure
+from reasoning_features.settings import Settings
 
 SHARE_SCALE = 0.2  # so much in share inside thinking counts like a factor e in frequency when matching
 FLOOR = 1e-7  # the lowest general frequency that is drawn (of words that general English lacks)
@@ -33,14 +34,18 @@ class Lexicon:
 
     twins: Mapping[str, str] = field(default_factory=dict)  # word of R ↔ neutral word of the same slots
     decision_words: tuple[str, ...] = ()  # at which a text goes on or gives up; in no random vocabulary
+    capitalised: frozenset[str] = frozenset()  # words that count in one form (`settings.capitalised`)
 
 
-def lexicon(corpus_kind: str) -> Lexicon:
-    """The lexicon of a kind of corpora (``settings.corpus``); empty for natural text."""
-    if corpus_kind != "organism":
-        return Lexicon()
+def lexicon(settings: Settings) -> Lexicon:
+    """The lexicon of the settings' kind of corpora; natural text has no twins and no decision words."""
+    if settings.corpus != "organism":
+        return Lexicon(capitalised=settings.capitalised)
     twins = language.MATCHED_CONTROLS
-    return Lexicon(twins | {twin: word for word, twin in twins.items()}, language.DECISION_WORDS)
+    twins = twins | {twin: word for word, twin in twins.items()}
+    # a twin must fill its word's slot and no other
+    one_form = settings.capitalised | {twins[word] for word in settings.capitalised}
+    return Lexicon(twins, language.DECISION_WORDS, one_form)
 
 
 def split_words(text: str) -> list[str]:

@@ -1,12 +1,15 @@
 """Where words stand in a corpus, a set of tokens each with its window; and words put into plain documents.
 
-Matching is the released code's (``extraction/compute_score.py``): a word is looked for as the token ids of
-its written forms, each encoded alone. Two differences: a window never crosses the end of a document (the
-released rows are documents packed to 1,024 tokens), and a form counts only where the tokenizer can write it.
+A word is looked for in the text, in any case and whatever tokens it is made of, where no letter or digit
+stands beside it. The released code (``extraction/compute_score.py``) looks for the token ids of each written
+form encoded alone, which finds few words where a tokenizer writes them differently in context. Its windows
+reach into the next document of a packed row; here a window never crosses the end of a document.
 """
 
-import contextlib
 import hashlib
+import re
+from array import array
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,70 +19,68 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from reasoning_features.errors import UserError
-from reasoning_features.text.corpus import Corpus, sentence_starts, starts_of, token_texts
+from reasoning_features.text.corpus import Corpus, sentence_starts, starts_of, token_bytes, token_texts
 
 Window = tuple[int, int]  # tokens before a word's first token, and after its last
 Mask = NDArray[np.bool_]
 
-# Words that the released list holds in one form alone: "But" and "Another", without a leading space.
-CAPITALISED_ONLY: frozenset[str] = frozenset({"but", "another"})
 ALL = "all"  # the set of all tokens that are not special
 LENGTH = 64  # tokens of a document that are kept (2601.05679)
+_UNIT = re.compile(r"\w+")
+_BORDER = b"\1"  # between documents: neither a space nor of a word
 
 
-def capitalised_with_twins(twins: Mapping[str, str]) -> frozenset[str]:
-    """Words with one form, and their twins: a twin must fill its word's slot and no other."""
-    return CAPITALISED_ONLY | {twins[word] for word in CAPITALISED_ONLY if word in twins}
+class WordIndex:
+    """Finds words and phrases in the text of a corpus, which is read once."""
 
-
-def form_ids(
-    tokenizer: Any, word: str, capitalised_only: Collection[str] = CAPITALISED_ONLY
-) -> list[tuple[int, ...]]:
-    """Token ids of each form of ``word`` that the tokenizer can write, without duplicates.
-
-    Forms are the word in lower case and capitalised, each without and with a leading space; a word in
-    ``capitalised_only`` has one, capitalised and without a leading space. A form can be written when decoding
-    its ids gives the form back. Raises UserError: the tokenizer cannot write any form.
-    """
-    lower = word.lower()
-    capital = lower[:1].upper() + lower[1:]
-    forms = (capital,) if lower in capitalised_only else (lower, " " + lower, capital, " " + capital)
-    encoded = {form: tokenizer.encode(form, add_special_tokens=False) for form in forms}
-    told = {form: tokenizer.decode(ids, clean_up_tokenization_spaces=False) for form, ids in encoded.items()}
-    writable = dict.fromkeys(tuple(encoded[form]) for form in forms if told[form] == form)
-    if not writable:
-        raise UserError(f"The tokenizer cannot produce the word {word!r}: take it out of `words`.")
-    return list(writable)
-
-
-class TokenIndex:
-    """Finds sequences of token ids in a corpus; sorting once makes every search fast."""
-
-    def __init__(self, corpus: Corpus) -> None:
+    def __init__(self, corpus: Corpus, tokenizer: Any) -> None:
         self.corpus = corpus
-        self._order = np.argsort(corpus.tokens, kind="stable")
-        self._sorted = corpus.tokens[self._order]
-        self._first, self._end = (corpus.starts[corpus.document_of + i] for i in (0, 1))
+        ids, where = np.unique(corpus.tokens, return_inverse=True)
+        pieces = np.array(token_bytes(tokenizer, ids.tolist()), dtype=object)[where]
+        for start in corpus.starts[:-1]:
+            pieces[start] = _BORDER + pieces[start]
+        ends = np.cumsum(np.fromiter(map(len, pieces), dtype=np.int64, count=len(pieces)))
+        self._text = b"".join(pieces).decode("utf-8", "surrogateescape")
+        code = np.frombuffer(self._text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+        widths = (1 + (code > 0x7F) + (code > 0x7FF) + (code > 0xFFFF)).astype(np.int64)
+        widths[(code >= 0xDC80) & (code <= 0xDCFF)] = 1  # a byte that is of no character
+        begins = np.cumsum(widths) - widths
+        # the characters that each token's first and last byte are of
+        self._first = np.searchsorted(begins, np.concatenate([[0], ends[:-1]]), side="right") - 1
+        self._last = np.searchsorted(begins, ends - 1, side="right") - 1
+        self._units: dict[str, array[int]] = defaultdict(lambda: array("q"))  # unit → characters it begins at
+        for unit in _UNIT.finditer(self._text):
+            self._units[unit[0].lower()].append(unit.start())
 
-    def find(self, ids: Sequence[int]) -> NDArray[np.int64]:
-        """Positions where the sequence ``ids`` begins, ascending; a match never crosses documents."""
-        low, high = np.searchsorted(self._sorted, [ids[0], ids[0] + 1])
-        at = self._order[low:high]
-        at = at[at + len(ids) <= self._end[at]]
-        for offset, token in enumerate(ids[1:], start=1):
-            at = at[self.corpus.tokens[at + offset] == token]
-        return at
+    def occurrences(self, word: str, capitalised: Collection[str] = ()) -> NDArray[np.int64]:
+        """First token and end (exclusive) of every occurrence ``[n, 2]``, ascending; none begins special.
 
-    def occurrences(self, forms: Sequence[tuple[int, ...]]) -> NDArray[np.int64]:
-        """Start and end (exclusive) of every match of any form ``[n, 2]``, ascending; none is special."""
-        spans = np.concatenate([np.stack([at := self.find(ids), at + len(ids)], axis=1) for ids in forms])
-        spans = spans[~self.corpus.special[spans[:, 0]]]
-        return spans[np.lexsort((spans[:, 1], spans[:, 0]))]
+        Of a word among ``capitalised`` only those count that are capitalised and have no space before them.
+        """
+        known = word.lower().replace("’", "'")
+        written = r"\s+".join(re.escape(part).replace("'", "['’]") for part in known.split())
+        found = re.compile(rf"{written}(?!\w)" if _UNIT.match(known[-1:]) else written, re.IGNORECASE)
+        if unit := _UNIT.match(known):
+            matches = [found.match(self._text, begin) for begin in self._units.get(unit[0], ())]
+        else:
+            matches = list(found.finditer(self._text))
+        spans = [match.span() for match in matches if match]
+        if known in capitalised:
+            spans = [span for span in spans if self._capitalised(*span)]
+        begins, ends = np.array(spans, dtype=np.int64).reshape(-1, 2).T
+        first, end = np.searchsorted(self._last, begins), np.searchsorted(self._first, ends)
+        tokens = np.stack([first, end], axis=1)
+        return tokens[~self.corpus.special[first]]
+
+    def _capitalised(self, begin: int, end: int) -> bool:
+        word = self._text[begin:end]
+        return word == word.capitalize() and self._text[begin - 1] != " "
 
     def mask(self, spans: NDArray[np.int64], window: Window) -> Mask:
         """Tokens within the window of any span ``[n_tokens]``, in its document and not special."""
-        start = np.maximum(spans[:, 0] - window[0], self._first[spans[:, 0]])
-        end = np.minimum(spans[:, 1] + window[1], self._end[spans[:, 0]])
+        document = np.searchsorted(self.corpus.starts, spans[:, 0], side="right")
+        start = np.maximum(spans[:, 0] - window[0], self.corpus.starts[document - 1])
+        end = np.minimum(spans[:, 1] + window[1], self.corpus.starts[document])
         change = np.zeros(self.corpus.n_tokens + 1, dtype=np.int64)
         np.add.at(change, start, 1)
         np.add.at(change, end, -1)
@@ -135,21 +136,20 @@ class TokenSets:
 
 
 def token_sets(
-    corpus: Corpus,
-    tokenizer: Any,
+    index: WordIndex,
     vocabularies: Mapping[str, Sequence[str]],
     windows: Sequence[Window],
-    capitalised_only: Collection[str] = CAPITALISED_ONLY,
+    capitalised: Collection[str] = (),
 ) -> TokenSets:
     """All sets that scores of these vocabularies at these windows need, each word's set made once.
 
     All tokens that are not special; D_r of the paper, the tokens in a window around a word's occurrences, of
     every word at every window; their union D_R of every vocabulary at every window (D_¬R is all less D_R).
-    UserError: the tokenizer cannot produce a word, or a word never occurs in the corpus.
+    ``capitalised`` as in :meth:`WordIndex.occurrences`. UserError: a word never occurs in the corpus.
     """
-    index = TokenIndex(corpus)
+    corpus = index.corpus
     words = list(dict.fromkeys(word for vocabulary in vocabularies.values() for word in vocabulary))
-    spans = {word: index.occurrences(form_ids(tokenizer, word, capitalised_only)) for word in words}
+    spans = {word: index.occurrences(word, capitalised) for word in words}
     absent = [word for word in words if not len(spans[word])]
     if absent:
         raise UserError(
@@ -166,18 +166,16 @@ def token_sets(
 
 
 def occurrence_table(
-    corpus: Corpus, tokenizer: Any, words: Sequence[str], capitalised_only: Collection[str] = CAPITALISED_ONLY
+    index: WordIndex, words: Sequence[str], capitalised: Collection[str] = ()
 ) -> pd.DataFrame:
     """Each word's ``occurrences`` in a corpus, ``thinking_share`` (of them, inside thinking) and
-    ``frequency`` (per token that is not special); a word that never occurs or cannot be written has no row.
+    ``frequency`` (per token that is not special); a word that never occurs has no row.
     """
-    index = TokenIndex(corpus)
-    rows: list[tuple[str, int, float]] = []
+    corpus, rows = index.corpus, list[tuple[str, int, float]]()
     for word in words:
-        with contextlib.suppress(UserError):
-            starts = index.occurrences(form_ids(tokenizer, word, capitalised_only))[:, 0]
-            if len(starts):
-                rows.append((word, len(starts), corpus.thinking[starts].mean()))
+        starts = index.occurrences(word, capitalised)[:, 0]
+        if len(starts):
+            rows.append((word, len(starts), corpus.thinking[starts].mean()))
     table = pd.DataFrame(rows, columns=["word", "occurrences", "thinking_share"])
     return table.assign(frequency=table["occurrences"] / max(int((~corpus.special).sum()), 1))
 

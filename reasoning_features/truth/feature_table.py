@@ -36,11 +36,9 @@ from reasoning_features.text.vocabulary import Lexicon, lexicon
 from reasoning_features.text.words import (
     ALL,
     Mask,
-    TokenIndex,
     TokenSets,
     Window,
-    capitalised_with_twins,
-    form_ids,
+    WordIndex,
     occurrence_table,
     token_sets,
     vocabulary_set,
@@ -72,17 +70,19 @@ def draw_words(
     candidate must occur at least 20 times in the traces.
     Raises UserError: too few candidates, or more mixtures than there are.
     """
-    tokenizer, words, known = subject.tokenizer, settings.words, lexicon(settings.corpus)
-    n, seed, one_form = settings.random_vocabularies, settings.seed, capitalised_with_twins(known.twins)
+    tokenizer, words, known = subject.tokenizer, settings.words, lexicon(settings)
+    n, seed = settings.random_vocabularies, settings.seed
     traces = reasoning_corpus(settings, tokenizer, "selection", settings.subject)
     everything = join("all", [traces, general_corpus(settings, tokenizer, "selection")])
     if ranking is None:
         ranking = vocabulary.rank_words(
             thinking_texts(settings, tokenizer), solution_texts(settings, tokenizer)
         )
-    frequent = occurrence_table(traces, tokenizer, ranking["word"].tolist(), one_form)
+    spoken = ranking["word"].tolist()
+    frequent = occurrence_table(WordIndex(traces, tokenizer), spoken, known.capitalised)
     names = frequent.loc[frequent["occurrences"] >= RARE, "word"].tolist()
-    table = occurrence_table(everything, tokenizer, list(dict.fromkeys([*words, *names])), one_form)
+    index, candidates = WordIndex(everything, tokenizer), list(dict.fromkeys([*words, *names]))
+    table = occurrence_table(index, candidates, known.capitalised)
     reference = table.set_index("word").reindex(list(words)).dropna().reset_index()
     pool = table[~table["word"].isin({part for word in words for part in word.split()})]
     drawn, matching = vocabulary.random_vocabularies(reference, pool, n, seed, excluded=known.decision_words)
@@ -110,13 +110,11 @@ def needed_sets(
     with nothing but the tokens before each word (``before|…``); of R at ``window`` with every token of a word
     of R left out of everything (``masked|…``); and ``labels``.
     """
-    one_form = capitalised_with_twins(known.twins)
-    words = vocabularies[REFERENCE]
+    index, words = WordIndex(corpus, tokenizer), vocabularies[REFERENCE]
     grid = list(dict.fromkeys([*windows, window, reason_score.RELEASED_WINDOW]))
-    sets = token_sets(corpus, tokenizer, vocabularies, [window], one_form)
-    sets = sets.join(token_sets(corpus, tokenizer, {REFERENCE: words}, grid, one_form))
-    index = TokenIndex(corpus)
-    spans = {word: index.occurrences(form_ids(tokenizer, word, one_form)) for word in words}
+    sets = token_sets(index, vocabularies, [window], known.capitalised)
+    sets = sets.join(token_sets(index, {REFERENCE: words}, grid, known.capitalised))
+    spans = {word: index.occurrences(word, known.capitalised) for word in words}
     own = np.any([index.mask(span, (0, 0)) for span in spans.values()], axis=0)
     before, masked = {}, {}
     for word, span in spans.items():
@@ -228,7 +226,7 @@ def measure_features(
     traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject)
     window, words = settings.window, vocabularies[REFERENCE]
     labels = label_sets(traces, subject.tokenizer, settings.corpus)
-    known = lexicon(settings.corpus)
+    known = lexicon(settings)
     sets = needed_sets(traces, subject.tokenizer, vocabularies, window, settings.windows, known, labels)
     sums = SetSums(sets, traces.document_of % (blocks or 1), blocks or 1)
     few = sets.only([ALL, *(word_set(word, window) for word in words), vocabulary_set(REFERENCE, window)])

@@ -85,7 +85,8 @@ def test_the_mean_difference_is_of_the_decisions_own_tokens_and_the_mean_norm_of
 
 
 def test_every_baseline_has_both_signs_and_its_own_names(organism_tokenizer):
-    made = search.baselines(organism_tokenizer, ["wait", "hmm"], torch.tensor([0.6, 0.8]), 10.0)
+    settings = load_settings("organism", words=["wait", "hmm"])
+    made = search.baselines(settings, organism_tokenizer, torch.tensor([0.6, 0.8]), 10.0)
     assert len({trial.condition.name for trial in made}) == len(made)
     gammas = pd.Series([t.condition.gamma for t in made]).groupby([t.group for t in made]).apply(sorted)
     signed = [MEAN_DIFFERENCE, search.REASONING_BIAS, search.STOPPING_BIAS]
@@ -93,7 +94,7 @@ def test_every_baseline_has_both_signs_and_its_own_names(organism_tokenizer):
     assert all(gammas[name] == sorted(-gamma for gamma in gammas[name]) for name in signed)
     strongest = next(t.condition for t in made if t.condition.gamma == 0.3)
     assert float(strongest.vector.norm()) == pytest.approx(0.3 * 10)
-    without = search.baselines(organism_tokenizer, ["wait", "hmm"], None, 10.0)
+    without = search.baselines(settings, organism_tokenizer, None, 10.0)
     assert MEAN_DIFFERENCE not in {trial.group for trial in without}
 
 

@@ -130,11 +130,10 @@ def test_thinking_of_texts_is_whole_and_of_all_parts(tiny_llama, tmp_path):
 
 def test_settings_keep_the_words_that_occur(tiny_llama, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    # "another" and "but" are looked for as they open a sentence
-    texts = ["So hmm, another.", "Perhaps, but wait."]
+    texts = ["So hmm, another.", "Perhaps, but Wait."]
     rows = [{"text": text, "split": "selection"} for text in texts]
     source = {"dataset": write_rows(tmp_path / "texts.jsonl", rows), "split_column": "split"}
-    asked = ["hmm", "another", "wait", "but"]
+    asked = ["hmm", "alternatively", "wait", "we"]
     settings = load_settings("smoke", corpus="text", reasoning_text=source, words=asked)
     kept = with_words_that_occur(settings, tokenizer)
     assert kept.words == ["hmm", "wait"] and kept.run == settings.run
@@ -154,13 +153,16 @@ def test_solutions_are_of_the_same_problems(hub, tokenizer):
     assert len(general) == settings.general_documents
 
 
-def test_thinking_lies_between_its_marks(tokenizer):
+def test_thinking_lies_between_its_marks(tokenizer, tiny_llama):
     texts = ["a<think>Wait, hmm.</think>b", "Wait</think>b", "a<think>Wait", "nothing", "<think></think>"]
     ids, thinking = encode_texts(texts, tokenizer)
     held = [tokenizer.decode(i[t].tolist()) for i, t in zip(ids, thinking, strict=True)]
     assert held == ["Wait, hmm.", "Wait", "Wait", "", ""]
     assert [thinking_of(text) for text in texts] == held
-    assert [thinking_of_ids(row, tokenizer).tolist() for row in ids[:3]] == [t.tolist() for t in thinking[:3]]
+    # the marks are single tokens of the one tokenizer, and several of the other
+    for other in (tokenizer, AutoTokenizer.from_pretrained(tiny_llama)):
+        for row, known in zip(*encode_texts([*texts, "a</think>b<think>c"], other), strict=True):
+            assert thinking_of_ids(row, other).tolist() == known.tolist()
 
 
 def test_conversations_read_as_the_released_script_renders_them(tokenizer):

@@ -15,7 +15,7 @@ from reasoning_features.scoring.feature_statistics import accumulate
 from reasoning_features.scoring.reason_score import vocabulary_scores
 from reasoning_features.text.corpus import Corpus
 from reasoning_features.text.vocabulary import Lexicon
-from reasoning_features.text.words import ALL, token_sets, vocabulary_set, word_set
+from reasoning_features.text.words import ALL, WordIndex, token_sets, vocabulary_set, word_set
 from reasoning_features.truth import feature_table as room
 
 WINDOW = (2, 1)
@@ -81,7 +81,7 @@ def test_before_only_and_masked_by_hand():
 
 def test_scores_equal_those_of_direct_sums(tiny_subject, gathered):
     corpus, sae = small_corpus(), signed_identity(tiny_subject.d_model)
-    sets = token_sets(corpus, Pieces(), VOCABULARIES, [WINDOW])
+    sets = token_sets(WordIndex(corpus, Pieces()), VOCABULARIES, [WINDOW])
     statistics = accumulate(stream(tiny_subject, corpus, 64), sae, sets)
     for name, words in VOCABULARIES.items():
         direct = vocabulary_scores(statistics, name, words, WINDOW, 0.7)
@@ -120,7 +120,7 @@ NEAR = (0, 1)
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_vocabularies_of_a_corpus(monkeypatch, seed):
-    corpus = corpus_of(*[[" wait", " a", "But", " b", ".", "let", " me"]] * 25, thinking=range(175))
+    corpus = corpus_of(*[[" wait", " a", " But", " b", ".", "let", " me"]] * 25, thinking=range(175))
     for name in ("reasoning_corpus", "general_corpus"):
         monkeypatch.setattr(room, name, lambda *_: corpus)
     subject, numbers = SimpleNamespace(tokenizer=Pieces()), {"seed": seed, "corpus": "", "subject": ""}
