@@ -121,8 +121,8 @@ bench: $(STAMP) ## speed, as ratios to other ways; DEVICE=cuda: the 8B's shape
 
 # --- the rest ------------------------------------------------------------------------------------------------
 
-lab: $(STAMP) ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --ServerApp.root_dir=.
+lab: $(STAMP) ## JupyterLab on the notebooks, with this environment's kernel and no startup files
+	JUPYTER_PREFER_ENV_PATH=1 IPYTHONDIR=build/jupyter/ipython $(BIN)/jupyter lab --ServerApp.root_dir=.
 
 organism: $(STAMP) ## the models and autoencoders from nothing (four hours on one core; resumes)
 	$(BIN)/python -m reasoning_features.making.organism

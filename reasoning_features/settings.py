@@ -91,6 +91,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
 
     _overrides: dict[str, Any] = PrivateAttr(default_factory=dict)
     _capitalised: frozenset[str] = PrivateAttr(default=frozenset())
+    _asked: set[str] = PrivateAttr(default_factory=set)  # of INPUTS, those that were asked for so far
 
     profile: str  # the profile's name
     subject: str  # the reasoning model: a directory, or `owner/name` of the hub, `@revision` to pin it
@@ -190,6 +191,11 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         name = "+".join([self.profile, *(f"{n}={_slug(v)}" for n, v in sorted(self._overrides.items()))])
         return name if len(name) <= RUN_LIMIT else f"{name[: RUN_LIMIT // 2]}-{_digest(name)}"
 
+    def __getattribute__(self, name: str) -> Any:
+        if name in INPUTS:
+            self._asked.add(name)
+        return super().__getattribute__(name)
+
     def model_post_init(self, _: Any) -> None:
         self._capitalised = CAPITALISED if set(self.words) == PAPER_WORDS else frozenset()
 
@@ -214,14 +220,17 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         return {name for name, is_read in read.items() if not is_read}
 
     def named(self, name: str) -> list[Any]:
-        """The models (their references) or the sources that a setting names; none where it is empty."""
-        value = getattr(self, name) or []
+        """The models (their references) or the sources that a setting names; none where it is empty. That
+        does not count as asking for them.
+        """
+        value = vars(self)[name] or []
         value = list(value.values()) if isinstance(value, dict) else value
         return value if isinstance(value, list) else [value]
 
 
 # the settings that name data sets
 TEXTS = tuple(name for name, field in Settings.model_fields.items() if "Source" in str(field.annotation))
+INPUTS = frozenset({*PINNED, *TEXTS})
 
 
 def load_settings(profile: str, **overrides: Any) -> Settings:

@@ -54,7 +54,7 @@ class Plan:
         return stored_manifest(self.file("stamp.json")) or {}
 
     def key(self) -> dict[str, dict[str, Any]]:
-        """All that the result depends on: code, settings, inputs by their content, the interpreter."""
+        """All that the result may depend on: code, settings, inputs by their content, the interpreter."""
         cells = code_cells(self.notebook)
         return {
             "code cells": {str(place): cell for place, cell in enumerate(cells)},
@@ -71,6 +71,8 @@ class Plan:
             return "nothing of it is made yet"
         for part, now in self.key().items():
             before = stamp["key"].get(part, {})
+            if part == "inputs":  # of which a notebook depends on those alone that it asked for
+                now = {name: now.get(name, {}) for name in before}
             for name in sorted({*before, *now}):
                 if before.get(name) != now.get(name):
                     return f"its {part} changed ({name})"
@@ -168,12 +170,12 @@ def run(plan: Plan, cell_limit: int | None = None) -> None:
         raise UserError(f"A cell of {name} took more than {limit}") from error
     except DeadKernelError as error:
         raise UserError(f"The kernel of {name} died: is there enough memory?") from error
-    noted = read_json(notes) if notes.is_file() else {"read": {}, "written": []}
+    noted = read_json(notes) if notes.is_file() else {"inputs": [], "read": {}, "written": []}
     notes.unlink(missing_ok=True)
     partial.replace(plan.file("ipynb"))
     # what was there before the run counts as it was then; what the run fetched or trained, as it is now
     before, now = key["inputs"], provenance.inputs(plan.settings)
-    key["inputs"] = {name: now[name] | before.get(name, {}) for name in now}
+    key["inputs"] = {name: now.get(name, {}) | before.get(name, {}) for name in noted["inputs"]}
     made = [*(paths.resolve(name) for name in noted["written"]), plan.file("ipynb")]
     stamp = {"key": key, "read": noted["read"], "written": _digests(made), "rendered": {}}
     write_json(plan.file("stamp.json"), stamp)

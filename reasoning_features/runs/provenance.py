@@ -1,6 +1,7 @@
 """A run of a notebook: its inputs by their content, its artefacts, and the provenance beside every figure."""
 
 import ast
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -25,7 +26,7 @@ from reasoning_features.files import (
     read_json,
     write_json,
 )
-from reasoning_features.settings import PINNED, TEXTS, Settings
+from reasoning_features.settings import INPUTS, PINNED, TEXTS, Settings
 
 PACKAGE = "reasoning_features"
 MANIFEST = "artefact.json"  # a stored artefact's settings, and its files with their digests
@@ -115,10 +116,10 @@ def references(settings: Settings, name: str) -> list[str]:
     return sorted({each if isinstance(each, str) else each.dataset for each in settings.named(name)})
 
 
-def inputs(settings: Settings, fields: Iterable[str] = (*PINNED, *TEXTS)) -> dict[str, dict[str, str]]:
+def inputs(settings: Settings, fields: Iterable[str] = INPUTS) -> dict[str, dict[str, str]]:
     """Setting → each thing that it names → what pins its content, as far as it is there."""
     found: dict[str, dict[str, str]] = {}
-    for name in sorted(set(fields) & {*PINNED, *TEXTS}):
+    for name in sorted(INPUTS.intersection(fields)):
         kind: hub.Kind = "model" if name in PINNED else "dataset"
         known = {each: pin for each in references(settings, name) if (pin := content(each, kind))}
         found |= {name: known} if known else {}
@@ -166,6 +167,7 @@ class Run:
         Another run of the profile may have stored it: an override on which it does not depend makes nothing
         anew. MissingArtefact and CorruptArtefact name the make target.
         """
+        self.settings._asked.update(fields)
         wanted = determinants(self.settings, fields)
         damaged: list[Path] = []
         for manifest in manifests(self.settings, name):
@@ -189,6 +191,7 @@ class Run:
         What an interrupted block left is given to the next one, to go on from, as long as what determines it
         and the code are the same.
         """
+        self.settings._asked.update(fields)
         head = {"name": name, "notebook": self.notebook, "determined_by": determinants(self.settings, fields)}
         begun = head | {"code": [self.provenance["notebook_sha256"], self.provenance["code_sha256"]]}
         final, partial = self.paths.artefacts / name, self.paths.artefacts / f".{name}.partial"
@@ -221,9 +224,10 @@ class Run:
         self._record()
 
     def _record(self) -> None:
-        """Tell make, where it started this run, what was read so far, by content, and what was written."""
+        """Tell make, where it started this run, what was asked for, read, by content, and written so far."""
         if record := os.environ.get(RECORD):
-            write_json(Path(record), {"read": self._read, "written": sorted(self._written)})
+            told = {"inputs": sorted(INPUTS & self.settings._asked), "read": self._read}
+            write_json(Path(record), told | {"written": sorted(self._written)})
 
 
 def begin(notebook: str, settings: Settings) -> Run:
@@ -239,19 +243,21 @@ def begin(notebook: str, settings: Settings) -> Run:
         "run": settings.run,
         "settings": settings.model_dump(mode="json"),
         "seeds": [settings.seed],
-        "inputs": determinants(settings, [name for name in (*PINNED, *TEXTS) if settings.named(name)]),
+        "inputs": determinants(settings, [name for name in INPUTS if settings.named(name)]),
         "versions": versions(),
         "device": settings.device,
         "dtype": settings.dtype,
     }
-    return Run(notebook, settings, paths.RunPaths(settings.run), provenance)
+    run = Run(notebook, settings, paths.RunPaths(settings.run), provenance)
+    atexit.register(run._record)  # what was asked for after the last figure
+    return run
 
 
 def record_artefact(run: Run, name: str, files: Sequence[Path], caption: str) -> Path:
     """Write a figure's or table's provenance beside it: ``<name>.json``, with its files' checksums."""
     path = run.paths.figures / f"{name}.json"
     made = {"name": name, "caption": caption, "files": {file.name: file_digest(file) for file in files}}
-    named = {name: references(run.settings, name) for name in (*PINNED, *TEXTS)}
+    named = {name: references(run.settings, name) for name in INPUTS}
     fetched = [name for name, places in named.items() if not all(map(hub.is_local, places))]
     known = run.provenance["inputs"] | determinants(run.settings, fetched)
     read = {paths.relative(place): pin for place, pin in sorted(run._read.items())}

@@ -10,12 +10,18 @@ import sys
 import time
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import psutil
 import pytest
+from hypothesis import HealthCheck, given
 from stub_notebooks import write_notebook
 
 from reasoning_features import paths
 from reasoning_features.reporting import claims
+from reasoning_features.runs import execution
+from reasoning_features.runs.provenance import RECORD, begin
+from reasoning_features.settings import load_settings
 
 pytestmark = pytest.mark.slow
 
@@ -197,6 +203,51 @@ def test_a_profile_of_any_name_and_place_runs_with_this_interpreter_alone(tmp_pa
     (house / "texts.jsonl").write_text('{"text": "two"}\n')
     done = make(house, *given)
     assert ran(done) == FIRST and "its inputs changed (reasoning_text)" in done.stdout
+
+
+PLACES = {
+    "subject": "models/a", "base": "models/b", "autoencoder": "sae", "truth": "truth", "steering": "studies",
+    "reasoning_text": "texts/a.jsonl", "general_text": "texts", "training_text": "c.jsonl",
+    "problems": "d.csv",
+}  # fmt: skip
+
+
+@given(st.sets(st.sampled_from(sorted(PLACES))), st.sampled_from(sorted(PLACES)), st.integers(0, 39))
+@hypothesis.settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_changed_byte_of_any_input_reruns_exactly_what_asked_for_it(
+    repository, monkeypatch, asked, name, at
+):
+    data = {"name": {"dataset": "d.csv"}}, [{"dataset": "c.jsonl"}]
+    values = {each: {"dataset": place} if "text" in each else place for each, place in PLACES.items()}
+    values |= {"extends": "smoke", "problems": data[0], "training_text": data[1]}
+    (repository / "mine.yaml").write_text(json.dumps(values))
+    files = {each: place if "." in place else f"{place}/deep/file" for each, place in PLACES.items()}
+    for file in files.values():
+        (repository / file).parent.mkdir(parents=True, exist_ok=True)
+        (repository / file).write_bytes(bytes(40))
+    write_notebook(repository, "01_one")
+
+    def executed(_: str, out: str, **__: object) -> None:
+        made = begin("01_one", load_settings("mine.yaml"))
+        for setting in asked:
+            getattr(made.settings, setting)
+        made.wrote([])
+        shutil.copy(repository / "notebooks/01_one.ipynb", out)
+
+    monkeypatch.setattr("papermill.execute_notebook", executed)
+    monkeypatch.setattr(execution, "check", lambda _: None)
+    for variable in (RECORD, "JUPYTER_PATH", "IPYTHONDIR", "PYTHONPATH"):
+        monkeypatch.setenv(variable, "")
+    made = execution.plan("01", "mine.yaml")
+    made.file("lock").parent.mkdir(parents=True, exist_ok=True)
+    execution.run(made)
+    assert made.outdated() == ""
+    changed = bytearray(40)
+    changed[at] = 1
+    (repository / files[name]).write_bytes(changed)
+    affected = {name, *(["general_text"] if name == "reasoning_text" else [])}  # whose folder holds its file
+    assert bool(made.outdated()) == bool(affected & asked)
+    assert not asked & affected or made.outdated().startswith("its inputs changed (")
 
 
 def test_independent_notebooks_run_side_by_side_with_one_thread_each(tmp_path: Path) -> None:
