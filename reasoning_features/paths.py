@@ -1,5 +1,6 @@
 """Where each artefact lives, wherever the caller stands."""
 
+import os
 from pathlib import Path
 
 
@@ -10,7 +11,7 @@ def root() -> Path:
 
 def resolve(path: str | Path) -> Path:
     """An absolute path as it stands, any other taken from the repository's root."""
-    return root() / Path(path).expanduser()
+    return root() / os.path.expanduser(path)  # Path's own raises where there is no such user
 
 
 def relative(path: str | Path) -> str:

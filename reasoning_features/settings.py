@@ -292,10 +292,12 @@ def _read_profile(profile: str) -> dict[str, Any]:
         raise UserError(f"The profile file {path.name} has the name of a shipped folder: rename it.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: no UTF-8, or no date
         values = None
-    if not isinstance(values, dict):
-        raise UserError(f"The profile {path.name} is not YAML with one setting a line, as name: value.")
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise UserError(
+            f"The profile {path.name} is not YAML in UTF-8 with one setting a line, as name: value."
+        )
     parent = values.pop("extends", None)
     if parent is not None and parent not in shipped_profiles():
         raise UserError(f"The profile {path.name} extends {parent!r}, which is not a shipped profile.")
@@ -333,7 +335,7 @@ def read_overrides(text: str) -> dict[str, Any]:
 def _typed(name: str, text: str) -> Any:
     """What text stands for under a setting's type: as YAML reads it, or else as it stands (``no``)."""
     kind: TypeAdapter[Any] = TypeAdapter(typing.get_type_hints(Settings)[name])
-    with contextlib.suppress(yaml.YAMLError, ValidationError):
+    with contextlib.suppress(yaml.YAMLError, ValueError):
         value = yaml.safe_load(text)
         kind.validate_python(value)
         return value

@@ -1,6 +1,11 @@
 import re
+from collections.abc import Callable
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
+import yaml
+from hypothesis import HealthCheck, given
 
 from reasoning_features import settings as room
 from reasoning_features.errors import UserError
@@ -149,3 +154,43 @@ def test_profiles_and_values_with_awkward_names_have_runs_of_their_own(repositor
         name: 12345 for name in Settings.model_fields if name.endswith(("_documents", "_problems", "_tokens"))
     }
     assert len(load_settings("organism", **many).run) < 200 < sum(len(f"+{name}=12345") for name in many)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(sorted(Settings.model_fields)) | st.text(max_size=8)
+
+
+def works_or_says_why(asked: Callable[[], Settings]) -> None:
+    """Settings, or one sentence; a run's name is always one folder's."""
+    try:
+        run = asked().run
+    except UserError as error:
+        assert str(error).strip() and "\n" not in str(error)
+    else:
+        assert re.fullmatch(r"[\w.+=-]{1,250}", run, re.ASCII) and run.strip(".") == run
+
+
+@hypothesis.settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(NAMES, ANYTHING, max_size=4) | ANYTHING, st.binary(max_size=40) | st.none())
+def test_any_profile_works_or_is_refused_in_a_sentence(repository, values, raw):
+    file = repository / "mine.yaml"
+    text = yaml.safe_dump({"extends": "smoke"} | values if isinstance(values, dict) else values)
+    file.write_bytes(text.encode() if raw is None else raw)
+    works_or_says_why(lambda: load_settings("mine.yaml"))
+
+
+@hypothesis.settings(max_examples=80, deadline=None)
+@given(st.text(max_size=60) | st.builds("{}={!r}".format, NAMES, ANYTHING), st.text(max_size=20))
+def test_any_parameters_and_any_path_work_or_are_refused_in_a_sentence(text, path):
+    works_or_says_why(lambda: load_settings("smoke", **read_overrides(text)))
+    works_or_says_why(lambda: load_settings(path))
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@given(st.lists(st.text(max_size=8) | st.floats(), max_size=5), st.lists(st.floats(), max_size=5))
+def test_any_words_and_strengths_work_or_are_refused_in_a_sentence(words, strengths):
+    works_or_says_why(lambda: load_settings("smoke", words=words, strengths=strengths, gammas=strengths))
