@@ -1,5 +1,6 @@
 """The environment says the same in all its files, and holds nothing that is not used."""
 
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import tomllib
 
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -29,6 +31,13 @@ def test_the_lock_satisfies_every_range():
     for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
         wanted = Requirement(text)
         assert wanted.specifier.contains(locked[canonicalize_name(wanted.name)], prereleases=True), text
+
+
+def test_every_locked_package_is_for_the_oldest_python_that_is_promised():
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    for name in (line.split("==")[0] for line in LOCK):
+        wanted = importlib.metadata.metadata(name)["Requires-Python"] or ""
+        assert SpecifierSet(wanted).contains(oldest), f"{name} needs Python {wanted}"
 
 
 def test_conda_gets_the_same_python_and_exactly_the_lock():
