@@ -160,6 +160,8 @@ def points(
     ax: Axes, x: Any, table: pd.DataFrame, value: str, ends: tuple[str, str], label: str, i: int
 ) -> None:
     """Draw a column's values at ``x``, with bars between two other columns, as series ``i``."""
+    if table[value].isna().all():  # nor is it named in the legend
+        return
     spread = np.abs(table[list(ends)].to_numpy().T - table[value].to_numpy())
     ax.errorbar(x, table[value], spread, label=label, capsize=2, **look(i))
 
