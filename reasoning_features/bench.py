@@ -70,9 +70,6 @@ MODEL = LlamaConfig(
 )
 FEATURES, L0 = 65_536, 86
 
-
-# --- two ways in turn ---------------------------------------------------------------------------------------
-
 Work = Callable[[], float]  # does something once and returns how much of it was done, such as tokens
 Bar = tuple[Literal["≤", "≥"], float]  # what a ratio is held to
 Row = dict[str, Any]
@@ -190,9 +187,6 @@ def random_autoencoder(residual: Tensor, d_sae: int, active: float) -> StandardS
     return sae
 
 
-# --- ReasonScore --------------------------------------------------------------------------------------------
-
-
 def released_pass(given: Given, features: Sequence[int]) -> FeatureStatistics:
     """One pass of the released procedure: some features' activations kept for all tokens, then summed."""
     encoder, bias = given.sae.W_enc[:, list(features)], given.sae.b_enc[list(features)]
@@ -230,9 +224,6 @@ def scoring_rows(given: Given, features: int = 4096, passes: int = 3) -> list[Ro
     against = f"the released procedure, {AT_ONCE} features a pass"
     told += f"; {passes} of {needed} passes are run each time and the time multiplied"
     return [*found, compared(SCORES, against, wide.score, released, ("≥", 30), told)]
-
-
-# --- harvesting and training --------------------------------------------------------------------------------
 
 
 def truncated(subject: Subject) -> Any:
@@ -281,9 +272,6 @@ def disk_rows(given: Given, train_tokens: int = 204_800) -> list[Row]:
         told += f"{n:,} activations are read once and trained on {train_tokens / n:.1f} times"
         ways = partial(start, from_disk), partial(start, lambda: residual)
         return [harvested, compared(what, against, *ways, ("≤", 1.05), told)]
-
-
-# --- steered answers ----------------------------------------------------------------------------------------
 
 
 def questions_of_one_length(given: Given, n: int) -> Questions:
@@ -361,8 +349,6 @@ def generation_rows(given: Given, asked: Questions, features: int = 8, few: int 
     ]
 
 
-# --- growth with tokens -------------------------------------------------------------------------------------
-
 WAYS: dict[str, Callable[[Given], float]] = {SCORES: Given.score, EXAMPLES: Given.examples}
 
 
@@ -437,9 +423,6 @@ def device_table(
     if torch.device(device).type == "cuda":
         rows.append(("peak memory", torch.cuda.max_memory_allocated(device) / 1e9, "GB"))
     return pd.DataFrame(rows, columns=["quantity", "value", "unit"])
-
-
-# --- tables -------------------------------------------------------------------------------------------------
 
 
 def processor(device: str) -> str:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -23,11 +22,8 @@ from tqdm.auto import tqdm
 from reasoning_features.dictionaries.autoencoder import rows_at_once
 from reasoning_features.dictionaries.evaluation import best_cosines
 from reasoning_features.errors import UserError
-from reasoning_features.statistics import Interval, bootstrap_mean, percentile_interval, wilson
+from reasoning_features.statistics import Array, Flags, Ids, bootstrap_mean, percentile_interval, share_of
 
-Array = NDArray[np.float64]
-Ids = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 PAPER_THRESHOLD = 0.7
 RANDOM = "random, frequency-matched"
 # fraction present of the paper's 46 verified features at each stage, and of its 200 chosen at the last
@@ -131,11 +127,6 @@ def frequency_matched(features: Ids, density: Array, draws: int, seed: int) -> I
             drawn[draw, place] = left[rng.choice(near)]
             left = left[left != drawn[draw, place]]
     return drawn
-
-
-def share_of(present: Flags) -> Interval:
-    """Fraction of features with its 95% interval (:func:`reasoning_features.statistics.wilson`)."""
-    return wilson(int(present.sum()), len(present))
 
 
 def presence(

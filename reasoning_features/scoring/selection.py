@@ -12,18 +12,15 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from reasoning_features.reporting import plots
 from reasoning_features.residual_stream.probes import weights_by_document
 from reasoning_features.scoring import reason_score
 from reasoning_features.scoring.feature_statistics import FeatureStatistics
-from reasoning_features.statistics import bootstrap_weights, chance_jaccard, null_rank, percentile_interval
+from reasoning_features.statistics import Array, Flags, chance_jaccard, null_rank, percentile_interval
 from reasoning_features.text.words import Window, word_set
 
-Array = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 REFERENCE, TWINS = "R", "twins"  # the vocabulary that the others are compared with; its counterparts
 NULLS = {"random": "random vocabularies", "slot": "mixtures of R and its counterparts"}  # kind → label
 IDENTITIES = {"token": 0, "token and the one before": 1}  # what identity baselines see → tokens of context
@@ -73,7 +70,7 @@ def top_features(
     """
     whole = statistics.total()
     scores = reason_score.vocabulary_scores(whole, REFERENCE, words, window, alpha)
-    weights = bootstrap_weights(len(statistics.counts), resamples, seed)
+    weights = weights_by_document(len(statistics.counts), seed, resamples)[1:]
     again = reason_score.resampled_scores(statistics, REFERENCE, words, window, alpha, weights)
     by_word = reason_score.set_means(whole, REFERENCE, words, window)[2]
     best = reason_score.select(scores, k=k)
@@ -172,10 +169,6 @@ def null_table(
     whole = score_all(blocks.total(), vocabularies, window, alpha)
     halves = {name: chosen(own, k) for name, own in score_all(parts, vocabularies, window, alpha).items()}
     reference = set(vocabularies[REFERENCE])
-
-    def shared(name: str) -> float:
-        return float(overlap(halves[REFERENCE], halves[name][::-1]).mean())
-
     rows = [
         {
             "vocabulary": name,
@@ -183,11 +176,12 @@ def null_table(
             "words_of_R": len(reference & set(vocabularies[name])),
             "score_mass": float(top_mean(scores, k)),
             "maximum": float(scores.max()),
-            "overlap_halves": np.nan if name == REFERENCE else shared(name),
+            "overlap_halves": float(overlap(halves[REFERENCE], halves[name][::-1]).mean()),
         }
         for name, scores in whole.items()
     ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.assign(overlap_halves=table["overlap_halves"].mask(table["vocabulary"] == REFERENCE))
 
 
 def null_ranks(table: pd.DataFrame, statistics: Sequence[str]) -> pd.DataFrame:

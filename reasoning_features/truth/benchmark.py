@@ -31,21 +31,14 @@ from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserErro
 from reasoning_features.models.subject import Subject, load_subject, short_name
 from reasoning_features.organism.problems import Split
 from reasoning_features.settings import READ, Settings
-from reasoning_features.statistics import null_rank
+from reasoning_features.statistics import Array, Flags, Ids, null_rank
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus, with_words_that_occur
 from reasoning_features.text.corpus import Corpus
+from reasoning_features.truth import effects as patching
 from reasoning_features.truth.decisions import Decisions, balanced, find_decisions, wordings
-from reasoning_features.truth.effects import (
-    Effects,
-    gradient_attribution,
-    measure_effects,
-    neutral_prompts,
-    output_scores,
-)
+from reasoning_features.truth.effects import Effects
 from reasoning_features.truth.feature_table import draw_words, measure_features
 
-Array = NDArray[np.float64]
-Ids = NDArray[np.int64]
 Score = Callable[[pd.DataFrame], ArrayLike]
 # the settings that determine a stored benchmark
 DETERMINED_BY = (
@@ -165,12 +158,13 @@ def with_output_scores(variant: Variant, table: pd.DataFrame) -> pd.DataFrame:
     if not decisions:
         return table
     general = general_corpus(settings, model.tokenizer, "selection")
-    prompts = neutral_prompts(general, PROMPTS, PROMPT_LENGTH)
+    prompts = patching.neutral_prompts(general, PROMPTS, PROMPT_LENGTH)
     live, scores = np.flatnonzero(table["density"] > 0), np.zeros(len(table))
-    scores[live] = output_scores(model, sae, prompts, settings.batch_tokens, live)
+    scores[live] = patching.output_scores(model, sae, prompts, settings.batch_tokens, live)
     added, mean = {"score:output": scores}, table["mean"].to_numpy(dtype=float)
     for kind, own in decisions.items():
-        added[f"score:gradient {kind}"] = gradient_attribution(model, sae, own, mean, settings.batch_tokens)
+        score = patching.gradient_attribution(model, sae, own, mean, settings.batch_tokens)
+        added[f"score:gradient {kind}"] = score
     return table.assign(**{name: values.astype(np.float32) for name, values in added.items()})
 
 
@@ -196,11 +190,10 @@ def measured(
     Of other vocabularies' scores the table keeps the first ``settings.search_vocabularies`` of each kind.
     """
     settings, live = variant.settings, np.flatnonzero(table["density"] > 0)
-    n, seed, told = settings.random_directions, settings.seed, f"{len(live)} features"
-    truths = {
-        kind: measure_effects(variant.model, variant.sae, own, hasty, live, n, seed, f"{kind}, {told}")
-        for kind, own in decisions.items()
-    }
+    n, seed, truths = settings.random_directions, settings.seed, {}
+    for kind, own in decisions.items():
+        given, told = (variant.model, variant.sae, own, hasty, live), f"{kind}, {len(live)} features"
+        truths[kind] = patching.measure_effects(*given, n, seed, told)
     nulls = pd.concat([null_band(table, truth).assign(decision=kind) for kind, truth in truths.items()])
     names = [str(name) for name in table]
     drawn = [re.fullmatch(r"score:(slot|random) (\d+)", name) for name in names]
@@ -329,14 +322,6 @@ def builtin(kind: str) -> list[Scorer]:
     ]
 
 
-def live_scores(score: Score, benchmark: Benchmark, truth: Effects) -> Array:
-    """A score's values at the features that count ``[f]``; UserError where it lacks a finite number."""
-    values, n = np.asarray(score(benchmark.evidence), dtype=float), len(benchmark.evidence)
-    if values.shape != (n,) or not np.isfinite(values[truth.features]).all():
-        raise UserError(f"Give each of the {n} features of {benchmark.model} a number, finite where active.")
-    return values[truth.features]
-
-
 # --- how well scores rank features -------------------------------------------------------------------------
 
 
@@ -358,7 +343,7 @@ def metrics(score: Array, truth: Effects, effects: Array, signed: bool = False) 
     return found
 
 
-def average_precision(ranking: Array, true: NDArray[np.bool_]) -> Array:
+def average_precision(ranking: Array, true: Flags) -> Array:
     """Average precision of a ranking ``[f]`` for each row of true sets ``[b, f]`` → ``[b]``.
 
     Σ over distinct values of the ranking, best first, of (gain in recall) · precision: tied features enter
@@ -406,8 +391,13 @@ def evaluate_all(
         raise UserError("There is no benchmark to evaluate on: `make organism` measures the shipped models.")
     rows: list[dict[str, Any]] = []
     for scorer, benchmark in product([*scorers, None], benchmarks):
-        truth = benchmark.truth(kind)
-        values = live_scores(scorer.function, benchmark, truth) if scorer else truth.effect
+        truth, n = benchmark.truth(kind), len(benchmark.evidence)
+        values = np.asarray(scorer.function(benchmark.evidence), float) if scorer else benchmark.effect(kind)
+        if values.shape != (n,) or not np.isfinite(values[truth.features]).all():
+            raise UserError(
+                f"Give each of the {n} features of {benchmark.model} a number, finite where active."
+            )
+        values = values[truth.features]
         effects = np.concatenate([truth.effect[None], truth.resampled(RESAMPLES, SEED)])
         causal, live = int(truth.causal.sum()), len(values)
         chance = {PRECISION: causal / live, "rank correlation": 0.0}

@@ -12,23 +12,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from reasoning_features.errors import UserError
 from reasoning_features.organism import parser
+from reasoning_features.statistics import Flags, Ids
 from reasoning_features.text.corpus import Corpus, last_before, sentence_starts
 from reasoning_features.text.words import Mask
 
-Array = NDArray[np.float64]
-Ids = NDArray[np.int64]
 # decisions below which a rate of their own is not taken: that of the domain, or of all, stands in
 FEWEST = 20
 # style → how its prefixes and its markers are written (of ``organism.parser.SWAPS``)
-WORDINGS = {
-    "careful": ("all words of R", "all careful markers"),
-    "hasty": ("all twins", "all hasty markers"),
-}
+WORDINGS = {"careful": ("all words of R", "all careful markers"), "hasty": ("all twins", "all hasty markers")}
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,7 @@ class Decisions:
     positions: Ids  # [n] of the token in ``corpus.tokens`` whose logits decide: the last before the opener
     documents: Ids  # [n] the document of each
     styles: list[str]  # each decision's hidden style, "" where it has none
-    towards: NDArray[np.bool_]  # [n] True where the trace took the positive side (went on; verified)
+    towards: Flags  # [n] True where the trace took the positive side (went on; verified)
     positive: Ids  # token ids that open the positive side
     negative: Ids  # token ids that open the other
 
@@ -52,19 +47,14 @@ class Decisions:
         return len(self.positions)
 
     @property
-    def places(self) -> NDArray[np.int64]:
+    def places(self) -> Ids:
         """Place of each decision in its own document, from 0 ``[n]``."""
         return self.positions - self.corpus.starts[self.documents]
 
-    def select(self, which: NDArray[np.int64]) -> "Decisions":
+    def select(self, which: Ids) -> "Decisions":
         """These decisions alone, in this order."""
-        return replace(
-            self,
-            positions=self.positions[which],
-            documents=self.documents[which],
-            styles=[self.styles[i] for i in which],
-            towards=self.towards[which],
-        )
+        own = {name: getattr(self, name)[which] for name in ("positions", "documents", "towards")}
+        return replace(self, styles=[self.styles[i] for i in which], **own)
 
 
 def find_decisions(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, Decisions]:

@@ -31,12 +31,10 @@ from reasoning_features.dictionaries.autoencoder import ELEMENTS
 from reasoning_features.errors import UserError
 from reasoning_features.interpretation.features import logit_effects
 from reasoning_features.models.subject import Subject
-from reasoning_features.statistics import bootstrap_ratio, bootstrap_weights
+from reasoning_features.statistics import Array, Flags, Ids, bootstrap_ratio, bootstrap_weights
 from reasoning_features.text.corpus import Corpus, by_length, sentence_starts
 from reasoning_features.truth.decisions import Decisions, log_odds
 
-Array = NDArray[np.float64]
-Ids = NDArray[np.int64]
 FLOOR = 0.02  # nats: a smaller effect is none, however sure
 FALSE_DISCOVERIES = 0.05  # expected share of features called causal that are no more than random directions
 LENS_TOKENS = 20  # of the logit lens that the output score looks for (2505.20063's released code)
@@ -89,7 +87,7 @@ class Effects:
         return np.maximum(FLOOR, critical * self.spread * np.where(moved, self.size, np.inf))
 
     @property
-    def causal(self) -> NDArray[np.bool_]:
+    def causal(self) -> Flags:
         """``[f]`` True where the effect reaches the threshold, whichever its sign."""
         return np.abs(self.effect) >= self.threshold
 
