@@ -61,13 +61,9 @@ RUNS = 5  # pairs that count
 AT_ONCE = 48  # features for which the released script runs the model over the data once (its feature_batch)
 # the paper's model up to its hook point, and its autoencoder
 MODEL = LlamaConfig(
-    vocab_size=128_256,
-    hidden_size=4096,
-    intermediate_size=14_336,
-    num_hidden_layers=20,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-)
+    vocab_size=128_256, hidden_size=4096, intermediate_size=14_336,
+    num_hidden_layers=20, num_attention_heads=32, num_key_value_heads=8,
+)  # fmt: skip
 FEATURES, L0 = 65_536, 86
 
 Work = Callable[[], float]  # does something once and returns how much of it was done, such as tokens
@@ -440,14 +436,11 @@ def write(folder: Path, name: str, table: pd.DataFrame, caption: str, device: st
     write_text(markdown, f"{to_markdown(table)}\n{caption}\n")
     code = imported_files(["import reasoning_features.bench"])
     record = {
-        "caption": caption,
-        "date": datetime.date.today().isoformat(),
-        "processor": processor(device),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
+        "caption": caption, "date": datetime.date.today().isoformat(),
+        "processor": processor(device), "threads": torch.get_num_threads(), "versions": versions(),
         "code_sha256": digest(f"{file} {content}" for file, content in code.items()),
         "files": {file.name: file_digest(file) for file in (csv, markdown)},
-    }
+    }  # fmt: skip
     write_json(folder / f"{name}.json", record)
     print(to_markdown(table))
 

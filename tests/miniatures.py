@@ -32,7 +32,7 @@ MATH, AIME, GPQA = "mini/MATH-500", "mini/aime_2024", "mini/gpqa"
 
 LAYERS, LAYER = 10, 6  # the depth of the paper's hook, nearly
 WIDTH, HEADS, KEY_HEADS, MLP_WIDTH = 56, 4, 2, 100
-VOCABULARY, MARKS, SPARE = 600, 7, 5  # of the embedding's rows some are no tokens', as in Qwen
+VOCABULARY, SPARE = 600, 5  # of the embedding's rows some are no tokens', as in Qwen
 FEATURES, QWEN_FEATURES, QWEN_K = 616, 280, 17
 DEAD = 8  # the first features of the Llama's autoencoder
 TEXTS, ROW, CONTEXT = 360, 128, 120

@@ -8,7 +8,7 @@ Over depth, the paper pairs the decoder directions of two layers one to one and 
 of its activations over tokens.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,7 +197,7 @@ def activation_correlation(
     """
     chosen = slice(None) if features is None else torch.from_numpy(features)
     parts = ((sae.encode(a)[:, chosen], other.encode(b)) for a, b in _same_tokens(sae, residual, other, its))
-    return _similarity(parts, lambda a, b: (a.T @ b).double(), np.outer, len(its))
+    return _similarity(parts, len(its), paired=False)
 
 
 @torch.no_grad()
@@ -211,20 +211,16 @@ def paired_similarity(
     """
     matched = slice(None) if partners is None else torch.from_numpy(partners)
     parts = ((sae.encode(a), other.encode(b)[:, matched]) for a, b in _same_tokens(sae, residual, other, its))
-    return _similarity(parts, lambda a, b: _total(a * b), np.multiply, len(its), centred)
+    return _similarity(parts, len(its), paired=True, centred=centred)
 
 
-def _similarity(
-    parts: Iterable[tuple[Tensor, Tensor]],
-    product: Callable[[Tensor, Tensor], Tensor],
-    pair: Callable[[Array, Array], Array],
-    n: int,
-    centred: bool = True,
-) -> Array:
-    """Correlation, or cosine, over n tokens of two sides' activations, each of which ``pair`` pairs."""
+def _similarity(parts: Iterable[tuple[Tensor, Tensor]], n: int, paired: bool, centred: bool = True) -> Array:
+    """Correlation, or cosine, over n tokens of two sides' activations: each with its partner, or with all."""
+    pair: Any = np.multiply if paired else np.outer
     sums: list[Any] = [0.0] * 5
     for a, b in parts:
-        part = [_total(a), _total(b), _total(a.square()), _total(b.square()), product(a, b)]
+        both = _total(a * b) if paired else (a.T @ b).double()
+        part = [_total(a), _total(b), _total(a.square()), _total(b.square()), both]
         sums = [total + new for total, new in zip(sums, part, strict=True)]
     ours, theirs, square, its_square, both = (total.cpu().numpy() / n for total in sums)
     if centred:

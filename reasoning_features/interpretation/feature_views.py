@@ -71,9 +71,7 @@ def draw_interface(interface: FeatureInterface) -> tuple[Figure, pd.DataFrame]:
 def draw_snippets(
     groups: Mapping[str, Sequence[Example]], maxima: Mapping[int, float]
 ) -> tuple[Figure, pd.DataFrame]:
-    """Snippets a row each by heading, if it has any; tokens shaded by their share of the largest, as a legend
-    says.
-    """
+    """Snippets a row each, by heading if any; tokens shaded by their share of the largest (legend)."""
     blocks = {
         heading: [(str(each.feature), wrapped(each, max(maxima[each.feature], 1e-12))) for each in examples]
         for heading, examples in groups.items()

@@ -334,19 +334,13 @@ def feature_interfaces(
         first, end = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
         effects = {str(n).removeprefix(EFFECT): v for n, v in row.items() if str(n).startswith(EFFECT)}
         interface = FeatureInterface(
-            feature=feature,
-            score=float(row["score"]),
-            rank=int(row["rank"]),
-            density=float(activity.density[feature]),
-            maximum=float(activity.maximum[feature]),
-            histogram=activity.histogram[feature, first:end],
-            edges=EDGES[first : end + 1],
-            positive=sides.get((feature, "positive"), []),
-            negative=sides.get((feature, "negative"), []),
-            examples=list(examples.get(feature, [])),
-            mode=row.get("mode"),
+            feature=feature, score=float(row["score"]), rank=int(row["rank"]),
+            density=float(activity.density[feature]), maximum=float(activity.maximum[feature]),
+            histogram=activity.histogram[feature, first:end], edges=EDGES[first : end + 1],
+            positive=sides.get((feature, "positive"), []), negative=sides.get((feature, "negative"), []),
+            examples=list(examples.get(feature, [])), mode=row.get("mode"),
             effects={name: float(value) for name, value in effects.items() if value is not None},
             description=row.get("description"),
-        )
+        )  # fmt: skip
         made.append(interface)
     return made

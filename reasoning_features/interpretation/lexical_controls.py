@@ -25,7 +25,7 @@ from reasoning_features.dictionaries.autoencoder import encoded_columns
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import stream
 from reasoning_features.settings import Settings
-from reasoning_features.statistics import Array, Ids, wilson
+from reasoning_features.statistics import Array, Ids, share_of
 from reasoning_features.text import words
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus
 from reasoning_features.text.corpus import Corpus
@@ -127,7 +127,7 @@ def class_shares(table: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for (group, n), own in table.groupby(["group", "injected"], sort=False):
         for kind in CLASSES:
-            share = wilson(int((own["class"] == kind).sum()), len(own))
-            row = {"group": group, "injected": n, "class": kind} | share.row("share")
+            share = share_of(own["class"] == kind).row("share")
+            row = {"group": group, "injected": n, "class": kind} | share
             rows.append(row | {"features": len(own), "documents": int(own["documents"].min())})
     return pd.DataFrame(rows)

@@ -53,12 +53,9 @@ class Variant:
     mixture: Mixture = "main"
 
 
+ARMS = (("coupled", 1.0), ("decoupled", 0.0))
 VARIANTS: tuple[Variant, ...] = (
-    *(
-        Variant(f"{name}-{seed}", kappa, seed)
-        for seed in range(3)
-        for name, kappa in (("coupled", 1.0), ("decoupled", 0.0))
-    ),
+    *(Variant(f"{name}-{seed}", kappa, seed) for seed in range(3) for name, kappa in ARMS),
     Variant("kappa-0.5-0", 0.5, 0),
     Variant("kappa-0.25-0", 0.25, 0),
     Variant("other-0", 1.0, 10, "other"),

@@ -188,15 +188,11 @@ def grade(
         parsed = parse(text)
         labels = [sentence.label for sentence in parsed.sentences]
         row: dict[str, Any] = {
-            "family": problem.family,
-            "question": problem.question,
-            "answer": parsed.answer,
-            "correct": parsed.answer == problem.answer,
+            "family": problem.family, "question": problem.question,
+            "answer": parsed.answer, "correct": parsed.answer == problem.answer,
             "thinking_tokens": _thinking_tokens(list(continuation), think, end_think),
-            "gave_up": "give up" in labels,
-            "checked": "verify" in labels,
-            "parseable": parsed.parseable,
-        }
+            "gave_up": "give up" in labels, "checked": "verify" in labels, "parseable": parsed.parseable,
+        }  # fmt: skip
         rows.append(row | {label: labels.count(label) for label in LABELS_COUNTED} | {"text": text})
     return pd.DataFrame(rows)
 

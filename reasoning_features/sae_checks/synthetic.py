@@ -143,13 +143,9 @@ class Cell:
 
 # worlds of half the paper's width, a quarter of its features, half as many active; of two architectures
 # longer trainings there, and one in a world of the paper's size, at the learning rate of the smaller ones
+GRID = itertools.product(range(SEEDS), FIRINGS, (*TRAINED, *FROZEN))
 CELLS = (
-    *(
-        Cell(architecture, World(firing=firing, seed=seed))
-        for seed in range(SEEDS)
-        for firing in FIRINGS
-        for architecture in (*TRAINED, *FROZEN)
-    ),
+    *(Cell(architecture, World(firing=firing, seed=seed)) for seed, firing, architecture in GRID),
     *(Cell(architecture, World(seed=seed), LONGER) for seed in range(SEEDS) for architecture in USUAL),
     *(Cell(architecture, World(width=100, features=3200, active=20), PAPERS_STEPS) for architecture in USUAL),
 )

@@ -75,18 +75,11 @@ def top_features(
     by_word = reason_score.set_means(whole, REFERENCE, words, window)[2]
     best = reason_score.select(scores, k=k)
     low, high = np.quantile(again[:, best], [0.025, 0.975], axis=0)
-    return pd.DataFrame(
-        {
-            "rank": np.arange(1, k + 1),
-            "feature": best,
-            "score": scores[best],
-            "low": low,
-            "high": high,
-            "entropy": reason_score.entropy(by_word)[best],
-            "main_word": [words[i] for i in by_word[:, best].argmax(axis=0)],
-            "chosen_again": chosen(again, k)[:, best].mean(axis=0),
-        }
-    )
+    columns = {"rank": np.arange(1, k + 1), "feature": best, "score": scores[best], "low": low, "high": high}
+    columns["entropy"] = reason_score.entropy(by_word)[best]
+    columns["main_word"] = [words[i] for i in by_word[:, best].argmax(axis=0)]
+    columns["chosen_again"] = chosen(again, k)[:, best].mean(axis=0)
+    return pd.DataFrame(columns)
 
 
 @dataclass(frozen=True)
@@ -169,17 +162,13 @@ def null_table(
     whole = score_all(blocks.total(), vocabularies, window, alpha)
     halves = {name: chosen(own, k) for name, own in score_all(parts, vocabularies, window, alpha).items()}
     reference = set(vocabularies[REFERENCE])
-    rows = [
-        {
-            "vocabulary": name,
-            "kind": name.split()[0],
-            "words_of_R": len(reference & set(vocabularies[name])),
-            "score_mass": float(top_mean(scores, k)),
-            "maximum": float(scores.max()),
-            "overlap_halves": float(overlap(halves[REFERENCE], halves[name][::-1]).mean()),
-        }
-        for name, scores in whole.items()
-    ]
+    rows = []
+    for name, scores in whole.items():
+        row = {"vocabulary": name, "kind": name.split()[0]}
+        row |= {"words_of_R": len(reference & set(vocabularies[name]))}
+        row |= {"score_mass": float(top_mean(scores, k)), "maximum": float(scores.max())}
+        shared = overlap(halves[REFERENCE], halves[name][::-1])
+        rows.append(row | {"overlap_halves": float(shared.mean())})
     table = pd.DataFrame(rows)
     return table.assign(overlap_halves=table["overlap_halves"].mask(table["vocabulary"] == REFERENCE))
 
@@ -219,16 +208,10 @@ def resampled_comparison(
     others = [name for name in vocabularies if name not in (REFERENCE, TWINS)]
     null = np.array([mass[name] for name in others])
     shared = [overlap(member[REFERENCE], member[name]) for name in others]
-    return pd.DataFrame(
-        {
-            "resample": np.arange(resamples + 1),
-            "score_mass": mass[REFERENCE],
-            "above_twins": mass[REFERENCE] - mass[TWINS],
-            "null_mean": null.mean(axis=0),
-            "z": (mass[REFERENCE] - null.mean(axis=0)) / null.std(axis=0, ddof=1),
-            "overlap": np.mean(shared, axis=0),
-        }
-    )
+    columns = {"resample": np.arange(resamples + 1), "score_mass": mass[REFERENCE]}
+    columns |= {"above_twins": mass[REFERENCE] - mass[TWINS], "null_mean": null.mean(axis=0)}
+    columns["z"] = (mass[REFERENCE] - null.mean(axis=0)) / null.std(axis=0, ddof=1)
+    return pd.DataFrame(columns | {"overlap": np.mean(shared, axis=0)})
 
 
 def held_out_overlap(
@@ -299,9 +282,7 @@ def draw_scores(
 
 
 def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -> tuple[Figure, pd.DataFrame]:
-    """A statistic of :func:`null_table`, cumulated over null vocabularies, with R's and the twins', a model a
-    panel.
-    """
+    """A statistic of :func:`null_table`, cumulated over nulls, with R's and the twins', a panel a model."""
     fig, axes = plots.panels(len(tables), sharex=True)
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
         nulls = table[table["kind"].isin(NULLS)].groupby("kind", sort=False)[statistic]
@@ -319,9 +300,7 @@ def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -
 
 
 def draw_identity(frame: pd.DataFrame, name: str, k: int) -> tuple[Figure, pd.DataFrame]:
-    """Ranks by ReasonScore against ranks by what identity alone gives, and how well a token tells each (live)
-    feature.
-    """
+    """Ranks by ReasonScore against ranks by identity alone; how well a token tells each (live) feature."""
     fig, axes = plots.panels(3, height=2.1)
     ranked = frame.assign(**{each: reason_score.ranks(frame[each]) for each in ("score", *IDENTITIES)})
     groups = ranked.assign(features=np.where(frame["chosen"], f"top {k}", "other features"))

@@ -57,7 +57,6 @@ DETERMINED_BY = (
     "search_vocabularies", "strengths", "screening_problems", "rescreened", "rescreening_problems",
     "steering_problems",
 )  # fmt: skip
-SHIPPED_WITH = "organism"  # the profile that the shipped studies were made with
 
 
 @dataclass(frozen=True)
@@ -263,7 +262,7 @@ def load_studies(folder: Path) -> dict[str, Study]:
 def shipped_study(settings: Settings, shipped: Mapping[str, Study], identity: dict[str, Any]) -> Study | None:
     """The shipped study of one model, where the run's settings are those that it was made with; else None."""
     own = {"subject", "contrast", "autoencoder", "contrast_autoencoder"}  # these the identity tells
-    made_with = load_settings(SHIPPED_WITH)
+    made_with = load_settings("organism")
     same = all(getattr(settings, n) == getattr(made_with, n) for n in DETERMINED_BY if n not in own)
     name = "{model}-{architecture}-{autoencoder_seed}".format(**identity)
     return shipped.get(name) if same else None

@@ -23,7 +23,7 @@ EVERYWHERE = np.arange(CORPUS.n_documents)
 def decisions(name: str, places: tuple[int, int], positive: list[int], negative: list[int]) -> Decisions:
     """Decisions at two places of every document."""
     everywhere = np.repeat(EVERYWHERE, 2), np.tile(places, CORPUS.n_documents)
-    return make_decisions(CORPUS, *everywhere, positive, negative, name)
+    return make_decisions(CORPUS, *everywhere, positive, negative, name=name)
 
 
 BOTH = {
@@ -84,15 +84,11 @@ def test_exact_dictionaries_are_the_ceilings_and_collapsed_ones_the_floor(editin
         assert same[:, 2].mean() == pytest.approx(0.5)
 
 
-def made(shares: dict[tuple[str, int], np.ndarray], documents: list[int]) -> Editing:
-    """Edits with all scores and attributes alike: ``[pairs]`` for each dictionary and n."""
-    marks = np.stack([np.broadcast_to(share[:, None], (2, len(share), 3)) for share in shares.values()])
-    return Editing(tuple(shares), marks, np.array(documents))
-
-
 def test_resamples_are_of_documents():
     hard = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 0.8])
-    editing = made({("good", 1): hard + 0.2, ("bad", 1): hard}, [3, 3, 3, 4, 7, 7])
+    # all scores and attributes alike
+    marks = np.stack([np.broadcast_to(share[:, None], (2, 6, 3)) for share in (hard + 0.2, hard)])
+    editing = Editing((("good", 1), ("bad", 1)), marks, np.array([3, 3, 3, 4, 7, 7]))
     ends = editing.table()[["disentanglement low", "disentanglement", "disentanglement high"]].to_numpy()
     np.testing.assert_allclose(ends[0] - ends[1], 0.2)
     # documents, not pairs, are drawn: means of the three are 0.2, 0.6 and 0.8

@@ -68,9 +68,8 @@ def test_how_the_decoder_is_scaled_changes_nothing():
     plain, loud = signed_identity(WIDTH), signed_identity(WIDTH)
     loud.W_enc.data[:, 0], loud.W_dec.data[0] = 50 * loud.W_enc.data[:, 0], loud.W_dec.data[0] / 50
     residual = activations().residual
-    np.testing.assert_allclose(
-        checks.scaled_latents(loud, residual), checks.scaled_latents(plain, residual), atol=1e-5
-    )
+    one, other = (checks.scaled_latents(sae, residual) for sae in (loud, plain))
+    np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 KINDS = checks.rule_kinds(WRITTEN)

@@ -41,9 +41,8 @@ def test_architectures_are_compared_seed_by_seed():
     expected = t_interval([0.4, 0.2, 0.3])
     assert (first["metric"], first["seeds"]) == ("a", 3)
     assert (first["one"], first["other"]) == pytest.approx((0.85, 0.55))
-    assert (first["low"], first["difference"], first["high"]) == pytest.approx(
-        (expected.low, 0.3, expected.high)
-    )
+    ends = first["low"], first["difference"], first["high"]
+    assert ends == pytest.approx((expected.low, 0.3, expected.high))
     assert first["low"] < first["low 90"] < first["high 90"] < first["high"]
     assert other["metric"] == "c" and other["difference"] == 0.4 and math.isnan(other["low"])
     claim = random_baseline.outcome(rows, "a", control=0.1)

@@ -89,11 +89,8 @@ def test_scores_equal_those_of_direct_sums(tiny_subject, gathered):
         np.testing.assert_allclose(gathered[column], direct, rtol=1e-5, atol=1e-7)
     batch = collect(stream(tiny_subject, corpus, 64))
     features = sae.encode(batch.residual).double().numpy()
-    for column, values in (
-        ("mean", features.mean(0)),
-        ("maximum", features.max(0)),
-        ("density", (features > 0).mean(0)),
-    ):
+    direct = {"mean": features.mean(0), "maximum": features.max(0), "density": (features > 0).mean(0)}
+    for column, values in direct.items():
         np.testing.assert_allclose(gathered[column], values, rtol=1e-4, atol=1e-5)
     rows = {int(position): row for row, position in enumerate(batch.positions)}
     positive = features[[rows[4], rows[30]]].mean(0)
@@ -125,9 +122,7 @@ def test_vocabularies_of_a_corpus(monkeypatch, seed):
         monkeypatch.setattr(room, name, lambda *_: corpus)
     subject, numbers = SimpleNamespace(tokenizer=Pieces()), {"seed": seed, "corpus": "", "subject": ""}
 
-    def drawn(
-        known: Lexicon, words: list[str], candidates: list[str], random: int, slot: int
-    ) -> dict[str, tuple[str, ...]]:
+    def drawn(known, words, candidates, random, slot):
         monkeypatch.setattr(room, "lexicon", lambda _: known)
         settings = SimpleNamespace(words=words, random_vocabularies=random, slot_vocabularies=slot, **numbers)
         return room.draw_words(settings, subject, pd.DataFrame({"word": candidates}))[0]
