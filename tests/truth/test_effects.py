@@ -118,17 +118,10 @@ def test_sets_carry_what_their_features_do_and_the_parts_add_up(reader, gain):
     assert (table["traces"] == 3).all() and share["whole stream"] == 1
 
 
-class Constant:
-    """An autoencoder whose feature 0 is always 0.7, and whose others are the stream."""
-
-    W_dec = torch.eye(WIDTH)
-
-    def encode(self, stream: torch.Tensor) -> torch.Tensor:
-        return torch.cat([torch.full_like(stream[..., :1], 0.7), stream[..., 1:]], dim=-1)
-
-
 def test_a_feature_that_is_the_same_in_both_wordings_has_no_effect(tiny_subject):
-    found = measured(tiny_subject, Constant())
+    sae = coordinates()
+    sae.W_enc.data[:, 0], sae.b_enc.data[0] = 0, 0.7
+    found = measured(tiny_subject, sae)
     assert found.effect[0] == found.size[0] == 0 and (found.sums[:, 0] == 0).all()
     assert found.p_values[0] == 1 and not found.causal[0]
     assert np.abs(found.effect[1:]).min() > 0
