@@ -59,9 +59,6 @@ what was done), mixed (more than one of these), other (none of these).
 Answer with one JSON object and nothing else: {"mode": "<one of the modes>", "description": "<one line>"}"""
 
 
-# --- measured -----------------------------------------------------------------------------------------------
-
-
 def dose(answers: pd.DataFrame) -> pd.DataFrame:
     """The ``low``est and ``high``est strength of each feature that leave the answers' form whole, if there is
     a measure ``parseable``; 0, unsteered, where all of a sign spoil it.

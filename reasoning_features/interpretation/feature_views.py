@@ -32,9 +32,6 @@ SHADES = (0.25, 1.0)  # that a legend explains
 Lines = list[list[tuple[str, float]]]
 
 
-# --- figures ------------------------------------------------------------------------------------------------
-
-
 def visible(text: str) -> str:
     """A token as it is drawn: newlines and tabs as signs, what cannot be drawn in one place as a box."""
     signs = {"\n": "⏎", "\t": "⇥"}

@@ -56,9 +56,6 @@ LOGITS = 10
 AROUND = 20  # tokens that an example shows before and after its peak
 
 
-# --- where features are active -----------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Activity:
     """How active every feature is, and where most."""

@@ -57,9 +57,6 @@ RESAMPLES, SEED = 200, 0
 CEILING, PRECISION = "the effect itself", "average precision"
 
 
-# --- one autoencoder of one model, its feature table and effects -------------------------------------------
-
-
 @dataclass(frozen=True)
 class Benchmark:
     """One autoencoder of one model: what a score may look at, and the effects it is judged by."""
@@ -135,12 +132,10 @@ def identity(settings: Settings, sae: Any) -> dict[str, Any]:
     training = json.loads(card.read_text()) if card.is_file() else {}
     last = Path(settings.autoencoder).name.rsplit("-", 1)[-1]
     return {
-        "model": short_name(settings.subject),
-        "kappa": training.get("kappa", float("nan")),
-        "model_seed": training.get("seed", 0),
-        "architecture": architecture_label(sae),
+        "model": short_name(settings.subject), "kappa": training.get("kappa", float("nan")),
+        "model_seed": training.get("seed", 0), "architecture": architecture_label(sae),
         "autoencoder_seed": int(last) if last.isdigit() else 0,
-    }
+    }  # fmt: skip
 
 
 def gather_table(variant: Variant) -> pd.DataFrame:
