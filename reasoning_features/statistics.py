@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, hypergeom
 from scipy.stats import t as student
 
-# arrays as every room names them: numbers; places in an array, or ids of tokens and features; marks
-Array, Ids, Flags = NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]
+Array = NDArray[np.float64]
+Ids = NDArray[np.int64]  # of tokens, documents or features, or other whole numbers
+Flags = NDArray[np.bool_]
 MARGIN = 0.015  # the largest change of accuracy, 1.5 points, that may count as none
 RESAMPLES = 2000
 

@@ -164,7 +164,7 @@ def null_table(
     reference = set(vocabularies[REFERENCE])
     rows = []
     for name, scores in whole.items():
-        row = {"vocabulary": name, "kind": name.split()[0]}
+        row: dict[str, Any] = {"vocabulary": name, "kind": name.split()[0]}
         row |= {"words_of_R": len(reference & set(vocabularies[name]))}
         row |= {"score_mass": float(top_mean(scores, k)), "maximum": float(scores.max())}
         shared = overlap(halves[REFERENCE], halves[name][::-1])

@@ -76,7 +76,6 @@ def test_as_rare_against_closed_forms():
     # in many dimensions cosines are nearly normal with variance 1/d
     many = ortsae.as_rare(0.02, 40_000, 10_000)
     assert many == pytest.approx(norm.isf(norm.sf(0.02 * 100)) / 200, rel=1e-3)
-    assert 0.7 < ortsae.as_rare(0.2, 128, 2304) < 0.75
 
 
 def test_unique_latents_are_those_that_the_other_lacks():
