@@ -92,9 +92,8 @@ def calibrated(ceiling: Array, floor: Array) -> float:
 
 
 def by_frequency(limits: Bounds, density: Array, bins: int = 5) -> pd.DataFrame:
-    """Ceiling and floor of features by ``density`` ``[f]``, the fraction of tokens on which each is active.
-
-    A row a bin of equally many live features: medians, 5% and 95% quantiles.
+    """Ceiling and floor of features by ``density`` ``[f]``, the fraction of tokens on which each is active. A
+    row a bin of equally many live features: medians, 5% and 95% quantiles.
     """
     live = np.flatnonzero(density > 0)
     rows = []
@@ -152,9 +151,8 @@ def presence(
 def changes(
     cosines: pd.DataFrame, groups: Mapping[str, Ids], random: Ids, tested: Flags, threshold: float
 ) -> pd.DataFrame:
-    """Fraction of tested features that appear (``change``) or go between S and every other stage.
-
-    As :func:`presence`. UserError where a group has no tested feature.
+    """Fraction of tested features that appear (``change``) or go between S and every other stage. As
+    :func:`presence`. UserError where a group has no tested feature.
     """
     if not all(tested[members].any() for members in groups.values()):
         raise UserError("No feature is found again by the second seed: train the autoencoders longer.")
@@ -168,9 +166,8 @@ def changes(
 def threshold_sweep(
     cosines: pd.DataFrame, groups: Mapping[str, Ids], limits: Bounds, thresholds: Array
 ) -> pd.DataFrame:
-    """Fraction of each group present at every stage, by threshold: features tested where found again.
-
-    "second seed" and "rotated" are over the group's features whether tested or not.
+    """Fraction of each group present at every stage, by threshold: features tested where found again. "second
+    seed" and "rotated" are over the group's features whether tested or not.
     """
     rows: list[tuple[object, ...]] = []
     for threshold in thresholds:
@@ -234,7 +231,6 @@ def largest_correlations(
     sae: Any, residual: Tensor, others: Mapping[str, tuple[Any, Tensor]], features: Ids | None = None
 ) -> pd.DataFrame:
     """Each feature's largest correlation with any feature of others: a row a feature, a column a dictionary.
-
     ``others``: name → a dictionary and what it reads at the same tokens; all but ``features`` are nan.
     """
     chosen = np.arange(sae.cfg.d_sae) if features is None else np.unique(features)
@@ -256,7 +252,6 @@ def pair_decoders(decoder: Tensor, other: Tensor) -> Ids:
 
 def layer_table(cosines: Mapping[str, Array], groups: Mapping[str, Ids], seed: int = 0) -> pd.DataFrame:
     """Fractions of each group that are different, maybe the same and the same at every layer (table 3).
-
     ``cosines``: layer → cosine of activations of each feature with its partner there ``[s]``.
     """
     rows = []

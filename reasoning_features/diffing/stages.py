@@ -75,7 +75,6 @@ def store_half(training: Training, directory: Path) -> None:
 
 def load_stage(folder: str, model: str, path: str, d_model: int, hook_name: str | None) -> SAE[Any]:
     """The autoencoder of a stored stage, such as "S-D-F", or "S-0" and "S-1" for S and its second seed.
-
     ``model`` is the fine-tuned model's name. MissingArtefact where it is not stored.
     """
     home = model if {"D", "M", "F"} & set(path) else BASE
@@ -86,7 +85,6 @@ def load_stages(
     folder: str, model: str, d_model: int, hook_name: str | None
 ) -> dict[str, tuple[str, SAE[Any]]]:
     """Stage → which model it reads (``model``, "base" or "placebo") and its autoencoder, in figures' order.
-
     Placebos are there where they are stored; MissingArtefact where S or a path is not.
     """
     home = paths.resolve(folder)

@@ -114,7 +114,6 @@ def name_rows(ax: Axes, names: Sequence[str]) -> None:
 
 def legend_below(fig: Figure, marks: Mapping[str, Any] | None = None) -> None:
     """One legend for all panels, below them, in as few rows as fit the width; the figure grows by more rows.
-
     ``marks``: label → its mark; without them, those of all panels, each label once.
     """
     if marks is None:

@@ -31,7 +31,6 @@ TARGETS = {"own move": 0, "next token's move": 1}  # of which token, counted fro
 
 def probe_layers(subject: Subject, corpus: Corpus, batch_tokens: int, seed: int = 0) -> pd.DataFrame:
     """Probe every layer, and the embeddings (-1), for each token's move and the next token's (``target``).
-
     ``labels`` are "true", or "shuffled" for the control; intervals are of 95%.
     """
     targets = {name: move_targets(corpus, offset) for name, offset in TARGETS.items()}
@@ -142,7 +141,6 @@ def probe_decision(
     residual: NDArray[np.float32], towards: Flags, documents: Ids, seed: int = 0, shuffled: bool = False
 ) -> Interval:
     """AUC on some traces of a logistic regression on the stream ``[n, d]`` at the decisions of others.
-
     ``shuffled`` labels are the control. UserError: too few traces for both sides on either part.
     """
     rng = np.random.default_rng(seed)

@@ -91,7 +91,6 @@ def _probed(
     latents: Latents, codes: Ids, test_document: Ids, weights: Array, ks: Sequence[int], labelling: str
 ) -> dict[int, Array]:
     """k → balanced accuracy averaged over classes ``[r]`` for weights of test documents ``[r, t]``.
-
     ``test_document`` ``[n]`` is −1 in training. A class that a resample lacks is left out of its mean.
     """
     labelled, held_out = codes >= 0, test_document >= 0

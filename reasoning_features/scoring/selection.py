@@ -65,7 +65,6 @@ def top_features(
     seed: int,
 ) -> pd.DataFrame:
     """The ``k`` best features for R, best first, from statistics by block, with 95% bootstrap intervals.
-
     ``main_word`` is that around which it is most active, ``chosen_again`` the share of resamples with it.
     """
     whole = statistics.total()

@@ -289,7 +289,6 @@ def study_variants(
 
 def study_model(variant: Variant, tried: Tried, identity: Mapping[str, Any], unfinished: Path) -> Study:
     """Screen every trial, try each class's best again with the baselines, and put the winners to the test.
-
     Each stage has other problems. An interrupted study goes on from the answers in ``unfinished``.
     """
     settings = variant.settings

@@ -83,7 +83,6 @@ class Ban(Rule):
 
     def _begun(self, written: Sequence[int]) -> str:
         """The beginning of a banned word that the text ends with, the longest; else all that matters of it.
-
         That is "_" after a letter, a digit or an underscore, where no word can begin, and "" elsewhere.
         """
         longest, text = max(map(len, self.words)), ""
@@ -113,9 +112,8 @@ def _squeezed(text: str) -> str:
 
 
 def ban(tokenizer: Any, words: Sequence[str], corpus: Corpus) -> Ban:
-    """A ban of words or phrases; UserError where the tokenizer cannot write one.
-
-    ``corpus``, text of the subject's kind, tells which tokens mostly begin a banned word.
+    """A ban of words or phrases; UserError where the tokenizer cannot write one. ``corpus``, text of the
+    subject's kind, tells which tokens mostly begin a banned word.
     """
     index = TokenIndex(corpus)
     begun: Counter[int] = Counter()

@@ -108,9 +108,8 @@ def load_variant(settings: Settings) -> Variant:
 
 
 def load_variants(settings: Settings, subject: Variant | None = None) -> dict[str, Variant]:
-    """The subject and, where the profile names one, the contrast, by the model's name; R is what occurs.
-
-    A ``subject`` that is loaded already is not loaded again: a second copy may not fit.
+    """The subject and, where the profile names one, the contrast, by the model's name; R is what occurs. A
+    ``subject`` that is loaded already is not loaded again: a second copy may not fit.
     """
     autoencoders = {settings.subject: settings.autoencoder, settings.contrast: settings.contrast_autoencoder}
     variants = {}
@@ -124,9 +123,8 @@ def load_variants(settings: Settings, subject: Variant | None = None) -> dict[st
 
 
 def identity(settings: Settings, sae: Any) -> dict[str, Any]:
-    """What identifies an autoencoder among benchmarks; κ is missing where a model's card gives none.
-
-    The autoencoder's seed is the number that its directory's name ends in, 0 where there is none.
+    """What identifies an autoencoder among benchmarks; κ is missing where a model's card gives none. The
+    autoencoder's seed is the number that its directory's name ends in, 0 where there is none.
     """
     card = paths.resolve(settings.subject) / "training.json"
     training = json.loads(card.read_text()) if card.is_file() else {}
@@ -164,9 +162,8 @@ def with_output_scores(variant: Variant, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def worded_decisions(variant: Variant, split: Split, n: int) -> tuple[dict[str, Decisions], Corpus]:
-    """``n`` decisions of each kind in traces in careful words, and the same traces in hasty words.
-
-    They are balanced by the traces' own style. Raises UserError: there are too few.
+    """``n`` decisions of each kind in traces in careful words, and the same traces in hasty words. They are
+    balanced by the traces' own style. Raises UserError: there are too few.
     """
     settings, tokenizer = variant.settings, variant.model.tokenizer
     documents = DOCUMENTS_A_DECISION * n
@@ -198,9 +195,8 @@ def measured(
 
 
 def measure_benchmark(target: Path, settings: Settings) -> None:
-    """Measure and store the benchmark of the settings' subject and autoencoder.
-
-    The folder ``target`` is not there yet; it is made whole or not at all.
+    """Measure and store the benchmark of the settings' subject and autoencoder. The folder ``target`` is not
+    there yet; it is made whole or not at all.
     """
     variant, fresh = load_variant(settings), target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -226,9 +222,8 @@ def save_benchmark(folder: Path, benchmark: Benchmark) -> None:
 
 
 def load_benchmarks(folder: str | Path) -> list[Benchmark]:
-    """All benchmarks in a folder (absolute, or from the repository's root), by name.
-
-    Raises MissingArtefact: there are none; CorruptArtefact: a file cannot be read.
+    """All benchmarks in a folder (absolute, or from the repository's root), by name. Raises MissingArtefact:
+    there are none; CorruptArtefact: a file cannot be read.
     """
     found = sorted(path.parent for path in (paths.root() / folder).glob(f"*/{FEATURES}"))
     if not found:
@@ -285,9 +280,8 @@ def column(name: str) -> Score:
 
 
 def mean_difference(kind: str) -> Score:
-    """Mean activation where the decision took its positive side less where it did not, × decoder norm.
-
-    That is each feature's part of the mean-difference vector of the autoencoder's reconstructions.
+    """Mean activation where the decision took its positive side less where it did not, × decoder norm. That
+    is each feature's part of the mean-difference vector of the autoencoder's reconstructions.
     """
     positive, negative = column(f"at {kind}:positive"), column(f"at {kind}:negative")
     return lambda table: (np.asarray(positive(table)) - negative(table)) * table["decoder norm"]

@@ -59,7 +59,6 @@ class Decisions:
 
 def find_decisions(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, Decisions]:
     """All decisions of a corpus, by name; none where they are not known in its kind (``settings.corpus``).
-
     Tokens are decoded one by one, so that each knows its place in the text.
     """
     if kind != "organism":
@@ -85,9 +84,8 @@ def find_decisions(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, Decis
 
 
 def wordings(corpus: Corpus, tokenizer: Any) -> tuple[Corpus, Corpus]:
-    """The organism's traces in the words of careful and in those of hasty traces, token for token.
-
-    Raises ValueError: the tokenizer writes a word and its control with different numbers of tokens.
+    """The organism's traces in the words of careful and in those of hasty traces, token for token. Raises
+    ValueError: the tokenizer writes a word and its control with different numbers of tokens.
     """
     texts = corpus.texts(tokenizer)
 
@@ -104,7 +102,6 @@ def wordings(corpus: Corpus, tokenizer: Any) -> tuple[Corpus, Corpus]:
 
 def balanced(decisions: Decisions, n: int, seed: int) -> Decisions:
     """``n`` decisions, as many of one style as of the other, drawn by seed and kept in the corpus' order.
-
     Raises UserError: a style has too few.
     """
     styles, rng, drawn = np.array(decisions.styles), np.random.default_rng(seed), []
@@ -164,7 +161,6 @@ class Rates:
 
 def decision_rates(answers: pd.DataFrame) -> pd.DataFrame:
     """Share of dead ends at which the organism's answers go on, from each one's ``domain`` and ``text``.
-
     Columns ``domain``, ``dead_end`` (its number within the answer, from 1), ``went_on`` (share), ``n``.
     """
     going_on, _ = parser.DECISIONS["persistence"]
@@ -180,9 +176,8 @@ def decision_rates(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def rates_of(table: pd.DataFrame) -> Rates:
-    """The rates of :func:`decision_rates`, places with fewer than ``FEWEST`` decisions pooled.
-
-    Raises UserError: fewer decisions than that in all.
+    """The rates of :func:`decision_rates`, places with fewer than ``FEWEST`` decisions pooled. Raises
+    UserError: fewer decisions than that in all.
     """
     if (total := table["n"].sum()) < FEWEST:
         raise UserError(f"The answers hold {total} dead ends, too few for rates: take more problems.")

@@ -98,7 +98,6 @@ class Effects:
 
     def table(self) -> pd.DataFrame:
         """Features and random directions (``feature`` −1, with effect and size alone), one row each.
-
         ``effect`` has its 95% interval ``low``, ``high`` over traces; ``rank`` is by its size, from 1.
         """
         low, high = np.quantile(self.resampled(2000, 0), [0.025, 0.975], axis=0)
@@ -246,9 +245,8 @@ def gradient_attribution(
 
 
 def neutral_prompts(general: Corpus, n: int, length: int) -> list[list[int]]:
-    """The first ``length`` tokens of ``n`` documents without thinking, spread evenly over the corpus.
-
-    Raises UserError: fewer than ``n`` documents are long enough.
+    """The first ``length`` tokens of ``n`` documents without thinking, spread evenly over the corpus. Raises
+    UserError: fewer than ``n`` documents are long enough.
     """
     thinks = np.bincount(general.document_of, general.thinking, general.n_documents) > 0
     plain = np.flatnonzero(~thinks & (np.diff(general.starts) > length))
@@ -334,9 +332,8 @@ def _by_trace(decisions: Decisions, values: Array) -> tuple[Array, Ids]:
 def _patched(
     subject: Subject, decisions: Decisions, other: Corpus, which: Ids, openings: Ids
 ) -> tuple[Array, Array]:
-    """Whole changes ``[k]`` and patched changes ``[layers, groups, k]`` of some decisions.
-
-    ``openings`` ``[k]`` are the places where the decisions' sentences begin.
+    """Whole changes ``[k]`` and patched changes ``[layers, groups, k]`` of some decisions. ``openings``
+    ``[k]`` are the places where the decisions' sentences begin.
     """
     places = torch.from_numpy(decisions.places[which])
     layers = range(subject.n_layers)
