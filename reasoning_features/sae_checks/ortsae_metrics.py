@@ -50,6 +50,8 @@ from reasoning_features.statistics import Array, Flags, Ids, Interval, bootstrap
 from reasoning_features.text.corpus import Corpus
 
 Saes = Mapping[str, SAE[Any]]
+Read = tuple[ActivationBatch, Corpus]  # tokens, and the documents that they stand in
+Hierarchies = Mapping[str, Mapping[str, Sequence[int]]]  # parent → child → token ids
 NEIGHBOURS, COMPOSITION = "MeanCosSim", "composition (MetaSAE's explained variance)"
 # ten cosines from which two latents are joined in a graph: from where random directions are joined often
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 12))
@@ -376,11 +378,7 @@ def macro_mean(values: Array, children: Ids, documents: Ids) -> Interval:
 
 
 def absorptions(
-    saes: Saes,
-    hierarchies: Mapping[str, Mapping[str, Sequence[int]]],
-    training: tuple[ActivationBatch, Corpus],
-    test: tuple[ActivationBatch, Corpus],
-    seed: int = 0,
+    saes: Saes, hierarchies: Hierarchies, training: Read, test: Read, seed: int = 0
 ) -> pd.DataFrame:
     """:func:`absorption` of every parent (:func:`organism_hierarchies`) by every ``dictionary``."""
     tables = []

@@ -148,10 +148,8 @@ def overall(
     frame["kind"] = np.where(frame["condition"] == UNSTEERED, UNSTEERED, kinds)
     means = frame.groupby(["kind", "item"])[["correct", "thinking_tokens"]].mean()
     correct, tokens = (means[name].unstack(0) for name in ("correct", "thinking_tokens"))
-    named, other = (
-        statistics.bootstrap_ratio(tokens[kind] - tokens[UNSTEERED], tokens[UNSTEERED], seed=seed)
-        for kind in (NAMED, RANDOM)
-    )
+    plain = tokens[UNSTEERED]
+    named, other = (statistics.bootstrap_ratio(tokens[k] - plain, plain, seed=seed) for k in (NAMED, RANDOM))
     return paired_effect(correct[NAMED], correct[UNSTEERED], seed), Measured(named, other.estimate)
 
 

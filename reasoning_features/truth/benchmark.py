@@ -182,10 +182,11 @@ def measured(
     Of other vocabularies' scores the table keeps the first ``settings.search_vocabularies`` of each kind.
     """
     settings, live = variant.settings, np.flatnonzero(table["density"] > 0)
-    n, seed, truths = settings.random_directions, settings.seed, {}
-    for kind, own in decisions.items():
-        given, told = (variant.model, variant.sae, own, hasty, live), f"{kind}, {len(live)} features"
-        truths[kind] = patching.measure_effects(*given, n, seed, told)
+    n, seed = settings.random_directions, settings.seed
+    truths = {
+        kind: patching.measure_effects(variant.model, variant.sae, own, hasty, live, n, seed)
+        for kind, own in decisions.items()
+    }
     nulls = pd.concat([null_band(table, truth).assign(decision=kind) for kind, truth in truths.items()])
     names = [str(name) for name in table]
     drawn = [re.fullmatch(r"score:(slot|random) (\d+)", name) for name in names]

@@ -139,11 +139,11 @@ def label_sets(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, Mask]:
 
 def log_odds(logits: Tensor, decisions: Decisions) -> Tensor:
     """Log-odds in nats ``[...]`` of the positive over the negative side, from logits ``[..., V]``."""
-    positive, negative = (
-        logits[..., torch.from_numpy(side).to(logits.device)].float().logsumexp(-1)
-        for side in (decisions.positive, decisions.negative)
-    )
-    return positive - negative
+
+    def total(side: Ids) -> Tensor:
+        return logits[..., torch.from_numpy(side).to(logits.device)].float().logsumexp(-1)
+
+    return total(decisions.positive) - total(decisions.negative)
 
 
 @dataclass(frozen=True)

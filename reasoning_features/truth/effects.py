@@ -155,14 +155,7 @@ def falls(
 
 @torch.no_grad()
 def measure_effects(
-    subject: Subject,
-    sae: Any,
-    decisions: Decisions,
-    other: Corpus,
-    features: Ids,
-    n_random: int,
-    seed: int,
-    progress: str = "",
+    subject: Subject, sae: Any, decisions: Decisions, other: Corpus, features: Ids, n_random: int, seed: int
 ) -> Effects:
     """Patch each feature alone at each decision, and random directions by sizes of those moves.
 
@@ -180,7 +173,8 @@ def measure_effects(
     unit = torch.nn.functional.normalize(torch.randn(n_random, decoder.shape[1], generator=generator), dim=1)
     directions = torch.cat([decoder[moving], unit.to(decoder) * decoder[drawn].norm(dim=1, keepdim=True)])
     sources, m = torch.cat([moving, drawn]), len(moving)
-    fallen, norms = falls(subject, decisions, lambda i: amounts[i, sources][:, None] * directions, progress)
+    told = f"{decisions.name}, {len(features)} features"
+    fallen, norms = falls(subject, decisions, lambda i: amounts[i, sources][:, None] * directions, told)
     totals, counts = _by_trace(decisions, fallen[:, :m])
     sums, size, moved = np.zeros((len(counts), len(features))), np.zeros(len(features)), moving.cpu().numpy()
     # a feature that the hasty wording turns on speaks against going on where the log-odds fall
