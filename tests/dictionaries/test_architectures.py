@@ -21,13 +21,6 @@ HOOK = "blocks.1.hook_resid_post"
 WIDTH, FEATURES = 6, 24
 
 
-def brute_force(decoder: Tensor, chunks: list[list[int]]) -> Tensor:
-    """The formula, every pair beside 2 less for a latent itself."""
-    cosines = cosine_similarity(decoder[:, None], decoder[None], dim=-1) - 2 * torch.eye(len(decoder))
-    largest = [cosines[chunk][:, chunk].max(1).values.square().mean() for chunk in chunks]
-    return torch.stack(largest).mean()
-
-
 @pytest.mark.parametrize("chunks", [1, 5])
 def test_the_penalty_and_its_gradient_are_those_of_the_formula(chunks):
     generator = torch.Generator().manual_seed(chunks)
@@ -37,7 +30,9 @@ def test_the_penalty_and_its_gradient_are_those_of_the_formula(chunks):
     parts = room.partition(FEATURES, chunks, 0, step=3)
     assert sorted(torch.cat(parts).tolist()) == list(range(FEATURES))
     penalty = room.orthogonality_penalty(ours, parts)
-    expected = brute_force(exact, [part.tolist() for part in parts])
+    # the formula, every pair beside 2 less for a latent itself
+    cosines = cosine_similarity(exact[:, None], exact[None], dim=-1) - 2 * torch.eye(FEATURES)
+    expected = torch.stack([cosines[own][:, own].max(1).values.square().mean() for own in parts]).mean()
     penalty.backward()
     expected.backward()
     torch.testing.assert_close(penalty, expected, rtol=1e-12, atol=0)
@@ -136,19 +131,15 @@ def test_directions_start_with_the_activations_covariance_or_without(uneven):
 RECIPE = Recipe("batchtopk", d_sae=48, tokens=1500 * 256, learning_rate=3e-3, batch=256, k=3, l1=1.0)
 
 
-@pytest.fixture
-def residual():
-    """Sums of three of 40 directions in 16 dimensions, away from the origin."""
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_a_training_learns_is_saved_for_plain_saelens_and_goes_on(tmp_path, architecture):
+    # sums of three of 40 directions in 16 dimensions, away from the origin
     generator = torch.Generator().manual_seed(2)
     directions = normalize(torch.randn(40, 16, generator=generator), dim=1)
     chosen = torch.rand(20_000, 40, generator=generator).topk(3).indices
     amounts = torch.zeros(20_000, 40).scatter(1, chosen, 5 + 5 * torch.rand(20_000, 3, generator=generator))
-    return amounts @ directions + 7
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", get_args(Architecture))
-def test_a_training_learns_is_saved_for_plain_saelens_and_goes_on(residual, tmp_path, architecture):
+    residual = amounts @ directions + 7
     recipe = replace(RECIPE, architecture=architecture)
     made = train_autoencoder(residual, recipe, "model", HOOK)
     sae, last = made.sae, made.history.iloc[-1]

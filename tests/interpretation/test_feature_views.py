@@ -114,21 +114,13 @@ def browser():
     started.quit()
 
 
-@pytest.fixture
-def index(tmp_path):
-    pages = {f"feature_{shown.feature}.html": feature_views.feature_page(shown) for shown in THREE}
-    for name, text in (pages | {"index.html": feature_views.index_page(THREE, "Features")}).items():
-        (tmp_path / name).write_text(text)
-    return f"file://{tmp_path}/index.html"
-
-
 def order(browser) -> list[str]:
     return [row.text for row in browser.find_elements("css selector", "tbody td:nth-child(2)")]
 
 
 @pytest.mark.slow
-def test_the_index_opens_from_disk_sorts_and_leads_to_pages(browser, index):
-    browser.get(index)
+def test_the_index_opens_from_disk_sorts_and_leads_to_pages(browser, run):
+    browser.get(f"file://{feature_views.write_pages(THREE, run, 'Features')}")
     assert browser.title == "Features" and order(browser) == ["9", "5", "2"]
     heads = {head.text.split()[0]: head for head in browser.find_elements("css selector", "th button")}
     expected = {

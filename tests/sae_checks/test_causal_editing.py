@@ -37,11 +37,6 @@ def contexts(tiny_subject):
     return causal_editing.read_contexts(tiny_subject, BOTH, batch_tokens=200)
 
 
-def linear(rows: torch.Tensor) -> StandardSAE:
-    """An autoencoder whose latent i is coordinate i along orthonormal ``rows`` ``[d, d]``, plus 100."""
-    return relu_sae(rows.T.clone(), rows.clone(), torch.full((WIDTH,), 100.0), -100 * rows.sum(0))
-
-
 def collapsed() -> StandardSAE:
     sae = signed_identity(WIDTH, centre=torch.from_numpy(MEAN).float())
     sae.W_enc.data.zero_()
@@ -52,7 +47,9 @@ def collapsed() -> StandardSAE:
 def editing(tiny_subject, contexts):
     direction = contexts.difference(contexts.stream, 1)
     rows = torch.linalg.qr(torch.cat([direction[:, None], torch.eye(WIDTH)[:, 1:]], dim=1)).Q.T
-    saes = {"identity": signed_identity(WIDTH), "direction": linear(rows), "collapsed": collapsed()}
+    # latent i is coordinate i along orthonormal rows, plus 100
+    linear = relu_sae(rows.T.clone(), rows.clone(), torch.full((WIDTH,), 100.0), -100 * rows.sum(0))
+    saes = {"identity": signed_identity(WIDTH), "direction": linear, "collapsed": collapsed()}
     pairs = causal_editing.draw_pairs(contexts, PAIRS, EVERYWHERE)
     return causal_editing.edit_attributes(tiny_subject, saes, contexts, pairs, MEAN, ns=(0, 1, 2 * WIDTH))
 

@@ -28,21 +28,12 @@ def test_neighbours_are_signed_and_by_hand():
     assert ortsae.nearest_cosines(torch.tensor([[0.0, 0.0], [1.0, 0.0]])).tolist() == [0, 0]  # a dead one
 
 
-def sums_of_atoms(n: int, width: int, atoms: int) -> torch.Tensor:
-    """Unit rows that are each the sum of two of some orthogonal atoms."""
-    pairs = torch.rand(n, atoms, generator=torch.Generator().manual_seed(0)).topk(2).indices
-    return torch.eye(width)[pairs].sum(1) / 2**0.5
-
-
-@pytest.fixture
-def short(monkeypatch):
-    """MetaSAEs train for a few steps, enough for rows of few atoms."""
-    monkeypatch.setattr(ortsae, "STEPS", 100)
+def test_rows_of_few_atoms_are_explained_and_random_ones_are_not(monkeypatch):
+    monkeypatch.setattr(ortsae, "STEPS", 100)  # enough for rows of few atoms
     monkeypatch.setattr(ortsae, "LEARNING_RATE", 1e-2)
-
-
-def test_rows_of_few_atoms_are_explained_and_random_ones_are_not(short):
-    rows = sums_of_atoms(128, 64, atoms=16)
+    # each the sum of two of 16 orthogonal atoms
+    pairs = torch.rand(128, 16, generator=torch.Generator().manual_seed(0)).topk(2).indices
+    rows = torch.eye(64)[pairs].sum(1) / 2**0.5
     composed = ortsae.composition(8 * rows, seeds=(0, 1))
     assert composed.low > 0.9 and composed.low <= composed.estimate <= composed.high and composed.n == 128
     random = ortsae.composition(ortsae.isotropic_directions(128, 64, seed=0), seeds=(0,))
