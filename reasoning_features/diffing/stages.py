@@ -147,10 +147,8 @@ def planned_trainings(settings: Settings, folder: Path | None = None) -> list[Pl
     model, base = short_name(settings.subject), short_name(settings.base) if settings.base else BASE
     reasoning = settings.stages_text or ([settings.reasoning_text] if settings.reasoning_text else [])
     recipe, layer = settings_recipe(settings), settings.layer
-
-    first = home / BASE / "S-0"
-    every = [PlannedTraining("S", first, base, False, "base_text", settings.base_text, recipe, layer)]
     general, own_text = ("base_text", settings.base_text), ("stages_text", reasoning)
+    every = [PlannedTraining("S", home / BASE / "S-0", base, False, *general, recipe, layer)]
     for path in sorted((*PLACEBO_STAGES, *PATHS), key=reads_fine_tuned):
         place, fine_tuned = home / (BASE if path in PLACEBO_STAGES else model) / path, reads_fine_tuned(path)
         reader, texts = model if fine_tuned else base, general if path[-1] in "SM" else own_text
