@@ -34,11 +34,7 @@ CORPUS = make_corpus()
 OTHER = worded(CORPUS)
 
 
-def decisions_at(places: list[int], documents: list[int], corpus: Corpus = CORPUS) -> Decisions:
-    return tiny.make_decisions(corpus, documents, places, [10, 11], [20, 21, 22])
-
-
-DECISIONS = decisions_at([3, 4, 2, 4], [0, 0, 1, 5])
+DECISIONS = tiny.make_decisions(CORPUS, [0, 0, 1, 5], [3, 4, 2, 4], [10, 11], [20, 21, 22])
 
 
 def document_tokens(corpus: Corpus, document: int) -> torch.Tensor:
@@ -223,13 +219,10 @@ def test_prompts_come_from_documents_without_thinking():
         effects.neutral_prompts(corpus, 5, 9)
 
 
-PATCHED = make_corpus(8)
-WHERE = [0, 1, 1, 3, 4, 6]
-TAKEN = replace(decisions_at([3, 2, 4, 4, 3, 4], WHERE, PATCHED), negative=np.array([20]))
-
-
 def test_shares_that_must_be_all_or_nothing(tiny_subject):
-    table = effects.patch(tiny_subject, TAKEN, worded(PATCHED), batch_tokens=12)
+    corpus = make_corpus(8)
+    taken = tiny.make_decisions(corpus, [0, 1, 1, 3, 4, 6], [3, 2, 4, 4, 3, 4], [10, 11], [20])
+    table = effects.patch(tiny_subject, taken, worded(corpus), batch_tokens=12)
     assert len(table) == LAYERS * len(GROUPS)
     share = table.pivot(index="layer", columns="group", values="share")
     assert share["all"].to_numpy() == pytest.approx(1.0, abs=1e-4)
@@ -241,5 +234,5 @@ def test_shares_that_must_be_all_or_nothing(tiny_subject):
     assert (table["low"] <= table["share"]).all() and (table["share"] <= table["high"]).all()
     assert set(table["traces"]) == {5} and set(table["decisions"]) == {6}
     # the batches' size changes nothing
-    at_once = effects.patch(tiny_subject, TAKEN, worded(PATCHED), 4096)["share"]
+    at_once = effects.patch(tiny_subject, taken, worded(corpus), 4096)["share"]
     assert at_once.tolist() == pytest.approx(table["share"].tolist(), abs=1e-3)
