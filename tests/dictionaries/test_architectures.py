@@ -128,9 +128,6 @@ def test_directions_start_with_the_activations_covariance_or_without(uneven):
         assert float(spread[0] / spread[7]) == pytest.approx(ratio, rel=0.15)
 
 
-RECIPE = Recipe("batchtopk", d_sae=48, tokens=1500 * 256, learning_rate=3e-3, batch=256, k=3, l1=1.0)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_a_training_learns_is_saved_for_plain_saelens_and_goes_on(tmp_path, architecture):
@@ -140,7 +137,7 @@ def test_a_training_learns_is_saved_for_plain_saelens_and_goes_on(tmp_path, arch
     chosen = torch.rand(20_000, 40, generator=generator).topk(3).indices
     amounts = torch.zeros(20_000, 40).scatter(1, chosen, 5 + 5 * torch.rand(20_000, 3, generator=generator))
     residual = amounts @ directions + 7
-    recipe = replace(RECIPE, architecture=architecture)
+    recipe = Recipe(architecture, d_sae=48, tokens=1500 * 256, learning_rate=3e-3, batch=256, k=3, l1=1.0)
     made = train_autoencoder(residual, recipe, "model", HOOK)
     sae, last = made.sae, made.history.iloc[-1]
     assert last[EXPLAINED] > max(0.3, made.history[EXPLAINED].iloc[0] + 0.1)

@@ -95,9 +95,6 @@ def test_the_mean_over_features_leaves_random_ones_apart():
     assert longer.value.estimate == pytest.approx(0.3) and longer.control == pytest.approx(0.1)
 
 
-WORDS = ["wait", "let me", "1"]  # the last has no letters: it is never found, and found nowhere
-
-
 @pytest.mark.parametrize(
     ("text", "reasoning", "repeated"),
     [
@@ -114,7 +111,8 @@ WORDS = ["wait", "let me", "1"]  # the last has no letters: it is never found, a
 def test_measures_by_hand(text, reasoning, repeated):
     told = {"condition": UNSTEERED, "feature": -1, "gamma": 0.0, "problem": 0, "thinking_tokens": 7}
     answer = pd.DataFrame([told | {"text": f"Wait?<think>{text}", "tokens": tuple(text.split())}])
-    row = paper_features.text_measures(answer, ["Wait?<think>"], WORDS).loc[0]
+    words = ["wait", "let me", "1"]  # the last has no letters: it is never found, and found nowhere
+    row = paper_features.text_measures(answer, ["Wait?<think>"], words).loc[0]
     assert row[[LENGTH, REASONING, REPEATED]].tolist() == pytest.approx([7, reasoning, repeated])
 
 

@@ -32,8 +32,6 @@ def worded(corpus: Corpus) -> Corpus:
 
 CORPUS = make_corpus()
 OTHER = worded(CORPUS)
-
-
 DECISIONS = tiny.make_decisions(CORPUS, [0, 0, 1, 5], [3, 4, 2, 4], [10, 11], [20, 21, 22])
 
 
