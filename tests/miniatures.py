@@ -181,9 +181,8 @@ def dictionary(points: torch.Tensor, features: int, density: float, seed: int) -
 
 
 def make_sae(directory: Path, model: Path, texts: list[str]) -> None:
-    """The autoencoder of the hooked block as SAELens 5.5.2 leaves it when its training ends.
-
-    The scaling is folded into the weights, but ``cfg.json`` goes on to tell the training's normalisation.
+    """The autoencoder of the hooked block as SAELens 5.5.2 leaves it when its training ends. The scaling is
+    folded into the weights, but ``cfg.json`` goes on to tell the training's normalisation.
     """
     points = activations(model, texts[::4], "resid_post")
     found = dictionary(points, FEATURES, 0.04, seed=0)

@@ -110,7 +110,6 @@ def reversed_batches(activations: np.ndarray, *splits: int) -> Iterator[Any]:
 
 def make_benchmark(effect: np.ndarray, spread: float, noise: float = 0.0, dead: int = 0) -> Benchmark:
     """Effects ``[f]`` of moves of size 1, alike in 40 traces but for noise; ``dead`` features are first.
-
     Random directions of that size have effects of standard deviation ``spread``.
     """
     rng = np.random.default_rng(0)

@@ -94,9 +94,8 @@ PARENT = Probe(np.eye(WIDTH)[0], bias=-2.5)
 
 
 def tokens(seed: int, chances: tuple[float, ...] = (0.25,) * CHILDREN, n: int = 4000) -> LabelledTokens:
-    """Half of the tokens are the parent's: 5 along axis 0 and 5 along their child's, axes 1–4.
-
-    The others are 5 along one of axes 5–15. Ten tokens make a document.
+    """Half of the tokens are the parent's: 5 along axis 0 and 5 along their child's, axes 1–4. The others are
+    5 along one of axes 5–15. Ten tokens make a document.
     """
     rng = np.random.default_rng(seed)
     children = np.where(rng.random(n) < 0.5, rng.choice(CHILDREN, n, p=chances), -1)
@@ -109,7 +108,6 @@ def tokens(seed: int, chances: tuple[float, ...] = (0.25,) * CHILDREN, n: int = 
 
 def dictionary(absorbed: tuple[int, ...], off: tuple[int, ...] = ()) -> StandardSAE:
     """A latent an axis; the parent's is silent on absorbed children, whose own latents hold its direction.
-
     Latents in ``off`` never fire.
     """
     encoder, decoder = torch.eye(WIDTH), torch.eye(WIDTH)
