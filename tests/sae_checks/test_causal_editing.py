@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sae_lens import StandardSAE
 from tiny import WIDTH, make_corpus, make_decisions, relu_sae, signed_identity
 
 from reasoning_features.errors import UserError
@@ -37,23 +36,6 @@ def contexts(tiny_subject):
     return causal_editing.read_contexts(tiny_subject, BOTH, batch_tokens=200)
 
 
-def collapsed() -> StandardSAE:
-    sae = signed_identity(WIDTH, centre=torch.from_numpy(MEAN).float())
-    sae.W_enc.data.zero_()
-    return sae
-
-
-@pytest.fixture(scope="module")
-def editing(tiny_subject, contexts):
-    direction = contexts.difference(contexts.stream, 1)
-    rows = torch.linalg.qr(torch.cat([direction[:, None], torch.eye(WIDTH)[:, 1:]], dim=1)).Q.T
-    # latent i is coordinate i along orthonormal rows, plus 100
-    linear = relu_sae(rows.T.clone(), rows.clone(), torch.full((WIDTH,), 100.0), -100 * rows.sum(0))
-    saes = {"identity": signed_identity(WIDTH), "direction": linear, "collapsed": collapsed()}
-    pairs = causal_editing.draw_pairs(contexts, PAIRS, EVERYWHERE)
-    return causal_editing.edit_attributes(tiny_subject, saes, contexts, pairs, MEAN, ns=(0, 1, 2 * WIDTH))
-
-
 def scores(editing: Editing, dictionary: str, n: int) -> np.ndarray:
     """``[2, 3]``: attributes (result, style) by scores; the table has their mean."""
     marks = editing.marks[editing.edits.index((dictionary, n))].mean(1)
@@ -62,7 +44,16 @@ def scores(editing: Editing, dictionary: str, n: int) -> np.ndarray:
     return marks
 
 
-def test_exact_dictionaries_are_the_ceilings_and_collapsed_ones_the_floor(editing):
+def test_exact_dictionaries_are_the_ceilings_and_collapsed_ones_the_floor(tiny_subject, contexts):
+    direction = contexts.difference(contexts.stream, 1)
+    rows = torch.linalg.qr(torch.cat([direction[:, None], torch.eye(WIDTH)[:, 1:]], dim=1)).Q.T
+    # latent i is coordinate i along orthonormal rows, plus 100
+    linear = relu_sae(rows.T.clone(), rows.clone(), torch.full((WIDTH,), 100.0), -100 * rows.sum(0))
+    collapsed = signed_identity(WIDTH, centre=torch.from_numpy(MEAN).float())
+    collapsed.W_enc.data.zero_()
+    saes = {"identity": signed_identity(WIDTH), "direction": linear, "collapsed": collapsed}
+    pairs = causal_editing.draw_pairs(contexts, PAIRS, EVERYWHERE)
+    editing = causal_editing.edit_attributes(tiny_subject, saes, contexts, pairs, MEAN, ns=(0, 1, 2 * WIDTH))
     # all latents of an exact dictionary are the whole stream, and none changes nothing
     whole = scores(editing, CEILING, WIDTH)
     np.testing.assert_allclose(scores(editing, "identity", 2 * WIDTH), whole)
