@@ -61,17 +61,10 @@ RUNS = 5  # pairs that count
 AT_ONCE = 48  # features for which the released script runs the model over the data once (its feature_batch)
 # the paper's model up to its hook point, and its autoencoder
 MODEL = LlamaConfig(
-    vocab_size=128_256,
-    hidden_size=4096,
-    intermediate_size=14_336,
-    num_hidden_layers=20,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-)
+    vocab_size=128_256, hidden_size=4096, intermediate_size=14_336,
+    num_hidden_layers=20, num_attention_heads=32, num_key_value_heads=8,
+)  # fmt: skip
 FEATURES, L0 = 65_536, 86
-
-
-# --- two ways in turn ---------------------------------------------------------------------------------------
 
 Work = Callable[[], float]  # does something once and returns how much of it was done, such as tokens
 Bar = tuple[Literal["≤", "≥"], float]  # what a ratio is held to
@@ -190,9 +183,6 @@ def random_autoencoder(residual: Tensor, d_sae: int, active: float) -> StandardS
     return sae
 
 
-# --- ReasonScore --------------------------------------------------------------------------------------------
-
-
 def released_pass(given: Given, features: Sequence[int]) -> FeatureStatistics:
     """One pass of the released procedure: some features' activations kept for all tokens, then summed."""
     encoder, bias = given.sae.W_enc[:, list(features)], given.sae.b_enc[list(features)]
@@ -230,9 +220,6 @@ def scoring_rows(given: Given, features: int = 4096, passes: int = 3) -> list[Ro
     against = f"the released procedure, {AT_ONCE} features a pass"
     told += f"; {passes} of {needed} passes are run each time and the time multiplied"
     return [*found, compared(SCORES, against, wide.score, released, ("≥", 30), told)]
-
-
-# --- harvesting and training --------------------------------------------------------------------------------
 
 
 def truncated(subject: Subject) -> Any:
@@ -281,9 +268,6 @@ def disk_rows(given: Given, train_tokens: int = 204_800) -> list[Row]:
         told += f"{n:,} activations are read once and trained on {train_tokens / n:.1f} times"
         ways = partial(start, from_disk), partial(start, lambda: residual)
         return [harvested, compared(what, against, *ways, ("≤", 1.05), told)]
-
-
-# --- steered answers ----------------------------------------------------------------------------------------
 
 
 def questions_of_one_length(given: Given, n: int) -> Questions:
@@ -361,8 +345,6 @@ def generation_rows(given: Given, asked: Questions, features: int = 8, few: int 
     ]
 
 
-# --- growth with tokens -------------------------------------------------------------------------------------
-
 WAYS: dict[str, Callable[[Given], float]] = {SCORES: Given.score, EXAMPLES: Given.examples}
 
 
@@ -439,9 +421,6 @@ def device_table(
     return pd.DataFrame(rows, columns=["quantity", "value", "unit"])
 
 
-# --- tables -------------------------------------------------------------------------------------------------
-
-
 def processor(device: str) -> str:
     """The card's name, or the processor's, as the system tells it."""
     if torch.device(device).type == "cuda":
@@ -457,14 +436,11 @@ def write(folder: Path, name: str, table: pd.DataFrame, caption: str, device: st
     write_text(markdown, f"{to_markdown(table)}\n{caption}\n")
     code = imported_files(["import reasoning_features.bench"])
     record = {
-        "caption": caption,
-        "date": datetime.date.today().isoformat(),
-        "processor": processor(device),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
+        "caption": caption, "date": datetime.date.today().isoformat(),
+        "processor": processor(device), "threads": torch.get_num_threads(), "versions": versions(),
         "code_sha256": digest(f"{file} {content}" for file, content in code.items()),
         "files": {file.name: file_digest(file) for file in (csv, markdown)},
-    }
+    }  # fmt: skip
     write_json(folder / f"{name}.json", record)
     print(to_markdown(table))
 

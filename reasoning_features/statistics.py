@@ -15,6 +15,8 @@ from scipy.stats import binomtest, hypergeom
 from scipy.stats import t as student
 
 Array = NDArray[np.float64]
+Ids = NDArray[np.int64]  # of tokens, documents or features, or other whole numbers
+Flags = NDArray[np.bool_]
 MARGIN = 0.015  # the largest change of accuracy, 1.5 points, that may count as none
 RESAMPLES = 2000
 
@@ -87,6 +89,11 @@ def wilson(found: int, n: int) -> Interval:
         return Interval(np.nan, np.nan, np.nan, 0)
     ends = binomtest(found, n).proportion_ci(method="wilson")
     return Interval(found / n, float(ends.low), float(ends.high), n)
+
+
+def share_of(marks: ArrayLike) -> Interval:
+    """Share of marks ``[n]`` that are true, with its 95% interval (:func:`wilson`)."""
+    return wilson(int(np.sum(marks)), np.size(marks))
 
 
 def means_by(frame: pd.DataFrame, by: list[str], column: str, seed: int = 0) -> pd.DataFrame:

@@ -32,7 +32,7 @@ MATH, AIME, GPQA = "mini/MATH-500", "mini/aime_2024", "mini/gpqa"
 
 LAYERS, LAYER = 10, 6  # the depth of the paper's hook, nearly
 WIDTH, HEADS, KEY_HEADS, MLP_WIDTH = 56, 4, 2, 100
-VOCABULARY, MARKS, SPARE = 600, 7, 5  # of the embedding's rows some are no tokens', as in Qwen
+VOCABULARY, SPARE = 600, 5  # of the embedding's rows some are no tokens', as in Qwen
 FEATURES, QWEN_FEATURES, QWEN_K = 616, 280, 17
 DEAD = 8  # the first features of the Llama's autoencoder
 TEXTS, ROW, CONTEXT = 360, 128, 120
@@ -181,9 +181,8 @@ def dictionary(points: torch.Tensor, features: int, density: float, seed: int) -
 
 
 def make_sae(directory: Path, model: Path, texts: list[str]) -> None:
-    """The autoencoder of the hooked block as SAELens 5.5.2 leaves it when its training ends.
-
-    The scaling is folded into the weights, but ``cfg.json`` goes on to tell the training's normalisation.
+    """The autoencoder of the hooked block as SAELens 5.5.2 leaves it when its training ends. The scaling is
+    folded into the weights, but ``cfg.json`` goes on to tell the training's normalisation.
     """
     points = activations(model, texts[::4], "resid_post")
     found = dictionary(points, FEATURES, 0.04, seed=0)

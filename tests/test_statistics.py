@@ -83,6 +83,13 @@ def test_nothing_is_said_to_be_nothing_without_evidence(low, high, expected):
     assert statistics.finding(statistics.Interval((low + high) / 2, low, high, 100)) == expected
 
 
+def test_means_by_group_keep_the_groups_order():
+    frame = pd.DataFrame({"a": ["y", "y", "x"], "b": [1, 1, 2], "right": [True, False, True]})
+    table = statistics.means_by(frame, ["a", "b"], "right")
+    assert table[["a", "b", "right", "n"]].values.tolist() == [["y", 1, 0.5, 2], ["x", 2, 1.0, 1]]
+    assert table["low"].tolist() == [0, 1] and table["high"].tolist() == [1, 1]
+
+
 def test_equivalence_is_said_at_its_nominal_rate():
     # paired differences whose mean lies at the margin: "no effect" is wrong, and may come in 5% of studies
     rng, said = np.random.default_rng(0), 0
@@ -91,10 +98,3 @@ def test_equivalence_is_said_at_its_nominal_rate():
         interval = statistics.paired_difference(differences, np.zeros(4000), seed=seed % 4, level=0.9)
         said += statistics.finding(interval, margin=0.015) == "no effect"
     assert 0.03 < said / 400 < 0.08
-
-
-def test_means_by_group_keep_the_groups_order():
-    frame = pd.DataFrame({"a": ["y", "y", "x"], "b": [1, 1, 2], "right": [True, False, True]})
-    table = statistics.means_by(frame, ["a", "b"], "right")
-    assert table[["a", "b", "right", "n"]].values.tolist() == [["y", 1, 0.5, 2], ["x", 2, 1.0, 1]]
-    assert table["low"].tolist() == [0, 1] and table["high"].tolist() == [1, 1]

@@ -29,31 +29,20 @@ def make_tiny_llama(directory: Path, seed: int = 0) -> Path:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    special, alphabet = ["<|bos|>", "<|eos|>"], pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<|bos|>", "<|eos|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(
-        ["Wait, let me try 3 + 4. Hmm, but 7 is wrong. Perhaps 9 is right."] * 20, trainer
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|bos|>", eos_token="<|eos|>", pad_token="<|eos|>"
-    ).save_pretrained(directory)
+    text = "Wait, let me try 3 + 4. Hmm, but 7 is wrong. Perhaps 9 is right."
+    tokenizer.train_from_iterator([text] * 20, trainer)
+    named = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|eos|>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(directory)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=128,
-        bos_token_id=0,
-        eos_token_id=1,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-    )
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=128, bos_token_id=0, eos_token_id=1,
+        tie_word_embeddings=True, initializer_range=0.3,
+    )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(directory)
     return directory
 
@@ -65,27 +54,18 @@ def make_corpus(n_documents: int = 12, seed: int = 0, longest: int = 40) -> Corp
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     tokens = rng.integers(2, VOCABULARY, size=starts[-1]).astype(np.int32)
     tokens[starts[:-1]] = 0
-    special = np.zeros(starts[-1], dtype=bool)
-    special[starts[:-1]] = True
-    return Corpus(
-        name="random",
-        tokens=tokens,
-        starts=starts,
-        special=special,
-        thinking=~special,
-        domains=["even" if i % 2 == 0 else "odd" for i in range(n_documents)],
-        moves=(np.arange(starts[-1]) % 3).astype(np.int8),
-        move_names=("explore", "verify", "answer"),
-    )
+    special = np.isin(np.arange(starts[-1]), starts[:-1])
+    domains = ["even" if i % 2 == 0 else "odd" for i in range(n_documents)]
+    moves, names = (np.arange(starts[-1]) % 3).astype(np.int8), ("explore", "verify", "answer")
+    return Corpus("random", tokens, starts, special, ~special, domains, moves=moves, move_names=names)
 
 
 def relu_sae(*weights: torch.Tensor, centred: bool = False) -> StandardSAE:
     """ReLU(x E + b_enc) D + b_dec, ``weights`` in this order; ``centred`` takes b_dec from x first."""
     d, features = weights[0].shape
     metadata = SAEMetadata(hook_name=HOOK, model_name="m")
-    sae = StandardSAE(
-        StandardSAEConfig(d_in=d, d_sae=features, apply_b_dec_to_input=centred, metadata=metadata)
-    )
+    config = StandardSAEConfig(d_in=d, d_sae=features, apply_b_dec_to_input=centred, metadata=metadata)
+    sae = StandardSAE(config)
     sae.W_enc.data, sae.W_dec.data, sae.b_enc.data, sae.b_dec.data = (w.contiguous() for w in weights)
     return sae.requires_grad_(False)
 
@@ -97,26 +77,17 @@ def signed_identity(d: int, gain: float = 1.0, centre: torch.Tensor | None = Non
     return relu_sae(both.T.clone(), gain * both, torch.zeros(2 * d), middle, centred=True)
 
 
+Numbers = Sequence[int] | np.ndarray
+
+
 def make_decisions(
-    corpus: Corpus,
-    documents: Sequence[int] | np.ndarray,
-    places: Sequence[int] | np.ndarray,
-    positive: Sequence[int],
-    negative: Sequence[int],
-    name: str = "persistence",
+    corpus: Corpus, documents: Numbers, places: Numbers, *sides: list[int], name: str = "persistence"
 ) -> Decisions:
-    """Decisions at some places of some documents, all against, of no style."""
+    """Decisions at some places of some documents, all against, of no style; ``sides``: what opens each."""
     at, n = np.asarray(documents), len(places)
-    return Decisions(
-        name=name,
-        corpus=corpus,
-        positions=corpus.starts[at] + np.asarray(places),
-        documents=at,
-        styles=[""] * n,
-        towards=np.zeros(n, dtype=bool),
-        positive=np.array(positive),
-        negative=np.array(negative),
-    )
+    opens = (np.array(side) for side in sides)
+    where = corpus.starts[at] + np.asarray(places)
+    return Decisions(name, corpus, where, at, [""] * n, np.zeros(n, dtype=bool), *opens)
 
 
 class Positive:
@@ -137,24 +108,15 @@ def reversed_batches(activations: np.ndarray, *splits: int) -> Iterator[Any]:
         yield SimpleNamespace(residual=torch.from_numpy(activations[part[::-1]]), positions=at)
 
 
-def make_benchmark(
-    effect: np.ndarray, spread: float, noise: float = 0.0, dead: int = 0, traces: int = 40
-) -> Benchmark:
-    """Effects ``[f]`` of moves of size 1, the same in every trace but for noise; ``dead`` features are first.
-
+def make_benchmark(effect: np.ndarray, spread: float, noise: float = 0.0, dead: int = 0) -> Benchmark:
+    """Effects ``[f]`` of moves of size 1, alike in 40 traces but for noise; ``dead`` features are first.
     Random directions of that size have effects of standard deviation ``spread``.
     """
     rng = np.random.default_rng(0)
-    counts = rng.integers(1, 4, traces).astype(float)
-    sums = (effect + noise * rng.standard_normal((traces, len(effect)))) * counts[:, None]
-    truth = Effects(
-        features=np.arange(dead, dead + len(effect)),
-        effect=sums.sum(0) / counts.sum(),
-        size=np.ones(len(effect)),
-        random=np.array([[spread, -spread], [1.0, 1.0]]),
-        sums=sums,
-        counts=counts,
-    )
+    counts, size = rng.integers(1, 4, 40).astype(float), np.ones(len(effect))
+    sums = (effect + noise * rng.standard_normal((40, len(effect)))) * counts[:, None]
+    live, random = np.arange(dead, dead + len(effect)), np.array([[spread, -spread], [1.0, 1.0]])
+    truth = Effects(live, sums.sum(0) / counts.sum(), size, random, sums, counts)
     evidence = pd.DataFrame({"feature": np.arange(dead + len(effect))})
     return Benchmark("coupled-0", 1.0, 0, "relu", 0, evidence, {"persistence": truth}, pd.DataFrame())
 

@@ -8,14 +8,13 @@ Over depth, the paper pairs the decoder directions of two layers one to one and 
 of its activations over tokens.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -23,11 +22,8 @@ from tqdm.auto import tqdm
 from reasoning_features.dictionaries.autoencoder import rows_at_once
 from reasoning_features.dictionaries.evaluation import best_cosines
 from reasoning_features.errors import UserError
-from reasoning_features.statistics import Interval, bootstrap_mean, percentile_interval, wilson
+from reasoning_features.statistics import Array, Flags, Ids, bootstrap_mean, percentile_interval, share_of
 
-Array = NDArray[np.float64]
-Ids = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 PAPER_THRESHOLD = 0.7
 RANDOM = "random, frequency-matched"
 # fraction present of the paper's 46 verified features at each stage, and of its 200 chosen at the last
@@ -96,9 +92,8 @@ def calibrated(ceiling: Array, floor: Array) -> float:
 
 
 def by_frequency(limits: Bounds, density: Array, bins: int = 5) -> pd.DataFrame:
-    """Ceiling and floor of features by ``density`` ``[f]``, the fraction of tokens on which each is active.
-
-    A row a bin of equally many live features: medians, 5% and 95% quantiles.
+    """Ceiling and floor of features by ``density`` ``[f]``, the fraction of tokens on which each is active. A
+    row a bin of equally many live features: medians, 5% and 95% quantiles.
     """
     live = np.flatnonzero(density > 0)
     rows = []
@@ -133,11 +128,6 @@ def frequency_matched(features: Ids, density: Array, draws: int, seed: int) -> I
     return drawn
 
 
-def share_of(present: Flags) -> Interval:
-    """Fraction of features with its 95% interval (:func:`reasoning_features.statistics.wilson`)."""
-    return wilson(int(present.sum()), len(present))
-
-
 def presence(
     cosines: pd.DataFrame, groups: Mapping[str, Ids], random: Ids, tested: Flags, threshold: float
 ) -> pd.DataFrame:
@@ -161,9 +151,8 @@ def presence(
 def changes(
     cosines: pd.DataFrame, groups: Mapping[str, Ids], random: Ids, tested: Flags, threshold: float
 ) -> pd.DataFrame:
-    """Fraction of tested features that appear (``change``) or go between S and every other stage.
-
-    As :func:`presence`. UserError where a group has no tested feature.
+    """Fraction of tested features that appear (``change``) or go between S and every other stage. As
+    :func:`presence`. UserError where a group has no tested feature.
     """
     if not all(tested[members].any() for members in groups.values()):
         raise UserError("No feature is found again by the second seed: train the autoencoders longer.")
@@ -177,9 +166,8 @@ def changes(
 def threshold_sweep(
     cosines: pd.DataFrame, groups: Mapping[str, Ids], limits: Bounds, thresholds: Array
 ) -> pd.DataFrame:
-    """Fraction of each group present at every stage, by threshold: features tested where found again.
-
-    "second seed" and "rotated" are over the group's features whether tested or not.
+    """Fraction of each group present at every stage, by threshold: features tested where found again. "second
+    seed" and "rotated" are over the group's features whether tested or not.
     """
     rows: list[tuple[object, ...]] = []
     for threshold in thresholds:
@@ -206,7 +194,7 @@ def activation_correlation(
     """
     chosen = slice(None) if features is None else torch.from_numpy(features)
     parts = ((sae.encode(a)[:, chosen], other.encode(b)) for a, b in _same_tokens(sae, residual, other, its))
-    return _similarity(parts, lambda a, b: (a.T @ b).double(), np.outer, len(its))
+    return _similarity(parts, len(its), paired=False)
 
 
 @torch.no_grad()
@@ -220,20 +208,16 @@ def paired_similarity(
     """
     matched = slice(None) if partners is None else torch.from_numpy(partners)
     parts = ((sae.encode(a), other.encode(b)[:, matched]) for a, b in _same_tokens(sae, residual, other, its))
-    return _similarity(parts, lambda a, b: _total(a * b), np.multiply, len(its), centred)
+    return _similarity(parts, len(its), paired=True, centred=centred)
 
 
-def _similarity(
-    parts: Iterable[tuple[Tensor, Tensor]],
-    product: Callable[[Tensor, Tensor], Tensor],
-    pair: Callable[[Array, Array], Array],
-    n: int,
-    centred: bool = True,
-) -> Array:
-    """Correlation, or cosine, over n tokens of two sides' activations, each of which ``pair`` pairs."""
+def _similarity(parts: Iterable[tuple[Tensor, Tensor]], n: int, paired: bool, centred: bool = True) -> Array:
+    """Correlation, or cosine, over n tokens of two sides' activations: each with its partner, or with all."""
+    pair: Any = np.multiply if paired else np.outer
     sums: list[Any] = [0.0] * 5
     for a, b in parts:
-        part = [_total(a), _total(b), _total(a.square()), _total(b.square()), product(a, b)]
+        both = _total(a * b) if paired else (a.T @ b).double()
+        part = [_total(a), _total(b), _total(a.square()), _total(b.square()), both]
         sums = [total + new for total, new in zip(sums, part, strict=True)]
     ours, theirs, square, its_square, both = (total.cpu().numpy() / n for total in sums)
     if centred:
@@ -247,7 +231,6 @@ def largest_correlations(
     sae: Any, residual: Tensor, others: Mapping[str, tuple[Any, Tensor]], features: Ids | None = None
 ) -> pd.DataFrame:
     """Each feature's largest correlation with any feature of others: a row a feature, a column a dictionary.
-
     ``others``: name → a dictionary and what it reads at the same tokens; all but ``features`` are nan.
     """
     chosen = np.arange(sae.cfg.d_sae) if features is None else np.unique(features)
@@ -269,7 +252,6 @@ def pair_decoders(decoder: Tensor, other: Tensor) -> Ids:
 
 def layer_table(cosines: Mapping[str, Array], groups: Mapping[str, Ids], seed: int = 0) -> pd.DataFrame:
     """Fractions of each group that are different, maybe the same and the same at every layer (table 3).
-
     ``cosines``: layer → cosine of activations of each feature with its partner there ``[s]``.
     """
     rows = []

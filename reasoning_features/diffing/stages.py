@@ -75,7 +75,6 @@ def store_half(training: Training, directory: Path) -> None:
 
 def load_stage(folder: str, model: str, path: str, d_model: int, hook_name: str | None) -> SAE[Any]:
     """The autoencoder of a stored stage, such as "S-D-F", or "S-0" and "S-1" for S and its second seed.
-
     ``model`` is the fine-tuned model's name. MissingArtefact where it is not stored.
     """
     home = model if {"D", "M", "F"} & set(path) else BASE
@@ -86,7 +85,6 @@ def load_stages(
     folder: str, model: str, d_model: int, hook_name: str | None
 ) -> dict[str, tuple[str, SAE[Any]]]:
     """Stage → which model it reads (``model``, "base" or "placebo") and its autoencoder, in figures' order.
-
     Placebos are there where they are stored; MissingArtefact where S or a path is not.
     """
     home = paths.resolve(folder)
@@ -149,10 +147,8 @@ def planned_trainings(settings: Settings, folder: Path | None = None) -> list[Pl
     model, base = short_name(settings.subject), short_name(settings.base) if settings.base else BASE
     reasoning = settings.stages_text or ([settings.reasoning_text] if settings.reasoning_text else [])
     recipe, layer = settings_recipe(settings), settings.layer
-
-    first = home / BASE / "S-0"
-    every = [PlannedTraining("S", first, base, False, "base_text", settings.base_text, recipe, layer)]
     general, own_text = ("base_text", settings.base_text), ("stages_text", reasoning)
+    every = [PlannedTraining("S", home / BASE / "S-0", base, False, *general, recipe, layer)]
     for path in sorted((*PLACEBO_STAGES, *PATHS), key=reads_fine_tuned):
         place, fine_tuned = home / (BASE if path in PLACEBO_STAGES else model) / path, reads_fine_tuned(path)
         reader, texts = model if fine_tuned else base, general if path[-1] in "SM" else own_text

@@ -27,7 +27,7 @@ from reasoning_features.errors import UserError
 from reasoning_features.files import read_json, write_json
 from reasoning_features.interpretation.features import Example, Mode
 from reasoning_features.models.conditions import UNSTEERED
-from reasoning_features.statistics import bootstrap_mean, wilson
+from reasoning_features.statistics import bootstrap_mean, share_of
 
 # a change counts when its bootstrap interval of this level leaves out 0: several measures are looked at
 LEVEL = 0.99
@@ -57,9 +57,6 @@ are between « and ». Say what the feature responds to.
 Modes: uncertainty (doubt, hedging), exploration (trying another way), reflection (checking or correcting \
 what was done), mixed (more than one of these), other (none of these).
 Answer with one JSON object and nothing else: {"mode": "<one of the modes>", "description": "<one line>"}"""
-
-
-# --- measured -----------------------------------------------------------------------------------------------
 
 
 def dose(answers: pd.DataFrame) -> pd.DataFrame:
@@ -119,8 +116,7 @@ def group_shares(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """
     rows = []
     for name in sorted(pd.concat(groups.values())["group"].unique()) if groups else ():
-        counts = {kind: int((frame["group"] == name).sum()) for kind, frame in groups.items()}
-        shares = {kind: wilson(count, len(groups[kind])) for kind, count in counts.items()}
+        shares = {kind: share_of(frame["group"] == name) for kind, frame in groups.items()}
         mean = np.mean([share.estimate for share in shares.values()])
         rows += [(mean, k, name, s.estimate, s.low, s.high, s.n) for k, s in shares.items()]
     table = pd.DataFrame(rows, columns=["mean", "class", "group", "share", "low", "high", "n"])

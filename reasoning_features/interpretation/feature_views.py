@@ -20,19 +20,15 @@ from reasoning_features.files import write_text
 from reasoning_features.interpretation.features import Example, FeatureInterface
 from reasoning_features.reporting.plots import COLOURS, legend_below, narrow, new_figure
 from reasoning_features.runs.provenance import Run, record_artefact
+from reasoning_features.text.traces import CHARACTER_WIDTH, MONOSPACE
 
 FOLDER = "features"
-MONOSPACE = "DejaVu Sans Mono"
-CHARACTER_WIDTH = 0.602  # of that font, in font sizes
 CHARACTERS, MARGIN = 96, 8  # of a line of text, and left of it for the feature's number or the activation
 LINE = 0.128  # inches
 LONGEST_LABEL = 14
 SHOWN = 6  # examples in a feature's figure
 SHADES = (0.25, 1.0)  # that a legend explains
 Lines = list[list[tuple[str, float]]]
-
-
-# --- figures ------------------------------------------------------------------------------------------------
 
 
 def visible(text: str) -> str:
@@ -71,9 +67,7 @@ def draw_interface(interface: FeatureInterface) -> tuple[Figure, pd.DataFrame]:
 def draw_snippets(
     groups: Mapping[str, Sequence[Example]], maxima: Mapping[int, float]
 ) -> tuple[Figure, pd.DataFrame]:
-    """Snippets a row each by heading, if it has any; tokens shaded by their share of the largest, as a legend
-    says.
-    """
+    """Snippets a row each, by heading if any; tokens shaded by their share of the largest (legend)."""
     blocks = {
         heading: [(str(each.feature), wrapped(each, max(maxima[each.feature], 1e-12))) for each in examples]
         for heading, examples in groups.items()
@@ -209,11 +203,9 @@ def feature_page(interface: FeatureInterface, navigation: bool = True) -> str:
     the index, to which a page inside another has no way.
     """
     facts = {
-        "ReasonScore": f"{interface.score:.3g} (rank {interface.rank})",
-        "mode": interface.mode or "–",
-        "density": f"{interface.density:.3g} of tokens",
-        "largest activation": f"{interface.maximum:.3g}",
-    }
+        "ReasonScore": f"{interface.score:.3g} (rank {interface.rank})", "mode": interface.mode or "–",
+        "density": f"{interface.density:.3g} of tokens", "largest activation": f"{interface.maximum:.3g}",
+    }  # fmt: skip
     facts |= {f"effect on {name}": f"{value:.3g} nats" for name, value in interface.effects.items()}
     counts, edges = interface.histogram.tolist(), interface.edges.tolist()
     bars = [(n, n / max(counts), *ends) for n, *ends in zip(counts, edges[:-1], edges[1:], strict=True)]

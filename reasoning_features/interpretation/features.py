@@ -28,10 +28,11 @@ from reasoning_features.dictionaries.autoencoder import encoded, encoded_columns
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import stream
+from reasoning_features.statistics import Array, Ids
 from reasoning_features.text.corpus import Corpus
 
 BINS_AN_OCTAVE, OCTAVES = 4, (-12, 12)  # what lies outside is counted in the first or last bin
-EDGES: NDArray[np.float64] = 2.0 ** np.arange(OCTAVES[0], OCTAVES[1] + 1 / 8, 1 / BINS_AN_OCTAVE)
+EDGES: Array = 2.0 ** np.arange(OCTAVES[0], OCTAVES[1] + 1 / 8, 1 / BINS_AN_OCTAVE)
 BITS = 12
 NOWHERE = -1
 Mode = Literal["uncertainty", "exploration", "reflection", "mixed", "other"]
@@ -55,18 +56,15 @@ LOGITS = 10
 AROUND = 20  # tokens that an example shows before and after its peak
 
 
-# --- where features are active -----------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Activity:
     """How active every feature is, and where most."""
 
-    density: NDArray[np.float64]  # [f] fraction of tokens on which the feature is above zero
+    density: Array  # [f] fraction of tokens on which the feature is above zero
     maximum: NDArray[np.float32]  # [f] largest activation
-    histogram: NDArray[np.int64]  # [f, bins] active tokens by activation, between EDGES
+    histogram: Ids  # [f, bins] active tokens by activation, between EDGES
     # [f, m] the strongest token of each of the m strongest documents, strongest first (-1: active in fewer)
-    positions: NDArray[np.int64]
+    positions: Ids
 
 
 class ActivatingExamples:
@@ -306,8 +304,8 @@ class FeatureInterface:
     rank: int  # by that score, from 1
     density: float  # fraction of tokens on which it is active
     maximum: float  # its largest activation
-    histogram: NDArray[np.int64]  # active tokens by activation, from the first to the last bin that is used
-    edges: NDArray[np.float64]  # of the bins, ascending, one more than there are bins
+    histogram: Ids  # active tokens by activation, from the first to the last bin that is used
+    edges: Array  # of the bins, ascending, one more than there are bins
     positive: list[tuple[str, float]]  # tokens it raises and by how much, most first
     negative: list[tuple[str, float]]  # tokens it lowers
     examples: list[Example]  # strongest first
@@ -333,19 +331,13 @@ def feature_interfaces(
         first, end = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
         effects = {str(n).removeprefix(EFFECT): v for n, v in row.items() if str(n).startswith(EFFECT)}
         interface = FeatureInterface(
-            feature=feature,
-            score=float(row["score"]),
-            rank=int(row["rank"]),
-            density=float(activity.density[feature]),
-            maximum=float(activity.maximum[feature]),
-            histogram=activity.histogram[feature, first:end],
-            edges=EDGES[first : end + 1],
-            positive=sides.get((feature, "positive"), []),
-            negative=sides.get((feature, "negative"), []),
-            examples=list(examples.get(feature, [])),
-            mode=row.get("mode"),
+            feature=feature, score=float(row["score"]), rank=int(row["rank"]),
+            density=float(activity.density[feature]), maximum=float(activity.maximum[feature]),
+            histogram=activity.histogram[feature, first:end], edges=EDGES[first : end + 1],
+            positive=sides.get((feature, "positive"), []), negative=sides.get((feature, "negative"), []),
+            examples=list(examples.get(feature, [])), mode=row.get("mode"),
             effects={name: float(value) for name, value in effects.items() if value is not None},
             description=row.get("description"),
-        )
+        )  # fmt: skip
         made.append(interface)
     return made

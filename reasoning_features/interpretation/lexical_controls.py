@@ -19,20 +19,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from reasoning_features.dictionaries.autoencoder import encoded_columns
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import stream
 from reasoning_features.settings import Settings
-from reasoning_features.statistics import wilson
+from reasoning_features.statistics import Array, Ids, share_of
 from reasoning_features.text import words
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus
 from reasoning_features.text.corpus import Corpus
 
-Array = NDArray[np.float64]
-Ids = NDArray[np.int64]
 LARGE, MEDIUM, SMALL = 0.8, 0.5, 0.2  # Cohen's d from which a feature is driven, partly, weakly
 P_VALUES = {LARGE: 0.01, MEDIUM: 0.01, SMALL: 0.05}
 DRIVEN, NOT_TRIGGERED = "driven by its top tokens", "not triggered by its own top tokens"
@@ -130,7 +127,7 @@ def class_shares(table: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for (group, n), own in table.groupby(["group", "injected"], sort=False):
         for kind in CLASSES:
-            share = wilson(int((own["class"] == kind).sum()), len(own))
-            row = {"group": group, "injected": n, "class": kind} | share.row("share")
+            share = share_of(own["class"] == kind).row("share")
+            row = {"group": group, "injected": n, "class": kind} | share
             rows.append(row | {"features": len(own), "documents": int(own["documents"].min())})
     return pd.DataFrame(rows)

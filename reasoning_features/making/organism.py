@@ -53,12 +53,9 @@ class Variant:
     mixture: Mixture = "main"
 
 
+ARMS = (("coupled", 1.0), ("decoupled", 0.0))
 VARIANTS: tuple[Variant, ...] = (
-    *(
-        Variant(f"{name}-{seed}", kappa, seed)
-        for seed in range(3)
-        for name, kappa in (("coupled", 1.0), ("decoupled", 0.0))
-    ),
+    *(Variant(f"{name}-{seed}", kappa, seed) for seed in range(3) for name, kappa in ARMS),
     Variant("kappa-0.5-0", 0.5, 0),
     Variant("kappa-0.25-0", 0.25, 0),
     Variant("other-0", 1.0, 10, "other"),
@@ -95,9 +92,6 @@ def variant_document(variant: Variant, index: int) -> language.Document:
     return language.reasoning_document(variant.kappa, seed, index, mixture=variant.mixture)
 
 
-# --- models -------------------------------------------------------------------------------------------------
-
-
 def make_base(folder: Path) -> None:
     """The tokenizer and the base model."""
     seed = BASE_RECIPE.seed
@@ -124,14 +118,10 @@ def evaluate(folder: Path, name: str) -> None:
     model, tokenizer = _load(folder, name)
     mixtures: dict[str, Mixture] = {variant.name: variant.mixture for variant in VARIANTS}
     asked = problems("evaluation", None, EVALUATION_PROBLEMS, mixture=mixtures.get(name, "main"))
-    continuations = sample(
-        model,
-        parser.prompts(tokenizer, asked),
-        end=int(tokenizer.eos_token_id),
-        max_new_tokens=language.CONTEXT - parser.LONGEST_PROMPT,
-        seed=EVALUATION_SEED,
-    )
-    graded = parser.grade(tokenizer, asked, continuations).drop(columns=["text", *parser.LABELS_COUNTED])
+    end, most = int(tokenizer.eos_token_id), language.CONTEXT - parser.LONGEST_PROMPT
+    asked_with = parser.prompts(tokenizer, asked)
+    written = sample(model, asked_with, end=end, max_new_tokens=most, seed=EVALUATION_SEED)
+    graded = parser.grade(tokenizer, asked, written).drop(columns=["text", *parser.LABELS_COUNTED])
     write_table(folder / "evaluation" / f"{name}.parquet", graded)
 
 
@@ -174,9 +164,6 @@ def decision_log_odds(
     return pd.DataFrame(rows, columns=["trace", "decision", "style", "went_on", "swap", "log_odds"])
 
 
-# --- autoencoders -------------------------------------------------------------------------------------------
-
-
 def main_activations(model: Path, traces: int, layer: int | None = None) -> tuple[Subject, Tensor]:
     """A model and its residual stream ``[n, d]`` on traces of its kind, and a third as many others."""
     settings = load_settings("organism", subject=paths.relative(model))
@@ -217,15 +204,9 @@ def benchmark_name(variant: Variant, seed: int) -> str:
 def measure_truth(folder: Path, benchmarked: tuple[Variant, int]) -> None:
     """Evidence of one autoencoder's features, and their causal effects on held-out decisions."""
     variant, name = benchmarked[0], benchmark_name(*benchmarked)
-    settings = load_settings(
-        "organism",
-        subject=paths.relative(folder / "models" / variant.name),
-        autoencoder=paths.relative(folder / "autoencoders" / name),
-    )
-    measure_benchmark(folder / "truth" / name, settings)
-
-
-# --- the stages of model diffing ----------------------------------------------------------------------------
+    subject, autoencoder = folder / "models" / variant.name, folder / "autoencoders" / name
+    places = {"subject": paths.relative(subject), "autoencoder": paths.relative(autoencoder)}
+    measure_benchmark(folder / "truth" / name, load_settings("organism", **places))
 
 
 def _stage_data(folder: Path, path: str, model: str) -> tuple[Subject, Tensor]:

@@ -106,9 +106,7 @@ def make_dictionaries(folder: Path, model: str) -> None:
 
 
 def make_sweep(folder: Path) -> None:
-    """OrtSAE's γ with one chunk, its K at the paper's γ, and the cheap variant, two seeds of each: a row a
-    training.
-    """
+    """OrtSAE's γ at K = 1, its K at the paper's γ, the cheap variant: two seeds of each, a row each."""
     subject, residual = main_activations(folder.parent / "models" / MODEL, TRACES)
     usual = replace(RECIPE, architecture="ortsae", tokens=SWEEP_TOKENS)
     recipes = [replace(usual, gamma=gamma) for gamma in GAMMAS]

@@ -7,6 +7,7 @@ label, and makes its trace unparseable; the share of those is always reported.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import pandas as pd
@@ -156,10 +157,7 @@ def context_at_opener(thinking: str) -> DecisionContext | None:
     start = thinking.rfind("\n") + 1
     if END_THINK in thinking or not _SLOT.fullmatch(thinking, start):
         return None
-    context = DecisionContext()
-    for sentence in parse(ASSISTANT + thinking[:start]).sentences:
-        context = context.after(sentence)
-    return context
+    return reduce(DecisionContext.after, parse(ASSISTANT + thinking[:start]).sentences, DecisionContext())
 
 
 def first_tokens(tokenizer: Any, openers: Sequence[str]) -> list[int]:
@@ -188,15 +186,11 @@ def grade(
         parsed = parse(text)
         labels = [sentence.label for sentence in parsed.sentences]
         row: dict[str, Any] = {
-            "family": problem.family,
-            "question": problem.question,
-            "answer": parsed.answer,
-            "correct": parsed.answer == problem.answer,
+            "family": problem.family, "question": problem.question,
+            "answer": parsed.answer, "correct": parsed.answer == problem.answer,
             "thinking_tokens": _thinking_tokens(list(continuation), think, end_think),
-            "gave_up": "give up" in labels,
-            "checked": "verify" in labels,
-            "parseable": parsed.parseable,
-        }
+            "gave_up": "give up" in labels, "checked": "verify" in labels, "parseable": parsed.parseable,
+        }  # fmt: skip
         rows.append(row | {label: labels.count(label) for label in LABELS_COUNTED} | {"text": text})
     return pd.DataFrame(rows)
 

@@ -6,6 +6,7 @@ otherwise "reasons better" and "stops later" could not be told apart.
 """
 
 import hashlib
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -78,20 +79,13 @@ def _search(
     return Problem(family, question.format(target), answer, candidates)
 
 
-def _pairs(rng: np.random.Generator, low: int, high: int) -> tuple[str, list[tuple[int, int]]]:
-    """Five distinct numbers, as the question lists them, and all pairs of them."""
-    numbers = _integers(rng, low, high, 5, distinct=True)
-    return " ".join(map(str, numbers)), list(combinations(numbers, 2))
-
-
-def _two_of(
-    family: str, named: str, sign: str, low: int, high: int, rng: np.random.Generator
-) -> Problem | None:
-    """Which two of five numbers have a given sum or product."""
-    listed, pairs = _pairs(rng, low, high)
-    values = [a + b if sign == "+" else a * b for a, b in pairs]
-    tries = [(f"{a} {sign} {b}", f" = {value}", value) for (a, b), value in zip(pairs, values, strict=True)]
-    return _search(rng, family, f"Two of {listed} with {named} {{}}.", tries)
+def _two_of(family: str, named: str, sign: str, high: int, rng: np.random.Generator) -> Problem | None:
+    """Which two of five numbers have a given sum, product or gap, the larger less the smaller."""
+    numbers = _integers(rng, 2, high, 5, distinct=True)
+    result = {"+": operator.add, "-": operator.sub, "*": operator.mul}[sign]
+    pairs = [(max(pair), min(pair)) if sign == "-" else pair for pair in combinations(numbers, 2)]
+    tries = [(f"{a} {sign} {b}", f" = {result(a, b)}", result(a, b)) for a, b in pairs]
+    return _search(rng, family, f"Two of {' '.join(map(str, numbers))} with {named} {{}}.", tries)
 
 
 def _ops(rng: np.random.Generator) -> Problem | None:
@@ -104,23 +98,13 @@ def _ops(rng: np.random.Generator) -> Problem | None:
     return _search(rng, "ops", f"Make {{}} from {a} {b} {c}.", tries)
 
 
-def _total(rng: np.random.Generator) -> Problem:
-    numbers = _integers(rng, 2, 20, 3, distinct=False)
-    question = f"Total {' '.join(map(str, numbers))}."
-    return Problem("total", question, str(sum(numbers)), numbers=tuple(numbers))
-
-
-def _extreme(family: str, extreme: Callable[[list[int]], int], rng: np.random.Generator) -> Problem:
-    numbers = _integers(rng, 2, 49, 5, distinct=True)
+def _of_all(
+    family: str, answer: Callable[[list[int]], int], n: int, high: int, rng: np.random.Generator
+) -> Problem:
+    """The sum of three numbers, which may be equal, or the largest or smallest of five that are not."""
+    numbers = _integers(rng, 2, high, n, distinct=family != "total")
     question = f"{family.capitalize()} {' '.join(map(str, numbers))}."
-    return Problem(family, question, str(extreme(numbers)), numbers=tuple(numbers))
-
-
-def _differ(rng: np.random.Generator) -> Problem | None:
-    """Which two of five numbers differ by a given amount."""
-    listed, pairs = _pairs(rng, 2, 40)
-    tries = [(f"{a} - {b}", f" = {a - b}", a - b) for a, b in ((max(p), min(p)) for p in pairs)]
-    return _search(rng, "differ", f"Two of {listed} with gap {{}}.", tries)
+    return Problem(family, question, str(answer(numbers)), numbers=tuple(numbers))
 
 
 def _scale(rng: np.random.Generator) -> Problem | None:
@@ -138,14 +122,14 @@ def _scale(rng: np.random.Generator) -> Problem | None:
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family("pair", True, "pays", 0.22, partial(_two_of, "pair", "sum", "+", 2, 30)),
-        Family("times", True, "pays", 0.22, partial(_two_of, "times", "product", "*", 2, 12)),
+        Family("pair", True, "pays", 0.22, partial(_two_of, "pair", "sum", "+", 30)),
+        Family("times", True, "pays", 0.22, partial(_two_of, "times", "product", "*", 12)),
         Family("ops", True, "pays", 0.22, _ops),
-        Family("total", False, "neutral", 0.17, _total),
-        Family("largest", False, "hurts", 0.17, partial(_extreme, "largest", max)),
-        Family("differ", True, "pays", 0.4, _differ, "other"),
+        Family("total", False, "neutral", 0.17, partial(_of_all, "total", sum, 3, 20)),
+        Family("largest", False, "hurts", 0.17, partial(_of_all, "largest", max, 5, 49)),
+        Family("differ", True, "pays", 0.4, partial(_two_of, "differ", "gap", "-", 40), "other"),
         Family("scale", True, "pays", 0.4, _scale, "other"),
-        Family("smallest", False, "hurts", 0.2, partial(_extreme, "smallest", min), "other"),
+        Family("smallest", False, "hurts", 0.2, partial(_of_all, "smallest", min, 5, 49), "other"),
     )
 }
 

@@ -44,24 +44,15 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1024,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        max_token_length=_LONGEST_TOKEN,
-        min_frequency=5,
-        show_progress=False,
-    )
+        vocab_size=1024, max_token_length=_LONGEST_TOKEN, min_frequency=5, show_progress=False,
+        special_tokens=list(SPECIAL_TOKENS), initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )  # fmt: skip
     tokenizer.train_from_iterator(chain(texts, numbers), trainer)
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD,
         additional_special_tokens=[USER, ASSISTANT, THINK, END_THINK],
-        model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
-        padding_side="right",
-    )
+        model_max_length=CONTEXT, clean_up_tokenization_spaces=False, padding_side="right",
+    )  # fmt: skip
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped
 
@@ -112,17 +103,11 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
     """A Llama of 1.2M parameters with random weights: 5 blocks of width 128, 4 heads, feed-forward 384."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=5,
+        num_attention_heads=4, max_position_embeddings=CONTEXT, tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-    )
+    )  # fmt: skip
     return LlamaForCausalLM(config)
 
 

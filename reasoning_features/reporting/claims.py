@@ -193,7 +193,6 @@ def write_tables(figures: Path, readme: Path | None = None) -> None:
 
 def summary(files: Iterable[Path]) -> pd.DataFrame:
     """Every claim with an interval and a line: how far ours lies on the claim's side of its line, by paper.
-
     The unit is half of the 95% interval: every bar reaches 1 to either side, as far as it is symmetric.
     """
     recorded = {name: row for file in files for name, row in read_json(file).items()}

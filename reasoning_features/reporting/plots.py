@@ -32,27 +32,13 @@ TEXT_WIDTH = 6.75  # inches, the whole text
 LETTERS = 36  # the most of a name beside a row
 STYLE: Any = {
     "axes.prop_cycle": cycler(color=COLOURS) + cycler(marker=MARKERS) + cycler(linestyle=LINES),
-    "figure.dpi": 100,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 200,
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
+    "figure.dpi": 100, "figure.constrained_layout.use": True, "savefig.dpi": 200, "pdf.fonttype": 42,
+    "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True,
     "axes.formatter.min_exponent": 4,  # logarithmic axes have plain numbers from 0.001 to 1000
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.5,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 4,
-    "hatch.linewidth": 0.5,
-    "pdf.fonttype": 42,
-}
+    "grid.alpha": 0.25, "grid.linewidth": 0.5, "legend.fontsize": 7, "legend.frameon": False,
+    "lines.linewidth": 1.3, "lines.markersize": 4, "hatch.linewidth": 0.5,
+}  # fmt: skip
 
 
 def narrow(text: str) -> str:
@@ -128,7 +114,6 @@ def name_rows(ax: Axes, names: Sequence[str]) -> None:
 
 def legend_below(fig: Figure, marks: Mapping[str, Any] | None = None) -> None:
     """One legend for all panels, below them, in as few rows as fit the width; the figure grows by more rows.
-
     ``marks``: label → its mark; without them, those of all panels, each label once.
     """
     if marks is None:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
-from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval
+from reasoning_features.statistics import Array, Flags, Ids, Interval, bootstrap_weights, percentile_interval
 from reasoning_features.text.corpus import Corpus
 
 EMBEDDINGS = -1  # the "layer" of the token embeddings, before the first block: what the token alone tells
@@ -31,7 +31,6 @@ TARGETS = {"own move": 0, "next token's move": 1}  # of which token, counted fro
 
 def probe_layers(subject: Subject, corpus: Corpus, batch_tokens: int, seed: int = 0) -> pd.DataFrame:
     """Probe every layer, and the embeddings (-1), for each token's move and the next token's (``target``).
-
     ``labels`` are "true", or "shuffled" for the control; intervals are of 95%.
     """
     targets = {name: move_targets(corpus, offset) for name, offset in TARGETS.items()}
@@ -51,7 +50,7 @@ def probe_layers(subject: Subject, corpus: Corpus, batch_tokens: int, seed: int 
     return pd.DataFrame(rows, columns=columns)
 
 
-def move_targets(corpus: Corpus, offset: int = 0) -> NDArray[np.int64]:
+def move_targets(corpus: Corpus, offset: int = 0) -> Ids:
     """The move of each token, or of that ``offset`` later ``[n_tokens]``; -1 at special tokens and beyond the
     document's end. UserError: the corpus has no move labels.
     """
@@ -68,11 +67,7 @@ def move_targets(corpus: Corpus, offset: int = 0) -> NDArray[np.int64]:
 
 @threadpool_limits.wrap(limits=1)  # threads only wait for one another on matrices this small
 def probe(
-    activations: NDArray[np.float32],
-    targets: NDArray[np.int64],
-    documents: NDArray[np.int64],
-    seed: int = 0,
-    shuffled: bool = False,
+    activations: NDArray[np.float32], targets: Ids, documents: Ids, seed: int = 0, shuffled: bool = False
 ) -> Interval:
     """Balanced accuracy of a linear probe on the tokens of documents that it has not seen.
 
@@ -94,15 +89,13 @@ def probe(
     return balanced_accuracy(right, targets[in_test], documents[in_test], seed)
 
 
-def _tested(documents: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_]:
+def _tested(documents: Ids, rng: np.random.Generator) -> Flags:
     """Which rows are of the documents that a probe is tested on ``[n]``."""
     names = rng.permutation(np.unique(documents))
     return np.isin(documents, names[: max(1, round(TEST_FRACTION * len(names)))])
 
 
-def balanced_accuracy(
-    right: NDArray[np.bool_], targets: NDArray[np.int64], documents: NDArray[np.int64], seed: int = 0
-) -> Interval:
+def balanced_accuracy(right: Flags, targets: Ids, documents: Ids, seed: int = 0) -> Interval:
     """Mean over classes (of those that a resample has) of the fraction right; intervals over documents."""
     names, document = np.unique(documents, return_inverse=True)
     weights = weights_by_document(len(names), seed)
@@ -110,14 +103,12 @@ def balanced_accuracy(
     return percentile_interval(means[0], means[1:], len(names))
 
 
-def weights_by_document(documents: int, seed: int, n_resamples: int = 1000) -> NDArray[np.float64]:
+def weights_by_document(documents: int, seed: int, n_resamples: int = 1000) -> Array:
     """How often each document counts ``[1 + resamples, documents]``; first every one of them once."""
     return np.concatenate([np.ones((1, documents)), bootstrap_weights(documents, n_resamples, seed)])
 
 
-def class_means(
-    values: NDArray[Any], classes: NDArray[Any], document: NDArray[np.int64], weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def class_means(values: NDArray[Any], classes: NDArray[Any], document: Ids, weights: Array) -> Array:
     """Means of tokens' values ``[n]`` within each class ``[r, classes]`` for weights ``[r, documents]``, of
     which ``document`` ``[n]`` is each token's column; nan where a class has no weight.
     """
@@ -129,9 +120,7 @@ def class_means(
     return np.divide(weights @ sums, drawn, out=np.full_like(drawn, np.nan), where=drawn > 0)
 
 
-def auc(
-    scores: NDArray[np.float64], towards: NDArray[np.bool_], documents: NDArray[np.int64], seed: int = 0
-) -> Interval:
+def auc(scores: Array, towards: Flags, documents: Ids, seed: int = 0) -> Interval:
     """Area under the ROC curve of scores for the positive side ``[n]``, with its interval over documents."""
     names, document = np.unique(documents, return_inverse=True)
     weights = weights_by_document(len(names), seed)[:, document]
@@ -139,9 +128,7 @@ def auc(
     return percentile_interval(areas[0], areas[1:], len(names))
 
 
-def weighted_auc(
-    scores: NDArray[np.float64], towards: NDArray[np.bool_], weights: NDArray[np.float64]
-) -> float:
+def weighted_auc(scores: Array, towards: Flags, weights: Array) -> float:
     """Area under the ROC curve with each row counted so many times; ties count half."""
     order = rankdata(scores, method="dense") - 1
     positive, negative = np.bincount(order, weights * towards), np.bincount(order, weights * ~towards)
@@ -151,14 +138,9 @@ def weighted_auc(
 
 @threadpool_limits.wrap(limits=1)
 def probe_decision(
-    residual: NDArray[np.float32],
-    towards: NDArray[np.bool_],
-    documents: NDArray[np.int64],
-    seed: int = 0,
-    shuffled: bool = False,
+    residual: NDArray[np.float32], towards: Flags, documents: Ids, seed: int = 0, shuffled: bool = False
 ) -> Interval:
     """AUC on some traces of a logistic regression on the stream ``[n, d]`` at the decisions of others.
-
     ``shuffled`` labels are the control. UserError: too few traces for both sides on either part.
     """
     rng = np.random.default_rng(seed)

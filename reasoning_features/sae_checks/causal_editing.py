@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from reasoning_features.dictionaries.autoencoder import added_directions
@@ -31,11 +30,9 @@ from reasoning_features.errors import UserError
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.probes import weights_by_document
 from reasoning_features.sae_checks.interpretability import CEILING, FLOOR, Saes
-from reasoning_features.statistics import percentile_interval
+from reasoning_features.statistics import Array, Flags, Ids, percentile_interval
 from reasoning_features.truth.decisions import Decisions, log_odds
 
-Codes = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 NS = (0, 1, 5, 20)
 SCORES = ("cause", "isolation", "disentanglement")
 
@@ -46,8 +43,8 @@ class DecisionContexts:
 
     stream: Tensor  # [n, d] at each decision's token
     sides: Flags  # [n, 2] True where its result is right, and where the model leans to the persistent side
-    documents: Codes  # [n] the document of each
-    places: Codes  # [n] its place there
+    documents: Ids  # [n] the document of each
+    places: Ids  # [n] its place there
     training: Flags  # [n] in the documents that latents, directions and medians are taken from
     readouts: tuple[Decisions, Decisions, Decisions]  # the result; decisions after a wrong and a right one
     medians: Tensor  # [3] log-odds of the readouts, in nats, that divide the sides
@@ -112,13 +109,13 @@ def _sides(odds: Tensor, medians: Tensor) -> Flags:
     return torch.stack([result, torch.where(result, right, wrong)], dim=-1).numpy()
 
 
-def halves(contexts: DecisionContexts, seed: int = 0) -> tuple[Codes, Codes]:
+def halves(contexts: DecisionContexts, seed: int = 0) -> tuple[Ids, Ids]:
     """Test documents in two halves: one to choose numbers of latents on, the other to report on."""
     names = np.random.default_rng(seed).permutation(np.unique(contexts.documents[~contexts.training]))
     return np.sort(names[: len(names) // 2]), np.sort(names[len(names) // 2 :])
 
 
-def draw_pairs(contexts: DecisionContexts, n: int, documents: Codes, seed: int = 0) -> tuple[Codes, Codes]:
+def draw_pairs(contexts: DecisionContexts, n: int, documents: Ids, seed: int = 0) -> tuple[Ids, Ids]:
     """Base and source ``[≤ n]`` of pairs of test decisions in some documents (one of :func:`halves`) that
     differ in both attributes: half of the bases of a wrong result, half of a right one, none twice, fewer
     than ``n`` where there are not as many. UserError where some pair of sides has no decision.
@@ -144,8 +141,8 @@ class Editing:
 
     # dictionary and number of latents replaced of each edit; CEILING with n = 1 and n = d; FLOOR with n = 0
     edits: tuple[tuple[str, int], ...]
-    marks: NDArray[np.float64]  # [e, 2, pairs, 3] by edit, attribute edited, pair and score, each 0 to 1
-    documents: Codes  # [pairs] the document of each base
+    marks: Array  # [e, 2, pairs, 3] by edit, attribute edited, pair and score, each 0 to 1
+    documents: Ids  # [pairs] the document of each base
 
     def table(self, seed: int = 0) -> pd.DataFrame:
         """Scores of every edit, means over both attributes, with 95% intervals from resampling the bases'
@@ -167,8 +164,8 @@ def edit_attributes(
     subject: Subject,
     saes: Saes,
     contexts: DecisionContexts,
-    pairs: tuple[Codes, Codes],
-    mean: NDArray[np.float64],
+    pairs: tuple[Ids, Ids],
+    mean: Array,
     ns: Sequence[int] = NS,
 ) -> Editing:
     """Cause, isolation and disentanglement of editing each attribute by every dictionary of raw activations,
@@ -187,7 +184,7 @@ def edit_attributes(
 
 @torch.no_grad()
 def _edits(
-    saes: Saes, contexts: DecisionContexts, base: Codes, source: Codes, mean: Tensor, ns: Sequence[int]
+    saes: Saes, contexts: DecisionContexts, base: Ids, source: Ids, mean: Tensor, ns: Sequence[int]
 ) -> Iterator[tuple[str, int, Tensor]]:
     """Dictionary, n, and streams ``[2, pairs, d]`` with each attribute edited."""
     stream = contexts.stream
@@ -210,7 +207,7 @@ def _edits(
     yield FLOOR, 0, mean.expand(2, *ours.shape)
 
 
-def _sides_after(subject: Subject, contexts: DecisionContexts, base: Codes, versions: Tensor) -> Flags:
+def _sides_after(subject: Subject, contexts: DecisionContexts, base: Ids, versions: Tensor) -> Flags:
     """Sides ``[e, 2, pairs, 2]`` with the bases' streams replaced by ``versions`` ``[e, 2, pairs, d]``."""
     corpus = contexts.readouts[0].corpus
     found = np.empty((*versions.shape[:3], 2), dtype=bool)

@@ -31,11 +31,9 @@ from reasoning_features.dictionaries.autoencoder import added_directions, encode
 from reasoning_features.errors import UserError
 from reasoning_features.residual_stream.activations import ActivationBatch
 from reasoning_features.residual_stream.probes import class_means, move_targets, weights_by_document
-from reasoning_features.statistics import percentile_interval
+from reasoning_features.statistics import Array, Flags, Ids, percentile_interval
 from reasoning_features.text.corpus import Corpus
 
-Array = NDArray[np.float64]
-Codes = NDArray[np.int64]
 Latents = NDArray[np.float32]
 Saes = Mapping[str, SAE[Any]]
 # dictionaries that measures stand between: nothing is lost, and nothing is kept but the mean
@@ -46,7 +44,7 @@ AS_IT_IS, ANOTHER = "as it is", "another document"
 MINIMUM = 20  # tokens of each half on which a latent must be active, and on which it must not, to be judged
 
 
-def labellings(corpus: Corpus) -> dict[str, Codes]:
+def labellings(corpus: Corpus) -> dict[str, Ids]:
     """Classes of tokens ``[n_tokens]``, −1 for none: the reasoning step, and a thinking token's family."""
     family = np.unique(corpus.domains, return_inverse=True)[1][corpus.document_of]
     thinking = corpus.thinking & ~corpus.special
@@ -90,10 +88,9 @@ def scaled_latents(sae: SAE[Any], residual: torch.Tensor) -> Latents:
 
 
 def _probed(
-    latents: Latents, codes: Codes, test_document: Codes, weights: Array, ks: Sequence[int], labelling: str
+    latents: Latents, codes: Ids, test_document: Ids, weights: Array, ks: Sequence[int], labelling: str
 ) -> dict[int, Array]:
     """k → balanced accuracy averaged over classes ``[r]`` for weights of test documents ``[r, t]``.
-
     ``test_document`` ``[n]`` is −1 in training. A class that a resample lacks is left out of its mean.
     """
     labelled, held_out = codes >= 0, test_document >= 0
@@ -117,7 +114,7 @@ def _probed(
     return {k: np.nanmean(found[~np.isnan(found).all(1)], axis=1) for k, found in accuracy.items()}
 
 
-def rule_kinds(corpus: Corpus) -> list[Codes]:
+def rule_kinds(corpus: Corpus) -> list[Ids]:
     """Which rule of each kind, the plainest first, holds at a token ``[n_tokens]``, −1: none; of equally good
     ones the first is chosen. UserError: no styles.
     """
@@ -171,7 +168,7 @@ def judge(
     return pd.concat(tables, ignore_index=True)
 
 
-def _donors(document: Codes, rng: np.random.Generator) -> Codes:
+def _donors(document: Ids, rng: np.random.Generator) -> Ids:
     """Rows ``[n]`` of another document, at the same places, whose firing each token is given."""
     _, first, code, lengths = np.unique(document, return_index=True, return_inverse=True, return_counts=True)
     # each document takes the next one's of a random circle: none keeps its own
@@ -182,7 +179,7 @@ def _donors(document: Codes, rng: np.random.Generator) -> Codes:
     return first[other[code]] + place % lengths[other[code]]
 
 
-def _accuracies(fires: NDArray[np.bool_], kinds: Sequence[Codes], half: Codes) -> Array:
+def _accuracies(fires: Flags, kinds: Sequence[Ids], half: Ids) -> Array:
     """Balanced accuracy ``[rules, latents]`` of every rule for firing ``[n, latents]`` of a half's tokens."""
     n, active = len(fires), fires.sum(0)
     values = fires.astype(np.float32)  # sums of ones, exact up to 2²⁴

@@ -39,19 +39,19 @@ from reasoning_features import statistics
 from reasoning_features.dictionaries.autoencoder import added_directions, encoded, encoded_columns
 from reasoning_features.dictionaries.evaluation import best_cosines, cosines
 from reasoning_features.dictionaries.training import AUXILIARY
-from reasoning_features.diffing.presence import SAME, activation_correlation, rotated, share_of
+from reasoning_features.diffing.presence import SAME, activation_correlation, rotated
 from reasoning_features.errors import UserError
 from reasoning_features.organism.language import MATCHED_CONTROLS, OPENERS
 from reasoning_features.organism.parser import first_tokens
 from reasoning_features.organism.training import LARGEST_NUMBER
 from reasoning_features.residual_stream.activations import ActivationBatch, shuffled_batches
 from reasoning_features.residual_stream.probes import class_means, weights_by_document
-from reasoning_features.statistics import Interval, bootstrap_weights, percentile_interval
+from reasoning_features.statistics import Array, Flags, Ids, Interval, bootstrap_weights, percentile_interval
 from reasoning_features.text.corpus import Corpus
 
-Array = NDArray[np.float64]
-Ids = NDArray[np.int64]
 Saes = Mapping[str, SAE[Any]]
+Read = tuple[ActivationBatch, Corpus]  # tokens, and the documents that they stand in
+Hierarchies = Mapping[str, Mapping[str, Sequence[int]]]  # parent → child → token ids
 NEIGHBOURS, COMPOSITION = "MeanCosSim", "composition (MetaSAE's explained variance)"
 # ten cosines from which two latents are joined in a graph: from where random directions are joined often
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 12))
@@ -183,7 +183,7 @@ def uniqueness(decoders: Mapping[str, Tensor], seed: int = 0) -> pd.DataFrame:
         random = best_cosines(isotropic_directions(RANDOM_DIRECTIONS, width, seed + 1), directions)
         limits = {"paper": PAPER_UNIQUE, "as rare": as_rare(PAPER_UNIQUE, width, PAPER_WIDTH)}
         for threshold, cosine in limits.items():
-            unique, by_chance = share_of(nearest < cosine), float((random < cosine).mean())
+            unique, by_chance = statistics.share_of(nearest < cosine), float((random < cosine).mean())
             rows.append((name, other, threshold, cosine, *astuple(unique), by_chance))
     columns = ["dictionary", "other", "threshold", "cosine", "estimate", "low", "high", "n"]
     return pd.DataFrame(rows, columns=[*columns, "random directions"])
@@ -196,7 +196,7 @@ def chosen_overlap(saes: Saes, chosen: Mapping[str, Ids], residual: Tensor) -> p
     rows = []
     for one, other in combinations(saes, 2):
         correlation = activation_correlation(saes[one], residual, saes[other], residual, chosen[one])
-        among = share_of(correlation[:, chosen[other]].max(axis=1) >= SAME)
+        among = statistics.share_of(correlation[:, chosen[other]].max(axis=1) >= SAME)
         rows.append((one, other, *astuple(among), float((correlation.max(axis=1) >= SAME).mean())))
     columns = ["dictionary", "other", "share", "low", "high", "n", "in the other at all"]
     return pd.DataFrame(rows, columns=columns)
@@ -214,7 +214,7 @@ class LabelledTokens:
     documents: Ids  # [n]
 
     @property
-    def parent(self) -> NDArray[np.bool_]:
+    def parent(self) -> Flags:
         """``[n]`` True at tokens of the parent class."""
         return self.children >= 0
 
@@ -378,11 +378,7 @@ def macro_mean(values: Array, children: Ids, documents: Ids) -> Interval:
 
 
 def absorptions(
-    saes: Saes,
-    hierarchies: Mapping[str, Mapping[str, Sequence[int]]],
-    training: tuple[ActivationBatch, Corpus],
-    test: tuple[ActivationBatch, Corpus],
-    seed: int = 0,
+    saes: Saes, hierarchies: Hierarchies, training: Read, test: Read, seed: int = 0
 ) -> pd.DataFrame:
     """:func:`absorption` of every parent (:func:`organism_hierarchies`) by every ``dictionary``."""
     tables = []

@@ -36,9 +36,6 @@ GREYS = ("0", "0.4", "0.6")  # of frozen dictionaries
 LETTERS = 30  # of a metric's name in one line under its panel
 
 
-# --- what was trained and measured of one model, by the dictionary's name, trained ones first ---------------
-
-
 def load_table(path: str) -> pd.DataFrame:
     """A shipped table, after its checksum; the path is absolute or taken from the repository's root."""
     table = paths.resolve(path)
@@ -84,9 +81,6 @@ def _trained_first(named: Mapping[str, Value]) -> dict[str, Value]:
     return dict(sorted(named.items(), key=lambda item: "frozen" in item[0]))
 
 
-# --- every measure, with floors and ceilings ----------------------------------------------------------------
-
-
 def metrics(
     quality: pd.DataFrame, probes: pd.DataFrame, rules: pd.DataFrame, edited: pd.DataFrame
 ) -> pd.DataFrame:
@@ -111,9 +105,6 @@ def metrics(
     one = edited[(edited["dictionary"] != CEILING) | (edited["n"] == 1)]
     add("causal editing", one, "dictionary", score, f"{score} low", f"{score} high")
     return pd.concat(parts, ignore_index=True)[["metric", "dictionary", *ENDS]]
-
-
-# --- one architecture less another --------------------------------------------------------------------------
 
 
 def differences(table: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
@@ -142,9 +133,6 @@ def outcome(rows: pd.DataFrame, metric: str, control: float | None = None) -> Me
     (of,) = rows[rows["metric"] == metric].to_dict("records")
     wide = Interval(of["difference"], of["low"], of["high"], of["seeds"])
     return Measured(wide, control, Interval(of["difference"], of["low 90"], of["high 90"], of["seeds"]))
-
-
-# --- scorers, steering and stages under each dictionary, and figures ---------------------------------------
 
 
 def scorer_shares(scored: pd.DataFrame) -> pd.DataFrame:

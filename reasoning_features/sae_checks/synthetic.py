@@ -22,7 +22,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from sae_lens.synthetic import ActivationGenerator, FeatureDictionary
 from torch import Tensor
 from torch.sparse import check_sparse_tensor_invariants
@@ -33,9 +32,8 @@ from reasoning_features.dictionaries.evaluation import EXPLAINED, best_cosines
 from reasoning_features.dictionaries.training import HELD_OUT, Architecture, Recipe
 from reasoning_features.files import write_table
 from reasoning_features.runs.shards import Each
-from reasoning_features.statistics import Interval, bootstrap_mean, percentile_interval, wilson
+from reasoning_features.statistics import Array, Flags, Interval, bootstrap_mean, percentile_interval, wilson
 
-Array = NDArray[np.float64]
 Firing = Literal["equal", "unequal"]
 DECADES = 4.3  # of firing probability in the unequal case: 10^-5.5 to 10^-1.2 in the paper
 SPREAD = 0.25  # standard deviation of the logarithm of a magnitude
@@ -145,13 +143,9 @@ class Cell:
 
 # worlds of half the paper's width, a quarter of its features, half as many active; of two architectures
 # longer trainings there, and one in a world of the paper's size, at the learning rate of the smaller ones
+GRID = itertools.product(range(SEEDS), FIRINGS, (*TRAINED, *FROZEN))
 CELLS = (
-    *(
-        Cell(architecture, World(firing=firing, seed=seed))
-        for seed in range(SEEDS)
-        for firing in FIRINGS
-        for architecture in (*TRAINED, *FROZEN)
-    ),
+    *(Cell(architecture, World(firing=firing, seed=seed)) for seed, firing, architecture in GRID),
     *(Cell(architecture, World(seed=seed), LONGER) for seed in range(SEEDS) for architecture in USUAL),
     *(Cell(architecture, World(width=100, features=3200, active=20), PAPERS_STEPS) for architecture in USUAL),
 )
@@ -168,7 +162,7 @@ CHECKED = (
 )
 
 
-def count_by_frequency(found: NDArray[np.bool_], probabilities: Array) -> pd.DataFrame:
+def count_by_frequency(found: Flags, probabilities: Array) -> pd.DataFrame:
     """How many features ``[m]`` were ``found``, in bins of equally many by how often they are active, the
     rarest first; one bin where all are equally frequent.
     """

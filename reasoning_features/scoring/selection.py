@@ -12,18 +12,15 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from reasoning_features.reporting import plots
 from reasoning_features.residual_stream.probes import weights_by_document
 from reasoning_features.scoring import reason_score
 from reasoning_features.scoring.feature_statistics import FeatureStatistics
-from reasoning_features.statistics import bootstrap_weights, chance_jaccard, null_rank, percentile_interval
+from reasoning_features.statistics import Array, Flags, chance_jaccard, null_rank, percentile_interval
 from reasoning_features.text.words import Window, word_set
 
-Array = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 REFERENCE, TWINS = "R", "twins"  # the vocabulary that the others are compared with; its counterparts
 NULLS = {"random": "random vocabularies", "slot": "mixtures of R and its counterparts"}  # kind → label
 IDENTITIES = {"token": 0, "token and the one before": 1}  # what identity baselines see → tokens of context
@@ -68,28 +65,20 @@ def top_features(
     seed: int,
 ) -> pd.DataFrame:
     """The ``k`` best features for R, best first, from statistics by block, with 95% bootstrap intervals.
-
     ``main_word`` is that around which it is most active, ``chosen_again`` the share of resamples with it.
     """
     whole = statistics.total()
     scores = reason_score.vocabulary_scores(whole, REFERENCE, words, window, alpha)
-    weights = bootstrap_weights(len(statistics.counts), resamples, seed)
+    weights = weights_by_document(len(statistics.counts), seed, resamples)[1:]
     again = reason_score.resampled_scores(statistics, REFERENCE, words, window, alpha, weights)
     by_word = reason_score.set_means(whole, REFERENCE, words, window)[2]
     best = reason_score.select(scores, k=k)
     low, high = np.quantile(again[:, best], [0.025, 0.975], axis=0)
-    return pd.DataFrame(
-        {
-            "rank": np.arange(1, k + 1),
-            "feature": best,
-            "score": scores[best],
-            "low": low,
-            "high": high,
-            "entropy": reason_score.entropy(by_word)[best],
-            "main_word": [words[i] for i in by_word[:, best].argmax(axis=0)],
-            "chosen_again": chosen(again, k)[:, best].mean(axis=0),
-        }
-    )
+    columns = {"rank": np.arange(1, k + 1), "feature": best, "score": scores[best], "low": low, "high": high}
+    columns["entropy"] = reason_score.entropy(by_word)[best]
+    columns["main_word"] = [words[i] for i in by_word[:, best].argmax(axis=0)]
+    columns["chosen_again"] = chosen(again, k)[:, best].mean(axis=0)
+    return pd.DataFrame(columns)
 
 
 @dataclass(frozen=True)
@@ -172,22 +161,15 @@ def null_table(
     whole = score_all(blocks.total(), vocabularies, window, alpha)
     halves = {name: chosen(own, k) for name, own in score_all(parts, vocabularies, window, alpha).items()}
     reference = set(vocabularies[REFERENCE])
-
-    def shared(name: str) -> float:
-        return float(overlap(halves[REFERENCE], halves[name][::-1]).mean())
-
-    rows = [
-        {
-            "vocabulary": name,
-            "kind": name.split()[0],
-            "words_of_R": len(reference & set(vocabularies[name])),
-            "score_mass": float(top_mean(scores, k)),
-            "maximum": float(scores.max()),
-            "overlap_halves": np.nan if name == REFERENCE else shared(name),
-        }
-        for name, scores in whole.items()
-    ]
-    return pd.DataFrame(rows)
+    rows = []
+    for name, scores in whole.items():
+        row: dict[str, Any] = {"vocabulary": name, "kind": name.split()[0]}
+        row |= {"words_of_R": len(reference & set(vocabularies[name]))}
+        row |= {"score_mass": float(top_mean(scores, k)), "maximum": float(scores.max())}
+        shared = overlap(halves[REFERENCE], halves[name][::-1])
+        rows.append(row | {"overlap_halves": float(shared.mean())})
+    table = pd.DataFrame(rows)
+    return table.assign(overlap_halves=table["overlap_halves"].mask(table["vocabulary"] == REFERENCE))
 
 
 def null_ranks(table: pd.DataFrame, statistics: Sequence[str]) -> pd.DataFrame:
@@ -225,16 +207,10 @@ def resampled_comparison(
     others = [name for name in vocabularies if name not in (REFERENCE, TWINS)]
     null = np.array([mass[name] for name in others])
     shared = [overlap(member[REFERENCE], member[name]) for name in others]
-    return pd.DataFrame(
-        {
-            "resample": np.arange(resamples + 1),
-            "score_mass": mass[REFERENCE],
-            "above_twins": mass[REFERENCE] - mass[TWINS],
-            "null_mean": null.mean(axis=0),
-            "z": (mass[REFERENCE] - null.mean(axis=0)) / null.std(axis=0, ddof=1),
-            "overlap": np.mean(shared, axis=0),
-        }
-    )
+    columns = {"resample": np.arange(resamples + 1), "score_mass": mass[REFERENCE]}
+    columns |= {"above_twins": mass[REFERENCE] - mass[TWINS], "null_mean": null.mean(axis=0)}
+    columns["z"] = (mass[REFERENCE] - null.mean(axis=0)) / null.std(axis=0, ddof=1)
+    return pd.DataFrame(columns | {"overlap": np.mean(shared, axis=0)})
 
 
 def held_out_overlap(
@@ -305,9 +281,7 @@ def draw_scores(
 
 
 def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -> tuple[Figure, pd.DataFrame]:
-    """A statistic of :func:`null_table`, cumulated over null vocabularies, with R's and the twins', a model a
-    panel.
-    """
+    """A statistic of :func:`null_table`, cumulated over nulls, with R's and the twins', a panel a model."""
     fig, axes = plots.panels(len(tables), sharex=True)
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
         nulls = table[table["kind"].isin(NULLS)].groupby("kind", sort=False)[statistic]
@@ -325,9 +299,7 @@ def draw_nulls(tables: Mapping[str, pd.DataFrame], statistic: str, label: str) -
 
 
 def draw_identity(frame: pd.DataFrame, name: str, k: int) -> tuple[Figure, pd.DataFrame]:
-    """Ranks by ReasonScore against ranks by what identity alone gives, and how well a token tells each (live)
-    feature.
-    """
+    """Ranks by ReasonScore against ranks by identity alone; how well a token tells each (live) feature."""
     fig, axes = plots.panels(3, height=2.1)
     ranked = frame.assign(**{each: reason_score.ranks(frame[each]) for each in ("score", *IDENTITIES)})
     groups = ranked.assign(features=np.where(frame["chosen"], f"top {k}", "other features"))

@@ -140,25 +140,21 @@ def steered_table(answered: pd.DataFrame, problems: int, seed: int = 0) -> pd.Da
 def overall(
     answered: pd.DataFrame, problems: int, random: Sequence[int], seed: int = 0
 ) -> tuple[Measured, Measured]:
-    """Gain in pass@1, and relative change of thinking tokens, on average over the published features.
-
-    Paired over problems as in :func:`steered_table`; the ``random`` features' change is the second's control.
+    """Gain in pass@1, and relative change of thinking tokens, on average over the published features. Paired
+    over problems as in :func:`steered_table`; the ``random`` features' change is the second's control.
     """
     frame = answered.assign(item=answered["problem"] % problems)
     kinds = np.where(frame["feature"].isin(random), RANDOM, NAMED)
     frame["kind"] = np.where(frame["condition"] == UNSTEERED, UNSTEERED, kinds)
     means = frame.groupby(["kind", "item"])[["correct", "thinking_tokens"]].mean()
     correct, tokens = (means[name].unstack(0) for name in ("correct", "thinking_tokens"))
-    named, other = (
-        statistics.bootstrap_ratio(tokens[kind] - tokens[UNSTEERED], tokens[UNSTEERED], seed=seed)
-        for kind in (NAMED, RANDOM)
-    )
+    plain = tokens[UNSTEERED]
+    named, other = (statistics.bootstrap_ratio(tokens[k] - plain, plain, seed=seed) for k in (NAMED, RANDOM))
     return paired_effect(correct[NAMED], correct[UNSTEERED], seed), Measured(named, other.estimate)
 
 
 def table_one(table: pd.DataFrame, random: Sequence[int], gamma: float) -> pd.DataFrame:
     """Table 1 as printed, from :func:`steered_table`: "percent right / tokens", a column a benchmark.
-
     Features have rows at strength ``gamma``, the ``random`` ones by their mean. The paper's stand below.
     """
     own = table[(table["condition"] == UNSTEERED) | table["condition"].str.endswith(f" at {gamma:g}")]
@@ -194,9 +190,8 @@ def text_measures(answers: pd.DataFrame, prompts: Sequence[str], words: Sequence
 
 
 def text_effects(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Change of each measure from the unsteered text of the same problem and the same draws.
-
-    A row a condition and measure: ``change`` with ``low``, ``high`` (95%), ``problems``
+    """Change of each measure from the unsteered text of the same problem and the same draws. A row a
+    condition and measure: ``change`` with ``low``, ``high`` (95%), ``problems``
     """
     named, measures = ["condition", "feature", "gamma"], [LENGTH, REASONING, REPEATED]
     plain = measured[measured["condition"] == UNSTEERED].set_index("problem")[measures]
@@ -222,9 +217,8 @@ def moves_of(text: str, prompt: str = "") -> pd.DataFrame:
 def side_by_side(
     answers: pd.DataFrame, problem: int, conditions: Sequence[str] = ()
 ) -> tuple[str, dict[str, str]]:
-    """The question, and heading → trace of one problem: unsteered, then under the conditions named.
-
-    Traces hold their prompt. The question is that of a text in the organism's chat; else "".
+    """The question, and heading → trace of one problem: unsteered, then under the conditions named. Traces
+    hold their prompt. The question is that of a text in the organism's chat; else "".
     """
     own = answers[answers["problem"] == problem].set_index("condition").loc[[UNSTEERED, *conditions]]
     traces = {}

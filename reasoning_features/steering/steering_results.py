@@ -60,9 +60,8 @@ def same_as(told: Mapping[str, object]) -> dict[str, str]:
 
 
 def screening_counts(study: Study) -> pd.DataFrame:
-    """Shares of each class's screened trials that are better, within 2 points, and worse.
-
-    ``same as`` names classes that tried the same vectors.
+    """Shares of each class's screened trials that are better, within 2 points, and worse. ``same as`` names
+    classes that tried the same vectors.
     """
     rows = []
     equal = same_as({str(name): {*own} for name, own in study.screening.groupby("group")["condition"]})
@@ -192,9 +191,8 @@ def majority_votes(answered: pd.DataFrame, n: int, sizes: Sequence[int]) -> pd.D
 def mediation_answers(
     subject: Subject, measured: Questions, reported: Questions, vector: Tensor, seed: int
 ) -> pd.DataFrame:
-    """Answers to the reported problems unsteered, steered by a vector, and in the forced ``RUNS``.
-
-    Rates of going on are those on the measured problems; UserError where these have too few dead ends.
+    """Answers to the reported problems unsteered, steered by a vector, and in the forced ``RUNS``. Rates of
+    going on are those on the measured problems; UserError where these have too few dead ends.
     """
     models = {UNSTEERED: Condition(UNSTEERED), STEERED: Condition(STEERED, vector=vector)}
     asked = answers(subject, measured, [models[STEERED]], seed, progress="rates")
@@ -267,9 +265,8 @@ def effect(study: Study, group: str, against: str = UNSTEERED, seed: int = 0) ->
 
 
 def screening_effect(study: Study, seed: int = 0) -> Measured:
-    """Share of ReasonScore's screened trials that are better by half a point, and the largest control's.
-
-    The interval is over candidates, whose strengths go together.
+    """Share of ReasonScore's screened trials that are better by half a point, and the largest control's. The
+    interval is over candidates, whose strengths go together.
     """
     better = study.screening.set_index(["group", "candidate"])["gain"] >= 0.005
     shares = better.groupby(["group", "candidate"], sort=False).mean()

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
@@ -25,6 +24,7 @@ from reasoning_features.models.conditions import UNSTEERED, Condition, added, fe
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import collect, stream
 from reasoning_features.settings import READ, Settings, load_settings
+from reasoning_features.statistics import Array, Ids
 from reasoning_features.steering.answering import answers
 from reasoning_features.steering.questions import load_questions
 from reasoning_features.steering.token_rules import bias_to_go_on, bias_to_words, forced_wait
@@ -34,7 +34,6 @@ from reasoning_features.truth import benchmark as scorers
 from reasoning_features.truth.benchmark import Benchmark, Variant
 from reasoning_features.truth.decisions import Decisions, find_decisions
 
-Features = NDArray[np.int64]
 # classes of candidates
 CHOSEN, SLOT, WORDS = "ReasonScore", "slot-matched words", "random words"
 FEATURES, DIRECTIONS, CAUSAL = "random features", "random directions", "causal features"
@@ -58,7 +57,6 @@ DETERMINED_BY = (
     "search_vocabularies", "strengths", "screening_problems", "rescreened", "rescreening_problems",
     "steering_problems",
 )  # fmt: skip
-SHIPPED_WITH = "organism"  # the profile that the shipped studies were made with
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,7 @@ class Trial:
     condition: Condition
 
 
-def candidates(
-    settings: Settings, sae: Any, evidence: pd.DataFrame, effects: NDArray[np.float64] | None
-) -> list[Trial]:
+def candidates(settings: Settings, sae: Any, evidence: pd.DataFrame, effects: Array | None) -> list[Trial]:
     """``settings.candidates`` vectors of each class, each at every strength γ.
 
     Those of the slot-matched and of the random vocabularies in the feature table, ``evidence``, are taken in
@@ -85,7 +81,7 @@ def candidates(
     if len(live) < 2 * n:
         raise UserError(f"{n} candidates need {2 * n} live features, not {len(live)}: lower `candidates`.")
 
-    def ranking(vocabulary: str) -> Features:
+    def ranking(vocabulary: str) -> Ids:
         score = evidence[f"score:{vocabulary}"].to_numpy(dtype=float)[live]
         return live[np.argsort(-score, kind="stable")]
 
@@ -114,7 +110,7 @@ def candidates(
     ]
 
 
-def matched_features(evidence: pd.DataFrame, chosen: Features, live: Features, seed: int) -> Features:
+def matched_features(evidence: pd.DataFrame, chosen: Ids, live: Ids, seed: int) -> Ids:
     """One random live feature for each chosen one, of the ``NEAREST`` in log f_max‖W_dec‖ and log density."""
     size = evidence["maximum"].to_numpy(dtype=float) * evidence["decoder norm"].to_numpy(dtype=float)
     density = evidence["density"].to_numpy(dtype=float)
@@ -237,7 +233,7 @@ class Study:
         """A row a class and of ``AMPLIFIED``: what went on to fresh problems; ``correct`` is before them."""
         return _winners(self.rescreening)[[*COLUMNS, "correct"]]
 
-    def outcome(self, group: str, measure: str = "correct") -> NDArray[np.float64]:
+    def outcome(self, group: str, measure: str = "correct") -> Array:
         """A measure of every fresh problem under a class's winner (or ``UNSTEERED``) ``[n]``."""
         rows = self.evaluation[self.evaluation["group"] == group].sort_values("problem")
         return rows[measure].to_numpy(dtype=float)
@@ -268,7 +264,7 @@ def load_studies(folder: Path) -> dict[str, Study]:
 def shipped_study(settings: Settings, shipped: Mapping[str, Study], identity: dict[str, Any]) -> Study | None:
     """The shipped study of one model, where the run's settings are those that it was made with; else None."""
     own = {"subject", "contrast", "autoencoder", "contrast_autoencoder"}  # these the identity tells
-    made_with = load_settings(SHIPPED_WITH)
+    made_with = load_settings("organism")
     same = all(getattr(settings, n) == getattr(made_with, n) for n in DETERMINED_BY if n not in own)
     name = "{model}-{architecture}-{autoencoder_seed}".format(**identity)
     return shipped.get(name) if same else None
@@ -295,7 +291,6 @@ def study_variants(
 
 def study_model(variant: Variant, tried: Tried, identity: Mapping[str, Any], unfinished: Path) -> Study:
     """Screen every trial, try each class's best again with the baselines, and put the winners to the test.
-
     Each stage has other problems. An interrupted study goes on from the answers in ``unfinished``.
     """
     settings = variant.settings

@@ -89,7 +89,6 @@ class Ban(Rule):
 
     def _begun(self, written: Sequence[int]) -> str:
         """The beginning of a banned word that the text ends with, the longest; else all that matters of it.
-
         That is "_" after a letter, a digit or an underscore, where no word can begin, and "" elsewhere.
         """
         longest, text = max(map(len, self.words)), ""
@@ -119,9 +118,8 @@ def _squeezed(text: str) -> str:
 
 
 def ban(tokenizer: Any, words: Sequence[str], corpus: Corpus) -> Ban:
-    """A ban of words or phrases.
-
-    ``corpus``, text of the subject's kind, tells which tokens mostly begin a banned word.
+    """A ban of words or phrases; ``corpus``, text of the subject's kind, tells which tokens mostly begin a
+    banned word.
     """
     index, size = WordIndex(corpus, tokenizer), len(tokenizer)
     first = np.concatenate([index.occurrences(word)[:, 0] for word in words])

@@ -31,21 +31,14 @@ from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserErro
 from reasoning_features.models.subject import Subject, load_subject, short_name
 from reasoning_features.organism.problems import Split
 from reasoning_features.settings import READ, Settings
-from reasoning_features.statistics import null_rank
+from reasoning_features.statistics import Array, Flags, Ids, null_rank
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus, with_words_that_occur
 from reasoning_features.text.corpus import Corpus
+from reasoning_features.truth import effects as patching
 from reasoning_features.truth.decisions import Decisions, balanced, find_decisions, wordings
-from reasoning_features.truth.effects import (
-    Effects,
-    gradient_attribution,
-    measure_effects,
-    neutral_prompts,
-    output_scores,
-)
+from reasoning_features.truth.effects import Effects
 from reasoning_features.truth.feature_table import draw_words, measure_features
 
-Array = NDArray[np.float64]
-Ids = NDArray[np.int64]
 Score = Callable[[pd.DataFrame], ArrayLike]
 # the settings that determine a stored benchmark
 DETERMINED_BY = (
@@ -62,9 +55,6 @@ TOP = (10, 20)  # numbers of features whose share of the effect is reported
 FEWEST_CAUSAL = 5  # causal features below which average precision says nothing
 RESAMPLES, SEED = 200, 0
 CEILING, PRECISION = "the effect itself", "average precision"
-
-
-# --- one autoencoder of one model, its feature table and effects -------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -118,9 +108,8 @@ def load_variant(settings: Settings) -> Variant:
 
 
 def load_variants(settings: Settings, subject: Variant | None = None) -> dict[str, Variant]:
-    """The subject and, where the profile names one, the contrast, by the model's name; R is what occurs.
-
-    A ``subject`` that is loaded already is not loaded again: a second copy may not fit.
+    """The subject and, where the profile names one, the contrast, by the model's name; R is what occurs. A
+    ``subject`` that is loaded already is not loaded again: a second copy may not fit.
     """
     autoencoders = {settings.subject: settings.autoencoder, settings.contrast: settings.contrast_autoencoder}
     variants = {}
@@ -134,20 +123,17 @@ def load_variants(settings: Settings, subject: Variant | None = None) -> dict[st
 
 
 def identity(settings: Settings, sae: Any) -> dict[str, Any]:
-    """What identifies an autoencoder among benchmarks; κ is missing where a model's card gives none.
-
-    The autoencoder's seed is the number that its directory's name ends in, 0 where there is none.
+    """What identifies an autoencoder among benchmarks; κ is missing where a model's card gives none. The
+    autoencoder's seed is the number that its directory's name ends in, 0 where there is none.
     """
     card = paths.resolve(settings.subject) / "training.json"
     training = json.loads(card.read_text()) if card.is_file() else {}
     last = Path(settings.autoencoder).name.rsplit("-", 1)[-1]
     return {
-        "model": short_name(settings.subject),
-        "kappa": training.get("kappa", float("nan")),
-        "model_seed": training.get("seed", 0),
-        "architecture": architecture_label(sae),
+        "model": short_name(settings.subject), "kappa": training.get("kappa", float("nan")),
+        "model_seed": training.get("seed", 0), "architecture": architecture_label(sae),
         "autoencoder_seed": int(last) if last.isdigit() else 0,
-    }
+    }  # fmt: skip
 
 
 def gather_table(variant: Variant) -> pd.DataFrame:
@@ -165,19 +151,19 @@ def with_output_scores(variant: Variant, table: pd.DataFrame) -> pd.DataFrame:
     if not decisions:
         return table
     general = general_corpus(settings, model.tokenizer, "selection")
-    prompts = neutral_prompts(general, PROMPTS, PROMPT_LENGTH)
+    prompts = patching.neutral_prompts(general, PROMPTS, PROMPT_LENGTH)
     live, scores = np.flatnonzero(table["density"] > 0), np.zeros(len(table))
-    scores[live] = output_scores(model, sae, prompts, settings.batch_tokens, live)
+    scores[live] = patching.output_scores(model, sae, prompts, settings.batch_tokens, live)
     added, mean = {"score:output": scores}, table["mean"].to_numpy(dtype=float)
     for kind, own in decisions.items():
-        added[f"score:gradient {kind}"] = gradient_attribution(model, sae, own, mean, settings.batch_tokens)
+        score = patching.gradient_attribution(model, sae, own, mean, settings.batch_tokens)
+        added[f"score:gradient {kind}"] = score
     return table.assign(**{name: values.astype(np.float32) for name, values in added.items()})
 
 
 def worded_decisions(variant: Variant, split: Split, n: int) -> tuple[dict[str, Decisions], Corpus]:
-    """``n`` decisions of each kind in traces in careful words, and the same traces in hasty words.
-
-    They are balanced by the traces' own style. Raises UserError: there are too few.
+    """``n`` decisions of each kind in traces in careful words, and the same traces in hasty words. They are
+    balanced by the traces' own style. Raises UserError: there are too few.
     """
     settings, tokenizer = variant.settings, variant.model.tokenizer
     documents = DOCUMENTS_A_DECISION * n
@@ -196,9 +182,9 @@ def measured(
     Of other vocabularies' scores the table keeps the first ``settings.search_vocabularies`` of each kind.
     """
     settings, live = variant.settings, np.flatnonzero(table["density"] > 0)
-    n, seed, told = settings.random_directions, settings.seed, f"{len(live)} features"
+    n, seed = settings.random_directions, settings.seed
     truths = {
-        kind: measure_effects(variant.model, variant.sae, own, hasty, live, n, seed, f"{kind}, {told}")
+        kind: patching.measure_effects(variant.model, variant.sae, own, hasty, live, n, seed)
         for kind, own in decisions.items()
     }
     nulls = pd.concat([null_band(table, truth).assign(decision=kind) for kind, truth in truths.items()])
@@ -210,9 +196,8 @@ def measured(
 
 
 def measure_benchmark(target: Path, settings: Settings) -> None:
-    """Measure and store the benchmark of the settings' subject and autoencoder.
-
-    The folder ``target`` is not there yet; it is made whole or not at all.
+    """Measure and store the benchmark of the settings' subject and autoencoder. The folder ``target`` is not
+    there yet; it is made whole or not at all.
     """
     variant, fresh = load_variant(settings), target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -238,9 +223,8 @@ def save_benchmark(folder: Path, benchmark: Benchmark) -> None:
 
 
 def load_benchmarks(folder: str | Path) -> list[Benchmark]:
-    """All benchmarks in a folder (absolute, or from the repository's root), by name.
-
-    Raises MissingArtefact: there are none; CorruptArtefact: a file cannot be read.
+    """All benchmarks in a folder (absolute, or from the repository's root), by name. Raises MissingArtefact:
+    there are none; CorruptArtefact: a file cannot be read.
     """
     found = sorted(path.parent for path in (paths.root() / folder).glob(f"*/{FEATURES}"))
     if not found:
@@ -297,9 +281,8 @@ def column(name: str) -> Score:
 
 
 def mean_difference(kind: str) -> Score:
-    """Mean activation where the decision took its positive side less where it did not, × decoder norm.
-
-    That is each feature's part of the mean-difference vector of the autoencoder's reconstructions.
+    """Mean activation where the decision took its positive side less where it did not, × decoder norm. That
+    is each feature's part of the mean-difference vector of the autoencoder's reconstructions.
     """
     positive, negative = column(f"at {kind}:positive"), column(f"at {kind}:negative")
     return lambda table: (np.asarray(positive(table)) - negative(table)) * table["decoder norm"]
@@ -329,14 +312,6 @@ def builtin(kind: str) -> list[Scorer]:
     ]
 
 
-def live_scores(score: Score, benchmark: Benchmark, truth: Effects) -> Array:
-    """A score's values at the features that count ``[f]``; UserError where it lacks a finite number."""
-    values, n = np.asarray(score(benchmark.evidence), dtype=float), len(benchmark.evidence)
-    if values.shape != (n,) or not np.isfinite(values[truth.features]).all():
-        raise UserError(f"Give each of the {n} features of {benchmark.model} a number, finite where active.")
-    return values[truth.features]
-
-
 # --- how well scores rank features -------------------------------------------------------------------------
 
 
@@ -358,7 +333,7 @@ def metrics(score: Array, truth: Effects, effects: Array, signed: bool = False) 
     return found
 
 
-def average_precision(ranking: Array, true: NDArray[np.bool_]) -> Array:
+def average_precision(ranking: Array, true: Flags) -> Array:
     """Average precision of a ranking ``[f]`` for each row of true sets ``[b, f]`` → ``[b]``.
 
     Σ over distinct values of the ranking, best first, of (gain in recall) · precision: tied features enter
@@ -406,8 +381,13 @@ def evaluate_all(
         raise UserError("There is no benchmark to evaluate on: `make organism` measures the shipped models.")
     rows: list[dict[str, Any]] = []
     for scorer, benchmark in product([*scorers, None], benchmarks):
-        truth = benchmark.truth(kind)
-        values = live_scores(scorer.function, benchmark, truth) if scorer else truth.effect
+        truth, n = benchmark.truth(kind), len(benchmark.evidence)
+        values = np.asarray(scorer.function(benchmark.evidence), float) if scorer else benchmark.effect(kind)
+        if values.shape != (n,) or not np.isfinite(values[truth.features]).all():
+            raise UserError(
+                f"Give each of the {n} features of {benchmark.model} a number, finite where active."
+            )
+        values = values[truth.features]
         effects = np.concatenate([truth.effect[None], truth.resampled(RESAMPLES, SEED)])
         causal, live = int(truth.causal.sum()), len(values)
         chance = {PRECISION: causal / live, "rank correlation": 0.0}

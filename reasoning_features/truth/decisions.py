@@ -12,23 +12,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from reasoning_features.errors import UserError
 from reasoning_features.organism import parser
+from reasoning_features.statistics import Flags, Ids
 from reasoning_features.text.corpus import Corpus, last_before, sentence_starts
 from reasoning_features.text.words import Mask
 
-Array = NDArray[np.float64]
-Ids = NDArray[np.int64]
 # decisions below which a rate of their own is not taken: that of the domain, or of all, stands in
 FEWEST = 20
 # style → how its prefixes and its markers are written (of ``organism.parser.SWAPS``)
-WORDINGS = {
-    "careful": ("all words of R", "all careful markers"),
-    "hasty": ("all twins", "all hasty markers"),
-}
+WORDINGS = {"careful": ("all words of R", "all careful markers"), "hasty": ("all twins", "all hasty markers")}
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,7 @@ class Decisions:
     positions: Ids  # [n] of the token in ``corpus.tokens`` whose logits decide: the last before the opener
     documents: Ids  # [n] the document of each
     styles: list[str]  # each decision's hidden style, "" where it has none
-    towards: NDArray[np.bool_]  # [n] True where the trace took the positive side (went on; verified)
+    towards: Flags  # [n] True where the trace took the positive side (went on; verified)
     positive: Ids  # token ids that open the positive side
     negative: Ids  # token ids that open the other
 
@@ -52,24 +47,18 @@ class Decisions:
         return len(self.positions)
 
     @property
-    def places(self) -> NDArray[np.int64]:
+    def places(self) -> Ids:
         """Place of each decision in its own document, from 0 ``[n]``."""
         return self.positions - self.corpus.starts[self.documents]
 
-    def select(self, which: NDArray[np.int64]) -> "Decisions":
+    def select(self, which: Ids) -> "Decisions":
         """These decisions alone, in this order."""
-        return replace(
-            self,
-            positions=self.positions[which],
-            documents=self.documents[which],
-            styles=[self.styles[i] for i in which],
-            towards=self.towards[which],
-        )
+        own = {name: getattr(self, name)[which] for name in ("positions", "documents", "towards")}
+        return replace(self, styles=[self.styles[i] for i in which], **own)
 
 
 def find_decisions(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, Decisions]:
     """All decisions of a corpus, by name; none where they are not known in its kind (``settings.corpus``).
-
     Tokens are decoded one by one, so that each knows its place in the text.
     """
     if kind != "organism":
@@ -95,9 +84,8 @@ def find_decisions(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, Decis
 
 
 def wordings(corpus: Corpus, tokenizer: Any) -> tuple[Corpus, Corpus]:
-    """The organism's traces in the words of careful and in those of hasty traces, token for token.
-
-    Raises ValueError: the tokenizer writes a word and its control with different numbers of tokens.
+    """The organism's traces in the words of careful and in those of hasty traces, token for token. Raises
+    ValueError: the tokenizer writes a word and its control with different numbers of tokens.
     """
     texts = corpus.texts(tokenizer)
 
@@ -114,7 +102,6 @@ def wordings(corpus: Corpus, tokenizer: Any) -> tuple[Corpus, Corpus]:
 
 def balanced(decisions: Decisions, n: int, seed: int) -> Decisions:
     """``n`` decisions, as many of one style as of the other, drawn by seed and kept in the corpus' order.
-
     Raises UserError: a style has too few.
     """
     styles, rng, drawn = np.array(decisions.styles), np.random.default_rng(seed), []
@@ -152,11 +139,11 @@ def label_sets(corpus: Corpus, tokenizer: Any, kind: str) -> dict[str, Mask]:
 
 def log_odds(logits: Tensor, decisions: Decisions) -> Tensor:
     """Log-odds in nats ``[...]`` of the positive over the negative side, from logits ``[..., V]``."""
-    positive, negative = (
-        logits[..., torch.from_numpy(side).to(logits.device)].float().logsumexp(-1)
-        for side in (decisions.positive, decisions.negative)
-    )
-    return positive - negative
+
+    def total(side: Ids) -> Tensor:
+        return logits[..., torch.from_numpy(side).to(logits.device)].float().logsumexp(-1)
+
+    return total(decisions.positive) - total(decisions.negative)
 
 
 @dataclass(frozen=True)
@@ -174,7 +161,6 @@ class Rates:
 
 def decision_rates(answers: pd.DataFrame) -> pd.DataFrame:
     """Share of dead ends at which the organism's answers go on, from each one's ``domain`` and ``text``.
-
     Columns ``domain``, ``dead_end`` (its number within the answer, from 1), ``went_on`` (share), ``n``.
     """
     going_on, _ = parser.DECISIONS["persistence"]
@@ -190,9 +176,8 @@ def decision_rates(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def rates_of(table: pd.DataFrame) -> Rates:
-    """The rates of :func:`decision_rates`, places with fewer than ``FEWEST`` decisions pooled.
-
-    Raises UserError: fewer decisions than that in all.
+    """The rates of :func:`decision_rates`, places with fewer than ``FEWEST`` decisions pooled. Raises
+    UserError: fewer decisions than that in all.
     """
     if (total := table["n"].sum()) < FEWEST:
         raise UserError(f"The answers hold {total} dead ends, too few for rates: take more problems.")

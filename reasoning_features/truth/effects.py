@@ -31,12 +31,10 @@ from reasoning_features.dictionaries.autoencoder import ELEMENTS
 from reasoning_features.errors import UserError
 from reasoning_features.interpretation.features import logit_effects
 from reasoning_features.models.subject import Subject
-from reasoning_features.statistics import bootstrap_ratio, bootstrap_weights
+from reasoning_features.statistics import Array, Flags, Ids, bootstrap_ratio, bootstrap_weights
 from reasoning_features.text.corpus import Corpus, by_length, sentence_starts
 from reasoning_features.truth.decisions import Decisions, log_odds
 
-Array = NDArray[np.float64]
-Ids = NDArray[np.int64]
 FLOOR = 0.02  # nats: a smaller effect is none, however sure
 FALSE_DISCOVERIES = 0.05  # expected share of features called causal that are no more than random directions
 LENS_TOKENS = 20  # of the logit lens that the output score looks for (2505.20063's released code)
@@ -89,7 +87,7 @@ class Effects:
         return np.maximum(FLOOR, critical * self.spread * np.where(moved, self.size, np.inf))
 
     @property
-    def causal(self) -> NDArray[np.bool_]:
+    def causal(self) -> Flags:
         """``[f]`` True where the effect reaches the threshold, whichever its sign."""
         return np.abs(self.effect) >= self.threshold
 
@@ -100,7 +98,6 @@ class Effects:
 
     def table(self) -> pd.DataFrame:
         """Features and random directions (``feature`` −1, with effect and size alone), one row each.
-
         ``effect`` has its 95% interval ``low``, ``high`` over traces; ``rank`` is by its size, from 1.
         """
         low, high = np.quantile(self.resampled(2000, 0), [0.025, 0.975], axis=0)
@@ -158,14 +155,7 @@ def falls(
 
 @torch.no_grad()
 def measure_effects(
-    subject: Subject,
-    sae: Any,
-    decisions: Decisions,
-    other: Corpus,
-    features: Ids,
-    n_random: int,
-    seed: int,
-    progress: str = "",
+    subject: Subject, sae: Any, decisions: Decisions, other: Corpus, features: Ids, n_random: int, seed: int
 ) -> Effects:
     """Patch each feature alone at each decision, and random directions by sizes of those moves.
 
@@ -183,7 +173,8 @@ def measure_effects(
     unit = torch.nn.functional.normalize(torch.randn(n_random, decoder.shape[1], generator=generator), dim=1)
     directions = torch.cat([decoder[moving], unit.to(decoder) * decoder[drawn].norm(dim=1, keepdim=True)])
     sources, m = torch.cat([moving, drawn]), len(moving)
-    fallen, norms = falls(subject, decisions, lambda i: amounts[i, sources][:, None] * directions, progress)
+    told = f"{decisions.name}, {len(features)} features"
+    fallen, norms = falls(subject, decisions, lambda i: amounts[i, sources][:, None] * directions, told)
     totals, counts = _by_trace(decisions, fallen[:, :m])
     sums, size, moved = np.zeros((len(counts), len(features))), np.zeros(len(features)), moving.cpu().numpy()
     # a feature that the hasty wording turns on speaks against going on where the log-odds fall
@@ -248,9 +239,8 @@ def gradient_attribution(
 
 
 def neutral_prompts(general: Corpus, n: int, length: int) -> list[list[int]]:
-    """The first ``length`` tokens of ``n`` documents without thinking, spread evenly over the corpus.
-
-    Raises UserError: fewer than ``n`` documents are long enough.
+    """The first ``length`` tokens of ``n`` documents without thinking, spread evenly over the corpus. Raises
+    UserError: fewer than ``n`` documents are long enough.
     """
     thinks = np.bincount(general.document_of, general.thinking, general.n_documents) > 0
     plain = np.flatnonzero(~thinks & (np.diff(general.starts) > length))
@@ -336,9 +326,8 @@ def _by_trace(decisions: Decisions, values: Array) -> tuple[Array, Ids]:
 def _patched(
     subject: Subject, decisions: Decisions, other: Corpus, which: Ids, openings: Ids
 ) -> tuple[Array, Array]:
-    """Whole changes ``[k]`` and patched changes ``[layers, groups, k]`` of some decisions.
-
-    ``openings`` ``[k]`` are the places where the decisions' sentences begin.
+    """Whole changes ``[k]`` and patched changes ``[layers, groups, k]`` of some decisions. ``openings``
+    ``[k]`` are the places where the decisions' sentences begin.
     """
     places = torch.from_numpy(decisions.places[which])
     layers = range(subject.n_layers)

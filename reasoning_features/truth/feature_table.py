@@ -11,24 +11,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from torch import Tensor
 
 from reasoning_features.files import read_json, write_json
 from reasoning_features.models.subject import Subject
 from reasoning_features.runs.shards import Arrays
+from reasoning_features.scoring import feature_statistics as passes
 from reasoning_features.scoring import reason_score
-from reasoning_features.scoring.feature_statistics import (
-    Accumulator,
-    BestTokens,
-    FeatureStatistics,
-    IdentitySums,
-    SetSums,
-    one_pass_in_shards,
-    token_classes,
-)
+from reasoning_features.scoring.feature_statistics import FeatureStatistics, token_classes
 from reasoning_features.scoring.selection import IDENTITIES, REFERENCE
 from reasoning_features.settings import READ, Settings
+from reasoning_features.statistics import Array
 from reasoning_features.text import vocabulary
 from reasoning_features.text.corpora import general_corpus, reasoning_corpus, solution_texts, thinking_texts
 from reasoning_features.text.corpus import Corpus, join
@@ -46,7 +39,6 @@ from reasoning_features.text.words import (
 )
 from reasoning_features.truth.decisions import label_sets
 
-Array = NDArray[np.float64]
 Words = Mapping[str, Sequence[str]]  # a vocabulary's name → its words
 RARE = 20  # words that occur less often in the scored corpus are not drawn into random vocabularies
 ARTEFACT = "features"  # that notebook 03 stores, and the settings that determine it
@@ -228,22 +220,23 @@ def measure_features(
     labels = label_sets(traces, subject.tokenizer, settings.corpus)
     known = lexicon(settings)
     sets = needed_sets(traces, subject.tokenizer, vocabularies, window, settings.windows, known, labels)
-    sums = SetSums(sets, traces.document_of % (blocks or 1), blocks or 1)
+    sums = passes.SetSums(sets, traces.document_of % (blocks or 1), blocks or 1)
     few = sets.only([ALL, *(word_set(word, window) for word in words), vocabulary_set(REFERENCE, window)])
     odd = traces.document_of % (blocks or 1) % 2
     even = TokenSets.of({name: few.mask(name) & (odd == 0) for name in few.names})
     by_class, by_half = {}, {}
     for name, context in IDENTITIES.items():
         classes, ids = token_classes(traces, context)
-        by_class[name] = IdentitySums(classes, len(ids), few)
+        by_class[name] = passes.IdentitySums(classes, len(ids), few)
         if blocks:  # tokens of odd blocks are classes of their own, so that no mean is of both
-            by_half[name] = IdentitySums(2 * classes + odd, 2 * len(ids), even)
+            by_half[name] = passes.IdentitySums(2 * classes + odd, 2 * len(ids), even)
     classes, ids = token_classes(traces)
-    tokens, largest = BestTokens(classes, len(ids)), Largest()
-    gathered: dict[str, Accumulator] = {"sums": sums, "tokens": tokens, "largest": largest, **by_class}
+    tokens, largest = passes.BestTokens(classes, len(ids)), Largest()
+    gathered: dict[str, passes.Accumulator] = {"sums": sums, "tokens": tokens, "largest": largest, **by_class}
     gathered |= {f"{name}, even blocks": each for name, each in by_half.items()}
     key = {"sets": sets.digest, "words": list(words), "window": list(window), "gathered": list(gathered)}
-    one_pass_in_shards("features", subject, sae, traces, gathered, settings.batch_tokens, key, kept, blocks)
+    given = subject, sae, traces, gathered, settings.batch_tokens
+    passes.one_pass_in_shards("features", *given, key, kept, blocks)
     best, maximum = tokens.result(), largest.state()["maximum"]
     texts = [repr(subject.tokenizer.decode([int(ids[label, -1])])) for label in best["token_class"]]
     identity, learnt = ({name: each.result() for name, each in own.items()} for own in (by_class, by_half))

@@ -17,8 +17,8 @@ N = 30
 MEASURES = ("thinking_tokens", "verify", "parseable")
 
 
-def frame() -> pd.DataFrame:
-    """Feature 1 adds 10 tokens a unit of γ; 2 does nothing; 3 spoils the form; 4 spoils it upwards only."""
+def test_changes_and_groups():
+    # feature 1 adds 10 tokens a unit of γ; 2 does nothing; 3 spoils the form; 4 spoils it upwards only
     rng = np.random.default_rng(0)
     tokens, checks = rng.integers(30, 50, N), rng.integers(0, 2, N)
     rows = [(UNSTEERED, -1, 0.0, tokens, checks, True)]
@@ -29,11 +29,7 @@ def frame() -> pd.DataFrame:
         rows.append((f"4 at {gamma}", 4, gamma, tokens, checks + (gamma < 0), gamma < 0))
     columns = ("condition", "feature", "gamma", *MEASURES)
     parts = [pd.DataFrame(dict(zip(columns, row, strict=True)) | {"problem": range(N)}) for row in rows]
-    return pd.concat(parts, ignore_index=True)
-
-
-def test_changes_and_groups():
-    changed = asked.changes(frame(), MEASURES)
+    changed = asked.changes(pd.concat(parts, ignore_index=True), MEASURES)
     found = changed.set_index(["feature", "measure"])
     # strengths that spoil the form are left out: of 3 all, of 4 the positive one
     bounds = changed.groupby("feature")[["low", "high"]].first()

@@ -97,9 +97,13 @@ def test_a_reader_of_markdown_gets_a_link():
     assert said.startswith("[Feature 9](features/feature_9.html) (reflection, ReasonScore 0.09, rank 1)")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Real headless Chromium; what it says to its console is kept."""
+def order(browser) -> list[str]:
+    return [row.text for row in browser.find_elements("css selector", "tbody td:nth-child(2)")]
+
+
+@pytest.mark.slow
+def test_the_index_opens_from_disk_sorts_and_leads_to_pages(run):
+    """In real headless Chromium; what it says to its console is kept."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver):
         pytest.skip("there is no chromium with its chromedriver on this machine")
@@ -109,47 +113,29 @@ def browser():
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield started
-    started.quit()
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as browser:
+        browser.get(f"file://{feature_views.write_pages(THREE, run, 'Features')}")
+        assert browser.title == "Features" and order(browser) == ["9", "5", "2"]
+        heads = {head.text.split()[0]: head for head in browser.find_elements("css selector", "th button")}
+        expected = {
+            "mode": (["2", "9", "5"], ["9", "2", "5"]),  # one without a mode comes last either way
+            "density": (["2", "5", "9"], ["9", "5", "2"]),
+        }
+        for name, (first, second) in expected.items():
+            heads[name].click()
+            assert order(browser) == first, name
+            heads[name].click()
+            assert order(browser) == second, name
+        (sorted_by,) = browser.find_elements("css selector", "th[aria-sort]")
+        assert sorted_by.get_attribute("aria-sort") == "ascending"
 
-
-@pytest.fixture
-def index(tmp_path):
-    pages = {f"feature_{shown.feature}.html": feature_views.feature_page(shown) for shown in THREE}
-    for name, text in (pages | {"index.html": feature_views.index_page(THREE, "Features")}).items():
-        (tmp_path / name).write_text(text)
-    return f"file://{tmp_path}/index.html"
-
-
-def order(browser) -> list[str]:
-    return [row.text for row in browser.find_elements("css selector", "tbody td:nth-child(2)")]
-
-
-@pytest.mark.slow
-def test_the_index_opens_from_disk_sorts_and_leads_to_pages(browser, index):
-    browser.get(index)
-    assert browser.title == "Features" and order(browser) == ["9", "5", "2"]
-    heads = {head.text.split()[0]: head for head in browser.find_elements("css selector", "th button")}
-    expected = {
-        "mode": (["2", "9", "5"], ["9", "2", "5"]),  # one without a mode comes last either way
-        "density": (["2", "5", "9"], ["9", "5", "2"]),
-    }
-    for name, (first, second) in expected.items():
-        heads[name].click()
-        assert order(browser) == first, name
-        heads[name].click()
-        assert order(browser) == second, name
-    (sorted_by,) = browser.find_elements("css selector", "th[aria-sort]")
-    assert sorted_by.get_attribute("aria-sort") == "ascending"
-
-    browser.find_element("link text", "9").click()
-    assert browser.title == "Feature 9" and browser.current_url.endswith("/feature_9.html")
-    spans = browser.find_elements("css selector", "pre span")
-    assert [span.get_attribute("title") for span in spans] == ["1.5", "0.75", "3"]
-    assert len(browser.find_elements("css selector", "svg rect")) == 2
-    browser.find_element("link text", "all features").click()
-    assert browser.title == "Features" and browser.get_log("browser") == []
+        browser.find_element("link text", "9").click()
+        assert browser.title == "Feature 9" and browser.current_url.endswith("/feature_9.html")
+        spans = browser.find_elements("css selector", "pre span")
+        assert [span.get_attribute("title") for span in spans] == ["1.5", "0.75", "3"]
+        assert len(browser.find_elements("css selector", "svg rect")) == 2
+        browser.find_element("link text", "all features").click()
+        assert browser.title == "Features" and browser.get_log("browser") == []
 
 
 def drawn_example(feature: int = 7, n: int = 41, seed: int = 0) -> Example:

@@ -94,25 +94,16 @@ def test_examples_show_the_activations_of_their_tokens(tiny_subject, tiny_corpus
     assert room.read_examples(tiny_subject, sae, tiny_corpus, silent, [1], 100) == {1: []}
 
 
-class Bytes:
-    """A tokenizer whose tokens are the bytes of UTF-8."""
-
-    def decode(self, ids: list[int]) -> str:
-        return bytes(ids).decode("utf-8", errors="replace")
-
-
-class Spaces:
-    """A tokenizer that drops the space before the first word, as SentencePiece does."""
-
-    def decode(self, ids: list[int]) -> str:
-        return " ".join(f"w{i}" for i in ids)
+# tokens are the bytes of UTF-8; the space before the first word is dropped, as SentencePiece does
+BYTES = SimpleNamespace(decode=lambda ids: bytes(ids).decode("utf-8", errors="replace"))
+SPACES = SimpleNamespace(decode=lambda ids: " ".join(f"w{i}" for i in ids))
 
 
 def test_pieces_join_to_the_text():
-    assert room.token_pieces(Bytes(), list("añb".encode())) == ["a", "", "ñ", "b"]
-    assert room.token_pieces(Spaces(), [1, 2, 3]) == ["w1", " w2", " w3"]
+    assert room.token_pieces(BYTES, list("añb".encode())) == ["a", "", "ñ", "b"]
+    assert room.token_pieces(SPACES, [1, 2, 3]) == ["w1", " w2", " w3"]
     # cut within a character: what is left of it is shown once
-    assert "".join(room.token_pieces(Bytes(), list("añ".encode())[:2])) == "a\N{REPLACEMENT CHARACTER}"
+    assert "".join(room.token_pieces(BYTES, list("añ".encode())[:2])) == "a\N{REPLACEMENT CHARACTER}"
 
 
 MOVES = ("explore", "compute", "verify", "backtrack", "uncertain")

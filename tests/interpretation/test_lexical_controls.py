@@ -35,13 +35,11 @@ class Three:
         return torch.stack([x[:, WAIT], x[:, -1], torch.zeros(len(x))], dim=1)
 
 
-TRACES = corpus_of(*[["let", " wait", " a", ".", " b", " a", "."]] * 20, thinking=range(140))
-PLAIN = corpus_of(*[["a", " let", " wait", " me", ".", *[" let", " me"] * 4]] * 20)
-
-
 def test_one_feature_of_the_word_one_of_the_context_and_one_that_is_never_active(monkeypatch):
-    monkeypatch.setattr(lexical_controls, "reasoning_corpus", lambda *_: TRACES)
-    monkeypatch.setattr(lexical_controls, "general_corpus", lambda *_: PLAIN)
+    traces = corpus_of(*[["let", " wait", " a", ".", " b", " a", "."]] * 20, thinking=range(140))
+    plain = corpus_of(*[["a", " let", " wait", " me", ".", *[" let", " me"] * 4]] * 20)
+    monkeypatch.setattr(lexical_controls, "reasoning_corpus", lambda *_: traces)
+    monkeypatch.setattr(lexical_controls, "general_corpus", lambda *_: plain)
     monkeypatch.setattr(lexical_controls, "INJECTED", (1, 3))
     settings = SimpleNamespace(corpus="text", subject="", batch_tokens=256, seed=0)
     groups = {"one": (Three(), np.arange(3)), "two": (Three(), np.array([0]))}

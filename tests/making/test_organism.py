@@ -44,9 +44,8 @@ def test_every_stage_from_nothing(repository, monkeypatch):
     assert (benchmark.model, benchmark.kappa, benchmark.autoencoder_seed) == ("coupled-0", 1.0, 0)
     assert len(benchmark.truths["persistence"].features)
     # every vocabulary is ranked; the table keeps those that the search takes
-    assert set(benchmark.nulls["vocabularies"]) == {4} and set(benchmark.nulls["decision"]) == {
-        *benchmark.truths
-    }
+    nulls = benchmark.nulls
+    assert set(nulls["vocabularies"]) == {4} and set(nulls["decision"]) == set(benchmark.truths)
     assert "score:slot 0" in benchmark.evidence and "score:slot 1" not in benchmark.evidence
     study = load_studies(folder / "steering")["coupled-0-topk-0"]
     assert {"unsteered", "ReasonScore", "mean difference"} <= set(study.evaluation["group"])

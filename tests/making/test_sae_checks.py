@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -10,18 +11,10 @@ from tiny import few_settings, file_times
 from reasoning_features import paths
 from reasoning_features.diffing import stages as stage_wise
 from reasoning_features.making import sae_checks
-from reasoning_features.sae_checks.random_baseline import (
-    benchmarks_by_name,
-    load_dictionaries,
-    studies_by_name,
-)
+from reasoning_features.runs.shards import each
+from reasoning_features.sae_checks import random_baseline as stored
 
 ORGANISM = paths.root() / "data" / "organism"
-
-
-def one_by_one(work, items) -> None:
-    for item in items:
-        work(item)
 
 
 @pytest.mark.slow
@@ -32,11 +25,8 @@ def test_every_piece_from_nothing(repository, monkeypatch):
     short = {"tokens": 2_048, "batch": 512, "d_sae": 160}
     plain = replace(sae_checks.RECIPE, **short)
     frozen = replace(sae_checks.FROZEN, **short)
-    made = [
-        sae_checks.Dictionary(sae_checks.MODEL, plain),
-        sae_checks.Dictionary(sae_checks.MODEL, frozen),
-        sae_checks.Dictionary(sae_checks.OTHER, plain),
-    ]
+    trained = (sae_checks.MODEL, plain), (sae_checks.MODEL, frozen), (sae_checks.OTHER, plain)
+    made = [sae_checks.Dictionary(*pair) for pair in trained]
     for name, value in {
         "TRACES": 60, "RECIPE": plain, "FREE": plain, "FROZEN": frozen, "DICTIONARIES": tuple(made),
         "BENCHMARKED": tuple(made[:2]), "STUDIED": tuple(made[:1]), "SWEEP_TOKENS": 1024,
@@ -45,14 +35,15 @@ def test_every_piece_from_nothing(repository, monkeypatch):
         monkeypatch.setattr(sae_checks, name, value)
 
     folder = repository / "data" / "organism" / "sae_checks"
-    sae_checks.make(folder, repository / "unfinished", one_by_one)
+    given = folder, repository / "unfinished", partial(each, workers=1)
+    sae_checks.make(*given)
 
     place = "data/organism/sae_checks"
     hook = "blocks.2.hook_resid_post"
-    named = load_dictionaries(place, sae_checks.MODEL, 128, hook)
+    named = stored.load_dictionaries(place, sae_checks.MODEL, 128, hook)
     assert list(named) == ["BatchTopK", "frozen decoder"]
-    assert list(benchmarks_by_name(place, sae_checks.MODEL)) == list(named)
-    assert list(studies_by_name(place, sae_checks.MODEL)) == ["BatchTopK"]
+    assert list(stored.benchmarks_by_name(place, sae_checks.MODEL)) == list(named)
+    assert list(stored.studies_by_name(place, sae_checks.MODEL)) == ["BatchTopK"]
     for label in ("batchtopk", "frozen_decoder-iso"):
         stages = stage_wise.load_stages(f"{place}/diffing/{label}", sae_checks.MODEL, 128, hook)
         assert list(stages) == ["S", *stage_wise.PATHS]
@@ -62,5 +53,5 @@ def test_every_piece_from_nothing(repository, monkeypatch):
     assert set(costs["name"]) >= {"BatchTopK", "OrtSAE, K = 1"} and (costs["seconds"] > 0).all()
 
     before = file_times(folder)
-    sae_checks.make(folder, repository / "unfinished", one_by_one)
+    sae_checks.make(*given)
     assert file_times(folder) == before

@@ -38,13 +38,6 @@ def sentences(document: Document) -> list[tuple[str, str]]:
     return [(s.label, s.text) for s in parse(document.text).sentences]
 
 
-def parsed_labels(text: str, offsets: list[tuple[int, int]]) -> list[str | None]:
-    """The label of every token by what the text says, from its character offsets."""
-    spans = parse(text).spans
-    ends = [end for _, end, _ in spans]
-    return [spans[np.searchsorted(ends, start, side="right")][2] for start, _ in offsets]
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_splits_share_no_problem(family):
     questions = [{p.question for p in problems(split, family, 150)} for split in SPLITS]
@@ -139,7 +132,9 @@ def test_labels_and_parser_agree_token_by_token(corpora, tokenizer):
     for document, encoded in zip(documents, encode_documents(tokenizer, documents), strict=True):
         assert len(encoded.ids) <= language.CONTEXT
         offsets = tokenizer.backend_tokenizer.encode(document.text, add_special_tokens=False).offsets
-        said = parsed_labels(document.text, offsets)
+        spans = parse(document.text).spans
+        ends = [end for _, end, _ in spans]
+        said = [spans[np.searchsorted(ends, start, side="right")][2] for start, _ in offsets]
         agree += sum(STEP_LABELS[code] == label for code, label in zip(encoded.labels, said, strict=True))
         total += len(encoded.ids)
         pieces = [i for text, _ in document.pieces for i in tokenizer.encode(text, add_special_tokens=False)]

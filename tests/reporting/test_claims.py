@@ -30,21 +30,17 @@ def claim(comparison, line=None, paper=claims.MAIN_PAPER, number="1", planted=Tr
     return Claim(id="a", notebook="02_sae", rule=rule, **told)
 
 
-RULES = [
-    ("above", "control", ABOUT_HALF, 0.3, True),
-    ("above", "control", ABOUT_HALF, 0.4, None),
-    ("above", "control", ABOUT_HALF, 0.7, False),
-    ("above", "control", 0.5, 0.4, True),  # an exact 0.5 is its own interval
-    ("at least", 0.4, ABOUT_HALF, None, True),
-    ("at least", 0.5, ABOUT_HALF, None, None),
-    ("at least", 0.7, ABOUT_HALF, None, False),
-    ("at most", 0.6, ABOUT_HALF, None, True),
-    ("at most", 0.5, ABOUT_HALF, None, None),
-    ("at most", 0.3, ABOUT_HALF, None, False),
-]
-
-
-@pytest.mark.parametrize(("comparison", "line", "value", "control", "holds"), RULES)
+@pytest.mark.parametrize(
+    ("comparison", "line", "value", "control", "holds"),
+    [
+        ("above", "control", ABOUT_HALF, 0.3, True), ("above", "control", ABOUT_HALF, 0.4, None),
+        ("above", "control", ABOUT_HALF, 0.7, False),
+        ("above", "control", 0.5, 0.4, True),  # an exact 0.5 is its own interval
+        ("at least", 0.4, ABOUT_HALF, None, True), ("at least", 0.5, ABOUT_HALF, None, None),
+        ("at least", 0.7, ABOUT_HALF, None, False), ("at most", 0.6, ABOUT_HALF, None, True),
+        ("at most", 0.5, ABOUT_HALF, None, None), ("at most", 0.3, ABOUT_HALF, None, False),
+    ],
+)  # fmt: skip
 def test_verdicts_follow_from_the_rule_and_the_interval(comparison, line, value, control, holds):
     def said(organism, **told):
         return claims.verdict(claim(comparison, line, **told), Measured(value, control), organism)

@@ -66,10 +66,8 @@ def test_text_is_drawn_in_as_many_places_as_it_has_characters():
 
 def test_a_figure_without_data_is_not_saved_and_says_so(run):
     fig, _ = plots.new_figure()
-    assert (
-        "nothing to draw in `x01_none`"
-        in plots.save_figure(fig, "x01_none", pd.DataFrame(), run, "None.").data
-    )
+    said = plots.save_figure(fig, "x01_none", pd.DataFrame(), run, "None.").data
+    assert "nothing to draw in `x01_none`" in said
     assert not run.paths.figures.exists() and not plt.fignum_exists(fig.number)
 
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sae_lens import StandardSAE
 from tiny import WIDTH, make_corpus, make_decisions, relu_sae, signed_identity
 
 from reasoning_features.errors import UserError
@@ -23,7 +22,7 @@ EVERYWHERE = np.arange(CORPUS.n_documents)
 def decisions(name: str, places: tuple[int, int], positive: list[int], negative: list[int]) -> Decisions:
     """Decisions at two places of every document."""
     everywhere = np.repeat(EVERYWHERE, 2), np.tile(places, CORPUS.n_documents)
-    return make_decisions(CORPUS, *everywhere, positive, negative, name)
+    return make_decisions(CORPUS, *everywhere, positive, negative, name=name)
 
 
 BOTH = {
@@ -37,26 +36,6 @@ def contexts(tiny_subject):
     return causal_editing.read_contexts(tiny_subject, BOTH, batch_tokens=200)
 
 
-def linear(rows: torch.Tensor) -> StandardSAE:
-    """An autoencoder whose latent i is coordinate i along orthonormal ``rows`` ``[d, d]``, plus 100."""
-    return relu_sae(rows.T.clone(), rows.clone(), torch.full((WIDTH,), 100.0), -100 * rows.sum(0))
-
-
-def collapsed() -> StandardSAE:
-    sae = signed_identity(WIDTH, centre=torch.from_numpy(MEAN).float())
-    sae.W_enc.data.zero_()
-    return sae
-
-
-@pytest.fixture(scope="module")
-def editing(tiny_subject, contexts):
-    direction = contexts.difference(contexts.stream, 1)
-    rows = torch.linalg.qr(torch.cat([direction[:, None], torch.eye(WIDTH)[:, 1:]], dim=1)).Q.T
-    saes = {"identity": signed_identity(WIDTH), "direction": linear(rows), "collapsed": collapsed()}
-    pairs = causal_editing.draw_pairs(contexts, PAIRS, EVERYWHERE)
-    return causal_editing.edit_attributes(tiny_subject, saes, contexts, pairs, MEAN, ns=(0, 1, 2 * WIDTH))
-
-
 def scores(editing: Editing, dictionary: str, n: int) -> np.ndarray:
     """``[2, 3]``: attributes (result, style) by scores; the table has their mean."""
     marks = editing.marks[editing.edits.index((dictionary, n))].mean(1)
@@ -65,7 +44,16 @@ def scores(editing: Editing, dictionary: str, n: int) -> np.ndarray:
     return marks
 
 
-def test_exact_dictionaries_are_the_ceilings_and_collapsed_ones_the_floor(editing):
+def test_exact_dictionaries_are_the_ceilings_and_collapsed_ones_the_floor(tiny_subject, contexts):
+    direction = contexts.difference(contexts.stream, 1)
+    rows = torch.linalg.qr(torch.cat([direction[:, None], torch.eye(WIDTH)[:, 1:]], dim=1)).Q.T
+    # latent i is coordinate i along orthonormal rows, plus 100
+    linear = relu_sae(rows.T.clone(), rows.clone(), torch.full((WIDTH,), 100.0), -100 * rows.sum(0))
+    collapsed = signed_identity(WIDTH, centre=torch.from_numpy(MEAN).float())
+    collapsed.W_enc.data.zero_()
+    saes = {"identity": signed_identity(WIDTH), "direction": linear, "collapsed": collapsed}
+    pairs = causal_editing.draw_pairs(contexts, PAIRS, EVERYWHERE)
+    editing = causal_editing.edit_attributes(tiny_subject, saes, contexts, pairs, MEAN, ns=(0, 1, 2 * WIDTH))
     # all latents of an exact dictionary are the whole stream, and none changes nothing
     whole = scores(editing, CEILING, WIDTH)
     np.testing.assert_allclose(scores(editing, "identity", 2 * WIDTH), whole)
@@ -84,15 +72,11 @@ def test_exact_dictionaries_are_the_ceilings_and_collapsed_ones_the_floor(editin
         assert same[:, 2].mean() == pytest.approx(0.5)
 
 
-def made(shares: dict[tuple[str, int], np.ndarray], documents: list[int]) -> Editing:
-    """Edits with all scores and attributes alike: ``[pairs]`` for each dictionary and n."""
-    marks = np.stack([np.broadcast_to(share[:, None], (2, len(share), 3)) for share in shares.values()])
-    return Editing(tuple(shares), marks, np.array(documents))
-
-
 def test_resamples_are_of_documents():
     hard = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 0.8])
-    editing = made({("good", 1): hard + 0.2, ("bad", 1): hard}, [3, 3, 3, 4, 7, 7])
+    # all scores and attributes alike
+    marks = np.stack([np.broadcast_to(share[:, None], (2, 6, 3)) for share in (hard + 0.2, hard)])
+    editing = Editing((("good", 1), ("bad", 1)), marks, np.array([3, 3, 3, 4, 7, 7]))
     ends = editing.table()[["disentanglement low", "disentanglement", "disentanglement high"]].to_numpy()
     np.testing.assert_allclose(ends[0] - ends[1], 0.2)
     # documents, not pairs, are drawn: means of the three are 0.2, 0.6 and 0.8

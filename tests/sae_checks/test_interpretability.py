@@ -34,15 +34,11 @@ def activations() -> ActivationBatch:
     return ActivationBatch(torch.from_numpy(residual[positions]).float(), torch.from_numpy(positions))
 
 
-@pytest.fixture(scope="module")
-def probes():
-    blind = signed_identity(WIDTH)
+def test_a_latent_that_is_a_class_tells_it_and_a_constant_tells_nothing():
+    knows, blind = signed_identity(WIDTH), signed_identity(WIDTH)
     blind.W_enc.data[:3] = 0  # reads nothing but noise
-    return checks.sparse_probes({"knows": signed_identity(WIDTH), "blind": blind}, activations(), CORPUS)
-
-
-def test_a_latent_that_is_a_class_tells_it_and_a_constant_tells_nothing(probes):
-    table = probes.set_index(["dictionary", "labelling", "k"])
+    found = checks.sparse_probes({"knows": knows, "blind": blind}, activations(), CORPUS)
+    table = found.set_index(["dictionary", "labelling", "k"])
     columns = ["balanced accuracy", "low", "high", "documents"]
     for name, k in (("knows", 1), (CEILING, 1), (CEILING, WIDTH)):
         assert table.loc[(name, "move", k), columns].tolist() == [1, 1, 1, 24]
@@ -68,9 +64,8 @@ def test_how_the_decoder_is_scaled_changes_nothing():
     plain, loud = signed_identity(WIDTH), signed_identity(WIDTH)
     loud.W_enc.data[:, 0], loud.W_dec.data[0] = 50 * loud.W_enc.data[:, 0], loud.W_dec.data[0] / 50
     residual = activations().residual
-    np.testing.assert_allclose(
-        checks.scaled_latents(loud, residual), checks.scaled_latents(plain, residual), atol=1e-5
-    )
+    one, other = (checks.scaled_latents(sae, residual) for sae in (loud, plain))
+    np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 KINDS = checks.rule_kinds(WRITTEN)

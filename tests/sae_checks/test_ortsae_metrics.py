@@ -28,21 +28,12 @@ def test_neighbours_are_signed_and_by_hand():
     assert ortsae.nearest_cosines(torch.tensor([[0.0, 0.0], [1.0, 0.0]])).tolist() == [0, 0]  # a dead one
 
 
-def sums_of_atoms(n: int, width: int, atoms: int) -> torch.Tensor:
-    """Unit rows that are each the sum of two of some orthogonal atoms."""
-    pairs = torch.rand(n, atoms, generator=torch.Generator().manual_seed(0)).topk(2).indices
-    return torch.eye(width)[pairs].sum(1) / 2**0.5
-
-
-@pytest.fixture
-def short(monkeypatch):
-    """MetaSAEs train for a few steps, enough for rows of few atoms."""
-    monkeypatch.setattr(ortsae, "STEPS", 100)
+def test_rows_of_few_atoms_are_explained_and_random_ones_are_not(monkeypatch):
+    monkeypatch.setattr(ortsae, "STEPS", 100)  # enough for rows of few atoms
     monkeypatch.setattr(ortsae, "LEARNING_RATE", 1e-2)
-
-
-def test_rows_of_few_atoms_are_explained_and_random_ones_are_not(short):
-    rows = sums_of_atoms(128, 64, atoms=16)
+    # each the sum of two of 16 orthogonal atoms
+    pairs = torch.rand(128, 16, generator=torch.Generator().manual_seed(0)).topk(2).indices
+    rows = torch.eye(64)[pairs].sum(1) / 2**0.5
     composed = ortsae.composition(8 * rows, seeds=(0, 1))
     assert composed.low > 0.9 and composed.low <= composed.estimate <= composed.high and composed.n == 128
     random = ortsae.composition(ortsae.isotropic_directions(128, 64, seed=0), seeds=(0,))
@@ -76,7 +67,6 @@ def test_as_rare_against_closed_forms():
     # in many dimensions cosines are nearly normal with variance 1/d
     many = ortsae.as_rare(0.02, 40_000, 10_000)
     assert many == pytest.approx(norm.isf(norm.sf(0.02 * 100)) / 200, rel=1e-3)
-    assert 0.7 < ortsae.as_rare(0.2, 128, 2304) < 0.75
 
 
 def test_unique_latents_are_those_that_the_other_lacks():
@@ -104,9 +94,8 @@ PARENT = Probe(np.eye(WIDTH)[0], bias=-2.5)
 
 
 def tokens(seed: int, chances: tuple[float, ...] = (0.25,) * CHILDREN, n: int = 4000) -> LabelledTokens:
-    """Half of the tokens are the parent's: 5 along axis 0 and 5 along their child's, axes 1–4.
-
-    The others are 5 along one of axes 5–15. Ten tokens make a document.
+    """Half of the tokens are the parent's: 5 along axis 0 and 5 along their child's, axes 1–4. The others are
+    5 along one of axes 5–15. Ten tokens make a document.
     """
     rng = np.random.default_rng(seed)
     children = np.where(rng.random(n) < 0.5, rng.choice(CHILDREN, n, p=chances), -1)
@@ -119,7 +108,6 @@ def tokens(seed: int, chances: tuple[float, ...] = (0.25,) * CHILDREN, n: int = 
 
 def dictionary(absorbed: tuple[int, ...], off: tuple[int, ...] = ()) -> StandardSAE:
     """A latent an axis; the parent's is silent on absorbed children, whose own latents hold its direction.
-
     Latents in ``off`` never fire.
     """
     encoder, decoder = torch.eye(WIDTH), torch.eye(WIDTH)

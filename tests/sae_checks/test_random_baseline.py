@@ -13,20 +13,7 @@ from reasoning_features.errors import CorruptArtefact, MissingArtefact
 from reasoning_features.files import write_shipped
 from reasoning_features.sae_checks import random_baseline
 from reasoning_features.statistics import t_interval
-from reasoning_features.truth.benchmark import Benchmark, Scorer, column, evaluate_all
-
-EFFECT = np.concatenate([np.full(5, 0.5), np.full(20, 0.01)])
-SCORER = Scorer("ReasonScore", column("score:reason score"))
-
-
-def benchmark(architecture: str, score: np.ndarray) -> Benchmark:
-    """Five features that have an effect and 20 that have none, ranked by a score."""
-    made_of = make_benchmark(EFFECT, spread=0.05, noise=0.05)
-    evidence = made_of.evidence.assign(**{"score:reason score": score})
-    return replace(made_of, architecture=architecture, evidence=evidence)
-
-
-GOOD, BAD = benchmark("batchtopk", EFFECT), benchmark("soft_frozen_decoder-iso", -EFFECT)
+from reasoning_features.truth.benchmark import Scorer, column, evaluate_all
 
 
 def test_architectures_are_compared_seed_by_seed():
@@ -41,9 +28,8 @@ def test_architectures_are_compared_seed_by_seed():
     expected = t_interval([0.4, 0.2, 0.3])
     assert (first["metric"], first["seeds"]) == ("a", 3)
     assert (first["one"], first["other"]) == pytest.approx((0.85, 0.55))
-    assert (first["low"], first["difference"], first["high"]) == pytest.approx(
-        (expected.low, 0.3, expected.high)
-    )
+    ends = first["low"], first["difference"], first["high"]
+    assert ends == pytest.approx((expected.low, 0.3, expected.high))
     assert first["low"] < first["low 90"] < first["high 90"] < first["high"]
     assert other["metric"] == "c" and other["difference"] == 0.4 and math.isnan(other["low"])
     claim = random_baseline.outcome(rows, "a", control=0.1)
@@ -52,9 +38,16 @@ def test_architectures_are_compared_seed_by_seed():
 
 
 def test_the_share_of_effect_is_the_benchmarks():
-    table = random_baseline.scorer_shares(evaluate_all([SCORER], [GOOD, BAD]))
+    # five features that have an effect and 20 that have none, ranked well and badly
+    effect, tested = np.concatenate([np.full(5, 0.5), np.full(20, 0.01)]), []
+    made = make_benchmark(effect, spread=0.05, noise=0.05)
+    for architecture, score in (("batchtopk", effect), ("soft_frozen_decoder-iso", -effect)):
+        evidence = made.evidence.assign(**{"score:reason score": score})
+        tested.append(replace(made, architecture=architecture, evidence=evidence))
+    scorer = Scorer("ReasonScore", column("score:reason score"))
+    table = random_baseline.scorer_shares(evaluate_all([scorer], tested))
     own = table[table["scorer"] == "ReasonScore"].set_index("dictionary")
-    sizes = np.abs(GOOD.truths["persistence"].effect)
+    sizes = np.abs(made.truths["persistence"].effect)
     assert own.loc["BatchTopK", "estimate"] == pytest.approx(sizes[:10].sum() / sizes.sum())
     assert own.loc["soft-frozen decoder", "estimate"] < 0.1
     assert own.loc["BatchTopK", ["chance", "causal", "live"]].tolist() == [10 / 25, 5, 25]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from reasoning_features.dictionaries.evaluation import EXPLAINED
+from reasoning_features.runs.shards import each
 from reasoning_features.sae_checks import synthetic
 from reasoning_features.sae_checks.synthetic import DECADES, Cell, World
 
@@ -21,11 +23,6 @@ TINY = Cell("topk", World(8, 32, 2, "unequal"), steps=6)
 @pytest.fixture
 def recorded(monkeypatch):
     monkeypatch.setattr(synthetic, "RECORD_AT", (2, 100))
-
-
-def one_after_the_other(work, cells):
-    for cell in cells:
-        work(cell)
 
 
 def test_probabilities_are_the_papers():
@@ -92,13 +89,14 @@ def test_a_cell_is_recorded_as_it_goes_and_gives_the_same_rows_again(recorded, t
 
 def test_the_grid_goes_on_where_it_stopped_and_leaves_nothing_half_made(tmp_path, monkeypatch):
     cells = [replace(TINY, world=replace(TINY.world, seed=seed)) for seed in (1, 0)]
-    synthetic.make(tmp_path, one_after_the_other, cells[:1])
+    one_by_one = partial(each, workers=1)
+    synthetic.make(tmp_path, one_by_one, cells[:1])
     kept = (tmp_path / cells[0].file).stat().st_mtime_ns
     with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
         broken.setattr(synthetic.training, "held_out_quality", lambda trainer, held_out: 1 / 0)
-        synthetic.make(tmp_path, one_after_the_other, cells)
+        synthetic.make(tmp_path, one_by_one, cells)
     assert list(tmp_path.iterdir()) == [(tmp_path / cells[0].file)]
-    synthetic.make(tmp_path, one_after_the_other, cells)
+    synthetic.make(tmp_path, one_by_one, cells)
     assert (tmp_path / cells[0].file).stat().st_mtime_ns == kept
     assert list(dict.fromkeys(synthetic.merged(tmp_path, cells)["seed"])) == [1, 0]  # as the cells
 
@@ -122,9 +120,8 @@ def joined(*parts: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_curves_sum_bins_and_frequencies_pool_the_features_of_all_seeds():
-    table = synthetic.curves(
-        joined(rows("topk", 0, [0, 0], step=0), rows("topk", 0, [10, 40]), rows("relu", 0, [1, 1], step=4))
-    )
+    parts = rows("topk", 0, [0, 0], step=0), rows("topk", 0, [10, 40]), rows("relu", 0, [1, 1], step=4)
+    table = synthetic.curves(joined(*parts))
     assert table["recovered"].tolist() == [0, 0.5, 0.02] and synthetic.last(table)["step"].tolist() == [10, 4]
     table = synthetic.by_frequency(joined(rows("topk", 0, [0, 40]), rows("topk", 1, [10, 50])))
     assert table["in bin"].tolist() == [100, 100] and table["recovered"].tolist() == [0.1, 0.9]

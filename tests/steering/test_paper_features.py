@@ -95,16 +95,6 @@ def test_the_mean_over_features_leaves_random_ones_apart():
     assert longer.value.estimate == pytest.approx(0.3) and longer.control == pytest.approx(0.1)
 
 
-WORDS = ["wait", "let me", "1"]  # the last has no letters: it is never found, and found nowhere
-
-
-def answered(*texts: str, prompt: str = "Wait?<think>") -> pd.DataFrame:
-    """Unsteered answers to as many problems."""
-    told = {"condition": UNSTEERED, "feature": -1, "gamma": 0.0, "problem": range(len(texts))}
-    tokens = [tuple(text.split()) for text in texts]
-    return pd.DataFrame(told | {"text": [prompt + t for t in texts], "tokens": tokens, "thinking_tokens": 7})
-
-
 @pytest.mark.parametrize(
     ("text", "reasoning", "repeated"),
     [
@@ -119,7 +109,10 @@ def answered(*texts: str, prompt: str = "Wait?<think>") -> pd.DataFrame:
     ],
 )
 def test_measures_by_hand(text, reasoning, repeated):
-    row = paper_features.text_measures(answered(text), ["Wait?<think>"], WORDS).loc[0]
+    told = {"condition": UNSTEERED, "feature": -1, "gamma": 0.0, "problem": 0, "thinking_tokens": 7}
+    answer = pd.DataFrame([told | {"text": f"Wait?<think>{text}", "tokens": tuple(text.split())}])
+    words = ["wait", "let me", "1"]  # the last has no letters: it is never found, and found nowhere
+    row = paper_features.text_measures(answer, ["Wait?<think>"], words).loc[0]
     assert row[[LENGTH, REASONING, REPEATED]].tolist() == pytest.approx([7, reasoning, repeated])
 
 

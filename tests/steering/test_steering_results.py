@@ -135,12 +135,13 @@ def test_majorities_by_hand():
 TO_STEERED, TO_UNSTEERED, *OWN = RUNS
 
 
-def answered(accuracies):
-    """Answers with exactly these accuracies, on 200 problems in one order of difficulty."""
-    frames = [
-        pd.DataFrame({"condition": run, "problem": range(200), "correct": np.arange(200) < 200 * accuracy})
-        for run, accuracy in accuracies.items()
-    ]
+def answered(right):
+    """Answers by condition, right or wrong on each problem; an accuracy is of 200, the easiest first."""
+    frames = []
+    for name, own in right.items():
+        correct = np.arange(200) < 200 * own if np.isscalar(own) else own
+        frame = pd.DataFrame({"condition": name, "problem": range(len(correct)), "correct": correct})
+        frames.append(frame.assign(thinking_tokens=9))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -176,11 +177,7 @@ def test_the_mean_difference_acts_through_the_decisions(organism_subject):
 
 def test_banning_r_is_compared_with_its_counterparts_and_with_random_sets():
     right = {UNSTEERED: [1, 1, 1, 1], "R": [1, 0, 0, 0], "random 0": [1, 1, 0, 0], "random 1": [1, 1, 1, 1]}
-    frames = [
-        pd.DataFrame({"condition": name, "problem": range(4), "correct": values, "thinking_tokens": 9})
-        for name, values in (right | {COUNTERPARTS: [1, 1, 1, 1]}).items()
-    ]
-    banned = pd.concat(frames, ignore_index=True)
+    banned = answered(right | {COUNTERPARTS: [1, 1, 1, 1]})
     table = results.ban_table(banned).set_index("banned")
     assert table.loc["R", "change"] == -0.75 and table.loc[COUNTERPARTS, "change"] == 0
     assert table.loc["random words", ["accuracy", "paper, MATH-500"]].tolist() == [0.75, "89.4 / 4.2k"]
@@ -188,4 +185,4 @@ def test_banning_r_is_compared_with_its_counterparts_and_with_random_sets():
     assert table.loc["R less random words", "change"] == -0.5
     beyond, cost = results.ban_effects([banned, banned.assign(correct=1)])
     assert (beyond.estimate, beyond.control, cost.estimate) == (0.75, 0, 0.5)
-    assert results.ban_effects([pd.concat(frames[:-1])]) == (None, cost)
+    assert results.ban_effects([answered(right)]) == (None, cost)

@@ -53,9 +53,8 @@ def test_metrics_equal_sklearn_and_scipy_with_ties():
     found = benchmark.metrics(score, judged_by(0.8, 60), effects)
     expected = [average_precision_score(np.abs(row) >= 0.8, score) for row in effects]
     np.testing.assert_allclose(found[PRECISION], expected)
-    np.testing.assert_allclose(
-        found["rank correlation"], [spearmanr(score, row).statistic for row in effects]
-    )
+    by_scipy = [spearmanr(score, row).statistic for row in effects]
+    np.testing.assert_allclose(found["rank correlation"], by_scipy)
     assert np.isnan(benchmark.average_precision(score, np.zeros((1, 60), bool))[0])
 
 
@@ -86,9 +85,8 @@ def test_what_is_refused():
 
 
 def test_mean_difference():
-    evidence = pd.DataFrame({"decoder norm": [2.0, 0.5]})
-    evidence["at persistence:positive"] = [1.0, 2.0]
-    evidence["at persistence:negative"] = [0.0, 3.0]
+    sides = {"at persistence:positive": [1.0, 2.0], "at persistence:negative": [0.0, 3.0]}
+    evidence = pd.DataFrame({"decoder norm": [2.0, 0.5]} | sides)
     assert np.asarray(benchmark.mean_difference("persistence")(evidence)).tolist() == [2.0, -0.5]
 
 

@@ -88,17 +88,12 @@ def test_sets_of_labels_by_hand(monkeypatch):
     corpus = corpus_of(["<s>", " a", ".", " b", " b", ".", " a"])
     moves = np.array([0, 1, 1, 2, 2, 2, 1], dtype=np.int8)
     labelled = replace(corpus, moves=moves, move_names=("prompt", "explore", "verify"))
-    taken = replace(
-        stub(["", ""]), corpus=labelled, positions=np.array([1, 4]), towards=np.array([True, False])
-    )
+    sides = {"positions": np.array([1, 4]), "towards": np.array([True, False])}
+    taken = replace(stub(["", ""]), corpus=labelled, **sides)
     monkeypatch.setattr(choices, "find_decisions", lambda *_: {"persistence": taken})
     sets = choices.label_sets(labelled, Pieces(), "organism")
     # nothing precedes the first sentence; the token before the sentence of verifying is 2
     assert {name: np.flatnonzero(mask).tolist() for name, mask in sets.items()} == {
-        "mean:explore": [1, 2, 6],
-        "before:explore": [5],
-        "mean:verify": [3, 4, 5],
-        "before:verify": [2],
-        "at persistence:positive": [1],
-        "at persistence:negative": [4],
-    }
+        "mean:explore": [1, 2, 6], "before:explore": [5], "mean:verify": [3, 4, 5], "before:verify": [2],
+        "at persistence:positive": [1], "at persistence:negative": [4],
+    }  # fmt: skip

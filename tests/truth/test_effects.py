@@ -32,13 +32,7 @@ def worded(corpus: Corpus) -> Corpus:
 
 CORPUS = make_corpus()
 OTHER = worded(CORPUS)
-
-
-def decisions_at(places: list[int], documents: list[int], corpus: Corpus = CORPUS) -> Decisions:
-    return tiny.make_decisions(corpus, documents, places, [10, 11], [20, 21, 22])
-
-
-DECISIONS = decisions_at([3, 4, 2, 4], [0, 0, 1, 5])
+DECISIONS = tiny.make_decisions(CORPUS, [0, 0, 1, 5], [3, 4, 2, 4], [10, 11], [20, 21, 22])
 
 
 def document_tokens(corpus: Corpus, document: int) -> torch.Tensor:
@@ -118,43 +112,13 @@ def test_sets_carry_what_their_features_do_and_the_parts_add_up(reader, gain):
     assert (table["traces"] == 3).all() and share["whole stream"] == 1
 
 
-class Constant:
-    """An autoencoder whose feature 0 is always 0.7, and whose others are the stream."""
-
-    W_dec = torch.eye(WIDTH)
-
-    def encode(self, stream: torch.Tensor) -> torch.Tensor:
-        return torch.cat([torch.full_like(stream[..., :1], 0.7), stream[..., 1:]], dim=-1)
-
-
 def test_a_feature_that_is_the_same_in_both_wordings_has_no_effect(tiny_subject):
-    found = measured(tiny_subject, Constant())
+    sae = coordinates()
+    sae.W_enc.data[:, 0], sae.b_enc.data[0] = 0, 0.7
+    found = measured(tiny_subject, sae)
     assert found.effect[0] == found.size[0] == 0 and (found.sums[:, 0] == 0).all()
     assert found.p_values[0] == 1 and not found.causal[0]
     assert np.abs(found.effect[1:]).min() > 0
-
-
-def test_the_fast_path_is_the_plain_one(tiny_subject):
-    decisions, sae = decisions_at([4, 3, 3], [0, 1, 5]), tiny.signed_identity(WIDTH)
-    found = measured(tiny_subject, sae, decisions, range(2 * WIDTH))
-    ours, theirs = (effects.streams(tiny_subject, decisions, corpus) for corpus in (CORPUS, OTHER))
-    sign = np.sign((sae.encode(ours) - sae.encode(theirs)).mean(dim=0).numpy())
-    for row, (document, at) in enumerate(zip(decisions.documents, decisions.places, strict=True)):
-        tokens = document_tokens(CORPUS, int(document))
-        as_it_is = log_odds(tiny_subject.logits(tokens)[0, at], decisions)
-        after = sae.encode(tiny_subject.residual(document_tokens(OTHER, int(document)))[0, at])
-        moved = []
-        for feature in range(2 * WIDTH):
-
-            def edit(stream: torch.Tensor, feature: int = feature, at: int = int(at)) -> torch.Tensor:
-                edited = stream.clone()
-                amount = after[feature] - sae.encode(stream[0, at])[feature]  # noqa: B023
-                edited[0, at] += amount * sae.W_dec[feature]
-                return edited
-
-            moved.append(float(as_it_is - log_odds(tiny_subject.logits_with(tokens, edit)[0, at], decisions)))
-        assert np.abs(moved).max() > 1e-2
-        assert found.sums[row] == pytest.approx(sign * moved, abs=1e-4)
 
 
 def constructed(effect: Sequence[float], size: Sequence[float], spread: float) -> Effects:
@@ -188,12 +152,9 @@ def test_false_discoveries_are_bounded_as_scipy_bounds_them(seed):
 
 
 def test_intervals_resample_traces():
-    traces = np.array([[1.0, 0.0], [3.0, 0.0], [2.0, 0.0]])
-    ones = np.ones(2)
-    found = Effects(
-        np.arange(2), np.array([1.5, 0]), ones, 0.1 * np.ones((2, 3)), traces, np.array([1, 1, 2])
-    )
-    table = found.table()
+    traces, random = np.array([[1.0, 0.0], [3.0, 0.0], [2.0, 0.0]]), 0.1 * np.ones((2, 3))
+    of_features = np.arange(2), np.array([1.5, 0]), np.ones(2)
+    table = Effects(*of_features, random, traces, np.array([1, 1, 2])).table()
     assert table["feature"].tolist() == [0, 1, -1, -1, -1] and table["rank"].tolist()[:2] == [1, 2]
     assert table["effect"].tolist() == pytest.approx([1.5, 0, 0.1, 0.1, 0.1])
     # the means are 1 and 3 and 1 a trace: a resample lies between drawing one of them three times
@@ -211,27 +172,21 @@ def test_nothing_to_measure_is_told(tiny_subject):
         effects.mechanism(tiny_subject, coordinates(), none, OTHER, {})
 
 
-def test_gradient_attribution_is_the_slope_of_ablation(tiny_subject):
+def test_gradient_attribution_is_distance_from_the_mean_times_the_slope(tiny_subject):
     corpus, sae = tiny.small_corpus(), tiny.signed_identity(tiny_subject.d_model)
     at = np.array([4, 13])
     decisions = replace(DECISIONS, corpus=corpus, positions=at, documents=corpus.document_of[at])
-    means = np.full(2 * tiny_subject.d_model, 0.1)
+    means, expected = np.linspace(0, 0.2, 2 * tiny_subject.d_model), 0.0
     ours = effects.gradient_attribution(tiny_subject, sae, decisions, means, 64)
-    total, step = np.zeros(len(means)), 1e-2
-    for position, document in zip(decisions.positions, decisions.documents, strict=True):
-        place = int(position - corpus.starts[document])
-        tokens = document_tokens(corpus, document)
-        stream_ = tiny_subject.residual(tokens)
-        away = sae.encode(stream_[0, place][None])[0] - torch.from_numpy(means).float()
-        for i, move in enumerate(away[:, None] * sae.W_dec):
-            found = []
-            for sign in (step, -step):
-                edited = stream_.clone()
-                edited[0, place] += sign * move
-                logits = tiny_subject.logits_with(tokens, lambda _, edited=edited: edited)
-                found.append(float(log_odds(logits[0, place], decisions)))
-            total[i] += (found[0] - found[1]) / (2 * step)
-    np.testing.assert_allclose(ours, total / 2, rtol=0.05, atol=2e-3)
+    for document, place in zip(decisions.documents, decisions.places.tolist(), strict=True):
+
+        def odds(logits: torch.Tensor, place: int = place) -> torch.Tensor:
+            return log_odds(logits[0, place], decisions)
+
+        stream, slope = tiny_subject.gradient(document_tokens(corpus, document), odds)
+        away = sae.encode(stream[0, place]).numpy() - means
+        expected += away * (sae.W_dec @ slope[0, place]).numpy() / 2
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5)
     assert np.abs(ours).max() > 0.02
 
 
@@ -262,13 +217,10 @@ def test_prompts_come_from_documents_without_thinking():
         effects.neutral_prompts(corpus, 5, 9)
 
 
-PATCHED = make_corpus(8)
-WHERE = [0, 1, 1, 3, 4, 6]
-TAKEN = replace(decisions_at([3, 2, 4, 4, 3, 4], WHERE, PATCHED), negative=np.array([20]))
-
-
 def test_shares_that_must_be_all_or_nothing(tiny_subject):
-    table = effects.patch(tiny_subject, TAKEN, worded(PATCHED), batch_tokens=12)
+    corpus = make_corpus(8)
+    taken = tiny.make_decisions(corpus, [0, 1, 1, 3, 4, 6], [3, 2, 4, 4, 3, 4], [10, 11], [20])
+    table = effects.patch(tiny_subject, taken, worded(corpus), batch_tokens=12)
     assert len(table) == LAYERS * len(GROUPS)
     share = table.pivot(index="layer", columns="group", values="share")
     assert share["all"].to_numpy() == pytest.approx(1.0, abs=1e-4)
@@ -280,6 +232,5 @@ def test_shares_that_must_be_all_or_nothing(tiny_subject):
     assert (table["low"] <= table["share"]).all() and (table["share"] <= table["high"]).all()
     assert set(table["traces"]) == {5} and set(table["decisions"]) == {6}
     # the batches' size changes nothing
-    assert effects.patch(tiny_subject, TAKEN, worded(PATCHED), 4096)["share"].to_numpy() == pytest.approx(
-        table["share"].to_numpy(), abs=1e-3
-    )
+    at_once = effects.patch(tiny_subject, taken, worded(corpus), 4096)["share"]
+    assert at_once.tolist() == pytest.approx(table["share"].tolist(), abs=1e-3)

@@ -50,7 +50,12 @@ def gathered(tiny_subject):
 
 def test_the_table_is_the_same_by_blocks_and_by_shards_that_are_kept(tiny_subject, gathered, tmp_path):
     for _ in range(2):
-        pd.testing.assert_frame_equal(table(tiny_subject, LABELS, None, tmp_path), gathered)
+        found = table(tiny_subject, LABELS, None, tmp_path)
+        pd.testing.assert_frame_equal(found, gathered)
+    # and as it is stored
+    room.save_features(tmp_path, found, VOCABULARIES)
+    again, words = room.load_features(tmp_path)
+    assert again.equals(gathered) and words == VOCABULARIES
     assert len(list(tmp_path.glob("features-*/*.safetensors"))) == 1
     pd.testing.assert_frame_equal(table(tiny_subject, LABELS, 5), gathered)
 
@@ -89,11 +94,8 @@ def test_scores_equal_those_of_direct_sums(tiny_subject, gathered):
         np.testing.assert_allclose(gathered[column], direct, rtol=1e-5, atol=1e-7)
     batch = collect(stream(tiny_subject, corpus, 64))
     features = sae.encode(batch.residual).double().numpy()
-    for column, values in (
-        ("mean", features.mean(0)),
-        ("maximum", features.max(0)),
-        ("density", (features > 0).mean(0)),
-    ):
+    direct = {"mean": features.mean(0), "maximum": features.max(0), "density": (features > 0).mean(0)}
+    for column, values in direct.items():
         np.testing.assert_allclose(gathered[column], values, rtol=1e-4, atol=1e-5)
     rows = {int(position): row for row, position in enumerate(batch.positions)}
     positive = features[[rows[4], rows[30]]].mean(0)
@@ -108,13 +110,6 @@ def test_labels_are_optional(tiny_subject, gathered):
     assert plain["score:masked"].notna().all()
 
 
-def test_round_trip(gathered, tmp_path):
-    room.save_features(tmp_path, gathered, VOCABULARIES)
-    again, words = room.load_features(tmp_path)
-    pd.testing.assert_frame_equal(again, gathered)
-    assert words == VOCABULARIES
-
-
 NEAR = (0, 1)
 
 
@@ -125,9 +120,7 @@ def test_vocabularies_of_a_corpus(monkeypatch, seed):
         monkeypatch.setattr(room, name, lambda *_: corpus)
     subject, numbers = SimpleNamespace(tokenizer=Pieces()), {"seed": seed, "corpus": "", "subject": ""}
 
-    def drawn(
-        known: Lexicon, words: list[str], candidates: list[str], random: int, slot: int
-    ) -> dict[str, tuple[str, ...]]:
+    def drawn(known, words, candidates, random, slot):
         monkeypatch.setattr(room, "lexicon", lambda _: known)
         settings = SimpleNamespace(words=words, random_vocabularies=random, slot_vocabularies=slot, **numbers)
         return room.draw_words(settings, subject, pd.DataFrame({"word": candidates}))[0]
