@@ -242,11 +242,9 @@ def load_settings(profile: str, **overrides: Any) -> Settings:
     values = _read_profile(profile)
     plain = _validated(profile, values)
     settings = _validated(profile, values | overrides)
-    settings._overrides = {
-        name: getattr(settings, name)
-        for name in overrides
-        if name != "device" and getattr(settings, name) != getattr(plain, name)
-    }
+    usual, now = vars(plain), vars(settings)  # to compare a value is not to ask for what it names
+    changed = [name for name in overrides if name != "device" and now[name] != usual[name]]
+    settings._overrides = {name: now[name] for name in changed}
     return settings
 
 
