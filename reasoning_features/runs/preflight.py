@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reasoning_features import hub, paths
-from reasoning_features.errors import UserError
+from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.files import read_json
 from reasoning_features.settings import AUTOENCODERS, MODELS, PINNED, TEXTS, Settings
 
@@ -80,10 +80,9 @@ def check(settings: Settings, found: list[Part] | None = None) -> None:
         raise UserError(f"Layer {settings.layer} is out of range: {has}")
     room = free_memory(settings.device)
     if room is not None and (takes := memory(settings, found)) > room:
-        raise UserError(
-            f"{settings.profile} takes about {gigabytes(takes)} on {settings.device}, of which "
-            f"{gigabytes(room)} are free: give a larger device, a lower batch_tokens or max_new_tokens."
-        )
+        asks = f"{settings.profile} takes about {gigabytes(takes)} on {settings.device}"
+        advice = "give a larger device, a lower batch_tokens or max_new_tokens"
+        raise UserError(f"{asks}, of which {gigabytes(room)} are free: {advice}.")
 
 
 def memory(settings: Settings, found: list[Part]) -> int:
@@ -111,12 +110,25 @@ def gigabytes(size: float) -> str:
 
 
 def _configuration(settings: Settings, name: str) -> dict[str, Any]:
-    """A model's ``config.json``; of what is out of reach, nothing."""
+    """The :func:`configuration` of a model that a setting names; of what is out of reach, nothing."""
+    reference = getattr(settings, name)
     try:
-        config = read_json(hub.directory(getattr(settings, name) or "", ["config.json"]) / "config.json")
-    except (UserError, FileNotFoundError, NotADirectoryError):
+        folder = hub.directory(reference, ["config.json"]) if reference else None
+    except UserError:
         return {}
-    return {"dtype": config.get("torch_dtype")} | dict(config)
+    return configuration(folder, reference) if folder and folder.is_dir() else {}
+
+
+def configuration(directory: Path, name: str) -> dict[str, Any]:
+    """Sizes and ``dtype`` in a model's ``config.json``; MissingArtefact, UserError: it cannot be read."""
+    if not (file := directory / "config.json").is_file():
+        raise MissingArtefact(f"There is no config.json in {name}: name the folder of a whole model.")
+    try:
+        config = dict(read_json(file))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.json in {name} is no JSON object: restore it.") from error
+    sizes = {key: value for key, value in config.items() if isinstance(value, int) and value > 0}
+    return sizes | {"dtype": config.get("dtype", config.get("torch_dtype"))}
 
 
 def check_device(device: str) -> None:
@@ -128,9 +140,8 @@ def check_device(device: str) -> None:
     except RuntimeError as error:
         raise UserError(f"The device {device!r} is unknown: set DEVICE=cpu or DEVICE=cuda.") from error
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            f"The device {device} is not there (torch finds no CUDA): set DEVICE=cpu, or run where a GPU is."
-        )
+        lacks = "is not there (torch finds no CUDA)"
+        raise UserError(f"The device {device} {lacks}: set DEVICE=cpu, or run where a GPU is.")
 
 
 def free_memory(device: str) -> int | None:

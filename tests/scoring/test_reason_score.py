@@ -81,6 +81,21 @@ def test_entropy_and_score_where_little_is_active():
     assert scores.entropy(np.array([[2.0, 0.0]])).tolist() == [1, 1]
 
 
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:divide by zero")
+@pytest.mark.parametrize(
+    ("which", "value", "alpha"), [(0, np.nan, 1), (1, np.inf, 0), (2, np.nan, 1), (2, 0, -1)]
+)
+def test_what_is_not_finite_has_no_score_and_is_not_chosen(which, value, alpha):
+    given = [np.ones(3), np.ones(3), np.ones((2, 3))]
+    given[which][..., 1] = value
+    with pytest.raises(
+        UserError, match=r"The ReasonScore of a feature is not finite .*: give an `alpha` from 0"
+    ):
+        scores.reason_score(*given, alpha)
+    with pytest.raises(UserError, match=r"The score of a feature is not finite \(first at \[1\]\)"):
+        scores.select(np.array([0.5, np.nan, 1.0]), k=1)
+
+
 def test_select():
     values = np.array([0.1, 0.9, 0.5, 0.9, -1.0])
     assert scores.select(values, k=3).tolist() == [1, 3, 2]
