@@ -73,7 +73,8 @@ def load_autoencoder(
     told = f"The autoencoder in {name}"
     try:
         sae = (_read_sparsify if (path / SPARSIFY).is_file() else _read_saelens)(path, name, device)
-        sae(torch.zeros(1, sae.cfg.d_in, device=device))  # shows a configuration that does not fit
+        check_weights(sae, f"the autoencoder in {name}", remedy := "give one whose numbers are finite")
+        check_finite(sae(torch.ones(1, sae.cfg.d_in, device=device)), f"What {name} answers", remedy)
         hook = place_of(sae.cfg.metadata.hook_name or "")
     except UserError:
         raise
@@ -87,7 +88,6 @@ def load_autoencoder(
         raise UserError(f"{told} {reads}, not {hook_name}: give one that was trained there.")
     if (scaled := sae.cfg.normalize_activations) != "none":
         raise UserError(f"{told} expects scaled activations ({scaled}): fold that into its weights first.")
-    check_weights(sae, f"the autoencoder in {name}", "give one whose weights are finite")
     return sae.requires_grad_(False).eval()
 
 

@@ -21,6 +21,7 @@ from reasoning_features.dictionaries.autoencoder import (
     compared_with_plain,
     load_autoencoder,
     name_of,
+    place_of,
     save_autoencoder,
 )
 from reasoning_features.dictionaries.evaluation import quality
@@ -130,57 +131,29 @@ def test_what_does_not_fit_is_refused(tmp_path):
         load_autoencoder(place, 128)
     with pytest.raises(UserError, match=r"reads blocks\.1\.hook_resid_post, not blocks\.2"):
         load_autoencoder(place, 4, "blocks.2.hook_resid_post")
-    cfg, scaled = tmp_path / "sae" / "cfg.json", {"normalize_activations": "expected_average_only_in"}
-    cfg.write_text(json.dumps(json.loads(cfg.read_text()) | scaled))
+    cfg = tmp_path / "sae" / "cfg.json"
+    told, scaled = json.loads(cfg.read_text()), {"normalize_activations": "expected_average_only_in"}
+    for reads, said in (
+        (None, "tells of no hook_name in cfg.json"),
+        ("model.layers.1.mlp", "reads model.layers"),
+    ):
+        cfg.write_text(json.dumps(told | {"metadata": told["metadata"] | {"hook_name": reads}}))
+        with pytest.raises(UserError, match=f"{said}.*, not blocks.1.hook_resid_post: give one"):
+            load_autoencoder(place, 4, HOOK)
+    assert load_autoencoder(place, 4, "blocks.1.hook_mlp_out").cfg.d_sae == 8
+    cfg.write_text(json.dumps(told | scaled))
     with pytest.raises(UserError, match=r"expects scaled activations \(expected_average_only_in\)"):
         load_autoencoder(place, 4)
 
 
-MID, OUT = "blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out"
-
-
-@pytest.mark.parametrize(
-    ("named", "place"),
-    [
-        *((name, HOOK) for name in ("blocks.2.hook_resid_pre", "blocks.1.hook_out", "blocks.2.hook_in")),
-        *((name, HOOK) for name in ("model.layers.1", "gpt_neox.layers.1", "transformer.h.1", "layers.1")),
-        *((name, OUT) for name in ("model.layers.1.mlp", "blocks.1.mlp.hook_out", OUT)),
-        *(
-            (name, "")
-            for name in (
-                "blocks.0.hook_resid_pre",
-                "blocks.1.hook_resid_pre",
-                MID,
-                "model.layers.1.self_attn",
-            )
-        ),
-        *(
-            (name, "")
-            for name in ("blocks.1.hook_attn_out", "blocks.1.attn.hook_z", "model.layers.11", "model.norm")
-        ),
-    ],
-)
-def test_one_place_has_several_names(tmp_path, named, place):
-    sae = signed_identity(4)
-    sae.cfg.metadata.hook_name = named
-    save_autoencoder(sae, tmp_path / "sae")
-    for asked in (HOOK, OUT):
-        if asked == place:
-            assert load_autoencoder(str(tmp_path / "sae"), 4, asked).cfg.d_sae == 8
-        else:
-            with pytest.raises(
-                UserError, match=f"reads {named}, not {asked}: give one that was trained there"
-            ):
-                load_autoencoder(str(tmp_path / "sae"), 4, asked)
-
-
-def test_an_autoencoder_that_tells_no_place(tmp_path):
-    sae = signed_identity(4)
-    sae.cfg.metadata.hook_name = None
-    save_autoencoder(sae, tmp_path / "sae")
-    assert load_autoencoder(str(tmp_path / "sae"), 4).cfg.d_sae == 8
-    with pytest.raises(UserError, match=f"tells of no hook_name in cfg.json, not {HOOK}: give one"):
-        load_autoencoder(str(tmp_path / "sae"), 4, HOOK)
+def test_one_place_has_several_names():
+    same = (
+        "blocks.2.hook_resid_pre blocks.1.hook_out blocks.2.hook_in model.layers.1 gpt_neox.layers.1 layers.1"
+    )
+    assert {place_of(name) for name in same.split()} == {HOOK}
+    assert place_of("model.layers.1.mlp") == place_of("blocks.1.mlp.hook_out") == "blocks.1.hook_mlp_out"
+    for other in ("blocks.0.hook_resid_pre", "blocks.1.attn.hook_z", "model.layers.11", "layers.1.self_attn"):
+        assert place_of(other) != HOOK
 
 
 KINDS = {"standard": "ReLU", "topk": "TopK", "jumprelu": "JumpReLU", "gated": "gated", "abstopk": "abstopk"}
@@ -189,9 +162,9 @@ KINDS = {"standard": "ReLU", "topk": "TopK", "jumprelu": "JumpReLU", "gated": "g
 @pytest.mark.parametrize("kind", [*KINDS, "temporal", "skip_transcoder", "batchtopk", "new"])
 def test_the_kind_is_the_autoencoder_s_own(tmp_path, kind):
     made, config = get_sae_class(kind if kind in KINDS else "standard")
-    made(config(d_in=4, d_sae=8, **({"k": 2} if "topk" in kind and kind in KINDS else {}))).save_model(
-        tmp_path
-    )
+    made(
+        config(d_in=4, d_sae=8) if kind[-4:] != "topk" or kind not in KINDS else config(4, 8, k=2)
+    ).save_model(tmp_path)
     cfg = tmp_path / "cfg.json"
     cfg.write_text(json.dumps(json.loads(cfg.read_text()) | {"architecture": kind}))
     if kind in KINDS:
@@ -202,56 +175,44 @@ def test_the_kind_is_the_autoencoder_s_own(tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", ["W_enc", "b_enc", "W_dec", "b_dec"])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_weights_that_are_not_finite_are_neither_stored_nor_read(tmp_path, name, value):
+def test_weights_that_are_not_finite_are_neither_stored_nor_read(tmp_path, name):
     sae, folder = signed_identity(4), tmp_path / "sae"
     save_autoencoder(sae, folder)
-    kept = (folder / "sae_weights.safetensors").read_bytes()
-    getattr(sae, name).data.view(-1)[3] = value
+    kept = folder / "sae_weights.safetensors"
+    before, getattr(sae, name).data.view(-1)[3] = kept.read_bytes(), torch.inf
     with pytest.raises(
-        UserError, match=rf"{name} of the autoencoder for .*sae is not finite .*3\]\): train it again"
+        UserError, match=rf"{name} of the autoencoder for .*sae is not finite .*3\]\): train it"
     ):
         save_autoencoder(sae, folder)
-    assert (folder / "sae_weights.safetensors").read_bytes() == kept and len(list(tmp_path.iterdir())) == 1
-    save_file(sae.state_dict(), folder / "sae_weights.safetensors")
+    assert kept.read_bytes() == before and [*tmp_path.iterdir()] == [folder]
+    save_file(sae.state_dict(), kept)
     with pytest.raises(
         UserError, match=rf"{name} of the autoencoder in .*sae is not finite .*3\]\): give one"
     ):
         load_autoencoder(str(folder), 4)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The files of an autoencoder, by name."""
-    save_autoencoder(signed_identity(4), folder := tmp_path_factory.mktemp("whole") / "sae")
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+SCALARS = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=3)
+VALUES = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(st.text(max_size=3), SCALARS, max_size=2)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_whatever_lies_in_a_folder_is_loaded_or_told(whole, tmp_path_factory, data):
-    folder, files = tmp_path_factory.mktemp("any"), dict(whole)
-    scalars = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=3)
-    values = st.recursive(
-        scalars, lambda some: st.lists(some) | st.dictionaries(st.text(max_size=3), some), max_leaves=3
-    )
-    for name in data.draw(
-        st.lists(st.sampled_from([*whole, "made_from.json", "sae.safetensors"]), max_size=2)
-    ):
-        old = files.get(name, b"{}")
-        cut = st.integers(0, len(old)).map(lambda n, old=old: old[:n])
-        files[name] = data.draw(
-            st.binary(max_size=40) | cut | values.map(lambda value: json.dumps(value).encode())
+def test_whatever_lies_in_a_folder_is_loaded_or_told(tmp_path_factory, data):
+    save_autoencoder(signed_identity(4), folder := tmp_path_factory.mktemp("any") / "sae")
+    cfg = json.loads((folder / "cfg.json").read_text())
+    changes = data.draw(st.dictionaries(st.sampled_from(sorted(cfg)), VALUES, max_size=2))
+    (folder / "cfg.json").write_text(json.dumps(cfg | changes))
+    names = "cfg.json", "sae_weights.safetensors", "made_from.json", "sae.safetensors"
+    for file in [folder / name for name in data.draw(st.lists(st.sampled_from(names), max_size=2))]:
+        whole = file.read_bytes() if file.is_file() else b""
+        cut = whole[: data.draw(st.integers(0, len(whole)))]
+        content = data.draw(
+            st.just(cut) | st.binary(max_size=40) | VALUES.map(json.dumps).map(str.encode) | st.none()
         )
-    changes = st.dictionaries(st.sampled_from(sorted(json.loads(whole["cfg.json"]))), values, max_size=2)
-    if files["cfg.json"] == whole["cfg.json"]:
-        files["cfg.json"] = json.dumps(json.loads(whole["cfg.json"]) | data.draw(changes)).encode()
-    missing = data.draw(st.sets(st.sampled_from(sorted(files)), max_size=1))
-    for name in files.keys() - missing:
-        (folder / name).write_bytes(files[name])
+        file.unlink(missing_ok=True) if content is None else file.write_bytes(content)
     try:
-        sae = load_autoencoder(str(folder), 4, HOOK)
-        assert sae(torch.zeros(1, 4)).isfinite().all()
+        assert load_autoencoder(str(folder), 4, HOOK)(torch.zeros(1, 4)).isfinite().all()
     except UserError as error:
         assert "\n" not in str(error)
 
