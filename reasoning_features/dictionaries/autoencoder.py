@@ -73,7 +73,7 @@ def load_autoencoder(
     told = f"The autoencoder in {name}"
     try:
         sae = (_read_sparsify if (path / SPARSIFY).is_file() else _read_saelens)(path, name, device)
-        check_weights(sae, f"the autoencoder in {name}", remedy := "give one whose numbers are finite")
+        check_weights(sae, f"the autoencoder in {name}", remedy := "delete it, or give another")
         check_finite(sae(torch.ones(1, sae.cfg.d_in, device=device)), f"What {name} answers", remedy)
         hook = place_of(sae.cfg.metadata.hook_name or "")
     except UserError:
@@ -199,8 +199,7 @@ def check_scaling(sae: SAE[Any], residual: Tensor) -> None:
     parts, errors = residual.split(rows_at_once(sae)), []
     for by in (1.0, scale):
         errors.append(sum((part - sae.decode(sae.encode(part * by)) / by).square().sum() for part in parts))
-    check_finite(torch.stack(errors), "The error of a reconstruction", "give another autoencoder")
-    raw, scaled = (float(1 - error / total) for error in errors)
+    raw, scaled = (1 - check_finite(torch.stack(errors), "The error of a reconstruction") / total).tolist()
     if scaled > max(raw, 0.0) + CLEARLY:  # where activations are about √d long both explain about the same
         found = f"{scaled:.0%} of the variance of scaled activations and {raw:.0%} of raw ones"
         why = "it is a checkpoint from within a training; give the one of its end"

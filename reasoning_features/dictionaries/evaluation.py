@@ -45,9 +45,7 @@ class Reconstruction:
     def explained(self) -> float:
         """Fraction of variance explained; UserError where there is no variance."""
         explained = 1 - self.error.sum() / self.deviation.sum()
-        return float(
-            check_finite(explained, f"The {EXPLAINED}", "give activations that are not all the same")
-        )
+        return float(check_finite(explained, f"The {EXPLAINED}", "give activations that differ"))
 
     @property
     def live(self) -> NDArray[np.bool_]:
@@ -76,8 +74,7 @@ def reconstruct(sae: SAE[Any], residual: Tensor) -> Reconstruction:
         active = (features > 0).cpu()
         parts.append(torch.stack([*(each.square().sum(1) for each in distances), active.sum(1).double()]))
         fired += active.sum(0)
-    found = check_finite(torch.cat(parts, dim=1), "The error of a reconstruction", "give another autoencoder")
-    error, deviation, count = found.numpy()
+    error, deviation, count = check_finite(torch.cat(parts, dim=1), "The error of a reconstruction").numpy()
     return Reconstruction(error, deviation, count.astype(np.int64), (fired.double() / len(residual)).numpy())
 
 

@@ -220,8 +220,7 @@ def train_streamed(
     It goes on from ``initial``, if given, and comes into ``folder`` in SAELens' format, for raw activations,
     with ``training.csv`` and what it was made from. ``settings.checkpoints`` evenly spaced steps have a row
     of history and a checkpoint, beside one every twenty minutes: twelve bytes a weight, the newest in
-    ``<folder>.training``. UserError: too few rows or tokens, what is there is of another training, or as
-    :func:`training.steps`.
+    ``<folder>.training``. UserError: too few rows or tokens, another training there, or as training.steps.
     """
     key = reading_key(subject) | {
         "texts": [source.model_dump() for source in sources],

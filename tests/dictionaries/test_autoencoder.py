@@ -187,7 +187,7 @@ def test_weights_that_are_not_finite_are_neither_stored_nor_read(tmp_path, name)
     assert kept.read_bytes() == before and [*tmp_path.iterdir()] == [folder]
     save_file(sae.state_dict(), kept)
     with pytest.raises(
-        UserError, match=rf"{name} of the autoencoder in .*sae is not finite .*3\]\): give one"
+        UserError, match=rf"{name} of the autoencoder in .*sae is not finite .*3\]\): delete it"
     ):
         load_autoencoder(str(folder), 4)
 
