@@ -56,8 +56,7 @@ def load_autoencoder(
     ``reference`` is a directory (absolute, or from the repository's root) or
     ``owner/name[@revision][:folder]`` of the hub. ``d_model`` and ``hook_name`` are what it is meant for;
     None accepts any hook point. MissingArtefact: there is none. CorruptArtefact: a checksum does not match,
-    or it cannot be read. UserError: another width, hook point or kind, scaled activations, or weights that
-    are not finite.
+    or it cannot be read. UserError: another width, hook point, scale or kind, or weights that are not finite.
     """
     path, name = hub.directory(reference), reference
     advice = "name the folder that has cfg.json, as owner/name:folder"

@@ -266,8 +266,8 @@ def _train(
     for step in training.steps(trainer, spaced):
         if step in spaced:
             history.append(held_out_quality(trainer, held_out)[0])
-        late = step % training.LOOK == 0 and time.monotonic() - saved > SAVE_EVERY
-        if step in spaced or late:  # where losses and weights were found finite
+        # where losses and weights were found finite
+        if step in spaced or (step % training.LOOK == 0 and time.monotonic() - saved > SAVE_EVERY):
             _save(trainer, work, buffers.place, history)
             saved = time.monotonic()
     return history

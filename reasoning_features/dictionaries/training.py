@@ -48,7 +48,7 @@ NESTED = (16, 8, 4, 2, 1)  # Matryoshka's levels: the first 1/16 of the features
 # SAELens' names of architectures, where they are not ours
 THEIRS = {"relu": "standard", "matryoshka": "matryoshka_batchtopk"}
 THEIRS |= {"frozen_decoder": "batchtopk", "frozen_encoder": "batchtopk"}
-LOOK = 16  # steps from one look at losses and weights, for which a GPU has to wait, to the next
+LOOK = 16  # steps from one look whether losses and weights are finite, for which a GPU waits, to the next
 LOWER = "lower `learning_rate`; what was stored before is kept"
 HELD_OUT = 8192  # activations that no step sees, on which a training is judged
 AGREEMENT = ["matched share", "paired one to one"]  # columns of :func:`convergence`
@@ -258,9 +258,7 @@ def _start_from(sae: TrainingSAE[Any], initial: SAE[Any], scale: float) -> None:
 
 
 def steps(trainer: SAETrainer[Any, Any], looked: Collection[int] = ()) -> Iterator[int]:
-    """Take the steps that are left, and give the number of each when it is done. UserError by the 16th step,
-    the last or one ``looked`` at: a loss or a weight is not finite.
-    """
+    """Take the steps that are left and give each's number; UserError: a loss or a weight is not finite."""
     total, done = trainer.cfg.total_training_samples, trainer.n_training_samples
     losses = dict[int, Tensor]()
     with tqdm(total=total, initial=done, desc="Training SAE", unit_scale=True) as bar:

@@ -51,16 +51,15 @@ def feature_conditions(
     ``maxima`` ``[d_sae]`` are the largest activations f_i^max, on data that nothing is reported of.
     UserError: a feature that is not there or never active, or a number that is not finite.
     """
-    largest, decoder = np.asarray(maxima, dtype=float), sae.W_dec.detach().cpu()
+    largest = check_finite(np.asarray(maxima, dtype=float), "The largest activation of a feature")
     check_finite(np.asarray(gammas, dtype=float), f"A strength of {list(gammas)}", "give finite ones")
     made = []
     for feature in features:
         if not 0 <= feature < sae.cfg.d_sae:
             raise UserError(f"Feature {feature} is not there: this autoencoder has 0 to {sae.cfg.d_sae - 1}.")
-        check_finite(largest[feature], f"The largest activation of feature {feature}")
         if not (most := float(largest[feature])) > 0:
             raise UserError(f"Feature {feature} is never active, so it has no strength to steer with.")
-        name, direction = str(feature), most * decoder[feature]
+        name, direction = str(feature), most * sae.W_dec[feature].detach().cpu()
         if clamp:
             made += [Condition(f"{name} clamped at {g:g}", feature, g, clamp=g * most) for g in gammas]
         else:
@@ -74,12 +73,12 @@ def check_conditions(subject: Subject, conditions: Sequence[Condition], sae: Any
     for condition in conditions:
         if names.count(condition.name) > 1:
             raise UserError(f"Two conditions are named {condition.name!r}: give each a name of its own.")
-        width, dtype, weaker = subject.d_model, subject.model.dtype, "lower its strength"
-        vector = torch.zeros(width) if condition.vector is None else condition.vector
-        if vector.shape != (width,):
-            raise UserError(f"The vector of {condition.name!r} must be {width} numbers.")
-        check_finite(vector.to(dtype), f"The vector of {condition.name!r} in {dtype}", weaker)
-        check_finite(np.float64(condition.clamp or 0), f"The clamp of {condition.name!r}", weaker)
+        vector, width, dtype = condition.vector, subject.d_model, subject.model.dtype
+        if vector is not None and (vector.shape != (width,) or not bool(vector.to(dtype).isfinite().all())):
+            raise UserError(
+                f"The vector of {condition.name!r} is not {width} finite {dtype} numbers: weaken it."
+            )
+        check_finite(np.float64(condition.clamp or 0), f"The clamp of {condition.name!r}", "change it")
         if condition.clamp is not None and sae is None:
             raise UserError(f"{condition.name!r} clamps a feature: give the autoencoder as `sae`.")
 

@@ -249,8 +249,7 @@ def load_subject(
 
     ``model`` is a directory (absolute, or from the repository's root), pinned by its checksums, or
     ``owner/name[@revision]`` of the hub, pinned by its commit. MissingArtefact: it is not in reach.
-    CorruptArtefact: a checksum does not match. UserError: no such layer or device, no weights as safetensors,
-    files that cannot be read or do not fit, or blocks that are not where a decoder's are.
+    CorruptArtefact: a checksum does not match. UserError: no such layer or device, or files that do not fit.
     """
     check_device(device)
     if hub.is_local(model):
@@ -264,7 +263,7 @@ def load_subject(
     else:
         directory, name = hub.local_copy(model), hub.parse(model).repo
         revision = hub.known_sha(model) or ""
-    _check_layer(layer, configuration(directory, name).get("num_hidden_layers", layer + 1), name)
+    _check_layer(layer, configuration(model).get("num_hidden_layers", layer + 1), name)
     if not any(directory.glob("*.safetensors")):
         raise UserError(f"{name} has no weights as safetensors: save it again so, or give a model that has.")
     loader: Any = transformers.AutoModelForCausalLM  # whose types do not know that it gives two things
@@ -279,13 +278,13 @@ def load_subject(
         raise UserError(f"{name} cannot be loaded ({why}): restore its files, or give another.") from error
     blocks = getattr(network.base_model, "layers", [])
     if len(blocks) <= layer or (site == "mlp_out" and not hasattr(blocks[layer], "mlp")):
-        kind = network.config.model_type
-        raise UserError(f"{name} ({kind}) lacks `model.layers` or their `mlp`: give a decoder such as Llama.")
+        raise UserError(f"{name} lacks `model.layers`, or their `mlp`: give a decoder such as Llama or Qwen.")
     beyond = f"{network.base_model_prefix}.layers.{len(blocks)}."
     wrong = found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]}
     if wrong := sorted(wrong | {key for key in found["unexpected_keys"] if key.startswith(beyond)}):
-        first = f"{wrong[0]}, of {len(wrong)}, is missing, too many or of another shape"
-        raise UserError(f"The weights of {name} do not fit its config.json ({first}): restore its files.")
+        raise UserError(
+            f"{name} has {len(wrong)} weights unlike config.json ({wrong[0]}): restore its files."
+        )
     network.eval().requires_grad_(False)
     return Subject(network, tokenizer, layer, name, revision, str(directory), site)
 

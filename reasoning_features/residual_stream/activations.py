@@ -238,8 +238,8 @@ def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_t
 def means_by_place_and_move(table: pd.DataFrame, value: str, seed: int = 0) -> pd.DataFrame:
     """Mean of a column, with its interval (95%) over documents, by position and, where known, by move.
 
-    ``group`` is the first of ``BIN`` positions, or the move (in order). First tokens without a value do not
-    count; of any other a value that is not finite is a UserError.
+    ``group`` is the first of ``BIN`` positions, or the move (in order). UserError: a value is not finite, but
+    for first tokens, which may have none.
     """
     check_finite(table.loc[table["position"] > 0, value].to_numpy(dtype=float), f"The {value} of a token")
     binned = table.assign(position=table["position"] // BIN * BIN)

@@ -74,7 +74,7 @@ def check(settings: Settings, found: list[Part] | None = None) -> None:
     if (fetch := sum(part.missing for part in found)) > (free := hub.free_disk()):
         has = f"{gigabytes(free)} are free on the disk of the cache: free some, or set HF_HOME to another"
         raise UserError(f"{settings.profile} fetches {gigabytes(fetch)}, but {has}.")
-    layers = _configuration(settings, "subject").get("num_hidden_layers")
+    layers = configuration(settings.subject).get("num_hidden_layers")
     if layers is not None and settings.layer >= layers:
         has = f"{settings.subject} has {layers} layers; choose 0 to {layers - 1}."
         raise UserError(f"Layer {settings.layer} is out of range: {has}")
@@ -89,10 +89,10 @@ def memory(settings: Settings, found: list[Part]) -> int:
     """Bytes on the device, about: models, autoencoders, the largest of reading, answering and training."""
     size = {part.setting: part.size for part in found}
     weights = sum(size.get(name, 0) for name in AUTOENCODERS)
-    for name in MODELS:
-        stored = str(_configuration(settings, name).get("dtype") or "bfloat16")
+    for name in filter(settings.named, MODELS):
+        stored = str(configuration(getattr(settings, name)).get("dtype") or "bfloat16")
         weights += size.get(name, 0) // BYTES.get(stored, 2) * BYTES[settings.dtype]
-    config = _configuration(settings, "subject")
+    config = configuration(settings.subject)
     d, vocabulary = config.get("hidden_size", 0), config.get("vocab_size", 0)
     heads = config.get("num_attention_heads", 1)
     keys = config.get("num_key_value_heads", heads) * (config.get("head_dim") or d // heads)
@@ -109,24 +109,17 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
-def _configuration(settings: Settings, name: str) -> dict[str, Any]:
-    """The :func:`configuration` of a model that a setting names; of what is out of reach, nothing."""
-    reference = getattr(settings, name)
+def configuration(reference: str) -> dict[str, Any]:
+    """Sizes and ``dtype`` in a model's ``config.json``, if in reach; UserError: it is not whole."""
     try:
-        folder = hub.directory(reference, ["config.json"]) if reference else None
+        folder = hub.directory(reference, ["config.json"])
+        config = dict(read_json(folder / "config.json")) if folder.is_dir() else {}
     except UserError:
         return {}
-    return configuration(folder, reference) if folder and folder.is_dir() else {}
-
-
-def configuration(directory: Path, name: str) -> dict[str, Any]:
-    """Sizes and ``dtype`` in a model's ``config.json``; MissingArtefact, UserError: it cannot be read."""
-    if not (file := directory / "config.json").is_file():
-        raise MissingArtefact(f"There is no config.json in {name}: name the folder of a whole model.")
-    try:
-        config = dict(read_json(file))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"config.json in {name} is no JSON object: restore it.") from error
+    except FileNotFoundError as error:
+        raise MissingArtefact(f"There is no config.json in {reference}: name a whole model.") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"config.json in {reference} is no JSON object: restore it.") from error
     sizes = {key: value for key, value in config.items() if isinstance(value, int) and value > 0}
     return sizes | {"dtype": config.get("dtype", config.get("torch_dtype"))}
 

@@ -98,8 +98,8 @@ class SetSums:
         """What was accumulated ``[groups, s, f]``; UserError if that is nothing, or not finite."""
         if self._sums is None:
             raise UserError(NOTHING_READ)
-        sums = check_finite(self._sums, SUM).cpu().numpy()
-        return FeatureStatistics(self._names, self._counts.numpy(), sums)
+        sums = check_finite(self._sums, SUM)
+        return FeatureStatistics(self._names, self._counts.numpy(), sums.cpu().numpy())
 
     def state(self) -> Arrays:
         """Counts and sums of the groups that came, and which these are."""

@@ -10,8 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import LAYERS, VOCABULARY, make_tiny_llama
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from tiny import LAYERS, make_tiny_llama
 
 from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
@@ -134,32 +133,33 @@ def test_a_model_without_weights_or_that_is_not_there_is_told(hub):
         load_subject("data/organism/models/nowhere", 0)
 
 
-def changed(model: Path, name: str, content: bytes | dict[str, object] | None) -> None:
-    """Writes a model's file anew, changes its configuration, or takes a file away."""
-    file = model / name
+def changed(source: Path, folder: Path, name: str, content: bytes | dict[str, object] | None) -> Path:
+    """A copy of a model with a file written anew or taken away, or with another configuration."""
+    file = shutil.copytree(source, folder / "model") / name
     if isinstance(content, dict):
         content = json.dumps(json.loads(file.read_text()) | content).encode()
     file.unlink() if content is None else file.write_bytes(content)
+    return file.parent
 
 
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("config.json", None, "no config.json in .*model: name the folder"),
+        ("config.json", None, "no config.json in .*model: name a whole model"),
         ("config.json", b"\xff{", "config.json in .*model is no JSON"),
         ("tokenizer.json", None, "model cannot be loaded .* tokenizer"),
         ("model.safetensors", b"x", "model cannot be loaded .*Safetensor"),
-        ("model.safetensors", None, "model has no weights as safetensors"),  # others are not looked at
-        ("config.json", {"hidden_size": 64}, r"do not fit .*\(model.embed_tokens.weight, of 29"),
-        ("config.json", {"num_hidden_layers": 4}, r"do not fit .*\(model.layers.3.*, of 9"),
-        ("config.json", {"num_hidden_layers": 2}, r"do not fit .*\(model.layers.2.*, of 9"),
+        ("model.safetensors", None, "model has no weights as safetensors"),
+        ("config.json", {"hidden_size": 64}, r"29 weights unlike config.json \(model.embed_tokens"),
+        ("config.json", {"num_hidden_layers": 4}, r"9 weights unlike config.json \(model.layers.3"),
+        ("config.json", {"num_hidden_layers": 2}, r"9 weights unlike config.json \(model.layers.2"),
         ("config.json", {"model_type": "new", "auto_map": {"AutoConfig": "a.B"}}, "custom code"),
-        ("config.json", {"model_type": "gpt2"}, r"model \(gpt2\) lacks `model.layers`"),
-        ("config.json", {"model_type": "bert"}, r"model \(bert\) lacks `model.layers`"),
+        ("config.json", {"model_type": "gpt2"}, "model lacks `model.layers`"),
+        ("config.json", {"model_type": "bert"}, "model lacks `model.layers`"),
     ],
 )
 def test_a_folder_that_is_no_model_of_ours_is_told_in_one_sentence(tiny_llama, tmp_path, name, content, told):
-    changed(model := shutil.copytree(tiny_llama, tmp_path / "model"), name, content)
+    model = changed(tiny_llama, tmp_path, name, content)
     (model / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(UserError, match=told) as caught:
         load_subject(str(model), 1)
@@ -172,24 +172,17 @@ SCALARS = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_whatever_a_configuration_holds_it_is_loaded_or_told(tiny_llama, tmp_path_factory, data):
-    model = shutil.copytree(tiny_llama, tmp_path_factory.mktemp("any") / "model")
-    names = st.sampled_from(sorted(json.loads((model / "config.json").read_text())))
+    names = st.sampled_from(sorted(json.loads((tiny_llama / "config.json").read_text())))
     changes = data.draw(st.dictionaries(names, SCALARS | st.lists(SCALARS), min_size=1, max_size=2))
-    changed(model, "config.json", changes)
     try:
-        assert load_subject(str(model), 1).d_model
+        load_subject(str(changed(tiny_llama, tmp_path_factory.mktemp("any"), "config.json", changes)), 1)
     except UserError as error:
         assert "model" in str(error) and "\n" not in str(error)
 
 
-def test_pythia_is_read_and_what_overflows_in_16_bits_is_told(tiny_llama, tmp_path):
-    model = shutil.copytree(tiny_llama, tmp_path / "model")
-    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}
-    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=VOCABULARY, **sizes)).save_pretrained(model)
-    subject, tokens = load_subject(str(model), 1), torch.tensor([[5, 6, 7]])
-    reference = subject.model(tokens, output_hidden_states=True).hidden_states
-    assert torch.equal(subject.residuals(tokens, [0, 1])[0], reference[1])
-    subject.hooked_block.mlp.dense_4h_to_h.bias.data[3] = 1e5  # beyond 16 bits
+def test_what_overflows_in_16_bits_is_told(tiny_llama, tokens):
+    subject = load_subject(str(tiny_llama), 1)
+    subject.hooked_block.mlp.down_proj.weight.data[3] = 3e4
     assert subject.residual(tokens).isfinite().all() and subject.model.half()
     for read in (subject.residual, subject.logits, lambda ids: subject.residuals(ids, [0, 1])):
         with pytest.raises(UserError, match=r"torch.float16 is not finite \(first at \[0, 0, \d+\]\): run"):

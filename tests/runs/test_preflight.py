@@ -83,7 +83,7 @@ def test_a_layer_that_the_model_lacks_is_told_before_any_work(repository: Path) 
     check(settings.model_copy(update={"layer": 2}))
     for content, told in (
         ("{", "config.json in model is no JSON object"),
-        (None, "no config.json in model: name"),
+        (None, "no config.json in model: name a"),
     ):
         file = repository / "model" / "config.json"
         file.write_text(content) if content else file.unlink()
