@@ -83,8 +83,8 @@ def load_autoencoder(
         widths = f"is for activations of width {sae.cfg.d_in}, but the model's are {d_model} wide"
         raise UserError(f"{told} {widths}: give one that was trained on this model.")
     if hook_name is not None and hook != hook_name:
-        reads = f"reads {sae.cfg.metadata.hook_name}" if hook else "tells of no hook_name in cfg.json"
-        raise UserError(f"{told} {reads}, not {hook_name}: give one that was trained there.")
+        reads = f"reads {sae.cfg.metadata.hook_name}, not" if hook else "tells by no hook_name that it reads"
+        raise UserError(f"{told} {reads} {hook_name}: give one that was trained there.")
     if (scaled := sae.cfg.normalize_activations) != "none":
         raise UserError(f"{told} expects scaled activations ({scaled}): fold that into its weights first.")
     return sae.requires_grad_(False).eval()

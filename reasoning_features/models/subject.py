@@ -282,9 +282,7 @@ def load_subject(
     beyond = f"{network.base_model_prefix}.layers.{len(blocks)}."
     wrong = found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]}
     if wrong := sorted(wrong | {key for key in found["unexpected_keys"] if key.startswith(beyond)}):
-        raise UserError(
-            f"{name} has {len(wrong)} weights unlike config.json ({wrong[0]}): restore its files."
-        )
+        raise UserError(f"{name} has {len(wrong)} weights unlike config.json ({wrong[0]}): restore both.")
     network.eval().requires_grad_(False)
     return Subject(network, tokenizer, layer, name, revision, str(directory), site)
 

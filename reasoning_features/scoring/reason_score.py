@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from reasoning_features.dictionaries.autoencoder import ELEMENTS
-from reasoning_features.errors import WIDER, UserError, check_finite
+from reasoning_features.errors import UserError, check_finite
 from reasoning_features.scoring.feature_statistics import FeatureStatistics
 from reasoning_features.text.words import ALL, Window, vocabulary_set, word_set
 
@@ -34,13 +34,13 @@ def reason_score(inside: Array, outside: Array, word_means: Array, alpha: float)
     UserError: a score is not finite.
     """
     scores = _shares(inside) * entropy(word_means) ** alpha - _shares(outside)
-    return check_finite(scores, "The ReasonScore of a feature", f"give an `alpha` from 0 up, {WIDER}")
+    return check_finite(scores, "The ReasonScore of a feature", "give an `alpha` from 0 up")
 
 
 def _shares(means: Array, axis: int = -1) -> Array:
-    """Means as shares of their sum over features, or words; zero where none is active, NaN where one is."""
-    total = means.sum(axis=axis, keepdims=True)
-    return np.divide(means, total, out=np.zeros_like(means), where=~(total <= 0))
+    """Means as shares of their sum over features, or words; zero where none is active."""
+    total = check_finite(means, "The mean activation of a feature").sum(axis=axis, keepdims=True)
+    return np.divide(means, total, out=np.zeros_like(means), where=total > 0)
 
 
 def set_means(

@@ -134,11 +134,11 @@ def test_what_does_not_fit_is_refused(tmp_path):
     cfg = tmp_path / "sae" / "cfg.json"
     told, scaled = json.loads(cfg.read_text()), {"normalize_activations": "expected_average_only_in"}
     for reads, said in (
-        (None, "tells of no hook_name in cfg.json"),
-        ("model.layers.1.mlp", "reads model.layers"),
+        (None, "tells by no hook_name that it reads"),
+        ("layers.1.mlp", r"reads layers\.1\.mlp, not"),
     ):
         cfg.write_text(json.dumps(told | {"metadata": told["metadata"] | {"hook_name": reads}}))
-        with pytest.raises(UserError, match=f"{said}.*, not blocks.1.hook_resid_post: give one"):
+        with pytest.raises(UserError, match=f"{said} {HOOK}: give one that was trained there"):
             load_autoencoder(place, 4, HOOK)
     assert load_autoencoder(place, 4, "blocks.1.hook_mlp_out").cfg.d_sae == 8
     for kind in ("temporal", "skip_transcoder", "batchtopk", "new"):

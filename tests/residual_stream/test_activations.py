@@ -147,8 +147,8 @@ def test_what_is_not_finite_stops_every_reading_before_its_shard(tiny_subject, t
             UserError, match=r"The (activation at layer 1|logit) of .* is not finite .*: run the model"
         ):
             read()
-    shards = [read_shard(file)["residual"] for file in sorted(tmp_path.rglob("*.safetensors"))]
-    assert len(shards) > 2 and all(np.isfinite(residual).all() for residual in shards)
+    assert all(np.isfinite(read_shard(file)["residual"]).all() for file in tmp_path.rglob("*.safetensors"))
+    assert len(load_sample(tmp_path).positions) < (~corpus.special).sum()  # those before it are kept
     with pytest.raises(UserError, match="The mean activation in a dimension is not finite"):
         Moments.of(torch.tensor([[1.0, 2.0], [1.0, value]]))
     with pytest.raises(UserError, match=r"The loss of a token is not finite \(first at \[0, 0\]\)"):
