@@ -101,7 +101,7 @@ def damaged_training(directory: Path) -> list[Path]:
         return []
     try:
         return damaged_files(directory, read_json(made).get("files", {}))
-    except ValueError:
+    except (ValueError, AttributeError):
         return [made]
 
 

@@ -86,7 +86,7 @@ class ProblemSource(BaseModel, frozen=True, extra="forbid"):
     split_column: str | None = None  # says "selection" or "evaluation" of each problem, instead of that share
 
 
-class Settings(BaseModel, frozen=True, extra="forbid"):
+class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """All settings of one run, where paths are taken from the repository's root unless absolute."""
 
     _overrides: dict[str, Any] = PrivateAttr(default_factory=dict)

@@ -103,6 +103,11 @@ def test_text_becomes_a_value_of_the_settings_type(text, value):
         ("window='[-1,2]'", "window"),
         ("words='[wait, but, Wait]'", "the word 'wait' stands twice"),
         ("words='[wait, \" \"]'", "a word is empty"),
+        ("alpha=.inf", "'alpha' .* finite"),
+        ("gamma=nan", "'gamma' .* finite"),
+        ("strengths='[0.1, .nan]'", "'strengths.1' .* finite"),
+        ("alphas='[-.inf]'", "'alphas.0' .* finite"),
+        ("learning_rate=1e999", "'learning_rate' .* finite"),
     ],
 )
 def test_words_that_are_no_settings_are_refused_in_one_sentence(text, words):

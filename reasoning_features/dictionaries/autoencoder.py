@@ -20,12 +20,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sae_lens import SAE, TopKSAE, TopKSAEConfig
+from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file
 from torch import Tensor
 
 from reasoning_features import hub, paths
-from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
+from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError, check_finite
 from reasoning_features.files import damaged_training, read_json, verify_shipped
 
 SAELENS, SPARSIFY = "sae_weights.safetensors", "sae.safetensors"  # files of weights, by format
@@ -55,47 +56,45 @@ def load_autoencoder(
     ``reference`` is a directory (absolute, or from the repository's root) or
     ``owner/name[@revision][:folder]`` of the hub. ``d_model`` and ``hook_name`` are what it is meant for;
     None accepts any hook point. MissingArtefact: there is none. CorruptArtefact: a checksum does not match,
-    or it cannot be read. UserError: another width or hook point, scaled activations, or an unknown kind.
+    or it cannot be read. UserError: another width, hook point, scale or kind, or weights that are not finite.
     """
     path, name = hub.directory(reference), reference
     advice = "name the folder that has cfg.json, as owner/name:folder"
     if hub.is_local(reference):
-        name = paths.relative(path)
-        advice = '`make organism` makes the shipped, `make nb-02 PARAMS="train_saes=true"` one of your own'
+        name, again = paths.relative(path), 'run `make nb-02 PARAMS="train_saes=true"`'
+        advice = f"`make organism` makes the shipped, for one of your own {again}"
         verify_shipped(path)
         if bad := damaged_training(path):
-            raise CorruptArtefact(
-                f"{paths.relative(bad[0])} is damaged or missing (its checksum is not the stored one): "
-                f'restore it, or delete {name} and run `make nb-02 PARAMS="train_saes=true"`.'
-            )
+            damaged = f"{paths.relative(bad[0])} is damaged or missing (its checksum is not the stored one)"
+            raise CorruptArtefact(f"{damaged}: restore it, or delete {name} and {again}.")
     if not (path / "cfg.json").is_file() or not any((path / file).is_file() for file in (SAELENS, SPARSIFY)):
         raise MissingArtefact(f"There is no autoencoder in {name}: {advice}.")
+    told = f"The autoencoder in {name}"
     try:
         sae = (_read_sparsify if (path / SPARSIFY).is_file() else _read_saelens)(path, name, device)
+        check_weights(sae, f"the autoencoder in {name}", remedy := "delete it, or give another")
+        check_finite(sae(torch.ones(1, sae.cfg.d_in, device=device)), f"What {name} answers", remedy)
+        hook = place_of(sae.cfg.metadata.hook_name or "")
     except UserError:
         raise
     except Exception as error:
-        raise CorruptArtefact(f"The autoencoder in {name} cannot be read: restore its files.") from error
+        raise CorruptArtefact(f"{told} cannot be read: restore its files.") from error
     if sae.cfg.d_in != d_model:
-        raise UserError(
-            f"The autoencoder in {name} is for activations of width {sae.cfg.d_in}, but the model's are "
-            f"{d_model} wide: give one that was trained on this model."
-        )
-    if hook_name is not None and sae.cfg.metadata.hook_name != hook_name:
-        raise UserError(
-            f"The autoencoder in {name} reads {sae.cfg.metadata.hook_name}, not {hook_name}: "
-            "give one that was trained at this layer."
-        )
-    if sae.cfg.normalize_activations != "none":
-        raise UserError(
-            f"The autoencoder in {name} expects scaled activations "
-            f"({sae.cfg.normalize_activations}): fold the scaling into its weights first."
-        )
+        widths = f"is for activations of width {sae.cfg.d_in}, but the model's are {d_model} wide"
+        raise UserError(f"{told} {widths}: give one that was trained on this model.")
+    if hook_name is not None and hook != hook_name:
+        reads = f"reads {sae.cfg.metadata.hook_name}, not" if hook else "tells by no hook_name that it reads"
+        raise UserError(f"{told} {reads} {hook_name}: give one that was trained there.")
+    if (scaled := sae.cfg.normalize_activations) != "none":
+        raise UserError(f"{told} expects scaled activations ({scaled}): fold that into its weights first.")
     return sae.requires_grad_(False).eval()
 
 
 def _read_saelens(path: Path, name: str, device: str) -> SAE[Any]:
     """An autoencoder in SAELens' format; weights of its version 5 are taken for folded (`check_scaling`)."""
+    kind = read_json(path / "cfg.json").get("architecture", "standard")
+    if kind not in SAE_CLASS_REGISTRY or "transcoder" in kind or kind == "temporal":
+        raise UserError(f"{name} is of the kind {kind!r}: give an autoencoder of activations, for inference.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # how SAELens would load the model
         sae = SAE.load_from_disk(path, device=device, dtype="float32")
@@ -130,7 +129,8 @@ def _read_sparsify(path: Path, name: str, device: str) -> SAE[Any]:
 def save_autoencoder(
     sae: SAE[Any], directory: Path, tables: Mapping[str, pd.DataFrame] | None = None
 ) -> None:
-    """Write an inference SAE in SAELens' format, whole or not at all, with ``tables`` by name as CSV."""
+    """Write an SAE in SAELens' format, whole or not, with ``tables`` as CSV; UserError: it is not finite."""
+    check_weights(sae, f"the autoencoder for {paths.relative(directory)}", "train it again")
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     sae.save_model(partial)
@@ -140,6 +140,20 @@ def save_autoencoder(
         table.to_csv(partial / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(partial, directory)
+
+
+def check_weights(sae: Any, which: str, remedy: str) -> None:
+    """UserError where a weight of an autoencoder is not finite."""
+    for name, values in sae.state_dict().items():
+        check_finite(values, f"{name} of {which}", remedy)
+
+
+def place_of(hook: str) -> str:
+    """Our name of a place: "blocks.2.hook_resid_pre" and "model.layers.1" are "blocks.1.hook_resid_post"."""
+    if before := re.fullmatch(r"blocks\.(\d+)\.hook_(?:resid_pre|in)", hook):
+        return f"blocks.{int(before[1]) - 1}.hook_resid_post"  # −1: the embeddings, which no block gives
+    output = re.fullmatch(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)(\.mlp)?(?:\.hook_out)?", hook)
+    return f"blocks.{output[1]}.hook_{SITES[output[2] or '']}" if output else hook
 
 
 def compared_with_plain(sae: SAE[Any], reference: str, residual: Tensor) -> str:
@@ -160,17 +174,17 @@ def label_of(architecture: str, directions: str) -> str:
 
 
 def architecture_label(sae: SAE[Any]) -> str:
-    """The :func:`label_of` an autoencoder that was trained here; any other is "topk" or "relu"."""
-    recipe = sae.cfg.metadata.recipe
-    if recipe is None:
-        return "topk" if sae.cfg.architecture() == "topk" else "relu"
+    """The :func:`label_of` an autoencoder that was trained here; of any other SAELens' name of its kind."""
+    recipe, kind = sae.cfg.metadata.recipe, sae.cfg.architecture()
+    if not isinstance(recipe, dict) or "architecture" not in recipe:
+        return "relu" if kind == "standard" else str(kind)
     return label_of(recipe["architecture"], recipe.get("directions", "default"))
 
 
 def name_of(label: str) -> str:
     """A label's name: "frozen_decoder-cov" is the frozen decoder (cov); the usual, "iso", goes unsaid."""
     architecture, _, start = label.partition("-")
-    return NAMES[architecture] + ("" if start in ("", "iso") else f" ({start})")
+    return NAMES.get(architecture, architecture) + ("" if start in ("", "iso") else f" ({start})")
 
 
 @torch.no_grad()
@@ -184,12 +198,11 @@ def check_scaling(sae: SAE[Any], residual: Tensor) -> None:
     parts, errors = residual.split(rows_at_once(sae)), []
     for by in (1.0, scale):
         errors.append(sum((part - sae.decode(sae.encode(part * by)) / by).square().sum() for part in parts))
-    raw, scaled = (float(1 - error / total) for error in errors)
+    raw, scaled = (1 - check_finite(torch.stack(errors), "The error of a reconstruction") / total).tolist()
     if scaled > max(raw, 0.0) + CLEARLY:  # where activations are about √d long both explain about the same
-        raise UserError(
-            f"The autoencoder explains {scaled:.0%} of the variance of scaled activations and {raw:.0%} of "
-            "raw ones: it is a checkpoint from within a training; give the one of its end."
-        )
+        found = f"{scaled:.0%} of the variance of scaled activations and {raw:.0%} of raw ones"
+        why = "it is a checkpoint from within a training; give the one of its end"
+        raise UserError(f"The autoencoder explains {found}: {why}.")
 
 
 def dictionary_digest(sae: Any) -> str:

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from reasoning_features.dictionaries.autoencoder import rows_at_once
+from reasoning_features.errors import check_finite
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import ActivationBatch, Moments, next_token_loss, no_sink
 from reasoning_features.statistics import Interval, bootstrap_ratio
@@ -42,8 +43,9 @@ class Reconstruction:
 
     @property
     def explained(self) -> float:
-        """Fraction of variance explained."""
-        return float(1 - self.error.sum() / self.deviation.sum())
+        """Fraction of variance explained; UserError where there is no variance."""
+        explained = 1 - self.error.sum() / self.deviation.sum()
+        return float(check_finite(explained, f"The {EXPLAINED}", "give activations that differ"))
 
     @property
     def live(self) -> NDArray[np.bool_]:
@@ -72,7 +74,7 @@ def reconstruct(sae: SAE[Any], residual: Tensor) -> Reconstruction:
         active = (features > 0).cpu()
         parts.append(torch.stack([*(each.square().sum(1) for each in distances), active.sum(1).double()]))
         fired += active.sum(0)
-    error, deviation, count = torch.cat(parts, dim=1).numpy()
+    error, deviation, count = check_finite(torch.cat(parts, dim=1), "The error of a reconstruction").numpy()
     return Reconstruction(error, deviation, count.astype(np.int64), (fired.double() / len(residual)).numpy())
 
 

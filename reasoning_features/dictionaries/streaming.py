@@ -220,7 +220,7 @@ def train_streamed(
     It goes on from ``initial``, if given, and comes into ``folder`` in SAELens' format, for raw activations,
     with ``training.csv`` and what it was made from. ``settings.checkpoints`` evenly spaced steps have a row
     of history and a checkpoint, beside one every twenty minutes: twelve bytes a weight, the newest in
-    ``<folder>.training``. UserError: too few rows or tokens, or what is there is of another training.
+    ``<folder>.training``. UserError: too few rows or tokens, another training there, or as training.steps.
     """
     key = reading_key(subject) | {
         "texts": [source.model_dump() for source in sources],
@@ -263,10 +263,11 @@ def _train(
     trainer.data_provider = buffers.batches(trainer.n_training_steps)
     total, saved = trainer.cfg.total_training_steps, time.monotonic()
     spaced = {round(total * i / (checkpoints + 1)) for i in range(1, checkpoints + 2)}
-    for step in training.steps(trainer):
+    for step in training.steps(trainer, spaced):
         if step in spaced:
             history.append(held_out_quality(trainer, held_out)[0])
-        if step in spaced or time.monotonic() - saved > SAVE_EVERY:
+        # where losses and weights were found finite
+        if step in spaced or (step % training.LOOK == 0 and time.monotonic() - saved > SAVE_EVERY):
             _save(trainer, work, buffers.place, history)
             saved = time.monotonic()
     return history

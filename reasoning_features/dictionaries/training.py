@@ -11,7 +11,7 @@ folded into the weights at the end: an SAE given back here works on raw activati
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from typing import Any, Literal
@@ -31,9 +31,9 @@ from tqdm.auto import tqdm
 from reasoning_features import paths
 from reasoning_features.dictionaries import evaluation
 from reasoning_features.dictionaries.architectures import SoftFrozenDecoder
-from reasoning_features.dictionaries.autoencoder import NAMES, SCALED, label_of, rows_at_once
+from reasoning_features.dictionaries.autoencoder import NAMES, SCALED, check_weights, label_of, rows_at_once
 from reasoning_features.dictionaries.evaluation import EXPLAINED
-from reasoning_features.errors import UserError
+from reasoning_features.errors import UserError, check_finite
 from reasoning_features.files import verify_shipped
 from reasoning_features.residual_stream.activations import Moments, shuffled_batches
 from reasoning_features.settings import Settings
@@ -48,6 +48,8 @@ NESTED = (16, 8, 4, 2, 1)  # Matryoshka's levels: the first 1/16 of the features
 # SAELens' names of architectures, where they are not ours
 THEIRS = {"relu": "standard", "matryoshka": "matryoshka_batchtopk"}
 THEIRS |= {"frozen_decoder": "batchtopk", "frozen_encoder": "batchtopk"}
+LOOK = 16  # steps from one look whether losses and weights are finite, for which a GPU waits, to the next
+LOWER = "lower `learning_rate`; what was stored before is kept"
 HELD_OUT = 8192  # activations that no step sees, on which a training is judged
 AGREEMENT = ["matched share", "paired one to one"]  # columns of :func:`convergence`
 Flags = NDArray[np.bool_]
@@ -129,7 +131,7 @@ def train_autoencoder(
 
     The first 8,192 activations of a seeded order (at most a tenth) are held out; steps 0, ``record_at`` and
     the last are recorded. ``initial`` is an SAE on raw activations to go on from. UserError: as
-    :func:`new_trainer`.
+    :func:`new_trainer` and :func:`steps`.
     """
     start = recipe.start(model_name)
     order = torch.randperm(len(residual), generator=torch.Generator().manual_seed(start))
@@ -242,11 +244,9 @@ def _start_from(sae: TrainingSAE[Any], initial: SAE[Any], scale: float) -> None:
     """Gives a new SAE the features of an SAE on raw activations, while its own inputs are scaled."""
     kind = sae.cfg.get_inference_config_class().architecture()
     if initial.cfg.architecture() != kind or initial.W_enc.shape != sae.W_enc.shape:
-        raise UserError(
-            f"Training cannot go on from a {initial.cfg.architecture()} autoencoder of {initial.cfg.d_sae} "
-            f"features on width {initial.cfg.d_in}: the recipe makes a {kind} one of "
-            f"{sae.cfg.d_sae} on {sae.cfg.d_in}."
-        )
+        given = f"a {initial.cfg.architecture()} autoencoder of {initial.cfg.d_sae} features"
+        makes = f"the recipe makes a {kind} one of {sae.cfg.d_sae} on {sae.cfg.d_in}"
+        raise UserError(f"Training cannot go on from {given} on width {initial.cfg.d_in}: {makes}.")
     sae.W_enc.data = (initial.W_enc.data / scale).to(sae.W_enc)
     sae.W_dec.data = (initial.W_dec.data * scale).to(sae.W_dec)
     sae.b_dec.data = (initial.b_dec.data * scale).to(sae.b_dec)
@@ -257,17 +257,22 @@ def _start_from(sae: TrainingSAE[Any], initial: SAE[Any], scale: float) -> None:
         sae.threshold.data = initial.threshold.data.clone().to(sae.threshold)
 
 
-def steps(trainer: SAETrainer[Any, Any]) -> Iterator[int]:
-    """Take the steps that are left, one at a time, and give the number of each when it is done."""
+def steps(trainer: SAETrainer[Any, Any], looked: Collection[int] = ()) -> Iterator[int]:
+    """Take the steps that are left and give each's number; UserError: a loss or a weight is not finite."""
     total, done = trainer.cfg.total_training_samples, trainer.n_training_samples
+    losses = dict[int, Tensor]()
     with tqdm(total=total, initial=done, desc="Training SAE", unit_scale=True) as bar:
         while trainer.n_training_samples < total:
             trainer.maybe_reset_sparsity()
             batch = next(trainer.data_provider)
-            trainer.step(batch)
-            trainer.n_training_steps += 1
+            losses[step := trainer.n_training_steps + 1] = trainer.step(batch).loss.detach()
+            trainer.n_training_steps = step
             bar.update(len(batch))
-            yield trainer.n_training_steps
+            if step % LOOK == 0 or step in looked or trainer.n_training_samples >= total:
+                for number in list(losses):
+                    check_finite(losses.pop(number), f"The loss of step {number:,}", LOWER)
+                check_weights(trainer.sae, f"the autoencoder after step {step:,}", LOWER)
+            yield step
 
 
 @torch.no_grad()
@@ -288,6 +293,7 @@ def held_out_quality(trainer: SAETrainer[Any, Any], held_out: Tensor) -> tuple[d
         deviation += float((part - mean).double().square().sum())
         active += float((output.feature_acts > 0).sum(1).double().sum())
         fired |= (output.feature_acts > 0).any(0)
+    check_finite(np.float64(loss), f"The held-out loss at step {trainer.n_training_steps:,}", LOWER)
     for name, buffer in buffers.items():  # a pass moves BatchTopK's threshold, and this one is no step
         setattr(sae, name, buffer)
     live = fired.cpu().numpy()

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from reasoning_features.errors import UserError
+from reasoning_features.errors import UserError, check_finite
 from reasoning_features.models.sampling import Change, Rule
 from reasoning_features.models.subject import Subject
 
@@ -49,18 +49,17 @@ def feature_conditions(
     """Every feature at every strength: added (equation 7), or with ``clamp`` clamped (the released hook).
 
     ``maxima`` ``[d_sae]`` are the largest activations f_i^max, on data that nothing is reported of.
-    UserError: a feature that is not there or never active, or a strength that is not finite.
+    UserError: a feature that is not there or never active, or a number that is not finite.
     """
-    largest, decoder = np.asarray(maxima, dtype=float), sae.W_dec.detach().cpu()
-    if not np.isfinite(gammas).all():
-        raise UserError(f"The strengths {list(gammas)} are not all finite numbers: give finite ones.")
+    largest = check_finite(np.asarray(maxima, dtype=float), "The largest activation of a feature")
+    check_finite(np.asarray(gammas, dtype=float), f"A strength of {list(gammas)}", "give finite ones")
     made = []
     for feature in features:
         if not 0 <= feature < sae.cfg.d_sae:
             raise UserError(f"Feature {feature} is not there: this autoencoder has 0 to {sae.cfg.d_sae - 1}.")
         if not (most := float(largest[feature])) > 0:
             raise UserError(f"Feature {feature} is never active, so it has no strength to steer with.")
-        name, direction = str(feature), most * decoder[feature]
+        name, direction = str(feature), most * sae.W_dec[feature].detach().cpu()
         if clamp:
             made += [Condition(f"{name} clamped at {g:g}", feature, g, clamp=g * most) for g in gammas]
         else:
@@ -74,9 +73,12 @@ def check_conditions(subject: Subject, conditions: Sequence[Condition], sae: Any
     for condition in conditions:
         if names.count(condition.name) > 1:
             raise UserError(f"Two conditions are named {condition.name!r}: give each a name of its own.")
-        vector, width = condition.vector, subject.d_model
-        if vector is not None and (vector.shape != (width,) or not bool(vector.isfinite().all())):
-            raise UserError(f"The vector of {condition.name!r} must be {width} finite numbers.")
+        vector, width, dtype = condition.vector, subject.d_model, subject.model.dtype
+        if vector is not None and (vector.shape != (width,) or not bool(vector.to(dtype).isfinite().all())):
+            raise UserError(
+                f"The vector of {condition.name!r} is not {width} finite {dtype} numbers: weaken it."
+            )
+        check_finite(np.float64(condition.clamp or 0), f"The clamp of {condition.name!r}", "change it")
         if condition.clamp is not None and sae is None:
             raise UserError(f"{condition.name!r} clamps a feature: give the autoencoder as `sae`.")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.generation import ContinuousBatchingConfig
 
-from reasoning_features.errors import UserError
+from reasoning_features.errors import WIDER, UserError, check_finite
 
 TEMPERATURE, TOP_P = 0.6, 0.95  # the paper's
 _FRONT = 64  # the likeliest tokens, sorted first: they nearly always hold the nucleus
@@ -72,9 +72,11 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """Token ids ``[b]`` from the nucleus of ``softmax(logits [b, vocabulary] / TEMPERATURE)``.
 
     It is the smallest set of the likeliest that holds ``TOP_P``; ``uniform`` ``[b]`` in [0, 1) says which.
+    A logit of −∞ bars its token. UserError: another is not finite, or all tokens are barred.
     """
     probabilities = torch.softmax(logits.double() / TEMPERATURE, dim=-1)
     likeliest, order = probabilities.topk(min(_FRONT, logits.shape[-1]), dim=-1)
+    check_finite(likeliest, "The probability of a row's next token", f"steer less, or {WIDER}")
     drawn = _pick(likeliest, order, uniform)
     # a nucleus that reaches beyond the front, or ties, whose order only a stable sort fixes
     reaches = likeliest.cumsum(-1)[:, -1] - likeliest[:, -1] < TOP_P
@@ -188,10 +190,9 @@ def check_context(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_
     """Raises a UserError where a prompt and the longest answer do not fit into the model's context."""
     context, longest = model.config.max_position_embeddings, max(map(len, prompts), default=0)
     if longest + max_new_tokens > context:
-        raise UserError(
-            f"A prompt of {longest} tokens and an answer of up to {max_new_tokens} do not fit into the "
-            f"model's context of {context}: give shorter prompts, or let the answers be shorter."
-        )
+        asked = f"A prompt of {longest} tokens and an answer of up to {max_new_tokens}"
+        fits = f"do not fit into the model's context of {context}"
+        raise UserError(f"{asked} {fits}: give shorter prompts, or let the answers be shorter.")
 
 
 def rows_that_fit(model: PreTrainedModel, tokens: int) -> int:

@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from reasoning_features import hub, paths
-from reasoning_features.errors import MissingArtefact, UserError
+from reasoning_features.errors import MissingArtefact, UserError, check_finite
 from reasoning_features.files import directory_digest, verify_shipped
 from reasoning_features.models.sampling import edited
-from reasoning_features.runs.preflight import check_device
+from reasoning_features.runs.preflight import check_device, configuration
 
 Site = Literal["resid_post", "mlp_out"]
 
@@ -130,12 +130,16 @@ class Subject:
                 stack.callback(module.register_forward_hook(functools.partial(keep, layer)).remove)
             with contextlib.suppress(_Enough):
                 self.model.base_model(input_ids=tokens.to(self.device), use_cache=False)
-        return read
+        return {layer: self._finite(values, f"activation at layer {layer}") for layer, values in read.items()}
+
+    def _finite(self, values: Tensor, what: str) -> Tensor:
+        """The values; UserError where one is not finite."""
+        return check_finite(values, f"The {what} of a token by {self.name} in {self.model.dtype}")
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
         """Next-token logits ``[b, t, vocabulary]``."""
-        return self.model(input_ids=tokens.to(self.device), use_cache=False).logits
+        return self._finite(self.model(input_ids=tokens.to(self.device), use_cache=False).logits, "logit")
 
     def logits_with(self, tokens: Tensor, edit: Callable[[Tensor], Tensor]) -> Tensor:
         """Next-token logits ``[b, t, vocabulary]`` of token ids ``[b, t]`` as in :meth:`edited`."""
@@ -160,7 +164,8 @@ class Subject:
         # the unembedding reads these places alone
         handle = tail.get_output_embeddings().register_forward_pre_hook(lambda _, read: (read[0][rows, at],))
         try:
-            return tail(inputs_embeds=stream.to(self.device, self.model.dtype), use_cache=False).logits
+            ran = tail(inputs_embeds=stream.to(self.device, self.model.dtype), use_cache=False)
+            return self._finite(ran.logits, "logit")
         finally:
             handle.remove()
 
@@ -198,7 +203,7 @@ class Subject:
             past_key_values=DynamicCache(seen),
             use_cache=True,
         ).logits
-        return logits.flatten(0, 1)[: len(given)]
+        return self._finite(logits.flatten(0, 1)[: len(given)], "logit")
 
     def gradient(self, tokens: Tensor, target: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Stream and ∂ target / ∂ stream at the hook point, both ``[b, t, d]``, for token ids ``[b, t]``.
@@ -213,7 +218,7 @@ class Subject:
 
         with self.edited(leaf), torch.enable_grad():
             value = target(self.model(input_ids=tokens.to(self.device), use_cache=False).logits)
-        return leaves[0].detach(), torch.autograd.grad(value, leaves[0])[0]
+        return leaves[0].detach(), self._finite(torch.autograd.grad(value, leaves[0])[0], "effect's slope")
 
     def bridge(self) -> Any:
         """The same model as a TransformerLens ``TransformerBridge``: slower in bulk."""
@@ -233,10 +238,8 @@ class Subject:
 
     def _needs_the_stream(self) -> None:
         if self.site != "resid_post":
-            raise UserError(
-                f"The model cannot go on from the output of an MLP alone (site {self.site}): "
-                "set site=resid_post for this measurement."
-            )
+            told = f"The model cannot go on from the output of an MLP alone (site {self.site})"
+            raise UserError(f"{told}: set site=resid_post for this measurement.")
 
 
 def load_subject(
@@ -246,7 +249,7 @@ def load_subject(
 
     ``model`` is a directory (absolute, or from the repository's root), pinned by its checksums, or
     ``owner/name[@revision]`` of the hub, pinned by its commit. MissingArtefact: it is not in reach.
-    CorruptArtefact: a checksum does not match. UserError: no such layer or device, no weights as safetensors.
+    CorruptArtefact: a checksum does not match. UserError: no such layer or device, or files that do not fit.
     """
     check_device(device)
     if hub.is_local(model):
@@ -260,13 +263,28 @@ def load_subject(
     else:
         directory, name = hub.local_copy(model), hub.parse(model).repo
         revision = hub.known_sha(model) or ""
-        if not any(directory.glob("*.safetensors")):
-            raise UserError(f"{name} has no weights as safetensors: give a revision or a model that has.")
-    _check_layer(layer, transformers.AutoConfig.from_pretrained(directory).num_hidden_layers, name)
-    place = {} if device == "cpu" else {"device_map": {"": device}}
-    network = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **place)
+    _check_layer(layer, configuration(model).get("num_hidden_layers", layer + 1), name)
+    if not any(directory.glob("*.safetensors")):
+        raise UserError(f"{name} has no weights as safetensors: save it again so, or give a model that has.")
+    loader: Any = transformers.AutoModelForCausalLM  # whose types do not know that it gives two things
+    options: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}
+    options |= {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told below, by name
+    try:
+        tokenizer = load_tokenizer(directory)
+        network, found = loader.from_pretrained(directory, **options)
+    except Exception as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split()).split('. ')[0][:200]}"
+        raise UserError(f"{name} cannot be loaded ({why}): restore its files, or give another.") from error
+    blocks = getattr(network.base_model, "layers", [])
+    if len(blocks) <= layer or (site == "mlp_out" and not hasattr(blocks[layer], "mlp")):
+        raise UserError(f"{name} lacks `model.layers`, or their `mlp`: give a decoder such as Llama or Qwen.")
+    beyond = f"{network.base_model_prefix}.layers.{len(blocks)}."
+    wrong = found["missing_keys"] | {key for key, *_ in found["mismatched_keys"]}
+    if wrong := sorted(wrong | {key for key in found["unexpected_keys"] if key.startswith(beyond)}):
+        raise UserError(f"{name} has {len(wrong)} weights unlike config.json ({wrong[0]}): restore both.")
     network.eval().requires_grad_(False)
-    return Subject(network, load_tokenizer(directory), layer, name, revision, str(directory), site)
+    return Subject(network, tokenizer, layer, name, revision, str(directory), site)
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from reasoning_features import paths
-from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
+from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError, check_finite
 from reasoning_features.models.subject import Subject
 from reasoning_features.reporting.plots import colour_bar, look, panels
 from reasoning_features.runs.shards import Arrays, Work, complete, drop_others, read_shard
@@ -76,7 +76,7 @@ class Moments:
             total += wide.sum(0)
             squares += wide.square().sum(0)
             norms += float(wide.norm(dim=1).sum())
-        mean = total / n
+        mean = check_finite(total / n, "The mean activation in a dimension")
         return Moments(n, mean.numpy(), float((squares / n - mean**2).sum()), norms / n)
 
 
@@ -114,16 +114,15 @@ def _read(
     kept = torch.from_numpy(~corpus.special if include is None else include)
     wanted = batch.valid & kept[batch.positions]  # padding has some token's answer
     rows, positions = residual[wanted.to(residual.device)].float().cpu(), batch.positions[wanted]
-    if include is None and not bool((usual := no_sink(rows)).all()):  # most batches need no copy
+    usual = no_sink(rows)
+    if include is None and not bool(usual.all()):  # most batches need no copy
         rows, positions = rows[usual], positions[usual]
     return ActivationBatch(rows, positions)
 
 
 def no_sink(residual: Tensor) -> Tensor:
     """Which activations ``[n, d]`` are of no attention sink ``[n]``; UserError where one is not finite."""
-    norms = residual.float().norm(dim=1)
-    if not bool(norms.isfinite().all()):
-        raise UserError("Some activations are not finite: run the model in float32 or bfloat16 (`dtype`).")
+    norms = check_finite(residual.float().norm(dim=1), "The norm of an activation")
     return norms <= SINK * norms.median() if len(norms) else norms > 0
 
 
@@ -181,6 +180,7 @@ def load_sample(directory: Path) -> ActivationBatch:
         if arrays is None:
             name = paths.relative(path)
             raise CorruptArtefact(f"{name} is damaged: delete its folder and run `make nb-01` again.")
+        check_finite(arrays["residual"], f"An activation in {paths.relative(path)}", "run `make nb-01` again")
         shards.append(ActivationBatch(*(torch.from_numpy(arrays[n]) for n in ("residual", "positions"))))
     if not shards:
         name = paths.relative(directory)
@@ -206,7 +206,7 @@ def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     targets, losses = tokens[:, 1:].to(logits.device), []
     for row, target in zip(logits, targets, strict=True):
         losses.append(cross_entropy(row[:-1].float(), target, reduction="none"))
-    return torch.stack(losses)
+    return check_finite(torch.stack(losses), "The loss of a token")
 
 
 def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_tokens: int) -> pd.DataFrame:
@@ -224,7 +224,8 @@ def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_t
         usual = no_sink(read[subject.layer][ordinary.to(subject.device)]).cpu()
         counted[batch.positions[ordinary][usual].numpy()] = True
         for layer, residual in ((layer, read[layer]) for layer in layers):
-            columns[f"norm {layer}"][where] = residual.float().norm(dim=-1).cpu()[batch.valid].numpy()
+            norms = residual.float().norm(dim=-1).cpu()[batch.valid].numpy()
+            columns[f"norm {layer}"][where] = check_finite(norms, f"The norm at layer {layer} of a token")
         losses = next_token_loss(subject.logits(batch.tokens), batch.tokens).cpu()
         predicted = batch.valid[:, 1:]
         columns["loss"][batch.positions[:, 1:][predicted].numpy()] = losses[predicted].numpy()
@@ -237,8 +238,10 @@ def token_table(subject: Subject, corpus: Corpus, layers: Sequence[int], batch_t
 def means_by_place_and_move(table: pd.DataFrame, value: str, seed: int = 0) -> pd.DataFrame:
     """Mean of a column, with its interval (95%) over documents, by position and, where known, by move.
 
-    ``group`` is the first of ``BIN`` positions, or the move (in order). Tokens without a value do not count.
+    ``group`` is the first of ``BIN`` positions, or the move (in order). UserError: a value is not finite, but
+    for first tokens, which may have none.
     """
+    check_finite(table.loc[table["position"] > 0, value].to_numpy(dtype=float), f"The {value} of a token")
     binned = table.assign(position=table["position"] // BIN * BIN)
     rows = []
     for by in ("position", "move"):

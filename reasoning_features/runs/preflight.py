@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reasoning_features import hub, paths
-from reasoning_features.errors import UserError
+from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.files import read_json
 from reasoning_features.settings import AUTOENCODERS, MODELS, PINNED, TEXTS, Settings
 
@@ -74,26 +74,25 @@ def check(settings: Settings, found: list[Part] | None = None) -> None:
     if (fetch := sum(part.missing for part in found)) > (free := hub.free_disk()):
         has = f"{gigabytes(free)} are free on the disk of the cache: free some, or set HF_HOME to another"
         raise UserError(f"{settings.profile} fetches {gigabytes(fetch)}, but {has}.")
-    layers = _configuration(settings, "subject").get("num_hidden_layers")
+    layers = configuration(settings.subject).get("num_hidden_layers")
     if layers is not None and settings.layer >= layers:
         has = f"{settings.subject} has {layers} layers; choose 0 to {layers - 1}."
         raise UserError(f"Layer {settings.layer} is out of range: {has}")
     room = free_memory(settings.device)
     if room is not None and (takes := memory(settings, found)) > room:
-        raise UserError(
-            f"{settings.profile} takes about {gigabytes(takes)} on {settings.device}, of which "
-            f"{gigabytes(room)} are free: give a larger device, a lower batch_tokens or max_new_tokens."
-        )
+        asks = f"{settings.profile} takes about {gigabytes(takes)} on {settings.device}"
+        advice = "give a larger device, a lower batch_tokens or max_new_tokens"
+        raise UserError(f"{asks}, of which {gigabytes(room)} are free: {advice}.")
 
 
 def memory(settings: Settings, found: list[Part]) -> int:
     """Bytes on the device, about: models, autoencoders, the largest of reading, answering and training."""
     size = {part.setting: part.size for part in found}
     weights = sum(size.get(name, 0) for name in AUTOENCODERS)
-    for name in MODELS:
-        stored = str(_configuration(settings, name).get("dtype") or "bfloat16")
+    for name in filter(settings.named, MODELS):
+        stored = str(configuration(getattr(settings, name)).get("dtype") or "bfloat16")
         weights += size.get(name, 0) // BYTES.get(stored, 2) * BYTES[settings.dtype]
-    config = _configuration(settings, "subject")
+    config = configuration(settings.subject)
     d, vocabulary = config.get("hidden_size", 0), config.get("vocab_size", 0)
     heads = config.get("num_attention_heads", 1)
     keys = config.get("num_key_value_heads", heads) * (config.get("head_dim") or d // heads)
@@ -110,13 +109,19 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
-def _configuration(settings: Settings, name: str) -> dict[str, Any]:
-    """A model's ``config.json``; of what is out of reach, nothing."""
+def configuration(reference: str) -> dict[str, Any]:
+    """Sizes and ``dtype`` in a model's ``config.json``, if in reach; UserError: it is not whole."""
     try:
-        config = read_json(hub.directory(getattr(settings, name) or "", ["config.json"]) / "config.json")
-    except (UserError, FileNotFoundError, NotADirectoryError):
+        folder = hub.directory(reference, ["config.json"])
+        config = dict(read_json(folder / "config.json")) if folder.is_dir() else {}
+    except UserError:
         return {}
-    return {"dtype": config.get("torch_dtype")} | dict(config)
+    except FileNotFoundError as error:
+        raise MissingArtefact(f"There is no config.json in {reference}: name a whole model.") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"config.json in {reference} is no JSON object: restore it.") from error
+    sizes = {key: value for key, value in config.items() if isinstance(value, int) and value > 0}
+    return sizes | {"dtype": config.get("dtype", config.get("torch_dtype"))}
 
 
 def check_device(device: str) -> None:
@@ -128,9 +133,8 @@ def check_device(device: str) -> None:
     except RuntimeError as error:
         raise UserError(f"The device {device!r} is unknown: set DEVICE=cpu or DEVICE=cuda.") from error
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            f"The device {device} is not there (torch finds no CUDA): set DEVICE=cpu, or run where a GPU is."
-        )
+        lacks = "is not there (torch finds no CUDA)"
+        raise UserError(f"The device {device} {lacks}: set DEVICE=cpu, or run where a GPU is.")
 
 
 def free_memory(device: str) -> int | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from reasoning_features.dictionaries.autoencoder import dictionary_digest, encoded
-from reasoning_features.errors import UserError
+from reasoning_features.errors import UserError, check_finite
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream.activations import ActivationBatch, reading_key, stream
 from reasoning_features.runs.shards import Arrays, Work, drop_others, map_shards
@@ -30,6 +30,7 @@ Array = NDArray[np.float64]
 _PIECE = 2**22  # activations looked through at a time on a CPU; if all were active they would take 200 MB
 _SPARSE = 1 / 16  # where a smaller share of activations than this is not zero, those alone are added
 SHARD_TOKENS = 2**18  # where there are blocks enough: some seconds of an 8B model on a large GPU
+SUM = "The sum of a feature's activations [..., set, feature]"
 NOTHING_READ = "No activations came through: the corpus is empty, ask for more documents."
 
 
@@ -94,10 +95,11 @@ class SetSums:
                 self._add_dense(sums, part, at)
 
     def result(self) -> FeatureStatistics:
-        """What was accumulated ``[groups, s, f]``; UserError if that is nothing."""
+        """What was accumulated ``[groups, s, f]``; UserError if that is nothing, or not finite."""
         if self._sums is None:
             raise UserError(NOTHING_READ)
-        return FeatureStatistics(self._names, self._counts.numpy(), self._sums.cpu().numpy())
+        sums = check_finite(self._sums, SUM)
+        return FeatureStatistics(self._names, self._counts.numpy(), sums.cpu().numpy())
 
     def state(self) -> Arrays:
         """Counts and sums of the groups that came, and which these are."""
@@ -251,13 +253,13 @@ class IdentitySums:
         self.merge({"sums": (weights @ features.to(torch.float64)).cpu().numpy()})
 
     def state(self) -> Arrays:
-        return {"sums": np.asarray(self._sums)}
+        return {"sums": check_finite(np.asarray(self._sums), SUM)}
 
     def merge(self, state: Arrays) -> None:
         self._sums = self._sums + state["sums"]
 
     def result(self) -> FeatureStatistics:
-        return FeatureStatistics(self._names, self._counts, np.asarray(self._sums))
+        return FeatureStatistics(self._names, self._counts, self.state()["sums"])
 
 
 @torch.no_grad()

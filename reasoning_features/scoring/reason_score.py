@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from reasoning_features.dictionaries.autoencoder import ELEMENTS
-from reasoning_features.errors import UserError
+from reasoning_features.errors import UserError, check_finite
 from reasoning_features.scoring.feature_statistics import FeatureStatistics
 from reasoning_features.text.words import ALL, Window, vocabulary_set, word_set
 
@@ -31,13 +31,15 @@ def entropy(word_means: Array) -> Array:
 def reason_score(inside: Array, outside: Array, word_means: Array, alpha: float) -> Array:
     """Equation 5 (at α = 0 equation 3): the share of the mean activation inside, μ(i, D_R), weighted by
     entropy to the power α, less that outside, μ(i, D_¬R) ``[..., f]``. A feature that never fires scores 0.
+    UserError: a score is not finite.
     """
-    return _shares(inside) * entropy(word_means) ** alpha - _shares(outside)
+    scores = _shares(inside) * entropy(word_means) ** alpha - _shares(outside)
+    return check_finite(scores, "The ReasonScore of a feature", "give an `alpha` from 0 up")
 
 
 def _shares(means: Array, axis: int = -1) -> Array:
     """Means as shares of their sum over features, or words; zero where none is active."""
-    total = means.sum(axis=axis, keepdims=True)
+    total = check_finite(means, "The mean activation of a feature").sum(axis=axis, keepdims=True)
     return np.divide(means, total, out=np.zeros_like(means), where=total > 0)
 
 
@@ -103,8 +105,9 @@ def ranks(scores: ArrayLike) -> NDArray[np.int64]:
 def select(scores: Array, k: int | None = None, quantile: float = 0.997) -> NDArray[np.int64]:
     """Features chosen by score, best first: the top ``k``, or those above the ``quantile`` (equation 6).
 
-    Ties go to the lower index. Raises UserError: there are fewer than ``k``.
+    Ties go to the lower index. Raises UserError: there are fewer than ``k``, or a score is not finite.
     """
+    check_finite(scores, "The score of a feature", "give every feature a finite one")
     order = np.argsort(-scores, kind="stable")
     if k is None:
         return order[: int((scores > np.quantile(scores, quantile)).sum())]

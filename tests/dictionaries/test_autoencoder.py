@@ -7,15 +7,21 @@ import local_hub
 import miniatures
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sae_lens import StandardSAE, TopKSAE, TopKSAEConfig
+from sae_lens.registry import get_sae_class
 from safetensors.torch import load_file, save_file
 from tiny import HOOK, signed_identity
 
 from reasoning_features.dictionaries.autoencoder import (
     added_directions,
+    architecture_label,
     check_scaling,
     compared_with_plain,
     load_autoencoder,
+    name_of,
+    place_of,
     save_autoencoder,
 )
 from reasoning_features.dictionaries.evaluation import quality
@@ -125,10 +131,79 @@ def test_what_does_not_fit_is_refused(tmp_path):
         load_autoencoder(place, 128)
     with pytest.raises(UserError, match=r"reads blocks\.1\.hook_resid_post, not blocks\.2"):
         load_autoencoder(place, 4, "blocks.2.hook_resid_post")
-    cfg, scaled = tmp_path / "sae" / "cfg.json", {"normalize_activations": "expected_average_only_in"}
-    cfg.write_text(json.dumps(json.loads(cfg.read_text()) | scaled))
+    cfg = tmp_path / "sae" / "cfg.json"
+    told, scaled = json.loads(cfg.read_text()), {"normalize_activations": "expected_average_only_in"}
+    for reads, said in (
+        (None, "tells by no hook_name that it reads"),
+        ("layers.1.mlp", r"reads layers\.1\.mlp, not"),
+    ):
+        cfg.write_text(json.dumps(told | {"metadata": told["metadata"] | {"hook_name": reads}}))
+        with pytest.raises(UserError, match=f"{said} {HOOK}: give one that was trained there"):
+            load_autoencoder(place, 4, HOOK)
+    assert load_autoencoder(place, 4, "blocks.1.hook_mlp_out").cfg.d_sae == 8
+    for kind in ("temporal", "skip_transcoder", "batchtopk", "new"):
+        cfg.write_text(json.dumps(told | {"architecture": kind}))
+        with pytest.raises(UserError, match=f"sae is of the kind '{kind}': give an autoencoder"):
+            load_autoencoder(place, 4)
+    cfg.write_text(json.dumps(told | scaled))
     with pytest.raises(UserError, match=r"expects scaled activations \(expected_average_only_in\)"):
         load_autoencoder(place, 4)
+
+
+def test_one_place_has_several_names():
+    same = (
+        "blocks.2.hook_resid_pre blocks.1.hook_out blocks.2.hook_in model.layers.1 gpt_neox.layers.1 layers.1"
+    )
+    assert {place_of(name) for name in same.split()} == {HOOK}
+    assert place_of("model.layers.1.mlp") == place_of("blocks.1.mlp.hook_out") == "blocks.1.hook_mlp_out"
+    for other in ("blocks.0.hook_resid_pre", "blocks.1.attn.hook_z", "model.layers.11", "layers.1.self_attn"):
+        assert place_of(other) != HOOK
+
+
+def test_the_kind_is_the_autoencoder_s_own():
+    for kind, name in {"standard": "ReLU", "jumprelu": "JumpReLU", "gated": "gated"}.items():
+        made, config = get_sae_class(kind)
+        assert name_of(architecture_label(made(config(d_in=4, d_sae=8)))) == name
+
+
+@pytest.mark.parametrize("name", ["W_enc", "b_enc", "W_dec", "b_dec"])
+def test_weights_that_are_not_finite_are_neither_stored_nor_read(tmp_path, name):
+    sae, weights = signed_identity(4), tmp_path / "sae" / "sae_weights.safetensors"
+    save_autoencoder(sae, weights.parent)
+    before, getattr(sae, name).data.view(-1)[3] = weights.read_bytes(), torch.inf
+    with pytest.raises(
+        UserError, match=rf"{name} of the autoencoder for .*sae is not finite .*3\]\): train it"
+    ):
+        save_autoencoder(sae, weights.parent)
+    assert weights.read_bytes() == before and [*tmp_path.iterdir()] == [weights.parent]
+    save_file(sae.state_dict(), weights)
+    with pytest.raises(UserError, match=rf"{name} of the autoencoder in .*sae is not finite .*3\]\): delete"):
+        load_autoencoder(str(weights.parent), 4)
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=3)
+VALUES = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(st.text(max_size=3), SCALARS, max_size=2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_whatever_lies_in_a_folder_is_loaded_or_told(tmp_path_factory, data):
+    save_autoencoder(signed_identity(4), folder := tmp_path_factory.mktemp("any") / "sae")
+    cfg = json.loads((folder / "cfg.json").read_text())
+    changes = data.draw(st.dictionaries(st.sampled_from(sorted(cfg)), VALUES, max_size=2))
+    (folder / "cfg.json").write_text(json.dumps(cfg | changes))
+    names = "cfg.json", "sae_weights.safetensors", "made_from.json", "sae.safetensors"
+    for file in [folder / name for name in data.draw(st.lists(st.sampled_from(names), max_size=2))]:
+        whole = file.read_bytes() if file.is_file() else b""
+        cut = whole[: data.draw(st.integers(0, len(whole)))]
+        content = data.draw(
+            st.just(cut) | st.binary(max_size=40) | VALUES.map(json.dumps).map(str.encode) | st.none()
+        )
+        file.unlink(missing_ok=True) if content is None else file.write_bytes(content)
+    try:
+        assert load_autoencoder(str(folder), 4, HOOK)(torch.zeros(1, 4)).isfinite().all()
+    except UserError as error:
+        assert "\n" not in str(error)
 
 
 def test_missing_and_unreadable(hub, tmp_path):

@@ -8,6 +8,7 @@ from tiny import WIDTH, corpus_of, signed_identity
 
 from reasoning_features.dictionaries import evaluation
 from reasoning_features.dictionaries.evaluation import EXPLAINED
+from reasoning_features.errors import UserError
 from reasoning_features.residual_stream.activations import collect, next_token_loss, stream
 
 SAES = {"perfect": signed_identity(WIDTH), "nothing": signed_identity(WIDTH, 0.0)}
@@ -23,6 +24,17 @@ def test_scaled_reconstruction(residual, gain):
     # x̂ = mean + gain (x − mean): the error is (1 − gain)² of the deviation
     scaled = signed_identity(4, gain, centre=residual.mean(0))
     assert evaluation.reconstruct(scaled, residual).explained == pytest.approx(1 - (1 - gain) ** 2, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_no_variance_and_no_finite_error_are_told(residual):
+    with pytest.raises(
+        UserError, match="The fraction of variance explained is not finite: give activations th"
+    ):
+        evaluation.quality(signed_identity(4), torch.ones(5, 4))
+    (endless := signed_identity(4)).W_dec.data[0, 0] = torch.inf
+    with pytest.raises(UserError, match=r"The error of a reconstruction is not finite \(first at \[0, 0\]\)"):
+        evaluation.reconstruct(endless, residual)
 
 
 def test_active_features_by_hand():

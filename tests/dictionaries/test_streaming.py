@@ -14,7 +14,7 @@ import torch
 from sae_lens import SAE, SAETrainer
 from tiny import file_times
 
-from reasoning_features.dictionaries import streaming
+from reasoning_features.dictionaries import streaming, training
 from reasoning_features.dictionaries.autoencoder import load_autoencoder
 from reasoning_features.dictionaries.streaming import Buffers, ordinary, train_streamed, training_rows
 from reasoning_features.dictionaries.training import Recipe, new_trainer
@@ -144,6 +144,7 @@ def test_interruptions_leave_no_trace(
     tiny_subject, recipe, uninterrupted, tmp_path, monkeypatch, every, method, interruptions
 ):
     monkeypatch.setattr(streaming, "SAVE_EVERY", every)
+    monkeypatch.setattr(training, "LOOK", 1)
     for calls in interruptions:
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             interrupted_at(patched, calls, method)
@@ -152,6 +153,26 @@ def test_interruptions_leave_no_trace(
     torch.manual_seed(1)  # the global stream has no say
     assert contents(train(tiny_subject, tmp_path / "sae", recipe)) == uninterrupted
     assert [path.name for path in tmp_path.iterdir()] == ["sae"]
+
+
+def test_it_goes_on_from_before_the_first_loss_that_is_not_finite(
+    tiny_subject, recipe, uninterrupted, tmp_path, monkeypatch
+):
+    step, bad = SAETrainer.step, {12: torch.nan}
+    monkeypatch.setattr(SAETrainer, "step", lambda s, batch: step(s, batch * bad.get(s.n_training_steps, 1)))
+    with pytest.raises(UserError, match="The loss of step 13 is not finite: lower `learning_rate`; what was"):
+        train(tiny_subject, tmp_path / "sae", recipe)
+    assert [path.name for path in (tmp_path / "sae.training").glob("step-*")] == ["step-10"]
+    bad.clear()
+    assert contents(train(tiny_subject, tmp_path / "sae", recipe)) == uninterrupted
+
+
+def test_a_model_that_overflows_trains_nothing(tiny_llama, tmp_path):
+    subject = load_subject(str(tiny_llama), 1, dtype="float16")
+    subject.model.model.layers[0].mlp.down_proj.weight.data *= 1e5
+    with pytest.raises(UserError, match=r"The activation at layer 1 of .* in torch.float16 is not finite"):
+        train(subject, tmp_path / "sae")
+    assert not list(tmp_path.iterdir())
 
 
 def test_it_is_the_plain_training_on_the_same_batches(tiny_subject, recipe, uninterrupted, tmp_path):

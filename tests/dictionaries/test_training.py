@@ -5,9 +5,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from sae_lens import SAE
+from sae_lens import SAE, SAETrainer
 
-from reasoning_features.dictionaries.autoencoder import dictionary_digest, save_autoencoder
+from reasoning_features.dictionaries.autoencoder import NAMES, dictionary_digest, save_autoencoder
 from reasoning_features.dictionaries.evaluation import EXPLAINED, matched_share, quality
 from reasoning_features.dictionaries.training import (
     Recipe,
@@ -107,6 +107,22 @@ def test_the_relu_loss_is_the_papers(residual):
     penalty = (features * sae.W_dec.norm(dim=1)).sum(1) * scale
     expected = (error + 2.0 * penalty).mean()
     assert training.history["loss"].iloc[-1] == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("architecture", [*NAMES])
+def test_the_first_loss_or_weight_that_is_not_finite_ends_the_training(residual, monkeypatch, architecture):
+    step, recipe = SAETrainer.step, replace(RECIPE, architecture=architecture)
+
+    def broken(self: SAETrainer, batch: torch.Tensor) -> object:
+        found = step(self, batch * (torch.nan if self.n_training_steps == at else 1))
+        self.sae.W_dec.data[3, 1] += torch.inf if self.n_training_steps == 39 else 0
+        return found
+
+    monkeypatch.setattr(SAETrainer, "step", broken)
+    told = {4: "^The loss of step 5 is", 99: r"W_dec of the autoencoder after step 40 is .*\[3, 1\]"}
+    for at in told:
+        with pytest.raises(UserError, match=f"{told[at]}.*: lower `learning_rate`; what was stored"):
+            train(residual, recipe)
 
 
 def test_the_agreement_of_shipped_saes(residual, tmp_path):

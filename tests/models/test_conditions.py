@@ -1,5 +1,7 @@
 """Ways of steering: equation 7 and the released hook, in batches of many conditions."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -62,21 +64,35 @@ def test_a_clamp_is_encode_edit_decode_with_the_error_kept(tiny_subject, sae):
     ("condition", "said"),
     [
         (Condition("twice"), "Two conditions are named 'twice'"),
-        (Condition("short", vector=torch.zeros(3)), "must be 32 finite numbers"),
-        (Condition("endless", vector=torch.full((WIDTH,), torch.inf)), "must be 32 finite numbers"),
+        (Condition("short", vector=torch.zeros(3)), "is not 32 finite"),
+        (
+            Condition("endless", vector=torch.full((WIDTH,), torch.inf)),
+            "of 'endless' is not 32 finite",
+        ),
+        (Condition("unknown", 3, clamp=float("nan")), "The clamp of 'unknown' is not finite"),
         (Condition("clamped", 3, clamp=1.0), "give the autoencoder"),
     ],
 )
 def test_what_no_condition_can_be_is_told(tiny_subject, condition, said):
     with pytest.raises(UserError, match=said):
         check_conditions(tiny_subject, [condition, Condition("twice")])
+    half = SimpleNamespace(d_model=WIDTH, model=SimpleNamespace(dtype=torch.float16))  # overflows at 65,520
+    with pytest.raises(UserError, match="'strong' is not 32 finite"):
+        check_conditions(half, [Condition("strong", vector=torch.full((WIDTH,), 7e4))])
 
 
 @pytest.mark.parametrize("clamp", [False, True])
 @pytest.mark.parametrize(
     ("feature", "gamma", "said"),
-    [(2 * WIDTH, 1.0, "is not there"), (0, 1.0, "never active"), (3, float("nan"), "not all finite")],
+    [
+        (2 * WIDTH, 1.0, "is not there"),
+        (0, 1.0, "never active"),
+        (3, np.nan, "A strength"),
+        (5, 1.0, "The largest"),
+    ],
 )
 def test_what_cannot_be_steered_is_told(clamp, feature, gamma, said):
+    maxima = np.arange(2.0 * WIDTH)
+    maxima[5] = np.inf if feature == 5 else 1.0
     with pytest.raises(UserError, match=said):
-        feature_conditions(signed_identity(WIDTH), [feature], [gamma], np.arange(2.0 * WIDTH), clamp)
+        feature_conditions(signed_identity(WIDTH), [feature], [gamma], maxima, clamp)

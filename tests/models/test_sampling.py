@@ -6,6 +6,7 @@ import torch
 from tiny import WIDTH
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from reasoning_features.errors import UserError
 from reasoning_features.models import sampling
 from reasoning_features.models.sampling import draw, edited, rows_that_fit, sample, sample_continuously
 
@@ -29,6 +30,17 @@ def test_sorting_only_the_front_draws_what_sorting_all_does():
     kept = torch.where(probabilities.cumsum(-1) - probabilities < 0.95, probabilities, 0.0)
     place = torch.searchsorted(kept.cumsum(-1), (uniform * kept.sum(-1))[:, None], right=True)
     assert draw(logits, uniform).tolist() == order.gather(1, place).squeeze(1).tolist()
+
+
+def test_no_token_is_drawn_from_what_is_not_finite():
+    inf, nan, half = torch.inf, torch.nan, torch.full((2,), 0.5)
+    assert draw(torch.tensor([[-inf, 0.0, -inf], [0.0, -inf, -inf]]), half).tolist() == [
+        1,
+        0,
+    ]  # barred tokens
+    for row in ([0.0, nan, 0.0], [0.0, inf, 0.0], [-inf, -inf, -inf]):
+        with pytest.raises(UserError, match=r"next token is not finite \(first at \[1, 0\]\): steer less"):
+            draw(torch.tensor([[0.0, 1.0, 2.0], row]), half)
 
 
 def test_rows_do_not_depend_on_their_batch(tiny_subject):

@@ -1,12 +1,15 @@
 """The subject gives what Hugging Face gives, and only as much of the model runs as is needed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import local_hub
 import miniatures
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import LAYERS, make_tiny_llama
 
 from reasoning_features import paths
@@ -128,6 +131,62 @@ def test_a_model_without_weights_or_that_is_not_there_is_told(hub):
         load_subject(miniatures.QWEN_SAE, 0)
     with pytest.raises(MissingArtefact, match="data/organism/models/nowhere: `make organism`"):
         load_subject("data/organism/models/nowhere", 0)
+
+
+def changed(source: Path, folder: Path, name: str, content: bytes | dict[str, object] | None) -> Path:
+    """A copy of a model with a file written anew or taken away, or with another configuration."""
+    file = shutil.copytree(source, folder / "model") / name
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(file.read_text()) | content).encode()
+    file.unlink() if content is None else file.write_bytes(content)
+    return file.parent
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("config.json", None, "no config.json in .*model: name a whole model"),
+        ("config.json", b"\xff{", "config.json in .*model is no JSON"),
+        ("tokenizer.json", None, "model cannot be loaded .* tokenizer"),
+        ("model.safetensors", b"x", "model cannot be loaded .*Safetensor"),
+        ("model.safetensors", None, "model has no weights as safetensors"),
+        ("config.json", {"hidden_size": 64}, r"29 weights unlike config.json \(model.embed_tokens"),
+        ("config.json", {"num_hidden_layers": 4}, r"9 weights unlike config.json \(model.layers.3"),
+        ("config.json", {"num_hidden_layers": 2}, r"9 weights unlike config.json \(model.layers.2"),
+        ("config.json", {"model_type": "new", "auto_map": {"AutoConfig": "a.B"}}, "custom code"),
+        ("config.json", {"model_type": "gpt2"}, "model lacks `model.layers`"),
+        ("config.json", {"model_type": "bert"}, "model lacks `model.layers`"),
+    ],
+)
+def test_a_folder_that_is_no_model_of_ours_is_told_in_one_sentence(tiny_llama, tmp_path, name, content, told):
+    model = changed(tiny_llama, tmp_path, name, content)
+    (model / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match=told) as caught:
+        load_subject(str(model), 1)
+    assert "\n" not in str(caught.value) and ". " not in str(caught.value)
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_whatever_a_configuration_holds_it_is_loaded_or_told(tiny_llama, tmp_path_factory, data):
+    names = st.sampled_from(sorted(json.loads((tiny_llama / "config.json").read_text())))
+    changes = data.draw(st.dictionaries(names, SCALARS | st.lists(SCALARS), min_size=1, max_size=2))
+    try:
+        load_subject(str(changed(tiny_llama, tmp_path_factory.mktemp("any"), "config.json", changes)), 1)
+    except UserError as error:
+        assert "model" in str(error) and "\n" not in str(error)
+
+
+def test_what_overflows_in_16_bits_is_told(tiny_llama, tokens):
+    subject = load_subject(str(tiny_llama), 1)
+    subject.hooked_block.mlp.down_proj.weight.data[3] = 3e4
+    assert subject.residual(tokens).isfinite().all() and subject.model.half()
+    for read in (subject.residual, subject.logits, lambda ids: subject.residuals(ids, [0, 1])):
+        with pytest.raises(UserError, match=r"torch.float16 is not finite \(first at \[0, 0, \d+\]\): run"):
+            read(tokens)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 """A harvest is what the model gives; interrupted, damaged and foreign samples are noticed."""
 
+from copy import deepcopy
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +12,7 @@ from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserErro
 from reasoning_features.models.subject import Subject
 from reasoning_features.residual_stream import activations
 from reasoning_features.residual_stream.activations import Moments, harvest, load_sample, stream
+from reasoning_features.runs.shards import read_shard
 
 BATCH_TOKENS = 60
 
@@ -127,9 +131,33 @@ def test_a_token_has_the_loss_of_predicting_it(tiny_subject, tiny_corpus):
     assert rows["move"][3] == tiny_corpus.move_names[tiny_corpus.moves[tiny_corpus.starts[5] + 3]]
 
 
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_what_is_not_finite_stops_every_reading_before_its_shard(tiny_subject, tiny_corpus, tmp_path, value):
+    # a token of the longest document, which is read last, has no finite stream
+    corpus, model, last = tiny_corpus, deepcopy(tiny_subject.model), int(np.diff(tiny_corpus.starts).argmax())
+    corpus.tokens[corpus.tokens == 299], corpus.tokens[corpus.starts[last] + 3] = 298, 299
+    model.get_input_embeddings().weight.data[299, 5] = value
+    subject, every = replace(tiny_subject, model=model), np.ones(corpus.n_tokens, dtype=bool)
+    for read in (
+        lambda: list(stream(subject, corpus, BATCH_TOKENS, every)),
+        lambda: activations.token_table(subject, corpus, [0, 1], BATCH_TOKENS),
+        lambda: harvest(subject, corpus, tmp_path, BATCH_TOKENS, progress=False),
+    ):
+        with pytest.raises(
+            UserError, match=r"The (activation at layer 1|logit) of .* is not finite .*: run the model"
+        ):
+            read()
+    assert all(np.isfinite(read_shard(file)["residual"]).all() for file in tmp_path.rglob("*.safetensors"))
+    assert len(load_sample(tmp_path).positions) < (~corpus.special).sum()  # those before it are kept
+    with pytest.raises(UserError, match="The mean activation in a dimension is not finite"):
+        Moments.of(torch.tensor([[1.0, 2.0], [1.0, value]]))
+    with pytest.raises(UserError, match=r"The loss of a token is not finite \(first at \[0, 0\]\)"):
+        activations.next_token_loss(torch.full((1, 3, 4), value), torch.zeros(1, 3, dtype=torch.int64))
+
+
 def test_means_by_place_and_move_by_hand():
-    # move a: 1, 2, 6 (two documents), mean 3; move b: 10; the row without a value is left out
-    rows = [(0, 1, "a", 1.0), (0, 15, "a", 2.0), (1, 16, "a", 6.0), (1, 2, "b", 10.0), (1, 3, "b", np.nan)]
+    # move a: 1, 2, 6 (two documents), mean 3; move b: 10; a first token without a value is left out
+    rows = [(0, 1, "a", 1.0), (0, 15, "a", 2.0), (1, 16, "a", 6.0), (1, 2, "b", 10.0), (1, 0, "b", np.nan)]
     table = pd.DataFrame(rows, columns=["document", "position", "move", "loss"])
     means = activations.means_by_place_and_move(table, "loss").set_index(["by", "group"])
     assert means["mean"].to_dict() == {
@@ -141,6 +169,8 @@ def test_means_by_place_and_move_by_hand():
     assert means.loc[("move", "b"), ["low", "high"]].tolist() == [10.0, 10.0]
     unlabelled = activations.means_by_place_and_move(table.assign(move=None), "loss")
     assert unlabelled["by"].unique().tolist() == ["position"]
+    with pytest.raises(UserError, match="The loss of a token is not finite"):
+        activations.means_by_place_and_move(table.assign(position=7), "loss")
 
 
 def test_means_are_drawn_over_places_and_moves_and_by_depth():

@@ -81,3 +81,11 @@ def test_a_layer_that_the_model_lacks_is_told_before_any_work(repository: Path) 
     with pytest.raises(UserError, match=r"Layer 3 is out of range: model has 3 layers; choose 0 to 2\."):
         check(settings)
     check(settings.model_copy(update={"layer": 2}))
+    for content, told in (
+        ("{", "config.json in model is no JSON object"),
+        (None, "no config.json in model: name a"),
+    ):
+        file = repository / "model" / "config.json"
+        file.write_text(content) if content else file.unlink()
+        with pytest.raises(UserError, match=told):
+            check(settings)

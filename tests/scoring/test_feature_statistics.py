@@ -88,6 +88,19 @@ def test_an_autoencoder_of_another_width_and_a_corpus_without_tokens_are_told():
             empty.result()
 
 
+@pytest.mark.parametrize(
+    ("fill", "value"), [(0.0, np.nan), (1.0, np.nan), (0.0, np.inf)]
+)  # few active, and all
+def test_a_sum_that_is_not_finite_names_its_feature(fill, value):
+    (activations := np.full((200, 40), fill))[7, 3] = value
+    sets, classes = named(np.ones((4, 200), bool)), np.zeros(200, dtype=np.int64)
+    for sums in (SetSums(sets, classes, 1), passes.IdentitySums(classes, 1, sets)):
+        with pytest.raises(
+            UserError, match=r"sum of a feature's activations .* is not finite \(first at .*0, 3\]"
+        ):
+            read(sums, activations).state()
+
+
 # two documents; feature 0 fires on token 5 alone, feature 1 on two of three 7s and on 9, feature 2 never
 TOKENS = np.array([5, 7, 5, 7, 7, 9], dtype=np.int32)
 CORPUS = Corpus("c", TOKENS, np.array([0, 4, 6]), np.zeros(6, bool), np.zeros(6, bool), ["a", "a"])

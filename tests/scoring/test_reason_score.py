@@ -81,6 +81,22 @@ def test_entropy_and_score_where_little_is_active():
     assert scores.entropy(np.array([[2.0, 0.0]])).tolist() == [1, 1]
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_what_is_not_finite_has_no_score_and_is_not_chosen():
+    words = np.array([[1.0, 0.0], [1.0, 1.0]])
+    for means in ((np.array([1, np.nan]), np.ones(2), words), (np.ones(2), np.array([1, np.inf]), words)):
+        with pytest.raises(
+            UserError, match=r"The mean activation of a feature is not finite \(first at \[1\]\)"
+        ):
+            scores.reason_score(*means, 0.7)
+    with pytest.raises(
+        UserError, match=r"The ReasonScore of a feature is not finite .*\[1\]\): give an `alpha`"
+    ):
+        scores.reason_score(np.ones(2), np.ones(2), words, -1.0)
+    with pytest.raises(UserError, match=r"The score of a feature is not finite \(first at \[1\]\)"):
+        scores.select(np.array([0.5, np.nan, 1.0]), k=1)
+
+
 def test_select():
     values = np.array([0.1, 0.9, 0.5, 0.9, -1.0])
     assert scores.select(values, k=3).tolist() == [1, 3, 2]
