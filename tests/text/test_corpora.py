@@ -1,20 +1,33 @@
 """The organism's documents, and texts of a hub and of local files: what is read of them, in which split."""
 
 import json
+import os
+import tempfile
+from contextlib import suppress
 from copy import deepcopy
+from io import BytesIO
+from pathlib import Path
+from unittest.mock import patch
 
 import miniatures as mini
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import settings as budget
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from reasoning_features import paths
 from reasoning_features.errors import MissingArtefact, UserError
-from reasoning_features.settings import TextSource, load_settings
+from reasoning_features.settings import ProblemSource, TextSource, load_settings
 from reasoning_features.text.corpora import (
     conversation_text,
     encode_texts,
     general_corpus,
+    open_rows,
     open_texts,
     reasoning_corpus,
     solution_texts,
@@ -26,6 +39,7 @@ from reasoning_features.text.corpora import (
     whole_texts,
     with_words_that_occur,
 )
+from reasoning_features.text.vocabulary import word_shares
 
 SPLITS = ("selection", "evaluation", "training")
 
@@ -77,6 +91,20 @@ def of_miniatures(**more):
         "solutions_text": {"dataset": mini.THOUGHTS, "column": "ground_truth_solution"},
     } | {"corpus": "text", "reasoning_documents": 120, "general_documents": 40, "context": 64}
     return load_settings("smoke", **(given | more))
+
+
+@pytest.fixture
+def plain(tokenizer):
+    """A tokenizer without R1's marks and without a template."""
+    other = deepcopy(tokenizer)
+    other.get_vocab, other.chat_template = dict, None
+    return other
+
+
+def texts_of(path, tokenizer=None, **more):
+    """Every text of a file."""
+    opened = open_texts(TextSource(dataset=str(path), **more))
+    return opened.texts(list(range(len(opened.rows))), tokenizer)
 
 
 def write_rows(path, rows):
@@ -163,15 +191,16 @@ def test_thinking_lies_between_its_marks(tokenizer):
     assert [thinking_of_ids(row, tokenizer).tolist() for row in ids[:3]] == [t.tolist() for t in thinking[:3]]
 
 
-def test_conversations_read_as_the_released_script_renders_them(tokenizer):
+def test_conversations_read_as_the_released_script_renders_them(tokenizer, plain):
     for turns in mini.conversations(6):
         assert conversation_text(turns, tokenizer) == mini.render(turns)
-    plain = deepcopy(tokenizer)
-    plain.get_vocab = lambda: {}
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert conversation_text(turns, plain) == mini.render(turns) + mini.EOS  # its own template
-    plain.chat_template = None
     assert conversation_text(turns, plain) == "a\n\nb"
+    plain.chat_template = mini.template()
+    assert conversation_text(turns, plain) == mini.render(turns) + mini.EOS
+    plain.chat_template = "{{ raise_exception('only two turns') }}"
+    with pytest.raises(UserError, match=r"template refuses \[{'role': 'user'.*only two turns"):
+        conversation_text(turns, plain)
 
 
 def test_pieces_begin_with_bos_and_their_first_token_is_special(tmp_path, tokenizer):
@@ -233,15 +262,128 @@ def test_local_files_are_taken_as_they_are(tmp_path, tokenizer):
     assert 15 < corpus.n_documents < 45 and set(corpus.domains) == {"a", "b"}  # all there are
 
 
+def test_what_a_turn_says_may_be_parts_or_nothing(tmp_path, plain, capsys):
+    image = {"type": "image_url", "image_url": {"url": "a.png"}}
+    parts = {"role": "user", "content": [{"type": "text", "text": "See "}, image, "it"]}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "sum"}]}
+    talk = [parts, call, {"role": "tool", "content": 42}, {"role": "assistant"}]
+    rows = [{"turns": turns} for turns in (talk, [], None, [call])]
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    for _ in range(2):
+        assert texts_of(file, plain, column="turns") == ["See [image_url]it\n\n42", "", "", ""]
+    left_out = "3 of 4 rows of {} have no turns (rows 1, 2, 3): they are left out.\n"
+    assert capsys.readouterr().err == left_out.format(file)  # once
+    pd.DataFrame({"turns": [[{"role": "user", "content": [image | {"text": None}]}]]}).to_parquet(
+        tmp_path / "a.parquet"
+    )
+    assert texts_of(tmp_path / "a.parquet", plain, column="turns") == ["[image_url]"]
+    write_rows(tmp_path / "a.jsonl", [*rows, {"turns": [{"content": "Hi"}]}])
+    with pytest.raises(
+        UserError, match=r"turns with role and content, but not in row 4 \(0 role Field required\)"
+    ):
+        texts_of(file, column="turns")
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("a.jsonl", b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b"}'),
+        ("a.json", b'[{"text": "a"},\n"b"]'),
+        ("other column.jsonl", b'{"n": 1, "text": "a"}\n{"n": {"of": []}, "text": "b"}\n'),
+        ("a.csv", b'\xef\xbb\xbfn,text\r\n1,a\r\n\r\nx,"b"\r\n'),
+        ("a [1].tsv", b"text\tn\na\t1\nb\t\n"),
+        ("a.txt", b"a\r\nb\n"),
+    ],
+)
+def test_files_are_read_whoever_wrote_them(tmp_path, monkeypatch, name, written):
+    (tmp_path / name).write_bytes(written)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert texts_of(tmp_path / name) == texts_of(f"~/{name}") == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_other_encodings_are_told_with_their_place(tmp_path, name):
+    for text, encoding, place in (('"x"\n' * 9000 + "é", "latin-1", 36_000), ('"x"\n', "utf-16", 0)):
+        (tmp_path / name).write_text(text, encoding=encoding)
+        with pytest.raises(UserError, match=f"{name} is not UTF-8 at byte {place}: save it as UTF-8"):
+            texts_of(tmp_path / name)
+
+
+def test_texts_may_be_long_and_hold_odd_characters(tmp_path):
+    texts = ["x" * 12_000_000, "half \ud83d", "\0"]
+    assert texts_of(write_rows(tmp_path / "a.jsonl", [{"text": text} for text in texts])) == [
+        texts[0],
+        "half \ufffd",
+        "\0",
+    ]
+    (tmp_path / "a.csv").write_text(f"text\n{texts[0]}\n")
+    assert texts_of(tmp_path / "a.csv") == texts[:1]
+
+
+def test_a_file_that_changed_is_read_anew(tmp_path):
+    file = Path(write_rows(tmp_path / "a.jsonl", [{"text": "old"}]))
+    was = file.stat()
+    assert texts_of(file) == ["old"]
+    write_rows(file, [{"text": "new"}])
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert texts_of(file) == ["new"]
+
+
+def test_texts_without_thinking_or_latin_letters_are_told(tmp_path, tokenizer):
+    rows = [{"text": "<think>Подожди.</think>", "split": "selection"}, {"text": "Hm.", "split": "evaluation"}]
+    source = {"dataset": write_rows(tmp_path / "a.jsonl", rows), "split_column": "split"}
+    settings = of_miniatures(reasoning_text=source)
+    with pytest.raises(UserError, match="no words of Latin letters"):
+        word_shares(thinking_texts(settings, tokenizer))
+    write_rows(tmp_path / "a.jsonl", [{"text": "Hm.", "split": "selection"}])
+    with pytest.raises(UserError, match="mark no thinking with <think>…</think>"):
+        thinking_texts(settings, tokenizer)
+
+
+def as_parquet(column):
+    pq.write_table(pa.table({"text": column, "of": column}), file := BytesIO())
+    return file.getvalue()
+
+
+NAMES = st.sampled_from(["text", "of", "role", "content"])
+CELLS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda cells: st.lists(cells) | st.dictionaries(NAMES, cells),
+)
+TYPES = [st.integers(-(2**63), 2**63 - 1), st.floats(), st.dates(), st.datetimes(), st.text(), st.binary()]
+TYPES += [st.decimals(places=2, min_value=0, max_value=9), st.lists(st.integers(-1, 2**31))]
+TYPES += [st.lists(st.fixed_dictionaries({"role": st.text(), "content": st.none() | st.text()}))]
+LINES = st.lists(st.dictionaries(NAMES, CELLS)).map(lambda rows: "\n".join(map(json.dumps, rows)).encode())
+TABLES = st.one_of(st.lists(st.none() | each, max_size=3) for each in TYPES).map(as_parquet)
+CUT = st.builds(lambda whole, end: whole[:end], TABLES, st.integers(0, 1000))
+FILES = st.tuples(
+    st.sampled_from([".jsonl", ".json", ".csv", ".txt"]), st.binary() | st.text().map(str.encode) | LINES
+)
+
+
+@budget(max_examples=40, deadline=None)
+@given(FILES | st.tuples(st.just(".parquet"), TABLES | CUT))
+def test_whatever_is_in_a_file_is_read_or_told(tokenizer, file):
+    with tempfile.TemporaryDirectory() as folder, patch("datasets.config.HF_DATASETS_CACHE", folder):
+        (path := Path(folder) / f"a{file[0]}").write_bytes(file[1])
+        with suppress(UserError):
+            opened = open_texts(TextSource(dataset=str(path), domain="of"))
+            opened.texts(opened.order(0).tolist(), tokenizer)
+            assert all(opened.domain(row) for row in range(len(opened.rows)))
+        with suppress(UserError):
+            rows = open_rows(ProblemSource(dataset=str(path)), ["of"])
+            assert {type(of) for of in rows[:]["of"]} <= {str, type(None)}
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
         ({"dataset": "HERE/FILE.jsonl", "column": "body"}, "has no column 'body': it has text, number"),
         ({"dataset": "HERE/FILE.jsonl", "domain": "kind"}, "has no column 'kind'"),
-        ({"dataset": "HERE/FILE.jsonl", "column": "number"}, "holds neither texts, nor conversations"),
+        ({"dataset": "HERE/FILE.jsonl", "column": "number"}, "holds token ids, but not in row 0"),
         ({"dataset": "data/nowhere"}, "There is no dataset in data/nowhere"),
         ({"dataset": "HERE/BROKEN.parquet"}, "cannot be read"),
-        ({"dataset": "HERE/FOLDER", "split": "test"}, "cannot be read"),
+        ({"dataset": "HERE/FOLDER", "split": "test"}, "has no split 'test': it has train"),
     ],
 )
 def test_what_cannot_be_read_is_told_in_one_sentence(tmp_path, tokenizer, source, said):
@@ -257,8 +399,12 @@ def test_what_cannot_be_read_is_told_in_one_sentence(tmp_path, tokenizer, source
 
 
 def test_a_corpus_without_texts_or_source_is_told(tmp_path, tokenizer):
-    file = write_rows(tmp_path / "empty.jsonl", [{"text": ""}] * 5)
+    source = {"dataset": write_rows(tmp_path / "empty.jsonl", [{"text": ""}] * 9)}
+    with pytest.raises(UserError, match=r"9 of 9 rows of .* have no text \(rows 0, 1, 2, 3, 4, …\): correct"):
+        reasoning_corpus(of_miniatures(reasoning_text=source), tokenizer, "selection")
+    write_rows(tmp_path / "empty.jsonl", [{"text": " ", "of": "selection"}, {"text": "a", "of": None}])
     with pytest.raises(UserError, match=r"'reasoning \(selection\)' is empty"):
-        reasoning_corpus(of_miniatures(reasoning_text={"dataset": file}), tokenizer, "selection")
+        of = of_miniatures(reasoning_text=source | {"split_column": "of"})
+        reasoning_corpus(of, tokenizer, "selection")
     with pytest.raises(UserError, match="needs `general_text`"):
         general_corpus(of_miniatures().model_copy(update={"general_text": None}), tokenizer, "selection")
