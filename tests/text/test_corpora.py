@@ -263,42 +263,48 @@ def test_local_files_are_taken_as_they_are(tmp_path, tokenizer):
 
 
 def test_what_a_turn_says_may_be_parts_or_nothing(tmp_path, plain, capsys):
-    image = {"type": "image_url", "image_url": {"url": "a.png"}}
-    parts = {"role": "user", "content": [{"type": "text", "text": "See "}, image, "it"]}
+    image = {"type": "image_url", "text": None, "image_url": "a.png"}
+    asked = {"role": "user", "content": [{"type": "text", "text": "See "}, image]}
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "sum"}]}
-    talk = [parts, call, {"role": "tool", "content": 42}, {"role": "assistant"}]
+    talk = [asked, call, {"role": "tool", "content": 42}, {"role": "assistant"}]
     rows = [{"turns": turns} for turns in (talk, [], None, [call])]
     file = write_rows(tmp_path / "a.jsonl", rows)
     for _ in range(2):
-        assert texts_of(file, plain, column="turns") == ["See [image_url]it\n\n42", "", "", ""]
-    left_out = "3 of 4 rows of {} have no turns (rows 1, 2, 3): they are left out.\n"
-    assert capsys.readouterr().err == left_out.format(file)  # once
-    pd.DataFrame({"turns": [[{"role": "user", "content": [image | {"text": None}]}]]}).to_parquet(
-        tmp_path / "a.parquet"
-    )
-    assert texts_of(tmp_path / "a.parquet", plain, column="turns") == ["[image_url]"]
+        assert texts_of(file, plain, column="turns") == ["See [image_url]\n\n42", "", "", ""]
+    left_out = f"3 of 4 rows of {file} have no turns (rows 1, 2, 3): they are left out.\n"
+    assert capsys.readouterr().err == left_out  # once
+    pd.DataFrame({"turns": [[asked]]}).to_parquet(tmp_path / "a.parquet")
+    assert texts_of(tmp_path / "a.parquet", plain, column="turns") == ["See [image_url]"]
     write_rows(tmp_path / "a.jsonl", [*rows, {"turns": [{"content": "Hi"}]}])
-    with pytest.raises(
-        UserError, match=r"turns with role and content, but not in row 4 \(0 role Field required\)"
-    ):
+    with pytest.raises(UserError, match=r"role and content, but not in row 4 \(0 role Field required\)"):
         texts_of(file, column="turns")
 
 
-@pytest.mark.parametrize(
-    ("name", "written"),
-    [
-        ("a.jsonl", b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b"}'),
-        ("a.json", b'[{"text": "a"},\n"b"]'),
-        ("other column.jsonl", b'{"n": 1, "text": "a"}\n{"n": {"of": []}, "text": "b"}\n'),
-        ("a.csv", b'\xef\xbb\xbfn,text\r\n1,a\r\n\r\nx,"b"\r\n'),
-        ("a [1].tsv", b"text\tn\na\t1\nb\t\n"),
-        ("a.txt", b"a\r\nb\n"),
-    ],
-)
-def test_files_are_read_whoever_wrote_them(tmp_path, monkeypatch, name, written):
-    (tmp_path / name).write_bytes(written)
+def test_files_are_read_whoever_wrote_them(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert texts_of(tmp_path / name) == texts_of(f"~/{name}") == ["a", "b"]
+    files = {
+        "bom.jsonl": b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b"}',
+        "other column.jsonl": b'{"n": 1, "text": "a"}\n{"n": {"of": []}, "text": "b"}\n',
+        "list.json": b'[{"text": "a"},\n"b"]',
+        "bom.csv": b'\xef\xbb\xbfn,text\r\n1,a\r\n\r\nx,"b"\r\n',
+        "glob [1].tsv": b"text\tn\na\t1\nb\t\n",
+        "lines.txt": b"a\r\nb\n",
+    }
+    for name, written in files.items():
+        (tmp_path / name).write_bytes(written)
+        assert texts_of(f"~/{name}") == ["a", "b"]
+    odd = ["x" * 12_000_000, "half \ud83d", "\0"]
+    file = write_rows(tmp_path / "odd.jsonl", [{"text": text} for text in odd])
+    assert texts_of(file) == [odd[0], "half \ufffd", "\0"]
+    (tmp_path / "odd.csv").write_text(f"text\n{odd[0]}\n")
+    assert texts_of(tmp_path / "odd.csv") == odd[:1]
+
+
+def test_a_file_that_changed_is_read_anew(tmp_path):
+    for text in ("old", "new"):
+        file = write_rows(tmp_path / "a.jsonl", [{"text": text}])
+        os.utime(file, (1e9, 1e9))
+        assert texts_of(file) == [text]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
@@ -309,70 +315,44 @@ def test_other_encodings_are_told_with_their_place(tmp_path, name):
             texts_of(tmp_path / name)
 
 
-def test_texts_may_be_long_and_hold_odd_characters(tmp_path):
-    texts = ["x" * 12_000_000, "half \ud83d", "\0"]
-    assert texts_of(write_rows(tmp_path / "a.jsonl", [{"text": text} for text in texts])) == [
-        texts[0],
-        "half \ufffd",
-        "\0",
-    ]
-    (tmp_path / "a.csv").write_text(f"text\n{texts[0]}\n")
-    assert texts_of(tmp_path / "a.csv") == texts[:1]
-
-
-def test_a_file_that_changed_is_read_anew(tmp_path):
-    file = Path(write_rows(tmp_path / "a.jsonl", [{"text": "old"}]))
-    was = file.stat()
-    assert texts_of(file) == ["old"]
-    write_rows(file, [{"text": "new"}])
-    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
-    assert texts_of(file) == ["new"]
-
-
-def test_texts_without_thinking_or_latin_letters_are_told(tmp_path, tokenizer):
-    rows = [{"text": "<think>Подожди.</think>", "split": "selection"}, {"text": "Hm.", "split": "evaluation"}]
-    source = {"dataset": write_rows(tmp_path / "a.jsonl", rows), "split_column": "split"}
-    settings = of_miniatures(reasoning_text=source)
-    with pytest.raises(UserError, match="no words of Latin letters"):
-        word_shares(thinking_texts(settings, tokenizer))
-    write_rows(tmp_path / "a.jsonl", [{"text": "Hm.", "split": "selection"}])
-    with pytest.raises(UserError, match="mark no thinking with <think>…</think>"):
-        thinking_texts(settings, tokenizer)
-
-
-def as_parquet(column):
-    pq.write_table(pa.table({"text": column, "of": column}), file := BytesIO())
-    return file.getvalue()
-
-
 NAMES = st.sampled_from(["text", "of", "role", "content"])
 CELLS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda cells: st.lists(cells) | st.dictionaries(NAMES, cells),
 )
-TYPES = [st.integers(-(2**63), 2**63 - 1), st.floats(), st.dates(), st.datetimes(), st.text(), st.binary()]
-TYPES += [st.decimals(places=2, min_value=0, max_value=9), st.lists(st.integers(-1, 2**31))]
-TYPES += [st.lists(st.fixed_dictionaries({"role": st.text(), "content": st.none() | st.text()}))]
-LINES = st.lists(st.dictionaries(NAMES, CELLS)).map(lambda rows: "\n".join(map(json.dumps, rows)).encode())
-TABLES = st.one_of(st.lists(st.none() | each, max_size=3) for each in TYPES).map(as_parquet)
-CUT = st.builds(lambda whole, end: whole[:end], TABLES, st.integers(0, 1000))
+ROWS = st.lists(st.dictionaries(NAMES, CELLS)).map(lambda rows: "\n".join(map(json.dumps, rows)).encode())
 FILES = st.tuples(
-    st.sampled_from([".jsonl", ".json", ".csv", ".txt"]), st.binary() | st.text().map(str.encode) | LINES
+    st.sampled_from(["a.json", "a.csv", "a.txt"]), st.binary() | st.text().map(str.encode) | ROWS
 )
+TYPES = [
+    st.integers(0, 2**62),
+    st.floats(),
+    st.dates(),
+    st.text(),
+    st.binary(),
+    st.lists(st.integers(-1, 2**31)),
+]
+TYPES += [st.lists(st.fixed_dictionaries({"role": st.text(), "content": st.none() | st.text()}))]
 
 
-@budget(max_examples=40, deadline=None)
-@given(FILES | st.tuples(st.just(".parquet"), TABLES | CUT))
-def test_whatever_is_in_a_file_is_read_or_told(tokenizer, file):
+@budget(max_examples=20, deadline=None)
+@given(
+    FILES,
+    st.one_of(st.lists(st.none() | each, max_size=3) for each in TYPES),
+    st.none() | st.integers(0, 999),
+)
+def test_whatever_is_in_a_file_is_read_or_told(tokenizer, file, column, cut):
     with tempfile.TemporaryDirectory() as folder, patch("datasets.config.HF_DATASETS_CACHE", folder):
-        (path := Path(folder) / f"a{file[0]}").write_bytes(file[1])
-        with suppress(UserError):
-            opened = open_texts(TextSource(dataset=str(path), domain="of"))
-            opened.texts(opened.order(0).tolist(), tokenizer)
-            assert all(opened.domain(row) for row in range(len(opened.rows)))
-        with suppress(UserError):
-            rows = open_rows(ProblemSource(dataset=str(path)), ["of"])
-            assert {type(of) for of in rows[:]["of"]} <= {str, type(None)}
+        pq.write_table(pa.table({"text": column, "of": column}), whole := BytesIO())
+        for name, written in (file, ("a.parquet", whole.getvalue()[:cut])):
+            (path := Path(folder) / name).write_bytes(written)
+            with suppress(UserError):
+                opened = open_texts(TextSource(dataset=str(path), domain="of"))
+                opened.texts(opened.order(0).tolist(), tokenizer)
+                assert all(opened.domain(row) for row in range(len(opened.rows)))
+            with suppress(UserError):
+                rows = open_rows(ProblemSource(dataset=str(path)), ["of"])
+                assert {type(of) for of in rows[:]["of"]} <= {str, type(None)}
 
 
 @pytest.mark.parametrize(
@@ -398,13 +378,20 @@ def test_what_cannot_be_read_is_told_in_one_sentence(tmp_path, tokenizer, source
     assert "\n" not in str(raised.value)
 
 
-def test_a_corpus_without_texts_or_source_is_told(tmp_path, tokenizer):
-    source = {"dataset": write_rows(tmp_path / "empty.jsonl", [{"text": ""}] * 9)}
-    with pytest.raises(UserError, match=r"9 of 9 rows of .* have no text \(rows 0, 1, 2, 3, 4, …\): correct"):
-        reasoning_corpus(of_miniatures(reasoning_text=source), tokenizer, "selection")
-    write_rows(tmp_path / "empty.jsonl", [{"text": " ", "of": "selection"}, {"text": "a", "of": None}])
+def test_what_a_corpus_lacks_is_told(tmp_path, tokenizer):
+    source = {"dataset": str(tmp_path / "a.jsonl"), "split_column": "of"}
+    settings = of_miniatures(reasoning_text=source)
+    for texts, said in (
+        ([""] * 9, r"9 of 9 rows of .* have no text \(rows 0, 1, 2, 3, 4, …\): correct them"),
+        ([" ", {"text": "a"}], r"The column 'text' .* holds texts or numbers, but not in row 1"),
+        ([" ", "Wait."], "mark no thinking with <think>…</think>"),
+        (["<think>Подожди.</think>"], "no words of Latin letters"),
+    ):
+        write_rows(tmp_path / "a.jsonl", [{"text": text, "of": "selection"} for text in texts])
+        with pytest.raises(UserError, match=said):
+            word_shares(thinking_texts(settings, tokenizer))
+    write_rows(tmp_path / "a.jsonl", [{"text": " ", "of": "selection"}, {"text": "a", "of": None}])
     with pytest.raises(UserError, match=r"'reasoning \(selection\)' is empty"):
-        of = of_miniatures(reasoning_text=source | {"split_column": "of"})
-        reasoning_corpus(of, tokenizer, "selection")
+        reasoning_corpus(settings, tokenizer, "selection")
     with pytest.raises(UserError, match="needs `general_text`"):
         general_corpus(of_miniatures().model_copy(update={"general_text": None}), tokenizer, "selection")
