@@ -227,11 +227,9 @@ def _of_source(benchmark: str, source: ProblemSource, split: Split | None, seed:
         mine = np.sort(parts[split])
     order = np.random.default_rng([seed, number]).permutation(mine)
     read = [_problem(benchmark, source, row, [number, i]) for i, row in enumerate(rows)]
-    faults: dict[str, list[int]] = {}
-    for i, each in enumerate(read):
-        if isinstance(each, str):
-            faults.setdefault(each, []).append(i)
-    tell_left_out(source.dataset, len(rows), faults)
+    faults = sorted({each for each in read if isinstance(each, str)})
+    of = {fault: [row for row, each in enumerate(read) if each == fault] for fault in faults}
+    tell_left_out(source.dataset, len(rows), of)
     return [problem for row in order.tolist() if isinstance(problem := read[row], RealProblem)]
 
 

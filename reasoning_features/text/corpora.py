@@ -293,9 +293,9 @@ def _written(value: Any) -> Any:
 
 def _said(content: Any) -> str:
     """What a turn says: a text, nothing, or the texts of parts, where images and the like are named."""
-    parts = [part for part in (content if isinstance(content, list) else [content]) if part is not None]
-    parts = [{"text": part} if not isinstance(part, dict) else part for part in parts]
-    texts = (f"[{part.get('type')}]" if part.get("text") is None else part["text"] for part in parts)
+    parts = content if isinstance(content, list) else [content]
+    parts = [p if isinstance(p, dict) else {"text": "" if p is None else p} for p in parts]
+    texts = (f"[{p.get('type')}]" if p.get("text") is None else p["text"] for p in parts)
     return "".join(map(_STRING[0].validate_python, texts))
 
 
@@ -305,10 +305,9 @@ class _Turn(BaseModel):
 
 
 # what a column holds
-_STRING = TypeAdapter[str](Annotated[str, BeforeValidator(_written)]), "texts or numbers"
-_IDS = TypeAdapter[list[int]](list[Annotated[int, Field(ge=0, lt=2**31, strict=True)]]), "token ids"
-_TURNS = TypeAdapter[list[_Turn]](list[_Turn]), "turns with role and content"
-_KINDS: dict[type, tuple[TypeAdapter[Any], str]] = {int: _IDS, dict: _TURNS}
+_STRING = TypeAdapter[Any](Annotated[str, BeforeValidator(_written)]), "texts or numbers"
+_IDS = TypeAdapter[Any](list[Annotated[int, Field(ge=0, lt=2**31, strict=True)]]), "token ids"
+_TURNS = TypeAdapter[Any](list[_Turn]), "turns with role and content"
 
 
 @dataclass(frozen=True)
@@ -370,7 +369,7 @@ class TextRows:
 def open_texts(source: TextSource) -> TextRows:
     """A source's rows, those without a text told; UserError: as :func:`open_rows`, or none has a text."""
     named = dict.fromkeys([source.column, source.domain, source.split_column])
-    rows = open_rows(source, [column for column in named if column is not None], source.column)
+    rows = open_rows(source, [column for column in named if column is not None])
     empty = np.flatnonzero(rows.data.column(source.column).is_null().to_numpy())
     tell_left_out(source.dataset, len(rows), {f"have no {source.column}": empty.tolist()})
     first = rows[int(np.setdiff1d(np.arange(len(empty) + 1), empty)[0])][source.column]
@@ -391,12 +390,10 @@ def tell_left_out(dataset: str, n: int, faults: Mapping[str, Sequence[int]]) -> 
             _say(f"{told}they are left out.")
 
 
-def open_rows(
-    source: TextSource | ProblemSource, columns: Sequence[str], text: str | None = None
-) -> datasets.Dataset:
+def open_rows(source: TextSource | ProblemSource, columns: Sequence[str]) -> datasets.Dataset:
     """These columns of a source's rows, mapped from disk: a file is taken whole, whatever the split.
 
-    Values are strings as they are written, or None; of the column ``text`` token ids or turns as well.
+    Values are strings as they are written, or None; of a column of texts token ids or turns as well.
     UserError: nothing is there, it cannot be fetched or read, is not UTF-8, has no such configuration, split
     or column, or a value is of another kind.
     """
@@ -417,9 +414,9 @@ def open_rows(
             raise UserError(f"{source.dataset} has no split {split!r}: it has {', '.join(map(str, found))}.")
         files, local = tuple(found[split]), hub.is_local(source.dataset)  # the hub's name their commit
         versions = tuple(file_digest(Path(file)) for file in (*(files if local else ()), __file__))
-        given = {"dataset": source.dataset, "files": files, "versions": versions, "columns": tuple(columns)}
+        given = {"source": source, "files": files, "versions": versions, "columns": tuple(columns)}
         stored = datasets.Features(dict.fromkeys(columns, datasets.Value("large_string")))
-        rows = datasets.Dataset.from_generator(_checked_rows, stored, gen_kwargs=given | {"text": text})
+        rows = datasets.Dataset.from_generator(_checked_rows, stored, gen_kwargs=given)
     except Exception as error:  # whatever a damaged file leads to
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
         if isinstance(cause, UserError):
@@ -428,16 +425,15 @@ def open_rows(
         raise UserError(
             f"The dataset {source.dataset} cannot be read ({reason}): correct its name, split or file."
         ) from error
-    return rows.with_transform(
-        lambda batch: {name: [json.loads(v or "null") for v in values] for name, values in batch.items()}
-    )
+    return rows.with_transform(lambda batch: {k: [json.loads(v or "null") for v in batch[k]] for k in batch})
 
 
 def _checked_rows(
-    dataset: str, files: Sequence[str], versions: Sequence[str], columns: Sequence[str], text: str | None
+    source: TextSource | ProblemSource, files: Sequence[str], versions: Sequence[str], columns: Sequence[str]
 ) -> Iterator[dict[str, str | None]]:
     """The rows of files, each value as JSON; ``versions`` only tell what is kept from that of other files."""
     names: dict[str, Any] = {}
+    text = source.column if isinstance(source, TextSource) else None
     kinds: dict[str, tuple[TypeAdapter[Any], str]] = {}
     for number, row in enumerate(_raw_rows(files, columns)):
         names |= row
@@ -446,24 +442,23 @@ def _checked_rows(
             value = row.get(column)
             if value in (None, "", []) or value != value:  # NaN is not equal to itself
                 continue
-            item = (value[0] if isinstance(value, list) else value) if column == text else ""
-            # the first row decides
-            cell, what = kind = kinds.setdefault(column, _KINDS.get(type(item), _STRING))
+            item = value[0] if isinstance(value, list) else value
+            kind = {int: _IDS, dict: _TURNS}.get(type(item), _STRING) if column == text else _STRING
+            cell, what = kind = kinds.setdefault(column, kind)  # the first row decides
             try:
                 value = cell.validate_python(value)
             except ValidationError as error:
                 first = error.errors()[0]
                 why = " ".join(map(str, [*first["loc"], first["msg"].splitlines()[0]]))
-                where = f"The column {column!r} of {dataset} holds {what}, but not in row {number} ({why})"
-                raise UserError(f"{where}: correct the row, or name another column.") from None
+                lacks = f"{source.dataset} holds {what}, but not in row {number} ({why})"
+                raise UserError(f"The column {column!r} of {lacks}: correct it, or name another.") from None
             said = [turn.content for turn in value] if kind is _TURNS else [value]
             if kind is _IDS or any(each.strip() for each in said):
                 kept[column] = cell.dump_json(value).decode()
         yield kept
-    for column in columns:
-        if column not in names:
-            there = ", ".join(names) or "no rows"
-            raise UserError(f"The dataset {dataset} has no column {column!r}: it has {there}.")
+    if lacking := [column for column in columns if column not in names]:
+        there = ", ".join(names) or "no rows"
+        raise UserError(f"The dataset {source.dataset} has no column {lacking[0]!r}: it has {there}.")
 
 
 def _csv_rows(lines: Any, name: str) -> Iterator[dict[str, Any]]:
@@ -471,8 +466,7 @@ def _csv_rows(lines: Any, name: str) -> Iterator[dict[str, Any]]:
     reader = csv.DictReader(lines, delimiter="\t" if name.endswith(".tsv") else ",", strict=True)
     for row in reader:
         if None in row:
-            where = f"Line {reader.line_num} of {name}"
-            raise UserError(f"{where} has more fields than the first: quote those that hold the separator.")
+            raise UserError(f"Line {reader.line_num} of {name} has more fields than its first: quote commas.")
         yield row
 
 
@@ -482,8 +476,9 @@ def _json_rows(lines: Any, name: str) -> Iterator[dict[str, Any]]:
         line = line.strip("\ufeff \t\r\n")
         try:
             text = line + lines.read() if line.startswith("[") else f"[{line}]"
-            # NaN is how some write that a value is missing
-            rows = json.loads(text, strict=False, parse_float=str, parse_constant=lambda _: None)
+            rows = json.loads(
+                text, strict=False, parse_float=str, parse_constant=lambda _: None
+            )  # NaN: missing
         except json.JSONDecodeError as error:
             raise UserError(f"Line {number} of {name} is no JSON ({error}): correct it.") from error
         yield from (row if isinstance(row, dict) else {"text": row} for row in rows)

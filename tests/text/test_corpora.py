@@ -11,7 +11,6 @@ from unittest.mock import patch
 
 import miniatures as mini
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -273,7 +272,7 @@ def test_what_a_turn_says_may_be_parts_or_nothing(tmp_path, plain, capsys):
         assert texts_of(file, plain, column="turns") == ["See [image_url]\n\n42", "", "", ""]
     left_out = f"3 of 4 rows of {file} have no turns (rows 1, 2, 3): they are left out.\n"
     assert capsys.readouterr().err == left_out  # once
-    pd.DataFrame({"turns": [[asked]]}).to_parquet(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"turns": [[asked]]}), tmp_path / "a.parquet")
     assert texts_of(tmp_path / "a.parquet", plain, column="turns") == ["See [image_url]"]
     write_rows(tmp_path / "a.jsonl", [*rows, {"turns": [{"content": "Hi"}]}])
     with pytest.raises(UserError, match=r"role and content, but not in row 4 \(0 role Field required\)"):
@@ -298,11 +297,8 @@ def test_files_are_read_whoever_wrote_them(tmp_path, monkeypatch):
     assert texts_of(file) == [odd[0], "half \ufffd", "\0"]
     (tmp_path / "odd.csv").write_text(f"text\n{odd[0]}\n")
     assert texts_of(tmp_path / "odd.csv") == odd[:1]
-
-
-def test_a_file_that_changed_is_read_anew(tmp_path):
-    for text in ("old", "new"):
-        file = write_rows(tmp_path / "a.jsonl", [{"text": text}])
+    for text in ("old", "new"):  # of one size and time
+        write_rows(tmp_path / "odd.jsonl", [{"text": text}])
         os.utime(file, (1e9, 1e9))
         assert texts_of(file) == [text]
 
@@ -321,30 +317,19 @@ CELLS = st.recursive(
     lambda cells: st.lists(cells) | st.dictionaries(NAMES, cells),
 )
 ROWS = st.lists(st.dictionaries(NAMES, CELLS)).map(lambda rows: "\n".join(map(json.dumps, rows)).encode())
-FILES = st.tuples(
-    st.sampled_from(["a.json", "a.csv", "a.txt"]), st.binary() | st.text().map(str.encode) | ROWS
-)
-TYPES = [
-    st.integers(0, 2**62),
-    st.floats(),
-    st.dates(),
-    st.text(),
-    st.binary(),
-    st.lists(st.integers(-1, 2**31)),
-]
-TYPES += [st.lists(st.fixed_dictionaries({"role": st.text(), "content": st.none() | st.text()}))]
+BYTES = st.binary() | st.text().map(str.encode) | ROWS
+TURN = st.fixed_dictionaries({"role": st.text(), "content": st.none() | st.text()})
+TYPES = [st.integers(0, 2**62), st.floats(), st.dates(), st.text(), st.binary(), st.lists(TURN)]
+TYPES += [st.lists(st.integers(-1, 2**31))]
+COLUMNS = st.one_of(st.lists(st.none() | each, max_size=3) for each in TYPES)
 
 
 @budget(max_examples=20, deadline=None)
-@given(
-    FILES,
-    st.one_of(st.lists(st.none() | each, max_size=3) for each in TYPES),
-    st.none() | st.integers(0, 999),
-)
-def test_whatever_is_in_a_file_is_read_or_told(tokenizer, file, column, cut):
+@given(st.sampled_from(["a.json", "a.csv", "a.txt"]), BYTES, COLUMNS, st.none() | st.integers(0, 999))
+def test_whatever_is_in_a_file_is_read_or_told(tokenizer, text_file, content, column, cut):
     with tempfile.TemporaryDirectory() as folder, patch("datasets.config.HF_DATASETS_CACHE", folder):
         pq.write_table(pa.table({"text": column, "of": column}), whole := BytesIO())
-        for name, written in (file, ("a.parquet", whole.getvalue()[:cut])):
+        for name, written in ((text_file, content), ("a.parquet", whole.getvalue()[:cut])):
             (path := Path(folder) / name).write_bytes(written)
             with suppress(UserError):
                 opened = open_texts(TextSource(dataset=str(path), domain="of"))
@@ -362,6 +347,9 @@ def test_whatever_is_in_a_file_is_read_or_told(tokenizer, file, column, cut):
         ({"dataset": "HERE/FILE.jsonl", "domain": "kind"}, "has no column 'kind'"),
         ({"dataset": "HERE/FILE.jsonl", "column": "number"}, "holds token ids, but not in row 0"),
         ({"dataset": "data/nowhere"}, "There is no dataset in data/nowhere"),
+        ({"dataset": "texts/nowhere.jsonl"}, "There is no dataset in texts/nowhere.jsonl"),
+        ({"dataset": "HERE/TORN.jsonl"}, "Line 2 of TORN.jsonl is no JSON"),
+        ({"dataset": "HERE/COMMA.csv"}, "Line 3 of COMMA.csv has more fields than its first: quote commas"),
         ({"dataset": "HERE/BROKEN.parquet"}, "cannot be read"),
         ({"dataset": "HERE/FOLDER", "split": "test"}, "has no split 'test': it has train"),
     ],
@@ -369,6 +357,8 @@ def test_whatever_is_in_a_file_is_read_or_told(tokenizer, file, column, cut):
 def test_what_cannot_be_read_is_told_in_one_sentence(tmp_path, tokenizer, source, said):
     (tmp_path / "FOLDER").mkdir()
     write_rows(tmp_path / "FILE.jsonl", [{"text": "a b", "number": 1}] * 9)
+    (tmp_path / "TORN.jsonl").write_text('{"text": "a"}\n{"text":')
+    (tmp_path / "COMMA.csv").write_text("text\na\nb,c\n")
     write_rows(tmp_path / "BROKEN.parquet", [{"text": "a"}])
     write_rows(tmp_path / "FOLDER" / "train.jsonl", [{"text": "a"}])
     place = source["dataset"].replace("HERE", str(tmp_path))
