@@ -416,7 +416,8 @@ def open_rows(source: TextSource | ProblemSource, columns: Sequence[str]) -> dat
         versions = tuple(file_digest(Path(file)) for file in (*(files if local else ()), __file__))
         given = {"source": source, "files": files, "versions": versions, "columns": tuple(columns)}
         stored = datasets.Features(dict.fromkeys(columns, datasets.Value("large_string")))
-        rows = datasets.Dataset.from_generator(_checked_rows, stored, gen_kwargs=given)
+        make = {"features": stored, "gen_kwargs": given, "writer_batch_size": 100}  # texts may be long
+        rows = datasets.Dataset.from_generator(_checked_rows, **make)
     except Exception as error:  # whatever a damaged file leads to
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
         if isinstance(cause, UserError):
