@@ -22,6 +22,7 @@ Kind = Literal["model", "dataset"]
 REFERENCE = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+))?")
 WEIGHTS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 UNUSED = ["original/*", "onnx/*", "consolidated*", "*activations_store_state*", "*sparsity.safetensors", ".*"]
+ROWS = (".csv", ".json", ".jsonl", ".parquet", ".txt")  # endings of files with rows
 UNREACHED = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
 _announced: set[str] = set()
 
@@ -55,7 +56,7 @@ def is_local(reference: str) -> bool:
     """Whether this names a folder of the machine: one that is there, or that cannot be a name on the hub."""
     if paths.resolve(reference).exists() or REFERENCE.fullmatch(reference) is None:
         return True
-    return reference.startswith(("data/", "./", "../"))
+    return reference.startswith(("data/", "./", "../")) or Path(reference).suffix in ROWS
 
 
 def directory(reference: str, patterns: Sequence[str] | None = None) -> Path:

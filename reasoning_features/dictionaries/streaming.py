@@ -81,13 +81,11 @@ def training_rows(settings: Settings, tokenizer: Any, sources: Sequence[TextSour
 
 
 def _token_rows(opened: TextRows, order: NDArray[np.int64], tokenizer: Any, context: int) -> Rows:
-    """A column of token ids as it is; rows as long as the first, first the beginnings of all."""
-    column = opened.source.column
-    length = len(opened.ids(list(range(min(100, len(opened.rows)))), tokenizer)[0])
-    batches = opened.rows.select_columns([column]).with_format("numpy").iter(1000)
-    whole = np.stack([row[:length].astype(np.int32) for batch in batches for row in batch[column]])[order]
-    pieces = range(0, length - context + 1, context)
-    return np.concatenate([whole[:, at : at + context] for at in pieces] or [whole[:0]])
+    """A column of token ids as it is; of longer rows first the beginnings of all."""
+    rows = [row for numbers in groups(order) for row in opened.ids(numbers, tokenizer)]
+    pieces = range(0, max(map(len, rows), default=0) - context + 1, context)
+    cut = [[row[at : at + context] for row in rows if len(row) >= at + context] for at in pieces]
+    return np.concatenate([np.empty((0, context), dtype=np.int32), *cut])
 
 
 def _text_rows(opened: TextRows, order: NDArray[np.int64], tokenizer: Any, context: int, needed: int) -> Rows:

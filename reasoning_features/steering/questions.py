@@ -28,7 +28,7 @@ from reasoning_features.organism.parser import LABELS_COUNTED, LONGEST_PROMPT, g
 from reasoning_features.organism.problems import Split, problems
 from reasoning_features.paths import RunPaths
 from reasoning_features.settings import ProblemSource, Settings
-from reasoning_features.text.corpora import TEXT, dataset_name, open_rows, stable_number
+from reasoning_features.text.corpora import TEXT, dataset_name, open_rows, stable_number, tell_left_out
 
 COMMON = ("correct", "thinking_tokens")  # what is measured of every answer, whatever the problems
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
@@ -36,7 +36,7 @@ CHOOSE = r"Please reason step by step, and put the letter of your answer within 
 LONGEST = 400  # characters of the longest answer that is compared as a formula
 SECONDS = 3  # for reading a formula, and for comparing two; one that takes longer is wrong
 STEERED = "steered in version 2"  # the set of `settings.published` whose features are steered
-LETTERS = "ABCDEFGHIJ"  # names of choices
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # names of choices
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|boldsymbol)\s*\{([^{}]*)\}")
 _NOISE = re.compile(r"\\left|\\right|\\[,;:! ]|[$\s]")
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # that a formula took too long is no news
@@ -212,27 +212,41 @@ def problems_of(settings: Settings, split: Split | None) -> list[RealProblem]:
 
 
 def _of_source(benchmark: str, source: ProblemSource, split: Split | None, seed: int) -> list[RealProblem]:
-    """A benchmark's problems of one split in their seeded order."""
-    columns = (source.problem, source.answer, *source.wrong, source.split_column)
+    """A benchmark's problems of one split in their seeded order, rows with a fault left out."""
+    if len(source.wrong) >= len(LETTERS):
+        raise UserError(f"{benchmark} has more than {len(LETTERS)} choices: name fewer columns as `wrong`.")
+    columns = dict.fromkeys([source.problem, source.answer, *source.wrong, source.split_column])
     rows = open_rows(source, [column for column in columns if column is not None])
     number = stable_number(dataset_name(source.dataset))
     if source.split_column is not None and split is not None:
-        mine = np.flatnonzero(np.asarray(rows[source.split_column][:]) == split)
+        mine = np.flatnonzero([of == split for of in rows[source.split_column]])
     else:
         drawn = np.random.default_rng(number).permutation(len(rows))
         cut = round(source.selection * len(rows))
         parts = {None: drawn, "selection": drawn[:cut], "evaluation": drawn[cut:], "training": drawn[:0]}
         mine = np.sort(parts[split])
     order = np.random.default_rng([seed, number]).permutation(mine)
-    table = rows.to_pandas()
-    return [_problem(benchmark, source, table.iloc[row], [number, row]) for row in order.tolist()]
+    read = [_problem(benchmark, source, row, [number, i]) for i, row in enumerate(rows)]
+    faults = sorted({each for each in read if isinstance(each, str)})
+    of = {fault: [row for row, each in enumerate(read) if each == fault] for fault in faults}
+    tell_left_out(source.dataset, len(rows), of)
+    return [problem for row in order.tolist() if isinstance(problem := read[row], RealProblem)]
 
 
-def _problem(benchmark: str, source: ProblemSource, row: pd.Series, seed: list[int]) -> RealProblem:
-    question, answer = str(row[source.problem]).strip(), str(row[source.answer]).strip()
+def _problem(
+    benchmark: str, source: ProblemSource, row: dict[str, str | None], seed: list[int]
+) -> RealProblem | str:
+    """The problem that a row holds, or what is at fault with it."""
+    question, answer = ((row[column] or "").strip() for column in (source.problem, source.answer))
+    last = f"\n{answer}".rpartition("\n####")[2].strip()  # GSM8K's solutions end with a line of the answer
+    answer = answer if "\n" in last else last
+    if not question or not answer:
+        return f"have no {source.answer if question else source.problem}"
     if not source.wrong:
         return RealProblem(benchmark, question, answer, choice=False)
-    choices = [answer, *(str(row[column]).strip() for column in source.wrong)]
+    choices = [answer, *(found.strip() for column in source.wrong if (found := row[column]))]
+    if len(choices) == 1 or answer in choices[1:]:
+        return "have the right answer among the wrong" if choices[1:] else "have no wrong choice"
     order = np.random.default_rng(seed).permutation(len(choices))
     lines = [f"{letter}) {choices[i]}" for letter, i in zip(LETTERS, order, strict=False)]
     truth = LETTERS[int(np.flatnonzero(order == 0)[0])]

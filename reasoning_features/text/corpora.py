@@ -8,22 +8,29 @@ A row of a dataset belongs to one split for good: what its ``split_column`` says
 dataset's name and the row's number alone. So texts on which features were chosen never evaluate them.
 """
 
+import csv
+import glob
 import hashlib
+import json
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
+from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from reasoning_features import hub, paths
 from reasoning_features.errors import MissingArtefact, UserError
-from reasoning_features.files import read_json
+from reasoning_features.files import file_digest, read_json
 from reasoning_features.organism import language
 from reasoning_features.organism.language import END_THINK, STEP_LABELS, THINK
 from reasoning_features.organism.problems import Split
@@ -80,9 +87,13 @@ def general_corpus(settings: Settings, tokenizer: Any, split: Split, documents: 
 
 
 def thinking_texts(settings: Settings, tokenizer: Any) -> list[str]:
-    """The thinking that words are counted in: of texts whole, however long, of the organism's traces all."""
+    """The thinking that words are counted in: of whole texts, or all of the organism's. UserError: none."""
     if (source := _source(settings, "reasoning_text")) is not None:
-        return [thinking_of(text) for text in whole_texts(source, tokenizer, "selection", settings)]
+        found = [thinking_of(text) for text in whole_texts(source, tokenizer, "selection", settings)]
+        if not any(found):
+            lack = f"mark no thinking with {THINK}…{END_THINK}: put these around it"
+            raise UserError(f"The texts of {source.dataset} {lack}, or name others.")
+        return found
     corpus = reasoning_corpus(settings, tokenizer, "selection")
     return corpus.texts(tokenizer, corpus.thinking & ~corpus.special)
 
@@ -257,22 +268,53 @@ def without_bos(text: str, tokenizer: Any) -> str:
     return text.removeprefix(tokenizer.bos_token or "")
 
 
-def conversation_text(turns: list[dict[str, Any]], tokenizer: Any) -> str:
+def conversation_text(turns: list[dict[str, str]], tokenizer: Any) -> str:
     """A conversation as one text, as the released ``prepare_lmsys_dataset.py`` renders it; where the
     tokenizer lacks R1's marks by its chat template, and without one as its turns with blank lines between.
     """
     if not {USER, ASSISTANT} <= set(tokenizer.get_vocab()):
         if tokenizer.chat_template is None:
-            return "\n\n".join(str(turn["content"]) for turn in turns)
-        return without_bos(str(tokenizer.apply_chat_template(turns, tokenize=False)), tokenizer)
+            return "\n\n".join(turn["content"] for turn in turns if turn["content"])
+        try:
+            return without_bos(str(tokenizer.apply_chat_template(turns, tokenize=False)), tokenizer)
+        except TemplateError as error:
+            refuses = f"The model's chat template refuses {str(turns)[:99]}…"
+            raise UserError(f"{refuses} ({error}): leave such conversations out.") from error
     marks, ends = {"user": USER, "assistant": ASSISTANT}, {"assistant": tokenizer.eos_token}
     parts = []
     for turn in turns:
-        parts += [marks.get(turn["role"], ""), str(turn["content"]), ends.get(turn["role"], "")]
+        parts += [marks.get(turn["role"], ""), turn["content"], ends.get(turn["role"], "")]
     return "".join(parts[:-1])  # nothing ends the last turn
 
 
 # --- rows of datasets ---------------------------------------------------------------------------------------
+
+
+def _written(value: Any) -> Any:
+    """A number, date or text as it is written; half a character, which UTF-8 cannot hold, as U+FFFD."""
+    if isinstance(value, list | dict | bytes):
+        return value
+    text = value if isinstance(value, str) else getattr(value, "isoformat", str(value).lower)()
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+def _said(content: Any) -> str:
+    """What a turn says: a text, nothing, or the texts of parts, where images and the like are named."""
+    parts = content if isinstance(content, list) else [content]
+    parts = [p if isinstance(p, dict) else {"text": "" if p is None else p} for p in parts]
+    texts = (f"[{p.get('type')}]" if p.get("text") is None else p["text"] for p in parts)
+    return "".join(map(_STRING[0].validate_python, texts))
+
+
+class _Turn(BaseModel):
+    role: str = Field(min_length=1)
+    content: Annotated[str, BeforeValidator(_said)] = ""
+
+
+# what a column holds
+_STRING = TypeAdapter[Any](Annotated[str, BeforeValidator(_written)]), "texts or numbers"
+_IDS = TypeAdapter[Any](list[Annotated[int, Field(ge=0, lt=2**31, strict=True)]]), "token ids"
+_TURNS = TypeAdapter[Any](list[_Turn]), "turns with role and content"
 
 
 @dataclass(frozen=True)
@@ -297,7 +339,7 @@ class TextRows:
         elif column is None:
             mine = split_rows(self.name, len(self.rows), split)
         else:
-            mine = np.flatnonzero([of == split for of in self.rows[column]])
+            mine = np.flatnonzero([of == split for of in self.rows.select_columns([column])[:][column]])
             if not len(mine):
                 raise UserError(
                     f"The column {column!r} of {self.source.dataset} says of no row that it is for {split}: "
@@ -317,7 +359,7 @@ class TextRows:
 
     def ids(self, numbers: list[int], tokenizer: Any) -> list[NDArray[np.int32]]:
         """The token ids of some rows of a column that holds them; UserError: the tokenizer lacks one."""
-        ids = [np.asarray(value, dtype=np.int32) for value in self.rows[numbers][self.source.column]]
+        ids = [np.asarray(value or [], dtype=np.int32) for value in self.rows[numbers][self.source.column]]
         if (largest := max((int(row.max()) for row in ids if len(row)), default=0)) >= len(tokenizer):
             raise UserError(
                 f"{self.source.dataset} holds the token id {largest}, but the model's tokenizer has "
@@ -332,50 +374,145 @@ class TextRows:
 
 
 def open_texts(source: TextSource) -> TextRows:
-    """A source's rows; UserError: as :func:`open_rows`, or no texts, conversations or token ids in them."""
+    """A source's rows, those without a text told; UserError: as :func:`open_rows`, or none has a text."""
     named = dict.fromkeys([source.column, source.domain, source.split_column])
     rows = open_rows(source, [column for column in named if column is not None])
-    first = next((value for value in rows[: min(100, len(rows))][source.column] if value), "")
-    listed = first if isinstance(first, list) else [None]
-    tokens = all(isinstance(item, int) for item in listed)
-    turns = all(isinstance(item, dict) and "content" in item for item in listed)
-    if not (isinstance(first, str) or tokens or turns):
-        raise UserError(
-            f"The column {source.column!r} of {source.dataset} holds neither texts, nor conversations (turns "
-            "with role and content), nor token ids: name another as `column`."
-        )
-    return TextRows(source, rows, tokens)
+    empty = np.flatnonzero(rows.data.column(source.column).is_null().to_numpy())
+    tell_left_out(source.dataset, len(rows), {f"have no {source.column}": empty.tolist()})
+    first = rows[int(np.setdiff1d(np.arange(len(empty) + 1), empty)[0])][source.column]
+    return TextRows(source, rows, isinstance(first[0], int))
+
+
+_say = cache(lambda message: print(message, file=sys.stderr))
+
+
+def tell_left_out(dataset: str, n: int, faults: Mapping[str, Sequence[int]]) -> None:
+    """Say once which of a dataset's ``n`` rows have which fault. UserError: every row has one."""
+    for fault, rows in faults.items():
+        numbers = ", ".join(map(str, rows[:5])) + ", …" * (len(rows) > 5)
+        told = f"{len(rows)} of {n} rows of {dataset} {fault} (rows {numbers}): "
+        if sum(map(len, faults.values())) == n:
+            raise UserError(f"{told}correct them, or name another column.")
+        if rows:
+            _say(f"{told}they are left out.")
 
 
 def open_rows(source: TextSource | ProblemSource, columns: Sequence[str]) -> datasets.Dataset:
     """These columns of a source's rows, mapped from disk: a file is taken whole, whatever the split.
-    UserError: nothing is there, it cannot be fetched or read, or has no such configuration, split or column.
+
+    Values are strings as they are written, or None; of a column of texts token ids or turns as well.
+    UserError: nothing is there, it cannot be fetched or read, is not UTF-8, has no such configuration, split
+    or column, or a value is of another kind.
     """
-    place = paths.resolve(source.dataset)
-    which: dict[str, Any] = {"name": source.name, "split": source.split}
+    place, split = paths.resolve(source.dataset), source.split
+    which: dict[str, Any] = {"name": source.name}
     if place.is_file():
-        place, which = place.parent, {"data_files": place.name, "split": "train"}
+        place, which, split = place.parent, {"data_files": glob.escape(place.name)}, "train"
     elif not hub.is_local(source.dataset):
-        files = hub.dataset_files(source.dataset, source.name, source.split)
-        place = hub.local_copy(source.dataset, "dataset", files)
-        which = which if files is None else {"data_files": files, "split": "train"}
+        patterns = hub.dataset_files(source.dataset, source.name, split)
+        place = hub.local_copy(source.dataset, "dataset", patterns)
+        which, split = (which, split) if patterns is None else ({"data_files": patterns}, "train")
     elif not place.is_dir():
         raise UserError(f"There is no dataset in {source.dataset}: give a folder, a file, or owner/name.")
     datasets.disable_progress_bars()  # a file that is read from disk needs none
     try:
-        rows = datasets.load_dataset(str(place), **which)
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        found = datasets.load_dataset_builder(str(place), **which).config.data_files or {}
+        if split not in found:
+            raise UserError(f"{source.dataset} has no split {split!r}: it has {', '.join(map(str, found))}.")
+        files, local = tuple(found[split]), hub.is_local(source.dataset)  # the hub's name their commit
+        versions = tuple(file_digest(Path(file)) for file in (*(files if local else ()), __file__))
+        given = {"source": source, "files": files, "versions": versions, "columns": tuple(columns)}
+        stored = datasets.Features(dict.fromkeys(columns, datasets.Value("large_string")))
+        make = {"features": stored, "gen_kwargs": given, "writer_batch_size": 100}  # texts may be long
+        rows = datasets.Dataset.from_generator(_checked_rows, **make)
+    except Exception as error:  # whatever a damaged file leads to
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+        if isinstance(cause, UserError):
+            raise cause from None
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
         raise UserError(
             f"The dataset {source.dataset} cannot be read ({reason}): correct its name, split or file."
         ) from error
-    if len(rows) == 0:
-        raise UserError(f"The dataset {source.dataset} has no rows: name another.")
-    for column in columns:
-        if column not in rows.column_names:
-            there = ", ".join(rows.column_names)
-            raise UserError(f"The dataset {source.dataset} has no column {column!r}: it has {there}.")
-    return rows.select_columns(list(columns))  # others are not to be decoded with every row
+    return rows.with_transform(lambda batch: {k: [json.loads(v or "null") for v in batch[k]] for k in batch})
+
+
+def _checked_rows(
+    source: TextSource | ProblemSource, files: Sequence[str], versions: Sequence[str], columns: Sequence[str]
+) -> Iterator[dict[str, str | None]]:
+    """The rows of files, each value as JSON; ``versions`` only tell what is kept from that of other files."""
+    names: dict[str, Any] = {}
+    text = source.column if isinstance(source, TextSource) else None
+    kinds: dict[str, tuple[TypeAdapter[Any], str]] = {}
+    for number, row in enumerate(_raw_rows(files, columns)):
+        names |= row
+        kept: dict[str, str | None] = dict.fromkeys(columns)
+        for column in columns:
+            value = row.get(column)
+            if value in (None, "", []) or value != value:  # NaN is not equal to itself
+                continue
+            item = value[0] if isinstance(value, list) else value
+            kind = {int: _IDS, dict: _TURNS}.get(type(item), _STRING) if column == text else _STRING
+            cell, what = kind = kinds.setdefault(column, kind)  # the first row decides
+            try:
+                value = cell.validate_python(value)
+            except ValidationError as error:
+                first = error.errors()[0]
+                why = " ".join(map(str, [*first["loc"], first["msg"].splitlines()[0]]))
+                lacks = f"{source.dataset} holds {what}, but not in row {number} ({why})"
+                raise UserError(f"The column {column!r} of {lacks}: correct it, or name another.") from None
+            said = [turn.content for turn in value] if kind is _TURNS else [value]
+            if kind is _IDS or any(each.strip() for each in said):
+                kept[column] = cell.dump_json(value).decode()
+        yield kept
+    if lacking := [column for column in columns if column not in names]:
+        there = ", ".join(names) or "no rows"
+        raise UserError(f"The dataset {source.dataset} has no column {lacking[0]!r}: it has {there}.")
+
+
+def _csv_rows(lines: Any, name: str) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(2**31 - 1)  # of the whole process: a text may be long
+    reader = csv.DictReader(lines, delimiter="\t" if name.endswith(".tsv") else ",", strict=True)
+    for row in reader:
+        if None in row:
+            raise UserError(f"Line {reader.line_num} of {name} has more fields than its first: quote commas.")
+        yield row
+
+
+def _json_rows(lines: Any, name: str) -> Iterator[dict[str, Any]]:
+    """The objects of a file, one on each line or all in one list; a value alone is of the column ``text``."""
+    for number, line in enumerate(lines, 1):
+        line = line.strip("\ufeff \t\r\n")
+        try:
+            text = line + lines.read() if line.startswith("[") else f"[{line}]"
+            rows = json.loads(
+                text, strict=False, parse_float=str, parse_constant=lambda _: None
+            )  # NaN: missing
+        except json.JSONDecodeError as error:
+            raise UserError(f"Line {number} of {name} is no JSON ({error}): correct it.") from error
+        yield from (row if isinstance(row, dict) else {"text": row} for row in rows)
+
+
+_READERS = dict.fromkeys((".json", ".jsonl", ".ndjson"), _json_rows) | {".csv": _csv_rows, ".tsv": _csv_rows}
+_READERS[".txt"] = lambda lines, name: ({"text": line.rstrip("\r\n")} for line in lines)
+
+
+def _raw_rows(files: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of files by the names of columns, of which only ``columns`` surely have values."""
+    for file in map(Path, files):
+        if (read := _READERS.get(file.suffix)) is None:  # parquet, whose columns have types of their own
+            which = {"data_files": glob.escape(file.name), "split": "train", "streaming": True}
+            rows = datasets.load_dataset(str(file.parent), **which)
+            names = dict.fromkeys(rows.column_names or [])
+            rows = rows.select_columns([column for column in columns if column in names]) if names else rows
+            yield from (names | row for row in rows)
+            continue
+        with file.open("rb") as binary:
+            lines = TextIOWrapper(binary, encoding="utf-8-sig", newline="")
+            try:
+                yield from read(lines, file.name)
+            except UnicodeDecodeError as error:
+                place = binary.tell() - len(error.object) + error.start
+                raise UserError(f"{file.name} is not UTF-8 at byte {place}: save it as UTF-8.") from error
 
 
 def split_rows(name: str, n: int, split: Split) -> NDArray[np.int64]:

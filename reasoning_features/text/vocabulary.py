@@ -60,7 +60,7 @@ def word_shares(texts: Iterable[str]) -> pd.Series:
         words.update(found)
         phrases.update(pair for pair in map(" ".join, pairwise(found)) if pair in PHRASES)
     if not words:
-        raise UserError("The texts hold no words: give at least one document with text.")
+        raise UserError("The texts hold no words of Latin letters, which alone are counted: give others.")
     return pd.Series(words | phrases, dtype=float) / words.total()
 
 

@@ -41,6 +41,13 @@ def test_token_ids_are_used_as_they_are_longer_rows_cut_up(hub, tokenizer):
     assert sorted(rows.tolist()) == sorted(whole.tolist())
 
 
+def test_rows_of_token_ids_may_differ_in_length(tmp_path, tokenizer):
+    rows = [{"ids": ids and list(range(ids))} for ids in (70, 40, 5, None)]
+    (file := tmp_path / "ids.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    packed = rows_of(tokenizer, TextSource(dataset=str(file), column="ids"))
+    assert sorted(packed.tolist()) == [list(range(32)), list(range(32)), list(range(32, 64))]
+
+
 @pytest.mark.parametrize("bos", [True, False])
 def test_texts_are_packed_with_eos_between_and_bos_before_each_row(hub, tokenizer, bos):
     if not bos:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from datetime import date
 
 import miniatures as mini
 import pandas as pd
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer
 from reasoning_features.errors import UserError
 from reasoning_features.organism.language import THINK, prompt_text
 from reasoning_features.organism.problems import problems
-from reasoning_features.settings import load_settings
+from reasoning_features.settings import ProblemSource, load_settings
 from reasoning_features.steering import questions as known
 from reasoning_features.steering.questions import RealProblem, graded_formula, load_questions, prompt_ids
 from reasoning_features.steering.steering_results import majority_votes
@@ -215,6 +216,71 @@ def test_the_end_of_thinking_may_be_several_tokens(tiny_llama):
     assert "</think>" not in base.get_vocab()
     assert len(before) <= known.thinking_tokens(given, base) <= len(given) - len(base.encode(" The end")) + 2
     assert known.thinking_tokens(before, base) == len(before)
+
+
+def truths(file, **source):
+    """The truth of each problem of a file."""
+    found = known._of_source("mine", ProblemSource(dataset=str(file), **source), None, 0)
+    return {problem.question: problem.truth for problem in found}
+
+
+def test_answers_stay_as_they_are_written(tmp_path, capsys):
+    answers = [
+        "025",
+        "None",
+        "NA",
+        "null",
+        "nan",
+        "1e5",
+        "True",
+        "1,000",
+        "2024-01-01",
+        "1.50",
+        str(2**60 + 1),
+    ]
+    lines = ["problem,answer", *(f'{i},"{answer}"' for i, answer in enumerate(answers)), "empty,", ",7"]
+    (file := tmp_path / "a.csv").write_text("\n".join(lines))
+    assert truths(file) == {str(i): answer for i, answer in enumerate(answers)}
+    told = "1 of 13 rows of {} have no {} (rows {}): they are left out.\n"
+    assert capsys.readouterr().err == told.format(file, "answer", 11) + told.format(file, "problem", 12)
+    answers = [
+        str(2**60 + 1),
+        "1.50",
+        "1e5",
+        "true",
+        '"2024-01-01"',
+        r'"a\n#### 1,000"',
+        "null",
+        "NaN",
+        '" "',
+    ]
+    lines = [f'{{"problem": {i}, "answer": {answer}}}' for i, answer in enumerate(answers)]
+    (file := tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert list(dict(sorted(truths(file).items())).values()) == [*answers[:4], "2024-01-01", "1,000"]
+    table = {"problem": pd.array([2**60 + 1, None], dtype="Int64"), "answer": [date(2024, 1, 1), None]}
+    pd.DataFrame(table).to_parquet(tmp_path / "a.parquet")
+    assert truths(tmp_path / "a.parquet") == {str(2**60 + 1): "2024-01-01"}
+
+
+def test_choices_may_be_missing_and_at_most_26(tmp_path, capsys):
+    rows = [("1", "2", None), ("1", "1", "2"), ("1", "", None)]
+    rows = [dict(zip(("problem", "answer", "x", "y"), ("one?", *row), strict=True)) for row in rows]
+    (file := tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert truths(file, wrong=["x", "y"]) in ({"one?\n\nA) 1\nB) 2": "A"}, {"one?\n\nA) 2\nB) 1": "B"})
+    told = capsys.readouterr().err
+    assert (
+        "have the right answer among the wrong (rows 1)" in told and "have no wrong choice (rows 2)" in told
+    )
+    many = [f"w{i}" for i in range(26)]
+    file.write_text(
+        json.dumps({"problem": "a", "answer": "right", "none": None} | {name: name for name in many})
+    )
+    ((question, truth),) = truths(file, wrong=many[1:]).items()
+    assert f"\n{truth}) right" in question and "\nZ) " in question
+    with pytest.raises(UserError, match="mine has more than 26 choices"):
+        truths(file, wrong=many)
+    with pytest.raises(UserError, match=r"1 of 1 rows of .* have no none \(rows 0\): correct them"):
+        truths(file, answer="none")
 
 
 def test_a_column_may_say_the_split(tmp_path):

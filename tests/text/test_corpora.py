@@ -1,20 +1,32 @@
 """The organism's documents, and texts of a hub and of local files: what is read of them, in which split."""
 
 import json
+import os
+import tempfile
+from contextlib import suppress
 from copy import deepcopy
+from io import BytesIO
+from pathlib import Path
+from unittest.mock import patch
 
 import miniatures as mini
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import settings as budget
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from reasoning_features import paths
 from reasoning_features.errors import MissingArtefact, UserError
-from reasoning_features.settings import TextSource, load_settings
+from reasoning_features.settings import ProblemSource, TextSource, load_settings
 from reasoning_features.text.corpora import (
     conversation_text,
     encode_texts,
     general_corpus,
+    open_rows,
     open_texts,
     reasoning_corpus,
     solution_texts,
@@ -26,6 +38,7 @@ from reasoning_features.text.corpora import (
     whole_texts,
     with_words_that_occur,
 )
+from reasoning_features.text.vocabulary import word_shares
 
 SPLITS = ("selection", "evaluation", "training")
 
@@ -77,6 +90,20 @@ def of_miniatures(**more):
         "solutions_text": {"dataset": mini.THOUGHTS, "column": "ground_truth_solution"},
     } | {"corpus": "text", "reasoning_documents": 120, "general_documents": 40, "context": 64}
     return load_settings("smoke", **(given | more))
+
+
+@pytest.fixture
+def plain(tokenizer):
+    """A tokenizer without R1's marks and without a template."""
+    other = deepcopy(tokenizer)
+    other.get_vocab, other.chat_template = dict, None
+    return other
+
+
+def texts_of(path, tokenizer=None, **more):
+    """Every text of a file."""
+    opened = open_texts(TextSource(dataset=str(path), **more))
+    return opened.texts(list(range(len(opened.rows))), tokenizer)
 
 
 def write_rows(path, rows):
@@ -165,15 +192,16 @@ def test_thinking_lies_between_its_marks(tokenizer, tiny_llama):
             assert thinking_of_ids(row, other).tolist() == known.tolist()
 
 
-def test_conversations_read_as_the_released_script_renders_them(tokenizer):
+def test_conversations_read_as_the_released_script_renders_them(tokenizer, plain):
     for turns in mini.conversations(6):
         assert conversation_text(turns, tokenizer) == mini.render(turns)
-    plain = deepcopy(tokenizer)
-    plain.get_vocab = lambda: {}
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert conversation_text(turns, plain) == mini.render(turns) + mini.EOS  # its own template
-    plain.chat_template = None
     assert conversation_text(turns, plain) == "a\n\nb"
+    plain.chat_template = mini.template()
+    assert conversation_text(turns, plain) == mini.render(turns) + mini.EOS
+    plain.chat_template = "{{ raise_exception('only two turns') }}"
+    with pytest.raises(UserError, match=r"template refuses \[{'role': 'user'.*only two turns"):
+        conversation_text(turns, plain)
 
 
 def test_pieces_begin_with_bos_and_their_first_token_is_special(tmp_path, tokenizer):
@@ -235,20 +263,104 @@ def test_local_files_are_taken_as_they_are(tmp_path, tokenizer):
     assert 15 < corpus.n_documents < 45 and set(corpus.domains) == {"a", "b"}  # all there are
 
 
+def test_what_a_turn_says_may_be_parts_or_nothing(tmp_path, plain, capsys):
+    image = {"type": "image_url", "text": None, "image_url": "a.png"}
+    asked = {"role": "user", "content": [{"type": "text", "text": "See "}, image]}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "sum"}]}
+    talk = [asked, call, {"role": "tool", "content": 42}, {"role": "assistant"}]
+    rows = [{"turns": turns} for turns in (talk, [], None, [call])]
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    for _ in range(2):
+        assert texts_of(file, plain, column="turns") == ["See [image_url]\n\n42", "", "", ""]
+    left_out = f"3 of 4 rows of {file} have no turns (rows 1, 2, 3): they are left out.\n"
+    assert capsys.readouterr().err == left_out  # once
+    pq.write_table(pa.table({"turns": [[asked]]}), tmp_path / "a.parquet")
+    assert texts_of(tmp_path / "a.parquet", plain, column="turns") == ["See [image_url]"]
+    write_rows(tmp_path / "a.jsonl", [*rows, {"turns": [{"content": "Hi"}]}])
+    with pytest.raises(UserError, match=r"role and content, but not in row 4 \(0 role Field required\)"):
+        texts_of(file, column="turns")
+
+
+def test_files_are_read_whoever_wrote_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    files = {
+        "bom.jsonl": b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b"}',
+        "other column.jsonl": b'{"n": 1, "text": "a"}\n{"n": {"of": []}, "text": "b"}\n',
+        "list.json": b'[{"text": "a"},\n"b"]',
+        "bom.csv": b'\xef\xbb\xbfn,text\r\n1,a\r\n\r\nx,"b"\r\n',
+        "glob [1].tsv": b"text\tn\na\t1\nb\t\n",
+        "lines.txt": b"a\r\nb\n",
+    }
+    for name, written in files.items():
+        (tmp_path / name).write_bytes(written)
+        assert texts_of(f"~/{name}") == ["a", "b"]
+    odd = ["x" * 12_000_000, "half \ud83d", "\0"]
+    file = write_rows(tmp_path / "odd.jsonl", [{"text": text} for text in odd])
+    assert texts_of(file) == [odd[0], "half \ufffd", "\0"]
+    (tmp_path / "odd.csv").write_text(f"text\n{odd[0]}\n")
+    assert texts_of(tmp_path / "odd.csv") == odd[:1]
+    for text in ("old", "new"):  # of one size and time
+        write_rows(tmp_path / "odd.jsonl", [{"text": text}])
+        os.utime(file, (1e9, 1e9))
+        assert texts_of(file) == [text]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_other_encodings_are_told_with_their_place(tmp_path, name):
+    for text, encoding, place in (('"x"\n' * 9000 + "é", "latin-1", 36_000), ('"x"\n', "utf-16", 0)):
+        (tmp_path / name).write_text(text, encoding=encoding)
+        with pytest.raises(UserError, match=f"{name} is not UTF-8 at byte {place}: save it as UTF-8"):
+            texts_of(tmp_path / name)
+
+
+NAMES = st.sampled_from(["text", "of", "role", "content"])
+CELLS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda cells: st.lists(cells) | st.dictionaries(NAMES, cells),
+)
+ROWS = st.lists(st.dictionaries(NAMES, CELLS)).map(lambda rows: "\n".join(map(json.dumps, rows)).encode())
+BYTES = st.binary() | st.text().map(str.encode) | ROWS
+TURN = st.fixed_dictionaries({"role": st.text(), "content": st.none() | st.text()})
+TYPES = [st.integers(0, 2**62), st.floats(), st.dates(), st.text(), st.binary(), st.lists(TURN)]
+TYPES += [st.lists(st.integers(-1, 2**31))]
+COLUMNS = st.one_of(st.lists(st.none() | each, max_size=3) for each in TYPES)
+
+
+@budget(max_examples=20, deadline=None)
+@given(st.sampled_from(["a.json", "a.csv", "a.txt"]), BYTES, COLUMNS, st.none() | st.integers(0, 999))
+def test_whatever_is_in_a_file_is_read_or_told(tokenizer, text_file, content, column, cut):
+    with tempfile.TemporaryDirectory() as folder, patch("datasets.config.HF_DATASETS_CACHE", folder):
+        pq.write_table(pa.table({"text": column, "of": column}), whole := BytesIO())
+        for name, written in ((text_file, content), ("a.parquet", whole.getvalue()[:cut])):
+            (path := Path(folder) / name).write_bytes(written)
+            with suppress(UserError):
+                opened = open_texts(TextSource(dataset=str(path), domain="of"))
+                opened.texts(opened.order(0).tolist(), tokenizer)
+                assert all(opened.domain(row) for row in range(len(opened.rows)))
+            with suppress(UserError):
+                rows = open_rows(ProblemSource(dataset=str(path)), ["of"])
+                assert {type(of) for of in rows[:]["of"]} <= {str, type(None)}
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
         ({"dataset": "HERE/FILE.jsonl", "column": "body"}, "has no column 'body': it has text, number"),
         ({"dataset": "HERE/FILE.jsonl", "domain": "kind"}, "has no column 'kind'"),
-        ({"dataset": "HERE/FILE.jsonl", "column": "number"}, "holds neither texts, nor conversations"),
+        ({"dataset": "HERE/FILE.jsonl", "column": "number"}, "holds token ids, but not in row 0"),
         ({"dataset": "data/nowhere"}, "There is no dataset in data/nowhere"),
+        ({"dataset": "texts/nowhere.jsonl"}, "There is no dataset in texts/nowhere.jsonl"),
+        ({"dataset": "HERE/TORN.jsonl"}, "Line 2 of TORN.jsonl is no JSON"),
+        ({"dataset": "HERE/COMMA.csv"}, "Line 3 of COMMA.csv has more fields than its first: quote commas"),
         ({"dataset": "HERE/BROKEN.parquet"}, "cannot be read"),
-        ({"dataset": "HERE/FOLDER", "split": "test"}, "cannot be read"),
+        ({"dataset": "HERE/FOLDER", "split": "test"}, "has no split 'test': it has train"),
     ],
 )
 def test_what_cannot_be_read_is_told_in_one_sentence(tmp_path, tokenizer, source, said):
     (tmp_path / "FOLDER").mkdir()
     write_rows(tmp_path / "FILE.jsonl", [{"text": "a b", "number": 1}] * 9)
+    (tmp_path / "TORN.jsonl").write_text('{"text": "a"}\n{"text":')
+    (tmp_path / "COMMA.csv").write_text("text\na\nb,c\n")
     write_rows(tmp_path / "BROKEN.parquet", [{"text": "a"}])
     write_rows(tmp_path / "FOLDER" / "train.jsonl", [{"text": "a"}])
     place = source["dataset"].replace("HERE", str(tmp_path))
@@ -258,9 +370,20 @@ def test_what_cannot_be_read_is_told_in_one_sentence(tmp_path, tokenizer, source
     assert "\n" not in str(raised.value)
 
 
-def test_a_corpus_without_texts_or_source_is_told(tmp_path, tokenizer):
-    file = write_rows(tmp_path / "empty.jsonl", [{"text": ""}] * 5)
+def test_what_a_corpus_lacks_is_told(tmp_path, tokenizer):
+    source = {"dataset": str(tmp_path / "a.jsonl"), "split_column": "of"}
+    settings = of_miniatures(reasoning_text=source)
+    for texts, said in (
+        ([""] * 9, r"9 of 9 rows of .* have no text \(rows 0, 1, 2, 3, 4, …\): correct them"),
+        ([" ", {"text": "a"}], r"The column 'text' .* holds texts or numbers, but not in row 1"),
+        ([" ", "Wait."], "mark no thinking with <think>…</think>"),
+        (["<think>Подожди.</think>"], "no words of Latin letters"),
+    ):
+        write_rows(tmp_path / "a.jsonl", [{"text": text, "of": "selection"} for text in texts])
+        with pytest.raises(UserError, match=said):
+            word_shares(thinking_texts(settings, tokenizer))
+    write_rows(tmp_path / "a.jsonl", [{"text": " ", "of": "selection"}, {"text": "a", "of": None}])
     with pytest.raises(UserError, match=r"'reasoning \(selection\)' is empty"):
-        reasoning_corpus(of_miniatures(reasoning_text={"dataset": file}), tokenizer, "selection")
+        reasoning_corpus(settings, tokenizer, "selection")
     with pytest.raises(UserError, match="needs `general_text`"):
         general_corpus(of_miniatures().model_copy(update={"general_text": None}), tokenizer, "selection")
