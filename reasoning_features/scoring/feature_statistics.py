@@ -88,8 +88,8 @@ class SetSums:
             return
         rows = max(1, _PIECE // features.shape[1])
         for part, at in zip(features.split(rows), positions.split(rows), strict=True):
-            active = part.nonzero()
-            if len(active) < _SPARSE * part.numel():
+            active = (part.numpy() != 0).nonzero()  # a fifth of the time that torch takes
+            if len(active[0]) < _SPARSE * part.numel():
                 self._add_active(sums, part, active, at)
             else:
                 self._add_dense(sums, part, at)
@@ -127,15 +127,16 @@ class SetSums:
             values = features[own.to(features.device)].to(torch.float64)
             sums[group].addmm_(members[:, own].to(values), values)
 
-    def _add_active(self, sums: Tensor, features: Tensor, active: Tensor, positions: Tensor) -> None:
-        """Add the activations that are not zero, whose rows and columns are ``active`` ``[a, 2]``.
+    def _add_active(
+        self, sums: Tensor, features: Tensor, active: tuple[NDArray[np.int64], ...], positions: Tensor
+    ) -> None:
+        """Add the activations that are not zero, whose rows and columns are ``active``, ``[a]`` each.
 
         What is added is the product of two sparse matrices: sets of groups by tokens, and tokens by features.
         """
         n_groups, n_sets, n_features = sums.shape
-        token, feature = active.unbind(1)
-        values = features[token, feature].double().numpy()
-        activations = csr_array((values, (token.numpy(), feature.numpy())), shape=features.shape)
+        values = features.numpy()[active].astype(np.float64)
+        activations = csr_array((values, active), shape=features.shape)
         name, member = self._members(positions).nonzero(as_tuple=True)
         row = self._groups[positions][member] * n_sets + name
         shape = n_groups * n_sets, len(positions)
