@@ -127,7 +127,7 @@ def evaluate(folder: Path, name: str) -> None:
     continuations = sample(
         model,
         parser.prompts(tokenizer, asked),
-        end=int(tokenizer.eos_token_id),
+        end=[int(tokenizer.eos_token_id)],
         max_new_tokens=language.CONTEXT - parser.LONGEST_PROMPT,
         seed=EVALUATION_SEED,
     )
