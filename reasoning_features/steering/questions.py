@@ -115,7 +115,7 @@ _NO_VALUE = re.compile(r"(?<![\\A-Za-z])(?!sqrt|and\b)[A-Za-z]{3}|\\(?:sin|cos|t
 _NO_UNIT = re.compile(
     r"\\text ?\{ ?[^smghlLNJWVACKFT€£¥] ?\}|\b(?:and|or|not|no|to|more|fewer|less|least|most|than|over|under"
     r"|if|for|above|below|up|down|when|where|only|mod|base|half|dozen|hundred|thousand|[mbtr]+illion"
-    r"|squared|cubed|factorial|choose|plus|minus|pi|sqrt)s?\b"
+    r"|squared|cubed|factorial|choose|plus|minus|pi|sqrt|is)s?\b"
 )
 _UNITS = {
     "circ": "degree",
@@ -376,7 +376,7 @@ def plain(latex: str) -> str:
     text = _unwrapped(_rewritten(latex, _SPELLINGS))
     if _WORDS.fullmatch(words := re.sub("[{}]", "", text).lower()):
         return _AROUND_WORDS.sub("", words)
-    return re.sub(r"(?<!\d) | (?!\d)", "", text)
+    return re.sub(r"(?<![\d.]) | (?![\d.])", "", text)
 
 
 @cache
@@ -414,8 +414,8 @@ def _measured(latex: str) -> tuple[str, str]:
     text = _rewritten(latex, _SPELLINGS)
     if base := re.fullmatch(r"\(?(\d+)\)?_\{?(\d+)\}?", text):
         return base[1], "_" + base[2]
-    named = dict(re.findall(r"(?:^|,) *([A-Za-z]) *=([^=<>,]+)(?=,|$)", text))
-    if len(named) == text.count(",") + 1 > 1:
+    named = dict(re.findall(r"(?:^|,) *([A-Za-z]) *=([^=<>,]+)(?=,|$)", _rewritten(text, _NUMBERS[:1])))
+    if len(named) > 1 and len(named) == text.count("="):
         return f"({','.join(named[name] for name in sorted(named))})", " ".join(sorted(named))
     found = _UNIT.fullmatch(text)
     if found is None or _NO_VALUE.search(found[1]) or _NO_UNIT.search(found[2]):
@@ -476,8 +476,8 @@ def _equal(known: str, said: str) -> bool:
     """Whether two formulas are equal, by math-verify but for what it takes for equal."""
     pair, braces = [_formula(known), _formula(said)], [text.startswith(r"\{") for text in (known, said)]
     lists = [isinstance(each, FiniteSet) for each in pair]
-    if len(known) == len(said) == 1:  # E and e
-        return False
+    if all(getattr(each, "is_Atom", False) for each in pair):  # E and e
+        return bool(pair[0] == pair[1])
     if braces[0] != braces[1] and re.match(r"[(\[]", (said, known)[braces[1]]):  # (0, 1) and {0, 1}
         return False
     if (
