@@ -76,7 +76,7 @@ _SPELLINGS: list[tuple[str, Any]] = [  # one for all ways to write the same
     (r"^ *(-?) ?(\\\$|[€£¥]) ?(.*)", r"\1\3\\text{\2}"),
     (" +", " "),
 ]
-_IMAGINARY = {"i": "I", "i^": "(I)^", "I": r"\mathcal{I}"}
+_I = {"i": "I", "i^": "(I)^", "I": r"\mathcal{I}"}
 _NUMBERS: list[tuple[str, Any]] = [  # what math-verify does not read, or takes for something else
     (r" ?,? ?(?:\\text ?\{ ?,? ?(?:and|or) ?\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])) ?", ", "),
     (r"\\text ?\{ ?\(?(\\?[A-Za-z]|[-\d.,/ ]+)\)? ?\}", r"\1"),
@@ -86,10 +86,7 @@ _NUMBERS: list[tuple[str, Any]] = [  # what math-verify does not read, or takes 
     (r"(\d+) (\d+) ?/ ?(\d+)", r"\1\\frac{\2}{\3}"),
     # 2(3) is no mixed number, and I^2 is not I
     (r"(?<![_^\d.])(\d+) ?(?=\(|\\[dt]?binom|\\lfloor|\\lceil)|(\)) ?(?=[\d(])", r"\1\2\\cdot "),
-    (
-        r"\\(?:begin|end)\{\w+\}|_\{?i|\\?[A-Za-z]{3,}|\\[A-Za-z]+|i\^|[iI]",
-        lambda m: _IMAGINARY.get(m[0], m[0]),
-    ),
+    (r"\\(?:begin|end)\{\w+\}|_\{?i|\\?[A-Za-z]{3,}|\\[A-Za-z]+|i\^|[iI]", lambda m: _I.get(m[0], m[0])),
     # fractions are exact, decimals would become floats
     (r"(\d*)\.(\d*)\\(?:overline|bar|dot) ?\{?(\d+)\}?", lambda m: _repeating(*m.groups())),
     (
@@ -117,15 +114,7 @@ _NO_UNIT = re.compile(
     r"|if|for|above|below|up|down|when|where|only|mod|base|half|dozen|hundred|thousand|[mbtr]+illion"
     r"|squared|cubed|factorial|choose|plus|minus|pi|sqrt|is)s?\b"
 )
-_UNITS = {
-    "circ": "degree",
-    "%": "percent",
-    "$": "dollar",
-    "sq": "square",
-    "hr": "hour",
-    "min": "minute",
-    "in": "inch",
-}
+_UNITS = {"circ": "degree", "%": "percent", "$": "dollar", "hr": "hour", "min": "minute", "in": "inch"}
 _NORMAL = NormalizationConfig(malformed_operators=True, boxed="none")
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # that a formula took too long is no news
 
@@ -374,7 +363,7 @@ def _rewritten(latex: str, rules: Sequence[tuple[str, Any]]) -> str:
 def plain(latex: str) -> str:
     """An answer for comparison as a text; of one in words neither case nor article nor plural counts."""
     text = _unwrapped(_rewritten(latex, _SPELLINGS))
-    if _WORDS.fullmatch(words := re.sub("[{}]", "", text).lower()):
+    if len(text) <= LONGEST and _WORDS.fullmatch(words := re.sub("[{}]", "", text).lower()):
         return _AROUND_WORDS.sub("", words)
     return re.sub(r"(?<![\d.]) | (?![\d.])", "", text)
 
@@ -395,9 +384,8 @@ def _compared(truth: str, answer: str) -> tuple[bool, str]:
     """Whether an answer says what the truth does, and what it says."""
     (known, its), (said, own) = _measured(truth), _measured(answer)
     # a unit may be left out, but a number without a base has the base ten, and 0.5 is not 0.5%
-    same = own in ("", its) or (
-        its == "" and own[0] != "_" and (own != "percent" or re.fullmatch(r"[1-9][\d.]*", said) is not None)
-    )
+    more = re.fullmatch(r"[1-9][\d.]*", said) is not None if own == "percent" else own[:1] != "_"
+    same = own in ("", its) or (not its and more)
     if same and plain(said) == plain(known):
         return True, ""
     found = _formula(said)
@@ -480,9 +468,7 @@ def _equal(known: str, said: str) -> bool:
         return bool(pair[0] == pair[1])
     if braces[0] != braces[1] and re.match(r"[(\[]", (said, known)[braces[1]]):  # (0, 1) and {0, 1}
         return False
-    if (
-        all(lists) and not any(braces) and len({len(each._unsorted_args) for each in pair}) > 1
-    ):  # 1, 1, 2 and 1, 2
+    if len({len(each._unsorted_args) for each in pair if all(lists)}) > 1 and not any(braces):  # 1, 1 and 1
         return False
     if lists[0] != lists[1] and " or " in (known, said)[lists[1]]:
         parts = pair[lists[1]].args  # x < 0 or x > 1: the numbers that they describe
