@@ -8,6 +8,7 @@ benchmarks are mixed evenly. What stands in the last box of an answer is compare
 import contextlib
 import logging
 import re
+import signal
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -382,6 +383,7 @@ def graded_formula(truth: str, answer: str | None) -> tuple[bool, str | None]:
 
 def _compared(truth: str, answer: str) -> tuple[bool, str]:
     """Whether an answer says what the truth does, and what it says."""
+    signal.setitimer(signal.ITIMER_REAL, SECONDS, 1)  # again and again: in a destructor an exception is lost
     (known, its), (said, own) = _measured(truth), _measured(answer)
     # a unit may be left out, but a number without a base has the base ten, and 0.5 is not 0.5%
     more = re.fullmatch(r"[1-9][\d.]*", said) is not None if own == "percent" else own[:1] != "_"
