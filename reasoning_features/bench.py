@@ -296,7 +296,7 @@ def written(tokens: Tensor, prompt: int, end: int) -> float:
 
 def generation_rows(given: Given, asked: Questions, features: int = 8, few: int = 2) -> list[Row]:
     """All conditions in one batch against a run each, of which ``few`` are run; one against no condition."""
-    subject, prompts, end = given.subject, torch.tensor(asked.prompts), asked.end
+    subject, prompts, (end,) = given.subject, torch.tensor(asked.prompts), given.subject.ends
     active = given.sae.encode(activations.collect(given.stream()).residual[:8192])
     maxima, often = active.amax(0), (active > 0).sum(0).argsort(descending=True)[:features].tolist()
     strengths = load_settings("organism").strengths

@@ -118,7 +118,7 @@ def evaluate(folder: Path, name: str) -> None:
     model, tokenizer = _load(folder, name)
     mixtures: dict[str, Mixture] = {variant.name: variant.mixture for variant in VARIANTS}
     asked = problems("evaluation", None, EVALUATION_PROBLEMS, mixture=mixtures.get(name, "main"))
-    end, most = int(tokenizer.eos_token_id), language.CONTEXT - parser.LONGEST_PROMPT
+    end, most = [int(tokenizer.eos_token_id)], language.CONTEXT - parser.LONGEST_PROMPT
     asked_with = parser.prompts(tokenizer, asked)
     written = sample(model, asked_with, end=end, max_new_tokens=most, seed=EVALUATION_SEED)
     graded = parser.grade(tokenizer, asked, written).drop(columns=["text", *parser.LABELS_COUNTED])

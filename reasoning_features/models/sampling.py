@@ -8,7 +8,7 @@ import contextlib
 import importlib.util
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,7 @@ def sample(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     *,
-    end: int,
+    end: Collection[int],
     max_new_tokens: int,
     seed: int,
     streams: Sequence[int] | None = None,
@@ -112,7 +112,7 @@ def sample(
     pad: int | None = None,
     ended: Ended | None = None,
 ) -> list[list[int]]:
-    """The new tokens of each prompt until ``end`` (kept) or ``max_new_tokens``; UserError beyond the context.
+    """New tokens of each prompt to one of ``end`` (kept) or ``max_new_tokens``; UserError beyond the context.
 
     Row ``i`` draws from the random stream (``seed``, ``streams[i]``), by default (``seed``, ``i``): rows of
     one stream draw the same uniforms, which pairs the conditions of an experiment. Prompts of one length run
@@ -138,7 +138,7 @@ def _sample_batch(
     prompts: Sequence[Sequence[int]],
     texts: dict[int, list[int]],
     uniforms: Tensor,
-    end: int,
+    end: Collection[int],
     block: torch.nn.Module | None,
     change: Change | None,
     rule: Rule | None,
@@ -154,6 +154,7 @@ def _sample_batch(
     # padding before each row, where there is any
     before = (width - lengths).to(device) if int(lengths.min()) < width else None
     alive, done = torch.arange(len(texts)), torch.zeros(len(texts), dtype=torch.bool)
+    ends = torch.tensor(list(end))
     for step in range(most):
         here = numbers[alive]
         masked = {}
@@ -173,9 +174,9 @@ def _sample_batch(
         for row, token, was_done in zip(rows, drawn.tolist(), done.tolist(), strict=True):
             if not was_done:
                 texts[row].append(token)
-                if ended is not None and (token == end or step == most - 1):
+                if ended is not None and (token in end or step == most - 1):
                     ended(row, texts[row])
-        done |= drawn.cpu() == end
+        done |= torch.isin(drawn.cpu(), ends)
         if bool(done.all()):
             return
         tokens = drawn[:, None]
@@ -213,7 +214,7 @@ def sample_continuously(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     *,
-    end: int,
+    end: Collection[int],
     max_new_tokens: int,
     seed: int,
     ended: Ended,
@@ -234,8 +235,8 @@ def sample_continuously(
         # only where it is installed: it is not to be fetched while a model runs
         auto_switch_to_flash=importlib.util.find_spec("flash_attn") is not None,
     )
-    options: dict[str, Any] = {"temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0, "eos_token_id": end}
-    config = GenerationConfig(do_sample=True, max_new_tokens=max_new_tokens, pad_token_id=end, **options)
+    options: dict[str, Any] = {"temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0, "eos_token_id": [*end]}
+    config = GenerationConfig(do_sample=True, max_new_tokens=max_new_tokens, pad_token_id=min(end), **options)
     running: Any = model  # whose types do not know of it
     manager, whole = running.init_continuous_batching(config, batching), False
     try:

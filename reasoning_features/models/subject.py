@@ -69,6 +69,16 @@ class Subject:
         return short_name(self.name)
 
     @property
+    def ends(self) -> tuple[int, ...]:
+        """What ends an answer: the tokenizer's token and the generation configuration's; UserError: none."""
+        configured: Any = self.model.generation_config.eos_token_id
+        known = [*(configured if isinstance(configured, list) else [configured]), self.tokenizer.eos_token_id]
+        ends = tuple(sorted({token for token in known if token is not None}))
+        if not ends:
+            raise UserError(f"No token ends {self.name}'s answers: name one in its generation configuration.")
+        return ends
+
+    @property
     def device(self) -> torch.device:
         return self.model.device
 

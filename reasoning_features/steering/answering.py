@@ -54,10 +54,13 @@ def answers(
     asked = [Condition(UNSTEERED), *conditions]
     check_conditions(subject, asked, sae)
     written = _kept_or_written(Asked(subject, questions, asked, seed, sae, BATCH), kept, progress)
+    graded = questions.grade([*range(len(questions))] * len(asked), written)
+    if "finished" in questions.measures:
+        graded["finished"] = [bool(tokens) and tokens[-1] in subject.ends for tokens in written]
     rows = [(c.name, c.feature, c.gamma, problem) for c in asked for problem in range(len(questions))]
     known = pd.DataFrame(rows, columns=["condition", "feature", "gamma", "problem"])
     known["tokens"] = pd.Series([tuple(tokens) for tokens in written], dtype=object)
-    return pd.concat([known, questions.grade(known["problem"].tolist(), written)], axis=1)
+    return pd.concat([known, graded], axis=1)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Asked:
         sampling.sample(
             self.subject.model,
             prompts,
-            end=questions.end,
+            end=self.subject.ends,
             max_new_tokens=questions.max_new_tokens,
             seed=self.seed,
             streams=[questions.stream(problem) for problem in problems],
@@ -117,7 +120,7 @@ class Asked:
             sampling.sample_continuously(
                 self.subject.model,
                 [questions.prompts[row % n] for row in rows],
-                end=questions.end,
+                end=self.subject.ends,
                 max_new_tokens=questions.max_new_tokens,
                 seed=int.from_bytes(drawn[:4], "big") >> 1,
                 ended=lambda place, tokens: ended(rows[place], tokens),
@@ -168,14 +171,14 @@ def _engine(questions: Questions, condition: Condition) -> str:
 
 def answers_key(asked: Asked, condition: Condition) -> dict[str, Any]:
     """All that determines a condition's answers but the prompts; its name is no part of it."""
-    clamps, vector = condition.clamp is not None, None
+    clamps, vector, ends = condition.clamp is not None, None, asked.subject.ends
     if condition.vector is not None:
         vector = hashlib.sha256(condition.vector.detach().cpu().float().numpy().tobytes()).hexdigest()
     return {
         "model": asked.subject.revision,
         "hook": asked.subject.hook_name,
         "dtype": str(asked.subject.model.dtype),
-        "end": asked.questions.end,
+        "end": ends[0] if len(ends) == 1 else ends,
         "max_new_tokens": asked.questions.max_new_tokens,
         "sampling": [sampling.TEMPERATURE, sampling.TOP_P],
         "seed": asked.seed,

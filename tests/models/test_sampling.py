@@ -46,18 +46,21 @@ def test_no_token_is_drawn_from_what_is_not_finite():
 def test_rows_do_not_depend_on_their_batch(tiny_subject):
     model = tiny_subject.model
     prompts = [[1, 2, 3], [4, 5, 6], [7, 8], [9, 10, 11]]
-    together = sample(model, prompts, end=0, max_new_tokens=30, seed=5)
-    one_by_one = sample(model, prompts, end=0, max_new_tokens=30, seed=5, batch=1)
+    together = sample(model, prompts, end=[0], max_new_tokens=30, seed=5)
+    one_by_one = sample(model, prompts, end=[0], max_new_tokens=30, seed=5, batch=1)
     assert together == one_by_one
-    assert together != sample(model, prompts, end=0, max_new_tokens=30, seed=6)
-    assert sample(model, prompts[:2], end=0, max_new_tokens=30, seed=5) == together[:2]
-    streamed = sample(model, [[1, 2, 3]] * 3, end=0, max_new_tokens=20, seed=5, streams=[4, 4, 2])
+    assert together != sample(model, prompts, end=[0], max_new_tokens=30, seed=6)
+    assert sample(model, prompts[:2], end=[0], max_new_tokens=30, seed=5) == together[:2]
+    streamed = sample(model, [[1, 2, 3]] * 3, end=[0], max_new_tokens=20, seed=5, streams=[4, 4, 2])
     assert streamed[0] == streamed[1] != streamed[2]
+    some = max(together[0], key=together[0].count)
+    cut = [[*row[: row.index(some)], some] if some in row else row for row in together]
+    assert sample(model, prompts, end=[0, some], max_new_tokens=30, seed=5) == cut != together
 
 
 def test_cached_equals_uncached(tiny_subject):
     model = tiny_subject.model
-    (drawn,) = sample(model, [[1, 2, 3]], end=0, max_new_tokens=25, seed=1)
+    (drawn,) = sample(model, [[1, 2, 3]], end=[0], max_new_tokens=25, seed=1)
     uniforms = np.random.default_rng([1, 0]).random(25)
     tokens = [1, 2, 3]
     for step in range(len(drawn)):
@@ -78,14 +81,14 @@ def test_a_row_of_a_padded_batch_is_what_it_is_alone(config, kind):
     model = kind(config(hidden_size=32, intermediate_size=64, initializer_range=0.3, **GROUPED)).eval()
     prompts = [[1, 2, 3], [4] * 17, [7, 8], list(range(9, 30)), [5]]
     vectors = 5 * torch.randn(5, 32)
-    given = {"end": 0, "max_new_tokens": 40, "seed": 5, "block": model.model.layers[0]}
+    given = {"end": [0], "max_new_tokens": 40, "seed": 5, "block": model.model.layers[0]}
     given["change"] = lambda stream, rows: stream + vectors[rows][:, None]  # to each row its own
     ended = {}
     padded = sample(model, prompts, **given, pad=39, batch=3, ended=ended.__setitem__)
     assert padded == sample(model, prompts, **given) == [ended[row] for row in range(5)]
     assert len({len(row) for row in padded}) > 1  # some left the batch before others
     assert all(0 not in row[:-1] and (row[-1] == 0 or len(row) == 40) for row in padded)
-    assert padded != sample(model, prompts, end=0, max_new_tokens=40, seed=5)
+    assert padded != sample(model, prompts, end=[0], max_new_tokens=40, seed=5)
     assert rows_that_fit(model, 1000) > rows_that_fit(model, 100_000) > rows_that_fit(model, 10**15) == 1
 
 
@@ -96,10 +99,10 @@ def test_continuous_answers_are_the_likeliest_when_it_is_cold(tiny_subject, monk
     monkeypatch.setattr(sampling, "TEMPERATURE", 1e-4)
     model, found = tiny_subject.model, {}
     vector = 3.0 * torch.eye(WIDTH)[5]
-    given = {"end": 1, "max_new_tokens": 20, "seed": 0, "ended": found.__setitem__}
-    for change in (None, lambda stream: stream + vector):
+    given = {"max_new_tokens": 20, "seed": 0, "ended": found.__setitem__}
+    for change, end in ((None, [1]), (lambda stream: stream + vector, [1, 5])):
         with edited(tiny_subject.hooked_block, change):
-            sample_continuously(model, PROMPTS, **given)
+            sample_continuously(model, PROMPTS, end=end, **given)
         for row, prompt in enumerate(PROMPTS):
             tokens = list(prompt)
             for token in found[row]:
@@ -107,14 +110,15 @@ def test_continuous_answers_are_the_likeliest_when_it_is_cold(tiny_subject, monk
                 logits = tiny_subject.logits_with(torch.tensor([tokens]), edit)[0, -1]
                 assert logits[token] > logits.max() - 1e-3
                 tokens.append(token)
-            assert found[row][-1] == 1 or len(found[row]) == 20
+            assert found[row][-1] in end or len(found[row]) == 20
+            assert not set(found[row][:-1]) & set(end)
 
 
 def test_continuous_draws_as_often_as_rows(tiny_subject):
     model, many = tiny_subject.model, [[0, 5, 6]] * 200
     found = {}
-    sample_continuously(model, many, end=1, max_new_tokens=1, seed=4, ended=found.__setitem__)
-    rows = sample(model, many, end=1, max_new_tokens=1, seed=4)
+    sample_continuously(model, many, end=[1], max_new_tokens=1, seed=4, ended=found.__setitem__)
+    rows = sample(model, many, end=[1], max_new_tokens=1, seed=4)
     ours, theirs = (
         np.bincount([row[0] for row in given], minlength=300) / 200 for given in (list(found.values()), rows)
     )

@@ -141,7 +141,7 @@ def answer(subject: Subject, corpus: Corpus, folder: Path) -> None:
     conditions = [Condition(f"c{i}", i, 1.0, vector=20 * torch.randn(WIDTH)) for i in range(3)]
     conditions += [Condition("clamped", 3, 0.5, clamp=30.0)]
     conditions += [Condition("ban", rule=ban(subject.tokenizer, ["wait"], corpus))]
-    questions = Questions([[0, 5, 6], [0, 9], [0, 7, 7]], ["a"] * 3, 1, 8, (), grade)
+    questions = Questions([[0, 5, 6], [0, 9], [0, 7, 7]], ["a"] * 3, 8, (), grade)
     given = {"sae": signed_identity(WIDTH), "progress": None, "kept": folder / "answers"}
     written = answering.answers(subject, questions, conditions, 3, **given)["tokens"]
     assert len(written) == 18 and len(set(written)) > 5

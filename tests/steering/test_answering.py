@@ -27,7 +27,7 @@ def four(kept=None, engine="rows", pad=None):
     def grade(numbers, written):
         return pd.DataFrame({"asked": list(numbers)})
 
-    return Questions(PROMPTS, ["a"] * 4, 1, 16, ("asked",), grade, engine, kept, pad)
+    return Questions(PROMPTS, ["a"] * 4, 16, ("asked",), grade, engine, kept, pad)
 
 
 def written(subject, questions, conditions, seed=3, **given):
@@ -138,6 +138,20 @@ def test_an_answer_is_made_again_only_where_what_determines_it_changes(tiny_subj
         asked.clear()
         written(**({"subject": tiny_subject, "questions": kept} | changed))
         assert len(asked) == (1 if "questions" in changed else 4)
+
+
+@pytest.mark.parametrize("engine", ["rows", "continuous"])
+def test_every_end_of_the_models_configuration_ends_an_answer(tiny_subject, tmp_path, monkeypatch, engine):
+    assert tiny_subject.ends == (1,)
+    finishing = replace(four(tmp_path, engine), measures=("finished",))
+    frame = answers(tiny_subject, finishing, [], seed=3, progress=None)
+    assert frame["finished"].tolist() == [tokens[-1] == 1 for tokens in frame["tokens"]]
+    monkeypatch.setattr(tiny_subject.model.generation_config, "eos_token_id", [frame["tokens"][0][2], 1])
+    assert len(tiny_subject.ends) == 2
+    frame = answers(tiny_subject, finishing, [], seed=3, progress=None)
+    assert frame["finished"].tolist() == [tokens[-1] in tiny_subject.ends for tokens in frame["tokens"]]
+    assert all(not set(tokens[:-1]) & set(tiny_subject.ends) for tokens in frame["tokens"])
+    assert frame["finished"].any() and len(list(tmp_path.iterdir())) == 2  # answers by other ends are others
 
 
 @pytest.mark.parametrize("engine", ["rows", "continuous"])
