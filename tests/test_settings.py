@@ -9,19 +9,13 @@ from hypothesis import HealthCheck, given
 
 from reasoning_features import settings as room
 from reasoning_features.errors import UserError
-from reasoning_features.settings import (
-    Settings,
-    load_settings,
-    notebook_settings,
-    read_overrides,
-    shipped_profiles,
-)
+from reasoning_features.settings import Settings, load_settings, notebook_settings, read_overrides
 
 
 def test_the_shipped_profiles_load_under_their_own_names():
     models = ["deepseek-r1-distill-llama-8b", "deepseek-r1-distill-qwen-1.5b", "nemotron-nano-8b"]
-    assert shipped_profiles() == [*models, "organism", "smoke", "smollm2-135m"]
-    assert [load_settings(name).run for name in shipped_profiles()] == shipped_profiles()
+    assert room.shipped_profiles() == [*models, "organism", "smoke", "smollm2-135m"]
+    assert [load_settings(name).run for name in room.shipped_profiles()] == room.shipped_profiles()
 
 
 def test_the_papers_profile_says_what_the_paper_did():
@@ -77,14 +71,10 @@ def test_a_profile_reads_what_it_trains_on_and_no_more():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [
-        ("alpha=0.3", 0.3),
-        ("alpha=1e-3", 1e-3),  # YAML alone takes it for a word
-        ("window='[1, 2]'", (1, 2)),
-        ("words='[Wait, \" LET  me\", let’s]'", ["wait", "let me", "let's"]),
-        ("subject=no", "no"),  # and this for false
-    ],
-)
+    [("alpha=0.3", 0.3), ("alpha=1e-3", 1e-3),  # YAML alone takes it for a word
+     ("window='[1, 2]'", (1, 2)), ("words='[Wait, \" LET  me\", let’s]'", ["wait", "let me", "let's"]),
+     ("subject=no", "no")],  # and this for false
+)  # fmt: skip
 def test_text_becomes_a_value_of_the_settings_type(text, value):
     found = read_overrides(text)
     settings = load_settings("organism", **found)
@@ -93,23 +83,14 @@ def test_text_becomes_a_value_of_the_settings_type(text, value):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [
-        ("alpha", "name=value"),
-        ("alpha='0.3", "quotes"),
-        ("profile=smoke", "PROFILE=smoke"),
-        ("device=cuda", "DEVICE=cuda"),
-        ("alfa=1", "There is no setting 'alfa' for PARAMS: see alpha"),
-        ("alpha=much", "alpha"),
-        ("window='[-1,2]'", "window"),
-        ("words='[wait, but, Wait]'", "the word 'wait' stands twice"),
-        ("words='[wait, \" \"]'", "a word is empty"),
-        ("alpha=.inf", "'alpha' .* finite"),
-        ("gamma=nan", "'gamma' .* finite"),
-        ("strengths='[0.1, .nan]'", "'strengths.1' .* finite"),
-        ("alphas='[-.inf]'", "'alphas.0' .* finite"),
-        ("learning_rate=1e999", "'learning_rate' .* finite"),
-    ],
-)
+    [("alpha", "name=value"), ("alpha='0.3", "quotes"), ("profile=smoke", "PROFILE=smoke"),
+     ("device=cuda", "DEVICE=cuda"), ("alfa=1", "There is no setting 'alfa' for PARAMS: see alpha"),
+     ("alpha=much", "alpha"), ("window='[-1,2]'", "window"),
+     ("words='[wait, but, Wait]'", "the word 'wait' stands twice"),
+     ("words='[wait, \" \"]'", "a word is empty"), ("alpha=.inf", "'alpha' .* finite"),
+     ("gamma=nan", "'gamma' .* finite"), ("strengths='[0.1, .nan]'", "'strengths.1' .* finite"),
+     ("alphas='[-.inf]'", "'alphas.0' .* finite"), ("learning_rate=1e999", "'learning_rate' .* finite")],
+)  # fmt: skip
 def test_words_that_are_no_settings_are_refused_in_one_sentence(text, words):
     with pytest.raises(UserError, match=words) as caught:
         load_settings("organism", **read_overrides(text))

@@ -14,16 +14,8 @@ from sae_lens.registry import get_sae_class
 from safetensors.torch import load_file, save_file
 from tiny import HOOK, signed_identity
 
-from reasoning_features.dictionaries.autoencoder import (
-    added_directions,
-    architecture_label,
-    check_scaling,
-    compared_with_plain,
-    load_autoencoder,
-    name_of,
-    place_of,
-    save_autoencoder,
-)
+from reasoning_features.dictionaries import autoencoder as room
+from reasoning_features.dictionaries.autoencoder import check_scaling, load_autoencoder, save_autoencoder
 from reasoning_features.dictionaries.evaluation import quality
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 
@@ -119,9 +111,9 @@ def test_reloading_gives_the_same_numbers(tmp_path):
     save_autoencoder(sae, tmp_path / "sae")
     reloaded = load_autoencoder(str(tmp_path / "sae"), 4, HOOK)
     assert quality(reloaded, residual) == quality(sae, residual)
-    assert compared_with_plain(sae, str(tmp_path / "sae"), residual).startswith("StandardSAE")
+    assert room.compared_with_plain(sae, str(tmp_path / "sae"), residual).startswith("StandardSAE")
     with pytest.raises(AssertionError):
-        compared_with_plain(signed_identity(4), str(tmp_path / "sae"), residual)
+        room.compared_with_plain(signed_identity(4), str(tmp_path / "sae"), residual)
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
@@ -133,10 +125,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
         load_autoencoder(place, 4, "blocks.2.hook_resid_post")
     cfg = tmp_path / "sae" / "cfg.json"
     told, scaled = json.loads(cfg.read_text()), {"normalize_activations": "expected_average_only_in"}
-    for reads, said in (
-        (None, "tells by no hook_name that it reads"),
-        ("layers.1.mlp", r"reads layers\.1\.mlp, not"),
-    ):
+    said_of = {None: "tells by no hook_name that it reads", "layers.1.mlp": r"reads layers\.1\.mlp, not"}
+    for reads, said in said_of.items():
         cfg.write_text(json.dumps(told | {"metadata": told["metadata"] | {"hook_name": reads}}))
         with pytest.raises(UserError, match=f"{said} {HOOK}: give one that was trained there"):
             load_autoencoder(place, 4, HOOK)
@@ -151,19 +141,18 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 
 def test_one_place_has_several_names():
-    same = (
-        "blocks.2.hook_resid_pre blocks.1.hook_out blocks.2.hook_in model.layers.1 gpt_neox.layers.1 layers.1"
-    )
-    assert {place_of(name) for name in same.split()} == {HOOK}
-    assert place_of("model.layers.1.mlp") == place_of("blocks.1.mlp.hook_out") == "blocks.1.hook_mlp_out"
-    for other in ("blocks.0.hook_resid_pre", "blocks.1.attn.hook_z", "model.layers.11", "layers.1.self_attn"):
-        assert place_of(other) != HOOK
+    same = "blocks.2.hook_resid_pre", "blocks.1.hook_out", "blocks.2.hook_in", "gpt_neox.layers.1", "layers.1"
+    assert {room.place_of(name) for name in same} == {HOOK}
+    mlps = "model.layers.1.mlp", "blocks.1.mlp.hook_out"
+    assert {room.place_of(name) for name in mlps} == {"blocks.1.hook_mlp_out"}
+    others = "blocks.0.hook_resid_pre", "blocks.1.attn.hook_z", "model.layers.11", "layers.1.self_attn"
+    assert HOOK not in {room.place_of(name) for name in others}
 
 
 def test_the_kind_is_the_autoencoder_s_own():
     for kind, name in {"standard": "ReLU", "jumprelu": "JumpReLU", "gated": "gated"}.items():
         made, config = get_sae_class(kind)
-        assert name_of(architecture_label(made(config(d_in=4, d_sae=8)))) == name
+        assert room.name_of(room.architecture_label(made(config(d_in=4, d_sae=8)))) == name
 
 
 @pytest.mark.parametrize("name", ["W_enc", "b_enc", "W_dec", "b_dec"])
@@ -171,13 +160,12 @@ def test_weights_that_are_not_finite_are_neither_stored_nor_read(tmp_path, name)
     sae, weights = signed_identity(4), tmp_path / "sae" / "sae_weights.safetensors"
     save_autoencoder(sae, weights.parent)
     before, getattr(sae, name).data.view(-1)[3] = weights.read_bytes(), torch.inf
-    with pytest.raises(
-        UserError, match=rf"{name} of the autoencoder for .*sae is not finite .*3\]\): train it"
-    ):
+    told = rf"{name} of the autoencoder .* .*sae is not finite .*3\]\): "
+    with pytest.raises(UserError, match=f"{told}train it"):
         save_autoencoder(sae, weights.parent)
     assert weights.read_bytes() == before and [*tmp_path.iterdir()] == [weights.parent]
     save_file(sae.state_dict(), weights)
-    with pytest.raises(UserError, match=rf"{name} of the autoencoder in .*sae is not finite .*3\]\): delete"):
+    with pytest.raises(UserError, match=f"{told}delete"):
         load_autoencoder(str(weights.parent), 4)
 
 
@@ -195,10 +183,9 @@ def test_whatever_lies_in_a_folder_is_loaded_or_told(tmp_path_factory, data):
     names = "cfg.json", "sae_weights.safetensors", "made_from.json", "sae.safetensors"
     for file in [folder / name for name in data.draw(st.lists(st.sampled_from(names), max_size=2))]:
         whole = file.read_bytes() if file.is_file() else b""
-        cut = whole[: data.draw(st.integers(0, len(whole)))]
-        content = data.draw(
-            st.just(cut) | st.binary(max_size=40) | VALUES.map(json.dumps).map(str.encode) | st.none()
-        )
+        cut = st.just(whole[: data.draw(st.integers(0, len(whole)))])
+        other = st.binary(max_size=40) | VALUES.map(json.dumps).map(str.encode) | st.none()
+        content = data.draw(cut | other)
         file.unlink(missing_ok=True) if content is None else file.write_bytes(content)
     try:
         assert load_autoencoder(str(folder), 4, HOOK)(torch.zeros(1, 4)).isfinite().all()
@@ -222,6 +209,6 @@ def test_missing_and_unreadable(hub, tmp_path):
 def test_directions_are_what_the_decoder_adds():
     sae = TopKSAE(TopKSAEConfig(d_in=4, d_sae=4, k=2, rescale_acts_by_decoder_norm=True))
     sae.W_dec.data, sae.b_dec.data = 3 * torch.eye(4), torch.ones(4)
-    torch.testing.assert_close(added_directions(sae), torch.eye(4))
+    torch.testing.assert_close(room.added_directions(sae), torch.eye(4))
     standard = signed_identity(4, gain=0.5)
-    torch.testing.assert_close(added_directions(standard), standard.W_dec)
+    torch.testing.assert_close(room.added_directions(standard), standard.W_dec)

@@ -28,9 +28,7 @@ def test_scaled_reconstruction(residual, gain):
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_no_variance_and_no_finite_error_are_told(residual):
-    with pytest.raises(
-        UserError, match="The fraction of variance explained is not finite: give activations th"
-    ):
+    with pytest.raises(UserError, match="The fraction of variance explained is not finite: give activations"):
         evaluation.quality(signed_identity(4), torch.ones(5, 4))
     (endless := signed_identity(4)).W_dec.data[0, 0] = torch.inf
     with pytest.raises(UserError, match=r"The error of a reconstruction is not finite \(first at \[0, 0\]\)"):

@@ -115,17 +115,12 @@ def means(*rows: tuple[float, ...], place: str = "mean") -> pd.DataFrame:
 
 @pytest.mark.parametrize(
     ("row", "mode"),
-    [
-        ((0, 0, 0, 0, 2), "uncertainty"),
-        ((3, 3.9, 1, 1, 1), "exploration"),  # 3 / 9.9 = 0.303
-        ((3, 5, 1, 1, 1), "other"),  # 3 / 11 = 0.27
-        ((0, 7, 3, 0, 0), "reflection"),  # exactly the threshold
-        ((1, 0, 0, 1, 0), "mixed"),
-        ((0, 5, 2, 2, 0), "other"),  # two moves of one mode do not add
-        ((0, 0, 0, 0, 0), "other"),
-        ((1, 1, np.nan, np.nan, np.nan), "exploration"),  # a half of what occurs
-    ],
-)
+    [((0, 0, 0, 0, 2), "uncertainty"), ((3, 3.9, 1, 1, 1), "exploration"),  # 3 / 9.9 = 0.303
+     ((3, 5, 1, 1, 1), "other"),  # 3 / 11 = 0.27
+     ((0, 7, 3, 0, 0), "reflection"),  # exactly the threshold
+     ((1, 0, 0, 1, 0), "mixed"), ((0, 5, 2, 2, 0), "other"),  # two moves of one mode do not add
+     ((0, 0, 0, 0, 0), "other"), ((1, 1, np.nan, np.nan, np.nan), "exploration")],  # a half of what occurs
+)  # fmt: skip
 def test_the_rule_by_hand(row, mode):
     assert room.modes(means(row)) == [mode]
 

@@ -8,12 +8,8 @@ import torch
 from tiny import WIDTH, signed_identity
 
 from reasoning_features.errors import UserError
-from reasoning_features.models.conditions import (
-    Condition,
-    check_conditions,
-    feature_conditions,
-    stream_change,
-)
+from reasoning_features.models import conditions as room
+from reasoning_features.models.conditions import Condition, check_conditions, feature_conditions
 
 
 @pytest.fixture
@@ -28,7 +24,7 @@ def changed(tiny_subject, conditions, tokens, condition, sae=None):
     """The stream that a condition goes on with, and the one it was given, in a mixed batch."""
     stream = tiny_subject.residual(tokens)
     which = torch.arange(len(conditions)).repeat_interleave(len(tokens))
-    change = stream_change(tiny_subject, conditions, which, sae)
+    change = room.stream_change(tiny_subject, conditions, which, sae)
     return change(stream.repeat(len(conditions), 1, 1), torch.arange(len(which)))[which == condition], stream
 
 
@@ -84,13 +80,9 @@ def test_what_no_condition_can_be_is_told(tiny_subject, condition, said):
 @pytest.mark.parametrize("clamp", [False, True])
 @pytest.mark.parametrize(
     ("feature", "gamma", "said"),
-    [
-        (2 * WIDTH, 1.0, "is not there"),
-        (0, 1.0, "never active"),
-        (3, np.nan, "A strength"),
-        (5, 1.0, "The largest"),
-    ],
-)
+    [(2 * WIDTH, 1.0, "is not there"), (0, 1.0, "never active"), (3, np.nan, "A strength"),
+     (5, 1.0, "The largest")],
+)  # fmt: skip
 def test_what_cannot_be_steered_is_told(clamp, feature, gamma, said):
     maxima = np.arange(2.0 * WIDTH)
     maxima[5] = np.inf if feature == 5 else 1.0

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, given
 from stub_notebooks import write_notebook
+from tiny import contents
 
 from reasoning_features import paths
 from reasoning_features.reporting import claims
@@ -75,12 +76,6 @@ def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
     """What a make that succeeded did, as 'run 01' and 'render 01'."""
     assert done.returncode == 0, done.stderr
     return [f"{'run' if did == 'runs' else 'render'} {number}" for number, did in SAID.findall(done.stdout)]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder by its name there."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")

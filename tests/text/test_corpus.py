@@ -7,14 +7,8 @@ import pytest
 from tiny import Pieces, corpus_of
 
 from reasoning_features.errors import UserError
-from reasoning_features.text.corpus import (
-    Corpus,
-    join,
-    last_before,
-    move_table,
-    sentence_starts,
-    telling_documents,
-)
+from reasoning_features.text import corpus as room
+from reasoning_features.text.corpus import Corpus, join, last_before, move_table, sentence_starts
 
 
 def written_out() -> Corpus:
@@ -102,5 +96,5 @@ def test_telling_documents_are_of_two_styles_and_one_domain():
     corpus = corpus_of(*[["a"] * length for length in lengths])
     corpus = replace(corpus, moves=np.concatenate(moves).astype(np.int8), **known)
     # Documents 2 and 3 have three kinds of moves each; 2 is of the longest tenth; 5.1: the 70% quantile.
-    assert telling_documents(corpus) == [3, 1]
-    assert telling_documents(replace(corpus, styles=None, moves=None, move_names=())) == [3, 2]
+    assert room.telling_documents(corpus) == [3, 1]
+    assert room.telling_documents(replace(corpus, styles=None, moves=None, move_names=())) == [3, 2]
