@@ -17,7 +17,7 @@ def unannounced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "_announced", set())
 
 
-def test_references() -> None:
+def test_references(repository: Path) -> None:
     assert parse("a/b") == Reference("a/b")
     assert parse("a/b.c-1@v1:blocks.2.hook") == Reference("a/b.c-1", "v1", "blocks.2.hook")
     assert parse("a/b:x/y") == Reference("a/b", None, "x/y")
@@ -25,9 +25,7 @@ def test_references() -> None:
     for wrong in ("b", "a/b/c", "a/b@", "a/b:", "https://huggingface.co/a/b"):
         with pytest.raises(UserError, match="is no reference to the hub: write owner/name"):
             parse(wrong)
-
-
-def test_a_folder_is_not_looked_for_on_the_hub(repository: Path) -> None:
+    # a folder is not looked for on the hub
     assert not is_local("owner/name") and not is_local("owner/name@v1:folder")
     assert all(map(is_local, ("data/mine", "./a/b", "/somewhere", "nothing", "a/b/c")))
     (repository / "owner" / "name").mkdir(parents=True)

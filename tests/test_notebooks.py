@@ -96,8 +96,7 @@ def test_make_knows_what_each_notebook_reads_of_others_and_no_more(path):
     nodes = [node for cell in code(path) for node in ast.walk(ast.parse(cell["source"]))]
     calls = [n for n in nodes if isinstance(n, ast.Call) and ast.unparse(n.func) == "run.find"]
     read = {ast.literal_eval(call.args[2]) for call in calls} - {path.stem[:2]}
-    edges = re.findall(
-        r"^((?:nb-\d\d ?)+): ((?:nb-\d\d ?)+)$", (root() / "Makefile").read_text(), re.MULTILINE
-    )
+    makefile = (root() / "Makefile").read_text()
+    edges = re.findall(r"^((?:nb-\d\d ?)+): ((?:nb-\d\d ?)+)$", makefile, re.MULTILINE)
     named = [made.split() for of, made in edges if f"nb-{path.stem[:2]}" in of.split()]
     assert {name for names in named for name in names} == {f"nb-{number}" for number in read}

@@ -16,9 +16,7 @@ def test_the_shipped_profiles_load_under_their_own_names():
     models = ["deepseek-r1-distill-llama-8b", "deepseek-r1-distill-qwen-1.5b", "nemotron-nano-8b"]
     assert room.shipped_profiles() == [*models, "organism", "smoke", "smollm2-135m"]
     assert [load_settings(name).run for name in room.shipped_profiles()] == room.shipped_profiles()
-
-
-def test_the_papers_profile_says_what_the_paper_did():
+    # the paper's says what the paper did
     paper = load_settings("deepseek-r1-distill-llama-8b")
     assert (paper.layer, paper.d_sae, paper.l1, paper.train_batch) == (19, 65_536, 5.0, 4096)
     assert (paper.train_tokens, paper.learning_rate, paper.context) == (200_000 * 4096, 5e-5, 1024)
@@ -118,10 +116,7 @@ def test_a_line_of_the_cell_left_as_the_organism_has_it_stands_for_the_profiles_
 
 def test_profiles_and_values_with_awkward_names_have_runs_of_their_own(repository, tmp_path):
     names = ["mine", "mine (1)", "mine_1", "it's", "a&b", "a b", "a_b", "a+b", "cost$5", "50%", "mine "]
-    files = [tmp_path / f"{name}.yaml" for name in names] + [
-        tmp_path / "a" / "mine.yaml",
-        tmp_path / "mine.yml",
-    ]
+    files = [tmp_path / name for name in (*(f"{name}.yaml" for name in names), "a/mine.yaml", "mine.yml")]
     (tmp_path / "a").mkdir()
     for file in files:
         file.write_text("extends: smoke\n")
@@ -136,9 +131,8 @@ def test_profiles_and_values_with_awkward_names_have_runs_of_their_own(repositor
     values += [{"words": words} for words in lists]
     runs = {load_settings("organism", **value).run for value in values}
     assert len(runs) == 9 and all("/" not in run and " " not in run for run in runs)
-    many = {
-        name: 12345 for name in Settings.model_fields if name.endswith(("_documents", "_problems", "_tokens"))
-    }
+    counts = "_documents", "_problems", "_tokens"
+    many = {name: 12345 for name in Settings.model_fields if name.endswith(counts)}
     assert len(load_settings("organism", **many).run) < 200 < sum(len(f"+{name}=12345") for name in many)
 
 

@@ -18,16 +18,13 @@ def test_standard_error_of_the_mean():
     assert interval.high - interval.low == pytest.approx(2 * 1.96 / 20, rel=0.06)
 
 
-def test_pairing_removes_shared_variance():
+def test_pairs_and_ratios_are_resampled_together():
     # b = a + 1 exactly: the difference is 1 with no spread, however much a varies
     a = np.random.default_rng(2).normal(scale=100, size=50)
     interval = statistics.paired_difference(a + 1, a)
     assert (interval.estimate, interval.low, interval.high) == pytest.approx((1, 1, 1))
     with pytest.raises(ValueError, match="equal lengths"):
         statistics.paired_difference([1, 2], [1])
-
-
-def test_ratio():
     # every unit has the ratio 2, whatever its size
     interval = statistics.bootstrap_ratio([2, 4, 20], [1, 2, 10])
     assert (interval.estimate, interval.low, interval.high) == pytest.approx((2, 2, 2))

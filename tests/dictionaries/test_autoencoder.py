@@ -25,23 +25,16 @@ MLP = f"blocks.{miniatures.LAYER}.hook_mlp_out"
 
 
 @pytest.fixture(scope="module")
-def texts():
-    return [row["text"] for row in miniatures.thoughts(8)]
+def points(miniature_root):
+    """Activations that the paper's autoencoder takes."""
+    texts = [row["text"] for row in miniatures.thoughts(8)]
+    return miniatures.activations(miniature_root / "models" / miniatures.LLAMA, texts, "resid_post")
 
 
-@pytest.fixture
-def sparsify(miniature_root, tmp_path):
-    """A copy of the autoencoder in sparsify's format, to be changed."""
-    copied = tmp_path / "sae"
-    shutil.copytree(miniature_root / "models" / miniatures.QWEN_SAE, copied)
-    return copied / miniatures.MLP
-
-
-def test_the_paper_s_autoencoder_as_version_5_left_it(hub, miniature_root, texts):
+def test_the_paper_s_autoencoder_as_version_5_left_it(hub, points):
     sae = load_autoencoder(PAPER, miniatures.WIDTH, miniatures.HOOK)
     assert isinstance(sae, StandardSAE) and sae.cfg.normalize_activations == "none"
     assert sae.cfg.d_sae == miniatures.FEATURES and sae.dtype == torch.float32
-    points = miniatures.activations(miniature_root / "models" / miniatures.LLAMA, texts, "resid_post")
     check_scaling(sae, points)
     found = quality(sae, points)
     assert found["fraction of variance explained"] > 0.5 and 5 < found["L0"] < 50
@@ -50,9 +43,8 @@ def test_the_paper_s_autoencoder_as_version_5_left_it(hub, miniature_root, texts
     assert torch.equal(again.W_dec, sae.W_dec)
 
 
-def test_a_checkpoint_of_version_5_is_found_out(miniature_root, tmp_path, texts):
+def test_a_checkpoint_of_version_5_is_found_out(miniature_root, tmp_path, points):
     shutil.copytree(miniature_root / "models" / miniatures.LLAMA_SAE / miniatures.HOOK, tmp_path / "sae")
-    points = miniatures.activations(miniature_root / "models" / miniatures.LLAMA, texts, "resid_post")
     file = tmp_path / "sae" / "sae_weights.safetensors"
     weights, scale = load_file(file), float(points.shape[1] ** 0.5 / points.norm(dim=1).mean())
     inside = weights | {"W_enc": weights["W_enc"] / scale}
@@ -77,9 +69,10 @@ def test_as_version_5_uploads_an_autoencoder_that_it_has_loaded(miniature_root, 
     assert torch.equal(sae(points), load_autoencoder(str(source), miniatures.WIDTH)(points))
 
 
-def test_sparsify_encodes_less_the_bias_and_reads_the_mlp(hub, miniature_root, texts):
+def test_sparsify_encodes_less_the_bias_and_reads_the_mlp(hub, miniature_root):
     sae = load_autoencoder(SPARSIFY, miniatures.WIDTH, MLP)
     assert isinstance(sae, TopKSAE) and sae.cfg.metadata.model_name == miniatures.QWEN
+    texts = [row["text"] for row in miniatures.thoughts(8)]
     points = miniatures.activations(miniature_root / "models" / miniatures.QWEN, texts, "mlp_out")
     folder = miniature_root / "models" / miniatures.QWEN_SAE / miniatures.MLP
     held = load_file(folder / "sae.safetensors")
@@ -90,17 +83,17 @@ def test_sparsify_encodes_less_the_bias_and_reads_the_mlp(hub, miniature_root, t
     check_scaling(sae, points)
 
 
-@pytest.mark.parametrize("changed", [{"transcode": True}, {"activation": "groupmax"}])
-def test_other_variants_of_sparsify_are_refused(sparsify, changed):
-    file = sparsify / "cfg.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
-    with pytest.raises(UserError, match="is a transcoder, or has an activation of its own"):
-        load_autoencoder(str(sparsify), miniatures.WIDTH)
-
-
-def test_where_sparsify_reads_is_told_by_the_folder(sparsify):
-    stream = sparsify.rename(sparsify.with_name(f"layers.{miniatures.LAYER}"))
+def test_where_sparsify_reads_is_told_by_the_folder_and_other_variants_are_refused(miniature_root, tmp_path):
+    shutil.copytree(miniature_root / "models" / miniatures.QWEN_SAE, tmp_path / "sae")
+    mlp = tmp_path / "sae" / miniatures.MLP
+    stream = mlp.rename(mlp.with_name(f"layers.{miniatures.LAYER}"))
     assert load_autoencoder(str(stream), miniatures.WIDTH).cfg.metadata.hook_name == miniatures.HOOK
+    told = json.loads((stream / "cfg.json").read_text())
+    for other in ({"transcode": True}, {"activation": "groupmax"}):
+        (stream / "cfg.json").write_text(json.dumps(told | other))
+        with pytest.raises(UserError, match="is a transcoder, or has an activation of its own"):
+            load_autoencoder(str(stream), miniatures.WIDTH)
+    (stream / "cfg.json").write_text(json.dumps(told))
     with pytest.raises(UserError, match=r"does not tell by its folder where it reads: give layers\.N"):
         load_autoencoder(str(stream.rename(stream.with_name("embed_tokens"))), miniatures.WIDTH)
 
@@ -149,7 +142,7 @@ def test_one_place_has_several_names():
     assert HOOK not in {room.place_of(name) for name in others}
 
 
-def test_the_kind_is_the_autoencoder_s_own():
+def test_a_kind_is_named():
     for kind, name in {"standard": "ReLU", "jumprelu": "JumpReLU", "gated": "gated"}.items():
         made, config = get_sae_class(kind)
         assert room.name_of(room.architecture_label(made(config(d_in=4, d_sae=8)))) == name

@@ -20,9 +20,7 @@ from reasoning_features.dictionaries.training import Recipe, new_trainer
 from reasoning_features.errors import CorruptArtefact, UserError
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.settings import TextSource, load_settings
-from reasoning_features.text.corpora import open_texts
 
-TOKENS = TextSource(dataset=mini.TOKENIZED, column="tokens")
 TALKS = TextSource(dataset=mini.LMSYS, column="conversation")
 SLIM = TextSource(dataset=mini.SLIM)
 PIECES = 6  # that the miniatures' conversations are packed in
@@ -33,14 +31,7 @@ def rows_of(tokenizer, *sources, tokens=100_000, context=32, **more):
     return training_rows(settings, tokenizer, sources, tokens)
 
 
-def test_token_ids_are_used_as_they_are_longer_rows_cut_up(hub, tokenizer):
-    rows, held = rows_of(tokenizer, TOKENS), open_texts(TOKENS)
-    whole = np.concatenate(held.ids(list(range(len(held.rows))), tokenizer)).reshape(-1, 32)
-    assert len(rows) == 4 * len(held.rows)
-    assert sorted(rows.tolist()) == sorted(whole.tolist())
-
-
-def test_rows_of_token_ids_may_differ_in_length(tmp_path, tokenizer):
+def test_token_ids_are_used_as_they_are_longer_rows_cut_up(tmp_path, tokenizer):
     rows = [{"ids": ids and list(range(ids))} for ids in (70, 40, 5, None)]
     source = TextSource(dataset=write_rows(tmp_path / "ids.jsonl", rows), column="ids")
     packed = rows_of(tokenizer, source)
@@ -74,8 +65,7 @@ def test_only_rows_for_training_where_a_column_tells_splits(tmp_path, tokenizer)
 
 
 def test_sources_come_in_turn(hub, tokenizer):
-    both = rows_of(tokenizer, TALKS, SLIM)
-    alone = [rows_of(tokenizer, each) for each in (TALKS, SLIM)]
+    both, *alone = (rows_of(tokenizer, *sources) for sources in ((TALKS, SLIM), (TALKS,), (SLIM,)))
     for k, each in enumerate(alone):
         assert set(map(tuple, both[k::2].tolist())) <= set(map(tuple, each.tolist()))
     assert len(both) == 2 * min(map(len, alone))

@@ -137,11 +137,8 @@ def test_a_sweep_has_a_row_for_each_recipe(residual):
 
 
 def test_equal_l0_by_hand():
-    shares = {"matched share": [0.5, 0.9, 0.3], "paired one to one": [0.4, 0.8, 0.2]}
-    explained = {"fraction of variance explained": [0.6, 0.1, 0.8]}
-    frontier = pd.DataFrame(
-        {"architecture": ["topk", "relu", "topk"], "L0": [4.0, 9.0, 16.0]} | explained | shares
-    )
+    rows = [("topk", 4.0, 0.6, 0.5, 0.4), ("relu", 9.0, 0.1, 0.9, 0.8), ("topk", 16.0, 0.8, 0.3, 0.2)]
+    frontier = pd.DataFrame(rows, columns=["architecture", "L0", EXPLAINED, *room.AGREEMENT])
     # 8 is halfway from 4 to 16 in logarithm; relu has one row, at 9
     at = room.equal_l0(frontier, 8).set_index("architecture")
     assert at.loc["topk"].tolist() == pytest.approx([0.7, 0.4, 0.3])

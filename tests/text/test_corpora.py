@@ -77,10 +77,10 @@ def of_miniatures(**more):
 
 
 @pytest.fixture
-def plain(tokenizer):
-    """A tokenizer without R1's marks and without a template."""
+def bare(tokenizer):
+    """A tokenizer without BOS, R1's marks and a template."""
     other = deepcopy(tokenizer)
-    other.get_vocab, other.chat_template = dict, None
+    other.bos_token, other.get_vocab, other.chat_template = None, dict, None
     return other
 
 
@@ -174,19 +174,19 @@ def test_thinking_lies_between_its_marks(tokenizer, tiny_llama):
             assert corpora.thinking_of_ids(row, other).tolist() == known.tolist()
 
 
-def test_conversations_read_as_the_released_script_renders_them(tokenizer, plain):
+def test_conversations_read_as_the_released_script_renders_them(tokenizer, bare):
     for turns in mini.conversations(6):
         assert corpora.conversation_text(turns, tokenizer) == mini.render(turns)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert corpora.conversation_text(turns, plain) == "a\n\nb"
-    plain.chat_template = mini.template()
-    assert corpora.conversation_text(turns, plain) == mini.render(turns) + mini.EOS
-    plain.chat_template = "{{ raise_exception('only two turns') }}"
+    assert corpora.conversation_text(turns, bare) == "a\n\nb"
+    bare.chat_template = mini.template()
+    assert corpora.conversation_text(turns, bare) == mini.render(turns) + mini.EOS
+    bare.chat_template = "{{ raise_exception('only two turns') }}"
     with pytest.raises(UserError, match=r"template refuses \[{'role': 'user'.*only two turns"):
-        corpora.conversation_text(turns, plain)
+        corpora.conversation_text(turns, bare)
 
 
-def test_pieces_begin_with_bos_and_their_first_token_is_special(tmp_path, tokenizer):
+def test_pieces_begin_with_bos_and_their_first_token_is_special(tmp_path, tokenizer, bare):
     words = " ".join(f"word {i}" for i in range(40))
     file = TextSource(dataset=write_rows(tmp_path / "a.jsonl", [{"text": words}] * 9 + [{"text": "Hi"}] * 9))
     given = "selection", 18, of_miniatures(context=12)
@@ -197,15 +197,11 @@ def test_pieces_begin_with_bos_and_their_first_token_is_special(tmp_path, tokeni
     assert corpus.special[first + 1].all() and corpus.special.sum() == 2 * corpus.n_documents
     assert set(np.diff(corpus.starts)) == {12, 1 + len(tokenizer("Hi", add_special_tokens=False).input_ids)}
     # where the tokenizer has no BOS a piece is text alone, and its first token is the attention sink
-    other = deepcopy(tokenizer)
-    other.bos_token = None
-    plain = text_corpus(file, "pieces", other, *given)
+    plain = text_corpus(file, "pieces", bare, *given)
     first = plain.starts[:-1]
     assert plain.special[first].all() and plain.special.sum() == plain.n_documents
-    assert mini.BOS not in other.decode(plain.tokens) and np.diff(plain.starts).max() == 12
-
-
-def test_there_is_never_a_second_bos(tmp_path, tokenizer):
+    assert mini.BOS not in bare.decode(plain.tokens) and np.diff(plain.starts).max() == 12
+    # there is never a second BOS
     (ids,), _ = corpora.encode_texts([f"{mini.BOS}{mini.USER}Hi"], tokenizer)
     assert tokenizer.bos_token_id not in ids
     assert mini.BOS not in corpora.conversation_text([{"role": "user", "content": "Hi"}], tokenizer)
@@ -237,7 +233,7 @@ def test_a_column_of_token_ids(hub, tokenizer):
     assert 0 < corpus.thinking.mean() < 1
 
 
-def test_what_a_turn_says_may_be_parts_or_nothing(tmp_path, plain, capsys):
+def test_what_a_turn_says_may_be_parts_or_nothing(tmp_path, bare, capsys):
     image = {"type": "image_url", "text": None, "image_url": "a.png"}
     asked = {"role": "user", "content": [{"type": "text", "text": "See "}, image]}
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "sum"}]}
@@ -245,11 +241,11 @@ def test_what_a_turn_says_may_be_parts_or_nothing(tmp_path, plain, capsys):
     rows = [{"turns": turns} for turns in (talk, [], None, [call])]
     file = write_rows(tmp_path / "a.jsonl", rows)
     for _ in range(2):
-        assert texts_of(file, plain, column="turns") == ["See [image_url]\n\n42", "", "", ""]
+        assert texts_of(file, bare, column="turns") == ["See [image_url]\n\n42", "", "", ""]
     left_out = f"3 of 4 rows of {file} have no turns (rows 1, 2, 3): they are left out.\n"
     assert capsys.readouterr().err == left_out  # once
     pq.write_table(pa.table({"turns": [[asked]]}), tmp_path / "a.parquet")
-    assert texts_of(tmp_path / "a.parquet", plain, column="turns") == ["See [image_url]"]
+    assert texts_of(tmp_path / "a.parquet", bare, column="turns") == ["See [image_url]"]
     write_rows(tmp_path / "a.jsonl", [*rows, {"turns": [{"content": "Hi"}]}])
     with pytest.raises(UserError, match=r"role and content, but not in row 4 \(0 role Field required\)"):
         texts_of(file, column="turns")

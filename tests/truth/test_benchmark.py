@@ -121,7 +121,9 @@ def test_the_rank_among_all_mixtures_is_that_of_brute_force():
     assert benchmark.null_band(table[["score:reason score"]], truth).empty
 
 
-def test_what_is_stored_is_loaded(repository):
+def test_what_is_stored_is_loaded_and_what_is_missing_or_damaged_is_named(repository):
+    with pytest.raises(MissingArtefact, match="no patching effects in truth: `make organism`"):
+        benchmark.load_benchmarks("truth")
     nulls = pd.DataFrame({"null": ["slot"], "metric": ["contrast"], "z": [1.5], "decision": ["persistence"]})
     made = replace(make_benchmark(EFFECT, SPREAD, noise=0.1, dead=2), nulls=nulls)
     benchmark.save_benchmark(repository / "truth" / "a", made)
@@ -133,15 +135,8 @@ def test_what_is_stored_is_loaded(repository):
     assert own.causal.tolist() == before.causal.tolist() == [True] * 6 + [False]
     for name in ("features", "effect", "size", "random", "sums", "counts"):
         np.testing.assert_allclose(getattr(own, name), getattr(before, name), rtol=1e-3)
-
-
-def test_missing_and_damaged(repository):
-    with pytest.raises(MissingArtefact, match="no patching effects in truth: `make organism`"):
-        benchmark.load_benchmarks("truth")
-    folder = repository / "truth" / "m-relu-0"
-    folder.mkdir(parents=True)
-    (folder / "features.parquet").write_bytes(b"no table")
-    with pytest.raises(CorruptArtefact, match="m-relu-0 cannot be read"):
+    (repository / "truth" / "a" / "features.parquet").write_bytes(b"no table")
+    with pytest.raises(CorruptArtefact, match="truth/a cannot be read"):
         benchmark.load_benchmarks("truth")
 
 
