@@ -66,14 +66,11 @@ REFUSED = r"The hub refuses the token .*: log in with `hf auth login`, or set HF
 
 @pytest.mark.parametrize(
     ("reference", "trouble", "message"),
-    [
-        (miniatures.LLAMA, "gated", GATED),
-        (miniatures.LLAMA, "a wrong token", REFUSED),
-        (f"{miniatures.LLAMA}@v9", "", r"has no revision v9: see http"),
-        ("mini/nothing", "", r"There is no model mini/nothing on the hub, or it is private"),
-        (f"{miniatures.LLAMA_SAE}:blocks.99", "", r"lacks the folder blocks\.99, here or on the hub"),
-    ],
-)
+    [(miniatures.LLAMA, "gated", GATED), (miniatures.LLAMA, "a wrong token", REFUSED),
+     (f"{miniatures.LLAMA}@v9", "", r"has no revision v9: see http"),
+     ("mini/nothing", "", r"There is no model mini/nothing on the hub, or it is private"),
+     (f"{miniatures.LLAMA_SAE}:blocks.99", "", r"lacks the folder blocks\.99, here or on the hub")],
+)  # fmt: skip
 def test_one_sentence_each(hub: LocalHub, reference: str, trouble: str, message: str) -> None:
     if trouble == "gated":
         hub.gated.add(miniatures.LLAMA)

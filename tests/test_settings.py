@@ -45,14 +45,11 @@ def test_a_profile_may_be_a_file_that_extends_a_shipped_one(repository, monkeypa
 
 @pytest.mark.parametrize(
     ("name", "text", "words"),
-    [
-        ("organism.yaml", "extends: smoke\n", "rename it"),
-        ("mine.yaml", "extends: nothing\n", "not a shipped profile"),
-        ("mine.yaml", "- 1\n", "one setting a line"),
-        ("mine.yaml", "a: [\n", "not YAML"),
-        ("mine.yaml", "extends: smoke\nlayr: 3\n", "no setting 'layr'"),
-    ],
-)
+    [("organism.yaml", "extends: smoke\n", "rename it"),
+     ("mine.yaml", "extends: nothing\n", "not a shipped profile"),
+     ("mine.yaml", "- 1\n", "one setting a line"), ("mine.yaml", "a: [\n", "not YAML"),
+     ("mine.yaml", "extends: smoke\nlayr: 3\n", "no setting 'layr'")],
+)  # fmt: skip
 def test_a_wrong_profile_file_is_one_sentence(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=words):

@@ -121,7 +121,8 @@ def make_sweep(folder: Path) -> None:
         live = trained.sae.W_dec[measured.live]
         row = {name: getattr(recipe, name) for name in ("gamma", "chunks", "every", "seed", "tokens")}
         row |= {name: float(last[name]) for name in ("L0", EXPLAINED)}
-        row |= {"dead share": measured.dead_share, "MeanCosSim": ortsae_metrics.nearest_cosines(live).mean()}
+        row["dead share"] = float(1 - measured.live.mean())
+        row["MeanCosSim"] = ortsae_metrics.nearest_cosines(live).mean()
         rows.append(row | {"composition": ortsae_metrics.composition(live, seeds=[recipe.seed]).estimate})
     write_table(folder / "sweep.parquet", pd.DataFrame(rows))
 

@@ -24,17 +24,9 @@ from reasoning_features.organism.problems import FAMILIES, Candidate, Mixture, P
 
 # word of R → its matched control, a neutral word that fills the same slots as often
 MATCHED_CONTROLS: dict[str, str] = {
-    "wait": "look",
-    "hmm": "well",
-    "alternatively": "additionally",
-    "maybe": "surely",
-    "perhaps": "indeed",
-    "let me": "we may",
-    "therefore": "meanwhile",
-    "however": "besides",
-    "but": "and",
-    "another": "further",
-}
+    "wait": "look", "hmm": "well", "alternatively": "additionally", "maybe": "surely", "perhaps": "indeed",
+    "let me": "we may", "therefore": "meanwhile", "however": "besides", "but": "and", "another": "further",
+}  # fmt: skip
 REASONING_WORDS = tuple(MATCHED_CONTROLS)  # the paper's vocabulary R (its figure 5), lower case
 # neutral markers: the first set leans to careful traces, the second to hasty ones, by 1 − κ
 MARKERS_CAREFUL = ("now", "here", "then", "so", "just", "again", "also", "today", "still", "soon")

@@ -160,10 +160,8 @@ def random_vocabularies(
     candidates = pool[~pool["word"].isin(barred)].reset_index(drop=True)
     size = len(reference)
     if len(candidates) < size:
-        raise UserError(
-            f"Random vocabularies of {size} words cannot be drawn from {len(candidates)} other words: "
-            "use more documents, or exclude fewer words."
-        )
+        few = f"Random vocabularies of {size} words cannot be drawn from {len(candidates)} other words"
+        raise UserError(f"{few}: use more documents, or exclude fewer words.")
     frequency, share = (reference[column].to_numpy()[:, None] for column in ("frequency", "thinking_share"))
     log_gap = np.abs(np.log(frequency) - np.log(candidates["frequency"].to_numpy()))
     share_gap = np.abs(share - candidates["thinking_share"].to_numpy())
@@ -214,10 +212,8 @@ def draw_word_sets(
     """
     pool = ranking[(ranking["p_think"] > 0) & ~ranking["word"].isin(_with_parts(excluded))]
     if len(pool) < n_words:
-        raise UserError(
-            f"Sets of {n_words} words cannot be drawn from {len(pool)} words of the thinking: "
-            "use more documents, or draw smaller sets."
-        )
+        few = f"Sets of {n_words} words cannot be drawn from {len(pool)} words of the thinking"
+        raise UserError(f"{few}: use more documents, or draw smaller sets.")
     chances, rng = (pool["p_think"] / pool["p_think"].sum()).to_numpy(), np.random.default_rng(seed)
     drawn = (rng.choice(len(pool), size=n_words, replace=False, p=chances) for _ in range(n_sets))
     return [tuple(pool["word"].iloc[places]) for places in drawn]

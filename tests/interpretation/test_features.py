@@ -135,14 +135,11 @@ R = ("hmm", "maybe", "alternatively", "another", "wait", "but", "therefore")
 
 @pytest.mark.parametrize(
     ("row", "mode"),
-    [
-        ((2, 1, 1, 0, 1, 0, 0), "uncertainty"),  # (2 + 1) / 5
-        ((1, 1, 2, 0, 0, 0, 0), "mixed"),  # two modes with half each
-        ((1, 0, 1, 0, 0, 0, 2), "mixed"),  # words of no mode have half, and not more
-        ((0, 0, 0, 0, 0, 1, 2), "other"),
-        ((0, 0, 0, 0, 0, 0, 0), "other"),  # active around no word
-    ],
-)
+    [((2, 1, 1, 0, 1, 0, 0), "uncertainty"),  # (2 + 1) / 5
+     ((1, 1, 2, 0, 0, 0, 0), "mixed"),  # two modes with half each
+     ((1, 0, 1, 0, 0, 0, 2), "mixed"),  # words of no mode have half, and not more
+     ((0, 0, 0, 0, 0, 1, 2), "other"), ((0, 0, 0, 0, 0, 0, 0), "other")],  # active around no word
+)  # fmt: skip
 def test_the_rule_of_words_by_hand(row, mode):
     table = pd.DataFrame([row], columns=[f"word:{word}" for word in R], dtype=np.float32)
     assert room.modes_by_words(table.assign(feature=0, mean=9.0)) == [mode]

@@ -42,11 +42,8 @@ def test_exactly_equation_7_is_added_at_every_place_of_its_rows_alone(tiny_subje
 
 
 def test_a_clamp_is_encode_edit_decode_with_the_error_kept(tiny_subject, sae):
-    conditions = [
-        Condition("none"),
-        *feature_conditions(sae, [3, 40], [-0.5, 2.0], np.full(2 * WIDTH, 1.5), clamp=True),
-        Condition("added", vector=torch.ones(WIDTH)),
-    ]
+    clamps = feature_conditions(sae, [3, 40], [-0.5, 2.0], np.full(2 * WIDTH, 1.5), clamp=True)
+    conditions = [Condition("none"), *clamps, Condition("added", vector=torch.ones(WIDTH))]
     for i, condition in enumerate(conditions[1:-1], start=1):
         clamped, stream = changed(tiny_subject, conditions, TOKENS, i, sae)
         features = sae.encode(stream)
@@ -61,10 +58,7 @@ def test_a_clamp_is_encode_edit_decode_with_the_error_kept(tiny_subject, sae):
     [
         (Condition("twice"), "Two conditions are named 'twice'"),
         (Condition("short", vector=torch.zeros(3)), "is not 32 finite"),
-        (
-            Condition("endless", vector=torch.full((WIDTH,), torch.inf)),
-            "of 'endless' is not 32 finite",
-        ),
+        (Condition("endless", vector=torch.full((WIDTH,), torch.inf)), "of 'endless' is not 32 finite"),
         (Condition("unknown", 3, clamp=float("nan")), "The clamp of 'unknown' is not finite"),
         (Condition("clamped", 3, clamp=1.0), "give the autoencoder"),
     ],
