@@ -197,9 +197,9 @@ class Subject:
         barred = torch.full((width, width), torch.finfo(padded.dtype).min, device=padded.device)
         mask = torch.cat([barred.new_zeros(width, place), barred.fill_diagonal_(0)], dim=1)
         places = torch.full((rows, width), place, device=padded.device)
-        given_to = {"attention_mask": mask.expand(rows, 1, -1, -1), "position_ids": places}
-        given_to |= {"inputs_embeds": padded.view(rows, width, -1), "past_key_values": DynamicCache(seen)}
-        logits = self._blocks_after(self.layer)(**given_to, use_cache=True).logits
+        options: dict[str, Any] = {"attention_mask": mask.expand(rows, 1, -1, -1), "position_ids": places}
+        options |= {"inputs_embeds": padded.view(rows, width, -1), "past_key_values": DynamicCache(seen)}
+        logits = self._blocks_after(self.layer)(**options, use_cache=True).logits
         return self._finite(logits.flatten(0, 1)[: len(given)], "logit")
 
     def gradient(self, tokens: Tensor, target: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

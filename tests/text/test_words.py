@@ -38,8 +38,8 @@ def sentences(n: int) -> list[str]:
     return ["".join(row) for row in drawn]
 
 
-def tokenizers(texts: list[str]) -> dict[str, PreTrainedTokenizerFast]:
-    """Tokenizers that normalise, split and decode as those of these models, trained on half of the texts."""
+def tokenizer_of(name: str, texts: list[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer that normalises, splits and decodes as this model's, trained on half of the texts."""
     byte_level, marked = pre_tokenizers.ByteLevel, normalizers.Replace(" ", "▁")
     split = pre_tokenizers.Split(SPLIT, "isolated")
     own = pre_tokenizers.Sequence([split, byte_level(False, use_regex=False)])
@@ -48,27 +48,24 @@ def tokenizers(texts: list[str]) -> dict[str, PreTrainedTokenizerFast]:
     stripped, kept = decoders.Sequence([*spaced, decoders.Strip(" ", 1, 0)]), decoders.Sequence(spaced)
     llama2 = normalizers.Sequence([normalizers.Prepend("▁"), marked])
     whole, by_space = (pre_tokenizers.Split(at, "merged_with_previous") for at in ("\0", " "))
-    kinds = {
+    normalizer, cutter, decoder = {
         "GPT-2": (None, byte_level(add_prefix_space=False), decoders.ByteLevel()),
         "Llama-3": (None, own, decoders.ByteLevel()),
         "Qwen2": (normalizers.NFC(), own, decoders.ByteLevel()),
         "SmolLM2": (None, digits, decoders.ByteLevel()),
         "Llama-2": (llama2, whole, stripped),
         "Gemma": (marked, by_space, kept),
-    }
-    made = {}
-    for name, (normalizer, cutter, decoder) in kinds.items():
-        pieces = normalizer in (llama2, marked)  # with bytes for what is not known
-        built = Tokenizer(models.BPE(byte_fallback=pieces, fuse_unk=pieces))
-        if normalizer:
-            built.normalizer = normalizer
-        built.pre_tokenizer, built.decoder = cutter, decoder
-        special = ["<s>", *(f"<0x{i:02X}>" for i in range(256))] if pieces else ["<s>"]
-        options = {"special_tokens": special, "vocab_size": 700, "show_progress": False}
-        options |= {"limit_alphabet": 40} if pieces else {"initial_alphabet": byte_level.alphabet()}
-        built.train_from_iterator(texts[: len(texts) // 2], trainers.BpeTrainer(**options))
-        made[name] = PreTrainedTokenizerFast(tokenizer_object=built, bos_token="<s>")
-    return made
+    }[name]
+    pieces = name in ("Llama-2", "Gemma")  # with bytes for what is not known
+    built = Tokenizer(models.BPE(byte_fallback=pieces, fuse_unk=pieces))
+    if normalizer:
+        built.normalizer = normalizer
+    built.pre_tokenizer, built.decoder = cutter, decoder
+    special = ["<s>", *(f"<0x{i:02X}>" for i in range(256))] if pieces else ["<s>"]
+    options = {"special_tokens": special, "vocab_size": 700, "show_progress": False}
+    options |= {"limit_alphabet": 40} if pieces else {"initial_alphabet": byte_level.alphabet()}
+    built.train_from_iterator(texts[: len(texts) // 2], trainers.BpeTrainer(**options))
+    return PreTrainedTokenizerFast(tokenizer_object=built, bos_token="<s>")
 
 
 def found_plainly(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[list[list[int]]]:
@@ -85,7 +82,7 @@ def found_plainly(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[li
 @pytest.mark.parametrize("name", ["GPT-2", "Llama-3", "Qwen2", "SmolLM2", "Llama-2", "Gemma"])
 def test_words_are_found_in_context_whatever_the_tokenizer(name):
     texts = sentences(1000)
-    tokenizer = tokenizers(texts)[name]
+    tokenizer = tokenizer_of(name, texts)
     ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     starts, tokens = starts_of([len(row) for row in ids]), np.concatenate(ids).astype(np.int32)
     plain = np.zeros(len(tokens), dtype=bool)
