@@ -40,11 +40,9 @@ def main() -> None:
     settings = load_settings("organism")
     words = settings.words
     code = imported_files(["import reasoning_features.making.vocabulary_real"])
-    made = {
-        "inputs": {"texts": source, "texts_sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest()},
-        "code_sha256": digest(f"{name} {content}" for name, content in code.items()),
-        "versions": versions(),
-    }
+    read = {"texts": source, "texts_sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
+    code_sha256 = digest(f"{name} {content}" for name, content in code.items())
+    made = {"inputs": read, "code_sha256": code_sha256, "versions": versions()}
     run = Run("vocabulary_real", settings, RunPaths("vocabulary-real"), made)
     ranking = rank_words(*texts)
     places = vocabulary_origin(ranking, words, top=TOP)

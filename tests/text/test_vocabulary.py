@@ -56,13 +56,13 @@ def frame(rows: dict[str, tuple[float, float]]) -> pd.DataFrame:
 REFERENCE = frame({"wait": (0.01, 1.0), "but": (0.02, 0.9)})
 
 
-def test_random_vocabularies_are_matched_and_exclude():
+def test_random_vocabularies_are_matched_and_exclude(monkeypatch):
     rng = np.random.default_rng(0)
     near = {f"near{i}": (0.01 * float(np.exp(rng.normal(0, 0.05))), 0.95) for i in range(12)}
     far = {f"far{i}": (1e-6, 0.0) for i in range(100)}
     pool = frame(near | far | {"wait": (0.01, 1.0), "stop": (0.01, 1.0)})
-    given = {"n": 100, "seed": 0, "excluded": ["stop"], "nearest": 5}
-    drawn, matching = room.random_vocabularies(REFERENCE, pool, **given)
+    monkeypatch.setattr(room, "NEAREST", 5)
+    drawn, matching = room.random_vocabularies(REFERENCE, pool, n=100, seed=0, excluded=["stop"])
     words = {word for vocabulary in drawn for word in vocabulary}
     assert words <= set(near) and matching["distinct"] == len(words)
     assert len(drawn) == 100 and all(len(set(vocabulary)) == 2 for vocabulary in drawn)
