@@ -29,14 +29,11 @@ def test_the_lock_is_exact_public_versions_sorted_for_the_oldest_python_that_is_
         assert SpecifierSet(wanted).contains(oldest), f"{name} needs Python {wanted}"
 
 
-def test_the_lock_satisfies_every_range():
+def test_the_lock_satisfies_every_range_and_conda_gets_it_with_the_same_python():
     locked = {canonicalize_name(name): version for name, version in LOCK}
     for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
         wanted = Requirement(text)
         assert wanted.specifier.contains(locked[canonicalize_name(wanted.name)], prereleases=True), text
-
-
-def test_conda_gets_the_same_python_and_exactly_the_lock():
     python = f"python{PROJECT['requires-python']}"
     assert [python, "pip", {"pip": ["-r requirements.lock", "-e ."]}] == CONDA
 

@@ -110,27 +110,23 @@ def test_reloading_gives_the_same_numbers(tmp_path):
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
-    place = str(tmp_path / "sae")
     save_autoencoder(signed_identity(4), tmp_path / "sae")
-    with pytest.raises(UserError, match="activations of width 4, but the model's are 128 wide"):
-        load_autoencoder(place, 128)
-    with pytest.raises(UserError, match=r"reads blocks\.1\.hook_resid_post, not blocks\.2"):
-        load_autoencoder(place, 4, "blocks.2.hook_resid_post")
-    cfg = tmp_path / "sae" / "cfg.json"
-    told, scaled = json.loads(cfg.read_text()), {"normalize_activations": "expected_average_only_in"}
-    said_of = {None: "tells by no hook_name that it reads", "layers.1.mlp": r"reads layers\.1\.mlp, not"}
-    for reads, said in said_of.items():
-        cfg.write_text(json.dumps(told | {"metadata": told["metadata"] | {"hook_name": reads}}))
-        with pytest.raises(UserError, match=f"{said} {HOOK}: give one that was trained there"):
-            load_autoencoder(place, 4, HOOK)
-    assert load_autoencoder(place, 4, "blocks.1.hook_mlp_out").cfg.d_sae == 8
-    for kind in ("temporal", "skip_transcoder", "batchtopk", "new"):
-        cfg.write_text(json.dumps(told | {"architecture": kind}))
-        with pytest.raises(UserError, match=f"sae is of the kind '{kind}': give an autoencoder"):
-            load_autoencoder(place, 4)
-    cfg.write_text(json.dumps(told | scaled))
-    with pytest.raises(UserError, match=r"expects scaled activations \(expected_average_only_in\)"):
-        load_autoencoder(place, 4)
+    cfg, kinds = tmp_path / "sae" / "cfg.json", ("temporal", "skip_transcoder", "batchtopk", "new")
+    told, scaled = json.loads(cfg.read_text()), "expected_average_only_in"
+    mlp, none = ({"metadata": told["metadata"] | {"hook_name": name}} for name in ("layers.1.mlp", None))
+    for changes, asked, said in (
+        ({}, (128,), "activations of width 4, but the model's are 128 wide"),
+        ({}, (4, "blocks.2.hook_resid_post"), r"reads blocks\.1\.hook_resid_post, not blocks\.2"),
+        (none, (4, HOOK), f"tells by no hook_name that it reads {HOOK}: give one that was trained there"),
+        (mlp, (4, HOOK), rf"reads layers\.1\.mlp, not {HOOK}: give one"),
+        *(({"architecture": kind}, (4,), f"is of the kind '{kind}': give an autoenc") for kind in kinds),
+        ({"normalize_activations": scaled}, (4,), rf"expects scaled activations \({scaled}\)"),
+    ):
+        cfg.write_text(json.dumps(told | changes))
+        with pytest.raises(UserError, match=said):
+            load_autoencoder(str(cfg.parent), *asked)
+    cfg.write_text(json.dumps(told | mlp))
+    assert load_autoencoder(str(cfg.parent), 4, "blocks.1.hook_mlp_out").cfg.d_sae == 8
 
 
 def test_one_place_has_several_names():

@@ -63,14 +63,12 @@ def test_shares_found_again_by_hand():
     assert evaluation.paired_share(crowd, axes) == 0.5
 
 
-def test_principal_components_by_hand():
+def test_principal_components_and_directions_of_a_covariance(residual):
     # variances 9, 4 and 1 along three axes, far from the origin
     points = torch.tensor([[3.0, 0, 0], [-3, 0, 0], [0, 2, 0], [0, -2, 0], [0, 0, 1], [0, 0, -1]]) + 50
     assert evaluation.principal_explained(points, 1) == pytest.approx(9 / 14)
     assert evaluation.principal_explained(points, 2) == pytest.approx(13 / 14)
-
-
-def test_gaussian_directions_have_the_covariance(residual):
+    # random directions have the covariance
     stretched = residual * torch.tensor([10.0, 1, 1, 0.1])
     drawn = evaluation.gaussian_directions(stretched, 20_000, seed=0)
     expected = torch.cov(stretched.double().T)

@@ -58,6 +58,10 @@ def test_names_of_rows_are_cut_and_are_no_mathematics_and_text_takes_a_place_a_c
     assert ax.get_ylim() == (1.5, -0.5)
     assert plots.narrow("<｜User｜> 3 + 4 = 7⏎") == "<|User|> 3 + 4 = 7⏎"
     assert plots.narrow("数e\u0301x\t\ud800") == "□e□x□□"
+    names = ["coupled-0", "decoupled-2", "kappa-0.5-0", "other-0", "Qwen3-0.6B"]
+    assert [plots.variant_name(name) for name in names] == [
+        "R matters (κ = 1)", "R does not matter (κ = 0), seed 2", "κ = 0.5", "other-0", "Qwen3-0.6B",
+    ]  # fmt: skip
 
 
 def test_a_figure_without_data_is_not_saved_and_says_so(run):
@@ -80,10 +84,3 @@ def test_groups_stand_side_by_side_at_their_place_with_their_intervals():
     assert bars.get_segments()[0][:, 1] == pytest.approx([0.4, 0.7])
     plots.legend_below(fig)
     assert [label.get_text() for label in fig.legends[0].get_texts()] == groups
-
-
-def test_a_variant_is_named_in_words():
-    names = ["coupled-0", "decoupled-2", "kappa-0.5-0", "other-0", "Qwen3-0.6B"]
-    assert [plots.variant_name(name) for name in names] == [
-        "R matters (κ = 1)", "R does not matter (κ = 0), seed 2", "κ = 0.5", "other-0", "Qwen3-0.6B",
-    ]  # fmt: skip

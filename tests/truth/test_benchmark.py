@@ -84,13 +84,11 @@ def test_what_is_refused():
         evaluated(benchmark.column("score:released"), made)
 
 
-def test_mean_difference():
+def test_mean_difference_and_first_features():
     sides = {"at persistence:positive": [1.0, 2.0], "at persistence:negative": [0.0, 3.0]}
     evidence = pd.DataFrame({"decoder norm": [2.0, 0.5]} | sides)
     assert np.asarray(benchmark.mean_difference("persistence")(evidence)).tolist() == [2.0, -0.5]
-
-
-def test_first_features_by_each_score_are_live():
+    # the first features by each score are live
     table = pd.DataFrame({"density": [0.1, 0.0, 0.2, 0.3], "a": [1.0, 9.0, -3.0, 2.0]})
     scorers = [Scorer("plain", benchmark.column("a")), Scorer("signed", benchmark.column("a"), signed=True)]
     found = benchmark.top_sets(table, scorers, [1, 2])
