@@ -34,14 +34,11 @@ MARKERS_HASTY = ("simply", "first", "next", "thus", "only", "once", "too", "down
 
 # step label → the verbs that may open its sentence
 OPENERS: dict[str, tuple[str, ...]] = {
-    "explore": ("try", "test", "take", "pick"),
-    "backtrack": ("undo", "return"),
-    "uncertain": ("doubt", "wonder"),
-    "give up": ("settle", "stop", "quit", "leave", "drop", "end"),
-    "verify": ("check", "verify", "confirm"),
-    "conclude": ("answer", "found", "keep"),
+    "explore": ("try", "test", "take", "pick"), "backtrack": ("undo", "return"),
+    "uncertain": ("doubt", "wonder"), "give up": ("settle", "stop", "quit", "leave", "drop", "end"),
+    "verify": ("check", "verify", "confirm"), "conclude": ("answer", "found", "keep"),
     "compute": ("add", "count", "work"),
-}
+}  # fmt: skip
 CONTINUE_OPENERS: tuple[str, ...] = OPENERS["explore"] + OPENERS["backtrack"]
 GIVE_UP_OPENERS: tuple[str, ...] = OPENERS["give up"]
 # the words at which a decision is taken, kept out of random vocabularies
