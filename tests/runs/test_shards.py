@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import WIDTH, contents, signed_identity
+from tiny import WIDTH, signed_identity
 
 from reasoning_features.errors import UserError
 from reasoning_features.models.conditions import Condition
@@ -117,6 +117,11 @@ def cluster():
     yield ray
     ray.shutdown()
     torch.set_num_threads(threads)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*.*") if path.suffix in (".safetensors", ".npz")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def score(subject: Subject, corpus: Corpus, folder: Path) -> None:
