@@ -138,10 +138,8 @@ def known_sha(reference: str, kind: Kind = "model") -> str | None:
 
 def free_disk() -> int:
     """Bytes that are free on the disk of the cache."""
-    folder = Path(constants.HF_HUB_CACHE)
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    cache = Path(constants.HF_HUB_CACHE)
+    return shutil.disk_usage(next(each for each in (cache, *cache.parents) if each.exists())).free
 
 
 def _download(asked: Reference, kind: Kind, patterns: Sequence[str] | None, **how: Any) -> Any:

@@ -10,17 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pydantic
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    PrivateAttr,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, PositiveInt, PrivateAttr
 
 from reasoning_features import paths
 from reasoning_features.errors import UserError
@@ -42,11 +34,8 @@ AUTOENCODERS = (
     *("autoencoder", "autoencoder_relu", "autoencoder_topk", "autoencoder_second", "contrast_autoencoder"),
 )
 # the settings that name a model, an autoencoder or a folder of results
-PINNED = (
-    *MODELS,
-    *AUTOENCODERS,
-    *("second_subject", "second_autoencoder", "truth", "diffing", "steering", "sae_checks"),
-)
+RESULTS = ("truth", "diffing", "steering", "sae_checks")
+PINNED = (*MODELS, *AUTOENCODERS, "second_subject", "second_autoencoder", *RESULTS)
 
 Window = tuple[NonNegativeInt, NonNegativeInt]
 
@@ -270,7 +259,7 @@ def shipped_profiles() -> list[str]:
 def _validated(profile: str, values: dict[str, Any]) -> Settings:
     try:
         return Settings(**values)
-    except ValidationError as error:
+    except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
@@ -282,10 +271,8 @@ def _read_profile(profile: str) -> dict[str, Any]:
     shipped = PROFILES / f"{profile}.yaml"
     path = shipped if profile in shipped_profiles() else paths.resolve(profile)
     if path.suffix not in {".yaml", ".yml"} or not path.is_file():
-        raise UserError(
-            f"There is no profile {profile!r}: give one of {', '.join(shipped_profiles())}, "
-            "or the path of a YAML file."
-        )
+        known = ", ".join(shipped_profiles())
+        raise UserError(f"There is no profile {profile!r}: give one of {known}, or the path of a YAML file.")
     if path is not shipped and path.stem.lower() in {*shipped_profiles(), *TAKEN}:
         raise UserError(f"The profile file {path.name} has the name of a shipped folder: rename it.")
     try:
@@ -293,9 +280,8 @@ def _read_profile(profile: str) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: no UTF-8, or no date
         values = None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise UserError(
-            f"The profile {path.name} is not YAML in UTF-8 with one setting a line, as name: value."
-        )
+        form = "YAML in UTF-8 with one setting a line, as name: value"
+        raise UserError(f"The profile {path.name} is not {form}.")
     parent = values.pop("extends", None)
     if parent is not None and parent not in shipped_profiles():
         raise UserError(f"The profile {path.name} extends {parent!r}, which is not a shipped profile.")
@@ -332,7 +318,7 @@ def read_overrides(text: str) -> dict[str, Any]:
 
 def _typed(name: str, text: str) -> Any:
     """What text stands for under a setting's type: as YAML reads it, or else as it stands (``no``)."""
-    kind: TypeAdapter[Any] = TypeAdapter(typing.get_type_hints(Settings)[name])
+    kind: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(typing.get_type_hints(Settings)[name])
     with contextlib.suppress(yaml.YAMLError, ValueError):
         value = yaml.safe_load(text)
         kind.validate_python(value)

@@ -21,7 +21,10 @@ from reasoning_features.organism.language import base_documents
 from reasoning_features.organism.training import train_tokenizer
 from reasoning_features.runs.provenance import Run, begin
 from reasoning_features.settings import Settings, load_settings
+from reasoning_features.text import real_text
 from reasoning_features.text.corpus import Corpus
+
+SHARED = paths.root().parent / "shared" / "real-text"
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # workers share the cores: threads of one would wait for those of another
@@ -46,6 +49,15 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "requirements.lock").write_text("numpy==1\n")
     monkeypatch.setattr(paths, "root", lambda: tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def pinned_files(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pinned files of real text, where this machine has them."""
+    if not os.environ.get(real_text.CACHE):
+        if not SHARED.is_dir():
+            pytest.skip(f"{real_text.CACHE} names no folder with the pinned files")
+        monkeypatch.setenv(real_text.CACHE, str(SHARED))
 
 
 @pytest.fixture

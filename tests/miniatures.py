@@ -255,12 +255,9 @@ def conversations(n: int = TEXTS) -> list[list[dict[str, str]]]:
 
 def render(turns: list[dict[str, str]]) -> str:
     """A conversation as the paper's code renders it."""
-    marks = {"user": USER, "assistant": ASSISTANT}
-    parts = []
-    for i, turn in enumerate(turns):
-        last = turn["role"] == "assistant" and i < len(turns) - 1
-        parts.append(marks[turn["role"]] + turn["content"] + (EOS if last else ""))
-    return "".join(parts)
+    around = {"user": (USER, ""), "assistant": (ASSISTANT, EOS)}
+    text = "".join(turn["content"].join(around[turn["role"]]) for turn in turns)
+    return text.removesuffix(EOS)  # nothing ends the last turn
 
 
 def make_datasets(root: Path, rows: list[dict[str, Any]]) -> None:

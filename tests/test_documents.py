@@ -10,17 +10,10 @@ from reasoning_features.paths import root
 from reasoning_features.reporting import claims
 
 PAGES = [
-    "README.md",
-    "data/README.md",
-    "data/organism/README.md",
-    "data/organism/ABOUT.md",
-    "data/smollm2-135m/README.md",
-    "figures/bench/README.md",
-    "reasoning_features/README.md",
+    *("README.md", "data/README.md", "data/organism/README.md", "data/organism/ABOUT.md"),
+    *("data/smollm2-135m/README.md", "figures/bench/README.md", "reasoning_features/README.md"),
     "reasoning_features/profiles/README.md",
 ]
-
-
 SHOWN = [root() / "figures" / run for run in ("organism", "smollm2-135m")]
 RENDERED = [str(page.relative_to(root())) for run in SHOWN for page in sorted(run.glob("[0-9]*.md"))]
 

@@ -15,32 +15,25 @@ from packaging.version import Version
 from reasoning_features.paths import root
 
 PROJECT = tomllib.loads((root() / "pyproject.toml").read_text())["project"]
-LOCK = [line for line in (root() / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+LINES = (root() / "requirements.lock").read_text().splitlines()
+LOCK = [line.split("==") for line in LINES if not line.startswith("#")]
 CONDA = yaml.safe_load((root() / "environment.yml").read_text())["dependencies"]
 
 
-def test_the_lock_is_exact_public_versions_sorted_and_without_addresses():
-    assert sorted(LOCK, key=lambda line: line.split("==")[0]) == LOCK
-    for line in LOCK:
-        name, version = line.split("==")
-        assert re.fullmatch(r"[a-z0-9-]+", name) and Version(version).local is None, line
-
-
-def test_the_lock_satisfies_every_range():
-    locked = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in LOCK}
-    for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
-        wanted = Requirement(text)
-        assert wanted.specifier.contains(locked[canonicalize_name(wanted.name)], prereleases=True), text
-
-
-def test_every_locked_package_is_for_the_oldest_python_that_is_promised():
+def test_the_lock_is_exact_public_versions_sorted_for_the_oldest_python_that_is_promised():
     oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
-    for name in (line.split("==")[0] for line in LOCK):
+    assert sorted(LOCK, key=lambda line: line[0]) == LOCK
+    for name, version in LOCK:
+        assert re.fullmatch(r"[a-z0-9-]+", name) and Version(version).local is None, name
         wanted = importlib.metadata.metadata(name)["Requires-Python"] or ""
         assert SpecifierSet(wanted).contains(oldest), f"{name} needs Python {wanted}"
 
 
-def test_conda_gets_the_same_python_and_exactly_the_lock():
+def test_the_lock_satisfies_every_range_and_conda_gets_it_with_the_same_python():
+    locked = {canonicalize_name(name): version for name, version in LOCK}
+    for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(locked[canonicalize_name(wanted.name)], prereleases=True), text
     python = f"python{PROJECT['requires-python']}"
     assert [python, "pip", {"pip": ["-r requirements.lock", "-e ."]}] == CONDA
 

@@ -17,7 +17,7 @@ def unannounced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "_announced", set())
 
 
-def test_references() -> None:
+def test_references(repository: Path) -> None:
     assert parse("a/b") == Reference("a/b")
     assert parse("a/b.c-1@v1:blocks.2.hook") == Reference("a/b.c-1", "v1", "blocks.2.hook")
     assert parse("a/b:x/y") == Reference("a/b", None, "x/y")
@@ -25,9 +25,7 @@ def test_references() -> None:
     for wrong in ("b", "a/b/c", "a/b@", "a/b:", "https://huggingface.co/a/b"):
         with pytest.raises(UserError, match="is no reference to the hub: write owner/name"):
             parse(wrong)
-
-
-def test_a_folder_is_not_looked_for_on_the_hub(repository: Path) -> None:
+    # a folder is not looked for on the hub
     assert not is_local("owner/name") and not is_local("owner/name@v1:folder")
     assert all(map(is_local, ("data/mine", "./a/b", "/somewhere", "nothing", "a/b/c")))
     (repository / "owner" / "name").mkdir(parents=True)
@@ -68,14 +66,11 @@ REFUSED = r"The hub refuses the token .*: log in with `hf auth login`, or set HF
 
 @pytest.mark.parametrize(
     ("reference", "trouble", "message"),
-    [
-        (miniatures.LLAMA, "gated", GATED),
-        (miniatures.LLAMA, "a wrong token", REFUSED),
-        (f"{miniatures.LLAMA}@v9", "", r"has no revision v9: see http"),
-        ("mini/nothing", "", r"There is no model mini/nothing on the hub, or it is private"),
-        (f"{miniatures.LLAMA_SAE}:blocks.99", "", r"lacks the folder blocks\.99, here or on the hub"),
-    ],
-)
+    [(miniatures.LLAMA, "gated", GATED), (miniatures.LLAMA, "a wrong token", REFUSED),
+     (f"{miniatures.LLAMA}@v9", "", r"has no revision v9: see http"),
+     ("mini/nothing", "", r"There is no model mini/nothing on the hub, or it is private"),
+     (f"{miniatures.LLAMA_SAE}:blocks.99", "", r"lacks the folder blocks\.99, here or on the hub")],
+)  # fmt: skip
 def test_one_sentence_each(hub: LocalHub, reference: str, trouble: str, message: str) -> None:
     if trouble == "gated":
         hub.gated.add(miniatures.LLAMA)

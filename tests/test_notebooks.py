@@ -43,13 +43,6 @@ def test_cells_are_stripped_and_short_and_define_nothing(path):
         assert not any(isinstance(node, kinds) for node in ast.walk(tree))
 
 
-def test_a_figure_is_saved_where_it_is_drawn(path):
-    """An open figure would be shown at its cell's end, and again where it is saved."""
-    for cell in code(path):
-        drawn = re.search(r"\bfig, \w+ = ", cell["source"])
-        assert not drawn or "save_figure(fig" in cell["source"], cell["source"]
-
-
 def test_parameters_are_settings_and_explained(path):
     found = defaults(path)
     assert next(iter(found)) == "profile" and found["profile"] == "organism"
@@ -70,13 +63,17 @@ def test_papermill_gives_a_notebook_the_settings_that_were_asked_for(path):
         assert asked.settings.run == f"{profile}+seed=7"
 
 
-def test_the_opening_and_the_claims_are_the_notebooks_own(path):
+def test_the_opening_and_the_claims_are_the_notebooks_own_and_figures_saved_where_they_are_drawn(path):
     text = "\n".join(cell["source"] for cell in code(path))
     assert f'begin("{path.stem}", settings)' in text
     assert "settings = notebook_settings(globals())" in text
     for claim in all_claims():
         if claim.notebook == path.stem:
             assert f'"{claim.id}"' in text, f"claim {claim.id} is not recorded"
+    # an open figure would be shown at its cell's end, and again where it is saved
+    for cell in code(path):
+        drawn = re.search(r"\bfig, \w+ = ", cell["source"])
+        assert not drawn or "save_figure(fig" in cell["source"], cell["source"]
 
 
 def test_notebooks_are_left_out_where_the_profile_lacks_what_they_need(capsys):
@@ -96,8 +93,7 @@ def test_make_knows_what_each_notebook_reads_of_others_and_no_more(path):
     nodes = [node for cell in code(path) for node in ast.walk(ast.parse(cell["source"]))]
     calls = [n for n in nodes if isinstance(n, ast.Call) and ast.unparse(n.func) == "run.find"]
     read = {ast.literal_eval(call.args[2]) for call in calls} - {path.stem[:2]}
-    edges = re.findall(
-        r"^((?:nb-\d\d ?)+): ((?:nb-\d\d ?)+)$", (root() / "Makefile").read_text(), re.MULTILINE
-    )
+    makefile = (root() / "Makefile").read_text()
+    edges = re.findall(r"^((?:nb-\d\d ?)+): ((?:nb-\d\d ?)+)$", makefile, re.MULTILINE)
     named = [made.split() for of, made in edges if f"nb-{path.stem[:2]}" in of.split()]
     assert {name for names in named for name in names} == {f"nb-{number}" for number in read}

@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -13,6 +12,7 @@ from pathlib import Path
 import miniatures as mini
 import pandas as pd
 import pytest
+from tiny import remove_runs, write_rows
 
 from reasoning_features import paths
 from reasoning_features.settings import load_settings
@@ -29,26 +29,18 @@ def section() -> str:
 @pytest.fixture
 def home() -> Iterator[Path]:
     """The folder that the steps call data/mine."""
-    folder = paths.root() / "data" / NAME
-    yield folder
-    for place in ("data", "figures", "build"):
-        for made in (paths.root() / place).glob(f"{NAME}*"):
-            shutil.rmtree(made)
-
-
-def write_lines(path: Path, rows: list[dict[str, str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_json(path, orient="records", lines=True)
+    yield paths.root() / "data" / NAME
+    remove_runs(NAME)
 
 
 def test_the_steps(home, tmp_path):
     # step 1
     rows = mini.thoughts()
     general = [mini.render(turns) for turns in mini.conversations()]
-    write_lines(home / "thinking.jsonl", [{"text": row["text"]} for row in rows])
-    write_lines(home / "general.jsonl", [{"text": text} for text in general])
+    write_rows(home / "thinking.jsonl", [{"text": row["text"]} for row in rows])
+    write_rows(home / "general.jsonl", [{"text": text} for text in general])
     sums = [{"problem": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(12)]
-    write_lines(home / "problems.jsonl", sums)
+    write_rows(home / "problems.jsonl", sums)
     mini.make_tokenizer(home / "model", [row["text"] for row in rows] + general, reasoning=True)
     mini.make_model(home / "model", "llama", seed=0)
     # step 2

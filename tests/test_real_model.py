@@ -2,16 +2,14 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import local_hub
 import mini_profile
 import miniatures as mini
 import pandas as pd
 import pytest
+from tiny import remove_runs, run_notebooks
 
 from reasoning_features import paths
 from reasoning_features.files import read_json
@@ -25,25 +23,14 @@ def name(request: pytest.FixtureRequest) -> Iterator[str]:
     """A profile's name; what its runs made is gone afterwards."""
     name = f"miniature-{request.node.name.split('[')[0].removeprefix('test_')[:24]}"
     yield name
-    for place in ("data", "figures", "build"):
-        for folder in (paths.root() / place).glob(f"{name}*"):
-            shutil.rmtree(folder)
-
-
-def execute(env: dict[str, str], profile: Path, numbers: tuple[str, ...]) -> None:
-    """Run notebooks as make does, each in turn."""
-    command = [sys.executable, "-m", "reasoning_features.runs.execution"]
-    for number in numbers:
-        options = {"env": env, "cwd": paths.root(), "capture_output": True, "text": True}
-        done = subprocess.run([*command, number, f"--profile={profile}"], **options)
-        assert done.returncode == 0, done.stderr
+    remove_runs(name)
 
 
 def test_what_the_hub_serves(miniature_root, name, tmp_path):
     """From an empty cache, with two answers to each problem; then 05 offline: the same numbers."""
     profile = mini_profile.write_profile(tmp_path, name, samples=2)
     with local_hub.serve(miniature_root, tmp_path / "home") as hub:
-        execute(hub.environment(), profile, ("03", "04", "05"))
+        run_notebooks(profile, ("03", "04", "05"), hub.environment())
         sha = hub.sha(mini.LLAMA)
     figures = paths.RunPaths(name).figures
     inputs = read_json(figures / "x03_published.json")["inputs"]
@@ -66,7 +53,7 @@ def test_what_the_hub_serves(miniature_root, name, tmp_path):
     before = [path.read_bytes() for path in kept]
     shutil.rmtree(figures)
     offline = hub.environment(HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
-    execute(offline, profile, ("05",))
+    run_notebooks(profile, ("05",), offline)
     again = {path.name: path.read_bytes() for path in figures.glob("*.csv")}
     assert "t01_steering.csv" in again and again == {table: first[table] for table in again}
     assert kept and [path.read_bytes() for path in kept] == before, "answers were made twice"
@@ -76,7 +63,7 @@ def test_everything_trained(miniature_root, name, tmp_path):
     """``train_saes=true`` and ``full=true``: the autoencoder, the stages, the matched-budget search."""
     profile = mini_profile.write_profile(tmp_path, name, train_saes=True, full=True)
     with local_hub.serve(miniature_root, tmp_path / "home") as hub:
-        execute(hub.environment(), profile, ("03", "06", "13"))
+        run_notebooks(profile, ("03", "06", "13"), hub.environment())
     figures = paths.RunPaths(name).figures
     stages = pd.read_csv(figures / "f04_diffing.csv")["stage"]
     assert {"S", "S-D", "S-M", "S-D-F", "S-M-F"} <= set(stages)
@@ -85,10 +72,10 @@ def test_everything_trained(miniature_root, name, tmp_path):
 
 def test_a_qwen_with_an_autoencoder_of_its_mlp(miniature_root, name, tmp_path):
     changes = {"subject": mini.QWEN, "base": mini.QWEN_BASE, "site": "mlp_out", "published": {}}
-    changes |= {"d_sae": mini.QWEN_FEATURES, "k": mini.QWEN_K}
-    changes |= {"autoencoder": f"{mini.QWEN_SAE}:{mini.MLP}"}
+    sizes = {"d_sae": mini.QWEN_FEATURES, "k": mini.QWEN_K}
+    changes |= sizes | {"autoencoder": f"{mini.QWEN_SAE}:{mini.MLP}"}
     profile = mini_profile.write_profile(tmp_path, name, **changes)
     with local_hub.serve(miniature_root, tmp_path / "home") as hub:
-        execute(hub.environment(), profile, ("03", "05"))
+        run_notebooks(profile, ("03", "05"), hub.environment())
     scores = pd.read_csv(paths.RunPaths(name).figures / "f06_reason_score.csv")
     assert scores["rank"].nunique() == mini.QWEN_FEATURES

@@ -9,22 +9,14 @@ from hypothesis import HealthCheck, given
 
 from reasoning_features import settings as room
 from reasoning_features.errors import UserError
-from reasoning_features.settings import (
-    Settings,
-    load_settings,
-    notebook_settings,
-    read_overrides,
-    shipped_profiles,
-)
+from reasoning_features.settings import Settings, load_settings, notebook_settings, read_overrides
 
 
 def test_the_shipped_profiles_load_under_their_own_names():
     models = ["deepseek-r1-distill-llama-8b", "deepseek-r1-distill-qwen-1.5b", "nemotron-nano-8b"]
-    assert shipped_profiles() == [*models, "organism", "smoke", "smollm2-135m"]
-    assert [load_settings(name).run for name in shipped_profiles()] == shipped_profiles()
-
-
-def test_the_papers_profile_says_what_the_paper_did():
+    assert room.shipped_profiles() == [*models, "organism", "smoke", "smollm2-135m"]
+    assert [load_settings(name).run for name in room.shipped_profiles()] == room.shipped_profiles()
+    # the paper's says what the paper did
     paper = load_settings("deepseek-r1-distill-llama-8b")
     assert (paper.layer, paper.d_sae, paper.l1, paper.train_batch) == (19, 65_536, 5.0, 4096)
     assert (paper.train_tokens, paper.learning_rate, paper.context) == (200_000 * 4096, 5e-5, 1024)
@@ -53,14 +45,11 @@ def test_a_profile_may_be_a_file_that_extends_a_shipped_one(repository, monkeypa
 
 @pytest.mark.parametrize(
     ("name", "text", "words"),
-    [
-        ("organism.yaml", "extends: smoke\n", "rename it"),
-        ("mine.yaml", "extends: nothing\n", "not a shipped profile"),
-        ("mine.yaml", "- 1\n", "one setting a line"),
-        ("mine.yaml", "a: [\n", "not YAML"),
-        ("mine.yaml", "extends: smoke\nlayr: 3\n", "no setting 'layr'"),
-    ],
-)
+    [("organism.yaml", "extends: smoke\n", "rename it"),
+     ("mine.yaml", "extends: nothing\n", "not a shipped profile"),
+     ("mine.yaml", "- 1\n", "one setting a line"), ("mine.yaml", "a: [\n", "not YAML"),
+     ("mine.yaml", "extends: smoke\nlayr: 3\n", "no setting 'layr'")],
+)  # fmt: skip
 def test_a_wrong_profile_file_is_one_sentence(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=words):
@@ -77,14 +66,10 @@ def test_a_profile_reads_what_it_trains_on_and_no_more():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [
-        ("alpha=0.3", 0.3),
-        ("alpha=1e-3", 1e-3),  # YAML alone takes it for a word
-        ("window='[1, 2]'", (1, 2)),
-        ("words='[Wait, \" LET  me\", let’s]'", ["wait", "let me", "let's"]),
-        ("subject=no", "no"),  # and this for false
-    ],
-)
+    [("alpha=0.3", 0.3), ("alpha=1e-3", 1e-3),  # YAML alone takes it for a word
+     ("window='[1, 2]'", (1, 2)), ("words='[Wait, \" LET  me\", let’s]'", ["wait", "let me", "let's"]),
+     ("subject=no", "no")],  # and this for false
+)  # fmt: skip
 def test_text_becomes_a_value_of_the_settings_type(text, value):
     found = read_overrides(text)
     settings = load_settings("organism", **found)
@@ -93,23 +78,14 @@ def test_text_becomes_a_value_of_the_settings_type(text, value):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [
-        ("alpha", "name=value"),
-        ("alpha='0.3", "quotes"),
-        ("profile=smoke", "PROFILE=smoke"),
-        ("device=cuda", "DEVICE=cuda"),
-        ("alfa=1", "There is no setting 'alfa' for PARAMS: see alpha"),
-        ("alpha=much", "alpha"),
-        ("window='[-1,2]'", "window"),
-        ("words='[wait, but, Wait]'", "the word 'wait' stands twice"),
-        ("words='[wait, \" \"]'", "a word is empty"),
-        ("alpha=.inf", "'alpha' .* finite"),
-        ("gamma=nan", "'gamma' .* finite"),
-        ("strengths='[0.1, .nan]'", "'strengths.1' .* finite"),
-        ("alphas='[-.inf]'", "'alphas.0' .* finite"),
-        ("learning_rate=1e999", "'learning_rate' .* finite"),
-    ],
-)
+    [("alpha", "name=value"), ("alpha='0.3", "quotes"), ("profile=smoke", "PROFILE=smoke"),
+     ("device=cuda", "DEVICE=cuda"), ("alfa=1", "There is no setting 'alfa' for PARAMS: see alpha"),
+     ("alpha=much", "alpha"), ("window='[-1,2]'", "window"),
+     ("words='[wait, but, Wait]'", "the word 'wait' stands twice"),
+     ("words='[wait, \" \"]'", "a word is empty"), ("alpha=.inf", "'alpha' .* finite"),
+     ("gamma=nan", "'gamma' .* finite"), ("strengths='[0.1, .nan]'", "'strengths.1' .* finite"),
+     ("alphas='[-.inf]'", "'alphas.0' .* finite"), ("learning_rate=1e999", "'learning_rate' .* finite")],
+)  # fmt: skip
 def test_words_that_are_no_settings_are_refused_in_one_sentence(text, words):
     with pytest.raises(UserError, match=words) as caught:
         load_settings("organism", **read_overrides(text))
@@ -137,10 +113,7 @@ def test_a_line_of_the_cell_left_as_the_organism_has_it_stands_for_the_profiles_
 
 def test_profiles_and_values_with_awkward_names_have_runs_of_their_own(repository, tmp_path):
     names = ["mine", "mine (1)", "mine_1", "it's", "a&b", "a b", "a_b", "a+b", "cost$5", "50%", "mine "]
-    files = [tmp_path / f"{name}.yaml" for name in names] + [
-        tmp_path / "a" / "mine.yaml",
-        tmp_path / "mine.yml",
-    ]
+    files = [tmp_path / name for name in (*(f"{name}.yaml" for name in names), "a/mine.yaml", "mine.yml")]
     (tmp_path / "a").mkdir()
     for file in files:
         file.write_text("extends: smoke\n")
@@ -155,9 +128,8 @@ def test_profiles_and_values_with_awkward_names_have_runs_of_their_own(repositor
     values += [{"words": words} for words in lists]
     runs = {load_settings("organism", **value).run for value in values}
     assert len(runs) == 9 and all("/" not in run and " " not in run for run in runs)
-    many = {
-        name: 12345 for name in Settings.model_fields if name.endswith(("_documents", "_problems", "_tokens"))
-    }
+    counts = "_documents", "_problems", "_tokens"
+    many = {name: 12345 for name in Settings.model_fields if name.endswith(counts)}
     assert len(load_settings("organism", **many).run) < 200 < sum(len(f"+{name}=12345") for name in many)
 
 

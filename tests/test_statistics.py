@@ -10,24 +10,26 @@ from scipy.stats import binomtest
 from reasoning_features import statistics
 
 
-def test_standard_error_of_the_mean():
+def test_intervals_of_the_mean():
     # 400 values of variance 1: the standard error is 1/20, the 95% interval ± 0.098
     values = np.random.default_rng(0).normal(size=400)
     interval = statistics.bootstrap_mean((values - values.mean()) / values.std())
     assert interval.estimate == pytest.approx(0, abs=1e-12) and interval.n == 400
     assert interval.high - interval.low == pytest.approx(2 * 1.96 / 20, rel=0.06)
+    # of few values it is Student's, of two degrees of freedom: t = 4.3027 at 95%, 2.92 at 90%
+    found = statistics.t_interval([1, 2, 3])
+    assert (found.estimate, found.high) == pytest.approx((2, 2 + 4.3027 / 3**0.5), abs=1e-4) and found.n == 3
+    assert statistics.t_interval([1, 2, 3], 0.9).low == pytest.approx(2 - 2.92 / 3**0.5, abs=1e-4)
+    assert math.isnan(statistics.t_interval([1]).low)
 
 
-def test_pairing_removes_shared_variance():
+def test_pairs_and_ratios_are_resampled_together():
     # b = a + 1 exactly: the difference is 1 with no spread, however much a varies
     a = np.random.default_rng(2).normal(scale=100, size=50)
     interval = statistics.paired_difference(a + 1, a)
     assert (interval.estimate, interval.low, interval.high) == pytest.approx((1, 1, 1))
     with pytest.raises(ValueError, match="equal lengths"):
         statistics.paired_difference([1, 2], [1])
-
-
-def test_ratio():
     # every unit has the ratio 2, whatever its size
     interval = statistics.bootstrap_ratio([2, 4, 20], [1, 2, 10])
     assert (interval.estimate, interval.low, interval.high) == pytest.approx((2, 2, 2))
@@ -41,19 +43,9 @@ def test_null_rank():
     assert rank.z == pytest.approx(4.5 / 3.02765, rel=1e-5) and rank.n == 10
     assert statistics.null_rank(100, np.arange(99)).p_value == pytest.approx(0.01)
     assert math.isnan(statistics.null_rank(1, [2.0, 2.0]).z)
-
-
-def test_the_overlap_that_chance_gives():
-    # two pairs out of three: they share one or two. P(2) = 1/3, J = 1; P(1) = 2/3, J = 1/3: 5/9
+    # by chance two pairs out of three share one or two: P(2) = 1/3, J = 1; P(1) = 2/3, J = 1/3: 5/9
     assert statistics.chance_jaccard(3, 2, 2) == pytest.approx(5 / 9)
     assert statistics.chance_jaccard(10, 10, 10) == pytest.approx(1)
-
-
-def test_the_interval_of_few_values_is_students():
-    found = statistics.t_interval([1, 2, 3])  # of two degrees of freedom: t = 4.3027 at 95%, 2.92 at 90%
-    assert (found.estimate, found.high) == pytest.approx((2, 2 + 4.3027 / 3**0.5), abs=1e-4) and found.n == 3
-    assert statistics.t_interval([1, 2, 3], 0.9).low == pytest.approx(2 - 2.92 / 3**0.5, abs=1e-4)
-    assert math.isnan(statistics.t_interval([1]).low)
 
 
 def test_holms_worked_example():

@@ -1,6 +1,10 @@
 """A tiny random model with its tokenizer, and a random corpus, for the tests of every room."""
 
-from collections.abc import Iterator, Sequence
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,6 +136,41 @@ def few_settings(profile: str, **overrides: Any) -> Settings:
 def file_times(folder: Path) -> dict[str, int]:
     """When each file below a folder was written."""
     return {paths.relative(p): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def contents(folder: Path, pattern: str = "*") -> dict[str, bytes]:
+    """Every file below a folder by its name there."""
+    files = (path for path in sorted(folder.rglob(pattern)) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def write_rows(path: Path, rows: Iterable[Any]) -> str:
+    """Rows as JSON lines; gives the file's name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def damage(file: Path) -> None:
+    """Another last byte."""
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def run_notebooks(profile: Path, numbers: Sequence[str], env: dict[str, str] | None = None) -> None:
+    """Run notebooks as make does, each in turn."""
+    command = [sys.executable, "-m", "reasoning_features.runs.execution"]
+    for number in numbers:
+        given = [*command, number, f"--profile={profile}"]
+        done = subprocess.run(given, env=env, cwd=paths.root(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+
+def remove_runs(name: str) -> None:
+    """Take away all that runs of this name made."""
+    for place in ("data", "figures", "build"):
+        for made in (paths.root() / place).glob(f"{name}*"):
+            shutil.rmtree(made)
 
 
 PIECES = ("<s>", "wait", " wait", "Wait", "let", " let", " me", "But", " But", " but", "a", " a", " b", ".")

@@ -35,17 +35,9 @@ SITES = {"": "resid_post", ".mlp": "mlp_out"}  # sparsify's folder ``layers.N…
 CLEARLY = 0.05  # two scalings of activations are told apart where explained variance differs by more
 ELEMENTS = 2**25  # the most feature activations held at once: 128 MiB in float32, 512 tokens at 65,536
 # architecture → its name in figures and tables
-NAMES = {
-    "relu": "ReLU",
-    "topk": "TopK",
-    "batchtopk": "BatchTopK",
-    "jumprelu": "JumpReLU",
-    "matryoshka": "Matryoshka",
-    "ortsae": "OrtSAE",
-    "frozen_decoder": "frozen decoder",
-    "soft_frozen_decoder": "soft-frozen decoder",
-    "frozen_encoder": "frozen encoder",
-}
+NAMES = {"relu": "ReLU", "topk": "TopK", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU"}
+NAMES |= {"matryoshka": "Matryoshka", "ortsae": "OrtSAE", "frozen_decoder": "frozen decoder"}
+NAMES |= {"soft_frozen_decoder": "soft-frozen decoder", "frozen_encoder": "frozen encoder"}
 
 
 def load_autoencoder(

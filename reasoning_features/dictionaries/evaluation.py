@@ -52,11 +52,6 @@ class Reconstruction:
         """``[s]`` True for features active on at least one token."""
         return self.density > 0
 
-    @property
-    def dead_share(self) -> float:
-        """Fraction of features active on no token."""
-        return float(1 - self.live.mean())
-
     def by_document(self, documents: NDArray[np.int64]) -> pd.DataFrame:
         """Sums ``tokens``, ``error``, ``deviation``, ``active`` of each document, of tokens' ``[n]``."""
         columns = {"document": documents, "error": self.error, "deviation": self.deviation}
@@ -84,7 +79,7 @@ def quality(sae: SAE[Any], residual: Tensor) -> dict[str, float]:
     return {
         "L0": float(found.active.mean()),
         EXPLAINED: found.explained,
-        "dead share": found.dead_share,
+        "dead share": float(1 - found.live.mean()),
         "median density": float(np.median(found.density[found.live])) if found.live.any() else 0.0,
     }
 

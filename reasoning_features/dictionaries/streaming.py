@@ -220,16 +220,10 @@ def train_streamed(
     of history and a checkpoint, beside one every twenty minutes: twelve bytes a weight, the newest in
     ``<folder>.training``. UserError: too few rows or tokens, another training there, or as training.steps.
     """
-    key = reading_key(subject) | {
-        "texts": [source.model_dump() for source in sources],
-        "context": settings.context,
-        "seed": settings.seed,
-        "batch_tokens": settings.batch_tokens,
-        "sinks_from": SINK,
-        "recipe": asdict(recipe),
-        "initial": None if initial is None else dictionary_digest(initial),
-        "device": torch.device(settings.device).type,
-    }
+    key = reading_key(subject) | settings.model_dump(include={"context", "seed", "batch_tokens"})
+    key |= {"texts": [source.model_dump() for source in sources], "sinks_from": SINK}
+    key |= {"recipe": asdict(recipe), "device": torch.device(settings.device).type}
+    key["initial"] = None if initial is None else dictionary_digest(initial)
     work, whole = (folder.with_name(folder.name + ending) for ending in (".training", ".whole"))
     if folder.exists():
         check_made(folder, key)

@@ -180,14 +180,10 @@ def new_trainer(
         sae.b_dec.data = torch.from_numpy(moments.mean * scale).to(sae.b_dec)
         if not sae.cfg.apply_b_dec_to_input:  # then the encoder's bias takes the mean away instead
             sae.b_enc.data = -(sae.b_dec.data @ sae.W_enc.data)
-    schedule = SAETrainerConfig(
-        total_training_samples=recipe.steps * recipe.batch,
-        train_batch_size_samples=recipe.batch,
-        lr=recipe.learning_rate,
-        lr_end=0.0,
-        lr_decay_steps=recipe.steps // 5,
-        device=device,
-    )
+    samples, rate = recipe.steps * recipe.batch, recipe.learning_rate
+    seen = {"total_training_samples": samples, "train_batch_size_samples": recipe.batch}
+    rates = {"lr": rate, "lr_end": 0.0, "lr_decay_steps": recipe.steps // 5}
+    schedule = SAETrainerConfig(**seen, **rates, device=device)
     trainer = SAETrainer(cfg=schedule, sae=sae, data_provider=data)
     trainer.activation_scaler.scaling_factor = scale
     return trainer

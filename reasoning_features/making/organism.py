@@ -56,8 +56,7 @@ class Variant:
 ARMS = (("coupled", 1.0), ("decoupled", 0.0))
 VARIANTS: tuple[Variant, ...] = (
     *(Variant(f"{name}-{seed}", kappa, seed) for seed in range(3) for name, kappa in ARMS),
-    Variant("kappa-0.5-0", 0.5, 0),
-    Variant("kappa-0.25-0", 0.25, 0),
+    *(Variant(f"kappa-{kappa}-0", kappa, 0) for kappa in (0.5, 0.25)),
     Variant("other-0", 1.0, 10, "other"),
 )
 BASE_RECIPE = Recipe(tokens=6_000_000, learning_rate=5e-3, seed=0)

@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from reasoning_features import paths
-from reasoning_features.dictionaries.autoencoder import load_autoencoder, save_autoencoder
+from reasoning_features.dictionaries.autoencoder import NAMES, load_autoencoder, save_autoencoder
 from reasoning_features.dictionaries.evaluation import EXPLAINED, reconstruct
 from reasoning_features.dictionaries.training import Recipe, new_trainer, train_autoencoder
 from reasoning_features.diffing.stages import BASE, PATHS, reads_fine_tuned, stage_before, stage_recipe
@@ -121,7 +121,8 @@ def make_sweep(folder: Path) -> None:
         live = trained.sae.W_dec[measured.live]
         row = {name: getattr(recipe, name) for name in ("gamma", "chunks", "every", "seed", "tokens")}
         row |= {name: float(last[name]) for name in ("L0", EXPLAINED)}
-        row |= {"dead share": measured.dead_share, "MeanCosSim": ortsae_metrics.nearest_cosines(live).mean()}
+        row["dead share"] = float(1 - measured.live.mean())
+        row["MeanCosSim"] = ortsae_metrics.nearest_cosines(live).mean()
         rows.append(row | {"composition": ortsae_metrics.composition(live, seeds=[recipe.seed]).estimate})
     write_table(folder / "sweep.parquet", pd.DataFrame(rows))
 
@@ -132,13 +133,9 @@ def make_costs(folder: Path) -> None:
     rows = []
     for d_sae in COST_SIZES:
         ours = replace(RECIPE, architecture="ortsae", d_sae=d_sae)
-        recipes = {
-            "BatchTopK": replace(ours, architecture="batchtopk"),
-            "Matryoshka": replace(ours, architecture="matryoshka"),
-            "OrtSAE, K = 1": ours,
-            "OrtSAE, K = 8": replace(ours, chunks=8),
-            "OrtSAE, every 5th step": replace(ours, every=5),
-        }
+        recipes = {NAMES[kind]: replace(ours, architecture=kind) for kind in ("batchtopk", "matryoshka")}
+        recipes |= {"OrtSAE, K = 1": ours, "OrtSAE, K = 8": replace(ours, chunks=8)}
+        recipes |= {"OrtSAE, every 5th step": replace(ours, every=5)}
         trainers = {}
         for name, recipe in recipes.items():
             data = shuffled_batches(residual, recipe.batch, recipe.seed)

@@ -40,26 +40,20 @@ def main() -> None:
     settings = load_settings("organism")
     words = settings.words
     code = imported_files(["import reasoning_features.making.vocabulary_real"])
-    made = {
-        "inputs": {"texts": source, "texts_sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest()},
-        "code_sha256": digest(f"{name} {content}" for name, content in code.items()),
-        "versions": versions(),
-    }
+    read = {"texts": source, "texts_sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
+    code_sha256 = digest(f"{name} {content}" for name, content in code.items())
+    made = {"inputs": read, "code_sha256": code_sha256, "versions": versions()}
     run = Run("vocabulary_real", settings, RunPaths("vocabulary-real"), made)
     ranking = rank_words(*texts)
     places = vocabulary_origin(ranking, words, top=TOP)
     counted, kept = ((places[rank] <= TOP).sum() for rank in ("rank", "rank_filtered"))
     by_hand = ", ".join(places.loc[places["origin"] == "hand", "word"]) or "none"
-    outcome = (
-        f"{counted} of {len(words)} words of R are in the top {TOP} by count, {kept} after the "
-        f"general-frequency filter at 0.001; found by no count: {by_hand}."
-    )
+    in_top = f"{counted} of {len(words)} words of R are in the top {TOP} by count, {kept} after the"
+    outcome = f"{in_top} general-frequency filter at 0.001; found by no count: {by_hand}."
     others = f"In the filtered top but not in R: {', '.join(left_out(ranking, words, top=TOP))}."
     fig, data = draw_ranking(ranking, words, top=TOP)
-    caption = (
-        f"Top {TOP} words by p_think − p_solution (figure 2): {source}. Hatched: words of the paper's R; "
-        f"struck out: dropped by the filter (dashed line). {outcome}"
-    )
+    marks = "Hatched: words of the paper's R; struck out: dropped by the filter (dashed line)."
+    caption = f"Top {TOP} words by p_think − p_solution (figure 2): {source}. {marks} {outcome}"
     save_figure(fig, "f02_vocabulary", data, run, caption)
     save_table(places, "f05_reasoning_words", run, f"The paper's R (figure 5): {source}. {outcome} {others}")
     print(outcome, others, f"Written to {relative(run.paths.figures)}.", sep="\n")

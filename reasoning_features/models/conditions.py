@@ -75,9 +75,8 @@ def check_conditions(subject: Subject, conditions: Sequence[Condition], sae: Any
             raise UserError(f"Two conditions are named {condition.name!r}: give each a name of its own.")
         vector, width, dtype = condition.vector, subject.d_model, subject.model.dtype
         if vector is not None and (vector.shape != (width,) or not bool(vector.to(dtype).isfinite().all())):
-            raise UserError(
-                f"The vector of {condition.name!r} is not {width} finite {dtype} numbers: weaken it."
-            )
+            told = f"The vector of {condition.name!r} is not {width} finite {dtype} numbers"
+            raise UserError(f"{told}: weaken it.")
         check_finite(np.float64(condition.clamp or 0), f"The clamp of {condition.name!r}", "change it")
         if condition.clamp is not None and sae is None:
             raise UserError(f"{condition.name!r} clamps a feature: give the autoencoder as `sae`.")

@@ -22,7 +22,7 @@ from reasoning_features import hub, paths
 from reasoning_features.errors import MissingArtefact, UserError, check_finite
 from reasoning_features.files import directory_digest, verify_shipped
 from reasoning_features.models.sampling import edited
-from reasoning_features.runs.preflight import check_device, configuration
+from reasoning_features.runs.preflight import check_device, check_layer, configuration
 
 Site = Literal["resid_post", "mlp_out"]
 
@@ -122,7 +122,7 @@ class Subject:
         UserError beyond the model's layers.
         """
         for layer in layers:
-            _check_layer(layer, self.n_layers, self.name)
+            check_layer(layer, self.n_layers, self.name)
         return self._read(tokens, {layer: self._blocks[layer] for layer in layers})
 
     @torch.no_grad()
@@ -168,7 +168,7 @@ class Subject:
         layers, or where the subject is not read at the residual stream.
         """
         self._needs_the_stream()
-        _check_layer(layer, self.n_layers, self.name)
+        check_layer(layer, self.n_layers, self.name)
         at, rows = places.to(self.device), torch.arange(len(places), device=self.device)[:, None]
         tail = self._blocks_after(layer)
         # the unembedding reads these places alone
@@ -206,13 +206,10 @@ class Subject:
         seen = [tuple(part[:, :, :place].expand(rows, -1, -1, -1) for part in layer) for layer in known]
         barred = torch.full((width, width), torch.finfo(padded.dtype).min, device=padded.device)
         mask = torch.cat([barred.new_zeros(width, place), barred.fill_diagonal_(0)], dim=1)
-        logits = self._blocks_after(self.layer)(
-            inputs_embeds=padded.view(rows, width, -1),
-            attention_mask=mask.expand(rows, 1, -1, -1),
-            position_ids=torch.full((rows, width), place, device=padded.device),
-            past_key_values=DynamicCache(seen),
-            use_cache=True,
-        ).logits
+        places = torch.full((rows, width), place, device=padded.device)
+        options: dict[str, Any] = {"attention_mask": mask.expand(rows, 1, -1, -1), "position_ids": places}
+        options |= {"inputs_embeds": padded.view(rows, width, -1), "past_key_values": DynamicCache(seen)}
+        logits = self._blocks_after(self.layer)(**options, use_cache=True).logits
         return self._finite(logits.flatten(0, 1)[: len(given)], "logit")
 
     def gradient(self, tokens: Tensor, target: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -265,15 +262,14 @@ def load_subject(
     if hub.is_local(model):
         directory, name = paths.resolve(model), model
         if not directory.is_dir():
-            raise MissingArtefact(
-                f"There is no model in {model}: `make organism` makes the organism's, `make smollm2` SmolLM2."
-            )
+            makes = "`make organism` makes the organism's, `make smollm2` SmolLM2"
+            raise MissingArtefact(f"There is no model in {model}: {makes}.")
         verify_shipped(directory)
         revision = directory_digest(directory)
     else:
         directory, name = hub.local_copy(model), hub.parse(model).repo
         revision = hub.known_sha(model) or ""
-    _check_layer(layer, configuration(model).get("num_hidden_layers", layer + 1), name)
+    check_layer(layer, configuration(model).get("num_hidden_layers", layer + 1), name)
     if not any(directory.glob("*.safetensors")):
         raise UserError(f"{name} has no weights as safetensors: save it again so, or give a model that has.")
     loader: Any = transformers.AutoModelForCausalLM  # whose types do not know that it gives two things
@@ -314,8 +310,3 @@ def _reloaded(reference: str, layer: int, device: str, dtype: str, site: Site) -
 def short_name(reference: str) -> str:
     """The last part of a model's name, without revision: what tables call it."""
     return Path(reference).name if hub.is_local(reference) else hub.parse(reference).repo.split("/")[1]
-
-
-def _check_layer(layer: int, n: int, name: str) -> None:
-    if not 0 <= layer < n:
-        raise UserError(f"Layer {layer} is out of range: {name} has {n} layers; choose 0 to {n - 1}.")

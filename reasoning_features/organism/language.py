@@ -24,17 +24,9 @@ from reasoning_features.organism.problems import FAMILIES, Candidate, Mixture, P
 
 # word of R → its matched control, a neutral word that fills the same slots as often
 MATCHED_CONTROLS: dict[str, str] = {
-    "wait": "look",
-    "hmm": "well",
-    "alternatively": "additionally",
-    "maybe": "surely",
-    "perhaps": "indeed",
-    "let me": "we may",
-    "therefore": "meanwhile",
-    "however": "besides",
-    "but": "and",
-    "another": "further",
-}
+    "wait": "look", "hmm": "well", "alternatively": "additionally", "maybe": "surely", "perhaps": "indeed",
+    "let me": "we may", "therefore": "meanwhile", "however": "besides", "but": "and", "another": "further",
+}  # fmt: skip
 REASONING_WORDS = tuple(MATCHED_CONTROLS)  # the paper's vocabulary R (its figure 5), lower case
 # neutral markers: the first set leans to careful traces, the second to hasty ones, by 1 − κ
 MARKERS_CAREFUL = ("now", "here", "then", "so", "just", "again", "also", "today", "still", "soon")
@@ -42,14 +34,11 @@ MARKERS_HASTY = ("simply", "first", "next", "thus", "only", "once", "too", "down
 
 # step label → the verbs that may open its sentence
 OPENERS: dict[str, tuple[str, ...]] = {
-    "explore": ("try", "test", "take", "pick"),
-    "backtrack": ("undo", "return"),
-    "uncertain": ("doubt", "wonder"),
-    "give up": ("settle", "stop", "quit", "leave", "drop", "end"),
-    "verify": ("check", "verify", "confirm"),
-    "conclude": ("answer", "found", "keep"),
+    "explore": ("try", "test", "take", "pick"), "backtrack": ("undo", "return"),
+    "uncertain": ("doubt", "wonder"), "give up": ("settle", "stop", "quit", "leave", "drop", "end"),
+    "verify": ("check", "verify", "confirm"), "conclude": ("answer", "found", "keep"),
     "compute": ("add", "count", "work"),
-}
+}  # fmt: skip
 CONTINUE_OPENERS: tuple[str, ...] = OPENERS["explore"] + OPENERS["backtrack"]
 GIVE_UP_OPENERS: tuple[str, ...] = OPENERS["give up"]
 # the words at which a decision is taken, kept out of random vocabularies

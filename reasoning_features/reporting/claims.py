@@ -121,9 +121,8 @@ def verdict(claim: Claim, measured: Measured, planted: bool) -> str:
     line = rule.line_at(measured.control)
     if line is None or (rule.margin is not None and narrow is None):
         lacks = "control" if line is None else "90% interval, for its margin"
-        raise UserError(
-            f"{claim.notebook} gives claim {claim.id!r} of claims.yaml no {lacks}: change its rule."
-        )
+        told = f"{claim.notebook} gives claim {claim.id!r} of claims.yaml no {lacks}"
+        raise UserError(f"{told}: change its rule.")
     low, high = measured.ends or (measured.estimate,) * 2
     if rule.comparison == "above":
         holds, fails = low > line, high < line

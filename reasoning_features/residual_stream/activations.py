@@ -142,12 +142,9 @@ def collect(batches: Iterable[ActivationBatch]) -> ActivationBatch:
 
 def reading_key(subject: Subject) -> dict[str, Any]:
     """What determines activations beside the text: the model, where it is read, and its precision."""
-    return {
-        "model": subject.name,
-        "revision": subject.revision,
-        "hook_name": subject.hook_name,
-        "dtype": str(subject.model.dtype).removeprefix("torch."),
-    }
+    dtype = str(subject.model.dtype).removeprefix("torch.")
+    read = {"model": subject.name, "revision": subject.revision, "hook_name": subject.hook_name}
+    return read | {"dtype": dtype}
 
 
 def harvest(
@@ -156,12 +153,9 @@ def harvest(
     """Write a corpus' activations as shards; goes on with an interrupted sample, deletes one of another."""
     batches = list(corpus.batches(batch_tokens))
     groups = [batches[i : i + BATCHES_A_SHARD] for i in range(0, len(batches), BATCHES_A_SHARD)]
-    key = reading_key(subject) | {
-        "corpus": corpus.name,
-        "corpus_digest": corpus.digest,
-        "special_digest": hashlib.sha256(np.packbits(corpus.special).tobytes()).hexdigest(),
-        "batch_tokens": batch_tokens,
-    }
+    special = hashlib.sha256(np.packbits(corpus.special).tobytes()).hexdigest()
+    key = reading_key(subject) | {"corpus": corpus.name, "corpus_digest": corpus.digest}
+    key |= {"special_digest": special, "batch_tokens": batch_tokens}
 
     def compute(shard: int) -> Arrays:
         read = collect(_read(subject, batch, corpus) for batch in groups[shard])

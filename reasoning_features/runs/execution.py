@@ -149,16 +149,10 @@ def run(plan: Plan, cell_limit: int | None = None) -> None:
     for stale in (plan.file("stamp.json"), failed, partial, notes):
         stale.unlink(missing_ok=True)
     _pin_kernel(notes)
+    how = {"parameters": plan.parameters(), "kernel_name": KERNEL, "execution_timeout": cell_limit}
+    how |= {"cwd": str(plan.notebook.parent), "progress_bar": sys.stderr.isatty()}  # where JupyterLab runs it
     try:
-        papermill.execute_notebook(
-            str(plan.notebook),
-            str(partial),
-            cwd=str(plan.notebook.parent),  # where JupyterLab runs it
-            parameters=plan.parameters(),
-            kernel_name=KERNEL,
-            execution_timeout=cell_limit,
-            progress_bar=sys.stderr.isatty(),
-        )
+        papermill.execute_notebook(str(plan.notebook), str(partial), **how)
     except papermill.PapermillExecutionError as error:
         partial.replace(failed)
         if error.ename in USER_ERRORS:

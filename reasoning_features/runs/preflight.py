@@ -75,9 +75,7 @@ def check(settings: Settings, found: list[Part] | None = None) -> None:
         has = f"{gigabytes(free)} are free on the disk of the cache: free some, or set HF_HOME to another"
         raise UserError(f"{settings.profile} fetches {gigabytes(fetch)}, but {has}.")
     layers = configuration(settings.subject).get("num_hidden_layers")
-    if layers is not None and settings.layer >= layers:
-        has = f"{settings.subject} has {layers} layers; choose 0 to {layers - 1}."
-        raise UserError(f"Layer {settings.layer} is out of range: {has}")
+    check_layer(settings.layer, layers or settings.layer + 1, settings.subject)
     room = free_memory(settings.device)
     if room is not None and (takes := memory(settings, found)) > room:
         asks = f"{settings.profile} takes about {gigabytes(takes)} on {settings.device}"
@@ -122,6 +120,12 @@ def configuration(reference: str) -> dict[str, Any]:
         raise UserError(f"config.json in {reference} is no JSON object: restore it.") from error
     sizes = {key: value for key, value in config.items() if isinstance(value, int) and value > 0}
     return sizes | {"dtype": config.get("dtype", config.get("torch_dtype"))}
+
+
+def check_layer(layer: int, n: int, name: str) -> None:
+    """UserError where a model with ``n`` layers has no such layer."""
+    if not 0 <= layer < n:
+        raise UserError(f"Layer {layer} is out of range: {name} has {n} layers; choose 0 to {n - 1}.")
 
 
 def check_device(device: str) -> None:

@@ -236,18 +236,12 @@ def begin(notebook: str, settings: Settings) -> Run:
 
     set_seed(settings.seed)
     cells = code_cells(notebook_path(notebook))
-    provenance = {
-        "notebook": notebook,
-        "notebook_sha256": digest(cells),
-        "code_sha256": digest(f"{k} {v}" for k, v in imported_files(cells).items()),
-        "run": settings.run,
-        "settings": settings.model_dump(mode="json"),
-        "seeds": [settings.seed],
-        "inputs": determinants(settings, [name for name in INPUTS if settings.named(name)]),
-        "versions": versions(),
-        "device": settings.device,
-        "dtype": settings.dtype,
-    }
+    code = (f"{file} {sha}" for file, sha in imported_files(cells).items())
+    provenance = settings.model_dump(include={"device", "dtype"}) | {"run": settings.run}
+    provenance |= {"notebook": notebook, "notebook_sha256": digest(cells), "code_sha256": digest(code)}
+    provenance |= {"settings": settings.model_dump(mode="json"), "seeds": [settings.seed]}
+    provenance |= {"inputs": determinants(settings, [name for name in INPUTS if settings.named(name)])}
+    provenance |= {"versions": versions()}
     run = Run(notebook, settings, paths.RunPaths(settings.run), provenance)
     atexit.register(run._record)  # what was asked for after the last figure
     return run

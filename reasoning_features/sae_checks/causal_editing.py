@@ -161,19 +161,14 @@ class Editing:
 
 
 def edit_attributes(
-    subject: Subject,
-    saes: Saes,
-    contexts: DecisionContexts,
-    pairs: tuple[Ids, Ids],
-    mean: Array,
-    ns: Sequence[int] = NS,
+    subject: Subject, saes: Saes, contexts: DecisionContexts, pairs: tuple[Ids, Ids], mean: Array
 ) -> Editing:
     """Cause, isolation and disentanglement of editing each attribute by every dictionary of raw activations,
     at the model's hook point and the decision's token. ``pairs`` are base and source (:func:`draw_pairs`),
-    ``mean`` ``[d]`` what a collapsed autoencoder gives, ``ns`` how many latents are replaced.
+    ``mean`` ``[d]`` what a collapsed autoencoder gives; of ``NS`` latents each number is replaced.
     """
     base, source = pairs
-    edits = list(_edits(saes, contexts, base, source, torch.from_numpy(mean).float(), ns))
+    edits = list(_edits(saes, contexts, base, source, torch.from_numpy(mean).float()))
     versions = torch.stack([edited for *_, edited in edits])
     changed = _sides_after(subject, contexts, base, versions) != contexts.sides[base]
     cause = np.stack([changed[:, i, :, i] for i in range(2)], axis=1)
@@ -184,7 +179,7 @@ def edit_attributes(
 
 @torch.no_grad()
 def _edits(
-    saes: Saes, contexts: DecisionContexts, base: Ids, source: Ids, mean: Tensor, ns: Sequence[int]
+    saes: Saes, contexts: DecisionContexts, base: Ids, source: Ids, mean: Tensor
 ) -> Iterator[tuple[str, int, Tensor]]:
     """Dictionary, n, and streams ``[2, pairs, d]`` with each attribute edited."""
     stream = contexts.stream
@@ -193,7 +188,7 @@ def _edits(
         latents, lengths = sae.encode(stream.to(sae.device)), added_directions(sae).norm(dim=1)
         sizes = [contexts.difference(latents.cpu(), i).abs() * lengths for i in range(2)]
         orders = [size.argsort(descending=True, stable=True) for size in sizes]
-        for n in ns:
+        for n in NS:
             edited = []
             for order in orders:
                 mixed = latents[base]

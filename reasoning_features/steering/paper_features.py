@@ -51,10 +51,9 @@ def check_published(published: Published, d_sae: int) -> None:
     """Raises a UserError where a published feature is not among this autoencoder's."""
     beyond = [feature for feature in _numbers(published) if not 0 <= feature < d_sae]
     if beyond:
-        raise UserError(
-            f"The published features {', '.join(map(str, beyond))} are not there: this autoencoder has 0 to "
-            f"{d_sae - 1}. Give the published autoencoder, or set `published` to features of this one."
-        )
+        lacks = f"{', '.join(map(str, beyond))} are not there: this autoencoder has 0 to {d_sae - 1}"
+        advice = "Give the published autoencoder, or set `published` to features of this one."
+        raise UserError(f"The published features {lacks}. {advice}")
 
 
 def _numbers(published: Published) -> list[int]:

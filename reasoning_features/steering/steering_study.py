@@ -94,11 +94,8 @@ def candidates(settings: Settings, sae: Any, evidence: pd.DataFrame, effects: Ar
     if effects is not None:
         features[CAUSAL] = live[np.argsort(-np.abs(effects[live]), kind="stable")][:n]
     decoder, maxima = sae.W_dec.detach().cpu(), evidence["maximum"].to_numpy(dtype=float)
-    vectors = [
-        (group, f"feature {feature}", int(feature), float(maxima[feature]) * decoder[feature])
-        for group, own in features.items()
-        for feature in own
-    ]
+    asked = [(group, int(feature)) for group, own in features.items() for feature in own]
+    vectors = [(group, f"feature {i}", i, float(maxima[i]) * decoder[i]) for group, i in asked]
     sizes = torch.stack([vector for *_, vector in vectors[:n]]).norm(dim=1, keepdim=True)
     drawn = torch.randn(n, decoder.shape[1], generator=torch.Generator().manual_seed(seed))
     directions = sizes * torch.nn.functional.normalize(drawn.to(sizes), dim=1)

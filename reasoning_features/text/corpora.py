@@ -114,10 +114,8 @@ def with_words_that_occur(settings: Settings, tokenizer: Any) -> Settings:
     index = WordIndex(corpus, tokenizer)
     words: list[str] = occurrence_table(index, settings.words, settings.capitalised)["word"].tolist()
     if len(words) < 2:
-        raise UserError(
-            f"Of the words {', '.join(settings.words)} fewer than two occur in the corpus {corpus.name!r}: "
-            "give other `words`, or more documents."
-        )
+        few = f"Of the words {', '.join(settings.words)} fewer than two occur in the corpus {corpus.name!r}"
+        raise UserError(f"{few}: give other `words`, or more documents.")
     return settings.model_copy(update={"words": words})
 
 
@@ -341,10 +339,8 @@ class TextRows:
         else:
             mine = np.flatnonzero([of == split for of in self.rows.select_columns([column])[:][column]])
             if not len(mine):
-                raise UserError(
-                    f"The column {column!r} of {self.source.dataset} says of no row that it is for {split}: "
-                    f"name another as `split_column`, with {', '.join(FRACTIONS)} in it."
-                )
+                told = f"The column {column!r} of {self.source.dataset} says of no row that it is for {split}"
+                raise UserError(f"{told}: name a `split_column` with {', '.join(FRACTIONS)} in it.")
         return np.random.default_rng([seed, stable_number(self.name)]).permutation(mine)
 
     def texts(self, numbers: list[int], tokenizer: Any) -> list[str]:
@@ -361,10 +357,9 @@ class TextRows:
         """The token ids of some rows of a column that holds them; UserError: the tokenizer lacks one."""
         ids = [np.asarray(value or [], dtype=np.int32) for value in self.rows[numbers][self.source.column]]
         if (largest := max((int(row.max()) for row in ids if len(row)), default=0)) >= len(tokenizer):
-            raise UserError(
-                f"{self.source.dataset} holds the token id {largest}, but the model's tokenizer has "
-                f"{len(tokenizer)}: take a dataset that was tokenised for this model, or one of texts."
-            )
+            has = f"holds the token id {largest}, but the model's tokenizer has {len(tokenizer)}"
+            advice = "take a dataset that was tokenised for this model, or one of texts"
+            raise UserError(f"{self.source.dataset} {has}: {advice}.")
         return ids
 
     def domain(self, number: int) -> str:
@@ -430,9 +425,8 @@ def open_rows(source: TextSource | ProblemSource, columns: Sequence[str]) -> dat
         if isinstance(cause, UserError):
             raise cause from None
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
-        raise UserError(
-            f"The dataset {source.dataset} cannot be read ({reason}): correct its name, split or file."
-        ) from error
+        told = f"The dataset {source.dataset} cannot be read ({reason})"
+        raise UserError(f"{told}: correct its name, split or file.") from error
     return rows.with_transform(lambda batch: {k: [json.loads(v or "null") for v in batch[k]] for k in batch})
 
 
@@ -484,9 +478,7 @@ def _json_rows(lines: Any, name: str) -> Iterator[dict[str, Any]]:
         line = line.strip("\ufeff \t\r\n")
         try:
             text = line + lines.read() if line.startswith("[") else f"[{line}]"
-            rows = json.loads(
-                text, strict=False, parse_float=str, parse_constant=lambda _: None
-            )  # NaN: missing
+            rows = json.loads(text, strict=False, parse_float=str, parse_constant=lambda _: None)  # NaN: None
         except json.JSONDecodeError as error:
             raise UserError(f"Line {number} of {name} is no JSON ({error}): correct it.") from error
         yield from (row if isinstance(row, dict) else {"text": row} for row in rows)

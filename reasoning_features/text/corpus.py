@@ -92,16 +92,11 @@ class Corpus:
         """The corpus of these documents, in this order. Raises UserError: no documents are left."""
         chosen = np.asarray(documents, dtype=np.int64)
         where = np.concatenate([np.arange(self.n_tokens)[self.span(i)] for i in chosen] or [chosen])
-        return replace(
-            self,
-            tokens=self.tokens[where],
-            starts=starts_of(np.diff(self.starts)[chosen]),
-            special=self.special[where],
-            thinking=self.thinking[where],
-            domains=[self.domains[i] for i in chosen],
-            moves=None if self.moves is None else self.moves[where],
-            styles=None if self.styles is None else [self.styles[i] for i in chosen],
-        )
+        of_tokens = {name: getattr(self, name)[where] for name in ("tokens", "special", "thinking")}
+        moves = None if self.moves is None else self.moves[where]
+        styles = None if self.styles is None else [self.styles[i] for i in chosen]
+        starts, domains = starts_of(np.diff(self.starts)[chosen]), [self.domains[i] for i in chosen]
+        return replace(self, starts=starts, domains=domains, moves=moves, styles=styles, **of_tokens)
 
     def head(self, documents: int | None) -> "Corpus":
         """The corpus of its first documents, as many as there are; None: all."""

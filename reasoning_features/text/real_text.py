@@ -36,12 +36,8 @@ ANSWERED = {"gsm8k": "GSM8K", "math": "MATH"}  # folders of answered problems â†
 QUARTERS: tuple[Split, ...] = ("training", "selection", "training", "evaluation")
 R1, R1_DISTILL, INSTRUCT = "deepseekR1", "DSQ", "Qwen32"  # folders in the repository of traces
 # Lines of WikiText-2 that begin as the title of an article does, and are parts of a formula or a legend.
-NO_TITLES = {
-    "1 rad / s and a nominal impedance k",
-    "1 henry and capacitance C",
-    "Qualified for the next round",
-    "National record",
-}
+NO_TITLES = {"1 rad / s and a nominal impedance k", "1 henry and capacitance C"}
+NO_TITLES |= {"Qualified for the next round", "National record"}
 
 Row = dict[str, Any]
 
@@ -59,10 +55,8 @@ def fetch(path: str) -> str:
         return Path(cache.fetch(names[path])).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         why = type(error).__name__ if isinstance(error, OSError) else "what came has another SHA-256"
-        raise UserError(
-            f"{names[path]} cannot be fetched ({why}): run this where {HOST} can be reached, or let {CACHE} "
-            f"name a folder that holds the files of {REGISTRY.name}."
-        ) from error
+        advice = f"run this where {HOST} can be reached, or let {CACHE} name a folder that holds the files"
+        raise UserError(f"{names[path]} cannot be fetched ({why}): {advice} of {REGISTRY.name}.") from error
 
 
 def make_rows() -> Path:

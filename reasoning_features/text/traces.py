@@ -16,14 +16,8 @@ from reasoning_features.reporting.plots import TEXT_WIDTH, legend_below, narrow,
 from reasoning_features.text.corpus import Corpus
 
 # light backgrounds, white for text whose step is not known
-SHADES = dict(
-    zip(
-        STEP_LABELS,
-        ("#E5E5E5", "#FFFFFF", "#A6D2EC", "#F5F08C", "#8FD6BC", "#E8A56F", "#DDB3D0", "#F2CF7E", "#C9A0A0",
-         "#B5B5E6"),
-        strict=True,
-    )
-) | {"": "#FFFFFF"}  # fmt: skip
+_SHADES = "#E5E5E5 #FFFFFF #A6D2EC #F5F08C #8FD6BC #E8A56F #DDB3D0 #F2CF7E #C9A0A0 #B5B5E6 #FFFFFF"
+SHADES = dict(zip((*STEP_LABELS, ""), _SHADES.split(), strict=True))
 MONOSPACE = "DejaVu Sans Mono"
 CHARACTER_WIDTH = 0.602  # of that font, in font sizes
 CHARACTERS = {1: 92, 2: 56}  # of a line beside the margin, by the number of texts side by side

@@ -23,6 +23,7 @@ from reasoning_features.reporting.plots import COLOURS, HATCHES, legend_below, n
 from reasoning_features.settings import Settings
 
 SHARE_SCALE = 0.2  # so much in share inside thinking counts like a factor e in frequency when matching
+NEAREST = 10  # a word is drawn among so many that match a word of R best
 FLOOR = 1e-7  # the lowest general frequency that is drawn (of words that general English lacks)
 PHRASES = ("let me",)  # of two words, which are ranked like words
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
@@ -140,18 +141,13 @@ def draw_ranking(
 
 
 def random_vocabularies(
-    reference: pd.DataFrame,
-    pool: pd.DataFrame,
-    n: int,
-    seed: int,
-    excluded: Collection[str] = (),
-    nearest: int = 10,
+    reference: pd.DataFrame, pool: pd.DataFrame, n: int, seed: int, excluded: Collection[str] = ()
 ) -> tuple[list[tuple[str, ...]], dict[str, float]]:
     """Draw ``n`` vocabularies matched to R word by word in frequency and share inside thinking.
 
     ``reference`` (R) and ``pool`` are rows of :func:`reasoning_features.text.words.occurrence_table`; R's own
     words and those ``excluded`` are never drawn. Each vocabulary takes R's words in random order; for each it
-    draws evenly among the ``nearest`` words of the pool that it has not used yet. Gives them, word i matched
+    draws evenly among the ``NEAREST`` words of the pool that it has not used yet. Gives them, word i matched
     to R's word i, and how well they match: words in the ``pool``, ``distinct`` words drawn, mean absolute
     differences ``log_frequency_difference`` and ``share_difference``, and ``overlap`` (mean Jaccard of two).
     UserError: the pool has fewer words than R.
@@ -160,10 +156,8 @@ def random_vocabularies(
     candidates = pool[~pool["word"].isin(barred)].reset_index(drop=True)
     size = len(reference)
     if len(candidates) < size:
-        raise UserError(
-            f"Random vocabularies of {size} words cannot be drawn from {len(candidates)} other words: "
-            "use more documents, or exclude fewer words."
-        )
+        few = f"Random vocabularies of {size} words cannot be drawn from {len(candidates)} other words"
+        raise UserError(f"{few}: use more documents, or exclude fewer words.")
     frequency, share = (reference[column].to_numpy()[:, None] for column in ("frequency", "thinking_share"))
     log_gap = np.abs(np.log(frequency) - np.log(candidates["frequency"].to_numpy()))
     share_gap = np.abs(share - candidates["thinking_share"].to_numpy())
@@ -174,7 +168,7 @@ def random_vocabularies(
         used: set[int] = set()
         for word in rng.permutation(size):
             free = [candidate for candidate in closest[word].tolist() if candidate not in used]
-            draw[word] = free[int(rng.integers(min(nearest, len(free))))]
+            draw[word] = free[int(rng.integers(min(NEAREST, len(free))))]
             used.add(int(draw[word]))
     pairs = list(combinations([set(draw.tolist()) for draw in draws], 2))
     matching = {
@@ -214,10 +208,8 @@ def draw_word_sets(
     """
     pool = ranking[(ranking["p_think"] > 0) & ~ranking["word"].isin(_with_parts(excluded))]
     if len(pool) < n_words:
-        raise UserError(
-            f"Sets of {n_words} words cannot be drawn from {len(pool)} words of the thinking: "
-            "use more documents, or draw smaller sets."
-        )
+        few = f"Sets of {n_words} words cannot be drawn from {len(pool)} words of the thinking"
+        raise UserError(f"{few}: use more documents, or draw smaller sets.")
     chances, rng = (pool["p_think"] / pool["p_think"].sum()).to_numpy(), np.random.default_rng(seed)
     drawn = (rng.choice(len(pool), size=n_words, replace=False, p=chances) for _ in range(n_sets))
     return [tuple(pool["word"].iloc[places]) for places in drawn]

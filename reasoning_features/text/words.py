@@ -152,10 +152,8 @@ def token_sets(
     spans = {word: index.occurrences(word, capitalised) for word in words}
     absent = [word for word in words if not len(spans[word])]
     if absent:
-        raise UserError(
-            f"The word {absent[0]!r} never occurs in the corpus {corpus.name!r}: "
-            "take it out of `words` or use more documents."
-        )
+        told = f"The word {absent[0]!r} never occurs in the corpus {corpus.name!r}"
+        raise UserError(f"{told}: take it out of `words` or use more documents.")
     bits = {ALL: np.packbits(~corpus.special)}
     for window in windows:
         bits |= {word_set(word, window): np.packbits(index.mask(spans[word], window)) for word in words}

@@ -384,9 +384,8 @@ def evaluate_all(
         truth, n = benchmark.truth(kind), len(benchmark.evidence)
         values = np.asarray(scorer.function(benchmark.evidence), float) if scorer else benchmark.effect(kind)
         if values.shape != (n,) or not np.isfinite(values[truth.features]).all():
-            raise UserError(
-                f"Give each of the {n} features of {benchmark.model} a number, finite where active."
-            )
+            each = f"each of the {n} features of {benchmark.model}"
+            raise UserError(f"Give {each} a number, finite where active.")
         values = values[truth.features]
         effects = np.concatenate([truth.effect[None], truth.resampled(RESAMPLES, SEED)])
         causal, live = int(truth.causal.sum()), len(values)

@@ -108,10 +108,8 @@ def balanced(decisions: Decisions, n: int, seed: int) -> Decisions:
     for name in sorted(set(decisions.styles)):
         own = np.flatnonzero(styles == name)
         if len(own) < n // 2:
-            raise UserError(
-                f"{n // 2} decisions of {decisions.name} in {name} traces are asked for, but there are "
-                f"{len(own)}: lower `decisions`, or take more documents."
-            )
+            asked = f"{n // 2} decisions of {decisions.name} in {name} traces are asked for"
+            raise UserError(f"{asked}, but there are {len(own)}: lower `decisions`, or take more documents.")
         drawn.append(rng.choice(own, n // 2, replace=False))
     return decisions.select(np.sort(np.concatenate(drawn)))
 

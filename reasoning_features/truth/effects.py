@@ -245,10 +245,8 @@ def neutral_prompts(general: Corpus, n: int, length: int) -> list[list[int]]:
     thinks = np.bincount(general.document_of, general.thinking, general.n_documents) > 0
     plain = np.flatnonzero(~thinks & (np.diff(general.starts) > length))
     if len(plain) < n:
-        raise UserError(
-            f"The corpus {general.name!r} has {len(plain)} documents without thinking of more than {length} "
-            f"tokens, {n} are needed: raise `general_documents`."
-        )
+        has = f"has {len(plain)} documents without thinking of more than {length} tokens, {n} are needed"
+        raise UserError(f"The corpus {general.name!r} {has}: raise `general_documents`.")
     chosen = plain[np.linspace(0, len(plain) - 1, n).round().astype(int)]
     return [general.document(int(i))[:length].tolist() for i in chosen]
 

@@ -28,9 +28,7 @@ def test_scaled_reconstruction(residual, gain):
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_no_variance_and_no_finite_error_are_told(residual):
-    with pytest.raises(
-        UserError, match="The fraction of variance explained is not finite: give activations th"
-    ):
+    with pytest.raises(UserError, match="The fraction of variance explained is not finite: give activations"):
         evaluation.quality(signed_identity(4), torch.ones(5, 4))
     (endless := signed_identity(4)).W_dec.data[0, 0] = torch.inf
     with pytest.raises(UserError, match=r"The error of a reconstruction is not finite \(first at \[0, 0\]\)"):
@@ -65,14 +63,12 @@ def test_shares_found_again_by_hand():
     assert evaluation.paired_share(crowd, axes) == 0.5
 
 
-def test_principal_components_by_hand():
+def test_principal_components_and_directions_of_a_covariance(residual):
     # variances 9, 4 and 1 along three axes, far from the origin
     points = torch.tensor([[3.0, 0, 0], [-3, 0, 0], [0, 2, 0], [0, -2, 0], [0, 0, 1], [0, 0, -1]]) + 50
     assert evaluation.principal_explained(points, 1) == pytest.approx(9 / 14)
     assert evaluation.principal_explained(points, 2) == pytest.approx(13 / 14)
-
-
-def test_gaussian_directions_have_the_covariance(residual):
+    # random directions have the covariance
     stretched = residual * torch.tensor([10.0, 1, 1, 0.1])
     drawn = evaluation.gaussian_directions(stretched, 20_000, seed=0)
     expected = torch.cov(stretched.double().T)
@@ -110,13 +106,9 @@ def test_loss_of_a_document_is_the_models_own(losses, tiny_subject, tiny_corpus)
     ids = torch.from_numpy(tiny_corpus.document(3)).long()[None]
     expected = next_token_loss(tiny_subject.logits(ids), ids).sum()
     assert losses["clean"][3] == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_special_tokens_are_left_as_they_are(tiny_subject, tiny_corpus):
-    # with everything zeroed but BOS, the prediction of the first ordinary token is untouched
-    first = corpus_of(["<s>", "wait"])
-    losses = evaluation.loss_by_document(tiny_subject, {}, first, 100)
-    assert losses["zeroed"][0] == pytest.approx(losses["clean"][0], rel=1e-6)
+    # with everything zeroed but BOS, which is special, the prediction of the first token is untouched
+    first = evaluation.loss_by_document(tiny_subject, {}, corpus_of(["<s>", "wait"]), 100)
+    assert first["zeroed"][0] == pytest.approx(first["clean"][0], rel=1e-6)
 
 
 def test_table(losses, tiny_subject, tiny_corpus):

@@ -1,6 +1,5 @@
 """Streamed training: what is read, that interruptions leave no trace, and that it is the training it says."""
 
-import json
 import re
 from copy import deepcopy
 from dataclasses import replace
@@ -12,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from sae_lens import SAE, SAETrainer
-from tiny import file_times
+from tiny import contents, damage, file_times, write_rows
 
 from reasoning_features.dictionaries import streaming, training
 from reasoning_features.dictionaries.autoencoder import load_autoencoder
@@ -21,9 +20,7 @@ from reasoning_features.dictionaries.training import Recipe, new_trainer
 from reasoning_features.errors import CorruptArtefact, UserError
 from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.settings import TextSource, load_settings
-from reasoning_features.text.corpora import open_texts
 
-TOKENS = TextSource(dataset=mini.TOKENIZED, column="tokens")
 TALKS = TextSource(dataset=mini.LMSYS, column="conversation")
 SLIM = TextSource(dataset=mini.SLIM)
 PIECES = 6  # that the miniatures' conversations are packed in
@@ -34,17 +31,10 @@ def rows_of(tokenizer, *sources, tokens=100_000, context=32, **more):
     return training_rows(settings, tokenizer, sources, tokens)
 
 
-def test_token_ids_are_used_as_they_are_longer_rows_cut_up(hub, tokenizer):
-    rows, held = rows_of(tokenizer, TOKENS), open_texts(TOKENS)
-    whole = np.concatenate(held.ids(list(range(len(held.rows))), tokenizer)).reshape(-1, 32)
-    assert len(rows) == 4 * len(held.rows)
-    assert sorted(rows.tolist()) == sorted(whole.tolist())
-
-
-def test_rows_of_token_ids_may_differ_in_length(tmp_path, tokenizer):
+def test_token_ids_are_used_as_they_are_longer_rows_cut_up(tmp_path, tokenizer):
     rows = [{"ids": ids and list(range(ids))} for ids in (70, 40, 5, None)]
-    (file := tmp_path / "ids.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    packed = rows_of(tokenizer, TextSource(dataset=str(file), column="ids"))
+    source = TextSource(dataset=write_rows(tmp_path / "ids.jsonl", rows), column="ids")
+    packed = rows_of(tokenizer, source)
     assert sorted(packed.tolist()) == [list(range(32)), list(range(32)), list(range(32, 64))]
 
 
@@ -64,37 +54,34 @@ def test_texts_are_packed_with_eos_between_and_bos_before_each_row(hub, tokenize
     assert 0 <= lengths - int((~begun).sum()) < 32 * PIECES  # of each piece less than a row is left over
 
 
-def test_only_rows_for_training_where_a_column_tells_splits(tmp_path, tokenizer, hub):
-    file, splits = tmp_path / "split.jsonl", ("training", "selection", "evaluation")
-
+def test_only_rows_for_training_where_a_column_tells_splits(tmp_path, tokenizer):
+    splits = "training", "selection", "evaluation"
     told = [{"text": f"Wait {i}. " * 20, "ids": [i + 300] * 64, "split": splits[i % 3]} for i in range(60)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in told))
-    sources = [TextSource(dataset=str(file), column=each, split_column="split") for each in ("text", "ids")]
+    given = {"dataset": write_rows(tmp_path / "split.jsonl", told), "split_column": "split"}
+    sources = [TextSource(column=each, **given) for each in ("text", "ids")]
     held, ids = (rows_of(tokenizer, source).ravel().tolist() for source in sources)
     assert {int(number) % 3 for number in re.findall(r"Wait (\d+)\.", tokenizer.decode(held))} == {0}
     assert len(ids) == 2 * 20 * 32 and {(i - 300) % 3 for i in ids} == {0}
 
 
 def test_sources_come_in_turn(hub, tokenizer):
-    both = rows_of(tokenizer, TALKS, SLIM)
-    alone = [rows_of(tokenizer, each) for each in (TALKS, SLIM)]
+    both, *alone = (rows_of(tokenizer, *sources) for sources in ((TALKS, SLIM), (TALKS,), (SLIM,)))
     for k, each in enumerate(alone):
         assert set(map(tuple, both[k::2].tolist())) <= set(map(tuple, each.tolist()))
     assert len(both) == 2 * min(map(len, alone))
 
 
-def test_what_cannot_be_packed_is_told(tmp_path, tokenizer, hub):
-    file = tmp_path / "short.jsonl"
-    file.write_text(json.dumps({"text": "Wait"}) + "\n")
-    with pytest.raises(UserError, match="do not fill one row of 32 tokens"):
-        rows_of(tokenizer, TextSource(dataset=str(file)))
-    with pytest.raises(UserError, match="do not fill one row of 256 tokens"):
-        rows_of(tokenizer, TOKENS, context=256)
+def test_what_cannot_be_packed_is_told(tmp_path, tokenizer):
+    for text, said in (
+        ("Wait", "do not fill one row of 32 tokens"),
+        ([5] * 31, "do not fill one row of 32 tokens"),
+        ([5, 900_000] * 40, "holds the token id 900000"),
+    ):
+        file = write_rows(tmp_path / "short.jsonl", [{"text": text}])
+        with pytest.raises(UserError, match=said):
+            rows_of(tokenizer, TextSource(dataset=file))
     with pytest.raises(UserError, match="set `training_text`"):
         rows_of(tokenizer)
-    file.write_text(json.dumps({"text": [5, 900_000] * 40}) + "\n")
-    with pytest.raises(UserError, match="holds the token id 900000"):
-        rows_of(tokenizer, TextSource(dataset=str(file)))
 
 
 RECIPE = Recipe("relu", d_sae=48, tokens=30 * 64, learning_rate=1e-2, batch=64, l1=0.1)
@@ -115,10 +102,6 @@ def train(subject: Subject, folder: Path, recipe: Recipe = RECIPE, rows=ROWS, **
         patched.setattr(streaming, "training_rows", lambda *_: rows)
         train_streamed(SETTINGS, subject, [], recipe, folder, **options)
     return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module", params=["relu", "topk"])
@@ -172,14 +155,6 @@ def test_it_goes_on_from_before_the_first_loss_that_is_not_finite(
     assert [path.name for path in (tmp_path / "sae.training").glob("step-*")] == ["step-10"]
     bad.clear()
     assert contents(train(tiny_subject, tmp_path / "sae", recipe)) == uninterrupted
-
-
-def test_a_model_that_overflows_trains_nothing(tiny_llama, tmp_path):
-    subject = load_subject(str(tiny_llama), 1, dtype="float16")
-    subject.model.model.layers[0].mlp.down_proj.weight.data *= 1e5
-    with pytest.raises(UserError, match=r"The activation at layer 1 of .* in torch.float16 is not finite"):
-        train(subject, tmp_path / "sae")
-    assert not list(tmp_path.iterdir())
 
 
 def test_it_is_the_plain_training_on_the_same_batches(tiny_subject, recipe, uninterrupted, tmp_path):
@@ -266,8 +241,7 @@ def test_another_training_is_not_taken_for_this_one_and_damage_is_named(tiny_sub
     with pytest.raises(UserError, match="other is there already, and what it was made from cannot be read"):
         train(tiny_subject, tmp_path / "other")
 
-    weights = folder / "sae_weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    damage(folder / "sae_weights.safetensors")
     with pytest.raises(CorruptArtefact, match=r"sae_weights\.safetensors is damaged .*train_saes=true"):
         load_autoencoder(str(folder), tiny_subject.d_model)
 
@@ -279,3 +253,4 @@ def test_too_little_to_train_on(tiny_subject, tmp_path):
         train(tiny_subject, tmp_path / "sae", rows=ROWS[:8])
     with pytest.raises(UserError, match="raise train_tokens"):
         train(tiny_subject, tmp_path / "sae", replace(RECIPE, tokens=60))
+    assert not list(tmp_path.iterdir())

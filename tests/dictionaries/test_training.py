@@ -7,19 +7,10 @@ import pytest
 import torch
 from sae_lens import SAE, SAETrainer
 
+from reasoning_features.dictionaries import training as room
 from reasoning_features.dictionaries.autoencoder import NAMES, dictionary_digest, save_autoencoder
 from reasoning_features.dictionaries.evaluation import EXPLAINED, matched_share, quality
-from reasoning_features.dictionaries.training import (
-    Recipe,
-    Training,
-    convergence,
-    equal_l0,
-    new_trainer,
-    settings_recipe,
-    shipped_agreement,
-    sweep,
-    train_autoencoder,
-)
+from reasoning_features.dictionaries.training import Recipe, Training, convergence, train_autoencoder
 from reasoning_features.errors import UserError
 from reasoning_features.settings import load_settings
 
@@ -54,10 +45,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(residual, archi
     again, other = train(residual, recipe, record_at=[3, 9]), train(residual, replace(recipe, seed=1))
     digests = [dictionary_digest(each.sae) for each in (first, again, other)]
     assert digests[0] == digests[1] != digests[2]
-
-
-def test_two_models_start_from_different_places_with_one_seed(residual):
-    one, two = (train_autoencoder(residual, RECIPE, name, HOOK) for name in ("one", "two"))
+    # two models start from different places with one seed
+    one, two = (train_autoencoder(residual, recipe, name, HOOK) for name in ("one", "two"))
     assert matched_share(one.decoders[0], two.decoders[0], 0.99) == 0.0
 
 
@@ -128,41 +117,38 @@ def test_the_first_loss_or_weight_that_is_not_finite_ends_the_training(residual,
 def test_the_agreement_of_shipped_saes(residual, tmp_path):
     training = train(residual, RECIPE)
     directory = str(tmp_path / "autoencoders" / "model-topk-0")
-    assert shipped_agreement(training.sae, directory).empty
+    assert room.shipped_agreement(training.sae, directory).empty
     (tmp_path / "convergence").mkdir()
     convergence(training, training).to_parquet(tmp_path / "convergence" / "model.parquet")
-    kept = shipped_agreement(training.sae, directory)
+    kept = room.shipped_agreement(training.sae, directory)
     assert kept["matched share"].tolist() == [1.0, 1.0]
 
 
 def test_a_sweep_has_a_row_for_each_recipe(residual):
     recipes = [replace(RECIPE, k=1), RECIPE, replace(RECIPE, architecture="relu", l1=0.1)]
-    found = sweep(residual[:2000], residual[2000:], recipes, "model", HOOK)
+    found = room.sweep(residual[:2000], residual[2000:], recipes, "model", HOOK)
     assert found["setting"].tolist() == ["k = 1", "k = 2", "λ = 0.1"]
     assert found["L0"].iloc[0] <= 1 < found["L0"].iloc[1] <= 2
     assert (found["paired one to one"] <= found["matched share"]).all()
     # without recipes nothing is trained, and the tables are empty
-    assert equal_l0(sweep(residual, residual, [], "model", HOOK), 2).empty
+    assert room.equal_l0(room.sweep(residual, residual, [], "model", HOOK), 2).empty
 
 
 def test_equal_l0_by_hand():
-    shares = {"matched share": [0.5, 0.9, 0.3], "paired one to one": [0.4, 0.8, 0.2]}
-    explained = {"fraction of variance explained": [0.6, 0.1, 0.8]}
-    frontier = pd.DataFrame(
-        {"architecture": ["topk", "relu", "topk"], "L0": [4.0, 9.0, 16.0]} | explained | shares
-    )
+    rows = [("topk", 4.0, 0.6, 0.5, 0.4), ("relu", 9.0, 0.1, 0.9, 0.8), ("topk", 16.0, 0.8, 0.3, 0.2)]
+    frontier = pd.DataFrame(rows, columns=["architecture", "L0", EXPLAINED, *room.AGREEMENT])
     # 8 is halfway from 4 to 16 in logarithm; relu has one row, at 9
-    at = equal_l0(frontier, 8).set_index("architecture")
+    at = room.equal_l0(frontier, 8).set_index("architecture")
     assert at.loc["topk"].tolist() == pytest.approx([0.7, 0.4, 0.3])
     assert at.loc["relu"].isna().all()
 
 
 def test_the_papers_schedule():
-    recipe = replace(settings_recipe(load_settings("deepseek-r1-distill-llama-8b")), d_sae=8)
+    recipe = replace(room.settings_recipe(load_settings("deepseek-r1-distill-llama-8b")), d_sae=8)
     assert (recipe.architecture, recipe.steps, recipe.batch) == ("relu", 200_000, 4096)
     recipe = replace(recipe, tokens=2_000 * 4096)  # a hundredth of the steps
     sample = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
-    trainer = new_trainer(recipe, "m", "h", sample, iter(()), "cpu")
+    trainer = room.new_trainer(recipe, "m", "h", sample, iter(()), "cpu")
     (group,) = trainer.optimizer.param_groups
     assert (group["lr"], tuple(group["betas"])) == (5e-5, (0.9, 0.999))
     rates, coefficients = [], []

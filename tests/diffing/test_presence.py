@@ -130,9 +130,7 @@ def test_presence_falls_as_the_threshold_rises(cosines):
     at = sweep[sweep["threshold"] == thresholds[10]].set_index(["stage", "group"])["share"]
     assert at["S", "all"] == 0.6 and at["F", "all"] == 1.0
     assert at["second seed", "all"] == 1.0 and at["rotated", "all"] == 0.0
-
-
-def test_ceiling_by_frequency():
+    # the ceiling by frequency
     density = np.array([0.0, 0.001, 0.002, 0.1, 0.2])
     limits = Bounds(np.array([0.1, 0.5, 0.6, 0.9, 1.0]), np.full((2, 5), 0.2), 0.55)
     table = diff.by_frequency(limits, density, bins=2)

@@ -1,11 +1,10 @@
 """Stages: their paths, their text, how they are kept; trained by streaming, one from the other."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_tiny_llama
+from tiny import make_tiny_llama, write_rows
 
 from reasoning_features import paths
 from reasoning_features.dictionaries.evaluation import best_cosines
@@ -28,7 +27,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     prose, traces = ({"dataset": str(home / f"{name}.jsonl")} for name in ("prose", "traces"))
     for texts, text in ((prose, "The {} is right, but {} is wrong."), (traces, "Wait, let me try {} + {}.")):
         long = [" ".join(text.format(i, 7 * i + j) for j in range(20)) for i in range(40)]
-        Path(texts["dataset"]).write_text("\n".join(json.dumps({"text": each}) for each in long))
+        write_rows(Path(texts["dataset"]), [{"text": each} for each in long])
     named = {"corpus": "text", "subject": model, "base": base, "layer": 1, "context": 16, "layers": [0]}
     named |= {"base_text": [prose], "reasoning_text": traces, "training_text": [traces]}
     training = {"train_tokens": 60 * 64, "train_batch": 64, "learning_rate": 1e-2, "checkpoints": 1}

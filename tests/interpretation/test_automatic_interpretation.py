@@ -105,14 +105,10 @@ def test_good_answers_are_kept_and_not_asked_for_again(endpoint, kept):
 
 @pytest.mark.parametrize(
     "answer",
-    [
-        "I think it is reflection.",
-        '{"mode": "rest", "description": "x"}',
-        json.dumps({"mode": "other", "description": "x" * 400}),
-        httpx.Response(200, text="<html>"),
-        httpx.Response(200, json={"choices": []}),
-    ],
-)
+    ["I think it is reflection.", '{"mode": "rest", "description": "x"}',
+     json.dumps({"mode": "other", "description": "x" * 400}), httpx.Response(200, text="<html>"),
+     httpx.Response(200, json={"choices": []})],
+)  # fmt: skip
 def test_garbage_costs_its_own_feature_alone(endpoint, kept, answer):
     said, sent = endpoint
     said["five"] = answer

@@ -44,6 +44,10 @@ def test_activity_by_hand():
     assert found.histogram.sum(1).tolist() == [5, 1, 0]
     with pytest.raises(UserError, match="corpus is empty"):
         room.ActivatingExamples(documents_of(1), 2).result()
+    # the later document's 1.0000001 is rounding, not strength; its 1.001 is strength
+    corpus = documents_of(1, 1)
+    assert gathered(corpus, torch.tensor([[1.0], [1.0000001]]), 2).positions.tolist() == [[0, 1]]
+    assert gathered(corpus, torch.tensor([[1.0], [1.001]]), 2).positions.tolist() == [[1, 0]]
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -64,13 +68,6 @@ def test_batches_in_any_order_and_cut_anywhere_give_the_same(seed):
         for token in sorted(np.flatnonzero(column), key=lambda t: (-column[t], t)):
             best.setdefault(corpus.document_of[token], token)
         assert whole.positions[feature].tolist() == [*best.values(), -1, -1, -1, -1][:4]
-
-
-def test_last_bits_do_not_order_examples():
-    # the later document's 1.0000001 is rounding, not strength; its 1.001 is strength
-    corpus = documents_of(1, 1)
-    assert gathered(corpus, torch.tensor([[1.0], [1.0000001]]), 2).positions.tolist() == [[0, 1]]
-    assert gathered(corpus, torch.tensor([[1.0], [1.001]]), 2).positions.tolist() == [[1, 0]]
 
 
 def test_examples_show_the_activations_of_their_tokens(tiny_subject, tiny_corpus):
@@ -115,17 +112,12 @@ def means(*rows: tuple[float, ...], place: str = "mean") -> pd.DataFrame:
 
 @pytest.mark.parametrize(
     ("row", "mode"),
-    [
-        ((0, 0, 0, 0, 2), "uncertainty"),
-        ((3, 3.9, 1, 1, 1), "exploration"),  # 3 / 9.9 = 0.303
-        ((3, 5, 1, 1, 1), "other"),  # 3 / 11 = 0.27
-        ((0, 7, 3, 0, 0), "reflection"),  # exactly the threshold
-        ((1, 0, 0, 1, 0), "mixed"),
-        ((0, 5, 2, 2, 0), "other"),  # two moves of one mode do not add
-        ((0, 0, 0, 0, 0), "other"),
-        ((1, 1, np.nan, np.nan, np.nan), "exploration"),  # a half of what occurs
-    ],
-)
+    [((0, 0, 0, 0, 2), "uncertainty"), ((3, 3.9, 1, 1, 1), "exploration"),  # 3 / 9.9 = 0.303
+     ((3, 5, 1, 1, 1), "other"),  # 3 / 11 = 0.27
+     ((0, 7, 3, 0, 0), "reflection"),  # exactly the threshold
+     ((1, 0, 0, 1, 0), "mixed"), ((0, 5, 2, 2, 0), "other"),  # two moves of one mode do not add
+     ((0, 0, 0, 0, 0), "other"), ((1, 1, np.nan, np.nan, np.nan), "exploration")],  # a half of what occurs
+)  # fmt: skip
 def test_the_rule_by_hand(row, mode):
     assert room.modes(means(row)) == [mode]
 
@@ -143,14 +135,11 @@ R = ("hmm", "maybe", "alternatively", "another", "wait", "but", "therefore")
 
 @pytest.mark.parametrize(
     ("row", "mode"),
-    [
-        ((2, 1, 1, 0, 1, 0, 0), "uncertainty"),  # (2 + 1) / 5
-        ((1, 1, 2, 0, 0, 0, 0), "mixed"),  # two modes with half each
-        ((1, 0, 1, 0, 0, 0, 2), "mixed"),  # words of no mode have half, and not more
-        ((0, 0, 0, 0, 0, 1, 2), "other"),
-        ((0, 0, 0, 0, 0, 0, 0), "other"),  # active around no word
-    ],
-)
+    [((2, 1, 1, 0, 1, 0, 0), "uncertainty"),  # (2 + 1) / 5
+     ((1, 1, 2, 0, 0, 0, 0), "mixed"),  # two modes with half each
+     ((1, 0, 1, 0, 0, 0, 2), "mixed"),  # words of no mode have half, and not more
+     ((0, 0, 0, 0, 0, 1, 2), "other"), ((0, 0, 0, 0, 0, 0, 0), "other")],  # active around no word
+)  # fmt: skip
 def test_the_rule_of_words_by_hand(row, mode):
     table = pd.DataFrame([row], columns=[f"word:{word}" for word in R], dtype=np.float32)
     assert room.modes_by_words(table.assign(feature=0, mean=9.0)) == [mode]
@@ -181,11 +170,9 @@ def test_what_is_gathered():
 
 def stub(unembedding, scale, bias=None):
     """A subject of which only the norm and the unembedding are there; token i is written as its number."""
-    norm = SimpleNamespace(weight=torch.tensor(scale), bias=bias)
-    model = SimpleNamespace(
-        base_model=SimpleNamespace(norm=norm),
-        get_output_embeddings=lambda: SimpleNamespace(weight=torch.tensor(unembedding)),
-    )
+    base = SimpleNamespace(norm=SimpleNamespace(weight=torch.tensor(scale), bias=bias))
+    head = SimpleNamespace(weight=torch.tensor(unembedding))
+    model = SimpleNamespace(base_model=base, get_output_embeddings=lambda: head)
     tokenizer = SimpleNamespace(decode=lambda ids: f"t{ids[0]}")
     return SimpleNamespace(model=model, tokenizer=tokenizer, name="stub")
 
@@ -201,9 +188,7 @@ def test_logits_by_hand():
     assert table["side"].tolist() == ["positive"] * 2 + ["negative"] * 2 and set(table["feature"]) == {1}
     # equal values keep the order of ids
     assert room.top_logits(subject, sae, [0], n=2)["token"].tolist() == [0, 1, 0, 1]
-
-
-def test_a_norm_that_centres_is_refused():
+    # a norm that centres
     with pytest.raises(UserError, match="does not end in an RMSNorm"):
         room.logit_effects(stub([[1.0]], [1.0], bias=torch.zeros(1)), torch.ones(1, 1))
 

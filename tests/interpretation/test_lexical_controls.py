@@ -71,9 +71,7 @@ def test_effect_size_is_cohens_and_students():
     first, second = rng.normal(0, 1, 30), rng.normal(2, 1.5, 30)
     t, expected = ttest_ind(second, first)
     assert lexical_controls.effect_size(first, second) == pytest.approx((t * np.sqrt(2 / 30), expected))
-
-
-def test_the_rule():
+    # the rule
     d = [0.9, 0.9, 0.9, 0.6, 0.6, 0.3, 0.3, 0.1, -2.0]
     p = [0.001, 0.03, 0.2, 0.001, 0.04, 0.04, 0.06, 0.0, 0.0]
     found = [CLASSES.index(lexical_controls.classify(*pair)) for pair in zip(d, p, strict=True)]

@@ -2,9 +2,6 @@
 
 import importlib.util
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +9,7 @@ import papermill
 import pytest
 import yaml
 from sae_lens import SAE
+from tiny import remove_runs, run_notebooks
 
 from reasoning_features import paths
 from reasoning_features.settings import load_settings
@@ -37,17 +35,11 @@ def run(tmp_path_factory):
     """The run, made as make does it; gone afterwards."""
     profile = tmp_path_factory.mktemp("profile") / f"{NAME}.yaml"
     profile.write_text(yaml.safe_dump(TINY))
-    command = [sys.executable, "-m", "reasoning_features.runs.execution"]
     try:
-        for number in ("01", "02", "03", "04", "05", "06"):
-            done = subprocess.run(
-                [*command, number, f"--profile={profile}"], cwd=paths.root(), capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stderr[-2000:]
+        run_notebooks(profile, ("01", "02", "03", "04", "05", "06"))
         yield paths.RunPaths(NAME)
     finally:
-        for place in ("data", "figures", "build"):
-            shutil.rmtree(paths.root() / place / NAME, ignore_errors=True)
+        remove_runs(NAME)
 
 
 def read(run: paths.RunPaths, name: str) -> pd.DataFrame:

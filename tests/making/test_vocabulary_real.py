@@ -1,7 +1,6 @@
 """R from real texts: two models on the same problems."""
 
 import json
-import os
 from types import SimpleNamespace
 
 import pandas as pd
@@ -9,12 +8,9 @@ import pytest
 
 from reasoning_features.making import vocabulary_real
 from reasoning_features.making.vocabulary_real import main, same_problems
-from reasoning_features.paths import root
 from reasoning_features.settings import load_settings
-from reasoning_features.text import real_text
 from reasoning_features.text.vocabulary import rank_words, vocabulary_origin
 
-SHARED = root().parent / "shared" / "real-text"
 ROWS = {
     "thinking/deepseek-r1": [
         {"problem": "b", "text": "b\n<think>\nWait, wait. But hmm.\n</think>\n\nIt is b."},
@@ -44,12 +40,7 @@ def test_what_is_written(monkeypatch, tmp_path, capsys):
     assert "4 of 10 words of R" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(
-    not os.environ.get(real_text.CACHE) and not SHARED.is_dir(),
-    reason=f"{real_text.CACHE} names no folder with the pinned files",
-)
-def test_the_papers_list_in_real_thinking(repository, monkeypatch):
-    monkeypatch.setenv(real_text.CACHE, os.environ.get(real_text.CACHE) or str(SHARED))
+def test_the_papers_list_in_real_thinking(pinned_files):
     thinking, solutions = same_problems()
     assert len(thinking) == len(solutions) == 633
     ranking = rank_words(thinking, solutions)

@@ -8,12 +8,8 @@ import torch
 from tiny import WIDTH, signed_identity
 
 from reasoning_features.errors import UserError
-from reasoning_features.models.conditions import (
-    Condition,
-    check_conditions,
-    feature_conditions,
-    stream_change,
-)
+from reasoning_features.models import conditions as room
+from reasoning_features.models.conditions import Condition, check_conditions, feature_conditions
 
 
 @pytest.fixture
@@ -28,7 +24,7 @@ def changed(tiny_subject, conditions, tokens, condition, sae=None):
     """The stream that a condition goes on with, and the one it was given, in a mixed batch."""
     stream = tiny_subject.residual(tokens)
     which = torch.arange(len(conditions)).repeat_interleave(len(tokens))
-    change = stream_change(tiny_subject, conditions, which, sae)
+    change = room.stream_change(tiny_subject, conditions, which, sae)
     return change(stream.repeat(len(conditions), 1, 1), torch.arange(len(which)))[which == condition], stream
 
 
@@ -46,11 +42,8 @@ def test_exactly_equation_7_is_added_at_every_place_of_its_rows_alone(tiny_subje
 
 
 def test_a_clamp_is_encode_edit_decode_with_the_error_kept(tiny_subject, sae):
-    conditions = [
-        Condition("none"),
-        *feature_conditions(sae, [3, 40], [-0.5, 2.0], np.full(2 * WIDTH, 1.5), clamp=True),
-        Condition("added", vector=torch.ones(WIDTH)),
-    ]
+    clamps = feature_conditions(sae, [3, 40], [-0.5, 2.0], np.full(2 * WIDTH, 1.5), clamp=True)
+    conditions = [Condition("none"), *clamps, Condition("added", vector=torch.ones(WIDTH))]
     for i, condition in enumerate(conditions[1:-1], start=1):
         clamped, stream = changed(tiny_subject, conditions, TOKENS, i, sae)
         features = sae.encode(stream)
@@ -65,10 +58,7 @@ def test_a_clamp_is_encode_edit_decode_with_the_error_kept(tiny_subject, sae):
     [
         (Condition("twice"), "Two conditions are named 'twice'"),
         (Condition("short", vector=torch.zeros(3)), "is not 32 finite"),
-        (
-            Condition("endless", vector=torch.full((WIDTH,), torch.inf)),
-            "of 'endless' is not 32 finite",
-        ),
+        (Condition("endless", vector=torch.full((WIDTH,), torch.inf)), "of 'endless' is not 32 finite"),
         (Condition("unknown", 3, clamp=float("nan")), "The clamp of 'unknown' is not finite"),
         (Condition("clamped", 3, clamp=1.0), "give the autoencoder"),
     ],
@@ -84,13 +74,9 @@ def test_what_no_condition_can_be_is_told(tiny_subject, condition, said):
 @pytest.mark.parametrize("clamp", [False, True])
 @pytest.mark.parametrize(
     ("feature", "gamma", "said"),
-    [
-        (2 * WIDTH, 1.0, "is not there"),
-        (0, 1.0, "never active"),
-        (3, np.nan, "A strength"),
-        (5, 1.0, "The largest"),
-    ],
-)
+    [(2 * WIDTH, 1.0, "is not there"), (0, 1.0, "never active"), (3, np.nan, "A strength"),
+     (5, 1.0, "The largest")],
+)  # fmt: skip
 def test_what_cannot_be_steered_is_told(clamp, feature, gamma, said):
     maxima = np.arange(2.0 * WIDTH)
     maxima[5] = np.inf if feature == 5 else 1.0

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import LAYERS, make_tiny_llama
+from tiny import LAYERS, damage, make_tiny_llama
 
 from reasoning_features import paths
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
-from reasoning_features.files import file_digest
+from reasoning_features.files import write_shipped
 from reasoning_features.models.subject import load_subject
 
 
@@ -74,10 +74,8 @@ def test_gradient_is_the_slope_of_the_target(tiny_subject, tokens):
     assert torch.equal(stream, tiny_subject.residual(tokens))
     direction = torch.randn(slope.shape, generator=torch.Generator().manual_seed(0))
     step = 1e-3
-    up, down = (
-        target(tiny_subject.logits_with(tokens, lambda stream, by=by: stream + by * direction))
-        for by in (step, -step)
-    )
+    edits = (lambda stream, by=by: stream + by * direction for by in (step, -step))
+    up, down = (target(tiny_subject.logits_with(tokens, edit)) for edit in edits)
     found = (slope * direction).sum().double()
     torch.testing.assert_close(found, (up - down) / (2 * step), rtol=2e-2, atol=1e-3)
     # attention is causal: what comes after a position does not move its logits
@@ -101,14 +99,9 @@ def test_versions_of_one_token_equal_whole_runs(tiny_subject, tokens, width):
     torch.testing.assert_close(prefix.stream, tiny_subject.residual(tokens[:1])[0], rtol=1e-5, atol=1e-5)
     moves = torch.randn(5, prefix.stream.shape[1], generator=torch.Generator().manual_seed(0))
     found = tiny_subject.logits_of_versions(prefix, place, prefix.stream[place] + moves, width)
-
-    def moved(stream: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-        edited = stream.clone()
-        edited[:, place] += by
-        return edited
-
+    here = (torch.arange(tokens.shape[1]) == place)[:, None]
     for move, logits in zip(moves, found, strict=True):
-        whole = tiny_subject.logits_with(tokens[:1], lambda stream, by=move: moved(stream, by))[0, place]
+        whole = tiny_subject.logits_with(tokens[:1], lambda stream, by=move: stream + here * by)[0, place]
         torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-4)
     assert (found[0] - found[1]).abs().max() > 0.1
 
@@ -119,18 +112,13 @@ def test_versions_of_one_token_equal_whole_runs(tiny_subject, tokens, width):
         ({"layer": -1}, "Layer -1 is out of range: .* has 3 layers; choose 0 to 2"),
         ({"layer": LAYERS}, "Layer 3 is out of range"),
         ({"device": "gpu"}, "The device 'gpu' is unknown: set DEVICE=cpu or DEVICE=cuda"),
+        ({"model": miniatures.QWEN_SAE}, "has no weights as safetensors"),
+        ({"model": "data/organism/models/nowhere"}, "data/organism/models/nowhere: `make organism`"),
     ],
 )
-def test_what_cannot_be_loaded_is_told(tiny_llama, asked, told):
+def test_what_cannot_be_loaded_is_told(hub, tiny_llama, asked, told):
     with pytest.raises(UserError, match=told):
-        load_subject(str(tiny_llama), **({"layer": 0} | asked))
-
-
-def test_a_model_without_weights_or_that_is_not_there_is_told(hub):
-    with pytest.raises(UserError, match="has no weights as safetensors"):
-        load_subject(miniatures.QWEN_SAE, 0)
-    with pytest.raises(MissingArtefact, match="data/organism/models/nowhere: `make organism`"):
-        load_subject("data/organism/models/nowhere", 0)
+        load_subject(**({"model": str(tiny_llama), "layer": 0} | asked))
 
 
 def changed(source: Path, folder: Path, name: str, content: bytes | dict[str, object] | None) -> Path:
@@ -191,17 +179,13 @@ def test_what_overflows_in_16_bits_is_told(tiny_llama, tokens):
 
 def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
     model = make_tiny_llama(tmp_path / "data" / "organism" / "models" / "m")
-    listing = {p.relative_to(tmp_path).as_posix(): file_digest(p) for p in sorted(model.iterdir())}
-    (tmp_path / "data" / "organism" / "checksums.json").write_text(json.dumps(listing))
     monkeypatch.setattr(paths, "root", lambda: tmp_path)
+    write_shipped(model.iterdir(), tmp_path / "data" / "organism" / "checksums.json")
     found = load_subject("data/organism/models/m", 0, dtype="bfloat16")
     assert {p.dtype for p in found.model.parameters()} == {torch.bfloat16}
     assert found.name == "data/organism/models/m" and found.short_name == "m"
     assert load_subject(str(make_tiny_llama(tmp_path / "other", seed=1)), 0).revision != found.revision
-    weights = model / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(bytes(content))
+    damage(weights := model / "model.safetensors")
     with pytest.raises(CorruptArtefact, match=r"models/m/model\.safetensors is damaged"):
         load_subject("data/organism/models/m", 0)
     weights.unlink()

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
+from tiny import contents
 
 from reasoning_features.reporting import plots
 
@@ -19,12 +20,10 @@ def draw(run):
 
 
 def test_a_figure_is_saved_four_ways_with_the_same_bytes_each_time(run):
-    shown = draw(run)
-    files = sorted(path.name for path in run.paths.figures.iterdir())
-    assert files == ["x01_line.csv", "x01_line.json", "x01_line.pdf", "x01_line.png"]
-    first = {name: (run.paths.figures / name).read_bytes() for name in files}
+    shown, first = draw(run), contents(run.paths.figures)
+    assert list(first) == ["x01_line.csv", "x01_line.json", "x01_line.pdf", "x01_line.png"]
     draw(run)
-    assert {name: (run.paths.figures / name).read_bytes() for name in files} == first
+    assert contents(run.paths.figures) == first
     assert b"D:" not in first["x01_line.pdf"] and b"atplotlib" not in first["x01_line.png"]
     assert shown.data == first["x01_line.png"]
     assert first["x01_line.csv"] == b"x,y\n1,0.1\n2,0.333333\n3,0.666667\n"
@@ -51,17 +50,18 @@ def test_any_number_of_series_look_different():
     assert [plots.look(i)["color"] for i in range(8)] == list(plots.COLOURS)
 
 
-def test_names_of_rows_are_cut_and_are_no_mathematics():
+def test_names_of_rows_are_cut_and_are_no_mathematics_and_text_takes_a_place_a_character():
     _, ax = plots.new_figure()
     plots.name_rows(ax, ["$x_1$ and $y$", "a " * 40])
     first, second = (label.get_text() for label in ax.get_yticklabels())
     assert first == r"\$x_1\$ and \$y\$" and len(second) == 36
     assert ax.get_ylim() == (1.5, -0.5)
-
-
-def test_text_is_drawn_in_as_many_places_as_it_has_characters():
     assert plots.narrow("<｜User｜> 3 + 4 = 7⏎") == "<|User|> 3 + 4 = 7⏎"
     assert plots.narrow("数e\u0301x\t\ud800") == "□e□x□□"
+    names = ["coupled-0", "decoupled-2", "kappa-0.5-0", "other-0", "Qwen3-0.6B"]
+    assert [plots.variant_name(name) for name in names] == [
+        "R matters (κ = 1)", "R does not matter (κ = 0), seed 2", "κ = 0.5", "other-0", "Qwen3-0.6B",
+    ]  # fmt: skip
 
 
 def test_a_figure_without_data_is_not_saved_and_says_so(run):
@@ -84,10 +84,3 @@ def test_groups_stand_side_by_side_at_their_place_with_their_intervals():
     assert bars.get_segments()[0][:, 1] == pytest.approx([0.4, 0.7])
     plots.legend_below(fig)
     assert [label.get_text() for label in fig.legends[0].get_texts()] == groups
-
-
-def test_a_variant_is_named_in_words():
-    names = ["coupled-0", "decoupled-2", "kappa-0.5-0", "other-0", "Qwen3-0.6B"]
-    assert [plots.variant_name(name) for name in names] == [
-        "R matters (κ = 1)", "R does not matter (κ = 0), seed 2", "κ = 0.5", "other-0", "Qwen3-0.6B",
-    ]  # fmt: skip

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import damage
 
 from reasoning_features.errors import CorruptArtefact, MissingArtefact, UserError
 from reasoning_features.models.subject import Subject
@@ -52,9 +53,7 @@ def test_damaged_and_missing_samples_are_named(tiny_subject, tiny_corpus, tmp_pa
         load_sample(tmp_path / "nothing")
     harvest(tiny_subject, tiny_corpus, tmp_path, BATCH_TOKENS)
     (shard,) = tmp_path.rglob("00001.safetensors")
-    content = bytearray(shard.read_bytes())
-    content[-1] ^= 1
-    shard.write_bytes(bytes(content))
+    damage(shard)
     with pytest.raises(CorruptArtefact, match=r"00001\.safetensors is damaged"):
         load_sample(tmp_path)
 
@@ -143,15 +142,13 @@ def test_what_is_not_finite_stops_every_reading_before_its_shard(tiny_subject, t
         lambda: activations.token_table(subject, corpus, [0, 1], BATCH_TOKENS),
         lambda: harvest(subject, corpus, tmp_path, BATCH_TOKENS, progress=False),
     ):
-        with pytest.raises(
-            UserError, match=r"The (activation at layer 1|logit) of .* is not finite .*: run the model"
-        ):
+        with pytest.raises(UserError, match=r"The (activation at layer 1|logit) of .* is not finite .*: run"):
             read()
     assert all(np.isfinite(read_shard(file)["residual"]).all() for file in tmp_path.rglob("*.safetensors"))
     assert len(load_sample(tmp_path).positions) < (~corpus.special).sum()  # those before it are kept
     with pytest.raises(UserError, match="The mean activation in a dimension is not finite"):
         Moments.of(torch.tensor([[1.0, 2.0], [1.0, value]]))
-    with pytest.raises(UserError, match=r"The loss of a token is not finite \(first at \[0, 0\]\)"):
+    with pytest.raises(UserError, match="The loss of a token is not finite"):
         activations.next_token_loss(torch.full((1, 3, 4), value), torch.zeros(1, 3, dtype=torch.int64))
 
 

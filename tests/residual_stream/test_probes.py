@@ -39,22 +39,23 @@ def test_a_probe_does_not_see_test_documents():
     assert probes.probe(activations, targets, documents).estimate < 0.75
 
 
-def test_balanced_accuracy_by_hand():
+def test_balanced_accuracy_and_the_area_by_hand():
     # class 0: 3 of 4 right, class 1: 0 of 1, class 2: 1 of 1; mean (0.75 + 0 + 1) / 3
     right = np.array([1, 1, 1, 0, 0, 1], dtype=bool)
     targets = np.array([0, 0, 0, 0, 1, 2])
     found = probes.balanced_accuracy(right, targets, np.array([0, 0, 1, 1, 2, 2]))
-    assert found.estimate == pytest.approx(1.75 / 3)
-    assert found.n == 3
+    assert found.estimate == pytest.approx(1.75 / 3) and found.n == 3
+    # the area counts ties half, and weights as copies
+    scores, towards = np.array([1.0, 2.0, 2.0, 3.0]), np.array([False, False, True, True])
+    weights = np.array([1.0, 2.0, 3.0, 0.0])
+    expected = roc_auc_score(towards, scores, sample_weight=weights)
+    assert probes.weighted_auc(scores, towards, weights) == pytest.approx(expected)
 
 
 def test_move_targets_by_hand():
     # two documents of 3 and 2 tokens, each beginning with a special token
-    corpus = replace(
-        corpus_of(["<s>", " a", " b"], ["<s>", " a"]),
-        moves=np.array([0, 1, 2, 0, 1], dtype=np.int8),
-        move_names=("prompt", "explore", "verify"),
-    )
+    moves, names = np.array([0, 1, 2, 0, 1], dtype=np.int8), ("prompt", "explore", "verify")
+    corpus = replace(corpus_of(["<s>", " a", " b"], ["<s>", " a"]), moves=moves, move_names=names)
     assert probes.move_targets(corpus).tolist() == [-1, 1, 2, -1, 1]
     assert probes.move_targets(corpus, offset=1).tolist() == [-1, 2, -1, -1, -1]
     with pytest.raises(UserError, match="'example' has no move labels"):
@@ -85,10 +86,3 @@ def test_a_direction_that_tells_is_found_on_other_traces():
     assert probes.probe_decision(residual, towards, documents, shuffled=True).low < 0.55
     with pytest.raises(UserError, match="raise reasoning_documents"):
         probes.probe_decision(residual[:4], np.array([True] * 4), np.arange(4))
-
-
-def test_the_area_counts_ties_half_and_weights_as_copies():
-    scores, towards = np.array([1.0, 2.0, 2.0, 3.0]), np.array([False, False, True, True])
-    weights = np.array([1.0, 2.0, 3.0, 0.0])
-    expected = roc_auc_score(towards, scores, sample_weight=weights)
-    assert probes.weighted_auc(scores, towards, weights) == pytest.approx(expected)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, given
 from stub_notebooks import write_notebook
+from tiny import contents
 
 from reasoning_features import paths
 from reasoning_features.reporting import claims
@@ -75,12 +76,6 @@ def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
     """What a make that succeeded did, as 'run 01' and 'render 01'."""
     assert done.returncode == 0, done.stderr
     return [f"{'run' if did == 'runs' else 'render'} {number}" for number, did in SAID.findall(done.stdout)]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder by its name there."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -145,12 +140,9 @@ def test_parameters_land_in_a_folder_of_their_own_and_rerun_what_they_touch(hous
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [
-        (["nb-02", "PARAMS=alfa=0.3"], "There is no setting 'alfa' for PARAMS: see alpha"),
-        (["all", "ENGINE=slurm"], "There is no engine 'slurm'"),
-        (["nb-07"], "No rule to make target 'nb-07'"),
-    ],
-)
+    [(["nb-02", "PARAMS=alfa=0.3"], "There is no setting 'alfa' for PARAMS: see alpha"),
+     (["all", "ENGINE=slurm"], "There is no engine 'slurm'"), (["nb-07"], "No rule to make target 'nb-07'")],
+)  # fmt: skip
 def test_what_cannot_be_run_is_refused_first(house: Path, arguments: list[str], said: str) -> None:
     before = contents(house / "figures")
     done = make(house, *arguments)
@@ -160,12 +152,9 @@ def test_what_cannot_be_run_is_refused_first(house: Path, arguments: list[str], 
 
 @pytest.mark.parametrize(
     ("alpha", "said"),
-    [
-        ("9", "Alpha is too large: give less."),
-        ("8", "The kernel of 02_two died: is there enough memory?"),
-        ("7", "A cell of 02_two took more than 15 seconds: give CELL_LIMIT= to make."),
-    ],
-)
+    [("9", "Alpha is too large: give less."), ("8", "The kernel of 02_two died: is there enough memory?"),
+     ("7", "A cell of 02_two took more than 15 seconds: give CELL_LIMIT= to make.")],
+)  # fmt: skip
 def test_a_failed_run_says_why_in_a_sentence_and_leaves_no_output(house: Path, alpha: str, said: str) -> None:
     done = make(house, "nb-02", f"PARAMS=alpha={alpha}", "CELL_LIMIT=15")
     lines = done.stderr.strip().splitlines()

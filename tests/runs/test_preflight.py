@@ -64,14 +64,11 @@ def test_what_does_not_fit_is_refused(hub: LocalHub, monkeypatch: pytest.MonkeyP
         check(miniature(batch_tokens=10**12))
     with pytest.raises(UserError, match="There is no model mini/nothing on the hub"):
         check(miniature(subject="mini/nothing"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert free_memory("cuda") is None  # of a plan for a GPU that is not here
     monkeypatch.setattr(hub_room, "free_disk", lambda: 10_000)
     with pytest.raises(UserError, match=r"fetches .* MB, but 0\.0 MB are free on the disk of the cache"):
         check(miniature())
-
-
-def test_a_plan_for_a_gpu_is_told_where_there_is_none(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert free_memory("cuda") is None
 
 
 def test_a_layer_that_the_model_lacks_is_told_before_any_work(repository: Path) -> None:
@@ -81,11 +78,11 @@ def test_a_layer_that_the_model_lacks_is_told_before_any_work(repository: Path) 
     with pytest.raises(UserError, match=r"Layer 3 is out of range: model has 3 layers; choose 0 to 2\."):
         check(settings)
     check(settings.model_copy(update={"layer": 2}))
-    for content, told in (
-        ("{", "config.json in model is no JSON object"),
-        (None, "no config.json in model: name a"),
+    file = repository / "model" / "config.json"
+    for damage, told in (
+        (lambda: file.write_text("{"), "config.json in model is no JSON object"),
+        (file.unlink, "no config.json in model: name a"),
     ):
-        file = repository / "model" / "config.json"
-        file.write_text(content) if content else file.unlink()
+        damage()
         with pytest.raises(UserError, match=told):
             check(settings)

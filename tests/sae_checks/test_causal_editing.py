@@ -44,7 +44,7 @@ def scores(editing: Editing, dictionary: str, n: int) -> np.ndarray:
     return marks
 
 
-def test_exact_dictionaries_are_the_ceilings_and_collapsed_ones_the_floor(tiny_subject, contexts):
+def test_exact_dictionaries_are_the_ceiling_and_collapsed_ones_the_floor(tiny_subject, contexts, monkeypatch):
     direction = contexts.difference(contexts.stream, 1)
     rows = torch.linalg.qr(torch.cat([direction[:, None], torch.eye(WIDTH)[:, 1:]], dim=1)).Q.T
     # latent i is coordinate i along orthonormal rows, plus 100
@@ -53,7 +53,8 @@ def test_exact_dictionaries_are_the_ceilings_and_collapsed_ones_the_floor(tiny_s
     collapsed.W_enc.data.zero_()
     saes = {"identity": signed_identity(WIDTH), "direction": linear, "collapsed": collapsed}
     pairs = causal_editing.draw_pairs(contexts, PAIRS, EVERYWHERE)
-    editing = causal_editing.edit_attributes(tiny_subject, saes, contexts, pairs, MEAN, ns=(0, 1, 2 * WIDTH))
+    monkeypatch.setattr(causal_editing, "NS", (0, 1, 2 * WIDTH))
+    editing = causal_editing.edit_attributes(tiny_subject, saes, contexts, pairs, MEAN)
     # all latents of an exact dictionary are the whole stream, and none changes nothing
     whole = scores(editing, CEILING, WIDTH)
     np.testing.assert_allclose(scores(editing, "identity", 2 * WIDTH), whole)

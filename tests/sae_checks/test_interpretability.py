@@ -15,14 +15,11 @@ from reasoning_features.sae_checks.interpretability import ANOTHER, AS_IT_IS, CE
 
 WIDTH = 6
 CORPUS = make_corpus(60)
-WRITTEN = make_corpus(200)
-WRITTEN = replace(
-    WRITTEN,
-    tokens=np.where(WRITTEN.special, 0, 2 + WRITTEN.tokens % 12).astype(np.int32),
-    moves=(np.arange(WRITTEN.n_tokens) // 2 % 3).astype(np.int8),
-    domains=[("a", "b", "c")[i % 3] for i in range(200)],
-    styles=["careful" if i % 2 else "hasty" for i in range(200)],
-)
+PLAIN = make_corpus(200)
+TOKENS = np.where(PLAIN.special, 0, 2 + PLAIN.tokens % 12).astype(np.int32)
+MOVES = (np.arange(PLAIN.n_tokens) // 2 % 3).astype(np.int8)
+LABELS = {"domains": ["abc"[i % 3] for i in range(200)], "styles": ["hasty", "careful"] * 100}
+WRITTEN = replace(PLAIN, tokens=TOKENS, moves=MOVES, **LABELS)
 
 
 def activations() -> ActivationBatch:

@@ -187,11 +187,8 @@ def test_macro_mean_counts_children_alike_and_resamples_ways():
 def test_hierarchies_of_the_organism_give_each_token_one_child():
     tokenizer = load_tokenizer(paths.root() / "data/organism/models/base")
     found = ortsae.organism_hierarchies(tokenizer)
-    assert {name: len(children) for name, children in found.items()} == {
-        "a number": LARGEST_NUMBER + 1,
-        "an opener": len(OPENERS),
-        "a prefix": 2 * len(MATCHED_CONTROLS),
-    }
+    sizes = {"a number": LARGEST_NUMBER + 1, "an opener": len(OPENERS), "a prefix": 2 * len(MATCHED_CONTROLS)}
+    assert {name: len(children) for name, children in found.items()} == sizes
     for children in found.values():
         ids = [token for group in children.values() for token in group]
         assert len(ids) == len(set(ids))

@@ -160,8 +160,7 @@ def test_claims_are_judged_by_the_longest_trainings_in_the_smallest_worlds():
     two = synthetic.at_end(grid, "relu", EXPLAINED)
     assert (two.low, two.high, two.n) == pytest.approx((0.5, 0.6, 2))
 
-
-def test_frequent_features_are_the_top_fifth():
+    # frequent features are the top fifth
     ours, others = rows("topk", 0, [0, 0, 0, 0, 0, 0, 0, 4, 9, 10]), rows("relu", 0, [10] * 10)
     share, rest = synthetic.frequent(joined(ours, others, rows("topk", 0, [50], firing="equal")), "topk")
     assert (share.estimate, share.n, rest.estimate) == (0.95, 20, 4 / 80)

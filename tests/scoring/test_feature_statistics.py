@@ -88,16 +88,13 @@ def test_an_autoencoder_of_another_width_and_a_corpus_without_tokens_are_told():
             empty.result()
 
 
-@pytest.mark.parametrize(
-    ("fill", "value"), [(0.0, np.nan), (1.0, np.nan), (0.0, np.inf)]
-)  # few active, and all
+# of few active features, and of all
+@pytest.mark.parametrize(("fill", "value"), [(0.0, np.nan), (1.0, np.nan), (0.0, np.inf)])
 def test_a_sum_that_is_not_finite_names_its_feature(fill, value):
     (activations := np.full((200, 40), fill))[7, 3] = value
     sets, classes = named(np.ones((4, 200), bool)), np.zeros(200, dtype=np.int64)
     for sums in (SetSums(sets, classes, 1), passes.IdentitySums(classes, 1, sets)):
-        with pytest.raises(
-            UserError, match=r"sum of a feature's activations .* is not finite \(first at .*0, 3\]"
-        ):
+        with pytest.raises(UserError, match=r"sum of a feature's activations .* is not finite .*0, 3\]"):
             read(sums, activations).state()
 
 

@@ -85,13 +85,9 @@ def test_entropy_and_score_where_little_is_active():
 def test_what_is_not_finite_has_no_score_and_is_not_chosen():
     words = np.array([[1.0, 0.0], [1.0, 1.0]])
     for means in ((np.array([1, np.nan]), np.ones(2), words), (np.ones(2), np.array([1, np.inf]), words)):
-        with pytest.raises(
-            UserError, match=r"The mean activation of a feature is not finite \(first at \[1\]\)"
-        ):
+        with pytest.raises(UserError, match=r"The mean activation of a feature is not finite .*\[1\]"):
             scores.reason_score(*means, 0.7)
-    with pytest.raises(
-        UserError, match=r"The ReasonScore of a feature is not finite .*\[1\]\): give an `alpha`"
-    ):
+    with pytest.raises(UserError, match=r"ReasonScore of a feature is not finite .*\[1\]\): give an `alpha`"):
         scores.reason_score(np.ones(2), np.ones(2), words, -1.0)
     with pytest.raises(UserError, match=r"The score of a feature is not finite \(first at \[1\]\)"):
         scores.select(np.array([0.5, np.nan, 1.0]), k=1)

@@ -97,17 +97,12 @@ def test_the_mean_over_features_leaves_random_ones_apart():
 
 @pytest.mark.parametrize(
     ("text", "reasoning", "repeated"),
-    [
-        ("wait, let me see: wait, let it be.", 100 * 3 / 8, 100 * 1 / 7),  # "wait, let" comes again
-        ("Let's wait. Let me wait", 100 * 3 / 5, 0),  # let's is one word
-        ("no no no no no", 0, 100 * 3 / 4),
-        ("wait", 100, 0),
-        ("1 + 1 = 2.", 0, 0),  # without words
-        ("", 0, 0),
-        ("Hmm, wait.</think> Wait, wait, wait", 100 * 1 / 2, 0),  # its thinking alone
-        ("so wait<|im_end|>", 100 * 1 / 2, 0),  # a mark is no word
-    ],
-)
+    [("wait, let me see: wait, let it be.", 100 * 3 / 8, 100 * 1 / 7),  # "wait, let" comes again
+     ("Let's wait. Let me wait", 100 * 3 / 5, 0),  # let's is one word
+     ("no no no no no", 0, 100 * 3 / 4), ("wait", 100, 0), ("1 + 1 = 2.", 0, 0),  # without words
+     ("", 0, 0), ("Hmm, wait.</think> Wait, wait, wait", 100 * 1 / 2, 0),  # its thinking alone
+     ("so wait<|im_end|>", 100 * 1 / 2, 0)],  # a mark is no word
+)  # fmt: skip
 def test_measures_by_hand(text, reasoning, repeated):
     told = {"condition": UNSTEERED, "feature": -1, "gamma": 0.0, "problem": 0, "thinking_tokens": 7}
     answer = pd.DataFrame([told | {"text": f"Wait?<think>{text}", "tokens": tuple(text.split())}])

@@ -9,6 +9,7 @@ import miniatures as mini
 import pandas as pd
 import pytest
 from mini_profile import BENCHMARKS, write_profile
+from tiny import write_rows
 from transformers import AutoTokenizer
 
 from reasoning_features.errors import UserError
@@ -162,56 +163,33 @@ def truths(file, **source):
 
 
 def test_answers_stay_as_they_are_written(tmp_path, capsys):
-    answers = [
-        "025",
-        "None",
-        "NA",
-        "null",
-        "nan",
-        "1e5",
-        "True",
-        "1,000",
-        "2024-01-01",
-        "1.50",
-        str(2**60 + 1),
-    ]
+    large = f"{2**60 + 1}"  # no float holds it
+    answers = ["025", "None", "NA", "null", "nan", "1e5", "True", "1,000", "2024-01-01", "1.50", large]
     lines = ["problem,answer", *(f'{i},"{answer}"' for i, answer in enumerate(answers)), "empty,", ",7"]
     (file := tmp_path / "a.csv").write_text("\n".join(lines))
     assert truths(file) == {str(i): answer for i, answer in enumerate(answers)}
     told = "1 of 13 rows of {} have no {} (rows {}): they are left out.\n"
     assert capsys.readouterr().err == told.format(file, "answer", 11) + told.format(file, "problem", 12)
-    answers = [
-        str(2**60 + 1),
-        "1.50",
-        "1e5",
-        "true",
-        '"2024-01-01"',
-        r'"a\n#### 1,000"',
-        "null",
-        "NaN",
-        '" "',
-    ]
-    lines = [f'{{"problem": {i}, "answer": {answer}}}' for i, answer in enumerate(answers)]
+    kept = [large, "1.50", "1e5", "true", '"2024-01-01"', r'"a\n#### 1,000"', "null", "NaN", '" "']
+    lines = [f'{{"problem": {i}, "answer": {answer}}}' for i, answer in enumerate(kept)]
     (file := tmp_path / "a.jsonl").write_text("\n".join(lines))
-    assert list(dict(sorted(truths(file).items())).values()) == [*answers[:4], "2024-01-01", "1,000"]
+    assert list(dict(sorted(truths(file).items())).values()) == [*kept[:4], "2024-01-01", "1,000"]
     table = {"problem": pd.array([2**60 + 1, None], dtype="Int64"), "answer": [date(2024, 1, 1), None]}
     pd.DataFrame(table).to_parquet(tmp_path / "a.parquet")
-    assert truths(tmp_path / "a.parquet") == {str(2**60 + 1): "2024-01-01"}
+    assert truths(tmp_path / "a.parquet") == {large: "2024-01-01"}
 
 
 def test_choices_may_be_missing_and_at_most_26(tmp_path, capsys):
     rows = [("1", "2", None), ("1", "1", "2"), ("1", "", None)]
     rows = [dict(zip(("problem", "answer", "x", "y"), ("one?", *row), strict=True)) for row in rows]
-    (file := tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    file = write_rows(tmp_path / "a.jsonl", rows)
     assert truths(file, wrong=["x", "y"]) in ({"one?\n\nA) 1\nB) 2": "A"}, {"one?\n\nA) 2\nB) 1": "B"})
     told = capsys.readouterr().err
-    assert (
-        "have the right answer among the wrong (rows 1)" in told and "have no wrong choice (rows 2)" in told
-    )
+    for fault in ("have the right answer among the wrong (rows 1)", "have no wrong choice (rows 2)"):
+        assert fault in told
     many = [f"w{i}" for i in range(26)]
-    file.write_text(
-        json.dumps({"problem": "a", "answer": "right", "none": None} | {name: name for name in many})
-    )
+    row = {"problem": "a", "answer": "right", "none": None} | {name: name for name in many}
+    write_rows(tmp_path / "a.jsonl", [row])
     ((question, truth),) = truths(file, wrong=many[1:]).items()
     assert f"\n{truth}) right" in question and "\nZ) " in question
     with pytest.raises(UserError, match="mine has more than 26 choices"):
@@ -221,16 +199,12 @@ def test_choices_may_be_missing_and_at_most_26(tmp_path, capsys):
 
 
 def test_a_column_may_say_the_split(tmp_path):
-    file = tmp_path / "mine.jsonl"
     splits = ["selection", "evaluation", "training", "evaluation", "selection", "evaluation"]
     rows = [{"problem": str(i), "answer": "1", "part": split} for i, split in enumerate(splits)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = {"dataset": str(file), "split_column": "part", "selection": 1.0}  # the share is not looked at
+    file = write_rows(tmp_path / "mine.jsonl", rows)
+    source = {"dataset": file, "split_column": "part", "selection": 1.0}  # the share is not looked at
     settings = settings_of(tmp_path, problems={"mine": source})
-    asked = {
-        split: {p.question for p in known.problems_of(settings, split)} for split in (*set(splits), None)
-    }
-    assert asked["selection"] == {"0", "4"} and asked["evaluation"] == {"1", "3", "5"}
-    assert asked["training"] == {"2"} and asked[None] == set("012345")
+    for split, mine in {"selection": "04", "evaluation": "135", "training": "2", None: "012345"}.items():
+        assert {problem.question for problem in known.problems_of(settings, split)} == set(mine)
     with pytest.raises(UserError, match="has no column 'fold': it has problem, answer, part"):
         known.problems_of(settings_of(tmp_path, problems={"mine": source | {"split_column": "fold"}}), None)

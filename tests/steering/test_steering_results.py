@@ -114,12 +114,10 @@ def test_the_best_control_is_chosen_before_fresh_problems_and_models_are_the_uni
 
 def votes(*samples):
     """Answers to two problems whose right answer is "a", sample by sample, ten tokens each."""
-    rows = [
-        {"problem": 2 * sample + i, "answer": answer, "correct": answer == "a", "thinking_tokens": 10 + i}
-        for sample, given in enumerate(samples)
-        for i, answer in enumerate(given)
-    ]
-    return pd.DataFrame(rows)
+    cells = [(k, i, answer) for k, sample in enumerate(samples) for i, answer in enumerate(sample)]
+    given = [(2 * k + i, answer, 10 + i) for k, i, answer in cells]
+    table = pd.DataFrame(given, columns=["problem", "answer", "thinking_tokens"])
+    return table.assign(correct=table["answer"] == "a")
 
 
 def test_majorities_by_hand():
@@ -160,9 +158,8 @@ def test_the_mediated_share_is_of_forced_runs():
 
 def test_the_mean_difference_acts_through_the_decisions(organism_subject):
     settings, subject = organism_subject
-    measured, reported = (
-        load_questions(settings, subject.tokenizer, split, 32) for split in ("selection", "evaluation")
-    )
+    splits = "selection", "evaluation"
+    measured, reported = (load_questions(settings, subject.tokenizer, split, 32) for split in splits)
     traces = reasoning_corpus(settings, subject.tokenizer, "selection", settings.subject, documents=200)
     decisions = find_decisions(traces, subject.tokenizer, settings.corpus)["persistence"]
     direction = search.mean_difference(subject, decisions, settings.batch_tokens)

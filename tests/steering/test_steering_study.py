@@ -50,11 +50,8 @@ def test_every_class_has_as_many_candidates_and_only_live_ones(evidence, sae):
             assert evidence["density"][feature] > 0
     causal = {trial.condition.feature for trial in made if trial.group == search.CAUSAL}
     assert causal == set(np.argsort(-np.abs(np.nan_to_num(effects)), kind="stable")[:6])
-    sizes = {
-        group: torch.stack([t.condition.vector for t in made if t.group == group]).norm(dim=1)
-        for group in (CHOSEN, search.DIRECTIONS)
-    }
-    assert torch.allclose(sizes[CHOSEN], sizes[search.DIRECTIONS])
+    groups = ([t.condition.vector for t in made if t.group == g] for g in (CHOSEN, search.DIRECTIONS))
+    assert torch.allclose(*(torch.stack(vectors).norm(dim=1) for vectors in groups))
     assert search.CAUSAL not in {t.group for t in search.candidates(settings, sae, evidence, None)}
     with pytest.raises(UserError, match="lower `candidates`"):
         search.candidates(settings.model_copy(update={"candidates": 40}), sae, evidence, None)
@@ -100,11 +97,8 @@ def test_every_baseline_has_both_signs_and_its_own_names(organism_tokenizer):
 
 def trials(group, *features):
     """Features whose vectors are of that many ones, at two strengths."""
-    return [
-        Trial(group, f"feature {i}", added(f"feature {i}", i, gamma, torch.full((4,), float(i))))
-        for i in features
-        for gamma in (-0.2, 0.2)
-    ]
+    asked = [(f"feature {i}", i, gamma) for i in features for gamma in (-0.2, 0.2)]
+    return [Trial(group, one[0], added(*one, torch.full((4,), float(one[1])))) for one in asked]
 
 
 def test_a_vector_that_two_classes_have_is_run_once_and_counted_in_both():

@@ -74,14 +74,6 @@ def test_a_banned_word_is_never_written(tokenizer, corpus):
         assert any(sought.search(text) for text in texts) is not kept
 
 
-def test_a_model_with_room_for_more_tokens_than_its_tokenizer_has(tokenizer, corpus):
-    rule = rules.ban(tokenizer, ["wait"], corpus)
-    narrow = rule.logits(torch.zeros(1, len(tokenizer)), [0], [[]])
-    for written in ([], [len(tokenizer) + 1]):
-        wide = rule.logits(torch.zeros(1, len(tokenizer) + 5), [0], [written])
-        assert torch.equal(wide[:, :-5], narrow) and bool((wide[:, -5:] == 0).all())
-
-
 def test_tokens_that_mostly_begin_banned_words_are_forbidden_from_the_start(tokenizer, corpus):
     rule = rules.ban(tokenizer, ["alternatively", "therefore"], corpus)
     beginnings = {rule.pieces[token] for token in rule.beginnings}
@@ -90,6 +82,11 @@ def test_tokens_that_mostly_begin_banned_words_are_forbidden_from_the_start(toke
         assert first in beginnings and first in forbidden(rule, "<think>\n", tokenizer)
     assert " there" not in beginnings  # "undo there."
     assert " there" not in forbidden(rule, "Wait, now undo", tokenizer)
+    # a model with room for more tokens than its tokenizer has
+    narrow = rule.logits(torch.zeros(1, len(tokenizer)), [0], [[]])
+    for written in ([], [len(tokenizer) + 1]):
+        wide = rule.logits(torch.zeros(1, len(tokenizer) + 5), [0], [written])
+        assert torch.equal(wide[:, :-5], narrow) and bool((wide[:, -5:] == 0).all())
 
 
 def test_a_bias_ends_with_the_thinking(tokenizer):

@@ -17,27 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
+from tiny import write_rows
 from transformers import AutoTokenizer
 
 from reasoning_features import paths
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.settings import ProblemSource, TextSource, load_settings
-from reasoning_features.text.corpora import (
-    conversation_text,
-    encode_texts,
-    general_corpus,
-    open_rows,
-    open_texts,
-    reasoning_corpus,
-    solution_texts,
-    split_rows,
-    text_corpus,
-    thinking_of,
-    thinking_of_ids,
-    thinking_texts,
-    whole_texts,
-    with_words_that_occur,
-)
+from reasoning_features.text import corpora
+from reasoning_features.text.corpora import general_corpus, open_texts, reasoning_corpus, text_corpus
 from reasoning_features.text.vocabulary import word_shares
 
 SPLITS = ("selection", "evaluation", "training")
@@ -61,13 +48,10 @@ def test_the_organisms_reasoning_corpus(organism):
     assert not (corpus.special & corpus.thinking).any()
     thinking = [text.split("<think>")[1].split("</think>")[0] for text in texts]
     assert corpus.texts(organism, corpus.thinking) == thinking
-    assert len(thinking_texts(settings, organism)) == 20
+    assert len(corpora.thinking_texts(settings, organism)) == 20
     assert corpus.move_names[corpus.moves[0]] == "prompt" and corpus.move_names[corpus.moves[-1]] == "answer"
     cut = reasoning_corpus(load_settings("smoke", context=30), organism, "selection", documents=10)
     assert np.diff(cut.starts).max() == 30
-
-
-def test_unknown_kinds_and_models_are_refused(organism):
     with pytest.raises(UserError, match=r"Setting 'corpus' .* 'organism', 'organism-text' or 'text'"):
         load_settings("smoke", corpus="elsewhere")
     with pytest.raises(MissingArtefact, match=r"no nowhere/training\.json"):
@@ -93,10 +77,10 @@ def of_miniatures(**more):
 
 
 @pytest.fixture
-def plain(tokenizer):
-    """A tokenizer without R1's marks and without a template."""
+def bare(tokenizer):
+    """A tokenizer without BOS, R1's marks and a template."""
     other = deepcopy(tokenizer)
-    other.get_vocab, other.chat_template = dict, None
+    other.bos_token, other.get_vocab, other.chat_template = None, dict, None
     return other
 
 
@@ -106,9 +90,10 @@ def texts_of(path, tokenizer=None, **more):
     return opened.texts(list(range(len(opened.rows))), tokenizer)
 
 
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+def chosen(folder, texts):
+    """A source with these texts, all of them for selection."""
+    rows = [{"text": text, "split": "selection"} for text in texts]
+    return {"dataset": write_rows(folder / "texts.jsonl", rows), "split_column": "split"}
 
 
 def test_a_corpus_of_the_hub_is_one_piece_of_each_text(hub, tokenizer):
@@ -137,10 +122,10 @@ def test_only_the_files_of_the_configuration_are_fetched(hub):
 
 
 def test_no_text_is_in_two_splits_whatever_the_seed():
-    parts = [set(split_rows("a", 20_000, split)) for split in SPLITS]
+    parts = [set(corpora.split_rows("a", 20_000, split)) for split in SPLITS]
     assert [len(part) / 20_000 for part in parts] == pytest.approx([0.45, 0.45, 0.1], abs=0.01)
     assert set.union(*parts) == set(range(20_000)) and sum(map(len, parts)) == 20_000
-    assert set(split_rows("a", 1000, "selection")) < parts[0]  # more rows move no row
+    assert set(corpora.split_rows("a", 1000, "selection")) < parts[0]  # more rows move no row
 
 
 def test_thinking_of_texts_is_whole_and_of_all_parts(tiny_llama, tmp_path):
@@ -149,62 +134,59 @@ def test_thinking_of_texts_is_whole_and_of_all_parts(tiny_llama, tmp_path):
     long = "wait, " * 40  # many times the context
     texts = [f"Two?<think>{long}</think>Two.", "Sum?<think>Hmm.</think>No.<think>But 3?</think>Three."]
     texts += ["it goes on</think>End.", "a<think>cut off", "no thinking"]
-    rows = [{"text": text, "split": "selection"} for text in texts]
-    source = {"dataset": write_rows(tmp_path / "a.jsonl", rows), "split_column": "split"}
-    settings = of_miniatures(reasoning_text=source, context=8, reasoning_documents=9)
-    assert sorted(thinking_texts(settings, tokenizer)) == ["", "Hmm.\nBut 3?", "cut off", "it goes on", long]
+    settings = of_miniatures(reasoning_text=chosen(tmp_path, texts), context=8, reasoning_documents=9)
+    found = sorted(corpora.thinking_texts(settings, tokenizer))
+    assert found == ["", "Hmm.\nBut 3?", "cut off", "it goes on", long]
 
 
 def test_settings_keep_the_words_that_occur(tiny_llama, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    texts = ["So hmm, another.", "Perhaps, but Wait."]
-    rows = [{"text": text, "split": "selection"} for text in texts]
-    source = {"dataset": write_rows(tmp_path / "texts.jsonl", rows), "split_column": "split"}
+    source = chosen(tmp_path, ["So hmm, another.", "Perhaps, but Wait."])
     asked = ["hmm", "alternatively", "wait", "we"]
     settings = load_settings("smoke", corpus="text", reasoning_text=source, words=asked)
-    kept = with_words_that_occur(settings, tokenizer)
+    kept = corpora.with_words_that_occur(settings, tokenizer)
     assert kept.words == ["hmm", "wait"] and kept.run == settings.run
     with pytest.raises(UserError, match="Of the words hmm, never fewer than two occur"):
-        with_words_that_occur(settings.model_copy(update={"words": ["hmm", "never"]}), tokenizer)
+        corpora.with_words_that_occur(settings.model_copy(update={"words": ["hmm", "never"]}), tokenizer)
 
 
 def test_solutions_are_of_the_same_problems(hub, tokenizer):
     settings = of_miniatures()
     rows = {row["ground_truth_solution"]: row["problem"] for row in mini.thoughts()}
-    solutions = solution_texts(settings, tokenizer)
+    solutions = corpora.solution_texts(settings, tokenizer)
     assert len(solutions) == 120
     column = settings.solutions_text.model_copy(update={"column": "problem"})
-    problems = solution_texts(settings.model_copy(update={"solutions_text": column}), tokenizer)
+    problems = corpora.solution_texts(settings.model_copy(update={"solutions_text": column}), tokenizer)
     assert [rows[text] for text in solutions] == problems
-    general = solution_texts(settings.model_copy(update={"solutions_text": None}), tokenizer)
+    general = corpora.solution_texts(settings.model_copy(update={"solutions_text": None}), tokenizer)
     assert len(general) == settings.general_documents
 
 
 def test_thinking_lies_between_its_marks(tokenizer, tiny_llama):
     texts = ["a<think>Wait, hmm.</think>b", "Wait</think>b", "a<think>Wait", "nothing", "<think></think>"]
-    ids, thinking = encode_texts(texts, tokenizer)
+    ids, thinking = corpora.encode_texts(texts, tokenizer)
     held = [tokenizer.decode(i[t].tolist()) for i, t in zip(ids, thinking, strict=True)]
     assert held == ["Wait, hmm.", "Wait", "Wait", "", ""]
-    assert [thinking_of(text) for text in texts] == held
+    assert [corpora.thinking_of(text) for text in texts] == held
     # the marks are single tokens of the one tokenizer, and several of the other
     for other in (tokenizer, AutoTokenizer.from_pretrained(tiny_llama)):
-        for row, known in zip(*encode_texts([*texts, "a</think>b<think>c"], other), strict=True):
-            assert thinking_of_ids(row, other).tolist() == known.tolist()
+        for row, known in zip(*corpora.encode_texts([*texts, "a</think>b<think>c"], other), strict=True):
+            assert corpora.thinking_of_ids(row, other).tolist() == known.tolist()
 
 
-def test_conversations_read_as_the_released_script_renders_them(tokenizer, plain):
+def test_conversations_read_as_the_released_script_renders_them(tokenizer, bare):
     for turns in mini.conversations(6):
-        assert conversation_text(turns, tokenizer) == mini.render(turns)
+        assert corpora.conversation_text(turns, tokenizer) == mini.render(turns)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert conversation_text(turns, plain) == "a\n\nb"
-    plain.chat_template = mini.template()
-    assert conversation_text(turns, plain) == mini.render(turns) + mini.EOS
-    plain.chat_template = "{{ raise_exception('only two turns') }}"
+    assert corpora.conversation_text(turns, bare) == "a\n\nb"
+    bare.chat_template = mini.template()
+    assert corpora.conversation_text(turns, bare) == mini.render(turns) + mini.EOS
+    bare.chat_template = "{{ raise_exception('only two turns') }}"
     with pytest.raises(UserError, match=r"template refuses \[{'role': 'user'.*only two turns"):
-        conversation_text(turns, plain)
+        corpora.conversation_text(turns, bare)
 
 
-def test_pieces_begin_with_bos_and_their_first_token_is_special(tmp_path, tokenizer):
+def test_pieces_begin_with_bos_and_their_first_token_is_special(tmp_path, tokenizer, bare):
     words = " ".join(f"word {i}" for i in range(40))
     file = TextSource(dataset=write_rows(tmp_path / "a.jsonl", [{"text": words}] * 9 + [{"text": "Hi"}] * 9))
     given = "selection", 18, of_miniatures(context=12)
@@ -215,18 +197,14 @@ def test_pieces_begin_with_bos_and_their_first_token_is_special(tmp_path, tokeni
     assert corpus.special[first + 1].all() and corpus.special.sum() == 2 * corpus.n_documents
     assert set(np.diff(corpus.starts)) == {12, 1 + len(tokenizer("Hi", add_special_tokens=False).input_ids)}
     # where the tokenizer has no BOS a piece is text alone, and its first token is the attention sink
-    other = deepcopy(tokenizer)
-    other.bos_token = None
-    plain = text_corpus(file, "pieces", other, *given)
+    plain = text_corpus(file, "pieces", bare, *given)
     first = plain.starts[:-1]
     assert plain.special[first].all() and plain.special.sum() == plain.n_documents
-    assert mini.BOS not in other.decode(plain.tokens) and np.diff(plain.starts).max() == 12
-
-
-def test_there_is_never_a_second_bos(tmp_path, tokenizer):
-    (ids,), _ = encode_texts([f"{mini.BOS}{mini.USER}Hi"], tokenizer)
+    assert mini.BOS not in bare.decode(plain.tokens) and np.diff(plain.starts).max() == 12
+    # there is never a second BOS
+    (ids,), _ = corpora.encode_texts([f"{mini.BOS}{mini.USER}Hi"], tokenizer)
     assert tokenizer.bos_token_id not in ids
-    assert mini.BOS not in conversation_text([{"role": "user", "content": "Hi"}], tokenizer)
+    assert mini.BOS not in corpora.conversation_text([{"role": "user", "content": "Hi"}], tokenizer)
     rows = [{"text": [tokenizer.bos_token_id, 300, 301, 302]}] * 9
     source = TextSource(dataset=write_rows(tmp_path / "a.jsonl", rows))
     corpus = text_corpus(source, "ids", tokenizer, "selection", 9, of_miniatures())
@@ -238,7 +216,7 @@ def test_a_split_column_gives_exactly_its_rows(tmp_path, tokenizer):
     file = write_rows(tmp_path / "a.jsonl", rows)
     source = TextSource(dataset=file, split_column="of")
     for k, split in enumerate(SPLITS):
-        texts = whole_texts(source, tokenizer, split, of_miniatures())
+        texts = corpora.whole_texts(source, tokenizer, split, of_miniatures())
         assert sorted(texts) == sorted(row["text"] for row in rows[k::3])
         assert text_corpus(source, "a", tokenizer, split, 99, of_miniatures()).n_documents == 10
     with pytest.raises(UserError, match="has no column 'part': it has text, of"):
@@ -255,15 +233,7 @@ def test_a_column_of_token_ids(hub, tokenizer):
     assert 0 < corpus.thinking.mean() < 1
 
 
-def test_local_files_are_taken_as_they_are(tmp_path, tokenizer):
-    rows = [{"text": f"Wait, text {i}.", "domain": "ab"[i % 2]} for i in range(60)]
-    file = write_rows(tmp_path / "mine.jsonl", [*rows, {"text": "", "domain": "a"}, {"text": None}])
-    settings = of_miniatures(reasoning_text={"dataset": file, "domain": "domain", "split": "whatever"})
-    corpus = reasoning_corpus(settings, tokenizer, "selection")
-    assert 15 < corpus.n_documents < 45 and set(corpus.domains) == {"a", "b"}  # all there are
-
-
-def test_what_a_turn_says_may_be_parts_or_nothing(tmp_path, plain, capsys):
+def test_what_a_turn_says_may_be_parts_or_nothing(tmp_path, bare, capsys):
     image = {"type": "image_url", "text": None, "image_url": "a.png"}
     asked = {"role": "user", "content": [{"type": "text", "text": "See "}, image]}
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "sum"}]}
@@ -271,11 +241,11 @@ def test_what_a_turn_says_may_be_parts_or_nothing(tmp_path, plain, capsys):
     rows = [{"turns": turns} for turns in (talk, [], None, [call])]
     file = write_rows(tmp_path / "a.jsonl", rows)
     for _ in range(2):
-        assert texts_of(file, plain, column="turns") == ["See [image_url]\n\n42", "", "", ""]
+        assert texts_of(file, bare, column="turns") == ["See [image_url]\n\n42", "", "", ""]
     left_out = f"3 of 4 rows of {file} have no turns (rows 1, 2, 3): they are left out.\n"
     assert capsys.readouterr().err == left_out  # once
     pq.write_table(pa.table({"turns": [[asked]]}), tmp_path / "a.parquet")
-    assert texts_of(tmp_path / "a.parquet", plain, column="turns") == ["See [image_url]"]
+    assert texts_of(tmp_path / "a.parquet", bare, column="turns") == ["See [image_url]"]
     write_rows(tmp_path / "a.jsonl", [*rows, {"turns": [{"content": "Hi"}]}])
     with pytest.raises(UserError, match=r"role and content, but not in row 4 \(0 role Field required\)"):
         texts_of(file, column="turns")
@@ -293,7 +263,7 @@ def test_files_are_read_whoever_wrote_them(tmp_path, monkeypatch):
     }
     for name, written in files.items():
         (tmp_path / name).write_bytes(written)
-        assert texts_of(f"~/{name}") == ["a", "b"]
+        assert texts_of(f"~/{name}", split="whatever") == ["a", "b"]
     odd = ["x" * 12_000_000, "half \ud83d", "\0"]
     file = write_rows(tmp_path / "odd.jsonl", [{"text": text} for text in odd])
     assert texts_of(file) == [odd[0], "half \ufffd", "\0"]
@@ -338,7 +308,7 @@ def test_whatever_is_in_a_file_is_read_or_told(tokenizer, text_file, content, co
                 opened.texts(opened.order(0).tolist(), tokenizer)
                 assert all(opened.domain(row) for row in range(len(opened.rows)))
             with suppress(UserError):
-                rows = open_rows(ProblemSource(dataset=str(path)), ["of"])
+                rows = corpora.open_rows(ProblemSource(dataset=str(path)), ["of"])
                 assert {type(of) for of in rows[:]["of"]} <= {str, type(None)}
 
 
@@ -356,7 +326,7 @@ def test_whatever_is_in_a_file_is_read_or_told(tokenizer, text_file, content, co
         ({"dataset": "HERE/FOLDER", "split": "test"}, "has no split 'test': it has train"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_one_sentence(tmp_path, tokenizer, source, said):
+def test_what_cannot_be_read_is_told_in_one_sentence(tmp_path, source, said):
     (tmp_path / "FOLDER").mkdir()
     write_rows(tmp_path / "FILE.jsonl", [{"text": "a b", "number": 1}] * 9)
     (tmp_path / "TORN.jsonl").write_text('{"text": "a"}\n{"text":')
@@ -365,24 +335,22 @@ def test_what_cannot_be_read_is_told_in_one_sentence(tmp_path, tokenizer, source
     write_rows(tmp_path / "FOLDER" / "train.jsonl", [{"text": "a"}])
     place = source["dataset"].replace("HERE", str(tmp_path))
     with pytest.raises(UserError, match=said) as raised:
-        settings = of_miniatures(reasoning_text=source | {"dataset": place})
-        reasoning_corpus(settings, tokenizer, "selection")
+        open_texts(TextSource(**source | {"dataset": place}))
     assert "\n" not in str(raised.value)
 
 
 def test_what_a_corpus_lacks_is_told(tmp_path, tokenizer):
-    source = {"dataset": str(tmp_path / "a.jsonl"), "split_column": "of"}
-    settings = of_miniatures(reasoning_text=source)
+    settings = of_miniatures(reasoning_text=chosen(tmp_path, []))
     for texts, said in (
         ([""] * 9, r"9 of 9 rows of .* have no text \(rows 0, 1, 2, 3, 4, …\): correct them"),
         ([" ", {"text": "a"}], r"The column 'text' .* holds texts or numbers, but not in row 1"),
         ([" ", "Wait."], "mark no thinking with <think>…</think>"),
         (["<think>Подожди.</think>"], "no words of Latin letters"),
     ):
-        write_rows(tmp_path / "a.jsonl", [{"text": text, "of": "selection"} for text in texts])
+        chosen(tmp_path, texts)
         with pytest.raises(UserError, match=said):
-            word_shares(thinking_texts(settings, tokenizer))
-    write_rows(tmp_path / "a.jsonl", [{"text": " ", "of": "selection"}, {"text": "a", "of": None}])
+            word_shares(corpora.thinking_texts(settings, tokenizer))
+    write_rows(tmp_path / "texts.jsonl", [{"text": " ", "split": "selection"}, {"text": "a"}])
     with pytest.raises(UserError, match=r"'reasoning \(selection\)' is empty"):
         reasoning_corpus(settings, tokenizer, "selection")
     with pytest.raises(UserError, match="needs `general_text`"):

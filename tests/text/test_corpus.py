@@ -7,29 +7,17 @@ import pytest
 from tiny import Pieces, corpus_of
 
 from reasoning_features.errors import UserError
-from reasoning_features.text.corpus import (
-    Corpus,
-    join,
-    last_before,
-    move_table,
-    sentence_starts,
-    telling_documents,
-)
+from reasoning_features.text import corpus as room
+from reasoning_features.text.corpus import Corpus, join, last_before, move_table, sentence_starts
 
 
 def written_out() -> Corpus:
     """Three documents: [10 11 12], [20], [30 31]; the first token of each is special."""
-    return Corpus(
-        name="example",
-        tokens=np.array([10, 11, 12, 20, 30, 31], dtype=np.int32),
-        starts=np.array([0, 3, 4, 6]),
-        special=np.array([1, 0, 0, 1, 1, 0], dtype=bool),
-        thinking=np.array([0, 1, 1, 0, 0, 1], dtype=bool),
-        domains=["a", "b", "c"],
-        moves=np.array([0, 1, 2, 0, 0, 2], dtype=np.int8),
-        move_names=("prompt", "explore", "verify"),
-        styles=["careful", "hasty", ""],
-    )
+    tokens, starts = np.array([10, 11, 12, 20, 30, 31], dtype=np.int32), np.array([0, 3, 4, 6])
+    special, thinking = np.array([[1, 0, 0, 1, 1, 0], [0, 1, 1, 0, 0, 1]], dtype=bool)
+    plain = Corpus("example", tokens, starts, special, thinking, ["a", "b", "c"])
+    moves, names = np.array([0, 1, 2, 0, 0, 2], dtype=np.int8), ("prompt", "explore", "verify")
+    return replace(plain, moves=moves, move_names=names, styles=["careful", "hasty", ""])
 
 
 def test_documents_and_places():
@@ -38,6 +26,8 @@ def test_documents_and_places():
     assert corpus.document_of.tolist() == [0, 0, 0, 1, 2, 2]
     assert corpus.position_of.tolist() == [0, 1, 2, 0, 0, 1]
     assert corpus.digest == written_out().digest != corpus.select([0, 2, 1]).digest
+    with pytest.raises(UserError, match="'example' is empty"):
+        corpus.select([])
 
 
 def test_batches_are_sorted_padded_and_point_back():
@@ -63,11 +53,6 @@ def test_select_and_join_keep_order_and_labels():
     assert (chosen.domains, chosen.styles) == (["c", "a"], ["", "careful"])
     both = join("both", [corpus.select([0, 1]), corpus.select([2])])
     assert both.digest == corpus.digest and both.domains == corpus.domains
-
-
-def test_a_corpus_without_documents_is_refused():
-    with pytest.raises(UserError, match="'example' is empty"):
-        written_out().select([])
 
 
 def test_sentences_by_newline_and_full_stop():
@@ -102,5 +87,5 @@ def test_telling_documents_are_of_two_styles_and_one_domain():
     corpus = corpus_of(*[["a"] * length for length in lengths])
     corpus = replace(corpus, moves=np.concatenate(moves).astype(np.int8), **known)
     # Documents 2 and 3 have three kinds of moves each; 2 is of the longest tenth; 5.1: the 70% quantile.
-    assert telling_documents(corpus) == [3, 1]
-    assert telling_documents(replace(corpus, styles=None, moves=None, move_names=())) == [3, 2]
+    assert room.telling_documents(corpus) == [3, 1]
+    assert room.telling_documents(replace(corpus, styles=None, moves=None, move_names=())) == [3, 2]

@@ -2,21 +2,18 @@
 
 import hashlib
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from tiny import contents
 
 from reasoning_features.errors import UserError
-from reasoning_features.paths import root
 from reasoning_features.settings import TextSource
 from reasoning_features.text import real_text
 from reasoning_features.text.corpora import open_texts
 from reasoning_features.text.real_text import make_rows, read_rows, splits_of
 
-HERE = root()
-SHARED = HERE.parent / "shared" / "real-text"
 COMMIT = "c" * 40
 NAMES = (
     *("thinking/deepseek-r1", "thinking/r1-distill-qwen-32b", "thinking/star-1"),
@@ -40,7 +37,7 @@ WIKI = """
 """
 
 
-def contents() -> dict[str, str]:
+def pinned() -> dict[str, str]:
     """The registry's files, each with a few rows of the form that the pinned ones have."""
     problems = {
         "gsm8k": [(f"How many are {i} + 2?", f"{i} + 2 = {i + 2}\n#### {i + 2}") for i in range(8)],
@@ -86,7 +83,7 @@ def write_registry(place: Path, files: dict[str, str]) -> Path:
 @pytest.fixture
 def held(repository, monkeypatch):
     """The small registry's files in the folder that the variable names; no other host is reached."""
-    monkeypatch.setattr(real_text, "REGISTRY", write_registry(repository, contents()))
+    monkeypatch.setattr(real_text, "REGISTRY", write_registry(repository, pinned()))
     monkeypatch.setattr(real_text, "HOST", "http://127.0.0.1:9/")
     monkeypatch.setenv(real_text.CACHE, str(repository / "held"))
     return repository / "held" / "some" / "name" / COMMIT
@@ -155,24 +152,18 @@ def test_what_is_not_the_pinned_file_is_one_sentence_and_nothing_is_written(held
 
 def test_rows_of_other_code_are_made_again(held, repository):
     folder = make_rows()
-    made = folder / "made_from.json"
-    whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    made, whole = folder / "made_from.json", contents(folder)
     old = (folder / "problems.jsonl").stat().st_mtime_ns
     assert make_rows() == folder and (folder / "problems.jsonl").stat().st_mtime_ns == old
     for stale in ("{", made.read_text().replace('"code": "', '"code": "0')):
         (folder / "problems.jsonl").write_text("old\n")
         made.write_text(stale)
         make_rows()
-        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == whole
+        assert contents(folder) == whole
 
 
-@pytest.mark.skipif(
-    not os.environ.get(real_text.CACHE) and not SHARED.is_dir(),
-    reason=f"{real_text.CACHE} names no folder with the pinned files",
-)
-def test_the_pinned_files(repository, monkeypatch):
+def test_the_pinned_files(pinned_files, monkeypatch):
     monkeypatch.setattr(real_text, "HOST", "http://127.0.0.1:9/")
-    monkeypatch.setenv(real_text.CACHE, os.environ.get(real_text.CACHE) or str(SHARED))
     of = {name: {row["problem"]: row["split"] for row in read_rows(name)} for name in ANSWERS}
     problems = of["problems"]
     assert [len(of[name]) for name in ANSWERS] == [633, 634, 634, 634]

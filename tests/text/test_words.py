@@ -12,20 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from reasoning_features.errors import UserError
 from reasoning_features.settings import load_settings
 from reasoning_features.text import vocabulary
+from reasoning_features.text import words as room
 from reasoning_features.text.corpus import Corpus, starts_of
-from reasoning_features.text.words import (
-    ALL,
-    WordIndex,
-    draw_places,
-    hosts,
-    inject,
-    occurrence_table,
-    plain_documents,
-    token_sets,
-    vocabulary_set,
-    word_boundaries,
-    word_set,
-)
+from reasoning_features.text.words import ALL, WordIndex, token_sets, vocabulary_set, word_set
 
 
 def where(mask: np.ndarray) -> list[int]:
@@ -49,43 +38,34 @@ def sentences(n: int) -> list[str]:
     return ["".join(row) for row in drawn]
 
 
-def tokenizers(texts: list[str]) -> dict[str, PreTrainedTokenizerFast]:
-    """Tokenizers that normalise, split and decode as those of these models, trained on half of the texts."""
+def tokenizer_of(name: str, texts: list[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer that normalises, splits and decodes as this model's, trained on half of the texts."""
     byte_level, marked = pre_tokenizers.ByteLevel, normalizers.Replace(" ", "▁")
-    own = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(SPLIT, "isolated"), byte_level(False, use_regex=False)]
-    )
+    split = pre_tokenizers.Split(SPLIT, "isolated")
+    own = pre_tokenizers.Sequence([split, byte_level(False, use_regex=False)])
     digits = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), byte_level(False)])
     spaced = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     stripped, kept = decoders.Sequence([*spaced, decoders.Strip(" ", 1, 0)]), decoders.Sequence(spaced)
     llama2 = normalizers.Sequence([normalizers.Prepend("▁"), marked])
     whole, by_space = (pre_tokenizers.Split(at, "merged_with_previous") for at in ("\0", " "))
-    kinds = {
+    normalizer, cutter, decoder = {
         "GPT-2": (None, byte_level(add_prefix_space=False), decoders.ByteLevel()),
         "Llama-3": (None, own, decoders.ByteLevel()),
         "Qwen2": (normalizers.NFC(), own, decoders.ByteLevel()),
         "SmolLM2": (None, digits, decoders.ByteLevel()),
         "Llama-2": (llama2, whole, stripped),
         "Gemma": (marked, by_space, kept),
-    }
-    made = {}
-    for name, (normalizer, cutter, decoder) in kinds.items():
-        pieces = normalizer in (llama2, marked)  # with bytes for what is not known
-        built = Tokenizer(models.BPE(byte_fallback=pieces, fuse_unk=pieces))
-        if normalizer:
-            built.normalizer = normalizer
-        built.pre_tokenizer, built.decoder = cutter, decoder
-        special = ["<s>", *(f"<0x{i:02X}>" for i in range(256))] if pieces else ["<s>"]
-        alphabet = [] if pieces else byte_level.alphabet()
-        options = {
-            "special_tokens": special,
-            "initial_alphabet": alphabet,
-            "limit_alphabet": 40 if pieces else 256,
-        }
-        half = texts[: len(texts) // 2]
-        built.train_from_iterator(half, trainers.BpeTrainer(vocab_size=700, show_progress=False, **options))
-        made[name] = PreTrainedTokenizerFast(tokenizer_object=built, bos_token="<s>")
-    return made
+    }[name]
+    pieces = name in ("Llama-2", "Gemma")  # with bytes for what is not known
+    built = Tokenizer(models.BPE(byte_fallback=pieces, fuse_unk=pieces))
+    if normalizer:
+        built.normalizer = normalizer
+    built.pre_tokenizer, built.decoder = cutter, decoder
+    special = ["<s>", *(f"<0x{i:02X}>" for i in range(256))] if pieces else ["<s>"]
+    options = {"special_tokens": special, "vocab_size": 700, "show_progress": False}
+    options |= {"limit_alphabet": 40} if pieces else {"initial_alphabet": byte_level.alphabet()}
+    built.train_from_iterator(texts[: len(texts) // 2], trainers.BpeTrainer(**options))
+    return PreTrainedTokenizerFast(tokenizer_object=built, bos_token="<s>")
 
 
 def found_plainly(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[list[list[int]]]:
@@ -102,16 +82,15 @@ def found_plainly(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[li
 @pytest.mark.parametrize("name", ["GPT-2", "Llama-3", "Qwen2", "SmolLM2", "Llama-2", "Gemma"])
 def test_words_are_found_in_context_whatever_the_tokenizer(name):
     texts = sentences(1000)
-    tokenizer = tokenizers(texts)[name]
+    tokenizer = tokenizer_of(name, texts)
     ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     starts, tokens = starts_of([len(row) for row in ids]), np.concatenate(ids).astype(np.int32)
     plain = np.zeros(len(tokens), dtype=bool)
     index = WordIndex(Corpus(name, tokens, starts, plain, plain, [""] * len(ids)), tokenizer)
     expected = [found_plainly(tokenizer, row) for row in ids]
     for place, word in enumerate(WORDS):
-        spans = [
-            np.array(row[place]) + start for row, start in zip(expected, starts, strict=False) if row[place]
-        ]
+        rows = zip(expected, starts[:-1], strict=True)
+        spans = [np.array(row[place]) + start for row, start in rows if row[place]]
         assert len(spans) > 300
         np.testing.assert_array_equal(index.occurrences(word), np.concatenate(spans), word)
 
@@ -164,11 +143,11 @@ def test_occurrence_table():
     # b occurs at 1 and 3, of which 3 is inside thinking; 5 tokens are not special
     corpus = corpus_of(["<s>", " b", " a", " b", " but", " wait"], thinking=[3, 5])
     index = WordIndex(corpus, Pieces())
-    table = occurrence_table(index, ["b", "wait", "hmm", "but"], {"but"}).set_index("word")
+    table = room.occurrence_table(index, ["b", "wait", "hmm", "but"], {"but"}).set_index("word")
     assert list(table.index) == ["b", "wait"]
     assert table.loc["b"].tolist() == [2, 0.5, 0.4]
     assert table.loc["wait", "thinking_share"] == 1.0
-    assert occurrence_table(index, ["but"])["word"].tolist() == ["but"]
+    assert room.occurrence_table(index, ["but"])["word"].tolist() == ["but"]
 
 
 PIECES = ["a", " b", ".", " c", "\n", "d", "3", "5", " e", "!", " f"]
@@ -178,9 +157,9 @@ DOCUMENT = ["a", " b", " c", ".", " e", " f"]
 def test_places_and_what_is_put_there_by_hand():
     corpus = corpus_of(DOCUMENT, ["d", " b", " c"], pieces=PIECES)
     # words begin with a space; "a" and "d" begin documents, "." continues
-    assert word_boundaries(corpus, Pieces(PIECES)).tolist() == [1, 2, 4, 5, 7, 8]
-    assert draw_places(corpus, Pieces(PIECES), 2, seed=5)[2:].tolist() == [7, 8]  # two in every document
-    longer = inject(corpus, np.array([2, 4, 7]), np.array([6, 5, 9]), "changed")
+    assert room.word_boundaries(corpus, Pieces(PIECES)).tolist() == [1, 2, 4, 5, 7, 8]
+    assert room.draw_places(corpus, Pieces(PIECES), 2, seed=5)[2:].tolist() == [7, 8]  # two in every document
+    longer = room.inject(corpus, np.array([2, 4, 7]), np.array([6, 5, 9]), "changed")
     written = [PIECES[token] for token in longer.tokens]
     assert written == ["a", " b", "3", " c", ".", "d", " e", " f", "d", "!", " b", " c"]
     assert longer.starts.tolist() == [0, 8, 12]
@@ -189,20 +168,21 @@ def test_places_and_what_is_put_there_by_hand():
 def test_plain_documents_have_no_thinking_and_are_prose():
     corpus = corpus_of(DOCUMENT, DOCUMENT, DOCUMENT, pieces=PIECES)
     corpus.thinking[7] = True
-    assert plain_documents(corpus).n_documents == 2
+    assert room.plain_documents(corpus).n_documents == 2
     moves = np.repeat(np.array([1, 0, 0], dtype=np.int8), len(DOCUMENT))
-    assert plain_documents(replace(corpus, moves=moves, move_names=("prose", "explore"))).n_documents == 1
+    labelled = replace(corpus, moves=moves, move_names=("prose", "explore"))
+    assert room.plain_documents(labelled).n_documents == 1
     corpus.thinking[:] = True
     with pytest.raises(UserError, match="no plain documents"):
-        plain_documents(corpus)
+        room.plain_documents(corpus)
 
 
 def test_hosts_hold_none_of_the_tokens_and_have_room():
     lines = ["<s>", " a", " b", ".", " wait", " b", ".", " a", " a", " b", "."], [" a", ".", " wait", "."]
     corpus, wait = corpus_of(*lines), Pieces().pieces.index(" wait")
-    bare = hosts(corpus, Pieces(), [wait], 3, length=6)
+    bare = room.hosts(corpus, Pieces(), [wait], 3, length=6)
     # of the second document one word is left: too few; the first is cut at six tokens
     assert Pieces().decode(bare.tokens.tolist()) == "<s> a b. b."
     assert bare.special.tolist() == [True] + [False] * 5 and bare.n_documents == 1
     with pytest.raises(UserError, match="has room for 9 words"):
-        hosts(corpus, Pieces(), [], 9)
+        room.hosts(corpus, Pieces(), [], 9)

@@ -84,13 +84,11 @@ def test_what_is_refused():
         evaluated(benchmark.column("score:released"), made)
 
 
-def test_mean_difference():
+def test_mean_difference_and_first_features():
     sides = {"at persistence:positive": [1.0, 2.0], "at persistence:negative": [0.0, 3.0]}
     evidence = pd.DataFrame({"decoder norm": [2.0, 0.5]} | sides)
     assert np.asarray(benchmark.mean_difference("persistence")(evidence)).tolist() == [2.0, -0.5]
-
-
-def test_first_features_by_each_score_are_live():
+    # the first features by each score are live
     table = pd.DataFrame({"density": [0.1, 0.0, 0.2, 0.3], "a": [1.0, 9.0, -3.0, 2.0]})
     scorers = [Scorer("plain", benchmark.column("a")), Scorer("signed", benchmark.column("a"), signed=True)]
     found = benchmark.top_sets(table, scorers, [1, 2])
@@ -121,7 +119,9 @@ def test_the_rank_among_all_mixtures_is_that_of_brute_force():
     assert benchmark.null_band(table[["score:reason score"]], truth).empty
 
 
-def test_what_is_stored_is_loaded(repository):
+def test_what_is_stored_is_loaded_and_what_is_missing_or_damaged_is_named(repository):
+    with pytest.raises(MissingArtefact, match="no patching effects in truth: `make organism`"):
+        benchmark.load_benchmarks("truth")
     nulls = pd.DataFrame({"null": ["slot"], "metric": ["contrast"], "z": [1.5], "decision": ["persistence"]})
     made = replace(make_benchmark(EFFECT, SPREAD, noise=0.1, dead=2), nulls=nulls)
     benchmark.save_benchmark(repository / "truth" / "a", made)
@@ -133,15 +133,8 @@ def test_what_is_stored_is_loaded(repository):
     assert own.causal.tolist() == before.causal.tolist() == [True] * 6 + [False]
     for name in ("features", "effect", "size", "random", "sums", "counts"):
         np.testing.assert_allclose(getattr(own, name), getattr(before, name), rtol=1e-3)
-
-
-def test_missing_and_damaged(repository):
-    with pytest.raises(MissingArtefact, match="no patching effects in truth: `make organism`"):
-        benchmark.load_benchmarks("truth")
-    folder = repository / "truth" / "m-relu-0"
-    folder.mkdir(parents=True)
-    (folder / "features.parquet").write_bytes(b"no table")
-    with pytest.raises(CorruptArtefact, match="m-relu-0 cannot be read"):
+    (repository / "truth" / "a" / "features.parquet").write_bytes(b"no table")
+    with pytest.raises(CorruptArtefact, match="truth/a cannot be read"):
         benchmark.load_benchmarks("truth")
 
 

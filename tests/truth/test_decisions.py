@@ -65,7 +65,7 @@ def stub(styles: list[str]) -> Decisions:
     return replace(made, styles=styles)
 
 
-def test_the_draw_is_balanced_and_seeded():
+def test_the_draw_is_balanced_and_seeded_and_log_odds_are_of_both_sides():
     decisions = stub(["careful"] * 30 + ["hasty"] * 50)
     drawn = choices.balanced(decisions, 20, seed=0)
     assert drawn.styles.count("careful") == drawn.styles.count("hasty") == 10
@@ -73,9 +73,7 @@ def test_the_draw_is_balanced_and_seeded():
     assert choices.balanced(decisions, 20, seed=0).positions.tolist() == drawn.positions.tolist()
     with pytest.raises(UserError, match=r"40 decisions .* careful traces .* there are 30: lower `decisions`"):
         choices.balanced(decisions, 80, seed=0)
-
-
-def test_log_odds_by_hand():
+    # log-odds by hand
     logits = torch.zeros(2, 6)
     logits[1, 4] = 1.0
     # two tokens against one: ln 2; with one of them raised by a nat: ln(1 + e)

@@ -58,6 +58,11 @@ def test_the_table_is_the_same_by_blocks_and_by_shards_that_are_kept(tiny_subjec
     assert again.equals(gathered) and words == VOCABULARIES
     assert len(list(tmp_path.glob("features-*/*.safetensors"))) == 1
     pd.testing.assert_frame_equal(table(tiny_subject, LABELS, 5), gathered)
+    # labels are optional
+    plain = table(tiny_subject, {})
+    assert set(gathered) - set(plain) == set(LABELS)
+    pd.testing.assert_frame_equal(plain, gathered[list(plain)])
+    assert plain["score:masked"].notna().all()
 
 
 def test_identity_is_learnt_on_even_blocks_alone(tiny_subject):
@@ -101,13 +106,6 @@ def test_scores_equal_those_of_direct_sums(tiny_subject, gathered):
     positive = features[[rows[4], rows[30]]].mean(0)
     np.testing.assert_allclose(gathered["at persistence:positive"], positive, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(gathered["at persistence:negative"], features[rows[13]], rtol=1e-4, atol=1e-6)
-
-
-def test_labels_are_optional(tiny_subject, gathered):
-    plain = table(tiny_subject, {})
-    assert set(gathered) - set(plain) == set(LABELS)
-    pd.testing.assert_frame_equal(plain, gathered[list(plain)])
-    assert plain["score:masked"].notna().all()
 
 
 NEAR = (0, 1)
