@@ -90,7 +90,7 @@ class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     site: Literal["resid_post", "mlp_out"] = "resid_post"  # or what this block's MLP adds to it
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
     # kind of corpora: the organism's documents, the same without their labels, or the sources below
     corpus: Literal["organism", "organism-text", "text"] = "organism"
@@ -317,13 +317,18 @@ def read_overrides(text: str) -> dict[str, Any]:
 
 
 def _typed(name: str, text: str) -> Any:
-    """What text stands for under a setting's type: as YAML reads it, or else as it stands (``no``)."""
+    """What text stands for under a setting's type: as YAML reads it, or its words alone (``[no, yes]``), or
+    as it stands.
+    """
     kind: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(typing.get_type_hints(Settings)[name])
-    with contextlib.suppress(yaml.YAMLError, ValueError):
-        value = yaml.safe_load(text)
-        kind.validate_python(value)
-        return value
-    return text
+    given: Any = text
+    for loader in (yaml.SafeLoader, yaml.BaseLoader):
+        with contextlib.suppress(yaml.YAMLError, ValueError):
+            value = yaml.load(text, loader)
+            given = value if isinstance(value, list | dict) else given  # an error is then of the item
+            kind.validate_python(value)
+            return value
+    return given
 
 
 def _slug(value: Any) -> str:

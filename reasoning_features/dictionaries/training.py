@@ -167,6 +167,8 @@ def new_trainer(
         few = f"{recipe.tokens:,} training tokens are fewer than one batch of {recipe.batch:,}"
         raise UserError(f"{few}: raise train_tokens.")
     moments, width, start = Moments.of(sample), sample.shape[1], recipe.start(model_name)
+    if not moments.variance > 0:
+        raise UserError("The activations of the sample are all the same: give texts that differ.")
     scale = width**0.5 / moments.mean_norm
     about = SAEMetadata(model_name=model_name, hook_name=hook_name, recipe=recipe.metadata)
     with torch.random.fork_rng(devices=[]):

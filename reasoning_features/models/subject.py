@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTraine
 
 from reasoning_features import hub, paths
 from reasoning_features.errors import MissingArtefact, UserError, check_finite
-from reasoning_features.files import directory_digest, verify_shipped
+from reasoning_features.files import directory_digest, read_json, verify_shipped
 from reasoning_features.models.sampling import edited
 from reasoning_features.runs.preflight import check_device, check_layer, configuration
 
@@ -277,6 +277,8 @@ def load_subject(
     options |= {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told below, by name
     try:
+        if (ends := directory / "generation_config.json").is_file():
+            read_json(ends)  # transformers passes over a damaged one, and answers then run on
         tokenizer = load_tokenizer(directory)
         network, found = loader.from_pretrained(directory, **options)
     except Exception as error:

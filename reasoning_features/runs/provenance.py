@@ -32,8 +32,9 @@ PACKAGE = "reasoning_features"
 MANIFEST = "artefact.json"  # a stored artefact's settings, and its files with their digests
 RECORD = "REASONING_FEATURES_RECORD"  # names the file that a run tells what it read and wrote
 PACKAGES = (
-    *("datasets", "matplotlib", "numpy", "pandas", "sae-lens", "scikit-learn", "scipy", "seaborn"),
-    *("tokenizers", "torch", "transformer-lens", "transformers", "wordfreq"),
+    *("datasets", "jinja2", "latex2sympy2-extended", "math-verify", "matplotlib", "numpy", "pandas"),
+    *("pyarrow", "sae-lens", "scikit-learn", "scipy", "seaborn", "sympy", "tokenizers", "torch"),
+    *("transformer-lens", "transformers", "wordfreq"),
 )
 TABLES = {".csv", ".tsv", ".json"}
 MAGIC = re.compile(r"^\s*[%!].*$", re.MULTILINE)  # a notebook's own commands

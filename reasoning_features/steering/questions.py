@@ -4,9 +4,11 @@ A problem of a benchmark belongs to one split for good; the run's seed orders pr
 benchmarks are mixed evenly.
 """
 
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,14 @@ from reasoning_features.organism.problems import Split, problems
 from reasoning_features.paths import RunPaths
 from reasoning_features.settings import ProblemSource, Settings
 from reasoning_features.steering.grading import LETTERS, boxed, graded_formula, graded_letter
-from reasoning_features.text.corpora import TEXT, dataset_name, open_rows, stable_number, tell_left_out
+from reasoning_features.text.corpora import (
+    TEXT,
+    dataset_name,
+    open_rows,
+    stable_number,
+    tell_left_out,
+    templated,
+)
 
 COMMON = ("correct", "thinking_tokens")  # what is measured of every answer, whatever the problems
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
@@ -186,7 +195,7 @@ def prompt_ids(problem: RealProblem, tokenizer: Any, system: str | None = None) 
     if tokenizer.chat_template is None:
         text = "\n\n".join(turn["content"] for turn in turns) + "\n\n"
     else:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        text = templated(turns, tokenizer, add_generation_prompt=True)
     if THINK in tokenizer.get_vocab():
         text = text.rstrip() + "\n" if text.rstrip().endswith(THINK) else f"{text}{THINK}\n"
     ids, bos = list(tokenizer.encode(text, add_special_tokens=False)), tokenizer.bos_token_id
@@ -225,20 +234,29 @@ def _of_source(benchmark: str, source: ProblemSource, split: Split | None, seed:
     return [problem for row in order.tolist() if isinstance(problem := read[row], RealProblem)]
 
 
+def _value(choice: str) -> Decimal | str:
+    """What tells choices apart: 5 and 5.0 are one."""
+    try:
+        return Decimal(choice.strip())
+    except InvalidOperation:
+        return choice.strip()
+
+
 def _problem(
     benchmark: str, source: ProblemSource, row: dict[str, str | None], seed: list[int]
 ) -> RealProblem | str:
     """The problem that a row holds, or what is at fault with it."""
     question, answer = ((row[column] or "").strip() for column in (source.problem, source.answer))
-    last = f"\n{answer}".rpartition("\n####")[2].strip()  # GSM8K's solutions end with a line of the answer
-    answer = answer if "\n" in last else last
+    if last := re.findall(r"####([^#\n]+)", answer):  # before which GSM8K's answers have their solution
+        answer = last[-1].strip()
     if not question or not answer:
         return f"have no {source.answer if question else source.problem}"
     if not source.wrong:
         return RealProblem(benchmark, question, answer, letters="")
-    choices = [answer, *(found.strip() for column in source.wrong if (found := row[column]))]
-    if len(choices) == 1 or answer in choices[1:]:
-        return "have the right answer among the wrong" if choices[1:] else "have no wrong choice"
+    wrong = {_value(found): found.strip() for column in source.wrong if (found := row[column])}
+    if _value(answer) in wrong or not wrong:
+        return "have the right answer among the wrong" if wrong else "have no wrong choice"
+    choices = [answer, *wrong.values()]
     order = np.random.default_rng(seed).permutation(len(choices))
     lines = [f"{letter}) {choices[i]}" for letter, i in zip(LETTERS, order, strict=False)]
     truth = LETTERS[int(np.flatnonzero(order == 0)[0])]

@@ -10,6 +10,7 @@ dataset's name and the row's number alone. So texts on which features were chose
 
 import csv
 import glob
+import gzip
 import hashlib
 import json
 import re
@@ -273,16 +274,21 @@ def conversation_text(turns: list[dict[str, str]], tokenizer: Any) -> str:
     if not {USER, ASSISTANT} <= set(tokenizer.get_vocab()):
         if tokenizer.chat_template is None:
             return "\n\n".join(turn["content"] for turn in turns if turn["content"])
-        try:
-            return without_bos(str(tokenizer.apply_chat_template(turns, tokenize=False)), tokenizer)
-        except TemplateError as error:
-            refuses = f"The model's chat template refuses {str(turns)[:99]}…"
-            raise UserError(f"{refuses} ({error}): leave such conversations out.") from error
+        return without_bos(templated(turns, tokenizer), tokenizer)
     marks, ends = {"user": USER, "assistant": ASSISTANT}, {"assistant": tokenizer.eos_token}
     parts = []
     for turn in turns:
         parts += [marks.get(turn["role"], ""), turn["content"], ends.get(turn["role"], "")]
     return "".join(parts[:-1])  # nothing ends the last turn
+
+
+def templated(turns: list[dict[str, str]], tokenizer: Any, **how: Any) -> str:
+    """Turns in the model's chat template; UserError where it refuses them, as Gemma's does a system's."""
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, **how))
+    except TemplateError as error:
+        told = f"The model's chat template refuses {str(turns)[:99]}… ({error})"
+        raise UserError(f"{told}: leave such turns out, or give another template.") from error
 
 
 # --- rows of datasets ---------------------------------------------------------------------------------------
@@ -299,14 +305,24 @@ def _written(value: Any) -> Any:
 def _said(content: Any) -> str:
     """What a turn says: a text, nothing, or the texts of parts, where images and the like are named."""
     parts = content if isinstance(content, list) else [content]
-    parts = [p if isinstance(p, dict) else {"text": "" if p is None else p} for p in parts]
-    texts = (f"[{p.get('type')}]" if p.get("text") is None else p["text"] for p in parts)
+    texts: list[Any] = []
+    for part in (p if isinstance(p, dict) else {"text": "" if p is None else p} for p in parts):
+        thought = part.get("thinking")
+        named = f"[{part.get('type')}]" if thought is None else f"{THINK}\n{thought}\n{END_THINK}\n\n"
+        texts.append(named if part.get("text") is None else part["text"])
     return "".join(map(_STRING[0].validate_python, texts))
 
 
 class _Turn(BaseModel):
+    """What was thought, where it stands apart, comes before what is said."""
+
     role: str = Field(min_length=1)
     content: Annotated[str, BeforeValidator(_said)] = ""
+    reasoning_content: str | None = Field(default=None, exclude=True)
+
+    def model_post_init(self, _: Any) -> None:
+        if self.reasoning_content:
+            self.content = _said([{"thinking": self.reasoning_content}]) + self.content
 
 
 # what a column holds
@@ -399,22 +415,26 @@ def open_rows(source: TextSource | ProblemSource, columns: Sequence[str]) -> dat
     UserError: nothing is there, it cannot be fetched or read, is not UTF-8, has no such configuration, split
     or column, or a value is of another kind.
     """
-    place, split = paths.resolve(source.dataset), source.split
+    place, split, local = paths.resolve(source.dataset), source.split, hub.is_local(source.dataset)
     which: dict[str, Any] = {"name": source.name}
-    if place.is_file():
-        place, which, split = place.parent, {"data_files": glob.escape(place.name)}, "train"
-    elif not hub.is_local(source.dataset):
+    if not local:
         patterns = hub.dataset_files(source.dataset, source.name, split)
         place = hub.local_copy(source.dataset, "dataset", patterns)
         which, split = (which, split) if patterns is None else ({"data_files": patterns}, "train")
-    elif not place.is_dir():
+    elif not place.exists():
         raise UserError(f"There is no dataset in {source.dataset}: give a folder, a file, or owner/name.")
     datasets.disable_progress_bars()  # a file that is read from disk needs none
     try:
-        found = datasets.load_dataset_builder(str(place), **which).config.data_files or {}
+        found: Any = {split: [place]}
+        if place.is_dir():
+            found = datasets.load_dataset_builder(str(place), **which).config.data_files or {}
         if split not in found:
             raise UserError(f"{source.dataset} has no split {split!r}: it has {', '.join(map(str, found))}.")
-        files, local = tuple(found[split]), hub.is_local(source.dataset)  # the hub's name their commit
+        files = tuple(map(str, found[split]))  # those of the hub name their commit
+        kinds = {_kind(file) for file in place.rglob("*")} & {".csv", ".jsonl", ".parquet"}
+        if len(kinds) > 1:  # of which a folder's first would be read alone
+            several = ", ".join(sorted(kinds))
+            raise UserError(f"{source.dataset} has files of several kinds ({several}): name one of them.")
         versions = tuple(file_digest(Path(file)) for file in (*(files if local else ()), __file__))
         given = {"source": source, "files": files, "versions": versions, "columns": tuple(columns)}
         stored = datasets.Features(dict.fromkeys(columns, datasets.Value("large_string")))
@@ -465,7 +485,10 @@ def _checked_rows(
 
 def _csv_rows(lines: Any, name: str) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # of the whole process: a text may be long
-    reader = csv.DictReader(lines, delimiter="\t" if name.endswith(".tsv") else ",", strict=True)
+    reader = csv.DictReader(lines, delimiter="\t" if _kind(name) == ".tsv" else ",", strict=True)
+    header = list(reader.fieldnames or [])
+    if twice := [column for column in header if header.count(column) > 1]:
+        raise UserError(f"{name} has the column {twice[0]!r} twice: rename one.")
     for row in reader:
         if None in row:
             raise UserError(f"Line {reader.line_num} of {name} has more fields than its first: quote commas.")
@@ -486,19 +509,29 @@ def _json_rows(lines: Any, name: str) -> Iterator[dict[str, Any]]:
 
 _READERS = dict.fromkeys((".json", ".jsonl", ".ndjson"), _json_rows) | {".csv": _csv_rows, ".tsv": _csv_rows}
 _READERS[".txt"] = lambda lines, name: ({"text": line.rstrip("\r\n")} for line in lines)
+KINDS = {*_READERS, ".parquet", ".arrow"}
+
+
+def _kind(file: str | Path) -> str:
+    """The ending of a file's name, whatever its case, and whether it is gzipped or not."""
+    return Path(str(file).lower().removesuffix(".gz")).suffix
 
 
 def _raw_rows(files: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The rows of files by the names of columns, of which only ``columns`` surely have values."""
     for file in map(Path, files):
-        if (read := _READERS.get(file.suffix)) is None:  # parquet, whose columns have types of their own
+        if (kind := _kind(file)) not in KINDS:
+            raise UserError(f"{file.name} is of no kind that is read: give {', '.join(sorted(KINDS))}.")
+        if (read := _READERS.get(kind)) is None:  # columns have types of their own
             which = {"data_files": glob.escape(file.name), "split": "train", "streaming": True}
             rows = datasets.load_dataset(str(file.parent), **which)
             names = dict.fromkeys(rows.column_names or [])
             rows = rows.select_columns([column for column in columns if column in names]) if names else rows
-            yield from (names | row for row in rows)
+            single = [c for c in names if getattr((rows.features or {}).get(c), "dtype", "") == "float32"]
+            for row in rows:  # 0.1 in float32 is not 0.10000000149011612
+                yield names | row | {c: row[c] and str(np.float32(row[c])) for c in single}
             continue
-        with file.open("rb") as binary:
+        with (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rb") as binary:
             lines = TextIOWrapper(binary, encoding="utf-8-sig", newline="")
             try:
                 yield from read(lines, file.name)

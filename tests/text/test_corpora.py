@@ -1,5 +1,6 @@
 """The organism's documents, and texts of a hub and of local files: what is read of them, in which split."""
 
+import gzip
 import json
 import os
 import tempfile
@@ -11,6 +12,7 @@ from unittest.mock import patch
 
 import miniatures as mini
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,7 +26,13 @@ from reasoning_features import paths
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.settings import ProblemSource, TextSource, load_settings
 from reasoning_features.text import corpora
-from reasoning_features.text.corpora import general_corpus, open_texts, reasoning_corpus, text_corpus
+from reasoning_features.text.corpora import (
+    general_corpus,
+    open_rows,
+    open_texts,
+    reasoning_corpus,
+    text_corpus,
+)
 from reasoning_features.text.vocabulary import word_shares
 
 SPLITS = ("selection", "evaluation", "training")
@@ -355,3 +363,28 @@ def test_what_a_corpus_lacks_is_told(tmp_path, tokenizer):
         reasoning_corpus(settings, tokenizer, "selection")
     with pytest.raises(UserError, match="needs `general_text`"):
         general_corpus(of_miniatures().model_copy(update={"general_text": None}), tokenizer, "selection")
+
+
+def test_kinds_of_files_and_what_turns_thought(tmp_path, tokenizer):
+    with gzip.open(tmp_path / "a.CSV.gz", "wt") as file:
+        file.write("text,n\n025,1\n")
+    assert open_rows(TextSource(dataset=str(tmp_path / "a.CSV.gz")), ["text"])[0] == {"text": "025"}
+    pd.DataFrame({"text": np.array([0.1], dtype=np.float32)}).to_parquet(tmp_path / "b.parquet")
+    assert open_rows(TextSource(dataset=str(tmp_path / "b.parquet")), ["text"])[0] == {"text": "0.1"}
+    (tmp_path / "c.csv").write_text("text,text\n1,2\n")
+    parts = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "2"}]
+    said = [
+        {"role": "assistant", "content": "2", "reasoning_content": "Hm."},
+        {"role": "a", "content": parts},
+    ]
+    write_rows(tmp_path / "d.jsonl", [{"text": said}])
+    (turns,) = open_rows(TextSource(dataset=str(tmp_path / "d.jsonl")), ["text"])["text"]
+    assert [turn["content"] for turn in turns] == ["<think>\nHm.\n</think>\n\n2"] * 2
+    for name, told in (
+        ("c.csv", "the column 'text' twice"),
+        ("", "files of several kinds"),
+        ("x.zip", "zip"),
+    ):
+        (tmp_path / "x.zip").touch()
+        with pytest.raises(UserError, match=told):
+            open_rows(TextSource(dataset=str(tmp_path / name)), ["text"])
