@@ -86,7 +86,7 @@ def panels(
 def look(i: int, *parts: str) -> dict[str, Any]:
     """How series ``i`` looks, as matplotlib's options, by default colour, marker and line; 512 differ."""
     turn = i + i // len(COLOURS)
-    every = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[turn % len(MARKERS)]}
+    every: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[turn % len(MARKERS)]}
     every |= {"linestyle": LINES[(turn + i // 64) % len(LINES)], "hatch": HATCHES[turn % len(HATCHES)]}
     return {part: every[part] for part in parts or ("color", "marker", "linestyle")}
 
