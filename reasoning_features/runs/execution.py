@@ -200,9 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m reasoning_features.runs.execution")
     parser.add_argument("goal", help="a notebook's number, or: plan, verify")
     parser.add_argument("--profile", default="organism")
-    parser.add_argument("--parameters", default="")
-    parser.add_argument("--device", default="")
-    parser.add_argument("--engine", default="")
+    for name in ("--parameters", "--device", "--engine"):
+        parser.add_argument(name, default="")
     parser.add_argument("--cell-limit", type=int)
     parser.add_argument("--asked", default="by name", choices=("by name", "in all", "for another notebook"))
     try:

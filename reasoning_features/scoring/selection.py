@@ -132,11 +132,8 @@ def resampled_overlap(
     """
     weights = weights_by_document(len(statistics.counts), seed, resamples)
     reference = chosen(default.score(statistics, norms, words, weights), k)
-    others = (way for way in grid if way != default)
-    shared = {
-        w.name: overlap(reference, chosen(w.score(statistics, norms, words, weights), k)) for w in others
-    }
-    return pd.DataFrame(shared)
+    scored = ((way.name, way.score(statistics, norms, words, weights)) for way in grid if way != default)
+    return pd.DataFrame({name: overlap(reference, chosen(scores, k)) for name, scores in scored})
 
 
 def intervals(resampled: pd.DataFrame, columns: Iterable[str], blocks: int) -> pd.DataFrame:

@@ -173,7 +173,8 @@ def test_plain_papermill_works_from_any_directory(house: Path, tmp_path: Path) -
 def test_a_profile_of_any_name_and_place_runs_with_this_interpreter_alone(tmp_path: Path) -> None:
     """No kernel and no startup file of the user's own is taken; a changed text of one's own reruns."""
     house = build_house(tmp_path / "a house")
-    write_notebook(house, "01_one", "import sys\nprint(sys.prefix, 'startup' in globals(), settings.alpha)")
+    asks = "import sys\nread = settings.reasoning_text\n"
+    write_notebook(house, "01_one", f"{asks}print(sys.prefix, 'startup' in globals(), settings.alpha)")
     own = {"extends": "smoke", "reasoning_text": {"dataset": "texts.jsonl"}, "alpha": 0.25}
     (house / "it's a&b;c:$5 50%.yaml").write_text(json.dumps(own))
     (house / "texts.jsonl").write_text('{"text": "one"}\n')
