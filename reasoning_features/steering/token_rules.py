@@ -121,7 +121,7 @@ def ban(tokenizer: Any, words: Sequence[str], corpus: Corpus) -> Ban:
     """A ban of words or phrases; ``corpus``, text of the subject's kind, tells which tokens mostly begin a
     banned word.
     """
-    index, size = WordIndex(corpus, tokenizer), len(tokenizer)
+    index, size = WordIndex(corpus, tokenizer), int(corpus.tokens.max()) + 1
     first = np.concatenate([index.occurrences(word)[:, 0] for word in words])
     begun, written = (np.bincount(ids, minlength=size) for ids in (corpus.tokens[first], corpus.tokens))
     beginnings = np.flatnonzero(begun > _MOSTLY * written).tolist()
