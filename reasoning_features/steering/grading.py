@@ -40,7 +40,7 @@ _CHOSEN = re.compile(
 _ANOTHER = re.compile(
     r"(?:\b(?:and|or|but|not|maybe)\b|[,/&;+])\W*([A-Z])(?![A-Za-z])|(?<![\dA-Za-z(])(?<!\d )([A-Z])\W*$"
     r"|(?<![A-Za-z(])([A-Za-z])\)|(?<![A-Za-z])\(([A-Za-z])\)|\b(?:and|or|but|not|maybe)\W*([b-z])(?![A-Za-z])"
-    r"|(?<![\dA-Za-z(])(?<!\d )([B-HJ-Z])(?![A-Za-z])|^\W*([a-z])\W*$|\b(?:and|or|but)\W*(a)\W*$"
+    r"|(?<![\dA-Za-z(])(?<!\d )([B-HJ-Z])(?![A-Za-z])|^\W*([a-z])\W*$|(?:\b(?:and|or|but)|,)\W*(a)\W*$"
 )
 _WORDS = re.compile(r"[\w\s.,;'-]*(?<![a-z])(?:[a-z]{4}|yes|odd)[\w\s.,;'-]*")
 _AROUND_WORDS = re.compile(r"^(?:(?:it|the (?:function|number)) is )?(?:the |an? )?|(?<= solution)s$")
@@ -65,27 +65,21 @@ _SPELLINGS: list[tuple[str, Any]] = [  # one for all ways to write the same
     (" +", " "),
 ]
 _I = {"i": "I", "i^": "(I)^", "I": r"\mathcal{I}"}
-_NUMBERS: list[tuple[str, Any]] = [  # what math-verify does not read, or takes for something else
+# what is not read or misread: 1,234 is no pair, 2(3) no mixed number, I^2 not I, and a decimal no float
+_NUMBERS: list[tuple[str, Any]] = [
     (r" ?,? ?(?:\\text ?\{ ?,? ?(?:and|or) ?\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])) ?", ", "),
     (r"\\text ?\{ ?\(?(\\?[A-Za-z]|[-\d.,/ ]+)\)? ?\}", r"\1"),
     (r"(\d)[eE]([-+]?\d+)", r"\1\\times 10^{\2}"),
     (r"(?<=\d) ?[x*] ?(?=10 ?\^)", r"\\times "),
-    # thousands without separators, but (1,234) is a pair
-    (
-        r"(?<![\d.,])\d{1,3}([ ,])\d{3}(?:\1\d{3})*(?![ ,]?\d|.*[)\]]|.*\\\})",
-        lambda m: m[0].replace(m[1], ""),
-    ),
+    (r"(?<![\d.,])\d{1,3}([ ,])\d{3}(\1\d{3})*(?![ ,]?\d|.*[])}])", lambda m: m[0].replace(m[1], "")),
     (r"(\d+) (\d+) ?/ ?(\d+)", r"\1\\frac{\2}{\3}"),
-    # 2(3) is no mixed number, and I^2 is not I
     (r"(?<![_^\d.])(\d+) ?(?=\(|\\[dt]?binom|\\lfloor|\\lceil)|(\)) ?(?=[\d(])", r"\1\2\\cdot "),
     (r"\\(?:begin|end)\{\w+\}|_\{?i|\\?[A-Za-z]{3,}|\\[A-Za-z]+|i\^|[iI]", lambda m: _I.get(m[0], m[0])),
-    # fractions are exact, decimals would become floats
     (r"(\d+\.\d*)\\(?:overline|bar|dot) ?\{?(\d+)\}?", lambda m: latex(sympify(f"{m[1]}[{m[2]}]"))),
     (r"(?<![\d.])(?<!\d )\d*\.\d+(?![\d.]| \d)", lambda m: latex(Rational(m[0]))),
     (r"(?:\^|\*\*) ?(-?\d+|\\[dt]?frac ?(?:\{[^{}]*\}|\d){2})", r"^{\1}"),
 ]
-# two numbers in a row, dots, ratios, dates, primes, words, a list of one, an index of a digit or that is i,
-# and what the parser takes into a function: \sin x/2 as \sin(x/2)
+# what is not read at all: numbers in a row, dots, ratios, dates, words, [5], 5_1, sums over i, \sin x/2
 _OPAQUE = re.compile(
     r"(?<!_)\d [\d.]|\\[lc]?dots|\.\.|…|:|\d/\d+/\d|\d{4}-\d\d-\d\d|'|\\prime|\\text|\\p?b?mod|\\approx"
     r"|\\equiv|(?<![\\A-Za-z])(?!sqrt|infinity|\w*matrix|array)[A-Za-z]{4,}|^[({ ]*\[[^,]*\]\W*$|[\d)}]_"
@@ -97,15 +91,14 @@ _NAME = (
     r"|[fghpqFGHPQ]\((?:\w|-?\d+)\)|\((?:x, ?y(?:, ?z)?|a, ?b(?:, ?c)?|m, ?n|r, ?(?:s|\\theta))\)(?= *= *\())"
 )
 _UNIT = re.compile(
-    r"((?:[^A-Za-z\\]|\\(?:[dt]?frac|sqrt|pi|infty|times|cdot))*?(?<=[\d)}\]iy])) ?((?:\\text|%|\^ ?\{? ?\\circ"
-    r"|(?<= )[A-Za-z]{3}|(?:[cmk]m|[mk]g|m[lL]|ft|in|mi|yd|lbs?|oz|hrs?|Hz)(?![A-Za-z])).*)"
+    r"((?:[^A-Za-z\\]|\\(?:[dt]?frac|sqrt|pi|infty|times|cdot))*?(?<=[\d)}\]iy])) ?((?:\\text|%|\^ ?\{? ?"
+    r"\\circ|(?<= )[A-Za-z]{3}|(?:[cmk]m|[mk]g|m[lL]|ft|in|mi|yd|lbs?|hrs?)(?![A-Za-z])).*)"
 )
 # units besides SymPy's, nouns, and what is no unit here; no other word may stand behind a number
 _NOUNS = """circ:degree %:percent $:dollar €:euro ¥:yen per:/ / hr:hour in:inch min:minute lb:pound C:celsius
-F:fahrenheit celsius fahrenheit cent dollar euro gallon ounce acre week month unit way point people person student
-child children girl boy friend book page apple egg cookie card coin """
+F:fahrenheit celsius fahrenheit cent dollar euro gallon ounce acre week month unit way point people person
+student child children friend book page apple egg card coin mph mil:? permille:? pm:? D:? H:? S:? t:? v:? """
 _UNITS = {name: to or name for name, to in re.findall(r"(\S+?)(?::(\S+))?\s", _NOUNS)}
-_UNITS |= dict.fromkeys(["mil", "permille", "pm", "us", *"DHStv"], "")
 _NORMAL = NormalizationConfig(malformed_operators=True, boxed="none")
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # that a formula took too long is no news
 
@@ -174,7 +167,7 @@ def _compared(truth: str, answer: str) -> tuple[bool, str]:
     signal.setitimer(signal.ITIMER_REAL, SECONDS, 1)  # again and again: in a destructor an exception is lost
     (known, its, whose), (said, own, name) = _measured(truth), _measured(answer)
     # a unit may be left out, but a number without a base has the base ten, and 0.5 is not 0.5%
-    more = bool(re.match("[1-9]", said)) if own == "percent" else own[:1] != "_" or own == "_10"
+    more = bool(re.fullmatch(r"[1-9][\d.]*", said)) if own == "percent" else own[:1] != "_" or own == "_10"
     named = "" in (name, whose) or name == whose
     same = named and (own in ("", its) or (not its and more))
     found = _formula(said)
@@ -191,34 +184,31 @@ def _measured(latex: str) -> tuple[str, str, str]:
     text, name = _named(_rewritten(latex, _SPELLINGS))
     if base := re.fullmatch(r"\(?(\d+)\)?_\{?(\d+)\}?", text):
         return base[1], "_" + base[2], name
-    if not (found := _UNIT.fullmatch(text)):
-        return text, "", name
-    words, tail = [], re.sub(r"\\text|\\cdot|\^ ?\{? ?\\|[{}]", " ", found[2])
+    found, words = _UNIT.fullmatch(text), []
+    tail = re.sub(r"\\text|\\cdot|\^ ?\{? ?\\|[{}]", " ", found[2] if found else "")
     tail = re.sub(r"\b(square|cubic) +([a-z]+)", lambda m: f"{m[2]}^{2 + (m[1] == 'cubic')}", tail)
     for word in re.findall(r"[A-Za-z]+|\^ *-?\d|[^\s\\]", tail):
         word = word.lower() if len(word) > 3 else word
         single = word.removesuffix("s") if len(word) > 2 else word
         unit = getattr(units, word, getattr(units, single, None))
-        known = str(unit) if type(unit) is units.Quantity else word.strip("^ ") * (word[0] == "^")
+        known = str(unit) if type(unit) is units.Quantity else word.strip("^ ") if word[0] == "^" else "?"
         words.append(_UNITS.get(single, known))
-    if "" in words or not words[0].isalpha() or words[-1] == "/" or ("percent" in words and words[1:]):
+    if found is None or not re.fullmatch("(?!.+percent|percent.)[a-z][^?]*[^?/]", unit := " ".join(words)):
         return text, "", name
-    return found[1], " ".join(words), name
+    return found[1], unit, name
 
 
 def _named(text: str) -> tuple[str, str]:
     """The value of what ``x = 5``, ``5 = x``, ``f(2) = 5`` or ``x = 5, y = 6`` names, and the name."""
     spelled = re.sub(rf"^(?!{_NAME} *=)([^=<>]+)= *({_NAME})$", r"\2 = \1", _rewritten(text, _NUMBERS[:1]))
-    parts = re.findall(rf"(?:^|,) *({_NAME}) *=([^=<>]+?)(?=, *{_NAME} *=|$)", spelled)
+    part = rf"(?:^|,) *({_NAME}) *=([^=<>]+?)(?=, *{_NAME} *=|$)"
+    parts = re.findall(part, spelled)
     named, values = dict(parts), ", ".join(value.strip() for _, value in parts)
     heads, token = re.sub(r"(?<=\w)[(_][^,]*", "", ",".join(named)), r"\\[a-z]+|[A-Za-z]"
-    whole = (
-        re.match(rf"{_NAME} *=", spelled) and len(parts) == text.count("=") and len(named) in (1, len(parts))
-    )
-    if not whole or {*re.findall(token, heads)} & {*re.findall(token, values)}:
+    shared = {*re.findall(token, heads)} & {*re.findall(token, values)}
+    if shared or 1 < len(named) < len(parts) or re.sub(part, "", spelled):
         return text, ""
-    if len(named) > 1:
-        values = f"({','.join(named[name] for name in sorted(named))})"
+    values = values if len(named) == 1 else f"({','.join(named[name] for name in sorted(named))})"
     return values, re.sub(r"[() ]", "", ",".join(sorted(named)))
 
 
@@ -257,18 +247,14 @@ def _evaluated(found: Any) -> Any:
 def _equal(known: str, said: str) -> bool:
     """Whether two formulas are equal, by math-verify but for what it takes for equal."""
     pair = [_formula(known), _formula(said)]
-    lists = [getattr(each, "is_FiniteSet", False) for each in pair]
+    sizes = [getattr(x, "is_FiniteSet", False) and len(getattr(x, "_unsorted_args", "1")) for x in pair]
     if all(getattr(each, "is_Atom", False) for each in pair):  # E and e
         return bool(pair[0] == pair[1])
-    if lists[0] != lists[1] and " or " in (known, said)[lists[1]]:
-        parts = pair[lists[1]].args  # x < 0 or x > 1: the numbers that they describe
-        pair[lists[1]] = Union(*(part.as_set() for part in parts))
-    sizes = {
-        getattr(each, "is_FiniteSet", False) and len(getattr(each, "_unsorted_args", "1")) for each in pair
-    }
-    equations = {bool(re.search("(?<![<>])=", text)) for text in (known, said)}
-    if len(sizes) > 1 or len(equations) > 1:  # a list is no tuple and no number, and x + 1 = 5 is not 5
-        return False
+    one = bool(sizes[1])  # x < 0 or x > 1: the numbers that they describe
+    if one == (not sizes[0]) and " or " in (known, said)[one]:
+        pair[one] = Union(*(part.as_set() for part in pair[one].args))
+    elif sizes[0] != sizes[1] or len({bool(re.search("(?<![<>])=", text)) for text in (known, said)}) > 1:
+        return False  # a list is no tuple and no number, and x + 1 = 5 is not 5
     right = verify(*pair, numeric_precision=DIGITS, allow_set_relation_comp=True, timeout_seconds=None)
     if right and all(isinstance(each, Eq) for each in pair) and not solve(pair[0]):  # as all without solution
         right = simplify((pair[0].lhs - pair[0].rhs) / (pair[1].lhs - pair[1].rhs)).is_number
