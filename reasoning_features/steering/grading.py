@@ -52,11 +52,11 @@ _SPELLINGS: list[tuple[str, Any]] = [  # one for all ways to write the same
     (r"[·°∞−–]|\\(?:varnothing|degree)(?![a-z])|\\%", lambda m: _SIGNS.get(m[0], r"^\circ ")),
     (r"(?<!\\)\\[()\[\]]|(?<!\\)\$|\\displaystyle", " "),
     (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?|\\phantom *\{[^{}]*\}|\\\\ *$", ""),
-    (r"(?<=\d)(?:\{,\}|,\\!)(?=\d{3})|\\!", ""),
+    (r"(?<=\d)(?:\{,\}|,\\!)(?=\d{3})|\\!|^ *[A-Za-z] *\\in(?![a-z]) *(?=[\[(\\])", ""),
     (r"\\(?:(?:text|math)(?:bf|it)|boldsymbol|bm|underline) *\{((?:[^{}]|\{[^{}]*\})*)\}", r"\1"),
     (r"\\(?:(?:math|text)(?:rm|sf|tt|up|normal)|mbox|operatorname\*?) *(?=\{)", r"\\text"),
     (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![a-z])|\\text *\{\s*\}|\s+", " "),
-    (r"^ *\\text ?\{([^{}]*)\} *$", r"\1"),
+    (r"^ *\\text ?\{([^{}]*\d[^{}]*|.|(?i:all real numbers))\} *$", r"\1"),
     (r"^(\\text ?\{ ?)?(?i:(?:(?:the|my|final) )*answer(?: is|:)+) ?(?(1)\}) ?", ""),
     (r"^(?i:all real numbers)$", r"\\mathbb{R}"),
     (r"\\[dt]?frac ?(\d) ?(\d)", r"\\frac{\1}{\2}"),
@@ -72,7 +72,7 @@ _NUMBERS: list[tuple[str, Any]] = [
     (r"(\d)[eE]([-+]?\d+)", r"\1\\times 10^{\2}"),
     (r"(?<=\d) ?[x*] ?(?=10 ?\^)", r"\\times "),
     (r"(?<![\d.,])\d{1,3}([ ,])\d{3}(\1\d{3})*(?![ ,]?\d|.*[])}])", lambda m: m[0].replace(m[1], "")),
-    (r"(\d+) (\d+) ?/ ?(\d+)", r"\1\\frac{\2}{\3}"),
+    (r"(?<![_^\d])(\d+) (\d+) ?/ ?(\d+)", r"\1\\frac{\2}{\3}"),
     (r"(?<![_^\d.])(\d+) ?(?=\(|\\[dt]?binom|\\lfloor|\\lceil)|(\)) ?(?=[\d(])", r"\1\2\\cdot "),
     (r"\\(?:begin|end)\{\w+\}|_\{?i|\\?[A-Za-z]{3,}|\\[A-Za-z]+|i\^|[iI]", lambda m: _I.get(m[0], m[0])),
     (r"(\d+\.\d*)\\(?:overline|bar|dot) ?\{?(\d+)\}?", lambda m: latex(sympify(f"{m[1]}[{m[2]}]"))),
@@ -81,8 +81,8 @@ _NUMBERS: list[tuple[str, Any]] = [
 ]
 # what is not read at all: numbers in a row, dots, ratios, dates, words, [5], 5_1, sums over i, \sin x/2
 _OPAQUE = re.compile(
-    r"(?<!_)\d [\d.]|\\[lc]?dots|\.\.|…|:|\d/\d+/\d|\d{4}-\d\d-\d\d|'|\\prime|\\text|\\p?b?mod|\\approx"
-    r"|\\equiv|(?<![\\A-Za-z])(?!sqrt|infinity|\w*matrix|array)[A-Za-z]{4,}|^[({ ]*\[[^,]*\]\W*$|[\d)}]_"
+    r"(?<!_)\d [\d.]|\.\.|…|:|\d/\d+/\d|\d{4}-\d\d-\d\d|'|\\(?:[lc]?dots|prime|text|p?b?mod|approx|equiv"
+    r"|lbrace|in\b)|(?<![\\A-Za-z])(?!sqrt|infinity|\w*matrix|array)[A-Za-z]{4,}|^[({ ]*\[[^,]*\]\W*$|[\d)}]_"
     r"|_\{?i ?=|\\(?:arc)?(?:sin|cos|tan|cot|sec|csc|l[ng]|log)(?:\^\{-1\})?[^()+,=<>-]*(?:/|\\cdot|\\times)"
 )
 # what may stand alone beside =, and a number with its unit
@@ -97,7 +97,7 @@ _UNIT = re.compile(
 # units besides SymPy's, nouns, and what is no unit here; no other word may stand behind a number
 _NOUNS = """circ:degree %:percent $:dollar €:euro ¥:yen per:/ / hr:hour in:inch min:minute lb:pound C:celsius
 F:fahrenheit celsius fahrenheit cent dollar euro gallon ounce acre week month unit way point people person
-student child children friend book page apple egg card coin mph mil:? permille:? pm:? D:? H:? S:? t:? v:? """
+student child children friend book page apple egg mph mil:? permille:? pm:? D:? H:? K:? T:? S:? t:? v:? """
 _UNITS = {name: to or name for name, to in re.findall(r"(\S+?)(?::(\S+))?\s", _NOUNS)}
 _NORMAL = NormalizationConfig(malformed_operators=True, boxed="none")
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # that a formula took too long is no news
@@ -139,7 +139,7 @@ def _unwrapped(latex: str) -> str:
 def _rewritten(latex: str, rules: Sequence[tuple[str, Any]]) -> str:
     for pattern, to in rules:
         latex = re.sub(pattern, to, latex)
-    return latex.strip().rstrip(" .,;")
+    return re.sub(r"(?<!\.)[.,;]?\s*$", "", latex.strip()).strip()
 
 
 def plain(latex: str) -> str:
@@ -193,9 +193,9 @@ def _measured(latex: str) -> tuple[str, str, str]:
         unit = getattr(units, word, getattr(units, single, None))
         known = str(unit) if type(unit) is units.Quantity else word.strip("^ ") if word[0] == "^" else "?"
         words.append(_UNITS.get(single, known))
-    if found is None or not re.fullmatch("(?!.+percent|percent.)[a-z][^?]*[^?/]", unit := " ".join(words)):
+    if found is None or not re.fullmatch("(?!.+percent|percent.)[a-z][^?]*[^?/]", tail := " ".join(words)):
         return text, "", name
-    return found[1], unit, name
+    return found[1], tail, name
 
 
 def _named(text: str) -> tuple[str, str]:
