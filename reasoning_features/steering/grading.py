@@ -21,7 +21,7 @@ from latex2sympy2_extended.sets import FiniteSet
 from math_verify import verify
 from math_verify.errors import TimeoutException
 from math_verify.utils import timeout
-from sympy import Eq, MatrixBase, Pow, Rational, Union, factorial, simplify, solve
+from sympy import Eq, MatrixBase, Pow, Rational, Union, factorial, latex, simplify, solve, sympify
 from sympy.core.relational import Relational
 from sympy.physics import units
 
@@ -33,78 +33,79 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(?P<open>\{)|(?P<bare>(?:\\[A-Za-z]+|\
 _WRAPPED = re.compile(r"\\(?:text|math(?!bb|cal)|mbox|bold|bm|emph|operatorname)[a-z]*\s*\{([^{}]*)\}")
 # what may stand around the letter of a choice, and what names another one behind it
 _CHOSEN = re.compile(
-    r"(?:(?:the|my|final|correct|right|best|answer|option|choice|letter|is|it|i|think|believe|choose|pick|so|thus"
-    r"|therefore|must|should|would|be)\b[\s:=,]*)*[(\[\s]*([A-Z])(?:\s*[)\].:]+(.*)|\s+(?:because|since)\b.*"
-    r"|\s+is\s+(?:the\s+)?(?:correct|right|best)(?:\s+\w+)?\.?)?",
-    re.DOTALL | re.IGNORECASE,
+    r"(?si)(?:(?:the|my|final|correct|right|best|answer|option|choice|letter|is|it|i|think|believe|choose|pick|so"
+    r"|thus|therefore|must|should|would|be)\b[\s:=,]*)*[(\[\s]*([A-Z])(?:\s*[)\].:]+(.*)"
+    r"|[,\s]+(?:because|since)\b.*|\s+is\s+(?:the\s+)?(?:correct|right|best)(?:\s+\w+)?\.?|\s*[,;!]|\s*\([^A-Za-z]*\))?",
 )
 _ANOTHER = re.compile(
-    r"(?:\b(?:and|or|not|maybe)\b|[,/&;+])\W*([A-Z])(?![A-Za-z])|(?<![\dA-Za-z(])(?<!\d )([A-Z])\W*$"
-    r"|(?<![A-Za-z(])([A-Za-z])\)|(?<![A-Za-z])\(([A-Za-z])\)|\b(?:and|or)\W*([a-z])\W*$"
+    r"(?:\b(?:and|or|but|not|maybe)\b|[,/&;+])\W*([A-Z])(?![A-Za-z])|(?<![\dA-Za-z(])(?<!\d )([A-Z])\W*$"
+    r"|(?<![A-Za-z(])([A-Za-z])\)|(?<![A-Za-z])\(([A-Za-z])\)|\b(?:and|or|but|not|maybe)\W*([b-z])(?![A-Za-z])"
+    r"|(?<![\dA-Za-z(])(?<!\d )([B-HJ-Z])(?![A-Za-z])|^\W*([a-z])\W*$|(?:\b(?:and|or|but)|,)\W*(a)\W*$"
 )
-_WORDS = re.compile(r"[\w\s.,;'-]*(?<![a-z])[a-z]{3}[\w\s.,;'-]*")
-_AROUND_WORDS = re.compile(r"^(?:(?:it|the (?:answer|function|number)) is )?(?:the |an? )?|(?<=\w\w)s$")
+_WORDS = re.compile(r"[\w\s.,;'-]*(?<![a-z])(?:[a-z]{4}|yes|odd)[\w\s.,;'-]*")
+_AROUND_WORDS = re.compile(r"^(?:(?:it|the (?:function|number)) is )?(?:the |an? )?|(?<= solution)s$")
+_SIGNS = {"−": "-", "–": "-", "·": r"\cdot ", "∞": r"\infty ", r"\%": "%", r"\varnothing": r"\emptyset "}
 _SPELLINGS: list[tuple[str, Any]] = [  # one for all ways to write the same
+    ("[！-～]+", lambda m: unicodedata.normalize("NFKC", m[0])),
     ("[²³¹⁰-ⁿ]+", lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}"),
     ("[¼-¾⅐-⅞]", lambda m: rf"\frac{{{unicodedata.normalize('NFKC', m[0])}}}".replace("⁄", "}{")),
-    ("[−–·°∞]", lambda m: {"·": r"\cdot ", "°": r"^\circ ", "∞": r"\infty "}.get(m[0], "-")),
+    (r"[·°∞−–]|\\(?:varnothing|degree)(?![a-z])|\\%", lambda m: _SIGNS.get(m[0], r"^\circ ")),
     (r"(?<!\\)\\[()\[\]]|(?<!\\)\$|\\displaystyle", " "),
-    (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?", ""),
-    (r"(?<=\d)(?:\{,\}|,\\!)(?=\d{3})|\\!|\\(?:textbf|textit|mathbf|mathit|boldsymbol|bm)(?![a-z])", ""),
+    (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?|\\phantom *\{[^{}]*\}|\\\\ *$", ""),
+    (r"(?<=\d)(?:\{,\}|,\\!)(?=\d{3})|\\!|^ *[A-Za-z] *\\in(?![a-z]) *(?=[\[(\\])", ""),
+    (r"\\(?:(?:text|math)(?:bf|it)|boldsymbol|bm|underline) *\{((?:[^{}]|\{[^{}]*\})*)\}", r"\1"),
     (r"\\(?:(?:math|text)(?:rm|sf|tt|up|normal)|mbox|operatorname\*?) *(?=\{)", r"\\text"),
     (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![a-z])|\\text *\{\s*\}|\s+", " "),
-    (r"^ *\\text ?\{([^{}]*)\} *$", r"\1"),
-    (r"\\varnothing", r"\\emptyset "),
-    (r"\\%", "%"),
+    (r"^ *\\text ?\{([^{}]*\d[^{}]*|.|(?i:all real numbers))\} *$", r"\1"),
+    (r"^(\\text ?\{ ?)?(?i:(?:(?:the|my|final) )*answer(?: is|:)+) ?(?(1)\}) ?", ""),
+    (r"^(?i:all real numbers)$", r"\\mathbb{R}"),
+    (r"\\[dt]?frac ?(\d) ?(\d)", r"\\frac{\1}{\2}"),
     (r"(?:√|\\sqrt ?)(\d+)", r"\\sqrt{\1}"),
     (r"^ *(-?) ?(\\\$|[€£¥]) ?(.*)", r"\1\3\\text{\2}"),
     (" +", " "),
 ]
 _I = {"i": "I", "i^": "(I)^", "I": r"\mathcal{I}"}
-_NUMBERS: list[tuple[str, Any]] = [  # what math-verify does not read, or takes for something else
+# what is not read or misread: 1,234 is no pair, 2(3) no mixed number, I^2 not I, and a decimal no float
+_NUMBERS: list[tuple[str, Any]] = [
     (r" ?,? ?(?:\\text ?\{ ?,? ?(?:and|or) ?\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])) ?", ", "),
     (r"\\text ?\{ ?\(?(\\?[A-Za-z]|[-\d.,/ ]+)\)? ?\}", r"\1"),
     (r"(\d)[eE]([-+]?\d+)", r"\1\\times 10^{\2}"),
     (r"(?<=\d) ?[x*] ?(?=10 ?\^)", r"\\times "),
-    (r"(?<![\d.,])\d{1,3}([ ,])\d{3}(?:\1\d{3})*(?![ ,]?\d)", lambda m: _joined(m)),
-    (r"(\d+) (\d+) ?/ ?(\d+)", r"\1\\frac{\2}{\3}"),
-    # 2(3) is no mixed number, and I^2 is not I
+    (r"(?<![\d.,])\d{1,3}([ ,])\d{3}(\1\d{3})*(?![ ,]?\d|.*[])}])", lambda m: m[0].replace(m[1], "")),
+    (r"(?<![_^\d])(\d+) (\d+) ?/ ?(\d+)", r"\1\\frac{\2}{\3}"),
     (r"(?<![_^\d.])(\d+) ?(?=\(|\\[dt]?binom|\\lfloor|\\lceil)|(\)) ?(?=[\d(])", r"\1\2\\cdot "),
     (r"\\(?:begin|end)\{\w+\}|_\{?i|\\?[A-Za-z]{3,}|\\[A-Za-z]+|i\^|[iI]", lambda m: _I.get(m[0], m[0])),
-    # fractions are exact, decimals would become floats
-    (r"(\d*)\.(\d*)\\(?:overline|bar|dot) ?\{?(\d+)\}?", lambda m: _repeating(*m.groups())),
-    (
-        r"(?<![\d.])(?<!\d )(\d*)\.(\d+)(?![\d.]| \d)",
-        lambda m: rf"\frac{{{m[1]}{m[2]}}}{{{10 ** len(m[2])}}}",
-    ),
+    (r"(\d+\.\d*)\\(?:overline|bar|dot) ?\{?(\d+)\}?", lambda m: latex(sympify(f"{m[1]}[{m[2]}]"))),
+    (r"(?<![\d.])(?<!\d )\d*\.\d+(?![\d.]| \d)", lambda m: latex(Rational(m[0]))),
     (r"(?:\^|\*\*) ?(-?\d+|\\[dt]?frac ?(?:\{[^{}]*\}|\d){2})", r"^{\1}"),
 ]
-# two numbers in a row, dots, times, ratios of three, dates, primes and words
+# what is not read at all: numbers in a row, dots, ratios, dates, words, [5], 5_1, sums over i, \sin x/2
 _OPAQUE = re.compile(
-    r"(?<!_)\d [\d.]|\\[lc]?dots|\.\.|…|:.*:|\b\d?\d:\d\d\b|\d/\d+/\d|\d{4}-\d\d-\d\d|'|\\text|\\p?b?mod"
-    r"|(?<![\\A-Za-z])(?!sqrt|infinity|\w*matrix|array)[A-Za-z]{4,}"
+    r"(?<!_)\d [\d.]|\.\.|…|:|\d/\d+/\d|\d{4}-\d\d-\d\d|'|\\(?:[lc]?dots|prime|text|p?b?mod|approx|equiv"
+    r"|lbrace|in\b)|(?<![\\A-Za-z])(?!sqrt|infinity|\w*matrix|array)[A-Za-z]{4,}|^[({ ]*\[[^,]*\]\W*$|[\d)}]_"
+    r"|_\{?i ?=|\\(?:arc)?(?:sin|cos|tan|cot|sec|csc|l[ng]|log)(?:\^\{-1\})?[^()+,=<>-]*(?:/|\\cdot|\\times)"
 )
-_PART = (  # of a unit
-    r"(?:\^?\\text ?\{[^{}]*\}|%|\^ ?\{? ?\\circ ?\}?(?: ?[CF](?![A-Za-z]))?| [A-Za-z]{3,}(?![A-Za-z])"
-    r"|(?<![\\A-Za-z])(?:[cmk]m|[mk]g|m[lL]|ft|in|mi|yd|lbs?|oz|hrs?|mph|Hz|eV|kJ)(?![A-Za-z]))"
+# what may stand alone beside =, and a number with its unit
+_NAME = (
+    r"(?:(?:[A-Za-z]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|rho))(?:_\{?\w\}?)?"
+    r"|[fghpqFGHPQ]\((?:\w|-?\d+)\)|\((?:x, ?y(?:, ?z)?|a, ?b(?:, ?c)?|m, ?n|r, ?(?:s|\\theta))\)(?= *= *\())"
 )
 _UNIT = re.compile(
-    rf"(.*?(?:[\d)}}\]]|\\pi|\\infty)) ?({_PART}(?: |\^ ?\{{?-?\d\}}?|\\cdot|/ ?(?:[A-Za-z]+)?|{_PART})*)"
+    r"((?:[^A-Za-z\\]|\\(?:[dt]?frac|sqrt|pi|infty|times|cdot))*?(?<=[\d)}\]iy])) ?((?:\\text|%|\^ ?\{? ?"
+    r"\\circ|(?<= )[A-Za-z]{3}|(?:[cmk]m|[mk]g|m[lL]|ft|in|mi|yd|lbs?|hrs?)(?![A-Za-z])).*)"
 )
-# what is no value with a unit, and no unit: 2\mathrm{e} has none
-_NO_VALUE = re.compile(r"(?<![\\A-Za-z])(?!sqrt|and\b)[A-Za-z]{3}|\\(?:sin|cos|tan|cot|sec|csc)")
-_NO_UNIT = re.compile(
-    r"\\text ?\{ ?[^smghlLNJWVACKFT€£¥] ?\}|\b(?:and|or|not|no|to|more|fewer|less|least|most|than|over|under"
-    r"|if|for|above|below|up|down|when|where|only|mod|base|half|dozen|hundred|thousand|[mbtr]+illion"
-    r"|squared|cubed|factorial|choose|plus|minus|pi|sqrt|is)s?\b"
-)
-_UNITS = {"circ": "degree", "%": "percent", "$": "dollar", "hr": "hour", "min": "minute", "in": "inch"}
+# units besides SymPy's, nouns, and what is no unit here; no other word may stand behind a number
+_NOUNS = """circ:degree %:percent $:dollar €:euro ¥:yen per:/ / hr:hour in:inch min:minute lb:pound C:celsius
+F:fahrenheit celsius fahrenheit cent dollar euro gallon ounce acre week month unit way point people person
+student child children friend book page apple egg mph mil:? permille:? pm:? D:? H:? K:? T:? S:? t:? v:? """
+_UNITS = {name: to or name for name, to in re.findall(r"(\S+?)(?::(\S+))?\s", _NOUNS)}
 _NORMAL = NormalizationConfig(malformed_operators=True, boxed="none")
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # that a formula took too long is no news
 
 
 def boxed(text: str) -> str | None:
-    """What the last ``\\boxed{…}`` or ``\\boxed …`` of a text holds; None: none, or it is empty or open."""
+    """What the last ``\\boxed{…}`` or ``\\boxed …`` that is not empty holds; None: none, or it is open."""
+    text = re.sub(r"\\(?:boxed|fbox)\s*\{\s*\}", "", text)
     for box in reversed(list(_BOX.finditer(text))):
         depth, bare = 1, (box["bare"] or "").rstrip(".,;:")
         if re.search(r"\d|\\|^[A-Za-z]$", bare):  # else it is a word of the text
@@ -112,7 +113,7 @@ def boxed(text: str) -> str | None:
         for mark in re.finditer(r"\\.|[{}]", text[box.end() :], re.DOTALL) if box["open"] else ():
             depth += {"{": 1, "}": -1}.get(mark[0], 0)
             if depth == 0:
-                return text[box.end() : box.end() + mark.start()].strip() or None
+                return text[box.end() : box.end() + mark.start()].strip()
         if box["open"]:
             return None
     return None
@@ -138,11 +139,11 @@ def _unwrapped(latex: str) -> str:
 def _rewritten(latex: str, rules: Sequence[tuple[str, Any]]) -> str:
     for pattern, to in rules:
         latex = re.sub(pattern, to, latex)
-    return latex.strip().rstrip(" .")
+    return re.sub(r"(?<!\.)[.,;]?\s*$", "", latex.strip()).strip()
 
 
 def plain(latex: str) -> str:
-    """An answer for comparison as a text; of one in words neither case nor article nor plural counts."""
+    """An answer for comparison as a text; of one in words neither case nor article counts."""
     text = _unwrapped(_rewritten(latex, _SPELLINGS))
     if len(text) <= LONGEST and _WORDS.fullmatch(words := re.sub("[{}]", "", text).lower()):
         return _AROUND_WORDS.sub("", words)
@@ -164,50 +165,51 @@ def graded_formula(truth: str, answer: str | None) -> tuple[bool, str | None]:
 def _compared(truth: str, answer: str) -> tuple[bool, str]:
     """Whether an answer says what the truth does, and what it says."""
     signal.setitimer(signal.ITIMER_REAL, SECONDS, 1)  # again and again: in a destructor an exception is lost
-    (known, its), (said, own) = _measured(truth), _measured(answer)
+    (known, its, whose), (said, own, name) = _measured(truth), _measured(answer)
     # a unit may be left out, but a number without a base has the base ten, and 0.5 is not 0.5%
-    more = re.fullmatch(r"[1-9][\d.]*", said) is not None if own == "percent" else own[:1] != "_"
-    same = own in ("", its) or (not its and more)
-    if same and plain(said) == plain(known):
-        return True, ""
+    more = bool(re.fullmatch(r"[1-9][\d.]*", said)) if own == "percent" else own[:1] != "_" or own == "_10"
+    named = "" in (name, whose) or name == whose
+    same = named and (own in ("", its) or (not its and more))
     found = _formula(said)
     right = same and _equal(known, said)
-    if {own, its} == {"percent", ""} and not right:
+    if named and {own, its} == {"percent", ""} and not right:
         right = _equal(*(rf"\frac{{{x}}}{{100}}" if unit else x for x, unit in ((known, its), (said, own))))
     with contextlib.suppress(Exception):
         found = found.simplify()
     return right, f"{found} {own}".strip()
 
 
-def _measured(latex: str) -> tuple[str, str]:
-    """A formula and its unit, the base of a number, or the names of what it assigns; empty: none of them."""
-    text = _rewritten(latex, _SPELLINGS)
+def _measured(latex: str) -> tuple[str, str, str]:
+    """A formula, its unit or the base of a number, and the name that it is given; empty: none of them."""
+    text, name = _named(_rewritten(latex, _SPELLINGS))
     if base := re.fullmatch(r"\(?(\d+)\)?_\{?(\d+)\}?", text):
-        return base[1], "_" + base[2]
-    named = dict(re.findall(r"(?:^|,) *([A-Za-z]) *=([^=<>,]+)(?=,|$)", _rewritten(text, _NUMBERS[:1])))
-    if len(named) > 1 and len(named) == text.count("="):
-        return f"({','.join(named[name] for name in sorted(named))})", " ".join(sorted(named))
-    found = _UNIT.fullmatch(text)
-    if found is None or _NO_VALUE.search(found[1]) or _NO_UNIT.search(found[2]):
-        return text, ""
-    words = []
-    for word in re.findall(r"[A-Za-z]+|[%$€£¥/]|-?\d", re.sub(r"\\(?:text|cdot)", " ", found[2])):
+        return base[1], "_" + base[2], name
+    found, words = _UNIT.fullmatch(text), []
+    tail = re.sub(r"\\text|\\cdot|\^ ?\{? ?\\|[{}]", " ", found[2] if found else "")
+    tail = re.sub(r"\b(square|cubic) +([a-z]+)", lambda m: f"{m[2]}^{2 + (m[1] == 'cubic')}", tail)
+    for word in re.findall(r"[A-Za-z]+|\^ *-?\d|[^\s\\]", tail):
         word = word.lower() if len(word) > 3 else word
         single = word.removesuffix("s") if len(word) > 2 else word
-        words.append(_UNITS.get(single) or str(getattr(units, word, getattr(units, single, single))))
-    for name, power in (("square", "2"), ("cubic", "3")):
-        words = [word for word in words if word != name] + [power] * (name in words)
-    return re.sub(r"\^ ?\{? ?\\circ ?\}?", "", found[1]), " ".join(words)
+        unit = getattr(units, word, getattr(units, single, None))
+        known = str(unit) if type(unit) is units.Quantity else word.strip("^ ") if word[0] == "^" else "?"
+        words.append(_UNITS.get(single, known))
+    if found is None or not re.fullmatch("(?!.+percent|percent.)[a-z][^?]*[^?/]", tail := " ".join(words)):
+        return text, "", name
+    return found[1], tail, name
 
 
-def _joined(number: re.Match[str]) -> str:
-    """Thousands without separators, but (1,234) is a pair."""
-    pair = number[1] == "," and re.search(r"[(\[]|\\\{", number.string)
-    return number[0] if pair else number[0].replace(number[1], "")
-
-
-def _repeating(whole: str, once: str, again: str) -> str:
-    return rf"({whole}.{once}0+\frac{{{again}}}{{{'9' * len(again)}{'0' * len(once)}}})"
+def _named(text: str) -> tuple[str, str]:
+    """The value of what ``x = 5``, ``5 = x``, ``f(2) = 5`` or ``x = 5, y = 6`` names, and the name."""
+    spelled = re.sub(rf"^(?!{_NAME} *=)([^=<>]+)= *({_NAME})$", r"\2 = \1", _rewritten(text, _NUMBERS[:1]))
+    part = rf"(?:^|,) *({_NAME}) *=([^=<>]+?)(?=, *{_NAME} *=|$)"
+    parts = re.findall(part, spelled)
+    named, values = dict(parts), ", ".join(value.strip() for _, value in parts)
+    heads, token = re.sub(r"(?<=\w)[(_][^,]*", "", ",".join(named)), r"\\[a-z]+|[A-Za-z]"
+    shared = {*re.findall(token, heads)} & {*re.findall(token, values)}
+    if shared or 1 < len(named) < len(parts) or re.sub(part, "", spelled):
+        return text, ""
+    values = values if len(named) == 1 else f"({','.join(named[name] for name in sorted(named))})"
+    return values, re.sub(r"[() ]", "", ",".join(sorted(named)))
 
 
 @lru_cache(20)
@@ -244,17 +246,15 @@ def _evaluated(found: Any) -> Any:
 
 def _equal(known: str, said: str) -> bool:
     """Whether two formulas are equal, by math-verify but for what it takes for equal."""
-    pair, braces = [_formula(known), _formula(said)], [text.startswith(r"\{") for text in (known, said)]
-    lists = [isinstance(each, FiniteSet) for each in pair]
+    pair = [_formula(known), _formula(said)]
+    sizes = [getattr(x, "is_FiniteSet", False) and len(getattr(x, "_unsorted_args", "1")) for x in pair]
     if all(getattr(each, "is_Atom", False) for each in pair):  # E and e
         return bool(pair[0] == pair[1])
-    if braces[0] != braces[1] and re.match(r"[(\[]", (said, known)[braces[1]]):  # (0, 1) and {0, 1}
-        return False
-    if len({len(each._unsorted_args) for each in pair if all(lists)}) > 1 and not any(braces):  # 1, 1 and 1
-        return False
-    if lists[0] != lists[1] and " or " in (known, said)[lists[1]]:
-        parts = pair[lists[1]].args  # x < 0 or x > 1: the numbers that they describe
-        pair[lists[1]] = Union(*(part.as_set() for part in parts))
+    one = bool(sizes[1])  # x < 0 or x > 1: the numbers that they describe
+    if one == (not sizes[0]) and " or " in (known, said)[one]:
+        pair[one] = Union(*(part.as_set() for part in pair[one].args))
+    elif sizes[0] != sizes[1] or len({bool(re.search("(?<![<>])=", text)) for text in (known, said)}) > 1:
+        return False  # a list is no tuple and no number, and x + 1 = 5 is not 5
     right = verify(*pair, numeric_precision=DIGITS, allow_set_relation_comp=True, timeout_seconds=None)
     if right and all(isinstance(each, Eq) for each in pair) and not solve(pair[0]):  # as all without solution
         right = simplify((pair[0].lhs - pair[0].rhs) / (pair[1].lhs - pair[1].rhs)).is_number
