@@ -15,7 +15,6 @@ import pytest
 from tiny import remove_runs, write_rows
 
 from reasoning_features import paths
-from reasoning_features.settings import load_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 NAME = "own-model-of-the-test"
@@ -33,7 +32,7 @@ def home() -> Iterator[Path]:
     remove_runs(NAME)
 
 
-def test_the_steps(home, tmp_path):
+def test_the_steps(home):
     # step 1
     rows = mini.thoughts()
     general = [mini.render(turns) for turns in mini.conversations()]
@@ -45,7 +44,7 @@ def test_the_steps(home, tmp_path):
     mini.make_model(home / "model", "llama", seed=0)
     # step 2
     written = re.search(r"```yaml\n(.*?)\n *```", section(), re.DOTALL)
-    profile = tmp_path / f"{NAME}.yaml"
+    profile = paths.root() / f"{NAME}.yaml"
     profile.write_text(textwrap.dedent(written[1]).replace("data/mine", f"data/{NAME}"))
     # steps 3 and 4
     commands = [line for line in re.findall(r"`(make [^`]*)`", section()) if "mine.yaml" in line]
@@ -56,6 +55,6 @@ def test_the_steps(home, tmp_path):
         made = subprocess.run(given, capture_output=True, text=True, **options)
         assert made.returncode == 0, made.stderr[-2000:]
     assert (home / "autoencoder" / "cfg.json").is_file()
-    figures = paths.RunPaths(load_settings(str(profile)).run).figures
+    figures = paths.RunPaths(NAME).figures
     assert {path.name[:2] for path in figures.glob("*.md")} >= {"01", "02", "03", "04", "05", "06"}
     assert len(pd.read_csv(figures / "x03_top_features.csv")) == 10

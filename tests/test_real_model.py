@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A profile's name; what its runs made is gone afterwards."""
+    """A profile's name; it and what its runs made is gone afterwards."""
     name = f"miniature-{request.node.name.split('[')[0].removeprefix('test_')[:24]}"
     yield name
     remove_runs(name)
@@ -28,7 +28,7 @@ def name(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def test_what_the_hub_serves(miniature_root, name, tmp_path):
     """From an empty cache, with two answers to each problem; then 05 offline: the same numbers."""
-    profile = mini_profile.write_profile(tmp_path, name, samples=2)
+    profile = mini_profile.write_profile(paths.root(), name, samples=2)
     with local_hub.serve(miniature_root, tmp_path / "home") as hub:
         run_notebooks(profile, ("03", "04", "05"), hub.environment())
         sha = hub.sha(mini.LLAMA)
@@ -61,7 +61,7 @@ def test_what_the_hub_serves(miniature_root, name, tmp_path):
 
 def test_everything_trained(miniature_root, name, tmp_path):
     """``train_saes=true`` and ``full=true``: the autoencoder, the stages, the matched-budget search."""
-    profile = mini_profile.write_profile(tmp_path, name, train_saes=True, full=True)
+    profile = mini_profile.write_profile(paths.root(), name, train_saes=True, full=True)
     with local_hub.serve(miniature_root, tmp_path / "home") as hub:
         run_notebooks(profile, ("03", "06", "13"), hub.environment())
     figures = paths.RunPaths(name).figures
@@ -74,7 +74,7 @@ def test_a_qwen_with_an_autoencoder_of_its_mlp(miniature_root, name, tmp_path):
     changes = {"subject": mini.QWEN, "base": mini.QWEN_BASE, "site": "mlp_out", "published": {}}
     sizes = {"d_sae": mini.QWEN_FEATURES, "k": mini.QWEN_K}
     changes |= sizes | {"autoencoder": f"{mini.QWEN_SAE}:{mini.MLP}"}
-    profile = mini_profile.write_profile(tmp_path, name, **changes)
+    profile = mini_profile.write_profile(paths.root(), name, **changes)
     with local_hub.serve(miniature_root, tmp_path / "home") as hub:
         run_notebooks(profile, ("03", "05"), hub.environment())
     scores = pd.read_csv(paths.RunPaths(name).figures / "f06_reason_score.csv")

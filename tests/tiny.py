@@ -167,7 +167,8 @@ def run_notebooks(profile: Path, numbers: Sequence[str], env: dict[str, str] | N
 
 
 def remove_runs(name: str) -> None:
-    """Take away all that runs of this name made."""
+    """Take away the profile of this name in the repository's root, and all that its runs made."""
+    (paths.root() / f"{name}.yaml").unlink(missing_ok=True)
     for place in ("data", "figures", "build"):
         for made in (paths.root() / place).glob(f"{name}*"):
             shutil.rmtree(made)

@@ -31,9 +31,9 @@ made = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run():
     """The run, made as make does it; gone afterwards."""
-    profile = tmp_path_factory.mktemp("profile") / f"{NAME}.yaml"
+    profile = paths.root() / f"{NAME}.yaml"
     profile.write_text(yaml.safe_dump(TINY))
     try:
         run_notebooks(profile, ("01", "02", "03", "04", "05", "06"))
