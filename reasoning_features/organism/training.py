@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from reasoning_features.errors import check_finite
 from reasoning_features.organism import language
 from reasoning_features.organism.language import ASSISTANT, BOS, CONTEXT, END_THINK, EOS, PAD, THINK, USER
 
@@ -176,7 +177,7 @@ def _step(
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return float(loss.detach())
+    return float(check_finite(loss.detach(), "The loss of a step", "lower the learning rate"))
 
 
 def train_and_save(

@@ -153,10 +153,10 @@ def test_what_cannot_be_run_is_refused_first(house: Path, arguments: list[str], 
 @pytest.mark.parametrize(
     ("alpha", "said"),
     [("9", "Alpha is too large: give less."), ("8", "The kernel of 02_two died: is there enough memory?"),
-     ("7", "A cell of 02_two took more than 15 seconds: give CELL_LIMIT= to make.")],
+     ("7", "A cell of 02_two took more than 8 seconds: give CELL_LIMIT= to make.")],
 )  # fmt: skip
 def test_a_failed_run_says_why_in_a_sentence_and_leaves_no_output(house: Path, alpha: str, said: str) -> None:
-    done = make(house, "nb-02", f"PARAMS=alpha={alpha}", "CELL_LIMIT=15")
+    done = make(house, "nb-02", f"PARAMS=alpha={alpha}", "CELL_LIMIT=8")
     lines = done.stderr.strip().splitlines()
     assert done.returncode == 2 and lines[-1].startswith("make: ***") and lines[-2] == said
     assert not (house / f"build/organism+alpha={alpha}.0/02.ipynb").exists()
