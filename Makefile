@@ -134,7 +134,7 @@ vocabulary-real: $(STAMP) ## figures 2 and 5 from R1's thinking on 633 problems
 	$(BIN)/python -m reasoning_features.making.vocabulary_real
 
 clean: ## remove what minutes make again; nothing trained and nothing committed
-	rm -rf build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf $(foreach run,$(foreach name,organism smoke smollm2-135m,$(name) $(name)+*),\
 	  data/$(run)/artefacts data/$(run)/shards)
 	rm -rf figures/smoke figures/smoke+* figures/organism+* figures/smollm2-135m+*
