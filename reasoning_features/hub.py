@@ -22,7 +22,8 @@ Kind = Literal["model", "dataset"]
 REFERENCE = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+))?")
 WEIGHTS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 UNUSED = ["original/*", "onnx/*", "consolidated*", "*activations_store_state*", "*sparsity.safetensors", ".*"]
-ROWS = (".csv", ".json", ".jsonl", ".parquet", ".txt")  # endings of files with rows
+# endings of files with rows
+ROWS = (".arrow", ".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv", ".txt")
 UNREACHED = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
 _announced: set[str] = set()
 

@@ -114,8 +114,7 @@ def _read(
     kept = torch.from_numpy(~corpus.special if include is None else include)
     wanted = batch.valid & kept[batch.positions]  # padding has some token's answer
     rows, positions = residual[wanted.to(residual.device)].float().cpu(), batch.positions[wanted]
-    usual = no_sink(rows)
-    if include is None and not bool(usual.all()):  # most batches need no copy
+    if include is None and not bool((usual := no_sink(rows)).all()):  # most batches need no copy
         rows, positions = rows[usual], positions[usual]
     return ActivationBatch(rows, positions)
 

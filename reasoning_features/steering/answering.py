@@ -56,7 +56,8 @@ def answers(
     written = _kept_or_written(Asked(subject, questions, asked, seed, sae, BATCH), kept, progress)
     graded = questions.grade([*range(len(questions))] * len(asked), written)
     if "finished" in questions.measures:
-        graded["finished"] = [bool(tokens) and tokens[-1] in subject.ends for tokens in written]
+        ends = subject.ends
+        graded["finished"] = [bool(tokens) and tokens[-1] in ends for tokens in written]
     rows = [(c.name, c.feature, c.gamma, problem) for c in asked for problem in range(len(questions))]
     known = pd.DataFrame(rows, columns=["condition", "feature", "gamma", "problem"])
     known["tokens"] = pd.Series([tuple(tokens) for tokens in written], dtype=object)

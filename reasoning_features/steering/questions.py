@@ -22,14 +22,8 @@ from reasoning_features.organism.problems import Split, problems
 from reasoning_features.paths import RunPaths
 from reasoning_features.settings import ProblemSource, Settings
 from reasoning_features.steering.grading import LETTERS, boxed, graded_formula, graded_letter
-from reasoning_features.text.corpora import (
-    TEXT,
-    dataset_name,
-    open_rows,
-    stable_number,
-    tell_left_out,
-    templated,
-)
+from reasoning_features.text.corpora import TEXT, dataset_name, stable_number, templated
+from reasoning_features.text.rows import open_rows, tell_left_out
 
 COMMON = ("correct", "thinking_tokens")  # what is measured of every answer, whatever the problems
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
@@ -175,13 +169,10 @@ def thinking_tokens(written: Sequence[int], tokenizer: Any) -> int:
         return len(tokens)
     # the mark is several tokens: behind the last of them, and before the first
     behind = bisect_left(range(len(tokens)), True, key=lambda n: END_THINK in tokenizer.decode(tokens[:n]))
-    first = (
-        bisect_left(range(behind), True, key=lambda n: END_THINK not in tokenizer.decode(tokens[n:behind]))
-        - 1
-    )
-    return first + (
-        not tokenizer.decode(tokens[first:behind]).startswith(END_THINK)
-    )  # it may end the thinking too
+    last = tokens[:behind]
+    first = bisect_left(range(behind), True, key=lambda n: END_THINK not in tokenizer.decode(last[n:])) - 1
+    # the first token of the mark may end the thinking too
+    return first + (not tokenizer.decode(last[first:]).startswith(END_THINK))
 
 
 def prompt_ids(problem: RealProblem, tokenizer: Any, system: str | None = None) -> list[int]:
@@ -237,9 +228,10 @@ def _of_source(benchmark: str, source: ProblemSource, split: Split | None, seed:
 def _value(choice: str) -> Decimal | str:
     """What tells choices apart: 5 and 5.0 are one."""
     try:
-        return Decimal(choice.strip())
+        number = Decimal(choice.strip())
     except InvalidOperation:
         return choice.strip()
+    return number if number.is_finite() else choice.strip()  # NaN equals nothing
 
 
 def _problem(

@@ -196,6 +196,10 @@ def test_choices_may_be_missing_and_at_most_26(tmp_path, capsys):
         truths(file, wrong=many)
     with pytest.raises(UserError, match=r"1 of 1 rows of .* have no none \(rows 0\): correct them"):
         truths(file, answer="none")
+    # words, and no numbers
+    write_rows(tmp_path / "a.jsonl", [{"problem": "a", "answer": "NaN", "x": "sNaN", "y": "NaN"}])
+    with pytest.raises(UserError, match=r"1 of 1 rows of .* have the right answer among the wrong"):
+        truths(file, wrong=["x", "y"])
 
 
 def test_a_column_may_say_the_split(tmp_path):

@@ -28,11 +28,11 @@ from reasoning_features.settings import ProblemSource, TextSource, load_settings
 from reasoning_features.text import corpora
 from reasoning_features.text.corpora import (
     general_corpus,
-    open_rows,
     open_texts,
     reasoning_corpus,
     text_corpus,
 )
+from reasoning_features.text.rows import open_rows
 from reasoning_features.text.vocabulary import word_shares
 
 SPLITS = ("selection", "evaluation", "training")
@@ -316,7 +316,7 @@ def test_whatever_is_in_a_file_is_read_or_told(tokenizer, text_file, content, co
                 opened.texts(opened.order(0).tolist(), tokenizer)
                 assert all(opened.domain(row) for row in range(len(opened.rows)))
             with suppress(UserError):
-                rows = corpora.open_rows(ProblemSource(dataset=str(path)), ["of"])
+                rows = open_rows(ProblemSource(dataset=str(path)), ["of"])
                 assert {type(of) for of in rows[:]["of"]} <= {str, type(None)}
 
 
