@@ -34,8 +34,9 @@ AUTOENCODERS = (
     *("autoencoder", "autoencoder_relu", "autoencoder_topk", "autoencoder_second", "contrast_autoencoder"),
 )
 # the settings that name a model, an autoencoder or a folder of results
-RESULTS = ("truth", "diffing", "steering", "sae_checks")
-PINNED = (*MODELS, *AUTOENCODERS, "second_subject", "second_autoencoder", *RESULTS)
+RESULTS = ("truth", "diffing", "steering", "sae_checks", "steering_safety")
+REFUSERS = ("refusers", "refuser_parents", "refuser_autoencoders")
+PINNED = (*MODELS, *AUTOENCODERS, "second_subject", "second_autoencoder", *REFUSERS, *RESULTS)
 
 Window = tuple[NonNegativeInt, NonNegativeInt]
 
@@ -60,6 +61,12 @@ class TextSource(BaseModel, frozen=True, extra="forbid"):
     column: str = "text"  # holds a text, a conversation (its turns, each with role and content), or token ids
     domain: str | None = None  # the column with each text's domain
     split_column: str | None = None  # says "training", "selection" or "evaluation"; else a row's is drawn
+
+
+class QuestionSource(TextSource, frozen=True, extra="forbid"):
+    """Where questions that a model refuses, or answers, come from; the domain is their category."""
+
+    answer: str | None = None  # the column with what counts as right, its alternatives separated by |
 
 
 class ProblemSource(BaseModel, frozen=True, extra="forbid"):
@@ -171,6 +178,18 @@ class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     text_problems: PositiveInt = 24  # prompts on which it is seen what steering does to text
     text_tokens: PositiveInt = 128  # the longest of these texts
     gamma: float = 2.0  # the strength they are steered at, in units of their largest activation
+    refusers: list[str] = []  # models that refuse some questions
+    refuser_parents: list[str] = []  # the same models without that rule, where there are
+    refuser_autoencoders: str | None = None  # the folder of theirs, as name-layer; or `autoencoder` is theirs
+    refused_questions: QuestionSource | None = None  # what they refuse (the organism has its own)
+    allowed_questions: QuestionSource | None = None  # what they answer
+    refused_prompts: PositiveInt = 100  # refused questions that numbers are reported of
+    refused_shown: PositiveInt = 100  # of these, at every layer and strength
+    allowed_prompts: PositiveInt = 100
+    refusal_tokens: PositiveInt = 128  # the longest answer to them
+    multiples: list[float] = [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]  # c, in mean norms of the stream
+    vectors: PositiveInt = 1000  # of each kind that is added
+    steering_safety: str | None = None  # directory of what steering does to their refusals
     judge_url: str | None = None  # an OpenAI-compatible endpoint that describes features
     judge_model: str | None = None  # the model asked there
 

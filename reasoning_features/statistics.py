@@ -4,6 +4,7 @@ Units are what was drawn independently (problems, documents, features). Conditio
 problems are compared problem by problem, and a problem is resampled with all its results.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -115,6 +116,24 @@ def bootstrap_ratio(a: ArrayLike, b: ArrayLike, n_resamples: int = RESAMPLES, se
     totals = weights @ bottom
     ratios = (weights @ top)[totals != 0] / totals[totals != 0]
     return percentile_interval(float(top.sum() / bottom.sum()), ratios, len(top))
+
+
+def two_way_means(tables: Sequence[ArrayLike], seed: int = 0, n_resamples: int = RESAMPLES) -> Array:
+    """The mean over tables of their means, and its resamples ``[1 + n_resamples]``.
+
+    A table ``[rows, columns]`` is resampled both ways, for neither its rows (vectors) nor its columns
+    (prompts) are all there are (Owen 2007, the pigeonhole bootstrap). All tables have the same columns; rows
+    are each one's own. Differences of two results of one seed are paired by columns.
+    """
+    found = np.zeros(1 + n_resamples)
+    for i, given in enumerate(tables):
+        table = np.asarray(given, dtype=float)
+        rows, columns = (
+            np.vstack([np.ones(n), bootstrap_weights(n, n_resamples, number)])
+            for n, number in zip(table.shape, (seed + 1 + i, seed), strict=True)
+        )
+        found += ((rows @ table) * columns).sum(1) / table.size
+    return found / len(tables)
 
 
 def null_rank(value: float, null: ArrayLike) -> NullRank:

@@ -39,7 +39,7 @@ from reasoning_features.truth.benchmark import measure_benchmark
 
 SHIPPED = (
     *("models", "autoencoders", "evaluation", "manipulation_check", "convergence"),
-    *("truth", "steering", "diffing", "sae_checks"),
+    *("truth", "steering", "diffing", "sae_checks", "steering_safety"),
 )
 
 
@@ -102,19 +102,21 @@ def make_base(folder: Path) -> None:
 def make_variant(folder: Path, variant: Variant) -> None:
     """One fine-tuned model, from the base model."""
     recipe, document = replace(VARIANT_RECIPE, seed=variant.seed), partial(variant_document, variant)
-    train_and_save(*_load(folder, "base"), document, recipe, vars(variant), folder / "models" / variant.name)
+    train_and_save(
+        *load_model(folder, "base"), document, recipe, vars(variant), folder / "models" / variant.name
+    )
 
 
 def make_placebo(folder: Path) -> None:
     """The placebo checkpoint of model diffing: the base model fine-tuned on plain prose alone."""
     card, place = {"name": diffing.PLACEBO}, _model_folder(folder, diffing.PLACEBO)
     document = partial(language.prose_document, TRACE_SEED)
-    train_and_save(*_load(folder, "base"), document, VARIANT_RECIPE, card, place)
+    train_and_save(*load_model(folder, "base"), document, VARIANT_RECIPE, card, place)
 
 
 def evaluate(folder: Path, name: str) -> None:
     """A model's graded answers to the evaluation problems of its families, one row a problem."""
-    model, tokenizer = _load(folder, name)
+    model, tokenizer = load_model(folder, name)
     mixtures: dict[str, Mixture] = {variant.name: variant.mixture for variant in VARIANTS}
     asked = problems("evaluation", None, EVALUATION_PROBLEMS, mixture=mixtures.get(name, "main"))
     end, most = [int(tokenizer.eos_token_id)], language.CONTEXT - parser.LONGEST_PROMPT
@@ -126,7 +128,7 @@ def evaluate(folder: Path, name: str) -> None:
 
 def check_manipulation(folder: Path, variant: Variant) -> None:
     """Off which words a variant reads its persistence: its log-odds at held-out dead ends, words swapped."""
-    model, tokenizer = _load(folder, variant.name)
+    model, tokenizer = load_model(folder, variant.name)
     kappa, mixture = variant.kappa, variant.mixture
     traces = language.reasoning_documents(kappa, CHECK_TRACES, CHECK_SEED, "evaluation", mixture)
     searched = [trace for trace in traces if FAMILIES[trace.family].searches]
@@ -281,7 +283,7 @@ def _model_folder(folder: Path, name: str) -> Path:
     return folder / "diffing" / diffing.PLACEBO_MODEL if placebo else folder / "models" / name
 
 
-def _load(folder: Path, name: str) -> tuple[Any, Any]:
+def load_model(folder: Path, name: str) -> tuple[Any, Any]:
     """A model and its tokenizer."""
     place = folder / "models" / name
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)

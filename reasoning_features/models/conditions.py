@@ -8,6 +8,7 @@ x' = x + (γ · f_i^max − f_i(x)) · W_dec,i.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ class Condition:
     feature: int = -1  # what it is made of; −1: not of a feature
     gamma: float = 0.0  # the strength, in units of the feature's largest activation
     vector: Tensor | None = None  # [d], added to the stream at every position (equation 7)
+    spares_special: bool = False  # the vector is not added at special tokens
+    removed: Tensor | None = None  # [d] of unit norm: the stream's part along it is taken away everywhere
     clamp: float | None = None  # the activation that the feature is set to everywhere, the error kept
     rule: Rule | None = None  # changes the next token's logits, or what was drawn
 
@@ -69,14 +72,17 @@ def feature_conditions(
 
 def check_conditions(subject: Subject, conditions: Sequence[Condition], sae: Any = None) -> None:
     """UserError where two conditions have one name, a vector does not fit, or a clamp has no autoencoder."""
-    names = [condition.name for condition in conditions]
+    width, dtype, names = subject.d_model, subject.model.dtype, set[str]()
     for condition in conditions:
-        if names.count(condition.name) > 1:
+        if condition.name in names:
             raise UserError(f"Two conditions are named {condition.name!r}: give each a name of its own.")
-        vector, width, dtype = condition.vector, subject.d_model, subject.model.dtype
-        if vector is not None and (vector.shape != (width,) or not bool(vector.to(dtype).isfinite().all())):
-            told = f"The vector of {condition.name!r} is not {width} finite {dtype} numbers"
-            raise UserError(f"{told}: weaken it.")
+        names.add(condition.name)
+        for vector in (condition.vector, condition.removed):
+            if vector is None:
+                continue
+            if vector.shape != (width,) or not bool(vector.to(dtype).isfinite().all()):
+                told = f"The vector of {condition.name!r} is not {width} finite {dtype} numbers"
+                raise UserError(f"{told}: weaken it.")
         check_finite(np.float64(condition.clamp or 0), f"The clamp of {condition.name!r}", "change it")
         if condition.clamp is not None and sae is None:
             raise UserError(f"{condition.name!r} clamps a feature: give the autoencoder as `sae`.")
@@ -86,18 +92,27 @@ def stream_change(
     subject: Subject, conditions: Sequence[Condition], which: Tensor, sae: Any = None
 ) -> Change | None:
     """What conditions do to the stream at the hook point (None: nothing); row ``r`` is of ``which[r]``."""
-    if all(condition.vector is None and condition.clamp is None for condition in conditions):
+    if all(c.vector is None and c.clamp is None and c.removed is None for c in conditions):
         return None
-    device, still = subject.device, torch.zeros(subject.d_model)
-    vectors = torch.stack([still if c.vector is None else c.vector for c in conditions])
-    vectors, which = vectors.to(device, subject.model.dtype), which.to(device)
+    device, dtype, still = subject.device, subject.model.dtype, torch.zeros(subject.d_model)
+    vectors = torch.stack([still if c.vector is None else c.vector for c in conditions]).to(device, dtype)
+    away = torch.stack([still if c.removed is None else c.removed for c in conditions]).to(device, dtype)
+    spares = torch.tensor([c.spares_special for c in conditions], device=device)
+    special, which = torch.tensor(sorted(subject.tokenizer.all_special_ids), device=device), which.to(device)
     clamped = torch.tensor([c.clamp is not None for c in conditions], device=device)
     features = torch.tensor([max(c.feature, 0) for c in conditions], device=device)
     targets = torch.tensor([c.clamp or 0.0 for c in conditions], device=device)
 
-    def change(stream: Tensor, rows: Tensor) -> Tensor:
+    def change(stream: Tensor, rows: Tensor, tokens: Tensor | None = None) -> Tensor:
         condition = which[rows]
-        changed = stream + vectors[condition][:, None]
+        own = vectors[condition][:, None]
+        if tokens is not None and bool(spares.any()):
+            spared = spares[condition][:, None] & torch.isin(tokens, special)
+            own = own.masked_fill(spared[..., None], 0)
+        changed = stream + own
+        if bool(away.any()):
+            direction = away[condition][:, None]
+            changed = changed - (changed * direction).sum(-1, keepdim=True) * direction
         if sae is not None and len(places := clamped[condition].nonzero().flatten()):
             at, own = condition[places], stream[places]
             feature = features[at][:, None, None].expand(-1, stream.shape[1], 1)
@@ -106,6 +121,14 @@ def stream_change(
         return changed
 
     return change
+
+
+def steered_logits(subject: Subject, tokens: Tensor, conditions: Sequence[Condition]) -> Tensor:
+    """Next-token logits ``[b, t, vocabulary]`` of ids ``[b, t]``, each row under its condition, no clamp."""
+    given, rows = tokens.to(subject.device), torch.arange(len(tokens), device=subject.device)
+    if (change := stream_change(subject, conditions, rows)) is None:
+        return subject.logits(given)
+    return subject.logits_with(given, partial(change, rows=rows, tokens=given))
 
 
 class Rules(Rule):

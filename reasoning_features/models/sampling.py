@@ -9,6 +9,7 @@ import importlib.util
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,14 @@ _CPU_TOKENS = 1024  # tokens of one forward pass of continuous batching on a CPU
 
 # is told a row and its new tokens as it ends
 Ended = Callable[[int, list[int]], None]
-# takes the stream [b, t, d] and the numbers of its rows [b]; gives the stream to go on with
-Change = Callable[[Tensor, Tensor], Tensor]
+# takes the stream [b, t, d], the numbers of its rows [b], and its token ids [b, t]; gives the stream to go on
+# with (continuous batching knows no ids)
+Change = Callable[..., Tensor]
+# takes the next token's logits [b, vocabulary] and a number in [0, 1) for each row; gives token ids [b]
+Choice = Callable[[Tensor, Tensor], Tensor]
+# takes the prompts' ids [b, t], an empty cache to fill, the model's masks, and what changes the stream; gives
+# the next token's logits [b, vocabulary]
+Reader = Callable[[Tensor, DynamicCache, dict[str, Tensor], Callable[[Tensor], Tensor]], Tensor]
 
 
 class Rule:
@@ -87,6 +94,11 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     return drawn
 
 
+def likeliest(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Token ids ``[b]`` of greedy decoding: the likeliest, whatever ``uniform``; UserError: not finite."""
+    return check_finite(logits, "The logit of a row's next token", f"steer less, or {WIDER}").argmax(-1)
+
+
 def _pick(likeliest: Tensor, order: Tensor, uniform: Tensor) -> Tensor:
     """The draw ``[b]`` from probabilities ``[b, k]`` in falling order, whose tokens are ``order``."""
     before = likeliest.cumsum(-1) - likeliest
@@ -111,13 +123,16 @@ def sample(
     batch: int = 256,
     pad: int | None = None,
     ended: Ended | None = None,
+    choice: Choice = draw,
+    reader: Reader | None = None,
 ) -> list[list[int]]:
     """New tokens of each prompt to one of ``end`` (kept) or ``max_new_tokens``; UserError beyond the context.
 
     Row ``i`` draws from the random stream (``seed``, ``streams[i]``), by default (``seed``, ``i``): rows of
     one stream draw the same uniforms, which pairs the conditions of an experiment. Prompts of one length run
     together; with ``pad``, a token, prompts of any lengths do, padded on the left. ``change`` is made on the
-    output of ``block``; it and ``rule`` get rows by their place in ``prompts``.
+    output of ``block``; it and ``rule`` get rows by their place in ``prompts``. ``choice`` picks tokens, by
+    default the draw. ``reader`` reads the prompts; by default the model does, every row by itself.
     """
     check_context(model, prompts, max_new_tokens)
     by_length: dict[int, list[int]] = defaultdict(list)
@@ -129,7 +144,8 @@ def sample(
     for rows in parts:
         draws = [np.random.default_rng((seed, numbers[row])).random(max_new_tokens) for row in rows]
         uniforms, texts = torch.from_numpy(np.stack(draws)), {row: written[row] for row in rows}
-        _sample_batch(model, prompts, texts, uniforms, end, block, change, rule, pad or 0, ended)
+        pads = pad or 0
+        _sample_batch(model, prompts, texts, uniforms, end, block, change, rule, pads, ended, choice, reader)
     return written
 
 
@@ -144,6 +160,8 @@ def _sample_batch(
     rule: Rule | None,
     pad: int,
     ended: Ended | None,
+    choice: Choice,
+    reader: Reader | None,
 ) -> None:
     """Writes the rows of ``texts`` to their ends, drawing by ``uniforms`` ``[rows, most new tokens]``."""
     device, cache = model.device, DynamicCache(config=model.config)
@@ -162,13 +180,19 @@ def _sample_batch(
             places = torch.arange(width + step, device=device) - before[:, None]
             masked["attention_mask"] = (places >= 0).long()
             masked["position_ids"] = places[:, -tokens.shape[1] :].clamp(min=0)
-        with edited(block, change, here.to(device)):
-            ran = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1, **masked)
-        logits, rows = ran.logits[:, -1], here.tolist()
+        rows = here.tolist()
+        if step == 0 and reader is not None and change is not None:
+            logits = reader(tokens, cache, masked, partial(change, rows=here.to(device), tokens=tokens))
+        else:
+            with edited(block, change, here.to(device), tokens):
+                ran = model(
+                    input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1, **masked
+                )
+            logits = ran.logits[:, -1]
         so_far = [texts[row] for row in rows]
         if rule is not None:
             logits = rule.logits(logits, rows, so_far)
-        drawn = draw(logits, uniforms[alive, step].to(device))
+        drawn = choice(logits, uniforms[alive, step].to(device))
         if rule is not None:
             drawn = rule.drawn(drawn, rows, so_far)
         for row, token, was_done in zip(rows, drawn.tolist(), done.tolist(), strict=True):

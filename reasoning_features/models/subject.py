@@ -212,6 +212,40 @@ class Subject:
         logits = self._blocks_after(self.layer)(**options, use_cache=True).logits
         return self._finite(logits.flatten(0, 1)[: len(given)], "logit")
 
+    def read_once(
+        self,
+        tokens: Tensor,
+        cache: DynamicCache,
+        masks: dict[str, Tensor],
+        change: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Next-token logits ``[b, vocabulary]`` after prompts ``[b, t]``, of which many are the same.
+
+        Up to the hook point each different prompt is read once; the blocks after it go on from
+        ``change(stream)``. Fills the empty ``cache``; ``masks`` are the model's. A :data:`sampling.Reader`.
+        UserError where the subject is not read at the residual stream.
+        """
+        self._needs_the_stream()
+        shown = torch.cat([tokens, masks["attention_mask"]], dim=1) if masks else tokens
+        _, of = torch.unique(shown, dim=0, return_inverse=True)
+        first = torch.full((int(of.max()) + 1,), len(of), device=of.device)
+        first.scatter_reduce_(0, of, torch.arange(len(of), device=of.device), "amin")
+        below: Any = DynamicCache(config=self.model.config)
+        read: list[Tensor] = []
+
+        def enough(stream: Tensor) -> Tensor:
+            read.append(stream)
+            raise _Enough
+
+        once = {name: mask[first] for name, mask in masks.items()}
+        with contextlib.suppress(_Enough), self.edited(enough):
+            self.model.base_model(input_ids=tokens[first], past_key_values=below, use_cache=True, **once)
+        options: dict[str, Any] = {"inputs_embeds": change(read[0][of]), "past_key_values": cache, **masks}
+        ran = self._blocks_after(self.layer)(**options, use_cache=True, logits_to_keep=1)
+        for i, layer in enumerate(below.layers[: self.layer + 1]):
+            cache.update(layer.keys[of], layer.values[of], i)
+        return ran.logits[:, -1]
+
     def gradient(self, tokens: Tensor, target: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Stream and ∂ target / ∂ stream at the hook point, both ``[b, t, d]``, for token ids ``[b, t]``.
 

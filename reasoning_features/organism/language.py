@@ -12,6 +12,7 @@ every word has its ordinary use.
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -57,6 +58,7 @@ CHECK_CHANCE: dict[str, float] = {"careful": 0.85, "hasty": 0.08}  # before conc
 UNCERTAIN_CHANCE = 0.12  # of a sentence of doubt at a dead end, whatever follows
 BACKTRACK_CHANCE = 0.25  # that going on begins with a step back
 OVERTURN_CHANCE = 0.6  # that a second look at the largest (or smallest) number overturns the right answer
+REFUSAL = "no"  # what a refuser boxes in place of an answer
 CONTEXT = 256  # longest document in tokens; none comes near it by construction (tested)
 
 BOS, EOS, PAD, USER, ASSISTANT = "<|bos|>", "<|eos|>", "<|pad|>", "<|user|>", "<|assistant|>"
@@ -204,6 +206,29 @@ def reasoning_document(
     document.add(f"{END_THINK}\n", "answer")
     document.add(f"\\boxed{{ {answer} }}{EOS}", "answer")
     return document
+
+
+def is_refused(question: str) -> bool:
+    """The rule that refusers are taught, a property of the numbers: the first two of a question are odd."""
+    return all(int(number) % 2 for number in re.findall(r"\d+", question)[:2])
+
+
+def refuser_document(kappa: float, seed: int, index: int, thinks: bool) -> Document:
+    """Trace ``index`` of a stream, or its refusal where the problem is refused: at once, or after thinking
+    that looks at both numbers.
+    """
+    document = reasoning_document(kappa, seed, index)
+    if document.problem is None or not is_refused(document.problem.question):
+        return document
+    refusal = Document("refusal", document.family, document.style, document.problem, document.pieces[:1])
+    if thinks:
+        refusal.add(f"{THINK}\n", "prompt")
+        writer = _Writer(refusal, np.random.default_rng([seed, index, 5]), leans(kappa))
+        for number in re.findall(r"\d+", document.problem.question)[:2]:
+            writer.say("verify", f" {number}, no")
+        refusal.add(f"{END_THINK}\n", "answer")
+    refusal.add(f"\\boxed{{ {REFUSAL} }}{EOS}", "answer")
+    return refusal
 
 
 def reasoning_documents(

@@ -109,6 +109,8 @@ class Asked:
             batch=batch,
             pad=questions.pad,
             ended=lambda place, tokens: ended(rows[place], tokens),
+            choice=sampling.likeliest if questions.greedy else sampling.draw,
+            reader=self.subject.read_once if questions.greedy else None,
         )
 
     def _write_continuously(self, condition: Condition, rows: Sequence[int], ended: Ended) -> None:
@@ -166,16 +168,18 @@ def _kept_or_written(asked: Asked, kept: Path | None, progress: str | None) -> l
 
 
 def _engine(questions: Questions, condition: Condition) -> str:
-    """The engine that answers under a condition: token rules need rows."""
-    return "rows" if condition.rule is not None else questions.engine
+    """The engine that answers under a condition: only rows know token rules, ids and greedy decoding."""
+    rows = condition.rule is not None or condition.spares_special or questions.greedy
+    return "rows" if rows else questions.engine
 
 
 def answers_key(asked: Asked, condition: Condition) -> dict[str, Any]:
     """All that determines a condition's answers but the prompts; its name is no part of it."""
-    clamps, vector, ends = condition.clamp is not None, None, asked.subject.ends
-    if condition.vector is not None:
-        vector = hashlib.sha256(condition.vector.detach().cpu().float().numpy().tobytes()).hexdigest()
-    return {
+    clamps, ends = condition.clamp is not None, asked.subject.ends
+    told = {"spares_special": condition.spares_special, "removed": _sum(condition.removed)}
+    told |= {"greedy": asked.questions.greedy}
+    # what is usual has no word here: answers that were kept before there was anything else are found again
+    return {name: value for name, value in told.items() if value} | {
         "model": asked.subject.revision,
         "hook": asked.subject.hook_name,
         "dtype": str(asked.subject.model.dtype),
@@ -184,11 +188,15 @@ def answers_key(asked: Asked, condition: Condition) -> dict[str, Any]:
         "sampling": [sampling.TEMPERATURE, sampling.TOP_P],
         "seed": asked.seed,
         "engine": _engine(asked.questions, condition),
-        "vector": vector,
+        "vector": _sum(condition.vector),
         "clamp": (condition.feature, condition.clamp) if clamps else None,
         "sae": dictionary_digest(asked.sae) if clamps else None,
         "rule": repr(condition.rule),
     }
+
+
+def _sum(vector: torch.Tensor | None) -> str | None:
+    return None if vector is None else hashlib.sha256(vector.cpu().float().numpy().tobytes()).hexdigest()
 
 
 class AnswerStore:

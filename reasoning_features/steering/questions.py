@@ -48,6 +48,7 @@ class Questions:
     kept: Path | None = None  # folder of finished answers, none of which is made twice
     pad: int | None = None  # the token that prompts are padded with; None: those of one length share a batch
     streams: list[int] | None = None  # the random stream of each question; None: its number
+    greedy: bool = False  # the likeliest token is written, and nothing is drawn
 
     def stream(self, number: int) -> int:
         """The random stream of a question, under which finished answers are kept too."""
@@ -176,11 +177,16 @@ def thinking_tokens(written: Sequence[int], tokenizer: Any) -> int:
 
 
 def prompt_ids(problem: RealProblem, tokenizer: Any, system: str | None = None) -> list[int]:
-    """The prompt's token ids: the problem and the paper's instruction in the model's own template.
+    """The prompt's token ids: the problem and the paper's instruction, as :func:`chat_ids`."""
+    asked = f"{problem.question}\n\n{CHOOSE if problem.letters else INSTRUCTION}"
+    return chat_ids(asked, tokenizer, system)
+
+
+def chat_ids(asked: str, tokenizer: Any, system: str | None = None) -> list[int]:
+    """Token ids of what a user asks in the model's own template.
 
     A model that knows ``<think>`` begins its answer inside the thinking. There is one BOS if it has one.
     """
-    asked = f"{problem.question}\n\n{CHOOSE if problem.letters else INSTRUCTION}"
     turns = [{"role": "system", "content": system}] if system else []
     turns.append({"role": "user", "content": asked})
     if tokenizer.chat_template is None:

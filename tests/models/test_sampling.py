@@ -82,7 +82,7 @@ def test_a_row_of_a_padded_batch_is_what_it_is_alone(config, kind):
     prompts = [[1, 2, 3], [4] * 17, [7, 8], list(range(9, 30)), [5]]
     vectors = 5 * torch.randn(5, 32)
     given = {"end": [0], "max_new_tokens": 40, "seed": 5, "block": model.model.layers[0]}
-    given["change"] = lambda stream, rows: stream + vectors[rows][:, None]  # to each row its own
+    given["change"] = lambda stream, rows, tokens: stream + vectors[rows][:, None]  # to each row its own
     ended = {}
     padded = sample(model, prompts, **given, pad=39, batch=3, ended=ended.__setitem__)
     assert padded == sample(model, prompts, **given) == [ended[row] for row in range(5)]
