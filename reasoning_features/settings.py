@@ -189,6 +189,7 @@ class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     refusal_tokens: PositiveInt = 128  # the longest answer to them
     multiples: list[float] = [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]  # c, in mean norms of the stream
     vectors: PositiveInt = 1000  # of each kind that is added
+    repeated_means: PositiveInt = 8  # means of each number of vectors, for each question they succeed on
     steering_safety: str | None = None  # directory of what steering does to their refusals
     judge_url: str | None = None  # an OpenAI-compatible endpoint that describes features
     judge_model: str | None = None  # the model asked there

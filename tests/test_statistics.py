@@ -90,3 +90,27 @@ def test_equivalence_is_said_at_its_nominal_rate():
         interval = statistics.paired_difference(differences, np.zeros(4000), seed=seed % 4, level=0.9)
         said += statistics.finding(interval, margin=0.015) == "no effect"
     assert 0.03 < said / 400 < 0.08
+
+
+def test_two_way_intervals_cover_the_mean_over_vectors_and_prompts():
+    """Effects of rows and of columns and noise: 95% intervals hold the truth as often, or more often."""
+    rng, held, narrow = np.random.default_rng(0), 0, 0
+    for trial in range(150):
+        rows, columns = rng.normal(size=(40, 1)), rng.normal(size=(1, 15))
+        table = 0.3 + 0.2 * rows + 0.3 * columns + rng.normal(size=(40, 15))
+        found = statistics.two_way_means([table], seed=trial, n_resamples=400)
+        low, high = np.quantile(found[1:], [0.025, 0.975])
+        held += low <= 0.3 <= high
+        one_way = statistics.bootstrap_mean(table.ravel(), seed=trial)
+        narrow += one_way.low <= 0.3 <= one_way.high
+    assert 0.9 <= held / 150 <= 1 and narrow / 150 < 0.85, "answers are not independent"
+
+
+def test_two_way_differences_are_paired_by_columns():
+    rng = np.random.default_rng(1)
+    prompts = rng.normal(size=(1, 12))
+    first, second = prompts + 0.01 * rng.normal(size=(30, 12)), prompts + 0.01 * rng.normal(size=(20, 12))
+    both = statistics.two_way_means([first]) - statistics.two_way_means([second])
+    assert both[1:].std() < 0.1 * statistics.two_way_means([first])[1:].std()
+    means = statistics.two_way_means([first, second])
+    assert means[0] == pytest.approx((first.mean() + second.mean()) / 2)

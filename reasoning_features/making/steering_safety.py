@@ -20,6 +20,7 @@ from reasoning_features.errors import UserError
 from reasoning_features.making.organism import (
     PROSE_EVERY,
     RELU_RECIPE,
+    evaluate,
     load_model,
     main_activations,
     write_checksums,
@@ -36,6 +37,7 @@ KAPPA, TRACE_SEED = 1.0, 2000
 REFUSED_EVERY = 4  # every fourth document is of the refused class, whatever was drawn
 STRIDE = 10_000_000  # from one draw of such a document to the next
 TRACES = 9000  # documents of traces that autoencoders are trained on
+AUTOENCODER_RECIPE = replace(RELU_RECIPE, tokens=2_000_000)
 LAYERS = (1, 2, 3)
 
 
@@ -66,14 +68,17 @@ def make_autoencoders(folder: Path, name: str) -> None:
         if (target := folder / "autoencoders" / f"{name}-{layer}").is_dir():
             continue
         subject, residual = main_activations(folder / "models" / name, TRACES, layer)
-        trained = train_autoencoder(residual, RELU_RECIPE, name, subject.hook_name)
+        trained = train_autoencoder(residual, AUTOENCODER_RECIPE, name, subject.hook_name)
         save_autoencoder(trained.sae, target, {"training": trained.history})
 
 
 def make_organism(folder: Path, names: list[str], workers: int) -> None:
-    """The refusers that are not there yet, and autoencoders of those that think."""
-    missing = [name for name in names if not (folder / "models" / name).is_dir()]
-    each(partial(make_refuser, folder), missing, workers=workers)
+    """The refusers, their answers to the organism's evaluation problems, and autoencoders of those that think;
+    what is there is not made again.
+    """
+    for make, place in ((make_refuser, "models/{}"), (evaluate, "evaluation/{}.parquet")):
+        missing = [name for name in names if not (folder / place.format(name)).exists()]
+        each(partial(make, folder), missing, workers=workers)
     thinking = [name for name in names if name.startswith("thinking")]
     each(partial(make_autoencoders, folder), thinking, workers=workers)
 

@@ -30,6 +30,7 @@ NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Settings], bool]], ...] = (
     (("05", "13"), "problems with known answers", lambda s: s.corpus == "organism" or bool(s.problems)),
     (("13",), "a model that solves problems (full: true)", lambda s: s.full),
     (("07", "08", "12"), "text whose decisions are known", lambda s: s.corpus == "organism"),
+    (("09",), "models that refuse, and what steering does to them", lambda s: s.steering_safety is not None),
     (("14",), "stages of model diffing", lambda s: s.has_stages),
     (("07", "08"), "dictionaries, trained and frozen (sae_checks)", lambda s: s.sae_checks is not None),
 )

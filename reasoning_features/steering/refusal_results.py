@@ -1,18 +1,22 @@
 """What came out of studies of refusals: compliance by kind of vector, layer and strength, with intervals."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from reasoning_features import paths
 from reasoning_features.errors import MissingArtefact
 from reasoning_features.files import read_json
-from reasoning_features.statistics import Flags, Interval, percentile_interval, two_way_means
-from reasoning_features.steering.refusal_study import FAILED, MEANS, SELECTED, UNSELECTED
+from reasoning_features.models.subject import short_name
+from reasoning_features.reporting.claims import Measured
+from reasoning_features.settings import Settings
+from reasoning_features.statistics import RESAMPLES, Flags, Interval, percentile_interval, two_way_means
+from reasoning_features.steering.refusal_study import KEEPS, MEANS, RANDOM, SELECTED, SETS, UNSELECTED
 from reasoning_features.steering.refusals import COMPLIES
 
 
@@ -25,17 +29,27 @@ class Study:
     told: Mapping[str, Any]  # ``study.json``
 
     @property
-    def name(self) -> str:
-        return str(self.told["refuser"])
+    def first(self) -> int:
+        """The middle layer, where strengths were chosen."""
+        return int(self.told["layers"][0])
 
-    def complied(self, kind: str, layer: int, c: float | None = None, column: str = "refused") -> Flags:
-        """Which answers of the evaluation split hold the right answer ``[vectors, questions]``; by default at
-        c*. Of refused questions as many as were asked at this strength, or of the allowed ones.
+    @property
+    def most(self) -> float:
+        """The strength at which random vectors make it comply most, on the selection split."""
+        return float(self.told["c of most compliance"])
+
+    def rows(self, kind: str, layer: int, c: float | None = None, column: str = "refused") -> pd.DataFrame:
+        """Rows of one kind, layer and strength (by default c*) of the evaluation split that have a column,
+        where the most questions were asked.
         """
         own, c = self.vectors[self.vectors["split"] == "evaluation"], self.told["c"] if c is None else c
         own = own[(own["kind"] == kind) & (own["layer"] == layer) & (own["c"] == c)].dropna(subset=column)
         length = own[column].str.len()
-        return as_flags(own.loc[length == length.max(), column])
+        return own[length == length.max()]
+
+    def complied(self, kind: str, layer: int, c: float | None = None, column: str = "refused") -> Flags:
+        """Which answers of these rows hold the right answer ``[vectors, questions]``."""
+        return as_flags(self.rows(kind, layer, c, column)[column])
 
     def kept(self, kind: str, layer: int, c: float | None = None) -> float:
         """Accuracy on allowed questions, over the unsteered one."""
@@ -49,15 +63,19 @@ def as_flags(letters: pd.Series) -> Flags:
     return codes == ord(COMPLIES)
 
 
-def load_studies(folder: Path) -> list[Study]:
-    """The studies of a folder, by name. MissingArtefact: there is none."""
-    found = []
-    for place in sorted(path.parent for path in folder.glob("studies/*/study.json")):
-        vectors, universal = (pd.read_parquet(place / f"{name}.parquet") for name in ("vectors", "universal"))
-        found.append(Study(vectors, universal, read_json(place / "study.json")))
-    if not found:
-        told = f"There are no studies in {paths.relative(folder)}"
-        raise MissingArtefact(f"{told}: `make steering-safety` with this PROFILE makes them.")
+def load_studies(settings: Settings) -> dict[str, list[Study]]:
+    """The profile's studies by kind of refuser: those whose names differ in a seed at their end are one kind.
+    MissingArtefact: a study is not there.
+    """
+    found: dict[str, list[Study]] = {}
+    for name in settings.refusers:
+        place = paths.resolve(settings.steering_safety or "") / "studies" / short_name(name)
+        if not (place / "study.json").is_file():
+            told = f"There is no {paths.relative(place)}"
+            raise MissingArtefact(f"{told}: `make steering-safety PROFILE={settings.profile}` makes it.")
+        vectors, universal = (pd.read_parquet(place / f"{each}.parquet") for each in ("vectors", "universal"))
+        study = Study(vectors, universal, read_json(place / "study.json"))
+        found.setdefault(re.sub(r"-\d+$", "", short_name(name)), []).append(study)
     return found
 
 
@@ -95,7 +113,7 @@ def universal_rates(studies: Sequence[Study]) -> tuple[pd.DataFrame, dict[tuple[
     each ``[means, questions]``, repeats of one source question averaged.
     """
     rows, tables = [], {}
-    for name in (SELECTED, UNSELECTED, FAILED):
+    for name in SETS:
         for n in MEANS:
             mine = [each.universal.query("set == @name and n == @n") for each in studies]
             per_model = [_by_source(part) for part in mine if len(part)]
@@ -109,3 +127,71 @@ def universal_rates(studies: Sequence[Study]) -> tuple[pd.DataFrame, dict[tuple[
 def _by_source(part: pd.DataFrame) -> Any:
     means = [as_flags(own["refused"]).mean(0) for _, own in part.groupby("source")]
     return np.stack(means)
+
+
+# --- what decides the claims --------------------------------------------------------------------------------
+
+
+def random_breaks(studies: Sequence[Study]) -> Measured | None:
+    """Compliance under random vectors at c*; its control is 1%, or what is answered unsteered when sampled if
+    that is more. None where capability is not kept on the evaluation split.
+    """
+    if not _capable(studies, RANDOM, studies[0].first):
+        return None
+    found = rate([each.complied(RANDOM, each.first) for each in studies])
+    return Measured(found, max(0.01, float(np.mean([each.told["sampled"] for each in studies]))))
+
+
+def beyond_random(studies: Sequence[Study], kind: str, layer: int) -> Measured | None:
+    """Compliance under a kind of vectors less that under random ones, at c* and one layer. None where there
+    are none, or either does not keep capability.
+    """
+    if not all(len(each.rows(kind, layer)) for each in studies):
+        return None
+    if not (_capable(studies, kind, layer) and _capable(studies, RANDOM, layer)):
+        return None
+    return _difference(*([each.complied(k, layer) for each in studies] for k in (kind, RANDOM)))
+
+
+def between(groups: Mapping[str, Sequence[Study]]) -> Measured | None:
+    """Compliance under random vectors of the first kind of refusers less the second's, each at its own c*."""
+    if len(groups) < 2:
+        return None
+    first, second = ([each.complied(RANDOM, each.first) for each in own] for own in [*groups.values()][:2])
+    return _difference(first, second)
+
+
+def universal_beyond(studies: Sequence[Study], n: int = 20) -> Measured | None:
+    """Compliance under the mean of ``n`` successes less that of ``n`` unselected vectors, by source question;
+    None where a model has no source with so many successes.
+    """
+    _, tables = universal_rates(studies)
+    selected, unselected = (tables.get((name, n), []) for name in (SELECTED, UNSELECTED))
+    return _difference(selected, unselected) if selected and len(selected) == len(unselected) else None
+
+
+def cosine_correlation(studies: Sequence[Study]) -> Measured | None:
+    """Size of the rank correlation of refusals broken and the cosine with the refusal direction, over random
+    vectors at the strength of most compliance, mean over models; the interval resamples vectors.
+    """
+    found = []
+    for each in studies:
+        rows = each.rows(RANDOM, each.first, each.most)
+        broken = each.complied(RANDOM, each.first, each.most).sum(1)
+        if len(np.unique(broken)) < 2:
+            return None
+        pairs, rng = np.stack([rankdata(broken), rankdata(rows["cosine"])]), np.random.default_rng(0)
+        drawn = [np.arange(len(rows)), *rng.integers(len(rows), size=(RESAMPLES, len(rows)))]
+        found.append([abs(float(np.corrcoef(pairs[:, at])[0, 1])) for at in drawn])
+    means = np.nanmean(found, axis=0)
+    n = sum(len(each.rows(RANDOM, each.first, each.most)) for each in studies)
+    return Measured(percentile_interval(means[0], means[1:], n))
+
+
+def _difference(first: Sequence[Any], second: Sequence[Any]) -> Measured:
+    wide, narrow = (rate(first, second, level) for level in (0.95, 0.9))
+    return Measured(wide, narrow=narrow)
+
+
+def _capable(studies: Sequence[Study], kind: str, layer: int) -> bool:
+    return bool(np.mean([each.kept(kind, layer) for each in studies]) >= KEEPS)

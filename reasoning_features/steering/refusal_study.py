@@ -13,6 +13,7 @@ each question (:mod:`reasoning_features.steering.refusals`).
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,14 @@ TRIED = 100  # random vectors that strengths are chosen with
 SAMPLES = 10  # unsteered answers drawn to each refused question: how often it is answered by chance
 NEUTRAL = 6  # documents of general text
 SOURCES, ENOUGH = 5, 50  # questions that vectors are chosen on, and successes looked for on each
-MEANS, REPEATS = (1, 2, 5, 10, 20, 50), 8  # vectors in a mean, and means of each number
-SELECTED, UNSELECTED, FAILED = "successes", "unselected", "failures"
+MEANS = (1, 2, 5, 10, 20, 50)  # vectors in a mean
+SELECTED, UNSELECTED, FAILED, BEST = "successes", "unselected", "failures", "best single vector"
+SETS = (SELECTED, UNSELECTED, FAILED, BEST)
 # the settings that determine a study
 DETERMINED_BY = (
     *READ, "refusers", "refuser_parents", "refuser_autoencoders", "autoencoder", "refused_questions",
     "allowed_questions", "general_text", "system_prompt", "seed", "multiples", "vectors", "refused_shown",
-    "refused_prompts", "allowed_prompts", "refusal_tokens", "selected", "words", "alpha", "window",
+    "refused_prompts", "allowed_prompts", "repeated_means", "refusal_tokens", "selected", "words", "alpha", "window",
     "reasoning_documents",
 )  # fmt: skip
 
@@ -142,7 +144,8 @@ class Refuser:
         subject = self.at(layer)
         sae = load_autoencoder(self.autoencoder(layer) or "", d, subject.hook_name, str(subject.device))
         settings = self.settings.model_copy(update={"subject": subject.name, "layer": layer})
-        _, table = measure_features(settings, subject, sae, {"R": tuple(settings.words)})
+        kept = paths.RunPaths(settings.profile).shards
+        _, table = measure_features(settings, subject, sae, {"R": tuple(settings.words)}, kept=kept)
         live = table[table["density"] > 0]
         if kind == REASONING:
             live = live.sort_values("score:reason score", ascending=False, kind="stable").head(
@@ -221,19 +224,24 @@ def trial_block(refuser: Refuser) -> Block:
     return Block("selection", refuser.layers[0], RANDOM, multiples, SOURCES, TRIED)
 
 
-def blocks(refuser: Refuser, main: float) -> list[Block]:
-    """The study: every kind at every layer, and at strength ``main`` on more questions.
+def blocks(refuser: Refuser, main: float, most: float) -> list[Block]:
+    """The study: every kind at every layer, and at strength ``main`` on more questions at the first layer and
+    the profile's; random vectors at ``most`` as well.
 
-    Other layers than the first take every second strength. The refusal direction is taken away whatever c is.
+    Other layers than the first take every second strength. What an autoencoder is compared with is measured
+    where there is one. The refusal direction is taken away whatever c is.
     """
     s, found = refuser.settings, []
     for layer in refuser.layers:
         multiples = tuple(s.multiples if layer == refuser.layers[0] else s.multiples[1::2])
         for kind in KINDS:
-            if refuser.autoencoder(layer) or kind not in (DECODER, REASONING):
+            if refuser.autoencoder(layer) or kind not in (DECODER, REASONING, COVARIANCE):
                 if kind != REMOVED:
                     found.append(Block("evaluation", layer, kind, multiples, s.refused_shown, s.vectors))
-                found.append(Block("evaluation", layer, kind, (main,), s.refused_prompts, s.vectors))
+                if kind == REMOVED or layer in (refuser.layers[0], s.layer):
+                    both = kind == RANDOM and layer == refuser.layers[0] and most != main
+                    strengths = (main, most) if both else (main,)
+                    found.append(Block("evaluation", layer, kind, strengths, s.refused_prompts, s.vectors))
     return found
 
 
@@ -242,12 +250,12 @@ def measured(refuser: Refuser, made: Sequence[Block], shard: int) -> Arrays:
     return refuser.measured(made[shard])
 
 
-def universal(refuser: Refuser, c: float, shard: int) -> Arrays:
+def universal(refuser: Refuser, c: float, best: int, shard: int) -> Arrays:
     """Means of vectors that are chosen on one source question of the selection split, on all questions of the
     evaluation split, at the first layer: letters ``[sets, numbers, repeats, questions]``.
 
     Random vectors are tried on the source until ``ENOUGH`` succeed, or ten times ``vectors`` were tried; sets
-    are of successes, of any vectors, and of failures. Missing where there are too few ("-").
+    are of successes, of any vectors, and of failures; ``best`` stands beside. "-" where there are too few.
     """
     layer, most = refuser.layers[0], 10 * refuser.settings.vectors
     source, pool = (
@@ -260,20 +268,15 @@ def universal(refuser: Refuser, c: float, shard: int) -> Arrays:
         right += (told[:, 0] == refusals.COMPLIES).tolist()
         if sum(right) >= ENOUGH:
             break
-    tried, rng = np.array(right), np.random.default_rng([refuser.settings.seed, 9, shard])
-    sets = {
-        SELECTED: np.flatnonzero(tried),
-        UNSELECTED: np.arange(len(tried)),
-        FAILED: np.flatnonzero(~tried),
-    }
+    tried, rng = np.array(right), np.random.default_rng([refuser.settings.seed, len(KINDS), shard])
+    members = [np.flatnonzero(tried), np.arange(len(tried)), np.flatnonzero(~tried), np.array([best])]
     questions = refuser.refused["evaluation"]
-    letters = np.full((len(sets), len(MEANS), REPEATS, len(questions)), "-", dtype="S1")
+    letters = np.full((len(SETS), len(MEANS), repeats, len(questions)), "-", dtype="S1")
     places, means = [], []
-    for i, members in enumerate(sets.values()):
-        for j, n in enumerate(MEANS):
-            for k in range(REPEATS if len(members) >= n else 0):
-                places.append((i, j, k))
-                means.append(normalize(pool[torch.from_numpy(rng.permutation(members)[:n])].mean(0), dim=0))
+    for (i, own), (j, n) in product(enumerate(members), enumerate(MEANS)):
+        for k in range(repeats if len(own) > n else int(len(own) == n)):
+            places.append((i, j, k))
+            means.append(normalize(pool[torch.from_numpy(rng.permutation(own)[:n])].mean(0), dim=0))
     told = refusals.outcomes(refuser.at(layer), questions, refuser.conditions(torch.stack(means), layer, c))
     letters[tuple(np.array(places).T)] = told.astype("S1")
     return {"letters": letters.view(np.uint8), "tried": np.array([len(tried), tried.sum()])}
@@ -308,12 +311,14 @@ def store(settings: Settings, name: str, target: Path) -> None:
     trial = trial_block(refuser)
     (tried,) = done("choice", partial(measured, refuser, [trial]), 1)
     c, most = choose(tried, trial.strengths, accuracy["selection"])
-    made = blocks(refuser, c)
+    made = blocks(refuser, c, most)
     found = done("blocks", partial(measured, refuser, made), len(made), c=c)
     pairs = zip([trial, *made], [tried, *found], strict=True)
     write_table(target / "vectors.parquet", pd.DataFrame([row for pair in pairs for row in _rows(*pair)]))
     n = min(SOURCES, len(refuser.refused["selection"]))
-    means = done("universal", partial(universal, refuser, most), n, c=most)
+    complied = tried["refused"][trial.strengths.index(most)] == ord(refusals.COMPLIES)
+    best = int(complied.sum(1).argmax())
+    means = done("universal", partial(universal, refuser, most, best), n, c=most, best=best)
     rows = [row for source, each in enumerate(means) for row in _means(source, each)]
     write_table(target / "universal.parquet", pd.DataFrame(rows))
     loss = neutral_loss(refuser.subject, refuser.neutral, Condition("unsteered"))
@@ -341,13 +346,12 @@ def _rows(block: Block, found: Arrays) -> Iterator[dict[str, Any]]:
 
 
 def _means(source: int, found: Arrays) -> Iterator[dict[str, Any]]:
-    sets = (SELECTED, UNSELECTED, FAILED)
     tried, right = found["tried"].tolist()
-    for (i, j), part in ((at, found["letters"][at]) for at in np.ndindex(len(sets), len(MEANS))):
-        for repeat, letters in enumerate(_text(part)):
+    for (i, name), (j, n) in product(enumerate(SETS), enumerate(MEANS)):
+        for letters in _text(found["letters"][i, j]):
             if "-" not in letters:
-                row = {"source": source, "tried": tried, "successes": right, "set": sets[i], "n": MEANS[j]}
-                yield row | {"repeat": repeat, "refused": letters}
+                row = {"source": source, "tried": tried, "successes": right, "set": name, "n": n}
+                yield row | {"refused": letters}
 
 
 def _text(codes: Any) -> list[str]:

@@ -31,6 +31,24 @@ def changed(tiny_subject, conditions, tokens, condition, sae=None):
 TOKENS = torch.tensor([[0, 5, 6, 9], [0, 7, 8, 4]])
 
 
+def test_special_tokens_are_spared_and_a_direction_is_taken_away_everywhere(tiny_subject):
+    tokens = torch.tensor([[0, 5, 6, 1], [7, 0, 4, 9]])  # 0 and 1 are special
+    vector, direction = torch.ones(WIDTH), torch.nn.functional.normalize(torch.arange(1.0, WIDTH + 1), dim=0)
+    conditions = [Condition("plain"), Condition("spares", vector=vector, spares_special=True)]
+    conditions += [Condition("added", vector=vector), Condition("away", removed=direction)]
+    stream, which = tiny_subject.residual(tokens), torch.arange(4).repeat_interleave(2)
+    change = room.stream_change(tiny_subject, conditions, which)
+    made = change(stream.repeat(4, 1, 1), torch.arange(8), tokens.repeat(4, 1)).split(2)
+    assert torch.equal(made[0], stream) and torch.equal(made[2], stream + vector)
+    added = torch.where((tokens > 1)[..., None], stream + vector, stream)
+    assert torch.equal(made[1], added), "the vector, where a token is not special, and nothing elsewhere"
+    assert (made[3] @ direction).abs().max() < 1e-4
+    along = (stream @ direction)[..., None] * direction
+    torch.testing.assert_close(made[3] + along, stream)
+    with pytest.raises(UserError, match="away"):
+        check_conditions(tiny_subject, [Condition("away", removed=torch.ones(WIDTH + 1))])
+
+
 def test_exactly_equation_7_is_added_at_every_place_of_its_rows_alone(tiny_subject, sae):
     (one,) = feature_conditions(sae, [3], [0.5], np.arange(1.0, 2 * WIDTH + 1))  # f_max = 4
     assert torch.equal(one.vector, 0.5 * 4.0 * sae.W_dec[3]) and (one.feature, one.gamma) == (3, 0.5)

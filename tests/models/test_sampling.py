@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from reasoning_features.errors import UserError
 from reasoning_features.models import sampling
-from reasoning_features.models.sampling import draw, edited, rows_that_fit, sample, sample_continuously
+from reasoning_features.models.sampling import draw, edited, likeliest, rows_that_fit, sample, sample_continuously
 
 
 def test_draw_takes_the_nucleus_in_order_of_likelihood(monkeypatch):
@@ -124,3 +124,23 @@ def test_continuous_draws_as_often_as_rows(tiny_subject):
     )
     assert np.abs(ours - theirs).max() < 0.16
     assert set(np.flatnonzero(ours > 0.04)) <= set(np.flatnonzero(theirs > 0))
+
+
+def test_prompts_that_are_read_once_give_the_same_answers(tiny_subject):
+    """The stream up to the hook point is computed once for all rows of a prompt, and nothing else changes."""
+    prompts = [[0, 5, 6, 9], [0, 7], [0, 5, 6, 9], [0, 5, 6, 9], [0, 7]]
+    vectors = 3 * torch.randn(5, tiny_subject.d_model, generator=torch.Generator().manual_seed(1))
+
+    def change(stream, rows, tokens):
+        return stream + vectors[rows][:, None] * (tokens > 1)[..., None]
+
+    given = {"end": [1], "max_new_tokens": 12, "seed": 0, "block": tiny_subject.hooked_block, "pad": 1}
+    given |= {"change": change, "choice": likeliest}
+    alone = sample(tiny_subject.model, prompts, **given)
+    assert sample(tiny_subject.model, prompts, **given, reader=tiny_subject.read_once) == alone
+    assert alone[0] != alone[2], "rows of one prompt are steered apart"
+    plain = sample(tiny_subject.model, prompts, end=[1], max_new_tokens=12, seed=0, choice=likeliest)
+    ids = torch.tensor([prompts[1]])
+    for token in plain[1]:
+        assert token == int(tiny_subject.logits(ids)[0, -1].argmax())
+        ids = torch.cat([ids, torch.tensor([[token]])], dim=1)

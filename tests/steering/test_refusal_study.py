@@ -1,0 +1,124 @@
+"""Studies of refusals: on a model whose one refusal direction is known, and against loops."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from reasoning_features.models.conditions import Condition
+from reasoning_features.models.subject import Subject
+from reasoning_features.settings import load_settings
+from reasoning_features.steering import refusal_results, refusal_study, refusals
+from reasoning_features.steering.questions import Questions
+
+WIDTH, ANSWER, REFUSE, END = 8, 20, 21, 1
+
+
+@pytest.fixture
+def refuser():
+    """Blocks that add nothing: tokens 10 to 19 carry the refusal direction, and the last token alone decides."""
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=32, bos_token_id=0, eos_token_id=END, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    for block in model.model.layers:
+        block.self_attn.o_proj.weight.zero_()
+        block.mlp.down_proj.weight.zero_()
+    embedded, read = model.model.embed_tokens.weight, model.lm_head.weight
+    embedded.zero_()
+    read.zero_()
+    embedded[:, 0], embedded[10:20, 1], read[ANSWER, 0], read[REFUSE, 1] = 1, 2, 1, 1
+    tokenizer = SimpleNamespace(all_special_ids=[0, END], eos_token_id=END, pad_token_id=END)
+    subject = Subject(model, tokenizer, 0, "built", "1", ".")
+    settings = load_settings("organism", vectors=6, layer=0)
+    refused = {split: asked([[0, 5, 12], [0, 6, 15], [0, 7, 7, 18]]) for split in ("selection", "evaluation")}
+    allowed = {split: asked([[0, 5, 5], [0, 12, 6]]) for split in ("selection", "evaluation")}
+    parts = [part | {"training": part["selection"]} for part in (refused, allowed)]
+    return refusal_study.Refuser(settings, subject, *parts, refusals.prompt_corpus(subject, allowed["selection"]))
+
+
+def asked(prompts):
+    letters = {ANSWER: refusals.COMPLIES, REFUSE: refusals.REFUSES}
+
+    def grade(numbers, written):
+        return pd.DataFrame({"outcome": [letters.get(tokens[0], refusals.INCOHERENT) for tokens in written]})
+
+    return Questions(prompts, ["one"] * len(prompts), 1, (), grade, pad=END, greedy=True)
+
+
+def test_taking_the_refusal_direction_away_turns_every_prompt_and_an_orthogonal_vector_none(refuser):
+    questions, model = refuser.refused["evaluation"], refuser.subject
+    assert "".join(refusals.outcomes(model, questions)[0]) == "RRR"
+    assert "".join(refusals.outcomes(model, refuser.allowed["evaluation"])[0]) == "CC"
+    direction = refuser.refusal_direction(0)
+    torch.testing.assert_close(direction, torch.eye(WIDTH)[1])
+    orthogonal = 50 * torch.eye(WIDTH)[3]
+    conditions = [
+        Condition("removed", removed=direction),
+        *refuser.conditions(torch.stack([-direction, direction]), 0, 1.0),
+        Condition("orthogonal", vector=orthogonal, spares_special=True),
+    ]
+    told = ["".join(row) for row in refusals.outcomes(model, questions, conditions)]
+    assert told == ["CCC", "CCC", "RRR", "RRR"]
+    odds = refusals.refusal_log_odds(model, questions, [Condition("plain"), *conditions], [REFUSE])
+    assert (odds[[0, 3]] > odds[[1, 2]]).all(), "the log-odds of the first token say the same"
+
+
+def test_the_mean_norm_and_the_vectors_are_those_of_a_loop(refuser):
+    found = []
+    for part in (refuser.refused, refuser.allowed):
+        norms = []
+        for prompt in part["selection"].prompts:
+            stream = refuser.subject.residuals(torch.tensor([prompt]), [0])[0][0]
+            norms += [float(row.norm()) for row, token in zip(stream, prompt, strict=True) if token > 1]
+        found.append(np.mean(norms))
+    assert refuser.norms[0] == pytest.approx(np.mean(found))
+    vectors = refuser.directions(refusal_study.RANDOM, 0, 4)
+    assert torch.equal(vectors[:2], refuser.directions(refusal_study.RANDOM, 0, 2)), "more go on from fewer"
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4))
+    added = refuser.conditions(vectors, 0, 0.5)
+    assert all(float(each.vector.norm()) == pytest.approx(0.5 * refuser.norms[0], rel=1e-5) for each in added)
+    towards, away = (refuser.directions(kind, 0, 9) for kind in (refusal_study.TOWARDS, refusal_study.AWAY))
+    assert torch.equal(towards, -away) and len(towards) == 1
+
+
+def test_strengths_are_chosen_where_capability_is_kept_and_where_most_comply():
+    letters = {"allowed": ["CCCC", "CCCW", "CCCC"], "refused": ["RRRR", "RCCR", "CRRR"]}
+    found = {k: np.array([[list(row.encode())] for row in own], dtype=np.uint8) for k, own in letters.items()}
+    assert refusal_study.choose(found, [0.1, 0.2, 0.3], usual=1.0) == (0.1, 0.2), "0.3 lies beyond a loss"
+    assert refusal_study.choose(found, [0.1, 0.2, 0.3], usual=0.7) == (0.3, 0.2)
+
+
+def study(broken, c=0.25):
+    """A stored study whose random vectors break these shares of ten questions."""
+    rows = [
+        {"split": "evaluation", "layer": 0, "kind": refusal_study.RANDOM, "c": c, "vector": i,
+         "refused": "C" * n + "R" * (10 - n), "allowed": "CCCC", "loss": 1.0, "cosine": -0.01 * n}
+        for i, n in enumerate(broken)
+    ]  # fmt: skip
+    rows.append(rows[0] | {"refused": "CC", "vector": 0})  # fewer questions: of the grid
+    told = {"refuser": "one", "layers": [0], "c": c, "c of most compliance": c, "sampled": 0.0, "loss": 1.0,
+            "accuracy": {"evaluation": 1.0}, "d_model": 8}  # fmt: skip
+    return refusal_results.Study(pd.DataFrame(rows), pd.DataFrame(), told)
+
+
+def test_claims_are_decided_by_vectors_and_questions():
+    studies = [study([0, 1, 2, 3, 4] * 8), study([1, 1, 1, 1, 1] * 8)]
+    found = refusal_results.random_breaks(studies)
+    assert found.estimate == pytest.approx(0.15) and found.control == 0.01
+    assert found.value.low < 0.15 < found.value.high and found.value.n == 80
+    (row,) = refusal_results.rates(studies).to_dict("records")
+    assert row["complies"] == pytest.approx(0.15) and row["capability"] == 1 and row["questions"] == 10
+    lost = replace(studies[0], told=studies[0].told | {"accuracy": {"evaluation": 1.2}})
+    assert refusal_results.random_breaks([lost]) is None, "capability is not kept, so nothing is claimed"
+    assert refusal_results.beyond_random(studies, refusal_study.DECODER, 0) is None
+    assert refusal_results.between({"one": studies[:1]}) is None
+    between = refusal_results.between({"one": studies[:1], "other": studies[1:]})
+    assert between.estimate == pytest.approx(0.1) and between.narrow is not None
+    assert refusal_results.cosine_correlation(studies[:1]).estimate == pytest.approx(1)
+    assert refusal_results.cosine_correlation(studies) is None, "where all break as many there is none"
