@@ -35,7 +35,7 @@ AUTOENCODERS = (
 )
 # the settings that name a model, an autoencoder or a folder of results
 RESULTS = ("truth", "diffing", "steering", "sae_checks", "steering_safety")
-REFUSERS = ("refusers", "refuser_parents", "refuser_autoencoders")
+REFUSERS = ("refusers", "refuser_parents", "refuser_autoencoders", "refusal_classifier")
 PINNED = (*MODELS, *AUTOENCODERS, "second_subject", "second_autoencoder", *REFUSERS, *RESULTS)
 
 Window = tuple[NonNegativeInt, NonNegativeInt]
@@ -190,7 +190,8 @@ class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     multiples: list[float] = [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]  # c, in mean norms of the stream
     vectors: PositiveInt = 1000  # of each kind that is added
     steering_safety: str | None = None  # directory of what steering does to their refusals
-    judge_url: str | None = None  # an OpenAI-compatible endpoint that describes features
+    refusal_classifier: str | None = None  # a model that tells refusals, beside the rules
+    judge_url: str | None = None  # an OpenAI-compatible endpoint that describes features and judges answers
     judge_model: str | None = None  # the model asked there
 
     @property
