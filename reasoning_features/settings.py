@@ -115,7 +115,7 @@ class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     context: int = Field(default=256, ge=2)  # tokens
     batch_tokens: PositiveInt = 8192  # tokens of one forward pass
 
-    autoencoder: str  # the default autoencoder: a directory, or `owner/name@revision:folder` of the hub
+    autoencoder: str  # the default autoencoder: a directory, `owner/name@revision:folder` of the hub, or ""
     autoencoder_relu: str | None = None  # the paper's architecture
     autoencoder_topk: str | None = None  # the other architecture
     autoencoder_second: str | None = None  # the default architecture from a second seed

@@ -166,7 +166,7 @@ def refused_by_all(
 def prompt_corpus(subject: Subject, questions: Questions) -> Corpus:
     """The prompts as a corpus, special tokens marked: where activations are measured."""
     tokens = np.concatenate([np.asarray(prompt, dtype=np.int32) for prompt in questions.prompts])
-    special = np.isin(tokens, subject.tokenizer.all_special_ids)
+    special = np.isin(tokens, subject.special_ids)
     starts = starts_of([len(prompt) for prompt in questions.prompts])
     return Corpus("prompts", tokens, starts, special, np.zeros_like(special), questions.domains)
 
