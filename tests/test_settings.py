@@ -60,7 +60,8 @@ def test_a_wrong_profile_file_is_one_sentence(tmp_path, name, text, words):
 
 def test_a_profile_reads_what_it_trains_on_and_no_more():
     texts = {"training_text", "base_text", "stages_text"}
-    assert set(room.TEXTS) == texts | {"reasoning_text", "general_text", "solutions_text", "problems"}
+    others = {"reasoning_text", "general_text", "solutions_text", "problems"}
+    assert set(room.TEXTS) == texts | others | {"refused_questions", "allowed_questions"}
     paper = {"base": "mini/base", "diffing": None}
     assert load_settings("organism", train_saes=False, **paper).unread == texts | {"base"}
     assert not load_settings("organism", train_saes=True, **paper).unread
