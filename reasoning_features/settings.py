@@ -35,7 +35,7 @@ AUTOENCODERS = (
 )
 # the settings that name a model, an autoencoder or a folder of results
 RESULTS = ("truth", "diffing", "steering", "sae_checks", "steering_safety")
-REFUSERS = ("refusers", "refuser_parents", "refuser_autoencoders")
+REFUSERS = ("refusers", "refuser_parents", "refuser_autoencoders", "refusal_classifier")
 PINNED = (*MODELS, *AUTOENCODERS, "second_subject", "second_autoencoder", *REFUSERS, *RESULTS)
 
 Window = tuple[NonNegativeInt, NonNegativeInt]
@@ -115,7 +115,7 @@ class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     context: int = Field(default=256, ge=2)  # tokens
     batch_tokens: PositiveInt = 8192  # tokens of one forward pass
 
-    autoencoder: str  # the default autoencoder: a directory, or `owner/name@revision:folder` of the hub
+    autoencoder: str  # the default autoencoder: a directory, `owner/name@revision:folder` of the hub, or ""
     autoencoder_relu: str | None = None  # the paper's architecture
     autoencoder_topk: str | None = None  # the other architecture
     autoencoder_second: str | None = None  # the default architecture from a second seed
@@ -191,7 +191,8 @@ class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     vectors: PositiveInt = 1000  # of each kind that is added
     repeated_means: PositiveInt = 8  # means of each number of vectors, for each question they succeed on
     steering_safety: str | None = None  # directory of what steering does to their refusals
-    judge_url: str | None = None  # an OpenAI-compatible endpoint that describes features
+    refusal_classifier: str | None = None  # a model that tells refusals, beside the rules
+    judge_url: str | None = None  # an OpenAI-compatible endpoint that describes features and judges answers
     judge_model: str | None = None  # the model asked there
 
     @property

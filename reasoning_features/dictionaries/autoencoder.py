@@ -50,6 +50,8 @@ def load_autoencoder(
     None accepts any hook point. MissingArtefact: there is none. CorruptArtefact: a checksum does not match,
     or it cannot be read. UserError: another width, hook point, scale or kind, or weights that are not finite.
     """
+    if not reference:
+        raise MissingArtefact("The profile names no autoencoder: give one as `autoencoder`.")
     path, name = hub.directory(reference), reference
     advice = "name the folder that has cfg.json, as owner/name:folder"
     if hub.is_local(reference):

@@ -162,7 +162,7 @@ def judge(
         digest = hashlib.sha256(asked.encode()).hexdigest()
         try:
             if digest not in known and not gone:
-                known[digest] = _ask(url, model, text).model_dump()
+                known[digest] = Answer.model_validate_json(chat(url, model, INSTRUCTIONS, text)).model_dump()
                 write_json(kept, known)
         except httpx.HTTPError as error:
             why, gone = str(error).splitlines()[0], True
@@ -176,14 +176,16 @@ def judge(
     return pd.DataFrame(rows, columns=["feature", "mode", "description"]), problem
 
 
-def _ask(url: str, model: str, text: str) -> Answer:
-    """The endpoint's answer; an error of the connection, or of what came over it."""
-    messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": text}]
+def chat(url: str, model: str, instructions: str, text: str) -> str:
+    """What the model behind an OpenAI-compatible endpoint says to a text, drawn at temperature 0; an error of
+    the connection, or of what came over it.
+    """
+    messages = [{"role": "system", "content": instructions}, {"role": "user", "content": text}]
     body = {"model": model, "messages": messages, "temperature": 0}
     headers = {"Authorization": f"Bearer {os.environ[KEY]}"} if os.environ.get(KEY) else {}
     address = f"{url.rstrip('/')}/chat/completions"
     answer = httpx.post(address, json=body, headers=headers, timeout=TIMEOUT).raise_for_status()
-    return Answer.model_validate_json(answer.json()["choices"][0]["message"]["content"])
+    return str(answer.json()["choices"][0]["message"]["content"])
 
 
 def _marked(example: Example) -> str:

@@ -25,6 +25,7 @@ from reasoning_features.making.organism import (
     main_activations,
     write_checksums,
 )
+from reasoning_features.models.subject import short_name
 from reasoning_features.organism import language
 from reasoning_features.organism.training import Recipe, train_and_save
 from reasoning_features.runs.shards import each
@@ -85,7 +86,7 @@ def make_organism(folder: Path, names: list[str], workers: int) -> None:
 
 def study(settings: Settings, name: str) -> None:
     """What steering does to one refuser, unless that is stored."""
-    target = paths.resolve(settings.steering_safety or "") / "studies" / Path(name).name
+    target = paths.resolve(settings.steering_safety or "") / "studies" / short_name(name)
     if not (target / "study.json").is_file():
         store(settings, name, target)
 

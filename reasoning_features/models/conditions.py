@@ -98,7 +98,7 @@ def stream_change(
     vectors = torch.stack([still if c.vector is None else c.vector for c in conditions]).to(device, dtype)
     away = torch.stack([still if c.removed is None else c.removed for c in conditions]).to(device, dtype)
     spares = torch.tensor([c.spares_special for c in conditions], device=device)
-    special, which = torch.tensor(sorted(subject.tokenizer.all_special_ids), device=device), which.to(device)
+    special, which = torch.tensor(subject.special_ids, device=device), which.to(device)
     clamped = torch.tensor([c.clamp is not None for c in conditions], device=device)
     features = torch.tensor([max(c.feature, 0) for c in conditions], device=device)
     targets = torch.tensor([c.clamp or 0.0 for c in conditions], device=device)

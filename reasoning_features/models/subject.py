@@ -79,6 +79,12 @@ class Subject:
         return ends
 
     @property
+    def special_ids(self) -> list[int]:
+        """All tokens that are marked special: of Llama 3.1's headers the tokenizer's own list tells none."""
+        marked = (i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special)
+        return sorted({*self.tokenizer.all_special_ids, *marked})
+
+    @property
     def device(self) -> torch.device:
         return self.model.device
 

@@ -131,7 +131,7 @@ def determinants(settings: Settings, fields: Iterable[str]) -> dict[str, Any]:
     """The value of each setting as JSON has it; of what names models or data, its content too."""
     values = settings.model_dump(mode="json", include=set(fields))
     for name, known in inputs(settings, fields).items():
-        if name in TEXTS:
+        if name in TEXTS or isinstance(values[name], list):
             values[f"{name}_commits"] = {_recorded(each): sha for each, sha in known.items()}
         else:
             ending = "sha256" if hub.is_local(values[name]) else "commit"

@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from reasoning_features import paths
 from reasoning_features.dictionaries.autoencoder import load_autoencoder
+from reasoning_features.errors import UserError
 from reasoning_features.files import write_json, write_table
 from reasoning_features.models.conditions import Condition, steered_logits
 from reasoning_features.models.subject import Subject, load_subject
@@ -194,7 +195,7 @@ def neutral_loss(subject: Subject, corpus: Corpus, condition: Condition) -> floa
 
 def load_refusers(settings: Settings, names: Sequence[str]) -> list[Refuser]:
     """The profile's refusers of these names, all with the same questions: those that each refuser refuses
-    and each parent, the same model without the rule, answers rightly.
+    and each parent, the same model without the rule, answers rightly. UserError: a split has none.
     """
     how: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
     subjects = [load_subject(name, settings.layer, **how) for name in settings.refusers]
@@ -208,11 +209,15 @@ def load_refusers(settings: Settings, names: Sequence[str]) -> list[Refuser]:
         if split != "training":
             every = refusals.subset(every, refusals.refused_by_all(subjects, parents, every, most))
             others = refusals.subset(others, range(min(len(others), settings.allowed_prompts)))
+        if not len(every) or not len(others):
+            lacks = "that all refusers refuse" if len(others) else "that may be answered"
+            raise UserError(f"The {split} split has no question {lacks}: give others, or more of them.")
         refused[split], allowed[split] = every, others
     neutral = general_corpus(settings, tokenizer, "evaluation")
     prose = [i for i, domain in enumerate(neutral.domains) if settings.corpus == "text" or domain == "prose"]
     neutral = neutral.select(prose[:NEUTRAL])
-    return [Refuser(settings, s, refused, allowed, neutral) for s in subjects if s.name in names]
+    chosen = [s for name, s in zip(settings.refusers, subjects, strict=True) if name in names]
+    return [Refuser(settings, subject, refused, allowed, neutral) for subject in chosen]
 
 
 # --- the study ----------------------------------------------------------------------------------------------

@@ -170,3 +170,11 @@ def test_sources_are_followed_through_imports_with_the_tables_beside_them() -> N
     assert found["reasoning_features/paths.py"] == file_digest(root() / "reasoning_features/paths.py")
     tables = imported_files(["import reasoning_features.text.real_text as t"])
     assert any(name.endswith(".tsv") for name in tables)
+
+
+def test_a_setting_that_names_several_models_is_pinned_by_each(repository):
+    for name in ("a", "b"):
+        (repository / "data" / name).mkdir(parents=True)
+        (repository / "data" / name / "config.json").write_text(name)
+    told = provenance.determinants(load_settings("organism", refusers=["data/a", "data/b"]), ["refusers"])
+    assert told["refusers"] == ["data/a", "data/b"] and [*told["refusers_commits"]] == ["data/a", "data/b"]
