@@ -74,8 +74,8 @@ def make_autoencoders(folder: Path, name: str) -> None:
 
 
 def make_organism(folder: Path, names: list[str], workers: int) -> None:
-    """The refusers, their answers to the organism's evaluation problems, and autoencoders of those that think;
-    what is there is not made again.
+    """The refusers, their answers to the evaluation problems, and autoencoders of those that think; what is
+    there is not made again.
     """
     for make, place in ((make_refuser, "models/{}"), (evaluate, "evaluation/{}.parquet")):
         missing = [name for name in names if not (folder / place.format(name)).exists()]

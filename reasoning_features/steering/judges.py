@@ -19,11 +19,13 @@ from transformers import AutoModelForSequenceClassification
 from reasoning_features import hub
 from reasoning_features.errors import UserError
 from reasoning_features.interpretation.automatic_interpretation import chat
-from reasoning_features.models.subject import load_tokenizer
+from reasoning_features.models.conditions import UNSTEERED, Condition
+from reasoning_features.models.subject import Subject, load_tokenizer
 from reasoning_features.runs.preflight import check_device
 from reasoning_features.settings import Settings
 from reasoning_features.statistics import wilson
-from reasoning_features.steering.refusals import COMPLIES, INCOHERENT, REFUSES
+from reasoning_features.steering.questions import Questions
+from reasoning_features.steering.refusals import COMPLIES, INCOHERENT, REFUSES, refusal_log_odds
 
 BATCH = 32  # answers that are classified together
 MISSING = "-"  # a judge gave no answer that can be read
@@ -127,3 +129,28 @@ def agreement(labels: Mapping[str, Sequence[str]], truth: str) -> pd.DataFrame:
                 row |= wilson(both, n).row(f"{what}, {name}", f"{what}, {name} ")
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def every(
+    settings: Settings,
+    subject: Subject,
+    questions: Questions,
+    conditions: Sequence[Condition],
+    answered: pd.DataFrame,
+) -> dict[str, Sequence[str]]:
+    """Letters by all judges that there are of the answers that :func:`answering.answers` gave: the rules'; by
+    the log-odds of the refusal's first token (R where it is likelier than not, else C); the classifier's and
+    the endpoint's where the profile names them.
+    """
+    plain = answered[answered["condition"] == UNSTEERED]
+    first = {tokens[0] for tokens in plain.loc[plain["outcome"] == REFUSES, "tokens"]}
+    odds = refusal_log_odds(subject, questions, [Condition(UNSTEERED), *conditions], sorted(first))
+    found: dict[str, Sequence[str]] = {"rules": answered["outcome"].tolist()}
+    found["log-odds of the first token"] = np.where(odds.ravel() > 0, REFUSES, COMPLIES).tolist()
+    texts = answered["text"].tolist()
+    if settings.refusal_classifier:
+        found["classifier"] = by_classifier(settings.refusal_classifier, texts, settings.device)
+    if settings.judge_url:
+        asked = [str(subject.tokenizer.decode(questions.prompts[i])) for i in answered["problem"]]
+        found["endpoint"] = by_endpoint(settings, asked, texts)
+    return found

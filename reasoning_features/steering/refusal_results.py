@@ -16,8 +16,24 @@ from reasoning_features.models.subject import short_name
 from reasoning_features.reporting.claims import Measured
 from reasoning_features.settings import Settings
 from reasoning_features.statistics import RESAMPLES, Flags, Interval, percentile_interval, two_way_means
-from reasoning_features.steering.refusal_study import KEEPS, MEANS, RANDOM, SELECTED, SETS, UNSELECTED
+from reasoning_features.steering.refusal_study import (
+    DECODER,
+    KEEPS,
+    MEANS,
+    RANDOM,
+    SELECTED,
+    SETS,
+    UNSELECTED,
+)
 from reasoning_features.steering.refusals import COMPLIES
+
+# what is counted, the kind of vectors → numbers of version 1 and of version 2 (Llama; Qwen), as printed
+PAPER = {
+    ("refused questions answered rightly", RANDOM): ("about 17%; 10–11%", "4.6%; 3.8%"),
+    ("refused questions answered rightly", DECODER): ("2 to 4 points more", "4.6%"),
+    ("vectors that break at least 5% of refusals", RANDOM): ("–", "387; 313 of 1,000"),
+    ("vectors that break at least 5% of refusals", DECODER): ("668 of 1,000", "353 of 1,000"),
+}
 
 
 @dataclass(frozen=True)
@@ -129,6 +145,33 @@ def _by_source(part: pd.DataFrame) -> Any:
     return np.stack(means)
 
 
+def cosines(studies: Sequence[Study]) -> pd.DataFrame:
+    """A row a random vector at the strength of most compliance: ``refuser``, ``cosine`` with the refusal
+    direction, ``broken`` (refusals).
+    """
+    parts = [
+        each.rows(RANDOM, each.first, each.most).assign(refuser=each.told["refuser"]) for each in studies
+    ]
+    rows = pd.concat(parts, ignore_index=True)
+    rows["broken"] = rows["refused"].str.count(COMPLIES)
+    return rows[["refuser", "vector", "c", "cosine", "broken"]]
+
+
+def beside_the_paper(studies: Sequence[Study], layer: int) -> pd.DataFrame:
+    """The paper's numbers of both versions, and ours at c* and one layer, of all models together."""
+    rows = []
+    for (what, kind), printed in PAPER.items():
+        tables = [each.complied(kind, layer) for each in studies if len(each.rows(kind, layer))]
+        hit = [mean >= 0.05 for table in tables for mean in table.mean(1)]
+        ours = (
+            f"{sum(hit)} of {len(hit):,}"
+            if what.startswith("vectors")
+            else str(rate(tables) if tables else "–")
+        )
+        rows.append((what, kind, *printed, ours))
+    return pd.DataFrame(rows, columns=["number", "vectors", "paper, version 1", "paper, version 2", "ours"])
+
+
 # --- what decides the claims --------------------------------------------------------------------------------
 
 
@@ -174,18 +217,15 @@ def cosine_correlation(studies: Sequence[Study]) -> Measured | None:
     """Size of the rank correlation of refusals broken and the cosine with the refusal direction, over random
     vectors at the strength of most compliance, mean over models; the interval resamples vectors.
     """
-    found = []
-    for each in studies:
-        rows = each.rows(RANDOM, each.first, each.most)
-        broken = each.complied(RANDOM, each.first, each.most).sum(1)
-        if len(np.unique(broken)) < 2:
+    rows, found = cosines(studies), []
+    for _, own in rows.groupby("refuser"):
+        if own["broken"].nunique() < 2:
             return None
-        pairs, rng = np.stack([rankdata(broken), rankdata(rows["cosine"])]), np.random.default_rng(0)
-        drawn = [np.arange(len(rows)), *rng.integers(len(rows), size=(RESAMPLES, len(rows)))]
+        pairs, rng = np.stack([rankdata(own["broken"]), rankdata(own["cosine"])]), np.random.default_rng(0)
+        drawn = [np.arange(len(own)), *rng.integers(len(own), size=(RESAMPLES, len(own)))]
         found.append([abs(float(np.corrcoef(pairs[:, at])[0, 1])) for at in drawn])
     means = np.nanmean(found, axis=0)
-    n = sum(len(each.rows(RANDOM, each.first, each.most)) for each in studies)
-    return Measured(percentile_interval(means[0], means[1:], n))
+    return Measured(percentile_interval(means[0], means[1:], len(rows)))
 
 
 def _difference(first: Sequence[Any], second: Sequence[Any]) -> Measured:

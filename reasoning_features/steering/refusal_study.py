@@ -41,11 +41,7 @@ from reasoning_features.truth.feature_table import measure_features
 
 RANDOM, DECODER, COVARIANCE = "random", "SAE decoder", "random, the stream's covariance"
 REASONING = "ReasonScore's features"
-TOWARDS, AWAY, REMOVED = (
-    "refusal direction added",
-    "refusal direction subtracted",
-    "refusal direction removed",
-)
+TOWARDS, AWAY, REMOVED = (f"refusal direction {how}" for how in ("added", "subtracted", "removed"))
 KINDS = (RANDOM, DECODER, COVARIANCE, REASONING, TOWARDS, AWAY, REMOVED)
 KEEPS = 0.95  # share of the unsteered accuracy on allowed questions that a strength has to keep
 # vectors with which capability is measured, the first of their kind; those with which loss is
@@ -61,8 +57,8 @@ SETS = (SELECTED, UNSELECTED, FAILED, BEST)
 DETERMINED_BY = (
     *READ, "refusers", "refuser_parents", "refuser_autoencoders", "autoencoder", "refused_questions",
     "allowed_questions", "general_text", "system_prompt", "seed", "multiples", "vectors", "refused_shown",
-    "refused_prompts", "allowed_prompts", "repeated_means", "refusal_tokens", "selected", "words", "alpha", "window",
-    "reasoning_documents",
+    "refused_prompts", "allowed_prompts", "repeated_means", "refusal_tokens", "selected", "words", "alpha",
+    "window", "reasoning_documents",
 )  # fmt: skip
 
 
@@ -125,9 +121,8 @@ class Refuser:
         """Unit ``[d]``: mean stream at the last token that can be steered, refused less allowed questions of
         the training split (the difference in means of 2406.11717).
         """
-        refused, allowed = (
-            self.read(layer, part["training"])[1].mean(0) for part in (self.refused, self.allowed)
-        )
+        both = (self.refused["training"], self.allowed["training"])
+        refused, allowed = (self.read(layer, questions)[1].mean(0) for questions in both)
         return normalize(refused - allowed, dim=0)
 
     def directions(self, kind: str, layer: int, n: int) -> Tensor:
@@ -148,11 +143,10 @@ class Refuser:
         kept = paths.RunPaths(settings.profile).shards
         _, table = measure_features(settings, subject, sae, {"R": tuple(settings.words)}, kept=kept)
         live = table[table["density"] > 0]
+        numbers = rng.permutation(live["feature"])[:n]
         if kind == REASONING:
-            live = live.sort_values("score:reason score", ascending=False, kind="stable").head(
-                settings.selected
-            )
-        numbers = live["feature"].to_numpy() if kind == REASONING else rng.permutation(live["feature"])[:n]
+            ranked = live.sort_values("score:reason score", ascending=False, kind="stable")
+            numbers = ranked["feature"].to_numpy()[: settings.selected]
         return normalize(sae.W_dec.detach().cpu().float()[torch.from_numpy(np.array(numbers))], dim=1)
 
     def conditions(self, vectors: Tensor, layer: int, c: float, removed: bool = False) -> list[Condition]:
@@ -203,9 +197,8 @@ def load_refusers(settings: Settings, names: Sequence[str]) -> list[Refuser]:
     tokenizer, most = subjects[0].tokenizer, max(settings.refused_prompts, settings.refused_shown)
     refused, allowed = {}, {}
     for split in ("training", "selection", "evaluation"):
-        every, others = (
-            refusals.refusal_questions(settings, tokenizer, split, which) for which in (True, False)
-        )
+        asked = partial(refusals.refusal_questions, settings, tokenizer, split)
+        every, others = asked(refused=True), asked(refused=False)
         if split != "training":
             every = refusals.subset(every, refusals.refused_by_all(subjects, parents, every, most))
             others = refusals.subset(others, range(min(len(others), settings.allowed_prompts)))
@@ -262,24 +255,22 @@ def universal(refuser: Refuser, c: float, best: int, shard: int) -> Arrays:
     Random vectors are tried on the source until ``ENOUGH`` succeed, or ten times ``vectors`` were tried; sets
     are of successes, of any vectors, and of failures; ``best`` stands beside. "-" where there are too few.
     """
-    layer, most = refuser.layers[0], 10 * refuser.settings.vectors
-    source, pool = (
-        refusals.subset(refuser.refused["selection"], [shard]),
-        refuser.directions(RANDOM, layer, most),
-    )
+    s, layer = refuser.settings, refuser.layers[0]
+    source = refusals.subset(refuser.refused["selection"], [shard])
+    pool = refuser.directions(RANDOM, layer, 10 * s.vectors)
     right: list[bool] = []
     for part in pool.split(500):
         told = refusals.outcomes(refuser.at(layer), source, refuser.conditions(part, layer, c))
         right += (told[:, 0] == refusals.COMPLIES).tolist()
         if sum(right) >= ENOUGH:
             break
-    tried, rng = np.array(right), np.random.default_rng([refuser.settings.seed, len(KINDS), shard])
+    tried, rng = np.array(right), np.random.default_rng([s.seed, len(KINDS), shard])
     members = [np.flatnonzero(tried), np.arange(len(tried)), np.flatnonzero(~tried), np.array([best])]
     questions = refuser.refused["evaluation"]
-    letters = np.full((len(SETS), len(MEANS), repeats, len(questions)), "-", dtype="S1")
+    letters = np.full((len(SETS), len(MEANS), s.repeated_means, len(questions)), "-", dtype="S1")
     places, means = [], []
     for (i, own), (j, n) in product(enumerate(members), enumerate(MEANS)):
-        for k in range(repeats if len(own) > n else int(len(own) == n)):
+        for k in range(s.repeated_means if len(own) > n else int(len(own) == n)):
             places.append((i, j, k))
             means.append(normalize(pool[torch.from_numpy(rng.permutation(own)[:n])].mean(0), dim=0))
     told = refusals.outcomes(refuser.at(layer), questions, refuser.conditions(torch.stack(means), layer, c))
@@ -327,14 +318,11 @@ def store(settings: Settings, name: str, target: Path) -> None:
     rows = [row for source, each in enumerate(means) for row in _means(source, each)]
     write_table(target / "universal.parquet", pd.DataFrame(rows))
     loss = neutral_loss(refuser.subject, refuser.neutral, Condition("unsteered"))
-    told = {
-        "refuser": refuser.subject.short_name,
-        "layers": refuser.layers,
-        "d_model": refuser.subject.d_model,
-    }
     drawn = repeated(replace(refuser.refused["evaluation"], greedy=False), SAMPLES)
     noise = float((refusals.outcomes(refuser.subject, drawn) == refusals.COMPLIES).mean())
-    told |= {"c": c, "c of most compliance": most, "accuracy": accuracy, "loss": loss, "sampled": noise}
+    told = {"refuser": refuser.subject.short_name, "layers": refuser.layers, "c": c, "sampled": noise}
+    told |= {"c of most compliance": most, "accuracy": accuracy, "loss": loss}
+    told |= {"d_model": refuser.subject.d_model}
     told |= {"norms": {str(layer): norm for layer, norm in refuser.norms.items()}}
     told |= {"categories": {split: refuser.refused[split].domains for split in ("selection", "evaluation")}}
     write_json(target / "study.json", told)
