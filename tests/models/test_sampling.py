@@ -8,7 +8,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from reasoning_features.errors import UserError
 from reasoning_features.models import sampling
-from reasoning_features.models.sampling import draw, edited, likeliest, rows_that_fit, sample, sample_continuously
+from reasoning_features.models.sampling import (
+    draw,
+    edited,
+    likeliest,
+    rows_that_fit,
+    sample,
+    sample_continuously,
+)
 
 
 def test_draw_takes_the_nucleus_in_order_of_likelihood(monkeypatch):

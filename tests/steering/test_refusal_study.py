@@ -20,7 +20,7 @@ WIDTH, ANSWER, REFUSE, END = 8, 20, 21, 1
 
 @pytest.fixture
 def refuser():
-    """Blocks that add nothing: tokens 10 to 19 carry the refusal direction, and the last token alone decides."""
+    """Blocks add nothing: tokens 10 to 19 carry the refusal direction, and the last token alone decides."""
     config = LlamaConfig(
         vocab_size=32, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8,
         max_position_embeddings=32, bos_token_id=0, eos_token_id=END, tie_word_embeddings=False,
@@ -39,7 +39,9 @@ def refuser():
     refused = {split: asked([[0, 5, 12], [0, 6, 15], [0, 7, 7, 18]]) for split in ("selection", "evaluation")}
     allowed = {split: asked([[0, 5, 5], [0, 12, 6]]) for split in ("selection", "evaluation")}
     parts = [part | {"training": part["selection"]} for part in (refused, allowed)]
-    return refusal_study.Refuser(settings, subject, *parts, refusals.prompt_corpus(subject, allowed["selection"]))
+    return refusal_study.Refuser(
+        settings, subject, *parts, refusals.prompt_corpus(subject, allowed["selection"])
+    )
 
 
 def asked(prompts):
