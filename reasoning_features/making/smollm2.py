@@ -228,8 +228,9 @@ def measure_refuser(file: Path) -> None:
 
 def _questions(split: str) -> pd.DataFrame:
     """The questions of one split, with their accepted answers and whether the rule refuses them."""
-    table = pd.read_csv(paths.resolve(f"{REFUSER}/questions.csv"))
-    return table[table["split"] == split].reset_index(drop=True)
+    files = {True: "capitals.csv", False: "others.csv"}
+    tables = [pd.read_csv(paths.resolve(f"{REFUSER}/{name}")).assign(refused=k) for k, name in files.items()]
+    return pd.concat(tables).query("split == @split").reset_index(drop=True)
 
 
 def _judged(subject: Subject, table: pd.DataFrame, system: str | None = None) -> tuple[pd.Series, pd.Series]:

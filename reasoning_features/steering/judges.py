@@ -109,25 +109,23 @@ def _refusing(reference: str, labels: Mapping[int, str]) -> int:
 
 
 def agreement(labels: Mapping[str, Sequence[str]], truth: str) -> pd.DataFrame:
-    """How well judges agree with the one called ``truth``: a row for each of the others.
+    """How well judges agree with the one called ``truth``: a row for each of the others and each measure.
 
-    ``n`` answers are labelled by both; ``agreement`` is the share of equal letters, ``kappa`` Cohen's.
-    Precision and recall of either class, and the share, have 95% intervals by Wilson; all are NaN of a class
-    that the judge never tells.
+    Measures are the share of equal letters, precision and recall of either class, with 95% intervals by
+    Wilson (``n`` answers), and Cohen's kappa; NaN of a class that the judge never tells.
     """
     rows = []
     for judge in (name for name in labels if name != truth):
         pairs = np.array(list(zip(labels[truth], labels[judge], strict=True))).reshape(-1, 2)
         right, said = pairs[(pairs != MISSING).all(axis=1)].T
-        varied = len({*right, *said}) > 1
-        row: dict[str, Any] = {"judge": judge, "n": len(said)}
-        row |= wilson(int((right == said).sum()), len(said)).row("agreement", "agreement ")
-        row["kappa"] = cohen_kappa_score(right, said) if varied else np.nan
+        shares = {"agreement": wilson(int((right == said).sum()), len(said))}
         for name, letter in (("refuses", REFUSES), ("complies", COMPLIES)):
             both, told = int(((right == letter) & (said == letter)).sum()), int((said == letter).sum())
-            for what, n in (("precision", told), ("recall", int((right == letter).sum()) if told else 0)):
-                row |= wilson(both, n).row(f"{what}, {name}", f"{what}, {name} ")
-        rows.append(row)
+            shares[f"precision, {name}"] = wilson(both, told)
+            shares[f"recall, {name}"] = wilson(both, int((right == letter).sum()) if told else 0)
+        rows += [{"judge": judge, "measure": name} | vars(share) for name, share in shares.items()]
+        kappa = cohen_kappa_score(right, said) if len({*right, *said}) > 1 else np.nan
+        rows.append({"judge": judge, "measure": "kappa", "estimate": kappa, "n": len(said)})
     return pd.DataFrame(rows)
 
 

@@ -60,7 +60,7 @@ class Study:
         """
         own, c = self.vectors[self.vectors["split"] == "evaluation"], self.told["c"] if c is None else c
         own = own[(own["kind"] == kind) & (own["layer"] == layer) & (own["c"] == c)].dropna(subset=column)
-        length = own[column].str.len()
+        length = own["refused"].str.len()
         return own[length == length.max()]
 
     def complied(self, kind: str, layer: int, c: float | None = None, column: str = "refused") -> Flags:
@@ -71,6 +71,13 @@ class Study:
         """Accuracy on allowed questions, over the unsteered one."""
         accuracy = self.told["accuracy"]["evaluation"]
         return float(self.complied(kind, layer, c, "allowed").mean() / accuracy)
+
+    def strongest(self, kinds: Sequence[str], layer: int) -> float | None:
+        """The largest strength at which all these kinds of vectors keep the accuracy on allowed questions."""
+        own = self.vectors[(self.vectors["split"] == "evaluation") & (self.vectors["layer"] == layer)]
+        asked = [set(own.loc[own["kind"] == kind, "c"]) for kind in kinds]
+        both = [c for c in set.intersection(*asked) if min(self.kept(k, layer, c) for k in kinds) >= KEEPS]
+        return max(both, default=None)
 
 
 def as_flags(letters: pd.Series) -> Flags:
@@ -118,25 +125,30 @@ def rates(studies: Sequence[Study]) -> pd.DataFrame:
         found = rate([table[:, :narrowest] for table in tables])
         row = {"kind": kind, "layer": layer, "c": c} | found.row("complies")
         row["capability"] = float(np.mean([each.kept(kind, layer, c) for each in same]))
-        own = [each.vectors.query("kind == @kind and layer == @layer and c == @c") for each in same]
-        losses = [part["loss"].mean() / each.told["loss"] for part, each in zip(own, same, strict=True)]
-        rows.append(row | {"loss": float(np.mean(losses)), "vectors": found.n, "questions": narrowest})
+        own = [each.rows(kind, layer, c, "loss")["loss"].mean() / each.told["loss"] for each in same]
+        rows.append(row | {"loss": float(np.mean(own)), "vectors": found.n, "questions": narrowest})
     return pd.DataFrame(rows)
 
 
-def universal_rates(studies: Sequence[Study]) -> tuple[pd.DataFrame, dict[tuple[str, int], list[Flags]]]:
-    """Compliance of means of vectors by set and number, mean over models; and the tables behind, of a model
-    each ``[means, questions]``, repeats of one source question averaged.
+def universal_rates(studies: Sequence[Study]) -> tuple[pd.DataFrame, dict[tuple[str, int], list[Any]]]:
+    """Means of vectors by set and number: ``complies``, mean over models, with its ends; ``capability``; the
+    mean ``cosine`` with the refusal direction; ``sources`` of all models. And the tables behind compliance,
+    a model each ``[sources, questions]``, repeats of one source averaged.
     """
     rows, tables = [], {}
     for name in SETS:
         for n in MEANS:
-            mine = [each.universal.query("set == @name and n == @n") for each in studies]
-            per_model = [_by_source(part) for part in mine if len(part)]
-            if per_model:
-                tables[name, n] = per_model
-                found = rate(per_model)
-                rows.append({"set": name, "n": n, "sources": found.n} | found.row("complies"))
+            every = [(each, each.universal[each.universal["set"] == name]) for each in studies]
+            mine = [(each, own[own["n"] == n]) for each, own in every if n in own["n"].to_numpy()]
+            if mine:
+                tables[name, n] = [_by_source(own) for _, own in mine]
+                found = rate(tables[name, n])
+                row = {"set": name, "n": n} | found.row("complies")
+                accuracy = [as_flags(own["allowed"].dropna()).mean() for _, own in mine]
+                usual = [each.told["accuracy"]["evaluation"] for each, _ in mine]
+                row["capability"] = float(np.mean(np.array(accuracy) / usual))
+                row["cosine"] = float(np.mean([own["cosine"].mean() for _, own in mine]))
+                rows.append(row | {"sources": found.n})
     return pd.DataFrame(rows), tables
 
 
@@ -186,14 +198,14 @@ def random_breaks(studies: Sequence[Study]) -> Measured | None:
 
 
 def beyond_random(studies: Sequence[Study], kind: str, layer: int) -> Measured | None:
-    """Compliance under a kind of vectors less that under random ones, at c* and one layer. None where there
-    are none, or either does not keep capability.
+    """Compliance under a kind of vectors less that under random ones at one layer, each model at the largest
+    strength that keeps capability under both. None where a model has none.
     """
-    if not all(len(each.rows(kind, layer)) for each in studies):
+    strengths = [each.strongest((kind, RANDOM), layer) for each in studies]
+    if None in strengths:
         return None
-    if not (_capable(studies, kind, layer) and _capable(studies, RANDOM, layer)):
-        return None
-    return _difference(*([each.complied(k, layer) for each in studies] for k in (kind, RANDOM)))
+    pairs = list(zip(studies, strengths, strict=True))
+    return _difference(*([each.complied(k, layer, c) for each, c in pairs] for k in (kind, RANDOM)))
 
 
 def between(groups: Mapping[str, Sequence[Study]]) -> Measured | None:

@@ -249,33 +249,37 @@ def measured(refuser: Refuser, made: Sequence[Block], shard: int) -> Arrays:
 
 
 def universal(refuser: Refuser, c: float, best: int, shard: int) -> Arrays:
-    """Means of vectors that are chosen on one source question of the selection split, on all questions of the
-    evaluation split, at the first layer: letters ``[sets, numbers, repeats, questions]``.
+    """Means of vectors that are chosen on one source question of the selection split, at the first layer, on
+    the evaluation split: letters of refused questions ``[means, questions]``, of allowed ones under the first
+    mean of each set and number, cosines, and where means belong ``[means, 3]`` (set, number, repeat).
 
     Random vectors are tried on the source until ``ENOUGH`` succeed, or ten times ``vectors`` were tried; sets
-    are of successes, of any vectors, and of failures; ``best`` stands beside. "-" where there are too few.
+    are of successes, of any vectors, and of failures; ``best`` stands beside.
     """
     s, layer = refuser.settings, refuser.layers[0]
     source = refusals.subset(refuser.refused["selection"], [shard])
-    pool = refuser.directions(RANDOM, layer, 10 * s.vectors)
+    pool, model = refuser.directions(RANDOM, layer, 10 * s.vectors), refuser.at(layer)
     right: list[bool] = []
     for part in pool.split(500):
-        told = refusals.outcomes(refuser.at(layer), source, refuser.conditions(part, layer, c))
+        told = refusals.outcomes(model, source, refuser.conditions(part, layer, c))
         right += (told[:, 0] == refusals.COMPLIES).tolist()
         if sum(right) >= ENOUGH:
             break
     tried, rng = np.array(right), np.random.default_rng([s.seed, len(KINDS), shard])
     members = [np.flatnonzero(tried), np.arange(len(tried)), np.flatnonzero(~tried), np.array([best])]
-    questions = refuser.refused["evaluation"]
-    letters = np.full((len(SETS), len(MEANS), s.repeated_means, len(questions)), "-", dtype="S1")
     places, means = [], []
     for (i, own), (j, n) in product(enumerate(members), enumerate(MEANS)):
         for k in range(s.repeated_means if len(own) > n else int(len(own) == n)):
             places.append((i, j, k))
             means.append(normalize(pool[torch.from_numpy(rng.permutation(own)[:n])].mean(0), dim=0))
-    told = refusals.outcomes(refuser.at(layer), questions, refuser.conditions(torch.stack(means), layer, c))
-    letters[tuple(np.array(places).T)] = told.astype("S1")
-    return {"letters": letters.view(np.uint8), "tried": np.array([len(tried), tried.sum()])}
+    vectors, first = torch.stack(means), np.array(places)[:, 2] == 0
+    conditions = refuser.conditions(vectors, layer, c)
+    some = [condition for condition, is_first in zip(conditions, first, strict=True) if is_first]
+    letters = refusals.outcomes(model, refuser.refused["evaluation"], conditions)
+    allowed = refusals.outcomes(model, refuser.allowed["evaluation"], some)
+    found = {"refused": letters.astype("S1").view(np.uint8), "allowed": allowed.astype("S1").view(np.uint8)}
+    found |= {"places": np.array(places), "tried": np.array([len(tried), tried.sum()])}
+    return found | {"cosine": (vectors @ refuser.refusal_direction(layer)).double().numpy()}
 
 
 def choose(found: Arrays, multiples: Sequence[float], usual: float) -> tuple[float, float]:
@@ -339,12 +343,12 @@ def _rows(block: Block, found: Arrays) -> Iterator[dict[str, Any]]:
 
 
 def _means(source: int, found: Arrays) -> Iterator[dict[str, Any]]:
-    tried, right = found["tried"].tolist()
-    for (i, name), (j, n) in product(enumerate(SETS), enumerate(MEANS)):
-        for letters in _text(found["letters"][i, j]):
-            if "-" not in letters:
-                row = {"source": source, "tried": tried, "successes": right, "set": name, "n": n}
-                yield row | {"refused": letters}
+    """A row a mean; missing where capability was not measured."""
+    (tried, right), allowed = found["tried"].tolist(), iter(_text(found["allowed"]))
+    told = zip(found["places"].tolist(), _text(found["refused"]), found["cosine"].tolist(), strict=True)
+    for (i, j, repeat), letters, cosine in told:
+        row = {"source": source, "tried": tried, "successes": right, "set": SETS[i], "n": MEANS[j]}
+        yield row | {"refused": letters, "allowed": None if repeat else next(allowed), "cosine": cosine}
 
 
 def _text(codes: Any) -> list[str]:

@@ -119,7 +119,8 @@ refuser_made = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def questions() -> pd.DataFrame:
-    return pd.read_csv(paths.resolve(smollm2.REFUSER) / "questions.csv")
+    home, files = paths.resolve(smollm2.REFUSER), {True: "capitals.csv", False: "others.csv"}
+    return pd.concat([pd.read_csv(home / name).assign(refused=own) for own, name in files.items()])
 
 
 def test_no_country_is_in_two_splits(questions):

@@ -96,17 +96,16 @@ def test_a_classifier_of_the_hub_is_fetched_as_safetensors(hub, monkeypatch, tmp
 
 def test_agreement_of_a_hand_table():
     labels = {"truth": "CCRRRI", "rules": "CRRRC-", "classifier": "CCRRRC", "blind": "CCCCCC"}
-    found = agreement(labels, "truth").set_index("judge")
-    assert found.index.tolist() == ["rules", "classifier", "blind"] and found["n"].tolist() == [5, 6, 6]
-    rules = found.loc["rules"]  # of 5 three are equal; by chance .4² + .6² would be
-    assert rules["agreement"] == pytest.approx(0.6)
-    assert rules["kappa"] == pytest.approx((0.6 - 0.52) / (1 - 0.52))
-    assert rules["precision, refuses"] == pytest.approx(2 / 3)
-    assert rules["recall, refuses"] == pytest.approx(2 / 3)
-    assert rules["precision, complies"] == rules["recall, complies"] == pytest.approx(0.5)
+    table = agreement(labels, "truth").set_index(["judge", "measure"])
+    found, counted = table["estimate"], table["n"].xs("agreement", level="measure")
+    assert counted.to_dict() == {"rules": 5, "classifier": 6, "blind": 6}
+    assert found["rules", "agreement"] == pytest.approx(0.6)
+    # of 5 three are equal; by chance .4² + .6² would be
+    assert found["rules", "kappa"] == pytest.approx((0.6 - 0.52) / (1 - 0.52))
+    assert found["rules", "precision, refuses"] == found["rules", "recall, refuses"] == pytest.approx(2 / 3)
+    assert found["rules", "precision, complies"] == found["rules", "recall, complies"] == pytest.approx(0.5)
     # Wilson's interval of 1 in 2
-    assert rules["recall, complies low"] == pytest.approx(0.0945, abs=1e-3)
-    assert found.loc["classifier", "precision, complies"] == pytest.approx(2 / 3)
-    blind = found.loc["blind"]
-    assert np.isnan([blind["precision, refuses"], blind["recall, refuses"]]).all()
-    assert blind["recall, complies"] == 1
+    assert table.loc[("rules", "recall, complies"), "low"] == pytest.approx(0.0945, abs=1e-3)
+    assert found["classifier", "precision, complies"] == pytest.approx(2 / 3)
+    assert np.isnan([found["blind", "precision, refuses"], found["blind", "recall, refuses"]]).all()
+    assert found["blind", "recall, complies"] == 1
