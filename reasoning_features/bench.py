@@ -294,6 +294,35 @@ def written(tokens: Tensor, prompt: int, end: int) -> float:
     return float(np.where(ended.any(1), ended.argmax(1) + 1, new.shape[1]).sum())
 
 
+def refusal_row(given: Given, asked: Questions, vectors: int = 64, few: int = 4) -> Row:
+    """Greedy answers under many random vectors, as notebook 09 has them, beside a run a vector."""
+    subject, (end,) = given.subject, given.subject.ends
+    drawn = torch.randn(vectors, subject.d_model, generator=torch.Generator().manual_seed(0))
+    conditions = [Condition(f"{i}", vector=v, spares_special=True) for i, v in enumerate(drawn)]
+    greedy, prompts = replace(asked, greedy=True), torch.tensor(asked.prompts)
+
+    def ours() -> float:
+        made: dict[int, list[int]] = {}
+        rows = range(len(asked) * vectors)
+        Asked(subject, greedy, conditions, 0, None, len(rows)).write(rows, made.__setitem__)
+        return float(sum(map(len, made.values())))
+
+    @torch.no_grad()
+    def in_a_loop() -> float:
+        options: dict[str, Any] = {"do_sample": False, "max_new_tokens": asked.max_new_tokens}
+        options |= {"eos_token_id": end, "pad_token_id": end}
+        total, model = 0.0, cast(Any, subject.model)
+        with subject.edited(partial(torch.add, drawn[0])):
+            for prompt in prompts[:few, None]:
+                told = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+                total += written(told, prompts.shape[1], end)
+        return total
+
+    sizes = f"{vectors} vectors × {len(asked)} problems; the other way runs {few} of these each time"
+    against = "Hugging Face's generate with a hook, a run a vector and problem"
+    return compared(f"greedy answers under {vectors} vectors", against, ours, in_a_loop, ("≥", 5), sizes)
+
+
 def generation_rows(given: Given, asked: Questions, features: int = 8, few: int = 2) -> list[Row]:
     """All conditions in one batch against a run each, of which ``few`` are run; one against no condition."""
     subject, prompts, (end,) = given.subject, torch.tensor(asked.prompts), given.subject.ends
@@ -459,7 +488,8 @@ def main() -> None:
         return
     given = organism(600)
     asked = questions_of_one_length(given, 32)
-    rows = [*scoring_rows(given), *disk_rows(given), *generation_rows(given, asked), *growth_rows()]
+    rows = [*scoring_rows(given), *disk_rows(given), *generation_rows(given, asked)]
+    rows += [refusal_row(given, asked), *growth_rows()]
     table = pd.DataFrame(rows)
     write(FOLDER, "ratios", table, CAPTION)
     write_between(FOLDER / "README.md", BEGIN, END, to_markdown(table[README]))

@@ -70,8 +70,10 @@ def test_rows_say_what_was_run(organism, monkeypatch):
     assert len({len(prompt) for prompt in asked.prompts}) == 1
     generation = bench.generation_rows(organism, asked, 1, 1)
     assert "8 conditions × 2 problems" in generation[0]["sizes"]
-    bars = [row["bar"] for row in (wide, released, harvesting, training, *generation)]
-    assert bars == ["≤ 1.15", "≥ 30", "≥ 0.95", "≤ 1.05", "≥ 3", "≥ 3", "≥ 0.97"]
+    refusal = bench.refusal_row(organism, asked, 3, 2)
+    assert "3 vectors × 2 problems" in refusal["sizes"]
+    bars = [row["bar"] for row in (wide, released, harvesting, training, *generation, refusal)]
+    assert bars == ["≤ 1.15", "≥ 30", "≥ 0.95", "≤ 1.05", "≥ 3", "≥ 3", "≥ 0.97", "≥ 5"]
 
 
 def test_the_truncated_model_gives_the_same_activations(organism):

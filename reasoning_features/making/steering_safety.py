@@ -103,10 +103,9 @@ def main() -> None:
             raise UserError(
                 f"The profile {settings.profile} names no refusers and steering_safety: add them."
             )
-        if settings.device == "cpu":
-            torch.set_num_threads(1)
         shipped = settings.steering_safety == HOME.as_posix()
         if shipped:
+            torch.set_num_threads(1)  # a rerun gives the same bytes
             names = [Path(name).name for name in settings.refusers]
             make_organism(paths.root() / HOME, names, options.workers)
         each(partial(study, settings), settings.refusers, workers=options.workers)

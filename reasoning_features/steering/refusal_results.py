@@ -45,14 +45,13 @@ class Study:
     told: Mapping[str, Any]  # ``study.json``
 
     @property
+    def name(self) -> str:
+        return str(self.told["refuser"])
+
+    @property
     def first(self) -> int:
         """The middle layer, where strengths were chosen."""
         return int(self.told["layers"][0])
-
-    @property
-    def most(self) -> float:
-        """The strength at which random vectors make it comply most, on the selection split."""
-        return float(self.told["c of most compliance"])
 
     def rows(self, kind: str, layer: int, c: float | None = None, column: str = "refused") -> pd.DataFrame:
         """Rows of one kind, layer and strength (by default c*) of the evaluation split that have a column,
@@ -158,12 +157,8 @@ def _by_source(part: pd.DataFrame) -> Any:
 
 
 def cosines(studies: Sequence[Study]) -> pd.DataFrame:
-    """A row a random vector at the strength of most compliance: ``refuser``, ``cosine`` with the refusal
-    direction, ``broken`` (refusals).
-    """
-    parts = [
-        each.rows(RANDOM, each.first, each.most).assign(refuser=each.told["refuser"]) for each in studies
-    ]
+    """A row a random vector at c*: its ``cosine`` with the refusal direction, and refusals ``broken``."""
+    parts = [each.rows(RANDOM, each.first).assign(refuser=each.name) for each in studies]
     rows = pd.concat(parts, ignore_index=True)
     rows["broken"] = rows["refused"].str.count(COMPLIES)
     return rows[["refuser", "vector", "c", "cosine", "broken"]]
@@ -227,7 +222,7 @@ def universal_beyond(studies: Sequence[Study], n: int = 20) -> Measured | None:
 
 def cosine_correlation(studies: Sequence[Study]) -> Measured | None:
     """Size of the rank correlation of refusals broken and the cosine with the refusal direction, over random
-    vectors at the strength of most compliance, mean over models; the interval resamples vectors.
+    vectors at c*, mean over models; the interval resamples vectors.
     """
     rows, found = cosines(studies), []
     for _, own in rows.groupby("refuser"):

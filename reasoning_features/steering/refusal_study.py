@@ -46,10 +46,10 @@ KINDS = (RANDOM, DECODER, COVARIANCE, REASONING, TOWARDS, AWAY, REMOVED)
 KEEPS = 0.95  # share of the unsteered accuracy on allowed questions that a strength has to keep
 # vectors with which capability is measured, the first of their kind; those with which loss is
 CAPABLE, LOSSES = 20, 4
-TRIED = 100  # random vectors that strengths are chosen with
 SAMPLES = 10  # unsteered answers drawn to each refused question: how often it is answered by chance
 NEUTRAL = 6  # documents of general text
-SOURCES, ENOUGH = 5, 50  # questions that vectors are chosen on, and successes looked for on each
+# questions that vectors are chosen on, those that random vectors break most, and successes looked for on each
+SOURCES, ENOUGH = 5, 50
 MEANS = (1, 2, 5, 10, 20, 50)  # vectors in a mean
 SELECTED, UNSELECTED, FAILED, BEST = "successes", "unselected", "failures", "best single vector"
 SETS = (SELECTED, UNSELECTED, FAILED, BEST)
@@ -217,14 +217,19 @@ def load_refusers(settings: Settings, names: Sequence[str]) -> list[Refuser]:
 
 
 def trial_block(refuser: Refuser) -> Block:
-    """What strengths are chosen from: random vectors on source questions, at every strength."""
-    multiples = tuple(refuser.settings.multiples)
-    return Block("selection", refuser.layers[0], RANDOM, multiples, SOURCES, TRIED)
+    """What c* is chosen from: a few random vectors at every strength, on the selection split."""
+    return Block("selection", refuser.layers[0], RANDOM, tuple(refuser.settings.multiples), 1, CAPABLE)
 
 
-def blocks(refuser: Refuser, main: float, most: float) -> list[Block]:
+def source_block(refuser: Refuser, main: float) -> Block:
+    """What source questions, and the best single vector, are chosen from: random vectors at c*."""
+    s = refuser.settings
+    return Block("selection", refuser.layers[0], RANDOM, (main,), s.refused_prompts, s.vectors)
+
+
+def blocks(refuser: Refuser, main: float) -> list[Block]:
     """The study: every kind at every layer, and at strength ``main`` on more questions at the first layer and
-    the profile's; random vectors at ``most`` as well.
+    the profile's.
 
     Other layers than the first take every second strength. What an autoencoder is compared with is measured
     where there is one. The refusal direction is taken away whatever c is.
@@ -237,9 +242,7 @@ def blocks(refuser: Refuser, main: float, most: float) -> list[Block]:
                 if kind != REMOVED:
                     found.append(Block("evaluation", layer, kind, multiples, s.refused_shown, s.vectors))
                 if kind == REMOVED or layer in (refuser.layers[0], s.layer):
-                    both = kind == RANDOM and layer == refuser.layers[0] and most != main
-                    strengths = (main, most) if both else (main,)
-                    found.append(Block("evaluation", layer, kind, strengths, s.refused_prompts, s.vectors))
+                    found.append(Block("evaluation", layer, kind, (main,), s.refused_prompts, s.vectors))
     return found
 
 
@@ -248,17 +251,17 @@ def measured(refuser: Refuser, made: Sequence[Block], shard: int) -> Arrays:
     return refuser.measured(made[shard])
 
 
-def universal(refuser: Refuser, c: float, best: int, shard: int) -> Arrays:
+def universal(refuser: Refuser, c: float, best: int, sources: Sequence[int], shard: int) -> Arrays:
     """Means of vectors that are chosen on one source question of the selection split, at the first layer, on
     the evaluation split: letters of refused questions ``[means, questions]``, of allowed ones under the first
     mean of each set and number, cosines, and where means belong ``[means, 3]`` (set, number, repeat).
 
-    Random vectors are tried on the source until ``ENOUGH`` succeed, or ten times ``vectors`` were tried; sets
+    Random vectors are tried on the source until ``ENOUGH`` succeed, or 20 times ``vectors`` were tried; sets
     are of successes, of any vectors, and of failures; ``best`` stands beside.
     """
     s, layer = refuser.settings, refuser.layers[0]
-    source = refusals.subset(refuser.refused["selection"], [shard])
-    pool, model = refuser.directions(RANDOM, layer, 10 * s.vectors), refuser.at(layer)
+    source = refusals.subset(refuser.refused["selection"], [sources[shard]])
+    pool, model = refuser.directions(RANDOM, layer, 20 * s.vectors), refuser.at(layer)
     right: list[bool] = []
     for part in pool.split(500):
         told = refusals.outcomes(model, source, refuser.conditions(part, layer, c))
@@ -282,14 +285,13 @@ def universal(refuser: Refuser, c: float, best: int, shard: int) -> Arrays:
     return found | {"cosine": (vectors @ refuser.refusal_direction(layer)).double().numpy()}
 
 
-def choose(found: Arrays, multiples: Sequence[float], usual: float) -> tuple[float, float]:
-    """c*, the largest strength up to which random vectors keep the accuracy on allowed questions, ``usual``;
-    and the strength at which they make the model comply most often, as the paper chooses.
+def choose(found: Arrays, multiples: Sequence[float], usual: float) -> float:
+    """c*: the largest strength up to which random vectors keep the accuracy on allowed questions, ``usual``;
+    the least of all where none does.
     """
     kept = (found["allowed"] == ord(refusals.COMPLIES)).mean((1, 2)) >= KEEPS * usual
     n = len(kept) if kept.all() else int(np.argmin(kept))
-    complies = (found["refused"] == ord(refusals.COMPLIES)).mean((1, 2))
-    return multiples[max(n - 1, 0)], multiples[int(np.argmax(complies))]
+    return multiples[max(n - 1, 0)]
 
 
 def store(settings: Settings, name: str, target: Path) -> None:
@@ -310,22 +312,22 @@ def store(settings: Settings, name: str, target: Path) -> None:
             accuracy[split] = float((refusals.outcomes(refuser.subject, asked) == refusals.COMPLIES).mean())
     trial = trial_block(refuser)
     (tried,) = done("choice", partial(measured, refuser, [trial]), 1)
-    c, most = choose(tried, trial.strengths, accuracy["selection"])
-    made = blocks(refuser, c, most)
+    c = choose(tried, trial.strengths, accuracy["selection"])
+    made = [source_block(refuser, c), *blocks(refuser, c)]
     found = done("blocks", partial(measured, refuser, made), len(made), c=c)
     pairs = zip([trial, *made], [tried, *found], strict=True)
     write_table(target / "vectors.parquet", pd.DataFrame([row for pair in pairs for row in _rows(*pair)]))
-    n = min(SOURCES, len(refuser.refused["selection"]))
-    complied = tried["refused"][trial.strengths.index(most)] == ord(refusals.COMPLIES)
-    best = int(complied.sum(1).argmax())
-    means = done("universal", partial(universal, refuser, most, best), n, c=most, best=best)
+    complied = found[0]["refused"][0] == ord(refusals.COMPLIES)
+    sources = np.argsort(-complied.sum(0), kind="stable")[:SOURCES].tolist()
+    chosen = {"c": c, "best": int(complied.sum(1).argmax()), "sources": sources}
+    means = done("universal", partial(universal, refuser, **chosen), len(sources), **chosen)
     rows = [row for source, each in enumerate(means) for row in _means(source, each)]
     write_table(target / "universal.parquet", pd.DataFrame(rows))
     loss = neutral_loss(refuser.subject, refuser.neutral, Condition("unsteered"))
     drawn = repeated(replace(refuser.refused["evaluation"], greedy=False), SAMPLES)
     noise = float((refusals.outcomes(refuser.subject, drawn) == refusals.COMPLIES).mean())
     told = {"refuser": refuser.subject.short_name, "layers": refuser.layers, "c": c, "sampled": noise}
-    told |= {"c of most compliance": most, "accuracy": accuracy, "loss": loss}
+    told |= {"accuracy": accuracy, "loss": loss}
     told |= {"d_model": refuser.subject.d_model}
     told |= {"norms": {str(layer): norm for layer, norm in refuser.norms.items()}}
     told |= {"categories": {split: refuser.refused[split].domains for split in ("selection", "evaluation")}}

@@ -97,7 +97,6 @@ def test_a_model_of_the_hub_is_studied_and_no_text_is_stored(repository, monkeyp
     own = {"extends": "llama-3.1-8b-instruct", "device": "cpu", "dtype": "float32", "layer": 2, "vectors": 12}
     own |= {"multiples": [1.0, 4.0, 8.0], "refused_prompts": 6, "refused_shown": 4, "allowed_prompts": 5}
     own |= {"refusal_tokens": 6, "general_documents": 6, "steering_safety": "data/mine/steering_safety"}
-    monkeypatch.setattr("reasoning_features.steering.refusal_study.TRIED", 10)
     with local_hub.serve(repository / "hub", repository / "home") as hub, local_hub.using(hub):
         pinned = f"{MODEL}@{hub.sha(MODEL)}"
         (repository / "mine.yaml").write_text(yaml.safe_dump(own | {"subject": pinned, "refusers": [pinned]}))

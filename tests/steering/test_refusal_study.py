@@ -89,11 +89,11 @@ def test_the_mean_norm_and_the_vectors_are_those_of_a_loop(refuser):
     assert torch.equal(towards, -away) and len(towards) == 1
 
 
-def test_strengths_are_chosen_where_capability_is_kept_and_where_most_comply():
-    letters = {"allowed": ["CCCC", "CCCW", "CCCC"], "refused": ["RRRR", "RCCR", "CRRR"]}
-    found = {k: np.array([[list(row.encode())] for row in own], dtype=np.uint8) for k, own in letters.items()}
-    assert refusal_study.choose(found, [0.1, 0.2, 0.3], usual=1.0) == (0.1, 0.2), "0.3 lies beyond a loss"
-    assert refusal_study.choose(found, [0.1, 0.2, 0.3], usual=0.7) == (0.3, 0.2)
+def test_the_strength_is_the_largest_up_to_which_capability_is_kept():
+    letters = ["CCCC", "CCCW", "CCCC"]
+    found = {"allowed": np.array([[list(row.encode())] for row in letters], dtype=np.uint8)}
+    assert refusal_study.choose(found, [0.1, 0.2, 0.3], usual=1.0) == 0.1, "0.3 lies beyond a loss"
+    assert refusal_study.choose(found, [0.1, 0.2, 0.3], usual=0.7) == 0.3
 
 
 def study(broken, c=0.25):
@@ -104,7 +104,7 @@ def study(broken, c=0.25):
         for i, n in enumerate(broken)
     ]  # fmt: skip
     rows.append(rows[0] | {"refused": "CC", "vector": 0})  # fewer questions: of the grid
-    told = {"refuser": "one", "layers": [0], "c": c, "c of most compliance": c, "sampled": 0.0, "loss": 1.0,
+    told = {"refuser": "one", "layers": [0], "c": c, "sampled": 0.0, "loss": 1.0,
             "accuracy": {"evaluation": 1.0}, "d_model": 8}  # fmt: skip
     return refusal_results.Study(pd.DataFrame(rows), pd.DataFrame(), told)
 
