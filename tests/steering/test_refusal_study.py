@@ -33,7 +33,8 @@ def refuser():
     embedded.zero_()
     read.zero_()
     embedded[:, 0], embedded[10:20, 1], read[ANSWER, 0], read[REFUSE, 1] = 1, 2, 1, 1
-    tokenizer = SimpleNamespace(all_special_ids=[0, END], eos_token_id=END, pad_token_id=END)
+    ids = {"eos_token_id": END, "pad_token_id": END, "added_tokens_decoder": {}}
+    tokenizer = SimpleNamespace(all_special_ids=[0, END], **ids)
     subject = Subject(model, tokenizer, 0, "built", "1", ".")
     settings = load_settings("organism", vectors=6, layer=0)
     refused = {split: asked([[0, 5, 12], [0, 6, 15], [0, 7, 7, 18]]) for split in ("selection", "evaluation")}
@@ -96,7 +97,7 @@ def test_the_strength_is_the_largest_up_to_which_capability_is_kept():
     assert refusal_study.choose(found, [0.1, 0.2, 0.3], usual=0.7) == 0.3
 
 
-def study(broken, c=0.25):
+def study(name, broken, c=0.25):
     """A stored study whose random vectors break these shares of ten questions."""
     rows = [
         {"split": "evaluation", "layer": 0, "kind": refusal_study.RANDOM, "c": c, "vector": i,
@@ -104,13 +105,13 @@ def study(broken, c=0.25):
         for i, n in enumerate(broken)
     ]  # fmt: skip
     rows.append(rows[0] | {"refused": "CC", "vector": 0})  # fewer questions: of the grid
-    told = {"refuser": "one", "layers": [0], "c": c, "sampled": 0.0, "loss": 1.0,
+    told = {"refuser": name, "layers": [0], "c": c, "sampled": 0.0, "loss": 1.0,
             "accuracy": {"evaluation": 1.0}, "d_model": 8}  # fmt: skip
     return refusal_results.Study(pd.DataFrame(rows), pd.DataFrame(), told)
 
 
 def test_claims_are_decided_by_vectors_and_questions():
-    studies = [study([0, 1, 2, 3, 4] * 8), study([1, 1, 1, 1, 1] * 8)]
+    studies = [study("one", [0, 1, 2, 3, 4] * 8), study("other", [1, 1, 1, 1, 1] * 8)]
     found = refusal_results.random_breaks(studies)
     assert found.estimate == pytest.approx(0.15) and found.control == 0.01
     assert found.value.low < 0.15 < found.value.high and found.value.n == 80
