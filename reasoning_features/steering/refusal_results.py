@@ -81,7 +81,8 @@ class Study:
 
 def as_flags(letters: pd.Series) -> Flags:
     """Letters of answers, a text a row, as whether each complies ``[rows, questions]``."""
-    codes = np.frombuffer("".join(letters).encode(), dtype=np.uint8).reshape(len(letters), -1)
+    width = letters.str.len().max() if len(letters) else 0
+    codes = np.frombuffer("".join(letters).encode(), dtype=np.uint8).reshape(len(letters), int(width))
     return codes == ord(COMPLIES)
 
 
@@ -116,7 +117,8 @@ def rates(studies: Sequence[Study]) -> pd.DataFrame:
     allowed questions that is kept), ``loss`` (neutral text, over the unsteered), ``vectors``, ``questions``.
     """
     rows = []
-    cells = studies[0].vectors.query("split == 'evaluation'")[["kind", "layer", "c"]].drop_duplicates()
+    every = pd.concat([each.vectors for each in studies]).query("split == 'evaluation'")
+    cells = every[["kind", "layer", "c"]].drop_duplicates()
     for kind, layer, c in cells.itertuples(index=False, name=None):
         same = [each for each in studies if len(each.complied(kind, layer, c))]
         tables = [each.complied(kind, layer, c) for each in same]
@@ -170,11 +172,8 @@ def beside_the_paper(studies: Sequence[Study], layer: int) -> pd.DataFrame:
     for (what, kind), printed in PAPER.items():
         tables = [each.complied(kind, layer) for each in studies if len(each.rows(kind, layer))]
         hit = [mean >= 0.05 for table in tables for mean in table.mean(1)]
-        ours = (
-            f"{sum(hit)} of {len(hit):,}"
-            if what.startswith("vectors")
-            else str(rate(tables) if tables else "–")
-        )
+        share = f"{rate(tables) / 0.01}%" if tables else "–"
+        ours = f"{sum(hit)} of {len(hit):,}" if what.startswith("vectors") else share
         rows.append((what, kind, *printed, ours))
     return pd.DataFrame(rows, columns=["number", "vectors", "paper, version 1", "paper, version 2", "ours"])
 
