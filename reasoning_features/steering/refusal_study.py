@@ -319,8 +319,9 @@ def store(settings: Settings, name: str, target: Path) -> None:
     write_table(target / "vectors.parquet", pd.DataFrame([row for pair in pairs for row in _rows(*pair)]))
     complied = found[0]["refused"][0] == ord(refusals.COMPLIES)
     sources = np.argsort(-complied.sum(0), kind="stable")[:SOURCES].tolist()
-    chosen = {"c": c, "best": int(complied.sum(1).argmax()), "sources": sources}
-    means = done("universal", partial(universal, refuser, **chosen), len(sources), **chosen)
+    best = int(complied.sum(1).argmax())
+    tried_on = partial(universal, refuser, c, best, sources)
+    means = done("universal", tried_on, len(sources), c=c, best=best, sources=sources)
     rows = [row for source, each in enumerate(means) for row in _means(source, each)]
     write_table(target / "universal.parquet", pd.DataFrame(rows))
     loss = neutral_loss(refuser.subject, refuser.neutral, Condition("unsteered"))
