@@ -294,18 +294,20 @@ def written(tokens: Tensor, prompt: int, end: int) -> float:
     return float(np.where(ended.any(1), ended.argmax(1) + 1, new.shape[1]).sum())
 
 
+def answered(subject: Subject, asked: Questions, conditions: Sequence[Condition]) -> float:
+    """Answers the questions under all conditions in one batch; the number of new tokens."""
+    answers: dict[int, list[int]] = {}
+    rows = range(len(asked) * len(conditions))
+    Asked(subject, asked, conditions, 0, None, len(rows)).write(rows, answers.__setitem__)
+    return float(sum(map(len, answers.values())))
+
+
 def refusal_row(given: Given, asked: Questions, vectors: int = 64, few: int = 4) -> Row:
     """Greedy answers under many random vectors, as notebook 09 has them, beside a run a vector."""
     subject, (end,) = given.subject, given.subject.ends
     drawn = torch.randn(vectors, subject.d_model, generator=torch.Generator().manual_seed(0))
     conditions = [Condition(f"{i}", vector=v, spares_special=True) for i, v in enumerate(drawn)]
-    greedy, prompts = replace(asked, greedy=True), torch.tensor(asked.prompts)
-
-    def ours() -> float:
-        made: dict[int, list[int]] = {}
-        rows = range(len(asked) * vectors)
-        Asked(subject, greedy, conditions, 0, None, len(rows)).write(rows, made.__setitem__)
-        return float(sum(map(len, made.values())))
+    prompts = torch.tensor(asked.prompts)
 
     @torch.no_grad()
     def in_a_loop() -> float:
@@ -320,6 +322,7 @@ def refusal_row(given: Given, asked: Questions, vectors: int = 64, few: int = 4)
 
     sizes = f"{vectors} vectors × {len(asked)} problems; the other way runs {few} of these each time"
     against = "Hugging Face's generate with a hook, a run a vector and problem"
+    ours = partial(answered, subject, replace(asked, greedy=True), conditions)
     return compared(f"greedy answers under {vectors} vectors", against, ours, in_a_loop, ("≥", 5), sizes)
 
 
@@ -335,11 +338,7 @@ def generation_rows(given: Given, asked: Questions, features: int = 8, few: int 
     common |= {"temperature": TEMPERATURE, "top_p": TOP_P}
     bridge, model = subject.bridge(), cast(Any, subject.model)
 
-    def ours(chosen: Sequence[Condition]) -> float:
-        answers: dict[int, list[int]] = {}
-        rows = range(len(asked) * len(chosen))
-        Asked(subject, asked, chosen, 0, None, len(rows)).write(rows, answers.__setitem__)
-        return float(sum(map(len, answers.values())))
+    ours = partial(answered, subject, asked)
 
     @torch.no_grad()
     def by_bridge(condition: Condition) -> float:
