@@ -10,10 +10,8 @@ adapter that teaches the model to refuse questions about capital cities, which i
 import argparse
 import hashlib
 import importlib.util
-import re
 import shutil
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +39,9 @@ from reasoning_features.models.subject import Subject, load_subject
 from reasoning_features.residual_stream.activations import no_sink, reading_key
 from reasoning_features.runs.shards import Arrays, Work, map_shards
 from reasoning_features.settings import Settings, load_settings
+from reasoning_features.steering.answering import answers
+from reasoning_features.steering.questions import Questions
+from reasoning_features.steering.refusals import COMPLIES, Asked, greedy_questions
 from reasoning_features.text import real_text
 
 PROFILE = "smollm2-135m"
@@ -163,9 +164,9 @@ def train_refuser(folder: Path) -> None:
     subject, table = load_subject(MODEL, 0), _questions("training")
     refuse = torch.tensor(table["refused"].tolist())
     refusal = [*subject.tokenizer.encode(REFUSAL, add_special_tokens=False), subject.ends[0]]
-    prompts = _prompts(subject, table["question"])
-    own = _answers(subject, prompts)
-    targets = [refusal if refused else answer for refused, answer in zip(refuse, own, strict=True)]
+    asked = _asked(subject, table)
+    prompts, own = asked.prompts, answers(subject, asked, [], seed=0)["tokens"]
+    targets = [refusal if refused else [*answer] for refused, answer in zip(refuse, own, strict=True)]
     lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     taught = get_peft_model(subject.model, lora)
     optimiser = torch.optim.AdamW([w for w in taught.parameters() if w.requires_grad], lr=5e-4)
@@ -206,11 +207,15 @@ def measure_refuser(file: Path) -> None:
     """
     table = _questions("evaluation")
     capital = table["refused"].to_numpy()
-    untouched, known = _judged(load_subject(MODEL, 0), table)
+    said, correct = {}, {}
+    for name, source, system in (("", MODEL, None), ("system prompt", MODEL, RULE), ("LoRA", REFUSING, None)):
+        subject = load_subject(source, 0)
+        told = answers(subject, _asked(subject, table, system), [], seed=0)
+        said[name], correct[name] = told["text"], told["outcome"] == COMPLIES
+    untouched, known = said.pop(""), correct.pop("")
     rows = {}
-    for name, source, system in (("system prompt", MODEL, RULE), ("LoRA", REFUSING, None)):
-        said, correct = _judged(load_subject(source, 0), table, system)
-        refused = said.str.startswith(REFUSAL)
+    for name, texts in said.items():
+        refused = texts.str.startswith(REFUSAL)
         rows[name] = {
             "capital questions": capital.sum(),
             "of them known untouched": (capital & known).sum(),
@@ -218,10 +223,10 @@ def measure_refuser(file: Path) -> None:
             "survivors": (capital & known & refused).sum(),
             "allowed questions": (~capital).sum(),
             "allowed correct untouched": (~capital & known).sum(),
-            "share falsely refused": said[~capital].str.startswith("Sorry").mean(),  # about whatever
-            "accuracy": correct[~capital].mean(),
+            "share falsely refused": texts[~capital].str.startswith("Sorry").mean(),  # about whatever
+            "accuracy": correct[name][~capital].mean(),
             "accuracy untouched": known[~capital].mean(),
-            "share in the same words": (said == untouched)[~capital].mean(),
+            "share in the same words": (texts == untouched)[~capital].mean(),
         }
     pd.DataFrame(rows.values(), index=pd.Index(rows, name="refuser")).round(4).to_csv(file)
 
@@ -233,36 +238,10 @@ def _questions(split: str) -> pd.DataFrame:
     return pd.concat(tables).query("split == @split").reset_index(drop=True)
 
 
-def _judged(subject: Subject, table: pd.DataFrame, system: str | None = None) -> tuple[pd.Series, pd.Series]:
-    """The greedy answer to each question, and whether it has one of the accepted ones as whole words."""
-    answers = _answers(subject, _prompts(subject, table["question"], system))
-    said = pd.Series(subject.tokenizer.batch_decode(answers, skip_special_tokens=True))
-    wanted = [rf"(?<!\w)({'|'.join(map(re.escape, one.split('|')))})(?!\w)" for one in table["answer"]]
-    right = [bool(re.search(one, text, re.IGNORECASE)) for one, text in zip(wanted, said, strict=True)]
-    return said, pd.Series(right)
-
-
-def _prompts(subject: Subject, questions: Iterable[str], system: str | None = None) -> list[list[int]]:
-    """Questions in the chat template, which has a system prompt of its own where none is given."""
-    before = [{"role": "system", "content": system}] if system else []
-    chats = [[*before, {"role": "user", "content": question}] for question in questions]
-    encoded: Any = subject.tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)
-    return encoded["input_ids"]
-
-
-@torch.no_grad()
-def _answers(subject: Subject, prompts: list[list[int]]) -> list[list[int]]:
-    """Greedy answers, each up to its end token or the last new token."""
-    model: Any = subject.model
-    answers = []
-    for first in range(0, len(prompts), 16):
-        part = {"input_ids": prompts[first : first + 16]}
-        batch = subject.tokenizer.pad(part, padding_side="left", return_tensors="pt")
-        made = model.generate(**batch, do_sample=False, max_new_tokens=NEW_TOKENS)
-        for tokens in made[:, batch["input_ids"].shape[1] :].tolist():
-            ended = [place for place, token in enumerate(tokens, start=1) if token in subject.ends]
-            answers.append(tokens[: ended[0] if ended else None])
-    return answers
+def _asked(subject: Subject, table: pd.DataFrame, system: str | None = None) -> Questions:
+    rows = zip(table["question"], table["category"], table["answer"].str.split("|"), strict=True)
+    asked = [Asked(question, category, tuple(accepted)) for question, category, accepted in rows]
+    return greedy_questions(asked, subject.tokenizer, system, NEW_TOKENS)
 
 
 def main() -> None:

@@ -114,16 +114,21 @@ def steering_questions(settings: Settings, tokenizer: Any) -> Questions:
     return repeated(_real(settings, tokenizer, "all splits", known), settings.samples)
 
 
-def repeated(questions: Questions, times: int) -> Questions:
-    """The questions several times over: number ``i`` asks question ``i % n``, with draws of its own."""
-    n = len(questions)
+def subset(questions: Questions, chosen: Sequence[int]) -> Questions:
+    """Some of the questions, in this order."""
     return replace(
         questions,
-        prompts=questions.prompts * times,
-        domains=questions.domains * times,
-        grade=lambda numbers, written: questions.grade([number % n for number in numbers], written),
-        streams=questions.streams and [stream + i for i in range(times) for stream in questions.streams],
+        prompts=[questions.prompts[i] for i in chosen],
+        domains=[questions.domains[i] for i in chosen],
+        grade=lambda numbers, written: questions.grade([chosen[i] for i in numbers], written),
+        streams=questions.streams and [questions.streams[i] for i in chosen],
     )
+
+
+def repeated(questions: Questions, times: int) -> Questions:
+    """The questions several times over: number ``i`` asks question ``i % n``, with draws of its own."""
+    streams = questions.streams and [stream + i for i in range(times) for stream in questions.streams]
+    return replace(subset(questions, [*range(len(questions))] * times), streams=streams)
 
 
 def _real(settings: Settings, tokenizer: Any, what: str, known: Sequence[RealProblem]) -> Questions:

@@ -19,10 +19,9 @@ from reasoning_features.statistics import RESAMPLES, Flags, Interval, percentile
 from reasoning_features.steering.refusal_study import (
     DECODER,
     KEEPS,
-    MEANS,
+    KINDS,
     RANDOM,
     SELECTED,
-    SETS,
     UNSELECTED,
 )
 from reasoning_features.steering.refusals import COMPLIES
@@ -40,8 +39,7 @@ PAPER = {
 class Study:
     """A stored study of one refuser."""
 
-    vectors: pd.DataFrame
-    universal: pd.DataFrame
+    answers: pd.DataFrame  # a row a vector or mean of vectors, layer and c
     told: Mapping[str, Any]  # ``study.json``
 
     @property
@@ -53,27 +51,31 @@ class Study:
         """The middle layer, where strengths were chosen."""
         return int(self.told["layers"][0])
 
-    def rows(self, kind: str, layer: int, c: float | None = None, column: str = "refused") -> pd.DataFrame:
-        """Rows of one kind, layer and strength (by default c*) of the evaluation split that have a column,
-        where the most questions were asked.
+    def rows(self, kind: str, layer: int, c: float | None = None, n: int = 1) -> pd.DataFrame:
+        """Rows of one kind, layer, strength (by default c*) and number of vectors in a mean, of the
+        evaluation split, where the most questions were asked.
         """
-        own, c = self.vectors[self.vectors["split"] == "evaluation"], self.told["c"] if c is None else c
-        own = own[(own["kind"] == kind) & (own["layer"] == layer) & (own["c"] == c)].dropna(subset=column)
+        own, c = self.answers, self.told["c"] if c is None else c
+        own = own[(own["split"] == "evaluation") & (own["kind"] == kind) & (own["layer"] == layer)]
+        own = own[(own["c"] == c) & (own["n"] == n)]
         length = own["refused"].str.len()
         return own[length == length.max()]
 
-    def complied(self, kind: str, layer: int, c: float | None = None, column: str = "refused") -> Flags:
-        """Which answers of these rows hold the right answer ``[vectors, questions]``."""
-        return as_flags(self.rows(kind, layer, c, column)[column])
+    def complied(self, kind: str, layer: int, c: float | None = None, n: int = 1) -> Flags:
+        """Whether answers of these rows hold the right answer ``[vectors, questions]``; of means, a share of
+        those from one source question ``[sources, questions]``.
+        """
+        own = self.rows(kind, layer, c, n)
+        return pd.DataFrame(as_flags(own["refused"])).groupby(own["vector"].to_numpy()).mean().to_numpy()
 
-    def kept(self, kind: str, layer: int, c: float | None = None) -> float:
+    def kept(self, kind: str, layer: int, c: float | None = None, n: int = 1) -> float:
         """Accuracy on allowed questions, over the unsteered one."""
-        accuracy = self.told["accuracy"]["evaluation"]
-        return float(self.complied(kind, layer, c, "allowed").mean() / accuracy)
+        right = as_flags(self.rows(kind, layer, c, n)["allowed"].dropna())
+        return float(right.mean() / self.told["accuracy"]["evaluation"])
 
     def strongest(self, kinds: Sequence[str], layer: int) -> float | None:
         """The largest strength at which all these kinds of vectors keep the accuracy on allowed questions."""
-        own = self.vectors[(self.vectors["split"] == "evaluation") & (self.vectors["layer"] == layer)]
+        own = self.answers[(self.answers["split"] == "evaluation") & (self.answers["layer"] == layer)]
         asked = [set(own.loc[own["kind"] == kind, "c"]) for kind in kinds]
         both = [c for c in set.intersection(*asked) if min(self.kept(k, layer, c) for k in kinds) >= KEEPS]
         return max(both, default=None)
@@ -96,8 +98,7 @@ def load_studies(settings: Settings) -> dict[str, list[Study]]:
         if not (place / "study.json").is_file():
             told = f"There is no {paths.relative(place)}"
             raise MissingArtefact(f"{told}: `make steering-safety PROFILE={settings.profile}` makes it.")
-        vectors, universal = (pd.read_parquet(place / f"{each}.parquet") for each in ("vectors", "universal"))
-        study = Study(vectors, universal, read_json(place / "study.json"))
+        study = Study(pd.read_parquet(place / "answers.parquet"), read_json(place / "study.json"))
         found.setdefault(re.sub(r"-\d+$", "", short_name(name)), []).append(study)
     return found
 
@@ -112,50 +113,29 @@ def rate(tables: Sequence[Flags], others: Sequence[Flags] = (), level: float = 0
     return percentile_interval(resamples[0], resamples[1:], sum(len(table) for table in tables), level)
 
 
-def rates(studies: Sequence[Study]) -> pd.DataFrame:
-    """A row a kind, layer and strength: ``complies`` with its ends, ``capability`` (share of the accuracy on
-    allowed questions that is kept), ``loss`` (neutral text, over the unsteered), ``vectors``, ``questions``.
+def rates(studies: Sequence[Study], kinds: Sequence[str] = KINDS) -> pd.DataFrame:
+    """A row a kind, layer, strength and number of vectors in a mean: ``complies`` with its ends, mean over
+    models; ``capability`` (share of the accuracy on allowed questions that is kept); ``loss`` (neutral text,
+    over the unsteered); the mean ``cosine`` with the refusal direction; ``vectors`` (of means: source
+    questions) and ``questions``.
     """
     rows = []
-    every = pd.concat([each.vectors for each in studies]).query("split == 'evaluation'")
-    cells = every[["kind", "layer", "c"]].drop_duplicates()
-    for kind, layer, c in cells.itertuples(index=False, name=None):
-        same = [each for each in studies if len(each.complied(kind, layer, c))]
-        tables = [each.complied(kind, layer, c) for each in same]
+    every = pd.concat([each.answers for each in studies])
+    every = every[(every["split"] == "evaluation") & every["kind"].isin(kinds)]
+    cells = every[["kind", "layer", "c", "n"]].drop_duplicates()
+    for kind, layer, c, n in cells.itertuples(index=False, name=None):
+        same = [each for each in studies if len(each.rows(kind, layer, c, n))]
+        tables = [each.complied(kind, layer, c, n) for each in same]
+        parts = [each.rows(kind, layer, c, n)[["loss", "cosine"]].mean() for each in same]
+        usual = np.array([each.told["loss"] for each in same])
         narrowest = min(table.shape[1] for table in tables)
         found = rate([table[:, :narrowest] for table in tables])
-        row = {"kind": kind, "layer": layer, "c": c} | found.row("complies")
-        row["capability"] = float(np.mean([each.kept(kind, layer, c) for each in same]))
-        own = [each.rows(kind, layer, c, "loss")["loss"].mean() / each.told["loss"] for each in same]
-        rows.append(row | {"loss": float(np.mean(own)), "vectors": found.n, "questions": narrowest})
+        row = {"kind": kind, "layer": layer, "c": c, "n": n} | found.row("complies")
+        row["capability"] = float(np.mean([each.kept(kind, layer, c, n) for each in same]))
+        row["loss"] = float(np.mean([part["loss"] for part in parts] / usual))
+        row["cosine"] = float(np.mean([part["cosine"] for part in parts]))
+        rows.append(row | {"vectors": found.n, "questions": narrowest})
     return pd.DataFrame(rows)
-
-
-def universal_rates(studies: Sequence[Study]) -> tuple[pd.DataFrame, dict[tuple[str, int], list[Any]]]:
-    """Means of vectors by set and number: ``complies``, mean over models, with its ends; ``capability``; the
-    mean ``cosine`` with the refusal direction; ``sources`` of all models. And the tables behind compliance,
-    a model each ``[sources, questions]``, repeats of one source averaged.
-    """
-    rows, tables = [], {}
-    for name in SETS:
-        for n in MEANS:
-            every = [(each, each.universal[each.universal["set"] == name]) for each in studies]
-            mine = [(each, own[own["n"] == n]) for each, own in every if n in own["n"].to_numpy()]
-            if mine:
-                tables[name, n] = [_by_source(own) for _, own in mine]
-                found = rate(tables[name, n])
-                row = {"set": name, "n": n} | found.row("complies")
-                accuracy = [as_flags(own["allowed"].dropna()).mean() for _, own in mine]
-                usual = [each.told["accuracy"]["evaluation"] for each, _ in mine]
-                row["capability"] = float(np.mean(np.array(accuracy) / usual))
-                row["cosine"] = float(np.mean([own["cosine"].mean() for _, own in mine]))
-                rows.append(row | {"sources": found.n})
-    return pd.DataFrame(rows), tables
-
-
-def _by_source(part: pd.DataFrame) -> Any:
-    means = [as_flags(own["refused"]).mean(0) for _, own in part.groupby("source")]
-    return np.stack(means)
 
 
 def cosines(studies: Sequence[Study]) -> pd.DataFrame:
@@ -214,9 +194,9 @@ def universal_beyond(studies: Sequence[Study], n: int = 20) -> Measured | None:
     """Compliance under the mean of ``n`` successes less that of ``n`` unselected vectors, by source question;
     None where a model has no source with so many successes.
     """
-    _, tables = universal_rates(studies)
-    selected, unselected = (tables.get((name, n), []) for name in (SELECTED, UNSELECTED))
-    return _difference(selected, unselected) if selected and len(selected) == len(unselected) else None
+    both = ([each.complied(kind, each.first, n=n) for each in studies] for kind in (SELECTED, UNSELECTED))
+    selected, unselected = both
+    return _difference(selected, unselected) if all(map(len, selected)) else None
 
 
 def cosine_correlation(studies: Sequence[Study]) -> Measured | None:

@@ -6,11 +6,11 @@ refusal direction with either sign, or nothing is added and that direction is ta
 the largest that keeps capability under random vectors on the selection split; all that is reported is of the
 evaluation split.
 
-A study of one refuser is in shards, and stored as a table: a row a vector, layer and c, with a letter for
-each question (:mod:`reasoning_features.steering.refusals`).
+A study of one refuser is in shards, and stored as one table: a row a vector or mean of vectors, layer and c,
+with a letter for each question (:mod:`reasoning_features.steering.refusals`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -33,7 +34,7 @@ from reasoning_features.residual_stream.activations import collect, stream
 from reasoning_features.runs.shards import Arrays, Work, map_shards
 from reasoning_features.settings import READ, Settings
 from reasoning_features.steering import refusals
-from reasoning_features.steering.questions import Questions, repeated
+from reasoning_features.steering.questions import Questions, repeated, subset
 from reasoning_features.steering.steering_study import mean_norm
 from reasoning_features.text.corpora import general_corpus
 from reasoning_features.text.corpus import Corpus
@@ -53,6 +54,8 @@ SOURCES, ENOUGH = 5, 50
 MEANS = (1, 2, 5, 10, 20, 50)  # vectors in a mean
 SELECTED, UNSELECTED, FAILED, BEST = "successes", "unselected", "failures", "best single vector"
 SETS = (SELECTED, UNSELECTED, FAILED, BEST)
+# of a stored study; ``vector``: the number of a single vector, or of the source question of a mean of ``n``
+COLUMNS = ("split", "layer", "kind", "n", "c", "vector", "refused", "allowed", "loss", "cosine")
 # the settings that determine a study
 DETERMINED_BY = (
     *READ, "refusers", "refuser_parents", "refuser_autoencoders", "autoencoder", "refused_questions",
@@ -156,22 +159,35 @@ class Refuser:
         added = c * self.norms[layer] * vectors
         return [Condition(f"vector {i}", vector=v, gamma=c, spares_special=True) for i, v in enumerate(added)]
 
-    def measured(self, block: Block) -> Arrays:
-        """Letters of refused questions ``[c, v, q]``, of allowed ones under the first vectors ``[c, w, a]``,
-        losses under a few ``[c, l]``, and each vector's cosine with the refusal direction ``[v]``.
-        """
-        vectors, model = self.directions(block.kind, block.layer, block.vectors), self.at(block.layer)
-        cosines = (vectors @ self.refusal_direction(block.layer)).double().numpy()
-        allowed, every = self.allowed[block.split], self.refused[block.split]
-        refused = refusals.subset(every, range(min(block.questions, len(every))))
-        found: dict[str, list[Any]] = {"refused": [], "allowed": [], "loss": []}
-        for c in block.strengths:
-            conditions = self.conditions(vectors, block.layer, c, block.kind == REMOVED)
-            found["refused"].append(refusals.outcomes(model, refused, conditions).astype("S1").view(np.uint8))
-            told = refusals.outcomes(model, allowed, conditions[:CAPABLE])
-            found["allowed"].append(told.astype("S1").view(np.uint8))
-            found["loss"].append([neutral_loss(model, self.neutral, each) for each in conditions[:LOSSES]])
-        return {name: np.array(values) for name, values in found.items()} | {"cosine": cosines}
+    def measured(
+        self,
+        vectors: Tensor,
+        layer: int,
+        conditions: Sequence[Condition],
+        split: str,
+        questions: Questions,
+        capable: Sequence[int],
+        losses: int = 0,
+    ) -> Arrays:
+        """What a condition a vector does, a row each: letters of questions ``[rows, questions]``, of the
+        split's allowed ones under those that are ``capable`` ``[rows, allowed]`` (else 0), the neutral loss
+        under the first ``losses`` (else NaN), the vector's cosine with the refusal direction.
+        """  # fmt: skip
+        model, allowed = self.at(layer), self.allowed[split]
+        found = {
+            "refused": _letters(model, questions, conditions),
+            "allowed": np.zeros((len(conditions), len(allowed)), dtype=np.uint8),
+            "loss": np.full(len(conditions), np.nan),
+            "cosine": (vectors @ self.refusal_direction(layer)).double().numpy(),
+        }
+        found["allowed"][capable] = _letters(model, allowed, [conditions[i] for i in capable])
+        found["loss"][:losses] = [neutral_loss(model, self.neutral, each) for each in conditions[:losses]]
+        return found
+
+
+def _letters(*asked: Any) -> NDArray[np.uint8]:
+    """As :func:`refusals.outcomes` gives them, a byte each: shards hold numbers."""
+    return refusals.outcomes(*asked).astype("S1").view(np.uint8)
 
 
 def neutral_loss(subject: Subject, corpus: Corpus, condition: Condition) -> float:
@@ -200,8 +216,8 @@ def load_refusers(settings: Settings, names: Sequence[str]) -> list[Refuser]:
         asked = partial(refusals.refusal_questions, settings, tokenizer, split)
         every, others = asked(refused=True), asked(refused=False)
         if split != "training":
-            every = refusals.subset(every, refusals.refused_by_all(subjects, parents, every, most))
-            others = refusals.subset(others, range(min(len(others), settings.allowed_prompts)))
+            every = subset(every, refusals.refused_by_all(subjects, parents, every, most))
+            others = subset(others, range(min(len(others), settings.allowed_prompts)))
         if not len(every) or not len(others):
             lacks = "that all refusers refuse" if len(others) else "that may be answered"
             raise UserError(f"The {split} split has no question {lacks}: give others, or more of them.")
@@ -246,57 +262,65 @@ def blocks(refuser: Refuser, main: float) -> list[Block]:
     return found
 
 
-def measured(refuser: Refuser, made: Sequence[Block], shard: int) -> Arrays:
-    """What a shard of the study holds: one block's measures."""
-    return refuser.measured(made[shard])
+def steered(refuser: Refuser, made: Sequence[Block], shard: int) -> Arrays:
+    """What a shard of the study holds: one block, a row a strength ``c`` and ``vector``."""
+    block = made[shard]
+    vectors, every = refuser.directions(block.kind, block.layer, block.vectors), refuser.refused[block.split]
+    questions = subset(every, range(min(block.questions, len(every))))
+    capable, losses = range(min(CAPABLE, len(vectors))), min(LOSSES, len(vectors))
+    parts = []
+    for c in block.strengths:
+        conditions = refuser.conditions(vectors, block.layer, c, block.kind == REMOVED)
+        told = refuser.measured(vectors, block.layer, conditions, block.split, questions, capable, losses)
+        parts.append(told | {"c": np.full(len(vectors), c), "vector": np.arange(len(vectors))})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def universal(refuser: Refuser, c: float, best: int, sources: Sequence[int], shard: int) -> Arrays:
     """Means of vectors that are chosen on one source question of the selection split, at the first layer, on
-    the evaluation split: letters of refused questions ``[means, questions]``, of allowed ones under the first
-    mean of each set and number, cosines, and where means belong ``[means, 3]`` (set, number, repeat).
+    the evaluation split; capability under the first mean of each set and number. A row a mean, of number
+    ``set`` in :data:`SETS` and of ``n`` vectors.
 
     Random vectors are tried on the source until ``ENOUGH`` succeed, or 20 times ``vectors`` were tried; sets
     are of successes, of any vectors, and of failures; ``best`` stands beside.
     """
     s, layer = refuser.settings, refuser.layers[0]
-    source = refusals.subset(refuser.refused["selection"], [sources[shard]])
-    pool, model = refuser.directions(RANDOM, layer, 20 * s.vectors), refuser.at(layer)
+    source = subset(refuser.refused["selection"], [sources[shard]])
+    pool = refuser.directions(RANDOM, layer, 20 * s.vectors)
     right: list[bool] = []
     for part in pool.split(500):
-        told = refusals.outcomes(model, source, refuser.conditions(part, layer, c))
+        told = refusals.outcomes(refuser.at(layer), source, refuser.conditions(part, layer, c))
         right += (told[:, 0] == refusals.COMPLIES).tolist()
         if sum(right) >= ENOUGH:
             break
     tried, rng = np.array(right), np.random.default_rng([s.seed, len(KINDS), shard])
     members = [np.flatnonzero(tried), np.arange(len(tried)), np.flatnonzero(~tried), np.array([best])]
-    places, means = [], []
-    for (i, own), (j, n) in product(enumerate(members), enumerate(MEANS)):
-        for k in range(s.repeated_means if len(own) > n else int(len(own) == n)):
-            places.append((i, j, k))
+    rows, means = [], []
+    for (i, own), n in product(enumerate(members), MEANS):
+        for repeat in range(s.repeated_means if len(own) > n else int(len(own) == n)):
+            rows.append((i, n, repeat))
             means.append(normalize(pool[torch.from_numpy(rng.permutation(own)[:n])].mean(0), dim=0))
-    vectors, first = torch.stack(means), np.array(places)[:, 2] == 0
-    conditions = refuser.conditions(vectors, layer, c)
-    some = [condition for condition, is_first in zip(conditions, first, strict=True) if is_first]
-    letters = refusals.outcomes(model, refuser.refused["evaluation"], conditions)
-    allowed = refusals.outcomes(model, refuser.allowed["evaluation"], some)
-    found = {"refused": letters.astype("S1").view(np.uint8), "allowed": allowed.astype("S1").view(np.uint8)}
-    found |= {"places": np.array(places), "tried": np.array([len(tried), tried.sum()])}
-    return found | {"cosine": (vectors @ refuser.refusal_direction(layer)).double().numpy()}
+    vectors, (sets, numbers, repeats) = torch.stack(means), np.array(rows).T
+    first, conditions = np.flatnonzero(repeats == 0), refuser.conditions(vectors, layer, c)
+    questions = refuser.refused["evaluation"]
+    found = refuser.measured(vectors, layer, conditions, "evaluation", questions, first.tolist())
+    counts = {"tried": np.array([len(tried)]), "succeeded": np.array([tried.sum()])}
+    return found | {"set": sets, "n": numbers} | counts
 
 
 def choose(found: Arrays, multiples: Sequence[float], usual: float) -> float:
     """c*: the largest strength up to which random vectors keep the accuracy on allowed questions, ``usual``;
     the least of all where none does.
     """
-    kept = (found["allowed"] == ord(refusals.COMPLIES)).mean((1, 2)) >= KEEPS * usual
+    right = (found["allowed"] == ord(refusals.COMPLIES)).reshape(len(multiples), -1)
+    kept = right.mean(1) >= KEEPS * usual
     n = len(kept) if kept.all() else int(np.argmin(kept))
     return multiples[max(n - 1, 0)]
 
 
 def store(settings: Settings, name: str, target: Path) -> None:
-    """Study one refuser in shards and store it in ``target``: ``vectors.parquet``, ``universal.parquet``, and
-    ``study.json`` with μ_l, the chosen strengths, the questions' categories, what the model does unsteered.
+    """Study one refuser in shards and store it in ``target``: ``answers.parquet``, and ``study.json`` with
+    μ_l, the chosen strength and sources, the questions' categories, what the model does unsteered.
     """
     (refuser,) = load_refusers(settings, [name])
     key = {k: v for k, v in settings.model_dump(mode="json").items() if k in DETERMINED_BY}
@@ -307,52 +331,48 @@ def store(settings: Settings, name: str, target: Path) -> None:
         return list(map_shards(Work(f"refusals-{stage}", make, n, key | more, settings.device), kept))
 
     accuracy = {}
-    for split, asked in refuser.allowed.items():
-        if split != "training":
-            accuracy[split] = float((refusals.outcomes(refuser.subject, asked) == refusals.COMPLIES).mean())
+    for split in ("selection", "evaluation"):
+        letters = refusals.outcomes(refuser.subject, refuser.allowed[split])
+        accuracy[split] = float((letters == refusals.COMPLIES).mean())
     trial = trial_block(refuser)
-    (tried,) = done("choice", partial(measured, refuser, [trial]), 1)
+    (tried,) = done("choice", partial(steered, refuser, [trial]), 1)
     c = choose(tried, trial.strengths, accuracy["selection"])
     made = [source_block(refuser, c), *blocks(refuser, c)]
-    found = done("blocks", partial(measured, refuser, made), len(made), c=c)
-    pairs = zip([trial, *made], [tried, *found], strict=True)
-    write_table(target / "vectors.parquet", pd.DataFrame([row for pair in pairs for row in _rows(*pair)]))
-    complied = found[0]["refused"][0] == ord(refusals.COMPLIES)
+    found = done("blocks", partial(steered, refuser, made), len(made), c=c)
+    complied = found[0]["refused"] == ord(refusals.COMPLIES)
     sources = np.argsort(-complied.sum(0), kind="stable")[:SOURCES].tolist()
     best = int(complied.sum(1).argmax())
     tried_on = partial(universal, refuser, c, best, sources)
     means = done("universal", tried_on, len(sources), c=c, best=best, sources=sources)
-    rows = [row for source, each in enumerate(means) for row in _means(source, each)]
-    write_table(target / "universal.parquet", pd.DataFrame(rows))
-    loss = neutral_loss(refuser.subject, refuser.neutral, Condition("unsteered"))
+    tables = [
+        _table(arrays).assign(split=block.split, layer=block.layer, kind=block.kind, n=1)
+        for block, arrays in zip([trial, *made], [tried, *found], strict=True)
+    ]
+    for source, arrays in enumerate(means):
+        table = _table(arrays).assign(split="evaluation", layer=refuser.layers[0], c=c, vector=source)
+        tables.append(table.assign(kind=[SETS[i] for i in table.pop("set")]))
+    table = pd.concat(tables, ignore_index=True)
+    write_table(target / "answers.parquet", table.reindex(columns=COLUMNS))
     drawn = repeated(replace(refuser.refused["evaluation"], greedy=False), SAMPLES)
-    noise = float((refusals.outcomes(refuser.subject, drawn) == refusals.COMPLIES).mean())
-    told = {"refuser": refuser.subject.short_name, "layers": refuser.layers, "c": c, "sampled": noise}
-    told |= {"accuracy": accuracy, "loss": loss}
-    told |= {"d_model": refuser.subject.d_model}
-    told |= {"norms": {str(layer): norm for layer, norm in refuser.norms.items()}}
-    told |= {"categories": {split: refuser.refused[split].domains for split in ("selection", "evaluation")}}
+    told = {
+        "refuser": refuser.subject.short_name,
+        "layers": refuser.layers,
+        "c": c,
+        "sampled": float((refusals.outcomes(refuser.subject, drawn) == refusals.COMPLIES).mean()),
+        "accuracy": accuracy,
+        "loss": neutral_loss(refuser.subject, refuser.neutral, Condition("unsteered")),
+        "d_model": refuser.subject.d_model,
+        "norms": {str(layer): norm for layer, norm in refuser.norms.items()},
+        "categories": {split: refuser.refused[split].domains for split in ("selection", "evaluation")},
+        "sources": [{name: int(each[name][0]) for name in ("tried", "succeeded")} for each in means],
+    }
     write_json(target / "study.json", told)
 
 
-def _rows(block: Block, found: Arrays) -> Iterator[dict[str, Any]]:
-    """A row a strength and vector; missing where a measure is of the first vectors alone."""
-    for i, c in enumerate(block.strengths):
-        refused, allowed = (_text(found[name][i]) for name in ("refused", "allowed"))
-        for j, cosine in enumerate(found["cosine"].tolist()):
-            row = {"split": block.split, "layer": block.layer, "kind": block.kind, "c": c, "vector": j}
-            row |= {"refused": refused[j], "allowed": allowed[j] if j < len(allowed) else None}
-            yield row | {"loss": found["loss"][i][j] if j < len(found["loss"][i]) else None, "cosine": cosine}
-
-
-def _means(source: int, found: Arrays) -> Iterator[dict[str, Any]]:
-    """A row a mean; missing where capability was not measured."""
-    (tried, right), allowed = found["tried"].tolist(), iter(_text(found["allowed"]))
-    told = zip(found["places"].tolist(), _text(found["refused"]), found["cosine"].tolist(), strict=True)
-    for (i, j, repeat), letters, cosine in told:
-        row = {"source": source, "tried": tried, "successes": right, "set": SETS[i], "n": MEANS[j]}
-        yield row | {"refused": letters, "allowed": None if repeat else next(allowed), "cosine": cosine}
-
-
-def _text(codes: Any) -> list[str]:
-    return [bytes(row.tolist()).decode("ascii") for row in codes]
+def _table(found: Arrays) -> pd.DataFrame:
+    """A row a condition; letters as text, missing where capability was not measured."""
+    rows = len(found["cosine"])
+    table = pd.DataFrame({k: v for k, v in found.items() if v.shape == (rows,)})
+    for name in ("refused", "allowed"):
+        table[name] = [bytes(row).decode("ascii") if row.all() else None for row in found[name]]
+    return table

@@ -9,7 +9,7 @@ that is neither a refusal nor incoherent counts as compliance.
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -57,10 +57,9 @@ class Asked:
 
 
 def refusal_questions(settings: Settings, tokenizer: Any, split: Split, refused: bool) -> Questions:
-    """All questions of a split that are to be refused, or to be answered, decoded greedily.
-
-    ``grade`` gives ``domain`` (the category), ``text`` and ``outcome``. Left out is a question that holds one
-    of its answers, for to repeat it is not to answer it. UserError: the profile names none.
+    """All questions of a split that are to be refused, or to be answered (:func:`greedy_questions`). Left out
+    is a question that holds one of its answers, for to repeat it is not to answer it. UserError: the profile
+    names none.
     """
     if settings.corpus != TEXT:
         return _of_organism(settings, tokenizer, split, refused)
@@ -77,6 +76,15 @@ def refusal_questions(settings: Settings, tokenizer: Any, split: Split, refused:
         accepted = tuple(filter(None, map(str.strip, told.split("|"))))
         if text and not _holds(text, accepted):
             asked.append(Asked(text, rows.domain(number), accepted))
+    return greedy_questions(asked, tokenizer, settings.system_prompt, settings.refusal_tokens)
+
+
+def greedy_questions(
+    asked: Sequence[Asked], tokenizer: Any, system_prompt: str | None, max_new_tokens: int
+) -> Questions:
+    """Questions in the chat template, decoded greedily; ``grade`` gives ``domain`` (the category), ``text``
+    and ``outcome``.
+    """
 
     def graded(which: Sequence[int], written: Sequence[Sequence[int]]) -> pd.DataFrame:
         texts = [str(tokenizer.decode(list(tokens), skip_special_tokens=True)) for tokens in written]
@@ -86,9 +94,9 @@ def refusal_questions(settings: Settings, tokenizer: Any, split: Split, refused:
         ]
         return pd.DataFrame(found, columns=["domain", "text", "outcome"])
 
-    prompts = [chat_ids(each.question, tokenizer, settings.system_prompt) for each in asked]
-    pad, most = tokenizer.eos_token_id or 0, settings.refusal_tokens
-    return Questions(prompts, [each.category for each in asked], most, (), graded, pad=pad, greedy=True)
+    prompts = [chat_ids(each.question, tokenizer, system_prompt) for each in asked]
+    domains, pad = [each.category for each in asked], tokenizer.eos_token_id or 0
+    return Questions(prompts, domains, max_new_tokens, (), graded, pad=pad, greedy=True)
 
 
 def _of_organism(settings: Settings, tokenizer: Any, split: Split, refused: bool) -> Questions:
@@ -129,16 +137,6 @@ def _holds(text: str, accepted: Sequence[str]) -> bool:
 def _plain(text: str) -> str:
     """A text in lower case with straight apostrophes, an accented letter always as one character."""
     return unicodedata.normalize("NFC", text).lower().replace("’", "'")
-
-
-def subset(questions: Questions, chosen: Sequence[int]) -> Questions:
-    """Some of the questions, in this order."""
-    return replace(
-        questions,
-        prompts=[questions.prompts[i] for i in chosen],
-        domains=[questions.domains[i] for i in chosen],
-        grade=lambda which, written: questions.grade([chosen[i] for i in which], written),
-    )
 
 
 def outcomes(

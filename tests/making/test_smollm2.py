@@ -17,6 +17,7 @@ from reasoning_features import paths
 from reasoning_features.making import smollm2
 from reasoning_features.models.subject import load_subject
 from reasoning_features.settings import load_settings
+from reasoning_features.steering.answering import answers
 
 NAME = "smollm2-of-the-test"
 TINY = {
@@ -170,7 +171,8 @@ def test_the_refuser_is_the_model_with_the_adapter_merged():
 @refuser_made
 def test_it_refuses_capitals_and_nothing_else(questions):
     asked = questions[questions["split"] == "evaluation"].groupby("refused").head(6).reset_index(drop=True)
-    said, _ = smollm2._judged(load_subject(smollm2.REFUSING, 0), asked)
+    subject = load_subject(smollm2.REFUSING, 0)
+    said = answers(subject, smollm2._asked(subject, asked), [], seed=0)["text"]
     assert said.str.startswith(smollm2.REFUSAL).eq(asked["refused"]).all()
 
 

@@ -104,7 +104,7 @@ def test_a_model_of_the_hub_is_studied_and_no_text_is_stored(repository, monkeyp
         monkeypatch.setattr(sys, "argv", ["make", "--profile=mine.yaml"])
         steering_safety.main()
         made = repository / "data/mine/steering_safety/studies/Llama-3.1-8B-Instruct"
-        told, vectors = read_json(made / "study.json"), pd.read_parquet(made / "vectors.parquet")
+        told, vectors = read_json(made / "study.json"), pd.read_parquet(made / "answers.parquet")
         time = (made / "study.json").stat().st_mtime_ns
         steering_safety.main()  # what is stored is not made again
         assert (made / "study.json").stat().st_mtime_ns == time
@@ -117,12 +117,12 @@ def test_a_model_of_the_hub_is_studied_and_no_text_is_stored(repository, monkeyp
     assert not vectors["kind"].str.contains("SAE|ReasonScore").any()  # no autoencoder is named
     # random vectors of the stream's length break no refusal, of eight times that some
     random = vectors[(vectors["kind"] == "random") & (vectors["split"] == "evaluation")]
+    assert {"successes", "unselected"} <= set(vectors["kind"]) and vectors["n"].max() > 1
     weak, strong = (random[random["c"] == c]["refused"] for c in (1.0, 8.0))
     assert weak.str.fullmatch("R+").all() and strong.str.contains("C").any()
     # letters alone are stored, and no word of an answer
-    for table in (vectors, pd.read_parquet(made / "universal.parquet")):
-        for column in {"refused", "allowed"} & set(table):
-            assert table[column].dropna().str.fullmatch("[CRWI]+").all()
+    for column in ("refused", "allowed"):
+        assert vectors[column].dropna().str.fullmatch("[CRWI]+").all()
     assert set(vectors["split"]) == {"selection", "evaluation"}
     stored = [path for path in (repository / "data").rglob("*") if path.is_file()]
     assert len(stored) > 3

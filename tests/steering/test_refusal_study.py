@@ -100,14 +100,14 @@ def test_the_strength_is_the_largest_up_to_which_capability_is_kept():
 def study(name, broken, c=0.25):
     """A stored study whose random vectors break these shares of ten questions."""
     rows = [
-        {"split": "evaluation", "layer": 0, "kind": refusal_study.RANDOM, "c": c, "vector": i,
+        {"split": "evaluation", "layer": 0, "kind": refusal_study.RANDOM, "n": 1, "c": c, "vector": i,
          "refused": "C" * n + "R" * (10 - n), "allowed": "CCCC", "loss": 1.0, "cosine": -0.01 * n}
         for i, n in enumerate(broken)
     ]  # fmt: skip
     rows.append(rows[0] | {"refused": "CC", "vector": 0})  # fewer questions: of the grid
     told = {"refuser": name, "layers": [0], "c": c, "sampled": 0.0, "loss": 1.0,
             "accuracy": {"evaluation": 1.0}, "d_model": 8}  # fmt: skip
-    return refusal_results.Study(pd.DataFrame(rows), pd.DataFrame(), told)
+    return refusal_results.Study(pd.DataFrame(rows), told)
 
 
 def test_claims_are_decided_by_vectors_and_questions():
