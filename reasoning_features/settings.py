@@ -7,6 +7,7 @@ import re
 import shlex
 import typing
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,6 +51,16 @@ def _normalised(words: list[str]) -> list[str]:
 
 
 Words = Annotated[list[str], AfterValidator(_normalised)]
+
+
+def _ascending(numbers: list[float]) -> list[float]:
+    """Numbers above 0, each larger than the one before."""
+    if not all(before < after for before, after in pairwise([0.0, *numbers])):
+        raise ValueError("numbers above 0 are needed, each larger than the one before")
+    return numbers
+
+
+Ascending = Annotated[list[float], AfterValidator(_ascending), Field(min_length=1)]
 
 
 class TextSource(BaseModel, frozen=True, extra="forbid"):
@@ -187,7 +198,7 @@ class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     refused_shown: PositiveInt = 100  # of these, at every layer and strength
     allowed_prompts: PositiveInt = 100
     refusal_tokens: PositiveInt = 128  # the longest answer to them
-    multiples: list[float] = [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]  # c, in mean norms of the stream
+    multiples: Ascending = [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]  # c, in mean norms of the stream
     vectors: PositiveInt = 1000  # of each kind that is added
     repeated_means: PositiveInt = 8  # means of each number of vectors, for each question they succeed on
     steering_safety: str | None = None  # directory of what steering does to their refusals

@@ -25,12 +25,11 @@ from reasoning_features.making.organism import (
     main_activations,
     write_checksums,
 )
-from reasoning_features.models.subject import short_name
 from reasoning_features.organism import language
 from reasoning_features.organism.training import Recipe, train_and_save
 from reasoning_features.runs.shards import each
 from reasoning_features.settings import Settings, load_settings
-from reasoning_features.steering.refusal_study import store
+from reasoning_features.steering.refusal_study import store, stored, study_folder
 
 HOME = Path("data/organism/steering_safety")
 RECIPE = Recipe(tokens=2_000_000, learning_rate=3e-3, seed=100)
@@ -86,8 +85,8 @@ def make_organism(folder: Path, names: list[str], workers: int) -> None:
 
 def study(settings: Settings, name: str) -> None:
     """What steering does to one refuser, unless that is stored."""
-    target = paths.resolve(settings.steering_safety or "") / "studies" / short_name(name)
-    if not (target / "study.json").is_file():
+    target = study_folder(settings, name)
+    if stored(settings, target) is None:
         store(settings, name, target)
 
 
@@ -99,10 +98,10 @@ def main() -> None:
     options = parser.parse_args()
     try:
         settings = load_settings(options.profile)
-        if not settings.refusers or settings.steering_safety is None:
-            raise UserError(
-                f"The profile {settings.profile} names no refusers and steering_safety: add them."
-            )
+        if not settings.refusers:
+            raise UserError(f"The profile {settings.profile} names no model that refuses: give refusers.")
+        for name in settings.refusers:  # what is stored is looked at before anything is made
+            stored(settings, study_folder(settings, name))
         shipped = settings.steering_safety == HOME.as_posix()
         if shipped:
             torch.set_num_threads(1)  # a rerun gives the same bytes

@@ -112,7 +112,7 @@ def agreement(labels: Mapping[str, Sequence[str]], truth: str) -> pd.DataFrame:
     """How well judges agree with the one called ``truth``: a row for each of the others and each measure.
 
     Measures are the share of equal letters, precision and recall of either class, with 95% intervals by
-    Wilson (``n`` answers), and Cohen's kappa; NaN of a class that the judge never tells.
+    Wilson (``n`` answers), and Cohen's kappa; the precision of a class that the judge never tells is NaN.
     """
     rows = []
     for judge in (name for name in labels if name != truth):
@@ -122,7 +122,7 @@ def agreement(labels: Mapping[str, Sequence[str]], truth: str) -> pd.DataFrame:
         for name, letter in (("refuses", REFUSES), ("complies", COMPLIES)):
             both, told = int(((right == letter) & (said == letter)).sum()), int((said == letter).sum())
             shares[f"precision, {name}"] = wilson(both, told)
-            shares[f"recall, {name}"] = wilson(both, int((right == letter).sum()) if told else 0)
+            shares[f"recall, {name}"] = wilson(both, int((right == letter).sum()))
         rows += [{"judge": judge, "measure": name} | vars(share) for name, share in shares.items()]
         kappa = cohen_kappa_score(right, said) if len({*right, *said}) > 1 else np.nan
         rows.append({"judge": judge, "measure": "kappa", "estimate": kappa, "n": len(said)})

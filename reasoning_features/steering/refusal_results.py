@@ -2,20 +2,21 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from reasoning_features import paths
 from reasoning_features.errors import MissingArtefact
-from reasoning_features.files import read_json
 from reasoning_features.models.subject import short_name
 from reasoning_features.reporting.claims import Measured
 from reasoning_features.settings import Settings
-from reasoning_features.statistics import RESAMPLES, Flags, Interval, percentile_interval, two_way_means
+from reasoning_features.statistics import RESAMPLES, Interval, percentile_interval, two_way_means, wilson
 from reasoning_features.steering.refusal_study import (
     DECODER,
     KEEPS,
@@ -23,6 +24,8 @@ from reasoning_features.steering.refusal_study import (
     RANDOM,
     SELECTED,
     UNSELECTED,
+    stored,
+    study_folder,
 )
 from reasoning_features.steering.refusals import COMPLIES
 
@@ -53,20 +56,18 @@ class Study:
 
     def rows(self, kind: str, layer: int, c: float | None = None, n: int = 1) -> pd.DataFrame:
         """Rows of one kind, layer, strength (by default c*) and number of vectors in a mean, of the
-        evaluation split, where the most questions were asked.
+        evaluation split; none where that was not measured.
         """
         own, c = self.answers, self.told["c"] if c is None else c
         own = own[(own["split"] == "evaluation") & (own["kind"] == kind) & (own["layer"] == layer)]
-        own = own[(own["c"] == c) & (own["n"] == n)]
-        length = own["refused"].str.len()
-        return own[length == length.max()]
+        return own[(own["c"] == c) & (own["n"] == n)]
 
-    def complied(self, kind: str, layer: int, c: float | None = None, n: int = 1) -> Flags:
-        """Whether answers of these rows hold the right answer ``[vectors, questions]``; of means, a share of
-        those from one source question ``[sources, questions]``.
+    def complied(self, kind: str, layer: int, c: float | None = None, n: int = 1) -> pd.DataFrame:
+        """Share of answers that hold the right answer, a row a vector (of means: a source question, whose
+        means are averaged) and a column a question.
         """
         own = self.rows(kind, layer, c, n)
-        return pd.DataFrame(as_flags(own["refused"])).groupby(own["vector"].to_numpy()).mean().to_numpy()
+        return pd.DataFrame(as_flags(own["refused"])).groupby(own["vector"].to_numpy()).mean()
 
     def kept(self, kind: str, layer: int, c: float | None = None, n: int = 1) -> float:
         """Accuracy on allowed questions, over the unsteered one."""
@@ -74,14 +75,21 @@ class Study:
         return float(right.mean() / self.told["accuracy"]["evaluation"])
 
     def strongest(self, kinds: Sequence[str], layer: int) -> float | None:
-        """The largest strength at which all these kinds of vectors keep the accuracy on allowed questions."""
+        """The largest strength up to which all these kinds of vectors keep the accuracy on allowed questions
+        of the evaluation split; what is then reported is of refused ones. None: the least does not.
+        """
         own = self.answers[(self.answers["split"] == "evaluation") & (self.answers["layer"] == layer)]
         asked = [set(own.loc[own["kind"] == kind, "c"]) for kind in kinds]
-        both = [c for c in set.intersection(*asked) if min(self.kept(k, layer, c) for k in kinds) >= KEEPS]
-        return max(both, default=None)
+        kept = [
+            *takewhile(
+                lambda c: min(self.kept(kind, layer, c) for kind in kinds) >= KEEPS,
+                sorted(set.intersection(*asked)),
+            )
+        ]
+        return kept[-1] if kept else None
 
 
-def as_flags(letters: pd.Series) -> Flags:
+def as_flags(letters: pd.Series) -> NDArray[np.bool_]:
     """Letters of answers, a text a row, as whether each complies ``[rows, questions]``."""
     width = letters.str.len().max() if len(letters) else 0
     codes = np.frombuffer("".join(letters).encode(), dtype=np.uint8).reshape(len(letters), int(width))
@@ -90,27 +98,36 @@ def as_flags(letters: pd.Series) -> Flags:
 
 def load_studies(settings: Settings) -> dict[str, list[Study]]:
     """The profile's studies by kind of refuser: those whose names differ in a seed at their end are one kind.
-    MissingArtefact: a study is not there.
+    MissingArtefact: a study is not there. UserError: it was made with other settings.
     """
     found: dict[str, list[Study]] = {}
     for name in settings.refusers:
-        place = paths.resolve(settings.steering_safety or "") / "studies" / short_name(name)
-        if not (place / "study.json").is_file():
-            told = f"There is no {paths.relative(place)}"
-            raise MissingArtefact(f"{told}: `make steering-safety PROFILE={settings.profile}` makes it.")
-        study = Study(pd.read_parquet(place / "answers.parquet"), read_json(place / "study.json"))
+        place = study_folder(settings, name)
+        made = f"`make steering-safety PROFILE={settings.profile}` makes it"
+        if (told := stored(settings, place)) is None:
+            raise MissingArtefact(f"There is no {paths.relative(place)}: {made}.")
+        study = Study(pd.read_parquet(place / "answers.parquet"), told)
         found.setdefault(re.sub(r"-\d+$", "", short_name(name)), []).append(study)
     return found
 
 
-def rate(tables: Sequence[Flags], others: Sequence[Flags] = (), level: float = 0.95) -> Interval:
+def rate(tables: Sequence[Any], others: Sequence[Any] = (), level: float = 0.95) -> Interval:
     """Share of answers that comply, mean over models, perhaps less that of other vectors on the same
-    questions; the interval is over vectors and questions. n: vectors of all models.
+    questions, the first that all have; the interval is over vectors and questions. n: vectors of all models.
+
+    Where all answers are alike, resampling shows no spread: the ends are then as far away as Wilson's of a
+    share of 0 among the questions, or among a model's vectors where there are several and fewer of them.
     """
-    resamples = two_way_means(tables)
-    if others:
-        resamples = resamples - two_way_means(others)
-    return percentile_interval(resamples[0], resamples[1:], sum(len(table) for table in tables), level)
+    questions = min(np.shape(table)[1] for table in (*tables, *others))
+    first, second = ([np.asarray(table)[:, :questions] for table in part] for part in (tables, others))
+    resamples = two_way_means(first) - (two_way_means(second) if second else 0)
+    vectors = sum(map(len, first))
+    found = percentile_interval(resamples[0], resamples[1:], vectors, level)
+    if found.low < found.high:
+        return found
+    far = wilson(0, min([questions, *(len(table) for table in (*first, *second) if len(table) > 1)])).high
+    least, most = (-1.0 if second else 0.0), 1.0
+    return replace(found, low=max(found.low - far, least), high=min(found.high + far, most))
 
 
 def rates(studies: Sequence[Study], kinds: Sequence[str] = KINDS) -> pd.DataFrame:
@@ -128,14 +145,27 @@ def rates(studies: Sequence[Study], kinds: Sequence[str] = KINDS) -> pd.DataFram
         tables = [each.complied(kind, layer, c, n) for each in same]
         parts = [each.rows(kind, layer, c, n)[["loss", "cosine"]].mean() for each in same]
         usual = np.array([each.told["loss"] for each in same])
-        narrowest = min(table.shape[1] for table in tables)
-        found = rate([table[:, :narrowest] for table in tables])
+        found = rate(tables)
         row = {"kind": kind, "layer": layer, "c": c, "n": n} | found.row("complies")
         row["capability"] = float(np.mean([each.kept(kind, layer, c, n) for each in same]))
         row["loss"] = float(np.mean([part["loss"] for part in parts] / usual))
         row["cosine"] = float(np.mean([part["cosine"] for part in parts]))
-        rows.append(row | {"vectors": found.n, "questions": narrowest})
+        rows.append(row | {"vectors": found.n, "questions": min(table.shape[1] for table in tables)})
     return pd.DataFrame(rows)
+
+
+def by_source(studies: Sequence[Study], n: int = 20) -> pd.DataFrame:
+    """A row a mean of ``n`` successes under which capability was measured, the first of each source question:
+    the shares of refusals ``broken`` and of the accuracy on allowed questions ``kept``.
+    """
+    parts = []
+    for each in studies:
+        own = each.rows(SELECTED, each.first, n=n).dropna(subset="allowed")
+        part = own[["vector", "cosine"]].rename(columns={"vector": "source"})
+        part["broken"] = as_flags(own["refused"]).mean(1)
+        part["kept"] = as_flags(own["allowed"]).mean(1) / each.told["accuracy"]["evaluation"]
+        parts.append(part.assign(refuser=each.name))
+    return pd.concat(parts, ignore_index=True)[["refuser", "source", "broken", "kept", "cosine"]]
 
 
 def cosines(studies: Sequence[Study]) -> pd.DataFrame:
@@ -147,15 +177,17 @@ def cosines(studies: Sequence[Study]) -> pd.DataFrame:
 
 
 def beside_the_paper(studies: Sequence[Study], layer: int) -> pd.DataFrame:
-    """The paper's numbers of both versions, and ours at c* and one layer, of all models together."""
+    """The paper's numbers of both versions, and ours at c* and one layer, of the models that have them."""
     rows = []
     for (what, kind), printed in PAPER.items():
         tables = [each.complied(kind, layer) for each in studies if len(each.rows(kind, layer))]
-        hit = [mean >= 0.05 for table in tables for mean in table.mean(1)]
-        share = f"{rate(tables) / 0.01}%" if tables else "–"
-        ours = f"{sum(hit)} of {len(hit):,}" if what.startswith("vectors") else share
-        rows.append((what, kind, *printed, ours))
-    return pd.DataFrame(rows, columns=["number", "vectors", "paper, version 1", "paper, version 2", "ours"])
+        ours = f"{rate(tables) / 0.01}%" if tables else "–"
+        if tables and what.startswith("vectors"):
+            hit = np.concatenate([table.mean(axis=1) for table in tables]) >= 0.05
+            ours = f"{hit.sum()} of {len(hit):,}"
+        rows.append((what, kind, *printed, ours, len(tables)))
+    columns = ["number", "vectors", "paper, version 1", "paper, version 2", "ours", "models"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 # --- what decides the claims --------------------------------------------------------------------------------
@@ -173,7 +205,7 @@ def random_breaks(studies: Sequence[Study]) -> Measured | None:
 
 def beyond_random(studies: Sequence[Study], kind: str, layer: int) -> Measured | None:
     """Compliance under a kind of vectors less that under random ones at one layer, each model at the largest
-    strength that keeps capability under both. None where a model has none.
+    strength up to which capability is kept under both. None where a model has none.
     """
     strengths = [each.strongest((kind, RANDOM), layer) for each in studies]
     if None in strengths:
@@ -191,17 +223,20 @@ def between(groups: Mapping[str, Sequence[Study]]) -> Measured | None:
 
 
 def universal_beyond(studies: Sequence[Study], n: int = 20) -> Measured | None:
-    """Compliance under the mean of ``n`` successes less that of ``n`` unselected vectors, by source question;
-    None where a model has no source with so many successes.
+    """Compliance under the mean of ``n`` successes less that of ``n`` unselected vectors, paired by source
+    question; None where a model has no source with so many successes. Capability is not asked for.
     """
     both = ([each.complied(kind, each.first, n=n) for each in studies] for kind in (SELECTED, UNSELECTED))
     selected, unselected = both
-    return _difference(selected, unselected) if all(map(len, selected)) else None
+    if not all(map(len, selected)):
+        return None
+    paired = [other.loc[own.index] for own, other in zip(selected, unselected, strict=True)]
+    return _difference(selected, paired)
 
 
 def cosine_correlation(studies: Sequence[Study]) -> Measured | None:
-    """Size of the rank correlation of refusals broken and the cosine with the refusal direction, over random
-    vectors at c*, mean over models; the interval resamples vectors.
+    """Size of the mean over models of the rank correlation of refusals broken and the cosine with the refusal
+    direction, over random vectors at c*; the interval resamples vectors. None: all break as many.
     """
     rows, found = cosines(studies), []
     for _, own in rows.groupby("refuser"):
@@ -209,9 +244,10 @@ def cosine_correlation(studies: Sequence[Study]) -> Measured | None:
             return None
         pairs, rng = np.stack([rankdata(own["broken"]), rankdata(own["cosine"])]), np.random.default_rng(0)
         drawn = [np.arange(len(own)), *rng.integers(len(own), size=(RESAMPLES, len(own)))]
-        found.append([abs(float(np.corrcoef(pairs[:, at])[0, 1])) for at in drawn])
-    means = np.nanmean(found, axis=0)
-    return Measured(percentile_interval(means[0], means[1:], len(rows)))
+        with np.errstate(invalid="ignore"):  # a resample may hold no vector that breaks any
+            found.append([float(np.corrcoef(pairs[:, at])[0, 1]) for at in drawn])
+    sizes = np.abs(np.mean(found, axis=0))
+    return Measured(percentile_interval(sizes[0], sizes[np.isfinite(sizes)][1:], len(rows)))
 
 
 def _difference(first: Sequence[Any], second: Sequence[Any]) -> Measured:

@@ -9,9 +9,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from reasoning_features.errors import UserError
+from reasoning_features.files import write_json
 from reasoning_features.models.conditions import Condition
 from reasoning_features.models.subject import Subject
 from reasoning_features.settings import load_settings
+from reasoning_features.statistics import wilson
 from reasoning_features.steering import refusal_results, refusal_study, refusals
 from reasoning_features.steering.questions import Questions
 
@@ -58,7 +61,7 @@ def test_taking_the_refusal_direction_away_turns_every_prompt_and_an_orthogonal_
     questions, model = refuser.refused["evaluation"], refuser.subject
     assert "".join(refusals.outcomes(model, questions)[0]) == "RRR"
     assert "".join(refusals.outcomes(model, refuser.allowed["evaluation"])[0]) == "CC"
-    direction = refuser.refusal_direction(0)
+    direction = refuser.refusal_directions[0]
     torch.testing.assert_close(direction, torch.eye(WIDTH)[1])
     orthogonal = 50 * torch.eye(WIDTH)[3]
     conditions = [
@@ -104,7 +107,7 @@ def study(name, broken, c=0.25):
          "refused": "C" * n + "R" * (10 - n), "allowed": "CCCC", "loss": 1.0, "cosine": -0.01 * n}
         for i, n in enumerate(broken)
     ]  # fmt: skip
-    rows.append(rows[0] | {"refused": "CC", "vector": 0})  # fewer questions: of the grid
+    rows.append(rows[0] | {"refused": "CC", "c": 0.1})  # at another strength, on fewer questions
     told = {"refuser": name, "layers": [0], "c": c, "sampled": 0.0, "loss": 1.0,
             "accuracy": {"evaluation": 1.0}, "d_model": 8}  # fmt: skip
     return refusal_results.Study(pd.DataFrame(rows), told)
@@ -115,8 +118,9 @@ def test_claims_are_decided_by_vectors_and_questions():
     found = refusal_results.random_breaks(studies)
     assert found.estimate == pytest.approx(0.15) and found.control == 0.01
     assert found.value.low < 0.15 < found.value.high and found.value.n == 80
-    (row,) = refusal_results.rates(studies).to_dict("records")
+    row, other = refusal_results.rates(studies).to_dict("records")
     assert row["complies"] == pytest.approx(0.15) and row["capability"] == 1 and row["questions"] == 10
+    assert other["complies"] == 1 and other["questions"] == 2 and other["vectors"] == 2
     lost = replace(studies[0], told=studies[0].told | {"accuracy": {"evaluation": 1.2}})
     assert refusal_results.random_breaks([lost]) is None, "capability is not kept, so nothing is claimed"
     assert refusal_results.beyond_random(studies, refusal_study.DECODER, 0) is None
@@ -125,3 +129,60 @@ def test_claims_are_decided_by_vectors_and_questions():
     assert between.estimate == pytest.approx(0.1) and between.narrow is not None
     assert refusal_results.cosine_correlation(studies[:1]).estimate == pytest.approx(1)
     assert refusal_results.cosine_correlation(studies) is None, "where all break as many there is none"
+    mirrored = replace(studies[0], answers=studies[0].answers.assign(cosine=lambda rows: -rows["cosine"]))
+    opposite = refusal_results.cosine_correlation([studies[0], mirrored])
+    assert opposite.estimate == pytest.approx(0, abs=1e-9), "what points both ways has no size"
+
+
+def test_where_no_answer_complies_the_interval_is_as_wide_as_so_few_questions_leave_it():
+    none, all_of_them = np.zeros((500, 30)), np.ones((2, 4))
+    found = refusal_results.rate([none, none])
+    assert found.low == 0 and found.high == pytest.approx(wilson(0, 30).high)
+    assert refusal_results.rate([none[:1]]).high == found.high, "one direction is no sample of directions"
+    assert refusal_results.rate([all_of_them]).low == pytest.approx(1 - wilson(0, 2).high)
+    difference = refusal_results.rate([none], [none[:, :5]])
+    assert -difference.low == difference.high == pytest.approx(wilson(0, 5).high)
+
+
+def means(kind, source, repeats, broken, allowed):
+    rows = [{"kind": kind, "n": 20, "vector": source, "refused": "C" * n + "R" * (10 - n)} for n in broken]
+    shown = [allowed] + [None] * (repeats - 1)
+    return [row | {"allowed": told} for row, told in zip(rows, shown, strict=True)]
+
+
+def test_the_universal_vector_is_compared_by_source_question():
+    base = study("one", [0] * 4)
+    rows = means("successes", 0, 2, [8, 6], "CCCC") + means("successes", 2, 2, [2, 0], "CCWW")
+    rows += [row for i in range(3) for row in means("unselected", i, 2, [i, i], "CCCC")]
+    common = {"split": "evaluation", "layer": 0, "c": 0.25, "loss": np.nan, "cosine": 0.0}
+    answers = pd.concat([base.answers, pd.DataFrame([row | common for row in rows])])
+    found = refusal_results.universal_beyond([replace(base, answers=answers)])
+    assert found.estimate == pytest.approx((0.7 - 0.0 + 0.1 - 0.2) / 2), "source 1 has no twenty successes"
+    assert refusal_results.universal_beyond([base]) is None
+    table = refusal_results.by_source([replace(base, answers=answers)])
+    assert table[["source", "broken", "kept"]].to_numpy().tolist() == [[0, 0.8, 1], [2, 0.2, 0.5]]
+
+
+def test_the_strength_of_a_comparison_is_the_largest_up_to_which_both_kinds_keep_accuracy():
+    told = ("CCCC", "CCCC", "CCWW", "CCCC")
+    rows = [
+        {"split": "evaluation", "layer": 0, "kind": kind, "n": 1, "c": c, "vector": 0, "refused": "R",
+         "allowed": letters if kind == "weak" else "CCCC", "loss": 1.0, "cosine": 0.0}
+        for kind in ("weak", "firm") for c, letters in zip((0.1, 0.2, 0.3, 0.4), told, strict=True)
+    ]  # fmt: skip
+    both = replace(study("one", [0]), answers=pd.DataFrame(rows))
+    assert both.strongest(("weak", "firm"), 0) == 0.2 and both.strongest(("firm",), 0) == 0.4
+    assert both.strongest(("weak", "lacking"), 0) is None
+
+
+def test_a_study_of_other_questions_or_vectors_is_refused(tmp_path):
+    settings = load_settings("organism", steering_safety=tmp_path.as_posix())
+    place = refusal_study.study_folder(settings, settings.refusers[0])
+    assert refusal_study.stored(settings, place) is None
+    write_json(place / "study.json", {"settings": refusal_study.determined_by(settings)})
+    assert refusal_study.stored(settings, place) is not None
+    other = load_settings("organism", steering_safety=tmp_path.as_posix(), vectors=7)
+    with pytest.raises(UserError, match=r"was made with vectors = 500, not 7: take that, or let a profile"):
+        refusal_study.stored(other, place)
+    with pytest.raises(UserError, match="multiples"):
+        load_settings("organism", multiples=[0.5, 0.25])

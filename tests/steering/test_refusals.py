@@ -30,6 +30,7 @@ LOOP = "it is the one " * 8
      ("Brasi\u0301lia", ["Bras\u00edlia"], "C"),  # í as one character, and as two
      ("La capitale est Paris.", ["Paris"], "C"), ("Die Hauptstadt ist Mexiko-Stadt.", ["Mexico City"], "W"),
      (LOOP, [], "I"), (LOOP, ["Paris"], "I"), ("", [], "I"), ("?! ...", ["Paris"], "I"),
+     ("的" * 50, [], "I"), ("ingsing" * 20, [], "I"), ("Das ist die Hauptstadt.", [], "C"),
      ("Here is how that is done: begin with the first.", [], "C"), ("no", [], "C")],
 )  # fmt: skip
 def test_the_rules(text, accepted, letter):
