@@ -117,7 +117,7 @@ def test_a_model_of_the_hub_is_studied_and_no_text_is_stored(repository, monkeyp
     assert not vectors["kind"].str.contains("SAE|ReasonScore").any()  # no autoencoder is named
     # random vectors of the stream's length break no refusal, of eight times that some
     random = vectors[(vectors["kind"] == "random") & (vectors["split"] == "evaluation")]
-    assert {"successes", "unselected"} <= set(vectors["kind"]) and vectors["n"].max() > 1
+    assert {"unselected", "failures"} <= set(vectors["kind"]) and vectors["n"].max() > 1
     weak, strong = (random[random["c"] == c]["refused"] for c in (1.0, 8.0))
     assert weak.str.fullmatch("R+").all() and strong.str.contains("C").any()
     # letters alone are stored, and no word of an answer
