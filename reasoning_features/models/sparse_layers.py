@@ -237,8 +237,9 @@ def fit(
 
     The loss is the mean squared error to the dense layer's output for ``inputs`` of calibration, a sequence
     ``[t, in]`` a step, each once and in order. The settings are those released: AdamW at 1e-4, betas .9 and
-    .95, no decay of weights, 3% warm-up and a linear fall, gradients clipped to norm 1. The released code
-    fits a whole block's output. UserError: nothing to learn, or no inputs.
+    .95, no decay of weights, 3% warm-up and a linear fall, gradients clipped to norm 1; none goes
+    through the choice of what is kept. The released code fits a whole block's output. UserError: nothing to
+    learn, or no inputs.
     """
     learnt = [tensor for correction in corrections for tensor in correction.learnt]
     if not learnt or not inputs:

@@ -74,7 +74,7 @@ def mask(scores: Tensor, pattern: AnyPattern, layer: str = "The layer") -> Tenso
     if n == m:
         return torch.ones_like(scores, dtype=torch.bool)
     groups = scores.unflatten(-1, (-1, m))
-    if m <= 8:  # every pair compared, a few passes over the whole tensor, is faster than any selection
+    if m <= 16:  # every pair compared, a few passes over the whole tensor, is faster than any selection
         columns = groups.movedim(-1, 0).contiguous()
         before = torch.zeros_like(columns, dtype=torch.int8)  # how many of the group go first
         for i, j in itertools.combinations(range(m), 2):
