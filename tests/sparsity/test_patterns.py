@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasoning_features.errors import UserError
-from reasoning_features.models import sparsity
-from reasoning_features.models.sparsity import Pattern, Statistics, Unstructured, mask
+from reasoning_features.sparsity import patterns
+from reasoning_features.sparsity.patterns import Pattern, Statistics, Unstructured, mask
 
 PATTERNS = [Pattern(1, 2), Pattern(2, 4), Pattern(3, 4), Pattern(4, 8), Pattern(8, 16), Pattern(16, 32),
             Pattern(5, 32), Pattern(32, 32), *map(Unstructured, (0.5, 0.3, 0.001))]  # fmt: skip
@@ -93,10 +93,10 @@ def looped(name, x, weight, b, t, i):
     return abs(float(x[b, t, i])) * columns[name]()
 
 
-@pytest.mark.parametrize("name", sparsity.CRITERIA)
+@pytest.mark.parametrize("name", patterns.CRITERIA)
 def test_each_criterion_is_that_of_a_loop(layer, name):
     x, weight = layer
-    found = sparsity.CRITERIA[name](weight)(x)
+    found = patterns.CRITERIA[name](weight)(x)
     expected = [[[looped(name, x, weight, b, t, i) for i in range(8)] for t in range(5)] for b in range(2)]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0)
 
@@ -106,7 +106,7 @@ def test_causal_clact_alone_does_not_see_later_tokens_and_the_published_one_sees
     later, neighbour = x.clone(), x.clone()
     later[0, 3:] *= 9
     neighbour[1] *= 9
-    score = {name: criterion(weight) for name, criterion in sparsity.CRITERIA.items() if "CLACT" in name}
+    score = {name: criterion(weight) for name, criterion in patterns.CRITERIA.items() if "CLACT" in name}
     same = {name: torch.equal(s(x)[0, :3], s(later)[0, :3]) for name, s in score.items()}
     assert same == {"CLACT, published": False, "CLACT, sequence": False, "CLACT, causal": True}
     same = {name: torch.equal(s(x)[0], s(neighbour)[0]) for name, s in score.items()}
@@ -123,7 +123,7 @@ def test_magnitude_and_wanda_are_those_of_a_loop(layer, pattern):
     x, weight = layer
     n, m = pattern.group(8, "")
     for name in ("magnitude", "Wanda"):
-        made = sparsity.PRUNERS[name](weight, pattern, statistics(x))
+        made = patterns.PRUNERS[name](weight, pattern, statistics(x))
         for row, found in zip(weight.tolist(), made.tolist(), strict=True):
             importance = [
                 abs(w) * (norm(x[:, :, j].flatten()) if name == "Wanda" else 1.0) for j, w in enumerate(row)
@@ -149,7 +149,7 @@ def test_sparsegpt_is_optimal_brain_surgery_column_by_column(layer, pattern):
         inverse = hessian[i:, i:].inverse()
         gone = whole[:, i] * ~chosen[:, i - i // m * m]
         whole[:, i:] -= gone[:, None] / inverse[0, 0] * inverse[0]
-    made = sparsity.prune_sparsegpt(weight, pattern, statistics(x), block=4)
+    made = patterns.prune_sparsegpt(weight, pattern, statistics(x), block=4)
     torch.testing.assert_close(made, whole, rtol=1e-6, atol=1e-9)
     assert int((made == 0).sum()) == made.numel() // 2
 
@@ -160,25 +160,25 @@ def test_sparsegpt_makes_up_for_what_it_takes_and_tells_what_it_lacks():
     x[..., 3] = 0  # an input that is never there
     weight, known = torch.randn(16, 32), statistics(x)
     for pattern in (Pattern(2, 4), Pattern(16, 32), Unstructured(0.5)):
-        made = sparsity.prune_sparsegpt(weight, pattern, known)
+        made = patterns.prune_sparsegpt(weight, pattern, known)
         errors = [((w - weight) @ x.flatten(0, 1).T).square().mean() for w in (made, weight * (made != 0))]
         assert errors[0] < errors[1], "the weights that stay take over from those that go"
         assert not made[:, 3].any() and made.isfinite().all()
-    for prune in (sparsity.prune_magnitude, sparsity.prune_wanda):
+    for prune in (patterns.prune_magnitude, patterns.prune_wanda):
         assert torch.equal(prune(weight, Pattern(4, 4), known), weight)
     with pytest.raises(UserError, match="kept none"):
-        sparsity.prune_sparsegpt(weight, Pattern(2, 4), Statistics(known.norms, known.largest, 0.0, []))
+        patterns.prune_sparsegpt(weight, Pattern(2, 4), Statistics(known.norms, known.largest, 0.0, []))
 
 
 def test_costs_are_counted():
-    found = sparsity.cost(Pattern(2, 4), 64)
+    found = patterns.cost(Pattern(2, 4), 64)
     assert (found.multiplications, found.weights_read) == (0.5, 0.5)
     assert found.metadata_bits == pytest.approx(math.log2(6) / 4) and found.practical_bits == 0.75
-    assert sparsity.cost(Pattern(8, 16), 64).practical_bits == 14 / 16
-    assert sparsity.cost(Pattern(16, 32), 64).metadata_bits == pytest.approx(math.log2(601080390) / 32)
-    assert sparsity.cost(Pattern(2, 4), 64, tokens=3).weights_read == 0.875
-    dense = sparsity.cost(Unstructured(1.0), 1536)
+    assert patterns.cost(Pattern(8, 16), 64).practical_bits == 14 / 16
+    assert patterns.cost(Pattern(16, 32), 64).metadata_bits == pytest.approx(math.log2(601080390) / 32)
+    assert patterns.cost(Pattern(2, 4), 64, tokens=3).weights_read == 0.875
+    dense = patterns.cost(Unstructured(1.0), 1536)
     assert (dense.multiplications, dense.weights_read, dense.metadata_bits) == (1, 1, 0)
-    assert 0.99 < sparsity.cost(Unstructured(0.5), 1536).metadata_bits < 1
+    assert 0.99 < patterns.cost(Unstructured(0.5), 1536).metadata_bits < 1
     with pytest.raises(UserError, match="50 inputs"):
-        sparsity.cost(Pattern(2, 4), 50)
+        patterns.cost(Pattern(2, 4), 50)

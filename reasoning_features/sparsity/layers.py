@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from reasoning_features.errors import UserError
-from reasoning_features.models.sparsity import AnyPattern, Criterion, Statistics, act, mask, wide
+from reasoning_features.sparsity.patterns import AnyPattern, Criterion, Statistics, act, mask, wide
 
 Prune = Callable[[Tensor], Tensor]  # a layer's inputs [b, t, in] → what it reads instead
 
@@ -180,8 +180,12 @@ def _pruner(
 
     prune: Prune = pruned
     for correction in reversed(corrections):
-        prune = partial(correction.inputs, prune=prune)
+        prune = _around(prune, correction.inputs)
     return prune
+
+
+def _around(prune: Prune, inputs: Callable[[Tensor, Prune], Tensor]) -> Prune:
+    return lambda x: inputs(x, prune)
 
 
 def _corrected(y: Tensor, x: Tensor, read: Tensor, corrections: Sequence[Correction]) -> Tensor:

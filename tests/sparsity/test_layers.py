@@ -10,8 +10,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from reasoning_features.errors import UserError
-from reasoning_features.models import sparse_layers
-from reasoning_features.models.sparse_layers import (
+from reasoning_features.sparsity import layers as sparse_layers
+from reasoning_features.sparsity.layers import (
     CORRECTIONS,
     calibrate,
     fit,
@@ -19,7 +19,7 @@ from reasoning_features.models.sparse_layers import (
     replaced,
     sparse,
 )
-from reasoning_features.models.sparsity import CRITERIA, PRUNERS, Pattern, Unstructured, amber, mask, wina
+from reasoning_features.sparsity.patterns import CRITERIA, PRUNERS, Pattern, Unstructured, amber, mask, wina
 
 WIDTH, HALF, FULL = 16, Pattern(2, 4), Pattern(4, 4)
 TOKENS = torch.arange(24).reshape(2, 12)
