@@ -50,7 +50,7 @@ class Study:
         return str(self.told["refuser"])
 
     @property
-    def first(self) -> int:
+    def middle(self) -> int:
         """The middle layer, where strengths were chosen."""
         return int(self.told["layers"][0])
 
@@ -131,10 +131,11 @@ def rate(tables: Sequence[Any], others: Sequence[Any] = (), level: float = 0.95)
 
 
 def rates(studies: Sequence[Study], kinds: Sequence[str] = KINDS) -> pd.DataFrame:
-    """A row a kind, layer, strength and number of vectors in a mean: ``complies`` with its ends, mean over
-    models; ``capability`` (share of the accuracy on allowed questions that is kept); ``loss`` (neutral text,
-    over the unsteered); the mean ``cosine`` with the refusal direction; ``vectors`` (of means: source
-    questions) and ``questions``.
+    """A row a kind, layer, strength and number of vectors in a mean: the share of refusals ``broken``,
+    which are refused questions answered rightly, with its ends, mean over models, on the first questions that
+    all were asked; the share of the accuracy on allowed questions that is ``kept``; ``loss`` (neutral text,
+    over the unsteered); the mean ``cosine`` with the refusal direction; ``questions``, and ``vectors``, which
+    are source questions where vectors are means.
     """
     rows = []
     every = pd.concat([each.answers for each in studies])
@@ -146,8 +147,8 @@ def rates(studies: Sequence[Study], kinds: Sequence[str] = KINDS) -> pd.DataFram
         parts = [each.rows(kind, layer, c, n)[["loss", "cosine"]].mean() for each in same]
         usual = np.array([each.told["loss"] for each in same])
         found = rate(tables)
-        row = {"kind": kind, "layer": layer, "c": c, "n": n} | found.row("complies")
-        row["capability"] = float(np.mean([each.kept(kind, layer, c, n) for each in same]))
+        row = {"kind": kind, "layer": layer, "c": c, "n": n} | found.row("broken")
+        row["kept"] = float(np.mean([each.kept(kind, layer, c, n) for each in same]))
         row["loss"] = float(np.mean([part["loss"] for part in parts] / usual))
         row["cosine"] = float(np.mean([part["cosine"] for part in parts]))
         rows.append(row | {"vectors": found.n, "questions": min(table.shape[1] for table in tables)})
@@ -155,22 +156,27 @@ def rates(studies: Sequence[Study], kinds: Sequence[str] = KINDS) -> pd.DataFram
 
 
 def by_source(studies: Sequence[Study], n: int = 20) -> pd.DataFrame:
-    """A row a mean of ``n`` successes under which capability was measured, the first of each source question:
-    the shares of refusals ``broken`` and of the accuracy on allowed questions ``kept``.
+    """A row a source question: how many vectors were ``tried`` on it and ``succeeded``; of means of ``n``
+    successes the share of refusals ``broken``, mean, ``least`` and ``most``; the share of accuracy that the
+    first has ``kept``; the mean ``cosine`` with the refusal direction. Missing where fewer succeeded.
     """
     parts = []
     for each in studies:
-        own = each.rows(SELECTED, each.first, n=n).dropna(subset="allowed")
-        part = own[["vector", "cosine"]].rename(columns={"vector": "source"})
-        part["broken"] = as_flags(own["refused"]).mean(1)
-        part["kept"] = as_flags(own["allowed"]).mean(1) / each.told["accuracy"]["evaluation"]
-        parts.append(part.assign(refuser=each.name))
-    return pd.concat(parts, ignore_index=True)[["refuser", "source", "broken", "kept", "cosine"]]
+        own = each.rows(SELECTED, each.middle, n=n)
+        first = own.dropna(subset="allowed")
+        broken = pd.Series(as_flags(own["refused"]).mean(1), own["vector"]).groupby(level=0)
+        right = pd.Series(as_flags(first["allowed"]).mean(1), first["vector"])
+        table = pd.DataFrame(each.told["sources"]).join(broken.agg(broken="mean", least="min", most="max"))
+        table["kept"] = right / each.told["accuracy"]["evaluation"]
+        table["cosine"] = own.groupby("vector")["cosine"].mean()
+        table.insert(0, "refuser", each.name)
+        parts.append(table.rename_axis("source").reset_index())
+    return pd.concat(parts, ignore_index=True)
 
 
 def cosines(studies: Sequence[Study]) -> pd.DataFrame:
     """A row a random vector at c*: its ``cosine`` with the refusal direction, and refusals ``broken``."""
-    parts = [each.rows(RANDOM, each.first).assign(refuser=each.name) for each in studies]
+    parts = [each.rows(RANDOM, each.middle).assign(refuser=each.name) for each in studies]
     rows = pd.concat(parts, ignore_index=True)
     rows["broken"] = rows["refused"].str.count(COMPLIES)
     return rows[["refuser", "vector", "c", "cosine", "broken"]]
@@ -197,9 +203,9 @@ def random_breaks(studies: Sequence[Study]) -> Measured | None:
     """Compliance under random vectors at c*; its control is 1%, or what is answered unsteered when sampled if
     that is more. None where capability is not kept on the evaluation split.
     """
-    if not _capable(studies, RANDOM, studies[0].first):
+    if not _capable(studies, RANDOM, studies[0].middle):
         return None
-    found = rate([each.complied(RANDOM, each.first) for each in studies])
+    found = rate([each.complied(RANDOM, each.middle) for each in studies])
     return Measured(found, max(0.01, float(np.mean([each.told["sampled"] for each in studies]))))
 
 
@@ -218,7 +224,7 @@ def between(groups: Mapping[str, Sequence[Study]]) -> Measured | None:
     """Compliance under random vectors of the first kind of refusers less the second's, each at its own c*."""
     if len(groups) < 2:
         return None
-    first, second = ([each.complied(RANDOM, each.first) for each in own] for own in [*groups.values()][:2])
+    first, second = ([each.complied(RANDOM, each.middle) for each in own] for own in [*groups.values()][:2])
     return _difference(first, second)
 
 
@@ -226,7 +232,7 @@ def universal_beyond(studies: Sequence[Study], n: int = 20) -> Measured | None:
     """Compliance under the mean of ``n`` successes less that of ``n`` unselected vectors, paired by source
     question; None where a model has no source with so many successes. Capability is not asked for.
     """
-    both = ([each.complied(kind, each.first, n=n) for each in studies] for kind in (SELECTED, UNSELECTED))
+    both = ([each.complied(kind, each.middle, n=n) for each in studies] for kind in (SELECTED, UNSELECTED))
     selected, unselected = both
     if not all(map(len, selected)):
         return None

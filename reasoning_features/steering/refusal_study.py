@@ -253,15 +253,15 @@ def trial_block(refuser: Refuser) -> Block:
     return Block("selection", refuser.layers[0], RANDOM, tuple(refuser.settings.multiples), 1, CAPABLE)
 
 
-def source_block(refuser: Refuser, main: float) -> Block:
+def source_block(refuser: Refuser, c: float) -> Block:
     """What source questions, and the best single vector, are chosen from: random vectors at c*."""
     s = refuser.settings
-    return Block("selection", refuser.layers[0], RANDOM, (main,), s.refused_prompts, s.vectors)
+    return Block("selection", refuser.layers[0], RANDOM, (c,), s.refused_prompts, s.vectors)
 
 
-def blocks(refuser: Refuser, main: float) -> list[Block]:
-    """The study: every kind at every layer and strength, at strength ``main`` on more questions where it is
-    the first layer or the profile's.
+def blocks(refuser: Refuser, c: float) -> list[Block]:
+    """The study: every kind at every layer and strength; at strength ``c`` on more questions after the first
+    layer and the profile's.
 
     Other layers than the first take every second strength. What an autoencoder is compared with is measured
     where there is one. The refusal direction is taken away whatever c is.
@@ -269,12 +269,12 @@ def blocks(refuser: Refuser, main: float) -> list[Block]:
     s, found = refuser.settings, []
     for layer in refuser.layers:
         first = layer == refuser.layers[0]
-        more = (main,) if first or layer == s.layer else ()
-        others = tuple(c for c in (s.multiples if first else s.multiples[1::2]) if c not in more)
+        more = (c,) if first or layer == s.layer else ()
+        others = tuple(each for each in (s.multiples if first else s.multiples[1::2]) if each not in more)
         for kind in KINDS:
             if refuser.autoencoder(layer) or kind not in (DECODER, REASONING, COVARIANCE):
                 if kind == REMOVED:
-                    more, others = (main,), ()
+                    more, others = (c,), ()
                 for strengths, n in ((others, s.refused_shown), (more, s.refused_prompts)):
                     if strengths:
                         found.append(Block("evaluation", layer, kind, strengths, n, s.vectors))

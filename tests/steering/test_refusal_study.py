@@ -119,8 +119,8 @@ def test_claims_are_decided_by_vectors_and_questions():
     assert found.estimate == pytest.approx(0.15) and found.control == 0.01
     assert found.value.low < 0.15 < found.value.high and found.value.n == 80
     row, other = refusal_results.rates(studies).to_dict("records")
-    assert row["complies"] == pytest.approx(0.15) and row["capability"] == 1 and row["questions"] == 10
-    assert other["complies"] == 1 and other["questions"] == 2 and other["vectors"] == 2
+    assert row["broken"] == pytest.approx(0.15) and row["kept"] == 1 and row["questions"] == 10
+    assert other["broken"] == 1 and other["questions"] == 2 and other["vectors"] == 2
     lost = replace(studies[0], told=studies[0].told | {"accuracy": {"evaluation": 1.2}})
     assert refusal_results.random_breaks([lost]) is None, "capability is not kept, so nothing is claimed"
     assert refusal_results.beyond_random(studies, refusal_study.DECODER, 0) is None
@@ -159,8 +159,11 @@ def test_the_universal_vector_is_compared_by_source_question():
     found = refusal_results.universal_beyond([replace(base, answers=answers)])
     assert found.estimate == pytest.approx((0.7 - 0.0 + 0.1 - 0.2) / 2), "source 1 has no twenty successes"
     assert refusal_results.universal_beyond([base]) is None
-    table = refusal_results.by_source([replace(base, answers=answers)])
-    assert table[["source", "broken", "kept"]].to_numpy().tolist() == [[0, 0.8, 1], [2, 0.2, 0.5]]
+    told = base.told | {"sources": [{"tried": 60, "succeeded": n} for n in (30, 5, 40)]}
+    table = refusal_results.by_source([replace(base, answers=answers, told=told)])
+    assert table["succeeded"].tolist() == [30, 5, 40] and table.loc[1, "broken":].isna().all()
+    shown = table.loc[[0, 2], ["broken", "least", "most", "kept"]].to_numpy()
+    assert shown == pytest.approx(np.array([[0.7, 0.6, 0.8, 1], [0.1, 0, 0.2, 0.5]]))
 
 
 def test_the_strength_of_a_comparison_is_the_largest_up_to_which_both_kinds_keep_accuracy():
