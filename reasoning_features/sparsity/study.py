@@ -44,7 +44,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Testbed:
+class Workbench:
     """A model with held-out text and tasks on which it is measured, dense and pruned."""
 
     subject: Subject
@@ -97,15 +97,15 @@ def _log_probabilities(subject: Subject, window: Tensor) -> Tensor:
     return logits.float().log_softmax(-1)
 
 
-def load_testbed(
+def load_workbench(
     settings: Settings, subject: Subject, n: int, items: Mapping[str, Sequence[Item]] | None = None
-) -> Testbed:
+) -> Workbench:
     """A subject with ``n`` windows of the general text's evaluation split, and statistics of its selection
     split.
     """
     calibrated = text_windows(settings, subject, "selection", CALIBRATION).split(1)
     statistics = calibrate(subject.model, linear_layers(subject.model), calibrated, keep=CALIBRATION)
-    return Testbed(subject, text_windows(settings, subject, "evaluation", n), statistics, items or {})
+    return Workbench(subject, text_windows(settings, subject, "evaluation", n), statistics, items or {})
 
 
 def text_windows(settings: Settings, subject: Subject, split: Split, n: int) -> Tensor:
@@ -119,10 +119,10 @@ def text_windows(settings: Settings, subject: Subject, split: Split, n: int) -> 
     return torch.from_numpy(corpus.tokens[: n * length].reshape(n, length).astype(np.int64))
 
 
-def measured(testbed: Testbed, made: Sequence[Setting], shard: int) -> Arrays:
+def measured(workbench: Workbench, made: Sequence[Setting], shard: int) -> Arrays:
     """What a shard of a study holds: one setting's measures."""
-    with testbed.pruned(made[shard]):
-        return testbed.measured()
+    with workbench.pruned(made[shard]):
+        return workbench.measured()
 
 
 def as_table(made: Sequence[Setting], found: Sequence[Arrays]) -> pd.DataFrame:
