@@ -4,7 +4,7 @@ They are DeepSeek-R1's and R1-Distill-Qwen-32B's thinking on 582 problems of GSM
 Qwen2.5-32B-Instruct's answers to the same problems, R1's thinking on requests that test safety (STAR-1),
 GSM8K's training problems with their reference solutions, and WikiText-2. A row has ``problem`` (or the
 article), ``domain``, ``split`` and ``text``; where a problem was answered also ``solution``, the answer
-alone. Rows of one problem are of one split, whoever answered.
+alone. Rows of one problem are of one split, whoever answered. Of the zero-shot tasks no rows are written.
 """
 
 import contextlib
