@@ -44,12 +44,14 @@ from reasoning_features.truth.feature_table import measure_features
 RANDOM, DECODER, COVARIANCE = "random", "SAE decoder", "random, the stream's covariance"
 REASONING = "ReasonScore's features"
 TOWARDS, AWAY, REMOVED = (f"refusal direction {how}" for how in ("added", "subtracted", "removed"))
-KINDS = (RANDOM, DECODER, COVARIANCE, REASONING, TOWARDS, AWAY, REMOVED)
+DIRECTION = (TOWARDS, AWAY, REMOVED)
+KINDS = (RANDOM, DECODER, COVARIANCE, REASONING, *DIRECTION)
 KEEPS = 0.95  # share of the unsteered accuracy on allowed questions that a strength has to keep
 # of how many vectors, the first of their kind, capability is measured, and of how many loss
 CAPABLE, LOSSES = 20, 4
 SAMPLES = 10  # unsteered answers drawn to each refused question: how often it is answered by chance
 NEUTRAL = 6  # documents of general text
+LEAST = 30  # refused questions that a study takes, unless fewer are asked for
 # questions that vectors are chosen on, those that random vectors break most, and successes looked for on each
 SOURCES, ENOUGH = 5, 50
 MEANS = (1, 2, 5, 10, 20, 50)  # vectors in a mean
@@ -138,7 +140,7 @@ class Refuser:
         asked for and none is active on the texts.
         """
         rng, d = np.random.default_rng([self.settings.seed, layer, KINDS.index(kind)]), self.subject.d_model
-        if kind in (TOWARDS, AWAY, REMOVED):
+        if kind in DIRECTION:
             return self.refusal_directions[layer][None] * (-1 if kind == AWAY else 1)
         if kind == RANDOM:
             return normalize(torch.from_numpy(rng.standard_normal((n, d))).float(), dim=1)
@@ -216,7 +218,8 @@ def neutral_loss(subject: Subject, corpus: Corpus, condition: Condition) -> floa
 
 def load_refusers(settings: Settings, names: Sequence[str]) -> list[Refuser]:
     """The profile's refusers of these names, all with the same questions: those that each refuser refuses
-    and each parent, the same model without the rule, answers rightly. UserError: a split has none.
+    and each parent, the same model without the rule, answers rightly. UserError: a split has none, or the
+    evaluation split too few.
     """
     how: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
     every_name = [*settings.refusers, *settings.refuser_parents]
@@ -238,6 +241,9 @@ def load_refusers(settings: Settings, names: Sequence[str]) -> list[Refuser]:
             lacks = "that all refusers refuse" if len(others) else "that may be answered"
             raise UserError(f"The {split} split has no question {lacks}: give others, or more of them.")
         refused[split], allowed[split] = every, others
+    if (n := len(refused["evaluation"])) < min(LEAST, settings.refused_prompts):
+        told = f"{n} evaluation questions are refused by all refusers and known to their parents"
+        raise UserError(f"Only {told}, and {LEAST} are needed: give more of them, or easier ones.")
     neutral = general_corpus(settings, tokenizer, "evaluation")
     prose = [i for i, domain in enumerate(neutral.domains) if settings.corpus == "text" or domain == "prose"]
     neutral = neutral.select(prose[:NEUTRAL])

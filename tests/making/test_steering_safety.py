@@ -108,6 +108,10 @@ def test_a_model_of_the_hub_is_studied_and_no_text_is_stored(repository, monkeyp
         time = (made / "study.json").stat().st_mtime_ns
         steering_safety.main()  # what is stored is not made again
         assert (made / "study.json").stat().st_mtime_ns == time
+        few = own | {"subject": pinned, "refusers": [pinned], "refused_prompts": 100}
+        (repository / "mine.yaml").write_text(yaml.safe_dump(few | {"steering_safety": "data/none"}))
+        with pytest.raises(SystemExit, match=r"^Only \d+ evaluation questions are refused .* 30 are needed"):
+            steering_safety.main()
         own |= {"subject": "mini/nothing", "refusers": ["mini/nothing"], "steering_safety": "data/none"}
         (repository / "mine.yaml").write_text(yaml.safe_dump(own))
         with pytest.raises(SystemExit, match=r"^There is no model mini/nothing on the hub[^\n]*$"):
