@@ -22,7 +22,7 @@ from reasoning_features.sparsity.zero_shot import Item, correct
 from reasoning_features.text.corpora import general_corpus
 
 ACTIVATIONS, WEIGHTS = "activations", "weights"
-CALIBRATION = 16  # sequences of the training split: column norms, medians, and what corrections are fitted on
+CALIBRATION = 16  # sequences of the selection split that statistics are of, and corrections are fitted on
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ class Refuser:
         """What a condition a vector does, a row each: letters of questions ``[rows, questions]``, of the
         split's allowed ones under those that are ``capable`` ``[rows, allowed]`` (else 0), the neutral loss
         under the first ``losses`` (else NaN), the vector's cosine with the refusal direction.
-        """  # fmt: skip
+        """
         model, allowed = self.at(layer), self.allowed[split]
         found = {
             "refused": _letters(model, questions, conditions),
@@ -279,9 +279,8 @@ def blocks(refuser: Refuser, c: float) -> list[Block]:
         others = tuple(each for each in (s.multiples if first else s.multiples[1::2]) if each not in more)
         for kind in KINDS:
             if refuser.autoencoder(layer) or kind not in (DECODER, REASONING, COVARIANCE):
-                if kind == REMOVED:
-                    more, others = (c,), ()
-                for strengths, n in ((others, s.refused_shown), (more, s.refused_prompts)):
+                parts = ((others, s.refused_shown), (more, s.refused_prompts))
+                for strengths, n in (((c,), s.refused_prompts),) if kind == REMOVED else parts:
                     if strengths:
                         found.append(Block("evaluation", layer, kind, strengths, n, s.vectors))
     return found
