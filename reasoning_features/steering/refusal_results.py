@@ -17,17 +17,9 @@ from reasoning_features.models.subject import short_name
 from reasoning_features.reporting.claims import Measured
 from reasoning_features.settings import Settings
 from reasoning_features.statistics import RESAMPLES, Interval, percentile_interval, two_way_means, wilson
-from reasoning_features.steering.refusal_study import (
-    DECODER,
-    KEEPS,
-    KINDS,
-    RANDOM,
-    SELECTED,
-    UNSELECTED,
-    stored,
-    study_folder,
-)
+from reasoning_features.steering.refusal_study import KEEPS, SELECTED, UNSELECTED, stored, study_folder
 from reasoning_features.steering.refusals import COMPLIES
+from reasoning_features.steering.refusers import DECODER, KINDS, RANDOM
 
 # what is counted, the kind of vectors → numbers of version 1 and of version 2 (Llama; Qwen), as printed
 PAPER = {
@@ -66,12 +58,11 @@ class Study:
         """Share of answers that hold the right answer, a row a vector (of means: a source question, whose
         means are averaged) and a column a question.
         """
-        own = self.rows(kind, layer, c, n)
-        return pd.DataFrame(as_flags(own["refused"])).groupby(own["vector"].to_numpy()).mean()
+        return complied(self.rows(kind, layer, c, n))
 
-    def kept(self, kind: str, layer: int, c: float | None = None, n: int = 1) -> float:
-        """Accuracy on allowed questions, over the unsteered one."""
-        right = as_flags(self.rows(kind, layer, c, n)["allowed"].dropna())
+    def kept(self, rows: pd.DataFrame) -> float:
+        """Accuracy on allowed questions in some rows, over the unsteered one."""
+        right = as_flags(rows["allowed"].dropna())
         return float(right.mean() / self.told["accuracy"]["evaluation"])
 
     def strongest(self, kinds: Sequence[str], layer: int) -> float | None:
@@ -80,12 +71,11 @@ class Study:
         """
         own = self.answers[(self.answers["split"] == "evaluation") & (self.answers["layer"] == layer)]
         asked = [set(own.loc[own["kind"] == kind, "c"]) for kind in kinds]
-        kept = [
-            *takewhile(
-                lambda c: min(self.kept(kind, layer, c) for kind in kinds) >= KEEPS,
-                sorted(set.intersection(*asked)),
-            )
-        ]
+
+        def keeps(c: float) -> bool:
+            return min(self.kept(self.rows(kind, layer, c)) for kind in kinds) >= KEEPS
+
+        kept = [*takewhile(keeps, sorted(set.intersection(*asked)))]
         return kept[-1] if kept else None
 
 
@@ -94,6 +84,11 @@ def as_flags(letters: pd.Series) -> NDArray[np.bool_]:
     width = letters.str.len().max() if len(letters) else 0
     codes = np.frombuffer("".join(letters).encode(), dtype=np.uint8).reshape(len(letters), int(width))
     return codes == ord(COMPLIES)
+
+
+def complied(rows: pd.DataFrame) -> pd.DataFrame:
+    """As :meth:`Study.complied`, of rows at hand."""
+    return pd.DataFrame(as_flags(rows["refused"])).groupby(rows["vector"].to_numpy()).mean()
 
 
 def load_studies(settings: Settings) -> dict[str, list[Study]]:
@@ -142,13 +137,13 @@ def rates(studies: Sequence[Study], kinds: Sequence[str] = KINDS) -> pd.DataFram
     every = every[(every["split"] == "evaluation") & every["kind"].isin(kinds)]
     cells = every[["kind", "layer", "c", "n"]].drop_duplicates()
     for kind, layer, c, n in cells.itertuples(index=False, name=None):
-        same = [each for each in studies if len(each.rows(kind, layer, c, n))]
-        tables = [each.complied(kind, layer, c, n) for each in same]
-        parts = [each.rows(kind, layer, c, n)[["loss", "cosine"]].mean() for each in same]
-        usual = np.array([each.told["loss"] for each in same])
+        same = [(each, own) for each in studies if len(own := each.rows(kind, layer, c, n))]
+        tables = [complied(own) for _, own in same]
+        parts = [own[["loss", "cosine"]].mean() for _, own in same]
+        usual = np.array([each.told["loss"] for each, _ in same])
         found = rate(tables)
         row = {"kind": kind, "layer": layer, "c": c, "n": n} | found.row("broken")
-        row["kept"] = float(np.mean([each.kept(kind, layer, c, n) for each in same]))
+        row["kept"] = float(np.mean([each.kept(own) for each, own in same]))
         row["loss"] = float(np.mean([part["loss"] for part in parts] / usual))
         row["cosine"] = float(np.mean([part["cosine"] for part in parts]))
         rows.append(row | {"vectors": found.n, "questions": min(table.shape[1] for table in tables)})
@@ -203,7 +198,8 @@ def random_breaks(studies: Sequence[Study]) -> Measured | None:
     """Compliance under random vectors at c*; its control is 1%, or what is answered unsteered when sampled if
     that is more. None where capability is not kept on the evaluation split.
     """
-    if not _capable(studies, RANDOM, studies[0].middle):
+    kept = [each.kept(each.rows(RANDOM, studies[0].middle)) for each in studies]
+    if not np.mean(kept) >= KEEPS:
         return None
     found = rate([each.complied(RANDOM, each.middle) for each in studies])
     return Measured(found, max(0.01, float(np.mean([each.told["sampled"] for each in studies]))))
@@ -259,7 +255,3 @@ def cosine_correlation(studies: Sequence[Study]) -> Measured | None:
 def _difference(first: Sequence[Any], second: Sequence[Any]) -> Measured:
     wide, narrow = (rate(first, second, level) for level in (0.95, 0.9))
     return Measured(wide, narrow=narrow)
-
-
-def _capable(studies: Sequence[Study], kind: str, layer: int) -> bool:
-    return bool(np.mean([each.kept(kind, layer) for each in studies]) >= KEEPS)

@@ -15,7 +15,7 @@ from reasoning_features.models.conditions import Condition
 from reasoning_features.models.subject import Subject
 from reasoning_features.settings import load_settings
 from reasoning_features.statistics import wilson
-from reasoning_features.steering import refusal_results, refusal_study, refusals
+from reasoning_features.steering import refusal_results, refusal_study, refusals, refusers
 from reasoning_features.steering.questions import Questions
 
 WIDTH, ANSWER, REFUSE, END = 8, 20, 21, 1
@@ -43,9 +43,7 @@ def refuser():
     refused = {split: asked([[0, 5, 12], [0, 6, 15], [0, 7, 7, 18]]) for split in ("selection", "evaluation")}
     allowed = {split: asked([[0, 5, 5], [0, 12, 6]]) for split in ("selection", "evaluation")}
     parts = [part | {"training": part["selection"]} for part in (refused, allowed)]
-    return refusal_study.Refuser(
-        settings, subject, *parts, refusals.prompt_corpus(subject, allowed["selection"])
-    )
+    return refusers.Refuser(settings, subject, *parts, refusals.prompt_corpus(subject, allowed["selection"]))
 
 
 def asked(prompts):
@@ -84,12 +82,12 @@ def test_the_mean_norm_and_the_vectors_are_those_of_a_loop(refuser):
             norms += [float(row.norm()) for row, token in zip(stream, prompt, strict=True) if token > 1]
         found.append(np.mean(norms))
     assert refuser.norms[0] == pytest.approx(np.mean(found))
-    vectors = refuser.directions(refusal_study.RANDOM, 0, 4)
-    assert torch.equal(vectors[:2], refuser.directions(refusal_study.RANDOM, 0, 2)), "more go on from fewer"
+    vectors = refuser.directions(refusers.RANDOM, 0, 4)
+    assert torch.equal(vectors[:2], refuser.directions(refusers.RANDOM, 0, 2)), "more go on from fewer"
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4))
     added = refuser.conditions(vectors, 0, 0.5)
     assert all(float(each.vector.norm()) == pytest.approx(0.5 * refuser.norms[0], rel=1e-5) for each in added)
-    towards, away = (refuser.directions(kind, 0, 9) for kind in (refusal_study.TOWARDS, refusal_study.AWAY))
+    towards, away = (refuser.directions(kind, 0, 9) for kind in (refusers.TOWARDS, refusers.AWAY))
     assert torch.equal(towards, -away) and len(towards) == 1
 
 
@@ -103,7 +101,7 @@ def test_the_strength_is_the_largest_up_to_which_capability_is_kept():
 def study(name, broken, c=0.25):
     """A stored study whose random vectors break these shares of ten questions."""
     rows = [
-        {"split": "evaluation", "layer": 0, "kind": refusal_study.RANDOM, "n": 1, "c": c, "vector": i,
+        {"split": "evaluation", "layer": 0, "kind": refusers.RANDOM, "n": 1, "c": c, "vector": i,
          "refused": "C" * n + "R" * (10 - n), "allowed": "CCCC", "loss": 1.0, "cosine": -0.01 * n}
         for i, n in enumerate(broken)
     ]  # fmt: skip
@@ -123,7 +121,7 @@ def test_claims_are_decided_by_vectors_and_questions():
     assert other["broken"] == 1 and other["questions"] == 2 and other["vectors"] == 2
     lost = replace(studies[0], told=studies[0].told | {"accuracy": {"evaluation": 1.2}})
     assert refusal_results.random_breaks([lost]) is None, "capability is not kept, so nothing is claimed"
-    assert refusal_results.beyond_random(studies, refusal_study.DECODER, 0) is None
+    assert refusal_results.beyond_random(studies, refusers.DECODER, 0) is None
     assert refusal_results.between({"one": studies[:1]}) is None
     between = refusal_results.between({"one": studies[:1], "other": studies[1:]})
     assert between.estimate == pytest.approx(0.1) and between.narrow is not None
