@@ -35,7 +35,7 @@ AUTOENCODERS = (
     *("autoencoder", "autoencoder_relu", "autoencoder_topk", "autoencoder_second", "contrast_autoencoder"),
 )
 # the settings that name a model, an autoencoder or a folder of results
-RESULTS = ("truth", "diffing", "steering", "sae_checks", "steering_safety")
+RESULTS = ("truth", "diffing", "steering", "sae_checks", "steering_safety", "activation_sparsity")
 REFUSERS = ("refusers", "refuser_parents", "refuser_autoencoders", "refusal_classifier")
 PINNED = (*MODELS, *AUTOENCODERS, "second_subject", "second_autoencoder", *REFUSERS, *RESULTS)
 
@@ -202,6 +202,14 @@ class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     vectors: PositiveInt = 1000  # of each kind that is added
     repeated_means: PositiveInt = 8  # means of each number of vectors, for each question they succeed on
     steering_safety: str | None = None  # directory of what steering does to their refusals
+    sparsity_texts: PositiveInt = 16  # texts on which pruned models are measured
+    sparsity_calibration: PositiveInt = 256  # those that statistics and corrections are from
+    sparsity_documents: PositiveInt = 300  # of reasoning text, on which a pruned model's features are read
+    sparsity_problems: NonNegativeInt = 0  # problems that pruned models solve
+    zero_shot: list[str] = []  # tasks that they are asked: ARC-easy, PIQA, WinoGrande, LAMBADA
+    harness: list[str] = []  # tasks that lm-evaluation-harness asks them, by its names
+    zero_shot_items: PositiveInt = 100  # items of each task
+    activation_sparsity: str | None = None  # directory of what pruning does to the model
     refusal_classifier: str | None = None  # a model that tells refusals, beside the rules
     judge_url: str | None = None  # an OpenAI-compatible endpoint that describes features and judges answers
     judge_model: str | None = None  # the model asked there

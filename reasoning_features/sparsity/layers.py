@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -232,46 +233,59 @@ def sparse(
         yield
 
 
-@torch.enable_grad()
 def fit(
-    linear: nn.Linear, pattern: AnyPattern, inputs: Sequence[Tensor], corrections: Sequence[Correction],
-    criterion: Criterion = act,
-) -> list[float]:  # fmt: skip
-    """Learn one layer's corrections in place; gives each step's loss.
+    model: PreTrainedModel, layers: Mapping[str, nn.Linear], pattern: AnyPattern,
+    corrections: Mapping[str, Sequence[Correction]], batches: Sequence[Tensor], criterion: Criterion = act,
+) -> dict[str, list[float]]:  # fmt: skip
+    """Learn layers' corrections in place, all side by side in one dense pass over batches of token ids
+    ``[b, t]``, a step each; gives each layer's losses.
 
-    The loss is the mean squared error to the dense layer's output for ``inputs`` of calibration, a sequence
-    ``[t, in]`` a step, each once and in order. The settings are those released: AdamW at 1e-4, betas .9 and
-    .95, no decay of weights, 3% warm-up and a linear fall, gradients clipped to norm 1; none goes
-    through the choice of what is kept. The released code fits a whole block's output. UserError: nothing to
-    learn, or no inputs.
+    A loss is the mean squared error to the dense layer's output. The settings are those released: AdamW at
+    1e-4, betas .9 and .95, no decay of weights, 3% warm-up and a linear fall, gradients clipped to norm 1;
+    none goes through the choice of what is kept. The released code fits a whole block's output. UserError:
+    nothing to learn, or no batch.
     """
-    learnt = [tensor for correction in corrections for tensor in correction.learnt]
-    if not learnt or not inputs:
-        raise UserError("There is nothing to fit: give a correction that learns, and calibrate with `keep`.")
-    prune = _pruner(linear, pattern, criterion, corrections, "The layer")
-    weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-    optimiser = torch.optim.AdamW(learnt, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0)
-    steps = len(inputs)
-    schedule = get_linear_schedule_with_warmup(optimiser, int(0.03 * steps), steps)
-    losses = []
+    learnt = {name: [t for own in corrections[name] for t in own.learnt] for name in layers}
+    if not all(learnt.values()) or not batches:
+        raise UserError("There is nothing to fit: give corrections that learn, and batches to learn from.")
+    losses: dict[str, list[float]] = {name: [] for name in layers}
+    with ExitStack() as hooks:
+        for name, linear in layers.items():
+            prune = _pruner(linear, pattern, criterion, corrections[name], name)
+            step = _learner(linear, prune, corrections[name], learnt[name], len(batches), losses[name])
+            hooks.callback(linear.register_forward_hook(step).remove)
+        for batch in batches:
+            with torch.no_grad():
+                model.base_model(input_ids=batch.to(model.device), use_cache=False)
+    for tensor in chain.from_iterable(learnt.values()):
+        tensor.requires_grad_(False).grad = None
+    return losses
+
+
+def _learner(
+    linear: nn.Linear, prune: Prune, corrections: Sequence[Correction], learnt: Sequence[Tensor],
+    steps: int, losses: list[float],
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:  # fmt: skip
+    """A hook that takes a step of one layer's corrections and notes the loss."""
     for tensor in learnt:
         tensor.requires_grad_(True)
-    for sequence in inputs:
-        x = sequence[None].to(weight.device)
-        read = prune(wide(x))
-        y = wide(functional.linear(read.to(x.dtype), weight, bias))
-        made = _corrected(y, wide(x), read, corrections)
-        loss = functional.mse_loss(made, wide(functional.linear(x, weight, bias)))
+    optimiser = torch.optim.AdamW(learnt, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0)
+    schedule = get_linear_schedule_with_warmup(optimiser, int(0.03 * steps), steps)
+
+    @torch.enable_grad()
+    def step(_: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+        x = wide(args[0])
+        read = prune(x)
+        made = wide(functional.linear(read.to(y.dtype), linear.weight, linear.bias))
+        loss = functional.mse_loss(_corrected(made, x, read, corrections), wide(y))
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learnt, 1.0)
         optimiser.step()
         schedule.step()
         losses.append(loss.item())
-    for tensor in learnt:
-        tensor.requires_grad_(False)
-        tensor.grad = None
-    return losses
+
+    return step
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """What pruning does to a model: loss and divergence on held-out text, and tasks, a row a setting and unit."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,18 +13,41 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
 
-from reasoning_features.errors import UserError
-from reasoning_features.models.subject import Subject
+from reasoning_features import paths
+from reasoning_features.errors import MissingArtefact, UserError
+from reasoning_features.files import read_json, write_json, write_table
+from reasoning_features.models.conditions import Condition
+from reasoning_features.models.subject import Subject, short_name
 from reasoning_features.organism.problems import Split
-from reasoning_features.runs.shards import Arrays
+from reasoning_features.runs.shards import Arrays, Work, map_shards
 from reasoning_features.settings import Settings
+from reasoning_features.sparsity import harness, zero_shot
+from reasoning_features.sparsity.bridge import Bridge, load_bridge
 from reasoning_features.sparsity.layers import CORRECTIONS, calibrate, fit, linear_layers, replaced, sparse
-from reasoning_features.sparsity.patterns import CRITERIA, PRUNERS, AnyPattern, Statistics
-from reasoning_features.sparsity.zero_shot import Item, correct
-from reasoning_features.text.corpora import general_corpus
+from reasoning_features.sparsity.patterns import (
+    CRITERIA,
+    PRUNERS,
+    AnyPattern,
+    Pattern,
+    Statistics,
+    Unstructured,
+)
+from reasoning_features.steering.answering import answers
+from reasoning_features.steering.questions import load_questions
+from reasoning_features.steering.steering_study import SHARES, going_on
+from reasoning_features.text.corpora import TEXT, general_corpus, reasoning_corpus
+from reasoning_features.truth.benchmark import Variant, load_variant
 
 ACTIVATIONS, WEIGHTS = "activations", "weights"
-CALIBRATION = 16  # sequences of the selection split that statistics are of, and corrections are fitted on
+KEPT = 8  # sequences whose inputs are kept, for SparseGPT
+LEARNT = ("L-PTS", "scale", "shift", "R-Sparse")  # corrections that are fitted
+ENOUGH = 128  # sequences to fit on (released: 256): with few, what is learnt stays where it starts
+# the settings that determine a study
+DETERMINED_BY = (
+    *("layer", "dtype", "corpus", "reasoning_text", "general_text", "context", "words", "window", "alpha"),
+    *("seed", "sparsity_texts", "sparsity_calibration", "sparsity_documents", "sparsity_problems"),
+    *("zero_shot", "harness", "zero_shot_items", "shown_start"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,19 +68,60 @@ class Setting:
         return {"pattern": str(self.pattern)} | told
 
 
+DENSE = Setting(Pattern(1, 1))
+PATTERNS = (Pattern(2, 4), Pattern(4, 8), Pattern(8, 16), Pattern(16, 32))
+HALF, MOST = Unstructured(0.5), Unstructured(0.3)
+COMPARED = (Pattern(2, 4), Pattern(8, 16))  # at which ways of pruning are compared
+BY_PATTERN = (DENSE, *(Setting(pattern) for pattern in (*PATTERNS, HALF, MOST)))
+
+
+def grid(n_blocks: int, learnt: bool) -> list[Setting]:
+    """Every setting of a study; ``learnt``: with the corrections that are fitted."""
+    parts: list[str | tuple[int, ...]] = ["mlp", *thirds(n_blocks)]
+    ways = [name for name in CORRECTIONS if learnt or name not in LEARNT]
+    return [
+        *BY_PATTERN,
+        *(Setting(pattern, WEIGHTS, by) for by in PRUNERS for pattern in (*PATTERNS, HALF)),
+        *(Setting(pattern, by=by) for by in CRITERIA if by != "ACT" for pattern in COMPARED),
+        *(Setting(pattern, correction=name) for name in ways for pattern in COMPARED),
+        *(Setting(pattern, which=which) for which in parts for pattern in COMPARED),
+    ]
+
+
+def thirds(n_blocks: int) -> list[tuple[int, ...]]:
+    """The blocks of a model in three parts by depth; fewer where there are fewer blocks."""
+    parts = [tuple(map(int, part)) for part in np.array_split(np.arange(n_blocks), 3)]
+    return [part for part in parts if part]
+
+
+def has_tasks(setting: Setting) -> bool:
+    """Whether tasks are asked under a setting: of all patterns, and of weights where they are compared."""
+    return setting in BY_PATTERN or (setting.pattern in COMPARED and setting.by in ("magnitude", "Wanda"))
+
+
+def is_bridged(setting: Setting) -> bool:
+    """Whether features are read under a setting: of the patterns N:M, and of parts of the depth at 2:4."""
+    at_depth = setting.pattern == PATTERNS[0] and isinstance(setting.which, tuple)
+    return at_depth or (setting in BY_PATTERN and isinstance(setting.pattern, Pattern))
+
+
 @dataclass(frozen=True)
 class Workbench:
-    """A model with held-out text and tasks on which it is measured, dense and pruned."""
+    """A model with held-out text on which it is measured, dense and pruned."""
 
     subject: Subject
-    windows: Tensor  # [n, t] token ids that statistics were not taken from
-    statistics: Mapping[str, Statistics]  # by layer
-    items: Mapping[str, Sequence[Item]] = field(default_factory=dict)
+    texts: list[Tensor]  # [n][t] token ids that statistics were not taken from
+    starts: list[int]  # [n] the first token of each whose prediction counts
+    calibration: list[Tensor]  # [m][t] token ids that they were taken from
+    statistics: dict[str, Statistics]  # by layer
 
     @cached_property
     def dense(self) -> list[Tensor]:
-        """Log-probabilities ``[t − 1, vocabulary]`` of the dense model in each window."""
-        return [_log_probabilities(self.subject, window) for window in self.windows]
+        """Log-probabilities ``[t − start, vocabulary]`` of the dense model in each text, on the CPU."""
+        return [
+            _log_probabilities(self.subject, *each).cpu()
+            for each in zip(self.texts, self.starts, strict=True)
+        ]
 
     @contextmanager
     def pruned(self, setting: Setting) -> Iterator[None]:
@@ -68,65 +134,130 @@ class Workbench:
             with replaced(layers, new):
                 yield
             return
-        corrections = {}
+        corrections, criterion = {}, CRITERIA[setting.by]
         if setting.correction != "none":
-            make, criterion = CORRECTIONS[setting.correction], CRITERIA[setting.by]
+            make = CORRECTIONS[setting.correction]
+            batches = [text[None] for text in self.calibration]
             corrections = {name: [make(linear, known[name])] for name, linear in layers.items()}
-            for name, (own,) in corrections.items():
-                if own.learnt:
-                    fit(layers[name], setting.pattern, known[name].inputs, [own], criterion)
-        with sparse(layers, setting.pattern, CRITERIA[setting.by], corrections):
+            if setting.correction in LEARNT:
+                fit(self.subject.model, layers, setting.pattern, corrections, batches, criterion)
+        with sparse(layers, setting.pattern, criterion, corrections):
             yield
 
     def measured(self) -> Arrays:
-        """As the model is now: mean loss and divergence from the dense model (nats a token) of each window
-        ``[n]``, and of each task's items whether they are answered rightly.
+        """As the model is now: mean loss and divergence from the dense model (nats a token) of each text
+        ``[n]``.
         """
         found: dict[str, list[float]] = {"loss": [], "divergence": []}
-        for window, dense in zip(self.windows, self.dense, strict=True):
-            own = _log_probabilities(self.subject, window)
-            found["loss"].append(float(nll_loss(own, window[1:].to(own.device))))
-            found["divergence"].append(float(kl_div(own, dense, reduction="batchmean", log_target=True)))
-        told = {name: np.array(values) for name, values in found.items()}
-        return told | {name: correct(self.subject, items) for name, items in self.items.items()}
+        for text, start, dense in zip(self.texts, self.starts, self.dense, strict=True):
+            own = _log_probabilities(self.subject, text, start)
+            found["loss"].append(float(nll_loss(own, text[start:].to(own.device))))
+            apart = kl_div(own, dense.to(own.device), reduction="batchmean", log_target=True)
+            found["divergence"].append(float(apart))
+        return {name: np.array(values) for name, values in found.items()}
 
 
 @torch.no_grad()
-def _log_probabilities(subject: Subject, window: Tensor) -> Tensor:
-    logits = subject.model(window[None].to(subject.device), use_cache=False).logits[0, :-1]
+def _log_probabilities(subject: Subject, text: Tensor, start: int) -> Tensor:
+    logits = subject.model(text[None].to(subject.device), use_cache=False).logits[0, start - 1 : -1]
     return logits.float().log_softmax(-1)
 
 
-def load_workbench(
-    settings: Settings, subject: Subject, n: int, items: Mapping[str, Sequence[Item]] | None = None
-) -> Workbench:
-    """A subject with ``n`` windows of the general text's evaluation split, and statistics of its selection
-    split.
-    """
-    calibrated = text_windows(settings, subject, "selection", CALIBRATION).split(1)
-    statistics = calibrate(subject.model, linear_layers(subject.model), calibrated, keep=CALIBRATION)
-    return Workbench(subject, text_windows(settings, subject, "evaluation", n), statistics, items or {})
+def load_workbench(settings: Settings, subject: Subject, n: int) -> Workbench:
+    """A subject with ``n`` texts of the evaluation split, and statistics of the selection split's."""
+    calibration, _ = load_texts(settings, subject, "selection", settings.sparsity_calibration)
+    batches = [text[None] for text in calibration]
+    statistics = calibrate(subject.model, linear_layers(subject.model), batches, keep=KEPT)
+    return Workbench(subject, *load_texts(settings, subject, "evaluation", n), calibration, statistics)
 
 
-def text_windows(settings: Settings, subject: Subject, split: Split, n: int) -> Tensor:
-    """Token ids ``[n, settings.context]``: the general text's documents end to end, cut into windows; as many
-    as there are. UserError: not one.
+def load_texts(settings: Settings, subject: Subject, split: Split, n: int) -> tuple[list[Tensor], list[int]]:
+    """Token ids of ``n`` texts, as many as there are, and the first token of each that is to be predicted.
+
+    They are the general text end to end, cut into windows of ``settings.context``. The organism, which never
+    reads two documents in a row and never predicts a prompt, has its traces. UserError: there are none.
     """
-    corpus, length = general_corpus(settings, subject.tokenizer, split), settings.context
-    if not (n := min(n, len(corpus.tokens) // length)):
+    if settings.corpus != TEXT:
+        traces = reasoning_corpus(settings, subject.tokenizer, split, documents=n)
+        parts = np.split(np.arange(traces.n_tokens), traces.starts[1:-1])
+        ids = [torch.from_numpy(traces.tokens[part].astype(np.int64)) for part in parts]
+        return ids, [int(np.argmax(traces.thinking[part])) for part in parts]
+    length, documents = settings.context, n
+    corpus = general_corpus(settings, subject.tokenizer, split, documents)
+    while len(corpus.tokens) < n * length and corpus.n_documents == documents:  # there may be more
+        documents *= 2
+        corpus = general_corpus(settings, subject.tokenizer, split, documents)
+    windows = torch.from_numpy(corpus.tokens.astype(np.int64)).split(length)
+    if not (whole := [window for window in windows if len(window) == length][:n]):
         told = f"The general text's {split} split has fewer than {length} tokens"
         raise UserError(f"{told}: take more documents, or a shorter context.")
-    return torch.from_numpy(corpus.tokens[: n * length].reshape(n, length).astype(np.int64))
+    return whole, [1] * len(whole)
 
 
-def measured(workbench: Workbench, made: Sequence[Setting], shard: int) -> Arrays:
+def load_tasks(variant: Variant) -> list[Callable[[], Arrays]]:
+    """What the settings ask of the model as it is: zero-shot tasks (which items are answered rightly), and
+    problems, whose answers are right or not and take so many tokens of thinking, ``steered`` too.
+    """
+    settings, subject = variant.settings, variant.model
+    n, made = settings.zero_shot_items, list[Callable[[], Arrays]]()
+    for task in settings.zero_shot:
+        made.append(partial(_named, task, zero_shot.correct, subject, zero_shot.load_items(task, n)))
+    made += [partial(_named, task, harness.answered, subject, task, n) for task in settings.harness]
+    if settings.sparsity_problems:
+        norm, direction = going_on(variant)
+        steered = [] if direction is None else [Condition("steered", vector=max(SHARES) * norm * direction)]
+        made.append(partial(_solved, settings, subject, steered))
+    return made
+
+
+def _named(name: str, ask: Callable[..., Any], *given: Any) -> Arrays:
+    return {name: ask(*given)}
+
+
+def _solved(settings: Settings, subject: Subject, steered: Sequence[Condition]) -> Arrays:
+    n, start = settings.sparsity_problems, settings.shown_start
+    questions = load_questions(settings, subject.tokenizer, "evaluation", n, start)
+    answered = answers(subject, questions, steered, settings.seed, progress=None)
+    parts = answered.groupby("condition", sort=False)
+    found = {f"{name}: {what}": own[what].to_numpy() for name, own in parts for what in MEASURED}
+    return found
+
+
+MEASURED = ("correct", "thinking_tokens")
+
+
+@dataclass(frozen=True)
+class Study:
+    """All settings measured on one model."""
+
+    table: pd.DataFrame  # a row a setting, measure and unit (text, item, problem, document or feature)
+    told: dict[str, Any]  # ``study.json``
+
+
+@lru_cache(1)
+def _loaded(told: str) -> tuple[Workbench, list[Callable[[], Arrays]], Bridge | None, list[Setting]]:
+    """What a process measures a model with, from its settings as JSON."""
+    settings = Settings.model_validate_json(told)
+    variant = load_variant(settings)
+    workbench = load_workbench(settings, variant.model, settings.sparsity_texts)
+    bridge = load_bridge(variant, workbench.texts) if settings.autoencoder else None
+    made = grid(variant.model.n_layers, len(workbench.calibration) >= ENOUGH)
+    return workbench, load_tasks(variant), bridge, made
+
+
+def measured(settings: str, shard: int) -> Arrays:
     """What a shard of a study holds: one setting's measures."""
-    with workbench.pruned(made[shard]):
-        return workbench.measured()
+    workbench, tasks, bridge, made = _loaded(settings)
+    setting = made[shard]
+    with workbench.pruned(setting):
+        found = workbench.measured()
+        for task in tasks if has_tasks(setting) else []:
+            found |= task()
+        return found | bridge.read() if bridge and is_bridged(setting) else found
 
 
 def as_table(made: Sequence[Setting], found: Sequence[Arrays]) -> pd.DataFrame:
-    """A row a setting, measure and unit (window or item), with the ``value``."""
+    """A row a setting, measure and unit, with the ``value``."""
     parts = [
         pd.DataFrame({"measure": name, "unit": np.arange(len(values)), "value": values.astype(float)}).assign(
             **setting.row
@@ -135,3 +266,46 @@ def as_table(made: Sequence[Setting], found: Sequence[Arrays]) -> pd.DataFrame:
         for name, values in arrays.items()
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def study_folder(settings: Settings) -> Path:
+    """Where the study of a subject is stored. UserError: the profile names no place for studies."""
+    if settings.activation_sparsity is None:
+        raise UserError(f"The profile {settings.profile} names no folder: give activation_sparsity.")
+    return paths.resolve(settings.activation_sparsity) / "studies" / short_name(settings.subject)
+
+
+def determined_by(settings: Settings) -> dict[str, Any]:
+    """The settings that determine a study."""
+    return {k: v for k, v in settings.model_dump(mode="json").items() if k in DETERMINED_BY}
+
+
+def store(settings: Settings, kept: Path) -> None:
+    """Measure every setting on the subject, in shards that are ``kept``, unless that is stored."""
+    place = study_folder(settings)
+    if (place / "study.json").is_file():
+        load_study(settings)
+        return
+    told = settings.model_dump_json()
+    workbench, _, bridge, made = _loaded(told)
+    read = bridge.told if bridge else {}
+    key = determined_by(settings) | {"model": workbench.subject.revision} | read
+    work = Work(f"sparsity-{place.name}", partial(measured, told), len(made), key, settings.device)
+    table = as_table(made, list(map_shards(work, kept)))
+    write_table(place / "measured.parquet", table)
+    named = {"model": place.name, "blocks": workbench.subject.n_layers, "settings": determined_by(settings)}
+    write_json(place / "study.json", named | read)
+
+
+def load_study(settings: Settings) -> Study:
+    """The subject's stored study. MissingArtefact: it is not there. UserError: other settings made it."""
+    place = study_folder(settings)
+    if not (place / "study.json").is_file():
+        made = f"`make activation-sparsity PROFILE={settings.profile}` makes it"
+        raise MissingArtefact(f"There is no {paths.relative(place)}: {made}.")
+    told, wanted = read_json(place / "study.json"), determined_by(settings)
+    if differs := [name for name in DETERMINED_BY if told["settings"].get(name) != wanted[name]]:
+        was = f"{differs[0]} = {told['settings'].get(differs[0])}, not {wanted[differs[0]]}"
+        advice = "take that, or name another folder as activation_sparsity and make the study there"
+        raise UserError(f"{paths.relative(place)} was made with {was}: {advice}.")
+    return Study(pd.read_parquet(place / "measured.parquet"), told)

@@ -3,6 +3,7 @@
 import copy
 import statistics
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -278,6 +279,15 @@ def test_criteria_of_weights_see_smoothed_weights(one):
     assert CORRECTIONS["LS"](dead, known).scale[3] == 1
 
 
+def fitted(linear, inputs, corrections):
+    """Fit one layer that is a whole model, a sequence of inputs a step; gives the losses."""
+    model = SimpleNamespace(
+        device="cpu", base_model=lambda input_ids, use_cache: linear(inputs[int(input_ids)])
+    )
+    steps = [torch.tensor(i) for i in range(len(inputs))]
+    return fit(model, {"it": linear}, HALF, {"it": corrections}, steps)["it"]
+
+
 @pytest.mark.parametrize("names", [["L-PTS"], ["scale"], ["shift"], ["R-Sparse"], ["L-PTS", "shift"]])
 def test_what_is_learnt_comes_nearer_to_the_dense_layer(one, names):
     linear, few, known = one
@@ -291,20 +301,32 @@ def test_what_is_learnt_comes_nearer_to_the_dense_layer(one, names):
         return float((read - linear(x)).square().mean())
 
     first = error()
-    losses = fit(linear, HALF, list(x) * 25, corrections)
+    losses = fitted(linear, list(x) * 25, corrections)
     learnt = [tensor for correction in corrections for tensor in correction.learnt]
     assert len(losses) == 100 and sum(losses[:4]) / 4 == pytest.approx(first, rel=0.05)
     assert error() < first and not any(tensor.requires_grad for tensor in learnt)
     moved = max(float((new - old).abs().max()) for new, old in zip(learnt, before, strict=True))
     assert 1e-3 < moved < 100 * 1e-4 * 1.1, "a hundred steps of at most 1e-4"
-    assert linear.weight.grad is None
+    assert linear.weight.grad is None and not linear._forward_hooks
 
 
 def test_what_cannot_be_fitted_is_told(one):
     linear, x, known = one
     for inputs, name in ((list(x), "VAR"), ([], "L-PTS")):
         with pytest.raises(UserError, match="nothing to fit"):
-            fit(linear, HALF, inputs, [CORRECTIONS[name](linear, known)])
+            fitted(linear, inputs, [CORRECTIONS[name](linear, known)])
+
+
+def test_layers_of_a_model_learn_side_by_side_as_they_would_alone(llama):
+    layers, before = linear_layers(llama), traces(llama)
+    batches = TOKENS.split(1) * 3
+    made = {name: [CORRECTIONS["shift"](linear, None)] for name, linear in layers.items()}
+    found = fit(llama, layers, HALF, made, batches)
+    name = list(layers)[9]
+    alone = {name: [CORRECTIONS["shift"](layers[name], None)]}
+    assert fit(llama, {name: layers[name]}, HALF, alone, batches)[name] == pytest.approx(found[name])
+    torch.testing.assert_close(alone[name][0].learnt, made[name][0].learnt)
+    assert traces(llama) == before and {len(own) for own in found.values()} == {6}
 
 
 def test_every_criterion_correction_and_pruned_weight_runs_on_a_model(llama):
