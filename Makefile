@@ -36,7 +36,8 @@ NUMBERS := $(filter-out 00,$(foreach path,$(NOTEBOOKS),$(firstword $(subst _, ,$
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: all quickstart plan test test-fast check-house bench lab organism sanity steering-safety smollm2 vocabulary-real verify clean help $(NUMBERS:%=nb-%)
+.PHONY: all quickstart plan test test-fast check-house bench lab organism sanity steering-safety \
+  activation-sparsity smollm2 vocabulary-real verify clean help $(NUMBERS:%=nb-%)
 
 # 13 reads what 12 stores, the longest path: they start first
 all: $(addprefix nb-,$(filter 12 13,$(NUMBERS)) $(NUMBERS)) ## every notebook of the profile: figures, tables, claims (PROFILE=, DEVICE=, PARAMS="alpha=0.3")
@@ -132,6 +133,9 @@ sanity: $(STAMP) ## what notebooks 07 and 08 read: dictionaries, frozen and trai
 
 steering-safety: $(STAMP) ## what notebook 09 reads of PROFILE: refusers, and what steering does to them (an hour; resumes)
 	$(BIN)/python -m reasoning_features.making.steering_safety --profile $(call quoted,PROFILE)
+
+activation-sparsity: $(STAMP) ## what notebook 10 reads of PROFILE: settings of pruning, measured (an hour; resumes)
+	$(BIN)/python -m reasoning_features.making.activation_sparsity --profile $(call quoted,PROFILE)
 
 vocabulary-real: $(STAMP) ## figures 2 and 5 from R1's thinking on 633 problems
 	$(BIN)/python -m reasoning_features.making.vocabulary_real

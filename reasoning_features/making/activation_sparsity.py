@@ -24,13 +24,12 @@ from reasoning_features.making.organism import (
 )
 from reasoning_features.organism.training import train_and_save
 from reasoning_features.settings import Settings, load_settings
-from reasoning_features.sparsity.study import store
+from reasoning_features.sparsity.study import BIASED, store
 
-HOME = Path("data/organism/activation_sparsity")
-BIASED = HOME / "biased"
+HOME = "data/organism/activation_sparsity"
 PARENT = "coupled-0"
-SPREAD = 3.0  # standard deviation of the biases that training starts from
-RECIPE = replace(VARIANT_RECIPE, tokens=1_000_000)
+SPREAD = 1.0  # standard deviation of the biases that training starts from
+RECIPE = replace(VARIANT_RECIPE, tokens=60_000)
 SEEDS = range(3)
 SHAPE = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -68,7 +67,7 @@ def main() -> None:
     try:
         settings = load_settings(options.profile)
         kept = paths.RunPaths(settings.profile).shards
-        if settings.activation_sparsity != HOME.as_posix():
+        if settings.activation_sparsity != HOME:
             store(settings, kept)
             return
         torch.set_num_threads(1)  # a rerun gives the same bytes

@@ -16,7 +16,7 @@ from torch.nn.functional import kl_div, nll_loss
 from reasoning_features import paths
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.files import read_json, write_json, write_table
-from reasoning_features.models.conditions import Condition
+from reasoning_features.models.conditions import UNSTEERED, Condition
 from reasoning_features.models.subject import Subject, short_name
 from reasoning_features.organism.problems import Split
 from reasoning_features.runs.shards import Arrays, Work, map_shards
@@ -32,13 +32,15 @@ from reasoning_features.sparsity.patterns import (
     Statistics,
     Unstructured,
 )
+from reasoning_features.statistics import Array
 from reasoning_features.steering.answering import answers
-from reasoning_features.steering.questions import load_questions
+from reasoning_features.steering.questions import COMMON, load_questions
 from reasoning_features.steering.steering_study import SHARES, going_on
 from reasoning_features.text.corpora import TEXT, general_corpus, reasoning_corpus
 from reasoning_features.truth.benchmark import Variant, load_variant
 
 ACTIVATIONS, WEIGHTS = "activations", "weights"
+BIASED = "data/organism/activation_sparsity/biased"  # the organism with large biases, for a lesson
 KEPT = 8  # sequences whose inputs are kept, for SparseGPT
 LEARNT = ("L-PTS", "scale", "shift", "R-Sparse")  # corrections that are fitted
 ENOUGH = 128  # sequences to fit on (released: 256): with few, what is learnt stays where it starts
@@ -219,11 +221,7 @@ def _solved(settings: Settings, subject: Subject, steered: Sequence[Condition]) 
     questions = load_questions(settings, subject.tokenizer, "evaluation", n, start)
     answered = answers(subject, questions, steered, settings.seed, progress=None)
     parts = answered.groupby("condition", sort=False)
-    found = {f"{name}: {what}": own[what].to_numpy() for name, own in parts for what in MEASURED}
-    return found
-
-
-MEASURED = ("correct", "thinking_tokens")
+    return {f"{name}: {what}": own[what].to_numpy() for name, own in parts for what in COMMON}
 
 
 @dataclass(frozen=True)
@@ -232,6 +230,26 @@ class Study:
 
     table: pd.DataFrame  # a row a setting, measure and unit (text, item, problem, document or feature)
     told: dict[str, Any]  # ``study.json``
+
+    @property
+    def settings(self) -> list[Setting]:
+        return grid(self.told["blocks"], bool(self.table["correction"].isin(LEARNT).any()))
+
+    @property
+    def tasks(self) -> list[str]:
+        """Measures that say which items of a task are answered rightly."""
+        asked = self.told["settings"]
+        solved = [f"{UNSTEERED}: {COMMON[0]}"] if asked["sparsity_problems"] else []
+        return [*asked["zero_shot"], *asked["harness"], *solved]
+
+    @cached_property
+    def _measured(self) -> dict[Any, Array]:
+        columns = [*DENSE.row, "measure"]
+        return {key: own.to_numpy() for key, own in self.table.groupby(columns, sort=False)["value"]}
+
+    def values(self, setting: Setting, measure: str) -> Array:
+        """A measure of every unit under a setting ``[n]``; none where it was not measured."""
+        return self._measured.get((*setting.row.values(), measure), np.empty(0))
 
 
 @lru_cache(1)
@@ -309,3 +327,11 @@ def load_study(settings: Settings) -> Study:
         advice = "take that, or name another folder as activation_sparsity and make the study there"
         raise UserError(f"{paths.relative(place)} was made with {was}: {advice}.")
     return Study(pd.read_parquet(place / "measured.parquet"), told)
+
+
+def load_studies(settings: Settings) -> list[Study]:
+    """The subject's study, and those of other models beside it; raises as :func:`load_study`."""
+    own = load_study(settings)
+    folders = sorted(study_folder(settings).parent.iterdir())
+    others = [settings.model_copy(update={"subject": paths.relative(folder)}) for folder in folders]
+    return [own, *(load_study(each) for each in others if Path(each.subject).name != own.told["model"])]
