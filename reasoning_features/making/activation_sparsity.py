@@ -28,8 +28,8 @@ from reasoning_features.sparsity.study import BIASED, store
 
 HOME = "data/organism/activation_sparsity"
 PARENT = "coupled-0"
-SPREAD = 1.0  # standard deviation of the biases that training starts from
-RECIPE = replace(VARIANT_RECIPE, tokens=60_000)
+SPREAD = 2.0  # standard deviation of the biases that training starts from
+RECIPE = replace(VARIANT_RECIPE, tokens=300_000)
 SEEDS = range(3)
 SHAPE = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),

@@ -175,13 +175,21 @@ class Subject:
         """
         self._needs_the_stream()
         check_layer(layer, self.n_layers, self.name)
+        given = {"inputs_embeds": stream.to(self.device, self.model.dtype)}
+        return self._logits_at(self._blocks_after(layer), given, places)
+
+    @torch.no_grad()
+    def logits_at(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """Next-token logits ``[b, k, vocabulary]`` of token ids ``[b, t]`` at ``places`` ``[b, k]`` alone."""
+        return self._logits_at(self.model, {"input_ids": tokens.to(self.device)}, places)
+
+    def _logits_at(self, model: PreTrainedModel, given: dict[str, Tensor], places: Tensor) -> Tensor:
+        """Of a model's last stream the unembedding reads some places of each row, and no others."""
         at, rows = places.to(self.device), torch.arange(len(places), device=self.device)[:, None]
-        tail = self._blocks_after(layer)
-        # the unembedding reads these places alone
-        handle = tail.get_output_embeddings().register_forward_pre_hook(lambda _, read: (read[0][rows, at],))
+        head: Any = model.get_output_embeddings()
+        handle = head.register_forward_pre_hook(lambda _, read: (read[0][rows, at],))
         try:
-            ran = tail(inputs_embeds=stream.to(self.device, self.model.dtype), use_cache=False)
-            return self._finite(ran.logits, "logit")
+            return self._finite(model(**given, use_cache=False).logits, "logit")
         finally:
             handle.remove()
 

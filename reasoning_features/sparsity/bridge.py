@@ -44,23 +44,28 @@ class Bridge:
     @property
     def told(self) -> dict[str, Any]:
         """What a study says of it."""
-        kinds = ["ReasonScore"] * STEERED + ["random"] * (len(self.features) - STEERED)
+        half = len(self.features) // 2
+        kinds = ["ReasonScore"] * half + ["random"] * half
         steered = {"steered": self.features.tolist(), "kinds": kinds}
         return steered | {"autoencoder": dictionary_digest(self.variant.sae), "words": list(self.words)}
 
     def read(self) -> Arrays:
         """As the model is now: of each document the sums ``error``, ``deviation``, ``active`` and ``tokens``;
         of each feature ReasonScore ``score``, also of either half of the documents, and ``density``; of each
-        steered feature ``effect``, ⟨Δ, Δ_dense⟩ / ‖Δ_dense‖² of the changes of logits, and ``alignment``,
-        their cosine.
+        steered feature ``effect``, ⟨Δ, Δ_dense⟩ / ‖Δ_dense‖² of the changes of logits, ``alignment``, their
+        cosine, and ``others``, the mean cosine with what the other features do to the dense model.
         """
         found = _features(self.variant, self.traces, self.words, self.sets)
         del found["maximum"]
-        changes = _effects(self.variant, self.vectors, self.texts, self.places)
-        along = (changes * self.dense).sum((1, 2))
-        lengths = changes.norm(dim=(1, 2)), self.dense.norm(dim=(1, 2))
-        effects = {"effect": along / lengths[1].square(), "alignment": along / (lengths[0] * lengths[1])}
-        return found | {name: values.double().numpy() for name, values in effects.items()}
+        changes = _effects(self.variant, self.vectors, self.texts, self.places).double().flatten(1)
+        usual = self.dense.double().flatten(1)
+        lengths = changes.norm(dim=1), usual.norm(dim=1)
+        cosines = (changes @ usual.T / lengths[0][:, None] / lengths[1]).numpy()
+        own = cosines.diagonal()
+        found["effect"] = own * (lengths[0] / lengths[1]).numpy()
+        found["alignment"] = own.copy()
+        found["others"] = (cosines.sum(1) - own) / (len(own) - 1)
+        return found
 
 
 def load_bridge(variant: Variant, texts: Sequence[Tensor]) -> Bridge:
@@ -72,10 +77,10 @@ def load_bridge(variant: Variant, texts: Sequence[Tensor]) -> Bridge:
     words = tuple(word for word in settings.words if len(index.occurrences(word, settings.capitalised)))
     sets = token_sets(index, {REFERENCE: words}, [settings.window], settings.capitalised)
     found = _features(variant, traces, words, sets)
-    best = reason_score.select(found["score"], k=STEERED)
-    rng = np.random.default_rng(settings.seed)
-    live = np.setdiff1d(np.flatnonzero(found["density"] > 0), best)
-    features = np.concatenate([best, rng.choice(live, STEERED, replace=False)])
+    live, rng = np.flatnonzero(found["density"] > 0), np.random.default_rng(settings.seed)
+    best = reason_score.select(found["score"], k=min(STEERED, len(live) // 2))
+    random = rng.permutation(np.setdiff1d(live, best))[: len(best)]
+    features = np.concatenate([best, random])
     scale = torch.from_numpy(GAMMA * found["maximum"][features]).float()
     vectors = scale[:, None] * variant.sae.W_dec.detach()[torch.from_numpy(features)].cpu().float()
     some = list(texts[:TEXTS])

@@ -55,7 +55,7 @@ class Unstructured:
             raise UserError(f"A share of {self.keep:g} of the inputs cannot be kept: give one in (0, 1].")
 
     def __str__(self) -> str:
-        return f"unstructured, {self.keep:.0%} kept"
+        return f"{self.keep:.0%} kept"
 
     def group(self, width: int, _layer: str) -> tuple[int, int]:
         return max(round(self.keep * width), 1), width

@@ -17,7 +17,6 @@ from reasoning_features.sparsity.study import (
     COMPARED,
     DENSE,
     PATTERNS,
-    WEIGHTS,
     Setting,
     Study,
 )
@@ -33,6 +32,7 @@ from reasoning_features.statistics import (
 )
 from reasoning_features.steering.questions import COMMON
 
+HALVES = "dense, other half"  # two halves of the documents, compared
 # what the papers report: perplexity of Llama-2-7B, over the dense model's less 1, on WikiText-2: activations
 # and magnitude by the released prototype (chat, windows of 2,048), the others by locuslab/wanda (base)
 PAPER = {
@@ -68,21 +68,20 @@ def settings_table(studies: Sequence[Study]) -> pd.DataFrame:
 
 
 def tasks_table(studies: Sequence[Study]) -> pd.DataFrame:
-    """A row a setting and task: accuracy, and its change from the dense model with 95% over items."""
+    """A row a setting and task, or family of problems: accuracy, and its change from the dense model with 95%
+    over items.
+    """
     rows = []
     for setting in studies[0].settings:
         for task in studies[0].tasks:
-            if len(own := values(studies, setting, task)):
-                change = bootstrap_mean(own - values(studies, DENSE, task)).row("change")
-                named = {"pattern": str(setting.pattern), "by": setting.by, "task": task}
-                rows.append(named | {"accuracy": own.mean()} | change | {"items": len(own)})
+            if not len(right := values(studies, setting, task)):
+                continue
+            changed = right - values(studies, DENSE, task)
+            for part, own in studies[0].parts(task).items():
+                named = {"pattern": setting.row["pattern"], "by": setting.by, "task": part}
+                change = bootstrap_mean(changed[own]).row("change")
+                rows.append(named | {"accuracy": right[own].mean()} | change | {"items": int(own.sum())})
     return pd.DataFrame(rows)
-
-
-def weights_less_activations(studies: Sequence[Study], by: str, pattern: Pattern) -> Interval:
-    """Excess loss of pruned weights less that of pruned activations at the same pattern, over texts."""
-    pruned = excess(studies, Setting(pattern, WEIGHTS, by))
-    return bootstrap_mean(pruned - excess(studies, Setting(pattern)))
 
 
 def excess_ratio(studies: Sequence[Study], first: Setting, second: Setting) -> Interval:
@@ -154,14 +153,15 @@ def features_table(studies: Sequence[Study], k: int) -> pd.DataFrame:
     Explained variance and L0 are of its autoencoder. ReasonScore's rank correlation with the dense model's is
     over features alive there; ``overlap`` is that of the ``k`` best, and ``rarer`` says how many of the dense
     model's are active half as often or less. ``effect`` and ``alignment`` are means over steered features
-    (:class:`Bridge`). The row ``dense, other half`` compares two halves of the documents on the dense model,
+    (:class:`Bridge`). The row :data:`HALVES` compares two halves of the documents on the dense model,
     which differ by chance alone.
     """
     rows = []
     for study in studies:
         read = [setting for setting in study.settings if len(study.values(setting, "score"))]
         for setting in read:
-            row = {"model": study.told["model"], **_name(setting)} | _sums(study, setting)
+            told = {name: setting.row[name] for name in ("pattern", "layers")}
+            row = {"model": study.told["model"]} | told | _sums(study, setting)
             score, density = (study.values(setting, name) for name in ("score", "density"))
             dense = {name: study.values(DENSE, name) for name in ("score", "density")}
             best, live = chosen(dense["score"], k), dense["density"] > 0
@@ -174,13 +174,9 @@ def features_table(studies: Sequence[Study], k: int) -> pd.DataFrame:
             rows.append(row)
         if read:
             first, second = (study.values(DENSE, f"score, half {half}") for half in (0, 1))
-            row = {"model": study.told["model"], "pattern": "dense, other half", "layers": "all"}
+            row = {"model": study.told["model"], "pattern": HALVES, "layers": "all"}
             rows.append(row | _agreement(first, second, study.values(DENSE, "density") > 0, k))
     return pd.DataFrame(rows)
-
-
-def _name(setting: Setting) -> dict[str, str]:
-    return {"pattern": "dense" if setting == DENSE else str(setting.pattern), "layers": setting.row["layers"]}
 
 
 def _sums(study: Study, setting: Setting) -> dict[str, float]:
@@ -259,6 +255,6 @@ def steered_table(studies: Sequence[Study]) -> pd.DataFrame:
             plain, steered = (values(studies, setting, f"{how}: {name}") for how in (UNSTEERED, "steered"))
             if len(steered):
                 found = bootstrap_mean(steered - plain).row("change")
-                row = {"pattern": _name(setting)["pattern"], "by": setting.by, "measure": name}
+                row = {"pattern": setting.row["pattern"], "by": setting.by, "measure": name}
                 rows.append(row | {"unsteered": plain.mean(), "steered": steered.mean()} | found)
     return pd.DataFrame(rows)

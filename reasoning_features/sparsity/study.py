@@ -1,5 +1,6 @@
 """What pruning does to a model: loss and divergence on held-out text, and tasks, a row a setting and unit."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,14 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import kl_div, nll_loss
 
 from reasoning_features import paths
+from reasoning_features.dictionaries.autoencoder import load_autoencoder
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.files import read_json, write_json, write_table
 from reasoning_features.models.conditions import UNSTEERED, Condition
-from reasoning_features.models.subject import Subject, short_name
+from reasoning_features.models.subject import Subject, load_subject, short_name
 from reasoning_features.organism.problems import Split
 from reasoning_features.runs.shards import Arrays, Work, map_shards
 from reasoning_features.settings import Settings
@@ -34,16 +37,20 @@ from reasoning_features.sparsity.patterns import (
 )
 from reasoning_features.statistics import Array
 from reasoning_features.steering.answering import answers
-from reasoning_features.steering.questions import COMMON, load_questions
-from reasoning_features.steering.steering_study import SHARES, going_on
+from reasoning_features.steering.questions import COMMON, Questions, load_questions
+from reasoning_features.steering.steering_study import going_on
 from reasoning_features.text.corpora import TEXT, general_corpus, reasoning_corpus
-from reasoning_features.truth.benchmark import Variant, load_variant
+from reasoning_features.truth.benchmark import Variant
 
 ACTIVATIONS, WEIGHTS = "activations", "weights"
 BIASED = "data/organism/activation_sparsity/biased"  # the organism with large biases, for a lesson
-KEPT = 8  # sequences whose inputs are kept, for SparseGPT
+KEPT = 4096  # tokens whose inputs are kept, for SparseGPT
 LEARNT = ("L-PTS", "scale", "shift", "R-Sparse")  # corrections that are fitted
+STEERED = (0.1, 0.3)  # lengths of the vector that steers problems, in mean norms of the stream
 ENOUGH = 128  # sequences to fit on (released: 256): with few, what is learnt stays where it starts
+# criteria without a setting of their own: the plain one, and the one that reads other texts of a batch, for
+# texts come one at a time
+LEFT_OUT = ("ACT", "CLACT, published")
 # the settings that determine a study
 DETERMINED_BY = (
     *("layer", "dtype", "corpus", "reasoning_text", "general_text", "context", "words", "window", "alpha"),
@@ -67,7 +74,7 @@ class Setting:
         """The setting in words, as columns of a table."""
         which = self.which if isinstance(self.which, str) else f"blocks {self.which[0]} to {self.which[-1]}"
         told = {"what": self.what, "by": self.by, "correction": self.correction, "layers": which}
-        return {"pattern": str(self.pattern)} | told
+        return {"pattern": "dense" if self == DENSE else str(self.pattern)} | told
 
 
 DENSE = Setting(Pattern(1, 1))
@@ -84,7 +91,7 @@ def grid(n_blocks: int, learnt: bool) -> list[Setting]:
     return [
         *BY_PATTERN,
         *(Setting(pattern, WEIGHTS, by) for by in PRUNERS for pattern in (*PATTERNS, HALF)),
-        *(Setting(pattern, by=by) for by in CRITERIA if by != "ACT" for pattern in COMPARED),
+        *(Setting(pattern, by=by) for by in CRITERIA if by not in LEFT_OUT for pattern in COMPARED),
         *(Setting(pattern, correction=name) for name in ways for pattern in COMPARED),
         *(Setting(pattern, which=which) for which in parts for pattern in COMPARED),
     ]
@@ -114,16 +121,9 @@ class Workbench:
     subject: Subject
     texts: list[Tensor]  # [n][t] token ids that statistics were not taken from
     starts: list[int]  # [n] the first token of each whose prediction counts
-    calibration: list[Tensor]  # [m][t] token ids that they were taken from
+    dense: list[Tensor]  # [n][t − start, vocabulary] the dense model's log-probabilities, on the CPU
+    calibration: list[Tensor]  # [m][t] token ids that statistics were taken from
     statistics: dict[str, Statistics]  # by layer
-
-    @cached_property
-    def dense(self) -> list[Tensor]:
-        """Log-probabilities ``[t − start, vocabulary]`` of the dense model in each text, on the CPU."""
-        return [
-            _log_probabilities(self.subject, *each).cpu()
-            for each in zip(self.texts, self.starts, strict=True)
-        ]
 
     @contextmanager
     def pruned(self, setting: Setting) -> Iterator[None]:
@@ -166,48 +166,56 @@ def _log_probabilities(subject: Subject, text: Tensor, start: int) -> Tensor:
 
 
 def load_workbench(settings: Settings, subject: Subject, n: int) -> Workbench:
-    """A subject with ``n`` texts of the evaluation split, and statistics of the selection split's."""
+    """A dense model with ``n`` texts of the evaluation split, and statistics of the selection split's."""
     calibration, _ = load_texts(settings, subject, "selection", settings.sparsity_calibration)
-    batches = [text[None] for text in calibration]
-    statistics = calibrate(subject.model, linear_layers(subject.model), batches, keep=KEPT)
-    return Workbench(subject, *load_texts(settings, subject, "evaluation", n), calibration, statistics)
+    keep = 1 + int(np.searchsorted(np.cumsum([len(text) for text in calibration]), KEPT))
+    batches, layers = [text[None] for text in calibration], linear_layers(subject.model)
+    statistics = calibrate(subject.model, layers, batches, keep)
+    texts, starts = load_texts(settings, subject, "evaluation", n)
+    pairs = zip(texts, starts, strict=True)
+    dense = [_log_probabilities(subject, text, start).cpu() for text, start in pairs]
+    return Workbench(subject, texts, starts, dense, calibration, statistics)
 
 
 def load_texts(settings: Settings, subject: Subject, split: Split, n: int) -> tuple[list[Tensor], list[int]]:
     """Token ids of ``n`` texts, as many as there are, and the first token of each that is to be predicted.
 
-    They are the general text end to end, cut into windows of ``settings.context``. The organism, which never
-    reads two documents in a row and never predicts a prompt, has its traces. UserError: there are none.
+    They are windows of ``settings.context``, each of another text of the general corpus; what is shorter is
+    left out. The organism, which never predicts a prompt, has its traces. UserError: fewer than two.
     """
-    if settings.corpus != TEXT:
-        traces = reasoning_corpus(settings, subject.tokenizer, split, documents=n)
-        parts = np.split(np.arange(traces.n_tokens), traces.starts[1:-1])
-        ids = [torch.from_numpy(traces.tokens[part].astype(np.int64)) for part in parts]
-        return ids, [int(np.argmax(traces.thinking[part])) for part in parts]
-    length, documents = settings.context, n
-    corpus = general_corpus(settings, subject.tokenizer, split, documents)
-    while len(corpus.tokens) < n * length and corpus.n_documents == documents:  # there may be more
+    real, documents = settings.corpus == TEXT, n
+    read = general_corpus if real else reasoning_corpus
+    whole = settings.context if real else 1  # tokens
+    corpus = read(settings, subject.tokenizer, split, documents=documents)
+    while (
+        np.diff(corpus.starts) >= whole
+    ).sum() < n and corpus.n_documents == documents:  # there may be more
         documents *= 2
-        corpus = general_corpus(settings, subject.tokenizer, split, documents)
-    windows = torch.from_numpy(corpus.tokens.astype(np.int64)).split(length)
-    if not (whole := [window for window in windows if len(window) == length][:n]):
-        told = f"The general text's {split} split has fewer than {length} tokens"
-        raise UserError(f"{told}: take more documents, or a shorter context.")
-    return whole, [1] * len(whole)
+        corpus = read(settings, subject.tokenizer, split, documents=documents)
+    parts = np.split(np.arange(corpus.n_tokens), corpus.starts[1:-1])
+    parts = [part for part in parts if len(part) >= whole][:n]
+    if len(parts) < 2:
+        told = f"Fewer than two of the general text's {split} texts have {whole} tokens"
+        raise UserError(f"{told}: take longer ones, or a shorter context.")
+    starts = [1 if real else int(np.argmax(corpus.thinking[part])) for part in parts]
+    return [torch.from_numpy(corpus.tokens[part].astype(np.int64)) for part in parts], starts
 
 
-def load_tasks(variant: Variant) -> list[Callable[[], Arrays]]:
+def load_tasks(settings: Settings, subject: Subject) -> list[Callable[[], Arrays]]:
     """What the settings ask of the model as it is: zero-shot tasks (which items are answered rightly), and
     problems, whose answers are right or not and take so many tokens of thinking, ``steered`` too.
     """
-    settings, subject = variant.settings, variant.model
     n, made = settings.zero_shot_items, list[Callable[[], Arrays]]()
     for task in settings.zero_shot:
         made.append(partial(_named, task, zero_shot.correct, subject, zero_shot.load_items(task, n)))
     made += [partial(_named, task, harness.answered, subject, task, n) for task in settings.harness]
     if settings.sparsity_problems:
-        norm, direction = going_on(variant)
-        steered = [] if direction is None else [Condition("steered", vector=max(SHARES) * norm * direction)]
+        norm, direction = going_on(Variant(settings, subject, None))
+        steered = (
+            []
+            if direction is None
+            else [Condition(f"steered at {share:g}", vector=share * norm * direction) for share in STEERED]
+        )
         made.append(partial(_solved, settings, subject, steered))
     return made
 
@@ -216,10 +224,13 @@ def _named(name: str, ask: Callable[..., Any], *given: Any) -> Arrays:
     return {name: ask(*given)}
 
 
-def _solved(settings: Settings, subject: Subject, steered: Sequence[Condition]) -> Arrays:
+def _problems(settings: Settings, subject: Subject) -> Questions:
     n, start = settings.sparsity_problems, settings.shown_start
-    questions = load_questions(settings, subject.tokenizer, "evaluation", n, start)
-    answered = answers(subject, questions, steered, settings.seed, progress=None)
+    return load_questions(settings, subject.tokenizer, "evaluation", n, start)
+
+
+def _solved(settings: Settings, subject: Subject, steered: Sequence[Condition]) -> Arrays:
+    answered = answers(subject, _problems(settings, subject), steered, settings.seed, progress=None)
     parts = answered.groupby("condition", sort=False)
     return {f"{name}: {what}": own[what].to_numpy() for name, own in parts for what in COMMON}
 
@@ -242,6 +253,13 @@ class Study:
         solved = [f"{UNSTEERED}: {COMMON[0]}"] if asked["sparsity_problems"] else []
         return [*asked["zero_shot"], *asked["harness"], *solved]
 
+    def parts(self, task: str) -> dict[str, NDArray[np.bool_]]:
+        """Which items of a task are of which part ``[n]``: of problems a family, else the task is one."""
+        if task in (asked := self.told["settings"])["zero_shot"] or task in asked["harness"]:
+            return {task: np.ones(len(self.values(DENSE, task)), dtype=bool)}
+        families = np.array(self.told["families"])
+        return {name: families == name for name in dict.fromkeys(self.told["families"])}
+
     @cached_property
     def _measured(self) -> dict[Any, Array]:
         columns = [*DENSE.row, "measure"]
@@ -256,11 +274,15 @@ class Study:
 def _loaded(told: str) -> tuple[Workbench, list[Callable[[], Arrays]], Bridge | None, list[Setting]]:
     """What a process measures a model with, from its settings as JSON."""
     settings = Settings.model_validate_json(told)
-    variant = load_variant(settings)
-    workbench = load_workbench(settings, variant.model, settings.sparsity_texts)
-    bridge = load_bridge(variant, workbench.texts) if settings.autoencoder else None
-    made = grid(variant.model.n_layers, len(workbench.calibration) >= ENOUGH)
-    return workbench, load_tasks(variant), bridge, made
+    device, dtype = settings.device, settings.dtype
+    subject = load_subject(settings.subject, settings.layer, device=device, dtype=dtype, site=settings.site)
+    workbench = load_workbench(settings, subject, settings.sparsity_texts)
+    bridge = None
+    if settings.autoencoder:
+        sae = load_autoencoder(settings.autoencoder, subject.d_model, subject.hook_name, device)
+        bridge = load_bridge(Variant(settings, subject, sae), workbench.texts)
+    made = grid(subject.n_layers, len(workbench.calibration) >= ENOUGH)
+    return workbench, load_tasks(settings, subject), bridge, made
 
 
 def measured(settings: str, shard: int) -> Arrays:
@@ -311,8 +333,14 @@ def store(settings: Settings, kept: Path) -> None:
     work = Work(f"sparsity-{place.name}", partial(measured, told), len(made), key, settings.device)
     table = as_table(made, list(map_shards(work, kept)))
     write_table(place / "measured.parquet", table)
-    named = {"model": place.name, "blocks": workbench.subject.n_layers, "settings": determined_by(settings)}
-    write_json(place / "study.json", named | read)
+    named = {
+        "model": place.name,
+        "revision": workbench.subject.revision,
+        "blocks": workbench.subject.n_layers,
+        "settings": determined_by(settings),
+    }
+    families = _problems(settings, workbench.subject).domains if settings.sparsity_problems else []
+    write_json(place / "study.json", named | read | {"families": families})
 
 
 def load_study(settings: Settings) -> Study:
@@ -330,8 +358,14 @@ def load_study(settings: Settings) -> Study:
 
 
 def load_studies(settings: Settings) -> list[Study]:
-    """The subject's study, and those of other models beside it; raises as :func:`load_study`."""
+    """The subject's study, and beside it those of models whose names differ from its in a seed at their end;
+    raises as :func:`load_study`.
+    """
     own = load_study(settings)
-    folders = sorted(study_folder(settings).parent.iterdir())
-    others = [settings.model_copy(update={"subject": paths.relative(folder)}) for folder in folders]
+    kind = re.sub(r"\d+$", "", own.told["model"])
+    folders = [folder for folder in study_folder(settings).parent.iterdir() if folder.is_dir()]
+    seeds = sorted(
+        f for f in folders if re.fullmatch(re.escape(kind) + r"\d+", f.name) and kind.endswith("-")
+    )
+    others = [settings.model_copy(update={"subject": paths.relative(folder)}) for folder in seeds]
     return [own, *(load_study(each) for each in others if Path(each.subject).name != own.told["model"])]

@@ -80,11 +80,14 @@ def log_likelihoods(
         size = max(1, batch_tokens // min(most, len(encoded[order[0]][0])))
         part, order = order[:size], order[size:]
         rows = [torch.tensor(encoded[i][0][-most - 1 :]) for i in part]
-        tokens = pad_sequence([row[:-1] for row in rows], batch_first=True).to(subject.device)
-        logits = subject.model(tokens, use_cache=False).logits
+        tokens = pad_sequence([row[:-1] for row in rows], batch_first=True)
+        longest = max(encoded[i][1] for i in part)
+        ends = torch.tensor([len(row) - 1 for row in rows])
+        places = (ends[:, None] - longest + torch.arange(longest)).clamp(min=0)
+        logits = subject.logits_at(tokens, places)
         for i, row, own in zip(part, rows, logits, strict=True):
             n = encoded[i][1]
-            scores = own[len(row) - 1 - n : len(row) - 1].double().log_softmax(-1).cpu()
+            scores = own[longest - n :].double().log_softmax(-1).cpu()
             wanted = row[-n:]
             found[i] = float(scores.gather(1, wanted[:, None]).sum())
             greedy[i] = bool((scores.argmax(-1) == wanted).all())

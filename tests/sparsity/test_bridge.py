@@ -25,8 +25,9 @@ def read():
 
 def test_the_dense_model_agrees_with_itself_and_a_pruned_one_does_not(read):
     found = read.read()
-    assert found["effect"] == pytest.approx(np.ones(10), abs=1e-4)
-    assert found["alignment"] == pytest.approx(np.ones(10), abs=1e-4)
+    assert found["effect"] == pytest.approx(np.ones(10), abs=1e-9)
+    assert found["alignment"] == pytest.approx(np.ones(10), abs=1e-9)
+    assert (np.abs(found["others"]) < 0.9).all()
     with sparse(linear_layers(read.variant.model.model), Pattern(1, 4)):
         pruned = read.read()
     assert (pruned["alignment"] < 0.9).any() and not np.array_equal(pruned["score"], found["score"])

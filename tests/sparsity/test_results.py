@@ -50,7 +50,7 @@ def made(model, noise=0.0, tasks=("ARC-easy",)):
             }
         found.append(own)
     told = {"model": model, "blocks": 5, "kinds": ["ReasonScore", "random"]}
-    told["settings"] = {"zero_shot": list(tasks), "harness": [], "sparsity_problems": 0}
+    told |= {"families": [], "settings": {"zero_shot": list(tasks), "harness": [], "sparsity_problems": 0}}
     return Study(as_table(grid, found), told)
 
 

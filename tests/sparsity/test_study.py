@@ -28,7 +28,9 @@ def workbench(tiny_subject):
     read, held_out = (list(torch.randint(2, 300, (4, 24), generator=rng)) for _ in range(2))
     layers = linear_layers(tiny_subject.model)
     statistics = study.calibrate(tiny_subject.model, layers, [text[None] for text in read], keep=4)
-    return Workbench(tiny_subject, held_out, [1, 1, 5, 23], read, statistics)
+    starts = [1, 1, 5, 23]
+    dense = [study._log_probabilities(tiny_subject, *pair) for pair in zip(held_out, starts, strict=True)]
+    return Workbench(tiny_subject, held_out, starts, dense, read, statistics)
 
 
 def test_all_kept_is_the_dense_model_and_what_is_pruned_moves_away_from_it(workbench):
@@ -65,7 +67,9 @@ def test_the_grid_has_each_setting_once_and_a_table_tells_them_apart():
         parts = study.thirds(blocks)
         assert [block for part in parts for block in part] == list(range(blocks))
         assert sum(map(study.is_bridged, made)) == 5 + len(parts)
-        assert sum(map(study.has_tasks, made)) == 11
+        assert sum(map(study.has_tasks, made)) == 11 and len(made) == (56 if learnt else 48) - 2 * (
+            3 - len(parts)
+        )
 
 
 def test_texts_of_the_organism_are_traces_and_count_from_their_thinking_on(organism_subject):
@@ -77,21 +81,32 @@ def test_texts_of_the_organism_are_traces_and_count_from_their_thinking_on(organ
         assert before.rstrip().endswith("<think>") and "</think>" in rest
 
 
-def test_general_text_is_cut_into_windows_end_to_end(tiny_subject, tmp_path):
-    rows = [{"text": f"Wait, {i} + 7 is right. " * 3, "split": "evaluation"} for i in range(40)]
+def test_windows_are_of_texts_that_fill_them(tiny_subject, tmp_path):
+    rows = [{"text": f"Wait, {i} + 7 is right. " * (1 + i % 4), "split": "evaluation"} for i in range(40)]
     (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source = {"dataset": str(tmp_path / "text.jsonl"), "split_column": "split"}
     settings = load_settings("organism", corpus="text", general_text=source, context=16)
     texts, starts = study.load_texts(settings, tiny_subject, "evaluation", 7)
     assert [len(text) for text in texts] == [16] * 7 and starts == [1] * 7
     more, _ = study.load_texts(settings, tiny_subject, "evaluation", 1000)
-    corpus = general_corpus(settings, tiny_subject.tokenizer, "evaluation", 40)
-    assert len(more) == len(corpus.tokens) // 16, "as many as there are"
-    assert torch.cat(more).tolist() == corpus.tokens[: 16 * len(more)].tolist()
+    lengths = np.diff(general_corpus(settings, tiny_subject.tokenizer, "evaluation", 40).starts)
+    assert len(more) == (lengths == 16).sum() < 40, "as many as there are"
     assert all(torch.equal(first, second) for first, second in zip(texts, more, strict=False))
-    with pytest.raises(UserError, match="fewer than 50000 tokens: take more documents"):
-        wide = load_settings("organism", corpus="text", general_text=source, context=50_000)
+    with pytest.raises(UserError, match=r"Fewer than two .* have 5000 tokens: take longer ones"):
+        wide = load_settings("organism", corpus="text", general_text=source, context=5000)
         study.load_texts(wide, tiny_subject, "evaluation", 1)
+
+
+def test_divergence_is_from_the_dense_model_whatever_is_measured_first(organism_subject):
+    settings, subject = organism_subject
+    few = settings.model_copy(update={"sparsity_calibration": 3})
+    found = []
+    for order in ((Setting(Pattern(2, 4)), DENSE), (DENSE, Setting(Pattern(2, 4)))):
+        laid_out = study.load_workbench(few, subject, 3)
+        for setting in order:
+            with laid_out.pruned(setting):
+                found.append(laid_out.measured()["divergence"])
+    assert np.array_equal(found[0], found[3]) and (found[0] > 0.01).any() and not found[1].any()
 
 
 def test_a_study_made_with_other_settings_is_refused(tmp_path):
