@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from reasoning_features.errors import check_finite
 from reasoning_features.organism import language
@@ -152,7 +152,7 @@ def _rate(recipe: Recipe, seen: int) -> float:
     return recipe.learning_rate * (recipe.final_rate + (1 - recipe.final_rate) * cosine)
 
 
-def _optimizers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for embeddings, head and norms: faster than AdamW alone."""
     named, rate = dict(model.named_parameters()), recipe.learning_rate
     matrices = [p for name, p in named.items() if p.ndim == 2 and name.startswith("model.layers")]
@@ -165,7 +165,7 @@ def _optimizers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Opti
 
 
 def _step(
-    model: PreTrainedModel, optimizers: list[torch.optim.Optimizer], tokens: Tensor, wanted: Tensor
+    model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], tokens: Tensor, wanted: Tensor
 ) -> float:
     """One optimiser step on a batch; returns the mean loss of the wanted tokens, nats."""
     with torch.autocast("cpu", torch.bfloat16):
@@ -181,7 +181,7 @@ def _step(
 
 
 def train_and_save(
-    model: PreTrainedModel,
+    model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     document: Callable[[int], language.Document],
     recipe: Recipe,

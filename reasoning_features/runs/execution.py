@@ -25,13 +25,20 @@ from reasoning_features.settings import Settings, load_settings, read_overrides
 
 USER_ERRORS = frozenset({"UserError", "MissingArtefact", "CorruptArtefact"})
 KERNEL = "python3"
+
+
+def _is_studied(settings: Settings) -> bool:
+    place = settings.activation_sparsity
+    return place is not None and paths.resolve(place).is_dir()
+
+
 # notebooks that some profiles cannot run, what they need, and whether a profile has it
 NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Settings], bool]], ...] = (
     (("05", "13"), "problems with known answers", lambda s: s.corpus == "organism" or bool(s.problems)),
     (("13",), "a model that solves problems (full: true)", lambda s: s.full),
     (("07", "08", "12"), "text whose decisions are known", lambda s: s.corpus == "organism"),
     (("09",), "models that refuse, and what steering does to them", lambda s: s.steering_safety is not None),
-    (("10",), "a study of what pruning does to it", lambda s: s.activation_sparsity is not None),
+    (("10",), "a study of what pruning does to it (make activation-sparsity)", _is_studied),
     (("14",), "stages of model diffing", lambda s: s.has_stages),
     (("07", "08"), "dictionaries, trained and frozen (sae_checks)", lambda s: s.sae_checks is not None),
 )

@@ -17,6 +17,7 @@ from reasoning_features.sparsity.study import (
     COMPARED,
     DENSE,
     PATTERNS,
+    STEERED,
     Setting,
     Study,
 )
@@ -33,12 +34,14 @@ from reasoning_features.statistics import (
 from reasoning_features.steering.questions import COMMON
 
 HALVES = "dense, other half"  # two halves of the documents, compared
-# what the papers report: perplexity of Llama-2-7B, over the dense model's less 1, on WikiText-2: activations
-# and magnitude by the released prototype (chat, windows of 2,048), the others by locuslab/wanda (base)
+OVER_FEATURES = 400  # resamples of features, of which there may be many
+PROTOTYPE = "Llama-2-7B-chat, released prototype, windows of 2,048"
+BASE = "Llama-2-7B, locuslab/wanda"
+# pattern, what is pruned → perplexity on WikiText-2, the dense model's, and whose
 PAPER = {
-    ("2:4", "ACT"): 10.23 / 6.943 - 1, ("8:16", "ACT"): 8.12 / 6.943 - 1,
-    ("2:4", "magnitude"): 42.4 / 6.943 - 1, ("8:16", "magnitude"): 20.47 / 6.943 - 1,
-    ("2:4", "Wanda"): 11.02 / 5.12 - 1, ("2:4", "SparseGPT"): 10.17 / 5.12 - 1,
+    ("2:4", "ACT"): (10.23, 6.943, PROTOTYPE), ("8:16", "ACT"): (8.12, 6.943, PROTOTYPE),
+    ("2:4", "magnitude"): (42.4, 6.943, PROTOTYPE), ("8:16", "magnitude"): (20.47, 6.943, PROTOTYPE),
+    ("2:4", "Wanda"): (11.02, 5.12, BASE), ("2:4", "SparseGPT"): (10.17, 5.12, BASE),
 }  # fmt: skip
 
 
@@ -52,18 +55,17 @@ def excess(studies: Sequence[Study], setting: Setting) -> Array:
     return values(studies, setting, "loss") - values(studies, DENSE, "loss")
 
 
-def accuracy(studies: Sequence[Study], setting: Setting) -> Array:
-    """Right answers, 0 or 1 (or their mean over models), to all items of all tasks ``[n]``."""
-    return np.concatenate([values(studies, setting, name) for name in studies[0].tasks])
-
-
 def settings_table(studies: Sequence[Study]) -> pd.DataFrame:
-    """A row a setting: its loss, ``excess`` with 95% over texts, and divergence from the dense model."""
+    """A row a setting: its loss, ``excess`` with 95% over texts, divergence from the dense model, and where
+    there are several models the excess of each.
+    """
     rows = []
     for setting in studies[0].settings:
         loss, apart = (values(studies, setting, name).mean() for name in ("loss", "divergence"))
         found = bootstrap_mean(excess(studies, setting)).row("excess")
-        rows.append(setting.row | {"loss": loss} | found | {"divergence": apart})
+        row = setting.row | {"loss": loss} | found | {"divergence": apart}
+        each = {f"excess, {study.told['model']}": excess([study], setting).mean() for study in studies}
+        rows.append(row | (each if len(studies) > 1 else {}))
     return pd.DataFrame(rows)
 
 
@@ -81,18 +83,44 @@ def tasks_table(studies: Sequence[Study]) -> pd.DataFrame:
                 named = {"pattern": setting.row["pattern"], "by": setting.by, "task": part}
                 change = bootstrap_mean(changed[own]).row("change")
                 rows.append(named | {"accuracy": right[own].mean()} | change | {"items": int(own.sum())})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["pattern", "by", "task", "accuracy", "change", "low", "high", "items"])
+
+
+def ratio(top: Array, bottom: Array) -> Interval:
+    """Σ top / Σ bottom, units resampled; without ends, so undecided, where the bottom is not surely above 0:
+    what is no cost cannot be exceeded a number of times.
+    """
+    if bootstrap_mean(bottom).low > 0:
+        return bootstrap_ratio(top, bottom)
+    shown = top.sum() / bottom.sum() if bottom.any() else np.nan
+    return Interval(float(shown), np.nan, np.nan, len(top))
 
 
 def excess_ratio(studies: Sequence[Study], first: Setting, second: Setting) -> Interval:
-    """Excess loss under one setting over that under another; texts are resampled."""
-    return bootstrap_ratio(excess(studies, first), excess(studies, second))
+    """Excess loss under one setting over that under another, over texts."""
+    return ratio(excess(studies, first), excess(studies, second))
 
 
-def accuracy_ratio(studies: Sequence[Study], first: Setting, second: Setting) -> Interval:
-    """Accuracy lost under one setting over that lost under another; items are resampled."""
-    dense = accuracy(studies, DENSE)
-    return bootstrap_ratio(dense - accuracy(studies, first), dense - accuracy(studies, second))
+def accuracy_ratio(studies: Sequence[Study], first: Setting, second: Setting) -> Interval | None:
+    """Accuracy lost under one setting over that lost under another, over all tasks' items. None: no tasks."""
+    if not (tasks := studies[0].tasks):
+        return None
+    dense, *others = (
+        np.concatenate([values(studies, setting, name) for name in tasks])
+        for setting in (DENSE, first, second)
+    )
+    return ratio(*(dense - other for other in others))
+
+
+def knee(studies: Sequence[Study]) -> Interval:
+    """What a bit of metadata (log2 C(M, N) / M an input) brings from 8:16 to 16:32, over what it brings from
+    4:8 to 8:16: excess loss taken away, over texts.
+    """
+    steps = []
+    for coarse, fine in ((PATTERNS[1], PATTERNS[2]), (PATTERNS[2], PATTERNS[3])):
+        bits = cost(fine, fine.m).metadata_bits - cost(coarse, coarse.m).metadata_bits
+        steps.append((excess(studies, Setting(coarse)) - excess(studies, Setting(fine))) / bits)
+    return ratio(steps[1], steps[0])
 
 
 def ways(studies: Sequence[Study]) -> dict[str, dict[Pattern, Setting]]:
@@ -116,35 +144,31 @@ def ways_table(studies: Sequence[Study]) -> pd.DataFrame:
             plain = excess(studies, Setting(pattern))
             gained = plain - excess(studies, setting)
             row = {"way": name, "kind": "criterion" if name in CRITERIA else "correction"}
-            share = bootstrap_ratio(gained, plain).row("recovered")
+            share = ratio(gained, plain).row("recovered")
             rows.append(row | {"pattern": str(pattern)} | share | {"texts": len(gained)})
             p_values.append(float(ttest_1samp(gained, 0).pvalue) if gained.any() else 1.0)
     return pd.DataFrame(rows).assign(p=holm(p_values))
 
 
-def least_recovered(studies: Sequence[Study], names: Sequence[str]) -> Interval:
-    """The least share of ACT's excess loss that any of these ways takes away at any pattern compared: above 0
-    where each of them helps. Texts are resampled, and the least is taken anew.
-    """
-    made, shares = ways(studies), []
-    for name in names:
-        for pattern, setting in made[name].items():
-            plain = excess(studies, Setting(pattern))
-            weights = np.vstack([np.ones(len(plain)), bootstrap_weights(len(plain), RESAMPLES, 0)])
-            shares.append((weights @ (plain - excess(studies, setting))) / (weights @ plain))
-    least = np.min(shares, axis=0)
-    return percentile_interval(least[0], least[1:], len(plain))
+def least_recovered(studies: Sequence[Study], names: Sequence[str]) -> Interval | None:
+    """The least share of ACT's excess loss that any of these ways takes away, at both patterns.
 
-
-def knee(studies: Sequence[Study]) -> Interval:
-    """What a bit of metadata brings from 8:16 to 16:32, over what it brings from 4:8 to 8:16: excess loss
-    taken away, a bit an input. Texts are resampled.
+    The lower end is the least of all 95% intervals' (each must hold by itself), the upper the least of all
+    upper ends at a level corrected for their number (that one of many fails must not be chance). None: a way
+    was not measured.
     """
-    steps = []
-    for coarse, fine in ((PATTERNS[1], PATTERNS[2]), (PATTERNS[2], PATTERNS[3])):
-        bits = cost(fine, fine.m).metadata_bits - cost(coarse, coarse.m).metadata_bits
-        steps.append((excess(studies, Setting(coarse)) - excess(studies, Setting(fine))) / bits)
-    return bootstrap_ratio(steps[1], steps[0])
+    made, found = ways(studies), []
+    if not set(names) <= set(made):
+        return None
+    arms = [(pattern, setting) for name in names for pattern, setting in made[name].items()]
+    for pattern, setting in arms:
+        plain = excess(studies, Setting(pattern))
+        weights = bootstrap_weights(len(plain), RESAMPLES, 0)
+        resampled = (weights @ (plain - excess(studies, setting))) / (weights @ plain)
+        share = 1 - excess(studies, setting).sum() / plain.sum()
+        found.append((share, *np.quantile(resampled, [0.025, 1 - 0.025 / len(arms)])))
+    share, low, high = np.min(found, axis=0).tolist()
+    return Interval(share, low, high, len(plain))
 
 
 def features_table(studies: Sequence[Study], k: int) -> pd.DataFrame:
@@ -152,24 +176,23 @@ def features_table(studies: Sequence[Study], k: int) -> pd.DataFrame:
 
     Explained variance and L0 are of its autoencoder. ReasonScore's rank correlation with the dense model's is
     over features alive there; ``overlap`` is that of the ``k`` best, and ``rarer`` says how many of the dense
-    model's are active half as often or less. ``effect`` and ``alignment`` are means over steered features
-    (:class:`Bridge`). The row :data:`HALVES` compares two halves of the documents on the dense model,
-    which differ by chance alone.
+    model's are active half as often or less. ``effect``, ``alignment`` and ``others`` are means over steered
+    features (:class:`Bridge`). The row :data:`HALVES` compares two halves of the documents on the dense
+    model, which differ by chance alone.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for study in studies:
         read = [setting for setting in study.settings if len(study.values(setting, "score"))]
         for setting in read:
             told = {name: setting.row[name] for name in ("pattern", "layers")}
             row = {"model": study.told["model"]} | told | _sums(study, setting)
             score, density = (study.values(setting, name) for name in ("score", "density"))
-            dense = {name: study.values(DENSE, name) for name in ("score", "density")}
-            best, live = chosen(dense["score"], k), dense["density"] > 0
-            row |= _agreement(dense["score"], score, live, k)
-            row["rarer"] = int((density[best] <= dense["density"][best] / 2).sum())
+            usual, often = (study.values(DENSE, name) for name in ("score", "density"))
+            row |= _agreement(usual, score, often > 0, k)
+            row["rarer"] = int((density <= often / 2)[chosen(usual, k)].sum())
             for kind in dict.fromkeys(study.told["kinds"]):
                 own = np.array(study.told["kinds"]) == kind
-                for name in ("effect", "alignment"):
+                for name in ("effect", "alignment", "others"):
                     row[f"{name}, {kind}"] = study.values(setting, name)[own].mean()
             rows.append(row)
         if read:
@@ -193,68 +216,88 @@ def _agreement(first: Array, second: Array, live: Any, k: int) -> dict[str, floa
 
 
 def features_kept(studies: Sequence[Study], setting: Setting) -> Measured | None:
-    """Rank correlation of ReasonScore, dense and pruned, over features alive in the dense model, mean over
-    models; features are resampled. Control: two halves of the documents. None: no features were read.
+    """Rank correlation of ReasonScore between one half of the documents, dense, and the other half, pruned,
+    less that between the halves on the dense model (which is the control); mean over models, over features
+    alive in the dense model. Features are resampled; they share documents. None: no features were read.
     """
     if not len(studies[0].values(DENSE, "score")):
         return None
-    kept = _correlation(studies, (DENSE, "score"), (setting, "score"))
-    halves = _correlation(studies, (DENSE, "score, half 0"), (DENSE, "score, half 1"))
-    return Measured(kept, halves.estimate)
-
-
-def _correlation(
-    studies: Sequence[Study], first: tuple[Setting, str], second: tuple[Setting, str]
-) -> Interval:
-    found = np.zeros(1 + RESAMPLES)
+    lost, dense, n = np.zeros(1 + OVER_FEATURES), 0.0, 0
     for study in studies:
         live = study.values(DENSE, "density") > 0
-        x, y = (rankdata(study.values(*each)[live]) for each in (first, second))
-        x, y = (each - each.mean() for each in (x, y))
-        weights = np.vstack([np.ones(len(x)), bootstrap_weights(len(x), RESAMPLES, 0)])
-        xy, xx, yy, mx, my = (weights @ each / len(x) for each in (x * y, x * x, y * y, x, y))
-        found += (xy - mx * my) / np.sqrt((xx - mx**2) * (yy - my**2)) / len(studies)
-    return percentile_interval(found[0], found[1:], len(x))
+        halves = [f"score, half {half}" for half in (0, 1)]
+        usual, pruned = (
+            [rankdata(study.values(at, half)[live]) for half in halves] for at in (DENSE, setting)
+        )
+        weights = bootstrap_weights(int(live.sum()), OVER_FEATURES, 0)
+        weights = np.vstack([np.ones(weights.shape[1]), weights])
+        itself = _weighted_correlation(weights, usual[0], usual[1])
+        across = [_weighted_correlation(weights, usual[i], pruned[1 - i]) for i in (0, 1)]
+        lost += (np.mean(across, axis=0) - itself) / len(studies)
+        dense, n = dense + itself[0] / len(studies), n + weights.shape[1]
+    return Measured(percentile_interval(lost[0], lost[1:], n), dense)
 
 
-def effects_kept(studies: Sequence[Study], setting: Setting) -> Interval | None:
-    """Mean ``alignment`` of steered features; those of all models are resampled. None: none were steered."""
-    found = np.concatenate([study.values(setting, "alignment") for study in studies])
-    return bootstrap_mean(found) if len(found) else None
+def _weighted_correlation(weights: Array, x: Array, y: Array) -> Array:
+    """Correlation of x and y ``[n]`` under each row of weights ``[b, n]`` → ``[b]``."""
+    xy, xx, yy, mx, my = (weights @ each / len(x) for each in (x * y, x * x, y * y, x, y))
+    return (xy - mx * my) / np.sqrt((xx - mx**2) * (yy - my**2))
+
+
+def effects_kept(studies: Sequence[Study], setting: Setting) -> Measured | None:
+    """Mean ``alignment`` of steered features; those of all models are resampled. Control: ``others``. None:
+    none were steered.
+    """
+    own, others = (
+        np.concatenate([study.values(setting, name) for study in studies]) for name in ("alignment", "others")
+    )
+    return Measured(bootstrap_mean(own), float(others.mean())) if len(own) else None
+
+
+def steering_gain(studies: Sequence[Study], setting: Setting, share: float) -> Array:
+    """What steering changes in each problem's accuracy, mean over models ``[n]``; none where not measured."""
+    steered, plain = (
+        values(studies, setting, f"{how}: {COMMON[0]}") for how in (f"steered at {share:g}", UNSTEERED)
+    )
+    return steered - plain if len(steered) else steered
 
 
 def steering_kept(studies: Sequence[Study], setting: Setting) -> Measured | None:
-    """What steering gains in accuracy under a setting, over problems; control: on the dense model. None: no
-    problems were solved.
+    """What the stronger steering gains in accuracy under a setting, over problems; control: on the dense
+    model. None: no problems were steered, or it does not surely help there.
     """
-    names = [f"{how}: {COMMON[0]}" for how in ("steered", UNSTEERED)]
-    gain, dense = (np.subtract(*(values(studies, at, name) for name in names)) for at in (setting, DENSE))
-    return Measured(bootstrap_mean(gain), float(dense.mean())) if len(gain) else None
+    gain, dense = (steering_gain(studies, at, STEERED[-1]) for at in (setting, DENSE))
+    if not len(gain) or bootstrap_mean(dense).low <= 0:
+        return None
+    return Measured(bootstrap_mean(gain), float(dense.mean()), bootstrap_mean(gain, level=0.9))
+
+
+def steered_table(studies: Sequence[Study]) -> pd.DataFrame:
+    """A row a model, setting and strength: accuracy and thinking tokens, unsteered and steered, and the gain
+    in accuracy with 95% over problems.
+    """
+    rows = []
+    for study in studies:
+        for setting in study.settings:
+            for share in STEERED:
+                if not len(gain := steering_gain([study], setting, share)):
+                    continue
+                row = {"model": study.told["model"], "pattern": setting.row["pattern"], "by": setting.by}
+                row |= {"strength": share}
+                for measure in COMMON:
+                    for how, name in ((UNSTEERED, UNSTEERED), (f"steered at {share:g}", "steered")):
+                        row[f"{measure}, {name}"] = study.values(setting, f"{how}: {measure}").mean()
+                rows.append(row | bootstrap_mean(gain).row("gain"))
+    return pd.DataFrame(rows)
 
 
 def beside_the_paper(studies: Sequence[Study]) -> pd.DataFrame:
     """Reported increases of perplexity over the dense model's, and ours with 95% over texts."""
     rows = []
-    for (pattern, by), reported in PAPER.items():
+    for (pattern, by), (pruned, dense, whose) in PAPER.items():
         setting = next(own for own in studies[0].settings if (str(own.pattern), own.by) == (pattern, by))
         own = bootstrap_mean(excess(studies, setting))
-        pruned = f"{setting.what}, {by}"
         ends = {"ours": own.estimate, "low": own.low, "high": own.high}
-        row = {"pattern": pattern, "pruned": pruned, "reported": reported}
-        rows.append(row | {name: float(np.expm1(value)) for name, value in ends.items()})
-    return pd.DataFrame(rows)
-
-
-def steered_table(studies: Sequence[Study]) -> pd.DataFrame:
-    """A row a setting under which steered problems were solved, and a measure: what steering changes, mean
-    over models, with 95% over problems.
-    """
-    rows = []
-    for setting in studies[0].settings:
-        for name in COMMON:
-            plain, steered = (values(studies, setting, f"{how}: {name}") for how in (UNSTEERED, "steered"))
-            if len(steered):
-                found = bootstrap_mean(steered - plain).row("change")
-                row = {"pattern": setting.row["pattern"], "by": setting.by, "measure": name}
-                rows.append(row | {"unsteered": plain.mean(), "steered": steered.mean()} | found)
+        row = {"pattern": pattern, "pruned": f"{setting.what}, {by}", "reported": pruned / dense - 1}
+        rows.append(row | {name: float(np.expm1(value)) for name, value in ends.items()} | {"of": whose})
     return pd.DataFrame(rows)

@@ -43,7 +43,6 @@ from reasoning_features.text.corpora import TEXT, general_corpus, reasoning_corp
 from reasoning_features.truth.benchmark import Variant
 
 ACTIVATIONS, WEIGHTS = "activations", "weights"
-BIASED = "data/organism/activation_sparsity/biased"  # the organism with large biases, for a lesson
 KEPT = 4096  # tokens whose inputs are kept, for SparseGPT
 LEARNT = ("L-PTS", "scale", "shift", "R-Sparse")  # corrections that are fitted
 STEERED = (0.1, 0.3)  # lengths of the vector that steers problems, in mean norms of the stream

@@ -10,8 +10,6 @@ import torch
 import yaml
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from reasoning_features import paths
-from reasoning_features.files import read_json
 from reasoning_features.making import activation_sparsity
 from reasoning_features.models.subject import load_subject
 from reasoning_features.organism.language import base_documents
@@ -82,11 +80,3 @@ def test_the_organisms_studies_are_whole():
             assert bool(len(found.values(setting, found.tasks[0]))) == study.has_tasks(setting)
             assert bool(len(found.values(setting, "score"))) == study.is_bridged(setting)
         assert np.allclose(found.values(study.DENSE, "divergence"), 0, atol=1e-6)
-
-
-def test_the_lessons_biases_are_large_and_the_model_needs_them():
-    card = read_json(paths.root() / study.BIASED / "training.json")
-    subject = load_subject(study.BIASED, 2)
-    biases = [linear.bias for linear in linear_layers(subject.model).values() if linear.bias is not None]
-    assert len(biases) == 15 and card["bias"] == activation_sparsity.SPREAD
-    assert float(torch.cat(biases).std()) == pytest.approx(1, abs=0.15)

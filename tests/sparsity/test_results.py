@@ -11,7 +11,7 @@ TWO, FOUR, EIGHT, SIXTEEN = map(Setting, PATTERNS)
 TEXTS = np.array([2.0, 3.0, 4.0, 5.0])
 COSTS = {TWO: 1.0, FOUR: 0.7, EIGHT: 0.5, SIXTEEN: 0.4, Setting(HALF): 0.4}
 COSTS |= {Setting(PATTERNS[2], WEIGHTS, "magnitude"): 2.0, Setting(PATTERNS[2], WEIGHTS, "Wanda"): 0.5}
-BETTER = {"VAR": 0.8, "LS": 1.2, "CLACT, published": 0.9, "Amber": 1.0}  # excess loss over ACT's
+BETTER = {"VAR": 0.8, "LS": 1.2, "CLACT, sequence": 0.9, "Amber": 1.0}  # excess loss over ACT's
 
 
 def made(model, noise=0.0, tasks=("ARC-easy",)):
@@ -27,17 +27,19 @@ def made(model, noise=0.0, tasks=("ARC-easy",)):
         own = {"loss": TEXTS + costs.get(setting, 0.0) + spread, "divergence": 0 * TEXTS}
         if setting in (DENSE, TWO, SIXTEEN):
             right = {DENSE: 8, TWO: 2, SIXTEEN: 6}[setting]
-            own["ARC-easy"] = np.arange(10) < right
+            own["ARC-easy"] = np.arange(40) < 4 * right
         if setting in (DENSE, EIGHT):
             gain = 3 if setting == DENSE else 0
             own |= {f"unsteered: {m}": np.arange(6) < 2 for m in ("correct", "thinking_tokens")}
-            own |= {f"steered: {m}": np.arange(6) < 2 + gain for m in ("correct", "thinking_tokens")}
+            for share in study.STEERED:
+                named = [f"steered at {share:g}: {m}" for m in ("correct", "thinking_tokens")]
+                own |= dict.fromkeys(named, np.arange(6) < 2 + gain)
             flip = 1 if setting == DENSE else -1
             own |= {
                 "score": flip * np.arange(8.0),
                 "density": np.array([0, 1, 1, 1, 1, 1, 1, 1]) / (2 - flip),
             }
-            own |= {"score, half 0": np.arange(8.0), "score, half 1": np.arange(8.0) ** 2}
+            own |= {"score, half 0": flip * np.arange(8.0), "score, half 1": flip * np.arange(8.0) ** 2}
             own |= {
                 "error": np.array([1.0, 3]),
                 "deviation": np.array([8.0, 8]),
@@ -47,6 +49,7 @@ def made(model, noise=0.0, tasks=("ARC-easy",)):
                 "tokens": np.array([2.0, 2]),
                 "effect": np.array([1.0, 0.5]),
                 "alignment": np.array([0.9, 0.1]),
+                "others": np.array([0.2, 0.4]),
             }
         found.append(own)
     told = {"model": model, "blocks": 5, "kinds": ["ReasonScore", "random"]}
@@ -65,6 +68,8 @@ def test_excess_losses_are_compared_on_the_same_texts(studies):
     assert (ratio.estimate, ratio.low, ratio.high, ratio.n) == pytest.approx((2.5, 2.5, 2.5, 4))
     weights = Setting(PATTERNS[2], WEIGHTS, "magnitude")
     assert results.excess_ratio(studies, weights, EIGHT).estimate == pytest.approx(4)
+    free = Setting(PATTERNS[0], which="mlp")  # it costs nothing, so nothing is a number of times as much
+    assert np.isnan(results.excess_ratio(studies, TWO, free).low)
     table = results.settings_table(studies)
     assert len(table) == len(study.grid(5, False)) and table["excess"].iloc[1] == pytest.approx(1)
     noisy = results.excess_ratio([made("one", noise=0.1)], TWO, SIXTEEN)
@@ -73,7 +78,7 @@ def test_excess_losses_are_compared_on_the_same_texts(studies):
 
 def test_accuracy_lost_is_of_all_items(studies):
     found = results.accuracy_ratio(studies, TWO, SIXTEEN)
-    assert found.estimate == pytest.approx(3) and found.n == 10 and found.low < 3 < found.high
+    assert found.estimate == pytest.approx(3) and found.n == 40 and found.low < 3 < found.high
     table = results.tasks_table(studies)
     assert len(table) == 3 and table["change"].tolist() == pytest.approx([0, -0.6, -0.2])
 
@@ -81,7 +86,8 @@ def test_accuracy_lost_is_of_all_items(studies):
 def test_the_least_help_of_several_ways_is_what_counts(studies):
     assert results.least_recovered(studies, ["VAR"]).estimate == pytest.approx(0.2)
     assert results.least_recovered(studies, ["VAR", "LS"]).estimate == pytest.approx(-0.2)
-    assert results.least_recovered(studies, ["CLACT, published", "Amber"]).estimate == pytest.approx(0)
+    assert results.least_recovered(studies, study.LEARNT) is None
+    assert results.least_recovered(studies, ["CLACT, sequence", "Amber"]).estimate == pytest.approx(0)
     table = results.ways_table([made("one", noise=0.01)]).set_index(["way", "pattern"])
     assert table.loc[("VAR", "2:4"), "recovered"] == pytest.approx(0.2, abs=0.05)
     assert table.loc[("VAR", "2:4"), "p"] < 0.05 < table.loc[("Amber", "2:4"), "p"]
@@ -103,21 +109,25 @@ def test_features_are_compared_with_the_dense_models(studies):
     assert dense["fraction of variance explained"] == pytest.approx(0.75) and dense["L0"] == 2
     assert dense["effect, ReasonScore"] == 1 and dense["alignment, random"] == pytest.approx(0.1)
     kept = results.features_kept(studies, EIGHT)
-    assert kept.estimate == pytest.approx(-1) and kept.control == pytest.approx(1) and kept.value.n == 7
-    assert results.effects_kept(studies, EIGHT).estimate == pytest.approx(0.5)
-    assert results.effects_kept(studies, EIGHT).n == 4
+    assert kept.estimate == pytest.approx(-2) and kept.control == pytest.approx(1) and kept.value.n == 14
+    effects = results.effects_kept(studies, EIGHT)
+    assert effects.estimate == pytest.approx(0.5) and effects.value.n == 4
+    assert effects.control == pytest.approx(0.3)
 
 
 def test_a_gain_by_steering_stands_beside_the_dense_models(studies):
     kept = results.steering_kept(studies, EIGHT)
-    assert kept.estimate == 0 and kept.control == pytest.approx(0.5)
+    assert kept.estimate == 0 and kept.control == pytest.approx(0.5) and kept.narrow is not None
     table = results.steered_table(studies)
-    assert table["change"].tolist() == pytest.approx([0.5, 0.5, 0, 0])
+    assert table["gain"].tolist() == pytest.approx([0.5, 0.5, 0, 0] * 2)
+    assert table["thinking_tokens, steered"].iloc[0] == pytest.approx(5 / 6)
     bare = [
         Study(studies[0].table[studies[0].table["measure"].isin(["loss", "divergence"])], studies[0].told)
     ]
     assert results.steering_kept(bare, EIGHT) is results.features_kept(bare, EIGHT) is None
     assert results.effects_kept(bare, EIGHT) is None and results.steered_table(bare).empty
+    told = bare[0].told | {"settings": {"zero_shot": [], "harness": [], "sparsity_problems": 0}}
+    assert results.accuracy_ratio([Study(bare[0].table, told)], TWO, EIGHT) is None
 
 
 def test_reported_increases_of_perplexity_stand_beside_ours(studies):
