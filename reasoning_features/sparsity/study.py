@@ -186,10 +186,8 @@ def load_texts(settings: Settings, subject: Subject, split: Split, n: int) -> tu
     read = general_corpus if real else reasoning_corpus
     whole = settings.context if real else 1  # tokens
     corpus = read(settings, subject.tokenizer, split, documents=documents)
-    while (
-        np.diff(corpus.starts) >= whole
-    ).sum() < n and corpus.n_documents == documents:  # there may be more
-        documents *= 2
+    while corpus.n_documents == documents and (np.diff(corpus.starts) >= whole).sum() < n:
+        documents *= 2  # there may be more
         corpus = read(settings, subject.tokenizer, split, documents=documents)
     parts = np.split(np.arange(corpus.n_tokens), corpus.starts[1:-1])
     parts = [part for part in parts if len(part) >= whole][:n]
