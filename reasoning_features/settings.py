@@ -248,6 +248,18 @@ class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         read |= {"base_text": stages_trained, "stages_text": stages_trained}
         return {name for name, is_read in read.items() if not is_read}
 
+    def check_made_with(
+        self, made_with: Mapping[str, Any], names: Sequence[str], place: Path, folder: str
+    ) -> None:
+        """UserError: what is stored in ``place`` was made with other values of the settings ``names``;
+        ``folder`` is the setting that names where such results lie.
+        """
+        wanted = self.model_dump(mode="json")
+        if differs := [name for name in names if made_with.get(name) != wanted[name]]:
+            was = f"{differs[0]} = {made_with.get(differs[0])}, not {wanted[differs[0]]}"
+            advice = f"take that, or let a profile of your own name another folder as {folder} and study it"
+            raise UserError(f"{paths.relative(place)} was made with {was}: {advice}.")
+
     def named(self, name: str) -> list[Any]:
         """The models (their references) or the sources that a setting names; none where it is empty. That
         does not count as asking for them.

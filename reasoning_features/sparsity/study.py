@@ -346,11 +346,8 @@ def load_study(settings: Settings) -> Study:
     if not (place / "study.json").is_file():
         made = f"`make activation-sparsity PROFILE={settings.profile}` makes it"
         raise MissingArtefact(f"There is no {paths.relative(place)}: {made}.")
-    told, wanted = read_json(place / "study.json"), determined_by(settings)
-    if differs := [name for name in DETERMINED_BY if told["settings"].get(name) != wanted[name]]:
-        was = f"{differs[0]} = {told['settings'].get(differs[0])}, not {wanted[differs[0]]}"
-        advice = "take that, or name another folder as activation_sparsity and make the study there"
-        raise UserError(f"{paths.relative(place)} was made with {was}: {advice}.")
+    told = read_json(place / "study.json")
+    settings.check_made_with(told["settings"], DETERMINED_BY, place, "activation_sparsity")
     return Study(pd.read_parquet(place / "measured.parquet"), told)
 
 

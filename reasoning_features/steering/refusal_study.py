@@ -161,11 +161,8 @@ def stored(settings: Settings, place: Path) -> dict[str, Any] | None:
     """
     if not (file := place / "study.json").is_file():
         return None
-    told, wanted = read_json(file), determined_by(settings)
-    if differs := [name for name in MUST_AGREE if told["settings"].get(name) != wanted[name]]:
-        was = f"{differs[0]} = {told['settings'].get(differs[0])}, not {wanted[differs[0]]}"
-        advice = "take that, or let a profile of your own name another folder as steering_safety and study it"
-        raise UserError(f"{paths.relative(place)} was made with {was}: {advice}.")
+    told: dict[str, Any] = read_json(file)
+    settings.check_made_with(told["settings"], MUST_AGREE, place, "steering_safety")
     return told
 
 
