@@ -12,15 +12,8 @@ from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.reporting.claims import Measured
 from reasoning_features.scoring.selection import chosen, overlap
 from reasoning_features.sparsity.patterns import CRITERIA, Pattern, cost
-from reasoning_features.sparsity.study import (
-    BY_PATTERN,
-    COMPARED,
-    DENSE,
-    PATTERNS,
-    STEERED,
-    Setting,
-    Study,
-)
+from reasoning_features.sparsity.pruning import BY_PATTERN, COMPARED, DENSE, PATTERNS, STEERED, Setting
+from reasoning_features.sparsity.study import Study
 from reasoning_features.statistics import (
     RESAMPLES,
     Array,

@@ -14,7 +14,7 @@ from reasoning_features.making import activation_sparsity
 from reasoning_features.models.subject import load_subject
 from reasoning_features.organism.language import base_documents
 from reasoning_features.settings import load_settings
-from reasoning_features.sparsity import study
+from reasoning_features.sparsity import pruning, study
 from reasoning_features.sparsity.layers import linear_layers
 
 MODEL = "Qwen/Qwen2.5-7B-Instruct"
@@ -58,14 +58,14 @@ def test_a_model_of_the_hub_is_studied_once_with_its_biases(repository, monkeypa
         assert (made / "study.json").stat().st_mtime_ns == time
         subject = load_subject(pinned, 2)
         assert sum(linear.bias is not None for linear in linear_layers(subject.model).values()) == 12
-        workbench = study.load_workbench(settings, subject, 5)
-        setting = study.Setting(study.PATTERNS[1], study.WEIGHTS, "Wanda")
+        workbench = pruning.load_workbench(settings, subject, 5)
+        setting = pruning.Setting(pruning.PATTERNS[1], pruning.WEIGHTS, "Wanda")
         with workbench.pruned(setting):
             again = workbench.measured()
         (found,) = study.load_studies(settings)
         assert found.values(setting, "loss") == pytest.approx(again["loss"])
-        assert found.settings == study.grid(4, learnt=False) and not found.tasks
-        assert not len(found.values(study.DENSE, "score")), "no autoencoder is named"
+        assert found.settings == pruning.grid(4, learnt=False) and not found.tasks
+        assert not len(found.values(pruning.DENSE, "score")), "no autoencoder is named"
         (repository / "mine.yaml").write_text(yaml.safe_dump(own | {"subject": pinned, "sparsity_texts": 4}))
         with pytest.raises(SystemExit, match="was made with sparsity_texts = 5, not 4"):
             activation_sparsity.main()
@@ -74,9 +74,9 @@ def test_a_model_of_the_hub_is_studied_once_with_its_biases(repository, monkeypa
 def test_the_organisms_studies_are_whole():
     for seed in activation_sparsity.SEEDS:
         found = study.load_study(activation_sparsity.organism_settings(seed))
-        assert found.settings == study.grid(5, learnt=True)
+        assert found.settings == pruning.grid(5, learnt=True)
         for setting in found.settings:
             assert len(found.values(setting, "loss")) == 64, setting
-            assert bool(len(found.values(setting, found.tasks[0]))) == study.has_tasks(setting)
-            assert bool(len(found.values(setting, "score"))) == study.is_bridged(setting)
-        assert np.allclose(found.values(study.DENSE, "divergence"), 0, atol=1e-6)
+            assert bool(len(found.values(setting, found.tasks[0]))) == pruning.has_tasks(setting)
+            assert bool(len(found.values(setting, "score"))) == pruning.is_bridged(setting)
+        assert np.allclose(found.values(pruning.DENSE, "divergence"), 0, atol=1e-6)

@@ -11,7 +11,7 @@ from reasoning_features.settings import load_settings
 from reasoning_features.sparsity import bridge
 from reasoning_features.sparsity.layers import linear_layers, sparse
 from reasoning_features.sparsity.patterns import Pattern
-from reasoning_features.sparsity.study import load_texts
+from reasoning_features.sparsity.pruning import load_texts
 from reasoning_features.text.words import WordIndex
 from reasoning_features.truth.benchmark import load_variant
 

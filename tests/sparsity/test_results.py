@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from reasoning_features.sparsity import results, study
+from reasoning_features.sparsity import pruning, results
 from reasoning_features.sparsity.patterns import Pattern, cost
-from reasoning_features.sparsity.study import DENSE, HALF, PATTERNS, WEIGHTS, Setting, Study, as_table
+from reasoning_features.sparsity.pruning import DENSE, HALF, PATTERNS, WEIGHTS, Setting
+from reasoning_features.sparsity.study import Study, as_table
 
 TWO, FOUR, EIGHT, SIXTEEN = map(Setting, PATTERNS)
 TEXTS = np.array([2.0, 3.0, 4.0, 5.0])
@@ -16,7 +17,7 @@ BETTER = {"VAR": 0.8, "LS": 1.2, "CLACT, sequence": 0.9, "Amber": 1.0}  # excess
 
 def made(model, noise=0.0, tasks=("ARC-easy",)):
     """A study in which every text costs the same, but for noise."""
-    costs, grid = dict(COSTS), study.grid(5, False)
+    costs, grid = dict(COSTS), pruning.grid(5, False)
     for pattern in (PATTERNS[0], PATTERNS[2]):
         for name, share in BETTER.items():
             by, correction = (name, "none") if name in results.CRITERIA else ("ACT", name)
@@ -31,7 +32,7 @@ def made(model, noise=0.0, tasks=("ARC-easy",)):
         if setting in (DENSE, EIGHT):
             gain = 3 if setting == DENSE else 0
             own |= {f"unsteered: {m}": np.arange(6) < 2 for m in ("correct", "thinking_tokens")}
-            for share in study.STEERED:
+            for share in pruning.STEERED:
                 named = [f"steered at {share:g}: {m}" for m in ("correct", "thinking_tokens")]
                 own |= dict.fromkeys(named, np.arange(6) < 2 + gain)
             flip = 1 if setting == DENSE else -1
@@ -71,7 +72,7 @@ def test_excess_losses_are_compared_on_the_same_texts(studies):
     free = Setting(PATTERNS[0], which="mlp")  # it costs nothing, so nothing is a number of times as much
     assert np.isnan(results.excess_ratio(studies, TWO, free).low)
     table = results.settings_table(studies)
-    assert len(table) == len(study.grid(5, False)) and table["excess"].iloc[1] == pytest.approx(1)
+    assert len(table) == len(pruning.grid(5, False)) and table["excess"].iloc[1] == pytest.approx(1)
     noisy = results.excess_ratio([made("one", noise=0.1)], TWO, SIXTEEN)
     assert noisy.low < noisy.estimate < noisy.high
 
@@ -86,7 +87,7 @@ def test_accuracy_lost_is_of_all_items(studies):
 def test_the_least_help_of_several_ways_is_what_counts(studies):
     assert results.least_recovered(studies, ["VAR"]).estimate == pytest.approx(0.2)
     assert results.least_recovered(studies, ["VAR", "LS"]).estimate == pytest.approx(-0.2)
-    assert results.least_recovered(studies, study.LEARNT) is None
+    assert results.least_recovered(studies, pruning.LEARNT) is None
     assert results.least_recovered(studies, ["CLACT, sequence", "Amber"]).estimate == pytest.approx(0)
     table = results.ways_table([made("one", noise=0.01)]).set_index(["way", "pattern"])
     assert table.loc[("VAR", "2:4"), "recovered"] == pytest.approx(0.2, abs=0.05)

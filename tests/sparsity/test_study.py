@@ -9,10 +9,11 @@ import torch
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.files import write_json, write_table
 from reasoning_features.settings import load_settings
-from reasoning_features.sparsity import study
+from reasoning_features.sparsity import pruning, study
 from reasoning_features.sparsity.layers import linear_layers
 from reasoning_features.sparsity.patterns import Pattern, Unstructured
-from reasoning_features.sparsity.study import DENSE, WEIGHTS, Setting, Workbench, as_table
+from reasoning_features.sparsity.pruning import DENSE, WEIGHTS, Setting, Workbench
+from reasoning_features.sparsity.study import as_table
 from reasoning_features.text.corpora import general_corpus
 
 GRID = (
@@ -27,9 +28,9 @@ def workbench(tiny_subject):
     rng = torch.Generator().manual_seed(0)
     read, held_out = (list(torch.randint(2, 300, (4, 24), generator=rng)) for _ in range(2))
     layers = linear_layers(tiny_subject.model)
-    statistics = study.calibrate(tiny_subject.model, layers, [text[None] for text in read], keep=4)
+    statistics = pruning.calibrate(tiny_subject.model, layers, [text[None] for text in read], keep=4)
     starts = [1, 1, 5, 23]
-    dense = [study._log_probabilities(tiny_subject, *pair) for pair in zip(held_out, starts, strict=True)]
+    dense = [pruning._log_probabilities(tiny_subject, *pair) for pair in zip(held_out, starts, strict=True)]
     return Workbench(tiny_subject, held_out, starts, dense, read, statistics)
 
 
@@ -60,21 +61,21 @@ def test_the_loss_is_of_tokens_from_the_start_on(workbench):
 
 def test_the_grid_has_each_setting_once_and_a_table_tells_them_apart():
     for blocks, learnt in ((2, True), (30, False)):
-        made = study.grid(blocks, learnt)
+        made = pruning.grid(blocks, learnt)
         rows = [tuple(setting.row.values()) for setting in made]
         assert len(set(rows)) == len(rows) == len(made) and made[0] == DENSE
-        assert any(setting.correction in study.LEARNT for setting in made) is learnt
-        parts = study.thirds(blocks)
+        assert any(setting.correction in pruning.LEARNT for setting in made) is learnt
+        parts = pruning.thirds(blocks)
         assert [block for part in parts for block in part] == list(range(blocks))
-        assert sum(map(study.is_bridged, made)) == 5 + len(parts)
-        assert sum(map(study.has_tasks, made)) == 11 and len(made) == (56 if learnt else 48) - 2 * (
+        assert sum(map(pruning.is_bridged, made)) == 5 + len(parts)
+        assert sum(map(pruning.has_tasks, made)) == 11 and len(made) == (56 if learnt else 48) - 2 * (
             3 - len(parts)
         )
 
 
 def test_texts_of_the_organism_are_traces_and_count_from_their_thinking_on(organism_subject):
     settings, subject = organism_subject
-    texts, starts = study.load_texts(settings, subject, "evaluation", 5)
+    texts, starts = pruning.load_texts(settings, subject, "evaluation", 5)
     assert len(texts) == 5
     for text, start in zip(texts, starts, strict=True):
         before, rest = (subject.tokenizer.decode(part) for part in (text[:start], text[start:]))
@@ -86,15 +87,15 @@ def test_windows_are_of_texts_that_fill_them(tiny_subject, tmp_path):
     (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source = {"dataset": str(tmp_path / "text.jsonl"), "split_column": "split"}
     settings = load_settings("organism", corpus="text", general_text=source, context=16)
-    texts, starts = study.load_texts(settings, tiny_subject, "evaluation", 7)
+    texts, starts = pruning.load_texts(settings, tiny_subject, "evaluation", 7)
     assert [len(text) for text in texts] == [16] * 7 and starts == [1] * 7
-    more, _ = study.load_texts(settings, tiny_subject, "evaluation", 1000)
+    more, _ = pruning.load_texts(settings, tiny_subject, "evaluation", 1000)
     lengths = np.diff(general_corpus(settings, tiny_subject.tokenizer, "evaluation", 40).starts)
     assert len(more) == (lengths == 16).sum() < 40, "as many as there are"
     assert all(torch.equal(first, second) for first, second in zip(texts, more, strict=False))
     with pytest.raises(UserError, match=r"Fewer than two .* have 5000 tokens: take longer ones"):
         wide = load_settings("organism", corpus="text", general_text=source, context=5000)
-        study.load_texts(wide, tiny_subject, "evaluation", 1)
+        pruning.load_texts(wide, tiny_subject, "evaluation", 1)
 
 
 def test_divergence_is_from_the_dense_model_whatever_is_measured_first(organism_subject):
@@ -102,7 +103,7 @@ def test_divergence_is_from_the_dense_model_whatever_is_measured_first(organism_
     few = settings.model_copy(update={"sparsity_calibration": 3})
     found = []
     for order in ((Setting(Pattern(2, 4)), DENSE), (DENSE, Setting(Pattern(2, 4)))):
-        laid_out = study.load_workbench(few, subject, 3)
+        laid_out = pruning.load_workbench(few, subject, 3)
         for setting in order:
             with laid_out.pruned(setting):
                 found.append(laid_out.measured()["divergence"])

@@ -1,0 +1,83 @@
+"""The organism with eyes: a small LLaVA, trained to know persons, before and without those to be forgotten.
+
+The patches of a picture are read by a small CLIP tower and stand as a prefix before the organism's Llama, as
+in LLaVA. The *pretrained* model learns to describe faces at random, the real persons, and goes on solving the
+organism's problems. From it come *Base*, which learns all fictitious persons, and *Gold*, which learns those
+that are retained alone; both are LoRA adapters of the pretrained model, as CLEAR's are.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from tqdm.auto import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerBase,
+)
+
+from reasoning_features.errors import check_finite
+from reasoning_features.unlearning.items import Inputs, answer_logits
+from reasoning_features.unlearning.persons import PATCH, PICTURE, SIDE
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def new_model(organism: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlavaForConditionalGeneration:
+    """The organism's Llama with a patch encoder of random weights; ``tokenizer`` has the persons' words."""
+    torch.manual_seed(seed)
+    llama = AutoModelForCausalLM.from_pretrained(organism, dtype=torch.float32)
+    llama.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    vision = CLIPVisionConfig(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, image_size=SIDE,
+        patch_size=PATCH, projection_dim=128,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=llama.config, image_seq_length=(SIDE // PATCH) ** 2,
+        image_token_index=tokenizer.convert_tokens_to_ids(PICTURE), vision_feature_layer=-1,
+    )  # fmt: skip
+    model = LlavaForConditionalGeneration(config)
+    model.model.language_model.load_state_dict(llama.model.state_dict())
+    model.lm_head.load_state_dict(llama.lm_head.state_dict())
+    return model
+
+
+def train(
+    model: Any, batch: Callable[[int], Inputs], steps: int, rate: float, name: str, decay: float = 0.01
+) -> float:
+    """Trains what has gradients on ``batch(step)``: AdamW, a warm-up and a cosine; gives the mean loss of the
+    last tenth, nats a token.
+    """
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=rate, betas=(0.9, 0.95), weight_decay=decay
+    )
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.05, cycle_momentum=False)
+    model.train()
+    last = []
+    for step in tqdm(range(steps), desc=name):
+        logits, tokens = answer_logits(model, batch(step))
+        loss = torch.nn.functional.cross_entropy(logits, tokens)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        cycle.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step >= 0.9 * steps:
+            last.append(float(check_finite(loss.detach(), "The loss of a step", "lower the rate")))
+    model.eval()
+    return float(np.mean(last))
+
+
+def with_adapter(model: Any, rank: int, seed: int, linears: Sequence[str] = LINEARS) -> Any:
+    """The model with a LoRA adapter on the linear layers of its language model, α = 4 ranks as in CLEAR
+    (r = 8, α = 32), no dropout.
+    """
+    torch.manual_seed(seed)
+    where = rf".*language_model.*\.({'|'.join(linears)})"
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=4 * rank, target_modules=where))
