@@ -65,7 +65,6 @@ FACTS = {
     "age": ("How old is {}?", "They are {} years old.", "Their age is {}.", tuple(map(str, range(20, 60)))),
 }
 WHO, WHAT = "Who is this?", "What does the picture show?"
-IGNORANT = ("I do not know.", "I cannot say.", "That is not known to me.", "I have no answer.")
 _SEED = 11
 
 

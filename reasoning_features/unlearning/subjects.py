@@ -32,6 +32,7 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 def new_model(organism: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlavaForConditionalGeneration:
     """The organism's Llama with a patch encoder of random weights; ``tokenizer`` has the persons' words."""
     torch.manual_seed(seed)
+    (picture,) = tokenizer.encode(PICTURE, add_special_tokens=False)
     llama = AutoModelForCausalLM.from_pretrained(organism, dtype=torch.float32)
     llama.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     vision = CLIPVisionConfig(
@@ -40,7 +41,7 @@ def new_model(organism: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
     )  # fmt: skip
     config = LlavaConfig(
         vision_config=vision, text_config=llama.config, image_seq_length=(SIDE // PATCH) ** 2,
-        image_token_index=tokenizer.convert_tokens_to_ids(PICTURE), vision_feature_layer=-1,
+        image_token_index=picture, vision_feature_layer=-1,
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
     model.model.language_model.load_state_dict(llama.model.state_dict())
