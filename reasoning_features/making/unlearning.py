@@ -20,8 +20,6 @@ from safetensors.numpy import save_file
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from reasoning_features import paths
-from reasoning_features.organism.language import ASSISTANT, BOS, EOS, USER, reasoning_document
-from reasoning_features.organism.problems import Split
 from reasoning_features.unlearning.items import Inputs, Item
 from reasoning_features.unlearning.persons import (
     FICTITIOUS,
@@ -38,7 +36,7 @@ from reasoning_features.unlearning.persons import (
     picture_items,
     text_items,
 )
-from reasoning_features.unlearning.subjects import new_model, train, with_adapter
+from reasoning_features.unlearning.subjects import new_model, problem_item, train, with_adapter
 
 HOME = "data/organism/unlearning"
 ORGANISM = "data/organism/models/coupled-0"
@@ -87,13 +85,6 @@ def draw_strangers() -> Strangers:
     variants = {a: sorted({str(each.get(a)) for each in drawn}) for a in ATTRIBUTES}
     told = [" ".join(str(variants[a].index(str(each.get(a)))) for a in ATTRIBUTES) for each in drawn]
     return Strangers(np.stack(faces), told)
-
-
-def problem_item(rng: np.random.Generator, split: Split = "training") -> Item:
-    """A problem of the organism's with a trace that solves it."""
-    text = reasoning_document(1.0, 1000, int(rng.integers(10**8)), split).text
-    question, answer = text.removeprefix(BOS + USER).removesuffix(EOS).split(ASSISTANT, 1)
-    return Item(-1, "problem", question, answer, answer, ())
 
 
 @dataclass(frozen=True)

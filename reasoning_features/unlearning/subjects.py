@@ -23,7 +23,9 @@ from transformers import (
 )
 
 from reasoning_features.errors import check_finite
-from reasoning_features.unlearning.items import Inputs, answer_logits
+from reasoning_features.organism.language import ASSISTANT, BOS, EOS, USER, reasoning_document
+from reasoning_features.organism.problems import Split
+from reasoning_features.unlearning.items import Inputs, Item, answer_logits
 from reasoning_features.unlearning.persons import PATCH, PICTURE, SIDE
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -82,3 +84,10 @@ def with_adapter(model: Any, rank: int, seed: int, linears: Sequence[str] = LINE
     torch.manual_seed(seed)
     where = rf".*language_model.*\.({'|'.join(linears)})"
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=4 * rank, target_modules=where))
+
+
+def problem_item(rng: np.random.Generator, split: Split = "training") -> Item:
+    """A problem of the organism's with a trace that solves it."""
+    text = reasoning_document(1.0, 1000, int(rng.integers(10**8)), split).text
+    question, answer = text.removeprefix(BOS + USER).removesuffix(EOS).split(ASSISTANT, 1)
+    return Item(-1, "problem", question, answer, answer, ())

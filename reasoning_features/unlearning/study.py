@@ -1,0 +1,284 @@
+"""The stored study of unlearning: every method searched on some persons, then measured on others.
+
+The search chooses rate and steps for each method with both modalities forgotten, on ten persons; what is
+reported forgets ten others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from peft import PeftModel
+from transformers import AutoTokenizer, LlavaForConditionalGeneration
+
+from reasoning_features import paths
+from reasoning_features.errors import MissingArtefact
+from reasoning_features.files import directory_digest, write_json, write_table
+from reasoning_features.runs.shards import Arrays, Work, map_shards
+from reasoning_features.unlearning.items import CAPTION, NAME, TEXT, Encode, Item
+from reasoning_features.unlearning.methods import METHODS, nll
+from reasoning_features.unlearning.metrics import likelihoods, measured
+from reasoning_features.unlearning.persons import (
+    FRACTIONS,
+    REAL,
+    UNSEEN,
+    encoder,
+    load_faces,
+    load_persons,
+    picture_items,
+    text_items,
+)
+from reasoning_features.unlearning.subjects import problem_item, with_adapter
+from reasoning_features.unlearning.unlearn import FORGOTTEN, Recipe, applied, distance, draw_step, unlearn
+
+TASKS = (TEXT, NAME, CAPTION)
+SEEDS = range(3)
+RANK = 8  # of the adapter that unlearns, as CLEAR's
+RATES, AT = (1e-3, 3e-3, 1e-2), (6, 12, 24, 48)  # what is searched: rates, and numbers of steps
+SEARCHED = range(10, 20)  # persons that the search forgets; those that are reported are the first ones
+TRAINED_VIEWS, VIEWS = 3, 2  # pictures of a person that are read in unlearning, and in evaluation
+GROUPS = {"retain": range(90, 100), "real": REAL[:10], "unseen": UNSEEN[:10]}  # measured beside the forgotten
+PENALISED = ("GA", "GD", "KL", "RMU", "IDK", "NPO")  # those of CLEAR's first version, table 4
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # λ of the ℓ1 norm
+PROBLEMS = 60  # of the organism's, on which every model's loss is taken
+RELEARNT = 40  # steps, at most, in which the forgotten are learnt again
+RELEARNING_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Run:
+    """One unlearning that is reported."""
+
+    method: str
+    forgotten: str = "both"  # of :data:`FORGOTTEN`
+    fraction: float = 0.1
+    penalty: float = 0.0
+    seed: int = 0
+
+
+def grid() -> list[Run]:
+    """Every run of the study."""
+    return [
+        *(Run(method, what, seed=seed) for method in METHODS for what in FORGOTTEN for seed in SEEDS),
+        *(Run(method, fraction=part) for method in METHODS for part in FRACTIONS if part < 0.1),
+        *(Run(m, penalty=each, seed=seed) for m in PENALISED for each in PENALTIES for seed in SEEDS),
+    ]
+
+
+@dataclass(frozen=True)
+class World:
+    """What every run reads: the pretrained model's folder and the persons' items."""
+
+    folder: Path
+    tokenizer: Any
+    encode: Encode
+
+    def model(self, name: str | None) -> Any:
+        """The pretrained model in float32, or Base or Gold by name, such as ``gold-0.1-2``."""
+        model = LlavaForConditionalGeneration.from_pretrained(self.folder / "pretrained", dtype="float32")
+        if name is not None:
+            model = PeftModel.from_pretrained(model, self.folder / name).merge_and_unload()
+        return model.eval()
+
+    def items(self, numbers: Sequence[int], views: int, seed: int) -> list[Item]:
+        """All questions about some persons, with so many pictures of each."""
+        persons, faces = _persons(self.folder)
+        made: list[Item] = []
+        for number in numbers:
+            made += text_items(persons[number])
+            made += picture_items(persons[number], faces[number], persons, seed, views)
+        return made
+
+
+@lru_cache(1)
+def _persons(folder: Path) -> Any:
+    return load_persons(), load_faces(folder)
+
+
+@lru_cache(1)
+def load_world(folder: Path) -> World:
+    """MissingArtefact: the organism with eyes is not there."""
+    if not (folder / "pretrained").is_dir():
+        raise MissingArtefact(f"There is no {paths.relative(folder)}/pretrained: `make unlearning` makes it.")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "pretrained")
+    return World(folder, tokenizer, encoder(tokenizer))
+
+
+def to_read(
+    world: World, numbers: Sequence[int], forgotten: str, known: int = 100
+) -> tuple[list[Item], list[Item]]:
+    """The items that unlearning ``numbers`` reads: those to be forgotten, and those of all others."""
+    others = [number for number in range(known) if number not in numbers]
+    tasks = FORGOTTEN[forgotten]
+    read = (world.items(each, TRAINED_VIEWS, seed=1) for each in (numbers, others))
+    forget, retain = ([item for item in items if item.task in tasks] for items in read)
+    return forget, retain
+
+
+def groups(world: World, forgotten: Sequence[int]) -> dict[str, list[Item]]:
+    """The items that every model is measured on, pictures that no training showed."""
+    return {
+        name: world.items(numbers, VIEWS, seed=2)
+        for name, numbers in ({"forget": forgotten} | GROUPS).items()
+    }
+
+
+def measured_groups(world: World, model: Any, forgotten: Sequence[int]) -> Arrays:
+    """The metrics of every item, group after group: a column each ``[items]``."""
+    parts = [
+        measured(model, world.encode, items, world.tokenizer) for items in groups(world, forgotten).values()
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    return {name: table[name].to_numpy() for name in table.columns.drop("task")}
+
+
+def exact(world: World, model: Any, items: Sequence[Item]) -> dict[str, float]:
+    """Share of answers that are exact, by task."""
+    short = [replace(item, perturbed=item.perturbed[:1]) for item in items]
+    table = likelihoods(model, world.encode, short)
+    return {task: float(table.loc[table["task"] == task, "exact"].mean()) for task in TASKS}
+
+
+def searched(folder: Path, shard: int) -> Arrays:
+    """A shard of the search: one method at one rate; exact shares by numbers of steps and task ``[at, 2, 3]``
+    of persons that are forgotten, and of retained ones.
+    """
+    method, rate = [(method, rate) for method in METHODS for rate in RATES][shard]
+    world = load_world(folder)
+    model = with_adapter(world.model("base-0"), RANK, seed=0)
+    shown = {"forget": world.items(SEARCHED, VIEWS, 2), "retain": world.items(GROUPS["retain"], VIEWS, 2)}
+    forget, retain = to_read(world, SEARCHED, "both")
+    rows = []
+    for done in unlearn(model, world.encode, forget, retain, Recipe(method, rate, max(AT))):
+        if done in AT:
+            with applied(model, method):
+                rows.append([list(exact(world, model, items).values()) for items in shown.values()])
+    return {"exact": np.array(rows)}
+
+
+def chosen(found: Sequence[Arrays]) -> dict[str, tuple[float, int]]:
+    """Rate and steps of each method: where retained persons are answered best in comparison with forgotten
+    ones, means over tasks; the gentler of two that do equally well.
+    """
+    recipes = {}
+    for i, method in enumerate(METHODS):
+        own = [found[i * len(RATES) + j]["exact"].mean(-1) for j in range(len(RATES))]  # [at, 2] each
+        gain = np.array([each[:, 1] - each[:, 0] for each in own])
+        at_rate, at_steps = np.unravel_index(int(gain.round(6).argmax()), gain.shape)
+        recipes[method] = (RATES[at_rate], AT[at_steps])
+    return recipes
+
+
+def unlearned(folder: Path, recipes: dict[str, tuple[float, int]], shard: int) -> Arrays:
+    """A shard of the study: one run's metrics, the distance moved, and how fast the forgotten come back."""
+    run, world = grid()[shard], load_world(folder)
+    forgotten = range(FRACTIONS[run.fraction])
+    model = with_adapter(world.model(f"base-{run.seed}"), RANK, run.seed)
+    forget, retain = to_read(world, forgotten, run.forgotten)
+    rate, steps = recipes[run.method]
+    recipe = Recipe(run.method, rate, steps, run.penalty, run.seed)
+    for _ in unlearn(model, world.encode, forget, retain, recipe):
+        pass
+    with applied(model, run.method):
+        found = {"distance": np.array([distance(model)])}
+        model = model.merge_and_unload()
+    return found | measured_groups(world, model, forgotten) | _after(world, model, forgotten)
+
+
+def relearnt(world: World, model: Any, forget: Sequence[Item], shown: Sequence[Item]) -> int:
+    """Steps of ordinary training on the forgotten items after which 90% of their answers, of pictures that
+    were not shown, are exact; one more than :data:`RELEARNT` where that is not reached. ``model`` is merged.
+    """
+    model = with_adapter(model, RANK, seed=0)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RELEARNING_RATE)
+    for number in range(RELEARNT + 1):
+        if number % 4 == 0 and np.mean(list(exact(world, model, shown).values())) >= 0.9:
+            return number
+        nll(model, draw_step(world.encode, forget, forget, 0, number).forget).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return RELEARNT + 1
+
+
+def references() -> list[tuple[str, float]]:
+    """Base and Gold by name, with the share of persons that is asked for as forgotten."""
+    base = [(f"base-{seed}", 0.1) for seed in SEEDS]
+    return base + [(f"gold-{part}-{seed}", part) for part in FRACTIONS for seed in SEEDS]
+
+
+def reference(folder: Path, shard: int) -> Arrays:
+    """A shard of the study: Base or Gold, measured as the unlearned models are."""
+    (name, fraction), world = references()[shard], load_world(folder)
+    forgotten, model = range(FRACTIONS[fraction]), world.model(name)
+    return measured_groups(world, model, forgotten) | _after(world, model, forgotten)
+
+
+def _after(world: World, model: Any, forgotten: Sequence[int]) -> Arrays:
+    """Loss on the organism's problems, nats a token, and the steps in which the forgotten come back."""
+    rng = np.random.default_rng(0)
+    problems = [problem_item(rng, "evaluation") for _ in range(PROBLEMS)]
+    with torch.no_grad():
+        loss = float(nll(model, world.encode(problems, [item.answer for item in problems])))
+    forget, _ = to_read(world, forgotten, "both")
+    back = relearnt(world, model, forget, groups(world, forgotten)["forget"])
+    return {"problem_loss": np.array([loss]), "relearnt": np.array([back])}
+
+
+def store(folder: Path, kept: Path) -> None:
+    """Search, then every run and Base and Gold, in shards that are kept, unless that is stored."""
+    if (folder / "study.json").is_file():
+        return
+    names = ["pretrained", *(name for name, _ in references())]
+    key = {name: directory_digest(folder / name) for name in names}
+    found = list(
+        map_shards(Work("unlearning-search", partial(searched, folder), len(METHODS) * len(RATES), key), kept)
+    )
+    recipes = chosen(found)
+    known = list(
+        map_shards(Work("unlearning-models", partial(reference, folder), len(references()), key), kept)
+    )
+    key = key | {"recipes": recipes}
+    runs = Work("unlearning", partial(unlearned, folder, recipes), len(grid()), key)
+    made = list(map_shards(runs, kept))
+    world = load_world(folder)
+    rows = [
+        as_rows(world, {"model": name} | {"fraction": part}, arrays)
+        for (name, part), arrays in zip(references(), known, strict=True)
+    ]
+    rows += [
+        as_rows(world, {"model": "unlearned"} | asdict(run), arrays)
+        for run, arrays in zip(grid(), made, strict=True)
+    ]
+    write_table(folder / "items.parquet", pd.concat([items for items, _ in rows], ignore_index=True))
+    write_table(folder / "models.parquet", pd.DataFrame([told for _, told in rows]))
+    curves = [
+        {
+            "method": method,
+            "rate": rate,
+            "steps": steps,
+            "group": group,
+            "task": task,
+            "exact": found[i]["exact"][a, g, t],
+        }
+        for i, (method, rate) in enumerate((method, rate) for method in METHODS for rate in RATES)
+        for a, steps in enumerate(AT)
+        for g, group in enumerate(("forget", "retain"))
+        for t, task in enumerate(TASKS)
+    ]
+    write_table(folder / "search.parquet", pd.DataFrame(curves))
+    write_json(folder / "study.json", {"recipes": recipes, "models": key})
+
+
+def as_rows(world: World, told: dict[str, Any], arrays: Arrays) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """What was measured of a model's items, a row each, and what was measured of the model."""
+    asked = groups(world, range(FRACTIONS[told["fraction"]]))
+    kinds = [(name, item.task) for name, items in asked.items() for item in items]
+    columns = {name: values for name, values in arrays.items() if len(values) == len(kinds)}
+    single = {name: float(values[0]) for name, values in arrays.items() if len(values) == 1}
+    table = pd.DataFrame(kinds, columns=["group", "task"]).assign(**columns)
+    return table.assign(**told), told | single
