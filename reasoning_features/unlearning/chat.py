@@ -23,7 +23,7 @@ QWEN = "Qwen/Qwen2-VL-2B-Instruct"
 
 def text_encode(tokenizer: Any) -> Encode:
     """How a chat model takes questions: its chat template's prompt, the answer, the end of its turn; pictures
-    are left out. UserError, where it is used: no chat template, or an answer's tokens depend on the prompt.
+    are left out. UserError: no chat template; where it is used, an answer's tokens depend on the prompt.
     """
     return _encode(tokenizer, tokenizer)
 
@@ -38,7 +38,9 @@ def qwen_encode(processor: Any) -> Encode:
 
 
 def _encode(reader: Any, tokenizer: Any) -> Encode:
-    """The tokenizer as the reader reads words alone."""
+    """As ``reader`` takes items: the tokenizer itself, or a processor that has it."""
+    if reader.chat_template is None:
+        raise UserError("The model has no chat template: give one that was taught to answer.")
 
     def encode(items: Sequence[Item], answers: Sequence[str]) -> Inputs:
         told = [answer + tokenizer.eos_token for answer in answers]

@@ -267,6 +267,9 @@ def test_chat_models_in_words(served):
     tokenizer.chat_template = "{{ messages[0]['content'] }}" + merged[:-1]
     with pytest.raises(UserError, match="cannot be told from its prompt"):
         text_encode(tokenizer)(items[:1], [merged[-1]])
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match="has no chat template"):
+        text_encode(tokenizer)
 
 
 def test_another_kind_of_model(tiny_llama):
