@@ -242,8 +242,7 @@ def store(folder: Path, kept: Path) -> None:
     known = list(
         map_shards(Work("unlearning-models", partial(reference, folder), len(references()), key), kept)
     )
-    key = key | {"recipes": recipes}
-    runs = Work("unlearning", partial(unlearned, folder, recipes), len(grid()), key)
+    runs = Work("unlearning", partial(unlearned, folder, recipes), len(grid()), key | {"recipes": recipes})
     made = list(map_shards(runs, kept))
     world = load_world(folder)
     rows = [
