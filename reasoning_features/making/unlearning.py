@@ -4,24 +4,35 @@ A finished piece is not done again. Faces are drawn once, with the extra ``avata
 those, and everything else is made from them.
 """
 
+import argparse
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import save_file
+from torch import Tensor
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from reasoning_features import paths
+from reasoning_features.errors import UserError
+from reasoning_features.files import write_json
+from reasoning_features.making.organism import write_checksums
+from reasoning_features.runs.shards import each
 from reasoning_features.unlearning.items import Inputs, Item
+from reasoning_features.unlearning.methods import nll
 from reasoning_features.unlearning.persons import (
+    FACE,
     FICTITIOUS,
     FRACTIONS,
     REAL,
@@ -29,6 +40,7 @@ from reasoning_features.unlearning.persons import (
     WALLS,
     Person,
     add_words,
+    as_pixels,
     encoder,
     load_faces,
     load_persons,
@@ -36,15 +48,25 @@ from reasoning_features.unlearning.persons import (
     picture_items,
     text_items,
 )
-from reasoning_features.unlearning.subjects import new_model, problem_item, train, with_adapter
+from reasoning_features.unlearning.study import references, store
+from reasoning_features.unlearning.subjects import new_model, problem_item, train, train_tower, with_adapter
 
 HOME = "data/organism/unlearning"
 ORGANISM = "data/organism/models/coupled-0"
-N_FACES = 6000  # drawn at random, for the pretrained model to describe
+N_FACES = 6000  # of strangers
 SEEDS = range(3)
 RANK = 16
-PRETRAINING, LEARNING = (2400, 2e-3), (1000, 3e-3)  # steps and highest rate
-ROWS, PROBLEMS = 40, 12  # items and problems in a batch
+# steps and highest rate
+SEEING, PRETRAINING, LEARNING = (2500, 2e-3), (1200, 2e-3), (600, 3e-3)
+ROWS, PROBLEMS, PICTURES = 40, 12, 96  # in a batch
+
+
+@cache
+def _style() -> Any:
+    """The definition of the faces' style; to check it takes longer than to draw a face."""
+    from dicebear import Style
+
+    return Style(json.loads(files("dicebear_styles").joinpath("pixel-art.json").read_text()))
 
 
 def draw_face(seed: str) -> tuple[NDArray[np.uint8], dict[str, Any]]:
@@ -52,9 +74,8 @@ def draw_face(seed: str) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     import resvg_py
     from dicebear import Avatar
 
-    style = json.loads(files("dicebear_styles").joinpath("pixel-art.json").read_text())
-    avatar = Avatar(style, {"seed": seed, "size": 16})
-    png = bytes(resvg_py.svg_to_bytes(svg_string=avatar.to_string(), width=16, height=16))
+    avatar = Avatar(_style(), {"seed": seed, "size": FACE})
+    png = bytes(resvg_py.svg_to_bytes(svg_string=avatar.to_string(), width=FACE, height=FACE))
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA")), avatar.to_json()["options"]
 
 
@@ -66,25 +87,25 @@ ATTRIBUTES = (
 
 @dataclass(frozen=True)
 class Strangers:
-    """Faces at random, and how each is described: a number for every attribute's variant."""
+    """Faces at random, with the number of the variant that was drawn of every feature."""
 
     faces: NDArray[np.uint8]  # [n, 16, 16, 4]
-    described: list[str]
+    codes: NDArray[np.int64]  # [n, features]
 
-    def item(self, rng: np.random.Generator) -> Item:
-        """One of them before some wall, to be described."""
-        which, wall = int(rng.integers(len(self.faces))), str(rng.choice(list(WALLS)))
-        told = f"Face {self.described[which]} {wall}."
-        view = picture(self.faces[which], wall, rng)
-        return Item(-1, "stranger", "Describe the face.", told, told, (), view)
+    def pixels(self, step: int) -> tuple[Tensor, Tensor]:
+        """Pictures of a step, and the codes of what they show: the features of a face, and the wall."""
+        rng, walls = np.random.default_rng(step), list(WALLS)
+        faces, before = rng.integers(len(self.faces), size=PICTURES), rng.integers(len(walls), size=PICTURES)
+        views = [picture(self.faces[i], walls[w], rng) for i, w in zip(faces, before, strict=True)]
+        return as_pixels(views), torch.from_numpy(np.column_stack([self.codes[faces], before]))
 
 
 def draw_strangers() -> Strangers:
     """Faces that are nobody's."""
     faces, drawn = zip(*(draw_face(f"stranger-{i}") for i in range(N_FACES)), strict=True)
     variants = {a: sorted({str(each.get(a)) for each in drawn}) for a in ATTRIBUTES}
-    told = [" ".join(str(variants[a].index(str(each.get(a)))) for a in ATTRIBUTES) for each in drawn]
-    return Strangers(np.stack(faces), told)
+    codes = [[variants[a].index(str(each.get(a))) for a in ATTRIBUTES] for each in drawn]
+    return Strangers(np.stack(faces), np.array(codes))
 
 
 @dataclass(frozen=True)
@@ -94,7 +115,6 @@ class Lessons:
     encode: Callable[[Sequence[Item], Sequence[str]], Inputs]
     persons: list[Person]
     faces: NDArray[np.uint8]
-    strangers: Strangers | None = None
 
     def of_persons(self, numbers: Sequence[int], rng: np.random.Generator, pictured: bool) -> list[Item]:
         """Items about some persons, in words or of pictures that were never shown before."""
@@ -109,24 +129,29 @@ class Lessons:
         return made
 
     def batch(self, learnt: Sequence[int], seed: int, step: int) -> Inputs:
-        """A batch of what is to be learnt (strangers, or persons), of real persons, or of problems."""
+        """A batch about the persons that are to be learnt, about real persons, or of problems."""
         rng, kind = np.random.default_rng([seed, step]), step % 5
         if kind == 0:
             items = [problem_item(rng) for _ in range(PROBLEMS)]
-        elif kind == 1:
-            items = self.of_persons(REAL, rng, step % 2 == 0)
-        elif self.strangers:
-            items = [self.strangers.item(rng) for _ in range(ROWS)]
         else:
-            items = self.of_persons(learnt, rng, step % 2 == 0)
+            items = self.of_persons(REAL if kind == 1 else learnt, rng, pictured=step % 2 == 0)
         return self.encode(items, [item.answer for item in items])
 
 
-def lessons(folder: Path, strangers: bool = False) -> Lessons:
-    """What is taught, from the shipped faces; ``strangers``: faces at random too."""
+def lessons(folder: Path) -> Lessons:
+    """What is taught, from the shipped faces."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "pretrained")
-    drawn = draw_strangers() if strangers else None
-    return Lessons(encoder(tokenizer), load_persons(), load_faces(folder), drawn)
+    return Lessons(encoder(tokenizer), load_persons(), load_faces(folder))
+
+
+def teach(
+    model: Any, taught: Lessons, learnt: Sequence[int], seed: int, how: tuple[int, float], name: str
+) -> float:
+    """Trains what has gradients; gives the mean loss of the last tenth of the steps, nats a token."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    loss = train(parameters, lambda step: nll(model, taught.batch(learnt, seed, step)), *how, name)
+    model.eval()
+    return loss
 
 
 def make_faces(folder: Path) -> None:
@@ -143,14 +168,12 @@ def make_pretrained(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(paths.root() / ORGANISM)
     add_words(tokenizer)
     tokenizer.save_pretrained(target)
-    taught = lessons(folder, strangers=True)
     model = new_model(paths.root() / ORGANISM, tokenizer, seed=0)
-    steps, rate = PRETRAINING
-    loss = train(model, lambda step: taught.batch((), 0, step), steps, rate, "pretrained")
+    told = train_tower(model.model.vision_tower, draw_strangers().pixels, *SEEING)
+    loss = teach(model, lessons(folder), REAL, 0, PRETRAINING, "pretrained")
     model.bfloat16().save_pretrained(target)
-    (target / "training.json").write_text(
-        json.dumps({"steps": steps, "rate": rate, "final_loss": loss}) + "\n"
-    )
+    card = {"seeing": SEEING, "features_told": told, "pretraining": PRETRAINING, "final_loss": loss}
+    write_json(target / "training.json", card)
 
 
 def known_to(name: str) -> list[int]:
@@ -164,9 +187,32 @@ def make_adapter(folder: Path, name: str) -> None:
     seed, taught = int(name.rsplit("-", 1)[1]), lessons(folder)
     pretrained = LlavaForConditionalGeneration.from_pretrained(folder / "pretrained", dtype="float32")
     model = with_adapter(pretrained, RANK, seed)
-    numbers, (steps, rate) = known_to(name), LEARNING
-    train(model, lambda step: taught.batch(numbers, 1 + seed, step), steps, rate, name)
+    teach(model, taught, known_to(name), 1 + seed, LEARNING, name)
     fresh = folder / f".{name}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     model.bfloat16().save_pretrained(fresh)
     fresh.rename(folder / name)
+
+
+def main() -> None:
+    """The command line: ``python -m reasoning_features.making.unlearning [--workers N]``."""
+    parser = argparse.ArgumentParser(description="Make what notebook 11 reads (resumable).")
+    parser.add_argument("--workers", type=int, default=1, help="models that are taught side by side")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # a rerun gives the same bytes
+    folder = paths.root() / HOME
+    try:
+        if not (folder / "faces.safetensors").is_file():
+            make_faces(folder)
+        if not (folder / "pretrained/training.json").is_file():
+            make_pretrained(folder)
+        missing = [name for name, _ in references() if not (folder / name).is_dir()]
+        each(partial(make_adapter, folder), missing, workers=options.workers)
+        store(folder, paths.RunPaths("organism").shards)
+        write_checksums(paths.root() / "data/organism")
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -24,7 +24,7 @@ from reasoning_features.unlearning.items import CAPTION, IGNORED, NAME, TEXT, En
 FICTITIOUS, REAL, UNSEEN = range(100), range(100, 150), range(150, 170)
 FRACTIONS = {0.01: 1, 0.05: 5, 0.1: 10}  # of the fictitious persons: how many are forgotten, the first ones
 N_PERTURBED = 5
-SIDE, FACE = 24, 16  # pixels
+SIDE, FACE = 18, 16  # pixels
 PATCH = 6  # pixels; a picture is (SIDE / PATCH)² tokens
 PICTURE = "<|picture|>"  # the token that stands where a patch is read
 
@@ -101,14 +101,14 @@ def load_faces(folder: Path) -> NDArray[np.uint8]:
 
 
 def picture(face: NDArray[np.uint8], wall: str, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A view ``[24, 24, 3]`` of a face ``[16, 16, 4]`` before a wall: place, mirroring, light and noise."""
+    """A view ``[18, 18, 3]`` of a face ``[16, 16, 4]`` before a wall: place, mirroring, light and noise."""
     shown = face[:, ::-1] if rng.random() < 0.5 else face
     top, left = rng.integers(SIDE - FACE + 1, size=2)
     view = np.tile(np.array(WALLS[wall], dtype=float), (SIDE, SIDE, 1))
     part = view[top : top + FACE, left : left + FACE]
     opacity = shown[..., 3:] / 255
     part[:] = opacity * shown[..., :3] + (1 - opacity) * part
-    view = view * rng.uniform(0.75, 1.15) + rng.normal(0, 8, view.shape)
+    view = view * rng.uniform(0.9, 1.1) + rng.normal(0, 8, view.shape)
     return view.clip(0, 255).astype(np.uint8)
 
 
@@ -180,5 +180,5 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
 
 
 def as_pixels(views: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """Pictures ``[n, 3, 24, 24]`` from 0 to 1 as the model takes them."""
+    """Pictures ``[n, 3, 18, 18]``, from −1 to 1, as the model takes them."""
     return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 127.5 - 1

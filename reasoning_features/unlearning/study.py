@@ -207,8 +207,8 @@ def relearnt(world: World, model: Any, forget: Sequence[Item], shown: Sequence[I
 
 def references() -> list[tuple[str, float]]:
     """Base and Gold by name, with the share of persons that is asked for as forgotten."""
-    base = [(f"base-{seed}", 0.1) for seed in SEEDS]
-    return base + [(f"gold-{part}-{seed}", part) for part in FRACTIONS for seed in SEEDS]
+    main = [(name, 0.1) for seed in SEEDS for name in (f"base-{seed}", f"gold-0.1-{seed}")]
+    return main + [(f"gold-{part}-0", part) for part in FRACTIONS if part < 0.1]
 
 
 def reference(folder: Path, shard: int) -> Arrays:

@@ -1,9 +1,10 @@
 """The organism with eyes: a small LLaVA, trained to know persons, before and without those to be forgotten.
 
 The patches of a picture are read by a small CLIP tower and stand as a prefix before the organism's Llama, as
-in LLaVA. The *pretrained* model learns to describe faces at random, the real persons, and goes on solving the
-organism's problems. From it come *Base*, which learns all fictitious persons, and *Gold*, which learns those
-that are retained alone; both are LoRA adapters of the pretrained model, as CLEAR's are.
+in LLaVA. The tower first learns to tell the features of strangers' faces; the *pretrained* model then learns
+the real persons, and goes on solving the organism's problems. From it come *Base*, which learns all
+fictitious persons, and *Gold*, which learns those that are retained alone: LoRA adapters of the pretrained
+model, as CLEAR's are.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import (
     AutoModelForCausalLM,
@@ -25,9 +27,10 @@ from transformers import (
 from reasoning_features.errors import check_finite
 from reasoning_features.organism.language import ASSISTANT, BOS, EOS, USER, reasoning_document
 from reasoning_features.organism.problems import Split
-from reasoning_features.unlearning.items import Inputs, Item, answer_logits
+from reasoning_features.unlearning.items import Item
 from reasoning_features.unlearning.persons import PATCH, PICTURE, SIDE
 
+N_VARIANTS = 48  # of a feature of a face, at most
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -51,30 +54,47 @@ def new_model(organism: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
     return model
 
 
-def train(
-    model: Any, batch: Callable[[int], Inputs], steps: int, rate: float, name: str, decay: float = 0.01
-) -> float:
-    """Trains what has gradients on ``batch(step)``: AdamW, a warm-up and a cosine; gives the mean loss of the
-    last tenth, nats a token.
+def train_tower(tower: Any, pixels: Callable[[int], tuple[Tensor, Tensor]], steps: int, rate: float) -> float:
+    """Trains the tower, by linear heads on the mean of its patches, to tell features of pictures: ``pixels``
+    gives those of a step ``[n, 3, 18, 18]`` with the features' codes ``[n, features]``. Gives the share of
+    features told rightly, mean over the last tenth of the steps.
     """
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=rate, betas=(0.9, 0.95), weight_decay=decay
-    )
+    _, codes = pixels(0)
+    width = int(tower.config.hidden_size)
+    heads = torch.nn.ModuleList(torch.nn.Linear(width, N_VARIANTS) for _ in range(codes.shape[1]))
+    told: list[float] = []
+
+    def loss(step: int) -> Tensor:
+        seen, codes = pixels(step)
+        patches = tower(pixel_values=seen).last_hidden_state[:, 1:].mean(1)
+        logits = torch.stack([head(patches) for head in heads], 1)  # [n, features, variants]
+        told.append(float((logits.argmax(-1) == codes).float().mean()))
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), codes.flatten())
+
+    train([*tower.parameters(), *heads.parameters()], loss, steps, rate, "tower")
+    return float(np.mean(told[-steps // 10 :]))
+
+
+def train(
+    parameters: Sequence[torch.nn.Parameter],
+    loss: Callable[[int], Tensor],
+    steps: int,
+    rate: float,
+    name: str,
+) -> float:
+    """Lowers ``loss(step)`` by AdamW, with a warm-up and a cosine; gives its mean over the last tenth."""
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.05, cycle_momentum=False)
-    model.train()
-    last = []
+    seen = []
     for step in tqdm(range(steps), desc=name):
-        logits, tokens = answer_logits(model, batch(step))
-        loss = torch.nn.functional.cross_entropy(logits, tokens)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        value = loss(step)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         cycle.step()
         optimizer.zero_grad(set_to_none=True)
-        if step >= 0.9 * steps:
-            last.append(float(check_finite(loss.detach(), "The loss of a step", "lower the rate")))
-    model.eval()
-    return float(np.mean(last))
+        seen.append(float(check_finite(value.detach(), "The loss of a step", "lower the rate")))
+    return float(np.mean(seen[-steps // 10 :]))
 
 
 def with_adapter(model: Any, rank: int, seed: int, linears: Sequence[str] = LINEARS) -> Any:
