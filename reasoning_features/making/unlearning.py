@@ -206,7 +206,7 @@ def main() -> None:
             make_faces(folder)
         if not (folder / "pretrained/training.json").is_file():
             make_pretrained(folder)
-        missing = [name for name, _ in references() if not (folder / name).is_dir()]
+        missing = [name for name in references() if not (folder / name).is_dir()]
         each(partial(make_adapter, folder), missing, workers=options.workers)
         store(folder, paths.RunPaths("organism").shards)
         write_checksums(paths.root() / "data/organism")

@@ -36,6 +36,7 @@ from reasoning_features.unlearning.persons import (
 from reasoning_features.unlearning.subjects import problem_item, with_adapter
 from reasoning_features.unlearning.unlearn import FORGOTTEN, Recipe, applied, distance, draw_step, unlearn
 
+BASE, GOLD = "Base", "Gold"
 TASKS = (TEXT, NAME, CAPTION)
 SEEDS = range(3)
 RANK = 8  # of the adapter that unlearns, as CLEAR's
@@ -205,16 +206,17 @@ def relearnt(world: World, model: Any, forget: Sequence[Item], shown: Sequence[I
     return RELEARNT + 1
 
 
-def references() -> list[tuple[str, float]]:
-    """Base and Gold by name, with the share of persons that is asked for as forgotten."""
-    main = [(name, 0.1) for seed in SEEDS for name in (f"base-{seed}", f"gold-0.1-{seed}")]
-    return main + [(f"gold-{part}-0", part) for part in FRACTIONS if part < 0.1]
+def references() -> dict[str, Run]:
+    """Base and Gold by name, such as ``gold-0.1-2``, as runs that forget nothing."""
+    main = {f"base-{seed}": Run(BASE, "", seed=seed) for seed in SEEDS}
+    main |= {f"gold-0.1-{seed}": Run(GOLD, "", seed=seed) for seed in SEEDS}
+    return main | {f"gold-{part}-0": Run(GOLD, "", part) for part in FRACTIONS if part < 0.1}
 
 
 def reference(folder: Path, shard: int) -> Arrays:
     """A shard of the study: Base or Gold, measured as the unlearned models are."""
-    (name, fraction), world = references()[shard], load_world(folder)
-    forgotten, model = range(FRACTIONS[fraction]), world.model(name)
+    (name, run), world = list(references().items())[shard], load_world(folder)
+    forgotten, model = range(FRACTIONS[run.fraction]), world.model(name)
     return measured_groups(world, model, forgotten) | _after(world, model, forgotten)
 
 
@@ -233,44 +235,26 @@ def store(folder: Path, kept: Path) -> None:
     """Search, then every run and Base and Gold, in shards that are kept, unless that is stored."""
     if (folder / "study.json").is_file():
         return
-    names = ["pretrained", *(name for name, _ in references())]
-    key = {name: directory_digest(folder / name) for name in names}
-    found = list(
-        map_shards(Work("unlearning-search", partial(searched, folder), len(METHODS) * len(RATES), key), kept)
-    )
+    models = {name: directory_digest(folder / name) for name in ("pretrained", *references())}
+    search = Work("unlearning-search", partial(searched, folder), len(METHODS) * len(RATES), models)
+    found = list(map_shards(search, kept))
     recipes = chosen(found)
-    known = list(
-        map_shards(Work("unlearning-models", partial(reference, folder), len(references()), key), kept)
-    )
-    runs = Work("unlearning", partial(unlearned, folder, recipes), len(grid()), key | {"recipes": recipes})
-    made = list(map_shards(runs, kept))
+    untouched = Work("unlearning-models", partial(reference, folder), len(references()), models)
+    runs = Work("unlearning", partial(unlearned, folder, recipes), len(grid()), models | {"recipes": recipes})
     world = load_world(folder)
-    rows = [
-        as_rows(world, {"model": name} | {"fraction": part}, arrays)
-        for (name, part), arrays in zip(references(), known, strict=True)
-    ]
-    rows += [
-        as_rows(world, {"model": "unlearned"} | asdict(run), arrays)
-        for run, arrays in zip(grid(), made, strict=True)
-    ]
+    pairs = zip(
+        [*references().values(), *grid()],
+        [*map_shards(untouched, kept), *map_shards(runs, kept)],
+        strict=True,
+    )
+    rows = [as_rows(world, asdict(run), arrays) for run, arrays in pairs]
     write_table(folder / "items.parquet", pd.concat([items for items, _ in rows], ignore_index=True))
     write_table(folder / "models.parquet", pd.DataFrame([told for _, told in rows]))
-    curves = [
-        {
-            "method": method,
-            "rate": rate,
-            "steps": steps,
-            "group": group,
-            "task": task,
-            "exact": found[i]["exact"][a, g, t],
-        }
-        for i, (method, rate) in enumerate((method, rate) for method in METHODS for rate in RATES)
-        for a, steps in enumerate(AT)
-        for g, group in enumerate(("forget", "retain"))
-        for t, task in enumerate(TASKS)
-    ]
-    write_table(folder / "search.parquet", pd.DataFrame(curves))
-    write_json(folder / "study.json", {"recipes": recipes, "models": key})
+    names = {"method": METHODS, "rate": RATES, "steps": AT, "group": ("forget", "retain"), "task": TASKS}
+    index = pd.MultiIndex.from_product(names.values(), names=names)
+    curves = pd.DataFrame({"exact": np.stack([each["exact"] for each in found]).ravel()}, index)
+    write_table(folder / "search.parquet", curves.reset_index())
+    write_json(folder / "study.json", {"recipes": recipes, "models": models})
 
 
 def as_rows(world: World, told: dict[str, Any], arrays: Arrays) -> tuple[pd.DataFrame, dict[str, Any]]:

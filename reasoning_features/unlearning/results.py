@@ -1,0 +1,243 @@
+"""What came out of the study of unlearning: scores, the transfer between modalities, quality, and claims."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reasoning_features import paths
+from reasoning_features.errors import MissingArtefact
+from reasoning_features.files import read_json
+from reasoning_features.reporting.claims import Measured
+from reasoning_features.statistics import Interval, bootstrap_mean, bootstrap_ratio, t_interval
+from reasoning_features.unlearning.items import CAPTION, NAME, TEXT
+from reasoning_features.unlearning.methods import METHODS
+from reasoning_features.unlearning.metrics import (
+    forget_quality_js,
+    forget_quality_ks,
+    likelihood_ratio_attack,
+    population_attack,
+    summary,
+)
+from reasoning_features.unlearning.study import BASE, GOLD, PENALISED, SEEDS, TASKS
+from reasoning_features.unlearning.unlearn import FORGOTTEN
+
+WRITTEN = tuple(name for name in METHODS if "released" not in name)
+RELEASED = tuple(name for name in METHODS if "released" in name)
+DESTROYERS = ("GA", "GD", "KL", "RMU")
+TABLES = ("items", "models", "search")
+PICTURES = (NAME, CAPTION)
+FLOOR = 1 - np.sqrt(np.log(2))  # of Forget Quality as coded
+# CLEAR's table 1: Real, Retain, Forget and Forget Quality
+PAPER = {
+    GOLD: (0.50, 0.51, 0.19, 1.00), BASE: (0.48, 0.51, 0.35, 0.85), "DPO": (0.46, 0.48, 0.22, 0.84),
+    "LLMU": (0.47, 0.51, 0.25, 0.84), "IDK": (0.48, 0.51, 0.33, 0.84), "SCRUB": (0.49, 0.52, 0.36, 0.85),
+    "retain fine-tuning": (0.49, 0.51, 0.37, 0.85), "NPO": (0.46, 0.14, 0.11, 0.76),
+    "SKU": (0.40, 0.32, 0.37, 0.83), "GD": (0.29, 0.0, 0.0, 0.18), "GA": (0.27, 0.0, 0.0, 0.67),
+    "KL": (0.25, 0.0, 0.0, 0.67), "RMU": (0.24, 0.0, 0.0, 0.75),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Study:
+    """The stored study; Base and Gold stand among the methods, and forgot nothing."""
+
+    items: pd.DataFrame  # a row a model, group and item
+    models: pd.DataFrame  # a row a model: distance, loss on problems, steps until the forgotten are back
+    search: pd.DataFrame  # a row a method, rate, number of steps, group and task
+    recipes: dict[str, list[float]]  # rate and steps that were chosen, by method
+
+    @cached_property
+    def _by_run(self) -> dict[Any, pd.DataFrame]:
+        return dict(list(self.items.groupby(["method", "forgotten", "fraction", "penalty", "seed"])))
+
+    def of(
+        self, name: str, seed: int, what: str = "both", fraction: float = 0.1, penalty: float = 0.0
+    ) -> pd.DataFrame:
+        """The items of one model; Base and Gold forgot nothing."""
+        return self._by_run[(name, "" if name in (BASE, GOLD) else what, fraction, penalty, seed)]
+
+    def pooled(self, name: str, **how: Any) -> pd.DataFrame:
+        """The items of a model's three seeds, one after another."""
+        return pd.concat([self.of(name, seed, **how) for seed in SEEDS], ignore_index=True)
+
+
+def load_study(folder: Path) -> Study:
+    """The stored study. MissingArtefact: it is not there."""
+    if not (folder / "study.json").is_file():
+        raise MissingArtefact(f"There is no {paths.relative(folder)}/study.json: `make unlearning` makes it.")
+    items, models, search = (pd.read_parquet(folder / f"{name}.parquet") for name in TABLES)
+    return Study(items, models, search, read_json(folder / "study.json")["recipes"])
+
+
+def exact_by_person(items: pd.DataFrame, group: str, tasks: Sequence[str] = TASKS) -> pd.Series:
+    """Share of answers that are exact, of each person; tasks weigh alike, and so do seeds."""
+    own = items[(items["group"] == group) & items["task"].isin(tasks)]
+    return own.groupby(["person", "task"])["exact"].mean().groupby("person").mean()
+
+
+def selectivity(items: pd.DataFrame) -> float:
+    """Share of retained persons' answers that is exact, less the forgotten persons'."""
+    return float(exact_by_person(items, "retain").mean() - exact_by_person(items, "forget").mean())
+
+
+def forgotten(study: Study, name: str, tasks: Sequence[str] = TASKS, **how: Any) -> Interval:
+    """How much of the way from Base to Gold a method went, in exact answers about the forgotten; 1: as Gold.
+    The interval is over persons.
+    """
+    base, gold = (exact_by_person(study.pooled(each), "forget", tasks) for each in (BASE, GOLD))
+    own = exact_by_person(study.pooled(name, **how), "forget", tasks)
+    return bootstrap_ratio(base - own, base - gold)
+
+
+def scores_table(study: Study) -> pd.DataFrame:
+    """Real, Retain and Forget of every method, as the paper writes them, and Forget Quality, beside its."""
+    rows = []
+    for name in (BASE, GOLD, *METHODS):
+        items = study.pooled(name)
+        row: dict[str, Any] = {"method": name}
+        for group in ("real", "retain", "forget"):
+            found = summary(items[items["group"] == group], forget=group == "forget")
+            row |= found["paper"].row(group, f"{group} ") | {f"{group}, as coded": found["coded"].estimate}
+            row[f"{group} exact"] = exact_by_person(items, group).mean()
+        row |= quality(study, name) | {"unlearns": unlearns(study, name) if name in METHODS else None}
+        told = dict(zip(("real", "retain", "forget", "quality"), PAPER.get(name, (None,) * 4), strict=True))
+        rows.append(row | {f"paper's {key}": value for key, value in told.items()})
+    return pd.DataFrame(rows)
+
+
+def quality(study: Study, name: str, **how: Any) -> dict[str, float]:
+    """Forget Quality, means over seeds: against Gold of the same seed, Gold's against that of the next."""
+    coded, ks = [], []
+    for seed in SEEDS:
+        other = study.of(GOLD, (seed + 1) % len(SEEDS) if name == GOLD else seed)
+        pair = [table[table["group"] == "forget"] for table in (study.of(name, seed, **how), other)]
+        coded.append(forget_quality_js(*(table["paraphrase"] for table in pair)))
+        ks.append(forget_quality_ks(*(table["truth_ratio"] for table in pair)))
+    return {"quality, as coded": float(np.mean(coded)), "quality, KS p": float(np.mean(ks))}
+
+
+def unlearns(study: Study, name: str, **how: Any) -> bool:
+    """Whether Forget is nearer Gold than Base in words and in pictures, and Retain is not below the lowest of
+    Gold's seeds; in exact answers.
+    """
+    nearer = [forgotten(study, name, tasks, **how).estimate > 0.5 for tasks in ((TEXT,), PICTURES)]
+    lowest = min(exact_by_person(study.of(GOLD, seed), "retain").mean() for seed in SEEDS)
+    return all(nearer) and float(exact_by_person(study.pooled(name, **how), "retain").mean()) >= lowest
+
+
+def transfer_table(study: Study, names: Sequence[str] = WRITTEN) -> pd.DataFrame:
+    """What was forgotten and what is then measured: the share of the way from Base to Gold, over persons."""
+    cells = [(name, what, task) for name in names for what in FORGOTTEN for task in TASKS]
+    return pd.DataFrame(
+        {"method": name, "forgotten": what, "measured": task}
+        | forgotten(study, name, (task,), what=what).row("share of the way")
+        for name, what, task in cells
+    )
+
+
+def penalty_table(study: Study) -> pd.DataFrame:
+    """With and without ℓ1: distance from Base in weights, exact answers; means over seeds."""
+    rows = []
+    for name in PENALISED:
+        for penalty in sorted(study.models["penalty"].unique()):
+            items = study.pooled(name, penalty=penalty)
+            shares = {group: exact_by_person(items, group).mean() for group in ("retain", "forget")}
+            made = study.models.query("method == @name and forgotten == 'both' and fraction == 0.1")
+            far = made.loc[made["penalty"] == penalty, "distance"].mean()
+            rows.append({"method": name, "penalty": penalty, "distance": far} | shares)
+    return pd.DataFrame(rows)
+
+
+def attacks_table(study: Study) -> pd.DataFrame:
+    """Membership inference on pictures, by their loss, steps of relearning, and the loss on problems."""
+    rows, gold = [], [_losses(study.of(GOLD, seed), "forget") for seed in SEEDS]
+    for name in (BASE, GOLD, *METHODS):
+        tables = [study.of(name, seed) for seed in SEEDS]
+        own = [_losses(table, "forget") for table in tables]
+        unseen = [_losses(table, "unseen") for table in tables]
+        row = {"method": name, "U-MIA": np.mean(list(map(population_attack, own, unseen)))}
+        row["U-LIRA"] = np.nan if name == GOLD else likelihood_ratio_attack(own, gold)
+        made = study.models.query("method == @name and fraction == 0.1 and penalty == 0")
+        made = made[made["forgotten"].isin(["", "both"])]
+        rows.append(row | made[["relearnt", "problem_loss"]].mean().to_dict())
+    return pd.DataFrame(rows)
+
+
+def _losses(items: pd.DataFrame, group: str) -> Any:
+    """Nats a token of the answers about pictures ``[n]``."""
+    own = items[(items["group"] == group) & items["task"].isin(PICTURES)]
+    return -np.log(own["probability"].clip(lower=1e-30).to_numpy())
+
+
+def joint_gain(study: Study) -> Interval:
+    """Selectivity of forgetting both less the better modality alone, mean over methods as written."""
+    gains = []
+    for name in WRITTEN:
+        both, *alone = (selectivity(study.pooled(name, what=what)) for what in ("both", "text", "pictures"))
+        gains.append(both - max(alone))
+    return bootstrap_mean(gains)
+
+
+def retained(study: Study, names: Sequence[str]) -> Interval:
+    """Exact answers about retained persons over Base's, mean over methods; over persons."""
+    base = exact_by_person(study.pooled(BASE), "retain")
+    own = [exact_by_person(study.pooled(name), "retain") for name in names]
+    return bootstrap_ratio(np.mean(own, axis=0), base)
+
+
+def released_forgets(study: Study) -> Interval:
+    """Share of the way from Base to Gold under IDK, LLMU and DPO as released, mean over the three."""
+    base, gold = (exact_by_person(study.pooled(each), "forget") for each in (BASE, GOLD))
+    names = [name for name in RELEASED if not name.startswith("NPO")]
+    own = np.mean([exact_by_person(study.pooled(name), "forget") for name in names], axis=0)
+    return bootstrap_ratio(base - own, base - gold)
+
+
+def penalty_gain(study: Study) -> Interval:
+    """Selectivity with the λ that is best on the first seed less without it, on the others; over methods."""
+    gains: list[float] = []
+    penalties = sorted(study.models["penalty"].unique())
+    first, *others = SEEDS
+    for name in PENALISED:
+        best = max(penalties[1:], key=lambda each: selectivity(study.of(name, first, penalty=each)))
+        pairs = [(study.of(name, seed, penalty=best), study.of(name, seed)) for seed in others]
+        gains.append(float(np.mean([selectivity(a) - selectivity(b) for a, b in pairs])))
+    return bootstrap_mean(gains)
+
+
+def quality_gap(study: Study) -> Interval:
+    """Forget Quality as coded of Gold against another Gold less that of Base, over its range; over seeds."""
+    gaps = []
+    for seed in SEEDS:
+        base, gold, other = (
+            table.loc[table["group"] == "forget", "paraphrase"]
+            for table in (study.of(BASE, seed), study.of(GOLD, seed), study.of(GOLD, (seed + 1) % len(SEEDS)))
+        )
+        gaps.append((forget_quality_js(other, gold) - forget_quality_js(base, gold)) / (1 - FLOOR))
+    return t_interval(gaps)
+
+
+def relearning(study: Study) -> Interval | None:
+    """Steps until the forgotten are back over Gold's, of methods that went more than half of the way."""
+    steps = attacks_table(study).set_index("method")["relearnt"]
+    names = [name for name in WRITTEN if forgotten(study, name).estimate > 0.5]
+    return bootstrap_mean([steps[name] / steps[GOLD] for name in names]) if len(names) > 1 else None
+
+
+def measured_claims(study: Study) -> dict[str, Measured | Interval | None]:
+    """What each claim of the notebook measures, by its id."""
+    count = sum(unlearns(study, name) for name in WRITTEN)
+    return {
+        "ul_joint": joint_gain(study),
+        "ul_destroyed": retained(study, DESTROYERS),
+        "ul_unlearns": Measured(float(count), n=len(WRITTEN)),
+        "ul_l1": penalty_gain(study),
+        "ul_quality": quality_gap(study),
+        "ul_released": released_forgets(study),
+        "ul_relearnt": relearning(study),
+    }
