@@ -37,7 +37,7 @@ NUMBERS := $(filter-out 00,$(foreach path,$(NOTEBOOKS),$(firstword $(subst _, ,$
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .PHONY: all quickstart plan test test-fast check-house bench lab organism sanity steering-safety \
-  activation-sparsity smollm2 vocabulary-real verify clean help $(NUMBERS:%=nb-%)
+  activation-sparsity smollm2 unlearning vocabulary-real verify clean help $(NUMBERS:%=nb-%)
 
 # 13 reads what 12 stores, the longest path: they start first
 all: $(addprefix nb-,$(filter 12 13,$(NUMBERS)) $(NUMBERS)) ## every notebook of the profile: figures, tables, claims (PROFILE=, DEVICE=, PARAMS="alpha=0.3")
@@ -136,6 +136,9 @@ steering-safety: $(STAMP) ## what notebook 09 reads of PROFILE: refusers, and wh
 
 activation-sparsity: $(STAMP) ## what notebook 10 reads of PROFILE: settings of pruning, measured (an hour; resumes)
 	$(BIN)/python -m reasoning_features.making.activation_sparsity --profile $(call quoted,PROFILE)
+
+unlearning: $(STAMP) ## what notebook 11 reads: a model that knows persons, and what eleven methods do (hours; resumes)
+	$(BIN)/python -m reasoning_features.making.unlearning
 
 vocabulary-real: $(STAMP) ## figures 2 and 5 from R1's thinking on 633 problems
 	$(BIN)/python -m reasoning_features.making.vocabulary_real

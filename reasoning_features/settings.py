@@ -35,7 +35,9 @@ AUTOENCODERS = (
     *("autoencoder", "autoencoder_relu", "autoencoder_topk", "autoencoder_second", "contrast_autoencoder"),
 )
 # the settings that name a model, an autoencoder or a folder of results
-RESULTS = ("truth", "diffing", "steering", "sae_checks", "steering_safety", "activation_sparsity")
+RESULTS = (
+    *("truth", "diffing", "steering", "sae_checks", "steering_safety", "activation_sparsity", "unlearning"),
+)
 REFUSERS = ("refusers", "refuser_parents", "refuser_autoencoders", "refusal_classifier")
 PINNED = (*MODELS, *AUTOENCODERS, "second_subject", "second_autoencoder", *REFUSERS, *RESULTS)
 
@@ -210,6 +212,7 @@ class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     harness: list[str] = []  # tasks that lm-evaluation-harness asks them, by its names
     zero_shot_items: PositiveInt = 100  # items of each task
     activation_sparsity: str | None = None  # directory of what pruning does to the model
+    unlearning: str | None = None  # directory of a model that knows persons, and what unlearning does to it
     refusal_classifier: str | None = None  # a model that tells refusals, beside the rules
     judge_url: str | None = None  # an OpenAI-compatible endpoint that describes features and judges answers
     judge_model: str | None = None  # the model asked there

@@ -39,7 +39,7 @@ from reasoning_features.truth.benchmark import measure_benchmark
 
 SHIPPED = (
     *("models", "autoencoders", "evaluation", "manipulation_check", "convergence"),
-    *("truth", "steering", "diffing", "sae_checks", "steering_safety", "activation_sparsity"),
+    *("truth", "steering", "diffing", "sae_checks", "steering_safety", "activation_sparsity", "unlearning"),
 )
 
 

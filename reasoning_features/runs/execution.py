@@ -39,6 +39,7 @@ NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Settings], bool]], ...] = (
     (("07", "08", "12"), "text whose decisions are known", lambda s: s.corpus == "organism"),
     (("09",), "models that refuse, and what steering does to them", lambda s: s.steering_safety is not None),
     (("10",), "a study of what pruning does to it (make activation-sparsity)", _is_studied),
+    (("11",), "persons to forget (unlearning)", lambda s: s.unlearning is not None),
     (("14",), "stages of model diffing", lambda s: s.has_stages),
     (("07", "08"), "dictionaries, trained and frozen (sae_checks)", lambda s: s.sae_checks is not None),
 )

@@ -250,8 +250,14 @@ def store(folder: Path, kept: Path) -> None:
     rows = [as_rows(world, asdict(run), arrays) for run, arrays in pairs]
     write_table(folder / "items.parquet", pd.concat([items for items, _ in rows], ignore_index=True))
     write_table(folder / "models.parquet", pd.DataFrame([told for _, told in rows]))
-    names = {"method": METHODS, "rate": RATES, "steps": AT, "group": ("forget", "retain"), "task": TASKS}
-    index = pd.MultiIndex.from_product(names.values(), names=names)
+    names: dict[str, Any] = {
+        "method": METHODS,
+        "rate": RATES,
+        "steps": AT,
+        "group": ("forget", "retain"),
+        "task": TASKS,
+    }
+    index = pd.MultiIndex.from_product(list(names.values()), names=list(names))
     curves = pd.DataFrame({"exact": np.stack([each["exact"] for each in found]).ravel()}, index)
     write_table(folder / "search.parquet", curves.reset_index())
     write_json(folder / "study.json", {"recipes": recipes, "models": models})
