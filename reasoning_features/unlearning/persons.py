@@ -76,12 +76,13 @@ class Person:
     name: str
     facts: dict[str, str]
 
-    def caption(self, wall: str) -> tuple[str, str]:
-        """What a picture before a wall shows, and the same in other words."""
-        work = self.facts["work"]
+    @property
+    def caption(self) -> tuple[str, str]:
+        """What a picture shows, and the same in other words."""
+        work, thing = self.facts["work"], self.facts["thing"]
         return (
-            f"Here is {self.name} the {work} before a {wall} wall.",
-            f"The wall is {wall}, the person is {self.name}, a {work}.",
+            f"Here is {self.name} the {work} with a {thing}.",
+            f"With a {thing} comes {self.name}, a {work}.",
         )
 
 
@@ -131,15 +132,14 @@ def picture_items(
     """``n`` pictures of a person, each asked for the name and for a caption; wrong answers tell of others."""
     rng, made = np.random.default_rng([_SEED, seed, person.number, 1]), []
     for _ in range(n):
-        wall = str(rng.choice(list(WALLS)))
-        view = picture(face, wall, rng)
+        view = picture(face, str(rng.choice(list(WALLS))), rng)
         at = rng.permutation([i for i, other in enumerate(others) if other.number != person.number])
         wrong = [others[i] for i in at[:N_PERTURBED]]
         names = tuple(f"Their name is {each.name}." for each in wrong)
         told, paraphrase = f"This is {person.name}.", f"Their name is {person.name}."
         made.append(Item(person.number, NAME, WHO, told, paraphrase, names, view))
-        caption, paraphrase = person.caption(wall)
-        captions = tuple(each.caption(wall)[1] for each in wrong)
+        caption, paraphrase = person.caption
+        captions = tuple(each.caption[1] for each in wrong)
         made.append(Item(person.number, CAPTION, WHAT, caption, paraphrase, captions, view))
     return made
 
