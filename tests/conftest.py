@@ -23,6 +23,7 @@ from reasoning_features.runs.provenance import Run, begin
 from reasoning_features.settings import Settings, load_settings
 from reasoning_features.text import real_text
 from reasoning_features.text.corpus import Corpus
+from reasoning_features.unlearning.persons import add_words
 
 SHARED = paths.root().parent / "shared" / "real-text"
 
@@ -96,6 +97,14 @@ def organism_subject() -> tuple[Settings, Subject]:
     """The organism's settings, and its coupled model."""
     settings = load_settings("organism")
     return settings, load_subject(settings.subject, settings.layer)
+
+
+@pytest.fixture(scope="session")
+def persons_tokenizer() -> Any:
+    """The organism's tokenizer with the words of the persons'; not to be changed."""
+    tokenizer = AutoTokenizer.from_pretrained(paths.root() / "data/organism/models/coupled-0")
+    add_words(tokenizer)
+    return tokenizer
 
 
 @pytest.fixture(scope="session")
