@@ -89,7 +89,7 @@ def bridge_table(
     With a and b the mean activations on these items in a model and in Base: ``activation`` is Σ a / Σ b over
     the features (95% over features), ``others`` the same over all other features, ``silenced`` the share with
     a < b / 2. ``present`` is the share whose activations over the tokens of all items correlate with Base's
-    at 0.7 or more, ``found`` that where any feature's do; ``explained`` is of a model's variance on them.
+    at 0.7 or more, ``found`` that where any feature's do; ``explained`` is of a model's variance there.
     """
     its = {name: {g: residual(m, encode, shown[g], layer) for g in shown} for name, m in models.items()}
     base, forgotten = its[next(iter(models))], next(iter(shown))
