@@ -25,10 +25,12 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from reasoning_features import paths
+from reasoning_features.dictionaries.autoencoder import save_autoencoder
 from reasoning_features.errors import UserError
 from reasoning_features.files import write_json
 from reasoning_features.making.organism import write_checksums
 from reasoning_features.runs.shards import each
+from reasoning_features.unlearning.bridge import LAYER, train_features
 from reasoning_features.unlearning.items import Inputs, Item
 from reasoning_features.unlearning.methods import nll
 from reasoning_features.unlearning.persons import (
@@ -48,7 +50,7 @@ from reasoning_features.unlearning.persons import (
     picture_items,
     text_items,
 )
-from reasoning_features.unlearning.study import references, store
+from reasoning_features.unlearning.study import load_world, references, store
 from reasoning_features.unlearning.subjects import new_model, problem_item, train, train_tower, with_adapter
 
 HOME = "data/organism/unlearning"
@@ -59,6 +61,7 @@ RANK = 16
 # steps and highest rate
 SEEING, PRETRAINING, LEARNING = (2500, 2e-3), (1200, 2e-3), (600, 3e-3)
 ROWS, PROBLEMS, PICTURES = 40, 12, 96  # in a batch
+READ_VIEWS, READ_PROBLEMS = 8, 500  # pictures of a person, and problems, that the autoencoder reads
 
 
 @cache
@@ -194,6 +197,15 @@ def make_adapter(folder: Path, name: str) -> None:
     fresh.rename(folder / name)
 
 
+def make_autoencoder(folder: Path) -> None:
+    """The autoencoder of Base's stream on all persons, those that are known to none too, and problems."""
+    world, rng = load_world(folder), np.random.default_rng(0)
+    items = world.items((*FICTITIOUS, *REAL, *UNSEEN), READ_VIEWS, seed=3)
+    items += [problem_item(rng) for _ in range(READ_PROBLEMS)]
+    sae = train_features(world.model("base-0"), world.encode, items, LAYER, "base-0")
+    save_autoencoder(sae, folder / "autoencoder")
+
+
 def main() -> None:
     """The command line: ``python -m reasoning_features.making.unlearning [--workers N]``."""
     parser = argparse.ArgumentParser(description="Make what notebook 11 reads (resumable).")
@@ -208,6 +220,8 @@ def main() -> None:
             make_pretrained(folder)
         missing = [name for name in references() if not (folder / name).is_dir()]
         each(partial(make_adapter, folder), missing, workers=options.workers)
+        if not (folder / "autoencoder").is_dir():
+            make_autoencoder(folder)
         store(folder, paths.RunPaths("organism").shards)
         write_checksums(paths.root() / "data/organism")
     except UserError as error:
