@@ -59,7 +59,7 @@ N_FACES = 6000  # of strangers
 SEEDS = range(3)
 RANK = 16
 # steps and highest rate
-SEEING, PRETRAINING, LEARNING = (2500, 2e-3), (1200, 2e-3), (600, 3e-3)
+SEEING, PRETRAINING, LEARNING = (2500, 2e-3), (1200, 2e-3), (800, 3e-3)
 ROWS, PROBLEMS, PICTURES = 40, 12, 96  # in a batch
 READ_VIEWS, READ_PROBLEMS = 8, 500  # pictures of a person, and problems, that the autoencoder reads
 
@@ -137,7 +137,8 @@ class Lessons:
         if kind == 0:
             items = [problem_item(rng) for _ in range(PROBLEMS)]
         else:
-            items = self.of_persons(REAL if kind == 1 else learnt, rng, pictured=step % 2 == 0)
+            # faces are learnt more slowly than facts
+            items = self.of_persons(REAL if kind == 1 else learnt, rng, pictured=step % 3 > 0)
         return self.encode(items, [item.answer for item in items])
 
 

@@ -267,7 +267,7 @@ def steering_kept(studies: Sequence[Study], setting: Setting) -> Measured | None
 
 def steered_table(studies: Sequence[Study]) -> pd.DataFrame:
     """A row a model, setting and strength: accuracy and thinking tokens, unsteered and steered, and the gain
-    in accuracy with 95% over problems.
+    in accuracy with 95% over problems. No rows where problems were not steered.
     """
     rows = []
     for study in studies:
@@ -281,7 +281,8 @@ def steered_table(studies: Sequence[Study]) -> pd.DataFrame:
                     for how, name in ((UNSTEERED, UNSTEERED), (f"steered at {share:g}", "steered")):
                         row[f"{measure}, {name}"] = study.values(setting, f"{how}: {measure}").mean()
                 rows.append(row | bootstrap_mean(gain).row("gain"))
-    return pd.DataFrame(rows)
+    asked = ["model", "pattern", "by", "strength", "gain", "low", "high"]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=asked)
 
 
 def beside_the_paper(studies: Sequence[Study]) -> pd.DataFrame:

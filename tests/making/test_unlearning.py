@@ -104,7 +104,7 @@ def world(tmp_path) -> World:
 def test_a_lesson_is_of_one_kind():
     taught = Lessons(as_they_are, load_persons(), FACES)
     learnt, kinds = range(10, 60), []
-    for step in range(10):
+    for step in range(30):
         items = taught.batch(learnt, 0, step)
         persons, tasks = {item.person for item in items}, {item.task for item in items}
         whose = [name for name, group in (("learnt", learnt), ("real", REAL)) if persons <= set(group)]
@@ -119,7 +119,7 @@ def test_a_lesson_is_of_one_kind():
         }
         kinds.append(f"{whose[0]} {'pictures' if pictured else 'text'}")
     assert Counter(kinds) == {
-        "problems": 2, "real text": 1, "real pictures": 1, "learnt text": 3, "learnt pictures": 3
+        "problems": 6, "real text": 2, "real pictures": 4, "learnt text": 6, "learnt pictures": 12
     }  # fmt: skip
 
 
