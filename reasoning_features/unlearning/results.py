@@ -23,7 +23,8 @@ from reasoning_features.unlearning.metrics import (
     population_attack,
     summary,
 )
-from reasoning_features.unlearning.study import BASE, GOLD, PENALISED, SEEDS, TASKS
+from reasoning_features.unlearning.persons import FRACTIONS
+from reasoning_features.unlearning.study import BASE, FEWER, GOLD, PENALISED, PENALTIES, SEEDS, TASKS
 from reasoning_features.unlearning.unlearn import FORGOTTEN
 
 WRITTEN = tuple(name for name in METHODS if "released" not in name)
@@ -61,9 +62,9 @@ class Study:
         """The items of one model; Base and Gold forgot nothing."""
         return self._by_run[(name, "" if name in (BASE, GOLD) else what, fraction, penalty, seed)]
 
-    def pooled(self, name: str, **how: Any) -> pd.DataFrame:
-        """The items of a model's three seeds, one after another."""
-        return pd.concat([self.of(name, seed, **how) for seed in SEEDS], ignore_index=True)
+    def pooled(self, name: str, seeds: Sequence[int] = SEEDS, **how: Any) -> pd.DataFrame:
+        """The items of a model's seeds, one after another."""
+        return pd.concat([self.of(name, seed, **how) for seed in seeds], ignore_index=True)
 
 
 def load_study(folder: Path) -> Study:
@@ -85,12 +86,14 @@ def selectivity(items: pd.DataFrame) -> float:
     return float(exact_by_person(items, "retain").mean() - exact_by_person(items, "forget").mean())
 
 
-def forgotten(study: Study, name: str, tasks: Sequence[str] = TASKS, **how: Any) -> Interval:
+def forgotten(
+    study: Study, name: str, tasks: Sequence[str] = TASKS, seeds: Sequence[int] = SEEDS, **how: Any
+) -> Interval:
     """How much of the way from Base to Gold a method went, in exact answers about the forgotten; 1: as Gold.
     The interval is over persons.
     """
-    base, gold = (exact_by_person(study.pooled(each), "forget", tasks) for each in (BASE, GOLD))
-    own = exact_by_person(study.pooled(name, **how), "forget", tasks)
+    base, gold = (exact_by_person(study.pooled(each, seeds), "forget", tasks) for each in (BASE, GOLD))
+    own = exact_by_person(study.pooled(name, seeds, **how), "forget", tasks)
     return bootstrap_ratio(base - own, base - gold)
 
 
@@ -135,7 +138,7 @@ def transfer_table(study: Study, names: Sequence[str] = WRITTEN) -> pd.DataFrame
     cells = [(name, what, task) for name in names for what in FORGOTTEN for task in TASKS]
     return pd.DataFrame(
         {"method": name, "forgotten": what, "measured": task}
-        | forgotten(study, name, (task,), what=what).row("share of the way")
+        | forgotten(study, name, (task,), FEWER, what=what).row("share of the way")
         for name, what, task in cells
     )
 
@@ -144,12 +147,25 @@ def penalty_table(study: Study) -> pd.DataFrame:
     """With and without ℓ1: distance from Base in weights, exact answers; means over seeds."""
     rows = []
     for name in PENALISED:
-        for penalty in sorted(study.models["penalty"].unique()):
-            items = study.pooled(name, penalty=penalty)
+        for penalty in (0.0, *PENALTIES):
+            items = study.pooled(name, FEWER, penalty=penalty)
             shares = {group: exact_by_person(items, group).mean() for group in ("retain", "forget")}
             made = study.models.query("method == @name and forgotten == 'both' and fraction == 0.1")
-            far = made.loc[made["penalty"] == penalty, "distance"].mean()
-            rows.append({"method": name, "penalty": penalty, "distance": far} | shares)
+            made = made[made["seed"].isin(FEWER) & (made["penalty"] == penalty)]
+            rows.append({"method": name, "penalty": penalty, "distance": made["distance"].mean()} | shares)
+    return pd.DataFrame(rows)
+
+
+def fractions_table(study: Study) -> pd.DataFrame:
+    """Forgetting one, five and ten persons, text and pictures: exact answers on the first seed."""
+    rows = []
+    for fraction in FRACTIONS:
+        for name in (BASE, GOLD, *METHODS):
+            part = 0.1 if name == BASE else fraction
+            items = study.of(name, 0, fraction=part)
+            items = items[(items["group"] != "forget") | (items["person"] < FRACTIONS[fraction])]
+            shares = {group: exact_by_person(items, group).mean() for group in ("forget", "retain", "real")}
+            rows.append({"forgotten (fraction)": fraction, "method": name} | shares)
     return pd.DataFrame(rows)
 
 
@@ -178,7 +194,9 @@ def joint_gain(study: Study) -> Interval:
     """Selectivity of forgetting both less the better modality alone, mean over methods as written."""
     gains = []
     for name in WRITTEN:
-        both, *alone = (selectivity(study.pooled(name, what=what)) for what in ("both", "text", "pictures"))
+        both, *alone = (
+            selectivity(study.pooled(name, FEWER, what=what)) for what in ("both", "text", "pictures")
+        )
         gains.append(both - max(alone))
     return bootstrap_mean(gains)
 
@@ -199,14 +217,13 @@ def released_forgets(study: Study) -> Interval:
 
 
 def penalty_gain(study: Study) -> Interval:
-    """Selectivity with the λ that is best on the first seed less without it, on the others; over methods."""
-    gains: list[float] = []
-    penalties = sorted(study.models["penalty"].unique())
-    first, *others = SEEDS
+    """Selectivity with the λ that is best on the first seed less without it, on the second; over methods."""
+    chooses, reports = FEWER
+    gains = []
     for name in PENALISED:
-        best = max(penalties[1:], key=lambda each: selectivity(study.of(name, first, penalty=each)))
-        pairs = [(study.of(name, seed, penalty=best), study.of(name, seed)) for seed in others]
-        gains.append(float(np.mean([selectivity(a) - selectivity(b) for a, b in pairs])))
+        best = max(PENALTIES, key=lambda each: selectivity(study.of(name, chooses, penalty=each)))
+        pair = study.of(name, reports, penalty=best), study.of(name, reports)
+        gains.append(selectivity(pair[0]) - selectivity(pair[1]))
     return bootstrap_mean(gains)
 
 
