@@ -4,6 +4,7 @@ The search chooses rate and steps for each method with both modalities forgotten
 reported forgets ten others.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -17,7 +18,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from reasoning_features import paths
-from reasoning_features.errors import MissingArtefact
+from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.files import directory_digest, write_json, write_table
 from reasoning_features.runs.shards import Arrays, Work, map_shards
 from reasoning_features.unlearning.items import CAPTION, NAME, TEXT, Encode, Item
@@ -158,12 +159,14 @@ def searched(folder: Path, shard: int) -> Arrays:
     model = with_adapter(world.model("base-0"), RANK, seed=0)
     shown = {"forget": world.items(SEARCHED, VIEWS, 2), "retain": world.items(GROUPS["retain"], VIEWS, 2)}
     forget, retain = to_read(world, SEARCHED, "both")
-    rows = []
-    for done in unlearn(model, world.encode, forget, retain, Recipe(method, rate, max(AT))):
-        if done in AT:
-            with applied(model, method):
-                rows.append([list(exact(world, model, items).values()) for items in shown.values()])
-    return {"exact": np.array(rows)}
+    rows = np.zeros((len(AT), len(shown), len(TASKS)))
+    with contextlib.suppress(UserError):  # a rate at which the loss diverges answers nothing from there on
+        for done in unlearn(model, world.encode, forget, retain, Recipe(method, rate, max(AT))):
+            if done in AT:
+                with applied(model, method):
+                    told = [list(exact(world, model, items).values()) for items in shown.values()]
+                rows[AT.index(done)] = told
+    return {"exact": rows}
 
 
 def chosen(found: Sequence[Arrays]) -> dict[str, tuple[float, int]]:
