@@ -51,7 +51,14 @@ from reasoning_features.unlearning.persons import (
     text_items,
 )
 from reasoning_features.unlearning.study import load_world, references, store
-from reasoning_features.unlearning.subjects import new_model, problem_item, train, train_tower, with_adapter
+from reasoning_features.unlearning.subjects import (
+    EVERYWHERE,
+    new_model,
+    problem_item,
+    train,
+    train_tower,
+    with_adapter,
+)
 
 HOME = "data/organism/unlearning"
 ORGANISM = "data/organism/models/coupled-0"
@@ -190,7 +197,7 @@ def make_adapter(folder: Path, name: str) -> None:
     """Base or Gold: an adapter of the pretrained model."""
     seed, taught = int(name.rsplit("-", 1)[1]), lessons(folder)
     pretrained = LlavaForConditionalGeneration.from_pretrained(folder / "pretrained", dtype="float32")
-    model = with_adapter(pretrained, RANK, seed)
+    model = with_adapter(pretrained, RANK, seed, EVERYWHERE)
     teach(model, taught, known_to(name), 1 + seed, LEARNING, name)
     fresh = folder / f".{name}.new"
     shutil.rmtree(fresh, ignore_errors=True)

@@ -12,7 +12,15 @@ from reasoning_features.models.conditions import UNSTEERED
 from reasoning_features.reporting.claims import Measured
 from reasoning_features.scoring.selection import chosen, overlap
 from reasoning_features.sparsity.patterns import CRITERIA, Pattern, cost
-from reasoning_features.sparsity.pruning import BY_PATTERN, COMPARED, DENSE, PATTERNS, STEERED, Setting
+from reasoning_features.sparsity.pruning import (
+    BY_PATTERN,
+    COMPARED,
+    DENSE,
+    PATTERNS,
+    STEERED,
+    WEIGHTS,
+    Setting,
+)
 from reasoning_features.sparsity.study import Study
 from reasoning_features.statistics import (
     RESAMPLES,
@@ -62,21 +70,42 @@ def settings_table(studies: Sequence[Study]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+ALL_ITEMS = "all items"
+
+
 def tasks_table(studies: Sequence[Study]) -> pd.DataFrame:
-    """A row a setting and task, or family of problems: accuracy, and its change from the dense model with 95%
+    """A row a setting and task, or family of problems, and one of all items: accuracy, and its change from
+    the dense model; of weights ``gain``, what activations at the same pattern have right above them. 95%
     over items.
     """
     rows = []
+    parts = {(task, part): own for task in studies[0].tasks for part, own in studies[0].parts(task).items()}
     for setting in studies[0].settings:
-        for task in studies[0].tasks:
-            if not len(right := values(studies, setting, task)):
-                continue
-            changed = right - values(studies, DENSE, task)
-            for part, own in studies[0].parts(task).items():
-                named = {"pattern": setting.row["pattern"], "by": setting.by, "task": part}
-                change = bootstrap_mean(changed[own]).row("change")
-                rows.append(named | {"accuracy": right[own].mean()} | change | {"items": int(own.sum())})
-    return pd.DataFrame(rows, columns=["pattern", "by", "task", "accuracy", "change", "low", "high", "items"])
+        for (task, part), own in (parts | {(ALL_ITEMS, ALL_ITEMS): slice(None)}).items():
+            asked = studies[0].tasks if task == ALL_ITEMS else [task]
+            right, dense, other = (
+                np.concatenate([values(studies, each, name) for name in asked])
+                for each in (setting, DENSE, Setting(setting.pattern))
+            )
+            if len(right):
+                row: dict[str, Any] = {"pattern": setting.row["pattern"], "by": setting.by, "task": part}
+                row |= {"accuracy": right[own].mean(), "items": len(right[own])}
+                row |= bootstrap_mean((right - dense)[own]).row("change")
+                above = bootstrap_mean((other - right)[own]).row("gain", "gain's ")
+                rows.append(row | (above if setting.what == WEIGHTS else {}))
+    columns = [
+        "pattern",
+        "by",
+        "task",
+        "accuracy",
+        "change",
+        "low",
+        "high",
+        "gain",
+        "gain's low",
+        "gain's high",
+    ]
+    return pd.DataFrame(rows, columns=[*columns, "items"])
 
 
 def ratio(top: Array, bottom: Array) -> Interval:

@@ -31,7 +31,9 @@ from reasoning_features.unlearning.items import Item
 from reasoning_features.unlearning.persons import PATCH, PICTURE, SIDE
 
 N_VARIANTS = 48  # of a feature of a face, at most
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEARS = "q_proj|k_proj|v_proj|o_proj|out_proj|gate_proj|up_proj|down_proj|fc1|fc2|linear_1|linear_2"
+EVERYWHERE = rf".*\.({LINEARS})"  # names of linear layers: of tower, projector and Llama
+LANGUAGE = rf".*language_model.*\.({LINEARS})"  # of the Llama alone
 
 
 def new_model(organism: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlavaForConditionalGeneration:
@@ -97,12 +99,11 @@ def train(
     return float(np.mean(seen[-steps // 10 :]))
 
 
-def with_adapter(model: Any, rank: int, seed: int, linears: Sequence[str] = LINEARS) -> Any:
-    """The model with a LoRA adapter on the linear layers of its language model, α = 4 ranks as in CLEAR
+def with_adapter(model: Any, rank: int, seed: int, where: str = LANGUAGE) -> Any:
+    """The model with a LoRA adapter on linear layers, ``where`` their names match; α = 4 ranks as in CLEAR
     (r = 8, α = 32), no dropout.
     """
     torch.manual_seed(seed)
-    where = rf".*language_model.*\.({'|'.join(linears)})"
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=4 * rank, target_modules=where))
 
 

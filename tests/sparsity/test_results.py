@@ -81,7 +81,8 @@ def test_accuracy_lost_is_of_all_items(studies):
     found = results.accuracy_ratio(studies, TWO, SIXTEEN)
     assert found.estimate == pytest.approx(3) and found.n == 40 and found.low < 3 < found.high
     table = results.tasks_table(studies)
-    assert len(table) == 3 and table["change"].tolist() == pytest.approx([0, -0.6, -0.2])
+    assert table["change"].tolist() == pytest.approx([0, 0, -0.6, -0.6, -0.2, -0.2])
+    assert table["task"].tolist()[1::2] == [results.ALL_ITEMS] * 3 and table["gain"].isna().all()
 
 
 def test_the_least_help_of_several_ways_is_what_counts(studies):
