@@ -32,6 +32,10 @@ def _is_studied(settings: Settings) -> bool:
     return place is not None and paths.resolve(place).is_dir()
 
 
+def _is_unlearnt(settings: Settings) -> bool:
+    return settings.unlearning is not None and (paths.resolve(settings.unlearning) / "study.json").is_file()
+
+
 # notebooks that some profiles cannot run, what they need, and whether a profile has it
 NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Settings], bool]], ...] = (
     (("05", "13"), "problems with known answers", lambda s: s.corpus == "organism" or bool(s.problems)),
@@ -39,7 +43,7 @@ NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Settings], bool]], ...] = (
     (("07", "08", "12"), "text whose decisions are known", lambda s: s.corpus == "organism"),
     (("09",), "models that refuse, and what steering does to them", lambda s: s.steering_safety is not None),
     (("10",), "a study of what pruning does to it (make activation-sparsity)", _is_studied),
-    (("11",), "persons to forget (unlearning)", lambda s: s.unlearning is not None),
+    (("11",), "persons, and a study of forgetting them (make unlearning)", _is_unlearnt),
     (("14",), "stages of model diffing", lambda s: s.has_stages),
     (("07", "08"), "dictionaries, trained and frozen (sae_checks)", lambda s: s.sae_checks is not None),
 )

@@ -11,6 +11,7 @@ from reasoning_features import paths
 from reasoning_features.errors import UserError
 from reasoning_features.reporting import claims
 from reasoning_features.reporting.claims import Claim, Interval, Measured
+from reasoning_features.runs.execution import NEEDS
 from reasoning_features.runs.provenance import begin
 from reasoning_features.settings import load_settings
 
@@ -97,8 +98,11 @@ def test_the_claims_are_complete_and_in_order():
 def test_committed_verdicts_follow_from_the_rules():
     files = sorted((paths.root() / "figures" / "organism").glob("claims_*.json"))
     recorded = {name: row for path in files for name, row in json.loads(path.read_text()).items()}
-    assert set(recorded) == {c.id for c in claims.all_claims()}
-    for c in claims.all_claims():
+    organism = load_settings("organism")
+    left_out = {number for numbers, _, has in NEEDS if not has(organism) for number in numbers}
+    made = [c for c in claims.all_claims() if c.notebook[:2] not in left_out]
+    assert set(recorded) == {c.id for c in made}
+    for c in made:
         row = recorded[c.id]
         if row["ours"] is not None:
             value = Interval(row["ours"], *row["interval"], n=row["n"]) if row["interval"] else row["ours"]
