@@ -201,7 +201,9 @@ def make_adapter(folder: Path, name: str) -> None:
     teach(model, taught, known_to(name), 1 + seed, LEARNING, name)
     fresh = folder / f".{name}.new"
     shutil.rmtree(fresh, ignore_errors=True)
+    model.peft_config["default"].base_model_name_or_path = "../pretrained"  # and no path of this machine
     model.bfloat16().save_pretrained(fresh)
+    (fresh / "README.md").unlink()  # peft's empty form
     fresh.rename(folder / name)
 
 
