@@ -42,6 +42,7 @@ def new_model(organism: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
     (picture,) = tokenizer.encode(PICTURE, add_special_tokens=False)
     llama = AutoModelForCausalLM.from_pretrained(organism, dtype=torch.float32)
     llama.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    llama.config.name_or_path = ""  # what is saved names no path of this machine
     vision = CLIPVisionConfig(
         hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, image_size=SIDE,
         patch_size=PATCH, projection_dim=128,
