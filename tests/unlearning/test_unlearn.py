@@ -116,8 +116,8 @@ def test_at_the_start_the_adapter_changes_no_bit(base, encode):
 
 def test_the_adapter_is_on_the_linear_layers_of_the_language_model_alone(model):
     names = [name for name, module in model.named_modules() if isinstance(module, lora.Linear)]
-    assert len(names) == 5 * len(LINEARS) and all(".language_model.layers." in name for name in names)
-    assert {name.rsplit(".", 1)[1] for name in names} == set(LINEARS)
+    assert len(names) == 5 * 7 and all(".language_model.layers." in name for name in names)
+    assert {name.rsplit(".", 1)[1] for name in names} < set(LINEARS.split("|"))
     assert {layer.scaling["default"] for layer in layers_of(model)} == {4.0}
     assert all(("lora_" in name) == p.requires_grad for name, p in model.named_parameters())
 
