@@ -86,6 +86,15 @@ def selectivity(items: pd.DataFrame) -> float:
     return float(exact_by_person(items, "retain").mean() - exact_by_person(items, "forget").mean())
 
 
+def _ratio(top: Any, bottom: Any) -> Interval:
+    """Σ top / Σ bottom, over persons; NaN, so undecided, where the bottom is not above 0: there is no way to
+    go where Gold answers as much as Base, and nothing to retain where Base answers nothing.
+    """
+    if bottom.sum() > 0:
+        return bootstrap_ratio(top, bottom)
+    return Interval(np.nan, np.nan, np.nan, len(bottom))
+
+
 def forgotten(
     study: Study, name: str, tasks: Sequence[str] = TASKS, seeds: Sequence[int] = SEEDS, **how: Any
 ) -> Interval:
@@ -94,7 +103,7 @@ def forgotten(
     """
     base, gold = (exact_by_person(study.pooled(each, seeds), "forget", tasks) for each in (BASE, GOLD))
     own = exact_by_person(study.pooled(name, seeds, **how), "forget", tasks)
-    return bootstrap_ratio(base - own, base - gold)
+    return _ratio(base - own, base - gold)
 
 
 def scores_table(study: Study) -> pd.DataFrame:
@@ -177,17 +186,25 @@ def attacks_table(study: Study) -> pd.DataFrame:
         own = [_losses(table, "forget") for table in tables]
         unseen = [_losses(table, "unseen") for table in tables]
         row = {"method": name, "U-MIA": np.mean(list(map(population_attack, own, unseen)))}
-        row["U-LIRA"] = np.nan if name == GOLD else likelihood_ratio_attack(own, gold)
+        row["U-LIRA"] = np.nan if name == GOLD else _item_attack(own, gold)
         made = study.models.query("method == @name and fraction == 0.1 and penalty == 0")
         made = made[made["forgotten"].isin(["", "both"])]
         rows.append(row | made[["relearnt", "problem_loss"]].mean().to_dict())
     return pd.DataFrame(rows)
 
 
+def _item_attack(own: Sequence[Any], gold: Sequence[Any]) -> float:
+    """U-LIRA; NaN where losses do not vary between seeds, as where all likelihoods are 0 to a float."""
+    try:
+        return likelihood_ratio_attack(own, gold)
+    except ValueError:
+        return np.nan
+
+
 def _losses(items: pd.DataFrame, group: str) -> Any:
     """Nats a token of the answers about pictures ``[n]``."""
     own = items[(items["group"] == group) & items["task"].isin(PICTURES)]
-    return -np.log(own["probability"].clip(lower=1e-30).to_numpy())
+    return -np.log(own["probability"].clip(lower=np.finfo(float).tiny).to_numpy())
 
 
 def joint_gain(study: Study) -> Interval:
@@ -205,7 +222,7 @@ def retained(study: Study, names: Sequence[str]) -> Interval:
     """Exact answers about retained persons over Base's, mean over methods; over persons."""
     base = exact_by_person(study.pooled(BASE), "retain")
     own = [exact_by_person(study.pooled(name), "retain") for name in names]
-    return bootstrap_ratio(np.mean(own, axis=0), base)
+    return _ratio(np.mean(own, axis=0), base)
 
 
 def released_forgets(study: Study) -> Interval:
@@ -213,7 +230,7 @@ def released_forgets(study: Study) -> Interval:
     base, gold = (exact_by_person(study.pooled(each), "forget") for each in (BASE, GOLD))
     names = [name for name in RELEASED if not name.startswith("NPO")]
     own = np.mean([exact_by_person(study.pooled(name), "forget") for name in names], axis=0)
-    return bootstrap_ratio(base - own, base - gold)
+    return _ratio(base - own, base - gold)
 
 
 def penalty_gain(study: Study) -> Interval:
