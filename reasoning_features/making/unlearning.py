@@ -63,7 +63,6 @@ from reasoning_features.unlearning.subjects import (
 HOME = "data/organism/unlearning"
 ORGANISM = "data/organism/models/coupled-0"
 N_FACES = 6000  # of strangers
-SEEDS = range(3)
 RANK = 16
 # steps and highest rate
 SEEING, PRETRAINING, LEARNING = (2500, 2e-3), (1200, 2e-3), (800, 3e-3)

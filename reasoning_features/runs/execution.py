@@ -27,13 +27,8 @@ USER_ERRORS = frozenset({"UserError", "MissingArtefact", "CorruptArtefact"})
 KERNEL = "python3"
 
 
-def _is_studied(settings: Settings) -> bool:
-    place = settings.activation_sparsity
-    return place is not None and paths.resolve(place).is_dir()
-
-
-def _is_unlearnt(settings: Settings) -> bool:
-    return settings.unlearning is not None and (paths.resolve(settings.unlearning) / "study.json").is_file()
+def _is_there(folder: str | None, content: str) -> bool:
+    return folder is not None and (paths.resolve(folder) / content).exists()
 
 
 # notebooks that some profiles cannot run, what they need, and whether a profile has it
@@ -42,8 +37,16 @@ NEEDS: tuple[tuple[tuple[str, ...], str, Callable[[Settings], bool]], ...] = (
     (("13",), "a model that solves problems (full: true)", lambda s: s.full),
     (("07", "08", "12"), "text whose decisions are known", lambda s: s.corpus == "organism"),
     (("09",), "models that refuse, and what steering does to them", lambda s: s.steering_safety is not None),
-    (("10",), "a study of what pruning does to it (make activation-sparsity)", _is_studied),
-    (("11",), "persons, and a study of forgetting them (make unlearning)", _is_unlearnt),
+    (
+        ("10",),
+        "a study of what pruning does to it (make activation-sparsity)",
+        lambda s: _is_there(s.activation_sparsity, "."),
+    ),
+    (
+        ("11",),
+        "persons, and a study of forgetting them (make unlearning)",
+        lambda s: _is_there(s.unlearning, "study.json"),
+    ),
     (("14",), "stages of model diffing", lambda s: s.has_stages),
     (("07", "08"), "dictionaries, trained and frozen (sae_checks)", lambda s: s.sae_checks is not None),
 )

@@ -122,24 +122,24 @@ def scores_table(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def quality(study: Study, name: str, **how: Any) -> dict[str, float]:
+def quality(study: Study, name: str) -> dict[str, float]:
     """Forget Quality, means over seeds: against Gold of the same seed, Gold's against that of the next."""
     coded, ks = [], []
     for seed in SEEDS:
         other = study.of(GOLD, (seed + 1) % len(SEEDS) if name == GOLD else seed)
-        pair = [table[table["group"] == "forget"] for table in (study.of(name, seed, **how), other)]
+        pair = [table[table["group"] == "forget"] for table in (study.of(name, seed), other)]
         coded.append(forget_quality_js(*(table["paraphrase"] for table in pair)))
         ks.append(forget_quality_ks(*(table["truth_ratio"] for table in pair)))
     return {"quality, as coded": float(np.mean(coded)), "quality, KS p": float(np.mean(ks))}
 
 
-def unlearns(study: Study, name: str, **how: Any) -> bool:
+def unlearns(study: Study, name: str) -> bool:
     """Whether Forget is nearer Gold than Base in words and in pictures, and Retain is not below the lowest of
     Gold's seeds; in exact answers.
     """
-    nearer = [forgotten(study, name, tasks, **how).estimate > 0.5 for tasks in ((TEXT,), PICTURES)]
+    nearer = [forgotten(study, name, tasks).estimate > 0.5 for tasks in ((TEXT,), PICTURES)]
     lowest = min(exact_by_person(study.of(GOLD, seed), "retain").mean() for seed in SEEDS)
-    return all(nearer) and float(exact_by_person(study.pooled(name, **how), "retain").mean()) >= lowest
+    return all(nearer) and float(exact_by_person(study.pooled(name), "retain").mean()) >= lowest
 
 
 def transfer_table(study: Study, names: Sequence[str] = WRITTEN) -> pd.DataFrame:
@@ -187,10 +187,14 @@ def attacks_table(study: Study) -> pd.DataFrame:
         unseen = [_losses(table, "unseen") for table in tables]
         row = {"method": name, "U-MIA": np.mean(list(map(population_attack, own, unseen)))}
         row["U-LIRA"] = np.nan if name == GOLD else _item_attack(own, gold)
-        made = study.models.query("method == @name and fraction == 0.1 and penalty == 0")
-        made = made[made["forgotten"].isin(["", "both"])]
-        rows.append(row | made[["relearnt", "problem_loss"]].mean().to_dict())
+        rows.append(row | {column: _mean(study, name, column) for column in ("relearnt", "problem_loss")})
     return pd.DataFrame(rows)
+
+
+def _mean(study: Study, name: str, column: str) -> float:
+    """What was measured of a model itself, where ten persons are forgotten in both; mean over seeds."""
+    made = study.models.query("method == @name and fraction == 0.1 and penalty == 0")
+    return float(made.loc[made["forgotten"].isin(["", "both"]), column].mean())
 
 
 def _item_attack(own: Sequence[Any], gold: Sequence[Any]) -> float:
@@ -258,9 +262,9 @@ def quality_gap(study: Study) -> Interval:
 
 def relearning(study: Study) -> Interval | None:
     """Steps until the forgotten are back over Gold's, of methods that went more than half of the way."""
-    steps = attacks_table(study).set_index("method")["relearnt"]
     names = [name for name in WRITTEN if forgotten(study, name).estimate > 0.5]
-    return bootstrap_mean([steps[name] / steps[GOLD] for name in names]) if len(names) > 1 else None
+    steps = np.array([_mean(study, name, "relearnt") for name in names])
+    return bootstrap_mean(steps / _mean(study, GOLD, "relearnt")) if len(names) > 1 else None
 
 
 def number_unlearning(study: Study) -> Measured:
