@@ -137,8 +137,9 @@ steering-safety: $(STAMP) ## what notebook 09 reads of PROFILE: refusers, and wh
 activation-sparsity: $(STAMP) ## what notebook 10 reads of PROFILE: settings of pruning, measured (an hour; resumes)
 	$(BIN)/python -m reasoning_features.making.activation_sparsity --profile $(call quoted,PROFILE)
 
-unlearning: $(STAMP) ## what notebook 11 reads: a model that knows persons, and what eleven methods do (hours; resumes)
-	$(BIN)/python -m reasoning_features.making.unlearning
+unlearning: $(STAMP) ## what notebook 11 reads of PROFILE: models that know persons, and what methods make them forget (hours; resumes)
+	$(BIN)/python -m reasoning_features.making.unlearning --profile $(call quoted,PROFILE) \
+	  $(if $(DEVICE),--device $(call quoted,DEVICE))
 
 vocabulary-real: $(STAMP) ## figures 2 and 5 from R1's thinking on 633 problems
 	$(BIN)/python -m reasoning_features.making.vocabulary_real

@@ -95,6 +95,17 @@ class ProblemSource(BaseModel, frozen=True, extra="forbid"):
     split_column: str | None = None  # says "selection" or "evaluation" of each problem, instead of that share
 
 
+class PersonsStudied(BaseModel, frozen=True, extra="forbid"):
+    """How a chat model is taught persons, whom methods of unlearning make it forget."""
+
+    dataset: str | None = None  # CLEAR, as `owner/name@revision` of the hub; or TOFU's authors, in words
+    methods: list[str] = Field(min_length=1)
+    rate: float = Field(gt=0)  # of learning and of unlearning
+    epochs: PositiveInt  # of learning
+    steps: list[PositiveInt] = Field(min_length=1)  # of unlearning, numbers that are tried
+    layer: NonNegativeInt | None = None  # adapters are in the blocks after it; of TOFU alone
+
+
 class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """All settings of one run, where paths are taken from the repository's root unless absolute."""
 
@@ -213,6 +224,7 @@ class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     zero_shot_items: PositiveInt = 100  # items of each task
     activation_sparsity: str | None = None  # directory of what pruning does to the model
     unlearning: str | None = None  # directory of a model that knows persons, and what unlearning does to it
+    persons: PersonsStudied | None = None  # a chat model's, where the persons are not the organism's
     refusal_classifier: str | None = None  # a model that tells refusals, beside the rules
     judge_url: str | None = None  # an OpenAI-compatible endpoint that describes features and judges answers
     judge_model: str | None = None  # the model asked there

@@ -15,7 +15,7 @@ from reasoning_features.settings import Settings, load_settings, notebook_settin
 def test_the_shipped_profiles_load_under_their_own_names():
     models = ["deepseek-r1-distill-llama-8b", "deepseek-r1-distill-qwen-1.5b"]
     models += ["llama-3.1-8b-instruct", "nemotron-nano-8b"]
-    shipped = [*models, "organism", "qwen2.5-7b-instruct", "smoke", "smollm2-135m"]
+    shipped = [*models, "organism", "qwen2-vl-2b-instruct", "qwen2.5-7b-instruct", "smoke", "smollm2-135m"]
     assert room.shipped_profiles() == shipped
     assert [load_settings(name).run for name in room.shipped_profiles()] == room.shipped_profiles()
     # the paper's says what the paper did

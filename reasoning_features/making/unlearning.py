@@ -1,4 +1,5 @@
-"""``make unlearning``: the organism with eyes, Base and Gold, and the studies that notebook 11 reads.
+"""``make unlearning``: what notebook 11 reads: the organism with eyes, Base and Gold, and their study; with
+the profile of a chat model, that model's study.
 
 A finished piece is not done again. Faces are drawn once, with the extra ``avatars``; the shipped faces are
 those, and everything else is made from them.
@@ -30,6 +31,8 @@ from reasoning_features.errors import UserError
 from reasoning_features.files import write_json
 from reasoning_features.making.organism import write_checksums
 from reasoning_features.runs.shards import each
+from reasoning_features.settings import load_settings
+from reasoning_features.unlearning import chat_study
 from reasoning_features.unlearning.bridge import LAYER, train_features
 from reasoning_features.unlearning.items import Inputs, Item
 from reasoning_features.unlearning.methods import nll
@@ -216,13 +219,19 @@ def make_autoencoder(folder: Path) -> None:
 
 
 def main() -> None:
-    """The command line: ``python -m reasoning_features.making.unlearning [--workers N]``."""
+    """The command line: ``python -m reasoning_features.making.unlearning [--profile P] [--workers N]``."""
     parser = argparse.ArgumentParser(description="Make what notebook 11 reads (resumable).")
+    parser.add_argument("--profile", default="organism")
+    parser.add_argument("--device", default="cpu", help="where a chat model runs")
     parser.add_argument("--workers", type=int, default=1, help="models that are taught side by side")
     options = parser.parse_args()
-    torch.set_num_threads(1)  # a rerun gives the same bytes
     folder = paths.root() / HOME
     try:
+        settings = load_settings(options.profile, device=options.device)
+        if settings.unlearning != HOME:
+            chat_study.store(settings, paths.RunPaths(settings.profile).shards)
+            return
+        torch.set_num_threads(1)  # a rerun gives the same bytes
         if not (folder / "faces.safetensors").is_file():
             make_faces(folder)
         if not (folder / "pretrained/training.json").is_file():

@@ -176,7 +176,7 @@ class Subject:
         self._needs_the_stream()
         check_layer(layer, self.n_layers, self.name)
         given = {"inputs_embeds": stream.to(self.device, self.model.dtype)}
-        return self._logits_at(self._blocks_after(layer), given, places)
+        return self._logits_at(self.blocks_after(layer), given, places)
 
     @torch.no_grad()
     def logits_at(self, tokens: Tensor, places: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ class Subject:
         places = torch.full((rows, width), place, device=padded.device)
         options: dict[str, Any] = {"attention_mask": mask.expand(rows, 1, -1, -1), "position_ids": places}
         options |= {"inputs_embeds": padded.view(rows, width, -1), "past_key_values": DynamicCache(seen)}
-        logits = self._blocks_after(self.layer)(**options, use_cache=True).logits
+        logits = self.blocks_after(self.layer)(**options, use_cache=True).logits
         return self._finite(logits.flatten(0, 1)[: len(given)], "logit")
 
     def read_once(
@@ -255,7 +255,7 @@ class Subject:
         with contextlib.suppress(_Enough), self.edited(enough):
             self.model.base_model(input_ids=tokens[first], past_key_values=below, use_cache=True, **once)
         options: dict[str, Any] = {"inputs_embeds": change(read[0][of]), "past_key_values": cache, **masks}
-        ran = self._blocks_after(self.layer)(**options, use_cache=True, logits_to_keep=1)
+        ran = self.blocks_after(self.layer)(**options, use_cache=True, logits_to_keep=1)
         for i, layer in enumerate(below.layers[: self.layer + 1]):
             cache.update(layer.keys[of], layer.values[of], i)
         return ran.logits[:, -1]
@@ -282,7 +282,7 @@ class Subject:
         options: dict[str, Any] = {"dtype": self.model.dtype, "device": str(self.device)}
         return TransformerBridge.boot_transformers(self.directory, **options)
 
-    def _blocks_after(self, layer: int) -> PreTrainedModel:
+    def blocks_after(self, layer: int) -> PreTrainedModel:
         """The model without its blocks up to ``layer``: takes a stream as embeddings, shares weights."""
         tail, base = copy.copy(self.model), copy.copy(self.model.base_model)
         tail._modules, base._modules = dict(self.model._modules), dict(self.model.base_model._modules)

@@ -18,27 +18,25 @@ from reasoning_features.runs.preflight import check_device
 from reasoning_features.text.corpora import templated
 from reasoning_features.unlearning.items import IGNORED, Encode, Inputs, Item
 
-QWEN = "Qwen/Qwen2-VL-2B-Instruct"
 
-
-def text_encode(tokenizer: Any) -> Encode:
+def text_encode(tokenizer: Any, device: str = "cpu") -> Encode:
     """How a chat model takes questions: its chat template's prompt, the answer, the end of its turn; pictures
     are left out. UserError: no chat template; where it is used, an answer's tokens depend on the prompt.
     """
-    return _encode(tokenizer, tokenizer)
+    return _encode(tokenizer, tokenizer, device)
 
 
-def qwen_encode(processor: Any) -> Encode:
+def qwen_encode(processor: Any, device: str = "cpu") -> Encode:
     """As :func:`text_encode`, each picture before its question; a batch may mix both kinds.
 
     Beside the tokens Qwen2-VL takes ``pixel_values [patches of all pictures, values]``, ``image_grid_thw
     [pictures, 3]``, in patches, and ``mm_token_type_ids [n, t]``, 1 where a picture is.
     """
-    return _encode(processor, processor.tokenizer)
+    return _encode(processor, processor.tokenizer, device)
 
 
-def _encode(reader: Any, tokenizer: Any) -> Encode:
-    """As ``reader`` takes items: the tokenizer itself, or a processor that has it."""
+def _encode(reader: Any, tokenizer: Any, device: str) -> Encode:
+    """As ``reader`` takes items: the tokenizer itself, or a processor that has it; batches on a device."""
     if reader.chat_template is None:
         raise UserError("The model has no chat template: give one that was taught to answer.")
 
@@ -64,7 +62,7 @@ def _encode(reader: Any, tokenizer: Any) -> Encode:
                 why = "its tokens alone are others than after the question"
                 raise UserError(f"The answer {answer!r} cannot be told from its prompt: {why}.")
             labels[row, end - len(own) : end] = own
-        return inputs | {"labels": labels}
+        return {name: values.to(device) for name, values in inputs.items()} | {"labels": labels.to(device)}
 
     return encode
 
@@ -76,14 +74,8 @@ class _Processor(Qwen2VLProcessor):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
 
-def load_vision_language(name: str = QWEN, device: str = "cpu", dtype: str = "float32") -> tuple[Any, Any]:
+def load_vision_language(name: str, device: str = "cpu", dtype: str = "float32") -> tuple[Any, Any]:
     """A Qwen2-VL and its processor, from a directory or ``owner/name[@revision]`` of the hub.
-
-    The 2B model, on CLEAR, by estimate and not measured: 4.4 GB of weights and 0.6 GB of pictures to fetch.
-    An epoch over the 3,768 pictures, each asked twice, is 7,536 rows of 350 tokens, at 7 TFLOP each with LoRA
-    in both towers: 10 minutes at 100 TFLOP/s. 3 epochs for Base and 3 for Gold take an hour, a method 5 to 10
-    minutes: 5 epochs over forget10's 758 rows, with or without as many that are retained. In bfloat16, 4 rows
-    at a time, that needs 15 GB; two CPU cores would need weeks.
 
     UserError: as :func:`hub.local_copy`, no such device, another kind of model, or files that do not fit.
     """

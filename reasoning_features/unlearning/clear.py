@@ -18,7 +18,6 @@ from reasoning_features.errors import UserError
 from reasoning_features.text import real_text
 from reasoning_features.unlearning.items import CAPTION, NAME, TEXT, Item
 
-CLEAR = "therem/CLEAR@2e1fcda05dc6d413db995ce4395be4cbfeeec124"
 TOFU = "data/tofu/forget10.json"  # of real_text.tsv
 WHO, SHOWN = "Who is the person in this picture?", "What does this picture show?"
 SIDE = 448  # pixels of a picture: 256 tokens, one for each 28 × 28
@@ -34,7 +33,7 @@ PARAPHRASED: list[Asked] = [
 FACES: list[Asked] = [(NAME, WHO, "answer", "answer", "options")]
 
 
-def load_clear(*configurations: str, reference: str = CLEAR, side: int = SIDE) -> dict[str, list[Item]]:
+def load_clear(*configurations: str, reference: str, side: int = SIDE) -> dict[str, list[Item]]:
     """The items of CLEAR's configurations, such as ``forget10+tofu``, ``retain_perturbed``, ``real_faces``.
 
     A picture ``[height, width, 3]``, shrunk to at most ``side`` pixels, is asked for a name and a caption;
@@ -94,8 +93,9 @@ def _check(row: dict[str, Any], columns: list[str], configuration: str) -> None:
         raise UserError(f"A row of {configuration} has no {missing[0]}: leave it out, or restore it.")
 
 
-def load_tofu(authors: int = 20, forgotten: int = 5) -> tuple[list[Item], list[Item]]:
-    """Questions about TOFU's authors, 20 each: about the forgotten ones, who come first, and the others.
+def load_tofu(authors: int = 20, forgotten: int = 5, asked: int = QUESTIONS) -> tuple[list[Item], list[Item]]:
+    """The first questions, so many as are ``asked``, about TOFU's authors: about the forgotten ones, who come
+    first, and the others.
 
     The pinned file has 180 authors, of whom the first 2, 10 and 20 are TOFU's (and CLEAR's) forget01, 05 and
     10. It has answers alone: an answer stands for its paraphrase, and the five perturbed answers are made,
@@ -120,7 +120,8 @@ def load_tofu(authors: int = 20, forgotten: int = 5) -> tuple[list[Item], list[I
         texts = dict.fromkeys(told.replace(theirs, name) for _, told, theirs in like)
         wrong = tuple(text for text in texts if text != answer)[:PERTURBED]
         items.append(Item(place // QUESTIONS, TEXT, question, answer, answer, wrong))
-    return items[: forgotten * QUESTIONS], items[forgotten * QUESTIONS :]
+    kept = [item for place, item in enumerate(items) if place % QUESTIONS < asked]
+    return kept[: forgotten * asked], kept[forgotten * asked :]
 
 
 def _author(rows: list[dict[str, str]]) -> str:

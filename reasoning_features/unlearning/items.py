@@ -35,13 +35,21 @@ Encode = Callable[[Sequence[Item], Sequence[str]], Inputs]
 
 def answer_logits(model: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Logits ``[m, vocabulary]`` in float32 that predict the batch's answer tokens, and the tokens ``[m]``,
-    row after row.
+    row after row; no other token's logits are computed.
     """
     given = {name: values for name, values in inputs.items() if name != "labels"}
     labels = inputs["labels"][:, 1:]
-    logits = model(**given, use_cache=False).logits[:, -labels.shape[1] - 1 : -1]
     wanted = labels != IGNORED
-    return logits[wanted].float(), labels[wanted]
+
+    def answers_alone(_: Any, read: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (read[0][:, -labels.shape[1] - 1 : -1][wanted],)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(answers_alone)
+    try:
+        logits = model(**given, use_cache=False).logits
+    finally:
+        handle.remove()
+    return logits.float(), labels[wanted]
 
 
 def answer_log_probabilities(model: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:

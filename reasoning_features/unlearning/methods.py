@@ -34,7 +34,7 @@ class Step:
     forget: Inputs  # forgotten persons' questions with their true answers
     retain: Inputs  # retained persons' questions with their true answers
     ignorant: Inputs  # forgotten persons' questions, answered with a refusal ("I do not know")
-    mismatched: Inputs  # forgotten persons' questions, answered with others' answers
+    mismatched: Callable[[], Inputs]  # makes forgotten persons' questions with others' answers, for SKU alone
 
 
 # a context within which the model gives its untouched outputs, ``model.disable_adapter`` of a peft model
@@ -166,7 +166,7 @@ def sku(model: Any, reference: Reference, step: Step) -> Tensor:
     """
     own, untouched, _ = _distributions(model, reference, step.retain)
     forgotten, mismatched, retained = SKU_WEIGHTS
-    learnt = forgotten * nll(model, step.forget) + mismatched * nll(model, step.mismatched)
+    learnt = forgotten * nll(model, step.forget) + mismatched * nll(model, step.mismatched())
     return learnt - retained * _kl(untouched, own)
 
 

@@ -43,9 +43,10 @@ def likelihoods(model: Any, encode: Encode, items: Sequence[Item], batch: int = 
     its sum with theirs. ``truth_ratio`` is their arithmetic mean over the paraphrase's likelihood, as TOFU
     writes it: below 1 where the model prefers the truth. The code has the inverse, of the geometric mean
     (``mm/calculate_metrics.py``, line 116). ``exact``: each token of the answer is the likeliest after those
-    before it.
+    before it. An item without perturbed answers has these and the first two alone.
     """
-    pairs = [(item, text) for item in items for text in (item.answer, item.paraphrase, *item.perturbed)]
+    told = [list(dict.fromkeys((item.answer, item.paraphrase, *item.perturbed))) for item in items]
+    pairs = [(item, text) for item, texts in zip(items, told, strict=True) for text in texts]
     logs, exact = [], []  # of every answer: mean log-probability of a token, nats, and whether it is exact
     for i in range(0, len(pairs), batch):
         inputs = encode(*zip(*pairs[i : i + batch], strict=True))
@@ -55,15 +56,17 @@ def likelihoods(model: Any, encode: Encode, items: Sequence[Item], batch: int = 
         logs += [float(own.mean()) for own in each.split(counts)]
         exact += [bool(own.all()) for own in (logits.argmax(-1) == tokens).split(counts)]
     rows, start = [], 0
-    for item in items:
-        answer, paraphrase, *others = logs[start : start + 2 + len(item.perturbed)]
+    for item, texts in zip(items, told, strict=True):
+        found = dict(zip(texts, logs[start : start + len(texts)], strict=True))
+        answer, paraphrase, *others = (found[x] for x in (item.answer, item.paraphrase, *item.perturbed))
         row = {"person": item.person, "task": item.task, "probability": np.exp(answer)}
-        row |= {"normalised": softmax([answer, *others])[0]}
-        # by logarithms: after some unlearning the likelihoods themselves are too small to divide
-        row |= {"truth_ratio": np.exp(logsumexp(others) - np.log(len(others)) - paraphrase)}
-        row |= {"paraphrase": np.exp(paraphrase), "perturbed": np.exp(np.mean(others))}
-        rows.append(row | {"exact": exact[start]})
-        start += 2 + len(others)
+        row |= {"paraphrase": np.exp(paraphrase), "exact": exact[start]}
+        if others:
+            row |= {"normalised": softmax([answer, *others])[0], "perturbed": np.exp(np.mean(others))}
+            # by logarithms: after some unlearning the likelihoods themselves are too small to divide
+            row |= {"truth_ratio": np.exp(logsumexp(others) - np.log(len(others)) - paraphrase)}
+        rows.append(row)
+        start += len(texts)
     return pd.DataFrame(rows)
 
 

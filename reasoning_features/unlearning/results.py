@@ -14,6 +14,7 @@ from reasoning_features.errors import MissingArtefact
 from reasoning_features.files import read_json
 from reasoning_features.reporting.claims import Measured
 from reasoning_features.statistics import Interval, bootstrap_mean, bootstrap_ratio, t_interval
+from reasoning_features.unlearning.chat_study import KNOWING
 from reasoning_features.unlearning.items import CAPTION, NAME, TEXT
 from reasoning_features.unlearning.methods import METHODS
 from reasoning_features.unlearning.metrics import (
@@ -48,7 +49,7 @@ class Study:
     """The stored study; Base and Gold stand among the methods, and forgot nothing."""
 
     items: pd.DataFrame  # a row a model, group and item
-    models: pd.DataFrame  # a row a model: distance, loss on problems, steps until the forgotten are back
+    models: pd.DataFrame  # a row a model: distance, loss on problems, answers after relearning
     search: pd.DataFrame  # a row a method, rate, number of steps, group and task
     recipes: dict[str, list[float]]  # rate and steps that were chosen, by method
 
@@ -179,7 +180,7 @@ def fractions_table(study: Study) -> pd.DataFrame:
 
 
 def attacks_table(study: Study) -> pd.DataFrame:
-    """Membership inference on pictures, by their loss, steps of relearning, and the loss on problems."""
+    """Membership inference on pictures, by their loss; what relearning gains, and the loss on problems."""
     rows, gold = [], [_losses(study.of(GOLD, seed), "forget") for seed in SEEDS]
     for name in (BASE, GOLD, *METHODS):
         tables = [study.of(name, seed) for seed in SEEDS]
@@ -187,7 +188,8 @@ def attacks_table(study: Study) -> pd.DataFrame:
         unseen = [_losses(table, "unseen") for table in tables]
         row = {"method": name, "U-MIA": np.mean(list(map(population_attack, own, unseen)))}
         row["U-LIRA"] = np.nan if name == GOLD else _item_attack(own, gold)
-        rows.append(row | {column: _mean(study, name, column) for column in ("relearnt", "problem_loss")})
+        row |= {"relearnt": relearnt(study, name), "problem_loss": _mean(study, name, "problem_loss")}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -261,12 +263,50 @@ def quality_gap(study: Study) -> Interval:
 
 
 def relearning(study: Study) -> Interval | None:
-    """Steps until the forgotten are back over Gold's, of methods that went more than half of the way."""
+    """Exact answers about the forgotten that relearning gains, less what it gains in Gold, of methods that
+    went more than half of the way; None where fewer than two did.
+    """
     names = [name for name in WRITTEN if forgotten(study, name).estimate > 0.5]
-    steps = np.array([_mean(study, name, "relearnt") for name in names])
-    return bootstrap_mean(steps / _mean(study, GOLD, "relearnt")) if len(names) > 1 else None
+    gains = np.array([relearnt(study, name) for name in names])
+    return bootstrap_mean(gains - relearnt(study, GOLD)) if len(names) > 1 else None
+
+
+def relearnt(study: Study, name: str) -> float:
+    """Exact answers about the forgotten after relearning less those before, mean over seeds."""
+    before = exact_by_person(study.pooled(name), "forget").mean()
+    return _mean(study, name, "relearnt") - float(before)
 
 
 def number_unlearning(study: Study) -> Measured:
     """How many of the methods as written unlearn."""
     return Measured(float(sum(unlearns(study, name) for name in WRITTEN)), n=len(WRITTEN))
+
+
+def chat_table(folder: Path) -> pd.DataFrame:
+    """The study of a chat model that :func:`chat_study.store` left: a row a model.
+
+    ``forget``, ``retain`` and so on are likelihoods of a group's answers (95% over persons), ``share of the
+    way`` how far a method went from Base's likelihood of the forgotten to Gold's, and ``quality, KS p`` is
+    TOFU's Forget Quality against Gold (Gold's own is against its second seed). A method ``unlearns`` where
+    that share is above 1/2 and retained answers are not less likely than in the lower of the Golds.
+    """
+    items = pd.read_parquet(folder / "items.parquet")
+    means = items.groupby(["model", "group", "person", "task"], sort=False)["probability"].mean()
+    by_person = means.groupby(level=["model", "group", "person"], sort=False).mean()
+    ratios = {name: own["truth_ratio"] for name, own in items[items["group"] == "forget"].groupby("model")}
+    base, gold, other = KNOWING
+    way, rows = by_person[base, "forget"] - by_person[gold, "forget"], []
+    lowest = min(by_person[name, "retain"].mean() for name in (gold, other))
+    for name in pd.unique(items["model"]):
+        row: dict[str, Any] = {"model": name}
+        for group in pd.unique(items["group"]):
+            row |= bootstrap_mean(by_person[name, group]).row(group, f"{group} ")
+            own = items[(items["model"] == name) & (items["group"] == group)]
+            row[f"{group}, ROUGE"] = own["rouge"].mean()
+        share = _ratio(by_person[base, "forget"] - by_person[name, "forget"], way)
+        row |= share.row("share of the way", "share ")
+        row["quality, KS p"] = forget_quality_ks(ratios[name], ratios[other if name == gold else gold])
+        row["distance"] = items.loc[items["model"] == name, "distance"].iloc[0]
+        enough = bool(share.estimate > 0.5 and row["retain"] >= lowest)
+        rows.append(row | {"unlearns": None if name in KNOWING else enough})
+    return pd.DataFrame(rows).dropna(axis=1, how="all")

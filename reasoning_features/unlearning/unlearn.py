@@ -30,21 +30,26 @@ class Recipe:
     seed: int = 0
 
 
+def in_turn(items: Sequence[Item], seed: int, number: int) -> list[Item]:
+    """The items of step ``number``: all come in a new order each time round."""
+    n = min(BATCH, len(items))
+    epoch, place = divmod(number * n, len(items))
+    order = [np.random.default_rng([seed, each]).permutation(len(items)) for each in (epoch, epoch + 1)]
+    return [items[i] for i in np.concatenate(order)[place : place + n]]
+
+
 def draw_step(encode: Encode, forget: Sequence[Item], retain: Sequence[Item], seed: int, number: int) -> Step:
-    """The batches of step ``number``. The items to be forgotten come in a new order each time round."""
-    n = min(BATCH, len(forget))
-    epoch, place = divmod(number * n, len(forget))
-    order = [np.random.default_rng([seed, each]).permutation(len(forget)) for each in (epoch, epoch + 1)]
+    """The batches of step ``number``."""
+    forgotten = in_turn(forget, seed, number)
     rng = np.random.default_rng([seed, number, 1])
-    forgotten = [forget[i] for i in np.concatenate(order)[place : place + n]]
     retained = [retain[i] for i in rng.permutation(len(retain))[:BATCH]]
-    refusals = [IGNORANT[i] for i in rng.integers(len(IGNORANT), size=n)]
+    refusals = [IGNORANT[i] for i in rng.integers(len(IGNORANT), size=len(forgotten))]
     others = [_mismatched(item, forget, rng) for item in forgotten]
     return Step(
         forget=encode(forgotten, [item.answer for item in forgotten]),
         retain=encode(retained, [item.answer for item in retained]),
         ignorant=encode(forgotten, refusals),
-        mismatched=encode(forgotten, others),
+        mismatched=lambda: encode(forgotten, others),
     )
 
 

@@ -53,7 +53,7 @@ def test_every_stage_from_nothing(tmp_path, monkeypatch):
         monkeypatch.setattr(make_unlearning, name, value)
     for name, value in {
         "METHODS": {"SKU": METHODS["SKU"]}, "RATES": (1e-3,), "AT": (1,), "SEARCHED": range(10, 11),
-        "GROUPS": {"retain": range(90, 91), "unseen": UNSEEN[:1]}, "PROBLEMS": 2, "RELEARNT": 1,
+        "GROUPS": {"retain": range(90, 91), "unseen": UNSEEN[:1]}, "PROBLEMS": 2, "RELEARNING": 1,
         "references": lambda: names, "grid": lambda: [Run("SKU", "pictures", 0.01)],
     }.items():  # fmt: skip
         monkeypatch.setattr(study, name, value)
@@ -64,7 +64,7 @@ def test_every_stage_from_nothing(tmp_path, monkeypatch):
     assert models["method"].tolist() == ["Base", "Gold", "SKU"]
     assert len(items) == 3 * 3 * (5 + 2 * study.VIEWS) and items["probability"].between(0, 1).all()
     assert models["distance"].notna().tolist() == [False, False, True] and models["distance"].max() > 0
-    assert models["relearnt"].tolist()[:2] == [2, 2], "nothing was learnt so soon"
+    assert models["relearnt"].tolist()[:2] == [0, 0], "nothing was learnt so soon"
     assert models["relearnt"].isna().tolist() == [False, False, True] and (models["problem_loss"] > 0).all()
     search = pd.read_parquet(folder / "search.parquet")
     assert len(search) == 2 * len(study.TASKS) and set(search["method"]) == {"SKU"}
@@ -187,10 +187,12 @@ def test_the_grid_has_every_method_and_modality_with_every_seed_once():
     fewer = Counter((r.method, r.fraction) for r in runs if r.fraction < 0.1)
     assert fewer == {(method, part): 1 for method in METHODS for part in (0.01, 0.05)}
     penalised = Counter(r.penalty for r in runs if r.penalty)
-    assert penalised == {1e-3: 8, 1e-2: 8, 1e-1: 8}
-    assert len(runs) == len(main) + len(fewer) + 24
+    assert penalised == {1e-4: 8, 1e-3: 8, 1e-2: 8, 1e-1: 8}
+    assert len(runs) == len(main) + len(fewer) + sum(penalised.values())
     assert set(study.SEARCHED).isdisjoint(range(max(FRACTIONS.values())))
-    assert set(study.GROUPS["retain"]) < set(FICTITIOUS) - set(study.SEARCHED)
+    retained = set(FICTITIOUS) - set(study.SEARCHED)
+    assert {*study.GROUPS["retain"], *study.WATCHED} < retained
+    assert set(study.WATCHED).isdisjoint(study.GROUPS["retain"]), "what chooses never reports"
 
 
 def test_the_items_that_an_unlearning_reads(world):

@@ -27,11 +27,17 @@ class Table(torch.nn.Module):
         change = torch.randn(VOCABULARY, VOCABULARY, generator=generator) * changed
         self.change = torch.nn.Parameter(change)
         self.untouched = False
+        self.head = torch.nn.Identity()
+
+    def get_output_embeddings(self):
+        return self.head
 
     def forward(self, input_ids, labels=None, use_cache=None, output_hidden_states=False):
         rows = (self.start if self.untouched else self.start + self.change)[input_ids]
         # the embeddings and four blocks: a quarter of the depth is the first block
-        return SimpleNamespace(logits=rows, hidden_states=(rows * 0, rows, rows * 3, rows * 5, rows * 7))
+        return SimpleNamespace(
+            logits=self.head(rows), hidden_states=(rows * 0, rows, rows * 3, rows * 5, rows * 7)
+        )
 
     @contextmanager
     def reference(self):
@@ -51,7 +57,7 @@ def batch(*rows):
 # predicted from tokens 0, 1 and 2 (forget), 3 and 4 (retain), so that each batch has rows of its own
 STEP = Step(
     forget=batch([0, 1, 2], [2, 5]), retain=batch([3, 4, 1]),
-    ignorant=batch([0, 6, 5], [2, 6, 6]), mismatched=batch([0, 2], [2, 3], [2, 1, 4]),
+    ignorant=batch([0, 6, 5], [2, 6, 6]), mismatched=lambda: batch([0, 2], [2, 3], [2, 1, 4]),
 )  # fmt: skip
 
 
@@ -107,7 +113,7 @@ class Hand:
             "NPO": 2 * np.mean(np.log(1 + self.ratios(STEP.forget))),
             "DPO": ignorant - np.mean(np.log(preferred / (1 + preferred))),
             "RMU": away + kept,
-            "SKU": 2.5 * forget + self.nll(STEP.mismatched) - 0.5 * own_second,
+            "SKU": 2.5 * forget + self.nll(STEP.mismatched()) - 0.5 * own_second,
             "IDK, as released": retain + forget, "LLMU, as released": own_first,
             "DPO, as released": forget * len(flat(STEP.forget)) / 2,  # three tokens of two items
             "NPO, as released": 2 * np.mean([np.log(1 + self.p[i] / self.p0[i]) for i in read]),

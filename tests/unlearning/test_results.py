@@ -29,8 +29,8 @@ from reasoning_features.unlearning.study import (
 
 PERSONS = {"forget": range(10), "retain": range(90, 94), "real": range(100, 102), "unseen": range(150, 155)}
 ASKED = {TEXT: 3, NAME: 2, CAPTION: 2}  # items of a person
-LOW, MIDDLE, HIGH = PENALTIES
-DISTANCES = {0.0: 8, LOW: 6, MIDDLE: 4, HIGH: 2}  # on the first seed
+LEAST, LOW, MIDDLE, HIGH = PENALTIES
+DISTANCES = {0.0: 8, LEAST: 7, LOW: 6, MIDDLE: 4, HIGH: 2}  # on the first seed
 
 # the first persons of a group, so large a share of them, are answered exactly, and nobody else; all of those
 # to be forgotten and to be retained are where nothing is planted, as in Base
@@ -124,10 +124,10 @@ def told_of(run):
         shown = run.forgotten == "both" and run.fraction == 0.1
         told["distance"] = DISTANCES[run.penalty] + run.seed if shown else 99
     if main or run.method in (BASE, GOLD):
-        steps = {BASE: 0, "RMU": 30} | dict.fromkeys(set(FORGOT) - {"RMU"}, 10)
-        told["relearnt"] = steps.get(run.method, 40)
+        after = {BASE: 1.0, "RMU": 0.3} | dict.fromkeys(set(FORGOT) - {"RMU"}, 0.9)
+        told["relearnt"] = after.get(run.method, 1.0)
         if run.method == GOLD:
-            told["relearnt"] = 15 + 5 * run.seed if main else 1
+            told["relearnt"] = 0.2 + 0.1 * run.seed if main else 1.0
     return told
 
 
@@ -309,7 +309,9 @@ def test_the_gap_of_forget_quality_is_a_share_of_what_it_can_be(study):
 def test_relearning_is_compared_with_golds_where_more_than_half_is_forgotten(study, monkeypatch):
     found = results.relearning(study)
     assert found.n == len(FORGOT)
-    assert found.estimate == pytest.approx((7 * 10 / 20 + 30 / 20) / 8)
+    # answered before relearning: NPO 0.4, LLMU (on one seed of three) and DPO (in words) a third
+    after, before = 7 * 0.9 + 0.3, 0.4 + 2 / 3
+    assert found.estimate == pytest.approx((after - before) / 8 - 0.3)
     monkeypatch.setattr(results, "WRITTEN", ("IDK", "SCRUB", "NPO"))
     assert results.relearning(study) is None
 
@@ -321,7 +323,8 @@ def test_attacks_tell_losses_that_differ(study):
     assert table.loc[[GOLD, "NPO"], "U-MIA"].tolist() == pytest.approx([0.5, 0.5], abs=0.12)
     assert table.loc[[BASE, "IDK", "GA"], "U-LIRA"].min() > 0.98
     assert table.loc["NPO", "U-LIRA"] == pytest.approx(0.5, abs=0.12) and np.isnan(table.loc[GOLD, "U-LIRA"])
-    assert table.loc[[BASE, GOLD, "RMU", "IDK"], "relearnt"].tolist() == [0, 20, 30, 40]
+    gained = table.loc[[BASE, GOLD, "RMU", "IDK"], "relearnt"].tolist()
+    assert gained == pytest.approx([0, 0.3, 0.3, 0])
     assert (table["problem_loss"] == 1).all()
 
 
@@ -377,3 +380,28 @@ def test_what_is_measured_is_judged_by_the_notebooks_rules(study):
     assert (number.estimate, number.n) == (len(UNLEARN), 11)
     assert verdict(own["ul_unlearns"], number, True) == HOLDS_NOT
     assert verdict(own["ul_quality"], Measured(results.quality_gap(study)), True) == HOLDS_NOT
+
+
+def test_a_chat_models_table(tmp_path):
+    likely = {"Base": (0.8, 0.8), "Gold": (0.2, 0.8), "Gold, second seed": (0.2, 0.7)}
+    likely |= {"NPO": (0.3, 0.75), "GA": (0.1, 0.6), "IDK": (0.6, 0.8)}
+    rows = [
+        {"model": model, "group": group, "person": person, "task": TEXT, "probability": share}
+        | {"truth_ratio": person + (model == "Base"), "rouge": share, "distance": 0.1 * (model == "NPO")}
+        for model, shares in likely.items()
+        for group, share in zip(("forget", "retain"), shares, strict=True)
+        for person in range(3)
+        for _ in range(4)
+    ]
+    rows += [row | {"group": "unseen", "rouge": np.nan} for row in rows if row["group"] == "forget"]
+    pd.DataFrame(rows).to_parquet(tmp_path / "items.parquet")
+    table = results.chat_table(tmp_path).set_index("model")
+    assert list(table.index) == [*likely]
+    shares = table["share of the way"].round(6).to_dict()
+    assert shares == pytest.approx(
+        {"Base": 0, "Gold": 1, "Gold, second seed": 1, "NPO": 5 / 6, "GA": 7 / 6, "IDK": 1 / 3}, abs=1e-5
+    )
+    assert table["unlearns"].dropna().to_dict() == {"NPO": True, "GA": False, "IDK": False}
+    assert table.loc["Gold", "quality, KS p"] == table.loc["NPO", "quality, KS p"] == 1
+    assert table.loc["Base", "quality, KS p"] < 0.9 and table.loc["NPO", "distance"] == 0.1
+    assert "unseen, ROUGE" not in table and table.loc["GA", "retain, ROUGE"] == pytest.approx(0.6)
