@@ -246,9 +246,9 @@ def _do(asked: argparse.Namespace) -> int:
     planned = plan(asked.goal, asked.profile, asked.parameters, asked.device, needed)
     for numbers, what, has in NEEDS:
         if asked.goal in numbers and not has(planned.settings):
-            lacks = f"{planned.notebook.stem} needs {what}, as the organism's"
+            lacks = f"{planned.notebook.stem} needs {what}"
             if asked.asked == "by name":
-                raise UserError(f"{lacks}: give PROFILE=organism.")
+                raise UserError(f"{lacks}: make that, or give PROFILE=organism, which ships it.")
             print(f"{lacks}: it is left out.")
             return 0
     make(planned, asked.cell_limit)

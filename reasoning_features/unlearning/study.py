@@ -278,10 +278,11 @@ def store(folder: Path, kept: Path) -> None:
 
 
 def as_rows(world: World, told: dict[str, Any], arrays: Arrays) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """What was measured of a model's items, a row each, and what was measured of the model."""
+    """What was measured of a model's items, a row each, in float32, and what was measured of the model."""
     asked = groups(world, range(FRACTIONS[told["fraction"]]))
     kinds = [(name, item.task) for name, items in asked.items() for item in items]
     columns = {name: values for name, values in arrays.items() if len(values) == len(kinds)}
     single = {name: float(values[0]) for name, values in arrays.items() if len(values) == 1}
     table = pd.DataFrame(kinds, columns=["group", "task"]).assign(**columns)
-    return table.assign(**told), told | single
+    few = {name: "float32" for name, values in columns.items() if values.dtype == float}
+    return table.astype(few).assign(**told), told | single

@@ -224,7 +224,8 @@ def test_a_row_for_every_item_and_one_for_the_model(world):
     arrays = {"rouge": np.arange(n) / n, "person": np.arange(n), "distance": np.array([0.25])}
     table, told = study.as_rows(world, {"model": "gold-0.01-0", "fraction": 0.01}, arrays)
     assert told == {"model": "gold-0.01-0", "fraction": 0.01, "distance": 0.25}
-    assert table["rouge"].tolist() == arrays["rouge"].tolist() and set(table["model"]) == {"gold-0.01-0"}
+    assert table["rouge"].tolist() == pytest.approx(arrays["rouge"].tolist())
+    assert set(table["model"]) == {"gold-0.01-0"}
     assert list(table.columns) == ["group", "task", "rouge", "person", "model", "fraction"]
     counts = table.groupby(["group", "task"]).size().to_dict()
     sizes = {"forget": 1, "retain": 10, "real": 5, "unseen": 10}
