@@ -241,7 +241,8 @@ def store(settings: Settings, kept: Path) -> None:
     print(f"{len(KNOWING)} models are taught {n} answers {epochs} times over, then come {tried}.")
     made_with = settings.model_dump(mode="json", include={*DETERMINED_BY})
     key = made_with | {"model": directory_digest(hub.directory(settings.subject))}
-    teaching = Work("unlearning-taught", partial(taught, told), len(KNOWING), key, device)
+    learning = {"persons": bench.how.model_dump(exclude={"methods", "steps"})}
+    teaching = Work("unlearning-taught", partial(taught, told), len(KNOWING), key | learning, device)
     adapters = list(map_shards(teaching, kept))
     search = Work("unlearning-searched", partial(searched, told, adapters[0]), len(methods), key, device)
     found = np.array([each["probability"] for each in map_shards(search, kept)])  # [methods, at, 2]
