@@ -219,15 +219,15 @@ def make_autoencoder(folder: Path) -> None:
 
 
 def main() -> None:
-    """The command line: ``python -m reasoning_features.making.unlearning [--profile P] [--workers N]``."""
+    """The command line: ``python -m reasoning_features.making.unlearning [--profile P] [--device D]``."""
     parser = argparse.ArgumentParser(description="Make what notebook 11 reads (resumable).")
     parser.add_argument("--profile", default="organism")
-    parser.add_argument("--device", default="cpu", help="where a chat model runs")
+    parser.add_argument("--device", help="where a chat model runs, if not where its profile says")
     parser.add_argument("--workers", type=int, default=1, help="models that are taught side by side")
     options = parser.parse_args()
     folder = paths.root() / HOME
     try:
-        settings = load_settings(options.profile, device=options.device)
+        settings = load_settings(options.profile, **({"device": options.device} if options.device else {}))
         if settings.unlearning != HOME:
             chat_study.store(settings, paths.RunPaths(settings.profile).shards)
             return

@@ -29,7 +29,7 @@ from reasoning_features.unlearning.clear import load_clear, load_tofu
 from reasoning_features.unlearning.items import Encode, Inputs, Item
 from reasoning_features.unlearning.methods import METHODS, nll
 from reasoning_features.unlearning.metrics import greedy_answers, likelihoods, rouge_recall
-from reasoning_features.unlearning.subjects import EVERYWHERE, train, with_adapter
+from reasoning_features.unlearning.subjects import EVERYWHERE, LANGUAGE, train, with_adapter
 from reasoning_features.unlearning.unlearn import BATCH, Recipe, applied, distance, in_turn, unlearn
 
 DETERMINED_BY = ("subject", "dtype", "persons")  # the settings that determine a study
@@ -93,6 +93,7 @@ class Bench:
     tokenizer: Any
     adapted: Any  # the whole model, or its blocks after a layer, which share its weights
     read: Encode  # how that takes items
+    where: str  # names of the layers that unlearning adapts
     persons: Persons
     how: PersonsStudied
 
@@ -110,14 +111,16 @@ def load_bench(told: str) -> Bench:
     if how.dataset:
         whole, processor = load_vision_language(settings.subject, device, settings.dtype)
         take = qwen_encode(processor, device)
-        return Bench(whole, take, processor.tokenizer, whole, take, _persons(how.dataset), how)
+        return Bench(whole, take, processor.tokenizer, whole, take, LANGUAGE, _persons(how.dataset), how)
     subject = load_subject(settings.subject, 0, device=device, dtype=settings.dtype)
     take = text_encode(subject.tokenizer, device)
     if how.layer is None:
-        return Bench(subject.model, take, subject.tokenizer, subject.model, take, _persons(None), how)
+        return Bench(
+            subject.model, take, subject.tokenizer, subject.model, take, EVERYWHERE, _persons(None), how
+        )
     tail = subject.blocks_after(how.layer)
     read = _streams(settings.subject, how.layer, device, settings.dtype)
-    return Bench(subject.model, take, subject.tokenizer, tail, read, _persons(None), how)
+    return Bench(subject.model, take, subject.tokenizer, tail, read, EVERYWHERE, _persons(None), how)
 
 
 @lru_cache(1)
@@ -178,13 +181,13 @@ def searched(told: str, base: Arrays, shard: int) -> Arrays:
     """
     bench = load_bench(told)
     method, at = bench.how.methods[shard], bench.how.steps
-    rows = np.zeros((len(at), 2))
+    rows = np.full((len(at), 2), np.nan)  # as it stays once the loss diverges
     forget, watched = bench.persons.searched
     shown = [[replace(item, perturbed=()) for item in items] for items in (forget, watched)]
     away = {item.person for item in forget}
     retain = [item for item in bench.persons.retain if item.person not in away]
-    model = with_adapter(knowing(bench, base), RANK, 0, EVERYWHERE)
-    with contextlib.suppress(UserError):  # once the loss diverges, nothing is answered
+    model = with_adapter(knowing(bench, base), RANK, 0, bench.where)
+    with contextlib.suppress(UserError):  # the loss diverges
         for done in unlearn(model, bench.read, forget, retain, Recipe(method, bench.how.rate, max(at))):
             if done in at:
                 with applied(model, method):
@@ -200,22 +203,22 @@ def measured(told: str, adapters: Sequence[Arrays], steps: Sequence[int], shard:
     bench = load_bench(told)
     number = shard - len(KNOWING)
     model, moved = knowing(bench, adapters[0 if number >= 0 else shard]), 0.0
+    parts, seen = [], contextlib.ExitStack()
     if number >= 0:
         method = bench.how.methods[number]
-        model = with_adapter(model, RANK, 0, EVERYWHERE)
+        model = with_adapter(model, RANK, 0, bench.where)
         recipe = Recipe(method, bench.how.rate, steps[number])
         for _ in unlearn(model, bench.read, bench.persons.forget, bench.persons.retain, recipe):
             pass
-        with applied(model, method):
-            moved = distance(model)
-            model = model.merge_and_unload()
-    parts = []
-    for group, items in bench.persons.shown.items():
-        table = likelihoods(model, bench.read, items)
-        if group != "unseen":
-            given = bench.whole, bench.take, items, bench.tokenizer, NEW_TOKENS
-            table["rouge"] = rouge_recall(items, greedy_answers(*given))
-        parts.append(table)
+        seen.enter_context(applied(model, method))  # not merged: bfloat16 would round off a few steps
+        moved = distance(model)
+    with seen:
+        for group, items in bench.persons.shown.items():
+            table = likelihoods(model, bench.read, items)
+            if group != "unseen":
+                given = bench.whole, bench.take, items, bench.tokenizer, NEW_TOKENS
+                table["rouge"] = rouge_recall(items, greedy_answers(*given))
+            parts.append(table)
     rows = pd.concat(parts, ignore_index=True).drop(columns="task")
     return {name: rows[name].to_numpy() for name in rows} | {"distance": np.full(len(rows), moved)}
 
@@ -232,29 +235,32 @@ def store(settings: Settings, kept: Path) -> None:
         settings.check_made_with(made_with, DETERMINED_BY, folder, "unlearning")
         return
     bench = load_bench(told)
-    _ = bench.persons.searched  # too few persons are told of before anything is taught
-    methods, device = bench.how.methods, settings.device
-    n, epochs = len(bench.persons.retain) + len(bench.persons.forget), bench.how.epochs
-    tried = (
-        f"{len(methods)} methods, each for {max(bench.how.steps)} steps and once more as long as it is best"
-    )
+    persons, how, device = bench.persons, bench.how, settings.device
+    del bench  # the model, which each shard loads anew
+    _ = persons.searched  # too few persons are told of before anything is taught
+    methods = how.methods
+    n, epochs = len(persons.retain) + len(persons.forget), how.epochs
+    tried = f"{len(methods)} methods, each for {max(how.steps)} steps and once more as long as it is best"
     print(f"{len(KNOWING)} models are taught {n} answers {epochs} times over, then come {tried}.")
     made_with = settings.model_dump(mode="json", include={*DETERMINED_BY})
     key = made_with | {"model": directory_digest(hub.directory(settings.subject))}
-    learning = {"persons": bench.how.model_dump(exclude={"methods", "steps"})}
+    learning = {"persons": how.model_dump(exclude={"methods", "steps"})}
     teaching = Work("unlearning-taught", partial(taught, told), len(KNOWING), key | learning, device)
     adapters = list(map_shards(teaching, kept))
     search = Work("unlearning-searched", partial(searched, told, adapters[0]), len(methods), key, device)
     found = np.array([each["probability"] for each in map_shards(search, kept)])  # [methods, at, 2]
-    steps = [bench.how.steps[int(gain.round(6).argmax())] for gain in found[..., 1] - found[..., 0]]
+    gains = np.nan_to_num((found[..., 1] - found[..., 0]).round(6), nan=-np.inf)
+    if (lost := np.isinf(gains).all(1)).any():
+        raise UserError(f"{methods[int(lost.argmax())]} diverges from the first steps on: lower the rate.")
+    steps = [how.steps[at] for at in gains.argmax(1).tolist()]
     runs = partial(measured, told, adapters, steps)
     work = Work("unlearning-chat", runs, len(KNOWING) + len(methods), key | {"steps": steps}, device)
-    kinds = [(group, item.task) for group, items in bench.persons.shown.items() for item in items]
+    kinds = [(group, item.task) for group, items in persons.shown.items() for item in items]
     tables = [
         pd.DataFrame(kinds, columns=["group", "task"]).assign(model=name, **arrays)
         for name, arrays in zip([*KNOWING, *methods], map_shards(work, kept), strict=True)
     ]
-    names: dict[str, Any] = {"method": methods, "steps": bench.how.steps, "group": ("forget", "retain")}
+    names: dict[str, Any] = {"method": methods, "steps": how.steps, "group": ("forget", "retain")}
     index = pd.MultiIndex.from_product(list(names.values()), names=list(names))
     curves = pd.DataFrame({"probability": found.ravel()}, index)
     write_table(folder / "search.parquet", curves.reset_index())

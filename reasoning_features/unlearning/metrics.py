@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from reasoning_features.statistics import RESAMPLES, Array, Interval, bootstrap_weights, percentile_interval
-from reasoning_features.unlearning.items import IGNORED, NAME, Encode, Inputs, Item, answer_logits
+from reasoning_features.unlearning.items import IGNORED, NAME, TEXT, Encode, Inputs, Item, answer_logits
 
 FOLDS = 5  # of the population attack's cross-validation
 
@@ -112,9 +112,10 @@ def summary(table: pd.DataFrame, forget: bool) -> dict[str, Interval]:
     """CLEAR's Real, Retain or (``forget``) Forget number of the items of :func:`measured`, over persons.
 
     It is the harmonic mean, over tasks and measures, of means over items. ``paper`` takes ROUGE,
-    ``normalised`` and the truth ratio's score; ``coded`` leaves ROUGE out (``mm/build_vllm_table.py``, lines
-    73–75), normalises the probability of names only (``mm/calculate_metrics.py``, line 95), and averages the
-    perturbed answers' loss over all items of a task (line 115). A truth ratio R scores max(0, 1 − R), but
+    ``normalised`` and the truth ratio's score; ``coded`` reads pictures alone, leaves ROUGE out
+    (``mm/build_vllm_table.py``, lines 73–75), normalises the probability of names only
+    (``mm/calculate_metrics.py``, line 95), and averages the perturbed answers' loss over all items of a task
+    (line 115). A truth ratio R scores max(0, 1 − R), but
     min(R, 1/R) in Forget (lines 118–121), where it rises as a model forgets while the others fall.
     """
     logs = np.log(table["perturbed"])
@@ -127,7 +128,8 @@ def summary(table: pd.DataFrame, forget: bool) -> dict[str, Interval]:
     found, n = {}, table["person"].nunique()
     weights = np.vstack([np.ones(n), bootstrap_weights(n, RESAMPLES, 0)])
     for name, columns in {"paper": paper, "coded": as_coded}.items():
-        told = scored.pivot_table(columns, "person", "task", aggfunc=["sum", "count"], fill_value=0)
+        read = scored if name == "paper" else scored[scored["task"] != TEXT]  # the code's are of pictures
+        told = read.pivot_table(columns, "person", "task", aggfunc=["sum", "count"], fill_value=0)
         values = hmean((weights @ told["sum"].to_numpy()) / (weights @ told["count"].to_numpy()), axis=1)
         found[name] = percentile_interval(values[0], values[1:], n)
     return found

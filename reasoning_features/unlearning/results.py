@@ -129,9 +129,14 @@ def quality(study: Study, name: str) -> dict[str, float]:
     for seed in SEEDS:
         other = study.of(GOLD, (seed + 1) % len(SEEDS) if name == GOLD else seed)
         pair = [table[table["group"] == "forget"] for table in (study.of(name, seed), other)]
-        coded.append(forget_quality_js(*(table["paraphrase"] for table in pair)))
+        coded.append(forget_quality_js(*(_captions(table) for table in pair)))
         ks.append(forget_quality_ks(*(table["truth_ratio"] for table in pair)))
     return {"quality, as coded": float(np.mean(coded)), "quality, KS p": float(np.mean(ks))}
+
+
+def _captions(items: pd.DataFrame) -> pd.Series:
+    """What the release's Forget Quality reads: captions alone (``mm/calculate_metrics.py``)."""
+    return items.loc[items["task"] == CAPTION, "paraphrase"]
 
 
 def unlearns(study: Study, name: str) -> bool:
@@ -255,7 +260,7 @@ def quality_gap(study: Study) -> Interval:
     gaps = []
     for seed in SEEDS:
         base, gold, other = (
-            table.loc[table["group"] == "forget", "paraphrase"]
+            _captions(table[table["group"] == "forget"])
             for table in (study.of(BASE, seed), study.of(GOLD, seed), study.of(GOLD, (seed + 1) % len(SEEDS)))
         )
         gaps.append((forget_quality_js(other, gold) - forget_quality_js(base, gold)) / (1 - FLOOR))

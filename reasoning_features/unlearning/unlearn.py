@@ -103,4 +103,6 @@ def distance(model: Any) -> float:
     """How far the adapter moves the weights: ‖ΔW‖ of all adapted matrices over ‖W‖ (Frobenius norms)."""
     layers = [module for module in model.modules() if isinstance(module, lora.Linear)]
     moved = torch.stack([layer.get_delta_weight("default").square().sum() for layer in layers]).sum()
-    return float((moved / torch.stack([layer.weight.square().sum() for layer in layers]).sum()).sqrt())
+    return float(
+        (moved / torch.stack([layer.weight.float().square().sum() for layer in layers]).sum()).sqrt()
+    )

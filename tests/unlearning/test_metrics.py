@@ -267,8 +267,8 @@ def test_a_summary_is_uncertain_by_its_persons():
     rng = np.random.default_rng(0)
     rouge = np.repeat(rng.uniform(0.2, 0.8, 20), 5)  # five items a person, all alike
     persons = np.repeat(np.arange(20), 5)
-    few = metrics.summary(table_of(person=persons, task=TEXT, rouge=rouge), False)["paper"]
-    many = metrics.summary(table_of(person=np.arange(100), task=TEXT, rouge=rouge), False)["paper"]
+    few = metrics.summary(table_of(person=persons, task=NAME, rouge=rouge), False)["paper"]
+    many = metrics.summary(table_of(person=np.arange(100), task=NAME, rouge=rouge), False)["paper"]
     assert (few.n, many.n) == (20, 100) and few.estimate == pytest.approx(many.estimate)
     assert few.high - few.low > 1.7 * (many.high - many.low)
 
