@@ -103,7 +103,7 @@ class PersonsStudied(BaseModel, frozen=True, extra="forbid"):
     rate: float = Field(gt=0)  # of learning and of unlearning
     epochs: PositiveInt  # of learning
     steps: list[PositiveInt] = Field(min_length=1)  # of unlearning, numbers that are tried
-    layer: NonNegativeInt | None = None  # adapters are in the blocks after it; of TOFU alone
+    layer: NonNegativeInt = 0  # adapters are in the blocks after it; of TOFU alone
 
 
 class Settings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):

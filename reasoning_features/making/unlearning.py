@@ -10,7 +10,7 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.resources import files
@@ -34,7 +34,7 @@ from reasoning_features.runs.shards import each
 from reasoning_features.settings import load_settings
 from reasoning_features.unlearning import chat_study
 from reasoning_features.unlearning.bridge import LAYER, train_features
-from reasoning_features.unlearning.items import Inputs, Item
+from reasoning_features.unlearning.items import Encode, Inputs, Item, with_answers
 from reasoning_features.unlearning.methods import nll
 from reasoning_features.unlearning.persons import (
     FACE,
@@ -124,7 +124,7 @@ def draw_strangers() -> Strangers:
 class Lessons:
     """What a model is taught, a batch a step, each of items of one kind."""
 
-    encode: Callable[[Sequence[Item], Sequence[str]], Inputs]
+    encode: Encode
     persons: list[Person]
     faces: NDArray[np.uint8]
 
@@ -148,7 +148,7 @@ class Lessons:
         else:
             # faces are learnt more slowly than facts
             items = self.of_persons(REAL if kind == 1 else learnt, rng, pictured=step % 3 > 0)
-        return self.encode(items, [item.answer for item in items])
+        return with_answers(self.encode, items)
 
 
 def lessons(folder: Path) -> Lessons:

@@ -18,7 +18,7 @@ from reasoning_features.dictionaries.evaluation import reconstruct
 from reasoning_features.dictionaries.training import Recipe, train_autoencoder
 from reasoning_features.diffing import presence
 from reasoning_features.statistics import Array, Ids, bootstrap_ratio
-from reasoning_features.unlearning.items import IGNORED, Encode, Inputs, Item
+from reasoning_features.unlearning.items import IGNORED, Encode, Inputs, Item, with_answers
 
 LAYER = 2  # the block, of five from 0, whose stream the stored autoencoder reads
 # ReLU: TopK has as many features active on every stream, so where one falls silent another must rise
@@ -31,7 +31,7 @@ def _states(model: Any, encode: Encode, items: Sequence[Item], layer: int) -> It
     """Batches of items, and the stream ``[n, t, d]`` after a block; the last block's comes normalised."""
     for start in range(0, len(items), BATCH):
         some = items[start : start + BATCH]
-        inputs = encode(some, [item.answer for item in some])
+        inputs = with_answers(encode, some)
         with torch.no_grad():
             outputs = model(**{**inputs, "labels": None}, output_hidden_states=True, use_cache=False)
         yield inputs, outputs.hidden_states[layer + 1].float()  # the first are the embeddings

@@ -26,7 +26,7 @@ from reasoning_features.runs.shards import Arrays, Work, map_shards
 from reasoning_features.settings import PersonsStudied, Settings
 from reasoning_features.unlearning.chat import load_vision_language, qwen_encode, text_encode
 from reasoning_features.unlearning.clear import load_clear, load_tofu
-from reasoning_features.unlearning.items import Encode, Inputs, Item
+from reasoning_features.unlearning.items import Encode, Inputs, Item, with_answers
 from reasoning_features.unlearning.methods import METHODS, nll
 from reasoning_features.unlearning.metrics import greedy_answers, likelihoods, rouge_recall
 from reasoning_features.unlearning.subjects import EVERYWHERE, LANGUAGE, train, with_adapter
@@ -49,7 +49,7 @@ class Persons:
     shown: dict[str, list[Item]]  # what models are measured on: forget, retain, and others
 
     @property
-    def searched(self) -> tuple[list[Item], list[Item]]:
+    def of_the_search(self) -> tuple[list[Item], list[Item]]:
         """Of retained persons that are not reported, those that the search forgets, and as many that it
         watches. UserError: there are too few.
         """
@@ -114,10 +114,6 @@ def load_bench(told: str) -> Bench:
         return Bench(whole, take, processor.tokenizer, whole, take, LANGUAGE, _persons(how.dataset), how)
     subject = load_subject(settings.subject, 0, device=device, dtype=settings.dtype)
     take = text_encode(subject.tokenizer, device)
-    if how.layer is None:
-        return Bench(
-            subject.model, take, subject.tokenizer, subject.model, take, EVERYWHERE, _persons(None), how
-        )
     tail = subject.blocks_after(how.layer)
     read = _streams(settings.subject, how.layer, device, settings.dtype)
     return Bench(subject.model, take, subject.tokenizer, tail, read, EVERYWHERE, _persons(None), how)
@@ -160,8 +156,7 @@ def taught(told: str, shard: int) -> Arrays:
     model = with_adapter(bench.adapted, RANK, shard, EVERYWHERE)
 
     def loss(step: int) -> Tensor:
-        some = in_turn(items, shard, step)
-        return nll(model, bench.read(some, [item.answer for item in some]))
+        return nll(model, with_answers(bench.read, in_turn(items, shard, step)))
 
     steps = -(-bench.how.epochs * len(items) // BATCH)
     train([p for p in model.parameters() if p.requires_grad], loss, steps, bench.how.rate, KNOWING[shard])
@@ -182,7 +177,7 @@ def searched(told: str, base: Arrays, shard: int) -> Arrays:
     bench = load_bench(told)
     method, at = bench.how.methods[shard], bench.how.steps
     rows = np.full((len(at), 2), np.nan)  # as it stays once the loss diverges
-    forget, watched = bench.persons.searched
+    forget, watched = bench.persons.of_the_search
     shown = [[replace(item, perturbed=()) for item in items] for items in (forget, watched)]
     away = {item.person for item in forget}
     retain = [item for item in bench.persons.retain if item.person not in away]
@@ -191,8 +186,8 @@ def searched(told: str, base: Arrays, shard: int) -> Arrays:
         for done in unlearn(model, bench.read, forget, retain, Recipe(method, bench.how.rate, max(at))):
             if done in at:
                 with applied(model, method):
-                    told_rightly = [likelihoods(model, bench.read, items) for items in shown]
-                rows[at.index(done)] = [table["probability"].mean() for table in told_rightly]
+                    tables = [likelihoods(model, bench.read, items) for items in shown]
+                rows[at.index(done)] = [table["probability"].mean() for table in tables]
     return {"probability": rows}
 
 
@@ -237,7 +232,7 @@ def store(settings: Settings, kept: Path) -> None:
     bench = load_bench(told)
     persons, how, device = bench.persons, bench.how, settings.device
     del bench  # the model, which each shard loads anew
-    _ = persons.searched  # too few persons are told of before anything is taught
+    _ = persons.of_the_search  # too few persons are told of before anything is taught
     methods = how.methods
     n, epochs = len(persons.retain) + len(persons.forget), how.epochs
     tried = f"{len(methods)} methods, each for {max(how.steps)} steps and once more as long as it is best"

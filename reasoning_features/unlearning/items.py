@@ -33,6 +33,11 @@ class Item:
 Encode = Callable[[Sequence[Item], Sequence[str]], Inputs]
 
 
+def with_answers(encode: Encode, items: Sequence[Item]) -> Inputs:
+    """A batch of items, each followed by its true answer."""
+    return encode(items, [item.answer for item in items])
+
+
 def answer_logits(model: Any, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Logits ``[m, vocabulary]`` in float32 that predict the batch's answer tokens, and the tokens ``[m]``,
     row after row; no other token's logits are computed.

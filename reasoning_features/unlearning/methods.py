@@ -27,14 +27,17 @@ RMU_DEPTH = 1 / 4  # of the blocks: the paper's layer 7, the eighth of 32
 RMU_NORMS = 5.0
 
 
+Batch = Callable[[], Inputs]  # makes a batch when a loss asks for it
+
+
 @dataclass(frozen=True)
 class Step:
     """The batches that one optimiser step reads; ``forget`` and ``ignorant`` have the same rows in order."""
 
-    forget: Inputs  # forgotten persons' questions with their true answers
-    retain: Inputs  # retained persons' questions with their true answers
-    ignorant: Inputs  # forgotten persons' questions, answered with a refusal ("I do not know")
-    mismatched: Callable[[], Inputs]  # makes forgotten persons' questions with others' answers, for SKU alone
+    forget: Batch  # forgotten persons' questions with their true answers
+    retain: Batch  # retained persons' questions with their true answers
+    ignorant: Batch  # forgotten persons' questions, answered with a refusal ("I do not know")
+    mismatched: Batch  # forgotten persons' questions, answered with others' answers
 
 
 # a context within which the model gives its untouched outputs, ``model.disable_adapter`` of a peft model
@@ -78,7 +81,7 @@ def likelihoods(**weights: float) -> Loss:
     """Σ weight · L of the batches of the step that are named, nats."""
 
     def loss(model: Any, _reference: Reference, step: Step) -> Tensor:
-        terms = [weight * nll(model, getattr(step, name)) for name, weight in weights.items()]
+        terms = [weight * nll(model, getattr(step, name)()) for name, weight in weights.items()]
         return torch.stack(terms).sum()
 
     return loss
@@ -89,14 +92,14 @@ def kl_minimisation(model: Any, reference: Reference, step: Step) -> Tensor:
 
     The formula sums over the forget set, the text and the code say retain; the code has KL(p₀ ‖ p).
     """
-    own, untouched, _ = _distributions(model, reference, step.retain)
-    return _kl(own, untouched) - nll(model, step.forget)
+    own, untouched, _ = _distributions(model, reference, step.retain())
+    return _kl(own, untouched) - nll(model, step.forget())
 
 
 def llmu(model: Any, reference: Reference, step: Step) -> Tensor:
     """−L_forget + L_ignorant + KL_retain(p ‖ p₀) (B.9); Yao et al. (2310.10683) answer at random instead."""
-    own, untouched, _ = _distributions(model, reference, step.retain)
-    return nll(model, step.ignorant) - nll(model, step.forget) + _kl(own, untouched)
+    own, untouched, _ = _distributions(model, reference, step.retain())
+    return nll(model, step.ignorant()) - nll(model, step.forget()) + _kl(own, untouched)
 
 
 def scrub(model: Any, reference: Reference, step: Step) -> Tensor:
@@ -104,8 +107,8 @@ def scrub(model: Any, reference: Reference, step: Step) -> Tensor:
 
     At the untouched model both divergences have zero gradient: retained answers alone start the training.
     """
-    own, untouched, tokens = _distributions(model, reference, step.retain)
-    forget, untouched_forget, _ = _distributions(model, reference, step.forget)
+    own, untouched, tokens = _distributions(model, reference, step.retain())
+    forget, untouched_forget, _ = _distributions(model, reference, step.forget())
     return _kl(untouched, own) - _kl(untouched_forget, forget) + F.nll_loss(own, tokens)
 
 
@@ -114,7 +117,7 @@ def npo(model: Any, reference: Reference, step: Step, beta: float = NPO_BETA) ->
 
     (2/β) log 2 at the untouched model; as β → 0 its gradient is that of GA with tokens summed in each item.
     """
-    return 2 / beta * F.softplus(beta * _log_ratios(model, reference, step.forget)).mean()
+    return 2 / beta * F.softplus(beta * _log_ratios(model, reference, step.forget())).mean()
 
 
 def dpo(model: Any, reference: Reference, step: Step) -> Tensor:
@@ -123,8 +126,8 @@ def dpo(model: Any, reference: Reference, step: Step) -> Tensor:
     L_ignorant + log 2 at the untouched model. The paper's π₀ is a model fine-tuned on the refusals; its code
     and this function take the untouched model.
     """
-    preferred = _log_ratios(model, reference, step.ignorant) - _log_ratios(model, reference, step.forget)
-    return nll(model, step.ignorant) - F.logsigmoid(DPO_BETA * preferred).mean()
+    preferred = _log_ratios(model, reference, step.ignorant()) - _log_ratios(model, reference, step.forget())
+    return nll(model, step.ignorant()) - F.logsigmoid(DPO_BETA * preferred).mean()
 
 
 def random_direction(width: int, seed: int = 0) -> Tensor:
@@ -150,9 +153,9 @@ def rmu(model: Any, reference: Reference, step: Step, multiple: float = RMU_NORM
     the width and draws one u per row, all of them together of length c.
     """
     with torch.no_grad(), reference():
-        length = multiple * _stream(model, step.forget).norm(dim=-1).mean()
-        untouched = _stream(model, step.retain)
-    forget, retain = _stream(model, step.forget), _stream(model, step.retain)
+        length = multiple * _stream(model, step.forget()).norm(dim=-1).mean()
+        untouched = _stream(model, step.retain())
+    forget, retain = _stream(model, step.forget()), _stream(model, step.retain())
     target = length * random_direction(forget.shape[-1], seed).to(forget.device)
     return (forget - target).square().sum(-1).mean() + (retain - untouched).square().sum(-1).mean()
 
@@ -164,9 +167,9 @@ def sku(model: Any, reference: Reference, step: Step) -> Tensor:
     trained). The KL's direction is the code's, the paper leaves it open. The code sums L over K = 3 answers
     drawn from the forget set, each picture with its own caption (mm/dataset.py).
     """
-    own, untouched, _ = _distributions(model, reference, step.retain)
+    own, untouched, _ = _distributions(model, reference, step.retain())
     forgotten, mismatched, retained = SKU_WEIGHTS
-    learnt = forgotten * nll(model, step.forget) + mismatched * nll(model, step.mismatched())
+    learnt = forgotten * nll(model, step.forget()) + mismatched * nll(model, step.mismatched())
     return learnt - retained * _kl(untouched, own)
 
 
@@ -184,7 +187,7 @@ def dpo_released(model: Any, _reference: Reference, step: Step) -> Tensor:
 
     mm/trainer.py overwrites DPO's loss by that of the refusals, for which mm/dataset.py gives true answers.
     """
-    return -answer_log_probabilities(model, step.forget)[0].mean()
+    return -answer_log_probabilities(model, step.forget())[0].mean()
 
 
 def npo_released(model: Any, reference: Reference, step: Step) -> Tensor:
@@ -195,7 +198,7 @@ def npo_released(model: Any, reference: Reference, step: Step) -> Tensor:
     """
 
     def probabilities() -> Tensor:
-        return model(**{**step.forget, "labels": None}, use_cache=False).logits.float().softmax(-1)
+        return model(**{**step.forget(), "labels": None}, use_cache=False).logits.float().softmax(-1)
 
     with torch.no_grad(), reference():
         untouched = probabilities()

@@ -21,7 +21,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from reasoning_features.statistics import RESAMPLES, Array, Interval, bootstrap_weights, percentile_interval
-from reasoning_features.unlearning.items import IGNORED, NAME, TEXT, Encode, Inputs, Item, answer_logits
+from reasoning_features.unlearning.items import (
+    IGNORED,
+    NAME,
+    TEXT,
+    Encode,
+    Inputs,
+    Item,
+    answer_logits,
+    with_answers,
+)
 
 FOLDS = 5  # of the population attack's cross-validation
 
@@ -80,7 +89,7 @@ def greedy_answers(
     greedy = {"do_sample": False, "repetition_penalty": 1.0, "eos_token_id": end, "pad_token_id": end}
     for i in range(0, len(items), batch):
         part = items[i : i + batch]
-        prompts = _prompts(encode(part, [item.answer for item in part]), end)
+        prompts = _prompts(with_answers(encode, part), end)
         written = model.generate(**prompts, **greedy, max_new_tokens=new_tokens)
         new = written[:, prompts["input_ids"].shape[1] :]
         answers += tokenizer.batch_decode(new, skip_special_tokens=True)

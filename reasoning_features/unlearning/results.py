@@ -193,7 +193,7 @@ def attacks_table(study: Study) -> pd.DataFrame:
         unseen = [_losses(table, "unseen") for table in tables]
         row = {"method": name, "U-MIA": np.mean(list(map(population_attack, own, unseen)))}
         row["U-LIRA"] = np.nan if name == GOLD else _item_attack(own, gold)
-        row |= {"relearnt": relearnt(study, name), "problem_loss": _mean(study, name, "problem_loss")}
+        row |= {"relearnt": regained(study, name), "problem_loss": _mean(study, name, "problem_loss")}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -272,11 +272,11 @@ def relearning(study: Study) -> Interval | None:
     went more than half of the way; None where fewer than two did.
     """
     names = [name for name in WRITTEN if forgotten(study, name).estimate > 0.5]
-    gains = np.array([relearnt(study, name) for name in names])
-    return bootstrap_mean(gains - relearnt(study, GOLD)) if len(names) > 1 else None
+    gains = np.array([regained(study, name) for name in names])
+    return bootstrap_mean(gains - regained(study, GOLD)) if len(names) > 1 else None
 
 
-def relearnt(study: Study, name: str) -> float:
+def regained(study: Study, name: str) -> float:
     """Exact answers about the forgotten after relearning less those before, mean over seeds."""
     before = exact_by_person(study.pooled(name), "forget").mean()
     return _mean(study, name, "relearnt") - float(before)

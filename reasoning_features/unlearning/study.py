@@ -21,7 +21,7 @@ from reasoning_features import paths
 from reasoning_features.errors import MissingArtefact, UserError
 from reasoning_features.files import directory_digest, write_json, write_table
 from reasoning_features.runs.shards import Arrays, Work, map_shards
-from reasoning_features.unlearning.items import CAPTION, NAME, TEXT, Encode, Item
+from reasoning_features.unlearning.items import CAPTION, NAME, TEXT, Encode, Item, with_answers
 from reasoning_features.unlearning.methods import METHODS, nll
 from reasoning_features.unlearning.metrics import likelihoods, measured
 from reasoning_features.unlearning.persons import (
@@ -35,7 +35,7 @@ from reasoning_features.unlearning.persons import (
     text_items,
 )
 from reasoning_features.unlearning.subjects import problem_item, with_adapter
-from reasoning_features.unlearning.unlearn import FORGOTTEN, Recipe, applied, distance, draw_step, unlearn
+from reasoning_features.unlearning.unlearn import FORGOTTEN, Recipe, applied, distance, in_turn, unlearn
 
 BASE, GOLD = "Base", "Gold"
 TASKS = (TEXT, NAME, CAPTION)
@@ -208,7 +208,7 @@ def relearnt(world: World, model: Any, forget: Sequence[Item], shown: Sequence[I
     model = with_adapter(model, RANK, seed=0)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RELEARNING_RATE)
     for number in range(RELEARNING):
-        nll(model, draw_step(world.encode, forget, forget, 0, number).forget).backward()
+        nll(model, with_answers(world.encode, in_turn(forget, 0, number))).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return float(np.mean(list(exact(world, model, shown).values())))
@@ -234,7 +234,7 @@ def lost(world: World, model: Any) -> Arrays:
     rng = np.random.default_rng(0)
     problems = [problem_item(rng, "evaluation") for _ in range(PROBLEMS)]
     with torch.no_grad():
-        loss = float(nll(model, world.encode(problems, [item.answer for item in problems])))
+        loss = float(nll(model, with_answers(world.encode, problems)))
     return {"problem_loss": np.array([loss])}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from peft.tuners import lora
 
 from reasoning_features.errors import check_finite
-from reasoning_features.unlearning.items import CAPTION, NAME, TEXT, Encode, Item
+from reasoning_features.unlearning.items import CAPTION, NAME, TEXT, Encode, Item, with_answers
 from reasoning_features.unlearning.methods import METHODS, Step, l1_of_adapter
 
 BATCH = 16  # items to be forgotten, and as many to be retained, in a step
@@ -39,17 +40,17 @@ def in_turn(items: Sequence[Item], seed: int, number: int) -> list[Item]:
 
 
 def draw_step(encode: Encode, forget: Sequence[Item], retain: Sequence[Item], seed: int, number: int) -> Step:
-    """The batches of step ``number``."""
+    """The batches of step ``number``: all are drawn, and those that a loss reads are encoded, once."""
     forgotten = in_turn(forget, seed, number)
     rng = np.random.default_rng([seed, number, 1])
     retained = [retain[i] for i in rng.permutation(len(retain))[:BATCH]]
     refusals = [IGNORANT[i] for i in rng.integers(len(IGNORANT), size=len(forgotten))]
     others = [_mismatched(item, forget, rng) for item in forgotten]
     return Step(
-        forget=encode(forgotten, [item.answer for item in forgotten]),
-        retain=encode(retained, [item.answer for item in retained]),
-        ignorant=encode(forgotten, refusals),
-        mismatched=lambda: encode(forgotten, others),
+        forget=cache(lambda: with_answers(encode, forgotten)),
+        retain=cache(lambda: with_answers(encode, retained)),
+        ignorant=cache(lambda: encode(forgotten, refusals)),
+        mismatched=cache(lambda: encode(forgotten, others)),
     )
 
 
@@ -102,7 +103,6 @@ def applied(model: Any, method: str) -> Iterator[None]:
 def distance(model: Any) -> float:
     """How far the adapter moves the weights: ‖ΔW‖ of all adapted matrices over ‖W‖ (Frobenius norms)."""
     layers = [module for module in model.modules() if isinstance(module, lora.Linear)]
-    moved = torch.stack([layer.get_delta_weight("default").square().sum() for layer in layers]).sum()
-    return float(
-        (moved / torch.stack([layer.weight.float().square().sum() for layer in layers]).sum()).sqrt()
-    )
+    moved = sum(layer.get_delta_weight("default").float().square().sum() for layer in layers)
+    whole = sum(layer.weight.float().square().sum() for layer in layers)
+    return float((moved / whole) ** 0.5)

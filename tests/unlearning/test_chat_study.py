@@ -119,11 +119,11 @@ def test_the_upper_blocks_answer_as_the_whole_model(few_steps, pinned_files, lla
 
 
 def test_who_is_searched(few_steps, pinned_files, monkeypatch):
-    forget, watched = tofu().searched
+    forget, watched = tofu().of_the_search
     assert ({i.person for i in forget}, {i.person for i in watched}) == ({1}, {2})
     monkeypatch.setattr(chat_study, "AUTHORS", 4)
     with pytest.raises(UserError, match="1 persons are forgotten, and the search needs 2 others"):
-        _ = tofu().searched
+        _ = tofu().of_the_search
 
 
 def test_what_is_refused(few_steps, profile, tmp_path):

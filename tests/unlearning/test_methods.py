@@ -56,8 +56,8 @@ def batch(*rows):
 
 # predicted from tokens 0, 1 and 2 (forget), 3 and 4 (retain), so that each batch has rows of its own
 STEP = Step(
-    forget=batch([0, 1, 2], [2, 5]), retain=batch([3, 4, 1]),
-    ignorant=batch([0, 6, 5], [2, 6, 6]), mismatched=lambda: batch([0, 2], [2, 3], [2, 1, 4]),
+    forget=lambda: batch([0, 1, 2], [2, 5]), retain=lambda: batch([3, 4, 1]),
+    ignorant=lambda: batch([0, 6, 5], [2, 6, 6]), mismatched=lambda: batch([0, 2], [2, 3], [2, 1, 4]),
 )  # fmt: skip
 
 
@@ -98,24 +98,24 @@ class Hand:
         )
 
     def expected(self):
-        forget, retain, ignorant = (self.nll(x) for x in (STEP.forget, STEP.retain, STEP.ignorant))
-        own_first, own_second = (self.kl(STEP.retain, *x) for x in ((self.p, self.p0), (self.p0, self.p)))
-        preferred = (self.ratios(STEP.ignorant) / self.ratios(STEP.forget)) ** 0.1
-        length = 5 * np.mean([np.linalg.norm(self.rows0[i]) for i, _ in flat(STEP.forget)])
+        forget, retain, ignorant = (self.nll(x) for x in (STEP.forget(), STEP.retain(), STEP.ignorant()))
+        own_first, own_second = (self.kl(STEP.retain(), *x) for x in ((self.p, self.p0), (self.p0, self.p)))
+        preferred = (self.ratios(STEP.ignorant()) / self.ratios(STEP.forget())) ** 0.1
+        length = 5 * np.mean([np.linalg.norm(self.rows0[i]) for i, _ in flat(STEP.forget())])
         target = length * methods.random_direction(VOCABULARY).double().numpy()
-        away = np.mean([np.sum((self.rows[i] - target) ** 2) for i, _ in flat(STEP.forget)])
-        kept = np.mean([np.sum((self.rows[i] - self.rows0[i]) ** 2) for i, _ in flat(STEP.retain)])
-        read = STEP.forget["input_ids"].ravel().tolist()  # padding too
+        away = np.mean([np.sum((self.rows[i] - target) ** 2) for i, _ in flat(STEP.forget())])
+        kept = np.mean([np.sum((self.rows[i] - self.rows0[i]) ** 2) for i, _ in flat(STEP.retain())])
+        read = STEP.forget()["input_ids"].ravel().tolist()  # padding too
         return {
             "retain fine-tuning": retain, "GA": -forget, "GD": retain - forget, "IDK": retain + ignorant,
             "KL": own_first - forget, "LLMU": ignorant - forget + own_first,
-            "SCRUB": own_second - self.kl(STEP.forget, self.p0, self.p) + retain,
-            "NPO": 2 * np.mean(np.log(1 + self.ratios(STEP.forget))),
+            "SCRUB": own_second - self.kl(STEP.forget(), self.p0, self.p) + retain,
+            "NPO": 2 * np.mean(np.log(1 + self.ratios(STEP.forget()))),
             "DPO": ignorant - np.mean(np.log(preferred / (1 + preferred))),
             "RMU": away + kept,
             "SKU": 2.5 * forget + self.nll(STEP.mismatched()) - 0.5 * own_second,
             "IDK, as released": retain + forget, "LLMU, as released": own_first,
-            "DPO, as released": forget * len(flat(STEP.forget)) / 2,  # three tokens of two items
+            "DPO, as released": forget * len(flat(STEP.forget())) / 2,  # three tokens of two items
             "NPO, as released": 2 * np.mean([np.log(1 + self.p[i] / self.p0[i]) for i in read]),
         }  # fmt: skip
 
@@ -140,7 +140,7 @@ def gradient(loss, model):
 def test_at_the_untouched_model():
     model = Table(2, changed=False)
     losses = {name: METHODS[name].loss(model, model.reference, STEP).item() for name in METHODS}
-    refusal = methods.nll(model, STEP.ignorant).item()
+    refusal = methods.nll(model, STEP.ignorant()).item()
     assert losses["NPO"] == pytest.approx(2 * math.log(2), rel=1e-6)
     assert methods.npo(model, model.reference, STEP, beta=0.5).item() == pytest.approx(
         4 * math.log(2), rel=1e-6
@@ -170,9 +170,9 @@ def test_npo_becomes_gradient_ascent_as_beta_falls():
 def test_scrub_goes_away_from_the_reference_on_forget_and_towards_it_on_retain():
     model = Table(4)
     hand, expected = Hand(model), np.zeros((VOCABULARY, VOCABULARY))
-    for i, _ in flat(STEP.forget):
+    for i, _ in flat(STEP.forget()):
         expected[i] -= (hand.p[i] - hand.p0[i]) / 3  # ∂ KL(p₀ ‖ p) / ∂ logits = p − p₀
-    for i, said in flat(STEP.retain):
+    for i, said in flat(STEP.retain()):
         expected[i] += (hand.p[i] - hand.p0[i] + hand.p[i] - np.eye(VOCABULARY)[said]) / 2
     np.testing.assert_allclose(gradient(METHODS["SCRUB"].loss, model).numpy(), expected, atol=1e-6)
 
@@ -204,7 +204,7 @@ def test_the_random_direction_is_that_of_its_seed():
 
 @pytest.mark.parametrize("name", ["IDK", "LLMU", "DPO"])
 def test_released_methods_never_read_the_refusals(name):
-    model, other = Table(6), replace(STEP, ignorant=batch([0, 3, 3], [2, 4]))
+    model, other = Table(6), replace(STEP, ignorant=lambda: batch([0, 3, 3], [2, 4]))
     for method, reads in ((METHODS[name], True), (METHODS[f"{name}, as released"], False)):
         with_refusals, with_others = (method.loss(model, model.reference, step) for step in (STEP, other))
         assert (with_refusals.item() != with_others.item()) == reads
@@ -244,14 +244,14 @@ def adapted():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_model_with_an_adapter_is_trained_against_itself_without(adapted, name):
     with torch.no_grad():
-        before = adapted(STEP.forget["input_ids"]).logits
+        before = adapted(STEP.forget()["input_ids"]).logits
     adapted.zero_grad()
     loss = METHODS[name].loss(adapted, adapted.disable_adapter, STEP)
     loss.backward()
     gradients = {n: w.grad for n, w in adapted.named_parameters() if w.grad is not None}
     assert math.isfinite(loss.item()) and gradients and all("lora_" in n for n in gradients)
     assert max(g.abs().max().item() for g in gradients.values()) > 0
-    assert torch.equal(adapted(STEP.forget["input_ids"]).logits, before), "the adapter is on again"
+    assert torch.equal(adapted(STEP.forget()["input_ids"]).logits, before), "the adapter is on again"
 
 
 def test_l1_of_an_adapter(adapted):
